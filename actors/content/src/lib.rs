@@ -1,0 +1,1 @@
+//! Blobs by digest, and the ingests that become blobs.

@@ -1,0 +1,1 @@
+//! Applying a layer to a snapshot.

@@ -1,0 +1,1 @@
+//! The journal of events: sequence numbers, subscriptions, retention.

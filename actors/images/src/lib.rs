@@ -1,0 +1,1 @@
+//! Names, manifests, platforms, and the unpacked state of images.

@@ -1,0 +1,1 @@
+//! Slots, supervision, health, ordered start and stop.

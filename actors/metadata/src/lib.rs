@@ -1,0 +1,1 @@
+//! Every table of meta.redb, and the one writer.

@@ -1,0 +1,1 @@
+//! The drivers' directories: layers, writable roots, views.

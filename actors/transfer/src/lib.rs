@@ -1,0 +1,1 @@
+//! Images from archives, directories and registries.

@@ -1,0 +1,1 @@
+//! The daemon: configuration, placement, sockets, and the RPC servers.

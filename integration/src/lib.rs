@@ -1,0 +1,1 @@
+//! Acceptance, contract, security and crash tests; benches.

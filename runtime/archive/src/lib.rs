@@ -1,0 +1,1 @@
+//! Layer archives: applying a tar to a directory, confined to its root.

@@ -1,0 +1,1 @@
+//! OCI runtime specs and the drivers that run them.

@@ -1,0 +1,62 @@
+//! What a message that acts for a client may do.
+
+use std::{fmt, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+use crate::Peer;
+
+/// The id of a grant: 128 random bits, or zero for the authority that the daemon itself acts with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct GrantId(pub u128);
+
+impl fmt::Display for GrantId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+/// The bounds within which something was created, kept by value in its record: a later update, restore or import
+/// can never widen them. Only ever intersected.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ceiling {
+    /// May reach the host: raw specs, host paths, host namespaces, runtime binaries, mounts.
+    pub host: bool,
+}
+
+impl Ceiling {
+    /// Everything that the daemon itself may do.
+    pub const FULL: Ceiling = Ceiling { host: true };
+
+    /// What both allow.
+    pub fn intersect(&self, other: &Ceiling) -> Ceiling {
+        Ceiling { host: self.host && other.host }
+    }
+}
+
+impl Default for Ceiling {
+    /// Deny is the default: a record whose ceiling is missing reaches nothing of the host.
+    fn default() -> Ceiling {
+        Ceiling { host: false }
+    }
+}
+
+/// Who asks, within which bounds, and how the request is recognised in logs and audit.
+#[derive(Clone, Debug)]
+pub struct Authority {
+    /// The grant through which the request came.
+    pub grant: GrantId,
+    /// The bounds of that grant.
+    pub ceiling: Ceiling,
+    /// Who is at the other end of the connection; `None` for the daemon itself.
+    pub peer: Option<Peer>,
+    /// The caller's own name for what it is doing.
+    pub correlation: Option<Arc<str>>,
+}
+
+impl Authority {
+    /// The daemon acting for itself: start-up, sweeps, recovery.
+    pub fn system() -> Authority {
+        Authority { grant: GrantId(0), ceiling: Ceiling::FULL, peer: None, correlation: None }
+    }
+}

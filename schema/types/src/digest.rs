@@ -1,0 +1,227 @@
+//! Content digests (OCI image-spec, "Digests") and the hashers that make them.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use sha2::Digest as _;
+
+use crate::Error;
+
+/// The digest algorithms that the store knows. `blake3` is registered in OCI image-spec 1.1.1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Algorithm {
+    /// The one that everybody uses.
+    Sha256,
+    /// 64 bytes.
+    Sha512,
+    /// The fast one.
+    Blake3,
+}
+
+impl Algorithm {
+    /// All of them.
+    pub const ALL: [Algorithm; 3] = [Algorithm::Sha256, Algorithm::Sha512, Algorithm::Blake3];
+
+    /// The name in front of the colon.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Algorithm::Sha256 => "sha256",
+            Algorithm::Sha512 => "sha512",
+            Algorithm::Blake3 => "blake3",
+        }
+    }
+
+    fn hex_len(self) -> usize {
+        match self {
+            Algorithm::Sha256 | Algorithm::Blake3 => 64,
+            Algorithm::Sha512 => 128,
+        }
+    }
+}
+
+/// A checked digest, `algorithm:lowercase-hex` of exactly the right length: safe as a path component.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Digest {
+    algorithm: Algorithm,
+    hex: Box<str>,
+}
+
+impl Digest {
+    /// Which hash made it.
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    /// The part after the colon.
+    pub fn hex(&self) -> &str {
+        &self.hex
+    }
+
+    /// The digest of `bytes`.
+    pub fn of(algorithm: Algorithm, bytes: &[u8]) -> Digest {
+        let mut digester = Digester::new(algorithm);
+        digester.update(bytes);
+        digester.finish()
+    }
+
+    /// The chain id of a layer on top of `parent` (OCI image-spec, config, "Layer ChainID").
+    pub fn chain(parent: Option<&Digest>, diff_id: &Digest) -> Digest {
+        match parent {
+            None => diff_id.clone(),
+            Some(parent) => Digest::of(Algorithm::Sha256, format!("{parent} {diff_id}").as_bytes()),
+        }
+    }
+}
+
+impl FromStr for Digest {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Digest, Error> {
+        let bad = |why: &str| {
+            let shown: String = text.chars().take(200).collect();
+            Error::invalid("digest", shown, format!("{why}; a digest looks like sha256:<64 lowercase hex digits>"))
+        };
+        let (name, hex) = text.split_once(':').ok_or_else(|| bad("has no algorithm"))?;
+        let algorithm = Algorithm::ALL
+            .into_iter()
+            .find(|a| a.as_str() == name)
+            .ok_or_else(|| bad("has an unknown algorithm (known: sha256, sha512, blake3)"))?;
+        if hex.len() != algorithm.hex_len() {
+            return Err(bad("has the wrong length"));
+        }
+        if !hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err(bad("has characters other than lowercase hex digits"));
+        }
+        Ok(Digest { algorithm, hex: hex.into() })
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.algorithm.as_str(), self.hex)
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Serialize for Digest {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Digest {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Digest, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// A running hash.
+#[derive(Clone)]
+pub struct Digester(Hasher);
+
+#[derive(Clone)]
+enum Hasher {
+    Sha256(sha2::Sha256),
+    Sha512(sha2::Sha512),
+    Blake3(Box<blake3::Hasher>),
+}
+
+impl Digester {
+    /// The hash of nothing yet.
+    pub fn new(algorithm: Algorithm) -> Digester {
+        Digester(match algorithm {
+            Algorithm::Sha256 => Hasher::Sha256(sha2::Sha256::new()),
+            Algorithm::Sha512 => Hasher::Sha512(sha2::Sha512::new()),
+            Algorithm::Blake3 => Hasher::Blake3(Box::new(blake3::Hasher::new())),
+        })
+    }
+
+    /// Adds bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        match &mut self.0 {
+            Hasher::Sha256(h) => h.update(bytes),
+            Hasher::Sha512(h) => h.update(bytes),
+            Hasher::Blake3(h) => {
+                h.update(bytes);
+            }
+        }
+    }
+
+    /// The digest of all that was added.
+    pub fn finish(self) -> Digest {
+        match self.0 {
+            Hasher::Sha256(h) => Digest { algorithm: Algorithm::Sha256, hex: hex(&h.finalize()) },
+            Hasher::Sha512(h) => Digest { algorithm: Algorithm::Sha512, hex: hex(&h.finalize()) },
+            Hasher::Blake3(h) => Digest { algorithm: Algorithm::Blake3, hex: hex(h.finalize().as_bytes()) },
+        }
+    }
+}
+
+impl fmt::Debug for Digester {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Digester")
+    }
+}
+
+fn hex(bytes: &[u8]) -> Box<str> {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut text = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
+        text.push(DIGITS[usize::from(byte >> 4)] as char);
+        text.push(DIGITS[usize::from(byte & 15)] as char);
+    }
+    text.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_answers() {
+        assert_eq!(
+            Digest::of(Algorithm::Sha256, b"").to_string(),
+            "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+        );
+        assert_eq!(
+            Digest::of(Algorithm::Blake3, b"").to_string(),
+            "blake3:af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"
+        );
+        assert!(Digest::of(Algorithm::Sha512, b"").to_string().starts_with("sha512:cf83e1357eefb8bd"));
+    }
+
+    // M3 of the negative tests.
+    #[test]
+    fn m3_bad_digests_are_refused() {
+        let good = Digest::of(Algorithm::Sha256, b"x").to_string();
+        assert!(good.parse::<Digest>().is_ok());
+        for bad in [
+            "",
+            "sha256",
+            "sha256:",
+            "sha256:../../../../etc/passwd",
+            "md5:d41d8cd98f00b204e9800998ecf8427e",
+            &good.to_uppercase(),
+            &good[..good.len() - 1],
+            &format!("{good}0"),
+            &good.replace("sha256", "sha512"),
+        ] {
+            assert!(bad.parse::<Digest>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn chain_ids_follow_the_image_spec() {
+        let a = Digest::of(Algorithm::Sha256, b"a");
+        let b = Digest::of(Algorithm::Sha256, b"b");
+        assert_eq!(Digest::chain(None, &a), a);
+        let text = format!("{a} {b}");
+        assert_eq!(Digest::chain(Some(&a), &b), Digest::of(Algorithm::Sha256, text.as_bytes()));
+    }
+}

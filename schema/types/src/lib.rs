@@ -1,0 +1,28 @@
+//! The plain words of the domain.
+//!
+//! Every other crate speaks in these types: what a [`Digest`] is, what makes an [`Id`] valid, how an [`Error`] is
+//! written on the wire, what [`Authority`] a message carries. There is no Cap'n Proto here, no actor and no system
+//! call: a word is parsed once, at the edge, and is valid from then on.
+
+mod authority;
+mod descriptor;
+mod digest;
+mod error;
+mod event;
+pub mod media;
+mod names;
+mod peer;
+mod platform;
+mod spec;
+mod time;
+
+pub use authority::{Authority, Ceiling, GrantId};
+pub use descriptor::Descriptor;
+pub use digest::{Algorithm, Digest, Digester};
+pub use error::{Code, Error, Result};
+pub use event::Event;
+pub use names::{Id, Labels, Name, Namespace, validate_labels};
+pub use peer::Peer;
+pub use platform::Platform;
+pub use spec::{Any, Mount};
+pub use time::Timestamp;
