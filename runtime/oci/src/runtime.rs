@@ -1,0 +1,129 @@
+//! What every driver can do with a container, whoever makes it.
+
+use std::{
+    os::fd::{BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use cofferdam_types::{Id, Mount, Namespace, Result};
+use oci_spec::runtime::{LinuxResources, Process as ProcessSpec, Spec};
+
+use crate::native::Kept;
+
+/// Where a process's standard streams lead.
+#[derive(Clone, Copy, Debug)]
+pub enum Stdio<'a> {
+    /// To these descriptors; they stay the caller's.
+    Fds {
+        /// Descriptor 0.
+        stdin: BorrowedFd<'a>,
+        /// Descriptor 1.
+        stdout: BorrowedFd<'a>,
+        /// Descriptor 2.
+        stderr: BorrowedFd<'a>,
+    },
+    /// To a terminal that is made inside the container; its master comes back as [`Process::console`].
+    Terminal {
+        /// Height in characters.
+        rows: u16,
+        /// Width in characters.
+        cols: u16,
+    },
+}
+
+/// Everything that a driver needs to make a container.
+#[derive(Debug)]
+pub struct CreateRequest<'a> {
+    /// The container's id.
+    pub id: &'a Id,
+    /// The namespace that it lies in.
+    pub namespace: &'a Namespace,
+    /// The bundle directory; relative paths of the spec start here.
+    pub bundle: BorrowedFd<'a>,
+    /// The same directory by name, for drivers that hand it to a program.
+    pub bundle_path: &'a Path,
+    /// What to make.
+    pub spec: &'a Spec,
+    /// What to mount, in order, as the root file system; empty: the spec's `root.path` is it already.
+    pub rootfs: &'a [Mount],
+    /// The first process's streams.
+    pub stdio: Stdio<'a>,
+}
+
+/// One more process for a container.
+#[derive(Debug)]
+pub struct ExecRequest<'a> {
+    /// Names the process in errors and in files of a driver.
+    pub id: &'a Id,
+    /// What to run.
+    pub process: &'a ProcessSpec,
+    /// Its streams.
+    pub stdio: Stdio<'a>,
+}
+
+/// A process that the caller is to reap (it is a child, or a subreaper's orphan).
+#[derive(Debug)]
+pub struct Process {
+    /// Its pid in the caller's pid namespace.
+    pub pid: i32,
+    /// Good for signals, for waiting and for polling.
+    pub pidfd: OwnedFd,
+    /// The master of its terminal, where it has one.
+    pub console: Option<OwnedFd>,
+}
+
+/// A container that a driver made. The plain fields are what a caller must keep on disk to find it again.
+#[derive(Debug)]
+pub struct Container {
+    /// The container's id.
+    pub id: Id,
+    /// The namespace that it lies in.
+    pub namespace: Namespace,
+    /// Its cgroup, as a path below every hierarchy's root: `/cofferdam/default/redis`.
+    pub cgroup: String,
+    /// The bundle directory.
+    pub bundle: PathBuf,
+    /// Its first process.
+    pub init: Process,
+    /// What the native driver keeps; other drivers leave it empty.
+    pub(crate) kept: Kept,
+}
+
+/// A driver: makes containers and acts on those it made.
+///
+/// Calls block, for milliseconds. They belong in a process that has one thread and is a child subreaper.
+pub trait Runtime {
+    /// The driver's name, for errors and records.
+    fn name(&self) -> &'static str;
+
+    /// Makes the container, set up to the last detail but for the program itself. On an error nothing is left of it.
+    fn create(&self, request: &CreateRequest<'_>) -> Result<Container>;
+
+    /// Starts the program, and says whether that worked: `not_found command/…` if there is no such file,
+    /// `denied command/…` if it can't be executed. A container whose start failed has a dead init and can be deleted.
+    fn start(&self, container: &mut Container) -> Result<()>;
+
+    /// Runs one more process in a container that is running.
+    fn exec(&self, container: &Container, request: &ExecRequest<'_>) -> Result<Process>;
+
+    /// Sends a signal to the first process. A process that is gone already is no error.
+    fn kill(&self, container: &Container, signal: i32) -> Result<()>;
+
+    /// Kills every process of the container, paused or not.
+    fn kill_all(&self, container: &Container) -> Result<()>;
+
+    /// Stops every process where it is; returns when all have stopped.
+    fn pause(&self, container: &Container) -> Result<()>;
+
+    /// Lets them go on.
+    fn resume(&self, container: &Container) -> Result<()>;
+
+    /// Changes limits; what `resources` doesn't name stays as it is.
+    fn update(&self, container: &Container, resources: &LinuxResources) -> Result<()>;
+
+    /// The pids of every process, in the caller's pid namespace.
+    fn pids(&self, container: &Container) -> Result<Vec<i32>>;
+
+    /// Kills what still runs and removes what the driver made (cgroups, files). May be repeated.
+    fn delete(&self, container: &Container) -> Result<()>;
+}
