@@ -1,0 +1,240 @@
+@0xa4d96f2e7b0c1835;
+# Containers, their tasks, and the processes in them.
+
+using Common = import "common.capnp";
+using Label = Common.Label;
+using Image = import "image.capnp".Image;
+
+struct BindMount @0xe8c07d3b5f92a164 {
+  target @0 :Text;
+  # Absolute path in the container.
+  union {
+    hostPath @1 :Text;
+    # A path of the host, opened with the daemon's authority: needs "host".
+    tmpfs @2 :UInt64;
+    # A fresh tmpfs of at most so many bytes; 0 is the kernel's default.
+  }
+  readOnly @3 :Bool;
+  options @4 :List(Text);
+  # More mount options, such as nosuid, noexec, rprivate.
+}
+
+struct Rlimit @0x96b1e4fa0d8c7253 {
+  name @0 :Text;
+  # Such as RLIMIT_NOFILE.
+  soft @1 :UInt64;
+  hard @2 :UInt64;
+}
+
+struct ContainerOptions @0xd7f29c60e1b4853a {
+  # The typed options from which the daemon makes the OCI runtime spec. An empty field is the image's choice, or the
+  # default. See docs/run-options.md.
+  args @0 :List(Text);
+  # Replace the image's command; its entrypoint stays.
+  entrypoint @1 :List(Text);
+  replaceEntrypoint @2 :Bool;
+  # Then `entrypoint` counts, even if it is empty.
+  env @3 :List(Text);
+  # KEY=value; a later one wins over an earlier one and over the image's.
+  workdir @4 :Text;
+  user @5 :Text;
+  # name, uid, name:group or uid:gid.
+  hostname @6 :Text;
+  terminal @7 :Bool;
+  readOnly @8 :Bool;
+  # The root file system.
+  mounts @9 :List(BindMount);
+  capAdd @10 :List(Text);
+  capDrop @11 :List(Text);
+  # Names with or without CAP_; ALL is all. Adding needs "host".
+  network @12 :Network;
+  memory @13 :UInt64;
+  # Bytes; 0 is no limit.
+  nanoCpus @14 :UInt64;
+  # 1,000,000,000 is one processor; 0 is no limit.
+  pids @15 :UInt64;
+  # 0 is no limit.
+  allowNewPrivileges @16 :Bool;
+  seccompUnconfined @17 :Bool;
+  # No filter: needs "host".
+  rlimits @18 :List(Rlimit);
+  sysctls @19 :List(Label);
+  annotations @20 :List(Label);
+  shmSize @21 :UInt64;
+  # Of /dev/shm in bytes; 0 is 64 MiB.
+
+  enum Network @0xb92d0c5ae76f3841 {
+    none @0;
+    # A network namespace with nothing but a loopback interface.
+    host @1;
+    # The host's own: needs "host".
+  }
+}
+
+struct CreateParams @0xc3a8f0d74e6b1592 {
+  id @0 :Text;
+  # Letters and digits with single '.', '_' or '-' between them, at most 76; empty: the daemon chooses one.
+  image @1 :Image;
+  # Must lie in the same namespace.
+  options @2 :ContainerOptions;
+  labels @3 :List(Label);
+  runtime @4 :Text;
+  # native (also if empty) or runc. A path of a runc-compatible binary needs "host".
+  driver @5 :Text;
+  # Of the snapshot; empty is the default.
+  removeOnExit @6 :Bool;
+  # The daemon removes container, task and snapshot when the task has ended, whether or not the client is still there.
+}
+
+struct ContainerInfo @0x8b4de1f5a0c97263 {
+  id @0 :Text;
+  labels @1 :List(Label);
+  image @2 :Text;
+  # The name of the image at creation.
+  runtime @3 :Text;
+  driver @4 :Text;
+  snapshotKey @5 :Text;
+  spec @6 :Common.Any;
+  # The OCI runtime spec, JSON.
+  created @7 :Common.Time;
+  updated @8 :Common.Time;
+  task @9 :TaskInfo;
+  # Null without a task.
+  removeOnExit @10 :Bool;
+}
+
+enum Status @0xf5c6270b9ea8d413 {
+  creating @0;
+  created @1;
+  running @2;
+  paused @3;
+  stopped @4;
+}
+
+struct Exit @0xa861bd9f3c7e0245 {
+  status @0 :UInt32;
+  # The exit code, or 128 + the signal's number.
+  at @1 :Common.Time;
+  reason @2 :Text;
+  # Empty for an ordinary end; else such as "oom killed", "shim lost", "host restarted".
+}
+
+struct TaskInfo @0x9d07e5c2b4f1a836 {
+  status @0 :Status;
+  pid @1 :UInt32;
+  # On the host; 0 when it has ended.
+  created @2 :Common.Time;
+  started @3 :Common.Time;
+  exit @4 :Exit;
+  # Null until it has ended.
+  terminal @5 :Bool;
+  log @6 :Bool;
+  execs @7 :List(Text);
+}
+
+interface Containers @0xe1f8b36d7a50c924 {
+  create @0 (params :CreateParams) -> (container :Container) $Common.needs("write");
+  # Makes the record and the writable snapshot; nothing runs yet.
+
+  createFromSpec @1 (params :CreateParams, spec :Data, runtimeOptions :Common.Any) -> (container :Container)
+    $Common.needs("host");
+  # The same with an OCI runtime spec (JSON) of your own instead of the options. `root` is ours.
+
+  get @2 (id :Text) -> (container :Container) $Common.needs("read");
+  list @3 (filters :List(Text)) -> (cursor :ContainerCursor) $Common.needs("read");
+  # Fields: id, image, runtime.name, labels.<key>.
+}
+
+interface ContainerCursor @0xb7a46e0fd9c23581 {
+  next @0 (max :UInt16) -> (items :List(ContainerInfo), end :Bool) $Common.needs("read");
+}
+
+interface Container @0xcd9183f6e5b7a042 {
+  info @0 () -> (info :ContainerInfo) $Common.needs("read");
+
+  createTask @1 (stdio :Common.Stdio, log :Bool) -> (task :Task) $Common.needs("run");
+  # Makes the container's first process, ready but not yet started. With `log` its output is kept (`logs`).
+  # failed_precondition if there is a task already.
+
+  task @2 () -> (task :Task) $Common.needs("read");
+
+  remove @3 (force :Bool) -> () $Common.needs("write");
+  # Container, ended task and snapshot, in one commit. A running task is failed_precondition unless forced: then it is
+  # killed first.
+
+  removed @4 () -> () $Common.needs("read");
+  # Returns when the container is gone.
+
+  logs @5 (follow :Bool, sink :LogSink) -> () $Common.needs("read");
+  # Writes what was logged, oldest first, into your sink; with `follow` until the task has ended.
+}
+
+interface LogSink @0x91e5a7c80b3fd264 {
+  write @0 (records :List(LogRecord)) -> stream $Common.needs("none");
+  end @1 () -> () $Common.needs("none");
+}
+
+struct LogRecord @0xf2d7b05c6e194a83 {
+  time @0 :Common.Time;
+  stream @1 :Stream;
+  bytes @2 :Data;
+  # As they came: not lines.
+
+  enum Stream @0xa3f09e6d5c81b274 {
+    stdout @0;
+    stderr @1;
+  }
+}
+
+struct ProcessOptions @0xe7059bd3c2f68a14 {
+  args @0 :List(Text);
+  env @1 :List(Text);
+  # On top of the container's.
+  workdir @2 :Text;
+  # Empty is the container's.
+  user @3 :Text;
+  # Empty is the container's.
+  terminal @4 :Bool;
+  capAdd @5 :List(Text);
+  # Needs "host".
+}
+
+interface Process @0xd06c4fe8a35b7192 {
+  start @0 () -> (pid :UInt32) $Common.needs("run");
+  wait @1 () -> (exit :Exit) $Common.needs("read");
+  # Before the start, while it runs, or afterwards until it is deleted; as many waiters as you like.
+
+  state @2 () -> (status :Status, pid :UInt32, exit :Exit) $Common.needs("read");
+  kill @3 (signal :UInt32, all :Bool) -> () $Common.needs("run");
+  # not_found if it has ended. `all` signals every process of the container.
+
+  resize @4 (rows :UInt16, columns :UInt16) -> () $Common.needs("run");
+  closeStdin @5 () -> () $Common.needs("run");
+  attach @6 (stdio :Common.Stdio) -> (attachment :Attachment) $Common.needs("run");
+  # Follows what it writes from now on, and feeds its input. Several may be attached at once. A process whose pipes
+  # were handed over directly (no log, no terminal) can't be attached to: failed_precondition.
+
+  stdin @7 () -> (sink :Common.ByteStream) $Common.needs("run");
+  # For a standard input that was declared as `stream`.
+
+  delete @8 () -> (exit :Exit) $Common.needs("run");
+  # Forgets an ended process; a running one is failed_precondition.
+}
+
+interface Attachment @0x88b3d5f02e6ac917 {
+  # Dropping it detaches.
+  wait @0 () -> (reason :Text) $Common.needs("none");
+  # Until it ends: "exit", "detached" or "overflow".
+}
+
+interface Task @0xba1f6c70e48d9325 extends (Process) {
+  # A container's first process, and the others in it.
+
+  exec @0 (id :Text, options :ProcessOptions, stdio :Common.Stdio) -> (process :Process) $Common.needs("run");
+  # Another process in the container, ready but not yet started. An empty id: the daemon chooses one.
+
+  process @1 (id :Text) -> (process :Process) $Common.needs("read");
+  pause @2 () -> () $Common.needs("run");
+  resume @3 () -> () $Common.needs("run");
+  pids @4 () -> (pids :List(UInt32)) $Common.needs("read");
+}

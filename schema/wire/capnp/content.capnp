@@ -1,0 +1,70 @@
+@0xd19b3f7ac4e06258;
+# Content: blobs by digest, and the ingests that become blobs. Knowing a digest grants nothing: a namespace sees a
+# blob only if the bytes came through it.
+
+using Common = import "common.capnp";
+using Label = Common.Label;
+
+struct BlobInfo @0xc70e9a4d5b12f386 {
+  digest @0 :Text;
+  size @1 :UInt64;
+  labels @2 :List(Label);
+  created @3 :Common.Time;
+  updated @4 :Common.Time;
+}
+
+struct IngestInfo @0x8f5d26b1ea97c043 {
+  reference @0 :Text;
+  offset @1 :UInt64;
+  # How many bytes are there.
+  total @2 :UInt64;
+  # How many there will be; 0 is unknown.
+  expected @3 :Text;
+  # The digest that it must have; empty is any.
+  started @4 :Common.Time;
+  updated @5 :Common.Time;
+}
+
+interface Content @0xe2c6b4807d1f5a39 {
+  get @0 (digest :Text) -> (blob :Blob) $Common.needs("read");
+  list @1 (filters :List(Text)) -> (cursor :BlobCursor) $Common.needs("read");
+  # Fields: digest, labels.<key>.
+
+  ingest @2 (reference :Text, total :UInt64, expected :Text, algorithm :Text) -> (ingest :Ingest) $Common.needs("write");
+  # Opens the ingest of that name, or takes up where an earlier one ended. Only one client holds it at a time
+  # (`unavailable`). already_exists if this namespace has the expected blob. Algorithm: sha256 (also if empty), sha512,
+  # blake3; where a digest is expected its own.
+
+  ingests @3 () -> (cursor :IngestCursor) $Common.needs("read");
+  abort @4 (reference :Text) -> () $Common.needs("write");
+  remove @5 (digest :Text) -> () $Common.needs("write");
+}
+
+interface BlobCursor @0xa5d8f0c3962be714 {
+  next @0 (max :UInt16) -> (items :List(BlobInfo), end :Bool) $Common.needs("read");
+}
+
+interface IngestCursor @0xbe1740dfa68c9325 {
+  next @0 (max :UInt16) -> (items :List(IngestInfo), end :Bool) $Common.needs("read");
+}
+
+interface Blob @0xdb6f8e135c0a7294 {
+  info @0 () -> (info :BlobInfo) $Common.needs("read");
+
+  read @1 (offset :UInt64, length :UInt64, sink :Common.ByteStream) -> () $Common.needs("read");
+  # Writes the bytes into your sink and ends it. A length of 0 is "to the end"; beyond the end: out_of_range.
+
+  readFd @2 (offset :UInt64, length :UInt64, sink :Common.Fd) -> () $Common.needs("read");
+  # The twin: writes into a pipe, socket or file of yours; returns when all is written.
+}
+
+interface Ingest @0xf06a3c9be7d85142 {
+  info @0 () -> (info :IngestInfo) $Common.needs("read");
+  sink @1 () -> (sink :Common.ByteStream) $Common.needs("write");
+  # Bytes go behind what is there. `end` on it returns when they are on their way to disk; it doesn't commit.
+
+  truncate @2 () -> () $Common.needs("write");
+  commit @3 (size :UInt64, expected :Text, labels :List(Label)) -> (digest :Text) $Common.needs("write");
+  # Synced to disk when it returns. A size of 0 and an empty digest are not compared. data_loss on a mismatch: the
+  # ingest stays and can be gone on with.
+}

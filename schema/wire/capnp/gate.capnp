@@ -1,0 +1,42 @@
+@0xaaa3e318b91f15b6;
+# The way in.
+
+using Common = import "common.capnp";
+using Label = Common.Label;
+using Namespace = import "namespace.capnp".Namespace;
+using NamespaceInfo = import "namespace.capnp".NamespaceInfo;
+using System = import "system.capnp".System;
+
+interface Gate @0xa6f6db33449d84d6 {
+  # The bootstrap object of every connection. It confers nothing.
+
+  hello @0 (version :UInt32, name :Text) -> (version :UInt32, daemon :Text, features :List(Text), fds :Bool)
+    $Common.needs("none");
+  # Say which version of this API you speak (1) and who you are, for the logs. The answer has the daemon's versions and
+  # whether file descriptors pass on this connection. Calling it is polite, not necessary.
+
+  enter @1 () -> (root :Root) $Common.needs("none");
+  # What the daemon's policy grants to you on this socket. Today: `Root` for the daemon's own effective uid on the main
+  # socket, `denied` for everybody else.
+}
+
+interface Root @0xb0b6a52016d3eb18 {
+  # Everything. Hand out smaller objects instead.
+
+  namespaces @0 () -> (namespaces :Namespaces) $Common.needs("root");
+  system @1 () -> (system :System) $Common.needs("root");
+}
+
+interface Namespaces @0x9806de058114a631 {
+  get @0 (name :Text) -> (namespace :Namespace) $Common.needs("read");
+  # not_found unless it exists. `default` always does; others by `create` alone, never by first use.
+
+  create @1 (name :Text, labels :List(Label)) -> (namespace :Namespace) $Common.needs("write");
+  list @2 (filters :List(Text)) -> (cursor :NamespaceCursor) $Common.needs("read");
+  remove @3 (name :Text) -> () $Common.needs("write");
+  # failed_precondition unless it is empty.
+}
+
+interface NamespaceCursor @0xa226d59f15330a7f {
+  next @0 (max :UInt16) -> (items :List(NamespaceInfo), end :Bool) $Common.needs("read");
+}

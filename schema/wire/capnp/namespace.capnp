@@ -1,0 +1,34 @@
+@0xb5b11ee473215c6e;
+# A namespace: images, containers, content and snapshots that see nothing of any other namespace.
+
+using Common = import "common.capnp";
+using Label = Common.Label;
+using Images = import "image.capnp".Images;
+using Containers = import "container.capnp".Containers;
+using Content = import "content.capnp".Content;
+using Snapshots = import "snapshot.capnp".Snapshots;
+using Events = import "event.capnp".Events;
+using Jobs = import "job.capnp".Jobs;
+
+struct NamespaceInfo @0xb8686dc1dcff1f25 {
+  name @0 :Text;
+  labels @1 :List(Label);
+  created @2 :Common.Time;
+  updated @3 :Common.Time;
+}
+
+interface Namespace @0x90a3e332970f62d5 {
+  info @0 () -> (info :NamespaceInfo) $Common.needs("read");
+
+  with @1 (context :Common.Context) -> (namespace :Namespace) $Common.needs("none");
+  # The same namespace, whose descendants carry the context.
+
+  images @2 () -> (images :Images) $Common.needs("none");
+  containers @3 () -> (containers :Containers) $Common.needs("none");
+  content @4 () -> (content :Content) $Common.needs("none");
+  snapshots @5 (driver :Text) -> (snapshots :Snapshots) $Common.needs("none");
+  # An empty name is the default driver.
+
+  events @6 () -> (events :Events) $Common.needs("none");
+  jobs @7 () -> (jobs :Jobs) $Common.needs("none");
+}

@@ -1,0 +1,34 @@
+//! Errors across the wire: a Cap'n Proto exception's reason is the domain error's text form.
+
+use capnp::ErrorKind;
+use cofferdam_types::{Code, Error};
+
+/// What a server method returns for a domain error.
+pub fn to_rpc(error: Error) -> capnp::Error {
+    let kind = match error.code {
+        Code::Unimplemented => ErrorKind::Unimplemented,
+        Code::Unavailable | Code::ResourceExhausted => ErrorKind::Overloaded,
+        _ => ErrorKind::Failed,
+    };
+    capnp::Error { kind, extra: error.to_reason() }
+}
+
+/// What a client makes of an exception. One that isn't in our form came from a library: a lost connection is
+/// `unavailable`, a method that the other side doesn't know `unimplemented`, the rest `internal`.
+pub fn from_rpc(error: capnp::Error) -> Error {
+    let parsed = Error::from_reason(&error.extra);
+    if parsed.code != Code::Internal || parsed.kind != "rpc" {
+        return parsed;
+    }
+    match error.kind {
+        ErrorKind::Disconnected => Error::unavailable("connection", "", format!("is lost: {}", parsed.message)),
+        ErrorKind::Unimplemented => Error::unimplemented("method", "", parsed.message),
+        ErrorKind::Overloaded => Error::unavailable("daemon", "", parsed.message),
+        _ => parsed,
+    }
+}
+
+/// For `?` in server methods: a malformed message is the client's fault.
+pub fn malformed(error: capnp::Error) -> Error {
+    Error::invalid("message", "", format!("is malformed: {error}"))
+}

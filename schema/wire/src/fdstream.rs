@@ -1,0 +1,227 @@
+//! A Unix stream that carries file descriptors in band (capnp-rpc passes none).
+//!
+//! Each direction numbers the descriptors that it sends from 0 on. A descriptor that was [`Fds::push`]ed is attached to
+//! the next byte that goes out, so it arrives no later than the message that names its number, and [`Fds::take`] finds
+//! it. Invariants: a number is good once; everything received is close-on-exec; at most [`PARKED`] received
+//! descriptors wait to be taken, the oldest is closed beyond that.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, VecDeque},
+    io::{self, IoSlice, IoSliceMut},
+    os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+};
+
+use cofferdam_types::{Error, Result};
+use futures::{AsyncRead, AsyncWrite};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use tokio::{io::Interest, net::UnixStream};
+
+/// How many received descriptors may wait to be taken.
+pub const PARKED: usize = 64;
+/// How many go with one byte: well below the kernel's SCM_MAX_FD (253).
+const PER_BYTE: usize = 16;
+
+#[derive(Debug, Default)]
+struct State {
+    outgoing: VecDeque<OwnedFd>,
+    next_out: u32,
+    parked: BTreeMap<u32, OwnedFd>,
+    next_in: u32,
+}
+
+/// The descriptors of one connection.
+#[derive(Clone, Debug, Default)]
+pub struct Fds(Rc<RefCell<State>>);
+
+impl Fds {
+    /// Queues a descriptor and gives the number by which a message names it. Send that message at once.
+    pub fn push(&self, fd: OwnedFd) -> u32 {
+        let mut state = self.0.borrow_mut();
+        state.outgoing.push_back(fd);
+        let number = state.next_out;
+        state.next_out = number.wrapping_add(1);
+        number
+    }
+
+    /// Takes the descriptor that a message named. Good once.
+    pub fn take(&self, number: u32) -> Result<OwnedFd> {
+        self.0.borrow_mut().parked.remove(&number).ok_or_else(|| {
+            Error::invalid("fd", number, "no such descriptor waits on this connection; each number is good once")
+        })
+    }
+
+    /// How many descriptors wait to be taken.
+    pub fn parked(&self) -> usize {
+        self.0.borrow().parked.len()
+    }
+
+    fn park(&self, fd: OwnedFd) {
+        let mut state = self.0.borrow_mut();
+        let number = state.next_in;
+        state.next_in = number.wrapping_add(1);
+        state.parked.insert(number, fd);
+        if state.parked.len() > PARKED {
+            state.parked.pop_first();
+        }
+    }
+}
+
+/// Splits a stream into its halves and the descriptors that travel with them.
+pub fn split(stream: UnixStream) -> (Reader, Writer, Fds) {
+    let stream = Rc::new(stream);
+    let fds = Fds::default();
+    (Reader { stream: stream.clone(), fds: fds.clone() }, Writer { stream, fds: fds.clone() }, fds)
+}
+
+/// The receiving half.
+#[derive(Debug)]
+pub struct Reader {
+    stream: Rc<UnixStream>,
+    fds: Fds,
+}
+
+impl AsyncRead for Reader {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.stream.poll_read_ready(cx))?;
+            let mut space = nix::cmsg_space!([RawFd; PARKED]);
+            let received = self.stream.try_io(Interest::READABLE, || {
+                let mut iov = [IoSliceMut::new(buf)];
+                let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
+                let message = recvmsg::<()>(self.stream.as_raw_fd(), &mut iov, Some(&mut space), flags)?;
+                for control in message.cmsgs()? {
+                    if let ControlMessageOwned::ScmRights(received) = control {
+                        for fd in received {
+                            // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
+                            self.fds.park(unsafe { OwnedFd::from_raw_fd(fd) });
+                        }
+                    }
+                }
+                if message.flags.contains(MsgFlags::MSG_CTRUNC) {
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, "too many descriptors on one byte"));
+                }
+                Ok(message.bytes)
+            });
+            match received {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                other => return Poll::Ready(other),
+            }
+        }
+    }
+}
+
+/// The sending half.
+#[derive(Debug)]
+pub struct Writer {
+    stream: Rc<UnixStream>,
+    fds: Fds,
+}
+
+impl AsyncWrite for Writer {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.stream.poll_write_ready(cx))?;
+            let sent = self.stream.try_io(Interest::WRITABLE, || {
+                let mut state = self.fds.0.borrow_mut();
+                let batch: Vec<RawFd> = state.outgoing.iter().take(PER_BYTE).map(AsRawFd::as_raw_fd).collect();
+                // More wait than go with one byte: send a single byte, so that the bytes of a message never
+                // overtake its descriptors.
+                let part = if state.outgoing.len() > PER_BYTE { &buf[..buf.len().min(1)] } else { buf };
+                let iov = [IoSlice::new(part)];
+                let rights = [ControlMessage::ScmRights(&batch)];
+                let control = if batch.is_empty() { &rights[..0] } else { &rights[..] };
+                let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+                let n = sendmsg::<()>(self.stream.as_raw_fd(), &iov, control, flags, None)?;
+                state.outgoing.drain(..batch.len());
+                Ok(n)
+            });
+            match sent {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                other => return Poll::Ready(other),
+            }
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        nix::sys::socket::shutdown(self.stream.as_raw_fd(), nix::sys::socket::Shutdown::Write)?;
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, io::Read as _, os::unix::net::UnixStream as StdStream};
+
+    use futures::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    fn pair() -> (StdStream, StdStream) {
+        let (a, b) = StdStream::pair().unwrap();
+        a.set_nonblocking(true).unwrap();
+        b.set_nonblocking(true).unwrap();
+        (a, b)
+    }
+
+    fn run(test: impl AsyncFnOnce(UnixStream, UnixStream)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        runtime.block_on(async {
+            let (a, b) = pair();
+            test(UnixStream::from_std(a).unwrap(), UnixStream::from_std(b).unwrap()).await;
+        });
+    }
+
+    #[test]
+    fn descriptors_arrive_before_the_bytes_that_name_them() {
+        run(async |a, b| {
+            let (_, mut writer, fds) = split(a);
+            let (mut reader, _, received) = split(b);
+            let mut pipes = Vec::new();
+            for n in 0..40u32 {
+                let (read, write) = nix::unistd::pipe().unwrap();
+                pipes.push(write);
+                assert_eq!(fds.push(read), n);
+            }
+            writer.write_all(b"hello").await.unwrap();
+            let mut bytes = [0; 5];
+            reader.read_exact(&mut bytes).await.unwrap();
+            assert_eq!(&bytes, b"hello");
+            assert_eq!(received.parked(), 40);
+            for (n, write) in pipes.into_iter().enumerate() {
+                nix::unistd::write(&write, &[n as u8]).unwrap();
+                drop(write);
+                let fd = received.take(n as u32).unwrap();
+                let flags = nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_GETFD).unwrap();
+                assert_eq!(flags & libc::FD_CLOEXEC, libc::FD_CLOEXEC);
+                let mut text = Vec::new();
+                File::from(fd).read_to_end(&mut text).unwrap();
+                assert_eq!(text, [n as u8]);
+            }
+            assert!(received.take(0).is_err(), "a number is good once");
+        });
+    }
+
+    #[test]
+    fn the_oldest_parked_descriptor_is_closed() {
+        run(async |a, b| {
+            let (_, mut writer, fds) = split(a);
+            let (mut reader, _, received) = split(b);
+            for _ in 0..PARKED + 3 {
+                fds.push(File::open("/dev/null").unwrap().into());
+            }
+            writer.write_all(b"0123456789").await.unwrap();
+            reader.read_exact(&mut [0; 10]).await.unwrap();
+            assert_eq!(received.parked(), PARKED);
+            assert!(received.take(2).is_err());
+            assert!(received.take(3).is_ok());
+        });
+    }
+}
