@@ -1,1 +1,2 @@
 //! The journal of events: sequence numbers, subscriptions, retention.
+mod journal;

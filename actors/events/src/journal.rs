@@ -1,0 +1,460 @@
+//! The journal on disk: segments of checksummed records, appended in batches, dropped whole when they are old.
+//!
+//! ```text
+//! <first sequence, 20 digits>.seg := "COFJRNL" version:u8  record*
+//! record                          := length:u32le  check:u64le  payload      (payload: the event, CBOR)
+//! ```
+//! Inside a segment the sequence grows by one from record to record, so a record needs no number: the check is taken
+//! over the number that its place implies and the payload. A jump in the sequence begins a new segment. Only the last
+//! segment is ever written, so only its tail can be torn; what comes after the last whole record was never
+//! acknowledged, is still in the outbox, and is cut off when the journal opens.
+
+use std::{
+    collections::VecDeque,
+    fs::File,
+    io::{BufReader, ErrorKind, Read, Seek, SeekFrom},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::FileExt,
+    },
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use cofferdam_types::{Error, Event, Result, Timestamp};
+use nix::{
+    dir::Dir,
+    fcntl::{OFlag, openat},
+    sys::stat::{Mode, fchmod},
+    unistd::{UnlinkatFlags, unlinkat},
+};
+
+const MAGIC: &[u8; 7] = b"COFJRNL";
+const VERSION: u8 = 1;
+const HEAD: u64 = 8;
+const RECORD_HEAD: usize = 12;
+/// No event is bigger (a message has 1 MiB at most): a greater length is garbage.
+const MAX_RECORD: u32 = 4 << 20;
+/// Events that are written at once.
+const RUN: usize = 256;
+
+/// How much history is kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Retention {
+    /// Bytes of all segments together.
+    pub bytes: u64,
+    /// Age of the newest event of a segment.
+    pub age: Duration,
+    /// A segment of this size is closed and the next begun.
+    pub segment: u64,
+}
+
+impl Default for Retention {
+    fn default() -> Retention {
+        Retention { bytes: 64 << 20, age: Duration::from_secs(7 * 24 * 3600), segment: 4 << 20 }
+    }
+}
+
+/// Where a reader stands: the sequence that it wants next, and the place where that is likely to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Cursor {
+    /// The sequence wanted next.
+    pub next: u64,
+    place: Option<Place>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    segment: u64,
+    offset: u64,
+}
+
+impl Cursor {
+    /// A reader that wants `next`.
+    pub fn at(next: u64) -> Cursor {
+        Cursor { next, place: None }
+    }
+}
+
+/// What a read gave.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Chunk {
+    /// Events, the first of which is the one wanted.
+    Events(Vec<Event>),
+    /// The events from one sequence to the other are no more: retention dropped them, or the disk lost them.
+    Gap {
+        /// The first that is missing.
+        from: u64,
+        /// The last that is missing.
+        to: u64,
+    },
+    /// The journal has not come as far.
+    End,
+}
+
+/// The journal. One appends, any number read meanwhile.
+#[derive(Debug)]
+pub struct Journal {
+    dir: OwnedFd,
+    retention: Retention,
+    /// Held for as long as it takes to find a segment, never across a sync.
+    index: Mutex<VecDeque<Segment>>,
+    /// Held by the one that appends.
+    writer: Mutex<Option<File>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Segment {
+    first: u64,
+    /// Known of the last segment alone: those before it end where the next begins. No segment is empty.
+    last: u64,
+    bytes: u64,
+    oldest: Timestamp,
+    newest: Timestamp,
+}
+
+impl Segment {
+    fn name(first: u64) -> String {
+        format!("{first:020}.seg")
+    }
+}
+
+impl Journal {
+    /// Opens the journal in `dir`, cuts off a torn tail, and forgets events beyond `committed`: the store's own count
+    /// of events that have happened. There are such events only when the store was put back to an older state, and
+    /// then their numbers will be given out again.
+    pub fn open(dir: OwnedFd, retention: Retention, committed: u64) -> Result<Journal> {
+        let mut firsts = Vec::new();
+        let listing = dir.try_clone().map_err(|e| fault("list", &e))?;
+        let mut listing = Dir::from_fd(listing).map_err(|e| fault("list", &e.into()))?;
+        for entry in listing.iter() {
+            let entry = entry.map_err(|e| fault("list", &e.into()))?;
+            let name = entry.file_name().to_string_lossy();
+            if let Some(first) = name.strip_suffix(".seg").and_then(|stem| stem.parse().ok()) {
+                firsts.push(first);
+            } else if name != "." && name != ".." {
+                tracing::warn!(%name, "a file that is no segment lies in the directory of the journal");
+            }
+        }
+        firsts.sort_unstable();
+        let journal =
+            Journal { dir, retention, index: Mutex::new(VecDeque::new()), writer: Mutex::new(None) };
+        while let Some(&first) = firsts.last() {
+            if first <= committed && journal.recover(first, committed)? {
+                break;
+            }
+            tracing::warn!(first, committed, "a segment of the journal that holds no valid event is removed");
+            journal.unlink(first)?;
+            firsts.pop();
+        }
+        firsts.pop();
+        for first in firsts.into_iter().rev() {
+            let meta = journal.file(first, OFlag::O_RDONLY)?.metadata().map_err(|e| fault("stat", &e))?;
+            let time = modified(&meta);
+            lock(&journal.index).push_front(Segment { first, last: 0, bytes: meta.len(), oldest: time, newest: time });
+        }
+        Ok(journal)
+    }
+
+    /// Takes over the last segment: finds its last whole record and cuts off the rest. False when nothing in it is
+    /// worth keeping.
+    fn recover(&self, first: u64, committed: u64) -> Result<bool> {
+        let file = self.file(first, OFlag::O_RDWR)?;
+        let meta = file.metadata().map_err(|e| fault("stat", &e))?;
+        let mut head = [0; HEAD as usize];
+        if file.read_exact_at(&mut head, 0).is_err() || &head[..7] != MAGIC || head[7] == 0 {
+            return Ok(false);
+        }
+        if head[7] != VERSION {
+            return Err(Error::failed_precondition(
+                "journal",
+                Segment::name(first),
+                format!("has format version {}, this build knows {VERSION}: use the newer build", head[7]),
+            ));
+        }
+        let mut records = Records::open(&file, first, HEAD)?;
+        while records.sequence <= committed && records.next()?.is_some() {}
+        let (last, bytes) = (records.sequence - 1, records.offset);
+        if last < first {
+            return Ok(false);
+        }
+        if bytes < meta.len() {
+            tracing::warn!(first, last, cut = meta.len() - bytes, "the tail of the journal is cut off");
+            file.set_len(bytes).and_then(|()| file.sync_all()).map_err(|e| fault("cut the tail of", &e))?;
+        }
+        let time = modified(&meta);
+        lock(&self.index).push_back(Segment { first, last, bytes, oldest: time, newest: time });
+        *lock(&self.writer) = Some(file);
+        Ok(true)
+    }
+
+    /// The last sequence that the journal holds; 0 for none.
+    pub fn last(&self) -> u64 {
+        lock(&self.index).back().map_or(0, |segment| segment.last)
+    }
+
+    /// The first sequence that the journal holds, if it holds any.
+    pub fn first(&self) -> Option<u64> {
+        lock(&self.index).front().map(|segment| segment.first)
+    }
+
+    /// Appends events in the order of their sequence and syncs them. Those that the journal already has are skipped,
+    /// so that a batch may be given again after a crash. When it fails the journal is as it was.
+    pub fn append(&self, events: &[Event]) -> Result<()> {
+        let mut writer = lock(&self.writer);
+        let mut rest = events;
+        loop {
+            let last = self.last();
+            let known = rest.iter().take_while(|event| event.sequence <= last).count();
+            rest = &rest[known..];
+            let Some(first) = rest.first() else { break };
+            if first.sequence == 0 {
+                return Err(Error::internal("event", &first.topic, "has no sequence number"));
+            }
+            let active = lock(&self.index).back().copied();
+            let active = active.filter(|segment| {
+                let aged = first.timestamp.0.saturating_sub(segment.oldest.0) > self.retention.age.as_nanos() as u64 / 8;
+                first.sequence == segment.last + 1 && segment.bytes < self.retention.segment && !aged
+            });
+            // A segment may outgrow its size by one such run.
+            let run = rest.iter().zip(first.sequence..).take(RUN).take_while(|(event, due)| event.sequence == *due);
+            let run = &rest[..run.count()];
+            match (active, &*writer) {
+                (Some(segment), Some(file)) => self.extend(file, segment, run)?,
+                _ => *writer = Some(self.begin(run)?),
+            }
+            rest = &rest[run.len()..];
+        }
+        self.retain(Timestamp::now());
+        Ok(())
+    }
+
+    fn extend(&self, file: &File, segment: Segment, events: &[Event]) -> Result<()> {
+        let records = encode(events)?;
+        let written = file.write_all_at(&records, segment.bytes).and_then(|()| file.sync_data());
+        if let Err(error) = written {
+            // Whatever got there lies behind the end that the index knows; the next append overwrites it.
+            let _ = file.set_len(segment.bytes);
+            return Err(fault("append to", &error));
+        }
+        if let Some(back) = lock(&self.index).back_mut() {
+            back.bytes += records.len() as u64;
+            back.last += events.len() as u64;
+            back.newest = events.last().map_or(back.newest, |event| event.timestamp);
+        }
+        Ok(())
+    }
+
+    fn begin(&self, events: &[Event]) -> Result<File> {
+        let (first, time) = (events[0].sequence, events[0].timestamp);
+        let mut bytes = [MAGIC.as_slice(), &[VERSION]].concat();
+        bytes.extend(encode(events)?);
+        // A leftover of that name holds nothing that is in the index.
+        let file = self.file(first, OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_TRUNC)?;
+        let written = file
+            .write_all_at(&bytes, 0)
+            .and_then(|()| file.sync_all())
+            .and_then(|()| nix::unistd::fsync(&self.dir).map_err(Into::into));
+        if let Err(error) = written {
+            let _ = self.unlink(first);
+            return Err(fault("begin a segment of", &error));
+        }
+        lock(&self.index).push_back(Segment {
+            first,
+            last: first + events.len() as u64 - 1,
+            bytes: bytes.len() as u64,
+            oldest: time,
+            newest: events.last().map_or(time, |event| event.timestamp),
+        });
+        Ok(file)
+    }
+
+    /// Drops the oldest segments, never the last one. A segment that can't be removed is tried again next time.
+    fn retain(&self, now: Timestamp) {
+        loop {
+            let oldest = {
+                let index = lock(&self.index);
+                let total: u64 = index.iter().map(|segment| segment.bytes).sum();
+                let Some(segment) = index.front().copied().filter(|_| index.len() > 1) else { return };
+                let age = now.0.saturating_sub(segment.newest.0);
+                if total <= self.retention.bytes && u128::from(age) <= self.retention.age.as_nanos() {
+                    return;
+                }
+                segment
+            };
+            if let Err(error) = self.unlink(oldest.first) {
+                tracing::warn!(%error, first = oldest.first, "an old segment of the journal can't be removed");
+                return;
+            }
+            lock(&self.index).pop_front();
+        }
+    }
+
+    /// Reads at most `max` events from where the cursor stands and moves it on, past a gap too.
+    pub fn read(&self, cursor: &mut Cursor, max: usize) -> Result<Chunk> {
+        loop {
+            let (segment, next) = {
+                let index = lock(&self.index);
+                let Some((front, back)) = index.front().zip(index.back()) else { return Ok(Chunk::End) };
+                if cursor.next > back.last {
+                    return Ok(Chunk::End);
+                }
+                if cursor.next < front.first {
+                    return Ok(gap(cursor, front.first));
+                }
+                let place = index.partition_point(|segment| segment.first <= cursor.next) - 1;
+                (index[place], index.get(place + 1).map(|segment| segment.first))
+            };
+            let offset = match cursor.place {
+                Some(place) if place.segment == segment.first => place.offset,
+                _ => HEAD,
+            };
+            let file = match self.file(segment.first, OFlag::O_RDONLY) {
+                Ok(file) => file,
+                // Retention took it since we looked.
+                Err(error) if error.code == cofferdam_types::Code::NotFound => {
+                    let gone = lock(&self.index).iter().all(|other| other.first != segment.first);
+                    if gone {
+                        continue;
+                    }
+                    match next {
+                        Some(next) => return Ok(gap(cursor, next)),
+                        None => return Err(error),
+                    }
+                }
+                Err(error) => return Err(error),
+            };
+            let start = if offset == HEAD { segment.first } else { cursor.next };
+            let mut records = Records::open(&file, start, offset)?;
+            let mut events = Vec::new();
+            // The end of the last segment is where the index says: behind it an append may be under way.
+            while events.len() < max && (next.is_some() || records.sequence <= segment.last) {
+                let sequence = records.sequence;
+                let Some(payload) = records.next()? else { break };
+                if sequence >= cursor.next {
+                    let event: Event = ciborium::from_reader(payload)
+                        .map_err(|e| Error::data_loss("event", sequence, format!("is not readable: {e}")))?;
+                    events.push(event);
+                }
+            }
+            if !events.is_empty() {
+                cursor.next += events.len() as u64;
+                cursor.place = Some(Place { segment: segment.first, offset: records.offset });
+                return Ok(Chunk::Events(events));
+            }
+            if max == 0 {
+                return Ok(Chunk::Events(events));
+            }
+            // Nothing whole where there should be something: the segment ends early.
+            return Ok(gap(cursor, next.unwrap_or(segment.last + 1)));
+        }
+    }
+
+    fn file(&self, first: u64, flags: OFlag) -> Result<File> {
+        let name = Segment::name(first);
+        let file = openat(&self.dir, name.as_str(), flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW, Mode::S_IRUSR)
+            .map_err(|e| Error::io("journal", &name, "can't open the segment", &e.into()))?;
+        if flags.contains(OFlag::O_CREAT) {
+            fchmod(file.as_fd(), Mode::S_IRUSR | Mode::S_IWUSR).map_err(|e| fault("set the mode of", &e.into()))?;
+        }
+        Ok(File::from(file))
+    }
+
+    fn unlink(&self, first: u64) -> Result<()> {
+        match unlinkat(&self.dir, Segment::name(first).as_str(), UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(nix::errno::Errno::ENOENT) => Ok(()),
+            Err(error) => Err(fault("remove a segment of", &error.into())),
+        }
+    }
+}
+
+fn gap(cursor: &mut Cursor, next: u64) -> Chunk {
+    let from = std::mem::replace(&mut cursor.next, next);
+    cursor.place = None;
+    Chunk::Gap { from, to: next - 1 }
+}
+
+/// Walks the records of a segment until the first that is not whole.
+struct Records<'f> {
+    reader: BufReader<&'f File>,
+    /// Of the record that comes next.
+    sequence: u64,
+    offset: u64,
+    payload: Vec<u8>,
+}
+
+impl<'f> Records<'f> {
+    fn open(mut file: &'f File, sequence: u64, offset: u64) -> Result<Records<'f>> {
+        file.seek(SeekFrom::Start(offset)).map_err(|e| fault("read", &e))?;
+        Ok(Records { reader: BufReader::with_capacity(64 << 10, file), sequence, offset, payload: Vec::new() })
+    }
+
+    fn next(&mut self) -> Result<Option<&[u8]>> {
+        let mut head = [0; RECORD_HEAD];
+        if !fill(&mut self.reader, &mut head)? {
+            return Ok(None);
+        }
+        let [l0, l1, l2, l3, check @ ..] = head;
+        let len = u32::from_le_bytes([l0, l1, l2, l3]);
+        if len == 0 || len > MAX_RECORD {
+            return Ok(None);
+        }
+        self.payload.resize(len as usize, 0);
+        if !fill(&mut self.reader, &mut self.payload)? || check != checksum(self.sequence, &self.payload) {
+            return Ok(None);
+        }
+        self.sequence += 1;
+        self.offset += RECORD_HEAD as u64 + u64::from(len);
+        Ok(Some(&self.payload))
+    }
+}
+
+/// Fills the buffer; false when the file ends before that.
+fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> Result<bool> {
+    match reader.read_exact(buffer) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(false),
+        Err(error) => Err(fault("read", &error)),
+    }
+}
+
+fn encode(events: &[Event]) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    for event in events {
+        let start = bytes.len();
+        bytes.extend([0; RECORD_HEAD]);
+        ciborium::into_writer(event, &mut bytes)
+            .map_err(|e| Error::internal("event", event.sequence, format!("can't be encoded: {e}")))?;
+        let (head, payload) = bytes[start..].split_at_mut(RECORD_HEAD);
+        let len = u32::try_from(payload.len()).ok().filter(|len| *len <= MAX_RECORD);
+        let len = len.ok_or_else(|| Error::internal("event", event.sequence, "is too big for the journal"))?;
+        head[..4].copy_from_slice(&len.to_le_bytes());
+        head[4..].copy_from_slice(&checksum(event.sequence, payload));
+    }
+    Ok(bytes)
+}
+
+fn checksum(sequence: u64, payload: &[u8]) -> [u8; 8] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&sequence.to_le_bytes()).update(payload);
+    let mut check = [0; 8];
+    hasher.finalize_xof().fill(&mut check);
+    check
+}
+
+fn modified(meta: &std::fs::Metadata) -> Timestamp {
+    let since = meta.modified().ok().and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
+    Timestamp(since.map_or(0, |since| since.as_nanos() as u64))
+}
+
+fn fault(what: &str, error: &std::io::Error) -> Error {
+    Error::io("journal", "", format!("can't {what} the journal of events"), error)
+}
+
+/// No invariant spans a panic under these locks: each change under them is one assignment.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

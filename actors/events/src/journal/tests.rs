@@ -1,0 +1,212 @@
+use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+
+use cofferdam_types::{Code, Namespace};
+
+use super::*;
+
+fn event(sequence: u64) -> Event {
+    let payload = serde_json::json!({"id": format!("container-{sequence}"), "pid": sequence});
+    Event { sequence, ..Event::new(&Namespace::default_namespace(), "/tasks/start", payload) }
+}
+
+fn events(range: std::ops::RangeInclusive<u64>) -> Vec<Event> {
+    range.map(event).collect()
+}
+
+fn small() -> Retention {
+    Retention { segment: 1024, ..Retention::default() }
+}
+
+fn open_with(dir: &Path, retention: Retention, committed: u64) -> Result<Journal> {
+    Journal::open(fs::File::open(dir).unwrap().into(), retention, committed)
+}
+
+fn open(dir: &Path) -> Journal {
+    open_with(dir, small(), u64::MAX).unwrap()
+}
+
+/// All that the journal gives from `next` on, in blocks of `max`.
+fn drain(journal: &Journal, next: u64, max: usize) -> (Vec<u64>, Vec<(u64, u64)>) {
+    let (mut seen, mut gaps, mut cursor) = (Vec::new(), Vec::new(), Cursor::at(next));
+    loop {
+        match journal.read(&mut cursor, max).unwrap() {
+            Chunk::Events(events) => {
+                assert!(!events.is_empty() && events.len() <= max);
+                seen.extend(events.iter().map(|event| event.sequence));
+                assert_eq!(cursor.next, seen.last().unwrap() + 1);
+            }
+            Chunk::Gap { from, to } => gaps.push((from, to)),
+            Chunk::End => return (seen, gaps),
+        }
+    }
+}
+
+fn segments(dir: &Path) -> Vec<std::path::PathBuf> {
+    let mut found: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    found.sort();
+    found
+}
+
+#[test]
+fn what_is_appended_is_read_from_any_place_and_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open(dir.path());
+    assert_eq!((journal.last(), journal.first()), (0, None));
+    assert_eq!(drain(&journal, 1, 10), (vec![], vec![]));
+    for batch in events(1..=100).chunks(7) {
+        journal.append(batch).unwrap();
+    }
+    assert!(segments(dir.path()).len() > 3);
+    for journal in [journal, open(dir.path())] {
+        assert_eq!((journal.last(), journal.first()), (100, Some(1)));
+        for (next, max) in [(1, 1), (1, 1000), (42, 5), (100, 3)] {
+            assert_eq!(drain(&journal, next, max), ((next..=100).collect(), vec![]));
+        }
+        let Chunk::Events(got) = journal.read(&mut Cursor::at(17), 1).unwrap() else { panic!() };
+        assert_eq!(got[0].payload, event(17).payload);
+    }
+    for segment in segments(dir.path()) {
+        assert_eq!(fs::metadata(segment).unwrap().permissions().mode() & 0o7777, 0o600);
+    }
+}
+
+#[test]
+fn a_batch_given_twice_is_kept_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open(dir.path());
+    journal.append(&events(1..=10)).unwrap();
+    journal.append(&events(5..=12)).unwrap();
+    journal.append(&events(1..=3)).unwrap();
+    assert_eq!(drain(&journal, 1, 100), ((1..=12).collect(), vec![]));
+}
+
+// A crash can leave the last segment at any length that it ever had, and garbage behind what was synced.
+#[test]
+fn a_tail_torn_anywhere_recovers_to_the_last_whole_record_and_the_outbox_refills_the_rest() {
+    let dir = tempfile::tempdir().unwrap();
+    let big = Retention::default();
+    open_with(dir.path(), big, u64::MAX).unwrap().append(&events(1..=5)).unwrap();
+    let path = segments(dir.path()).pop().unwrap();
+    let whole = fs::read(&path).unwrap();
+    let mut recovered = std::collections::BTreeSet::new();
+    for cut in 0..whole.len() {
+        // A garbage version can't be told from a newer one.
+        let garbage = if cut == 7 { 0 } else { 0xff };
+        for tail in [&b""[..], &[0; 40], &[garbage; 40]] {
+            fs::write(&path, [&whole[..cut], tail].concat()).unwrap();
+            let journal = open_with(dir.path(), big, 5).unwrap();
+            let last = journal.last();
+            recovered.insert(last);
+            assert_eq!(drain(&journal, 1, 100), ((1..=last).collect(), vec![]), "cut at {cut}");
+            journal.append(&events(1..=6)).unwrap();
+            assert_eq!(drain(&journal, 1, 100), ((1..=6).collect(), vec![]), "cut at {cut}");
+            let path = segments(dir.path());
+            assert_eq!(path.len(), 1);
+        }
+    }
+    assert_eq!(recovered.into_iter().collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
+}
+
+#[test]
+fn a_flipped_bit_is_found_and_the_loss_is_told_as_a_gap() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open(dir.path());
+    for event in events(1..=60) {
+        journal.append(&[event]).unwrap();
+    }
+    let paths = segments(dir.path());
+    let mut bytes = fs::read(&paths[1]).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&paths[1], bytes).unwrap();
+    let (seen, gaps) = drain(&journal, 1, 4);
+    let [(from, to)] = gaps[..] else { panic!("{gaps:?}") };
+    assert!(from <= to && from > 1 && to < 60);
+    let expected: Vec<u64> = (1..=60).filter(|sequence| !(from..=to).contains(sequence)).collect();
+    assert_eq!(seen, expected);
+    assert_eq!(drain(&open(dir.path()), 1, 4), (seen, gaps), "the same after a restart");
+}
+
+#[test]
+fn a_jump_in_the_sequence_is_a_gap() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open(dir.path());
+    journal.append(&events(3..=4)).unwrap();
+    journal.append(&[event(9), event(10), event(20)]).unwrap();
+    assert_eq!(drain(&journal, 1, 10), (vec![3, 4, 9, 10, 20], vec![(1, 2), (5, 8), (11, 19)]));
+}
+
+#[test]
+fn retention_drops_whole_segments_by_size_and_by_age() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open_with(dir.path(), Retention { bytes: 4096, ..small() }, u64::MAX).unwrap();
+    for event in events(1..=200) {
+        journal.append(&[event]).unwrap();
+    }
+    let (seen, gaps) = drain(&journal, 1, 50);
+    assert_eq!(gaps, [(1, seen[0] - 1)]);
+    assert_eq!(seen, (seen[0]..=200).collect::<Vec<_>>());
+    let total: u64 = segments(dir.path()).iter().map(|path| fs::metadata(path).unwrap().len()).sum();
+    assert!(total <= 4096 + 1200, "{total}");
+
+    let long_after = Timestamp(Timestamp::now().0 + 8 * 24 * 3600 * 1_000_000_000);
+    journal.retain(long_after);
+    assert_eq!(segments(dir.path()).len(), 1, "the last one stays");
+    assert_eq!(journal.last(), 200);
+}
+
+#[test]
+fn events_that_the_store_does_not_know_are_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open(dir.path());
+    for event in events(1..=60) {
+        journal.append(&[event]).unwrap();
+    }
+    drop(journal);
+    let journal = open_with(dir.path(), small(), 31).unwrap();
+    assert_eq!(drain(&journal, 1, 100), ((1..=31).collect(), vec![]));
+    journal.append(&events(32..=33)).unwrap();
+    assert_eq!(drain(&open(dir.path()), 30, 100), ((30..=33).collect(), vec![]));
+}
+
+#[test]
+fn a_newer_format_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    open(dir.path()).append(&events(1..=2)).unwrap();
+    let path = segments(dir.path()).pop().unwrap();
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[7] = 2;
+    fs::write(&path, &bytes).unwrap();
+    let error = open_with(dir.path(), small(), 2).unwrap_err();
+    assert_eq!(error.code, Code::FailedPrecondition);
+    assert_eq!(fs::read(&path).unwrap(), bytes, "and left alone");
+}
+
+#[test]
+fn readers_and_the_one_that_appends_do_not_disturb_each_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open(dir.path());
+    std::thread::scope(|scope| {
+        for max in [1, 3, 64] {
+            let journal = &journal;
+            scope.spawn(move || {
+                let (mut cursor, mut seen) = (Cursor::at(1), 0);
+                while seen < 300 {
+                    match journal.read(&mut cursor, max).unwrap() {
+                        Chunk::Events(events) => {
+                            for event in events {
+                                assert_eq!(event.sequence, seen + 1);
+                                seen += 1;
+                            }
+                        }
+                        Chunk::Gap { from, to } => panic!("gap {from} to {to}"),
+                        Chunk::End => std::thread::yield_now(),
+                    }
+                }
+            });
+        }
+        for batch in events(1..=300).chunks(3) {
+            journal.append(batch).unwrap();
+        }
+    });
+}
