@@ -1,0 +1,521 @@
+//! Control groups: v1, v2, and both side by side ("hybrid": v1 controllers, and a v2 hierarchy that has none or few).
+//!
+//! A group is named by one path, such as `/cofferdam/default/redis`, below the root of every hierarchy. Where there is
+//! a v2 hierarchy at all it does the killing and the freezing, which need no controller.
+
+use std::{
+    fs::File,
+    io::{self, Read, Write},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use cofferdam_types::{Error, Result};
+
+use crate::{
+    fd::{self, Scope},
+    mountinfo,
+};
+
+/// One mounted hierarchy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hierarchy {
+    /// Its root directory.
+    pub root: PathBuf,
+    /// v1: what it controls (`cpu`, `cpuacct`, `name=systemd`). v2: empty; see [`Cgroup::controllers`].
+    pub controllers: Vec<String>,
+    /// Whether it is the v2 hierarchy.
+    pub unified: bool,
+}
+
+/// Which hierarchies this host has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// v1 first.
+    pub hierarchies: Vec<Hierarchy>,
+}
+
+impl Layout {
+    /// Reads the mount table.
+    pub fn detect() -> Result<Layout> {
+        let mounts = mountinfo::read().map_err(|e| Error::io("cgroup", "", "reading the mount table", &e))?;
+        let layout = Layout::of(&mounts);
+        if layout.hierarchies.is_empty() {
+            return Err(Error::failed_precondition(
+                "cgroup",
+                "",
+                "no cgroup file system is mounted: mount cgroup2 at /sys/fs/cgroup",
+            ));
+        }
+        Ok(layout)
+    }
+
+    fn of(mounts: &[mountinfo::Info]) -> Layout {
+        let mut hierarchies: Vec<Hierarchy> = Vec::new();
+        for mount in mounts.iter().filter(|m| m.kind == "cgroup" || m.kind == "cgroup2") {
+            let unified = mount.kind == "cgroup2";
+            const FLAGS: &[&str] = &["rw", "ro", "xattr", "noprefix", "clone_children", "cpuset_v2_mode", "none"];
+            let mut controllers: Vec<String> = Vec::new();
+            if !unified {
+                let words = mount.super_options.split(',').filter(|w| !FLAGS.contains(w) && !w.contains("release_agent"));
+                controllers.extend(words.map(str::to_owned));
+            }
+            // The same hierarchy may be mounted twice.
+            if !hierarchies.iter().any(|h| h.unified == unified && h.controllers == controllers) {
+                hierarchies.push(Hierarchy { root: mount.point.clone(), controllers, unified });
+            }
+        }
+        hierarchies.sort_by_key(|h| h.unified);
+        Layout { hierarchies }
+    }
+
+    /// Whether any hierarchy is of v1.
+    pub fn has_v1(&self) -> bool {
+        self.hierarchies.iter().any(|h| !h.unified)
+    }
+}
+
+/// One group, held open in every hierarchy.
+#[derive(Debug)]
+pub struct Cgroup {
+    path: String,
+    parts: Vec<Part>,
+}
+
+#[derive(Debug)]
+struct Part {
+    hierarchy: Hierarchy,
+    dir: OwnedFd,
+}
+
+/// How long the kernel may take to let go of a group whose processes were killed.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+impl Cgroup {
+    /// Makes the group (and what lies above it) in every hierarchy. One that is there already is an error: its
+    /// processes and limits would be somebody else's.
+    pub fn create(layout: &Layout, path: &str) -> Result<Cgroup> {
+        check_path(path)?;
+        let mut group = Cgroup { path: path.to_owned(), parts: Vec::new() };
+        for hierarchy in &layout.hierarchies {
+            match create_in(hierarchy, path) {
+                Ok(dir) => group.parts.push(Part { hierarchy: hierarchy.clone(), dir }),
+                Err(e) => {
+                    // Only the parts made here: the rest may be in use.
+                    for part in &group.parts {
+                        let _ = std::fs::remove_dir(join(&part.hierarchy.root, path));
+                    }
+                    if e.kind() == io::ErrorKind::AlreadyExists {
+                        return Err(Error::already_exists("cgroup", path, "remove the container that it belongs to"));
+                    }
+                    return Err(Error::io("cgroup", path, format!("making it in {}", hierarchy.root.display()), &e));
+                }
+            }
+        }
+        Ok(group)
+    }
+
+    /// Opens a group in whichever hierarchies it exists.
+    pub fn open(layout: &Layout, path: &str) -> Result<Cgroup> {
+        check_path(path)?;
+        let mut parts = Vec::new();
+        for hierarchy in &layout.hierarchies {
+            match fd::open_dir(&join(&hierarchy.root, path)) {
+                Ok(dir) => parts.push(Part { hierarchy: hierarchy.clone(), dir }),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(Error::io("cgroup", path, "opening it", &e)),
+            }
+        }
+        if parts.is_empty() {
+            return Err(Error::not_found("cgroup", path, "there is no such group"));
+        }
+        Ok(Cgroup { path: path.to_owned(), parts })
+    }
+
+    /// The path below every hierarchy's root.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The directory in the v2 hierarchy, for `CLONE_INTO_CGROUP`.
+    pub fn unified(&self) -> Option<BorrowedFd<'_>> {
+        self.parts.iter().find(|p| p.hierarchy.unified).map(|p| p.dir.as_fd())
+    }
+
+    /// Every hierarchy with its directory.
+    pub fn parts(&self) -> impl Iterator<Item = (&Hierarchy, BorrowedFd<'_>)> {
+        self.parts.iter().map(|p| (&p.hierarchy, p.dir.as_fd()))
+    }
+
+    /// What the v2 hierarchy controls for this group.
+    pub fn controllers(&self) -> Result<Vec<String>> {
+        match self.unified() {
+            Some(dir) => Ok(self.read_at(dir, "cgroup.controllers")?.split_whitespace().map(str::to_owned).collect()),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// The directory of a v1 controller.
+    pub fn v1(&self, controller: &str) -> Option<BorrowedFd<'_>> {
+        let has = |p: &&Part| p.hierarchy.controllers.iter().any(|c| c == controller);
+        self.parts.iter().find(has).map(|p| p.dir.as_fd())
+    }
+
+    /// Moves a process into the v1 hierarchies. (Into the v2 one it was cloned, or see [`Cgroup::add`].)
+    pub fn add_v1(&self, pid: i32) -> Result<()> {
+        self.place(pid, |h| !h.unified)
+    }
+
+    /// Moves a process into every hierarchy.
+    pub fn add(&self, pid: i32) -> Result<()> {
+        self.place(pid, |_| true)
+    }
+
+    fn place(&self, pid: i32, which: impl Fn(&Hierarchy) -> bool) -> Result<()> {
+        let pid = pid.to_string();
+        self.parts
+            .iter()
+            .filter(|p| which(&p.hierarchy))
+            .try_for_each(|part| self.write_at(part.dir.as_fd(), "cgroup.procs", &pid))
+    }
+
+    /// Writes a file of the group's directory `dir`.
+    pub fn write_at(&self, dir: BorrowedFd<'_>, file: &str, value: &str) -> Result<()> {
+        let fail = |e: &io::Error| Error::io("cgroup", &self.path, format!("writing {value:?} to {file}"), e);
+        let fd = fd::open(dir, file.as_ref(), libc::O_WRONLY, 0, Scope::Beneath).map_err(|e| fail(&e))?;
+        File::from(fd).write_all(value.as_bytes()).map_err(|e| fail(&e))
+    }
+
+    /// Reads a file of the group's directory `dir`.
+    pub fn read_at(&self, dir: BorrowedFd<'_>, file: &str) -> Result<String> {
+        let mut text = String::new();
+        fd::open(dir, file.as_ref(), libc::O_RDONLY, 0, Scope::Beneath)
+            .and_then(|fd| File::from(fd).take(1 << 20).read_to_string(&mut text))
+            .map_err(|e| Error::io("cgroup", &self.path, format!("reading {file}"), &e))?;
+        Ok(text)
+    }
+
+    /// The value of a key in a flat-keyed file such as `memory.events`.
+    pub fn read_key(&self, dir: BorrowedFd<'_>, file: &str, key: &str) -> Result<Option<u64>> {
+        let text = self.read_at(dir, file)?;
+        let mut lines = text.lines().filter_map(|line| line.split_once(' '));
+        Ok(lines.find(|(k, _)| *k == key).and_then(|(_, v)| v.trim().parse().ok()))
+    }
+
+    /// How often the group ran out of memory and something in it was killed.
+    pub fn oom_kills(&self) -> Result<u64> {
+        let count = match (self.v1("memory"), self.unified()) {
+            (Some(dir), _) => self.read_key(dir, "memory.oom_control", "oom_kill")?,
+            (None, Some(dir)) => self.read_key(dir, "memory.events", "oom_kill")?,
+            (None, None) => None,
+        };
+        Ok(count.unwrap_or(0))
+    }
+
+    /// The pids of the group and of every group below it, in the caller's pid namespace.
+    pub fn pids(&self) -> Result<Vec<i32>> {
+        let mut pids = Vec::new();
+        // The same processes are in every hierarchy; the last is v2 if there is one.
+        if let Some(part) = self.parts.last() {
+            let root = join(&part.hierarchy.root, &self.path);
+            collect_pids(&root, 0, &mut pids)
+                .map_err(|e| Error::io("cgroup", &self.path, "reading its processes", &e))?;
+        }
+        pids.sort_unstable();
+        pids.dedup();
+        Ok(pids)
+    }
+
+    /// Kills every process, frozen or not. Returns at once; see [`Cgroup::wait_empty`].
+    pub fn kill(&self) -> Result<()> {
+        if let Some(dir) = self.unified() {
+            match self.write_at(dir, "cgroup.kill", "1") {
+                Ok(()) => {
+                    self.thaw_v1();
+                    return Ok(());
+                }
+                // cgroup.kill came with Linux 5.14.
+                Err(e) if e.code == cofferdam_types::Code::NotFound => {}
+                Err(e) => return Err(e),
+            }
+        }
+        // Frozen, the group can't fork away from the signals; each is delivered when it thaws.
+        let frozen = self.freeze();
+        for pid in self.pids()? {
+            // SAFETY: no memory is involved.
+            unsafe { libc::kill(pid, libc::SIGKILL) };
+        }
+        let thawed = self.thaw();
+        frozen.and(thawed)
+    }
+
+    /// v1 processes die only once they run again; a group that isn't frozen is none the worse.
+    fn thaw_v1(&self) {
+        if let Some(dir) = self.v1("freezer") {
+            let _ = self.write_at(dir, "freezer.state", "THAWED");
+        }
+    }
+
+    /// Stops every process; returns when all have stopped.
+    pub fn freeze(&self) -> Result<()> {
+        self.set_frozen(true)
+    }
+
+    /// Lets them go on.
+    pub fn thaw(&self) -> Result<()> {
+        self.set_frozen(false)
+    }
+
+    fn set_frozen(&self, on: bool) -> Result<()> {
+        let (dir, file, value, state, want) = match (self.unified(), self.v1("freezer")) {
+            (Some(dir), _) => {
+                let value = if on { "1" } else { "0" };
+                (dir, "cgroup.freeze", value, "cgroup.events", format!("frozen {value}"))
+            }
+            (None, Some(dir)) => {
+                let value = if on { "FROZEN" } else { "THAWED" };
+                (dir, "freezer.state", value, "freezer.state", value.to_owned())
+            }
+            (None, None) => return Err(Error::unimplemented("cgroup", &self.path, "this host has no freezer")),
+        };
+        let end = Instant::now() + PATIENCE;
+        loop {
+            // v1 needs the word repeated while processes fork.
+            self.write_at(dir, file, value)?;
+            if self.read_at(dir, state)?.lines().any(|line| line == want) {
+                return Ok(());
+            }
+            if Instant::now() > end {
+                let _ = self.write_at(dir, file, if file == "cgroup.freeze" { "0" } else { "THAWED" });
+                return Err(Error::deadline_exceeded("cgroup", &self.path, "its processes did not stop: it runs on"));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Removes the group and all below it; one that is gone already is no error. Its processes must be dead or dying.
+    pub fn remove(&self) -> Result<()> {
+        let end = Instant::now() + PATIENCE;
+        for part in &self.parts {
+            let dir = join(&part.hierarchy.root, &self.path);
+            loop {
+                match remove_tree(&dir, 0) {
+                    Ok(()) => break,
+                    // The last process is still on its way out.
+                    Err(e) if e.raw_os_error() == Some(libc::EBUSY) && Instant::now() < end => {
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                    Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
+                        return Err(Error::failed_precondition("cgroup", &self.path, "processes still run in it"));
+                    }
+                    Err(e) => return Err(Error::io("cgroup", &self.path, "removing it", &e)),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A path that stays below the root of its hierarchy and isn't the root itself.
+fn check_path(path: &str) -> Result<()> {
+    let good = path.starts_with('/')
+        && path.len() < 1024
+        && path[1..].split('/').all(|part| !matches!(part, "" | "." | "..") && !part.contains(['\0', '\n']));
+    good.then_some(()).ok_or_else(|| {
+        Error::invalid("cgroup", path.escape_default(), "is not a cgroup path: write it like /cofferdam/default/redis")
+    })
+}
+
+fn join(root: &Path, path: &str) -> PathBuf {
+    root.join(path.trim_start_matches('/'))
+}
+
+/// The directory, made; those above it are made as needed and stay.
+fn create_in(hierarchy: &Hierarchy, path: &str) -> io::Result<OwnedFd> {
+    let dir = join(&hierarchy.root, path);
+    match std::fs::create_dir(&dir) {
+        Ok(()) => {}
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let mut above = hierarchy.root.clone();
+            let parts: Vec<&str> = path[1..].split('/').collect();
+            enable_controllers(hierarchy, &above)?;
+            for part in &parts[..parts.len() - 1] {
+                above.push(part);
+                match std::fs::create_dir(&above) {
+                    Ok(()) => inherit_cpuset(hierarchy, &above, true)?,
+                    Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                    Err(e) => return Err(e),
+                }
+                enable_controllers(hierarchy, &above)?;
+            }
+            std::fs::create_dir(&dir)?;
+        }
+        Err(e) => return Err(e),
+    }
+    let opened = inherit_cpuset(hierarchy, &dir, false).and_then(|()| fd::open_dir(&dir));
+    opened.inspect_err(|_| {
+        let _ = std::fs::remove_dir(&dir);
+    })
+}
+
+/// v2: what the parent has is handed down. A controller that can't be (the root of a container, a threaded group) is
+/// left out; a limit that needs it then fails by name.
+fn enable_controllers(hierarchy: &Hierarchy, dir: &Path) -> io::Result<()> {
+    if !hierarchy.unified {
+        return Ok(());
+    }
+    let available = std::fs::read_to_string(dir.join("cgroup.controllers"))?;
+    for controller in available.split_whitespace() {
+        let _ = std::fs::write(dir.join("cgroup.subtree_control"), format!("+{controller}"));
+    }
+    Ok(())
+}
+
+/// v1: a new cpuset is empty, and no process can join it before it has processors and memory nodes. Groups that only
+/// hold others hand theirs down by themselves.
+fn inherit_cpuset(hierarchy: &Hierarchy, dir: &Path, hand_down: bool) -> io::Result<()> {
+    if !hierarchy.controllers.iter().any(|c| c == "cpuset") {
+        return Ok(());
+    }
+    let Some(above) = dir.parent() else { return Ok(()) };
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        if std::fs::read_to_string(dir.join(file))?.trim().is_empty() {
+            std::fs::write(dir.join(file), std::fs::read_to_string(above.join(file))?.trim())?;
+        }
+    }
+    if hand_down {
+        std::fs::write(dir.join("cgroup.clone_children"), "1")?;
+    }
+    Ok(())
+}
+
+/// Deeper than this a container may nest groups, but nothing of ours follows.
+const MAX_DEPTH: usize = 64;
+
+fn children(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            all.push(entry.path());
+        }
+    }
+    Ok(all)
+}
+
+fn collect_pids(dir: &Path, depth: usize, pids: &mut Vec<i32>) -> io::Result<()> {
+    let list = match std::fs::read_to_string(dir.join("cgroup.procs")) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ENODEV) => return Ok(()),
+        // A threaded group lists its processes in the domain above it only.
+        Err(e) if e.raw_os_error() == Some(libc::ENOTSUP) => String::new(),
+        other => other?,
+    };
+    pids.extend(list.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|pid| *pid > 0));
+    if depth < MAX_DEPTH {
+        for child in children(dir)? {
+            collect_pids(&child, depth + 1, pids)?;
+        }
+    }
+    Ok(())
+}
+
+/// Tries the plain case first: nearly no container makes groups of its own.
+fn remove_tree(dir: &Path, depth: usize) -> io::Result<()> {
+    match std::fs::remove_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) if e.raw_os_error() == Some(libc::EBUSY) && depth < MAX_DEPTH => {
+            let below = match children(dir) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+                other => other?,
+            };
+            if below.is_empty() {
+                return Err(e);
+            }
+            for child in below {
+                remove_tree(&child, depth + 1)?;
+            }
+            std::fs::remove_dir(dir)
+        }
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(test: &str) -> String {
+        format!("/cofferdam-test-{}-{test}", std::process::id())
+    }
+
+    fn sleeper() -> std::process::Child {
+        std::process::Command::new("sleep").arg("1000").spawn().unwrap()
+    }
+
+    #[test]
+    fn hybrid_v1_and_v2_are_told_apart() {
+        let line = |point: &str, kind: &str, options: &str| format!("40 31 0:37 / {point} rw - {kind} {kind} {options}\n");
+        let table = |lines: &[String]| Layout::of(&mountinfo::parse(lines.concat().as_bytes()).unwrap());
+        let v2 = line("/sys/fs/cgroup", "cgroup2", "rw,nsdelegate");
+        assert!(!table(&[v2]).has_v1());
+        let hybrid = table(&[
+            line("/sys/fs/cgroup/unified", "cgroup2", "rw"),
+            line("/sys/fs/cgroup/cpu,cpuacct", "cgroup", "rw,cpu,cpuacct"),
+            line("/sys/fs/cgroup/systemd", "cgroup", "rw,xattr,release_agent=/x,name=systemd"),
+            line("/elsewhere", "cgroup", "rw,cpu,cpuacct"),
+        ]);
+        let controllers: Vec<_> = hybrid.hierarchies.iter().map(|h| h.controllers.join(" ")).collect();
+        assert_eq!(controllers, ["cpu cpuacct", "name=systemd", ""]);
+        assert!(hybrid.has_v1() && hybrid.hierarchies[2].unified);
+    }
+
+    #[test]
+    fn bad_paths_are_refused() {
+        let layout = Layout::detect().unwrap();
+        for bad in ["", "/", "a", "/a/../b", "/a//b", "/a/", "/a\nb", "system.slice:coffer:x"] {
+            assert!(Cgroup::create(&layout, bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_group_is_made_joined_frozen_killed_and_removed() {
+        let layout = Layout::detect().unwrap();
+        let above = name("life");
+        let group = Cgroup::create(&layout, &format!("{above}/a")).unwrap();
+        let again = Cgroup::create(&layout, &format!("{above}/a")).unwrap_err();
+        assert_eq!(again.code, cofferdam_types::Code::AlreadyExists);
+        let mut child = sleeper();
+        let pid = child.id() as i32;
+        group.add(pid).unwrap();
+        assert_eq!(group.pids().unwrap(), [pid]);
+        let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+        assert!(groups.lines().all(|line| line.ends_with("/a")), "{groups}");
+        group.freeze().unwrap();
+        group.kill().unwrap();
+        child.wait().unwrap();
+        group.remove().unwrap();
+        group.remove().unwrap();
+        Cgroup::open(&layout, &above).unwrap().remove().unwrap();
+        for hierarchy in &layout.hierarchies {
+            assert!(!join(&hierarchy.root, &above).exists());
+        }
+    }
+
+    #[test]
+    fn without_v2_the_freezer_kills() {
+        let mut layout = Layout::detect().unwrap();
+        layout.hierarchies.retain(|h| h.controllers.iter().any(|c| c == "freezer"));
+        if layout.hierarchies.is_empty() {
+            return;
+        }
+        let group = Cgroup::create(&layout, &name("freezer")).unwrap();
+        let mut child = sleeper();
+        group.add(child.id() as i32).unwrap();
+        group.freeze().unwrap();
+        group.thaw().unwrap();
+        group.kill().unwrap();
+        child.wait().unwrap();
+        group.remove().unwrap();
+    }
+}

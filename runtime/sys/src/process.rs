@@ -1,0 +1,186 @@
+//! Processes: clone3, pidfds, namespaces, resource limits.
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+};
+
+use crate::check;
+
+/// linux/sched.h; the constant in libc is too narrow to hold it.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// What clone3(2) gives the parent.
+#[derive(Debug)]
+pub struct Child {
+    /// The child's pid in the caller's pid namespace.
+    pub pid: i32,
+    /// Refers to the child whatever happens to its pid.
+    pub pidfd: OwnedFd,
+}
+
+/// Clones the calling process as fork(2) would, with namespaces of `flags` made new and, on cgroup v2, right inside
+/// `cgroup`. The child (`None`) may only make raw system calls until it executes a program or exits.
+///
+/// # Safety
+/// Other threads don't exist in the child, but the locks that they held do: the child must not allocate, panic, print
+/// or return from the function that called this.
+pub unsafe fn clone3(flags: i32, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Option<Child>> {
+    // SAFETY: clone_args is plain numbers, for which zero is a value.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    let mut pidfd: RawFd = -1;
+    args.flags = flags as u32 as u64 | libc::CLONE_PIDFD as u64;
+    args.pidfd = &raw mut pidfd as u64;
+    args.exit_signal = libc::SIGCHLD as u64;
+    if let Some(cgroup) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = cgroup.as_raw_fd() as u64;
+    }
+    // SAFETY: without CLONE_VM this is a fork; the pointers are valid for the call.
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) })?;
+    if pid == 0 {
+        return Ok(None);
+    }
+    // SAFETY: the kernel stored a fresh descriptor there.
+    Ok(Some(Child { pid: pid as i32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } }))
+}
+
+/// A pidfd of a process that runs.
+pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: no memory is involved; a good result is a fresh descriptor.
+    unsafe { Ok(OwnedFd::from_raw_fd(check(libc::syscall(libc::SYS_pidfd_open, pid, 0))? as RawFd)) }
+}
+
+/// Sends a signal; `ESRCH` if the process is gone.
+pub fn pidfd_send_signal(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
+    let fd = pidfd.as_fd().as_raw_fd();
+    // SAFETY: a null siginfo is allowed.
+    check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, std::ptr::null::<u8>(), 0) }).map(drop)
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// With this status.
+    Code(i32),
+    /// By this signal.
+    Signal(i32),
+}
+
+impl Exit {
+    /// The status as shells and the OCI count it: a signal is 128 more than its number.
+    pub fn status(self) -> u32 {
+        match self {
+            Exit::Code(code) => code as u32 & 0xff,
+            Exit::Signal(signal) => 128 + signal as u32,
+        }
+    }
+}
+
+/// Reaps the child behind `pidfd`: waits for its end, or with `block` false says `None` while it runs.
+pub fn waitid(pidfd: impl AsFd, block: bool) -> io::Result<Option<Exit>> {
+    let flags = libc::WEXITED | if block { 0 } else { libc::WNOHANG };
+    loop {
+        // SAFETY: siginfo_t is plain numbers, for which zero is a value.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        let id = pidfd.as_fd().as_raw_fd() as libc::id_t;
+        // SAFETY: the pointer is valid for the call.
+        match check(unsafe { libc::waitid(libc::P_PIDFD, id, &mut info, flags) }.into()) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+            Ok(_) => {
+                // SAFETY: waitid filled the SIGCHLD variant in, or left it zero.
+                let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+                return Ok(match (pid, info.si_code) {
+                    (0, _) => None,
+                    (_, libc::CLD_EXITED) => Some(Exit::Code(status)),
+                    _ => Some(Exit::Signal(status)),
+                });
+            }
+        }
+    }
+}
+
+/// Moves the caller (for `CLONE_NEWPID`: its future children) into the namespaces of `flags` that `fd` stands for: a
+/// namespace file, or a pidfd for those of its process.
+pub fn setns(fd: impl AsFd, flags: i32) -> io::Result<()> {
+    // SAFETY: no memory is involved.
+    check(unsafe { libc::setns(fd.as_fd().as_raw_fd(), flags) }.into()).map(drop)
+}
+
+/// Closes every descriptor from `first` to `last`.
+pub fn close_range(first: u32, last: u32) -> io::Result<()> {
+    // SAFETY: no memory is involved; whose descriptors these are is the caller's business.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }).map(drop)
+}
+
+/// Whether orphans below this process become its children, so that it may reap them.
+pub fn set_child_subreaper(on: bool) -> io::Result<()> {
+    // SAFETY: no memory is involved.
+    check(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, libc::c_ulong::from(on), 0, 0, 0) }.into()).map(drop)
+}
+
+/// The number of an `RLIMIT_…` name.
+pub fn rlimit(name: &str) -> Option<u32> {
+    Some(match name {
+        "RLIMIT_CPU" => libc::RLIMIT_CPU,
+        "RLIMIT_FSIZE" => libc::RLIMIT_FSIZE,
+        "RLIMIT_DATA" => libc::RLIMIT_DATA,
+        "RLIMIT_STACK" => libc::RLIMIT_STACK,
+        "RLIMIT_CORE" => libc::RLIMIT_CORE,
+        "RLIMIT_RSS" => libc::RLIMIT_RSS,
+        "RLIMIT_NPROC" => libc::RLIMIT_NPROC,
+        "RLIMIT_NOFILE" => libc::RLIMIT_NOFILE,
+        "RLIMIT_MEMLOCK" => libc::RLIMIT_MEMLOCK,
+        "RLIMIT_AS" => libc::RLIMIT_AS,
+        "RLIMIT_LOCKS" => libc::RLIMIT_LOCKS,
+        "RLIMIT_SIGPENDING" => libc::RLIMIT_SIGPENDING,
+        "RLIMIT_MSGQUEUE" => libc::RLIMIT_MSGQUEUE,
+        "RLIMIT_NICE" => libc::RLIMIT_NICE,
+        "RLIMIT_RTPRIO" => libc::RLIMIT_RTPRIO,
+        "RLIMIT_RTTIME" => libc::RLIMIT_RTTIME,
+        _ => return None,
+    })
+}
+
+/// The capability set that this process may use and give away, as bits.
+pub fn permitted_capabilities() -> io::Result<u64> {
+    let status = std::fs::read_to_string("/proc/thread-self/status")?;
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapPrm:"))
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .ok_or_else(|| io::Error::other("no CapPrm line in /proc/thread-self/status"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clone_is_signalled_and_reaped_through_its_pidfd() {
+        for (signal, exit) in [(libc::SIGKILL, Exit::Signal(9)), (libc::SIGTERM, Exit::Signal(15))] {
+            // SAFETY: the child only pauses.
+            let Some(child) = (unsafe { clone3(libc::CLONE_NEWPID, None) }).unwrap() else {
+                loop {
+                    unsafe {
+                        libc::signal(libc::SIGTERM, libc::SIG_DFL);
+                        libc::kill(libc::getpid(), libc::SIGSTOP);
+                        libc::pause();
+                    }
+                }
+            };
+            assert_eq!(waitid(&child.pidfd, false).unwrap(), None);
+            // The first process of a pid namespace is immune to SIGTERM from inside only.
+            pidfd_send_signal(&child.pidfd, signal).unwrap();
+            if signal == libc::SIGTERM {
+                pidfd_send_signal(&child.pidfd, libc::SIGKILL).unwrap();
+                assert!(matches!(waitid(&child.pidfd, true).unwrap(), Some(Exit::Signal(_))));
+            } else {
+                assert_eq!(waitid(&child.pidfd, true).unwrap(), Some(exit));
+            }
+            assert_eq!(pidfd_send_signal(&child.pidfd, 9).unwrap_err().raw_os_error(), Some(libc::ESRCH));
+        }
+        assert_eq!((Exit::Signal(9).status(), Exit::Code(3).status()), (137, 3));
+    }
+}
