@@ -1,0 +1,122 @@
+//! The word that ends a job: seen by loops, by waits and by blocked sockets alike.
+
+use std::{
+    fmt,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use cofferdam_types::{Error, Result};
+
+type Hook = Box<dyn FnOnce() + Send>;
+
+/// Said once, heard everywhere. Clones are the same word.
+#[derive(Clone, Default)]
+pub struct Cancel(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    said: AtomicBool,
+    hooks: Mutex<Vec<Hook>>,
+    woken: Condvar,
+}
+
+impl Cancel {
+    /// Not said yet.
+    pub fn new() -> Cancel {
+        Cancel::default()
+    }
+
+    /// Says it: waits end, hooks run.
+    pub fn cancel(&self) {
+        self.0.said.store(true, Ordering::Release);
+        let hooks = std::mem::take(&mut *self.hooks());
+        self.0.woken.notify_all();
+        for hook in hooks {
+            hook();
+        }
+    }
+
+    /// The flag itself, for code that polls one.
+    pub fn flag(&self) -> &AtomicBool {
+        &self.0.said
+    }
+
+    /// Fails once it has been said.
+    pub fn check(&self) -> Result<()> {
+        match self.0.said.load(Ordering::Acquire) {
+            false => Ok(()),
+            true => Err(Error::cancelled("job", "", "was cancelled")),
+        }
+    }
+
+    /// Runs `hook` when it is said; at once if it has been.
+    pub fn on_cancel(&self, hook: impl FnOnce() + Send + 'static) {
+        let mut hooks = self.hooks();
+        if !self.0.said.load(Ordering::Acquire) {
+            hooks.push(Box::new(hook));
+            return;
+        }
+        drop(hooks);
+        hook();
+    }
+
+    /// Waits for `time`, or fails as soon as it is said.
+    pub fn wait(&self, time: Duration) -> Result<()> {
+        let until = Instant::now() + time;
+        let mut hooks = self.hooks();
+        loop {
+            self.check()?;
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            hooks = self.0.woken.wait_timeout(hooks, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn hooks(&self) -> MutexGuard<'_, Vec<Hook>> {
+        self.0.hooks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Cancel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Cancel({})", self.0.said.load(Ordering::Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_ends_when_it_is_said() {
+        let cancel = Cancel::new();
+        let other = cancel.clone();
+        let waiter = std::thread::spawn(move || other.wait(Duration::from_secs(3600)));
+        cancel.cancel();
+        assert_eq!(waiter.join().unwrap().unwrap_err().code, cofferdam_types::Code::Cancelled);
+        assert!(cancel.check().is_err());
+    }
+
+    #[test]
+    fn hooks_run_once_early_or_late() {
+        let cancel = Cancel::new();
+        let count = Arc::new(Mutex::new(0));
+        let hook = || {
+            let count = count.clone();
+            move || *count.lock().unwrap() += 1
+        };
+        cancel.on_cancel(hook());
+        assert_eq!(*count.lock().unwrap(), 0);
+        cancel.cancel();
+        cancel.cancel();
+        assert_eq!(*count.lock().unwrap(), 1);
+        cancel.on_cancel(hook());
+        assert_eq!(*count.lock().unwrap(), 2);
+    }
+}

@@ -1,0 +1,234 @@
+//! The bytes of one blob, over as many connections as it takes.
+
+use std::{
+    io::{self, Read},
+    time::{Duration, Instant},
+};
+
+use cofferdam_types::{Code, Descriptor, Error, Result};
+use ureq::{
+    BodyReader,
+    http::{HeaderMap, Uri},
+};
+
+use super::{Ask, Repository};
+
+/// Progress that makes up for the failures before it.
+const PROGRESS: u64 = 1 << 20;
+/// Foreign URLs of a descriptor that are tried.
+const MAX_URLS: usize = 4;
+
+/// A blob from an offset to its end. Its errors carry a [`cofferdam_types::Error`] (see [`crate::from_io`]).
+pub struct BlobStream<'a> {
+    repository: &'a Repository,
+    descriptor: Descriptor,
+    body: Option<BodyReader<'static>>,
+    offset: u64,
+    failures: u32,
+    /// Where the present count of failures began.
+    since: u64,
+    pace: Pace,
+}
+
+impl<'a> BlobStream<'a> {
+    pub(super) fn open(repository: &'a Repository, descriptor: &Descriptor, offset: u64) -> Result<BlobStream<'a>> {
+        if offset > descriptor.size {
+            return Err(Error::out_of_range("blob", &descriptor.digest, "begins behind its end"));
+        }
+        let limits = &repository.http.limits;
+        let mut stream = BlobStream {
+            repository,
+            descriptor: descriptor.clone(),
+            body: None,
+            offset,
+            failures: 0,
+            since: offset,
+            pace: Pace { window: limits.pace, least: limits.pace_bytes, spent: Duration::ZERO, bytes: 0 },
+        };
+        if offset < descriptor.size {
+            stream.connect_again()?;
+        }
+        Ok(stream)
+    }
+
+    /// Connects, and where that fails in a way that may pass, again after a while.
+    fn connect_again(&mut self) -> Result<()> {
+        loop {
+            match self.connect() {
+                Ok(body) => {
+                    self.body = Some(body);
+                    return Ok(());
+                }
+                Err(error) => self.failed(error)?,
+            }
+        }
+    }
+
+    /// Counts a failure: an error if it is one too many or will not pass.
+    fn failed(&mut self, error: Error) -> Result<()> {
+        self.body = None;
+        // A cancelled job closes its sockets: what the socket says then is not the reason.
+        self.repository.cancel.check()?;
+        if error.code != Code::Unavailable {
+            return Err(error);
+        }
+        if self.offset - self.since >= PROGRESS {
+            self.failures = 0;
+        }
+        self.since = self.offset;
+        self.failures += 1;
+        let limits = &self.repository.http.limits;
+        if self.failures >= limits.attempts {
+            let (done, size) = (self.offset, self.descriptor.size);
+            return Err(error.context(format!("{} stopped at byte {done} of {size}", self.descriptor.digest)));
+        }
+        tracing::debug!(digest = %self.descriptor.digest, offset = self.offset, %error, "blob stopped half-way: resuming");
+        let pause = limits.backoff * 2u32.saturating_pow(self.failures - 1);
+        self.repository.cancel.wait(pause)
+    }
+
+    /// One connection that stands at `self.offset`.
+    fn connect(&mut self) -> Result<BodyReader<'static>> {
+        let http = &self.repository.http;
+        let first = self.request(http.uri("blobs", &self.descriptor.digest.to_string())?, true);
+        let Err(error) = first else { return first };
+        if error.code != Code::NotFound {
+            return Err(error);
+        }
+        for url in self.descriptor.urls.iter().take(MAX_URLS) {
+            // A foreign host gets the request and nothing else of ours (D1).
+            if let Ok(uri) = url.parse::<Uri>()
+                && let Ok(body) = self.request(uri, false)
+            {
+                return Ok(body);
+            }
+        }
+        Err(error)
+    }
+
+    fn request(&self, uri: Uri, ours: bool) -> Result<BodyReader<'static>> {
+        let http = &self.repository.http;
+        let range = (self.offset > 0).then_some(self.offset);
+        let response = http.send(&Ask { head: false, uri, accept: None, range, ours, body_within: None })?;
+        let bad = |what: String| http.error(Error::data_loss, format!("{what} for {}", self.descriptor.digest));
+        let (size, left) = (self.descriptor.size, self.descriptor.size - self.offset);
+        let skip = match response.status().as_u16() {
+            // The whole thing, though a part was asked for: what is here already is read past.
+            200 => self.offset,
+            206 if range.is_some() => {
+                let wanted = (self.offset, size - 1, size);
+                if content_range(response.headers()) != Some(wanted) {
+                    return Err(bad("sent another range than the one asked".into()));
+                }
+                0
+            }
+            206 => return Err(bad("sent a part when asked for the whole".into())),
+            416 => return Err(bad(format!("has less than the {size} bytes that the manifest says"))),
+            _ => return Err(http.unexpected("blob", response)),
+        };
+        let length = response.headers().get("content-length").and_then(|l| l.to_str().ok()?.parse::<u64>().ok());
+        if let Some(length) = length
+            && length != left + skip
+        {
+            return Err(bad(format!("announced {length} bytes where the manifest says {}", left + skip)));
+        }
+        let mut body = response.into_body().into_reader();
+        if skip > 0 {
+            let read = io::copy(&mut (&mut body).take(skip), &mut io::sink());
+            let read = read.map_err(|e| self.broken(e))?;
+            if read < skip {
+                return Err(http.error(Error::unavailable, "stopped before the part that was asked for"));
+            }
+        }
+        Ok(body)
+    }
+
+    fn broken(&self, error: io::Error) -> Error {
+        let http = &self.repository.http;
+        match error.downcast::<ureq::Error>() {
+            Ok(error) => http.transport(&error),
+            Err(error) => http.error(Error::unavailable, format!("hung up half-way ({})", error.kind())),
+        }
+    }
+
+    fn read_some(&mut self, buffer: &mut [u8]) -> Result<usize> {
+        loop {
+            let left = self.descriptor.size - self.offset;
+            if left == 0 {
+                return Ok(0);
+            }
+            if self.body.is_none() {
+                self.connect_again()?;
+            }
+            let Some(body) = &mut self.body else { continue };
+            let want = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            let before = Instant::now();
+            let read = body.read(&mut buffer[..want]);
+            let error = match read {
+                Ok(0) => self.repository.http.error(Error::unavailable, "hung up half-way"),
+                Ok(n) => {
+                    self.offset += n as u64;
+                    if self.offset == self.descriptor.size {
+                        self.finish()?;
+                    } else if self.pace.too_slow(before.elapsed(), n as u64) {
+                        let error = self.repository.http.error(Error::unavailable, "sends too slowly to be alive");
+                        self.failed(error)?;
+                    }
+                    return Ok(n);
+                }
+                Err(error) => self.broken(error),
+            };
+            self.failed(error)?;
+        }
+    }
+
+    /// At the end there must be nothing more: a longer blob is another blob.
+    fn finish(&mut self) -> Result<()> {
+        let mut more = [0];
+        match self.body.take().map(|mut body| body.read(&mut more)) {
+            Some(Ok(1..)) => Err(self.repository.http.error(
+                Error::data_loss,
+                format!("sent more than the {} bytes of {}", self.descriptor.size, self.descriptor.digest),
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Read for BlobStream<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        self.read_some(buffer).map_err(io::Error::other)
+    }
+}
+
+/// How fast the bytes come, counting only the time spent waiting for them.
+struct Pace {
+    window: Duration,
+    least: u64,
+    spent: Duration,
+    bytes: u64,
+}
+
+impl Pace {
+    fn too_slow(&mut self, spent: Duration, bytes: u64) -> bool {
+        self.spent += spent;
+        self.bytes += bytes;
+        if self.spent < self.window {
+            return false;
+        }
+        let slow = self.bytes < self.least;
+        (self.spent, self.bytes) = (Duration::ZERO, 0);
+        slow
+    }
+}
+
+/// `Content-Range: bytes first-last/size`; a size of `*` is no answer to compare with.
+fn content_range(headers: &HeaderMap) -> Option<(u64, u64, u64)> {
+    let text = headers.get("content-range")?.to_str().ok()?.strip_prefix("bytes ")?;
+    let (range, size) = text.split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    Some((first.parse().ok()?, last.parse().ok()?, size.parse().ok()?))
+}

@@ -1,0 +1,279 @@
+//! A client for registries (OCI distribution specification), as far as pulling needs it.
+//!
+//! Blocking by design: it runs on the threads of a job, and a [`Cancel`] closes its sockets. Everything that a
+//! registry says is checked: sizes and digests against the descriptor that asked, media types against the document,
+//! addresses against what may be spoken to.
+
+mod auth;
+mod blob;
+mod guard;
+mod http;
+#[cfg(test)]
+mod tests;
+
+use std::{io::Read, time::Duration};
+
+use cofferdam_types::{Algorithm, Descriptor, Digest, Error, Result, media};
+use serde::Deserialize;
+use ureq::{Body, http::Response};
+
+pub use auth::Credentials;
+pub use blob::BlobStream;
+use http::{Ask, Http};
+
+use crate::{Cancel, Reference, Target};
+
+/// The largest manifest or index that is read (M4 of the negative tests).
+pub const MAX_MANIFEST: u64 = 4 << 20;
+
+const ACCEPT_MANIFEST: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
+     application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
+
+/// How long a registry may take, and how often it may fail.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// For the name lookup, and for the connection with its TLS handshake.
+    pub connect: Duration,
+    /// From the request to the end of the answer's header, and for a whole manifest or token.
+    pub header: Duration,
+    /// Without a single byte of a blob.
+    pub idle: Duration,
+    /// A blob that brings less than `pace_bytes` within this long is stalled (D5 of the negative tests).
+    pub pace: Duration,
+    /// See `pace`.
+    pub pace_bytes: u64,
+    /// Connections that stop half-way, one after another without much progress, before a blob is given up.
+    pub attempts: u32,
+    /// Before the second attempt; doubles with each.
+    pub backoff: Duration,
+    /// Kept connections, and blobs fetched at once.
+    pub connections: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            connect: Duration::from_secs(15),
+            header: Duration::from_secs(30),
+            idle: Duration::from_secs(30),
+            pace: Duration::from_secs(60),
+            pace_bytes: 64 << 10,
+            attempts: 5,
+            backoff: Duration::from_millis(200),
+            connections: 4,
+        }
+    }
+}
+
+/// How to speak to a registry.
+#[derive(Clone, Debug, Default)]
+pub struct Endpoint {
+    /// http instead of https. Without it, a host that is this machine is still spoken to in plain http unless `ca`
+    /// says that it has a certificate.
+    pub plain_http: bool,
+    /// Certificates in PEM form to trust beside the system's.
+    pub ca: Option<Vec<u8>>,
+    /// Who pulls; anonymous without.
+    pub credentials: Option<Credentials>,
+    /// Hosts other than the registry's whose token service may be given the credentials.
+    pub trusted_realms: Vec<String>,
+    /// Time and failure limits.
+    pub limits: Limits,
+}
+
+/// What a name stands for at the registry.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    /// The manifest or index.
+    pub descriptor: Descriptor,
+    /// Its bytes, where finding out brought them along.
+    pub body: Option<Vec<u8>>,
+}
+
+/// One repository of one registry, for one job.
+pub struct Repository {
+    http: Http,
+    cancel: Cancel,
+}
+
+impl Repository {
+    /// Opens nothing yet: the first request connects.
+    pub fn new(reference: &Reference, endpoint: &Endpoint, cancel: &Cancel) -> Result<Repository> {
+        Ok(Repository { http: Http::new(reference, endpoint, cancel)?, cancel: cancel.clone() })
+    }
+
+    /// Finds out what `target` is. A HEAD request does where the registry answers it in full: it costs no quota and
+    /// saves the body where the content is here already.
+    pub fn resolve(&self, target: &Target) -> Result<Resolved> {
+        let uri = self.http.uri("manifests", &target.to_string())?;
+        let ask = |head| Ask {
+            head,
+            uri: uri.clone(),
+            accept: Some(ACCEPT_MANIFEST),
+            range: None,
+            ours: true,
+            body_within: Some(self.http.limits.header),
+        };
+        let response = self.again(|| self.http.send(&ask(true)))?;
+        match response.status().as_u16() {
+            200 => {
+                if let Some(descriptor) = self.described(target, &response)? {
+                    return Ok(Resolved { descriptor, body: None });
+                }
+            }
+            // HEAD carries no explanation, and some refuse HEAD alone: the GET says what is the matter.
+            _ => {}
+        }
+        let response = self.again(|| self.http.send(&ask(false)))?;
+        if response.status() != 200 {
+            return Err(self.http.unexpected("manifest", response));
+        }
+        let said = media_type(&response);
+        let body = self.bounded(response, MAX_MANIFEST)?;
+        let media_type = self.agreed(said.as_deref(), &body)?;
+        let digest = match target {
+            Target::Digest(digest) => digest.clone(),
+            Target::Tag(_) => Digest::of(Algorithm::Sha256, &body),
+        };
+        let descriptor = Descriptor::new(media_type, digest, body.len() as u64);
+        self.verify(&descriptor, &body)?;
+        Ok(Resolved { descriptor, body: Some(body) })
+    }
+
+    /// The descriptor that a HEAD answer makes, if it is complete.
+    fn described(&self, target: &Target, response: &Response<Body>) -> Result<Option<Descriptor>> {
+        let header = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok());
+        let digest = match (target, header("docker-content-digest")) {
+            (Target::Digest(digest), _) => digest.clone(),
+            (Target::Tag(_), None) => return Ok(None),
+            (Target::Tag(_), Some(text)) => text
+                .parse()
+                .map_err(|e: Error| self.http.error(Error::data_loss, format!("sent a bad content digest: {e}")))?,
+        };
+        let size = header("content-length").and_then(|l| l.parse::<u64>().ok()).filter(|l| *l > 0);
+        let (Some(size), Some(media_type)) = (size, media_type(response)) else { return Ok(None) };
+        if !matches!(media::kind(&media_type), media::Kind::Manifest | media::Kind::Index) {
+            return Ok(None);
+        }
+        if size > MAX_MANIFEST {
+            return Err(self.too_big(MAX_MANIFEST));
+        }
+        Ok(Some(Descriptor::new(media_type, digest, size)))
+    }
+
+    /// The bytes of a manifest or index, verified against its descriptor.
+    pub fn manifest(&self, descriptor: &Descriptor) -> Result<Vec<u8>> {
+        if descriptor.size > MAX_MANIFEST {
+            return Err(self.too_big(MAX_MANIFEST));
+        }
+        let ask = Ask {
+            head: false,
+            uri: self.http.uri("manifests", &descriptor.digest.to_string())?,
+            accept: Some(ACCEPT_MANIFEST),
+            range: None,
+            ours: true,
+            body_within: Some(self.http.limits.header),
+        };
+        let response = self.again(|| self.http.send(&ask))?;
+        if response.status() != 200 {
+            return Err(self.http.unexpected("manifest", response));
+        }
+        let said = media_type(&response);
+        let body = self.bounded(response, descriptor.size)?;
+        self.verify(descriptor, &body)?;
+        let found = self.agreed(said.as_deref(), &body)?;
+        if found != descriptor.media_type {
+            let message = format!("sent {found} for {}, whose descriptor says {}", descriptor.digest, descriptor.media_type);
+            return Err(self.http.error(Error::data_loss, message));
+        }
+        Ok(body)
+    }
+
+    /// A stream of a blob from `offset` on. It is exactly as long as the descriptor says, resumes by itself where a
+    /// connection stops half-way, and does not verify the digest: whoever stores the bytes hashes them anyway.
+    pub fn blob(&self, descriptor: &Descriptor, offset: u64) -> Result<BlobStream<'_>> {
+        BlobStream::open(self, descriptor, offset)
+    }
+
+    /// Tries again what a busy registry (429, 503) or a stale kept connection spoiled, a bounded number of times.
+    fn again(&self, send: impl Fn() -> Result<Response<Body>>) -> Result<Response<Body>> {
+        const TRIES: u32 = 3;
+        let mut pause = self.http.limits.backoff;
+        for _ in 1..TRIES {
+            let response = send()?;
+            if !matches!(response.status().as_u16(), 429 | 502 | 503 | 504) {
+                return Ok(response);
+            }
+            let asked = response.headers().get("retry-after").and_then(|v| v.to_str().ok()?.parse().ok());
+            let asked = asked.map_or(pause, Duration::from_secs);
+            if asked > self.http.limits.header {
+                return Ok(response);
+            }
+            self.cancel.wait(asked)?;
+            pause *= 2;
+        }
+        send()
+    }
+
+    fn bounded(&self, mut response: Response<Body>, limit: u64) -> Result<Vec<u8>> {
+        let mut body = Vec::new();
+        let read = response.body_mut().as_reader().take(limit + 1).read_to_end(&mut body);
+        read.map_err(|e| match e.downcast::<ureq::Error>() {
+            Ok(e) => self.http.transport(&e),
+            Err(e) => self.http.error(Error::unavailable, format!("stopped in the middle of a manifest ({})", e.kind())),
+        })?;
+        match body.len() as u64 > limit {
+            true => Err(self.too_big(limit)),
+            false => Ok(body),
+        }
+    }
+
+    fn too_big(&self, limit: u64) -> Error {
+        self.http.error(Error::data_loss, format!("sent a manifest larger than the {limit} bytes that it may have"))
+    }
+
+    fn verify(&self, descriptor: &Descriptor, body: &[u8]) -> Result<()> {
+        let (want, size) = (&descriptor.digest, body.len() as u64);
+        if size != descriptor.size {
+            let message = format!("sent {size} bytes for {want}, which has {}", descriptor.size);
+            return Err(self.http.error(Error::data_loss, message));
+        }
+        let found = Digest::of(want.algorithm(), body);
+        match found == *want {
+            true => Ok(()),
+            false => Err(self.http.error(Error::data_loss, format!("sent bytes of digest {found} for {want}"))),
+        }
+    }
+
+    /// The media type on which header and document agree (M2 of the negative tests): were they to differ, two
+    /// readers of the same bytes could see two images.
+    fn agreed(&self, header: Option<&str>, body: &[u8]) -> Result<String> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Typed {
+            media_type: Option<String>,
+        }
+        let known = |t: &&str| matches!(media::kind(t), media::Kind::Manifest | media::Kind::Index);
+        let inside = serde_json::from_slice::<Typed>(body)
+            .map_err(|_| self.http.error(Error::data_loss, "sent a manifest that is not JSON"))?
+            .media_type;
+        let header = header.filter(|h| !matches!(*h, "application/json" | "application/octet-stream" | "text/plain"));
+        match (header, inside.as_deref()) {
+            (Some(header), Some(inside)) if header != inside => Err(self.http.error(
+                Error::data_loss,
+                format!("sent a manifest as {header:?} that calls itself {inside:?}"),
+            )),
+            (Some(one), _) | (None, Some(one)) if known(&one) => Ok(one.to_owned()),
+            (Some(one), _) | (None, Some(one)) => Err(self.http.error(
+                Error::unimplemented,
+                format!("has {one:?} under this name, which is no image manifest that can be pulled"),
+            )),
+            (None, None) => Err(self.http.error(Error::data_loss, "sent a manifest that does not say what it is")),
+        }
+    }
+}
+
+fn media_type(response: &Response<Body>) -> Option<String> {
+    let value = response.headers().get("content-type")?.to_str().ok()?;
+    Some(value.split(';').next().unwrap_or(value).trim().to_ascii_lowercase())
+}
