@@ -1,1 +1,3 @@
-//! Names, manifests, platforms, and the unpacked state of images.
+//! wip
+mod document;
+mod json;

@@ -1,1 +1,6 @@
-//! The drivers' directories: layers, writable roots, views.
+//! wip
+mod area;
+mod copy;
+mod drivers;
+mod trash;
+mod walk;

@@ -1,0 +1,363 @@
+//! One driver's directory on disk: `<id>/fs`, the tree, and `<id>/work` beside a writable one.
+//!
+//! A directory counts only once a record names its id; until then it is garbage that the next start sweeps. That is why
+//! nothing here is ever renamed into place: before the commit nobody knows the name.
+//!
+//! Making the directory of a container costs nothing on its way: a few are made ahead. It isn't synced either. The
+//! record is what was acknowledged, and after a power cut [`Area::sweep`] makes a missing directory again, empty: what
+//! a container writes is never acknowledged by us before its snapshot is committed, which syncs.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ffi::CString,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use cofferdam_types::{Error, Mount, Result};
+use nix::{
+    errno::Errno,
+    sys::stat::{FchmodatFlags, Mode, fchmodat, mkdirat},
+    unistd::syncfs,
+};
+
+use crate::{
+    copy::inherit,
+    drivers::{Access, Driver, Trees},
+    trash::{Trash, open_path},
+    walk::{Usage, names, open_dir, usage},
+};
+
+/// How many directories are made ahead.
+const STOCK: usize = 4;
+
+/// What a record says about its directory.
+#[derive(Clone, Copy, Debug)]
+pub struct Known {
+    /// It must hold content that was synced before the record was committed: missing, it is lost.
+    pub committed: bool,
+    /// The nearest ancestor's directory.
+    pub parent: Option<u64>,
+}
+
+/// A driver and its directory.
+pub struct Area {
+    driver: Box<dyn Driver>,
+    path: String,
+    dir: OwnedFd,
+    trash: Trash,
+    next: AtomicU64,
+    /// Ids in somebody's hands, between their making and their commit.
+    live: Mutex<BTreeSet<u64>>,
+    stock: Mutex<Vec<u64>>,
+}
+
+impl Area {
+    /// Opens (and makes) `<root>/snapshots/<driver>`. Ids below `next` are never given out.
+    pub fn open(root: &Path, driver: Box<dyn Driver>, trash: Trash, next: u64) -> Result<Area> {
+        let path = root.join("snapshots").join(driver.name());
+        let dir = private_dir(&path)?;
+        let path = path.into_os_string().into_string().ok().filter(|p| !p.contains([':', ',', '\\', '"']));
+        // These split a list of overlay options; escaping them is up to every tool that mounts, so it fails somewhere.
+        let path = path.ok_or_else(|| {
+            Error::invalid("root", root.display(), "must be UTF-8 without ':', ',', '\\' or '\"': use another directory")
+        })?;
+        let taken = numbers(dir.as_fd())?.into_iter().max().map_or(1, |id| id + 1);
+        Ok(Area {
+            driver,
+            path,
+            dir,
+            trash,
+            next: AtomicU64::new(next.max(taken)),
+            live: Mutex::default(),
+            stock: Mutex::default(),
+        })
+    }
+
+    /// The driver.
+    pub fn driver(&self) -> &dyn Driver {
+        &*self.driver
+    }
+
+    /// The mounts of a snapshot; `own` is `None` for a view with a parent.
+    pub fn mounts(&self, access: Access, own: Option<u64>, parents: &[u64]) -> Vec<Mount> {
+        self.driver.mounts(access, Trees { base: &self.path, own, parents })
+    }
+
+    /// Makes a directory with an empty tree. Dropped unkept, it goes to the trash.
+    pub fn make(self: &Arc<Area>, scratch: bool) -> Result<Held> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        lock(&self.live).insert(id);
+        let held = Held { area: self.clone(), id, kept: false };
+        self.make_at(id, scratch)?;
+        Ok(held)
+    }
+
+    /// Like [`Area::make`] with a `work` directory, out of the stock where there is one; says whether the stock wants
+    /// to be filled.
+    pub fn take(self: &Arc<Area>) -> Result<(Held, bool)> {
+        let (id, low) = {
+            let mut stock = lock(&self.stock);
+            (stock.pop(), stock.len() < STOCK / 2)
+        };
+        // Those in stock are in `live` from their making.
+        match id {
+            Some(id) => Ok((Held { area: self.clone(), id, kept: false }, low)),
+            None => Ok((self.make(self.driver.scratch())?, true)),
+        }
+    }
+
+    /// Fills the stock.
+    pub fn refill(self: &Arc<Area>) -> Result<()> {
+        while lock(&self.stock).len() < STOCK {
+            let held = self.make(self.driver.scratch())?;
+            lock(&self.stock).push(held.forget());
+        }
+        Ok(())
+    }
+
+    fn make_at(&self, id: u64, scratch: bool) -> Result<()> {
+        let made = |result| match result {
+            Err(Errno::EEXIST) => Ok(()),
+            other => other,
+        };
+        let make = || -> Result<(), Errno> {
+            made(mkdirat(&self.dir, name(id).as_c_str(), Mode::S_IRWXU))?;
+            let own = open_dir(self.dir.as_fd(), &name(id))?;
+            made(mkdirat(&own, "fs", Mode::S_IRWXU))?;
+            // mkdir(2) takes the umask off, and a root that is closed to all but root breaks most images.
+            fchmodat(&own, "fs", Mode::from_bits_truncate(0o755), FchmodatFlags::NoFollowSymlink)?;
+            if scratch {
+                made(mkdirat(&own, "work", Mode::from_bits_truncate(0o711)))?;
+            }
+            Ok(())
+        };
+        make().map_err(|e| Error::io("snapshot", id, "make a directory for a snapshot", &e.into()))
+    }
+
+    /// Opens a tree.
+    pub fn tree(&self, id: u64) -> Result<OwnedFd> {
+        open_dir(self.dir.as_fd(), &name(id))
+            .and_then(|own| open_dir(own.as_fd(), c"fs"))
+            .map_err(|e| Error::io("snapshot", id, "open the tree of a snapshot", &e.into()))
+    }
+
+    /// Gives the empty tree of `id` what it shows of its parent: content where the driver copies, else the attributes
+    /// of the root.
+    pub fn populate(&self, id: u64, parent: u64) -> Result<()> {
+        let (tree, parent) = (self.tree(id)?, self.tree(parent)?);
+        self.driver.populate(tree.as_fd(), parent.as_fd())?;
+        inherit(parent.as_fd(), tree.as_fd())
+            .map_err(|e| Error::io("snapshot", id, "set owner and mode of the root", &e.into()))
+    }
+
+    /// The space that a tree takes now.
+    pub fn usage(&self, id: u64) -> Result<Usage> {
+        usage(self.tree(id)?.as_fd()).map_err(|e| match e {
+            Errno::ESTALE => {
+                Error::unavailable("snapshot", id, "changed while its size was taken: try again when it is quiet")
+            }
+            e => Error::io("snapshot", id, "take the size of a tree", &e.into()),
+        })
+    }
+
+    /// Makes everything in this filesystem durable, directory entries included.
+    pub fn sync(&self) -> Result<()> {
+        syncfs(&self.dir).map_err(|e| Error::io("snapshot", "", "sync the snapshots' filesystem", &e.into()))
+    }
+
+    /// Throws a directory away whose record is gone.
+    pub fn discard(&self, id: u64) -> Result<()> {
+        self.trash.take(self.dir.as_fd(), &name(id))
+    }
+
+    /// What every start does. Directories without a record go to the trash, records without a directory get it again
+    /// (see above) or are reported as lost. `known` is asked after the listing, so that what is committed meanwhile is
+    /// not taken for garbage. Returns the ids of lost trees.
+    pub fn sweep(&self, known: impl FnOnce() -> Result<BTreeMap<u64, Known>>) -> Result<Vec<u64>> {
+        let found = numbers(self.dir.as_fd())?;
+        let live = lock(&self.live).clone();
+        let known = known()?;
+        for id in &found {
+            if !known.contains_key(id) && !live.contains(id) {
+                tracing::info!(driver = self.driver.name(), id, "a directory without a record goes to the trash");
+                self.discard(*id)?;
+            }
+        }
+        let mut lost = Vec::new();
+        for (id, record) in known {
+            if found.contains(&id) && self.tree(id).is_ok() {
+                continue;
+            }
+            if record.committed {
+                lost.push(id);
+                continue;
+            }
+            tracing::info!(driver = self.driver.name(), id, "an active snapshot lost its directory: made again, empty");
+            self.make_at(id, self.driver.scratch())?;
+            if let Some(parent) = record.parent {
+                // A lost parent is reported by itself and must not keep the others from starting.
+                if let Err(error) = self.populate(id, parent) {
+                    tracing::error!(driver = self.driver.name(), id, %error, "can't fill it from its parent");
+                }
+            }
+        }
+        Ok(lost)
+    }
+}
+
+/// A directory in somebody's hands.
+pub struct Held {
+    area: Arc<Area>,
+    id: u64,
+    kept: bool,
+}
+
+impl Held {
+    /// Its id.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Where it lies.
+    pub fn area(&self) -> &Arc<Area> {
+        &self.area
+    }
+
+    /// A record names it now: its end is the record's affair.
+    pub fn keep(mut self) {
+        self.kept = true;
+        lock(&self.area.live).remove(&self.id);
+    }
+
+    /// It stays live, in other hands.
+    fn forget(mut self) -> u64 {
+        self.kept = true;
+        self.id
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
+        if let Err(error) = self.area.discard(self.id) {
+            tracing::warn!(id = self.id, %error, "a directory that nobody wants stays until the next start");
+        }
+        lock(&self.area.live).remove(&self.id);
+    }
+}
+
+/// Makes (with its parents) and opens a directory that only root may enter.
+pub fn private_dir(path: &Path) -> Result<OwnedFd> {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    let failed = |e: std::io::Error| Error::io("directory", path.display(), "make a directory of the daemon", &e);
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+    let dir = open_path(path)?;
+    // It may be older than this rule, or made by hand.
+    std::fs::File::from(dir.try_clone().map_err(failed)?)
+        .set_permissions(std::fs::Permissions::from_mode(0o700))
+        .map_err(failed)?;
+    Ok(dir)
+}
+
+fn name(id: u64) -> CString {
+    // PANIC: decimal digits hold no NUL.
+    CString::new(id.to_string()).unwrap_or_else(|_| unreachable!("decimal digits hold no NUL"))
+}
+
+/// The ids of the directories in `dir`; other names are not ours and are left alone.
+fn numbers(dir: BorrowedFd<'_>) -> Result<BTreeSet<u64>> {
+    let names = names(dir).map_err(|e| Error::io("snapshot", "", "list the directories of a driver", &e.into()))?;
+    Ok(names.iter().filter_map(|name| name.to_str().ok()?.parse().ok()).collect())
+}
+
+/// No state in these sets can be left half changed by a panic.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::MetadataExt};
+
+    use super::*;
+    use crate::drivers::Overlay;
+
+    fn area(root: &Path) -> Arc<Area> {
+        let trash = Trash::start(private_dir(&root.join("trash")).unwrap()).unwrap();
+        Arc::new(Area::open(root, Box::new(Overlay::detect()), trash, 1).unwrap())
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().mode() & 0o7777
+    }
+
+    #[test]
+    fn f1_modes_do_not_depend_on_the_umask() {
+        let dir = tempfile::tempdir().unwrap();
+        for umask in [0, 0o077, 0o022] {
+            let before = nix::sys::stat::umask(Mode::from_bits_truncate(umask));
+            let area = area(dir.path());
+            let id = area.make(true).unwrap().forget();
+            nix::sys::stat::umask(before);
+            let base = dir.path().join("snapshots/overlay");
+            assert_eq!((mode(&base), mode(&base.join(id.to_string()))), (0o700, 0o700));
+            assert_eq!(mode(&base.join(format!("{id}/fs"))), 0o755);
+            assert_eq!(mode(&dir.path().join("trash")), 0o700);
+        }
+    }
+
+    #[test]
+    fn what_is_dropped_is_gone_and_what_is_kept_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let area = area(dir.path());
+        let base = dir.path().join("snapshots/overlay");
+        let (kept, dropped) = (area.make(false).unwrap(), area.make(false).unwrap());
+        let (kept_id, dropped_id) = (kept.id(), dropped.id());
+        kept.keep();
+        drop(dropped);
+        assert!(base.join(kept_id.to_string()).exists());
+        assert!(!base.join(dropped_id.to_string()).exists());
+    }
+
+    #[test]
+    fn the_sweep_spares_what_is_in_hands_and_makes_again_what_a_power_cut_took() {
+        let dir = tempfile::tempdir().unwrap();
+        let area = area(dir.path());
+        let base = dir.path().join("snapshots/overlay");
+        let parent = area.make(false).unwrap();
+        std::os::unix::fs::chown(base.join(format!("{}/fs", parent.id())), Some(5), Some(6)).unwrap();
+        let orphan = area.make(true).unwrap().forget();
+        lock(&area.live).remove(&orphan);
+        let held = area.make(true).unwrap();
+        area.refill().unwrap();
+        fs::create_dir(base.join("lost+found")).unwrap();
+        let known = BTreeMap::from([
+            (parent.id(), Known { committed: true, parent: None }),
+            (900, Known { committed: false, parent: Some(parent.id()) }),
+            (901, Known { committed: true, parent: None }),
+        ]);
+        assert_eq!(area.sweep(|| Ok(known)).unwrap(), [901]);
+        assert!(!base.join(orphan.to_string()).exists());
+        assert!(base.join(held.id().to_string()).exists());
+        assert!(base.join("lost+found").exists(), "not ours");
+        assert!(base.join("900/work").exists());
+        assert_eq!(fs::metadata(base.join("900/fs")).unwrap().uid(), 5);
+        let (taken, _) = area.take().unwrap();
+        assert!(base.join(format!("{}/work", taken.id())).exists(), "the stock was spared");
+    }
+
+    #[test]
+    fn l3_a_root_that_would_split_mount_options_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("a,b");
+        let trash = Trash::start(private_dir(&root.join("trash")).unwrap()).unwrap();
+        assert!(Area::open(&root, Box::new(Overlay::detect()), trash, 1).is_err());
+    }
+}

@@ -1,0 +1,278 @@
+//! Copying a tree as it is: types, owners, modes, times, extended attributes, hard links, holes; by reflink where the
+//! filesystem can share blocks.
+
+use std::{
+    collections::HashMap,
+    ffi::{CStr, CString},
+    fs::File,
+    io::{self, Read},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+};
+
+use cofferdam_types::{Error, Result};
+use nix::{
+    errno::Errno,
+    fcntl::{AtFlags, OFlag, openat, readlinkat},
+    sys::stat::{
+        FileStat, Mode, SFlag, UtimensatFlags, fchmod, fstat, futimens, mkdirat, mknodat, utimensat,
+    },
+    sys::time::TimeSpec,
+    unistd::{LinkatFlags, Whence, fchown, fchownat, ftruncate, linkat, lseek64, symlinkat},
+};
+
+use crate::walk::{Cursor, Step, Visitor, file_type, walk};
+
+nix::ioctl_write_int_bad!(ficlone, libc::FICLONE);
+
+/// Copies everything below `from`, and the attributes of `from` itself, to the empty directory `to`.
+pub fn copy_tree(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
+    let failed = |e: Errno| Error::io("snapshot", "", "copy the parent's tree", &e.into());
+    let to = Cursor::new(to).map_err(failed)?;
+    let root = to.here().try_clone_to_owned().map_err(|e| Error::io("snapshot", "", "copy the parent's tree", &e))?;
+    let mut copy = Copy { root, to, path: Vec::new(), linked: HashMap::new() };
+    walk(from, &mut copy).map_err(|e| {
+        let path = copy.path.iter().map(|part| part.to_string_lossy()).collect::<Vec<_>>().join("/");
+        failed(e).context(format_args!("/{path}"))
+    })
+}
+
+/// Makes `to` look like `from` from outside: owner and mode. The root of a stacked tree is that of its topmost layer.
+pub fn inherit(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno> {
+    let (want, have) = (fstat(from)?, fstat(to)?);
+    if (want.st_uid, want.st_gid) != (have.st_uid, have.st_gid) {
+        fchown(to, Some(want.st_uid.into()), Some(want.st_gid.into()))?;
+    }
+    if want.st_mode != have.st_mode {
+        fchmod(to, Mode::from_bits_truncate(want.st_mode))?;
+    }
+    Ok(())
+}
+
+struct Copy {
+    root: OwnedFd,
+    to: Cursor,
+    /// Where the cursor is, for hard links, which need a second name.
+    path: Vec<CString>,
+    linked: HashMap<(u64, u64), CString>,
+}
+
+impl Copy {
+    fn path_of(&self, name: &CStr) -> Result<CString, Errno> {
+        let mut path = Vec::new();
+        for part in &self.path {
+            path.extend_from_slice(part.to_bytes());
+            path.push(b'/');
+        }
+        path.extend_from_slice(name.to_bytes());
+        CString::new(path).map_err(|_| Errno::EINVAL)
+    }
+}
+
+impl Visitor for Copy {
+    fn visit(&mut self, at: BorrowedFd<'_>, name: &CStr, stat: &FileStat) -> Result<Step, Errno> {
+        let to = self.to.here();
+        let kind = file_type(stat);
+        if kind == SFlag::S_IFDIR {
+            mkdirat(to, name, Mode::S_IRWXU)?;
+            return Ok(Step::Enter);
+        }
+        if stat.st_nlink > 1 {
+            if let Some(first) = self.linked.get(&(stat.st_dev, stat.st_ino)) {
+                linkat(&self.root, first.as_c_str(), to, name, LinkatFlags::empty())?;
+                return Ok(Step::Skip);
+            }
+            let path = self.path_of(name)?;
+            self.linked.insert((stat.st_dev, stat.st_ino), path);
+        }
+        match kind {
+            SFlag::S_IFREG => copy_file(at, to, name, stat)?,
+            SFlag::S_IFLNK => symlinkat(readlinkat(at, name)?.as_os_str(), to, name)?,
+            _ => mknodat(to, name, kind, Mode::from_bits_truncate(stat.st_mode), stat.st_rdev)?,
+        }
+        attributes(at, to, name, stat)?;
+        Ok(Step::Skip)
+    }
+
+    fn entered(&mut self, name: &CStr) -> Result<(), Errno> {
+        self.to.down(name)?;
+        self.path.push(name.to_owned());
+        Ok(())
+    }
+
+    fn leave(&mut self, at: BorrowedFd<'_>) -> Result<(), Errno> {
+        // Only now: what was made inside changed its times.
+        let stat = fstat(at)?;
+        attributes(at, self.to.here(), c".", &stat)?;
+        if self.path.pop().is_some() {
+            self.to.up()?;
+        }
+        Ok(())
+    }
+}
+
+fn copy_file(at: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &CStr, stat: &FileStat) -> Result<(), Errno> {
+    let from = openat(at, name, OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let (from, to) = (File::from(from), File::from(openat(to, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?));
+    // SAFETY: FICLONE takes the source's descriptor number as its argument; both are open for the call's length.
+    if unsafe { ficlone(to.as_raw_fd(), from.as_raw_fd()) }.is_ok() {
+        return Ok(());
+    }
+    ftruncate(&to, stat.st_size)?;
+    let mut offset = 0;
+    while offset < stat.st_size {
+        let start = match lseek64(&from, offset, Whence::SeekData) {
+            Err(Errno::ENXIO) => break,
+            other => other?,
+        };
+        let end = lseek64(&from, start, Whence::SeekHole)?;
+        lseek64(&from, start, Whence::SeekSet)?;
+        lseek64(&to, start, Whence::SeekSet)?;
+        let length = u64::try_from(end - start).map_err(|_| Errno::EIO)?;
+        // Between two files this is copy_file_range(2), in the kernel.
+        if io::copy(&mut (&from).take(length), &mut &to).map_err(errno)? != length {
+            return Err(Errno::EIO);
+        }
+        offset = end;
+    }
+    Ok(())
+}
+
+fn errno(error: io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}
+
+/// Owner first (it clears set-uid bits and capabilities), then extended attributes, mode, times.
+fn attributes(at: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &CStr, stat: &FileStat) -> Result<(), Errno> {
+    fchownat(to, name, Some(stat.st_uid.into()), Some(stat.st_gid.into()), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    let path_only = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let target = openat(to, name, path_only, Mode::empty())?;
+    xattrs::copy(openat(at, name, path_only, Mode::empty())?.as_fd(), target.as_fd())?;
+    let times = (
+        TimeSpec::new(stat.st_atime, stat.st_atime_nsec),
+        TimeSpec::new(stat.st_mtime, stat.st_mtime_nsec),
+    );
+    match file_type(stat) {
+        SFlag::S_IFLNK => utimensat(to, name, &times.0, &times.1, UtimensatFlags::NoFollowSymlink),
+        SFlag::S_IFREG | SFlag::S_IFDIR => {
+            let file = openat(to, name, OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
+            fchmod(&file, Mode::from_bits_truncate(stat.st_mode))?;
+            futimens(&file, &times.0, &times.1)
+        }
+        // Never opened: a FIFO would block and a device might act.
+        _ => {
+            let path = format!("/proc/self/fd/{}", target.as_raw_fd());
+            nix::sys::stat::fchmodat(
+                nix::fcntl::AT_FDCWD,
+                path.as_str(),
+                Mode::from_bits_truncate(stat.st_mode),
+                nix::sys::stat::FchmodatFlags::FollowSymlink,
+            )?;
+            utimensat(to, name, &times.0, &times.1, UtimensatFlags::NoFollowSymlink)
+        }
+    }
+}
+
+mod xattrs {
+    //! Extended attributes of anything that an `O_PATH` descriptor stands for, through its name in /proc (xattr(7)
+    //! calls refuse such descriptors themselves).
+
+    use std::{
+        ffi::{CStr, CString, c_char, c_void},
+        os::fd::{AsRawFd, BorrowedFd},
+    };
+
+    use nix::errno::Errno;
+
+    const MOST: usize = 64 << 10;
+
+    fn name_of(fd: BorrowedFd<'_>) -> Result<CString, Errno> {
+        CString::new(format!("/proc/self/fd/{}", fd.as_raw_fd())).map_err(|_| Errno::EINVAL)
+    }
+
+    pub fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno> {
+        let (from, to) = (name_of(from)?, name_of(to)?);
+        let mut list = vec![0_u8; MOST];
+        // SAFETY: the path ends in NUL and the buffer has MOST bytes.
+        let length = unsafe { libc::listxattr(from.as_ptr(), list.as_mut_ptr().cast::<c_char>(), MOST) };
+        let length = match Errno::result(length) {
+            Err(Errno::ENOTSUP) => return Ok(()),
+            other => usize::try_from(other?).unwrap_or(0),
+        };
+        let mut value = vec![0_u8; MOST];
+        for name in list[..length].split_inclusive(|b| *b == 0) {
+            let name = CStr::from_bytes_with_nul(name).map_err(|_| Errno::EINVAL)?;
+            // SAFETY: path and name end in NUL and the buffer has MOST bytes.
+            let size = Errno::result(unsafe {
+                libc::getxattr(from.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast::<c_void>(), MOST)
+            })?;
+            // SAFETY: path and name end in NUL; getxattr filled the first `size` bytes of the buffer.
+            Errno::result(unsafe {
+                libc::setxattr(to.as_ptr(), name.as_ptr(), value.as_ptr().cast::<c_void>(), size.unsigned_abs(), 0)
+            })?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, symlink},
+    };
+
+    use super::*;
+
+    #[test]
+    fn everything_about_a_tree_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        fs::create_dir_all(from.join("d")).unwrap();
+        fs::create_dir(&to).unwrap();
+        let sparse = fs::File::create(from.join("d/sparse")).unwrap();
+        sparse.write_at(b"end", 64 << 20).unwrap();
+        fs::write(from.join("suid"), "x").unwrap();
+        fs::set_permissions(from.join("suid"), fs::Permissions::from_mode(0o4751)).unwrap();
+        std::os::unix::fs::chown(from.join("d"), Some(1000), Some(1001)).unwrap();
+        std::os::unix::fs::lchown(from.join("suid"), Some(7), Some(8)).unwrap();
+        fs::set_permissions(from.join("suid"), fs::Permissions::from_mode(0o4751)).unwrap();
+        fs::hard_link(from.join("suid"), from.join("d/again")).unwrap();
+        symlink("nowhere", from.join("link")).unwrap();
+        let f = fs::File::open(&from).unwrap();
+        mknodat(f.as_fd(), c"fifo", SFlag::S_IFIFO, Mode::from_bits_truncate(0o622), 0).unwrap();
+        mknodat(f.as_fd(), c"null", SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), libc::makedev(1, 3)).unwrap();
+        for (path, name) in [("suid", c"user.a"), ("d", c"trusted.b"), ("link", c"trusted.c")] {
+            let path = CString::new(from.join(path).to_str().unwrap()).unwrap();
+            // SAFETY: both strings end in NUL and the value has 5 bytes.
+            let rc = unsafe { libc::lsetxattr(path.as_ptr(), name.as_ptr(), b"value".as_ptr().cast(), 5, 0) };
+            assert_eq!(rc, 0, "{name:?}");
+        }
+        fs::File::open(from.join("d"))
+            .unwrap()
+            .set_modified(std::time::UNIX_EPOCH + std::time::Duration::new(1_000_000, 5))
+            .unwrap();
+
+        copy_tree(f.as_fd(), fs::File::open(&to).unwrap().as_fd()).unwrap();
+
+        for path in [".", "d", "d/sparse", "suid", "link", "fifo", "null"] {
+            let (a, b) = (fs::symlink_metadata(from.join(path)).unwrap(), fs::symlink_metadata(to.join(path)).unwrap());
+            assert_eq!(
+                (a.mode(), a.uid(), a.gid(), a.rdev(), a.mtime(), a.mtime_nsec(), a.nlink()),
+                (b.mode(), b.uid(), b.gid(), b.rdev(), b.mtime(), b.mtime_nsec(), b.nlink()),
+                "{path}"
+            );
+        }
+        let sparse = fs::metadata(to.join("d/sparse")).unwrap();
+        assert!(sparse.len() == (64 << 20) + 3 && sparse.blocks() < 1000, "holes are kept");
+        assert_eq!(fs::metadata(to.join("suid")).unwrap().ino(), fs::metadata(to.join("d/again")).unwrap().ino());
+        assert_eq!(fs::read_link(to.join("link")).unwrap().to_str(), Some("nowhere"));
+        assert!(fs::symlink_metadata(to.join("fifo")).unwrap().file_type().is_fifo());
+        for (path, name) in [("suid", c"user.a"), ("d", c"trusted.b"), ("link", c"trusted.c")] {
+            let path = CString::new(to.join(path).to_str().unwrap()).unwrap();
+            // SAFETY: both strings end in NUL; a size of 0 asks for the length alone.
+            let size = unsafe { libc::lgetxattr(path.as_ptr(), name.as_ptr(), std::ptr::null_mut(), 0) };
+            assert_eq!(size, 5, "{name:?}");
+        }
+    }
+}
