@@ -1,0 +1,64 @@
+//! The writer: collects what waits, commits it at once, answers each.
+
+use std::{future::Future, pin::Pin};
+
+use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, WrapFuture};
+use cofferdam_kernel::hosted;
+use cofferdam_types::{Error, Result};
+use tokio::sync::oneshot;
+
+use crate::{messages::Write, store::Store};
+
+/// The actor that owns meta.redb. On restart it opens the file again; what it had answered is in it.
+pub struct Writer {
+    store: Store,
+    waiting: Vec<(Write, oneshot::Sender<Result<()>>)>,
+}
+
+/// Writes in one transaction: enough to make the fsync cheap, few enough that running a batch again stays cheap.
+const MAX_BATCH: usize = 64;
+
+impl Writer {
+    pub(crate) fn new(store: Store) -> Writer {
+        Writer { store, waiting: Vec::new() }
+    }
+
+    fn flush(&mut self) {
+        while !self.waiting.is_empty() {
+            let rest = self.waiting.split_off(self.waiting.len().min(MAX_BATCH));
+            let (writes, answers): (Vec<_>, Vec<_>) = std::mem::replace(&mut self.waiting, rest).into_iter().unzip();
+            let results = self.store.commit(&writes);
+            for (answer, result) in answers.into_iter().zip(results) {
+                let _ = answer.send(result);
+            }
+            if let Err(error) = self.store.recover() {
+                // PANIC: crash-only: the slot restarts this actor, with back-off, until the file opens again.
+                panic!("opening meta.redb after a storage error: {error}");
+            }
+        }
+    }
+}
+
+hosted!(Writer);
+
+impl Actor for Writer {
+    type Context = Context<Writer>;
+}
+
+impl Handler<Write> for Writer {
+    type Result = Pin<Box<dyn Future<Output = Result<()>>>>;
+
+    fn handle(&mut self, write: Write, ctx: &mut Context<Writer>) -> Self::Result {
+        let (answer, answered) = oneshot::channel();
+        if self.waiting.is_empty() {
+            // A context polls its futures after its mailbox is empty: by then everybody who waits is here.
+            ctx.spawn(std::future::ready(()).into_actor(self).map(|(), writer, _| writer.flush()));
+        }
+        self.waiting.push((write, answer));
+        Box::pin(async move {
+            answered.await.unwrap_or_else(|_| {
+                Err(Error::unavailable("metadata", "", "the writer crashed; whether it had committed is open"))
+            })
+        })
+    }
+}

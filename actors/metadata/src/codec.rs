@@ -1,0 +1,109 @@
+//! Rows as bytes: keys that sort as they read, values in CBOR (RFC 8949).
+
+use cofferdam_types::{Any, Error, Result};
+use serde::{Serialize, de::DeserializeOwned};
+
+/// A key from its parts. The parts hold no NUL (the types of names see to that), so a NUL between them keeps the
+/// order of the parts and no key is a prefix of another by accident.
+pub(crate) fn key(parts: &[&str]) -> Vec<u8> {
+    parts.join("\0").into_bytes()
+}
+
+/// The key under which all keys that begin with these parts lie.
+pub(crate) fn prefix(parts: &[&str]) -> Vec<u8> {
+    let mut bytes = key(parts);
+    if !parts.is_empty() {
+        bytes.push(0);
+    }
+    bytes
+}
+
+/// The parts of a key.
+pub(crate) fn parts(key: &[u8]) -> Result<Vec<&str>> {
+    let text = std::str::from_utf8(key).map_err(|_| Error::data_loss("metadata", "", "a key is not text"))?;
+    Ok(text.split('\0').collect())
+}
+
+/// The first key after all those that begin with `prefix`; `None`: there is no end.
+pub(crate) fn after_prefix(prefix: &[u8]) -> Option<Vec<u8>> {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if last < u8::MAX {
+            end.push(last + 1);
+            return Some(end);
+        }
+    }
+    None
+}
+
+pub(crate) fn encode(kind: &'static str, value: &impl Serialize) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    ciborium::into_writer(value, &mut bytes).map_err(|e| Error::internal(kind, "", format!("encoding it: {e}")))?;
+    Ok(bytes)
+}
+
+pub(crate) fn decode<T: DeserializeOwned>(kind: &'static str, key: &[u8], bytes: &[u8]) -> Result<T> {
+    ciborium::from_reader(bytes).map_err(|e| {
+        let id = String::from_utf8_lossy(key).replace('\0', "/");
+        Error::data_loss(kind, id, format!("its record cannot be read: {e}"))
+    })
+}
+
+pub(crate) fn number(bytes: &[u8]) -> Result<u64> {
+    let bytes = bytes.try_into().map_err(|_| Error::data_loss("metadata", "", "a number has the wrong size"))?;
+    Ok(u64::from_be_bytes(bytes))
+}
+
+/// A payload as bytes: by itself serde writes a `Vec<u8>` as a list of numbers, twice as long.
+pub(crate) mod any {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::Any;
+
+    #[derive(Serialize, Deserialize)]
+    struct Packed(String, serde_bytes::ByteBuf);
+
+    pub(crate) fn serialize<S: Serializer>(any: &Any, serializer: S) -> Result<S::Ok, S::Error> {
+        (&any.type_url, serde_bytes::Bytes::new(&any.value)).serialize(serializer)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Any, D::Error> {
+        let Packed(type_url, value) = Packed::deserialize(deserializer)?;
+        Ok(Any { type_url, value: value.into_vec() })
+    }
+}
+
+/// A map of payloads.
+pub(crate) mod any_map {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::Any;
+
+    #[derive(Serialize, Deserialize)]
+    struct Packed(#[serde(with = "super::any")] Any);
+
+    pub(crate) fn serialize<S: Serializer>(map: &BTreeMap<String, Any>, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(map.iter().map(|(k, v)| (k, Packed(v.clone()))))
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, Any>, D::Error> {
+        let map = BTreeMap::<String, Packed>::deserialize(deserializer)?;
+        Ok(map.into_iter().map(|(k, v)| (k, v.0)).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefixes_end_before_their_neighbours() {
+        assert_eq!(after_prefix(b"a\0"), Some(b"a\x01".to_vec()));
+        assert_eq!(after_prefix(&[1, 255, 255]), Some(vec![2]));
+        assert_eq!(after_prefix(&[255]), None);
+        assert!(key(&["ab", "c"]) > key(&["a", "z"]));
+        assert!(!key(&["ab"]).starts_with(&prefix(&["a"])));
+    }
+}

@@ -1,0 +1,93 @@
+//! The handle that the other subsystems hold.
+
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use cofferdam_kernel::{Kernel, Placement, Slot, SlotConfig};
+use cofferdam_types::{Authority, Error, Result};
+use tokio::sync::watch;
+
+use crate::{
+    Tx, View,
+    actor::Writer,
+    messages::Write,
+    store::{Opener, Shared},
+};
+
+/// How many writes may wait.
+const BOUND: usize = 1024;
+/// A commit waits for the disk, and a disk may take its time.
+const HEARTBEAT: Duration = Duration::from_secs(30);
+
+/// Reads on the caller's thread, writes through the one writer. Cheap to clone.
+#[derive(Clone)]
+pub struct Metadata {
+    shared: Arc<Shared>,
+    writer: Slot<Writer>,
+}
+
+impl Metadata {
+    /// Opens the file (made if it is not there) and hosts the writer. Reads are possible when this returns; writes
+    /// once the kernel is ready. A file of a newer version of the daemon is refused.
+    pub fn start(kernel: &Kernel, placement: Placement, path: &Path) -> Result<Metadata> {
+        Metadata::start_with(kernel, placement, Opener::file(path))
+    }
+
+    pub(crate) fn start_with(kernel: &Kernel, placement: Placement, opener: Opener) -> Result<Metadata> {
+        let shared = Arc::new(Shared::new(opener));
+        let first = Mutex::new(Some(shared.open()?));
+        let config = SlotConfig { bound: BOUND, heartbeat: HEARTBEAT, ..SlotConfig::new("metadata", placement) };
+        let writer = kernel.spawn(config, {
+            let shared = shared.clone();
+            move || {
+                let first = first.lock().unwrap_or_else(PoisonError::into_inner).take();
+                // PANIC: the kernel takes a panic of the factory for a crash, and tries again later.
+                let store = first.unwrap_or_else(|| shared.open().unwrap_or_else(|e| panic!("opening meta.redb: {e}")));
+                Writer::new(store)
+            }
+        });
+        Ok(Metadata { shared, writer })
+    }
+
+    /// A snapshot of everything. Takes microseconds; waits for nobody. `unavailable` while the writer is down.
+    pub fn read(&self) -> Result<View> {
+        self.shared.read()
+    }
+
+    /// Runs `f` within a transaction and answers once it is durable. `f` must be repeatable: it may run more than
+    /// once, in one batch with others, and touches memory and tables alone. Its error leaves nothing behind. An
+    /// `unavailable` error leaves open whether it was committed.
+    pub async fn write<R: Send + 'static>(
+        &self,
+        authority: &Authority,
+        f: impl Fn(&mut Tx<'_>) -> Result<R> + Send + 'static,
+    ) -> Result<R> {
+        let result = Arc::new(Mutex::new(None));
+        let place = result.clone();
+        let job = Box::new(move |tx: &mut Tx<'_>| {
+            let value = f(tx)?;
+            *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
+            Ok(())
+        });
+        self.writer.call(Write { authority: authority.clone(), job }).await?;
+        let value = result.lock().unwrap_or_else(PoisonError::into_inner).take();
+        value.ok_or_else(|| Error::internal("metadata", "", "a write was answered without a result"))
+    }
+
+    /// [`Metadata::write`] for worker threads.
+    pub fn write_blocking<R: Send + 'static>(
+        &self,
+        authority: &Authority,
+        f: impl Fn(&mut Tx<'_>) -> Result<R> + Send + 'static,
+    ) -> Result<R> {
+        cofferdam_kernel::block_on(self.write(authority, f))
+    }
+
+    /// The sequence number of the last event committed: [`crate::records::events`] has what is behind it.
+    pub fn outbox(&self) -> watch::Receiver<u64> {
+        self.shared.outbox.subscribe()
+    }
+}

@@ -1,0 +1,144 @@
+//! Content: a link per namespace, and one row per blob that counts its links.
+//!
+//! Knowing a digest grants nothing: a namespace sees a blob only through its link.
+
+use cofferdam_types::{Ceiling, Digest, Error, Event, Labels, Namespace, Result, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use super::{Record, Resource, delta, events, namespaces};
+use crate::{Read, Tx, codec, fields, table::Table};
+
+/// A namespace's link to a blob.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// The blob.
+    pub digest: Digest,
+    /// Its size.
+    pub size: u64,
+    /// Free labels.
+    pub labels: Labels,
+    /// When it was linked.
+    pub created: Timestamp,
+    /// When it was changed last.
+    pub updated: Timestamp,
+    /// The bounds of the authority that linked it.
+    pub ceiling: Ceiling,
+}
+
+/// A blob, stored once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Blob {
+    /// Which one.
+    pub digest: Digest,
+    /// Its size.
+    pub size: u64,
+    /// How many namespaces link it; a blob without a link has no row.
+    pub links: u64,
+}
+
+impl Record for Link {
+    const TABLE: Table = Table::CONTENT;
+    const KIND: &'static str = "content";
+}
+
+impl Record for Blob {
+    const TABLE: Table = Table::BLOBS;
+    const KIND: &'static str = "blob";
+}
+
+impl Link {
+    /// A link without labels.
+    pub fn new(digest: Digest, size: u64) -> Link {
+        Link {
+            digest,
+            size,
+            labels: Labels::new(),
+            created: Timestamp::default(),
+            updated: Timestamp::default(),
+            ceiling: Ceiling::default(),
+        }
+    }
+}
+
+fn key(ns: &Namespace, digest: &Digest) -> Vec<u8> {
+    codec::key(&[ns, &digest.to_string()])
+}
+
+/// The namespace's link, if it has one.
+pub fn find(read: &dyn Read, ns: &Namespace, digest: &Digest) -> Result<Option<Link>> {
+    super::find(read, &key(ns, digest))
+}
+
+/// The namespace's link.
+pub fn get(read: &dyn Read, ns: &Namespace, digest: &Digest) -> Result<Link> {
+    find(read, ns, digest)?.ok_or_else(|| Error::not_found("content", digest, "is not in this namespace"))
+}
+
+/// A page of links, by digest.
+pub fn list(read: &dyn Read, ns: &Namespace, after: Option<&str>, max: usize) -> Result<Vec<Link>> {
+    super::page(read, &codec::prefix(&[ns]), after, max)
+}
+
+/// The blob, if any namespace links it.
+pub fn blob(read: &dyn Read, digest: &Digest) -> Result<Option<Blob>> {
+    super::find(read, digest.to_string().as_bytes())
+}
+
+/// A page of all blobs, by digest: for the sweep of what has no row.
+pub fn blobs(read: &dyn Read, after: Option<&str>, max: usize) -> Result<Vec<Blob>> {
+    super::page(read, b"", after, max)
+}
+
+/// Links a blob whose file is in place.
+pub fn create(tx: &mut Tx<'_>, ns: &Namespace, mut link: Link) -> Result<Link> {
+    namespaces::require(tx, ns)?;
+    super::checked_labels(&mut link.labels)?;
+    if find(tx, ns, &link.digest)?.is_some() {
+        return Err(Error::already_exists("content", &link.digest, "is in this namespace already"));
+    }
+    let mut blob = blob(tx, &link.digest)?.unwrap_or(Blob { digest: link.digest.clone(), size: link.size, links: 0 });
+    if blob.size != link.size {
+        let message = format!("has {} bytes, not {}", blob.size, link.size);
+        return Err(Error::data_loss("content", &link.digest, message));
+    }
+    blob.links += 1;
+    super::save(tx, blob.digest.to_string().as_bytes(), &blob)?;
+    link.created = tx.now();
+    link.updated = tx.now();
+    link.ceiling = tx.authority().ceiling.clone();
+    store(tx, ns, link)
+}
+
+/// Replaces the labels, or those that `mask` names.
+pub fn update(tx: &mut Tx<'_>, ns: &Namespace, digest: &Digest, labels: &Labels, mask: &[String]) -> Result<Link> {
+    let mut link = get(tx, ns, digest)?;
+    fields::labels("content", &digest.to_string(), &mut link.labels, labels, mask)?;
+    super::checked_labels(&mut link.labels)?;
+    link.updated = tx.now();
+    link.ceiling = link.ceiling.intersect(&tx.authority().ceiling);
+    store(tx, ns, link)
+}
+
+fn store(tx: &mut Tx<'_>, ns: &Namespace, link: Link) -> Result<Link> {
+    super::save(tx, &key(ns, &link.digest), &link)?;
+    let mut touched = Resource::from_labels(&link.labels);
+    touched.push(Resource::Content(link.digest.clone()));
+    delta::touch(tx, ns, touched)?;
+    Ok(link)
+}
+
+/// Removes a link. `true`: it was the last one, and the file may be removed after the commit (and a re-check).
+pub fn delete(tx: &mut Tx<'_>, ns: &Namespace, digest: &Digest) -> Result<bool> {
+    get(tx, ns, digest)?;
+    tx.remove(Table::CONTENT, &key(ns, digest))?;
+    let id = digest.to_string();
+    let links = blob(tx, digest)?.map_or(0, |blob| blob.links);
+    if links > 1 {
+        let size = blob(tx, digest)?.map_or(0, |blob| blob.size);
+        super::save(tx, id.as_bytes(), &Blob { digest: digest.clone(), size, links: links - 1 })?;
+    } else {
+        tx.remove(Table::BLOBS, id.as_bytes())?;
+    }
+    events::emit(tx, Event::new(ns, "/content/delete", serde_json::json!({ "digest": digest })))?;
+    Ok(links <= 1)
+}

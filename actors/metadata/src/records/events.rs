@@ -1,0 +1,63 @@
+//! The outbox: events that were committed and that the journal has yet to take over.
+
+use std::ops::{Bound, ControlFlow};
+
+use cofferdam_types::{Event, Result};
+
+use super::Record;
+use crate::{Read, Tx, codec, table::Table, tx};
+
+const SEQUENCE: &str = "event";
+
+/// The outbox holds no more than this, so that it stays small when nobody takes events over; older ones are lost to
+/// the journal, which sees a gap.
+const MAX_OUTBOX: u64 = 65_536;
+
+impl Record for Event {
+    const TABLE: Table = Table::OUTBOX;
+    const KIND: &'static str = "event";
+}
+
+/// Adds an event to the transaction and gives it the next sequence number.
+pub fn emit(tx: &mut Tx<'_>, mut event: Event) -> Result<()> {
+    let sequence = tx.next(SEQUENCE, 1)?;
+    event.sequence = sequence;
+    super::save(tx, &sequence.to_be_bytes(), &event)?;
+    if let Some(old) = sequence.checked_sub(MAX_OUTBOX) {
+        tx.remove(Table::OUTBOX, &old.to_be_bytes())?;
+    }
+    tx.set_last_event(sequence);
+    Ok(())
+}
+
+/// The sequence number of the last event; 0: there was none.
+pub fn last(read: &dyn Read) -> Result<u64> {
+    tx::counter_of(read, SEQUENCE)
+}
+
+/// At most `max` events after `sequence`, in order.
+pub fn outbox_after(read: &dyn Read, sequence: u64, max: usize) -> Result<Vec<Event>> {
+    let mut events = Vec::new();
+    if max == 0 {
+        return Ok(events);
+    }
+    let from = sequence.to_be_bytes();
+    read.range(Table::OUTBOX, Bound::Excluded(&from), Bound::Unbounded, &mut |key, value| {
+        events.push(codec::decode(Event::KIND, key, value)?);
+        Ok(if events.len() < max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+    })?;
+    Ok(events)
+}
+
+/// Drops the events up to and with `upto`: the journal has them.
+pub fn outbox_trim(tx: &mut Tx<'_>, upto: u64) -> Result<()> {
+    let mut old = Vec::new();
+    tx.range(Table::OUTBOX, Bound::Unbounded, Bound::Included(&upto.to_be_bytes()), &mut |key, _| {
+        old.push(key.to_vec());
+        Ok(ControlFlow::Continue(()))
+    })?;
+    for key in old {
+        tx.remove(Table::OUTBOX, &key)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,84 @@
+//! Ingests: uploads that are under way, or that were interrupted and can go on.
+
+use cofferdam_types::{Digest, Error, Name, Namespace, Result, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use super::{Record, namespaces};
+use crate::{Read, Tx, codec, table::Table};
+
+/// An ingest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ingest {
+    /// The client's name for it.
+    pub reference: Name,
+    /// The daemon's name for its directory: never used twice.
+    pub id: u64,
+    /// What it should become.
+    pub expected: Option<Digest>,
+    /// How large it should become.
+    pub total: Option<u64>,
+    /// When it began.
+    pub started: Timestamp,
+    /// When its record was changed last.
+    pub updated: Timestamp,
+}
+
+impl Record for Ingest {
+    const TABLE: Table = Table::INGESTS;
+    const KIND: &'static str = "ingest";
+}
+
+/// The ingest, if it exists.
+pub fn find(read: &dyn Read, ns: &Namespace, reference: &str) -> Result<Option<Ingest>> {
+    super::find(read, &codec::key(&[ns, reference]))
+}
+
+/// The ingest.
+pub fn get(read: &dyn Read, ns: &Namespace, reference: &str) -> Result<Ingest> {
+    find(read, ns, reference)?.ok_or_else(|| Error::not_found("ingest", reference, "does not exist"))
+}
+
+/// A page of them, by reference.
+pub fn list(read: &dyn Read, ns: &Namespace, after: Option<&str>, max: usize) -> Result<Vec<Ingest>> {
+    super::page(read, &codec::prefix(&[ns]), after, max)
+}
+
+/// The ids of all ingests of all namespaces: for the sweep of directories without a record.
+pub fn ids(read: &dyn Read) -> Result<std::collections::BTreeSet<u64>> {
+    Ok(super::page::<Ingest>(read, b"", None, usize::MAX)?.into_iter().map(|ingest| ingest.id).collect())
+}
+
+/// Begins an ingest under a fresh id.
+pub fn create(
+    tx: &mut Tx<'_>,
+    ns: &Namespace,
+    reference: Name,
+    expected: Option<Digest>,
+    total: Option<u64>,
+) -> Result<Ingest> {
+    namespaces::require(tx, ns)?;
+    if find(tx, ns, &reference)?.is_some() {
+        return Err(Error::already_exists("ingest", &reference, "already exists"));
+    }
+    let (id, now) = (tx.next("ingest", 1)?, tx.now());
+    let ingest = Ingest { reference, id, expected, total, started: now, updated: now };
+    super::save(tx, &codec::key(&[ns, &ingest.reference]), &ingest)?;
+    Ok(ingest)
+}
+
+/// Changes what an ingest is expected to become.
+pub fn update(tx: &mut Tx<'_>, ns: &Namespace, mut ingest: Ingest) -> Result<Ingest> {
+    let old = get(tx, ns, &ingest.reference)?;
+    ingest.id = old.id;
+    ingest.started = old.started;
+    ingest.updated = tx.now();
+    super::save(tx, &codec::key(&[ns, &ingest.reference]), &ingest)?;
+    Ok(ingest)
+}
+
+/// Ends an ingest: committed or aborted.
+pub fn delete(tx: &mut Tx<'_>, ns: &Namespace, reference: &str) -> Result<Ingest> {
+    let ingest = get(tx, ns, reference)?;
+    tx.remove(Table::INGESTS, &codec::key(&[ns, reference]))?;
+    Ok(ingest)
+}

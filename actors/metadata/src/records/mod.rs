@@ -1,0 +1,92 @@
+//! The records: one file per kind, pure functions on a transaction.
+//!
+//! Each has `get` (`not_found`), `find`, `list` (a page, in the order of the keys, for cursors), `create`, `update` and
+//! `delete`. The server sets `created` and `updated`; `ceiling` comes from the authority that created the record, and
+//! an update can only narrow it. A namespace must exist before anything is created in it.
+
+pub mod containers;
+pub mod content;
+pub mod delta;
+pub mod events;
+pub mod images;
+pub mod ingests;
+pub mod layers;
+pub mod leases;
+pub mod namespaces;
+pub mod snapshots;
+pub mod tasks;
+
+use std::ops::ControlFlow;
+
+use cofferdam_types::{Error, Labels, Result, validate_labels};
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::{
+    Read, Tx, codec,
+    table::{self, Table},
+};
+
+pub use delta::Resource;
+
+/// A row that is a struct.
+pub(crate) trait Record: Serialize + DeserializeOwned {
+    /// Where it lies.
+    const TABLE: Table;
+    /// What it is called in errors.
+    const KIND: &'static str;
+}
+
+pub(crate) fn find<R: Record>(read: &dyn Read, key: &[u8]) -> Result<Option<R>> {
+    read.get(R::TABLE, key)?.map(|bytes| codec::decode(R::KIND, key, &bytes)).transpose()
+}
+
+pub(crate) fn save<R: Record>(tx: &mut Tx<'_>, key: &[u8], record: &R) -> Result<()> {
+    tx.put(R::TABLE, key, &codec::encode(R::KIND, record)?)
+}
+
+/// At most `max` records whose keys begin with `prefix`, after the one whose key is `prefix` and then `after`.
+pub(crate) fn page<R: Record>(read: &dyn Read, prefix: &[u8], after: Option<&str>, max: usize) -> Result<Vec<R>> {
+    let after = after.map(|after| [prefix, after.as_bytes()].concat());
+    let mut records = Vec::new();
+    if max == 0 {
+        return Ok(records);
+    }
+    table::scan(read, R::TABLE, prefix, after.as_deref(), &mut |key, value| {
+        records.push(codec::decode(R::KIND, key, value)?);
+        Ok(if records.len() < max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+    })?;
+    Ok(records)
+}
+
+/// Whether any row of the table begins with `prefix`.
+pub(crate) fn any(read: &dyn Read, table: Table, prefix: &[u8]) -> Result<bool> {
+    let mut found = false;
+    table::scan(read, table, prefix, None, &mut |_, _| {
+        found = true;
+        Ok(ControlFlow::Break(()))
+    })?;
+    Ok(found)
+}
+
+/// All keys of the table that begin with `prefix`: for what is bounded by other means.
+pub(crate) fn keys(read: &dyn Read, table: Table, prefix: &[u8]) -> Result<Vec<Vec<u8>>> {
+    let mut keys = Vec::new();
+    table::scan(read, table, prefix, None, &mut |key, _| {
+        keys.push(key.to_vec());
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(keys)
+}
+
+/// Labels as they are stored: none empty, none too long.
+pub(crate) fn checked_labels(labels: &mut Labels) -> Result<()> {
+    crate::fields::prune(labels);
+    validate_labels(labels)
+}
+
+/// A driver's name becomes a path component and part of a key.
+pub(crate) fn check_driver(driver: &str) -> Result<()> {
+    cofferdam_types::Id::new(driver)
+        .map(drop)
+        .map_err(|e| Error::invalid("driver", driver, format!("{}: name a snapshot driver", e.message)))
+}

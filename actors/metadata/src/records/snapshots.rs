@@ -1,0 +1,294 @@
+//! Snapshots: named states of a file system, and who is whose parent (reference, section 6.1).
+//!
+//! A snapshot has a directory, named by a number that is never used twice. Several records may share one (a layer
+//! that the daemon unpacked is stored once, see [`super::layers`]); the table of directories counts them.
+
+use std::ops::ControlFlow;
+
+use cofferdam_types::{Ceiling, Digest, Error, Event, Labels, Name, Namespace, Result, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use super::{Record, Resource, delta, events, layers, namespaces};
+use crate::{
+    Read, Tx, codec, fields,
+    table::{Table, scan},
+};
+
+/// What kind of state it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Kind {
+    /// Read-only and not committed.
+    View,
+    /// Writable.
+    Active,
+    /// Immutable.
+    Committed,
+}
+
+/// What a snapshot takes up by itself, without its parents.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Allocated bytes.
+    pub size: u64,
+    /// Inodes.
+    pub inodes: u64,
+}
+
+/// A snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Its driver.
+    pub driver: String,
+    /// Its key: a committed one's name.
+    pub key: Name,
+    /// What it is.
+    pub kind: Kind,
+    /// What it lies on.
+    pub parent: Option<Name>,
+    /// The number of its directory.
+    pub dir: u64,
+    /// Where its directory is that of a shared layer: which.
+    pub layer: Option<Digest>,
+    /// What it took up when it was committed.
+    pub usage: Usage,
+    /// Free labels.
+    pub labels: Labels,
+    /// When it was created.
+    pub created: Timestamp,
+    /// When it was changed last.
+    pub updated: Timestamp,
+    /// The bounds of the authority that created it.
+    pub ceiling: Ceiling,
+}
+
+impl Record for Snapshot {
+    const TABLE: Table = Table::SNAPSHOTS;
+    const KIND: &'static str = "snapshot";
+}
+
+impl Snapshot {
+    /// A snapshot without labels.
+    pub fn new(driver: impl Into<String>, key: Name, kind: Kind, parent: Option<Name>, dir: u64) -> Snapshot {
+        Snapshot {
+            driver: driver.into(),
+            key,
+            kind,
+            parent,
+            dir,
+            layer: None,
+            usage: Usage::default(),
+            labels: Labels::new(),
+            created: Timestamp::default(),
+            updated: Timestamp::default(),
+            ceiling: Ceiling::default(),
+        }
+    }
+
+    fn key_in(&self, ns: &Namespace) -> Vec<u8> {
+        codec::key(&[ns, &self.driver, &self.key])
+    }
+
+    fn resource(&self) -> Resource {
+        Resource::Snapshot { driver: self.driver.clone(), key: self.key.clone() }
+    }
+}
+
+/// What a removal leaves to its owner.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Removed {
+    /// The record that was.
+    pub snapshot: Snapshot,
+    /// No record refers to its directory any more: it may be removed after the commit.
+    pub unreferenced: bool,
+}
+
+/// The snapshot, if it exists.
+pub fn find(read: &dyn Read, ns: &Namespace, driver: &str, key: &str) -> Result<Option<Snapshot>> {
+    super::find(read, &codec::key(&[ns, driver, key]))
+}
+
+/// The snapshot.
+pub fn get(read: &dyn Read, ns: &Namespace, driver: &str, key: &str) -> Result<Snapshot> {
+    find(read, ns, driver, key)?.ok_or_else(|| Error::not_found("snapshot", key, "does not exist"))
+}
+
+/// A page of a driver's snapshots, by key.
+pub fn list(read: &dyn Read, ns: &Namespace, driver: &str, after: Option<&str>, max: usize) -> Result<Vec<Snapshot>> {
+    super::page(read, &codec::prefix(&[ns, driver]), after, max)
+}
+
+/// The keys of a snapshot's children.
+pub fn children(read: &dyn Read, ns: &Namespace, driver: &str, key: &str, max: usize) -> Result<Vec<Name>> {
+    let mut children = Vec::new();
+    scan(read, Table::CHILDREN, &codec::prefix(&[ns, driver, key]), None, &mut |key, _| {
+        if children.len() == max {
+            return Ok(ControlFlow::Break(()));
+        }
+        children.push(Name::new(codec::parts(key)?.last().copied().unwrap_or_default())?);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(children)
+}
+
+/// The snapshot's ancestors, its parent first.
+pub fn ancestors(read: &dyn Read, ns: &Namespace, snapshot: &Snapshot) -> Result<Vec<Snapshot>> {
+    let mut chain = Vec::new();
+    let mut next = snapshot.parent.clone();
+    while let Some(key) = next {
+        let parent = get(read, ns, &snapshot.driver, &key)?;
+        next = parent.parent.clone();
+        chain.push(parent);
+    }
+    Ok(chain)
+}
+
+/// A number for a directory that is about to be made.
+pub fn next_dir_id(tx: &mut Tx<'_>) -> Result<u64> {
+    next_dir_ids(tx, 1)
+}
+
+/// The first of `count` numbers in a row, so that one commit serves many snapshots. Numbers that are not used are
+/// lost, which costs nothing.
+pub fn next_dir_ids(tx: &mut Tx<'_>, count: u64) -> Result<u64> {
+    tx.next("dir", count)
+}
+
+fn dir_key(driver: &str, dir: u64) -> Vec<u8> {
+    codec::key(&[driver, &format!("{dir:016x}")])
+}
+
+/// How many records refer to a directory.
+pub fn dir_references(read: &dyn Read, driver: &str, dir: u64) -> Result<u64> {
+    read.get(Table::DIRS, &dir_key(driver, dir))?.map_or(Ok(0), |bytes| codec::number(&bytes))
+}
+
+/// All directories of a driver that a record refers to: for the sweep of the others.
+pub fn dirs(read: &dyn Read, driver: &str) -> Result<std::collections::BTreeSet<u64>> {
+    let mut dirs = std::collections::BTreeSet::new();
+    scan(read, Table::DIRS, &codec::prefix(&[driver]), None, &mut |key, _| {
+        let parts = codec::parts(key)?;
+        let text = parts.last().copied().unwrap_or_default();
+        let damaged = |_| Error::data_loss("snapshot", text, "a directory's number cannot be read");
+        dirs.insert(u64::from_str_radix(text, 16).map_err(damaged)?);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(dirs)
+}
+
+/// Checks a parent: it exists and is committed.
+fn check_parent(read: &dyn Read, ns: &Namespace, driver: &str, parent: &str) -> Result<()> {
+    let Some(record) = find(read, ns, driver, parent)? else {
+        return Err(Error::not_found("snapshot", parent, "the parent snapshot does not exist"));
+    };
+    if record.kind != Kind::Committed {
+        return Err(Error::invalid("snapshot", parent, "the parent snapshot is not committed: commit it first"));
+    }
+    Ok(())
+}
+
+/// Records a snapshot whose directory is in place.
+pub fn create(tx: &mut Tx<'_>, ns: &Namespace, mut snapshot: Snapshot) -> Result<Snapshot> {
+    namespaces::require(tx, ns)?;
+    super::check_driver(&snapshot.driver)?;
+    super::checked_labels(&mut snapshot.labels)?;
+    if find(tx, ns, &snapshot.driver, &snapshot.key)?.is_some() {
+        return Err(Error::already_exists("snapshot", &snapshot.key, "already exists"));
+    }
+    if let Some(parent) = &snapshot.parent {
+        check_parent(tx, ns, &snapshot.driver, parent)?;
+        tx.put(Table::CHILDREN, &codec::key(&[ns, &snapshot.driver, parent, &snapshot.key]), b"")?;
+    }
+    let references = dir_references(tx, &snapshot.driver, snapshot.dir)? + 1;
+    tx.put(Table::DIRS, &dir_key(&snapshot.driver, snapshot.dir), &references.to_be_bytes())?;
+    snapshot.created = tx.now();
+    snapshot.updated = tx.now();
+    snapshot.ceiling = tx.authority().ceiling.clone();
+    let snapshot = store(tx, ns, snapshot)?;
+    if snapshot.kind == Kind::Active {
+        let payload = serde_json::json!({ "key": snapshot.key, "parent": snapshot.parent, "driver": snapshot.driver });
+        events::emit(tx, Event::new(ns, "/snapshot/prepare", payload))?;
+    }
+    Ok(snapshot)
+}
+
+fn store(tx: &mut Tx<'_>, ns: &Namespace, snapshot: Snapshot) -> Result<Snapshot> {
+    super::save(tx, &snapshot.key_in(ns), &snapshot)?;
+    let mut touched = Resource::from_labels(&snapshot.labels);
+    touched.push(snapshot.resource());
+    touched.extend(snapshot.parent.clone().map(|key| Resource::Snapshot { driver: snapshot.driver.clone(), key }));
+    delta::touch(tx, ns, touched)?;
+    Ok(snapshot)
+}
+
+/// Turns an active snapshot into a committed one. Its key is gone; its labels are replaced; its directory stays.
+pub fn commit(
+    tx: &mut Tx<'_>,
+    ns: &Namespace,
+    driver: &str,
+    key: &str,
+    name: Name,
+    labels: &Labels,
+    usage: Usage,
+) -> Result<Snapshot> {
+    let active = get(tx, ns, driver, key)?;
+    if active.kind != Kind::Active {
+        return Err(Error::failed_precondition("snapshot", key, "is not active: only an active one can be committed"));
+    }
+    if find(tx, ns, driver, &name)?.is_some() {
+        return Err(Error::already_exists("snapshot", &name, "already exists"));
+    }
+    let mut labels = labels.clone();
+    super::checked_labels(&mut labels)?;
+    let now = tx.now();
+    tx.remove(Table::SNAPSHOTS, &active.key_in(ns))?;
+    if let Some(parent) = &active.parent {
+        tx.remove(Table::CHILDREN, &codec::key(&[ns, driver, parent, &active.key]))?;
+        tx.put(Table::CHILDREN, &codec::key(&[ns, driver, parent, &name]), b"")?;
+    }
+    let payload = serde_json::json!({ "key": active.key, "name": name, "driver": driver });
+    let committed =
+        Snapshot { key: name, kind: Kind::Committed, usage, labels, created: now, updated: now, ..active };
+    let committed = store(tx, ns, committed)?;
+    events::emit(tx, Event::new(ns, "/snapshot/commit", payload))?;
+    Ok(committed)
+}
+
+/// Replaces the labels, or those that `mask` names.
+pub fn update(
+    tx: &mut Tx<'_>,
+    ns: &Namespace,
+    driver: &str,
+    key: &str,
+    labels: &Labels,
+    mask: &[String],
+) -> Result<Snapshot> {
+    let mut snapshot = get(tx, ns, driver, key)?;
+    fields::labels("snapshot", key, &mut snapshot.labels, labels, mask)?;
+    super::checked_labels(&mut snapshot.labels)?;
+    snapshot.updated = tx.now();
+    snapshot.ceiling = snapshot.ceiling.intersect(&tx.authority().ceiling);
+    store(tx, ns, snapshot)
+}
+
+/// Removes a snapshot that has no children.
+pub fn delete(tx: &mut Tx<'_>, ns: &Namespace, driver: &str, key: &str) -> Result<Removed> {
+    let snapshot = get(tx, ns, driver, key)?;
+    if super::any(tx, Table::CHILDREN, &codec::prefix(&[ns, driver, key]))? {
+        return Err(Error::failed_precondition("snapshot", key, "cannot remove snapshot with child"));
+    }
+    tx.remove(Table::SNAPSHOTS, &snapshot.key_in(ns))?;
+    if let Some(parent) = &snapshot.parent {
+        tx.remove(Table::CHILDREN, &codec::key(&[ns, driver, parent, key]))?;
+    }
+    let references = dir_references(tx, driver, snapshot.dir)?.saturating_sub(1);
+    if references > 0 {
+        tx.put(Table::DIRS, &dir_key(driver, snapshot.dir), &references.to_be_bytes())?;
+    } else {
+        tx.remove(Table::DIRS, &dir_key(driver, snapshot.dir))?;
+        if let Some(chain) = &snapshot.layer {
+            layers::forget(tx, driver, chain)?;
+        }
+    }
+    events::emit(tx, Event::new(ns, "/snapshot/remove", serde_json::json!({ "key": key, "driver": driver })))?;
+    Ok(Removed { snapshot, unreferenced: references == 0 })
+}

@@ -1,0 +1,125 @@
+//! Tasks: what runs, or ran, in a container. Their events come from the shim's life record, not from here.
+
+use cofferdam_types::{Error, Id, Namespace, Result, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use super::Record;
+use crate::{Read, Tx, codec, table::Table};
+
+/// How far a task is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum State {
+    /// Its shim is being started.
+    Creating,
+    /// Its first process waits to be started.
+    Created,
+    /// It runs.
+    Running,
+    /// It is frozen.
+    Paused,
+    /// Its first process has ended.
+    Stopped,
+}
+
+/// How a task ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// The exit status, or 128 plus the signal.
+    pub status: u32,
+    /// When.
+    pub at: Timestamp,
+    /// Why, where it is not the process's own doing.
+    pub reason: String,
+}
+
+/// A task.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Task {
+    /// The container's id.
+    pub id: Id,
+    /// The id of its shim.
+    pub shim: String,
+    /// How far it is.
+    pub state: State,
+    /// Its first process; 0 before there is one.
+    pub pid: u32,
+    /// When it was created.
+    pub created: Timestamp,
+    /// When its record was changed last.
+    pub updated: Timestamp,
+    /// When it was started.
+    pub started: Option<Timestamp>,
+    /// How it ended.
+    pub exit: Option<Exit>,
+    /// Whether it has a terminal.
+    pub terminal: bool,
+    /// Whether its output goes to a log.
+    pub log: bool,
+}
+
+impl Record for Task {
+    const TABLE: Table = Table::TASKS;
+    const KIND: &'static str = "task";
+}
+
+impl Task {
+    /// A task that is being created.
+    pub fn new(id: Id, shim: impl Into<String>) -> Task {
+        Task {
+            id,
+            shim: shim.into(),
+            state: State::Creating,
+            pid: 0,
+            created: Timestamp::default(),
+            updated: Timestamp::default(),
+            started: None,
+            exit: None,
+            terminal: false,
+            log: false,
+        }
+    }
+}
+
+/// The task of this container, if there is one.
+pub fn find(read: &dyn Read, ns: &Namespace, id: &str) -> Result<Option<Task>> {
+    super::find(read, &codec::key(&[ns, id]))
+}
+
+/// The task of this container.
+pub fn get(read: &dyn Read, ns: &Namespace, id: &str) -> Result<Task> {
+    find(read, ns, id)?.ok_or_else(|| Error::not_found("task", id, "does not exist; start the container"))
+}
+
+/// A page of them, by id.
+pub fn list(read: &dyn Read, ns: &Namespace, after: Option<&str>, max: usize) -> Result<Vec<Task>> {
+    super::page(read, &codec::prefix(&[ns]), after, max)
+}
+
+/// Creates the task of a container that exists.
+pub fn create(tx: &mut Tx<'_>, ns: &Namespace, mut task: Task) -> Result<Task> {
+    super::containers::get(tx, ns, &task.id)?;
+    if find(tx, ns, &task.id)?.is_some() {
+        return Err(Error::already_exists("task", &task.id, "already exists"));
+    }
+    task.created = tx.now();
+    store(tx, ns, task)
+}
+
+/// Replaces everything but the time of creation.
+pub fn update(tx: &mut Tx<'_>, ns: &Namespace, mut task: Task) -> Result<Task> {
+    task.created = get(tx, ns, &task.id)?.created;
+    store(tx, ns, task)
+}
+
+fn store(tx: &mut Tx<'_>, ns: &Namespace, mut task: Task) -> Result<Task> {
+    task.updated = tx.now();
+    super::save(tx, &codec::key(&[ns, &task.id]), &task)?;
+    Ok(task)
+}
+
+/// Removes a task and gives what was known of it.
+pub fn delete(tx: &mut Tx<'_>, ns: &Namespace, id: &str) -> Result<Task> {
+    let task = get(tx, ns, id)?;
+    tx.remove(Table::TASKS, &codec::key(&[ns, id]))?;
+    Ok(task)
+}

@@ -1,0 +1,259 @@
+//! The database file: opening it, and committing a batch of jobs.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use cofferdam_kernel::panic_text;
+use cofferdam_types::{Authority, Error, Result};
+use redb::{Builder, Database, Durability, ReadableDatabase};
+use tokio::sync::watch;
+
+use crate::{
+    codec,
+    messages::Write,
+    records,
+    table::{Read, Table, View, storage},
+    tx::Tx,
+};
+
+/// The format of the tables. A file with a higher number was written by a newer daemon and is refused; for a lower
+/// one migrations run forward here.
+const VERSION: u64 = 1;
+/// redb's cache; unset it may take a gigabyte.
+const CACHE: usize = 4 << 20;
+
+/// How the database is opened, each time.
+pub(crate) struct Opener(Box<dyn Fn() -> Result<Database> + Send + Sync>);
+
+fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder.set_cache_size(CACHE);
+    builder
+}
+
+impl Opener {
+    /// A file, made if it is not there.
+    pub(crate) fn file(path: &Path) -> Opener {
+        let path = PathBuf::from(path);
+        Opener(Box::new(move || {
+            let fresh = !path.exists();
+            let database = builder().create(&path).map_err(storage)?;
+            if fresh {
+                // A new file survives a power cut only once its directory is synced.
+                let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                std::fs::File::open(parent)
+                    .and_then(|dir| dir.sync_all())
+                    .map_err(|e| Error::io("metadata", "", "syncing the directory of meta.redb", &e))?;
+            }
+            Ok(database)
+        }))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn backend<B: redb::StorageBackend>(backend: impl Fn() -> B + Send + Sync + 'static) -> Opener {
+        Opener(Box::new(move || builder().create_with_backend(backend()).map_err(storage)))
+    }
+}
+
+/// What readers and the lives of the writer share.
+pub(crate) struct Shared {
+    opener: Opener,
+    /// Readers borrow it under the lock for as long as beginning a read takes, so that taking it out here and
+    /// dropping it in the writer closes the file at once.
+    database: RwLock<Option<Arc<Database>>>,
+    pub(crate) outbox: watch::Sender<u64>,
+}
+
+impl Shared {
+    pub(crate) fn new(opener: Opener) -> Shared {
+        Shared { opener, database: RwLock::new(None), outbox: watch::Sender::new(0) }
+    }
+
+    pub(crate) fn read(&self) -> Result<View> {
+        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        let database = database.as_ref().ok_or_else(|| Error::unavailable("metadata", "", "is down: try again"))?;
+        Ok(View::new(database.begin_read().map_err(storage)?))
+    }
+
+    fn set(&self, database: Option<Arc<Database>>) {
+        *self.database.write().unwrap_or_else(PoisonError::into_inner) = database;
+    }
+
+    /// Opens the file and lets readers in.
+    pub(crate) fn open(self: &Arc<Shared>) -> Result<Store> {
+        self.set(None);
+        let database = Arc::new((self.opener.0)()?);
+        prepare(&database)?;
+        self.set(Some(database.clone()));
+        let last = records::events::last(&self.read()?)?;
+        self.outbox.send_replace(last);
+        Ok(Store { shared: self.clone(), database: Some(database), failed: false })
+    }
+}
+
+/// Checks the version; on a new file makes the tables and the default namespace.
+fn prepare(database: &Database) -> Result<()> {
+    let txn = database.begin_write().map_err(storage)?;
+    let authority = Authority::system();
+    let mut tx = Tx::new(&txn, &authority);
+    match tx.get(Table::META, b"version")?.map(|bytes| codec::number(&bytes)).transpose()? {
+        Some(VERSION) => {
+            txn.abort().map_err(storage)?;
+            return Ok(());
+        }
+        Some(version) => {
+            let message = format!(
+                "meta.redb has format {version} and this daemon reads up to {VERSION}: a newer daemon wrote it; \
+                 start that one, or give this one another root"
+            );
+            return Err(Error::failed_precondition("metadata", "", message));
+        }
+        None => {}
+    }
+    for table in Table::ALL {
+        txn.open_table(table.definition()).map_err(storage)?;
+    }
+    tx.put(Table::META, b"version", &VERSION.to_be_bytes())?;
+    records::namespaces::create_default(&mut tx)?;
+    commit(txn)
+}
+
+fn begin(database: &Database) -> Result<redb::WriteTransaction> {
+    let mut txn = database.begin_write().map_err(storage)?;
+    txn.set_durability(Durability::Immediate).map_err(storage)?;
+    // After a kill -9 the file opens in a millisecond instead of by a scan of everything.
+    txn.set_quick_repair(true);
+    Ok(txn)
+}
+
+fn commit(mut txn: redb::WriteTransaction) -> Result<()> {
+    txn.set_quick_repair(true);
+    txn.commit().map_err(storage)
+}
+
+/// The writer's side of an open database.
+pub(crate) struct Store {
+    shared: Arc<Shared>,
+    database: Option<Arc<Database>>,
+    failed: bool,
+}
+
+/// How one job ended within a batch.
+enum Verdict {
+    Done,
+    /// It changed nothing, so the batch goes on.
+    Refused(Error),
+    /// It failed after a change: the batch must be run again without it.
+    Spoiled(Error),
+    /// The file failed.
+    Broken(Error),
+}
+
+impl Store {
+    /// Runs the jobs in one transaction, commits it, and gives each job's result. After a storage error every job
+    /// has that error and [`Store::recover`] must be called before the next batch.
+    pub(crate) fn commit(&mut self, writes: &[Write]) -> Vec<Result<()>> {
+        match self.attempt(writes) {
+            Ok(results) => results,
+            Err(error) => {
+                self.failed = true;
+                tracing::error!("meta.redb: {error}");
+                writes.iter().map(|_| Err(error.clone())).collect()
+            }
+        }
+    }
+
+    fn attempt(&self, writes: &[Write]) -> Result<Vec<Result<()>>> {
+        let database = self.database.as_ref().ok_or_else(|| Error::unavailable("metadata", "", "is down"))?;
+        // What a job that spoiled a batch is answered. It ran after the jobs before it, which are run again the same
+        // way, so its error is the one of a serial order.
+        let mut spoiled: Vec<Option<Error>> = writes.iter().map(|_| None).collect();
+        'again: loop {
+            let txn = begin(database)?;
+            let mut results = Vec::with_capacity(writes.len());
+            let (mut changed, mut last_event) = (false, None);
+            for (write, spoiled) in writes.iter().zip(&mut spoiled) {
+                if let Some(error) = spoiled {
+                    results.push(Err(error.clone()));
+                    continue;
+                }
+                let mut tx = Tx::new(&txn, &write.authority);
+                match run(write, &mut tx) {
+                    Verdict::Done => {
+                        changed |= tx.changed();
+                        last_event = tx.last_event().or(last_event);
+                        results.push(Ok(()));
+                    }
+                    Verdict::Refused(error) => results.push(Err(error)),
+                    Verdict::Spoiled(error) => {
+                        *spoiled = Some(error);
+                        txn.abort().map_err(storage)?;
+                        continue 'again;
+                    }
+                    Verdict::Broken(error) => return Err(error),
+                }
+            }
+            if changed {
+                txn.commit().map_err(storage)?;
+            } else {
+                txn.abort().map_err(storage)?;
+            }
+            if let Some(last) = last_event {
+                self.shared.outbox.send_replace(last);
+            }
+            return Ok(results);
+        }
+    }
+
+    /// After a storage error the handle is good for nothing: the file is closed and opened again. Does nothing
+    /// otherwise.
+    pub(crate) fn recover(&mut self) -> Result<()> {
+        if !self.failed {
+            return Ok(());
+        }
+        self.close();
+        let mut fresh = self.shared.open()?;
+        self.database = fresh.database.take();
+        self.failed = false;
+        Ok(())
+    }
+
+    fn close(&mut self) {
+        let Some(database) = self.database.take() else { return };
+        let mut shared = self.shared.database.write().unwrap_or_else(PoisonError::into_inner);
+        // A writer that was given up because it hung may end after its successor has opened the file.
+        if shared.as_ref().is_some_and(|other| Arc::ptr_eq(other, &database)) {
+            *shared = None;
+        }
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn run(write: &Write, tx: &mut Tx<'_>) -> Verdict {
+    let outcome = catch_unwind(AssertUnwindSafe(|| (write.job)(tx)));
+    if tx.failed() {
+        let error = match outcome {
+            Ok(Err(error)) => error,
+            _ => Error::internal("metadata", "", "meta.redb met a storage error"),
+        };
+        return Verdict::Broken(error);
+    }
+    match outcome {
+        Ok(Ok(())) => Verdict::Done,
+        Ok(Err(error)) if !tx.changed() => Verdict::Refused(error),
+        Ok(Err(error)) => Verdict::Spoiled(error),
+        Err(payload) => {
+            let text = panic_text(&*payload);
+            tracing::error!("a write panicked: {text}");
+            Verdict::Spoiled(Error::internal("metadata", "", format!("the write panicked: {text}")))
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! The tables, and reading them: from a snapshot or from within a write.
+
+use std::ops::{Bound, ControlFlow};
+
+use cofferdam_types::{Code, Error, Result};
+use redb::{ReadTransaction, ReadableTable, TableDefinition};
+
+use crate::codec;
+
+/// A table: keys and values are bytes, made by [`crate::records`] alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Table(&'static str);
+
+impl Table {
+    pub(crate) const META: Table = Table("meta");
+    pub(crate) const COUNTERS: Table = Table("counters");
+    pub(crate) const NAMESPACES: Table = Table("namespaces");
+    pub(crate) const CONTAINERS: Table = Table("containers");
+    pub(crate) const IMAGES: Table = Table("images");
+    pub(crate) const CONTENT: Table = Table("content");
+    pub(crate) const BLOBS: Table = Table("blobs");
+    pub(crate) const INGESTS: Table = Table("ingests");
+    pub(crate) const SNAPSHOTS: Table = Table("snapshots");
+    pub(crate) const CHILDREN: Table = Table("children");
+    pub(crate) const DIRS: Table = Table("dirs");
+    pub(crate) const LAYERS: Table = Table("layers");
+    pub(crate) const LEASES: Table = Table("leases");
+    pub(crate) const HELD: Table = Table("held");
+    pub(crate) const TASKS: Table = Table("tasks");
+    pub(crate) const OUTBOX: Table = Table("outbox");
+    pub(crate) const DELTA: Table = Table("delta");
+
+    /// All of them; made at the first start, so that a reader finds each.
+    pub(crate) const ALL: [Table; 17] = [
+        Table::META,
+        Table::COUNTERS,
+        Table::NAMESPACES,
+        Table::CONTAINERS,
+        Table::IMAGES,
+        Table::CONTENT,
+        Table::BLOBS,
+        Table::INGESTS,
+        Table::SNAPSHOTS,
+        Table::CHILDREN,
+        Table::DIRS,
+        Table::LAYERS,
+        Table::LEASES,
+        Table::HELD,
+        Table::TASKS,
+        Table::OUTBOX,
+        Table::DELTA,
+    ];
+
+    pub(crate) fn definition(self) -> TableDefinition<'static, &'static [u8], &'static [u8]> {
+        TableDefinition::new(self.0)
+    }
+}
+
+/// Called with each row of a range; breaks to end it.
+pub type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>> + 'a;
+
+/// What can be read: a [`View`] or, within a write, its [`crate::Tx`].
+pub trait Read {
+    /// The value of a key.
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>>;
+
+    /// Visits the rows from `from` up to (and without) `to`, in the order of their keys.
+    fn range(&self, table: Table, from: Bound<&[u8]>, to: Bound<&[u8]>, visit: &mut Visit<'_>) -> Result<()>;
+}
+
+/// Visits the rows whose keys begin with `prefix`, from the one after `after` on.
+pub(crate) fn scan(
+    read: &dyn Read,
+    table: Table,
+    prefix: &[u8],
+    after: Option<&[u8]>,
+    visit: &mut Visit<'_>,
+) -> Result<()> {
+    let end = codec::after_prefix(prefix);
+    let from = after.map_or(Bound::Included(prefix), Bound::Excluded);
+    read.range(table, from, end.as_deref().map_or(Bound::Unbounded, Bound::Excluded), visit)
+}
+
+/// A snapshot of everything, as it was when it was taken. Later commits don't change it.
+pub struct View {
+    txn: ReadTransaction,
+}
+
+impl View {
+    pub(crate) fn new(txn: ReadTransaction) -> View {
+        View { txn }
+    }
+}
+
+impl Read for View {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        let table = self.txn.open_table(table.definition()).map_err(storage)?;
+        get(&table, key)
+    }
+
+    fn range(&self, table: Table, from: Bound<&[u8]>, to: Bound<&[u8]>, visit: &mut Visit<'_>) -> Result<()> {
+        let table = self.txn.open_table(table.definition()).map_err(storage)?;
+        range(&table, from, to, visit)
+    }
+}
+
+type Bytes = &'static [u8];
+
+pub(crate) fn get(table: &impl ReadableTable<Bytes, Bytes>, key: &[u8]) -> Result<Option<Vec<u8>>> {
+    Ok(table.get(key).map_err(storage)?.map(|value| value.value().to_vec()))
+}
+
+pub(crate) fn range(
+    table: &impl ReadableTable<Bytes, Bytes>,
+    from: Bound<&[u8]>,
+    to: Bound<&[u8]>,
+    visit: &mut Visit<'_>,
+) -> Result<()> {
+    for row in table.range::<&[u8]>((from, to)).map_err(storage)? {
+        let (key, value) = row.map_err(storage)?;
+        if visit(key.value(), value.value())?.is_break() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// An error of the file under the tables.
+pub(crate) fn storage(error: impl Into<redb::Error>) -> Error {
+    match error.into() {
+        redb::Error::Io(e) => {
+            let mut error = Error::io("metadata", "", "meta.redb", &e);
+            if error.code == Code::NotFound {
+                error.code = Code::Internal; // Whoever asked for a record must not take it for a missing one.
+            }
+            error
+        }
+        redb::Error::DatabaseAlreadyOpen => {
+            Error::unavailable("metadata", "", "meta.redb is in use by another daemon; stop that one first")
+        }
+        redb::Error::DatabaseClosed => Error::unavailable("metadata", "", "meta.redb was opened anew; read again"),
+        redb::Error::PreviousIo => Error::unavailable("metadata", "", "meta.redb met a storage error; try again"),
+        redb::Error::Corrupted(e) => Error::data_loss("metadata", "", format!("meta.redb is damaged: {e}")),
+        e => Error::internal("metadata", "", format!("meta.redb: {e}")),
+    }
+}
