@@ -33,6 +33,8 @@ struct CreateRequest @0xe6a1c0f2d93b7584 {
   runtimeRoot @8 :Text;
   systemdCgroup @9 :Bool;
   terminal @10 :Bool;
+  bundle @11 :Common.Fd;
+  # The bundle's directory.
 }
 
 struct ExecRequest @0x8c75d0be3f9a2164 {
@@ -47,23 +49,31 @@ interface Shim @0xf97b3a5ed806c142 {
   # The bootstrap object of a shim's socket; only the daemon's uid may connect.
 
   hello @0 (version :UInt32, features :List(Text)) -> (version :UInt32, features :List(Text), pid :UInt32);
-  create @1 (request :CreateRequest) -> (life :Life);
-  start @2 (id :Text) -> (life :Life);
-  wait @3 (id :Text) -> (life :Life);
-  state @4 () -> (processes :List(Life), paused :Bool);
-  kill @5 (id :Text, signal :UInt32, all :Bool) -> ();
-  exec @6 (request :ExecRequest) -> (life :Life);
-  resize @7 (id :Text, rows :UInt16, columns :UInt16) -> ();
-  closeStdin @8 (id :Text) -> ();
-  attach @9 (id :Text, stdio :Common.Stdio) -> (attachment :ShimAttachment);
-  deleteExec @10 (id :Text) -> (life :Life);
-  delete @11 () -> (life :Life);
-  # The container: its cgroups and mounts go. The shim ends behind the answer.
+  create @1 (request :CreateRequest) -> (container :ShimContainer, life :Life);
+  container @2 (namespace :Text, id :Text) -> (container :ShimContainer);
+  # One that it made earlier, for a daemon that came back.
+}
 
-  pause @12 () -> ();
-  resume @13 () -> ();
-  pids @14 () -> (pids :List(UInt32));
-  stdin @15 (id :Text) -> (sink :Common.ByteStream);
+interface ShimContainer @0x8a3ec7d15b902f64 {
+  # A container that the shim made. The empty process id is the container's first process.
+
+  start @0 (id :Text) -> (life :Life);
+  wait @1 (id :Text) -> (life :Life);
+  state @2 () -> (processes :List(Life), paused :Bool);
+  kill @3 (id :Text, signal :UInt32, all :Bool) -> ();
+  exec @4 (request :ExecRequest) -> (life :Life);
+  resize @5 (id :Text, rows :UInt16, columns :UInt16) -> ();
+  closeStdin @6 (id :Text) -> ();
+  attach @7 (id :Text, stdio :Common.Stdio) -> (attachment :ShimAttachment);
+  deleteExec @8 (id :Text) -> (life :Life);
+  delete @9 () -> (life :Life);
+  # The container: what still runs is killed, its cgroups and mounts go. A shim that holds no container any more ends
+  # when its connection does.
+
+  pause @10 () -> ();
+  resume @11 () -> ();
+  pids @12 () -> (pids :List(UInt32));
+  stdin @13 (id :Text) -> (sink :Common.ByteStream);
 }
 
 interface ShimAttachment @0xb25ed7039cf4a816 {

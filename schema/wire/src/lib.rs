@@ -9,6 +9,7 @@ pub mod connect;
 pub mod convert;
 pub mod error;
 pub mod fdstream;
+pub mod life;
 
 /// The version of the API that [`gate_capnp::gate`]'s `hello` speaks.
 pub const API_VERSION: u32 = 1;
