@@ -1,0 +1,109 @@
+// Measures, through containerd's own client, what our bench measures through ours: the life of a container that runs
+// /bin/true with null stdio, from its record and snapshot to their removal. One JSON line per phase on stdout.
+//
+// Built in GOPATH mode from Debian's golang-github-containerd-containerd-dev by ../measure.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"log"
+	"os"
+	"sort"
+	"time"
+
+	"github.com/containerd/containerd"
+	"github.com/containerd/containerd/cio"
+	"github.com/containerd/containerd/namespaces"
+	"github.com/containerd/containerd/oci"
+)
+
+// The phases in their order; "create_start_wait_delete" is all of them, timed as one.
+var phases = []string{"container_create", "task_create", "task_start", "task_wait", "task_delete", "container_delete"}
+
+func life(ctx context.Context, client *containerd.Client, image containerd.Image, id string, record func(string, time.Duration)) error {
+	begin := time.Now()
+	last := begin
+	lap := func(phase string) {
+		now := time.Now()
+		record(phase, now.Sub(last))
+		last = now
+	}
+
+	container, err := client.NewContainer(ctx, id,
+		containerd.WithNewSnapshot(id, image),
+		containerd.WithNewSpec(oci.WithImageConfig(image), oci.WithProcessArgs("/bin/true")))
+	if err != nil {
+		return err
+	}
+	lap("container_create")
+	task, err := container.NewTask(ctx, cio.NullIO)
+	if err != nil {
+		return err
+	}
+	lap("task_create")
+	exit, err := task.Wait(ctx)
+	if err != nil {
+		return err
+	}
+	if err := task.Start(ctx); err != nil {
+		return err
+	}
+	lap("task_start")
+	status := <-exit
+	if code, _, err := status.Result(); err != nil || code != 0 {
+		return fmt.Errorf("exit %d: %v", code, err)
+	}
+	lap("task_wait")
+	if _, err := task.Delete(ctx); err != nil {
+		return err
+	}
+	lap("task_delete")
+	if err := container.Delete(ctx, containerd.WithSnapshotCleanup); err != nil {
+		return err
+	}
+	lap("container_delete")
+	record("create_start_wait_delete", time.Since(begin))
+	return nil
+}
+
+func main() {
+	address := flag.String("address", "", "containerd's socket")
+	reference := flag.String("image", "", "an image that is unpacked already")
+	n := flag.Int("n", 20, "how often")
+	flag.Parse()
+
+	client, err := containerd.New(*address)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+	ctx := namespaces.WithNamespace(context.Background(), "default")
+	image, err := client.GetImage(ctx, *reference)
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	samples := map[string][]float64{}
+	for i := -2; i < *n; i++ { // the first two only warm up
+		err := life(ctx, client, image, fmt.Sprintf("life-%d", i+2), func(phase string, took time.Duration) {
+			if i >= 0 {
+				samples[phase] = append(samples[phase], float64(took.Microseconds())/1000)
+			}
+		})
+		if err != nil {
+			log.Fatal(err)
+		}
+	}
+	out := json.NewEncoder(os.Stdout)
+	for _, phase := range append([]string{"create_start_wait_delete"}, phases...) {
+		of := samples[phase]
+		sort.Float64s(of)
+		out.Encode(map[string]interface{}{
+			"peer": "containerd", "what": phase, "unit": "ms", "n": len(of),
+			"min": of[0], "median": of[len(of)/2], "max": of[len(of)-1], "samples": of,
+		})
+	}
+}
