@@ -14,10 +14,11 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
+use cofferdam_metadata::records::snapshots::Usage;
 use cofferdam_types::{Error, Mount, Result};
 use nix::{
     errno::Errno,
@@ -29,20 +30,25 @@ use crate::{
     copy::inherit,
     drivers::{Access, Driver, Trees},
     trash::{Trash, open_path},
-    walk::{Usage, names, open_dir, usage},
+    walk::{names, open_dir, usage},
 };
 
 /// How many directories are made ahead.
 const STOCK: usize = 4;
 
-/// What a record says about its directory.
-#[derive(Clone, Copy, Debug)]
-pub struct Known {
-    /// It must hold content that was synced before the record was committed: missing, it is lost.
-    pub committed: bool,
-    /// The nearest ancestor's directory.
-    pub parent: Option<u64>,
+/// What the records say about a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// It holds content that was synced before the record was committed: missing, it is lost.
+    Content,
+    /// It belongs to an active snapshot, or to a view of nothing, on top of the parent's directory.
+    Scratch(Option<u64>),
+    /// The snapshot shows its parent's tree and has none of its own.
+    Nothing,
 }
+
+/// Asks the records whether one of them refers to a directory.
+pub type Referenced = Box<dyn Fn(u64) -> Result<bool> + Send + Sync>;
 
 /// A driver and its directory.
 pub struct Area {
@@ -50,6 +56,7 @@ pub struct Area {
     path: String,
     dir: OwnedFd,
     trash: Trash,
+    referenced: Referenced,
     next: AtomicU64,
     /// Ids in somebody's hands, between their making and their commit.
     live: Mutex<BTreeSet<u64>>,
@@ -57,8 +64,14 @@ pub struct Area {
 }
 
 impl Area {
-    /// Opens (and makes) `<root>/snapshots/<driver>`. Ids below `next` are never given out.
-    pub fn open(root: &Path, driver: Box<dyn Driver>, trash: Trash, next: u64) -> Result<Area> {
+    /// Opens (and makes) `<root>/snapshots/<driver>`. Ids up to `last` are never given out.
+    pub fn open(
+        root: &Path,
+        driver: Box<dyn Driver>,
+        trash: Trash,
+        last: u64,
+        referenced: Referenced,
+    ) -> Result<Area> {
         let path = root.join("snapshots").join(driver.name());
         let dir = private_dir(&path)?;
         let path = path.into_os_string().into_string().ok().filter(|p| !p.contains([':', ',', '\\', '"']));
@@ -66,13 +79,14 @@ impl Area {
         let path = path.ok_or_else(|| {
             Error::invalid("root", root.display(), "must be UTF-8 without ':', ',', '\\' or '\"': use another directory")
         })?;
-        let taken = numbers(dir.as_fd())?.into_iter().max().map_or(1, |id| id + 1);
+        let taken = numbers(dir.as_fd())?.into_iter().max().unwrap_or(0);
         Ok(Area {
             driver,
             path,
             dir,
             trash,
-            next: AtomicU64::new(next.max(taken)),
+            referenced,
+            next: AtomicU64::new(last.max(taken) + 1),
             live: Mutex::default(),
             stock: Mutex::default(),
         })
@@ -90,25 +104,40 @@ impl Area {
 
     /// Makes a directory with an empty tree. Dropped unkept, it goes to the trash.
     pub fn make(self: &Arc<Area>, scratch: bool) -> Result<Held> {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
-        lock(&self.live).insert(id);
-        let held = Held { area: self.clone(), id, kept: false };
-        self.make_at(id, scratch)?;
+        let held = self.number();
+        self.make_at(held.id(), scratch)?;
         Ok(held)
     }
 
-    /// Like [`Area::make`] with a `work` directory, out of the stock where there is one; says whether the stock wants
-    /// to be filled.
-    pub fn take(self: &Arc<Area>) -> Result<(Held, bool)> {
-        let (id, low) = {
-            let mut stock = lock(&self.stock);
-            (stock.pop(), stock.len() < STOCK / 2)
-        };
+    /// Only a number: for a view, which shows its parent's tree.
+    pub fn number(self: &Arc<Area>) -> Held {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        lock(&self.live).insert(id);
+        self.held(id)
+    }
+
+    /// Like [`Area::make`] with a `work` directory, out of the stock where there is one.
+    pub fn take(self: &Arc<Area>) -> Result<Held> {
+        let id = lock(&self.stock).pop();
         // Those in stock are in `live` from their making.
         match id {
-            Some(id) => Ok((Held { area: self.clone(), id, kept: false }, low)),
-            None => Ok((self.make(self.driver.scratch())?, true)),
+            Some(id) => Ok(self.held(id)),
+            None => self.make(self.driver.scratch()),
         }
+    }
+
+    /// Whether a directory can be taken without making one.
+    pub fn in_stock(&self) -> bool {
+        !lock(&self.stock).is_empty()
+    }
+
+    /// Whether it is time to fill the stock.
+    pub fn low(&self) -> bool {
+        lock(&self.stock).len() < STOCK / 2
+    }
+
+    fn held(self: &Arc<Area>, id: u64) -> Held {
+        Held { area: self.clone(), id, kept: AtomicBool::new(false) }
     }
 
     /// Fills the stock.
@@ -193,13 +222,17 @@ impl Area {
             if found.contains(&id) && self.tree(id).is_ok() {
                 continue;
             }
-            if record.committed {
-                lost.push(id);
-                continue;
-            }
+            let parent = match record {
+                Known::Nothing => continue,
+                Known::Content => {
+                    lost.push(id);
+                    continue;
+                }
+                Known::Scratch(parent) => parent,
+            };
             tracing::info!(driver = self.driver.name(), id, "an active snapshot lost its directory: made again, empty");
             self.make_at(id, self.driver.scratch())?;
-            if let Some(parent) = record.parent {
+            if let Some(parent) = parent {
                 // A lost parent is reported by itself and must not keep the others from starting.
                 if let Err(error) = self.populate(id, parent) {
                     tracing::error!(driver = self.driver.name(), id, %error, "can't fill it from its parent");
@@ -210,11 +243,11 @@ impl Area {
     }
 }
 
-/// A directory in somebody's hands.
+/// A directory in somebody's hands. Dropped, it goes to the trash, unless a record refers to it.
 pub struct Held {
     area: Arc<Area>,
     id: u64,
-    kept: bool,
+    kept: AtomicBool,
 }
 
 impl Held {
@@ -229,24 +262,30 @@ impl Held {
     }
 
     /// A record names it now: its end is the record's affair.
-    pub fn keep(mut self) {
-        self.kept = true;
+    pub fn keep(&self) {
+        self.kept.store(true, Ordering::Relaxed);
         lock(&self.area.live).remove(&self.id);
     }
 
     /// It stays live, in other hands.
-    fn forget(mut self) -> u64 {
-        self.kept = true;
+    fn forget(self) -> u64 {
+        self.kept.store(true, Ordering::Relaxed);
         self.id
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if self.kept {
+        if self.kept.load(Ordering::Relaxed) {
             return;
         }
-        if let Err(error) = self.area.discard(self.id) {
+        // Whoever held it may have lost the answer to a commit that did happen. In doubt the next sweep decides.
+        let result = match (self.area.referenced)(self.id) {
+            Ok(true) => Ok(()),
+            Ok(false) => self.area.discard(self.id),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = result {
             tracing::warn!(id = self.id, %error, "a directory that nobody wants stays until the next start");
         }
         lock(&self.area.live).remove(&self.id);
@@ -289,9 +328,11 @@ mod tests {
     use super::*;
     use crate::drivers::Overlay;
 
+    const REFERENCED: u64 = 3;
+
     fn area(root: &Path) -> Arc<Area> {
         let trash = Trash::start(private_dir(&root.join("trash")).unwrap()).unwrap();
-        Arc::new(Area::open(root, Box::new(Overlay::detect()), trash, 1).unwrap())
+        Arc::new(Area::open(root, Box::new(Overlay::detect()), trash, 0, Box::new(|id| Ok(id == REFERENCED))).unwrap())
     }
 
     fn mode(path: &Path) -> u32 {
@@ -319,6 +360,8 @@ mod tests {
         let area = area(dir.path());
         let base = dir.path().join("snapshots/overlay");
         let (kept, dropped) = (area.make(false).unwrap(), area.make(false).unwrap());
+        drop(area.make(false).unwrap());
+        assert!(base.join(REFERENCED.to_string()).exists(), "its commit went through though its answer was lost");
         let (kept_id, dropped_id) = (kept.id(), dropped.id());
         kept.keep();
         drop(dropped);
@@ -339,9 +382,10 @@ mod tests {
         area.refill().unwrap();
         fs::create_dir(base.join("lost+found")).unwrap();
         let known = BTreeMap::from([
-            (parent.id(), Known { committed: true, parent: None }),
-            (900, Known { committed: false, parent: Some(parent.id()) }),
-            (901, Known { committed: true, parent: None }),
+            (parent.id(), Known::Content),
+            (900, Known::Scratch(Some(parent.id()))),
+            (901, Known::Content),
+            (902, Known::Nothing),
         ]);
         assert_eq!(area.sweep(|| Ok(known)).unwrap(), [901]);
         assert!(!base.join(orphan.to_string()).exists());
@@ -349,7 +393,7 @@ mod tests {
         assert!(base.join("lost+found").exists(), "not ours");
         assert!(base.join("900/work").exists());
         assert_eq!(fs::metadata(base.join("900/fs")).unwrap().uid(), 5);
-        let (taken, _) = area.take().unwrap();
+        let taken = area.take().unwrap();
         assert!(base.join(format!("{}/work", taken.id())).exists(), "the stock was spared");
     }
 
@@ -358,6 +402,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("a,b");
         let trash = Trash::start(private_dir(&root.join("trash")).unwrap()).unwrap();
-        assert!(Area::open(&root, Box::new(Overlay::detect()), trash, 1).is_err());
+        assert!(Area::open(&root, Box::new(Overlay::detect()), trash, 0, Box::new(|_| Ok(false))).is_err());
     }
 }

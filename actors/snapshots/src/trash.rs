@@ -93,6 +93,7 @@ impl Trash {
     }
 
     /// Waits until everything that was put in so far is deleted, or has been found to resist.
+    #[cfg(test)]
     pub fn settle(&self) {
         let mut state = self.0.shared.state();
         while state.dirty || state.busy {

@@ -6,21 +6,13 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
+use cofferdam_metadata::records::snapshots::Usage;
 use nix::{
     dir::Dir,
     errno::Errno,
     fcntl::{AtFlags, OFlag, openat},
     sys::stat::{FileStat, Mode, SFlag, fstat, fstatat},
 };
-
-/// Space that a tree takes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Allocated bytes.
-    pub size: u64,
-    /// Inodes; one with several names counts once.
-    pub inodes: u64,
-}
 
 /// The type bits of a mode.
 pub fn file_type(stat: &FileStat) -> SFlag {

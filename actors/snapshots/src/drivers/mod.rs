@@ -7,8 +7,8 @@ use std::os::fd::BorrowedFd;
 
 use cofferdam_types::{Mount, Result};
 
-pub use native::Native;
-pub use overlay::Overlay;
+use native::Native;
+pub(crate) use overlay::Overlay;
 
 /// The states of a snapshot that can be mounted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,8 +60,8 @@ pub trait Driver: Send + Sync + 'static {
     /// Whether a writable snapshot needs a directory `work` beside its tree.
     fn scratch(&self) -> bool;
 
-    /// Brings the parent's content into the empty tree of a new snapshot, durably. A driver that is `detached` stacks
-    /// at mount time and has nothing to do.
+    /// Brings the parent's content into the empty tree of a new snapshot; the caller syncs. A driver that is `detached`
+    /// stacks at mount time and has nothing to do.
     fn populate(&self, tree: BorrowedFd<'_>, parent: BorrowedFd<'_>) -> Result<()>;
 
     /// The mounts that show a snapshot, to be applied in order onto one target.

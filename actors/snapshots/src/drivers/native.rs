@@ -2,8 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use cofferdam_types::{Error, Mount, Result};
-use nix::unistd::syncfs;
+use cofferdam_types::{Mount, Result};
 
 use super::{Access, Driver, Trees, bind};
 use crate::copy::copy_tree;
@@ -25,10 +24,7 @@ impl Driver for Native {
     }
 
     fn populate(&self, tree: BorrowedFd<'_>, parent: BorrowedFd<'_>) -> Result<()> {
-        copy_tree(parent, tree)?;
-        // The parent's files are part of what the record will promise: unlike an empty directory, a copy cut short
-        // by a power cut can't be recognised at the next start.
-        syncfs(tree).map_err(|e| Error::io("snapshot", "", "sync the copy of the parent", &e.into()))
+        copy_tree(parent, tree)
     }
 
     fn mounts(&self, access: Access, trees: Trees<'_>) -> Vec<Mount> {

@@ -1,0 +1,488 @@
+//! The conformance suite of the reference (section 6.8), run for every driver through the handle, with real mounts.
+
+use std::{
+    fs,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::{MetadataExt, PermissionsExt, chown, symlink},
+    },
+    path::{Path, PathBuf},
+};
+
+use cofferdam_kernel::{Kernel, Placement};
+use cofferdam_metadata::{Metadata, records::namespaces};
+use cofferdam_types::{Authority, Code, Labels, Mount, Name, Namespace, Result};
+
+use crate::{Kind, Snapshot, Snapshots};
+
+/// A daemon with nothing but snapshots.
+pub struct World {
+    pub kernel: Kernel,
+    pub meta: Metadata,
+    pub snapshots: Snapshots,
+    pub root: tempfile::TempDir,
+}
+
+impl World {
+    async fn start() -> World {
+        World::at(tempfile::tempdir().unwrap()).await
+    }
+
+    async fn at(root: tempfile::TempDir) -> World {
+        let kernel = Kernel::new().unwrap();
+        let place = Placement::Shared("test");
+        let meta = Metadata::start(&kernel, place, &root.path().join("meta.redb")).unwrap();
+        let snapshots = Snapshots::start(&kernel, place, meta.clone(), root.path()).unwrap();
+        kernel.ready().await.unwrap();
+        World { kernel, meta, snapshots, root }
+    }
+
+    /// Ends everything and starts again on the same directory.
+    async fn restart(self) -> World {
+        self.kernel.stop().await;
+        let World { kernel, meta, snapshots, root } = self;
+        drop((kernel, meta, snapshots));
+        World::at(root).await
+    }
+}
+
+/// Runs a test on an actix system, which the kernel needs.
+pub fn run(test: impl Future<Output = ()>) {
+    actix_rt::System::new().block_on(test);
+}
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+fn ns() -> Namespace {
+    Namespace::default_namespace()
+}
+
+/// A mounted snapshot; unmounted with its descriptor.
+struct Mounted(OwnedFd);
+
+impl Mounted {
+    fn new(mounts: &[Mount]) -> Mounted {
+        let [mount] = mounts else { panic!("one mount, not {mounts:?}") };
+        Mounted(cofferdam_sys::mount::detached(mount).unwrap())
+    }
+
+    fn at(&self, path: &str) -> PathBuf {
+        Path::new(&format!("/proc/self/fd/{}", self.0.as_raw_fd())).join(path)
+    }
+
+    fn write(&self, path: &str, text: &str) {
+        fs::write(self.at(path), text).unwrap();
+    }
+
+    fn read(&self, path: &str) -> Option<String> {
+        fs::read_to_string(self.at(path)).ok()
+    }
+
+    fn dir(&self, path: &str) {
+        fs::create_dir_all(self.at(path)).unwrap();
+    }
+}
+
+/// One driver's part of a world.
+struct Suite<'a> {
+    world: &'a World,
+    driver: &'static str,
+}
+
+impl Suite<'_> {
+    async fn prepare(&self, key: &str, parent: Option<&str>) -> Result<Mounted> {
+        let parent = parent.map(name);
+        let all = &self.world.snapshots;
+        let auth = Authority::system();
+        all.prepare(&auth, &ns(), self.driver, &name(key), parent.as_ref(), Labels::new()).await.map(|m| Mounted::new(&m))
+    }
+
+    async fn view(&self, key: &str, parent: Option<&str>) -> Result<Mounted> {
+        let parent = parent.map(name);
+        let all = &self.world.snapshots;
+        let auth = Authority::system();
+        all.view(&auth, &ns(), self.driver, &name(key), parent.as_ref(), Labels::new()).await.map(|m| Mounted::new(&m))
+    }
+
+    async fn commit(&self, committed: &str, key: &str) -> Result<()> {
+        let all = &self.world.snapshots;
+        all.commit(&Authority::system(), &ns(), self.driver, &name(committed), &name(key), Labels::new()).await
+    }
+
+    async fn remove(&self, key: &str) -> Result<()> {
+        self.world.snapshots.remove(&Authority::system(), &ns(), self.driver, &name(key)).await
+    }
+
+    fn stat(&self, key: &str) -> Result<Snapshot> {
+        self.world.snapshots.stat(&ns(), self.driver, &name(key))
+    }
+
+    /// Commits what `change` does on top of `parent`.
+    async fn layer(&self, committed: &str, parent: Option<&str>, change: impl FnOnce(&Mounted)) {
+        let key = format!("{committed}-active");
+        let mounted = self.prepare(&key, parent).await.unwrap();
+        change(&mounted);
+        drop(mounted);
+        self.commit(committed, &key).await.unwrap();
+    }
+
+    async fn seen(&self, parent: &str, look: impl FnOnce(&Mounted)) {
+        let key = format!("{parent}-seen");
+        look(&self.view(&key, Some(parent)).await.unwrap());
+        self.remove(&key).await.unwrap();
+    }
+
+    async fn basic(&self) {
+        let first = self.prepare("basic-1", None).await.unwrap();
+        first.write("foo", "foo\n");
+        first.dir("a/b/c");
+        drop(first);
+        self.commit("basic-c1", "basic-1").await.unwrap();
+        assert_eq!(self.stat("basic-1").unwrap_err().code, Code::NotFound);
+        let stat = self.stat("basic-c1").unwrap();
+        assert_eq!((stat.kind, stat.parent, stat.usage.inodes), (Kind::Committed, None, 5));
+
+        let second = self.prepare("basic-2", Some("basic-c1")).await.unwrap();
+        assert_eq!(second.read("foo").as_deref(), Some("foo\n"));
+        second.write("bar", "bar\n");
+        second.write("foo", "changed\n");
+        fs::remove_dir_all(second.at("a/b")).unwrap();
+        drop(second);
+        self.commit("basic-c2", "basic-2").await.unwrap();
+        assert_eq!(self.stat("basic-c2").unwrap().parent, Some(name("basic-c1")));
+        let listed = self.world.snapshots.list(&ns(), self.driver, None, 100).unwrap();
+        let mine: Vec<_> = listed.into_iter().filter(|s| s.key.starts_with("basic-")).collect();
+        assert_eq!(mine, [self.stat("basic-c1").unwrap(), self.stat("basic-c2").unwrap()]);
+        self.seen("basic-c2", |view| {
+            assert_eq!((view.read("foo").as_deref(), view.read("bar").as_deref()), (Some("changed\n"), Some("bar\n")));
+            assert!(view.at("a").exists() && !view.at("a/b").exists());
+        })
+        .await;
+        assert_eq!(self.remove("basic-c1").await.unwrap_err().code, Code::FailedPrecondition);
+        self.remove("basic-c2").await.unwrap();
+        self.remove("basic-c1").await.unwrap();
+        assert_eq!(self.remove("basic-c1").await.unwrap_err().code, Code::NotFound);
+    }
+
+    async fn states(&self) {
+        self.prepare("st-a", None).await.unwrap();
+        assert_eq!((self.stat("st-a").unwrap().kind, self.stat("st-a").unwrap().parent), (Kind::Active, None));
+        let all = &self.world.snapshots;
+        assert_eq!(all.mounts(&ns(), self.driver, &name("st-a")).unwrap().len(), 1);
+        self.commit("st-b", "st-a").await.unwrap();
+        assert_eq!(all.mounts(&ns(), self.driver, &name("st-b")).unwrap_err().code, Code::FailedPrecondition);
+        assert_eq!(self.commit("st-c", "st-b").await.unwrap_err().code, Code::FailedPrecondition);
+        self.view("st-v", Some("st-b")).await.unwrap();
+        assert_eq!(self.commit("st-c", "st-v").await.unwrap_err().code, Code::FailedPrecondition);
+        self.prepare("st-d", Some("st-b")).await.unwrap();
+        assert_eq!(self.commit("st-b", "st-d").await.unwrap_err().code, Code::AlreadyExists);
+        assert_eq!(self.prepare("st-e", Some("st-d")).await.err().unwrap().code, Code::InvalidArgument);
+        assert_eq!(self.prepare("st-e", Some("none")).await.err().unwrap().code, Code::NotFound);
+        // A key can't be used twice, whatever for.
+        for key in ["st-d", "st-v", "st-b"] {
+            assert_eq!(self.prepare(key, None).await.err().unwrap().code, Code::AlreadyExists, "{key}");
+            assert_eq!(self.view(key, None).await.err().unwrap().code, Code::AlreadyExists, "{key}");
+        }
+        let usage = all.usage(&ns(), self.driver, &name("st-v")).await.unwrap();
+        assert_eq!((usage.size, usage.inodes), (0, 0));
+        assert_eq!(all.usage(&ns(), self.driver, &name("st-d")).await.unwrap().inodes, 1);
+    }
+
+    async fn reuse_after_removal(&self) {
+        for _ in 0..2 {
+            self.prepare("re", None).await.unwrap();
+            self.remove("re").await.unwrap();
+            self.view("re", None).await.unwrap();
+            self.remove("re").await.unwrap();
+        }
+        self.layer("re-parent", None, |_| {}).await;
+        self.layer("re-child", Some("re-parent"), |_| {}).await;
+        self.remove("re-child").await.unwrap();
+        self.remove("re-parent").await.unwrap();
+        self.prepare("re-child", None).await.unwrap();
+        self.commit("re-parent", "re-child").await.unwrap();
+    }
+
+    async fn updates(&self) {
+        let labels = |text: &[(&str, &str)]| text.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect::<Labels>();
+        self.layer("up", None, |_| {}).await;
+        let all = &self.world.snapshots;
+        let update = |given: Labels, mask: &[&str]| {
+            let mask = mask.iter().map(|m| (*m).to_owned()).collect();
+            async move { all.update(&Authority::system(), &ns(), self.driver, &name("up"), given, mask).await }
+        };
+        let before = self.stat("up").unwrap();
+        assert_eq!(before.created, before.updated);
+        let after = update(labels(&[("l1", "1"), ("l2", "2"), ("l3", "3")]), &[]).await.unwrap();
+        assert!(after.updated > before.updated && after.created == before.created);
+        let after = update(labels(&[("l1", "x")]), &["labels.l1", "labels.l2"]).await.unwrap();
+        assert_eq!(after.labels, labels(&[("l1", "x"), ("l3", "3")]));
+        assert_eq!(update(labels(&[("n", "1")]), &["labels"]).await.unwrap().labels, labels(&[("n", "1")]));
+        assert_eq!(update(Labels::new(), &["parent"]).await.unwrap_err().code, Code::InvalidArgument);
+    }
+
+    async fn layered_changes(&self) {
+        self.layer("lc-1", None, |m| {
+            m.dir("dir");
+            m.dir("owned/inner");
+            m.write("dir/old", "1");
+            m.write("same-size", "aaaa");
+            m.write("mode", "m");
+            m.write("moved", "move me");
+            m.write("linked", "link me");
+            m.write("gone", "x");
+            chown(m.at("owned"), Some(1), Some(1)).unwrap();
+        })
+        .await;
+        self.layer("lc-2", Some("lc-1"), |m| {
+            m.write("same-size", "bbbb");
+            fs::set_permissions(m.at("mode"), fs::Permissions::from_mode(0o4711)).unwrap();
+            // Deleted and made again: what was in it must not show through.
+            fs::remove_dir_all(m.at("dir")).unwrap();
+            m.dir("dir");
+            m.write("dir/new", "2");
+            chown(m.at("owned"), Some(7), Some(8)).unwrap();
+            fs::remove_dir_all(m.at("owned/inner")).unwrap();
+            m.dir("owned/inner");
+            chown(m.at("owned/inner"), Some(9), Some(9)).unwrap();
+            chown(m.at("mode"), Some(5), Some(6)).unwrap();
+            fs::set_permissions(m.at("mode"), fs::Permissions::from_mode(0o4711)).unwrap();
+            m.write("arrived", &m.read("moved").unwrap());
+            fs::remove_file(m.at("moved")).unwrap();
+            fs::hard_link(m.at("linked"), m.at("arrived-too")).unwrap();
+            fs::remove_file(m.at("linked")).unwrap();
+            fs::remove_file(m.at("gone")).unwrap();
+            fs::rename(m.at("arrived"), m.at("renamed")).unwrap();
+            symlink("dir/new", m.at("link")).unwrap();
+        })
+        .await;
+        self.layer("lc-3", Some("lc-2"), |m| m.write("dir/third", "3")).await;
+        self.layer("lc-4", Some("lc-3"), |_| {}).await;
+        self.seen("lc-4", |view| {
+            assert_eq!(view.read("same-size").as_deref(), Some("bbbb"));
+            assert!(!view.at("dir/old").exists());
+            assert_eq!((view.read("dir/new").as_deref(), view.read("dir/third").as_deref()), (Some("2"), Some("3")));
+            let mode = fs::metadata(view.at("mode")).unwrap();
+            assert_eq!((mode.mode() & 0o7777, mode.uid(), mode.gid()), (0o4711, 5, 6));
+            assert_eq!(fs::metadata(view.at("owned")).unwrap().uid(), 7);
+            assert_eq!(fs::metadata(view.at("owned/inner")).unwrap().uid(), 9);
+            for gone in ["moved", "linked", "gone", "arrived"] {
+                assert!(!view.at(gone).exists(), "{gone}");
+            }
+            assert_eq!(view.read("renamed").as_deref(), Some("move me"));
+            assert_eq!(view.read("arrived-too").as_deref(), Some("link me"));
+            assert_eq!(view.read("link").as_deref(), Some("2"));
+        })
+        .await;
+        self.seen("lc-1", |view| assert_eq!(view.read("gone").as_deref(), Some("x"), "a layer never changes")).await;
+        assert_eq!(self.remove("lc-2").await.unwrap_err().code, Code::FailedPrecondition);
+        for key in ["lc-4", "lc-3", "lc-2", "lc-1"] {
+            self.remove(key).await.unwrap();
+        }
+    }
+
+    async fn a_view_is_read_only(&self) {
+        self.layer("ro-1", None, |m| m.write("f", "x")).await;
+        self.layer("ro-2", Some("ro-1"), |m| m.write("g", "x")).await;
+        for (key, parent) in [("ro-v0", None), ("ro-v1", Some("ro-1")), ("ro-v2", Some("ro-2"))] {
+            let view = self.view(key, parent).await.unwrap();
+            let error = fs::write(view.at("h"), "x").unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EROFS), "{key}");
+        }
+    }
+
+    async fn the_root_looks_like_its_parents(&self) {
+        self.layer("root-1", None, |m| {
+            chown(m.at("."), Some(1000), Some(1001)).unwrap();
+            fs::set_permissions(m.at("."), fs::Permissions::from_mode(0o2711)).unwrap();
+        })
+        .await;
+        let mounted = self.prepare("root-2", Some("root-1")).await.unwrap();
+        let stat = fs::metadata(mounted.at(".")).unwrap();
+        assert_eq!((stat.uid(), stat.gid(), stat.mode() & 0o7777), (1000, 1001, 0o2711));
+    }
+}
+
+async fn suite(driver: &'static str) {
+    let world = World::start().await;
+    let suite = Suite { world: &world, driver };
+    suite.basic().await;
+    suite.states().await;
+    suite.reuse_after_removal().await;
+    suite.updates().await;
+    suite.layered_changes().await;
+    suite.a_view_is_read_only().await;
+    suite.the_root_looks_like_its_parents().await;
+    world.kernel.stop().await;
+}
+
+#[test]
+fn overlay_keeps_the_contract() {
+    run(suite("overlay"));
+}
+
+#[test]
+fn native_keeps_the_contract() {
+    run(suite("native"));
+}
+
+#[test]
+fn every_driver_is_under_contract() {
+    let names: Vec<_> = crate::drivers::all().iter().map(|d| d.name()).collect();
+    assert_eq!(names, ["overlay", "native"], "a new driver needs a line above");
+}
+
+fn dirs(world: &World, driver: &str) -> usize {
+    fs::read_dir(world.root.path().join("snapshots").join(driver)).unwrap().count()
+}
+
+#[test]
+fn a_start_sweeps_orphans_and_restores_what_a_power_cut_took() {
+    run(async {
+        let mut world = World::start().await;
+        for driver in ["overlay", "native"] {
+            let suite = Suite { world: &world, driver };
+            suite.layer("parent", None, |m| m.write("f", "x")).await;
+            suite.prepare("active", Some("parent")).await.unwrap();
+            suite.view("view", Some("parent")).await.unwrap();
+            let dir = suite.stat("active").unwrap().dir;
+            let base = world.root.path().join("snapshots").join(driver);
+            fs::create_dir_all(base.join("999999/fs")).unwrap();
+            fs::remove_dir_all(base.join(dir.to_string())).unwrap();
+        }
+        world = world.restart().await;
+        for driver in ["overlay", "native"] {
+            let mounts = world.snapshots.mounts(&ns(), driver, &name("active")).unwrap();
+            let mounted = Mounted::new(&mounts);
+            assert_eq!(mounted.read("f").as_deref(), Some("x"), "{driver}");
+            mounted.write("g", "y");
+            assert!(!world.root.path().join("snapshots").join(driver).join("999999").exists());
+        }
+        world.kernel.stop().await;
+    });
+}
+
+#[test]
+fn a_reservation_is_the_callers_to_record() {
+    run(async {
+        let world = World::start().await;
+        let reserve = || async { world.snapshots.reserve(&ns(), "overlay", &name("c"), None, false).await.unwrap() };
+        let dropped = reserve().await;
+        let base = world.root.path().join("snapshots/overlay");
+        let dir = base.join(dropped.record.dir.to_string());
+        assert!(dir.join("work").exists());
+        drop(dropped);
+        assert!(!dir.exists(), "it went to the trash");
+
+        // The answer to the commit is lost, but the function held a clone: the directory stays.
+        let reserved = reserve().await;
+        let dir = base.join(reserved.record.dir.to_string());
+        let auth = Authority::system();
+        let write = world.meta.write(&auth, move |tx| {
+            cofferdam_metadata::records::snapshots::create(tx, &ns(), reserved.record.clone()).map(drop)
+        });
+        write.await.unwrap();
+        assert!(dir.exists());
+        let mounted = Mounted::new(&world.snapshots.mounts(&ns(), "overlay", &name("c")).unwrap());
+        mounted.write("f", "x");
+
+        // The same the other way: a removal in the caller's commit.
+        let removed = world
+            .meta
+            .write(&Authority::system(), |tx| cofferdam_metadata::records::snapshots::delete(tx, &ns(), "overlay", "c"))
+            .await
+            .unwrap();
+        assert!(dir.exists());
+        world.snapshots.discard(removed).await.unwrap();
+        assert!(!dir.exists());
+        world.kernel.stop().await;
+    });
+}
+
+#[test]
+fn a_crash_of_the_actor_leaves_what_is_in_hands() {
+    run(async {
+        let world = World::start().await;
+        let reserved = world.snapshots.reserve(&ns(), "overlay", &name("c"), None, false).await.unwrap();
+        let dir = world.root.path().join("snapshots/overlay").join(reserved.record.dir.to_string());
+        world.kernel.poison("snapshots").unwrap();
+        // Unavailable until it is up again, then as before.
+        loop {
+            let again = world.snapshots.reserve(&ns(), "overlay", &name("d"), None, false).await;
+            match again {
+                Ok(_) if world.kernel.statuses().iter().any(|s| s.name == "snapshots" && s.restarts == 1) => break,
+                Ok(_) => tokio::task::yield_now().await,
+                Err(e) => assert_eq!(e.code, Code::Unavailable),
+            }
+        }
+        assert!(dir.exists());
+        world.kernel.stop().await;
+    });
+}
+
+#[test]
+fn layers_are_shared_between_namespaces_and_unpacked_once() {
+    use cofferdam_types::{Algorithm, Digest};
+
+    use crate::{ChainLayer, Staged};
+    run(async {
+        let world = World::start().await;
+        let other = Namespace::new("other").unwrap();
+        let made = other.clone();
+        let auth = Authority::system();
+        world.meta.write(&auth, move |tx| namespaces::create(tx, &made, &Labels::new()).map(drop)).await.unwrap();
+        let diffs: Vec<_> = ["1", "2"].iter().map(|t| Digest::of(Algorithm::Sha256, t.as_bytes())).collect();
+        let chain = [diffs[0].clone(), Digest::chain(Some(&diffs[0]), &diffs[1])];
+        for driver in ["overlay", "native"] {
+            let all = &world.snapshots;
+            let Staged::New(first) = all.stage_layer(driver, &chain[0], None, None).await.unwrap() else { panic!() };
+            assert!(matches!(all.try_stage_layer(driver, &chain[0], None, None).await.unwrap(), Staged::Busy));
+            let tree = |stage: &crate::Stage| format!("/proc/self/fd/{}", stage.tree().as_raw_fd());
+            fs::write(format!("{}/f", tree(&first)), "first").unwrap();
+            let under = Some(&first);
+            let Staged::New(second) = all.stage_layer(driver, &chain[1], Some(&chain[0]), under).await.unwrap() else {
+                panic!()
+            };
+            assert_eq!(second.detached(), driver == "overlay");
+            fs::write(format!("{}/g", tree(&second)), "second").unwrap();
+            let waiter = {
+                let (all, chain) = (all.clone(), chain[0].clone());
+                actix_rt::spawn(async move { all.stage_layer(driver, &chain, None, None).await })
+            };
+            let link = |i: usize, stage| ChainLayer {
+                chain: chain[i].clone(),
+                parent: (i > 0).then(|| chain[i - 1].clone()),
+                labels: Labels::from([("containerd.io/uncompressed".into(), diffs[i].to_string())]),
+                stage,
+            };
+            let layers = vec![link(0, Some(first)), link(1, Some(second))];
+            all.commit_layers(&auth, &ns(), driver, layers, |_| Ok(())).await.unwrap();
+            assert!(matches!(waiter.await.unwrap().unwrap(), Staged::Exists), "whoever waited finds it there");
+
+            let before = dirs(&world, driver);
+            let layers = vec![link(0, None), link(1, None)];
+            all.commit_layers(&auth, &other, driver, layers, |_| Ok(())).await.unwrap();
+            assert_eq!(dirs(&world, driver), before, "linked, not unpacked again");
+            let top = name(&chain[1].to_string());
+            for ns in [&ns(), &other] {
+                let mounts = all.prepare(&auth, ns, driver, &name("c"), Some(&top), Labels::new()).await.unwrap();
+                let mounted = Mounted::new(&mounts);
+                assert_eq!((mounted.read("f"), mounted.read("g")), (Some("first".into()), Some("second".into())));
+                all.remove(&auth, ns, driver, &name("c")).await.unwrap();
+            }
+            // The trees go with the last namespace.
+            let tree = world.root.path().join("snapshots").join(driver);
+            let tree = tree.join(all.stat(&ns(), driver, &top).unwrap().dir.to_string());
+            all.remove(&auth, &ns(), driver, &top).await.unwrap();
+            assert!(tree.exists() && all.has_layer(driver, &chain[1]).unwrap());
+            all.remove(&auth, &other, driver, &top).await.unwrap();
+            assert!(!tree.exists() && !all.has_layer(driver, &chain[1]).unwrap());
+            // A parent that is not there can't be linked to (M8).
+            let layers = vec![link(1, None)];
+            assert!(all.commit_layers(&auth, &ns(), driver, layers, |_| Ok(())).await.is_err());
+        }
+        world.kernel.stop().await;
+    });
+}

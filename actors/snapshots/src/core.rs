@@ -1,0 +1,348 @@
+//! What is done for each message, without an actor.
+//!
+//! The order of things is always the same. To create: directory first, commit second. To remove: commit first,
+//! directory second. Whatever happens in between leaves at most a directory that no record names.
+
+use std::{collections::BTreeMap, path::Path, sync::Arc};
+
+use cofferdam_kernel::Pool;
+use cofferdam_metadata::{
+    Metadata, Read, View,
+    records::{
+        layers::{self, Layer},
+        namespaces,
+        snapshots::{self, Kind, Removed, Snapshot, Usage},
+    },
+};
+use cofferdam_types::{Digest, Error, Mount, Name, Namespace, Result};
+
+use crate::{
+    area::{Area, Known, private_dir},
+    drivers::{self, Access},
+    flights::{Flight, Flights},
+    messages::{Commit, CommitLayers, Measure, Prepare, Remove, Reserve, StageLayer},
+    stage::{Reserved, Stage, Staged},
+    trash::Trash,
+};
+
+/// Records that are read in one go at the start.
+const PAGE: usize = 1000;
+
+/// All that the subsystem knows. It outlives the actor's crashes: what is in somebody's hands stays there.
+pub struct Core {
+    meta: Metadata,
+    pool: Pool,
+    depots: Vec<Depot>,
+}
+
+/// A driver's directory, and the layers that somebody is unpacking into it.
+pub struct Depot {
+    pub area: Arc<Area>,
+    flights: Flights,
+}
+
+impl Core {
+    /// Opens the directories of all drivers below `root`.
+    pub fn open(meta: Metadata, pool: Pool, root: &Path) -> Result<Core> {
+        let trash = Trash::start(private_dir(&root.join("trash"))?)?;
+        private_dir(&root.join("snapshots"))?;
+        let view = meta.read()?;
+        let mut depots = Vec::new();
+        for driver in drivers::all() {
+            let name = driver.name();
+            let last = snapshots::dirs(&view, name)?.last().copied().unwrap_or(0);
+            let theirs = meta.clone();
+            let referenced = Box::new(move |id| Ok(snapshots::dir_references(&theirs.read()?, name, id)? > 0));
+            let area = Arc::new(Area::open(root, driver, trash.clone(), last, referenced)?);
+            depots.push(Depot { area, flights: Flights::default() });
+        }
+        Ok(Core { meta, pool, depots })
+    }
+
+    /// Brings directories and records together; see [`Area::sweep`].
+    pub fn sweep(&self) -> Result<()> {
+        for Depot { area, .. } in &self.depots {
+            let driver = area.driver().name();
+            for id in area.sweep(|| known(&self.meta.read()?, driver))? {
+                tracing::error!(driver, id, "the tree of a committed snapshot is lost: remove it and unpack again");
+            }
+        }
+        Ok(())
+    }
+
+    /// The names of the drivers, the default first.
+    pub fn drivers(&self) -> Vec<&'static str> {
+        self.depots.iter().map(|depot| depot.area.driver().name()).collect()
+    }
+
+    /// The directory of a driver.
+    pub fn depot(&self, driver: &str) -> Result<&Depot> {
+        self.depots.iter().find(|depot| depot.area.driver().name() == driver).ok_or_else(|| {
+            let why = format!("is not a driver of this daemon; it has {}", self.drivers().join(", "));
+            Error::not_found("driver", driver, why)
+        })
+    }
+
+    /// Makes directories ahead, so that the next containers find theirs ready.
+    pub async fn restock(&self, driver: &str) {
+        let Ok(Depot { area, .. }) = self.depot(driver) else { return };
+        if area.low() {
+            let area = area.clone();
+            if let Err(error) = self.pool.run(move || area.refill()).await {
+                tracing::debug!(driver, %error, "no directories made ahead: they will be made when they are needed");
+            }
+        }
+    }
+
+    /// See [`Reserve`].
+    pub async fn reserve(&self, m: Reserve) -> Result<Reserved> {
+        let area = &self.depot(&m.driver)?.area;
+        let parents = {
+            let view = self.meta.read()?;
+            if snapshots::find(&view, &m.namespace, &m.driver, &m.key)?.is_some() {
+                return Err(Error::already_exists("snapshot", &m.key, "already exists: choose another key"));
+            }
+            parents(&view, &m.namespace, &m.driver, m.parent.as_ref())?
+        };
+        let mut record = Snapshot::new(m.driver, m.key, m.kind, m.parent, 0);
+        record.labels = m.labels;
+        let (held, own) = match (m.kind, parents.first().copied()) {
+            (Kind::Committed, _) => {
+                return Err(Error::invalid("snapshot", &record.key, "can't be made committed: commit an active one"));
+            }
+            (Kind::View, Some(_)) => (area.number(), false),
+            // In stock: a few system calls on directories that are in memory, less than a hop to another thread.
+            (_, parent) if area.in_stock() && (parent.is_none() || area.driver().detached()) => {
+                let held = area.take()?;
+                parent.map_or(Ok(()), |parent| area.populate(held.id(), parent))?;
+                (held, true)
+            }
+            (_, parent) => {
+                let area = area.clone();
+                let make = move || {
+                    let held = area.take()?;
+                    if let Some(parent) = parent {
+                        area.populate(held.id(), parent)?;
+                        // A copy is part of what the record will promise; and unlike an empty directory, one that a
+                        // power cut left half written can't be recognised at the next start.
+                        if !area.driver().detached() {
+                            area.sync()?;
+                        }
+                    }
+                    Ok(held)
+                };
+                (self.pool.run(make).await?, true)
+            }
+        };
+        record.dir = held.id();
+        let access = if m.kind == Kind::Active { Access::Write } else { Access::Read };
+        let mounts = area.mounts(access, own.then_some(record.dir), &parents);
+        Ok(Reserved::new(record, mounts, held))
+    }
+
+    /// See [`Prepare`].
+    pub async fn prepare(&self, m: Prepare) -> Result<Vec<Mount>> {
+        let namespace = m.reserve.namespace.clone();
+        let reserved = self.reserve(m.reserve).await?;
+        let record = reserved.record.clone();
+        self.meta.write(&m.authority, move |tx| snapshots::create(tx, &namespace, record.clone())).await?;
+        Ok(reserved.done())
+    }
+
+    /// The mounts of a snapshot that exists.
+    pub fn mounts(&self, ns: &Namespace, driver: &str, key: &Name) -> Result<Vec<Mount>> {
+        let view = self.meta.read()?;
+        let record = snapshots::get(&view, ns, driver, key)?;
+        let parents = parents(&view, ns, driver, record.parent.as_ref())?;
+        let (access, own) = match record.kind {
+            Kind::Active => (Access::Write, Some(record.dir)),
+            Kind::View => (Access::Read, parents.is_empty().then_some(record.dir)),
+            Kind::Committed => {
+                return Err(Error::failed_precondition("snapshot", key, "is committed: prepare or view one on top of it"));
+            }
+        };
+        Ok(self.depot(driver)?.area.mounts(access, own, &parents))
+    }
+
+    /// See [`Commit`].
+    pub async fn commit(&self, m: Commit) -> Result<()> {
+        let area = self.depot(&m.driver)?.area.clone();
+        let view = self.meta.read()?;
+        let active = snapshots::get(&view, &m.namespace, &m.driver, &m.key)?;
+        if active.kind == Kind::Active && snapshots::find(&view, &m.namespace, &m.driver, &m.name)?.is_none() {
+            drop(view);
+            let usage = self
+                .pool
+                .run(move || {
+                    area.sync()?;
+                    area.usage(active.dir)
+                })
+                .await?;
+            let Commit { authority, namespace, driver, name, key, labels } = m;
+            let commit = move |tx: &mut cofferdam_metadata::Tx<'_>| {
+                // The one that was synced, not another that has taken its key meanwhile.
+                if snapshots::get(tx, &namespace, &driver, &key)?.dir != active.dir {
+                    return Err(Error::failed_precondition("snapshot", &key, "was replaced meanwhile: try again"));
+                }
+                snapshots::commit(tx, &namespace, &driver, &key, name.clone(), &labels, usage).map(drop)
+            };
+            return self.meta.write(&authority, commit).await;
+        }
+        if active.kind != Kind::Active {
+            return Err(Error::failed_precondition("snapshot", &m.key, "is not active: only an active one can be committed"));
+        }
+        Err(Error::already_exists("snapshot", &m.name, "already exists: choose another name"))
+    }
+
+    /// See [`Remove`].
+    pub async fn remove(&self, m: Remove) -> Result<()> {
+        self.depot(&m.driver)?;
+        let Remove { authority, namespace, driver, key } = m;
+        let removed =
+            self.meta.write(&authority, move |tx| snapshots::delete(tx, &namespace, &driver, &key)).await?;
+        self.discard(removed).await
+    }
+
+    /// See [`crate::messages::Discard`].
+    pub async fn discard(&self, removed: Removed) -> Result<()> {
+        if !removed.unreferenced {
+            return Ok(());
+        }
+        let area = self.depot(&removed.snapshot.driver)?.area.clone();
+        self.pool.run(move || area.discard(removed.snapshot.dir)).await
+    }
+
+    /// See [`Measure`].
+    pub async fn measure(&self, m: Measure) -> Result<Usage> {
+        let area = self.depot(&m.driver)?.area.clone();
+        self.pool.run(move || area.usage(m.dir)).await
+    }
+
+    /// See [`StageLayer`].
+    pub async fn stage_layer(&self, m: StageLayer) -> Result<Staged> {
+        let depot = self.depot(&m.driver)?;
+        let flight = match m.wait {
+            true => depot.flights.enter(&m.chain).await,
+            false => match depot.flights.try_enter(&m.chain) {
+                Some(flight) => flight,
+                None => return Ok(Staged::Busy),
+            },
+        };
+        // Only now: whoever was at it may have finished it.
+        if layers::find(&self.meta.read()?, &m.driver, &m.chain)?.is_some() {
+            return Ok(Staged::Exists);
+        }
+        let area = depot.area.clone();
+        let base = match (&m.parent, m.under) {
+            _ if area.driver().detached() => None,
+            (None, _) => None,
+            (Some(_), Some(dir)) => Some(dir),
+            (Some(parent), None) => Some(layers::get(&self.meta.read()?, &m.driver, parent)?.dir),
+        };
+        self.pool.run(move || stage(&area, m.chain, base, flight)).await
+    }
+
+    /// See [`CommitLayers`].
+    pub async fn commit_layers(&self, m: CommitLayers) -> Result<()> {
+        let CommitLayers { authority, namespace, driver, layers, also } = m;
+        let area = self.depot(&driver)?.area.clone();
+        let dirs: Vec<Option<u64>> = layers.iter().map(|layer| layer.stage.as_ref().map(Stage::dir)).collect();
+        if let Some(layer) = layers.iter().find(|l| l.stage.as_ref().is_some_and(|s| *s.chain() != l.chain)) {
+            return Err(Error::invalid("layer", &layer.chain, "was staged as another layer"));
+        }
+        let detached = area.driver().detached();
+        let usages = if dirs.iter().any(Option::is_some) {
+            let syncing = area.clone();
+            let measure = move || dirs.iter().map(|dir| dir.map(|dir| Ok((dir, area.usage(dir)?))).transpose()).collect();
+            let (synced, usages) = tokio::join!(self.pool.run(move || syncing.sync()), self.pool.run(measure));
+            synced?;
+            usages?
+        } else {
+            vec![None; dirs.len()]
+        };
+        let rows: Vec<_> = layers
+            .iter()
+            .zip(usages)
+            .map(|(layer, usage)| {
+                let record = usage.map(|(dir, usage): (u64, Usage)| Layer {
+                    chain: layer.chain.clone(),
+                    parent: layer.parent.clone(),
+                    dir,
+                    detached,
+                    usage,
+                    created: Default::default(),
+                });
+                (layer.chain.clone(), layer.labels.clone(), record)
+            })
+            .collect();
+        let commit = move |tx: &mut cofferdam_metadata::Tx<'_>| {
+            for (chain, labels, record) in &rows {
+                if let Some(record) = record {
+                    layers::create(tx, &driver, record.clone())?;
+                }
+                layers::link(tx, &namespace, &driver, chain, labels)?;
+            }
+            also(tx)
+        };
+        self.meta.write(&authority, commit).await?;
+        layers.into_iter().filter_map(|layer| layer.stage).for_each(Stage::keep);
+        Ok(())
+    }
+}
+
+fn stage(area: &Arc<Area>, chain: Digest, base: Option<u64>, flight: Flight) -> Result<Staged> {
+    let held = area.make(false)?;
+    if let Some(base) = base {
+        area.populate(held.id(), base)?;
+    }
+    let tree = area.tree(held.id())?;
+    Ok(Staged::New(Stage::new(chain, held, tree, flight)))
+}
+
+/// The directories of a snapshot's ancestors, the nearest first.
+fn parents(read: &dyn Read, ns: &Namespace, driver: &str, parent: Option<&Name>) -> Result<Vec<u64>> {
+    let Some(key) = parent else { return Ok(Vec::new()) };
+    let Some(parent) = snapshots::find(read, ns, driver, key)? else {
+        return Err(Error::not_found("snapshot", key, "the parent snapshot does not exist"));
+    };
+    if parent.kind != Kind::Committed {
+        return Err(Error::invalid("snapshot", key, "the parent snapshot is not committed: commit it first"));
+    }
+    let above = snapshots::ancestors(read, ns, &parent)?;
+    Ok(std::iter::once(&parent).chain(&above).map(|snapshot| snapshot.dir).collect())
+}
+
+/// What all records of a driver say about its directories.
+fn known(view: &View, driver: &str) -> Result<BTreeMap<u64, Known>> {
+    let mut known = BTreeMap::new();
+    let mut after: Option<Namespace> = None;
+    loop {
+        let page = namespaces::list(view, after.as_ref().map(Namespace::as_str), PAGE)?;
+        let Some(last) = page.last() else { return Ok(known) };
+        after = Some(last.name.clone());
+        for ns in &page {
+            known_in(view, &ns.name, driver, &mut known)?;
+        }
+    }
+}
+
+fn known_in(view: &View, ns: &Namespace, driver: &str, known: &mut BTreeMap<u64, Known>) -> Result<()> {
+    let mut after: Option<Name> = None;
+    loop {
+        let page = snapshots::list(view, ns, driver, after.as_ref().map(Name::as_str), PAGE)?;
+        let Some(last) = page.last() else { return Ok(()) };
+        after = Some(last.key.clone());
+        for record in &page {
+            let parent = match &record.parent {
+                Some(key) => snapshots::find(view, ns, driver, key)?.map(|parent| parent.dir),
+                None => None,
+            };
+            let what = match record.kind {
+                Kind::Committed => Known::Content,
+                Kind::View if parent.is_some() => Known::Nothing,
+                Kind::View | Kind::Active => Known::Scratch(parent),
+            };
+            known.insert(record.dir, what);
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! The handle that the other subsystems hold.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use cofferdam_kernel::{Kernel, Placement, Pool, Slot, SlotConfig};
+use cofferdam_metadata::{
+    Metadata,
+    records::{
+        layers,
+        snapshots::{self, Kind, Removed, Snapshot, Usage},
+    },
+};
+use cofferdam_types::{Authority, Digest, Labels, Mount, Name, Namespace, Result};
+
+use crate::{
+    actor::SnapshotsActor,
+    core::Core,
+    messages::{ChainLayer, Commit, CommitLayers, Discard, Measure, Prepare, Remove, Reserve, StageLayer},
+    stage::{Reserved, Stage, Staged},
+};
+
+/// Threads for copies, syncs and scans; and how many such jobs may wait.
+const THREADS: usize = 4;
+const QUEUE: usize = 256;
+/// A layer that another unpacks may be long in coming: its waiters count as messages under way.
+const BOUND: usize = 1024;
+
+/// Snapshots of every driver. Cheap to clone.
+#[derive(Clone)]
+pub struct Snapshots {
+    core: Arc<Core>,
+    meta: Metadata,
+    slot: Slot<SnapshotsActor>,
+}
+
+impl Snapshots {
+    /// Opens the drivers' directories below `root` and hosts the actor, whose every start sweeps them. No message is
+    /// answered before that is done.
+    pub fn start(kernel: &Kernel, placement: Placement, meta: Metadata, root: &Path) -> Result<Snapshots> {
+        let pool = Pool::new("snapshots", THREADS, QUEUE);
+        let core = Arc::new(Core::open(meta.clone(), pool, root)?);
+        let config =
+            SlotConfig { bound: BOUND, heartbeat: Duration::from_secs(30), ..SlotConfig::new("snapshots", placement) };
+        let theirs = core.clone();
+        let slot = kernel.spawn(config, move || {
+            // PANIC: the kernel takes a panic of the factory for a crash, and tries again later.
+            theirs.sweep().unwrap_or_else(|e| panic!("sweeping the snapshots' directories: {e}"));
+            SnapshotsActor(theirs.clone())
+        });
+        Ok(Snapshots { core, meta, slot })
+    }
+
+    /// The names of the drivers, the default first.
+    pub fn drivers(&self) -> Vec<&'static str> {
+        self.core.drivers()
+    }
+
+    /// Whether layers of this driver are extracted without their parents.
+    pub fn detached(&self, driver: &str) -> Result<bool> {
+        Ok(self.core.depot(driver)?.area.driver().detached())
+    }
+
+    /// Makes the directory of a snapshot that the caller records in a commit of its own; see [`Reserved`].
+    pub async fn reserve(
+        &self,
+        ns: &Namespace,
+        driver: &str,
+        key: &Name,
+        parent: Option<&Name>,
+        readonly: bool,
+    ) -> Result<Reserved> {
+        let kind = if readonly { Kind::View } else { Kind::Active };
+        self.slot.call(reserve(ns, driver, key, parent, kind, Labels::new())).await
+    }
+
+    /// Makes an active snapshot.
+    pub async fn prepare(
+        &self,
+        auth: &Authority,
+        ns: &Namespace,
+        driver: &str,
+        key: &Name,
+        parent: Option<&Name>,
+        labels: Labels,
+    ) -> Result<Vec<Mount>> {
+        let reserve = reserve(ns, driver, key, parent, Kind::Active, labels);
+        self.slot.call(Prepare { authority: auth.clone(), reserve }).await
+    }
+
+    /// Makes a read-only one.
+    pub async fn view(
+        &self,
+        auth: &Authority,
+        ns: &Namespace,
+        driver: &str,
+        key: &Name,
+        parent: Option<&Name>,
+        labels: Labels,
+    ) -> Result<Vec<Mount>> {
+        let reserve = reserve(ns, driver, key, parent, Kind::View, labels);
+        self.slot.call(Prepare { authority: auth.clone(), reserve }).await
+    }
+
+    /// The mounts of an active snapshot or a view; they stay valid until it is removed.
+    pub fn mounts(&self, ns: &Namespace, driver: &str, key: &Name) -> Result<Vec<Mount>> {
+        self.core.mounts(ns, driver, key)
+    }
+
+    /// Turns an active snapshot into a committed one; its key is gone, its content durable.
+    pub async fn commit(
+        &self,
+        auth: &Authority,
+        ns: &Namespace,
+        driver: &str,
+        name: &Name,
+        key: &Name,
+        labels: Labels,
+    ) -> Result<()> {
+        let (authority, namespace, driver) = (auth.clone(), ns.clone(), driver.to_owned());
+        self.slot.call(Commit { authority, namespace, driver, name: name.clone(), key: key.clone(), labels }).await
+    }
+
+    /// Removes a snapshot that has no children.
+    pub async fn remove(&self, auth: &Authority, ns: &Namespace, driver: &str, key: &Name) -> Result<()> {
+        let (authority, namespace, driver) = (auth.clone(), ns.clone(), driver.to_owned());
+        self.slot.call(Remove { authority, namespace, driver, key: key.clone() }).await
+    }
+
+    /// Throws away the directory of a snapshot that the caller removed (`records::snapshots::delete`) in a commit of
+    /// its own. Until this is called it stays, at the latest to the next start.
+    pub async fn discard(&self, removed: Removed) -> Result<()> {
+        self.slot.call(Discard(removed)).await
+    }
+
+    /// The record of a snapshot.
+    pub fn stat(&self, ns: &Namespace, driver: &str, key: &Name) -> Result<Snapshot> {
+        self.core.depot(driver)?;
+        snapshots::get(&self.meta.read()?, ns, driver, key)
+    }
+
+    /// A page of them, by key.
+    pub fn list(&self, ns: &Namespace, driver: &str, after: Option<&str>, max: usize) -> Result<Vec<Snapshot>> {
+        self.core.depot(driver)?;
+        snapshots::list(&self.meta.read()?, ns, driver, after, max)
+    }
+
+    /// Replaces the labels, or those that `mask` names.
+    pub async fn update(
+        &self,
+        auth: &Authority,
+        ns: &Namespace,
+        driver: &str,
+        key: &Name,
+        labels: Labels,
+        mask: Vec<String>,
+    ) -> Result<Snapshot> {
+        self.core.depot(driver)?;
+        let (ns, driver, key) = (ns.clone(), driver.to_owned(), key.clone());
+        self.meta.write(auth, move |tx| snapshots::update(tx, &ns, &driver, &key, &labels, &mask)).await
+    }
+
+    /// What a snapshot takes up by itself: of an active one now, of a committed one when it was committed, of a view
+    /// nothing.
+    pub async fn usage(&self, ns: &Namespace, driver: &str, key: &Name) -> Result<Usage> {
+        let record = self.stat(ns, driver, key)?;
+        match record.kind {
+            Kind::Active => self.slot.call(Measure { driver: record.driver, dir: record.dir }).await,
+            Kind::Committed => Ok(record.usage),
+            Kind::View => Ok(Usage::default()),
+        }
+    }
+
+    /// Whether this daemon has unpacked a layer, for whatever namespace.
+    pub fn has_layer(&self, driver: &str, chain: &Digest) -> Result<bool> {
+        Ok(layers::find(&self.meta.read()?, driver, chain)?.is_some())
+    }
+
+    /// Makes the directory of a layer to be unpacked, and takes the turn to do so; waits while another has it. Who
+    /// stages several layers of a chain stages the lowest first. `under`: the parent's stage, if the parent is staged
+    /// by the same caller.
+    pub async fn stage_layer(
+        &self,
+        driver: &str,
+        chain: &Digest,
+        parent: Option<&Digest>,
+        under: Option<&Stage>,
+    ) -> Result<Staged> {
+        self.slot.call(stage(driver, chain, parent, under, true)).await
+    }
+
+    /// The same without waiting: [`Staged::Busy`] if another has the turn. Whoever gets this tries no layer above.
+    pub async fn try_stage_layer(
+        &self,
+        driver: &str,
+        chain: &Digest,
+        parent: Option<&Digest>,
+        under: Option<&Stage>,
+    ) -> Result<Staged> {
+        self.slot.call(stage(driver, chain, parent, under, false)).await
+    }
+
+    /// Makes a whole chain visible in a namespace, the lowest layer first: new ones from their stages, others by a link
+    /// to what is there. One sync, one commit, in which `also` may write more. That the namespace holds the blobs of
+    /// what is linked is the caller's to see to. A snapshot that the namespace has under one of the names stays.
+    pub async fn commit_layers(
+        &self,
+        auth: &Authority,
+        ns: &Namespace,
+        driver: &str,
+        layers: Vec<ChainLayer>,
+        also: impl Fn(&mut cofferdam_metadata::Tx<'_>) -> Result<()> + Send + 'static,
+    ) -> Result<()> {
+        let (authority, namespace, driver) = (auth.clone(), ns.clone(), driver.to_owned());
+        self.slot.call(CommitLayers { authority, namespace, driver, layers, also: Box::new(also) }).await
+    }
+}
+
+fn reserve(
+    ns: &Namespace,
+    driver: &str,
+    key: &Name,
+    parent: Option<&Name>,
+    kind: Kind,
+    labels: Labels,
+) -> Reserve {
+    Reserve { namespace: ns.clone(), driver: driver.to_owned(), key: key.clone(), parent: parent.cloned(), kind, labels }
+}
+
+fn stage(
+    driver: &str,
+    chain: &Digest,
+    parent: Option<&Digest>,
+    under: Option<&Stage>,
+    wait: bool,
+) -> StageLayer {
+    let (chain, parent) = (chain.clone(), parent.cloned());
+    StageLayer { driver: driver.to_owned(), chain, parent, under: under.map(Stage::dir), wait }
+}

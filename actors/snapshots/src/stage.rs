@@ -1,0 +1,92 @@
+//! What is handed out before its record is committed: a snapshot's directory, a layer's.
+
+use std::{
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::Arc,
+};
+
+use cofferdam_metadata::records::snapshots::Snapshot;
+use cofferdam_types::{Digest, Mount, Result};
+
+use crate::{Usage, area::Held, flights::Flight};
+
+/// A snapshot whose directory is there and whose record is the caller's to commit, in a transaction of its own:
+/// `records::snapshots::create(tx, ns, reserved.record.clone())`.
+///
+/// When the last clone is dropped, the directory goes to the trash unless a record refers to it. A caller that can be
+/// dropped while its transaction is under way moves a clone into the transaction's function, so that the question is
+/// only asked when the answer is known.
+#[derive(Clone)]
+pub struct Reserved {
+    /// What to record.
+    pub record: Snapshot,
+    /// How to mount it, once it is recorded.
+    pub mounts: Vec<Mount>,
+    held: Arc<Held>,
+}
+
+impl Reserved {
+    pub(crate) fn new(record: Snapshot, mounts: Vec<Mount>, held: Held) -> Reserved {
+        Reserved { record, mounts, held: Arc::new(held) }
+    }
+
+    /// It is recorded. (Dropping says the same, and looks.)
+    pub fn done(self) -> Vec<Mount> {
+        self.held.keep();
+        self.mounts
+    }
+}
+
+/// The answer to a request for a layer's directory.
+pub enum Staged {
+    /// The layer is there already, unpacked by this daemon.
+    Exists,
+    /// Another is unpacking it (only when the caller did not want to wait).
+    Busy,
+    /// It is the caller's to fill.
+    New(Stage),
+}
+
+/// The directory of a layer that is being unpacked, and the exclusive turn to do so. Dropped, both are given up.
+pub struct Stage {
+    chain: Digest,
+    held: Held,
+    tree: OwnedFd,
+    _flight: Flight,
+}
+
+impl Stage {
+    pub(crate) fn new(chain: Digest, held: Held, tree: OwnedFd, flight: Flight) -> Stage {
+        Stage { chain, held, tree, _flight: flight }
+    }
+
+    /// The chain id of the layer.
+    pub fn chain(&self) -> &Digest {
+        &self.chain
+    }
+
+    /// The tree to extract into.
+    pub fn tree(&self) -> BorrowedFd<'_> {
+        self.tree.as_fd()
+    }
+
+    /// Whether the tree is empty and stays without its parent, whiteouts in the form of overlayfs; otherwise it holds
+    /// the parent's content and whiteouts delete.
+    pub fn detached(&self) -> bool {
+        self.held.area().driver().detached()
+    }
+
+    /// The number of the directory.
+    pub fn dir(&self) -> u64 {
+        self.held.id()
+    }
+
+    /// The space that it takes now.
+    pub fn usage(&self) -> Result<Usage> {
+        self.held.area().usage(self.held.id())
+    }
+
+    pub(crate) fn keep(self) {
+        self.held.keep();
+    }
+}
