@@ -88,11 +88,9 @@ impl Hosts {
             }
         }
         self.abandoned.fetch_add(1, Ordering::Relaxed);
-        let abandoned = self.abandoned.clone();
-        // Both run only if the hang ever ends: the thread then drops what it held and is gone.
-        seat.arbiter.spawn(async move {
-            abandoned.fetch_sub(1, Ordering::Relaxed);
-        });
+        let hung = Hung(self.abandoned.clone());
+        // If the hang ever ends, the thread stops, and drops this with all else that it held.
+        seat.arbiter.spawn(async move { drop(hung) });
         seat.arbiter.stop();
     }
 
@@ -105,6 +103,15 @@ impl Hosts {
         for (_, host) in self.shared.lock().unwrap_or_else(PoisonError::into_inner).drain() {
             host.arbiter.stop();
         }
+    }
+}
+
+/// Counts a thread that hangs for as long as it does.
+struct Hung(Arc<AtomicUsize>);
+
+impl Drop for Hung {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

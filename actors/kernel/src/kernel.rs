@@ -45,7 +45,7 @@ pub struct SlotStatus {
     pub name: &'static str,
     /// How it is.
     pub health: Health,
-    /// How often its actor crashed or hung.
+    /// How often its actor was started again after it crashed or hung.
     pub restarts: u64,
     /// How many messages wait or are worked on.
     pub waiting: usize,

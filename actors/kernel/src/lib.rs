@@ -22,6 +22,8 @@ mod panics;
 mod pool;
 mod slot;
 mod supervise;
+#[cfg(test)]
+mod tests;
 
 pub use host::Placement;
 pub use kernel::{Kernel, SlotConfig, SlotStatus};

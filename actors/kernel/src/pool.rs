@@ -127,3 +127,73 @@ impl Drop for Handle {
         self.0.wake.notify_all();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use cofferdam_types::Code;
+    use futures::{FutureExt, executor::block_on};
+
+    use super::*;
+
+    /// A job that says that it runs and waits until the sender is dropped.
+    fn held(pool: &Pool) -> (mpsc::Sender<()>, impl Future<Output = Result<u32>>) {
+        let (release, word) = mpsc::channel();
+        let (entered, inside) = mpsc::channel();
+        let pool = pool.clone();
+        let mut job = Box::pin(async move {
+            pool.run(move || {
+                let _ = entered.send(());
+                let _: Result<(), _> = word.recv();
+                Ok(7)
+            })
+            .await
+        });
+        assert!((&mut job).now_or_never().is_none());
+        inside.recv().unwrap();
+        (release, job)
+    }
+
+    #[test]
+    fn threads_and_queue_are_bounded() {
+        let pool = Pool::new("test", 2, 1);
+        assert_eq!(pool.0.0.lock().threads, 0, "none before there is work");
+        let (release, first) = held(&pool);
+        let (release_too, second) = held(&pool);
+        let mut third = Box::pin(pool.run(|| Ok(8)));
+        assert!((&mut third).now_or_never().is_none());
+        let refused = block_on(pool.run(|| Ok(9))).unwrap_err();
+        assert_eq!(refused.code, Code::Unavailable);
+        assert_eq!(pool.0.0.lock().threads, 2);
+        drop((release, release_too));
+        assert_eq!(block_on(async { (first.await.unwrap(), second.await.unwrap(), third.await.unwrap()) }), (7, 7, 8));
+        assert_eq!(pool.run_blocking(|| Ok(10)).unwrap(), 10);
+    }
+
+    #[test]
+    fn a_panic_is_an_error_and_the_pool_lives() {
+        let pool = Pool::new("test", 1, 1);
+        let error = pool.run_blocking(|| -> Result<()> { panic!("a defect") }).unwrap_err();
+        assert_eq!((error.code, error.message.as_str()), (Code::Internal, "a job panicked: a defect"));
+        assert_eq!(pool.run_blocking(|| Ok(1)).unwrap(), 1);
+    }
+
+    #[test]
+    fn the_queue_is_worked_off_when_the_pool_is_gone() {
+        let pool = Pool::new("test", 1, 4);
+        let (release, _first) = held(&pool);
+        let (done, seen) = mpsc::channel();
+        let job = pool.submit(move || Ok(done.send(()).is_ok())).unwrap();
+        let shared = pool.0.0.clone();
+        drop(_first);
+        drop(pool);
+        drop(release);
+        seen.recv().unwrap();
+        assert!(block_on(job).unwrap().unwrap());
+        // Its threads end: each holds the shared part.
+        while Arc::strong_count(&shared) > 1 {
+            thread::yield_now();
+        }
+    }
+}

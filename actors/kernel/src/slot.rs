@@ -5,7 +5,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{
         Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::AtomicU64,
     },
 };
 
@@ -99,7 +99,7 @@ impl<A: Actor> fmt::Debug for Slot<A> {
 pub(crate) struct Life<A: Actor> {
     pub(crate) addr: Addr<A>,
     /// Turns `Some` before the actor's mailbox is dropped, so whoever loses an answer finds the reason here.
-    pub(crate) down: watch::Receiver<Down>,
+    pub(crate) down: Arc<watch::Sender<Down>>,
 }
 
 pub(crate) struct Inner<A: Actor> {
@@ -116,8 +116,17 @@ pub(crate) struct Inner<A: Actor> {
 }
 
 impl<A: Actor> Inner<A> {
-    pub(crate) fn set_life(&self, life: Option<Life<A>>) {
-        *self.life.write().unwrap_or_else(PoisonError::into_inner) = life;
+    pub(crate) fn begin_life(&self, life: Life<A>) {
+        *self.life.write().unwrap_or_else(PoisonError::into_inner) = Some(life);
+    }
+
+    /// Ends the life that this word belongs to. One that was given up because it hung may end after its successor
+    /// has begun, and must not take that with it.
+    pub(crate) fn end_life(&self, down: &Arc<watch::Sender<Down>>) {
+        let mut life = self.life.write().unwrap_or_else(PoisonError::into_inner);
+        if life.as_ref().is_some_and(|life| Arc::ptr_eq(&life.down, down)) {
+            *life = None;
+        }
     }
 
     pub(crate) fn waiting(&self) -> usize {
@@ -129,14 +138,13 @@ impl<A: Actor> Inner<A> {
     }
 
     pub(crate) fn crashed(&self, why: &str) {
-        self.restarts.fetch_add(1, Ordering::Relaxed);
         *self.last_panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.to_owned());
     }
 
     /// The present life, or the error that a caller gets instead.
     fn live(&self) -> Result<(Addr<A>, watch::Receiver<Down>)> {
         if let Some(life) = &*self.life.read().unwrap_or_else(PoisonError::into_inner) {
-            return Ok((life.addr.clone(), life.down.clone()));
+            return Ok((life.addr.clone(), life.down.subscribe()));
         }
         Err(self.down(match &*self.health.borrow() {
             Health::Starting | Health::Up => "is starting: try again".to_owned(),

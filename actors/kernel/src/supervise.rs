@@ -3,7 +3,7 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -68,8 +68,9 @@ impl<A: Hosted> Supervisor<A> {
             self.inner.health.send_replace(Health::Down { why });
             tokio::select! {
                 () = sleep(wait) => {}
-                _ = stop.wait_for(|stop| *stop) => {}
+                _ = stop.wait_for(|stop| *stop) => break,
             }
+            self.inner.restarts.fetch_add(1, Ordering::Relaxed);
         }
         self.inner.health.send_replace(Health::Stopped);
     }
@@ -93,6 +94,10 @@ impl<A: Hosted> Supervisor<A> {
             biased;
             ended = &mut end => return self.ended(seat, ended, None),
             _ = evicted(&mut seat) => return crashed("its arbiter was restarted"),
+            _ = stop.wait_for(|stop| *stop) => {
+                self.hang(seat, &down, &hung("it was stopped before it had started"), None);
+                return End::Stopped;
+            }
             started = timeout(START_DEADLINE, started) => match started {
                 Ok(Some(addr)) => addr,
                 Ok(None) => {
@@ -103,7 +108,7 @@ impl<A: Hosted> Supervisor<A> {
             },
         };
         let up = Instant::now();
-        self.inner.set_life(Some(Life { addr: addr.clone(), down: down.subscribe() }));
+        self.inner.begin_life(Life { addr: addr.clone(), down: down.clone() });
         self.inner.health.send_replace(Health::Up);
         tracing::debug!(actor = self.inner.name, "up");
         loop {
@@ -113,14 +118,17 @@ impl<A: Hosted> Supervisor<A> {
             };
             tokio::select! {
                 biased;
-                ended = &mut end => return self.ended(seat, ended, Some(up)),
+                ended = &mut end => {
+                    self.inner.end_life(&down);
+                    return self.ended(seat, ended, Some(up));
+                }
                 why = evicted(&mut seat) => {
-                    self.inner.set_life(None);
+                    self.inner.end_life(&down);
                     down.send_replace(Some(why.clone()));
                     return End::Crashed { why: why.to_string(), up: Some(up) };
                 }
                 _ = stop.wait_for(|stop| *stop) => {
-                    self.inner.set_life(None);
+                    self.inner.end_life(&down);
                     addr.do_send(Work::new(|_, ctx: &mut Context<A>| ctx.stop()));
                     drop(addr);
                     return match timeout(STOP_DEADLINE, &mut end).await {
@@ -156,19 +164,22 @@ impl<A: Hosted> Supervisor<A> {
         let inner = self.inner.clone();
         seat.arbiter.spawn_fn(move || {
             actix_rt::spawn(async move {
-                let body = async move {
-                    let ctx = Context::<A>::new();
-                    let mut future = ctx.into_future(factory());
-                    let _ = send_addr.send(future_address(&mut future));
-                    future.await;
+                let mut future = match catch_unwind(AssertUnwindSafe(|| factory())) {
+                    Ok(actor) => Box::pin(Context::<A>::new().into_future(actor)),
+                    Err(payload) => {
+                        let _ = send_end.send(Some(panic_text(&*payload)));
+                        return;
+                    }
                 };
-                let mut body = Box::pin(AssertUnwindSafe(body).catch_unwind());
-                let panic = body.as_mut().await.err().map(|payload| panic_text(&*payload));
+                let _ = send_addr.send(future.address());
+                // The future is borrowed, so that a panic does not drop it, and the mailbox within, on its way here.
+                let end = AssertUnwindSafe(future.as_mut()).catch_unwind().await;
+                let panic = end.err().map(|payload| panic_text(&*payload));
                 // In this order: whoever loses an answer when the mailbox is dropped must find the reason.
-                inner.set_life(None);
+                inner.end_life(&down);
                 down.send_replace(Some(panic.as_deref().unwrap_or("it stopped").into()));
                 // The drop of a broken state may panic again.
-                let _ = catch_unwind(AssertUnwindSafe(move || drop(body)));
+                let _ = catch_unwind(AssertUnwindSafe(move || drop(future)));
                 let _ = send_end.send(panic);
             });
         });
@@ -176,7 +187,6 @@ impl<A: Hosted> Supervisor<A> {
     }
 
     fn ended(&self, seat: Seat, end: Result<Option<String>, oneshot::error::RecvError>, up: Option<Instant>) -> End {
-        self.inner.set_life(None);
         self.hosts.leave(seat);
         match end {
             Ok(Some(why)) => End::Crashed { why, up },
@@ -187,16 +197,12 @@ impl<A: Hosted> Supervisor<A> {
         }
     }
 
-    fn hang(&self, seat: Seat, down: &watch::Sender<Down>, why: &Arc<str>, up: Option<Instant>) -> End {
-        self.inner.set_life(None);
+    fn hang(&self, seat: Seat, down: &Arc<watch::Sender<Down>>, why: &Arc<str>, up: Option<Instant>) -> End {
+        self.inner.end_life(down);
         self.hosts.abandon(seat, why);
         down.send_replace(Some(why.clone()));
         End::Crashed { why: why.to_string(), up }
     }
-}
-
-fn future_address<A: Hosted>(future: &mut actix::dev::ContextFut<A, Context<A>>) -> Addr<A> {
-    future.address()
 }
 
 /// Whether the actor answered; it does not answer when it ends first. Sets no deadline.
