@@ -100,7 +100,7 @@ pub trait Runtime {
     fn create(&self, request: &CreateRequest<'_>) -> Result<Container>;
 
     /// Starts the program, and says whether that worked: `not_found command/…` if there is no such file,
-    /// `denied command/…` if it can't be executed. A container whose start failed has a dead init and can be deleted.
+    /// `failed_precondition command/…` if it can't be executed. A container whose start failed has a dead init and can be deleted.
     fn start(&self, container: &mut Container) -> Result<()>;
 
     /// Runs one more process in a container that is running.

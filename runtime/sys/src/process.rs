@@ -101,6 +101,13 @@ pub fn waitid(pidfd: impl AsFd, block: bool) -> io::Result<Option<Exit>> {
     }
 }
 
+/// Whether the process behind `pidfd` has not ended yet (reaped or not).
+pub fn is_alive(pidfd: impl AsFd) -> bool {
+    let mut poll = libc::pollfd { fd: pidfd.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: the pointer is valid for the call.
+    unsafe { libc::poll(&mut poll, 1, 0) == 0 }
+}
+
 /// Moves the caller (for `CLONE_NEWPID`: its future children) into the namespaces of `flags` that `fd` stands for: a
 /// namespace file, or a pidfd for those of its process.
 pub fn setns(fd: impl AsFd, flags: i32) -> io::Result<()> {

@@ -1,5 +1,243 @@
 //! The driver that makes containers itself, with clone3 from a single-threaded process.
+//!
+//! [`check`] refuses what it can't honour. [`plan`] and [`identity`] turn the rest into steps, with everything prepared
+//! that needs the host or memory; [`launch`] clones a child that walks them ([`child`]) and says where it failed.
+//! Mounts are made detached and attached in the container's own mount namespace: the host's table never shows them.
+
+mod check;
+mod child;
+mod child_fs;
+mod identity;
+mod launch;
+mod plan;
+mod resources;
+mod step;
+#[cfg(test)]
+mod tests;
+
+use cofferdam_sys::{
+    cgroup::{Cgroup, Layout},
+    process,
+};
+use cofferdam_types::{Error, Result};
+use oci_spec::runtime::{LinuxResources, Process as ProcessSpec};
+
+pub use check::check;
+
+use self::{
+    identity::{Filter, Role},
+    launch::Launched,
+    step::Step,
+};
+use crate::{Container, CreateRequest, ExecRequest, Process, Runtime};
+
+/// The native driver.
+#[derive(Debug)]
+pub struct Native {
+    layout: Layout,
+}
 
 /// What the native driver keeps of a container.
 #[derive(Debug, Default)]
-pub struct Kept {}
+pub(crate) struct Kept {
+    cgroup: Option<Cgroup>,
+    /// Namespaces that the container has of its own.
+    join: i32,
+    filter: Option<Filter>,
+    /// Until it is started: the child, and the steps that it has yet to walk (with those before it left in, since the
+    /// child counts from the first).
+    waiting: Option<Waiting>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    launched: Launched,
+    steps: Vec<Step>,
+    command: String,
+}
+
+impl Native {
+    /// Finds out what this host has.
+    pub fn new() -> Result<Native> {
+        Ok(Native { layout: Layout::detect()? })
+    }
+
+    fn cgroup<'c>(&self, container: &'c Container) -> Result<&'c Cgroup> {
+        container.kept.cgroup.as_ref().ok_or_else(|| {
+            Error::failed_precondition("container", &container.id, "was not made by the native driver")
+        })
+    }
+
+    fn launch_init(&self, request: &CreateRequest<'_>, cgroup: &Cgroup) -> Result<(Launched, Vec<Step>, Kept)> {
+        let process = request.spec.process().as_ref();
+        let process = process.ok_or_else(|| Error::invalid("spec", "process", "is missing"))?;
+        let linux = request.spec.linux().as_ref();
+        if let Some(resources) = linux.and_then(|l| l.resources().as_ref()) {
+            resources::apply(cgroup, resources)?;
+        }
+        resources::devices(cgroup, linux.and_then(|l| l.resources().as_ref()))?;
+        let filter = linux.and_then(|l| l.seccomp().as_ref()).map(Filter::compile).transpose()?;
+        let mut plan = plan::plan(request, cgroup)?;
+        identity::streams(process, &request.stdio, Role::Init, &mut plan.steps);
+        // The terminal is made before /dev may become read-only, the streams are connected after the last use of the
+        // root's descriptor.
+        let streams = plan.steps.pop();
+        plan::seal(request.spec, &mut plan)?;
+        plan.steps.extend(streams);
+        identity::identity(request.id, process, filter.as_ref(), Role::Init, &mut plan.steps)?;
+        let pid_namespace = plan.pid_namespace.as_ref();
+        let mut launched =
+            launch::launch(&plan.steps, plan.flags, pid_namespace, cgroup, process.oom_score_adj())?;
+        if let Err(e) = launched.wait_ready(&plan.steps) {
+            launched.destroy();
+            return Err(e);
+        }
+        // From here on only the last steps are of interest; what the others hold (mounts, descriptors) is in use by
+        // the child or not needed any more.
+        let mut steps = plan.steps;
+        let ready = steps.iter().position(|s| matches!(s, Step::Ready)).unwrap_or(0);
+        for step in &mut steps[..ready] {
+            *step = Step::Gate;
+        }
+        Ok((launched, steps, Kept { cgroup: None, join: plan.join, filter, waiting: None }))
+    }
+}
+
+/// The cgroup of a container whose spec doesn't name one.
+fn cgroup_path(request: &CreateRequest<'_>) -> String {
+    let named = request.spec.linux().as_ref().and_then(|l| l.cgroups_path().as_ref());
+    match named.map(|p| p.to_string_lossy()).filter(|p| !p.is_empty()) {
+        Some(path) if path.starts_with('/') => path.into_owned(),
+        Some(path) => format!("/{path}"),
+        None => format!("/cofferdam/{}/{}", request.namespace, request.id),
+    }
+}
+
+fn command(process: Option<&ProcessSpec>) -> String {
+    process.and_then(|p| p.args().as_ref()?.first().cloned()).unwrap_or_default()
+}
+
+/// Names the container in errors that come from deeper down.
+fn about(container: &str) -> impl Fn(Error) -> Error + '_ {
+    move |mut e| {
+        if e.kind == "container" && e.id.is_empty() {
+            e.id = container.to_owned();
+        }
+        e
+    }
+}
+
+impl Runtime for Native {
+    fn name(&self) -> &'static str {
+        "native"
+    }
+
+    fn create(&self, request: &CreateRequest<'_>) -> Result<Container> {
+        check(request.spec)?;
+        let cgroup = Cgroup::create(&self.layout, &cgroup_path(request))?;
+        let launched = self.launch_init(request, &cgroup);
+        let (mut launched, steps, mut kept) = match launched {
+            Ok(launched) => launched,
+            Err(e) => {
+                if let Err(left) = cgroup.remove() {
+                    tracing::warn!(container = %request.id, error = %left, "the cgroup of a failed create is left behind");
+                }
+                return Err(about(request.id)(e));
+            }
+        };
+        let pidfd = launched.child.pidfd.try_clone();
+        let pidfd = pidfd.map_err(|e| Error::io("container", request.id, "duplicating its pidfd", &e))?;
+        let init = Process { pid: launched.child.pid, pidfd, console: launched.console.take() };
+        let path = cgroup.path().to_owned();
+        kept.cgroup = Some(cgroup);
+        kept.waiting = Some(Waiting { launched, steps, command: command(request.spec.process().as_ref()) });
+        Ok(Container {
+            id: request.id.clone(),
+            namespace: request.namespace.clone(),
+            cgroup: path,
+            bundle: request.bundle_path.to_owned(),
+            init,
+            kept,
+        })
+    }
+
+    fn start(&self, container: &mut Container) -> Result<()> {
+        let waiting = container.kept.waiting.take();
+        let mut waiting = waiting.ok_or_else(|| {
+            Error::failed_precondition("container", &container.id, "is started already: create another one")
+        })?;
+        waiting.launched.release()?;
+        waiting.launched.wait_running(&waiting.steps, &waiting.command).map_err(about(&container.id))
+    }
+
+    fn exec(&self, container: &Container, request: &ExecRequest<'_>) -> Result<Process> {
+        check::check_process(request.process)?;
+        if container.kept.waiting.is_some() {
+            return Err(Error::failed_precondition("container", &container.id, "is not started yet: start it first"));
+        }
+        let cgroup = self.cgroup(container)?;
+        let fail = |e: std::io::Error| Error::io("container", &container.id, "duplicating its pidfd", &e);
+        let init = container.init.pidfd.try_clone().map_err(fail)?;
+        let join = container.kept.join;
+        let mut steps = vec![Step::Gate, Step::Undumpable];
+        let pid_namespace = (join & libc::CLONE_NEWPID != 0).then_some(&container.init.pidfd);
+        let flags = join & !libc::CLONE_NEWPID;
+        steps.push(Step::Enter { fd: init, flags, what: "the namespaces of the first process (does it run?)".into() });
+        identity::streams(request.process, &request.stdio, Role::Exec, &mut steps);
+        identity::identity(&container.id, request.process, container.kept.filter.as_ref(), Role::Exec, &mut steps)?;
+        let launched = launch::launch(&steps, 0, pid_namespace, cgroup, request.process.oom_score_adj());
+        let mut launched = launched.map_err(|e| match process::is_alive(&container.init.pidfd) {
+            false => Error::failed_precondition("container", &container.id, "its first process has ended"),
+            true => e,
+        })?;
+        if let Err(e) = launched.wait_running(&steps, &command(Some(request.process))) {
+            launched.destroy();
+            return Err(about(&container.id)(e));
+        }
+        let console = launched.console.take();
+        Ok(Process { pid: launched.child.pid, pidfd: launched.child.pidfd, console })
+    }
+
+    fn kill(&self, container: &Container, signal: i32) -> Result<()> {
+        match process::pidfd_send_signal(&container.init.pidfd, signal) {
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+            Err(e) => Err(Error::io("container", &container.id, format!("sending signal {signal}"), &e)),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    fn kill_all(&self, container: &Container) -> Result<()> {
+        self.cgroup(container)?.kill()
+    }
+
+    fn pause(&self, container: &Container) -> Result<()> {
+        self.cgroup(container)?.freeze()
+    }
+
+    fn resume(&self, container: &Container) -> Result<()> {
+        self.cgroup(container)?.thaw()
+    }
+
+    fn update(&self, container: &Container, resources: &LinuxResources) -> Result<()> {
+        let cgroup = self.cgroup(container)?;
+        check::check_resources(resources)?;
+        resources::apply(cgroup, resources)?;
+        if resources.devices().is_some() {
+            resources::devices(cgroup, Some(resources))?;
+        }
+        Ok(())
+    }
+
+    fn pids(&self, container: &Container) -> Result<Vec<i32>> {
+        self.cgroup(container)?.pids()
+    }
+
+    fn delete(&self, container: &Container) -> Result<()> {
+        let cgroup = self.cgroup(container)?;
+        match cgroup.pids() {
+            Ok(pids) if pids.is_empty() => {}
+            _ => cgroup.kill()?,
+        }
+        cgroup.remove()
+    }
+}

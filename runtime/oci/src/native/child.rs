@@ -1,0 +1,308 @@
+//! The child between clone3 and execve: walks the steps with raw system calls.
+//!
+//! Another thread of the parent may have held any lock when the child was made, so nothing here allocates, panics,
+//! prints or calls into a library for more than a system call. Buffers live on the stack.
+
+use std::{ffi::CStr, mem, ptr};
+
+use super::{
+    child_fs::{self, Root},
+    step::{Command, Kind, Message, Step},
+};
+
+/// An errno.
+pub(super) type Errno = i32;
+pub(super) type Done<T = ()> = Result<T, Errno>;
+
+/// The errno of the call that just failed.
+pub(super) fn errno() -> Errno {
+    // SAFETY: the location is always valid.
+    unsafe { *libc::__errno_location() }
+}
+
+/// Turns the result of a system call into its value or the errno.
+pub(super) fn ok(result: libc::c_long) -> Done<libc::c_long> {
+    if result < 0 { Err(errno()) } else { Ok(result) }
+}
+
+/// What the steps hand on to each other.
+struct State {
+    /// This end of the control socket.
+    control: i32,
+    /// The terminal's slave, or -1.
+    terminal: i32,
+    root: Root,
+    /// Whether the early attempt at the working directory worked.
+    moved: bool,
+}
+
+/// Walks the steps; never returns. `parents_end` is the parent's end of the control socket.
+pub(super) fn run(steps: &[Step], control: i32, parents_end: i32) -> ! {
+    // SAFETY: closes a descriptor that only the parent uses, so that the parent's death ends the waits below.
+    unsafe { libc::close(parents_end) };
+    reset_signals();
+    let mut state = State { control, terminal: -1, root: Root::new(), moved: false };
+    for (index, step) in steps.iter().enumerate() {
+        if let Err(errno) = perform(step, &mut state) {
+            send(control, Message { kind: Kind::FAILED, step: index as u32, errno });
+            // The conventions of shells: 127 not found, 126 found but not executable.
+            exit(if errno == libc::ENOENT { 127 } else { 126 });
+        }
+    }
+    exit(126)
+}
+
+fn exit(status: i32) -> ! {
+    // SAFETY: ends this process, without the exit handlers of the parent.
+    unsafe { libc::_exit(status) }
+}
+
+/// What the parent ignores or blocks would stay so across execve.
+fn reset_signals() {
+    // SAFETY: the structures are plain and live on the stack; SIG_DFL is a valid disposition.
+    unsafe {
+        let mut action: libc::sigaction = mem::zeroed();
+        action.sa_sigaction = libc::SIG_DFL;
+        for signal in 1..=64 {
+            libc::sigaction(signal, &action, ptr::null_mut());
+        }
+        let none: libc::sigset_t = mem::zeroed();
+        libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut());
+        libc::umask(0o022);
+    }
+}
+
+fn send(control: i32, message: Message) {
+    // SAFETY: the message lives for the call. If the parent is gone nobody is to be told.
+    unsafe { libc::write(control, (&raw const message).cast(), size_of::<Message>()) };
+}
+
+/// Waits for a byte; the parent's death ends the child.
+fn wait(control: i32) {
+    let mut byte = 0u8;
+    loop {
+        // SAFETY: the buffer lives for the call.
+        match unsafe { libc::read(control, (&raw mut byte).cast(), 1) } {
+            1 => return,
+            -1 if errno() == libc::EINTR => {}
+            _ => exit(126),
+        }
+    }
+}
+
+fn perform(step: &Step, state: &mut State) -> Done {
+    use std::os::fd::AsRawFd;
+    match step {
+        Step::Gate => wait(state.control),
+        // SAFETY: no memory is involved.
+        Step::Undumpable => drop(ok(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) }.into())?),
+        // SAFETY: no memory is involved.
+        Step::Enter { fd, flags, .. } => drop(ok(unsafe { libc::setns(fd.as_raw_fd(), *flags) }.into())?),
+        // SAFETY: no memory is involved.
+        Step::Unshare { flags } => drop(ok(unsafe { libc::unshare(*flags) }.into())?),
+        // SAFETY: the pointer is valid for the length.
+        Step::Hostname(name) => drop(ok(unsafe { libc::sethostname(name.as_ptr(), name.count_bytes()) }.into())?),
+        // SAFETY: the pointer is valid for the length.
+        Step::Domainname(name) => drop(ok(unsafe { libc::setdomainname(name.as_ptr(), name.count_bytes()) }.into())?),
+        Step::Root(mount) => child_fs::pivot(mount.as_raw_fd())?,
+        Step::Attach { target, mount } => child_fs::attach(state.root.fd()?, target, mount.as_raw_fd())?,
+        Step::Mount { target, kind, data, attributes } => {
+            let mount = child_fs::make_mount(kind, data, attributes)?;
+            child_fs::attach(state.root.fd()?, target, mount)?;
+            child_fs::close(mount);
+        }
+        Step::Change { target, attributes } => child_fs::change(state.root.fd()?, target, attributes)?,
+        Step::Sysctls(list) => child_fs::sysctls(list)?,
+        Step::Device { directory, name, mode, device, uid, gid } => {
+            child_fs::device(state.root.fd()?, directory, name, *mode, *device, (*uid, *gid))?;
+        }
+        Step::Symlink { directory, name, to } => child_fs::symlink(state.root.fd()?, directory, name, to)?,
+        Step::Directory(target) => child_fs::close(child_fs::ensure(state.root.fd()?, target)?),
+        Step::Mask(path) => child_fs::mask(&mut state.root, path)?,
+        Step::ReadOnly(path) => child_fs::read_only(state.root.fd()?, path)?,
+        Step::Terminal { rows, cols, uid, console } => {
+            let (master, slave) = child_fs::terminal(state.root.fd()?, *rows, *cols, *uid, *console)?;
+            send_fd(state.control, master)?;
+            child_fs::close(master);
+            state.terminal = slave;
+        }
+        Step::Streams { fds, uid } => streams(state, *fds, *uid)?,
+        Step::Keyring(name) => {
+            const JOIN_SESSION_KEYRING: i32 = 1;
+            // SAFETY: the pointer is valid for the call.
+            match ok(unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, name.as_ptr()) }) {
+                // A kernel without keys has nothing to keep apart.
+                Err(e) if e != libc::ENOSYS => return Err(e),
+                _ => {}
+            }
+        }
+        Step::Limits(limits) => {
+            for (resource, limit) in limits {
+                // SAFETY: the pointer is valid for the call.
+                ok(unsafe { libc::setrlimit(*resource, limit) }.into())?;
+            }
+        }
+        Step::WorkingDirectory { path, early } => working_directory(state, path, *early)?,
+        Step::Bounding { keep } => bounding(*keep)?,
+        Step::User { uid, gid, groups, umask } => user(*uid, *gid, groups, *umask)?,
+        Step::Capabilities { effective, permitted, ambient } => capabilities(*effective, *permitted, *ambient)?,
+        // SAFETY: no memory is involved.
+        Step::NoNewPrivileges => drop(ok(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }.into())?),
+        Step::Seccomp { filter, flags } => {
+            let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
+            let mode = libc::SECCOMP_SET_MODE_FILTER;
+            // SAFETY: the kernel copies the program, which lives for the call.
+            ok(unsafe { libc::syscall(libc::SYS_seccomp, mode, *flags, &program) })?;
+        }
+        Step::Ready => {
+            send(state.control, Message { kind: Kind::READY, ..Message::default() });
+            wait(state.control);
+        }
+        Step::Execute(command) => return Err(execute(command)),
+    }
+    Ok(())
+}
+
+/// Makes 0, 1 and 2 and closes everything else but the control socket, which closes itself on execve: neither a
+/// descriptor nor, through /proc/self/fd, a directory of the host gets into the container.
+fn streams(state: &mut State, fds: Option<[i32; 3]>, uid: u32) -> Done {
+    // SAFETY: plain system calls on descriptors of this process; those that are replaced or closed are not used again.
+    unsafe {
+        libc::setsid();
+        let mut high = [-1; 3];
+        for (to, from) in high.iter_mut().zip(fds.unwrap_or([state.terminal; 3])) {
+            // Out of the way of 0 to 2, which may be among them.
+            *to = ok(libc::fcntl(from, libc::F_DUPFD_CLOEXEC, 3).into())? as i32;
+        }
+        // The control socket may itself be one of 0 to 2.
+        state.control = ok(libc::fcntl(state.control, libc::F_DUPFD_CLOEXEC, 3).into())? as i32;
+        for (to, from) in high.iter().enumerate() {
+            ok(libc::dup2(*from, to as i32).into())?;
+        }
+        if fds.is_none() {
+            ok(libc::ioctl(0, libc::TIOCSCTTY, 0).into())?;
+        }
+        let control = state.control as u32;
+        if control > 3 {
+            ok(libc::syscall(libc::SYS_close_range, 3u32, control - 1, 0))?;
+        }
+        ok(libc::syscall(libc::SYS_close_range, control + 1, u32::MAX, 0))?;
+        state.root = Root::new();
+        if fds.is_some() && uid != 0 {
+            for fd in 0..3 {
+                let mut stat: libc::stat = mem::zeroed();
+                // Only pipes: a program that reopens /dev/stdout needs it, and a file is somebody's.
+                if libc::fstat(fd, &mut stat) == 0 && stat.st_mode & libc::S_IFMT == libc::S_IFIFO {
+                    libc::fchown(fd, uid, u32::MAX);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn working_directory(state: &mut State, path: &CStr, early: bool) -> Done {
+    if state.moved {
+        return Ok(());
+    }
+    // SAFETY: the pointer is valid for the call.
+    match ok(unsafe { libc::chdir(path.as_ptr()) }.into()) {
+        Err(libc::EACCES | libc::EPERM) if early => return Ok(()),
+        other => other?,
+    };
+    // A path through a magic link may lead out of the root; the kernel then says "(unreachable)".
+    let mut buffer = [0u8; libc::PATH_MAX as usize];
+    // SAFETY: the buffer is valid for its length.
+    ok(unsafe { libc::syscall(libc::SYS_getcwd, buffer.as_mut_ptr(), buffer.len()) })?;
+    if buffer[0] != b'/' {
+        return Err(libc::EXDEV);
+    }
+    state.moved = true;
+    Ok(())
+}
+
+fn bounding(keep: u64) -> Done {
+    for bit in 0..64 {
+        if keep & 1 << bit != 0 {
+            continue;
+        }
+        // SAFETY: no memory is involved.
+        match ok(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, bit as libc::c_ulong, 0, 0, 0) }.into()) {
+            // The first number that this kernel doesn't know.
+            Err(libc::EINVAL) => break,
+            other => other?,
+        };
+    }
+    Ok(())
+}
+
+fn user(uid: u32, gid: u32, groups: &[u32], umask: u32) -> Done {
+    // SAFETY: the pointer is valid for the length; the rest is numbers. System calls, not the C functions: those would
+    // signal the parent's threads, which this process doesn't have.
+    unsafe {
+        ok(libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0).into())?;
+        ok(libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()))?;
+        ok(libc::syscall(libc::SYS_setresgid, gid, gid, gid))?;
+        ok(libc::syscall(libc::SYS_setresuid, uid, uid, uid))?;
+        libc::umask(umask);
+    }
+    Ok(())
+}
+
+fn capabilities(effective: u64, permitted: u64, ambient: u64) -> Done {
+    const VERSION_3: u32 = 0x2008_0522;
+    let header = [VERSION_3, 0];
+    let half = |high: u32| [(effective >> high) as u32, (permitted >> high) as u32, (ambient >> high) as u32];
+    let data = [half(0), half(32)];
+    // SAFETY: header and data are laid out as capset(2) says, and live for the call; the rest is numbers.
+    unsafe {
+        ok(libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()))?;
+        let ambient_call = |what: i32, bit: libc::c_ulong| {
+            ok(libc::prctl(libc::PR_CAP_AMBIENT, what as libc::c_ulong, bit, 0, 0).into())
+        };
+        ambient_call(libc::PR_CAP_AMBIENT_CLEAR_ALL, 0)?;
+        for bit in (0..64).filter(|bit| ambient & 1 << bit != 0) {
+            ambient_call(libc::PR_CAP_AMBIENT_RAISE, bit)?;
+        }
+        ok(libc::prctl(libc::PR_SET_KEEPCAPS, 0, 0, 0, 0).into())?;
+    }
+    Ok(())
+}
+
+/// Tries each candidate as a shell would; the errno that says most.
+fn execute(command: &Command) -> Errno {
+    let mut worst = libc::ENOENT;
+    for path in &command.candidates {
+        // SAFETY: the vectors are null-terminated and live until the process image is replaced.
+        unsafe { libc::execve(path.as_ptr(), command.argv(), command.envp()) };
+        match errno() {
+            libc::ENOENT | libc::ENOTDIR => {}
+            libc::EACCES => worst = libc::EACCES,
+            other => return other,
+        }
+    }
+    worst
+}
+
+/// Sends a descriptor along with a [`Kind::CONSOLE`] message.
+fn send_fd(control: i32, fd: i32) -> Done {
+    let mut message = Message { kind: Kind::CONSOLE, ..Message::default() };
+    // u64 for the alignment that cmsghdr needs.
+    let mut space = [0u64; 8];
+    // SAFETY: all buffers live on the stack for the call; `space` holds CMSG_SPACE(4) bytes with room to spare.
+    unsafe {
+        let mut part = libc::iovec { iov_base: (&raw mut message).cast(), iov_len: size_of::<Message>() };
+        let mut header: libc::msghdr = mem::zeroed();
+        header.msg_iov = &mut part;
+        header.msg_iovlen = 1;
+        header.msg_control = space.as_mut_ptr().cast();
+        header.msg_controllen = libc::CMSG_SPACE(size_of::<i32>() as u32) as _;
+        let first = libc::CMSG_FIRSTHDR(&header);
+        (*first).cmsg_level = libc::SOL_SOCKET;
+        (*first).cmsg_type = libc::SCM_RIGHTS;
+        (*first).cmsg_len = libc::CMSG_LEN(size_of::<i32>() as u32) as _;
+        ptr::write_unaligned(libc::CMSG_DATA(first).cast::<i32>(), fd);
+        ok(libc::sendmsg(control, &header, 0) as libc::c_long)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,216 @@
+//! Clones a child that walks a list of steps, and talks with it over a socket pair.
+
+use std::{
+    fs::File,
+    io::{self, IoSliceMut, Write},
+    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
+};
+
+use cofferdam_sys::{cgroup::Cgroup, fd, process};
+use cofferdam_types::{Error, Result};
+use nix::sys::socket::{self, AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType};
+
+use super::{
+    child,
+    step::{Kind, Message, Step},
+};
+
+/// A child on its way to its program.
+#[derive(Debug)]
+pub(super) struct Launched {
+    pub child: process::Child,
+    control: OwnedFd,
+    /// The terminal's master, once the child has sent it.
+    pub console: Option<OwnedFd>,
+}
+
+/// How far the child got.
+#[derive(Debug, PartialEq, Eq)]
+enum Progress {
+    Ready,
+    /// The control socket is closed: the program runs, or the child was killed.
+    Closed,
+    Failed {
+        step: usize,
+        errno: i32,
+    },
+}
+
+/// Clones the child into `cgroup` and its namespaces. `pid_namespace`: one that exists, to be born into.
+pub(super) fn launch(
+    steps: &[Step],
+    flags: i32,
+    pid_namespace: Option<&OwnedFd>,
+    cgroup: &Cgroup,
+    oom_score: Option<i32>,
+) -> Result<Launched> {
+    let fail = |what: &'static str| move |e: io::Error| Error::io("process", "", what, &e);
+    let (ours, theirs) =
+        socket::socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+            .map_err(|e| fail("making a control socket")(e.into()))?;
+    let born_into = pid_namespace.map(ChildrenIn::enter).transpose().map_err(fail("entering the pid namespace"))?;
+    let (own, parents) = (theirs.as_raw_fd(), ours.as_raw_fd());
+    // SAFETY: the child goes straight into the walk, which makes system calls only and never returns.
+    let child = match unsafe { process::clone3(flags, cgroup.unified()) } {
+        Ok(Some(child)) => child,
+        Ok(None) => child::run(steps, own, parents),
+        Err(e) => return Err(fail("clone3")(e)),
+    };
+    drop((theirs, born_into));
+    let launched = Launched { child, control: ours, console: None };
+    let placed = cgroup.add_v1(launched.child.pid).and_then(|()| match oom_score {
+        Some(score) => oom_score_adj(launched.child.pid, score),
+        None => Ok(()),
+    });
+    let placed = placed.and_then(|()| launched.release());
+    if let Err(e) = placed {
+        launched.destroy();
+        return Err(e);
+    }
+    Ok(launched)
+}
+
+fn oom_score_adj(pid: i32, score: i32) -> Result<()> {
+    fd::open_proc_write(format!("/proc/{pid}/oom_score_adj").as_ref())
+        .and_then(|mut file| file.write_all(score.to_string().as_bytes()))
+        .map_err(|e| match e.raw_os_error() {
+            Some(libc::EACCES) => Error::failed_precondition(
+                "spec",
+                "process.oomScoreAdj",
+                "lowering it takes CAP_SYS_RESOURCE, which the daemon doesn't have",
+            ),
+            _ => Error::io("spec", "process.oomScoreAdj", format!("setting it to {score}"), &e),
+        })
+}
+
+impl Launched {
+    /// Lets the child go on from where it waits.
+    pub fn release(&self) -> Result<()> {
+        nix::unistd::write(&self.control, b"g")
+            .map(drop)
+            .map_err(|e| Error::io("process", self.child.pid, "its set-up was cut off (was it killed?)", &e.into()))
+    }
+
+    /// Waits until the child is set up; `steps` explain a failure. On an error the child is gone.
+    pub fn wait_ready(&mut self, steps: &[Step]) -> Result<()> {
+        match self.receive() {
+            Ok(Progress::Ready) => Ok(()),
+            other => Err(self.explain(other, |index| steps.get(index))),
+        }
+    }
+
+    /// Waits until the program runs. On an error the child is gone, but not reaped.
+    pub fn wait_running(&mut self, steps: &[Step], name: &str) -> Result<()> {
+        match self.receive() {
+            Ok(Progress::Closed) => Ok(()),
+            Ok(Progress::Failed { step, errno }) if matches!(steps.get(step), Some(Step::Execute(_))) => {
+                Err(command_error(name, errno))
+            }
+            other => Err(self.explain(other, |index| steps.get(index))),
+        }
+    }
+
+    fn explain<'s>(&self, progress: io::Result<Progress>, step: impl Fn(usize) -> Option<&'s Step>) -> Error {
+        match progress {
+            Ok(Progress::Failed { step: index, errno }) => {
+                let what = step(index).map_or_else(|| format!("step {index}"), Step::describe);
+                Error::io("container", "", what, &io::Error::from_raw_os_error(errno))
+            }
+            Ok(Progress::Closed | Progress::Ready) => {
+                Error::unavailable("process", self.child.pid, "was killed while it was being set up")
+            }
+            Err(e) => Error::io("process", self.child.pid, "waiting for its set-up", &e),
+        }
+    }
+
+    /// Kills and reaps the child.
+    pub fn destroy(&self) {
+        let _ = process::pidfd_send_signal(&self.child.pidfd, libc::SIGKILL);
+        let _ = process::waitid(&self.child.pidfd, true);
+    }
+
+    /// The next message but for the console's, which is kept.
+    fn receive(&mut self) -> io::Result<Progress> {
+        loop {
+            let mut bytes = [0u8; size_of::<Message>()];
+            let (got, console) = receive_packet(self.control.as_raw_fd(), &mut bytes)?;
+            if got == 0 {
+                return Ok(Progress::Closed);
+            }
+            let word = |at: usize| {
+                let mut four = [0; 4];
+                four.copy_from_slice(&bytes[at..at + 4]);
+                u32::from_ne_bytes(four)
+            };
+            match (word(0), console) {
+                (Kind::READY, _) => return Ok(Progress::Ready),
+                (Kind::CONSOLE, Some(console)) => self.console = Some(console),
+                (Kind::FAILED, _) => return Ok(Progress::Failed { step: word(4) as usize, errno: word(8) as i32 }),
+                (kind, _) => return Err(io::Error::other(format!("a control message of kind {kind}"))),
+            }
+        }
+    }
+}
+
+fn receive_packet(socket: RawFd, bytes: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
+    let mut space = nix::cmsg_space!(RawFd);
+    loop {
+        let mut parts = [IoSliceMut::new(bytes)];
+        match socket::recvmsg::<()>(socket, &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC) {
+            Err(nix::errno::Errno::EINTR) => {}
+            // A child that was killed with our release unread.
+            Err(nix::errno::Errno::ECONNRESET) => return Ok((0, None)),
+            Err(e) => return Err(e.into()),
+            Ok(message) => {
+                let mut fds = Vec::new();
+                for control in message.cmsgs()? {
+                    if let ControlMessageOwned::ScmRights(raw) = control {
+                        // SAFETY: the kernel has just given us these descriptors.
+                        fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+                    }
+                }
+                return Ok((message.bytes, fds.pop()));
+            }
+        }
+    }
+}
+
+/// The conventions of shells and of the reference: not found, or found but not to be executed.
+fn command_error(name: &str, errno: i32) -> Error {
+    let io = io::Error::from_raw_os_error(errno);
+    match errno {
+        libc::ENOENT | libc::ENOTDIR => {
+            Error::not_found("command", name, "no such file in the container (nor an interpreter that it names)")
+        }
+        libc::EACCES => {
+            Error::failed_precondition("command", name, "permission denied: it is a directory or not executable")
+        }
+        libc::ENOEXEC => {
+            Error::failed_precondition("command", name, "exec format error: is the image for this architecture?")
+        }
+        _ => Error::io("command", name, "executing it", &io),
+    }
+}
+
+/// While this lives, the caller's children are born into another pid namespace.
+struct ChildrenIn {
+    own: File,
+}
+
+impl ChildrenIn {
+    fn enter(namespace: &OwnedFd) -> io::Result<ChildrenIn> {
+        let own = File::open("/proc/thread-self/ns/pid")?;
+        process::setns(namespace.as_fd(), libc::CLONE_NEWPID)?;
+        Ok(ChildrenIn { own })
+    }
+}
+
+impl Drop for ChildrenIn {
+    fn drop(&mut self) {
+        if process::setns(&self.own, libc::CLONE_NEWPID).is_err() {
+            // Children born into the wrong container would be worse than none.
+            tracing::error!("can't get back to the pid namespace of this process");
+            std::process::abort();
+        }
+    }
+}

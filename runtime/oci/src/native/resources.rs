@@ -1,0 +1,305 @@
+//! Limits: from `linux.resources` to the files of v1 and v2 cgroups.
+//!
+//! Each value goes to the v1 controller if the host has it, else to the v2 one; a limit for which there is neither is
+//! an error, since a container without it would not be what was asked for.
+
+use std::fmt::Display;
+
+use cofferdam_sys::cgroup::Cgroup;
+use cofferdam_types::{Error, Result};
+use oci_spec::runtime::{
+    LinuxBlockIo, LinuxCpu, LinuxDeviceCgroup, LinuxDeviceType, LinuxMemory, LinuxResources, LinuxThrottleDevice,
+};
+
+struct Writer<'c> {
+    cgroup: &'c Cgroup,
+    /// v2 controllers that this group has.
+    unified: Vec<String>,
+}
+
+impl Writer<'_> {
+    fn no_controller<T>(&self, controller: &str) -> Result<T> {
+        Err(Error::unimplemented(
+            "cgroup",
+            self.cgroup.path(),
+            format!("this host has no {controller} controller for the limit: leave the limit out or enable it"),
+        ))
+    }
+
+    /// Writes `v1` or `v2`, (file, value), as the host has it; `None` there: no such limit.
+    fn set(&self, controller: &str, v1: Option<(&str, String)>, v2: Option<(&str, String)>) -> Result<()> {
+        if let Some(dir) = self.cgroup.v1(controller) {
+            let Some((file, value)) = v1 else { return self.no_controller(controller) };
+            return self.cgroup.write_at(dir, file, &value);
+        }
+        match (self.cgroup.unified(), v2) {
+            (Some(dir), Some((file, value))) if self.unified.iter().any(|c| c == controller) => {
+                self.cgroup.write_at(dir, file, &value)
+            }
+            _ => self.no_controller(controller),
+        }
+    }
+
+    /// The same file name and value in both.
+    fn same(&self, controller: &str, file: &str, value: impl Display) -> Result<()> {
+        let value = value.to_string();
+        self.set(controller, Some((file, value.clone())), Some((file, value)))
+    }
+
+    fn v1_only(&self, controller: &str, file: &str, value: impl Display) -> Result<()> {
+        self.set(controller, Some((file, value.to_string())), None)
+    }
+}
+
+/// Sets what `resources` names; devices are [`devices`].
+pub(super) fn apply(cgroup: &Cgroup, resources: &LinuxResources) -> Result<()> {
+    let w = Writer { cgroup, unified: cgroup.controllers()? };
+    if let Some(memory) = resources.memory() {
+        self::memory(&w, memory)?;
+    }
+    if let Some(cpu) = resources.cpu() {
+        self::cpu(&w, cpu)?;
+    }
+    if let Some(pids) = resources.pids() {
+        let limit = if pids.limit() > 0 { pids.limit().to_string() } else { "max".into() };
+        w.same("pids", "pids.max", limit)?;
+    }
+    if let Some(io) = resources.block_io() {
+        block_io(&w, io)?;
+    }
+    for page in resources.hugepage_limits().iter().flatten() {
+        let (size, limit) = (page.page_size(), page.limit());
+        let (v1, v2) = (format!("hugetlb.{size}.limit_in_bytes"), format!("hugetlb.{size}.max"));
+        w.set("hugetlb", Some((&v1, limit.to_string())), Some((&v2, or_max(limit))))?;
+    }
+    for (file, value) in resources.unified().iter().flatten() {
+        let Some(dir) = cgroup.unified() else { return w.no_controller("v2") };
+        cgroup.write_at(dir, file, value)?;
+    }
+    Ok(())
+}
+
+fn or_max(value: i64) -> String {
+    if value < 0 { "max".into() } else { value.to_string() }
+}
+
+fn memory(w: &Writer<'_>, memory: &LinuxMemory) -> Result<()> {
+    if let (Some(limit), Some(true)) = (memory.limit(), memory.check_before_update()) {
+        let usage = match (w.cgroup.v1("memory"), w.cgroup.unified()) {
+            (Some(dir), _) => w.cgroup.read_at(dir, "memory.usage_in_bytes")?,
+            (None, Some(dir)) => w.cgroup.read_at(dir, "memory.current")?,
+            (None, None) => String::new(),
+        };
+        if limit >= 0 && usage.trim().parse::<i64>().is_ok_and(|usage| usage > limit) {
+            return Err(Error::failed_precondition(
+                "cgroup",
+                w.cgroup.path(),
+                format!("{} bytes are in use, more than the new limit of {limit}", usage.trim()),
+            ));
+        }
+    }
+    if w.cgroup.v1("memory").is_some() {
+        let limit = || memory.limit().map_or(Ok(()), |l| w.v1_only("memory", "memory.limit_in_bytes", l));
+        let swap = || memory.swap().map_or(Ok(()), |s| w.v1_only("memory", "memory.memsw.limit_in_bytes", s));
+        // The sum may never be below the limit: which of the two goes first depends on where they stand.
+        match limit() {
+            Ok(()) => swap()?,
+            Err(first) if memory.swap().is_some() => swap().and_then(|()| limit()).map_err(|_| first)?,
+            Err(e) => return Err(e),
+        }
+    } else {
+        if let Some(limit) = memory.limit() {
+            w.set("memory", None, Some(("memory.max", or_max(limit))))?;
+        }
+        if let Some(swap) = memory.swap() {
+            // v2 counts swap alone.
+            let alone = if swap < 0 { swap } else { swap - memory.limit().unwrap_or(0).max(0) };
+            w.set("memory", None, Some(("memory.swap.max", or_max(alone))))?;
+        }
+    }
+    if let Some(soft) = memory.reservation() {
+        let v1 = ("memory.soft_limit_in_bytes", soft.to_string());
+        w.set("memory", Some(v1), Some(("memory.low", or_max(soft))))?;
+    }
+    if let Some(swappiness) = memory.swappiness() {
+        w.v1_only("memory", "memory.swappiness", swappiness)?;
+    }
+    if memory.disable_oom_killer() == Some(true) {
+        w.v1_only("memory", "memory.oom_control", 1)?;
+    }
+    Ok(())
+}
+
+fn cpu(w: &Writer<'_>, cpu: &LinuxCpu) -> Result<()> {
+    if let Some(idle) = cpu.idle() {
+        w.same("cpu", "cpu.idle", idle)?;
+    }
+    if let Some(shares) = cpu.shares().filter(|s| *s != 0) {
+        // 2..262144 to 1..10000, as every other runtime does.
+        let weight = 1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142;
+        w.set("cpu", Some(("cpu.shares", shares.to_string())), Some(("cpu.weight", weight.to_string())))?;
+    }
+    let period = cpu.period().filter(|p| *p != 0);
+    let quota = cpu.quota().filter(|q| *q != 0);
+    if w.cgroup.v1("cpu").is_some() {
+        if let Some(period) = period {
+            w.v1_only("cpu", "cpu.cfs_period_us", period)?;
+        }
+        if let Some(quota) = quota {
+            w.v1_only("cpu", "cpu.cfs_quota_us", quota)?;
+        }
+    } else if period.is_some() || quota.is_some() {
+        let quota = quota.map_or_else(|| "max".into(), or_max);
+        w.set("cpu", None, Some(("cpu.max", format!("{quota} {}", period.unwrap_or(100_000)))))?;
+    }
+    if let Some(burst) = cpu.burst() {
+        w.set("cpu", Some(("cpu.cfs_burst_us", burst.to_string())), Some(("cpu.max.burst", burst.to_string())))?;
+    }
+    if let Some(period) = cpu.realtime_period().filter(|p| *p != 0) {
+        w.v1_only("cpu", "cpu.rt_period_us", period)?;
+    }
+    if let Some(runtime) = cpu.realtime_runtime().filter(|r| *r != 0) {
+        w.v1_only("cpu", "cpu.rt_runtime_us", runtime)?;
+    }
+    if let Some(cpus) = cpu.cpus().as_ref().filter(|c| !c.is_empty()) {
+        w.same("cpuset", "cpuset.cpus", cpus)?;
+    }
+    if let Some(mems) = cpu.mems().as_ref().filter(|m| !m.is_empty()) {
+        w.same("cpuset", "cpuset.mems", mems)?;
+    }
+    Ok(())
+}
+
+fn block_io(w: &Writer<'_>, io: &LinuxBlockIo) -> Result<()> {
+    // v2 calls the controller io.
+    let set = |v1: (&str, String), v2: (&str, String)| match w.cgroup.v1("blkio") {
+        Some(dir) => w.cgroup.write_at(dir, v1.0, &v1.1),
+        None => w.set("io", None, Some(v2)),
+    };
+    if let Some(weight) = io.weight().filter(|weight| *weight != 0) {
+        // Which scheduler reads it depends on the kernel.
+        set(("blkio.bfq.weight", weight.to_string()), ("io.bfq.weight", weight.to_string()))
+            .or_else(|_| set(("blkio.weight", weight.to_string()), ("io.weight", format!("default {weight}"))))?;
+    }
+    let throttle = |list: &Option<Vec<LinuxThrottleDevice>>, v1: &str, key: &str| {
+        list.iter().flatten().try_for_each(|d| {
+            let device = format!("{}:{}", d.major(), d.minor());
+            set((v1, format!("{device} {}", d.rate())), ("io.max", format!("{device} {key}={}", d.rate())))
+        })
+    };
+    throttle(io.throttle_read_bps_device(), "blkio.throttle.read_bps_device", "rbps")?;
+    throttle(io.throttle_write_bps_device(), "blkio.throttle.write_bps_device", "wbps")?;
+    throttle(io.throttle_read_iops_device(), "blkio.throttle.read_iops_device", "riops")?;
+    throttle(io.throttle_write_iops_device(), "blkio.throttle.write_iops_device", "wiops")
+}
+
+/// A device rule, as the kernel's list has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Rule {
+    pub allow: bool,
+    /// `a`, `b` or `c`.
+    pub kind: char,
+    /// `None`: all.
+    pub major: Option<u32>,
+    pub minor: Option<u32>,
+    pub read: bool,
+    pub write: bool,
+    pub mknod: bool,
+}
+
+const fn allow(kind: char, major: Option<u32>, minor: Option<u32>, open: bool) -> Rule {
+    Rule { allow: true, kind, major, minor, read: open, write: open, mknod: true }
+}
+
+/// What every container may use: the nodes that it is given, terminals, and making nodes that it then can't open.
+const ALWAYS: &[Rule] = &[
+    allow('c', None, None, false),
+    allow('b', None, None, false),
+    allow('c', Some(1), Some(3), true),
+    allow('c', Some(1), Some(5), true),
+    allow('c', Some(1), Some(7), true),
+    allow('c', Some(1), Some(8), true),
+    allow('c', Some(1), Some(9), true),
+    allow('c', Some(5), Some(0), true),
+    allow('c', Some(5), Some(2), true),
+    allow('c', Some(136), None, true),
+];
+
+impl Rule {
+    fn read(spec: &LinuxDeviceCgroup) -> Result<Rule> {
+        let bad = |why: &str| Error::invalid("spec", "linux.resources.devices", why);
+        let kind = match spec.typ() {
+            None | Some(LinuxDeviceType::A) => 'a',
+            Some(LinuxDeviceType::B) => 'b',
+            Some(LinuxDeviceType::C | LinuxDeviceType::U) => 'c',
+            Some(LinuxDeviceType::P) => return Err(bad("a pipe is no device: leave the rule out")),
+        };
+        let number = |n: Option<i64>| match n {
+            None | Some(-1) => Ok(None),
+            Some(n) => u32::try_from(n).map(Some).map_err(|_| bad("a device number is out of range")),
+        };
+        let access = spec.access().as_deref().filter(|a| !a.is_empty()).unwrap_or("rwm");
+        if !access.chars().all(|c| "rwm".contains(c)) {
+            return Err(bad("access is made of r, w and m"));
+        }
+        Ok(Rule {
+            allow: spec.allow(),
+            kind,
+            major: number(spec.major())?,
+            minor: number(spec.minor())?,
+            read: access.contains('r'),
+            write: access.contains('w'),
+            mknod: access.contains('m'),
+        })
+    }
+
+    /// Whether it is about every device and every access.
+    fn is_everything(&self) -> bool {
+        self.kind == 'a' && self.major.is_none() && self.minor.is_none() && self.read && self.write && self.mknod
+    }
+
+    fn to_v1(self) -> String {
+        let number = |n: Option<u32>| n.map_or_else(|| "*".into(), |n| n.to_string());
+        let access: String =
+            [(self.read, 'r'), (self.write, 'w'), (self.mknod, 'm')].into_iter().filter(|(on, _)| *on).map(|(_, c)| c).collect();
+        format!("{} {}:{} {access}", self.kind, number(self.major), number(self.minor))
+    }
+}
+
+/// The rules from nothing allowed: those of the spec, then what every container has.
+pub(super) fn rules(resources: Option<&LinuxResources>) -> Result<Vec<Rule>> {
+    let mut rules = Vec::new();
+    for spec in resources.and_then(|r| r.devices().as_ref()).into_iter().flatten() {
+        let rule = Rule::read(spec)?;
+        if rule.is_everything() {
+            rules.clear();
+        }
+        // A rule for all kinds is one for each; v1 has no other way to say it with numbers.
+        let kinds: &[char] = if rule.kind == 'a' && !rule.is_everything() { &['b', 'c'] } else { &[rule.kind] };
+        rules.extend(kinds.iter().map(|kind| Rule { kind: *kind, ..rule }));
+    }
+    rules.extend_from_slice(ALWAYS);
+    Ok(rules)
+}
+
+/// Confines the group to its devices: nothing that isn't named is allowed.
+pub(super) fn devices(cgroup: &Cgroup, resources: Option<&LinuxResources>) -> Result<()> {
+    let rules = rules(resources)?;
+    let Some(dir) = cgroup.v1("devices") else {
+        return Err(Error::unimplemented(
+            "cgroup",
+            cgroup.path(),
+            "confining devices on a host with v2 cgroups alone is not supported: mount the v1 devices controller",
+        ));
+    };
+    cgroup.write_at(dir, "devices.deny", "a")?;
+    for rule in rules {
+        let text = if rule.is_everything() { "a".into() } else { rule.to_v1() };
+        cgroup.write_at(dir, if rule.allow { "devices.allow" } else { "devices.deny" }, &text)?;
+        if rule.allow && rule.is_everything() {
+            // The rest adds nothing, and v1 refuses it.
+            break;
+        }
+    }
+    Ok(())
+}

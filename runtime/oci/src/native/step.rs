@@ -1,0 +1,192 @@
+//! What the child does between clone3 and execve, as data.
+//!
+//! The parent turns a spec into a list of steps, with everything in them that needs memory, names or the host's files:
+//! C strings, argument vectors, detached mounts, filters. The child walks the list with system calls alone and, when
+//! one fails, sends back its number and the errno; [`Step::describe`] makes a sentence of it.
+
+use std::{
+    ffi::{CString, c_char},
+    os::fd::{OwnedFd, RawFd},
+    ptr,
+};
+
+/// A place in the container's root; looked up by descriptor, as the container's own programs would see it.
+#[derive(Debug)]
+pub(super) struct Target {
+    /// Absolute and normalised: no `.`, `..` or empty part.
+    pub path: CString,
+    /// What to make if it's missing.
+    pub make: Make,
+    /// Whether a symlink on the way is an error: `/proc`, `/sys` and `/dev` of an image must be what they seem.
+    pub no_symlinks: bool,
+}
+
+/// What a missing target becomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Make {
+    /// A directory.
+    Directory,
+    /// An empty file, to mount a file on.
+    File,
+}
+
+/// What to set on a mount once it is attached.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Attributes {
+    pub set: u64,
+    pub clear: u64,
+    /// `MS_…`, or 0.
+    pub propagation: u64,
+    pub recursive: bool,
+}
+
+/// A program with its arguments, ready for execve(2).
+#[derive(Debug)]
+pub(super) struct Command {
+    /// The paths to try, in order.
+    pub candidates: Vec<CString>,
+    arguments: Strings,
+    environment: Strings,
+}
+
+/// A null-terminated vector of pointers, with what they point at.
+#[derive(Debug)]
+struct Strings {
+    pointers: Vec<*const c_char>,
+    _owner: Vec<CString>,
+}
+
+impl Strings {
+    fn new(owner: Vec<CString>) -> Strings {
+        let pointers = owner.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect();
+        Strings { pointers, _owner: owner }
+    }
+}
+
+impl Command {
+    pub fn new(candidates: Vec<CString>, arguments: Vec<CString>, environment: Vec<CString>) -> Command {
+        Command { candidates, arguments: Strings::new(arguments), environment: Strings::new(environment) }
+    }
+
+    pub fn argv(&self) -> *const *const c_char {
+        self.arguments.pointers.as_ptr()
+    }
+
+    pub fn envp(&self) -> *const *const c_char {
+        self.environment.pointers.as_ptr()
+    }
+}
+
+/// One thing to do. The order is the plan's business.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// Waits until the parent has put this process into its cgroups.
+    Gate,
+    /// Makes `/proc/<pid>` of this process unreadable to the container that it is about to enter.
+    Undumpable,
+    /// Joins namespaces.
+    Enter { fd: OwnedFd, flags: i32, what: String },
+    /// Makes new ones.
+    Unshare { flags: i32 },
+    Hostname(CString),
+    Domainname(CString),
+    /// Makes a detached mount the root, and lets go of the host's.
+    Root(OwnedFd),
+    /// Attaches a detached mount.
+    Attach { target: Target, mount: OwnedFd },
+    /// Makes a mount that depends on the namespaces of its maker (proc, sysfs, mqueue, cgroup2), and attaches it.
+    Mount { target: Target, kind: CString, data: Vec<(CString, Option<CString>)>, attributes: Attributes },
+    /// Changes a mount that is in place.
+    Change { target: Target, attributes: Attributes },
+    /// Writes kernel parameters, through a proc file system of its own that nothing is mounted on.
+    Sysctls(Vec<(CString, CString)>),
+    /// Makes a device node, or makes sure that the one there is it.
+    Device { directory: Target, name: CString, mode: u32, device: u64, uid: u32, gid: u32 },
+    /// Makes a symlink, unless something has the name.
+    Symlink { directory: Target, name: CString, to: CString },
+    /// Makes a directory, unless it is there.
+    Directory(Target),
+    /// Hides a file behind /dev/null or a directory behind an empty one; a missing one is fine.
+    Mask(CString),
+    /// Makes a path read-only with all below it; a missing one is fine.
+    ReadOnly(CString),
+    /// Makes a terminal in the container's devpts, and sends its master to the parent.
+    Terminal { rows: u16, cols: u16, uid: u32, console: bool },
+    /// Makes these descriptors 0, 1 and 2 (`None`: the terminal) and closes all others.
+    Streams { fds: Option<[RawFd; 3]>, uid: u32 },
+    /// A session keyring of its own.
+    Keyring(CString),
+    /// Resource limits.
+    Limits(Vec<(u32, libc::rlimit)>),
+    /// The working directory; the `early` attempt, with all rights, may fail for want of them.
+    WorkingDirectory { path: CString, early: bool },
+    /// Takes all but these out of the bounding set.
+    Bounding { keep: u64 },
+    User { uid: u32, gid: u32, groups: Vec<u32>, umask: u32 },
+    /// Effective, permitted, and ambient (which must be inheritable; nothing else is).
+    Capabilities { effective: u64, permitted: u64, ambient: u64 },
+    NoNewPrivileges,
+    Seccomp { filter: Vec<libc::sock_filter>, flags: libc::c_ulong },
+    /// Says that all is set up, and waits for the word to start.
+    Ready,
+    Execute(Command),
+}
+
+impl Step {
+    /// What was being done, for an error.
+    pub fn describe(&self) -> String {
+        let text = |c: &CString| c.to_string_lossy().into_owned();
+        match self {
+            Step::Gate => "waiting for the cgroup".into(),
+            Step::Undumpable => "hiding the process from the container".into(),
+            Step::Enter { what, .. } => format!("joining {what}"),
+            Step::Unshare { .. } => "making the network and cgroup namespaces".into(),
+            Step::Hostname(name) => format!("setting the host name {}", text(name)),
+            Step::Domainname(name) => format!("setting the domain name {}", text(name)),
+            Step::Root(_) => "changing to the root file system".into(),
+            Step::Attach { target, .. } => format!("mounting at {}", text(&target.path)),
+            Step::Mount { target, kind, .. } => format!("mounting {} at {}", text(kind), text(&target.path)),
+            Step::Change { target, .. } => format!("changing the mount at {}", text(&target.path)),
+            Step::Sysctls(list) => {
+                let names: Vec<String> = list.iter().map(|(name, _)| text(name).replace('/', ".")).collect();
+                format!("setting the kernel parameters {}", names.join(", "))
+            }
+            Step::Device { directory, name, .. } => format!("making the device {}/{}", text(&directory.path), text(name)),
+            Step::Symlink { directory, name, .. } => format!("making the link {}/{}", text(&directory.path), text(name)),
+            Step::Directory(target) => format!("making the directory {}", text(&target.path)),
+            Step::Mask(path) => format!("masking {}", text(path)),
+            Step::ReadOnly(path) => format!("making {} read-only", text(path)),
+            Step::Terminal { .. } => "making a terminal (is devpts mounted at /dev/pts?)".into(),
+            Step::Streams { .. } => "connecting the standard streams".into(),
+            Step::Keyring(_) => "making a session keyring".into(),
+            Step::Limits(_) => "setting resource limits".into(),
+            Step::WorkingDirectory { path, .. } => format!("changing to the working directory {}", text(path)),
+            Step::Bounding { .. } => "dropping capabilities from the bounding set".into(),
+            Step::User { uid, gid, .. } => format!("becoming user {uid}:{gid}"),
+            Step::Capabilities { .. } => "setting capabilities".into(),
+            Step::NoNewPrivileges => "setting no_new_privs".into(),
+            Step::Seccomp { .. } => "loading the seccomp filter".into(),
+            Step::Ready => "waiting for the start".into(),
+            Step::Execute(_) => "executing the command".into(),
+        }
+    }
+}
+
+/// What the child sends to the parent, one packet each. End of file after [`Kind::Ready`] means that the program runs.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Message {
+    pub kind: u32,
+    pub step: u32,
+    pub errno: i32,
+}
+
+/// Kinds of [`Message`].
+pub(super) struct Kind;
+
+impl Kind {
+    pub const FAILED: u32 = 1;
+    pub const READY: u32 = 2;
+    /// Carries the terminal's master.
+    pub const CONSOLE: u32 = 3;
+}
