@@ -1,0 +1,166 @@
+//! The handle that the other subsystems hold.
+
+use std::{os::fd::OwnedFd, sync::Arc};
+
+use cofferdam_kernel::{Health, Kernel, Placement, Pool, Slot, SlotConfig};
+use cofferdam_metadata::{Metadata, records};
+use cofferdam_types::{Algorithm, Authority, Digest, Error, Labels, Name, Namespace, Result};
+
+use crate::{
+    BlobReader, Commit, Info, Ingest, IngestOptions, Status, Swept,
+    actor::ContentActor,
+    files::Files,
+    messages::{Abort, CommitMany, Delete, Open, Put, Sweep},
+    store::Store,
+};
+
+/// Jobs at once: syncs overlap, and a client that hashes an old ingest again does not keep others waiting.
+const THREADS: usize = 4;
+const QUEUE: usize = 256;
+
+/// The content store. Cheap to clone.
+///
+/// What is `async` runs on the store's own workers. Its `…_blocking` twin does the same on the caller's thread, for
+/// jobs that have one: no hop, and no wait behind others. What is neither reads records on the caller's thread.
+#[derive(Clone, Debug)]
+pub struct Content {
+    store: Arc<Store>,
+    slot: Slot<ContentActor>,
+}
+
+impl Content {
+    /// Opens the store in the directory `root`, making what is missing, and hosts its actor.
+    pub fn start(kernel: &Kernel, placement: Placement, meta: Metadata, root: OwnedFd) -> Result<Content> {
+        let store = Arc::new(Store::new(Files::open(&root)?, meta, Pool::new("content", THREADS, QUEUE)));
+        let slot = kernel.spawn(SlotConfig::new("content", placement), {
+            let store = store.clone();
+            move || ContentActor::new(store.clone())
+        });
+        Ok(Content { store, slot })
+    }
+
+    /// Opens an ingest, or takes up what another writer left under its ref. `unavailable`: the ref has a writer;
+    /// `already_exists`: the namespace has what is expected.
+    pub async fn ingest(&self, auth: &Authority, ns: &Namespace, options: IngestOptions) -> Result<Ingest> {
+        self.slot.call(Open { authority: auth.clone(), namespace: ns.clone(), options }).await
+    }
+
+    /// [`Content::ingest`] on this thread.
+    pub fn ingest_blocking(&self, auth: &Authority, ns: &Namespace, options: IngestOptions) -> Result<Ingest> {
+        self.up()?.open(auth, ns, options)
+    }
+
+    /// Opens an ingest without a ref, which can't be resumed and goes with its writer: for bytes that are at hand. It
+    /// costs no commit. Does not block for long.
+    pub fn scratch(&self, ns: &Namespace, algorithm: Algorithm) -> Result<Ingest> {
+        self.up()?.scratch(ns, algorithm)
+    }
+
+    /// Makes blobs of ingests with one sync of their bytes and one commit, all or none. Unlike [`Ingest::commit`] it
+    /// does not mind blobs that the namespace has already: they get the labels in addition.
+    pub async fn commit_many(&self, auth: &Authority, commits: Vec<Commit>) -> Result<Vec<Digest>> {
+        self.slot.call(CommitMany { authority: auth.clone(), commits }).await
+    }
+
+    /// [`Content::commit_many`] on this thread.
+    pub fn commit_many_blocking(&self, auth: &Authority, commits: Vec<Commit>) -> Result<Vec<Digest>> {
+        self.up()?.commit_many(auth, commits)
+    }
+
+    /// Stores a small blob such as a manifest, with one commit, whether the namespace has it already or not.
+    pub async fn put_bytes(
+        &self,
+        auth: &Authority,
+        ns: &Namespace,
+        algorithm: Algorithm,
+        bytes: Vec<u8>,
+        labels: Labels,
+    ) -> Result<Digest> {
+        let (authority, namespace) = (auth.clone(), ns.clone());
+        self.slot.call(Put { authority, namespace, algorithm, bytes, labels }).await
+    }
+
+    /// [`Content::put_bytes`] on this thread.
+    pub fn put_bytes_blocking(
+        &self,
+        auth: &Authority,
+        ns: &Namespace,
+        algorithm: Algorithm,
+        bytes: &[u8],
+        labels: Labels,
+    ) -> Result<Digest> {
+        self.up()?.put(auth, ns, algorithm, bytes, labels)
+    }
+
+    /// Opens a blob of the namespace for reading.
+    pub fn reader(&self, ns: &Namespace, digest: &Digest) -> Result<BlobReader> {
+        self.up()?.reader(ns, digest)
+    }
+
+    /// Reads a blob of at most `max` bytes and verifies it: for manifests and the like.
+    pub fn read_verified(&self, ns: &Namespace, digest: &Digest, max: u64) -> Result<Vec<u8>> {
+        self.reader(ns, digest)?.read_verified(max)
+    }
+
+    /// What there is to say about a blob of the namespace.
+    pub fn info(&self, ns: &Namespace, digest: &Digest) -> Result<Info> {
+        records::content::get(&self.store.meta.read()?, ns, digest)
+    }
+
+    /// A page of the namespace's blobs, by digest, from the one after `after` on.
+    pub fn list(&self, ns: &Namespace, after: Option<&Digest>, max: usize) -> Result<Vec<Info>> {
+        let after = after.map(Digest::to_string);
+        records::content::list(&self.store.meta.read()?, ns, after.as_deref(), max)
+    }
+
+    /// Replaces a blob's labels, or those that `mask` names (`labels.<key>`).
+    pub async fn update(
+        &self,
+        auth: &Authority,
+        ns: &Namespace,
+        digest: &Digest,
+        labels: Labels,
+        mask: Vec<String>,
+    ) -> Result<Info> {
+        let (ns, digest) = (ns.clone(), digest.clone());
+        self.store.meta.write(auth, move |tx| records::content::update(tx, &ns, &digest, &labels, &mask)).await
+    }
+
+    /// Takes a blob from the namespace. Its file goes when no namespace has it any more; open readers go on.
+    pub async fn delete(&self, auth: &Authority, ns: &Namespace, digest: &Digest) -> Result<()> {
+        self.slot.call(Delete { authority: auth.clone(), namespace: ns.clone(), digest: digest.clone() }).await
+    }
+
+    /// How an ingest of the namespace stands.
+    pub fn status(&self, ns: &Namespace, reference: &Name) -> Result<Status> {
+        self.up()?.status(ns, reference)
+    }
+
+    /// A page of the namespace's ingests, by ref, from the one after `after` on.
+    pub fn statuses(&self, ns: &Namespace, after: Option<&str>, max: usize) -> Result<Vec<Status>> {
+        self.up()?.statuses(ns, after, max)
+    }
+
+    /// Drops an ingest and what was written, even under a writer: that one then fails to commit.
+    pub async fn abort(&self, auth: &Authority, ns: &Namespace, reference: &Name) -> Result<()> {
+        let (authority, namespace) = (auth.clone(), ns.clone());
+        self.slot.call(Abort { authority, namespace, reference: reference.clone() }).await
+    }
+
+    /// Looks for what a crash left, and says what it found. The store does so by itself when it starts.
+    pub async fn sweep(&self) -> Result<Swept> {
+        self.slot.call(Sweep).await
+    }
+
+    /// The store, unless its actor is down: who comes by a thread of his own is refused like everybody else.
+    fn up(&self) -> Result<&Arc<Store>> {
+        let why = match self.slot.health() {
+            Health::Up => return Ok(&self.store),
+            Health::Starting => "is starting: try again".to_owned(),
+            Health::Down { why } => format!("is down and will be started again: {why}"),
+            Health::Failed { why } => format!("has failed; restart the daemon: {why}"),
+            Health::Stopped => "is stopped".to_owned(),
+        };
+        Err(Error::unavailable("actor", self.slot.name(), why))
+    }
+}

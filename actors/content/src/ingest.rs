@@ -1,0 +1,263 @@
+//! A blob on its way in: the one writer of its ref, counting and hashing what passes.
+
+use std::{
+    fs::File,
+    io::{self, Read, Seek, SeekFrom, Write},
+    os::unix::fs::FileExt,
+    sync::Arc,
+};
+
+use cofferdam_types::{Algorithm, Authority, Code, Digest, Digester, Error, Labels, Name, Namespace, Result, Timestamp};
+
+use crate::{
+    commit::Commit,
+    held::Guard,
+    store::{RefKey, Store},
+};
+
+/// How the file of an ingest is known, and what becomes of it when its writer goes away without a commit.
+#[derive(Debug)]
+pub(crate) enum Origin {
+    /// It has a record, stays, and can be resumed by whoever opens the ref again.
+    Recorded {
+        /// The ref.
+        reference: Name,
+        /// The record's own id: another ingest under the same ref has another.
+        id: u64,
+    },
+    /// It has none and goes with its writer.
+    Scratch,
+}
+
+/// An open ingest. It holds its ref until it is dropped: nobody else can open the ref meanwhile.
+///
+/// Writing blocks on the file system alone; the job that receives the bytes writes from its own thread.
+#[derive(Debug)]
+pub struct Ingest {
+    pub(crate) store: Arc<Store>,
+    pub(crate) namespace: Namespace,
+    pub(crate) origin: Origin,
+    /// The name of its file.
+    pub(crate) name: String,
+    pub(crate) file: File,
+    pub(crate) total: Option<u64>,
+    pub(crate) expected: Option<Digest>,
+    algorithm: Algorithm,
+    digester: Digester,
+    offset: u64,
+    started: Timestamp,
+    /// Set once the file is somebody else's business: a blob, or removed.
+    pub(crate) done: bool,
+    /// The ref, and for a scratch ingest the name of its file, which the sweep then leaves alone.
+    _held: Guard<RefKey>,
+}
+
+/// What an ingest is about.
+#[derive(Clone, Debug)]
+pub struct IngestOptions {
+    /// The ref: one writer at a time, by which a later one finds what this one left.
+    pub reference: Name,
+    /// How many bytes are to come, if known: more are refused.
+    pub total: Option<u64>,
+    /// Which blob it is to become, if known.
+    pub expected: Option<Digest>,
+    /// What hashes it, unless `expected` says.
+    pub algorithm: Algorithm,
+}
+
+impl IngestOptions {
+    /// An ingest under `reference` of which nothing is known.
+    pub fn new(reference: Name) -> IngestOptions {
+        IngestOptions { reference, total: None, expected: None, algorithm: Algorithm::Sha256 }
+    }
+}
+
+impl Ingest {
+    /// Takes over what the file holds, by hashing it again.
+    pub(crate) fn open(
+        store: Arc<Store>,
+        namespace: Namespace,
+        origin: Origin,
+        name: String,
+        options: (Option<u64>, Option<Digest>, Algorithm),
+        started: Timestamp,
+        held: Guard<RefKey>,
+    ) -> Result<Ingest> {
+        let (total, expected, algorithm) = options;
+        let algorithm = expected.as_ref().map_or(algorithm, Digest::algorithm);
+        let mut ingest = Ingest {
+            file: store.files.ingest(&name)?,
+            store,
+            namespace,
+            origin,
+            name,
+            total,
+            expected,
+            algorithm,
+            digester: Digester::new(algorithm),
+            offset: 0,
+            started,
+            done: false,
+            _held: held,
+        };
+        ingest.rehash()?;
+        Ok(ingest)
+    }
+
+    fn rehash(&mut self) -> Result<()> {
+        let mut buffer = vec![0; 256 << 10];
+        self.file.seek(SeekFrom::Start(0)).map_err(|e| self.fault("resume", &e))?;
+        loop {
+            let count = match self.file.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(self.fault("resume", &error)),
+            };
+            self.digester.update(&buffer[..count]);
+            self.offset += count as u64;
+        }
+    }
+
+    /// The ref; `None` for one that can't be resumed.
+    pub fn reference(&self) -> Option<&Name> {
+        match &self.origin {
+            Origin::Recorded { reference, .. } => Some(reference),
+            Origin::Scratch => None,
+        }
+    }
+
+    /// How many bytes have been written.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// How many are to come in all, if known.
+    pub fn total(&self) -> Option<u64> {
+        self.total
+    }
+
+    /// Which blob it is to become, if that was said.
+    pub fn expected(&self) -> Option<&Digest> {
+        self.expected.as_ref()
+    }
+
+    /// When it was begun.
+    pub fn started(&self) -> Timestamp {
+        self.started
+    }
+
+    /// When bytes were written last.
+    pub fn updated(&self) -> Result<Timestamp> {
+        let found = self.store.files.ingest_stat(&self.name)?;
+        Ok(found.map_or(self.started, |stat| crate::store::modified(&stat).max(self.started)))
+    }
+
+    /// The digest of what has been written so far.
+    pub fn digest_so_far(&self) -> Digest {
+        self.digester.clone().finish()
+    }
+
+    /// Appends all of `bytes`. On an error nothing of them was appended.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        let end = self.offset + bytes.len() as u64;
+        if let Some(total) = self.total.filter(|total| end > *total) {
+            let why = format!("gets more than the {total} bytes that were announced");
+            return Err(Error::out_of_range("ingest", self.id(), why));
+        }
+        if let Err(error) = self.file.write_all_at(bytes, self.offset) {
+            // What got there would count as written when the ingest is resumed, and is room on a disk that is full.
+            let _ = self.file.set_len(self.offset);
+            return Err(self.fault("write", &error));
+        }
+        self.digester.update(bytes);
+        self.offset = end;
+        Ok(())
+    }
+
+    /// Forgets all that was written.
+    pub fn truncate(&mut self) -> Result<()> {
+        self.file.set_len(0).map_err(|e| self.fault("truncate", &e))?;
+        self.digester = Digester::new(self.algorithm);
+        self.offset = 0;
+        Ok(())
+    }
+
+    /// Makes what was written durable, for a resume after a power cut.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(|e| self.fault("sync", &e))
+    }
+
+    /// Makes it a blob of its namespace, durably, if size and digest are as said: otherwise `data_loss`, and the
+    /// ingest stays as it is for a writer that opens it again. `already_exists`, and the ingest is gone, if the
+    /// namespace has the blob already. Runs on the store's own workers.
+    pub async fn commit(
+        self,
+        auth: &Authority,
+        size: Option<u64>,
+        expected: Option<&Digest>,
+        labels: Labels,
+    ) -> Result<Digest> {
+        let (pool, auth, expected) = (self.store.pool.clone(), auth.clone(), expected.cloned());
+        pool.run(move || self.commit_blocking(&auth, size, expected.as_ref(), labels)).await
+    }
+
+    /// [`Ingest::commit`] on this thread.
+    pub fn commit_blocking(
+        self,
+        auth: &Authority,
+        size: Option<u64>,
+        expected: Option<&Digest>,
+        labels: Labels,
+    ) -> Result<Digest> {
+        let store = self.store.clone();
+        store.commit_one(auth, Commit { ingest: self, size, expected: expected.cloned(), labels })
+    }
+
+    /// Drops the ingest and what was written. Blocks.
+    pub fn abort(mut self, auth: &Authority) -> Result<()> {
+        self.discard(auth)
+    }
+
+    pub(crate) fn discard(&mut self, auth: &Authority) -> Result<()> {
+        if let Origin::Recorded { reference, id } = &self.origin {
+            match self.store.drop_record(auth, &self.namespace, reference, Some(*id)) {
+                Err(error) if error.code != Code::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        self.done = true;
+        self.store.files.remove_ingest(&self.name)
+    }
+
+    /// What errors call it.
+    pub(crate) fn id(&self) -> &str {
+        self.reference().map_or(self.name.as_str(), Name::as_str)
+    }
+
+    fn fault(&self, what: &str, error: &io::Error) -> Error {
+        Error::io("ingest", self.id(), format!("can't {what}"), error)
+    }
+}
+
+impl Write for Ingest {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.append(bytes).map_err(io::Error::other)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Ingest {
+    fn drop(&mut self) {
+        if !self.done
+            && matches!(self.origin, Origin::Scratch)
+            && let Err(error) = self.store.files.remove_ingest(&self.name)
+        {
+            tracing::warn!(%error, name = self.name, "a file of an ingest stays until the next start");
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! What can be asked of the store through its mailbox. Reading and writing bytes is not among it: that goes through the
+//! handles that it gives out.
+
+use actix::Message;
+use cofferdam_types::{Algorithm, Authority, Digest, Labels, Name, Namespace, Result};
+
+use crate::{Commit, Ingest, IngestOptions, Swept};
+
+/// Opens an ingest, or takes up what another writer left under its ref.
+#[derive(Debug)]
+pub struct Open {
+    /// Who asks.
+    pub authority: Authority,
+    /// Where.
+    pub namespace: Namespace,
+    /// What is known of it.
+    pub options: IngestOptions,
+}
+
+/// Makes blobs of ingests, all or none.
+#[derive(Debug)]
+pub struct CommitMany {
+    /// Who asks.
+    pub authority: Authority,
+    /// The ingests.
+    pub commits: Vec<Commit>,
+}
+
+/// Stores a small blob.
+#[derive(Debug)]
+pub struct Put {
+    /// Who asks.
+    pub authority: Authority,
+    /// Where.
+    pub namespace: Namespace,
+    /// What hashes it.
+    pub algorithm: Algorithm,
+    /// All of it.
+    pub bytes: Vec<u8>,
+    /// Its labels.
+    pub labels: Labels,
+}
+
+/// Takes a blob from a namespace.
+#[derive(Debug)]
+pub struct Delete {
+    /// Who asks.
+    pub authority: Authority,
+    /// From where.
+    pub namespace: Namespace,
+    /// Which.
+    pub digest: Digest,
+}
+
+/// Drops an ingest and what was written.
+#[derive(Debug)]
+pub struct Abort {
+    /// Who asks.
+    pub authority: Authority,
+    /// Where.
+    pub namespace: Namespace,
+    /// Which.
+    pub reference: Name,
+}
+
+/// Looks for what a crash left. The actor does so by itself when it starts.
+#[derive(Debug)]
+pub struct Sweep;
+
+macro_rules! replies {
+    ($($message:ty => $reply:ty;)+) => {$(
+        impl Message for $message {
+            type Result = Result<$reply>;
+        }
+    )+};
+}
+
+replies! {
+    Open => Ingest;
+    CommitMany => Vec<Digest>;
+    Put => Digest;
+    Delete => ();
+    Abort => ();
+    Sweep => Swept;
+}

@@ -1,0 +1,263 @@
+//! The store itself: files and records brought together, each in the order that a crash can't hurt.
+//!
+//! A blob's file is in place before its record says so, and its record is gone before the file is. An ingest's record
+//! comes before its file, and goes after it. Whoever links or unlinks a digest holds its reservation meanwhile, so
+//! that a file is never removed under one who just made use of it.
+
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicU64, Ordering},
+};
+
+use cofferdam_kernel::Pool;
+use cofferdam_metadata::{Metadata, Read, records};
+use cofferdam_types::{Algorithm, Authority, Digest, Error, Labels, Name, Namespace, Result, Timestamp};
+use nix::sys::stat::FileStat;
+
+use crate::{
+    commit::Commit,
+    files::Files,
+    held::{Guard, Held},
+    ingest::{Ingest, IngestOptions, Origin},
+    reader::BlobReader,
+};
+
+/// What an open ingest holds.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum RefKey {
+    /// The ref of a namespace.
+    Ref(Namespace, Name),
+    /// The name of a file without a record.
+    Scratch(String),
+}
+
+/// How an ingest stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Its ref.
+    pub reference: Name,
+    /// How many bytes have been written.
+    pub offset: u64,
+    /// How many are to come in all, if known.
+    pub total: Option<u64>,
+    /// Which blob it is to become, if known.
+    pub expected: Option<Digest>,
+    /// When it was begun.
+    pub started: Timestamp,
+    /// When bytes were written last.
+    pub updated: Timestamp,
+}
+
+/// See the head of this file.
+pub(crate) struct Store {
+    pub(crate) files: Files,
+    pub(crate) meta: Metadata,
+    /// For whoever may not block its own thread.
+    pub(crate) pool: Pool,
+    pub(crate) refs: Held<RefKey>,
+    pub(crate) reserved: Held<Digest>,
+    /// One sweep at a time, so that a sweep that was waited for leaves nothing to another.
+    pub(crate) sweeping: Mutex<()>,
+    scratch: AtomicU64,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Store")
+    }
+}
+
+impl Store {
+    pub(crate) fn new(files: Files, meta: Metadata, pool: Pool) -> Store {
+        Store {
+            files,
+            meta,
+            pool,
+            refs: Held::default(),
+            reserved: Held::default(),
+            sweeping: Mutex::new(()),
+            scratch: AtomicU64::new(0),
+        }
+    }
+
+    /// Opens an ingest, or takes up what another writer left under the ref.
+    pub(crate) fn open(self: &Arc<Store>, auth: &Authority, ns: &Namespace, options: IngestOptions) -> Result<Ingest> {
+        let IngestOptions { reference, total, expected, algorithm } = options;
+        let held = self.hold_ref(ns, &reference)?;
+        let view = self.meta.read()?;
+        records::namespaces::require(&view, ns)?;
+        if let Some(digest) = &expected {
+            self.refuse_linked(&view, ns, digest)?;
+        }
+        let found = records::ingests::find(&view, ns, &reference)?;
+        let fresh = found.is_none();
+        let record = match found {
+            Some(record) => self.take_up(auth, ns, record, total, expected)?,
+            None => {
+                let (ns, reference) = (ns.clone(), reference.clone());
+                self.meta.write_blocking(auth, move |tx| {
+                    records::ingests::create(tx, &ns, reference.clone(), expected.clone(), total)
+                })?
+            }
+        };
+        let origin = Origin::Recorded { reference: reference.clone(), id: record.id };
+        let options = (record.total, record.expected, algorithm);
+        Ingest::open(self.clone(), ns.clone(), origin, record.id.to_string(), options, record.started, held)
+            .inspect_err(|_| {
+                if fresh && let Err(error) = self.drop_record(auth, ns, &reference, Some(record.id)) {
+                    tracing::warn!(%error, %reference, "the record of an ingest without a file stays until the next start");
+                }
+            })
+    }
+
+    /// What an interrupted ingest is to become may be said again, or for the first time.
+    fn take_up(
+        &self,
+        auth: &Authority,
+        ns: &Namespace,
+        record: records::ingests::Ingest,
+        total: Option<u64>,
+        expected: Option<Digest>,
+    ) -> Result<records::ingests::Ingest> {
+        if let (Some(stored), Some(given)) = (record.total, total)
+            && stored != given
+        {
+            let why = format!("was begun with a total of {stored} bytes, not {given}: abort it to begin anew");
+            return Err(Error::invalid("ingest", &record.reference, why));
+        }
+        let (total, expected) = (record.total.or(total), expected.or_else(|| record.expected.clone()));
+        if (total, &expected) == (record.total, &record.expected) {
+            return Ok(record);
+        }
+        let (ns, record) = (ns.clone(), records::ingests::Ingest { total, expected, ..record });
+        self.meta.write_blocking(auth, move |tx| records::ingests::update(tx, &ns, record.clone()))
+    }
+
+    /// Opens an ingest that has no ref and no record and can't be resumed: for what is read from a file at hand, and
+    /// at the cost of no commit.
+    pub(crate) fn scratch(self: &Arc<Store>, ns: &Namespace, algorithm: Algorithm) -> Result<Ingest> {
+        records::namespaces::require(&self.meta.read()?, ns)?;
+        let (name, held) = loop {
+            let name = format!("scratch-{}", self.scratch.fetch_add(1, Ordering::Relaxed));
+            // One that lies there from an earlier life may be the sweep's just now.
+            if let Some(held) = self.refs.try_hold(RefKey::Scratch(name.clone())) {
+                break (name, held);
+            }
+        };
+        self.files.remove_ingest(&name)?;
+        let options = (None, None, algorithm);
+        Ingest::open(self.clone(), ns.clone(), Origin::Scratch, name, options, Timestamp::now(), held)
+    }
+
+    /// Stores a small blob, whether the namespace has it already or not.
+    pub(crate) fn put(
+        self: &Arc<Store>,
+        auth: &Authority,
+        ns: &Namespace,
+        algorithm: Algorithm,
+        bytes: &[u8],
+        labels: Labels,
+    ) -> Result<Digest> {
+        let mut ingest = self.scratch(ns, algorithm)?;
+        ingest.append(bytes)?;
+        let digest = ingest.digest_so_far();
+        self.commit_many(auth, vec![Commit { ingest, size: None, expected: None, labels }])?;
+        Ok(digest)
+    }
+
+    /// `already_exists` if the namespace has the blob, and has it whole: a damaged one may be sent again.
+    pub(crate) fn refuse_linked(&self, view: &dyn Read, ns: &Namespace, digest: &Digest) -> Result<()> {
+        let Some(link) = records::content::find(view, ns, digest)? else { return Ok(()) };
+        if self.files.blob_size(digest)? != Some(link.size) {
+            return Ok(());
+        }
+        Err(Error::already_exists("blob", digest, "is in this namespace already"))
+    }
+
+    /// Opens a blob that the namespace has.
+    pub(crate) fn reader(&self, ns: &Namespace, digest: &Digest) -> Result<BlobReader> {
+        let link = records::content::get(&self.meta.read()?, ns, digest)?;
+        BlobReader::new(self.files.blob(digest)?, link.digest, link.size)
+    }
+
+    /// Takes a blob from the namespace. The file goes with the last link.
+    pub(crate) fn delete(&self, auth: &Authority, ns: &Namespace, digest: &Digest) -> Result<()> {
+        let _reserved = self.reserved.hold_all(vec![digest.clone()]);
+        let (space, id) = (ns.clone(), digest.clone());
+        let last = self.meta.write_blocking(auth, move |tx| records::content::delete(tx, &space, &id))?;
+        if last && let Err(error) = self.remove_unlinked(digest) {
+            // The client has what it asked for; the next sweep takes the file.
+            tracing::warn!(%error, %digest, "the file of a deleted blob stays until the next start");
+        }
+        Ok(())
+    }
+
+    /// Removes a blob's file if no record counts on it. The caller holds the digest's reservation.
+    pub(crate) fn remove_unlinked(&self, digest: &Digest) -> Result<bool> {
+        let unlinked = records::content::blob(&self.meta.read()?, digest)?.is_none();
+        if unlinked {
+            self.files.remove_blob(digest)?;
+        }
+        Ok(unlinked)
+    }
+
+    /// How an ingest of the namespace stands.
+    pub(crate) fn status(&self, ns: &Namespace, reference: &Name) -> Result<Status> {
+        self.status_of(records::ingests::get(&self.meta.read()?, ns, reference)?)
+    }
+
+    /// A page of the namespace's ingests, by ref.
+    pub(crate) fn statuses(&self, ns: &Namespace, after: Option<&str>, max: usize) -> Result<Vec<Status>> {
+        let records = records::ingests::list(&self.meta.read()?, ns, after, max)?;
+        records.into_iter().map(|record| self.status_of(record)).collect()
+    }
+
+    fn status_of(&self, record: records::ingests::Ingest) -> Result<Status> {
+        let stat = self.files.ingest_stat(&record.id.to_string())?;
+        Ok(Status {
+            offset: stat.map_or(0, |stat| u64::try_from(stat.st_size).unwrap_or(0)),
+            // What was written last counts; a record is changed when its ingest is opened again.
+            updated: stat.map_or(record.started, |stat| modified(&stat).max(record.started)),
+            reference: record.reference,
+            total: record.total,
+            expected: record.expected,
+            started: record.started,
+        })
+    }
+
+    /// Drops an ingest and what was written, even under a writer: that one then fails to commit.
+    pub(crate) fn abort(&self, auth: &Authority, ns: &Namespace, reference: &Name) -> Result<()> {
+        let dropped = self.drop_record(auth, ns, reference, None)?;
+        self.files.remove_ingest(&dropped.to_string())
+    }
+
+    /// Drops the record of an ingest, of this one alone if `id` says which, and gives its id.
+    pub(crate) fn drop_record(
+        &self,
+        auth: &Authority,
+        ns: &Namespace,
+        reference: &Name,
+        id: Option<u64>,
+    ) -> Result<u64> {
+        let (ns, reference) = (ns.clone(), reference.clone());
+        self.meta.write_blocking(auth, move |tx| {
+            let record = records::ingests::get(tx, &ns, &reference)?;
+            match id {
+                Some(id) if id != record.id => Ok(id),
+                _ => Ok(records::ingests::delete(tx, &ns, &reference)?.id),
+            }
+        })
+    }
+
+    fn hold_ref(&self, ns: &Namespace, reference: &Name) -> Result<Guard<RefKey>> {
+        self.refs.try_hold(RefKey::Ref(ns.clone(), reference.clone())).ok_or_else(|| {
+            Error::unavailable("ingest", reference, "has a writer: wait for it, or abort the ingest")
+        })
+    }
+}
+
+/// When a file's bytes were changed last.
+pub(crate) fn modified(stat: &FileStat) -> Timestamp {
+    let part = |value: i64| u64::try_from(value).unwrap_or(0);
+    Timestamp(part(stat.st_mtime) * 1_000_000_000 + part(stat.st_mtime_nsec))
+}
