@@ -1,0 +1,133 @@
+//! The mounts: those that every container has, and those that a client asks for.
+
+use std::path::{Path, PathBuf};
+
+use cofferdam_types::Result;
+use oci_spec::runtime::Mount as SpecMount;
+
+use super::{
+    Mount, Network, Options,
+    check::{clean, path, shown, wrong},
+};
+
+const SHM_SIZE: u64 = 64 << 20;
+
+/// (target, type, source, options), in the order in which they are made.
+const DEFAULT: &[(&str, &str, &str, &[&str])] = &[
+    ("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
+    ("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+    ("/dev/pts", "devpts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+    ("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777"]),
+    ("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+    ("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
+    ("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
+    ("/run", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+];
+
+/// Options that a mount of either kind may have.
+const FLAGS: &[&str] = &[
+    "ro", "rw", "nosuid", "suid", "nodev", "dev", "noexec", "exec", "noatime", "relatime", "strictatime", "nodiratime",
+    "nosymfollow",
+];
+const PROPAGATION: &[&str] =
+    &["private", "rprivate", "slave", "rslave", "shared", "rshared", "unbindable", "runbindable"];
+const TMPFS_KEYS: &[&str] = &["size", "mode", "uid", "gid", "nr_inodes", "nr_blocks"];
+
+/// All mounts of a container.
+pub(super) fn all(options: &Options) -> Result<Vec<SpecMount>> {
+    let mut mounts: Vec<SpecMount> = DEFAULT.iter().map(|(t, k, s, o)| mount(t, k, s, o.iter().copied())).collect();
+    let shm = options.shm_size.unwrap_or(SHM_SIZE);
+    if shm == 0 {
+        return Err(wrong("shm_size", "is 0, which to a tmpfs means no limit: give a size in bytes"));
+    }
+    for place in mounts.iter_mut().filter(|m| m.destination() == Path::new("/dev/shm")) {
+        place.options_mut().get_or_insert_default().push(format!("size={shm}"));
+    }
+    if options.network == Network::Host {
+        // By the host's names. One that the host doesn't have has nothing to say.
+        for file in ["/etc/resolv.conf", "/etc/hosts"].into_iter().filter(|f| Path::new(f).exists()) {
+            mounts.push(mount(file, "bind", file, ["rbind", "rprivate", "ro", "nosuid", "nodev", "noexec"]));
+        }
+    }
+    let mut seen: Vec<PathBuf> = Vec::new();
+    for wish in &options.mounts {
+        let new = wanted(wish)?;
+        if seen.contains(new.destination()) {
+            return Err(wrong("mounts", format!("have two for {}", new.destination().display())));
+        }
+        seen.push(new.destination().clone());
+        // In place, so that what lies below a replaced one still comes after it.
+        match mounts.iter_mut().find(|m| m.destination() == new.destination()) {
+            Some(place) => *place = new,
+            None => mounts.push(new),
+        }
+    }
+    Ok(mounts)
+}
+
+fn wanted(wish: &Mount) -> Result<SpecMount> {
+    match wish {
+        Mount::Bind { source, target, options } => {
+            let source = path("mounts", source).map_err(|e| e.context("source"))?;
+            let mut list: Vec<&str> = Vec::new();
+            for option in options {
+                if !FLAGS.contains(&option.as_str())
+                    && !PROPAGATION.contains(&option.as_str())
+                    && !["bind", "rbind"].contains(&option.as_str())
+                {
+                    return Err(unknown(option));
+                }
+                list.push(option);
+            }
+            if !list.iter().any(|o| ["bind", "rbind"].contains(o)) {
+                list.insert(0, "rbind");
+            }
+            if !list.iter().any(|o| PROPAGATION.contains(o)) {
+                list.push("rprivate");
+            }
+            Ok(mount(&self::target(target)?, "bind", &source, list))
+        }
+        Mount::Tmpfs { target, options } => {
+            let mut list = vec!["nosuid", "nodev", "noexec"];
+            for option in options {
+                let value_is_plain = |v: &str| !v.is_empty() && v.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'%');
+                let known = FLAGS.contains(&option.as_str())
+                    || option.split_once('=').is_some_and(|(k, v)| TMPFS_KEYS.contains(&k) && value_is_plain(v));
+                if !known {
+                    return Err(unknown(option));
+                }
+                list.push(option);
+            }
+            Ok(mount(&self::target(target)?, "tmpfs", "tmpfs", list))
+        }
+    }
+}
+
+fn target(text: &str) -> Result<String> {
+    let target = path("mounts", text).map_err(|e| e.context("target"))?;
+    if target == "/" {
+        return Err(wrong("mounts", "have the target `/`, which is the image's: give a directory below it"));
+    }
+    // What a runtime writes to there must be the kernel's (CVE-2019-16884, CVE-2025-52881).
+    if target == "/proc" || target.starts_with("/proc/") {
+        return Err(wrong("mounts", format!("have a target in /proc, which must be the kernel's own: {target}")));
+    }
+    Ok(target)
+}
+
+fn unknown(option: &str) -> cofferdam_types::Error {
+    match clean("mounts", option) {
+        Err(error) => error,
+        Ok(_) => wrong("mounts", format!("have the option {}, which is not known here", shown(option))),
+    }
+}
+
+fn mount<'a>(target: &str, kind: &str, source: &str, options: impl IntoIterator<Item = &'a str>) -> SpecMount {
+    let mut mount = SpecMount::default();
+    mount
+        .set_destination(target.into())
+        .set_typ(Some(kind.to_owned()))
+        .set_source(Some(source.into()))
+        .set_options(Some(options.into_iter().map(str::to_owned).collect()));
+    mount
+}
