@@ -39,9 +39,9 @@ pub(super) fn first(
         env.add("env", variable)?;
     }
     if options.tty {
-        env.default("TERM=", "xterm");
+        env.fill("TERM=", "xterm");
     }
-    env.default("HOME=", &user.home);
+    env.fill("HOME=", &user.home);
 
     let mut process = Process::default();
     process
@@ -62,12 +62,12 @@ pub fn exec(first: &Process, options: &ExecOptions, root: BorrowedFd<'_>) -> Res
     let mut process = first.clone();
     let mut env = Env(first.env().clone().unwrap_or_default());
     if options.tty {
-        env.default("TERM=", "xterm");
+        env.fill("TERM=", "xterm");
     }
     if let Some(user) = options.user.as_deref() {
         let user = users::resolve(root, user).map_err(|e| e.context("user"))?;
         env.0.retain(|variable| !variable.starts_with("HOME="));
-        env.default("HOME=", &user.home);
+        env.fill("HOME=", &user.home);
         process.set_user(spec_user(&user));
     }
     for variable in &options.env {
@@ -143,7 +143,7 @@ impl Env {
     }
 
     /// Sets what isn't set; `key` ends in `=`.
-    fn default(&mut self, key: &str, value: &str) {
+    fn fill(&mut self, key: &str, value: &str) {
         if !self.0.iter().any(|variable| variable.starts_with(key)) {
             self.0.push(format!("{key}{value}"));
         }
