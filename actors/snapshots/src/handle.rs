@@ -1,6 +1,6 @@
 //! The handle that the other subsystems hold.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{os::fd::OwnedFd, path::Path, sync::Arc, time::Duration};
 
 use cofferdam_kernel::{Kernel, Placement, Pool, Slot, SlotConfig};
 use cofferdam_metadata::{
@@ -173,6 +173,12 @@ impl Snapshots {
     /// Whether this daemon has unpacked a layer, for whatever namespace.
     pub fn has_layer(&self, driver: &str, chain: &Digest) -> Result<bool> {
         Ok(layers::find(&self.meta.read()?, driver, chain)?.is_some())
+    }
+
+    /// The tree of a layer that is unpacked.
+    pub fn layer_tree(&self, driver: &str, chain: &Digest) -> Result<OwnedFd> {
+        let layer = layers::get(&self.meta.read()?, driver, chain)?;
+        self.core.depot(driver)?.area.tree(layer.dir)
     }
 
     /// Makes the directory of a layer to be unpacked, and takes the turn to do so; waits while another has it. Who

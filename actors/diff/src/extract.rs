@@ -1,0 +1,172 @@
+//! A layer's bytes into a stage, and a chain of stages into layers: plain functions for worker threads.
+
+use std::{
+    io::{self, BufReader, Read},
+    os::fd::AsFd,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use cofferdam_archive::{ApplyOptions, Limits};
+use cofferdam_snapshots::Stage;
+use cofferdam_types::{Algorithm, Code, Descriptor, Digest, Digester, Error, Result, media};
+
+use crate::messages::{Extracted, Rung};
+
+/// Refuses what is not a layer, and diff ids that can't be checked.
+pub fn check(layer: &Descriptor, diff_id: &Digest) -> Result<()> {
+    if !matches!(media::kind(&layer.media_type), media::Kind::Layer(_)) {
+        let why = format!("has media type {:?}, which is not a layer's", layer.media_type);
+        return Err(Error::invalid("layer", &layer.digest, why));
+    }
+    if diff_id.algorithm() != Algorithm::Sha256 {
+        let why = format!("its config gives the diff id {diff_id}; only sha256 is supported there");
+        return Err(Error::unimplemented("layer", &layer.digest, why));
+    }
+    Ok(())
+}
+
+/// Extracts the layer and verifies what it was. Its compression is told by its first bytes: labels have been wrong
+/// before, and what counts is the diff id.
+pub fn extract(
+    source: impl Read + Send,
+    layer: &Descriptor,
+    diff_id: &Digest,
+    stage: Stage,
+    cancel: &AtomicBool,
+) -> Result<Extracted> {
+    check(layer, diff_id)?;
+    let options = if stage.detached() { ApplyOptions::detached() } else { ApplyOptions::default() };
+    let applied = cofferdam_archive::apply(stage.tree(), source, &options, cancel)
+        .map_err(|e| e.context(format_args!("layer {}", layer.digest)))?;
+    same(layer, diff_id, &applied.diff_id)?;
+    if applied.dropped_xattrs > 0 {
+        let dropped = applied.dropped_xattrs;
+        tracing::info!(layer = %layer.digest, dropped, "extended attributes that an image may not set were dropped");
+    }
+    Ok(Extracted { stage, applied })
+}
+
+fn same(layer: &Descriptor, expected: &Digest, found: &Digest) -> Result<()> {
+    if expected == found {
+        return Ok(());
+    }
+    let why = format!("unpacks to {found}, but its image says {expected}: fetch it again; if it stays so, the image is wrong");
+    Err(Error::data_loss("layer", &layer.digest, why))
+}
+
+/// Inflates and hashes, and keeps nothing.
+pub fn verify(source: impl Read, layer: &Descriptor, diff_id: &Digest, cancel: &AtomicBool) -> Result<()> {
+    check(layer, diff_id)?;
+    let failed = |e: io::Error| {
+        let mut error = Error::io("layer", &layer.digest, "inflate", &e);
+        if error.code == Code::Internal {
+            error.code = Code::DataLoss;
+        }
+        error
+    };
+    let limit = Limits::default().max_bytes;
+    let mut tar = inflate(source).map_err(failed)?;
+    let mut digester = Digester::new(Algorithm::Sha256);
+    let mut buffer = vec![0; 256 << 10];
+    let mut total = 0_u64;
+    loop {
+        if cancel.load(Ordering::Relaxed) {
+            return Err(Error::cancelled("layer", &layer.digest, "nobody waits for it any more"));
+        }
+        let count = match tar.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => count,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(failed(e)),
+        };
+        total += count as u64;
+        if total > limit {
+            return Err(Error::resource_exhausted("layer", &layer.digest, format!("inflates to more than {limit} bytes")));
+        }
+        digester.update(&buffer[..count]);
+    }
+    same(layer, diff_id, &digester.finish())
+}
+
+fn inflate<'a>(source: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
+    let mut source = BufReader::with_capacity(256 << 10, source);
+    let mut head = Vec::with_capacity(4);
+    source.by_ref().take(4).read_to_end(&mut head)?;
+    let kind = media::Compression::sniff(&head);
+    let whole = io::Cursor::new(head).chain(source);
+    Ok(match kind {
+        media::Compression::None => Box::new(whole),
+        media::Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(whole)),
+        media::Compression::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(whole)?),
+    })
+}
+
+/// Completes the new layers of a chain, the lowest first.
+pub fn settle(rungs: Vec<Rung>, cancel: &AtomicBool) -> Result<Vec<Option<Stage>>> {
+    for (i, rung) in rungs.iter().enumerate() {
+        let Rung::New(layer) = rung else { continue };
+        if !layer.stage.detached() {
+            continue;
+        }
+        let parents: Vec<_> = rungs[..i]
+            .iter()
+            .rev()
+            .map(|rung| match rung {
+                Rung::There(tree) => tree.as_fd(),
+                Rung::New(layer) => layer.stage.tree(),
+            })
+            .collect();
+        cofferdam_archive::settle(layer.stage.tree(), &parents, &layer.applied, cancel)
+            .map_err(|e| e.context(format_args!("chain {}", layer.stage.chain())))?;
+    }
+    let stages = rungs.into_iter().map(|rung| match rung {
+        Rung::There(_) => None,
+        Rung::New(layer) => Some(layer.stage),
+    });
+    Ok(stages.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn layer(bytes: &[u8]) -> Descriptor {
+        Descriptor::new(media::OCI_LAYER_GZIP, Digest::of(Algorithm::Sha256, bytes), bytes.len() as u64)
+    }
+
+    #[test]
+    fn verification_reads_every_compression() {
+        let tar = vec![7_u8; 100_000];
+        let diff_id = Digest::of(Algorithm::Sha256, &tar);
+        let (front, back) = tar.split_at(40_000);
+        let mut gzip = Vec::new();
+        for part in [front, back] {
+            let mut encoder = flate2::write::GzEncoder::new(&mut gzip, flate2::Compression::fast());
+            encoder.write_all(part).unwrap();
+            encoder.finish().unwrap();
+        }
+        let zstd = zstd::encode_all(&tar[..], 1).unwrap();
+        let go = AtomicBool::new(false);
+        for bytes in [&tar, &gzip, &zstd] {
+            verify(&bytes[..], &layer(bytes), &diff_id, &go).unwrap();
+            let other = Digest::of(Algorithm::Sha256, b"other");
+            let error = verify(&bytes[..], &layer(bytes), &other, &go).unwrap_err();
+            assert_eq!(error.code, Code::DataLoss);
+            assert!(error.message.contains(&diff_id.to_string()) && error.message.contains(&other.to_string()));
+        }
+        assert_eq!(verify(&gzip[..gzip.len() - 9], &layer(&gzip), &diff_id, &go).unwrap_err().code, Code::DataLoss);
+        let stop = AtomicBool::new(true);
+        assert_eq!(verify(&tar[..], &layer(&tar), &diff_id, &stop).unwrap_err().code, Code::Cancelled);
+    }
+
+    #[test]
+    fn what_is_no_layer_is_refused() {
+        let diff_id = Digest::of(Algorithm::Sha256, b"");
+        let config = Descriptor::new(media::OCI_CONFIG, diff_id.clone(), 1);
+        assert_eq!(check(&config, &diff_id).unwrap_err().code, Code::InvalidArgument);
+        let odd = Digest::of(Algorithm::Sha512, b"");
+        assert_eq!(check(&layer(b"x"), &odd).unwrap_err().code, Code::Unimplemented);
+    }
+}

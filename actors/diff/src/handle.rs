@@ -1,0 +1,231 @@
+//! The handle that the other subsystems hold, and the two ends of a layer that is extracted while it arrives.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    future::Future,
+    io::{self, Write},
+    pin::pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Waker},
+    thread::available_parallelism,
+    time::Duration,
+};
+
+use cofferdam_content::Content;
+use cofferdam_kernel::{Kernel, Placement, Pool, Slot, SlotConfig};
+use cofferdam_snapshots::Stage;
+use cofferdam_types::{Code, Descriptor, Digest, Error, Namespace, Result};
+use tokio::sync::oneshot;
+
+use crate::{
+    actor::DiffActor,
+    extract,
+    feed::{Sender, Source, pipe},
+    messages::{Apply, Extracted, Rung, Settle, Verify},
+};
+
+/// How many jobs may wait for a thread.
+const QUEUE: usize = 256;
+const BOUND: usize = 512;
+/// How many blobs' diff ids are remembered.
+const KNOWN: usize = 4096;
+
+/// Layers into trees. Cheap to clone.
+#[derive(Clone)]
+pub struct Diff {
+    slot: Slot<DiffActor>,
+    core: Arc<Core>,
+}
+
+pub(crate) struct Core {
+    pub(crate) content: Content,
+    pub(crate) pool: Pool,
+    known: Mutex<Known>,
+}
+
+/// Which tar a blob inflates to: a fact about its bytes, so it never goes stale. The oldest is forgotten first.
+#[derive(Default)]
+struct Known {
+    diff_ids: HashMap<Digest, Digest>,
+    order: VecDeque<Digest>,
+}
+
+impl Core {
+    fn known(&self) -> std::sync::MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Diff {
+    /// Hosts the actor. As many jobs as there are processors run at once: inflating is what takes the time.
+    pub fn start(kernel: &Kernel, placement: Placement, content: Content) -> Diff {
+        let threads = available_parallelism().map_or(2, usize::from).max(2);
+        let core = Arc::new(Core { content, pool: Pool::new("diff", threads, QUEUE), known: Mutex::default() });
+        let config =
+            SlotConfig { bound: BOUND, heartbeat: Duration::from_secs(30), ..SlotConfig::new("diff", placement) };
+        let theirs = core.clone();
+        Diff { slot: kernel.spawn(config, move || DiffActor(theirs.clone())), core }
+    }
+
+    /// Extracts a blob of the namespace into a stage and verifies its diff id (`data_loss` names both). Dropped, it
+    /// stops.
+    pub async fn apply(&self, ns: &Namespace, layer: &Descriptor, diff_id: &Digest, stage: Stage) -> Result<Extracted> {
+        let cancel = CancelOnDrop::default();
+        let (namespace, layer, diff_id) = (ns.clone(), layer.clone(), diff_id.clone());
+        self.slot.call(Apply { namespace, layer, diff_id, stage, cancel: cancel.flag() }).await
+    }
+
+    /// Whether a blob of the namespace inflates to the tar with this diff id; remembered, and else found out by doing
+    /// so. Dropped, it stops.
+    pub async fn verify(&self, ns: &Namespace, layer: &Descriptor, diff_id: &Digest) -> Result<()> {
+        if self.core.known().diff_ids.get(&layer.digest) == Some(diff_id) {
+            // Knowing grants nothing: the namespace must hold it.
+            return self.core.content.info(ns, &layer.digest).map(drop);
+        }
+        let cancel = CancelOnDrop::default();
+        let (namespace, diff) = (ns.clone(), diff_id.clone());
+        self.slot.call(Verify { namespace, layer: layer.clone(), diff_id: diff, cancel: cancel.flag() }).await?;
+        self.learn(&layer.digest, diff_id);
+        Ok(())
+    }
+
+    /// Remembers what a blob inflates to. Only for who has seen the very bytes of the blob give that diff id.
+    pub fn learn(&self, blob: &Digest, diff_id: &Digest) {
+        let mut known = self.core.known();
+        if known.diff_ids.insert(blob.clone(), diff_id.clone()).is_none() {
+            known.order.push_back(blob.clone());
+        }
+        if known.order.len() > KNOWN
+            && let Some(oldest) = known.order.pop_front()
+        {
+            known.diff_ids.remove(&oldest);
+        }
+    }
+
+    /// A layer that is extracted while its (compressed) bytes arrive: write them into the feed. The job takes a thread
+    /// at the first byte, so that feeds nobody writes to hold up nobody.
+    pub fn feed(&self, layer: &Descriptor, diff_id: &Digest, stage: Stage) -> (LayerFeed, Pending) {
+        let cancel = CancelOnDrop::default();
+        let finished = Arc::new(AtomicBool::new(false));
+        let (sender, source) = pipe();
+        let (answer, answered) = oneshot::channel();
+        let job = Job {
+            pool: self.core.pool.clone(),
+            source,
+            layer: layer.clone(),
+            diff_id: diff_id.clone(),
+            stage,
+            cancel: cancel.flag(),
+            answer,
+        };
+        let feed = LayerFeed { sender, job: Some(job), finished: finished.clone() };
+        (feed, Pending { layer: layer.digest.clone(), answered, finished, _cancel: cancel })
+    }
+
+    /// Completes layers that were extracted without their parents, the lowest first, and gives back the stages of the
+    /// new ones at their places. Dropped, it stops.
+    pub async fn settle(&self, rungs: Vec<Rung>) -> Result<Vec<Option<Stage>>> {
+        let cancel = CancelOnDrop::default();
+        self.slot.call(Settle { rungs, cancel: cancel.flag() }).await
+    }
+}
+
+struct Job {
+    pool: Pool,
+    source: Source,
+    layer: Descriptor,
+    diff_id: Digest,
+    stage: Stage,
+    cancel: Arc<AtomicBool>,
+    answer: oneshot::Sender<Result<Extracted>>,
+}
+
+impl Job {
+    fn start(self) -> io::Result<()> {
+        let Job { pool, source, layer, diff_id, stage, cancel, answer } = self;
+        let job = move || {
+            let result = extract::extract(source, &layer, &diff_id, stage, &cancel);
+            // Nobody waits any more: the stage is dropped with the answer.
+            let _ = answer.send(result);
+            Ok(())
+        };
+        // One poll hands the job over; it then runs whether or not anyone asks again.
+        match pin!(pool.run(job)).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Err(error)) => Err(io::Error::other(error)),
+            Poll::Ready(Ok(())) | Poll::Pending => Ok(()),
+        }
+    }
+}
+
+/// Where the bytes of a layer are written to. Writing blocks while the extraction is behind. Dropped without
+/// [`LayerFeed::finish`], nothing is extracted.
+pub struct LayerFeed {
+    sender: Sender,
+    job: Option<Job>,
+    finished: Arc<AtomicBool>,
+}
+
+impl LayerFeed {
+    /// That was all.
+    pub fn finish(mut self) -> io::Result<()> {
+        self.begin()?;
+        self.finished.store(true, Ordering::Relaxed);
+        self.sender.finish()
+    }
+
+    fn begin(&mut self) -> io::Result<()> {
+        self.job.take().map_or(Ok(()), Job::start)
+    }
+}
+
+impl Write for LayerFeed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.begin()?;
+        self.sender.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.sender.flush()
+    }
+}
+
+/// The extraction at the other end of a [`LayerFeed`]. Dropped, it stops.
+pub struct Pending {
+    layer: Digest,
+    answered: oneshot::Receiver<Result<Extracted>>,
+    finished: Arc<AtomicBool>,
+    _cancel: CancelOnDrop,
+}
+
+impl Pending {
+    /// Waits for it. `cancelled`: the feed was given up before its end.
+    pub async fn wait(self) -> Result<Extracted> {
+        let result = self.answered.await;
+        match result {
+            Ok(Ok(extracted)) => Ok(extracted),
+            Ok(Err(error)) if self.finished.load(Ordering::Relaxed) || error.code == Code::ResourceExhausted => Err(error),
+            _ if self.finished.load(Ordering::Relaxed) => {
+                Err(Error::internal("layer", &self.layer, "its extraction ended without an answer; the log says why"))
+            }
+            _ => Err(Error::cancelled("layer", &self.layer, "its bytes stopped before their end")),
+        }
+    }
+}
+
+#[derive(Default)]
+struct CancelOnDrop(Arc<AtomicBool>);
+
+impl CancelOnDrop {
+    fn flag(&self) -> Arc<AtomicBool> {
+        self.0.clone()
+    }
+}
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
