@@ -44,7 +44,7 @@ pub(super) fn run(steps: &[Step], control: i32, parents_end: i32) -> ! {
     let mut state = State { control, terminal: -1, root: Root::new(), moved: false };
     for (index, step) in steps.iter().enumerate() {
         if let Err(errno) = perform(step, &mut state) {
-            send(control, Message { kind: Kind::FAILED, step: index as u32, errno });
+            send(state.control, Message { kind: Kind::FAILED, step: index as u32, errno });
             // The conventions of shells: 127 not found, 126 found but not executable.
             exit(if errno == libc::ENOENT { 127 } else { 126 });
         }
@@ -59,15 +59,16 @@ fn exit(status: i32) -> ! {
 
 /// What the parent ignores or blocks would stay so across execve.
 fn reset_signals() {
-    // SAFETY: the structures are plain and live on the stack; SIG_DFL is a valid disposition.
+    // System calls, not the C functions: those leave out the signals that the C library keeps to itself.
+    // SAFETY: zero is SIG_DFL without flags, and the empty mask; `action` is as large as the kernel's struct.
     unsafe {
-        let mut action: libc::sigaction = mem::zeroed();
-        action.sa_sigaction = libc::SIG_DFL;
+        const SET_BYTES: usize = 8;
+        let action = [0u64; 4];
         for signal in 1..=64 {
-            libc::sigaction(signal, &action, ptr::null_mut());
+            libc::syscall(libc::SYS_rt_sigaction, signal, action.as_ptr(), ptr::null::<u64>(), SET_BYTES);
         }
-        let none: libc::sigset_t = mem::zeroed();
-        libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut());
+        let (how, none) = (libc::SIG_SETMASK, 0u64);
+        libc::syscall(libc::SYS_rt_sigprocmask, how, &none, ptr::null::<u64>(), SET_BYTES);
         libc::umask(0o022);
     }
 }
