@@ -399,7 +399,9 @@ fn a_thread_without_a_runtime_can_call() {
         let slot = subject(&kernel, config("subject", SHARED));
         kernel.ready().await.unwrap();
         let (answer, answered) = oneshot::channel();
-        std::thread::spawn(move || answer.send((slot.call_blocking(Count()), slot.call_blocking(Crash()))));
+        std::thread::spawn(move || {
+            let _ = answer.send((slot.call_blocking(Count()), slot.call_blocking(Crash())));
+        });
         let (counted, crashed) = answered.await.unwrap();
         assert_eq!(counted.unwrap(), (1, 1));
         unavailable(crashed, "a defect");

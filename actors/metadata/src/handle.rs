@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use cofferdam_kernel::{Kernel, Placement, Slot, SlotConfig};
+use cofferdam_kernel::{Health, Kernel, Placement, Slot, SlotConfig};
 use cofferdam_types::{Authority, Error, Result};
 use tokio::sync::watch;
 
@@ -84,6 +84,11 @@ impl Metadata {
         f: impl Fn(&mut Tx<'_>) -> Result<R> + Send + 'static,
     ) -> Result<R> {
         cofferdam_kernel::block_on(self.write(authority, f))
+    }
+
+    /// News about how the writer is.
+    pub fn health(&self) -> watch::Receiver<Health> {
+        self.writer.watch()
     }
 
     /// The sequence number of the last event committed: [`crate::records::events`] has what is behind it.

@@ -22,6 +22,8 @@ mod messages;
 pub mod records;
 mod store;
 mod table;
+#[cfg(test)]
+mod tests;
 mod tx;
 
 pub use handle::Metadata;

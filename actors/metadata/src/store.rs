@@ -1,6 +1,8 @@
 //! The database file: opening it, and committing a batch of jobs.
 
 use std::{
+    fs::File,
+    os::unix::fs::OpenOptionsExt,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
@@ -8,7 +10,7 @@ use std::{
 
 use cofferdam_kernel::panic_text;
 use cofferdam_types::{Authority, Error, Result};
-use redb::{Builder, Database, Durability, ReadableDatabase};
+use redb::{Builder, Database, Durability, ReadableDatabase, backends::FileBackend};
 use tokio::sync::watch;
 
 use crate::{
@@ -40,11 +42,14 @@ impl Opener {
         let path = PathBuf::from(path);
         Opener(Box::new(move || {
             let fresh = !path.exists();
-            let database = builder().create(&path).map_err(storage)?;
+            // Records hold what clients put into environments and labels: nobody else reads them.
+            let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+            let file = file.map_err(|e| Error::io("metadata", "", "opening meta.redb", &e))?;
+            let database = builder().create_with_backend(FileBackend::new(file).map_err(storage)?).map_err(storage)?;
             if fresh {
                 // A new file survives a power cut only once its directory is synced.
-                let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-                std::fs::File::open(parent)
+                let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+                File::open(parent)
                     .and_then(|dir| dir.sync_all())
                     .map_err(|e| Error::io("metadata", "", "syncing the directory of meta.redb", &e))?;
             }
@@ -52,6 +57,7 @@ impl Opener {
         }))
     }
 
+    /// Any backend: how tests come between the database and the disk.
     #[cfg(test)]
     pub(crate) fn backend<B: redb::StorageBackend>(backend: impl Fn() -> B + Send + Sync + 'static) -> Opener {
         Opener(Box::new(move || builder().create_with_backend(backend()).map_err(storage)))
@@ -96,7 +102,7 @@ impl Shared {
 
 /// Checks the version; on a new file makes the tables and the default namespace.
 fn prepare(database: &Database) -> Result<()> {
-    let txn = database.begin_write().map_err(storage)?;
+    let txn = begin(database)?;
     let authority = Authority::system();
     let mut tx = Tx::new(&txn, &authority);
     match tx.get(Table::META, b"version")?.map(|bytes| codec::number(&bytes)).transpose()? {
@@ -116,9 +122,10 @@ fn prepare(database: &Database) -> Result<()> {
     for table in Table::ALL {
         txn.open_table(table.definition()).map_err(storage)?;
     }
+    // Adding a table is a change of the format: give it a new version, and a migration that opens it.
     tx.put(Table::META, b"version", &VERSION.to_be_bytes())?;
     records::namespaces::create_default(&mut tx)?;
-    commit(txn)
+    txn.commit().map_err(storage)
 }
 
 fn begin(database: &Database) -> Result<redb::WriteTransaction> {
@@ -127,11 +134,6 @@ fn begin(database: &Database) -> Result<redb::WriteTransaction> {
     // After a kill -9 the file opens in a millisecond instead of by a scan of everything.
     txn.set_quick_repair(true);
     Ok(txn)
-}
-
-fn commit(mut txn: redb::WriteTransaction) -> Result<()> {
-    txn.set_quick_repair(true);
-    txn.commit().map_err(storage)
 }
 
 /// The writer's side of an open database.

@@ -1,0 +1,94 @@
+//! The writer as an actor: batches form by themselves, and a crash is passed over.
+
+use std::{future::Future, time::Duration};
+
+use cofferdam_kernel::{Health, Kernel, Placement};
+use cofferdam_types::Descriptor;
+use tokio::time::timeout;
+
+use super::{disk::Disk, *};
+use crate::{Metadata, records::images};
+
+fn with_kernel<F: Future<Output = ()>>(test: impl FnOnce(Kernel) -> F) {
+    actix_rt::System::new().block_on(async {
+        let kernel = Kernel::new().unwrap();
+        timeout(Duration::from_secs(60), test(kernel.clone())).await.expect("the test hangs");
+        kernel.stop().await;
+    });
+}
+
+async fn put(meta: &Metadata, text: &str) -> Result<()> {
+    let key = name(text);
+    meta.write(&Authority::system(), move |tx| {
+        let target = Descriptor::new("application/json", digest("x"), 1);
+        images::create(tx, &default(), images::Image::new(key.clone(), target)).map(drop)
+    })
+    .await
+}
+
+async fn up_again(kernel: &Kernel, meta: &Metadata, restarts: u64) {
+    let mut health = meta.health();
+    while kernel.statuses()[0].restarts < restarts || *health.borrow_and_update() != Health::Up {
+        health.changed().await.unwrap();
+    }
+}
+
+#[test]
+fn writes_are_answered_once_they_are_visible() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("meta.redb");
+    with_kernel(|kernel| async move {
+        let meta = Metadata::start(&kernel, Placement::Own, &path).unwrap();
+        meta.read().unwrap();
+        kernel.ready().await.unwrap();
+        let names: Vec<_> = (0..200).map(|n| format!("image-{n:03}")).collect();
+        let results = futures::future::join_all(names.iter().map(|name| put(&meta, name))).await;
+        assert!(results.iter().all(Result::is_ok));
+        assert_eq!(images::list(&meta.read().unwrap(), &default(), None, 999).unwrap().len(), 200);
+        assert_eq!(*meta.outbox().borrow(), 201);
+        code(put(&meta, "image-000").await, Code::AlreadyExists);
+        let (other, handle) = (meta.clone(), tokio::sync::oneshot::channel());
+        std::thread::spawn(move || handle.0.send(other.write_blocking(&Authority::system(), |tx| Ok(tx.now()))));
+        assert!(handle.1.await.unwrap().unwrap().0 > 0);
+    });
+}
+
+#[test]
+fn a_crash_of_the_writer_is_passed_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("meta.redb");
+    with_kernel(|kernel| async move {
+        let meta = Metadata::start(&kernel, Placement::Own, &path).unwrap();
+        kernel.ready().await.unwrap();
+        put(&meta, "before").await.unwrap();
+        let view = meta.read().unwrap();
+        let mut outbox = meta.outbox();
+        kernel.poison("metadata").unwrap();
+        up_again(&kernel, &meta, 1).await;
+        put(&meta, "after").await.unwrap();
+        assert_eq!(images::list(&meta.read().unwrap(), &default(), None, 9).unwrap().len(), 2);
+        assert_eq!(*outbox.borrow_and_update(), 3, "the same channel goes on");
+        code(images::list(&view, &default(), None, 9), Code::Unavailable);
+    });
+}
+
+#[test]
+fn a_disk_that_fails_for_long_brings_the_slot_down_and_back() {
+    with_kernel(|kernel| async move {
+        let disk = Disk::default();
+        let opened = disk.clone();
+        let meta = Metadata::start_with(&kernel, Placement::Own, Opener::backend(move || opened.clone())).unwrap();
+        kernel.ready().await.unwrap();
+        put(&meta, "before").await.unwrap();
+        disk.cut_after(1);
+        put(&meta, "lost").await.unwrap_err();
+        let mut health = meta.health();
+        health.wait_for(|h| matches!(h, Health::Down { .. })).await.unwrap();
+        code(meta.read().map(drop), Code::Unavailable);
+        code(put(&meta, "refused").await, Code::Unavailable);
+        disk.mend();
+        up_again(&kernel, &meta, 1).await;
+        put(&meta, "after").await.unwrap();
+        images::get(&meta.read().unwrap(), &default(), "before").unwrap();
+    });
+}

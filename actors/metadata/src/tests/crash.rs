@@ -1,0 +1,150 @@
+//! Power cuts at any operation, passing faults and a full disk: nothing acknowledged is lost, nothing is torn.
+
+use cofferdam_types::Descriptor;
+
+use super::{
+    disk::{Disk, Rng},
+    *,
+};
+use crate::records::{events, images, leases};
+
+const SEEDS: u64 = 200;
+
+fn open(disk: &Disk) -> Result<(Arc<Shared>, Store)> {
+    let disk = disk.clone();
+    let shared = Arc::new(Shared::new(Opener::backend(move || disk.clone())));
+    let store = shared.open()?;
+    Ok((shared, store))
+}
+
+/// A job that writes two records and two events: torn if one is there without the other.
+fn pair(n: u64) -> Write {
+    job(&Authority::system(), move |tx| {
+        let key = name(&format!("{n:06}"));
+        leases::create(tx, &default(), leases::Lease::new(key.clone()))?;
+        let mut image = images::Image::new(key, Descriptor::new("application/json", digest("x"), 1));
+        image.labels.insert("padding".into(), "x".repeat((n % 97 * 40) as usize));
+        images::create(tx, &default(), image).map(drop)
+    })
+}
+
+/// Writes until the power goes, then looks at what is left. The error says what is wrong with it.
+fn run(seed: u64, lies: bool) -> Result<(), String> {
+    let mut rng = Rng::new(seed);
+    let disk = Disk::default();
+    let (_shared, mut store) = open(&disk).unwrap();
+    if lies {
+        disk.set_lies();
+    }
+    disk.cut_after(1 + rng.below(600));
+    let (mut next, mut acknowledged, mut cut) = (0, Vec::new(), false);
+    while !cut {
+        let batch: Vec<u64> = (next..next + 1 + rng.below(6)).collect();
+        next += batch.len() as u64;
+        let writes: Vec<_> = batch.iter().map(|n| pair(*n)).collect();
+        for (n, result) in batch.into_iter().zip(store.commit(&writes)) {
+            match result {
+                Ok(()) => acknowledged.push(n),
+                Err(_) => cut = true,
+            }
+        }
+    }
+    let image = disk.crash_image(&mut rng);
+    drop(store);
+
+    let caught = std::panic::catch_unwind(|| open(&Disk::with(image)));
+    let (shared, _store) = caught.map_err(|_| "opening panics".to_owned())?.map_err(|e| format!("opening: {e}"))?;
+    let view = shared.read().map_err(|e| e.to_string())?;
+    let check = || -> Result<Option<String>> {
+        let mut found = 0;
+        for n in 0..next {
+            let key = format!("{n:06}");
+            let lease = leases::find(&view, &default(), &key)?.is_some();
+            let image = images::find(&view, &default(), &key)?.is_some();
+            if lease != image {
+                return Ok(Some(format!("{n} is torn")));
+            }
+            if !image && acknowledged.contains(&n) {
+                return Ok(Some(format!("{n} was acknowledged and is lost")));
+            }
+            found += u64::from(image);
+        }
+        // One event for each image, and one for the default namespace, in a row.
+        let sequences: Vec<_> = events::outbox_after(&view, 0, usize::MAX)?.iter().map(|e| e.sequence).collect();
+        let whole = sequences == (1..=found + 1).collect::<Vec<_>>() && *shared.outbox.borrow() == found + 1;
+        Ok((!whole).then(|| format!("{found} images, but events {sequences:?}")))
+    };
+    match check() {
+        Ok(None) => Ok(()),
+        Ok(Some(wrong)) => Err(wrong),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+#[test]
+fn no_acknowledged_write_is_lost_and_none_is_torn() {
+    for seed in 1..=SEEDS {
+        if let Err(wrong) = run(seed, false) {
+            panic!("seed {seed}: {wrong}");
+        }
+    }
+}
+
+#[test]
+fn a_disk_that_lies_is_found_out() {
+    let caught = (1..=10).filter(|seed| run(*seed, true).is_err()).count();
+    assert!(caught >= 5, "only {caught} of 10: the test above would not see a lost write either");
+}
+
+#[test]
+fn after_a_passing_fault_the_store_serves_again() {
+    for seed in 1..=50 {
+        let disk = Disk::default();
+        let (shared, mut store) = open(&disk).unwrap();
+        store.commit(&[pair(0)]).remove(0).unwrap();
+        disk.cut_after(1 + seed % 25);
+        let failed = store.commit(&[pair(1), pair(2)]);
+        if failed.iter().all(Result::is_ok) {
+            continue; // The batch took fewer operations than that.
+        }
+        assert!(failed.iter().all(Result::is_err), "seed {seed}: all of a batch fail together");
+        disk.mend();
+        store.recover().unwrap();
+        // Whether the failed batch is there is open; but all of it or nothing.
+        let view = shared.read().unwrap();
+        let found = |n: u64| images::find(&view, &default(), &format!("{n:06}")).unwrap().is_some();
+        assert!(found(0), "seed {seed}");
+        assert_eq!(found(1), found(2), "seed {seed}");
+        store.commit(&[pair(3)]).remove(0).unwrap();
+        let events = events::outbox_after(&shared.read().unwrap(), 0, 99).unwrap();
+        assert_eq!(events.last().unwrap().sequence as usize, events.len(), "seed {seed}: no gap");
+    }
+}
+
+#[test]
+fn a_full_disk_refuses_writes_and_forgets_nothing() {
+    let disk = Disk::default();
+    let (shared, mut store) = open(&disk).unwrap();
+    store.commit(&[pair(0)]).remove(0).unwrap();
+    disk.fill();
+    let mut acknowledged = 0;
+    let error = loop {
+        let n = acknowledged + 1;
+        match store.commit(&[pair(n)]).remove(0) {
+            Ok(()) => acknowledged = n,
+            Err(error) => break error,
+        }
+        assert!(n < 100_000, "the disk never gets full");
+    };
+    assert_eq!(error.code, Code::ResourceExhausted, "{error}");
+    store.recover().unwrap();
+    let view = shared.read().unwrap();
+    for n in 0..=acknowledged {
+        images::get(&view, &default(), &format!("{n:06}")).unwrap();
+    }
+    // What frees space still works.
+    let delete = job(&Authority::system(), |tx| leases::delete(tx, &default(), "000000"));
+    store.commit(&[delete]).remove(0).unwrap();
+    disk.mend();
+    store.commit(&[pair(acknowledged + 1)]).remove(0).unwrap();
+}

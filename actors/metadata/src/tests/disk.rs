@@ -1,0 +1,164 @@
+//! A disk that loses power, lies, or is full.
+
+use std::{
+    io,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use redb::StorageBackend;
+
+/// xorshift64*: the same seed, the same run.
+#[derive(Debug)]
+pub(super) struct Rng(u64);
+
+impl Rng {
+    pub(super) fn new(seed: u64) -> Rng {
+        Rng(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+
+    pub(super) fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % n
+    }
+
+    fn coin(&mut self) -> bool {
+        self.below(2) == 0
+    }
+}
+
+#[derive(Debug)]
+enum Op {
+    Len(u64),
+    Write(u64, Vec<u8>),
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The page cache.
+    current: Vec<u8>,
+    /// The platter.
+    durable: Vec<u8>,
+    /// What lies between them, in order.
+    pending: Vec<Op>,
+    ops: u64,
+    cut_at: Option<u64>,
+    /// Growing beyond this is ENOSPC.
+    room: Option<u64>,
+    lies: bool,
+}
+
+/// Clones are the same disk.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Disk(Arc<Mutex<State>>);
+
+impl Disk {
+    pub(super) fn with(bytes: Vec<u8>) -> Disk {
+        let disk = Disk::default();
+        *disk.state() = State { current: bytes.clone(), durable: bytes, ..State::default() };
+        disk
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+
+    /// From the `op`th operation from now on everything fails.
+    pub(super) fn cut_after(&self, op: u64) {
+        let mut state = self.state();
+        state.cut_at = Some(state.ops + op);
+    }
+
+    /// Power is back, and so is everything that was in the page cache: a passing fault.
+    pub(super) fn mend(&self) {
+        let mut state = self.state();
+        state.cut_at = None;
+        state.room = None;
+    }
+
+    pub(super) fn set_lies(&self) {
+        self.state().lies = true;
+    }
+
+    pub(super) fn fill(&self) {
+        let mut state = self.state();
+        state.room = Some(state.current.len() as u64);
+    }
+
+    /// What a power cut leaves: what was synced, and any part of the rest, sector by sector.
+    pub(super) fn crash_image(&self, rng: &mut Rng) -> Vec<u8> {
+        let state = self.state();
+        let mut image = state.durable.clone();
+        for op in &state.pending {
+            match op {
+                Op::Len(len) => {
+                    if *len as usize > image.len() || rng.coin() {
+                        image.resize(*len as usize, 0);
+                    }
+                }
+                Op::Write(offset, data) => {
+                    for (i, sector) in data.chunks(512).enumerate() {
+                        if rng.coin() {
+                            let at = *offset as usize + i * 512;
+                            image.resize(image.len().max(at + sector.len()), 0);
+                            image[at..at + sector.len()].copy_from_slice(sector);
+                        }
+                    }
+                }
+            }
+        }
+        image
+    }
+
+    fn op(&self) -> io::Result<MutexGuard<'_, State>> {
+        let mut state = self.state();
+        state.ops += 1;
+        if state.cut_at.is_some_and(|cut| state.ops >= cut) {
+            return Err(io::Error::other("injected fault"));
+        }
+        Ok(state)
+    }
+}
+
+impl StorageBackend for Disk {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.op()?.current.len() as u64)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let state = self.op()?;
+        let range = offset as usize..offset as usize + out.len();
+        out.copy_from_slice(state.current.get(range).ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let mut state = self.op()?;
+        if state.room.is_some_and(|room| len > room) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        state.current.resize(len as usize, 0);
+        state.pending.push(Op::Len(len));
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        let mut state = self.op()?;
+        if !state.lies {
+            state.durable = state.current.clone();
+            state.pending.clear();
+        }
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let mut state = self.op()?;
+        let end = offset as usize + data.len();
+        let len = state.current.len().max(end);
+        state.current.resize(len, 0);
+        state.current[offset as usize..end].copy_from_slice(data);
+        state.pending.push(Op::Write(offset, data.to_vec()));
+        Ok(())
+    }
+}

@@ -1,0 +1,403 @@
+//! The records' rules, after the metadata tests of the reference.
+
+use cofferdam_types::{Any, Ceiling, Descriptor};
+
+use super::*;
+use crate::records::{
+    Resource,
+    containers::{self, Container},
+    content::{self, Link},
+    delta, events,
+    images::{self, Image},
+    ingests,
+    leases::{self, Lease},
+    namespaces,
+    tasks::{self, Exit, State, Task},
+};
+
+fn spec() -> Any {
+    Any { type_url: "types.containerd.io/opencontainers/runtime-spec/1/Spec".into(), value: b"{}".to_vec() }
+}
+
+fn container(text: &str) -> Container {
+    Container::new(id(text), "native", spec())
+}
+
+fn target(text: &str) -> Descriptor {
+    Descriptor::new("application/vnd.oci.image.manifest.v1+json", digest(text), 10)
+}
+
+#[test]
+fn namespaces_exist_by_create_alone() {
+    let mut f = Fixture::new();
+    let ns = Namespace::new("shop").unwrap();
+    let missing = |result: Result<()>| {
+        let error = code(result, Code::NotFound);
+        assert!(error.message.contains("coffer namespace create shop"), "{error}");
+    };
+    let shop = ns.clone();
+    missing(f.write(move |tx| containers::create(tx, &shop, container("c")).map(drop)));
+    let shop = ns.clone();
+    missing(f.write(move |tx| images::create(tx, &shop, Image::new(name("i"), target("i"))).map(drop)));
+    let shop = ns.clone();
+    missing(f.write(move |tx| content::create(tx, &shop, Link::new(digest("b"), 1)).map(drop)));
+    let shop = ns.clone();
+    missing(f.write(move |tx| leases::create(tx, &shop, Lease::new(name("l"))).map(drop)));
+    let shop = ns.clone();
+    missing(f.write(move |tx| ingests::create(tx, &shop, name("r"), None, None).map(drop)));
+
+    let shop = ns.clone();
+    f.write(move |tx| namespaces::create(tx, &shop, &labels("a=1 b=2"))).unwrap();
+    let shop = ns.clone();
+    code(f.write(move |tx| namespaces::create(tx, &shop, &labels(""))), Code::AlreadyExists);
+    let shop = ns.clone();
+    f.write(move |tx| namespaces::update(tx, &shop, &labels("a=3"), &mask("labels.a"))).unwrap();
+    assert_eq!(namespaces::get(&f.view(), &ns).unwrap().labels, labels("a=3 b=2"));
+    let names: Vec<_> = namespaces::list(&f.view(), None, 9).unwrap().into_iter().map(|n| n.name).collect();
+    assert_eq!(names, [default(), ns.clone()]);
+}
+
+#[test]
+fn a_namespace_is_removed_only_when_it_is_empty() {
+    let mut f = Fixture::new();
+    let ns = Namespace::new("shop").unwrap();
+    let shop = ns.clone();
+    f.write(move |tx| namespaces::create(tx, &shop, &labels(""))).unwrap();
+    type Step = fn(&mut Tx<'_>, &Namespace) -> Result<()>;
+    let steps: [(Step, Step); 4] = [
+        (
+            |tx, ns| containers::create(tx, ns, container("c")).map(drop),
+            |tx, ns| containers::delete(tx, ns, "c"),
+        ),
+        (
+            |tx, ns| images::create(tx, ns, Image::new(name("i"), target("i"))).map(drop),
+            |tx, ns| images::delete(tx, ns, "i"),
+        ),
+        (
+            |tx, ns| content::create(tx, ns, Link::new(digest("b"), 1)).map(drop),
+            |tx, ns| content::delete(tx, ns, &digest("b")).map(drop),
+        ),
+        (|tx, ns| leases::create(tx, ns, Lease::new(name("l"))).map(drop), |tx, ns| leases::delete(tx, ns, "l")),
+    ];
+    for (make, unmake) in steps {
+        let shop = ns.clone();
+        f.write(move |tx| make(tx, &shop)).unwrap();
+        let shop = ns.clone();
+        let error = code(f.write(move |tx| namespaces::delete(tx, &shop)), Code::FailedPrecondition);
+        assert!(error.message.contains("must be empty"), "{error}");
+        let shop = ns.clone();
+        f.write(move |tx| unmake(tx, &shop)).unwrap();
+    }
+    // Interrupted ingests go with the namespace; the neighbour whose name begins alike keeps its own.
+    let near = Namespace::new("shop-b").unwrap();
+    let (shop, other) = (ns.clone(), near.clone());
+    f.write(move |tx| {
+        namespaces::create(tx, &other, &labels(""))?;
+        ingests::create(tx, &other, name("r"), None, None)?;
+        ingests::create(tx, &shop, name("r"), None, None)?;
+        namespaces::delete(tx, &shop)
+    })
+    .unwrap();
+    code(namespaces::get(&f.view(), &ns), Code::NotFound);
+    assert_eq!(ingests::ids(&f.view()).unwrap().len(), 1);
+    code(f.write(move |tx| namespaces::delete(tx, &ns)), Code::NotFound);
+    code(f.write(|tx| namespaces::delete(tx, &default())), Code::FailedPrecondition);
+}
+
+#[test]
+fn containers_are_listed_in_pages_and_removed_once() {
+    let mut f = Fixture::new();
+    for n in 0..10 {
+        f.write(move |tx| containers::create(tx, &default(), container(&format!("c-{n}")))).unwrap();
+    }
+    let page = |after: Option<&str>, max| -> Vec<String> {
+        containers::list(&f.view(), &default(), after, max).unwrap().into_iter().map(|c| c.id.into()).collect()
+    };
+    assert_eq!(page(None, 3), ["c-0", "c-1", "c-2"]);
+    assert_eq!(page(Some("c-2"), 3), ["c-3", "c-4", "c-5"]);
+    assert_eq!(page(Some("c-8x"), 3), ["c-9"]);
+    assert_eq!(page(Some("c-9"), 3), Vec::<String>::new());
+    assert_eq!(page(None, 0), Vec::<String>::new());
+    code(f.write(|tx| containers::create(tx, &default(), container("c-1"))), Code::AlreadyExists);
+    for n in 0..10 {
+        f.write(move |tx| containers::delete(tx, &default(), &format!("c-{n}"))).unwrap();
+        code(f.write(move |tx| containers::delete(tx, &default(), &format!("c-{n}"))), Code::NotFound);
+    }
+}
+
+#[test]
+fn containers_are_checked() {
+    let mut f = Fixture::new();
+    type Spoil = fn(&mut Container);
+    let spoilt: [(&str, Spoil); 5] = [
+        ("runtime", |c| c.runtime.clear()),
+        ("spec", |c| c.spec = Any::default()),
+        ("snapshot driver", |c| c.snapshot_key = Some(name("k"))),
+        ("extension", |c| drop(c.extensions.insert(String::new(), spec()))),
+        ("bytes", |c| drop(c.labels.insert("k".into(), "v".repeat(4096)))),
+    ];
+    for (word, spoil) in spoilt {
+        let error = f.write(move |tx| {
+            let mut c = container("c");
+            spoil(&mut c);
+            containers::create(tx, &default(), c)
+        });
+        let error = code(error, Code::InvalidArgument);
+        assert!(error.message.contains(word), "{error}");
+    }
+}
+
+#[test]
+fn container_updates_follow_the_reference() {
+    let mut f = Fixture::new();
+    let made = f
+        .write(|tx| {
+            let mut c = container("c");
+            c.image = "image".into();
+            c.labels = labels("a=1 b=2 empty=");
+            c.extensions.insert("x".into(), spec());
+            c.extensions.insert("y".into(), spec());
+            containers::create(tx, &default(), c)
+        })
+        .unwrap();
+    assert_eq!(made.labels, labels("a=1 b=2"));
+    assert_eq!(containers::get(&f.view(), &default(), "c").unwrap(), made, "stored as it was given");
+
+    type Change = fn(&mut Container);
+    let update = |f: &mut Fixture, paths: &str, change: Change| {
+        let paths = mask(paths);
+        f.write(move |tx| {
+            let mut c = containers::get(tx, &default(), "c")?;
+            change(&mut c);
+            containers::update_fields(tx, &default(), c, &paths)
+        })
+    };
+    let immutable: [Change; 5] = [
+        |c| c.image = "other".into(),
+        |c| c.runtime = "other".into(),
+        |c| c.driver = "other".into(),
+        |c| c.group = Some(id("g")),
+        |c| (c.driver, c.snapshot_key) = ("overlay".into(), Some(name("k"))),
+    ];
+    for change in immutable {
+        code(update(&mut f, "", change), Code::InvalidArgument);
+    }
+    code(update(&mut f, "image", |_| ()), Code::InvalidArgument);
+    code(update(&mut f, "", |c| c.id = id("nobody")), Code::NotFound);
+    code(update(&mut f, "labels", |c| c.id = id("nobody")), Code::NotFound);
+
+    let touched = update(&mut f, "spec labels.b extensions.x", |c| {
+        c.spec.value = b"{\"new\":1}".to_vec();
+        c.labels = labels("a=9 b=3");
+        c.extensions.clear();
+    })
+    .unwrap();
+    assert_eq!((touched.labels, touched.created), (labels("a=1 b=3"), made.created));
+    assert!(touched.updated >= made.updated);
+    assert_eq!(touched.spec.value, b"{\"new\":1}");
+    assert_eq!(touched.extensions.keys().collect::<Vec<_>>(), ["y"], "masking an absent key removes it");
+    let all = update(&mut f, "", |c| c.labels.clear()).unwrap();
+    assert!(all.labels.is_empty());
+}
+
+#[test]
+fn a_ceiling_is_only_narrowed() {
+    let mut f = Fixture::new();
+    let narrow = Authority { ceiling: Ceiling { host: false }, ..Authority::system() };
+    let made = f
+        .write_as(&narrow, |tx| {
+            let mut c = container("low");
+            c.ceiling = Ceiling::FULL; // What the caller says does not count.
+            containers::create(tx, &default(), c)
+        })
+        .unwrap();
+    assert!(!made.ceiling.host);
+    let wide = f.write(|tx| {
+        let c = containers::get(tx, &default(), "low")?;
+        containers::update(tx, &default(), Container { ceiling: Ceiling::FULL, ..c })
+    });
+    assert!(!wide.unwrap().ceiling.host);
+    let made = f.write(|tx| containers::create(tx, &default(), container("high"))).unwrap();
+    assert!(made.ceiling.host);
+    let narrowed = f.write_as(&narrow, |tx| containers::update(tx, &default(), containers::get(tx, &default(), "high")?));
+    assert!(!narrowed.unwrap().ceiling.host, "its new spec came through a narrower grant");
+}
+
+#[test]
+fn images_follow_the_reference() {
+    let mut f = Fixture::new();
+    let made = f
+        .write(|tx| {
+            let mut image = Image::new(name("docker.io/library/redis:7"), target("1"));
+            image.labels = labels("a=1 b=2");
+            images::create(tx, &default(), image)
+        })
+        .unwrap();
+    type Change = fn(&mut Image);
+    let update = |f: &mut Fixture, paths: &str, change: Change| {
+        let paths = mask(paths);
+        f.write(move |tx| {
+            let mut image = images::get(tx, &default(), "docker.io/library/redis:7")?;
+            change(&mut image);
+            images::update_fields(tx, &default(), image, &paths)
+        })
+    };
+    let touched = update(&mut f, "", |_| ()).unwrap();
+    assert_eq!((touched.created, &touched.labels, &touched.target), (made.created, &made.labels, &made.target));
+    assert_eq!(update(&mut f, "", |i| i.labels = labels("c=3")).unwrap().labels, labels("c=3"));
+    assert_eq!(update(&mut f, "labels", |i| i.labels = labels("a=1 b=2")).unwrap().labels, labels("a=1 b=2"));
+    let one = update(&mut f, "labels.a", |i| (i.labels, i.target) = (labels("a=9"), target("9"))).unwrap();
+    assert_eq!((one.labels, one.target), (labels("a=9 b=2"), target("1")));
+    assert_eq!(update(&mut f, "target", |i| i.target = target("2")).unwrap().target, target("2"));
+    code(update(&mut f, "target", |i| i.target.size = 0), Code::InvalidArgument);
+    code(update(&mut f, "", |i| i.target.media_type.clear()), Code::InvalidArgument);
+    code(update(&mut f, "name", |_| ()), Code::InvalidArgument);
+    code(update(&mut f, "", |i| i.name = name("other")), Code::NotFound);
+    let bad = |spoil: Change| move |tx: &mut Tx<'_>| {
+        let mut image = Image::new(name("bad"), target("1"));
+        spoil(&mut image);
+        images::create(tx, &default(), image)
+    };
+    code(f.write(bad(|i| i.target.size = 0)), Code::InvalidArgument);
+    code(f.write(bad(|i| i.target.media_type.clear())), Code::InvalidArgument);
+    code(f.write(bad(|i| i.name = name("docker.io/library/redis:7"))), Code::AlreadyExists);
+    f.write(|tx| images::delete(tx, &default(), "docker.io/library/redis:7")).unwrap();
+    code(f.write(|tx| images::delete(tx, &default(), "docker.io/library/redis:7")), Code::NotFound);
+    let topics: Vec<_> =
+        events::outbox_after(&f.view(), 0, 99).unwrap().into_iter().map(|e| e.topic).collect();
+    assert_eq!(topics[1], "/images/create");
+    assert_eq!(topics.last().unwrap(), "/images/delete");
+}
+
+#[test]
+fn a_blob_is_linked_per_namespace_and_counted() {
+    let mut f = Fixture::new();
+    let other = Namespace::new("other").unwrap();
+    let ns = other.clone();
+    f.write(move |tx| {
+        namespaces::create(tx, &ns, &labels(""))?;
+        content::create(tx, &default(), Link::new(digest("b"), 5))
+    })
+    .unwrap();
+    code(content::get(&f.view(), &other, &digest("b")), Code::NotFound);
+    let ns = other.clone();
+    code(f.write(move |tx| content::create(tx, &ns, Link::new(digest("b"), 6))), Code::DataLoss);
+    let ns = other.clone();
+    f.write(move |tx| content::create(tx, &ns, Link::new(digest("b"), 5))).unwrap();
+    code(f.write(|tx| content::create(tx, &default(), Link::new(digest("b"), 5))), Code::AlreadyExists);
+    assert_eq!(content::blob(&f.view(), &digest("b")).unwrap().unwrap().links, 2);
+    let changed = f
+        .write(|tx| content::update(tx, &default(), &digest("b"), &labels("k1=1 k2=2"), &[]))
+        .unwrap();
+    let masked = f
+        .write(|tx| content::update(tx, &default(), &digest("b"), &labels("k3=3"), &mask("labels.k3 labels.k1")))
+        .unwrap();
+    assert_eq!((masked.labels, masked.created), (labels("k2=2 k3=3"), changed.created));
+    assert!(!f.write(|tx| content::delete(tx, &default(), &digest("b"))).unwrap());
+    assert!(f.write(move |tx| content::delete(tx, &other, &digest("b"))).unwrap(), "the last link");
+    assert_eq!(content::blobs(&f.view(), None, 9).unwrap(), []);
+    code(f.write(|tx| content::delete(tx, &default(), &digest("b"))), Code::NotFound);
+}
+
+#[test]
+fn an_ingest_has_an_id_that_is_never_used_twice() {
+    let mut f = Fixture::new();
+    let begin = |f: &mut Fixture, text: &'static str| {
+        f.write(move |tx| ingests::create(tx, &default(), name(text), Some(digest("b")), Some(7)))
+    };
+    let first = begin(&mut f, "ref/../1").unwrap();
+    code(begin(&mut f, "ref/../1"), Code::AlreadyExists);
+    f.write(|tx| ingests::delete(tx, &default(), "ref/../1")).unwrap();
+    let second = begin(&mut f, "ref/../1").unwrap();
+    assert!(second.id > first.id);
+    assert_eq!(ingests::ids(&f.view()).unwrap().into_iter().collect::<Vec<_>>(), [second.id]);
+    code(f.write(|tx| ingests::delete(tx, &default(), "nobody")), Code::NotFound);
+}
+
+#[test]
+fn leases_hold_resources() {
+    let mut f = Fixture::new();
+    f.write(|tx| leases::create(tx, &default(), Lease::new(name("tx1")))).unwrap();
+    f.write(|tx| leases::create(tx, &default(), Lease::new(name("tx2")))).unwrap();
+    code(f.write(|tx| leases::create(tx, &default(), Lease::new(name("tx1")))), Code::AlreadyExists);
+    let snapshot = Resource::Snapshot { driver: "overlay".into(), key: name("a/b c") };
+    let all = [Resource::Content(digest("1")), Resource::Content(digest("2")), snapshot.clone()];
+    for resource in all.clone() {
+        let other = resource.clone();
+        f.write(move |tx| leases::hold(tx, &default(), "tx1", &resource)).unwrap();
+        code(f.write(move |tx| leases::hold(tx, &default(), "nobody", &other)), Code::NotFound);
+    }
+    let held = |f: &Fixture, lease: &str, after: Option<&Resource>, max| {
+        leases::resources(&f.view(), &default(), lease, after, max).unwrap()
+    };
+    let found = held(&f, "tx1", None, 9);
+    assert_eq!(found.len(), 3);
+    assert!(all.iter().all(|r| found.contains(r)));
+    assert_eq!(held(&f, "tx1", Some(&found[0]), 1), [found[1].clone()]);
+    assert_eq!(held(&f, "tx2", None, 9), []);
+    let gone = snapshot.clone();
+    assert!(f.write(move |tx| leases::release(tx, &default(), "tx1", &gone)).unwrap());
+    assert!(!f.write(move |tx| leases::release(tx, &default(), "tx1", &snapshot)).unwrap());
+    f.write(|tx| leases::delete(tx, &default(), "tx1")).unwrap();
+    f.write(|tx| leases::create(tx, &default(), Lease::new(name("tx1")))).unwrap();
+    assert_eq!(held(&f, "tx1", None, 9), [], "a lease of the same id holds nothing of the old one");
+}
+
+#[test]
+fn a_task_belongs_to_a_container_and_keeps_it() {
+    let mut f = Fixture::new();
+    code(f.write(|tx| tasks::create(tx, &default(), Task::new(id("c"), "shim"))), Code::NotFound);
+    f.write(|tx| containers::create(tx, &default(), container("c"))).unwrap();
+    f.write(|tx| tasks::create(tx, &default(), Task::new(id("c"), "shim"))).unwrap();
+    code(f.write(|tx| tasks::create(tx, &default(), Task::new(id("c"), "shim"))), Code::AlreadyExists);
+    code(f.write(|tx| containers::delete(tx, &default(), "c")), Code::FailedPrecondition);
+    f.write(|tx| {
+        let mut task = tasks::get(tx, &default(), "c")?;
+        task.state = State::Stopped;
+        task.exit = Some(Exit { status: 137, at: tx.now(), reason: "shim lost".into() });
+        tasks::update(tx, &default(), task)
+    })
+    .unwrap();
+    let task = tasks::get(&f.view(), &default(), "c").unwrap();
+    assert_eq!((task.state, task.exit.unwrap().status), (State::Stopped, 137));
+    f.write(|tx| tasks::delete(tx, &default(), "c")).unwrap();
+    f.write(|tx| containers::delete(tx, &default(), "c")).unwrap();
+}
+
+#[test]
+fn references_are_noted_only_while_a_collection_runs() {
+    let mut f = Fixture::new();
+    let put = |f: &mut Fixture, text: &'static str| {
+        f.write(move |tx| images::create(tx, &default(), Image::new(name(text), target(text)))).unwrap();
+    };
+    let noted = |f: &Fixture, text: &str| {
+        delta::contains(&f.view(), &default(), &Resource::Content(digest(text))).unwrap()
+    };
+    put(&mut f, "before");
+    let epoch = f.write(delta::begin).unwrap();
+    put(&mut f, "during");
+    assert!(!noted(&f, "before") && noted(&f, "during"));
+    let other = f.write(delta::begin).unwrap();
+    code(delta::check(&f.view(), epoch), Code::FailedPrecondition);
+    assert!(!noted(&f, "during"), "another collection began: its snapshot has that");
+    put(&mut f, "later");
+    delta::check(&f.view(), other).unwrap();
+    f.write(move |tx| delta::end(tx, other)).unwrap();
+    put(&mut f, "after");
+    assert!(!noted(&f, "later") && !noted(&f, "after"));
+}
+
+#[test]
+fn labels_refer_as_in_the_reference() {
+    let d = digest("x");
+    let text = format!(
+        "containerd.io/gc.ref.content={d} containerd.io/gc.ref.content.l.0={d} containerd.io/gc.ref.contentx={d} \
+         containerd.io/gc.ref.content.bad=nonsense containerd.io/gc.ref.snapshot.overlay=key other={d}"
+    );
+    let snapshot = Resource::Snapshot { driver: "overlay".into(), key: name("key") };
+    assert_eq!(Resource::from_labels(&labels(&text)), [
+        Resource::Content(d.clone()),
+        Resource::Content(d),
+        snapshot
+    ]);
+}
