@@ -66,6 +66,8 @@ pub struct Cursor {
 #[derive(Clone, Copy, Debug)]
 struct Place {
     segment: u64,
+    /// Of the record at `offset`; the reader may have moved on without us.
+    sequence: u64,
     offset: u64,
 }
 
@@ -194,6 +196,7 @@ impl Journal {
     }
 
     /// The first sequence that the journal holds, if it holds any.
+    #[cfg(test)]
     pub fn first(&self) -> Option<u64> {
         lock(&self.index).front().map(|segment| segment.first)
     }
@@ -305,10 +308,8 @@ impl Journal {
                 let place = index.partition_point(|segment| segment.first <= cursor.next) - 1;
                 (index[place], index.get(place + 1).map(|segment| segment.first))
             };
-            let offset = match cursor.place {
-                Some(place) if place.segment == segment.first => place.offset,
-                _ => HEAD,
-            };
+            let start = cursor.place.filter(|place| place.segment == segment.first && place.sequence <= cursor.next);
+            let start = start.unwrap_or(Place { segment: segment.first, sequence: segment.first, offset: HEAD });
             let file = match self.file(segment.first, OFlag::O_RDONLY) {
                 Ok(file) => file,
                 // Retention took it since we looked.
@@ -324,8 +325,7 @@ impl Journal {
                 }
                 Err(error) => return Err(error),
             };
-            let start = if offset == HEAD { segment.first } else { cursor.next };
-            let mut records = Records::open(&file, start, offset)?;
+            let mut records = Records::open(&file, start.sequence, start.offset)?;
             let mut events = Vec::new();
             // The end of the last segment is where the index says: behind it an append may be under way.
             while events.len() < max && (next.is_some() || records.sequence <= segment.last) {
@@ -339,7 +339,7 @@ impl Journal {
             }
             if !events.is_empty() {
                 cursor.next += events.len() as u64;
-                cursor.place = Some(Place { segment: segment.first, offset: records.offset });
+                cursor.place = Some(Place { segment: segment.first, sequence: cursor.next, offset: records.offset });
                 return Ok(Chunk::Events(events));
             }
             if max == 0 {

@@ -183,6 +183,19 @@ fn a_newer_format_is_refused() {
 }
 
 #[test]
+fn a_cursor_may_be_moved_by_its_owner() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open(dir.path());
+    journal.append(&events(1..=9)).unwrap();
+    let mut cursor = Cursor::at(1);
+    for (next, max) in [(1, 2), (7, 1), (3, 4), (9, 1), (1, 9)] {
+        cursor.next = next;
+        let Chunk::Events(got) = journal.read(&mut cursor, max).unwrap() else { panic!() };
+        assert_eq!((got[0].sequence, cursor.next), (next, next + max as u64));
+    }
+}
+
+#[test]
 fn readers_and_the_one_that_appends_do_not_disturb_each_other() {
     let dir = tempfile::tempdir().unwrap();
     let journal = open(dir.path());

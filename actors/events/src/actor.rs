@@ -1,0 +1,105 @@
+//! The actor: owns the journal and moves the outbox into it. Reads and syncs are jobs of its pool.
+
+use std::{sync::Arc, time::Duration};
+
+use actix::{Actor, AsyncContext, Context, Handler, ResponseFuture, WrapFuture};
+use cofferdam_kernel::{Pool, hosted};
+use cofferdam_metadata::{Metadata, records};
+use cofferdam_types::{Authority, Result};
+
+use crate::{
+    journal::{Chunk, Cursor, Journal},
+    messages::{ReadJournal, Settle},
+};
+
+/// Events lie in the outbox for so long before they are moved. They are durable there, and everybody sees them: the
+/// delay only makes one sync, and one commit that trims the outbox, out of many.
+const DELAY: Duration = Duration::from_secs(1);
+/// Events that are moved at once.
+const BATCH: usize = 512;
+
+/// Keeps the journal. A new one opens it where the old one crashed; what was not yet moved is in the outbox.
+pub struct EventsActor {
+    meta: Metadata,
+    journal: Arc<Journal>,
+    pool: Pool,
+}
+
+impl EventsActor {
+    pub(crate) fn new(meta: Metadata, journal: Arc<Journal>, pool: Pool) -> EventsActor {
+        EventsActor { meta, journal, pool }
+    }
+
+    fn settling(&self) -> impl Future<Output = Result<u64>> + use<> {
+        let (meta, journal, pool) = (self.meta.clone(), self.journal.clone(), self.pool.clone());
+        async move { pool.run(move || settle(&meta, &journal)).await }
+    }
+}
+
+hosted!(EventsActor);
+
+impl Actor for EventsActor {
+    type Context = Context<EventsActor>;
+
+    fn started(&mut self, ctx: &mut Context<EventsActor>) {
+        let mut outbox = self.meta.outbox();
+        let mut settled = self.journal.last();
+        let (meta, journal, pool) = (self.meta.clone(), self.journal.clone(), self.pool.clone());
+        let follow = async move {
+            while outbox.wait_for(|last| *last > settled).await.is_ok() {
+                actix_rt::time::sleep(DELAY).await;
+                let (meta, journal) = (meta.clone(), journal.clone());
+                match pool.run(move || settle(&meta, &journal)).await {
+                    Ok(last) => settled = last,
+                    // Nothing is lost: it stays in the outbox. A full disk may be empty the next time.
+                    Err(error) => tracing::error!(%error, "events can't be moved into the journal"),
+                }
+            }
+        };
+        ctx.spawn(follow.into_actor(self));
+    }
+}
+
+/// Moves what the outbox holds into the journal, then trims it. Whatever the crash comes between is done again and
+/// changes nothing the second time.
+fn settle(meta: &Metadata, journal: &Journal) -> Result<u64> {
+    let mut moved = false;
+    loop {
+        let events = records::events::outbox_after(&meta.read()?, journal.last(), BATCH)?;
+        if events.is_empty() {
+            break;
+        }
+        journal.append(&events)?;
+        moved = true;
+    }
+    let last = journal.last();
+    // After a crash the journal may have what the outbox still holds.
+    if moved || !records::events::outbox_after(&meta.read()?, 0, 1)?.is_empty() {
+        meta.write_blocking(&Authority::system(), move |tx| records::events::outbox_trim(tx, last))?;
+    }
+    Ok(last)
+}
+
+impl Handler<ReadJournal> for EventsActor {
+    type Result = ResponseFuture<Result<(Chunk, Cursor)>>;
+
+    fn handle(&mut self, message: ReadJournal, _: &mut Context<EventsActor>) -> Self::Result {
+        let (journal, pool) = (self.journal.clone(), self.pool.clone());
+        Box::pin(async move {
+            pool.run(move || {
+                let mut cursor = message.cursor;
+                let chunk = journal.read(&mut cursor, message.max)?;
+                Ok((chunk, cursor))
+            })
+            .await
+        })
+    }
+}
+
+impl Handler<Settle> for EventsActor {
+    type Result = ResponseFuture<Result<u64>>;
+
+    fn handle(&mut self, _: Settle, _: &mut Context<EventsActor>) -> Self::Result {
+        Box::pin(self.settling())
+    }
+}

@@ -1,0 +1,93 @@
+//! The handle that the other subsystems hold.
+
+use std::{os::fd::OwnedFd, sync::Arc};
+
+use cofferdam_kernel::{Kernel, Placement, Pool, SlotConfig};
+use cofferdam_metadata::{Metadata, records};
+use cofferdam_types::{Authority, Error, Event, Filter, Namespace, Result, Timestamp};
+
+use crate::{
+    Retention, Subscription,
+    actor::EventsActor,
+    journal::Journal,
+    messages::Settle,
+    ring::Ring,
+    subscription::Hub,
+};
+
+/// What a client may put into an event. The newest events are kept in memory: this bounds them.
+const MAX_PAYLOAD: usize = 16 << 10;
+
+/// The events of all namespaces, past and to come. Cheap to clone.
+#[derive(Clone)]
+pub struct Events(Arc<Hub>);
+
+impl Events {
+    /// Opens the journal in the directory `root` and hosts the actor that fills it.
+    pub fn start(
+        kernel: &Kernel,
+        placement: Placement,
+        meta: Metadata,
+        root: OwnedFd,
+        retention: Retention,
+    ) -> Result<Events> {
+        let committed = records::events::last(&meta.read()?)?;
+        // One for all lives of the actor: jobs of an earlier one may still be writing.
+        let journal = Arc::new(Journal::open(root, retention, committed)?);
+        let pool = Pool::new("events", 2, 256);
+        let slot = kernel.spawn(SlotConfig::new("events", placement), {
+            let meta = meta.clone();
+            move || EventsActor::new(meta.clone(), journal.clone(), pool.clone())
+        });
+        Ok(Events(Arc::new(Hub { meta, ring: Ring::default(), slot })))
+    }
+
+    /// The sequence number of the last event; 0: there was none yet.
+    pub fn last(&self) -> u64 {
+        *self.0.meta.outbox().borrow()
+    }
+
+    /// Follows the events after the sequence `after` (0: all that there are; [`Events::last`]: only what is to come)
+    /// that match the filter, in one namespace or in all.
+    pub fn subscribe(&self, after: u64, scope: Option<Namespace>, filter: Filter) -> Result<Subscription> {
+        Subscription::new(self.0.clone(), after, scope, filter)
+    }
+
+    /// Publishes an event of a client, that happens now. `payload` is a JSON object.
+    pub async fn publish(
+        &self,
+        auth: &Authority,
+        ns: &Namespace,
+        topic: &str,
+        payload: serde_json::Value,
+    ) -> Result<()> {
+        self.forward(auth, Event::new(ns, topic, payload)).await
+    }
+
+    /// Publishes an event that happened elsewhere or earlier. It gets a sequence number of ours.
+    pub async fn forward(&self, auth: &Authority, event: Event) -> Result<()> {
+        Event::validate_topic(&event.topic)?;
+        if event.timestamp == Timestamp::default() {
+            return Err(Error::invalid("event", &event.topic, "has no timestamp: say when it happened"));
+        }
+        if !event.payload.is_object() {
+            return Err(Error::invalid("event", &event.topic, "has a payload that is no JSON object"));
+        }
+        let size = event.payload.to_string().len();
+        if size > MAX_PAYLOAD {
+            let why = format!("has a payload of {size} bytes: at most {MAX_PAYLOAD} are allowed");
+            return Err(Error::invalid("event", &event.topic, why));
+        }
+        let emit = move |tx: &mut cofferdam_metadata::Tx<'_>| {
+            records::namespaces::require(tx, &event.namespace)?;
+            records::events::emit(tx, event.clone())
+        };
+        self.0.meta.write(auth, emit).await
+    }
+
+    /// Moves everything into the journal now, which happens by itself within seconds, and gives the last sequence
+    /// there.
+    pub async fn settle(&self) -> Result<u64> {
+        self.0.slot.call(Settle).await
+    }
+}
