@@ -86,6 +86,11 @@ impl Metadata {
         cofferdam_kernel::block_on(self.write(authority, f))
     }
 
+    /// A durable write of nothing: whether the store serves, for the health check.
+    pub async fn probe(&self) -> Result<()> {
+        self.write(&Authority::system(), |tx| tx.probe()).await
+    }
+
     /// News about how the writer is.
     pub fn health(&self) -> watch::Receiver<Health> {
         self.writer.watch()

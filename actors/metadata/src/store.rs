@@ -17,7 +17,7 @@ use crate::{
     codec,
     messages::Write,
     records,
-    table::{Read, Table, View, storage},
+    table::{Read, Table, View, damaged, storage},
     tx::Tx,
 };
 
@@ -26,6 +26,21 @@ use crate::{
 const VERSION: u64 = 1;
 /// redb's cache; unset it may take a gigabyte.
 const CACHE: usize = 4 << 20;
+
+/// A file larger than this is looked at when it is opened: a store that only ever grows fills the disk in the end.
+const LARGE: u64 = 64 << 20;
+
+/// Gives back what the file does not need, if that is more than three quarters of it.
+fn shrink(database: &mut Database, length: u64) -> Result<()> {
+    let txn = database.begin_write().map_err(storage)?;
+    let stored = txn.stats().map_err(storage)?.stored_bytes();
+    txn.abort().map_err(storage)?;
+    if stored < length / 4 {
+        tracing::info!(length, stored, "compacting meta.redb");
+        database.compact().map_err(storage)?;
+    }
+    Ok(())
+}
 
 /// How the database is opened, each time.
 pub(crate) struct Opener(Box<dyn Fn() -> Result<Database> + Send + Sync>);
@@ -45,7 +60,11 @@ impl Opener {
             // Records hold what clients put into environments and labels: nobody else reads them.
             let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
             let file = file.map_err(|e| Error::io("metadata", "", "opening meta.redb", &e))?;
-            let database = builder().create_with_backend(FileBackend::new(file).map_err(storage)?).map_err(storage)?;
+            let length = file.metadata().map_or(0, |m| m.len());
+            let mut database = builder().create_with_backend(FileBackend::new(file).map_err(storage)?).map_err(storage)?;
+            if length > LARGE {
+                shrink(&mut database, length)?;
+            }
             if fresh {
                 // A new file survives a power cut only once its directory is synced.
                 let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
@@ -91,8 +110,13 @@ impl Shared {
     /// Opens the file and lets readers in.
     pub(crate) fn open(self: &Arc<Shared>) -> Result<Store> {
         self.set(None);
-        let database = Arc::new((self.opener.0)()?);
-        prepare(&database)?;
+        // redb may panic over a file that something else has altered.
+        let opened = catch_unwind(AssertUnwindSafe(|| {
+            let database = (self.opener.0)()?;
+            prepare(&database)?;
+            Ok(database)
+        }));
+        let database = Arc::new(opened.unwrap_or_else(|payload| Err(damaged(panic_text(&*payload))))?);
         self.set(Some(database.clone()));
         let last = records::events::last(&self.read()?)?;
         self.outbox.send_replace(last);
@@ -155,6 +179,11 @@ enum Verdict {
 }
 
 impl Store {
+    #[cfg(test)]
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     /// Runs the jobs in one transaction, commits it, and gives each job's result. After a storage error every job
     /// has that error and [`Store::recover`] must be called before the next batch.
     pub(crate) fn commit(&mut self, writes: &[Write]) -> Vec<Result<()>> {

@@ -128,6 +128,7 @@ pub(crate) fn range(
 /// An error of the file under the tables.
 pub(crate) fn storage(error: impl Into<redb::Error>) -> Error {
     match error.into() {
+        redb::Error::Io(e) if e.kind() == std::io::ErrorKind::InvalidData => damaged(e),
         redb::Error::Io(e) => {
             let mut error = Error::io("metadata", "", "meta.redb", &e);
             if error.code == Code::NotFound {
@@ -140,7 +141,13 @@ pub(crate) fn storage(error: impl Into<redb::Error>) -> Error {
         }
         redb::Error::DatabaseClosed => Error::unavailable("metadata", "", "meta.redb was opened anew; read again"),
         redb::Error::PreviousIo => Error::unavailable("metadata", "", "meta.redb met a storage error; try again"),
-        redb::Error::Corrupted(e) => Error::data_loss("metadata", "", format!("meta.redb is damaged: {e}")),
+        redb::Error::Corrupted(e) => damaged(e),
         e => Error::internal("metadata", "", format!("meta.redb: {e}")),
     }
+}
+
+/// The file is not what was written.
+pub(crate) fn damaged(what: impl std::fmt::Display) -> Error {
+    let message = format!("meta.redb is damaged ({what}): put a good copy in its place, or move it away to begin anew");
+    Error::data_loss("metadata", "", message)
 }

@@ -80,6 +80,11 @@ impl<'a> Tx<'a> {
         Ok(removed)
     }
 
+    /// A change that means nothing.
+    pub(crate) fn probe(&mut self) -> Result<()> {
+        self.put(Table::META, b"probe", &self.now.0.to_be_bytes())
+    }
+
     /// The next value of a counter; the first is 1.
     pub(crate) fn next(&mut self, counter: &str, count: u64) -> Result<u64> {
         let last = self.counter(counter)?;

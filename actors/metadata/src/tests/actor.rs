@@ -47,6 +47,7 @@ fn writes_are_answered_once_they_are_visible() {
         assert_eq!(images::list(&meta.read().unwrap(), &default(), None, 999).unwrap().len(), 200);
         assert_eq!(*meta.outbox().borrow(), 201);
         code(put(&meta, "image-000").await, Code::AlreadyExists);
+        meta.probe().await.unwrap();
         let (other, handle) = (meta.clone(), tokio::sync::oneshot::channel());
         std::thread::spawn(move || handle.0.send(other.write_blocking(&Authority::system(), |tx| Ok(tx.now()))));
         assert!(handle.1.await.unwrap().unwrap().0 > 0);

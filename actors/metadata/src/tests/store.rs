@@ -140,3 +140,60 @@ fn views_and_writes_can_move_between_threads() {
     sync(&f.shared);
     send(&job(&Authority::system(), |_| Ok(())));
 }
+
+#[test]
+fn a_damaged_file_is_an_error_that_says_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("meta.redb");
+    let open = || Arc::new(Shared::new(Opener::file(&path))).open();
+    std::fs::write(&path, b"this is not a database".repeat(1000)).unwrap();
+    let error = code(open().map(drop), Code::DataLoss);
+    assert!(error.message.contains("put a good copy in its place"), "{error}");
+    std::fs::remove_file(&path).unwrap();
+    let mut store = open().unwrap();
+    let write = job(&Authority::system(), |tx| image(tx, "a"));
+    store.commit(&[write]).remove(0).unwrap();
+    drop(store);
+    // Whatever is overwritten, opening it is an answer and no panic.
+    let good = std::fs::read(&path).unwrap();
+    let mut refused = 0;
+    for at in (0..good.len()).step_by(good.len() / 64) {
+        let mut bad = good.clone();
+        let end = bad.len().min(at + 256);
+        bad[at..end].fill(0xA5);
+        std::fs::write(&path, bad).unwrap();
+        refused += usize::from(open().is_err());
+    }
+    assert!(refused > 0, "the first bytes are the header: that at least is seen");
+}
+
+#[test]
+fn a_file_that_is_mostly_empty_shrinks_when_it_is_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("meta.redb");
+    let open = || Arc::new(Shared::new(Opener::file(&path))).open().unwrap();
+    let mut store = open();
+    let commit = |store: &mut Store, f: fn(&mut Tx<'_>) -> Result<()>| {
+        store.commit(&[job(&Authority::system(), f)]).remove(0).unwrap();
+    };
+    let key = |n: u32| [b"default\0".as_slice(), &n.to_be_bytes()].concat();
+    store
+        .commit(&[job(&Authority::system(), move |tx| {
+            (0..40).try_for_each(|n| tx.put(crate::Table::LEASES, &key(n), &vec![1; 3 << 20]))
+        })])
+        .remove(0)
+        .unwrap();
+    store
+        .commit(&[job(&Authority::system(), move |tx| {
+            (0..39).try_for_each(|n| tx.remove(crate::Table::LEASES, &key(n)).map(drop))
+        })])
+        .remove(0)
+        .unwrap();
+    commit(&mut store, |tx| image(tx, "kept"));
+    drop(store);
+    let before = path.metadata().unwrap().len();
+    let store = open();
+    let after = path.metadata().unwrap().len();
+    assert!(before > 64 << 20 && after < before / 4, "{before} -> {after}");
+    images::get(&store.shared().read().unwrap(), &default(), "kept").unwrap();
+}
