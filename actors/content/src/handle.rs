@@ -1,10 +1,10 @@
 //! The handle that the other subsystems hold.
 
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::{borrow::Cow, os::fd::OwnedFd, sync::Arc};
 
 use cofferdam_kernel::{Health, Kernel, Placement, Pool, Slot, SlotConfig};
 use cofferdam_metadata::{Metadata, records};
-use cofferdam_types::{Algorithm, Authority, Digest, Error, Labels, Name, Namespace, Result};
+use cofferdam_types::{Algorithm, Authority, Digest, Error, Labels, Name, Namespace, Result, filter};
 
 use crate::{
     BlobReader, Commit, Info, Ingest, IngestOptions, Status, Swept,
@@ -17,6 +17,15 @@ use crate::{
 /// Jobs at once: syncs overlap, and a client that hashes an old ingest again does not keep others waiting.
 const THREADS: usize = 4;
 const QUEUE: usize = 256;
+
+/// What filters can ask of a blob: `digest` and `labels.<key>` (reference, section 4.5).
+pub fn field<'i>(info: &'i Info, path: &[&str]) -> Option<Cow<'i, str>> {
+    match path {
+        ["digest"] => Some(Cow::Owned(info.digest.to_string())),
+        ["labels", rest @ ..] => filter::label(&info.labels, rest),
+        _ => None,
+    }
+}
 
 /// The content store. Cheap to clone.
 ///

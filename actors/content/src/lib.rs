@@ -34,7 +34,7 @@ mod tests;
 pub use actor::ContentActor;
 pub use cofferdam_metadata::records::content::Link as Info;
 pub use commit::Commit;
-pub use handle::Content;
+pub use handle::{Content, field};
 pub use ingest::{Ingest, IngestOptions};
 pub use reader::BlobReader;
 pub use store::Status;

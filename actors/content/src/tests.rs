@@ -212,6 +212,15 @@ fn label_updates() {
         let info = rig.content.update(&rig.auth, &rig.ns, &digest, given, mask).await.unwrap();
         assert_eq!(info.labels, labels(&[("k2", "changed"), ("k3", "v3b")]));
         assert_eq!(rig.content.info(&rig.ns, &digest).unwrap(), info);
+        for (filter, wanted) in [
+            (format!("digest==\"{digest}\""), true),
+            ("labels.k2==changed,labels.k3".to_owned(), true),
+            ("labels.k1".to_owned(), false),
+            ("size".to_owned(), false),
+        ] {
+            let filter = cofferdam_types::Filter::parse(&filter).unwrap();
+            assert_eq!(filter.matches(&|path| field(&info, path)), wanted, "{filter:?}");
+        }
         rig
     });
 }

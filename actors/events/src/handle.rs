@@ -17,6 +17,8 @@ use crate::{
 
 /// What a client may put into an event. The newest events are kept in memory: this bounds them.
 const MAX_PAYLOAD: usize = 16 << 10;
+/// The topics that say what the daemon itself did begin so. No client can make others believe that it did.
+const OWN: [&str; 6] = ["containers", "content", "images", "namespaces", "snapshot", "tasks"];
 
 /// The events of all namespaces, past and to come. Cheap to clone.
 #[derive(Clone)]
@@ -47,25 +49,31 @@ impl Events {
         *self.0.meta.outbox().borrow()
     }
 
-    /// Follows the events after the sequence `after` (0: all that there are; [`Events::last`]: only what is to come)
-    /// that match the filter, in one namespace or in all.
+    /// Follows the events after the sequence `after` (0: all that there are; [`u64::MAX`]: only what is to come) that
+    /// match the filter, in one namespace or in all.
     pub fn subscribe(&self, after: u64, scope: Option<Namespace>, filter: Filter) -> Result<Subscription> {
+        let after = if after == u64::MAX { self.last() } else { after };
         Subscription::new(self.0.clone(), after, scope, filter)
     }
 
-    /// Publishes an event of a client, that happens now. `payload` is a JSON object.
+    /// Publishes an event of a client, that happens now, and gives its sequence. `payload` is a JSON object. The topics
+    /// of the daemon's own subsystems are `denied`.
     pub async fn publish(
         &self,
         auth: &Authority,
         ns: &Namespace,
         topic: &str,
         payload: serde_json::Value,
-    ) -> Result<()> {
+    ) -> Result<u64> {
+        let first = topic.trim_start_matches('/').split('/').next();
+        if first.is_some_and(|first| OWN.contains(&first)) {
+            return Err(Error::denied("topic", topic, "is one of the daemon's own: choose another first word"));
+        }
         self.forward(auth, Event::new(ns, topic, payload)).await
     }
 
-    /// Publishes an event that happened elsewhere or earlier. It gets a sequence number of ours.
-    pub async fn forward(&self, auth: &Authority, event: Event) -> Result<()> {
+    /// Publishes an event that happened elsewhere or earlier, whatever its topic. It gets a sequence number of ours.
+    pub async fn forward(&self, auth: &Authority, event: Event) -> Result<u64> {
         Event::validate_topic(&event.topic)?;
         if event.timestamp == Timestamp::default() {
             return Err(Error::invalid("event", &event.topic, "has no timestamp: say when it happened"));
@@ -80,7 +88,8 @@ impl Events {
         }
         let emit = move |tx: &mut cofferdam_metadata::Tx<'_>| {
             records::namespaces::require(tx, &event.namespace)?;
-            records::events::emit(tx, event.clone())
+            records::events::emit(tx, event.clone())?;
+            records::events::last(tx)
         };
         self.0.meta.write(auth, emit).await
     }

@@ -50,7 +50,9 @@ impl Rig {
     }
 
     async fn publish(&self, topic: &str, id: &str) {
-        self.events.publish(&Authority::system(), &self.ns, topic, json!({ "id": id })).await.unwrap();
+        let event = Event::new(&self.ns, topic, json!({ "id": id }));
+        let sequence = self.events.forward(&Authority::system(), event).await.unwrap();
+        assert_eq!(sequence, self.events.last());
     }
 
     /// `count` events in one commit.
@@ -160,7 +162,7 @@ fn filters() {
 fn what_clients_publish_is_checked() {
     run(|rig| async move {
         let auth = Authority::system();
-        let code = |result: Result<()>| result.err().map(|error| error.code);
+        let code = |result: Result<u64>| result.err().map(|error| error.code);
         for (topic, wanted) in [
             ("/test", None),
             ("/test/test", None),
@@ -170,6 +172,9 @@ fn what_clients_publish_is_checked() {
         ] {
             assert_eq!(code(rig.events.publish(&auth, &rig.ns, topic, json!({})).await), wanted, "{topic}");
             assert_eq!(code(rig.events.forward(&auth, Event::new(&rig.ns, topic, json!({}))).await), wanted, "{topic}");
+        }
+        for own in ["/tasks/exit", "/content", "/images/create"] {
+            assert_eq!(code(rig.events.publish(&auth, &rig.ns, own, json!({})).await), Some(Code::Denied), "{own}");
         }
         let event = Event::new(&rig.ns, "/t", json!({}));
         let timeless = Event { timestamp: Timestamp(0), ..event.clone() };
@@ -184,6 +189,8 @@ fn what_clients_publish_is_checked() {
         rig.events.forward(&auth, past).await.unwrap();
         let Batch::Events(events) = rig.follow(BASE + 4, &[]).next(10).await.unwrap() else { panic!("gap") };
         assert_eq!((events.len(), events[0].sequence, events[0].timestamp), (1, BASE + 5, Timestamp(5)));
+        let mut now = rig.follow(u64::MAX, &[]);
+        assert!(now.next(1).now_or_never().is_none());
         assert_eq!(rig.events.subscribe(BASE + 6, None, Filter::everything()).err().unwrap().code, Code::OutOfRange);
         rig
     });
