@@ -409,7 +409,9 @@ fn a_crash_of_the_actor_leaves_what_is_in_hands() {
         let dir = world.root.path().join("snapshots/overlay").join(reserved.record.dir.to_string());
         world.kernel.poison("snapshots").unwrap();
         // Unavailable until it is up again, then as before.
+        let begun = std::time::Instant::now();
         loop {
+            assert!(begun.elapsed().as_secs() < 30, "it never came up again");
             let again = world.snapshots.reserve(&ns(), "overlay", &name("d"), None, false).await;
             match again {
                 Ok(_) if world.kernel.statuses().iter().any(|s| s.name == "snapshots" && s.restarts == 1) => break,

@@ -14,14 +14,14 @@ use cofferdam_metadata::{
         snapshots::{self, Kind, Removed, Snapshot, Usage},
     },
 };
-use cofferdam_types::{Digest, Error, Mount, Name, Namespace, Result};
+use cofferdam_types::{Digest, Error, Labels, Mount, Name, Namespace, Result};
 
 use crate::{
     area::{Area, Known, private_dir},
     drivers::{self, Access},
-    flights::{Flight, Flights},
-    messages::{Commit, CommitLayers, Measure, Prepare, Remove, Reserve, StageLayer},
-    stage::{Reserved, Stage, Staged},
+    flights::Flights,
+    messages::{Commit, CommitLayers, Measure, Prepare, Remove, Reserve, StageLayer, Turned},
+    stage::{Reserved, Stage, Staged, Turn},
     trash::Trash,
 };
 
@@ -221,10 +221,12 @@ impl Core {
     /// See [`StageLayer`].
     pub async fn stage_layer(&self, m: StageLayer) -> Result<Staged> {
         let depot = self.depot(&m.driver)?;
-        let flight = match m.wait {
-            true => depot.flights.enter(&m.chain).await,
-            false => match depot.flights.try_enter(&m.chain) {
-                Some(flight) => flight,
+        let turn = match m.turn {
+            Turned::Held(turn) if turn.chain == m.chain => turn,
+            Turned::Held(_) => return Err(Error::invalid("layer", &m.chain, "the turn is another layer's")),
+            Turned::Wait => Turn { flight: Arc::new(depot.flights.enter(&m.chain).await), chain: m.chain.clone() },
+            Turned::Try => match depot.flights.try_enter(&m.chain) {
+                Some(flight) => Turn { flight: Arc::new(flight), chain: m.chain.clone() },
                 None => return Ok(Staged::Busy),
             },
         };
@@ -239,7 +241,7 @@ impl Core {
             (Some(_), Some(dir)) => Some(dir),
             (Some(parent), None) => Some(layers::get(&self.meta.read()?, &m.driver, parent)?.dir),
         };
-        self.pool.run(move || stage(&area, m.chain, base, flight)).await
+        self.pool.run(move || stage(&area, base, turn)).await
     }
 
     /// See [`CommitLayers`].
@@ -276,27 +278,54 @@ impl Core {
             })
             .collect();
         let commit = move |tx: &mut cofferdam_metadata::Tx<'_>| {
-            for (chain, labels, record) in &rows {
-                if let Some(record) = record {
-                    layers::create(tx, &driver, record.clone())?;
-                }
-                layers::link(tx, &namespace, &driver, chain, labels)?;
+            for (chain, labels, new) in &rows {
+                show_layer(tx, &namespace, &driver, chain, labels, new.as_ref())?;
             }
             also(tx)
         };
-        self.meta.write(&authority, commit).await?;
-        layers.into_iter().filter_map(|layer| layer.stage).for_each(Stage::keep);
-        Ok(())
+        // The stages know by themselves which of them a record names now: they look when they are dropped.
+        self.meta.write(&authority, commit).await
     }
 }
 
-fn stage(area: &Arc<Area>, chain: Digest, base: Option<u64>, flight: Flight) -> Result<Staged> {
+/// Makes one layer visible in the namespace, the one below it being so.
+fn show_layer(
+    tx: &mut cofferdam_metadata::Tx<'_>,
+    ns: &Namespace,
+    driver: &str,
+    chain: &Digest,
+    labels: &Labels,
+    new: Option<&Layer>,
+) -> Result<()> {
+    let name = Name::new(chain.to_string())?;
+    if snapshots::find(tx, ns, driver, &name)?.is_some() {
+        return Ok(());
+    }
+    let parent = new.and_then(|new| new.parent.as_ref());
+    match (new, parent) {
+        // What lies below is a snapshot of the namespace's own, not the layer: so is what is put on it.
+        (Some(new), Some(parent)) if layers::find(tx, driver, parent)?.is_none() => {
+            let parent = Name::new(parent.to_string())?;
+            let mut own = Snapshot::new(driver, name, Kind::Committed, Some(parent), new.dir);
+            own.usage = new.usage;
+            own.labels.clone_from(labels);
+            snapshots::create(tx, ns, own).map(drop)
+        }
+        (Some(new), _) => {
+            layers::create(tx, driver, new.clone())?;
+            layers::link(tx, ns, driver, chain, labels).map(drop)
+        }
+        (None, _) => layers::link(tx, ns, driver, chain, labels).map(drop),
+    }
+}
+
+fn stage(area: &Arc<Area>, base: Option<u64>, turn: Turn) -> Result<Staged> {
     let held = area.make(false)?;
     if let Some(base) = base {
         area.populate(held.id(), base)?;
     }
     let tree = area.tree(held.id())?;
-    Ok(Staged::New(Stage::new(chain, held, tree, flight)))
+    Ok(Staged::New(Stage::new(turn, held, tree)))
 }
 
 /// The directories of a snapshot's ancestors, the nearest first.

@@ -15,8 +15,8 @@ use cofferdam_types::{Authority, Digest, Labels, Mount, Name, Namespace, Result}
 use crate::{
     actor::SnapshotsActor,
     core::Core,
-    messages::{ChainLayer, Commit, CommitLayers, Discard, Measure, Prepare, Remove, Reserve, StageLayer},
-    stage::{Reserved, Stage, Staged},
+    messages::{ChainLayer, Commit, CommitLayers, Discard, Measure, Prepare, Remove, Reserve, StageLayer, Turned},
+    stage::{Reserved, Stage, Staged, Turn},
 };
 
 /// Threads for copies, syncs and scans; and how many such jobs may wait.
@@ -191,7 +191,7 @@ impl Snapshots {
         parent: Option<&Digest>,
         under: Option<&Stage>,
     ) -> Result<Staged> {
-        self.slot.call(stage(driver, chain, parent, under, true)).await
+        self.slot.call(stage(driver, chain, parent, under, Turned::Wait)).await
     }
 
     /// The same without waiting: [`Staged::Busy`] if another has the turn. Whoever gets this tries no layer above.
@@ -202,12 +202,19 @@ impl Snapshots {
         parent: Option<&Digest>,
         under: Option<&Stage>,
     ) -> Result<Staged> {
-        self.slot.call(stage(driver, chain, parent, under, false)).await
+        self.slot.call(stage(driver, chain, parent, under, Turned::Try)).await
+    }
+
+    /// Another directory for a layer whose turn the caller has.
+    pub async fn stage_again(&self, driver: &str, turn: Turn, parent: Option<&Digest>) -> Result<Staged> {
+        let chain = turn.chain.clone();
+        self.slot.call(stage(driver, &chain, parent, None, Turned::Held(turn))).await
     }
 
     /// Makes a whole chain visible in a namespace, the lowest layer first: new ones from their stages, others by a link
     /// to what is there. One sync, one commit, in which `also` may write more. That the namespace holds the blobs of
-    /// what is linked is the caller's to see to. A snapshot that the namespace has under one of the names stays.
+    /// what is linked is the caller's to see to. A snapshot that the namespace has under one of the names stays; what is
+    /// new above one that is not the layer itself becomes the namespace's own as well.
     pub async fn commit_layers(
         &self,
         auth: &Authority,
@@ -237,8 +244,8 @@ fn stage(
     chain: &Digest,
     parent: Option<&Digest>,
     under: Option<&Stage>,
-    wait: bool,
+    turn: Turned,
 ) -> StageLayer {
     let (chain, parent) = (chain.clone(), parent.cloned());
-    StageLayer { driver: driver.to_owned(), chain, parent, under: under.map(Stage::dir), wait }
+    StageLayer { driver: driver.to_owned(), chain, parent, under: under.map(Stage::dir), turn }
 }

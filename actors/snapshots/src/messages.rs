@@ -7,7 +7,7 @@ use cofferdam_metadata::{
 };
 use cofferdam_types::{Authority, Digest, Labels, Mount, Name, Namespace, Result};
 
-use crate::{Reserved, Stage, Staged};
+use crate::{Reserved, Stage, Staged, Turn};
 
 /// Make the directory of a snapshot that the caller will record.
 pub struct Reserve {
@@ -82,8 +82,18 @@ pub struct StageLayer {
     pub parent: Option<Digest>,
     /// The directory of the parent, where that is a stage itself.
     pub under: Option<u64>,
-    /// Wait if another is at it; else the answer is [`Staged::Busy`].
-    pub wait: bool,
+    /// How to come to the turn.
+    pub turn: Turned,
+}
+
+/// How to come to the turn to unpack a layer.
+pub enum Turned {
+    /// Wait while another has it.
+    Wait,
+    /// If another has it, the answer is [`Staged::Busy`].
+    Try,
+    /// The caller has it.
+    Held(Turn),
 }
 
 /// A layer of a chain that is being committed.

@@ -47,17 +47,30 @@ pub enum Staged {
     New(Stage),
 }
 
-/// The directory of a layer that is being unpacked, and the exclusive turn to do so. Dropped, both are given up.
+/// The directory of a layer that is being unpacked, and the exclusive turn to do so. Dropped, both are given up (the
+/// turn with the last [`Turn`] taken from it).
 pub struct Stage {
     chain: Digest,
     held: Held,
     tree: OwnedFd,
-    _flight: Flight,
+    flight: Arc<Flight>,
+}
+
+/// The exclusive turn to unpack a layer, without a directory.
+#[derive(Clone)]
+pub struct Turn {
+    pub(crate) chain: Digest,
+    pub(crate) flight: Arc<Flight>,
 }
 
 impl Stage {
-    pub(crate) fn new(chain: Digest, held: Held, tree: OwnedFd, flight: Flight) -> Stage {
-        Stage { chain, held, tree, _flight: flight }
+    pub(crate) fn new(turn: Turn, held: Held, tree: OwnedFd) -> Stage {
+        Stage { chain: turn.chain, held, tree, flight: turn.flight }
+    }
+
+    /// Keeps the turn for another try, should the stage be lost to a failure.
+    pub fn turn(&self) -> Turn {
+        Turn { chain: self.chain.clone(), flight: self.flight.clone() }
     }
 
     /// The chain id of the layer.
@@ -84,9 +97,5 @@ impl Stage {
     /// The space that it takes now.
     pub fn usage(&self) -> Result<Usage> {
         self.held.area().usage(self.held.id())
-    }
-
-    pub(crate) fn keep(self) {
-        self.held.keep();
     }
 }

@@ -1,0 +1,70 @@
+//! The mailbox: hands the reading of documents to the pool.
+
+use actix::{Actor, Context, Handler, Message, ResponseFuture};
+use cofferdam_content::Content;
+use cofferdam_kernel::{Pool, hosted};
+use cofferdam_types::{Code, Descriptor, Namespace, Result};
+
+use crate::{
+    json::MAX_DOCUMENT,
+    messages::{CheckContent, Documents, Platforms, Resolve, Size},
+    resolve,
+};
+
+/// The actor that reads documents.
+pub struct ImagesActor {
+    pub(crate) content: Content,
+    pub(crate) pool: Pool,
+}
+
+hosted!(ImagesActor);
+
+impl Actor for ImagesActor {
+    type Context = Context<ImagesActor>;
+}
+
+/// The documents of a namespace.
+struct Blobs<'a> {
+    content: &'a Content,
+    ns: &'a Namespace,
+}
+
+impl resolve::Blobs for Blobs<'_> {
+    fn read(&self, descriptor: &Descriptor) -> Result<Vec<u8>> {
+        self.content.read_verified(self.ns, &descriptor.digest, MAX_DOCUMENT)
+    }
+
+    fn has(&self, descriptor: &Descriptor) -> Result<bool> {
+        match self.content.reader(self.ns, &descriptor.digest) {
+            Ok(_) => Ok(true),
+            Err(e) if matches!(e.code, Code::NotFound | Code::DataLoss) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+macro_rules! handle {
+    ($($message:ty, $m:ident => $question:expr, |$blobs:ident| $answer:expr);* $(;)?) => {$(
+        impl Handler<$message> for ImagesActor {
+            type Result = ResponseFuture<<$message as Message>::Result>;
+            fn handle(&mut self, $m: $message, _ctx: &mut Context<ImagesActor>) -> Self::Result {
+                let (content, pool) = (self.content.clone(), self.pool.clone());
+                Box::pin(async move {
+                    pool.run(move || {
+                        let $blobs = &Blobs { content: &content, ns: &$question };
+                        $answer
+                    })
+                    .await
+                })
+            }
+        }
+    )*};
+}
+
+handle! {
+    Resolve, m => m.namespace, |blobs| resolve::resolve(blobs, &m.target, &m.platform);
+    Size, m => m.0.namespace, |blobs| resolve::size(blobs, &m.0.target, &m.0.platform);
+    Platforms, m => m.namespace, |blobs| resolve::platforms(blobs, &m.target);
+    Documents, m => m.namespace, |blobs| resolve::documents(blobs, &m.target);
+    CheckContent, m => m.0.namespace, |blobs| resolve::check(blobs, &m.0.target, &m.0.platform);
+}

@@ -1,0 +1,416 @@
+//! Images from content store to mount, with every actor below in place.
+
+use std::{
+    fs,
+    io::Write,
+    os::fd::{AsRawFd, OwnedFd},
+    path::PathBuf,
+};
+
+use cofferdam_content::Content;
+use cofferdam_diff::Diff;
+use cofferdam_kernel::{Kernel, Placement};
+use cofferdam_metadata::{Metadata, records};
+use cofferdam_snapshots::Snapshots;
+use cofferdam_types::{Algorithm, Authority, Code, Descriptor, Digest, Labels, Name, Namespace, Platform, Result, media};
+use serde_json::json;
+
+use crate::{Document, Images, config, content_labels, document};
+
+struct World {
+    kernel: Kernel,
+    meta: Metadata,
+    content: Content,
+    snapshots: Snapshots,
+    images: Images,
+    root: tempfile::TempDir,
+}
+
+fn run(test: impl Future<Output = ()>) {
+    actix_rt::System::new().block_on(test);
+}
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+fn first() -> Namespace {
+    Namespace::default_namespace()
+}
+
+fn second() -> Namespace {
+    Namespace::new("second").unwrap()
+}
+
+fn auth() -> Authority {
+    Authority::system()
+}
+
+impl World {
+    async fn start() -> World {
+        let root = tempfile::tempdir().unwrap();
+        let kernel = Kernel::new().unwrap();
+        let place = Placement::Shared("test");
+        let meta = Metadata::start(&kernel, place, &root.path().join("meta.redb")).unwrap();
+        let dir = OwnedFd::from(fs::File::open(root.path()).unwrap());
+        let content = Content::start(&kernel, place, meta.clone(), dir).unwrap();
+        let snapshots = Snapshots::start(&kernel, place, meta.clone(), root.path()).unwrap();
+        let diff = Diff::start(&kernel, place, content.clone());
+        let images = Images::start(&kernel, place, meta.clone(), content.clone(), snapshots.clone(), diff);
+        kernel.ready().await.unwrap();
+        let make = |tx: &mut cofferdam_metadata::Tx<'_>| records::namespaces::create(tx, &second(), &Labels::new()).map(drop);
+        meta.write(&auth(), make).await.unwrap();
+        World { kernel, meta, content, snapshots, images, root }
+    }
+
+    async fn put(&self, ns: &Namespace, media_type: &str, bytes: &[u8]) -> Descriptor {
+        let labels = match media::kind(media_type) {
+            media::Kind::Manifest => content_labels(&descriptor(media_type, bytes), bytes).unwrap(),
+            _ => Labels::new(),
+        };
+        self.content.put_bytes(&auth(), ns, Algorithm::Sha256, bytes.to_vec(), labels).await.unwrap();
+        descriptor(media_type, bytes)
+    }
+
+    /// Stores all of an image and its record.
+    async fn store(&self, ns: &Namespace, image: &Image) -> Descriptor {
+        for layer in &image.layers {
+            self.put(ns, media::OCI_LAYER_GZIP, &layer.packed).await;
+        }
+        self.put(ns, media::OCI_CONFIG, &image.config).await;
+        let target = self.put(ns, media::OCI_MANIFEST, &image.manifest).await;
+        self.images.put(&auth(), ns, &name("image"), &target, Labels::new()).await.unwrap();
+        target
+    }
+
+    async fn unpack(&self, ns: &Namespace, driver: &str) -> Result<Option<Digest>> {
+        let image = self.images.resolve(ns, &name("image"), &platform()).await?;
+        self.images.unpack(&auth(), ns, &image, driver).await
+    }
+
+    /// Mounts a chain and hands its root to `look`.
+    async fn look(&self, ns: &Namespace, driver: &str, top: &Digest, look: impl FnOnce(PathBuf)) {
+        let top = name(&top.to_string());
+        let key = name("look");
+        let mounts = self.snapshots.view(&auth(), ns, driver, &key, Some(&top), Labels::new()).await.unwrap();
+        let mounted = cofferdam_sys::mount::detached(&mounts[0]).unwrap();
+        look(PathBuf::from(format!("/proc/self/fd/{}", mounted.as_raw_fd())));
+        self.snapshots.remove(&auth(), ns, driver, &key).await.unwrap();
+    }
+
+    fn trees(&self, driver: &str) -> usize {
+        let trees = fs::read_dir(self.root.path().join("snapshots").join(driver)).unwrap();
+        // The stock of directories made ahead has `work`, or nothing in `fs`.
+        trees.filter(|entry| fs::read_dir(entry.as_ref().unwrap().path().join("fs")).is_ok_and(|d| d.count() > 0)).count()
+    }
+}
+
+fn platform() -> Platform {
+    Platform::new("linux", "amd64", "")
+}
+
+fn descriptor(media_type: &str, bytes: &[u8]) -> Descriptor {
+    Descriptor::new(media_type, Digest::of(Algorithm::Sha256, bytes), bytes.len() as u64)
+}
+
+struct Layer {
+    packed: Vec<u8>,
+    diff_id: Digest,
+}
+
+struct Image {
+    layers: Vec<Layer>,
+    config: Vec<u8>,
+    manifest: Vec<u8>,
+}
+
+enum Entry<'a> {
+    File(&'a str, &'a str),
+    Link(&'a str, &'a str),
+}
+
+fn layer(entries: &[Entry<'_>]) -> Layer {
+    let mut tar = tar::Builder::new(Vec::new());
+    for entry in entries {
+        let mut header = tar::Header::new_ustar();
+        header.set_mode(0o644);
+        match entry {
+            Entry::File(path, text) => {
+                header.set_size(text.len() as u64);
+                tar.append_data(&mut header, path, text.as_bytes()).unwrap();
+            }
+            Entry::Link(path, target) => {
+                header.set_entry_type(tar::EntryType::Link);
+                header.set_size(0);
+                tar.append_link(&mut header, path, target).unwrap();
+            }
+        }
+    }
+    pack(&tar.into_inner().unwrap(), 6)
+}
+
+fn pack(tar: &[u8], level: u32) -> Layer {
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(level));
+    gzip.write_all(tar).unwrap();
+    Layer { packed: gzip.finish().unwrap(), diff_id: Digest::of(Algorithm::Sha256, tar) }
+}
+
+fn image(layers: Vec<Layer>) -> Image {
+    let diff_ids: Vec<_> = layers.iter().map(|layer| layer.diff_id.clone()).collect();
+    image_claiming(layers, &diff_ids)
+}
+
+fn image_claiming(layers: Vec<Layer>, diff_ids: &[Digest]) -> Image {
+    let config = json!({"os": "linux", "architecture": "amd64", "rootfs": {"type": "layers", "diff_ids": diff_ids}});
+    let config = config.to_string().into_bytes();
+    let blobs: Vec<_> = layers.iter().map(|layer| descriptor(media::OCI_LAYER_GZIP, &layer.packed)).collect();
+    let manifest =
+        json!({"schemaVersion": 2, "config": descriptor(media::OCI_CONFIG, &config), "layers": blobs});
+    Image { layers, config, manifest: manifest.to_string().into_bytes() }
+}
+
+fn three_layers() -> Image {
+    image(vec![
+        layer(&[Entry::File("etc/a", "one"), Entry::File("etc/gone", "x"), Entry::File("keep", "k")]),
+        layer(&[Entry::File("etc/.wh.gone", ""), Entry::File("etc/a", "two")]),
+        layer(&[Entry::File("top", "3"), Entry::Link("etc/hard", "keep")]),
+    ])
+}
+
+fn looks_right(root: PathBuf) {
+    let read = |path: &str| fs::read_to_string(root.join(path)).ok();
+    assert_eq!(read("etc/a").as_deref(), Some("two"));
+    assert_eq!(read("etc/gone"), None);
+    assert_eq!(read("top").as_deref(), Some("3"));
+    assert_eq!(read("etc/hard").as_deref(), Some("k"), "a hard link to a file of a lower layer");
+}
+
+#[test]
+fn an_image_becomes_snapshots_with_labels() {
+    run(async {
+        let world = World::start().await;
+        let target = world.store(&first(), &three_layers()).await;
+        for driver in ["overlay", "native"] {
+            let image = world.images.resolve(&first(), &name("image"), &platform()).await.unwrap();
+            assert!(!world.images.is_unpacked(&first(), driver, image.top()).unwrap());
+            let top = world.unpack(&first(), driver).await.unwrap().unwrap();
+            assert_eq!(Some(&top), image.top());
+            assert!(world.images.is_unpacked(&first(), driver, image.top()).unwrap());
+            world.look(&first(), driver, &top, looks_right).await;
+            assert_eq!(world.trees(driver), 3);
+            // Again: nothing to do.
+            assert_eq!(world.unpack(&first(), driver).await.unwrap().unwrap(), top);
+            assert_eq!(world.trees(driver), 3);
+            let snapshot = world.snapshots.stat(&first(), driver, &name(&image.chain_ids[1].to_string())).unwrap();
+            assert_eq!(snapshot.labels["containerd.io/uncompressed"], image.config.diff_ids[1].to_string());
+            assert!(snapshot.usage.inodes > 1);
+            let held = world.content.info(&first(), &image.config_descriptor.digest).unwrap();
+            assert_eq!(held.labels[&format!("containerd.io/gc.ref.snapshot.{driver}")], top.to_string());
+        }
+        let size = world.images.size(&first(), &target, &platform()).await.unwrap();
+        let check = world.images.check(&first(), &target, &platform()).await.unwrap();
+        assert_eq!(size, target.size + check.required.iter().map(|d| d.size).sum::<u64>());
+        assert!(check.available && check.missing.is_empty());
+        assert_eq!(world.images.platforms(&first(), &target).await.unwrap(), [platform()]);
+        world.images.remove(&auth(), &first(), &name("image")).await.unwrap();
+        assert_eq!(world.unpack(&first(), "overlay").await.unwrap_err().code, Code::NotFound);
+        world.kernel.stop().await;
+    });
+}
+
+#[test]
+fn layers_are_extracted_while_they_arrive() {
+    run(async {
+        let world = World::start().await;
+        let made = three_layers();
+        let Document::Manifest(manifest) =
+            document(&descriptor(media::OCI_MANIFEST, &made.manifest), &made.manifest).unwrap()
+        else {
+            panic!("not a manifest")
+        };
+        let parsed = config(&manifest.config, &made.config).unwrap();
+        let begin = async || world.images.begin_unpack(&auth(), &first(), &manifest, &parsed, "overlay").await.unwrap();
+        let mut job = begin().await;
+        // The first arrives whole, the second is given up half way, the third is never fed.
+        let mut feed = job.feed(&manifest.layers[0].digest).unwrap();
+        assert!(job.feed(&manifest.layers[0].digest).is_none(), "once");
+        let packed = made.layers[0].packed.clone();
+        std::thread::spawn(move || {
+            feed.write_all(&packed).unwrap();
+            feed.finish().unwrap();
+        });
+        let mut feed = job.feed(&manifest.layers[1].digest).unwrap();
+        let half = made.layers[1].packed[..50].to_vec();
+        std::thread::spawn(move || {
+            feed.write_all(&half).unwrap();
+            feed.flush().unwrap();
+        });
+        drop(job.feed(&manifest.layers[2].digest).unwrap());
+        world.store(&first(), &made).await;
+        let top = job.finish().await.unwrap().unwrap();
+        world.look(&first(), "overlay", &top, looks_right).await;
+        // A second job has nothing to feed.
+        let mut job = begin().await;
+        assert!(job.feed(&manifest.layers[0].digest).is_none());
+        assert_eq!(job.finish().await.unwrap(), Some(top));
+        assert_eq!(world.trees("overlay"), 3, "what was given up is gone");
+        world.kernel.stop().await;
+    });
+}
+
+#[test]
+fn a_namespace_that_holds_the_blobs_gets_links() {
+    run(async {
+        let world = World::start().await;
+        let made = three_layers();
+        world.store(&first(), &made).await;
+        world.store(&second(), &made).await;
+        for driver in ["overlay", "native"] {
+            let namespaces = (first(), second());
+            let (a, b) = futures::join!(world.unpack(&namespaces.0, driver), world.unpack(&namespaces.1, driver));
+            let top = a.unwrap().unwrap();
+            assert_eq!(b.unwrap().unwrap(), top);
+            assert_eq!(world.trees(driver), 3, "{driver}: unpacked once");
+            world.look(&second(), driver, &top, looks_right).await;
+        }
+        world.kernel.stop().await;
+    });
+}
+
+#[test]
+fn another_compression_of_the_same_layers_is_verified_and_linked() {
+    run(async {
+        let world = World::start().await;
+        let mut made = three_layers();
+        world.store(&first(), &made).await;
+        let top = world.unpack(&first(), "overlay").await.unwrap().unwrap();
+        for layer in &mut made.layers {
+            let mut tar = Vec::new();
+            std::io::copy(&mut flate2::read::GzDecoder::new(&layer.packed[..]), &mut tar).unwrap();
+            *layer = pack(&tar, 1);
+        }
+        world.store(&second(), &image(made.layers)).await;
+        assert_eq!(world.unpack(&second(), "overlay").await.unwrap().unwrap(), top);
+        assert_eq!(world.trees("overlay"), 3);
+        world.kernel.stop().await;
+    });
+}
+
+#[test]
+fn z7_claiming_the_diff_ids_of_another_namespace_gives_nothing() {
+    run(async {
+        let world = World::start().await;
+        let secret = three_layers();
+        world.store(&first(), &secret).await;
+        let top = world.unpack(&first(), "overlay").await.unwrap().unwrap();
+        let diff_ids: Vec<_> = secret.layers.iter().map(|layer| layer.diff_id.clone()).collect();
+        // Blobs of its own under the other's diff ids.
+        let own = (0..3).map(|i| layer(&[Entry::File("mine", &i.to_string())])).collect();
+        world.store(&second(), &image_claiming(own, &diff_ids)).await;
+        assert_eq!(world.unpack(&second(), "overlay").await.unwrap_err().code, Code::DataLoss);
+        assert!(!world.images.is_unpacked(&second(), "overlay", Some(&top)).unwrap());
+        // The other's blobs, of which it knows only the digests.
+        world.put(&second(), media::OCI_CONFIG, &secret.config).await;
+        let target = world.put(&second(), media::OCI_MANIFEST, &secret.manifest).await;
+        world.images.put(&auth(), &second(), &name("image"), &target, Labels::new()).await.unwrap();
+        assert_eq!(world.unpack(&second(), "overlay").await.unwrap_err().code, Code::NotFound);
+        world.kernel.stop().await;
+    });
+}
+
+#[test]
+fn a15_a_layer_that_is_not_what_the_config_says_leaves_nothing() {
+    run(async {
+        let world = World::start().await;
+        let mut made = three_layers();
+        let mut diff_ids: Vec<_> = made.layers.iter().map(|layer| layer.diff_id.clone()).collect();
+        diff_ids[1] = Digest::of(Algorithm::Sha256, b"another");
+        made = image_claiming(made.layers, &diff_ids);
+        world.store(&first(), &made).await;
+        for driver in ["overlay", "native"] {
+            let error = world.unpack(&first(), driver).await.unwrap_err();
+            assert_eq!(error.code, Code::DataLoss);
+            assert!(error.message.contains(&diff_ids[1].to_string()), "{error}");
+            assert!(error.message.contains(&made.layers[1].diff_id.to_string()), "{error}");
+            assert!(world.snapshots.list(&first(), driver, None, 10).unwrap().is_empty());
+            // The jobs that were cancelled with it drop their stages when they notice.
+            let begun = std::time::Instant::now();
+            while world.trees(driver) > 0 {
+                assert!(begun.elapsed().as_secs() < 30, "{driver}: a stage was left behind");
+                tokio::task::yield_now().await;
+            }
+        }
+        world.kernel.stop().await;
+    });
+}
+
+#[test]
+fn a_snapshot_of_the_clients_own_under_a_chain_id_stays_private() {
+    run(async {
+        let world = World::start().await;
+        let made = three_layers();
+        world.store(&first(), &made).await;
+        world.store(&second(), &made).await;
+        let bottom = name(&made.layers[0].diff_id.to_string());
+        let all = &world.snapshots;
+        let mounts = all.prepare(&auth(), &first(), "overlay", &name("own"), None, Labels::new()).await.unwrap();
+        fs::create_dir_all(format!("{}/etc", mounts[0].source)).unwrap();
+        fs::write(format!("{}/planted", mounts[0].source), "evil").unwrap();
+        all.commit(&auth(), &first(), "overlay", &bottom, &name("own"), Labels::new()).await.unwrap();
+        let top = world.unpack(&first(), "overlay").await.unwrap().unwrap();
+        world.look(&first(), "overlay", &top, |root| assert!(root.join("planted").exists())).await;
+        assert!(!all.has_layer("overlay", &made.layers[0].diff_id).unwrap());
+        assert!(!all.has_layer("overlay", &top).unwrap(), "nor what lies on it");
+        world.unpack(&second(), "overlay").await.unwrap();
+        let look = |root: PathBuf| {
+            assert!(!root.join("planted").exists());
+            looks_right(root);
+        };
+        world.look(&second(), "overlay", &top, look).await;
+        world.kernel.stop().await;
+    });
+}
+
+#[test]
+fn labels_are_given_to_content_that_came_without() {
+    run(async {
+        let world = World::start().await;
+        let made = three_layers();
+        world.put(&first(), media::OCI_CONFIG, &made.config).await;
+        let content = async |bytes: Vec<u8>| {
+            let put = world.content.put_bytes(&auth(), &first(), Algorithm::Sha256, bytes, Labels::new()).await;
+            put.unwrap();
+        };
+        content(made.manifest.clone()).await;
+        let manifest = descriptor(media::OCI_MANIFEST, &made.manifest);
+        let missing = descriptor(media::OCI_MANIFEST, b"not here");
+        let index = json!({"schemaVersion": 2, "manifests": [manifest, missing]}).to_string().into_bytes();
+        content(index.clone()).await;
+        world.images.label(&auth(), &first(), &descriptor(media::OCI_INDEX, &index)).await.unwrap();
+        let labels = |bytes: &[u8]| world.content.info(&first(), &descriptor("", bytes).digest).unwrap().labels;
+        assert_eq!(labels(&index)["containerd.io/gc.ref.content.1"], missing.digest.to_string());
+        assert_eq!(labels(&made.manifest).len(), 4);
+        let gone = descriptor(media::OCI_INDEX, b"gone");
+        assert_eq!(world.images.label(&auth(), &first(), &gone).await.unwrap_err().code, Code::NotFound);
+        assert!(world.meta.read().is_ok());
+        world.kernel.stop().await;
+    });
+}
+
+#[test]
+fn many_layers_are_stacked_in_order() {
+    run(async {
+        let world = World::start().await;
+        let layers = (0..40)
+            .map(|i| layer(&[Entry::File("n", &i.to_string()), Entry::File(&format!("d{}/f{i}", i % 7), "x")]))
+            .collect();
+        world.store(&first(), &image(layers)).await;
+        let top = world.unpack(&first(), "overlay").await.unwrap().unwrap();
+        let look = |root: PathBuf| {
+            assert_eq!(fs::read_to_string(root.join("n")).unwrap(), "39");
+            assert_eq!((0..7).map(|d| fs::read_dir(root.join(format!("d{d}"))).unwrap().count()).sum::<usize>(), 40);
+        };
+        world.look(&first(), "overlay", &top, look).await;
+        world.kernel.stop().await;
+    });
+}

@@ -1,0 +1,303 @@
+//! The job that turns an image's layers into snapshots.
+//!
+//! Layers are extracted side by side, each into a stage of its own; then completed in order, synced once, and made
+//! visible in one commit with the label that keeps them from being collected. A job that fails or is dropped anywhere
+//! before leaves nothing.
+//!
+//! The job runs where it is called from (it only waits for actors) and may be split in two: [`Images::begin_unpack`]
+//! as soon as manifest and config are there, [`Unpack::feed`] while the layers arrive, [`Unpack::finish`] when all
+//! blobs are in the content store. Whatever was not fed is taken from there.
+
+use cofferdam_diff::{Diff, Extracted, LayerFeed, Pending, Rung};
+use cofferdam_metadata::records::{
+    content,
+    snapshots::{self, Kind},
+};
+use cofferdam_snapshots::{ChainLayer, Snapshots, Stage, Staged, Turn};
+use cofferdam_types::{Authority, Code, Descriptor, Digest, Error, Labels, Name, Namespace, Result};
+use futures::future::try_join_all;
+
+use crate::{Images, document::gc_snapshot_label};
+
+/// The label of a layer's snapshot that names its diff id.
+const UNCOMPRESSED: &str = "containerd.io/uncompressed";
+
+/// How often a chain is put together again because a layer that was there is gone.
+const TRIES: usize = 3;
+
+/// An image whose layers are on their way into snapshots.
+pub struct Unpack {
+    images: Images,
+    authority: Authority,
+    ns: Namespace,
+    driver: String,
+    /// The config's blob, which gets the label.
+    config: Digest,
+    layers: Vec<Layer>,
+    /// It was unpacked before this job began.
+    done: bool,
+}
+
+struct Layer {
+    blob: Descriptor,
+    diff_id: Digest,
+    chain: Digest,
+    parent: Option<Digest>,
+    state: State,
+}
+
+enum State {
+    /// Nothing is known, or another is at it.
+    Open,
+    /// The tree is there.
+    There,
+    Staged(Box<Stage>),
+    Fed(Pending, Turn),
+    Extracted(Box<Extracted>),
+}
+
+impl State {
+    fn take(&mut self) -> State {
+        std::mem::replace(self, State::Open)
+    }
+}
+
+impl Unpack {
+    pub(crate) async fn begin(
+        images: &Images,
+        authority: &Authority,
+        ns: &Namespace,
+        driver: &str,
+        config: &Digest,
+        layers: Vec<(Descriptor, Digest, Digest)>,
+    ) -> Result<Unpack> {
+        let detached = images.snapshots.detached(driver)?;
+        let mut parent = None;
+        let layers = layers.into_iter().map(|(blob, diff_id, chain)| {
+            let layer = Layer { blob, diff_id, parent: parent.clone(), chain, state: State::Open };
+            parent = Some(layer.chain.clone());
+            layer
+        });
+        let mut unpack = Unpack {
+            images: images.clone(),
+            authority: authority.clone(),
+            ns: ns.clone(),
+            driver: driver.to_owned(),
+            config: config.clone(),
+            layers: layers.collect(),
+            done: false,
+        };
+        unpack.done = images.is_unpacked(ns, driver, unpack.top())?;
+        if !unpack.done && detached {
+            unpack.stage_free().await?;
+        }
+        Ok(unpack)
+    }
+
+    /// Takes the turn at every layer that nobody is at, up to the first that somebody is at: who waits holds only
+    /// turns below, so nobody waits in a circle.
+    async fn stage_free(&mut self) -> Result<()> {
+        for layer in &mut self.layers {
+            let parent = layer.parent.as_ref();
+            match self.images.snapshots.try_stage_layer(&self.driver, &layer.chain, parent, None).await? {
+                Staged::Busy => break,
+                Staged::Exists => layer.state = State::There,
+                Staged::New(stage) => layer.state = State::Staged(Box::new(stage)),
+            }
+        }
+        Ok(())
+    }
+
+    /// The snapshot that will hold all of the image; none for an image without layers.
+    pub fn top(&self) -> Option<&Digest> {
+        self.layers.last().map(|layer| &layer.chain)
+    }
+
+    /// Where to write the bytes of this blob while they arrive, from its first on. `None`: they are not wanted now (the
+    /// layer is there, another unpacks it, or the driver needs its parent first).
+    pub fn feed(&mut self, blob: &Digest) -> Option<LayerFeed> {
+        let wanted = |layer: &&mut Layer| layer.blob.digest == *blob && matches!(layer.state, State::Staged(_));
+        let layer = self.layers.iter_mut().find(wanted)?;
+        let State::Staged(stage) = layer.state.take() else { return None };
+        let turn = stage.turn();
+        let (feed, pending) = self.images.diff.feed(&layer.blob, &layer.diff_id, *stage);
+        layer.state = State::Fed(pending, turn);
+        Some(feed)
+    }
+
+    /// Completes it: every layer's blob and the config must be in the namespace by now. Gives the name of the topmost
+    /// snapshot.
+    pub async fn finish(mut self) -> Result<Option<Digest>> {
+        self.hold_blobs()?;
+        let mut tries = 1;
+        loop {
+            match self.attempt().await {
+                // A layer that was there was removed before we could link it.
+                Err(e) if e.code == Code::NotFound && e.kind == "layer" && tries < TRIES => {
+                    tries += 1;
+                    self.layers.iter_mut().for_each(|layer| layer.state = State::Open);
+                }
+                Err(e) => return Err(e),
+                Ok(()) => return Ok(self.top().cloned()),
+            }
+        }
+    }
+
+    /// A namespace gets at a tree only by the blobs: M8 and the confinement of content in one check.
+    fn hold_blobs(&self) -> Result<()> {
+        let view = self.images.meta.read()?;
+        let blobs = self.layers.iter().map(|layer| &layer.blob.digest).chain([&self.config]);
+        for digest in blobs {
+            content::get(&view, &self.ns, digest).map_err(|e| e.context("it is needed to unpack the image"))?;
+        }
+        Ok(())
+    }
+
+    async fn attempt(&mut self) -> Result<()> {
+        if !self.done {
+            if self.images.snapshots.detached(&self.driver)? {
+                self.extract_side_by_side().await?;
+            } else {
+                self.extract_in_order().await?;
+            }
+            self.verify_linked().await?;
+        }
+        let rungs = self.rungs()?;
+        let news = rungs.iter().any(|rung| matches!(rung, Rung::New(_)));
+        let stages = match news {
+            true => self.images.diff.settle(rungs).await?,
+            false => self.layers.iter().map(|_| None).collect(),
+        };
+        self.commit(stages).await
+    }
+
+    async fn extract_side_by_side(&mut self) -> Result<()> {
+        // From the lowest up: see `Snapshots::stage_layer`.
+        for layer in &mut self.layers {
+            if matches!(layer.state, State::Open) {
+                let parent = layer.parent.as_ref();
+                layer.state = match self.images.snapshots.stage_layer(&self.driver, &layer.chain, parent, None).await? {
+                    Staged::New(stage) => State::Staged(Box::new(stage)),
+                    Staged::Exists | Staged::Busy => State::There,
+                };
+            }
+        }
+        let (images, ns, driver) = (&self.images, &self.ns, &self.driver);
+        try_join_all(self.layers.iter_mut().map(|layer| layer.extract(images, ns, driver))).await.map(drop)
+    }
+
+    async fn extract_in_order(&mut self) -> Result<()> {
+        for i in 0..self.layers.len() {
+            let (below, rest) = self.layers.split_at_mut(i);
+            let Some(layer) = rest.first_mut() else { break };
+            let under = match below.last().map(|layer| &layer.state) {
+                Some(State::Extracted(extracted)) => Some(&extracted.stage),
+                _ => None,
+            };
+            let parent = layer.parent.as_ref();
+            layer.state = match self.images.snapshots.stage_layer(&self.driver, &layer.chain, parent, under).await? {
+                Staged::New(stage) => State::Staged(Box::new(stage)),
+                Staged::Exists | Staged::Busy => State::There,
+            };
+            layer.extract(&self.images, &self.ns, &self.driver).await?;
+        }
+        Ok(())
+    }
+
+    /// What is there is linked only if this namespace's own blob is that layer: a config alone may claim anything.
+    async fn verify_linked(&self) -> Result<()> {
+        let view = self.images.meta.read()?;
+        let mut claims = Vec::new();
+        for layer in self.layers.iter().filter(|layer| matches!(layer.state, State::There)) {
+            if snapshots::find(&view, &self.ns, &self.driver, &layer.chain.to_string())?.is_none() {
+                claims.push(self.images.diff.verify(&self.ns, &layer.blob, &layer.diff_id));
+            }
+        }
+        drop(view);
+        try_join_all(claims).await.map(drop)
+    }
+
+    fn rungs(&mut self) -> Result<Vec<Rung>> {
+        if self.done || !self.layers.iter().any(|layer| matches!(layer.state, State::Extracted(_))) {
+            return Ok(Vec::new());
+        }
+        let snapshots: &Snapshots = &self.images.snapshots;
+        let rung = |layer: &mut Layer| match layer.state.take() {
+            State::Extracted(extracted) => Ok(Rung::New(extracted)),
+            _ => snapshots.layer_tree(&self.driver, &layer.chain).map(Rung::There),
+        };
+        self.layers.iter_mut().map(rung).collect()
+    }
+
+    async fn commit(&mut self, stages: Vec<Option<Stage>>) -> Result<()> {
+        let Some(top) = self.top().cloned() else { return Ok(()) };
+        let fresh: Vec<_> = stages.iter().map(Option::is_some).collect();
+        let layers = self.layers.iter().zip(stages).map(|(layer, stage)| ChainLayer {
+            chain: layer.chain.clone(),
+            parent: layer.parent.clone(),
+            labels: Labels::from([(UNCOMPRESSED.into(), layer.diff_id.to_string())]),
+            stage,
+        });
+        let layers = if self.done { Vec::new() } else { layers.collect() };
+        let (ns, config, key) = (self.ns.clone(), self.config.clone(), gc_snapshot_label(&self.driver));
+        let label = move |tx: &mut cofferdam_metadata::Tx<'_>| {
+            let held = content::get(tx, &ns, &config)?;
+            if held.labels.get(&key) == Some(&top.to_string()) {
+                return Ok(());
+            }
+            let given = Labels::from([(key.clone(), top.to_string())]);
+            content::update(tx, &ns, &config, &given, &[format!("labels.{key}")]).map(drop)
+        };
+        self.images.snapshots.commit_layers(&self.authority, &self.ns, &self.driver, layers, label).await?;
+        for (layer, fresh) in self.layers.iter().zip(fresh) {
+            if fresh {
+                self.images.diff.learn(&layer.blob.digest, &layer.diff_id);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Layer {
+    async fn extract(&mut self, images: &Images, ns: &Namespace, driver: &str) -> Result<()> {
+        let diff: &Diff = &images.diff;
+        let extracted = match self.state.take() {
+            State::Staged(stage) => diff.apply(ns, &self.blob, &self.diff_id, *stage).await?,
+            State::Fed(pending, turn) => match pending.wait().await {
+                // Whoever fed it gave up, and the blob came some other way.
+                Err(e) if e.code == Code::Cancelled => {
+                    let parent = self.parent.as_ref();
+                    match images.snapshots.stage_again(driver, turn, parent).await? {
+                        Staged::New(stage) => diff.apply(ns, &self.blob, &self.diff_id, stage).await?,
+                        Staged::Exists | Staged::Busy => {
+                            self.state = State::There;
+                            return Ok(());
+                        }
+                    }
+                }
+                other => other?,
+            },
+            other => {
+                self.state = other;
+                return Ok(());
+            }
+        };
+        self.state = State::Extracted(Box::new(extracted));
+        Ok(())
+    }
+}
+
+/// Whether the snapshot of a chain is there for the namespace.
+pub fn is_unpacked(images: &Images, ns: &Namespace, driver: &str, top: Option<&Digest>) -> Result<bool> {
+    let Some(top) = top else { return Ok(true) };
+    let name = Name::new(top.to_string())?;
+    let found = snapshots::find(&images.meta.read()?, ns, driver, &name)?;
+    match found {
+        None => Ok(false),
+        Some(snapshot) if snapshot.kind == Kind::Committed => Ok(true),
+        Some(_) => {
+            let why = "a snapshot that is not committed has the name of an image's layers: remove it";
+            Err(Error::failed_precondition("snapshot", name, why))
+        }
+    }
+}
