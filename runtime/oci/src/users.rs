@@ -336,7 +336,8 @@ mod tests {
         let line = |path: &Path| fs::write(path, "x".repeat(10 << 20)).unwrap();
         let directory = |path: &Path| fs::create_dir(path).unwrap();
         let itself = |path: &Path| symlink("passwd", path).unwrap();
-        let makers: [(&str, &dyn Fn(&Path)); 6] = [
+        type Maker<'a> = (&'a str, &'a dyn Fn(&Path));
+        let makers: [Maker<'_>; 6] = [
             ("fifo", &fifo), ("device", &device), ("11 MiB", &large), ("line", &line), ("dir", &directory), ("loop", &itself),
         ];
         for (name, make) in makers {

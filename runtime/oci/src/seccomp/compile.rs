@@ -107,7 +107,7 @@ pub fn compile_for(native: Arch, profile: &LinuxSeccomp) -> Result<Vec<sock_filt
 /// The names in a profile that no ABI listed in it knows: they have no effect on this machine.
 pub fn unknown(profile: &LinuxSeccomp) -> Result<Vec<String>> {
     let abis = listed(NATIVE, profile)?;
-    let known = |name: &str| abis.iter().any(|abi| abi.number(name).or(abi.multiplexer(name).map(|m| m.0)).is_some());
+    let known = |name: &str| abis.iter().any(|abi| abi.number(name).is_some() || abi.multiplexer(name).is_some());
     let names = profile.syscalls().iter().flatten().flat_map(|rule| rule.names());
     Ok(names.filter(|name| !known(name)).cloned().collect())
 }

@@ -62,6 +62,7 @@ fn rule(names: &[&str], action: Action, args: &[LinuxSeccompArg]) -> LinuxSyscal
 }
 
 fn arg(index: usize, op: Operator, value: u64) -> LinuxSeccompArg {
+    #![expect(clippy::expect_used, reason = "there is no setter, and no default that would be safe")]
     // PANIC: this builder has a default for every field.
     LinuxSeccompArgBuilder::default().index(index).op(op).value(value).value_two(0u64).build().expect("complete")
 }

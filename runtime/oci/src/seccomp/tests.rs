@@ -311,7 +311,8 @@ fn the_default_profile_grows_with_capabilities() {
 
 #[test]
 fn most_names_of_the_default_profile_are_known() {
-    let unknown = unknown(&default_profile(caps::Set::all(), NATIVE)).unwrap();
+    let every = (0..41).filter_map(caps::by_number).collect();
+    let unknown = unknown(&default_profile(every, NATIVE)).unwrap();
     // Of other architectures.
     assert_eq!(unknown, ["riscv_hwprobe"]);
 }

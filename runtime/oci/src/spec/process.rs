@@ -18,7 +18,12 @@ const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 
 /// systemd's default, and so what daemons give containers today. The reference's hard limit of 1024 breaks databases,
 /// which raise their own soft limit; a high *soft* limit breaks programs that use select(2) or close every descriptor.
-const NOFILE: (u64, u64) = (1024, 524_288);
+///
+/// Never more than we have ourselves: to raise a hard limit takes a capability that not every host leaves to root.
+fn nofile() -> (u64, u64) {
+    let (_, most) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
+    (most.min(1024), most.min(524_288))
+}
 
 /// The first process of a container.
 pub(super) fn first(
@@ -88,7 +93,7 @@ fn spec_user(user: &users::User) -> oci_spec::runtime::User {
 
 /// As users of Docker and containerd know it.
 fn args(image: &Config, options: &Options) -> Result<Vec<String>> {
-    let entrypoint = options.entrypoint.as_ref().or(image.entrypoint().as_ref());
+    let entrypoint = options.entrypoint.as_ref().or_else(|| image.entrypoint().as_ref());
     let cmd = match (options.args.is_empty(), &options.entrypoint) {
         (false, _) => Some(&options.args),
         // The image's arguments were meant for the image's entrypoint.
@@ -172,7 +177,8 @@ fn rlimits(options: &Options) -> Result<Vec<PosixRlimit>> {
         }
         limits.push(limit);
     }
-    let nofile = rlimit("nofile", NOFILE.0, NOFILE.1)?;
+    let (soft, hard) = nofile();
+    let nofile = rlimit("nofile", soft, hard)?;
     if !limits.iter().any(|limit| limit.typ() == nofile.typ()) {
         limits.push(nofile);
     }
