@@ -40,6 +40,14 @@ impl Cancel {
         }
     }
 
+    /// A word of its own that is also said when this one is: for the parts of a job that end together.
+    pub fn child(&self) -> Cancel {
+        let child = Cancel::new();
+        let theirs = child.clone();
+        self.on_cancel(move || theirs.cancel());
+        child
+    }
+
     /// The flag itself, for code that polls one.
     pub fn flag(&self) -> &AtomicBool {
         &self.0.said
@@ -101,6 +109,16 @@ mod tests {
         cancel.cancel();
         assert_eq!(waiter.join().unwrap().unwrap_err().code, cofferdam_types::Code::Cancelled);
         assert!(cancel.check().is_err());
+    }
+
+    #[test]
+    fn a_child_ends_with_its_parent_and_not_the_reverse() {
+        let parent = Cancel::new();
+        let (one, two) = (parent.child(), parent.child());
+        one.cancel();
+        assert!(one.check().is_err() && two.check().is_ok() && parent.check().is_ok());
+        parent.cancel();
+        assert!(two.check().is_err() && parent.child().check().is_err());
     }
 
     #[test]

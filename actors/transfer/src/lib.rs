@@ -1,12 +1,45 @@
 //! Images from archives, directories and registries.
+//!
+//! Owns the jobs that bring images in and nothing on disk: blobs are content's, trees snapshots', names images'. It is
+//! the one place of the daemon that speaks to registries, and it believes none of what they say.
+//!
+//! - [`Transfer`]: the handle. [`Transfer::pull`], [`Transfer::import`] and [`Transfer::rootfs`] begin a [`Job`], which
+//!   has a name, a [`Progress`] and an end, and can be cancelled. A panic in a job is that job's own end.
+//! - A layer streams once: from the network or the archive into an ingest, hashed, and in the same pass into its tree.
+//!   Layers go side by side. What is there already is not fetched; what another job of the namespace is fetching is
+//!   waited for.
+//! - Blobs become durable and visible together, then trees, then the name. A job that fails leaves nothing behind; one
+//!   whose daemon died leaves ingests that the next pull resumes.
+//! - [`registry`]: the client. Blocking, on the job's threads; a cancelled job closes its sockets.
+//! - [`Reference`] is the strict grammar of names, [`normalize`] the operator's shorthand.
 
+mod actor;
 mod cancel;
+mod choose;
 mod errors;
+mod flights;
+mod import;
+mod job;
+mod land;
+pub mod messages;
+mod plan;
+mod progress;
+mod pull;
 mod reference;
 pub mod registry;
+mod rootfs;
+mod source;
 #[cfg(test)]
 mod testing;
+mod transfer;
 
+pub use actor::TransferActor;
 pub use cancel::Cancel;
 pub use errors::from_io;
+pub use job::{Arrived, Job, Status};
+pub use progress::{Item, Phase, Progress};
 pub use reference::{Reference, Target, normalize};
+pub use registry::{Credentials, Endpoint, Limits};
+pub use rootfs::RootfsConfig;
+pub use source::Source;
+pub use transfer::{ImportOptions, PullOptions, RootfsOptions, Transfer};

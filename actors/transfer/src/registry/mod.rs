@@ -189,6 +189,18 @@ impl Repository {
         Ok(body)
     }
 
+    /// A blob that is small enough to be read whole, such as a config, verified.
+    pub fn small_blob(&self, descriptor: &Descriptor) -> Result<Vec<u8>> {
+        if descriptor.size > MAX_MANIFEST {
+            return Err(self.too_big(MAX_MANIFEST));
+        }
+        let mut bytes = Vec::new();
+        let read = self.blob(descriptor, 0)?.read_to_end(&mut bytes);
+        read.map_err(|e| crate::from_io("blob", &descriptor.digest, "can't be read", e))?;
+        self.verify(descriptor, &bytes)?;
+        Ok(bytes)
+    }
+
     /// A stream of a blob from `offset` on. It is exactly as long as the descriptor says, resumes by itself where a
     /// connection stops half-way, and does not verify the digest: whoever stores the bytes hashes them anyway.
     pub fn blob(&self, descriptor: &Descriptor, offset: u64) -> Result<BlobStream<'_>> {

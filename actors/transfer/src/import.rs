@@ -1,0 +1,326 @@
+//! Importing: what lies at hand becomes images.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{self, Read, Write},
+    os::fd::{AsFd, OwnedFd},
+    sync::{Arc, Mutex, PoisonError},
+    thread::available_parallelism,
+};
+
+use cofferdam_content::Ingest;
+use cofferdam_types::{Algorithm, Authority, Descriptor, Digest, Digester, Error, Result, media, media::Compression};
+
+use crate::{
+    Cancel, ImportOptions, Job, RootfsOptions, Source,
+    choose::Choice,
+    from_io,
+    job::Arrived,
+    land::{Landing, Supply},
+    plan::{Lump, Shelf, plan},
+    progress::Counted,
+    rootfs,
+    source::{Layout, Outer, Place, Section, Spool, Spooled, sniff, walk},
+    transfer::Core,
+};
+
+const BUFFER: usize = 256 << 10;
+/// The most bytes that a packed root filesystem may inflate to.
+const MAX_ROOTFS: u64 = 64 << 30;
+
+/// Imports all images of an archive.
+pub(crate) fn import(
+    core: &Core,
+    job: &Job,
+    auth: &Authority,
+    source: Source,
+    options: &ImportOptions,
+) -> Result<Vec<Arrived>> {
+    let word = job.word().child();
+    let landing = Landing {
+        core,
+        job,
+        word: &word,
+        auth,
+        ns: job.namespace(),
+        driver: options.driver.as_deref(),
+        lanes: available_parallelism().map_or(2, usize::from),
+    };
+    job.board().stage("reading");
+    let (platform, name) = (&options.platform, options.name.as_deref());
+    match open(source)? {
+        Opened::Layout(layout) => {
+            let images = plan(&layout, platform, name)?;
+            job.board().stage("importing");
+            let land = |image: &crate::plan::Planned| {
+                let paths = image.choice.image.layers.iter().map(|l| l.digest.clone()).zip(image.paths.clone());
+                landing.land(&image.names, &image.choice, &AtHand { layout: &layout, paths: paths.collect() })
+            };
+            images.iter().map(land).collect::<Result<Vec<_>>>().map(|all| all.concat())
+        }
+        Opened::Stream(file) => {
+            let item = job.board().item("archive", file.metadata().map_or(0, |m| m.len()));
+            let (outer, _) = Outer::new(stream(file, job, item, &word)).map_err(walk::broken)?;
+            let spool = Spool::take(outer, &core.content, job.namespace())?;
+            let images = plan(&spool, platform, name)?;
+            job.board().stage("importing");
+            let taken = Taken(Mutex::new(spool.into_ingests()));
+            let land = |image: &crate::plan::Planned| landing.land(&image.names, &image.choice, &taken);
+            images.iter().map(land).collect::<Result<Vec<_>>>().map(|all| all.concat())
+        }
+    }
+}
+
+/// Makes an image of a root filesystem.
+pub(crate) fn rootfs(
+    core: &Core,
+    job: &Job,
+    auth: &Authority,
+    source: Source,
+    options: &RootfsOptions,
+) -> Result<Vec<Arrived>> {
+    let word = job.word().child();
+    let mut ingest = core.content.scratch(job.namespace(), Algorithm::Sha256)?;
+    job.board().stage("packing");
+    let (compression, diff_id) = match source {
+        Source::Directory(dir) => {
+            let item = job.board().item("root filesystem", 0);
+            let mut out = io::BufWriter::with_capacity(BUFFER, Told { ingest: &mut ingest, job, item });
+            rootfs::pack(dir.as_fd(), &mut out, &word)?;
+            out.flush().map_err(|e| from_io("rootfs", "", "can't be packed", e))?;
+            drop(out);
+            (Compression::None, ingest.digest_so_far())
+        }
+        Source::Archive(fd) => {
+            let file = File::from(fd);
+            let item = job.board().item("root filesystem", file.metadata().map_or(0, |m| m.len()));
+            taken_in(stream(file, job, item, &word), &mut ingest)?
+        }
+    };
+    let media_type = match compression {
+        Compression::None => media::OCI_LAYER,
+        Compression::Gzip => media::OCI_LAYER_GZIP,
+        Compression::Zstd => media::OCI_LAYER_ZSTD,
+    };
+    let layer = Descriptor::new(media_type, ingest.digest_so_far(), ingest.offset());
+    let choice: Choice = rootfs::image(&options.platform, &options.config, layer.clone(), &diff_id)?;
+    let taken = Taken(Mutex::new(HashMap::from([(layer.digest, ingest)])));
+    let landing =
+        Landing { core, job, word: &word, auth, ns: job.namespace(), driver: options.driver.as_deref(), lanes: 1 };
+    landing.land(std::slice::from_ref(&options.name), &choice, &taken)
+}
+
+/// A tar of any compression into an ingest as it is, and which tar it is: told in one pass.
+fn taken_in(source: impl Read + Send, ingest: &mut Ingest) -> Result<(Compression, Digest)> {
+    struct Tee<'a, R> {
+        inner: R,
+        ingest: &'a mut Ingest,
+    }
+    impl<R: Read> Read for Tee<'_, R> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let n = self.inner.read(buffer)?;
+            self.ingest.append(&buffer[..n]).map_err(io::Error::other)?;
+            Ok(n)
+        }
+    }
+    let mut tee = Tee { inner: source, ingest };
+    let (mut outer, compression) = Outer::new(&mut tee).map_err(walk::broken)?;
+    let mut digester = Digester::new(Algorithm::Sha256);
+    let (mut buffer, mut total, mut seen_tar) = (vec![0; BUFFER], 0_u64, false);
+    loop {
+        let n = match outer.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(n) => n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) if e.get_ref().is_some() && e.kind() == io::ErrorKind::InvalidInput => {
+                return Err(Error::data_loss("rootfs", "", format!("is damaged: {e}")));
+            }
+            Err(e) => return Err(walk::broken(e)),
+        };
+        if !seen_tar {
+            // Not one header that is a tar's: better said now than by the extraction.
+            seen_tar = true;
+            if n >= 512 && buffer[..512].iter().any(|b| *b != 0) {
+                walk::Walk::new(Head(&buffer[..512])).next()?;
+            }
+        }
+        total += n as u64;
+        if total > MAX_ROOTFS {
+            return Err(Error::resource_exhausted("rootfs", "", format!("inflates to more than {MAX_ROOTFS} bytes")));
+        }
+        digester.update(&buffer[..n]);
+    }
+    drop(outer);
+    // What follows the last member of a compressed stream belongs to the blob's digest too.
+    io::copy(&mut tee, &mut io::sink()).map_err(walk::broken)?;
+    Ok((compression, digester.finish()))
+}
+
+struct Head<'a>(&'a [u8]);
+
+impl Read for Head<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer)
+    }
+}
+
+impl walk::Input for Head<'_> {}
+
+/// Counts what is written.
+struct Told<'a> {
+    ingest: &'a mut Ingest,
+    job: &'a Job,
+    item: usize,
+}
+
+impl Write for Told<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.ingest.append(bytes).map_err(io::Error::other)?;
+        self.job.board().advance(self.item, bytes.len() as u64);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+enum Opened {
+    /// Any part can be read at any time.
+    Layout(Layout),
+    /// It comes once.
+    Stream(File),
+}
+
+fn open(source: Source) -> Result<Opened> {
+    let fd: OwnedFd = match source {
+        Source::Directory(dir) => return Ok(Opened::Layout(Layout::Directory(dir))),
+        Source::Archive(fd) => fd,
+    };
+    let file = File::from(fd);
+    let meta = file.metadata().map_err(|e| Error::io("archive", "", "can't be looked at", &e))?;
+    if meta.is_dir() {
+        return Err(Error::invalid("archive", "", "is a directory: hand it over as one"));
+    }
+    if meta.is_file() && sniff(&file).map_err(walk::broken)? == Compression::None {
+        return Layout::tar(Arc::new(file), meta.len()).map(Opened::Layout);
+    }
+    Ok(Opened::Stream(file))
+}
+
+/// A file that is read once from its beginning, or a pipe from where it is.
+fn stream<'a>(file: File, job: &'a Job, number: usize, cancel: &'a Cancel) -> Counted<'a, Box<dyn Read + Send>> {
+    let inner: Box<dyn Read + Send> = match file.metadata() {
+        Ok(meta) if meta.is_file() => Box::new(Section::new(Arc::new(file), 0, meta.len())),
+        _ => Box::new(Patient { file, cancel: cancel.clone() }),
+    };
+    Counted { inner, board: job.board(), number, cancel }
+}
+
+/// A pipe or socket whose other end may never write again: looked at in turns with the word that ends the job.
+struct Patient {
+    file: File,
+    cancel: Cancel,
+}
+
+impl Read for Patient {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        loop {
+            self.cancel.check().map_err(io::Error::other)?;
+            let ready = poll(&mut [PollFd::new(self.file.as_fd(), PollFlags::POLLIN)], PollTimeout::from(200_u8));
+            match ready {
+                Ok(0) | Err(nix::Error::EINTR) => continue,
+                Ok(_) => {}
+                Err(e) => return Err(e.into()),
+            }
+            match self.file.read(buffer) {
+                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                other => return other,
+            }
+        }
+    }
+}
+
+impl Shelf for Layout {
+    fn small(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>> {
+        self.read(path, limit)
+    }
+
+    fn layer(&self, path: &str) -> Result<Option<Lump>> {
+        let Some(mut part) = Layout::open(self, path)? else { return Ok(None) };
+        let mut head = Vec::new();
+        part.section.clone().take(4).read_to_end(&mut head).map_err(walk::broken)?;
+        let compression = Compression::sniff(&head);
+        // A plain layer is verified by its diff id on its way in; a packed one has no name but its hash.
+        let digest = match compression {
+            Compression::None => None,
+            _ => {
+                let mut digester = Digester::new(Algorithm::Sha256);
+                let mut buffer = vec![0; BUFFER];
+                loop {
+                    match part.section.read(&mut buffer).map_err(walk::broken)? {
+                        0 => break Some(digester.finish()),
+                        n => digester.update(&buffer[..n]),
+                    }
+                }
+            }
+        };
+        Ok(Some(Lump { size: part.size, compression, digest }))
+    }
+}
+
+impl Shelf for Spool {
+    fn small(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>> {
+        match self.file(path)? {
+            None => Ok(None),
+            Some(Spooled { at: Place::Memory(bytes), .. }) if bytes.len() as u64 <= limit => Ok(Some(bytes.clone())),
+            Some(Spooled { at: Place::Stored, digest, .. }) => {
+                Err(Error::invalid("archive", "", format!("{digest} is used as a document and is none")))
+            }
+            Some(_) => Err(walk::refused(format!("{path} is too large or is not JSON"))),
+        }
+    }
+
+    fn layer(&self, path: &str) -> Result<Option<Lump>> {
+        Ok(self.file(path)?.map(|file| Lump {
+            size: file.size,
+            compression: file.compression,
+            digest: Some(file.digest.clone()),
+        }))
+    }
+}
+
+/// Layers that can be read from where they are.
+struct AtHand<'a> {
+    layout: &'a Layout,
+    paths: HashMap<Digest, String>,
+}
+
+impl Supply for AtHand<'_> {
+    fn open<'s>(&'s self, layer: &Descriptor, offset: u64) -> Result<Box<dyn Read + Send + 's>> {
+        let lacks = || Error::data_loss("archive", "", format!("lacks {}, which it refers to", layer.digest));
+        let path = self.paths.get(&layer.digest).ok_or_else(lacks)?;
+        let mut part = self.layout.open(path)?.ok_or_else(lacks)?;
+        if part.size != layer.size {
+            let message = format!("has {} bytes for {}, which has {}", part.size, layer.digest, layer.size);
+            return Err(Error::data_loss("archive", "", message));
+        }
+        walk::Input::skip(&mut part.section, offset).map_err(walk::broken)?;
+        Ok(Box::new(part.section))
+    }
+}
+
+/// Layers that have been taken in already.
+struct Taken(Mutex<HashMap<Digest, Ingest>>);
+
+impl Supply for Taken {
+    fn open<'s>(&'s self, layer: &Descriptor, _offset: u64) -> Result<Box<dyn Read + Send + 's>> {
+        Err(Error::data_loss("archive", "", format!("lacks {}, which it refers to", layer.digest)))
+    }
+
+    fn ingested(&self, layer: &Descriptor) -> Option<Ingest> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&layer.digest)
+    }
+}

@@ -1,0 +1,24 @@
+//! What the actor is asked.
+
+use actix::Message;
+use cofferdam_types::{Namespace, Result};
+
+use crate::{Arrived, Job, transfer::Core};
+
+pub(crate) type Work = Box<dyn FnOnce(&Core, &Job) -> Result<Vec<Arrived>> + Send>;
+
+/// Begin a job: answered as soon as it has a name, long before it ends.
+pub struct Begin {
+    /// `pull` or `import`.
+    pub kind: &'static str,
+    /// What it is about.
+    pub subject: String,
+    /// Where.
+    pub namespace: Namespace,
+    /// What it does.
+    pub(crate) work: Work,
+}
+
+impl Message for Begin {
+    type Result = Result<Job>;
+}

@@ -1,0 +1,139 @@
+//! The handle that the layer above holds, and what all jobs share.
+
+use std::sync::Arc;
+
+use cofferdam_content::Content;
+use cofferdam_images::Images;
+use cofferdam_kernel::{Kernel, Placement, Pool, Slot, SlotConfig};
+use cofferdam_metadata::{Metadata, records::namespaces};
+use cofferdam_types::{Authority, Name, Namespace, Platform, Result};
+
+use crate::{
+    Endpoint, Job, Reference, RootfsConfig, Source, import,
+    actor::TransferActor,
+    flights::Flights,
+    job::Jobs,
+    messages::Begin,
+    pull,
+};
+
+/// Jobs at once, and how many more may wait.
+const JOBS: usize = 4;
+const QUEUE: usize = 64;
+
+/// What to pull.
+#[derive(Clone, Debug)]
+pub struct PullOptions {
+    /// The name, in full (see [`crate::normalize`]).
+    pub reference: Reference,
+    /// The platform to take from an index.
+    pub platform: Platform,
+    /// How to speak to the registry.
+    pub endpoint: Endpoint,
+    /// The snapshot driver to unpack with; `None` only fetches.
+    pub driver: Option<String>,
+}
+
+/// How to import.
+#[derive(Clone, Debug)]
+pub struct ImportOptions {
+    /// What to call the image; `None`: as the archive says. An archive of several images takes their tags from it.
+    pub name: Option<String>,
+    /// The platform to take from an index.
+    pub platform: Platform,
+    /// The snapshot driver to unpack with; `None` only stores.
+    pub driver: Option<String>,
+}
+
+/// How a root filesystem becomes an image.
+#[derive(Clone, Debug)]
+pub struct RootfsOptions {
+    /// What to call the image.
+    pub name: Name,
+    /// What it is for.
+    pub platform: Platform,
+    /// What it runs.
+    pub config: RootfsConfig,
+    /// The snapshot driver to unpack with; `None` only stores.
+    pub driver: Option<String>,
+}
+
+/// What the jobs share.
+pub(crate) struct Core {
+    pub meta: Metadata,
+    pub content: Content,
+    pub images: Images,
+    pub flights: Flights,
+    pub jobs: Jobs,
+    pub pool: Pool,
+}
+
+/// Jobs that move images. Cheap to clone.
+#[derive(Clone)]
+pub struct Transfer {
+    core: Arc<Core>,
+    slot: Slot<TransferActor>,
+}
+
+impl Transfer {
+    /// Hosts the actor.
+    pub fn start(kernel: &Kernel, placement: Placement, meta: Metadata, content: Content, images: Images) -> Transfer {
+        let core = Arc::new(Core {
+            meta,
+            content,
+            images,
+            flights: Flights::default(),
+            jobs: Jobs::default(),
+            pool: Pool::new("transfer", JOBS, QUEUE),
+        });
+        let slot = kernel.spawn(SlotConfig::new("transfer", placement), {
+            let core = core.clone();
+            move || TransferActor(core.clone())
+        });
+        Transfer { core, slot }
+    }
+
+    /// Begins to pull an image from a registry.
+    pub async fn pull(&self, auth: &Authority, ns: &Namespace, options: PullOptions) -> Result<Job> {
+        options.reference.target()?;
+        let subject = options.reference.to_string();
+        let auth = auth.clone();
+        self.begin("pull", subject, ns, move |core, job| pull::pull(core, job, &auth, &options)).await
+    }
+
+    /// Begins to import the images of an archive.
+    pub async fn import(&self, auth: &Authority, ns: &Namespace, source: Source, options: ImportOptions) -> Result<Job> {
+        let subject = options.name.clone().unwrap_or_else(|| "archive".into());
+        let auth = auth.clone();
+        self.begin("import", subject, ns, move |core, job| import::import(core, job, &auth, source, &options)).await
+    }
+
+    /// Begins to make an image of a root filesystem: a directory, or a tar in any compression.
+    pub async fn rootfs(&self, auth: &Authority, ns: &Namespace, source: Source, options: RootfsOptions) -> Result<Job> {
+        let subject = options.name.to_string();
+        let auth = auth.clone();
+        self.begin("import", subject, ns, move |core, job| import::rootfs(core, job, &auth, source, &options)).await
+    }
+
+    /// A job of the namespace.
+    pub fn job(&self, ns: &Namespace, id: u64) -> Result<Job> {
+        self.core.jobs.find(ns, id)
+    }
+
+    /// A page of the namespace's jobs, running or lately ended, from the one after `after` on.
+    pub fn jobs(&self, ns: &Namespace, after: u64, max: usize) -> Vec<Job> {
+        self.core.jobs.list(ns, after, max)
+    }
+
+    async fn begin(
+        &self,
+        kind: &'static str,
+        subject: String,
+        ns: &Namespace,
+        work: impl FnOnce(&Core, &Job) -> Result<Vec<crate::Arrived>> + Send + 'static,
+    ) -> Result<Job> {
+        // Before anything is fetched for it.
+        namespaces::require(&self.core.meta.read()?, ns)?;
+        self.slot.call(Begin { kind, subject, namespace: ns.clone(), work: Box::new(work) }).await
+    }
+}
