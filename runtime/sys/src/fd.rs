@@ -166,6 +166,7 @@ mod tests {
     fn a_reopened_pipe_has_flags_of_its_own() {
         let (_reader, writer) = std::io::pipe().unwrap();
         let again = reopen(&writer, libc::O_WRONLY | libc::O_NONBLOCK).unwrap();
+        // SAFETY: no memory is involved.
         let flags = |fd: i32| unsafe { libc::fcntl(fd, libc::F_GETFL) };
         assert_ne!(flags(again.as_raw_fd()) & libc::O_NONBLOCK, 0);
         assert_eq!(flags(writer.as_raw_fd()) & libc::O_NONBLOCK, 0);

@@ -5,6 +5,7 @@
 //! Needs Linux 5.12 (mount_setattr(2)); overlays of many layers need 6.8 (`lowerdir+`).
 
 pub mod cgroup;
+pub mod devices;
 pub mod fd;
 pub mod mount;
 pub mod mountinfo;

@@ -225,7 +225,7 @@ pub fn apply_options(fd: impl AsFd, options: &Options) -> io::Result<()> {
 pub fn detached(mount: &Mount) -> Result<OwnedFd> {
     let options = Options::parse(&mount.options)?;
     let fail = |what: &str, e: &io::Error| Error::io("mount", &mount.source, what, e);
-    if let Some(recursive) = options.bind.or((mount.kind == "bind").then_some(false)) {
+    if let Some(recursive) = options.bind.or_else(|| (mount.kind == "bind").then_some(false)) {
         if let Some((key, _)) = options.data.first() {
             return Err(Error::invalid("mount option", key, "a bind mount has no options of a file system"));
         }
@@ -268,17 +268,17 @@ fn lower_directories(fs: &Filesystem, layers: &str) -> Result<()> {
 
 /// Splits at colons; `\:` is a colon and `\\` a backslash.
 fn split_layers(layers: &str) -> Vec<String> {
-    let mut all = vec![String::new()];
+    let mut all = Vec::new();
+    let mut last = String::new();
     let mut chars = layers.chars();
     while let Some(c) = chars.next() {
-        // PANIC: the vector starts with one element and only grows.
-        let last = all.last_mut().expect("not empty");
         match c {
-            ':' => all.push(String::new()),
+            ':' => all.push(std::mem::take(&mut last)),
             '\\' => last.extend(chars.next()),
             c => last.push(c),
         }
     }
+    all.push(last);
     all
 }
 

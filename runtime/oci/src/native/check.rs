@@ -217,3 +217,126 @@ pub fn check_resources(resources: &LinuxResources) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use cofferdam_types::Code;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn spec() -> Value {
+        json!({
+            "ociVersion": "1.2.0",
+            "process": {"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ["true"]},
+            "mounts": [{"destination": "/proc", "type": "proc"}],
+            "linux": {"namespaces": [{"type": "mount"}, {"type": "ipc"}, {"type": "network"}, {"type": "uts"}]},
+        })
+    }
+
+    /// Puts `value` at the dotted `path`.
+    fn with(path: &str, value: Value) -> Value {
+        let mut spec = spec();
+        let mut place = &mut spec;
+        for part in path.split('.') {
+            place = match part.parse::<usize>() {
+                Ok(index) => &mut place[index],
+                Err(_) => &mut place[part],
+            };
+        }
+        *place = value;
+        spec
+    }
+
+    fn verdict(spec: Value) -> Result<()> {
+        check(&serde_json::from_value(spec).unwrap())
+    }
+
+    #[test]
+    fn a_plain_spec_passes() {
+        verdict(spec()).unwrap();
+        let ids = json!({"uid": 0, "gid": 0, "umask": 0o777, "additionalGids": [1]});
+        verdict(with("process.user", ids)).unwrap();
+        verdict(with("linux.sysctl", json!({"net.core.somaxconn": "1", "kernel.domainname": "x"}))).unwrap();
+        verdict(with("hooks", json!({"prestart": []}))).unwrap();
+    }
+
+    #[test]
+    fn what_the_driver_does_not_have_is_refused_by_name() {
+        let hook = json!([{"path": "/bin/true"}]);
+        let ids = json!([{"containerID": 0, "hostID": 1000, "size": 1}]);
+        for (path, value, name) in [
+            ("vm", json!({"hypervisor": {"path": "/x"}, "kernel": {"path": "/x"}, "image": {"path": "/x", "format": "raw"}}), "vm"),
+            ("hooks", json!({"prestart": hook}), "hooks.prestart"),
+            ("hooks", json!({"createRuntime": hook}), "hooks.createRuntime"),
+            ("hooks", json!({"createContainer": hook}), "hooks.createContainer"),
+            ("hooks", json!({"startContainer": hook}), "hooks.startContainer"),
+            ("hooks", json!({"poststart": hook}), "hooks.poststart"),
+            ("hooks", json!({"poststop": hook}), "hooks.poststop"),
+            ("process.apparmorProfile", json!("p"), "process.apparmorProfile"),
+            ("process.selinuxLabel", json!("l"), "process.selinuxLabel"),
+            ("process.commandLine", json!("c"), "process.commandLine"),
+            ("process.ioPriority", json!({"class": "IOPRIO_CLASS_BE", "priority": 1}), "process.ioPriority"),
+            ("process.scheduler", json!({"policy": "SCHED_OTHER"}), "process.scheduler"),
+            ("process.execCPUAffinity", json!({"initial": "0"}), "process.execCPUAffinity"),
+            ("process.user.username", json!("u"), "process.user.username"),
+            ("process.capabilities", json!({"inheritable": ["CAP_KILL"]}), "process.capabilities.inheritable"),
+            ("mounts.0.uidMappings", ids.clone(), "mounts /proc: uidMappings"),
+            ("mounts.0.gidMappings", ids.clone(), "mounts /proc: gidMappings"),
+            ("linux.uidMappings", ids.clone(), "linux.uidMappings"),
+            ("linux.gidMappings", ids, "linux.gidMappings"),
+            ("linux.mountLabel", json!("l"), "linux.mountLabel"),
+            ("linux.intelRdt", json!({}), "linux.intelRdt"),
+            ("linux.personality", json!({"domain": "LINUX32"}), "linux.personality"),
+            ("linux.namespaces.1", json!({"type": "user"}), "linux.namespaces user"),
+            ("linux.namespaces.1", json!({"type": "time"}), "linux.namespaces time"),
+            ("linux.namespaces.0", json!({"type": "mount", "path": "/x"}), "linux.namespaces mount"),
+            ("linux.cgroupsPath", json!("system.slice:coffer:x"), "linux.cgroupsPath"),
+            ("linux.seccomp", json!({"defaultAction": "SCMP_ACT_NOTIFY"}), "linux.seccomp: SCMP_ACT_NOTIFY"),
+            ("linux.seccomp", json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x"}), "linux.seccomp.listenerPath"),
+            ("linux.resources", json!({"memory": {"kernel": 1}}), "linux.resources.memory.kernel"),
+            ("linux.resources", json!({"memory": {"kernelTCP": 1}}), "linux.resources.memory.kernelTCP"),
+            ("linux.resources", json!({"network": {"classID": 1}}), "linux.resources.network"),
+            ("linux.resources", json!({"rdma": {"mlx": {"hcaHandles": 1}}}), "linux.resources.rdma"),
+            ("linux.resources", json!({"blockIO": {"leafWeight": 10}}), "linux.resources.blockIO.leafWeight"),
+        ] {
+            let error = verdict(with(path, value.clone())).expect_err(name);
+            assert_eq!((error.code, error.id.as_str()), (Code::Unimplemented, name), "{value}");
+        }
+    }
+
+    // P3 and P9 of the negative tests among them.
+    #[test]
+    fn what_makes_no_sense_is_refused_by_name() {
+        for (path, value, name) in [
+            ("process", Value::Null, "process"),
+            ("linux", Value::Null, "linux"),
+            ("process.cwd", json!("relative"), "process.cwd"),
+            ("process.user.uid", json!(u32::MAX), "process.user"),
+            ("process.user.gid", json!(u32::MAX), "process.user"),
+            ("process.user.additionalGids", json!([1, u32::MAX]), "process.user"),
+            ("process.user.umask", json!(0o1000), "process.user.umask"),
+            ("process.oomScoreAdj", json!(1001), "process.oomScoreAdj"),
+            ("mounts.0.destination", json!("proc"), "mounts proc: destination"),
+            ("linux.namespaces", json!([{"type": "pid"}]), "linux.namespaces"),
+            ("linux.namespaces", json!([{"type": "mount"}, {"type": "pid"}, {"type": "pid"}]), "linux.namespaces"),
+            ("linux.sysctl", json!({"kernel.core_pattern": "|/bin/sh"}), "linux.sysctl kernel.core_pattern"),
+            ("linux.sysctl", json!({"net.../../kernel.core_pattern": "x"}), "linux.sysctl net.../../kernel.core_pattern"),
+            ("linux.sysctl", json!({"kernel.hostname": "x"}), "linux.sysctl kernel.hostname"),
+            ("linux.sysctl", json!({"net.core.somaxconn": "1\n2"}), "linux.sysctl net.core.somaxconn"),
+            ("linux.resources", json!({"memory": {"swap": 5, "limit": 6}}), "linux.resources.memory.swap"),
+            ("linux.resources", json!({"unified": {"../x.y": "1"}}), "linux.resources.unified ../x.y"),
+            ("linux.resources", json!({"unified": {"cgroup.procs": "1"}}), "linux.resources.unified cgroup.procs"),
+            ("linux.resources", json!({"hugepageLimits": [{"pageSize": "../x", "limit": 1}]}), "linux.resources.hugepageLimits"),
+        ] {
+            let error = verdict(with(path, value.clone())).expect_err(name);
+            assert_eq!((error.code, error.id.as_str()), (Code::InvalidArgument, name), "{value}");
+        }
+        let mut host = with("linux.sysctl", json!({"net.core.somaxconn": "1"}));
+        host["linux"]["namespaces"] = json!([{"type": "mount"}]);
+        assert_eq!(verdict(host).unwrap_err().code, Code::InvalidArgument);
+        for id in [json!(-1), json!(1u64 << 32), json!("0")] {
+            assert!(serde_json::from_value::<Spec>(with("process.user.uid", id)).is_err());
+        }
+    }
+}

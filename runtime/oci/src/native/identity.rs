@@ -37,7 +37,10 @@ pub(super) enum Role {
 }
 
 /// The steps that give the process its streams. Before these, descriptors of the host are still open; after, none.
-pub(super) fn streams(process: &Process, stdio: &Stdio<'_>, role: Role, steps: &mut Vec<Step>) {
+pub(super) fn streams(process: &Process, stdio: &Stdio<'_>, role: Role, steps: &mut Vec<Step>) -> Result<()> {
+    if process.terminal().unwrap_or(false) != matches!(stdio, Stdio::Terminal { .. }) {
+        return Err(Error::invalid("spec", "process.terminal", "does not agree with the streams that are given"));
+    }
     let uid = process.user().uid();
     if let Stdio::Terminal { rows, cols } = *stdio {
         steps.push(Step::Terminal { rows, cols, uid, console: role == Role::Init });
@@ -50,6 +53,7 @@ pub(super) fn streams(process: &Process, stdio: &Stdio<'_>, role: Role, steps: &
         Stdio::Terminal { .. } => None,
     };
     steps.push(Step::Streams { fds, uid });
+    Ok(())
 }
 
 /// The steps from the streams to the program.
@@ -126,7 +130,7 @@ fn capabilities(process: &Process) -> Result<Capabilities> {
     let wanted = all.effective | all.permitted | all.ambient;
     if let Some(bit) = (0..64).find(|bit| wanted & !own & 1 << bit != 0) {
         let name = spec.permitted().iter().chain(spec.effective()).chain(spec.ambient()).flatten();
-        let name = name.map(|c| *c).find(|c| caps::number(*c) == bit).map_or("?", caps::name);
+        let name = name.copied().find(|c| caps::number(*c) == bit).map_or("?", caps::name);
         return Err(Error::failed_precondition(
             "capability",
             name,

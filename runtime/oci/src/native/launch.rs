@@ -86,9 +86,10 @@ fn oom_score_adj(pid: i32, score: i32) -> Result<()> {
 impl Launched {
     /// Lets the child go on from where it waits.
     pub fn release(&self) -> Result<()> {
-        nix::unistd::write(&self.control, b"g")
+        // A dead child must be an error, not a SIGPIPE.
+        socket::send(self.control.as_raw_fd(), b"g", MsgFlags::MSG_NOSIGNAL)
             .map(drop)
-            .map_err(|e| Error::io("process", self.child.pid, "its set-up was cut off (was it killed?)", &e.into()))
+            .map_err(|_| self.killed())
     }
 
     /// Waits until the child is set up; `steps` explain a failure. On an error the child is gone.
@@ -117,10 +118,14 @@ impl Launched {
                 Error::io("container", "", what, &io::Error::from_raw_os_error(errno))
             }
             Ok(Progress::Closed | Progress::Ready) => {
-                Error::unavailable("process", self.child.pid, "was killed while it was being set up")
+                self.killed()
             }
             Err(e) => Error::io("process", self.child.pid, "waiting for its set-up", &e),
         }
+    }
+
+    fn killed(&self) -> Error {
+        Error::unavailable("process", self.child.pid, "was killed while it was being set up")
     }
 
     /// Kills and reaps the child.

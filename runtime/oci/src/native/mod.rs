@@ -67,40 +67,50 @@ impl Native {
             Error::failed_precondition("container", &container.id, "was not made by the native driver")
         })
     }
+}
 
-    fn launch_init(&self, request: &CreateRequest<'_>, cgroup: &Cgroup) -> Result<(Launched, Vec<Step>, Kept)> {
-        let process = request.spec.process().as_ref();
-        let process = process.ok_or_else(|| Error::invalid("spec", "process", "is missing"))?;
-        let linux = request.spec.linux().as_ref();
-        if let Some(resources) = linux.and_then(|l| l.resources().as_ref()) {
-            resources::apply(cgroup, resources)?;
-        }
-        resources::devices(cgroup, linux.and_then(|l| l.resources().as_ref()))?;
-        let filter = linux.and_then(|l| l.seccomp().as_ref()).map(Filter::compile).transpose()?;
-        let mut plan = plan::plan(request, cgroup)?;
-        identity::streams(process, &request.stdio, Role::Init, &mut plan.steps);
-        // The terminal is made before /dev may become read-only, the streams are connected after the last use of the
-        // root's descriptor.
-        let streams = plan.steps.pop();
-        plan::seal(request.spec, &mut plan)?;
-        plan.steps.extend(streams);
-        identity::identity(request.id, process, filter.as_ref(), Role::Init, &mut plan.steps)?;
-        let pid_namespace = plan.pid_namespace.as_ref();
-        let mut launched =
-            launch::launch(&plan.steps, plan.flags, pid_namespace, cgroup, process.oom_score_adj())?;
-        if let Err(e) = launched.wait_ready(&plan.steps) {
+/// Makes the first process of a container in a cgroup that exists.
+fn launch_init(request: &CreateRequest<'_>, cgroup: &Cgroup) -> Result<(Process, Kept)> {
+    let process = request.spec.process().as_ref();
+    let process = process.ok_or_else(|| Error::invalid("spec", "process", "is missing"))?;
+    let linux = request.spec.linux().as_ref();
+    if let Some(resources) = linux.and_then(|l| l.resources().as_ref()) {
+        resources::apply(cgroup, resources)?;
+    }
+    resources::devices(cgroup, linux.and_then(|l| l.resources().as_ref()))?;
+    let filter = linux.and_then(|l| l.seccomp().as_ref()).map(Filter::compile).transpose()?;
+    let mut plan = plan::plan(request, cgroup)?;
+    identity::streams(process, &request.stdio, Role::Init, &mut plan.steps)?;
+    // The terminal is made before /dev may become read-only, the streams are connected after the last use of the
+    // root's descriptor.
+    let streams = plan.steps.pop();
+    plan::seal(request.spec, &mut plan)?;
+    plan.steps.extend(streams);
+    identity::identity(request.id, process, filter.as_ref(), Role::Init, &mut plan.steps)?;
+    let pid_namespace = plan.pid_namespace.as_ref();
+    let mut launched =
+        launch::launch(&plan.steps, plan.flags, pid_namespace, cgroup, process.oom_score_adj())?;
+    let pidfd = launched.wait_ready(&plan.steps).and_then(|()| {
+        let pidfd = launched.child.pidfd.try_clone();
+        pidfd.map_err(|e| Error::io("container", request.id, "duplicating its pidfd", &e))
+    });
+    let pidfd = match pidfd {
+        Ok(pidfd) => pidfd,
+        Err(e) => {
             launched.destroy();
             return Err(e);
         }
-        // From here on only the last steps are of interest; what the others hold (mounts, descriptors) is in use by
-        // the child or not needed any more.
-        let mut steps = plan.steps;
-        let ready = steps.iter().position(|s| matches!(s, Step::Ready)).unwrap_or(0);
-        for step in &mut steps[..ready] {
-            *step = Step::Gate;
-        }
-        Ok((launched, steps, Kept { cgroup: None, join: plan.join, filter, waiting: None }))
+    };
+    let init = Process { pid: launched.child.pid, pidfd, console: launched.console.take() };
+    // From here on only the last steps are of interest; what the others hold (mounts, descriptors) is in use by
+    // the child or not needed any more.
+    let mut steps = plan.steps;
+    let ready = steps.iter().position(|s| matches!(s, Step::Ready)).unwrap_or(0);
+    for step in &mut steps[..ready] {
+        *step = Step::Gate;
     }
+    let waiting = Some(Waiting { launched, steps, command: command(Some(process)) });
+    Ok((init, Kept { cgroup: None, join: plan.join, filter, waiting }))
 }
 
 /// The cgroup of a container whose spec doesn't name one.
@@ -135,8 +145,7 @@ impl Runtime for Native {
     fn create(&self, request: &CreateRequest<'_>) -> Result<Container> {
         check(request.spec)?;
         let cgroup = Cgroup::create(&self.layout, &cgroup_path(request))?;
-        let launched = self.launch_init(request, &cgroup);
-        let (mut launched, steps, mut kept) = match launched {
+        let (init, mut kept) = match launch_init(request, &cgroup) {
             Ok(launched) => launched,
             Err(e) => {
                 if let Err(left) = cgroup.remove() {
@@ -145,12 +154,8 @@ impl Runtime for Native {
                 return Err(about(request.id)(e));
             }
         };
-        let pidfd = launched.child.pidfd.try_clone();
-        let pidfd = pidfd.map_err(|e| Error::io("container", request.id, "duplicating its pidfd", &e))?;
-        let init = Process { pid: launched.child.pid, pidfd, console: launched.console.take() };
         let path = cgroup.path().to_owned();
         kept.cgroup = Some(cgroup);
-        kept.waiting = Some(Waiting { launched, steps, command: command(request.spec.process().as_ref()) });
         Ok(Container {
             id: request.id.clone(),
             namespace: request.namespace.clone(),
@@ -183,7 +188,7 @@ impl Runtime for Native {
         let pid_namespace = (join & libc::CLONE_NEWPID != 0).then_some(&container.init.pidfd);
         let flags = join & !libc::CLONE_NEWPID;
         steps.push(Step::Enter { fd: init, flags, what: "the namespaces of the first process (does it run?)".into() });
-        identity::streams(request.process, &request.stdio, Role::Exec, &mut steps);
+        identity::streams(request.process, &request.stdio, Role::Exec, &mut steps)?;
         identity::identity(&container.id, request.process, container.kept.filter.as_ref(), Role::Exec, &mut steps)?;
         let launched = launch::launch(&steps, 0, pid_namespace, cgroup, request.process.oom_score_adj());
         let mut launched = launched.map_err(|e| match process::is_alive(&container.init.pidfd) {

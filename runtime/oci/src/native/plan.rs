@@ -55,7 +55,7 @@ pub(super) fn plan(request: &CreateRequest<'_>, cgroup: &Cgroup) -> Result<Plan>
     let spec = request.spec;
     let nothing = Linux::default();
     let linux = spec.linux().as_ref().unwrap_or(&nothing);
-    let mut plan = Plan { steps: vec![Step::Gate], ..Plan::default() };
+    let mut plan = Plan { steps: vec![Step::Undumpable, Step::Gate], ..Plan::default() };
     namespaces(linux, &mut plan)?;
     let steps = &mut plan.steps;
     if let Some(name) = spec.hostname().as_ref().filter(|n| !n.is_empty()) {
@@ -203,7 +203,7 @@ fn mount(
     let kind = spec.typ().as_deref().unwrap_or("none");
     let context = |e: Error| e.context(format!("mount {}", spec.destination().display()));
     let mut target = target(spec.destination(), Make::Directory)?;
-    if let Some(recursive) = options.bind.or((kind == "bind").then_some(false)) {
+    if let Some(recursive) = options.bind.or_else(|| (kind == "bind").then_some(false)) {
         if let Some((key, _)) = options.data.first() {
             return Err(context(Error::unimplemented("mount option", key, "a bind mount doesn't have it: leave it out")));
         }

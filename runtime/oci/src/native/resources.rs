@@ -5,7 +5,7 @@
 
 use std::fmt::Display;
 
-use cofferdam_sys::cgroup::Cgroup;
+use cofferdam_sys::{cgroup::Cgroup, devices::Rule};
 use cofferdam_types::{Error, Result};
 use oci_spec::runtime::{
     LinuxBlockIo, LinuxCpu, LinuxDeviceCgroup, LinuxDeviceType, LinuxMemory, LinuxResources, LinuxThrottleDevice,
@@ -193,20 +193,6 @@ fn block_io(w: &Writer<'_>, io: &LinuxBlockIo) -> Result<()> {
     throttle(io.throttle_write_iops_device(), "blkio.throttle.write_iops_device", "wiops")
 }
 
-/// A device rule, as the kernel's list has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Rule {
-    pub allow: bool,
-    /// `a`, `b` or `c`.
-    pub kind: char,
-    /// `None`: all.
-    pub major: Option<u32>,
-    pub minor: Option<u32>,
-    pub read: bool,
-    pub write: bool,
-    pub mknod: bool,
-}
-
 const fn allow(kind: char, major: Option<u32>, minor: Option<u32>, open: bool) -> Rule {
     Rule { allow: true, kind, major, minor, read: open, write: open, mknod: true }
 }
@@ -225,52 +211,39 @@ const ALWAYS: &[Rule] = &[
     allow('c', Some(136), None, true),
 ];
 
-impl Rule {
-    fn read(spec: &LinuxDeviceCgroup) -> Result<Rule> {
-        let bad = |why: &str| Error::invalid("spec", "linux.resources.devices", why);
-        let kind = match spec.typ() {
-            None | Some(LinuxDeviceType::A) => 'a',
-            Some(LinuxDeviceType::B) => 'b',
-            Some(LinuxDeviceType::C | LinuxDeviceType::U) => 'c',
-            Some(LinuxDeviceType::P) => return Err(bad("a pipe is no device: leave the rule out")),
-        };
-        let number = |n: Option<i64>| match n {
-            None | Some(-1) => Ok(None),
-            Some(n) => u32::try_from(n).map(Some).map_err(|_| bad("a device number is out of range")),
-        };
-        let access = spec.access().as_deref().filter(|a| !a.is_empty()).unwrap_or("rwm");
-        if !access.chars().all(|c| "rwm".contains(c)) {
-            return Err(bad("access is made of r, w and m"));
-        }
-        Ok(Rule {
-            allow: spec.allow(),
-            kind,
-            major: number(spec.major())?,
-            minor: number(spec.minor())?,
-            read: access.contains('r'),
-            write: access.contains('w'),
-            mknod: access.contains('m'),
-        })
+/// Reads a rule of a spec.
+fn rule(spec: &LinuxDeviceCgroup) -> Result<Rule> {
+    let bad = |why: &str| Error::invalid("spec", "linux.resources.devices", why);
+    let kind = match spec.typ() {
+        None | Some(LinuxDeviceType::A) => 'a',
+        Some(LinuxDeviceType::B) => 'b',
+        Some(LinuxDeviceType::C | LinuxDeviceType::U) => 'c',
+        Some(LinuxDeviceType::P) => return Err(bad("a pipe is no device: leave the rule out")),
+    };
+    let number = |n: Option<i64>| match n {
+        None | Some(-1) => Ok(None),
+        Some(n) => u32::try_from(n).map(Some).map_err(|_| bad("a device number is out of range")),
+    };
+    let access = spec.access().as_deref().filter(|a| !a.is_empty()).unwrap_or("rwm");
+    if !access.chars().all(|c| "rwm".contains(c)) {
+        return Err(bad("access is made of r, w and m"));
     }
-
-    /// Whether it is about every device and every access.
-    fn is_everything(&self) -> bool {
-        self.kind == 'a' && self.major.is_none() && self.minor.is_none() && self.read && self.write && self.mknod
-    }
-
-    fn to_v1(self) -> String {
-        let number = |n: Option<u32>| n.map_or_else(|| "*".into(), |n| n.to_string());
-        let access: String =
-            [(self.read, 'r'), (self.write, 'w'), (self.mknod, 'm')].into_iter().filter(|(on, _)| *on).map(|(_, c)| c).collect();
-        format!("{} {}:{} {access}", self.kind, number(self.major), number(self.minor))
-    }
+    Ok(Rule {
+        allow: spec.allow(),
+        kind,
+        major: number(spec.major())?,
+        minor: number(spec.minor())?,
+        read: access.contains('r'),
+        write: access.contains('w'),
+        mknod: access.contains('m'),
+    })
 }
 
 /// The rules from nothing allowed: those of the spec, then what every container has.
 pub(super) fn rules(resources: Option<&LinuxResources>) -> Result<Vec<Rule>> {
     let mut rules = Vec::new();
     for spec in resources.and_then(|r| r.devices().as_ref()).into_iter().flatten() {
-        let rule = Rule::read(spec)?;
+        let rule = rule(spec)?;
         if rule.is_everything() {
             rules.clear();
         }
@@ -285,21 +258,39 @@ pub(super) fn rules(resources: Option<&LinuxResources>) -> Result<Vec<Rule>> {
 /// Confines the group to its devices: nothing that isn't named is allowed.
 pub(super) fn devices(cgroup: &Cgroup, resources: Option<&LinuxResources>) -> Result<()> {
     let rules = rules(resources)?;
-    let Some(dir) = cgroup.v1("devices") else {
-        return Err(Error::unimplemented(
-            "cgroup",
-            cgroup.path(),
-            "confining devices on a host with v2 cgroups alone is not supported: mount the v1 devices controller",
-        ));
+    if let Some(dir) = cgroup.v1("devices") {
+        cgroup.write_at(dir, "devices.deny", "a")?;
+        for rule in rules {
+            let text = if rule.is_everything() { "a".into() } else { rule.to_string() };
+            cgroup.write_at(dir, if rule.allow { "devices.allow" } else { "devices.deny" }, &text)?;
+        }
+        return Ok(());
+    }
+    let Some(dir) = cgroup.unified() else {
+        return Err(Error::unimplemented("cgroup", cgroup.path(), "this host has no way to confine devices"));
     };
-    cgroup.write_at(dir, "devices.deny", "a")?;
-    for rule in rules {
-        let text = if rule.is_everything() { "a".into() } else { rule.to_v1() };
-        cgroup.write_at(dir, if rule.allow { "devices.allow" } else { "devices.deny" }, &text)?;
-        if rule.allow && rule.is_everything() {
-            // The rest adds nothing, and v1 refuses it.
-            break;
+    cofferdam_sys::devices::confine(dir, &rules)
+        .map_err(|e| Error::io("cgroup", cgroup.path(), "loading the BPF program that confines its devices", &e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // P8: what nobody allows is denied, whatever the spec leaves out.
+    #[test]
+    fn p8_devices_are_denied_by_default() {
+        assert_eq!(rules(None).unwrap(), ALWAYS);
+        let resources: LinuxResources = serde_json::from_value(serde_json::json!({"devices": [
+            {"allow": true, "type": "c", "major": 9, "minor": 9},
+            {"allow": false, "access": "rwm"},
+            {"allow": true, "access": "r", "major": 10, "minor": -1},
+        ]}))
+        .unwrap();
+        let text: Vec<String> = rules(Some(&resources)).unwrap().iter().take(4).map(Rule::to_string).collect();
+        assert_eq!(text, ["a *:* rwm", "b 10:* r", "c 10:* r", "c *:* m"]);
+        for bad in [r#"{"allow": true, "access": "x"}"#, r#"{"allow": true, "major": 4294967296}"#] {
+            assert!(rule(&serde_json::from_str(bad).unwrap()).is_err(), "{bad}");
         }
     }
-    Ok(())
 }
