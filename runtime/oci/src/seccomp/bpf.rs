@@ -44,12 +44,12 @@ pub(super) fn by_arch(blocks: Vec<(u32, Vec<sock_filter>)>, otherwise: u32) -> V
 
 /// A binary search: `ranges` are the first number of each range and what happens in it, in ascending order, starting
 /// with 0.
-pub(super) fn search(ranges: &[(u32, Verdict)], wide: bool) -> Vec<sock_filter> {
+pub(super) fn search(ranges: &[(u32, Verdict)]) -> Vec<sock_filter> {
     if let [(_, verdict)] = ranges {
-        return leaf(verdict, wide);
+        return leaf(verdict);
     }
     let (low, high) = ranges.split_at(ranges.len() / 2);
-    let (low, high_code) = (search(low, wide), search(high, wide));
+    let (low, high_code) = (search(low), search(high));
     let middle = high[0].0;
     let mut code = match u8::try_from(low.len()) {
         Ok(over) => vec![branch(GE, middle, over, 0)],
@@ -60,10 +60,10 @@ pub(super) fn search(ranges: &[(u32, Verdict)], wide: bool) -> Vec<sock_filter> 
     code
 }
 
-fn leaf(verdict: &Verdict, wide: bool) -> Vec<sock_filter> {
+fn leaf(verdict: &Verdict) -> Vec<sock_filter> {
     let mut code = Vec::new();
     for (conditions, action) in &verdict.rules {
-        code.extend(rule(conditions, *action, wide));
+        code.extend(rule(conditions, *action, verdict.wide));
     }
     code.push(insn(RETURN, verdict.otherwise));
     code

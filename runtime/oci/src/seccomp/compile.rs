@@ -51,13 +51,15 @@ pub(super) enum Test {
 /// What happens to a system call: the first rule whose conditions all hold, else `otherwise`.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Verdict {
+    /// Whether the conditions compare 64 bits.
+    pub wide: bool,
     pub rules: Vec<(Vec<Condition>, u32)>,
     pub otherwise: u32,
 }
 
 impl Verdict {
     fn always(action: u32) -> Verdict {
-        Verdict { rules: Vec::new(), otherwise: action }
+        Verdict { wide: true, rules: Vec::new(), otherwise: action }
     }
 }
 
@@ -80,14 +82,14 @@ pub fn compile_for(native: Arch, profile: &LinuxSeccomp) -> Result<Vec<sock_filt
     let abis = listed(native, profile)?;
     for abi in abis.iter().filter(|abi| abi.base == 0) {
         let mut ranges = ranges(abi, rules, default)?;
-        if native == Arch::ScmpArchX86_64 && abi.wide {
+        if abi.name == Arch::ScmpArchX86_64 {
             match abis.iter().find(|other| other.base == X32_BIT) {
                 Some(x32) => ranges.extend(self::ranges(x32, rules, default)?),
                 None => ranges.push((X32_BIT, Verdict::always(libc::SECCOMP_RET_KILL_PROCESS))),
             }
         }
         ranges.dedup_by(|next, kept| next.1 == kept.1);
-        blocks.push((abi.audit, bpf::search(&ranges, abi.wide)));
+        blocks.push((abi.audit, bpf::search(&ranges)));
     }
     let program = bpf::by_arch(blocks, libc::SECCOMP_RET_KILL_PROCESS);
     if program.len() > MAX_INSTRUCTIONS {
@@ -153,7 +155,7 @@ fn ranges(abi: &Abi, rules: &[LinuxSyscall], default: u32) -> Result<Vec<(u32, V
                 if conditions.is_empty() {
                     settled.entry(number).or_insert(action);
                 }
-                let verdict = calls.entry(number).or_insert_with(|| Verdict::always(default));
+                let verdict = calls.entry(number).or_insert_with(|| Verdict { wide: abi.wide, ..Verdict::always(default) });
                 verdict.rules.extend(conditions.iter().map(|c| (c.clone(), action)));
             };
             if let Some(number) = number {

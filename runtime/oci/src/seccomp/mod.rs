@@ -9,6 +9,8 @@ mod profile;
 mod tables;
 
 #[cfg(test)]
+mod against;
+#[cfg(test)]
 mod tests;
 
 pub use compile::{NATIVE, compile, compile_for, flags, unknown};

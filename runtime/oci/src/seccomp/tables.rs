@@ -16,7 +16,7 @@ pub(super) struct Abi {
     pub audit: u32,
     /// Added to each number.
     pub base: u32,
-    /// Whether arguments are registers of 64 bits. In a 32-bit ABI their upper halves mean nothing.
+    /// Whether arguments have 64 bits; of 32-bit ABIs the upper halves mean nothing.
     pub wide: bool,
     numbers: &'static LazyLock<Numbers>,
     /// Calls that also exist as one of `socketcall(2)` or `ipc(2)`: name, multiplexer, which one.
@@ -58,8 +58,8 @@ static X86: [Abi; 3] = [
         name: Arch::ScmpArchX32,
         audit: 0xc000_003e,
         base: X32_BIT,
-        // Its registers are those of x86-64, whatever the size of its pointers.
-        wide: true,
+        // Its registers have 64 bits too, but libseccomp compares the 32 that its programs mean.
+        wide: false,
         numbers: &X32_NUMBERS,
         multiplexed: &[],
     },
@@ -119,10 +119,10 @@ static X32_NUMBERS: LazyLock<Numbers> = LazyLock::new(|| {
     numbers
 });
 
-/// Calls of x86-64 that x32 lacks (`asm/unistd_x32.h`).
-const NOT_X32: [&str; 11] = [
-    "_sysctl", "create_module", "epoll_ctl_old", "epoll_wait_old", "get_kernel_syms", "get_thread_area", "nfsservctl",
-    "query_module", "set_thread_area", "uselib", "vserver",
+/// Calls of x86-64 that x32 lacks (marked `64` in the kernel's `syscall_64.tbl`).
+const NOT_X32: [&str; 14] = [
+    "_sysctl", "create_module", "epoll_ctl_old", "epoll_wait_old", "get_kernel_syms", "get_thread_area",
+    "map_shadow_stack", "nfsservctl", "query_module", "set_thread_area", "uprobe", "uretprobe", "uselib", "vserver",
 ];
 
 /// Calls to which x32 gives numbers of its own (`asm/unistd_x32.h`); all others have those of x86-64.

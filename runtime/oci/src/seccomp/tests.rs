@@ -36,7 +36,7 @@ fn one_rule(args: serde_json::Value) -> Vec<sock_filter> {
 }
 
 /// What the kernel would do.
-fn run(program: &[sock_filter], arch: u32, number: u32, args: [u64; 6]) -> u32 {
+pub(super) fn run(program: &[sock_filter], arch: u32, number: u32, args: [u64; 6]) -> u32 {
     trace(program, arch, number, args).0
 }
 

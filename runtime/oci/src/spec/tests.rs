@@ -357,3 +357,17 @@ fn a_long_id_still_makes_a_host_name() {
     let id = Id::new(format!("{}-{}", "a".repeat(63), "b".repeat(12))).unwrap();
     assert_eq!(hostname(&id, &Options::default()).unwrap(), "a".repeat(63));
 }
+
+#[test]
+fn the_native_driver_takes_what_is_generated() {
+    for options in [
+        json!({}),
+        json!({"network": "host", "readonly": true, "tty": true}),
+        json!({"memory": 64 << 20, "cpus": 0.5, "cpu_shares": 512, "pids": 10, "cap_add": ["ALL"], "seccomp": "unconfined",
+            "sysctls": {"net.ipv4.ip_forward": "1", "kernel.shmmax": "1"}, "no_new_privileges": false,
+            "mounts": [{"type": "tmpfs", "target": "/x", "options": ["size=1m"]},
+                {"type": "bind", "source": "/srv", "target": "/srv", "options": ["ro"]}]}),
+    ] {
+        crate::native::check(&make(json!({"Cmd": ["sh"], "User": "web"}), options).unwrap()).unwrap();
+    }
+}
