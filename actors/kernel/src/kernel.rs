@@ -10,7 +10,7 @@ use std::{
 
 use actix_rt::{Arbiter, ArbiterHandle};
 use cofferdam_types::{Error, Result};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 use crate::{
     host::{Hosts, Placement},
@@ -109,7 +109,6 @@ impl Kernel {
         let inner = Arc::new(Inner {
             name: config.name,
             bound: config.bound,
-            gate: Arc::new(Semaphore::new(config.bound)),
             life: std::sync::RwLock::new(None),
             health: watch::Sender::new(Health::Starting),
             stop: watch::Sender::new(false),

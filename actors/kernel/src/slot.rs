@@ -100,14 +100,20 @@ pub(crate) struct Life<A: Actor> {
     pub(crate) addr: Addr<A>,
     /// Turns `Some` before the actor's mailbox is dropped, so whoever loses an answer finds the reason here.
     pub(crate) down: Arc<watch::Sender<Down>>,
+    /// One permit per message that waits or is worked on. actix's mailbox would let every fresh sender exceed its
+    /// bound by one. Each life has its own: what waits for an actor that hangs takes no room from its successor.
+    pub(crate) gate: Arc<Semaphore>,
+}
+
+impl<A: Actor> Clone for Life<A> {
+    fn clone(&self) -> Life<A> {
+        Life { addr: self.addr.clone(), down: self.down.clone(), gate: self.gate.clone() }
+    }
 }
 
 pub(crate) struct Inner<A: Actor> {
     pub(crate) name: &'static str,
     pub(crate) bound: usize,
-    /// One permit per message that waits or is worked on. actix's mailbox would let every fresh sender exceed its
-    /// bound by one.
-    pub(crate) gate: Arc<Semaphore>,
     pub(crate) life: RwLock<Option<Life<A>>>,
     pub(crate) health: watch::Sender<Health>,
     pub(crate) stop: watch::Sender<bool>,
@@ -130,7 +136,8 @@ impl<A: Actor> Inner<A> {
     }
 
     pub(crate) fn waiting(&self) -> usize {
-        self.bound - self.gate.available_permits()
+        let life = self.life.read().unwrap_or_else(PoisonError::into_inner);
+        life.as_ref().map_or(0, |life| self.bound - life.gate.available_permits())
     }
 
     pub(crate) fn last_panic(&self) -> Option<String> {
@@ -142,9 +149,9 @@ impl<A: Actor> Inner<A> {
     }
 
     /// The present life, or the error that a caller gets instead.
-    fn live(&self) -> Result<(Addr<A>, watch::Receiver<Down>)> {
+    fn live(&self) -> Result<Life<A>> {
         if let Some(life) = &*self.life.read().unwrap_or_else(PoisonError::into_inner) {
-            return Ok((life.addr.clone(), life.down.subscribe()));
+            return Ok(life.clone());
         }
         Err(self.down(match &*self.health.borrow() {
             Health::Starting | Health::Up => "is starting: try again".to_owned(),
@@ -172,8 +179,9 @@ where
         R: Send + 'static,
     {
         let inner = &self.0;
-        let (addr, mut down) = inner.live()?;
-        let permit = Arc::clone(&inner.gate)
+        let Life { addr, down, gate } = inner.live()?;
+        let mut down = down.subscribe();
+        let permit = gate
             .try_acquire_owned()
             .map_err(|_| inner.down(format!("overloaded: {} messages wait; try again", inner.bound)))?;
         // The message and its caller each hold the permit: a caller that goes away frees no room for as long as its
@@ -183,8 +191,10 @@ where
         let name = inner.name;
         let (answer, answered) = oneshot::channel();
         let work = Work::new(move |actor: &mut A, ctx: &mut Context<A>| {
-            let _held = held;
-            match catch_unwind(AssertUnwindSafe(|| <A as Handler<M>>::handle(actor, message, ctx))) {
+            let handled = catch_unwind(AssertUnwindSafe(|| <A as Handler<M>>::handle(actor, message, ctx)));
+            // Before the answer: who has it may call again at once, and must find his place free.
+            drop(held);
+            match handled {
                 Ok(response) => response.handle(ctx, Some(answer)),
                 Err(payload) => {
                     let why = format!("crashed while it worked: {}", panic_text(&*payload));

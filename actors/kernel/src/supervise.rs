@@ -11,7 +11,7 @@ use actix::{ActorContext, Addr, Context};
 use cofferdam_types::Error;
 use futures::FutureExt;
 use tokio::{
-    sync::{oneshot, watch},
+    sync::{Semaphore, oneshot, watch},
     time::{sleep, timeout},
 };
 
@@ -108,7 +108,8 @@ impl<A: Hosted> Supervisor<A> {
             },
         };
         let up = Instant::now();
-        self.inner.begin_life(Life { addr: addr.clone(), down: down.clone() });
+        let gate = Arc::new(Semaphore::new(self.inner.bound));
+        self.inner.begin_life(Life { addr: addr.clone(), down: down.clone(), gate });
         self.inner.health.send_replace(Health::Up);
         tracing::debug!(actor = self.inner.name, "up");
         loop {

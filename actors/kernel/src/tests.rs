@@ -264,10 +264,21 @@ fn the_bound_is_exact_and_a_caller_that_leaves_keeps_its_place_taken() {
 }
 
 #[test]
+fn a_place_is_free_before_its_answer_is_there() {
+    with_kernel(|kernel| async move {
+        let slot = subject(&kernel, SlotConfig { bound: 1, ..config("subject", Placement::Own) });
+        kernel.ready().await.unwrap();
+        for n in 1..=2000 {
+            assert_eq!(slot.call(Count()).await.unwrap(), (1, n));
+        }
+    });
+}
+
+#[test]
 fn a_hang_on_an_own_thread_is_abandoned() {
     with_kernel(|kernel| async move {
         let heartbeat = Duration::from_millis(50);
-        let slot = subject(&kernel, SlotConfig { heartbeat, ..config("subject", Placement::Own) });
+        let slot = subject(&kernel, SlotConfig { heartbeat, bound: 2, ..config("subject", Placement::Own) });
         kernel.ready().await.unwrap();
         let (release, held) = hold(&slot).await;
         let queued = slot.call(Count()).await;
@@ -417,5 +428,40 @@ fn calls_can_move_between_threads() {
         let call = slot.call(Count());
         send(&call);
         call.await.unwrap();
+    });
+}
+
+#[test]
+fn under_load_every_call_is_answered_across_restarts() {
+    with_kernel(|kernel| async move {
+        let slot = subject(&kernel, SlotConfig { bound: 64, ..config("subject", Placement::Own) });
+        kernel.ready().await.unwrap();
+        let (answered, refused) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let caller = || {
+            let (slot, kernel, answered, refused) = (slot.clone(), kernel.clone(), answered.clone(), refused.clone());
+            std::thread::spawn(move || {
+                while kernel.statuses()[0].restarts < 5 {
+                    match slot.call_blocking(Count()) {
+                        Ok(_) => answered.fetch_add(1, Ordering::SeqCst),
+                        Err(e) if e.code == Code::Unavailable => refused.fetch_add(1, Ordering::SeqCst),
+                        Err(e) => panic!("{e}"),
+                    };
+                }
+            })
+        };
+        let callers = [caller(), caller(), caller(), caller()];
+        for restarts in 1..=5 {
+            let before = answered.load(Ordering::SeqCst);
+            while answered.load(Ordering::SeqCst) < before + 10 {
+                tokio::task::yield_now().await;
+            }
+            kernel.poison("subject").unwrap();
+            restarted(&kernel, &slot, restarts).await;
+        }
+        for caller in callers {
+            caller.join().unwrap();
+        }
+        assert!(refused.load(Ordering::SeqCst) > 0);
+        assert_eq!(kernel.statuses()[0].waiting, 0, "no permit is lost to a crash");
     });
 }
