@@ -58,7 +58,8 @@ impl Layout {
             const FLAGS: &[&str] = &["rw", "ro", "xattr", "noprefix", "clone_children", "cpuset_v2_mode", "none"];
             let mut controllers: Vec<String> = Vec::new();
             if !unified {
-                let words = mount.super_options.split(',').filter(|w| !FLAGS.contains(w) && !w.contains("release_agent"));
+                let words =
+                    mount.super_options.split(',').filter(|w| !FLAGS.contains(w) && !w.contains("release_agent"));
                 controllers.extend(words.map(str::to_owned));
             }
             // The same hierarchy may be mounted twice.
@@ -455,7 +456,8 @@ mod tests {
 
     #[test]
     fn hybrid_v1_and_v2_are_told_apart() {
-        let line = |point: &str, kind: &str, options: &str| format!("40 31 0:37 / {point} rw - {kind} {kind} {options}\n");
+        let line =
+            |point: &str, kind: &str, options: &str| format!("40 31 0:37 / {point} rw - {kind} {kind} {options}\n");
         let table = |lines: &[String]| Layout::of(&mountinfo::parse(lines.concat().as_bytes()).unwrap());
         let v2 = line("/sys/fs/cgroup", "cgroup2", "rw,nsdelegate");
         assert!(!table(&[v2]).has_v1());

@@ -73,9 +73,7 @@ impl Options {
             self.set = self.set & !clear | set;
             return Ok(());
         }
-        if let Some((_, set, clear)) =
-            ATTRIBUTES.iter().find(|(name, ..)| option.strip_prefix('r') == Some(name))
-        {
+        if let Some((_, set, clear)) = ATTRIBUTES.iter().find(|(name, ..)| option.strip_prefix('r') == Some(name)) {
             self.recursive_clear |= clear;
             self.recursive_set = self.recursive_set & !clear | set;
             return Ok(());
@@ -119,12 +117,13 @@ impl Filesystem {
     pub fn open(kind: &str) -> Result<Filesystem> {
         let name = c_string(kind.as_bytes()).map_err(|e| Error::io("mount", kind, "its type", &e))?;
         // SAFETY: the pointer is valid for the call; a good result is a fresh descriptor.
-        let fd = check(unsafe { libc::syscall(libc::SYS_fsopen, name.as_ptr(), libc::FSOPEN_CLOEXEC) }).map_err(|e| {
-            if e.raw_os_error() == Some(libc::ENODEV) {
-                return Error::unimplemented("mount", kind, "this kernel has no such file system");
-            }
-            Error::io("mount", kind, "fsopen", &e)
-        })?;
+        let fd =
+            check(unsafe { libc::syscall(libc::SYS_fsopen, name.as_ptr(), libc::FSOPEN_CLOEXEC) }).map_err(|e| {
+                if e.raw_os_error() == Some(libc::ENODEV) {
+                    return Error::unimplemented("mount", kind, "this kernel has no such file system");
+                }
+                Error::io("mount", kind, "fsopen", &e)
+            })?;
         // SAFETY: see above.
         Ok(Filesystem { fd: unsafe { OwnedFd::from_raw_fd(fd as RawFd) }, kind: kind.to_owned() })
     }
@@ -153,8 +152,7 @@ impl Filesystem {
 
     /// Makes the mount, detached.
     pub fn mount(self, attributes: u64) -> Result<OwnedFd> {
-        self.config(libc::FSCONFIG_CMD_CREATE, None, None)
-            .map_err(|e| self.explain("creating the file system", &e))?;
+        self.config(libc::FSCONFIG_CMD_CREATE, None, None).map_err(|e| self.explain("creating the file system", &e))?;
         // SAFETY: no memory is involved; a good result is a fresh descriptor.
         let fd = check(unsafe {
             libc::syscall(libc::SYS_fsmount, self.fd.as_raw_fd(), libc::FSMOUNT_CLOEXEC, attributes as u32)
@@ -205,10 +203,8 @@ pub fn set_attributes(fd: impl AsFd, set: u64, clear: u64, propagation: u64, rec
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     let size = size_of::<libc::mount_attr>();
     // SAFETY: the pointers are valid for the call and the size is that of the struct.
-    check(unsafe {
-        libc::syscall(libc::SYS_mount_setattr, fd.as_fd().as_raw_fd(), c"".as_ptr(), flags, &attr, size)
-    })
-    .map(drop)
+    check(unsafe { libc::syscall(libc::SYS_mount_setattr, fd.as_fd().as_raw_fd(), c"".as_ptr(), flags, &attr, size) })
+        .map(drop)
 }
 
 /// Applies everything of `options` that acts on a mount; without a propagation of its own the copy is made private, so

@@ -33,8 +33,10 @@ pub fn get(fd: impl AsFd, name: &CStr) -> io::Result<Option<Vec<u8>>> {
 /// Sets attribute `name`.
 pub fn set(fd: impl AsFd, name: &CStr, value: &[u8]) -> io::Result<()> {
     // SAFETY: the pointers are valid for the call.
-    check(unsafe { libc::fsetxattr(fd.as_fd().as_raw_fd(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) }.into())
-        .map(drop)
+    check(
+        unsafe { libc::fsetxattr(fd.as_fd().as_raw_fd(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) }.into(),
+    )
+    .map(drop)
 }
 
 /// Removes attribute `name`; one that isn't there is no error.

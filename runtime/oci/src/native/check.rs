@@ -1,9 +1,7 @@
 //! What the native driver can't honour in a spec it refuses by name: nothing is ever ignored.
 
 use cofferdam_types::{Error, Result};
-use oci_spec::runtime::{
-    Hooks, Linux, LinuxNamespaceType, LinuxResources, LinuxSeccompAction, Mount, Process, Spec,
-};
+use oci_spec::runtime::{Hooks, Linux, LinuxNamespaceType, LinuxResources, LinuxSeccompAction, Mount, Process, Spec};
 
 use crate::caps;
 
@@ -144,7 +142,10 @@ fn check_namespaces(linux: &Linux) -> Result<()> {
             LinuxNamespaceType::User => return unimplemented("linux.namespaces user", LEAVE_OUT),
             LinuxNamespaceType::Time => return unimplemented("linux.namespaces time", LEAVE_OUT),
             LinuxNamespaceType::Mount if by_path => {
-                return unimplemented("linux.namespaces mount", "it mounts in a namespace of its own: leave out the path");
+                return unimplemented(
+                    "linux.namespaces mount",
+                    "it mounts in a namespace of its own: leave out the path",
+                );
             }
             _ => {}
         }
@@ -158,8 +159,14 @@ fn check_namespaces(linux: &Linux) -> Result<()> {
 /// A kernel parameter may be set only if it is the container's own: the others are the host's.
 fn check_sysctls(spec: &Spec, linux: &Linux) -> Result<()> {
     const IPC: &[&str] = &[
-        "kernel/msgmax", "kernel/msgmnb", "kernel/msgmni", "kernel/sem", "kernel/shmall", "kernel/shmmax",
-        "kernel/shmmni", "kernel/shm_rmid_forced",
+        "kernel/msgmax",
+        "kernel/msgmnb",
+        "kernel/msgmni",
+        "kernel/sem",
+        "kernel/shmall",
+        "kernel/shmmax",
+        "kernel/shmmni",
+        "kernel/shm_rmid_forced",
     ];
     let own = |kind| linux.namespaces().iter().flatten().any(|n| n.typ() == kind);
     for (name, value) in linux.sysctl().iter().flatten() {
@@ -202,8 +209,11 @@ pub fn check_resources(resources: &LinuxResources) -> Result<()> {
         refuse(io.leaf_weight().is_some(), "linux.resources.blockIO.leafWeight", LEAVE_OUT)?;
         refuse(some(io.weight_device()), "linux.resources.blockIO.weightDevice", LEAVE_OUT)?;
     }
-    refuse(resources.network().as_ref().is_some_and(|n| n.class_id().is_some() || some(n.priorities())),
-        "linux.resources.network", LEAVE_OUT)?;
+    refuse(
+        resources.network().as_ref().is_some_and(|n| n.class_id().is_some() || some(n.priorities())),
+        "linux.resources.network",
+        LEAVE_OUT,
+    )?;
     refuse(resources.rdma().as_ref().is_some_and(|r| !r.is_empty()), "linux.resources.rdma", LEAVE_OUT)?;
     for page in resources.hugepage_limits().iter().flatten() {
         if page.page_size().contains(['/', '\0']) || page.page_size().is_empty() {
@@ -266,7 +276,11 @@ mod tests {
         let hook = json!([{"path": "/bin/true"}]);
         let ids = json!([{"containerID": 0, "hostID": 1000, "size": 1}]);
         for (path, value, name) in [
-            ("vm", json!({"hypervisor": {"path": "/x"}, "kernel": {"path": "/x"}, "image": {"path": "/x", "format": "raw"}}), "vm"),
+            (
+                "vm",
+                json!({"hypervisor": {"path": "/x"}, "kernel": {"path": "/x"}, "image": {"path": "/x", "format": "raw"}}),
+                "vm",
+            ),
             ("hooks", json!({"prestart": hook}), "hooks.prestart"),
             ("hooks", json!({"createRuntime": hook}), "hooks.createRuntime"),
             ("hooks", json!({"createContainer": hook}), "hooks.createContainer"),
@@ -293,7 +307,11 @@ mod tests {
             ("linux.namespaces.0", json!({"type": "mount", "path": "/x"}), "linux.namespaces mount"),
             ("linux.cgroupsPath", json!("system.slice:coffer:x"), "linux.cgroupsPath"),
             ("linux.seccomp", json!({"defaultAction": "SCMP_ACT_NOTIFY"}), "linux.seccomp: SCMP_ACT_NOTIFY"),
-            ("linux.seccomp", json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x"}), "linux.seccomp.listenerPath"),
+            (
+                "linux.seccomp",
+                json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x"}),
+                "linux.seccomp.listenerPath",
+            ),
             ("linux.resources", json!({"memory": {"kernel": 1}}), "linux.resources.memory.kernel"),
             ("linux.resources", json!({"memory": {"kernelTCP": 1}}), "linux.resources.memory.kernelTCP"),
             ("linux.resources", json!({"network": {"classID": 1}}), "linux.resources.network"),
@@ -321,13 +339,21 @@ mod tests {
             ("linux.namespaces", json!([{"type": "pid"}]), "linux.namespaces"),
             ("linux.namespaces", json!([{"type": "mount"}, {"type": "pid"}, {"type": "pid"}]), "linux.namespaces"),
             ("linux.sysctl", json!({"kernel.core_pattern": "|/bin/sh"}), "linux.sysctl kernel.core_pattern"),
-            ("linux.sysctl", json!({"net.../../kernel.core_pattern": "x"}), "linux.sysctl net.../../kernel.core_pattern"),
+            (
+                "linux.sysctl",
+                json!({"net.../../kernel.core_pattern": "x"}),
+                "linux.sysctl net.../../kernel.core_pattern",
+            ),
             ("linux.sysctl", json!({"kernel.hostname": "x"}), "linux.sysctl kernel.hostname"),
             ("linux.sysctl", json!({"net.core.somaxconn": "1\n2"}), "linux.sysctl net.core.somaxconn"),
             ("linux.resources", json!({"memory": {"swap": 5, "limit": 6}}), "linux.resources.memory.swap"),
             ("linux.resources", json!({"unified": {"../x.y": "1"}}), "linux.resources.unified ../x.y"),
             ("linux.resources", json!({"unified": {"cgroup.procs": "1"}}), "linux.resources.unified cgroup.procs"),
-            ("linux.resources", json!({"hugepageLimits": [{"pageSize": "../x", "limit": 1}]}), "linux.resources.hugepageLimits"),
+            (
+                "linux.resources",
+                json!({"hugepageLimits": [{"pageSize": "../x", "limit": 1}]}),
+                "linux.resources.hugepageLimits",
+            ),
         ] {
             let error = verdict(with(path, value.clone())).expect_err(name);
             assert_eq!((error.code, error.id.as_str()), (Code::InvalidArgument, name), "{value}");

@@ -45,9 +45,8 @@ pub(super) fn launch(
     oom_score: Option<i32>,
 ) -> Result<Launched> {
     let fail = |what: &'static str| move |e: io::Error| Error::io("process", "", what, &e);
-    let (ours, theirs) =
-        socket::socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
-            .map_err(|e| fail("making a control socket")(e.into()))?;
+    let (ours, theirs) = socket::socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+        .map_err(|e| fail("making a control socket")(e.into()))?;
     let born_into = pid_namespace.map(ChildrenIn::enter).transpose().map_err(fail("entering the pid namespace"))?;
     let (own, parents) = (theirs.as_raw_fd(), ours.as_raw_fd());
     // SAFETY: the child goes straight into the walk, which makes system calls only and never returns.
@@ -87,9 +86,7 @@ impl Launched {
     /// Lets the child go on from where it waits.
     pub fn release(&self) -> Result<()> {
         // A dead child must be an error, not a SIGPIPE.
-        socket::send(self.control.as_raw_fd(), b"g", MsgFlags::MSG_NOSIGNAL)
-            .map(drop)
-            .map_err(|_| self.killed())
+        socket::send(self.control.as_raw_fd(), b"g", MsgFlags::MSG_NOSIGNAL).map(drop).map_err(|_| self.killed())
     }
 
     /// Waits until the child is set up; `steps` explain a failure. On an error the child is gone.
@@ -117,9 +114,7 @@ impl Launched {
                 let what = step(index).map_or_else(|| format!("step {index}"), Step::describe);
                 Error::io("container", "", what, &io::Error::from_raw_os_error(errno))
             }
-            Ok(Progress::Closed | Progress::Ready) => {
-                self.killed()
-            }
+            Ok(Progress::Closed | Progress::Ready) => self.killed(),
             Err(e) => Error::io("process", self.child.pid, "waiting for its set-up", &e),
         }
     }

@@ -63,9 +63,11 @@ impl Native {
     }
 
     fn cgroup<'c>(&self, container: &'c Container) -> Result<&'c Cgroup> {
-        container.kept.cgroup.as_ref().ok_or_else(|| {
-            Error::failed_precondition("container", &container.id, "was not made by the native driver")
-        })
+        container
+            .kept
+            .cgroup
+            .as_ref()
+            .ok_or_else(|| Error::failed_precondition("container", &container.id, "was not made by the native driver"))
     }
 }
 
@@ -88,8 +90,7 @@ fn launch_init(request: &CreateRequest<'_>, cgroup: &Cgroup) -> Result<(Process,
     plan.steps.extend(streams);
     identity::identity(request.id, process, filter.as_ref(), Role::Init, &mut plan.steps)?;
     let pid_namespace = plan.pid_namespace.as_ref();
-    let mut launched =
-        launch::launch(&plan.steps, plan.flags, pid_namespace, cgroup, process.oom_score_adj())?;
+    let mut launched = launch::launch(&plan.steps, plan.flags, pid_namespace, cgroup, process.oom_score_adj())?;
     let pidfd = launched.wait_ready(&plan.steps).and_then(|()| {
         let pidfd = launched.child.pidfd.try_clone();
         pidfd.map_err(|e| Error::io("container", request.id, "duplicating its pidfd", &e))
@@ -136,6 +137,11 @@ fn about(container: &str) -> impl Fn(Error) -> Error + '_ {
         e
     }
 }
+
+const _: fn() = || {
+    fn is_send<T: Send>() {}
+    is_send::<Container>();
+};
 
 impl Runtime for Native {
     fn name(&self) -> &'static str {

@@ -205,7 +205,11 @@ fn mount(
     let mut target = target(spec.destination(), Make::Directory)?;
     if let Some(recursive) = options.bind.or_else(|| (kind == "bind").then_some(false)) {
         if let Some((key, _)) = options.data.first() {
-            return Err(context(Error::unimplemented("mount option", key, "a bind mount doesn't have it: leave it out")));
+            return Err(context(Error::unimplemented(
+                "mount option",
+                key,
+                "a bind mount doesn't have it: leave it out",
+            )));
         }
         let missing = || Error::invalid("mount", spec.destination().display(), "a bind mount needs a source");
         let source = open_source(request, spec.source().as_deref().ok_or_else(missing)?).map_err(context)?;

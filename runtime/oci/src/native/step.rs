@@ -56,6 +56,9 @@ struct Strings {
     _owner: Vec<CString>,
 }
 
+// SAFETY: the pointers lead into strings that move along with them, and are never written through.
+unsafe impl Send for Strings {}
+
 impl Strings {
     fn new(owner: Vec<CString>) -> Strings {
         let pointers = owner.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect();
@@ -85,25 +88,53 @@ pub(super) enum Step {
     /// Makes `/proc/<pid>` of this process unreadable to the container that it is about to enter.
     Undumpable,
     /// Joins namespaces.
-    Enter { fd: OwnedFd, flags: i32, what: String },
+    Enter {
+        fd: OwnedFd,
+        flags: i32,
+        what: String,
+    },
     /// Makes new ones.
-    Unshare { flags: i32 },
+    Unshare {
+        flags: i32,
+    },
     Hostname(CString),
     Domainname(CString),
     /// Makes a detached mount the root, and lets go of the host's.
     Root(OwnedFd),
     /// Attaches a detached mount.
-    Attach { target: Target, mount: OwnedFd },
+    Attach {
+        target: Target,
+        mount: OwnedFd,
+    },
     /// Makes a mount that depends on the namespaces of its maker (proc, sysfs, mqueue, cgroup2), and attaches it.
-    Mount { target: Target, kind: CString, data: Vec<(CString, Option<CString>)>, attributes: Attributes },
+    Mount {
+        target: Target,
+        kind: CString,
+        data: Vec<(CString, Option<CString>)>,
+        attributes: Attributes,
+    },
     /// Changes a mount that is in place.
-    Change { target: Target, attributes: Attributes },
+    Change {
+        target: Target,
+        attributes: Attributes,
+    },
     /// Writes kernel parameters, through a proc file system of its own that nothing is mounted on.
     Sysctls(Vec<(CString, CString)>),
     /// Makes a device node, or makes sure that the one there is it.
-    Device { directory: Target, name: CString, mode: u32, device: u64, uid: u32, gid: u32 },
+    Device {
+        directory: Target,
+        name: CString,
+        mode: u32,
+        device: u64,
+        uid: u32,
+        gid: u32,
+    },
     /// Makes a symlink, unless something has the name.
-    Symlink { directory: Target, name: CString, to: CString },
+    Symlink {
+        directory: Target,
+        name: CString,
+        to: CString,
+    },
     /// Makes a directory, unless it is there.
     Directory(Target),
     /// Hides a file behind /dev/null or a directory behind an empty one; a missing one is fine.
@@ -111,22 +142,47 @@ pub(super) enum Step {
     /// Makes a path read-only with all below it; a missing one is fine.
     ReadOnly(CString),
     /// Makes a terminal in the container's devpts, and sends its master to the parent.
-    Terminal { rows: u16, cols: u16, uid: u32, console: bool },
+    Terminal {
+        rows: u16,
+        cols: u16,
+        uid: u32,
+        console: bool,
+    },
     /// Makes these descriptors 0, 1 and 2 (`None`: the terminal) and closes all others.
-    Streams { fds: Option<[RawFd; 3]>, uid: u32 },
+    Streams {
+        fds: Option<[RawFd; 3]>,
+        uid: u32,
+    },
     /// A session keyring of its own.
     Keyring(CString),
     /// Resource limits.
     Limits(Vec<(u32, libc::rlimit)>),
     /// The working directory; the `early` attempt, with all rights, may fail for want of them.
-    WorkingDirectory { path: CString, early: bool },
+    WorkingDirectory {
+        path: CString,
+        early: bool,
+    },
     /// Takes all but these out of the bounding set.
-    Bounding { keep: u64 },
-    User { uid: u32, gid: u32, groups: Vec<u32>, umask: u32 },
+    Bounding {
+        keep: u64,
+    },
+    User {
+        uid: u32,
+        gid: u32,
+        groups: Vec<u32>,
+        umask: u32,
+    },
     /// Effective, permitted, and ambient (which must be inheritable; nothing else is).
-    Capabilities { effective: u64, permitted: u64, ambient: u64 },
+    Capabilities {
+        effective: u64,
+        permitted: u64,
+        ambient: u64,
+    },
     NoNewPrivileges,
-    Seccomp { filter: Vec<libc::sock_filter>, flags: libc::c_ulong },
+    Seccomp {
+        filter: Vec<libc::sock_filter>,
+        flags: libc::c_ulong,
+    },
     /// Says that all is set up, and waits for the word to start.
     Ready,
     Execute(Command),
@@ -151,8 +207,12 @@ impl Step {
                 let names: Vec<String> = list.iter().map(|(name, _)| text(name).replace('/', ".")).collect();
                 format!("setting the kernel parameters {}", names.join(", "))
             }
-            Step::Device { directory, name, .. } => format!("making the device {}/{}", text(&directory.path), text(name)),
-            Step::Symlink { directory, name, .. } => format!("making the link {}/{}", text(&directory.path), text(name)),
+            Step::Device { directory, name, .. } => {
+                format!("making the device {}/{}", text(&directory.path), text(name))
+            }
+            Step::Symlink { directory, name, .. } => {
+                format!("making the link {}/{}", text(&directory.path), text(name))
+            }
             Step::Directory(target) => format!("making the directory {}", text(&target.path)),
             Step::Mask(path) => format!("masking {}", text(path)),
             Step::ReadOnly(path) => format!("making {} read-only", text(path)),

@@ -26,7 +26,8 @@ fn paths_are_masked_and_read_only() {
 #[test]
 fn devices_links_and_default_mounts_are_there() {
     let mut f = Fixture::new();
-    f.spec["linux"]["devices"] = json!([{"path": "/dev/sub/fuse", "type": "c", "major": 10, "minor": 229, "fileMode": 0o620, "gid": 6}]);
+    f.spec["linux"]["devices"] =
+        json!([{"path": "/dev/sub/fuse", "type": "c", "major": 10, "minor": 229, "fileMode": 0o620, "gid": 6}]);
     f.spec["linux"]["resources"] = json!({"devices": [{"allow": false, "access": "rwm"}]});
     let out = f.output(
         "for d in null zero full random urandom tty sub/fuse; do stat -c '%t:%T %a %u:%g' /dev/$d; done;
@@ -71,7 +72,10 @@ fn targets_are_made_where_the_container_sees_them() {
     let canary = f.dir.path().join("canary");
     std::fs::create_dir(&canary).unwrap();
     for (link, to) in [
-        ("abs", canary.to_str().unwrap()), ("up", "../../../../../../../../canary-up/deep"), ("chain", "/abs"), ("loop", "loop"),
+        ("abs", canary.to_str().unwrap()),
+        ("up", "../../../../../../../../canary-up/deep"),
+        ("chain", "/abs"),
+        ("loop", "loop"),
     ] {
         std::os::unix::fs::symlink(to, f.root().join(link)).unwrap();
     }
@@ -160,7 +164,8 @@ fn a_slave_mount_sees_what_the_host_mounts_later() {
     let mut f = Fixture::new();
     let host = f.dir.path().join("host");
     std::fs::create_dir_all(host.join("sub")).unwrap();
-    let call = |args: &[&str]| assert!(std::process::Command::new(args[0]).args(&args[1..]).status().unwrap().success());
+    let call =
+        |args: &[&str]| assert!(std::process::Command::new(args[0]).args(&args[1..]).status().unwrap().success());
     let path = host.to_str().unwrap().to_owned();
     call(&["mount", "--bind", &path, &path]);
     call(&["mount", "--make-shared", &path]);

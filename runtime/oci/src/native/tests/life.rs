@@ -18,7 +18,10 @@ fn limits_are_set_and_changed() {
     assert!(out.starts_with("67108864\n67108864\n20\n512\n50000\n0\n254:0 1048576\n"), "{out}");
     assert!(out.lines().filter(|l| l.contains("::") || l.contains(":memory:")).all(|l| l.ends_with(":/")), "{out}");
     assert!(out.contains("Read-only"), "{out}");
-    let out = f.sh("for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25; do sleep 1 & done; true").run().1;
+    let out = f
+        .sh("for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25; do sleep 1 & done; true")
+        .run()
+        .1;
     assert!(out.contains("can't fork"), "{out}");
 
     let null = File::open("/dev/null").unwrap();
@@ -66,7 +69,9 @@ fn another_process_joins_everything() {
     let (status, out) = exec(&f, &container, process.clone()).unwrap();
     assert_eq!(status, 5, "{out}");
     let namespaces: String = ["cgroup", "ipc", "mnt", "net", "pid", "uts"]
-        .map(|n| std::fs::read_link(format!("/proc/{}/ns/{n}", container.init.pid)).unwrap().display().to_string() + "\n")
+        .map(|n| {
+            std::fs::read_link(format!("/proc/{}/ns/{n}", container.init.pid)).unwrap().display().to_string() + "\n"
+        })
         .concat();
     let out = out.strip_prefix(&namespaces).unwrap();
     assert!(out.starts_with("box\nuid=7 gid=8 groups=9\n/bin\n0\n1\n2\n3\nGroups:\t9"), "{out}");
@@ -122,7 +127,10 @@ fn pause_kill_and_delete() {
 fn nothing_is_left_of_a_create_that_fails() {
     let mut f = Fixture::new();
     f.run();
-    f.spec["mounts"].as_array_mut().unwrap().push(json!({"destination": "/x", "type": "bind", "source": "/nonexistent", "options": ["bind"]}));
+    f.spec["mounts"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({"destination": "/x", "type": "bind", "source": "/nonexistent", "options": ["bind"]}));
     let error = f.try_run().unwrap_err();
     assert!(error.message.contains("/x") && error.id == "/nonexistent", "{error}");
     f.spec["mounts"].as_array_mut().unwrap().pop();
@@ -147,7 +155,11 @@ fn v2_alone_confines_kills_and_freezes() {
     let (container, _hold) = sleeping(&mut f);
     f.native.pause(&container).unwrap();
     f.native.resume(&container).unwrap();
-    let out = exec(&f, &container, json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "env": ["PATH=/bin"], "args": ["grep", "^0:", "/proc/self/cgroup"]}));
+    let out = exec(
+        &f,
+        &container,
+        json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "env": ["PATH=/bin"], "args": ["grep", "^0:", "/proc/self/cgroup"]}),
+    );
     assert_eq!(out.unwrap(), (0, "0::/\n".into()));
     f.native.delete(&container).unwrap();
     process::waitid(&container.init.pidfd, true).unwrap();
@@ -168,7 +180,8 @@ fn a_container_that_is_never_started_leaves_nothing() {
     let mut container = f.create(stdio).unwrap();
     let again = f.create(stdio).unwrap_err();
     assert_eq!(again.code, Code::AlreadyExists);
-    let spec: ProcessSpec = serde_json::from_value(json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ["true"]})).unwrap();
+    let spec: ProcessSpec =
+        serde_json::from_value(json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ["true"]})).unwrap();
     let early = f.native.exec(&container, &ExecRequest { id: &f.id, process: &spec, stdio });
     assert_eq!(early.unwrap_err().code, Code::FailedPrecondition);
     f.native.kill(&container, libc::SIGKILL).unwrap();

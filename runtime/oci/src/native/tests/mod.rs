@@ -39,9 +39,10 @@ fn bind(source: &Path) -> Mount {
 fn busybox(root: &Path) {
     std::fs::create_dir_all(root.join("bin")).unwrap();
     std::fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
-    for name in ["sh", "cat", "ls", "id", "true", "sleep", "stat", "stty", "hostname", "mkdir", "touch", "grep", "tty", "env",
-        "readlink", "dd", "ps", "mount", "echo", "kill", "mknod", "pwd", "unshare", "test", "head", "wc"]
-    {
+    for name in [
+        "sh", "cat", "ls", "id", "true", "sleep", "stat", "stty", "hostname", "mkdir", "touch", "grep", "tty", "env",
+        "readlink", "dd", "ps", "mount", "echo", "kill", "mknod", "pwd", "unshare", "test", "head", "wc",
+    ] {
         std::os::unix::fs::symlink("busybox", root.join("bin").join(name)).unwrap();
     }
 }

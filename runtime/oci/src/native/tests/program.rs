@@ -22,9 +22,9 @@ fn arguments_environment_directory_user_and_limits_are_as_the_spec_says() {
         "env; pwd; id; umask; ulimit -Sn; ulimit -Hn; cat /proc/self/oom_score_adj; hostname; echo $0; echo x > /dev/stdout",
     );
     let expected = "FOO=b a r\nHOME=/made/for/it\n";
-    for line in [
-        "FOO=b a r\n", "\n/made/for/it\n", "uid=1000 gid=1001 groups=5,7", "\n0027\n64\n128\n300\nbox\n/bin/sh\nx\n",
-    ] {
+    for line in
+        ["FOO=b a r\n", "\n/made/for/it\n", "uid=1000 gid=1001 groups=5,7", "\n0027\n64\n128\n300\nbox\n/bin/sh\nx\n"]
+    {
         assert!(out.contains(line), "{line:?} is not in {out:?} ({expected:?})");
     }
     assert!(!out.contains("HOME=/\n"), "nothing of this process's environment: {out}");
@@ -66,7 +66,8 @@ fn capabilities_and_privileges_are_as_the_spec_says() {
 #[test]
 fn every_namespace_is_its_own_or_the_hosts() {
     let mut f = Fixture::new();
-    let script = "for n in cgroup ipc mnt net pid uts; do readlink /proc/self/ns/$n; done; ls /sys/class/net; ps | wc -l";
+    let script =
+        "for n in cgroup ipc mnt net pid uts; do readlink /proc/self/ns/$n; done; ls /sys/class/net; ps | wc -l";
     let host: Vec<String> = ["cgroup", "ipc", "mnt", "net", "pid", "uts"]
         .map(|n| std::fs::read_link(format!("/proc/thread-self/ns/{n}")).unwrap().to_str().unwrap().to_owned())
         .into();
@@ -97,10 +98,11 @@ fn namespaces_are_joined_by_path() {
     f2.spec["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "cgroup"}, {"type": "pid", "path": path("pid")},
         {"type": "network", "path": path("net")}, {"type": "ipc", "path": path("ipc")}, {"type": "uts", "path": path("uts")}]);
     f2.spec["hostname"] = Value::Null;
-    let out = f2.output("for n in ipc net pid uts; do readlink /proc/self/ns/$n; done; hostname; echo $$; ls /proc | grep -x 1");
-    let expected: Vec<String> = ["ipc", "net", "pid", "uts"]
-        .map(|n| std::fs::read_link(path(n)).unwrap().to_str().unwrap().to_owned())
-        .into();
+    let out = f2.output(
+        "for n in ipc net pid uts; do readlink /proc/self/ns/$n; done; hostname; echo $$; ls /proc | grep -x 1",
+    );
+    let expected: Vec<String> =
+        ["ipc", "net", "pid", "uts"].map(|n| std::fs::read_link(path(n)).unwrap().to_str().unwrap().to_owned()).into();
     assert!(out.starts_with(&expected.join("\n")), "{out}");
     assert!(out.ends_with("\nbox\n2\n1\n"), "{out}");
     f2.spec["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "network", "path": path("ipc")}]);
@@ -154,8 +156,11 @@ fn seccomp_denies_what_the_profile_says() {
 #[test]
 fn kernel_parameters_are_the_containers_own() {
     let mut f = Fixture::new();
-    f.spec["linux"]["sysctl"] = json!({"net.ipv4.ip_unprivileged_port_start": "80", "kernel/msgmax": "4242", "fs.mqueue.queues_max": "9"});
-    let out = f.output("cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/msgmax /proc/sys/fs/mqueue/queues_max");
+    f.spec["linux"]["sysctl"] =
+        json!({"net.ipv4.ip_unprivileged_port_start": "80", "kernel/msgmax": "4242", "fs.mqueue.queues_max": "9"});
+    let out = f.output(
+        "cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/msgmax /proc/sys/fs/mqueue/queues_max",
+    );
     assert_eq!(out, "80\n4242\n9\n");
     assert_ne!(std::fs::read_to_string("/proc/sys/kernel/msgmax").unwrap(), "4242\n");
 }
