@@ -293,4 +293,50 @@ mod tests {
             assert!(rule(&serde_json::from_str(bad).unwrap()).is_err(), "{bad}");
         }
     }
+
+    /// A directory of plain files takes what a v2 group of a host with all controllers would.
+    #[test]
+    fn limits_are_written_as_v2_has_them() {
+        use cofferdam_sys::cgroup::{Hierarchy, Layout};
+        let dir = tempfile::tempdir().unwrap();
+        let group = dir.path().join("g");
+        std::fs::create_dir(&group).unwrap();
+        std::fs::write(group.join("cgroup.controllers"), "cpuset cpu io memory pids hugetlb\n").unwrap();
+        let files = [
+            ("memory.max", "1000"),
+            ("memory.swap.max", "500"),
+            ("memory.low", "10"),
+            ("cpu.weight", "39"),
+            ("cpu.max", "50000 100000"),
+            ("cpuset.cpus", "0-1"),
+            ("pids.max", "max"),
+            ("io.max", "8:0 rbps=5"),
+            ("hugetlb.2MB.max", "7"),
+            ("memory.oom.group", "1"),
+        ];
+        for (file, _) in files {
+            std::fs::write(group.join(file), "").unwrap();
+        }
+        let hierarchy = Hierarchy { root: dir.path().to_owned(), controllers: Vec::new(), unified: true };
+        let cgroup = Cgroup::open(&Layout { hierarchies: vec![hierarchy] }, "/g").unwrap();
+        let resources = serde_json::json!({
+            "memory": {"limit": 1000, "swap": 1500, "reservation": 10},
+            "cpu": {"shares": 1024, "quota": 50000, "cpus": "0-1"},
+            "pids": {"limit": -1},
+            "blockIO": {"throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 5}]},
+            "hugepageLimits": [{"pageSize": "2MB", "limit": 7}],
+            "unified": {"memory.oom.group": "1"},
+        });
+        apply(&cgroup, &serde_json::from_value(resources).unwrap()).unwrap();
+        for (file, value) in files {
+            assert_eq!(std::fs::read_to_string(group.join(file)).unwrap(), value, "{file}");
+        }
+        for v1_only in [
+            serde_json::json!({"memory": {"swappiness": 5}}),
+            serde_json::json!({"cpu": {"realtimeRuntime": 5}}),
+        ] {
+            let error = apply(&cgroup, &serde_json::from_value(v1_only).unwrap()).unwrap_err();
+            assert_eq!(error.code, cofferdam_types::Code::Unimplemented);
+        }
+    }
 }

@@ -131,10 +131,15 @@ impl Drop for Fixture {
         let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         let left = table.contains(self.dir.path().to_str().unwrap());
         let path = format!("/cofferdam-{}", self.id);
-        let group = Cgroup::open(&self.native.layout, &path).is_ok();
+        let group = Cgroup::open(&self.native.layout, &path);
+        let found = group.is_ok();
+        if let Ok(group) = group {
+            let _ = group.kill();
+            let _ = group.remove();
+        }
         if !std::thread::panicking() {
             assert!(!left, "a mount is left");
-            assert!(!group, "a cgroup is left");
+            assert!(!found, "a cgroup is left");
         }
     }
 }
