@@ -1,1 +1,140 @@
-//! The daemon: configuration, placement, sockets, and the RPC servers.
+//! The daemon: configuration, the placement of the actors, the sockets, and the RPC servers.
+//!
+//! A program can embed it ([`Daemon::start`]); `cofferd` is a small main around it. It owns no state of its own: every
+//! fact lies with one of the actors, and what a client sees of them lies in [`server`].
+
+pub mod config;
+mod placement;
+mod server;
+mod services;
+
+use std::{
+    fs::DirBuilder,
+    os::{fd::OwnedFd, unix::fs::DirBuilderExt as _},
+    path::Path,
+    sync::{Arc, atomic::AtomicU32},
+};
+
+use cofferdam_content::Content;
+use cofferdam_diff::Diff;
+use cofferdam_events::{Events, Retention};
+use cofferdam_images::Images;
+use cofferdam_kernel::{Kernel, Pool};
+use cofferdam_metadata::Metadata;
+use cofferdam_snapshots::Snapshots;
+use cofferdam_tasks::{Deps, Layout, Tasks};
+use cofferdam_transfer::Transfer;
+use cofferdam_types::{Error, Result, Timestamp};
+
+use crate::{
+    config::{Config, SOCKET},
+    placement::TABLE,
+    server::Listener,
+    services::{Facts, Services},
+};
+
+/// A daemon that serves. Must be started on an actix system.
+pub struct Daemon {
+    kernel: Kernel,
+    listener: Listener,
+}
+
+impl Daemon {
+    /// Starts the actors in their order and binds the socket. Clients are served from then on, also while tasks are
+    /// still being looked for.
+    pub fn start(config: &Config) -> Result<Daemon> {
+        cofferdam_kernel::install_panic_hook();
+        // Nothing that the daemon makes is for anybody else; sockets get their modes explicitly (F1).
+        nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+        make(&config.root, 0o711)?;
+        make(&config.state, 0o711)?;
+        if !config.shim.is_file() {
+            let why = "the shim program is not there: build it, or name it with --shim";
+            return Err(Error::not_found("shim", config.shim.display(), why));
+        }
+        let kernel = Kernel::new()?;
+        let metadata = Metadata::start(&kernel, TABLE.metadata, &config.root.join("meta.redb"))?;
+        let events =
+            Events::start(&kernel, TABLE.events, metadata.clone(), dir(&config.root.join("events"))?, Retention::default())?;
+        let content = Content::start(&kernel, TABLE.content, metadata.clone(), dir(&config.root.join("content"))?)?;
+        let snapshots = Snapshots::start(&kernel, TABLE.snapshots, metadata.clone(), &config.root)?;
+        let diff = Diff::start(&kernel, TABLE.diff, content.clone());
+        let images = Images::start(
+            &kernel,
+            TABLE.images,
+            metadata.clone(),
+            content.clone(),
+            snapshots.clone(),
+            diff.clone(),
+        );
+        let deps = Deps {
+            metadata: metadata.clone(),
+            snapshots: snapshots.clone(),
+            images: images.clone(),
+            layout: Layout::open(&config.root, &config.state)?,
+            shim: config.shim.clone(),
+        };
+        let tasks = Tasks::start(&kernel, TABLE.tasks, deps)?;
+        let transfer = Transfer::start(&kernel, TABLE.transfer, metadata.clone(), content.clone(), images.clone());
+        let connections = Arc::new(AtomicU32::new(0));
+        let facts = Facts {
+            started: Timestamp::now(),
+            root: config.root.clone(),
+            state: config.state.clone(),
+            cgroups: cgroups()?,
+            connections: connections.clone(),
+        };
+        let services = Services {
+            kernel: kernel.clone(),
+            metadata,
+            content,
+            events,
+            snapshots,
+            images,
+            tasks,
+            transfer,
+            pool: Pool::new("rpc", 4, 256),
+            facts: Arc::new(facts),
+        };
+        let listener = Listener::start(&config.state, SOCKET, services, connections)?;
+        Ok(Daemon { kernel, listener })
+    }
+
+    /// Waits until every actor is up.
+    pub async fn ready(&self) -> Result<()> {
+        self.kernel.ready().await
+    }
+
+    /// Ends in order: no more clients, then the actors in reverse. Containers go on.
+    pub async fn stop(self) {
+        self.listener.stop();
+        self.kernel.stop().await;
+    }
+}
+
+/// What kind of cgroup hierarchies this host has.
+fn cgroups() -> Result<&'static str> {
+    let layout = cofferdam_sys::cgroup::Layout::detect()?;
+    Ok(match (layout.has_v1(), layout.hierarchies.iter().any(|h| h.unified)) {
+        (true, true) => "hybrid",
+        (true, false) => "v1",
+        (false, _) => "v2",
+    })
+}
+
+fn make(path: &Path, mode: u32) -> Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .map_err(|e| Error::io("directory", path.display(), "can't be made", &e))?;
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+        .map_err(|e| Error::io("directory", path.display(), "can't be given its mode", &e))
+}
+
+fn dir(path: &Path) -> Result<OwnedFd> {
+    make(path, 0o700)?;
+    let opened = std::fs::File::open(path).map_err(|e| Error::io("directory", path.display(), "can't be opened", &e))?;
+    Ok(opened.into())
+}

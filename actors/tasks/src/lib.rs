@@ -1,1 +1,29 @@
-//! The life of tasks and their processes; starts, finds again and reaps shims.
+//! The life of tasks and their processes.
+//!
+//! A task is the running instance of a container: one shim, the container's first process, and the processes executed in
+//! it. This subsystem owns the shims' directories and bundles below the state directory and the logs below the root
+//! directory. It never owns a process: a shim does, and outlives the daemon. Nor a snapshot: it asks for one.
+//!
+//! - [`Tasks`] is the handle. Every request is a message to the actor, whose handler works in a future of its own: a
+//!   client that goes away cancels its waiting, never the work.
+//! - A hung shim blocks its own task's requests alone.
+//! - What became of a process is in the shim's life record before anybody hears of it; the task record and the events
+//!   follow from that.
+//! - The start after a crash and the ordinary start are the same: every task record without an end is looked for, side
+//!   by side, while requests are served; those for a task that is still being looked for wait for it.
+
+mod actor;
+mod entry;
+mod exec;
+mod handle;
+mod layout;
+mod link;
+mod messages;
+mod recover;
+mod remove;
+mod run;
+mod shim;
+
+pub use handle::{Deps, Tasks};
+pub use layout::{Layout, LogRecord, read_log};
+pub use messages::{Attached, ExecRequest, Input, NewContainer, Output, ProcessState, RunRecord, Stdio};

@@ -1,1 +1,159 @@
-fn main() {}
+//! `coffer-shim`: the parent of a container's first process.
+//!
+//! It outlives the daemon: it holds the container's terminal and pipes, reaps what the container leaves, and keeps the
+//! record of each process's life in its own directory. It is started with that directory as its working directory and
+//! its listening socket as descriptor 0, and it accepts nobody but its own uid. One thread, always: the native driver
+//! clones, and a lock held by another thread would stay locked in the child.
+
+mod container;
+mod output;
+mod process;
+mod service;
+mod sink;
+mod stdio;
+
+use std::{
+    cell::Cell,
+    os::{
+        fd::{FromRawFd, OwnedFd},
+        unix::net::UnixListener as StdListener,
+    },
+    process::ExitCode,
+    rc::Rc,
+    time::Duration,
+};
+
+use capnp_rpc::{RpcSystem, rpc_twoparty_capnp::Side};
+use cofferdam_types::{Error, Result};
+use cofferdam_wire::{connect, shim_capnp};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    signal::unix::{SignalKind, signal},
+    sync::Notify,
+};
+
+use crate::{container::Registry, service::Service};
+
+/// The daemon sends specs and environments; more than this is not one.
+const MESSAGE: usize = 16 << 20;
+/// A shim whose daemon died before it made a container waits this long for another one.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// What the shim's tasks share.
+pub struct Shared {
+    containers: Registry,
+    connections: Cell<usize>,
+    /// Told when a connection or a container went: there may be nothing left to do.
+    idle: Notify,
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("coffer-shim: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let os = |what: &'static str| move |e: std::io::Error| Error::io("shim", "", what, &e);
+    // SAFETY: descriptor 0 is ours by the contract of the start (see above), and nothing has taken it yet.
+    let listener = StdListener::from(unsafe { OwnedFd::from_raw_fd(0) });
+    let listener: StdListener = {
+        // The number 0 must stay taken, or the next descriptor would become somebody's standard input.
+        let moved = listener.try_clone().map_err(os("can't move its socket"))?;
+        let null = std::fs::File::open("/dev/null").map_err(os("can't open /dev/null"))?;
+        nix::unistd::dup2_stdin(&null).map_err(|e| os("can't set its standard input")(e.into()))?;
+        std::mem::forget(listener);
+        moved
+    };
+    // SAFETY: closes what was inherited by accident; nothing of ours but the listener lies above 2, and it is spared.
+    unsafe {
+        use std::os::fd::AsRawFd as _;
+        let keep = listener.as_raw_fd() as libc::c_uint;
+        if keep > 3 {
+            libc::close_range(3, keep - 1, 0);
+        }
+        libc::close_range(keep + 1, libc::c_uint::MAX, 0);
+    }
+    let _ = nix::unistd::setsid();
+    nix::sys::prctl::set_child_subreaper(true).map_err(|e| os("can't become a subreaper")(e.into()))?;
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(os("has no runtime"))?;
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, async {
+        listener.set_nonblocking(true).map_err(os("can't listen"))?;
+        let listener = UnixListener::from_std(listener).map_err(os("can't listen"))?;
+        let children = signal(SignalKind::child()).map_err(os("can't watch its children"))?;
+        let here = std::fs::File::open(".").map_err(os("can't open its directory"))?;
+        let shared = Rc::new(Shared {
+            containers: Registry::new(here.into()),
+            connections: Cell::new(0),
+            idle: Notify::new(),
+        });
+        tokio::task::spawn_local(reap(children, shared.clone()));
+        tokio::task::spawn_local(accept(listener, shared.clone()));
+        until_idle(&shared).await;
+        Ok(())
+    })
+}
+
+/// Returns when the shim holds no container and nobody talks to it.
+async fn until_idle(shared: &Shared) {
+    let nothing = || shared.containers.is_empty() && shared.connections.get() == 0;
+    loop {
+        // A container that was deleted ends the shim with its connection; one that was never made gets the grace.
+        if nothing() && shared.containers.had_any() {
+            return;
+        }
+        if tokio::time::timeout(GRACE, shared.idle.notified()).await.is_err() && nothing() {
+            return;
+        }
+    }
+}
+
+async fn accept(listener: UnixListener, shared: Rc<Shared>) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            // Out of descriptors, say: somebody has to go first.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        // S2, S3: checked on every accept, whatever the directory's mode says.
+        match stream.peer_cred() {
+            Ok(peer) if peer.uid() == nix::unistd::geteuid().as_raw() => {
+                tokio::task::spawn_local(serve(stream, shared.clone()));
+            }
+            _ => drop(stream),
+        }
+    }
+}
+
+async fn serve(stream: UnixStream, shared: Rc<Shared>) {
+    shared.connections.set(shared.connections.get() + 1);
+    let (network, fds) = connect::network(stream, Side::Server, MESSAGE);
+    let shim: shim_capnp::shim::Client = capnp_rpc::new_client(Service::new(shared.clone(), fds));
+    let _ = RpcSystem::new(Box::new(network), Some(shim.client)).await;
+    shared.connections.set(shared.connections.get() - 1);
+    shared.idle.notify_one();
+}
+
+/// Takes in every child that ended: the containers' processes and the orphans that fall to the subreaper.
+///
+/// Drivers run to their end inside one poll of a task, so what they wait for themselves is never taken from them, and a
+/// process is registered before this loop can see its end.
+async fn reap(mut children: tokio::signal::unix::Signal, shared: Rc<Shared>) {
+    use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+    loop {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(pid, code)) => shared.containers.exited(pid.as_raw(), code as u32),
+            Ok(WaitStatus::Signaled(pid, signal, _)) => shared.containers.exited(pid.as_raw(), 128 + signal as u32),
+            Ok(WaitStatus::StillAlive) | Err(nix::Error::ECHILD) => {
+                children.recv().await;
+            }
+            _ => {}
+        }
+    }
+}

@@ -195,8 +195,6 @@ struct ProcessOptions @0xe7059bd3c2f68a14 {
   user @3 :Text;
   # Empty is the container's.
   terminal @4 :Bool;
-  capAdd @5 :List(Text);
-  # Needs "host".
 }
 
 interface Process @0xd06c4fe8a35b7192 {

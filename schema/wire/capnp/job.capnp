@@ -7,7 +7,7 @@ struct JobItem @0xb33854f7db139a64 {
   name @0 :Text;
   # A digest, or what the step is called.
   phase @1 :Text;
-  # waiting, fetching, unpacking, done, exists.
+  # waiting, elsewhere (another job has it in hand), fetching, unpacking, exists, done.
   done @2 :UInt64;
   total @3 :UInt64;
   # Bytes; a total of 0 is unknown.

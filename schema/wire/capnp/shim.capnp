@@ -27,13 +27,13 @@ struct CreateRequest @0xe6a1c0f2d93b7584 {
   runtime @4 :Text;
   # native, or the path of a runc-compatible binary.
   stdio @5 :Common.Stdio;
+  # Outputs are null or a descriptor: streams end in the daemon, which makes pipes of them.
   log @6 :Bool;
   # The log file is the descriptor `logFd`.
   logFd @7 :Common.Fd;
   runtimeRoot @8 :Text;
-  systemdCgroup @9 :Bool;
-  terminal @10 :Bool;
-  bundle @11 :Common.Fd;
+  terminal @9 :Bool;
+  bundle @10 :Common.Fd;
   # The bundle's directory.
 }
 
@@ -73,7 +73,8 @@ interface ShimContainer @0x8a3ec7d15b902f64 {
   pause @10 () -> ();
   resume @11 () -> ();
   pids @12 () -> (pids :List(UInt32));
-  stdin @13 (id :Text) -> (sink :Common.ByteStream);
+  stdin @13 (id :Text) -> (write :Common.Fd);
+  # The write end of a standard input that was declared as `stream`; the shim holds another, until `closeStdin`.
 }
 
 interface ShimAttachment @0xb25ed7039cf4a816 {

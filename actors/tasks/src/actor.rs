@@ -1,0 +1,463 @@
+//! The actor: which tasks there are, and a future for every request.
+
+use std::{cell::RefCell, collections::BTreeMap, os::fd::OwnedFd, rc::Rc, sync::Arc};
+
+use actix::{Actor, AsyncContext as _, Context, Handler, ResponseFuture};
+use cofferdam_kernel::hosted;
+use cofferdam_metadata::{
+    Tx,
+    records::{
+        containers::{self, Container},
+        events,
+        tasks::{self, Exit, State, Task},
+    },
+};
+use cofferdam_types::{Authority, Error, Event, Id, Namespace, Result};
+use cofferdam_wire::{convert::life, error::from_rpc};
+use tokio::sync::watch;
+
+use crate::{
+    entry::{Entry, Process},
+    exec,
+    handle::Deps,
+    messages::{
+        Attach, Attached, CloseStdin, CreateContainer, CreateTask, DeleteProcess, Exec, Execs, Kill, Observe, Pause,
+        Pids, ProcessState, Query, Remove, Removed, Resize, Start, Stdin,
+    },
+    recover, remove,
+    run::{self, set_stdio},
+    shim::Connection,
+};
+
+type Key = (Namespace, Id);
+
+/// What every future of the actor may look at.
+#[derive(Clone)]
+struct Ctx {
+    deps: Arc<Deps>,
+    entries: Rc<RefCell<BTreeMap<Key, Rc<Entry>>>>,
+}
+
+/// See the crate's page.
+pub struct TasksActor {
+    ctx: Ctx,
+}
+
+hosted!(TasksActor);
+
+impl TasksActor {
+    pub(crate) fn new(deps: Arc<Deps>) -> TasksActor {
+        TasksActor { ctx: Ctx { deps, entries: Rc::default() } }
+    }
+}
+
+impl Actor for TasksActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, context: &mut Context<Self>) {
+        let recorded = match recover::all(&self.ctx.deps) {
+            Ok(recorded) => recorded,
+            Err(error) => {
+                // PANIC: without the records nothing can be found: the kernel tries again later.
+                panic!("the task records can't be read: {error}");
+            }
+        };
+        let known = recorded.iter().map(|(_, task)| task.shim.clone()).collect();
+        for (namespace, task) in recorded {
+            let entry = recover::entry(&self.ctx.deps, &namespace, &task);
+            self.ctx.entries.borrow_mut().insert((namespace, task.id.clone()), entry.clone());
+            let ctx = self.ctx.clone();
+            let was_recorded = task.exit.is_some();
+            context.spawn(actix::fut::wrap_future(async move { ctx.find(entry, was_recorded).await }));
+        }
+        let ctx = self.ctx.clone();
+        context.spawn(actix::fut::wrap_future(async move { recover::sweep(&ctx.deps, &known).await }));
+    }
+}
+
+impl Ctx {
+    fn entry(&self, ns: &Namespace, id: &Id) -> Result<Rc<Entry>> {
+        let found = self.entries.borrow().get(&(ns.clone(), id.clone())).cloned();
+        if let Some(entry) = found {
+            return Ok(entry);
+        }
+        containers::get(&self.deps.metadata.read()?, ns, id)?;
+        Err(Error::not_found("task", id, "has not been created"))
+    }
+
+    fn forget(&self, entry: &Entry) {
+        self.entries.borrow_mut().remove(&(entry.namespace.clone(), entry.id.clone()));
+    }
+
+    /// Finds a task again, and follows it.
+    async fn find(self, entry: Rc<Entry>, was_recorded: bool) {
+        if was_recorded {
+            entry.recorded.send_replace(true);
+        }
+        let connection = recover::find(&self.deps, &entry).await;
+        if entry.init.ended().is_some() && !was_recorded {
+            self.ended(&entry, "").await;
+        }
+        if let Some(connection) = connection {
+            self.follow(entry, &connection);
+        }
+    }
+
+    /// Watches the shim and every process that runs.
+    fn follow(&self, entry: Rc<Entry>, connection: &Connection) {
+        let running: Vec<String> = std::iter::once(String::new())
+            .chain(entry.execs.borrow().keys().cloned())
+            .filter(|exec| entry.process(exec).is_ok_and(|p| p.ended().is_none()))
+            .collect();
+        for exec in running {
+            self.watch(&entry, exec);
+        }
+        let (ctx, ended) = (self.clone(), connection.ended.clone());
+        tokio::task::spawn_local(async move {
+            ended.await;
+            if entry.removing.get() || entry.init.ended().is_some() {
+                entry.link.lose("its shim has ended");
+                return;
+            }
+            recover::lost(&ctx.deps, &entry);
+            ctx.ended(&entry, "").await;
+        });
+    }
+
+    /// Waits for a process's end and makes it known.
+    fn watch(&self, entry: &Rc<Entry>, exec: String) {
+        let (ctx, entry) = (self.clone(), entry.clone());
+        tokio::task::spawn_local(async move {
+            let Ok(remote) = entry.link.remote().await else { return };
+            let mut request = remote.container.wait_request();
+            request.get().set_id(&exec);
+            // An error means that the shim is gone: whoever watches the connection sees to that.
+            let Ok(answer) = request.send().promise.await else { return };
+            let Ok(life) = answer.get().and_then(|a| a.get_life()).map_err(from_rpc).and_then(life) else { return };
+            let Ok(process) = entry.process(&exec) else { return };
+            if process.ended().is_none() {
+                process.update(life);
+                ctx.ended(&entry, &exec).await;
+            }
+        });
+    }
+
+    /// A process ended, and those who wait know: now the tables.
+    async fn ended(&self, entry: &Rc<Entry>, exec: &str) {
+        if exec.is_empty() && entry.remove_on_exit {
+            let auth = Authority::system();
+            let (ns, id) = (&entry.namespace, &entry.id);
+            if entry.removing.get() {
+                return;
+            }
+            match remove::remove(&self.deps, &auth, ns, id, Some(entry), true).await {
+                Ok(()) => return self.forget(entry),
+                Err(error) => tracing::error!(container = %id, %error, "it can't be removed after its end"),
+            }
+        }
+        if !entry.removing.get() {
+            remove::record_exit(&self.deps, entry, exec).await;
+        }
+    }
+
+    async fn start(&self, entry: &Rc<Entry>, exec: &str) -> Result<u32> {
+        let remote = entry.link.remote().await?;
+        let mut request = remote.container.start_request();
+        request.get().set_id(exec);
+        // Watched from before the start, so that no end is missed; the first process has been watched since it was made.
+        if !exec.is_empty() {
+            self.watch(entry, exec.to_owned());
+        }
+        let answer = request.send().promise.await.map_err(from_rpc)?;
+        let life = life(answer.get().and_then(|a| a.get_life()).map_err(from_rpc)?)?;
+        let pid = life.pid;
+        let process = entry.process(exec)?;
+        if process.ended().is_none() {
+            process.update(life);
+        }
+        let (ctx, entry, exec) = (self.clone(), entry.clone(), exec.to_owned());
+        // The shim's life record has it; the tables follow.
+        tokio::task::spawn_local(async move { ctx.record_start(&entry, &exec, pid).await });
+        Ok(pid)
+    }
+
+    async fn record_start(&self, entry: &Entry, exec: &str, pid: u32) {
+        let (ns, id, exec) = (entry.namespace.clone(), entry.id.clone(), exec.to_owned());
+        let started = entry.init.life.borrow().started;
+        let write = move |tx: &mut Tx<'_>| {
+            let Some(mut task) = tasks::find(tx, &ns, &id)? else { return Ok(()) };
+            if !exec.is_empty() {
+                let payload = serde_json::json!({ "container_id": id, "exec_id": exec, "pid": pid });
+                return events::emit(tx, Event::new(&ns, "/tasks/exec-started", payload));
+            }
+            if task.exit.is_none() {
+                task.state = State::Running;
+            }
+            task.pid = pid;
+            task.started = Some(started);
+            tasks::update(tx, &ns, task)?;
+            let payload = serde_json::json!({ "container_id": id, "pid": pid });
+            events::emit(tx, Event::new(&ns, "/tasks/start", payload))
+        };
+        if let Err(error) = self.deps.metadata.write(&Authority::system(), write).await {
+            tracing::error!(container = %entry.id, %error, "a start can't be recorded");
+        }
+    }
+
+    async fn attach(&self, message: Attach) -> Result<Attached> {
+        let entry = self.entry(&message.namespace, &message.id)?;
+        let remote = entry.link.remote().await?;
+        let mut request = remote.container.attach_request();
+        request.get().set_id(&message.exec);
+        set_stdio(request.get().init_stdio(), message.stdio, &remote.fds);
+        let answer = request.send().promise.await.map_err(from_rpc)?;
+        let attachment = answer.get().and_then(|a| a.get_attachment()).map_err(from_rpc)?;
+        let (over, seen) = watch::channel(None);
+        let (hold, dropped) = tokio::sync::oneshot::channel::<()>();
+        tokio::task::spawn_local(async move {
+            let wait = attachment.wait_request().send().promise;
+            tokio::select! {
+                answer = wait => {
+                    let reason = answer.and_then(|a| Ok(a.get()?.get_reason()?.to_string()?));
+                    over.send_replace(Some(reason.unwrap_or_else(|_| "detached".into())));
+                }
+                // Its capability falls with this task: that is how the shim learns of the detach.
+                _ = dropped => {}
+            }
+        });
+        Ok(Attached { over: seen, _hold: hold })
+    }
+}
+
+impl Handler<CreateContainer> for TasksActor {
+    type Result = ResponseFuture<Result<Container>>;
+    fn handle(&mut self, message: CreateContainer, _: &mut Context<Self>) -> Self::Result {
+        let deps = self.ctx.deps.clone();
+        Box::pin(async move { run::create(&deps, &message.authority, &message.namespace, *message.new).await })
+    }
+}
+
+impl Handler<CreateTask> for TasksActor {
+    type Result = ResponseFuture<Result<Task>>;
+    fn handle(&mut self, message: CreateTask, _: &mut Context<Self>) -> Self::Result {
+        let ctx = self.ctx.clone();
+        Box::pin(async move {
+            let CreateTask { namespace, id, authority, stdio, log } = message;
+            let made = run::create_task(&ctx.deps, &authority, &namespace, &id, stdio, log).await;
+            let (entry, connection, task) = match made {
+                Ok(made) => made,
+                Err(error) => {
+                    ctx.discard_unstarted(&namespace, &id).await;
+                    return Err(error);
+                }
+            };
+            ctx.entries.borrow_mut().insert((namespace, id), entry.clone());
+            ctx.follow(entry, &connection);
+            Ok(task)
+        })
+    }
+}
+
+impl Ctx {
+    /// A container that was to go with its task, and whose task could not even be made.
+    async fn discard_unstarted(&self, ns: &Namespace, id: &Id) {
+        let Ok(prepared) = run::prepare(&self.deps, ns, id) else { return };
+        let has_task = self.entries.borrow().contains_key(&(ns.clone(), id.clone()));
+        if prepared.run.remove_on_exit && !has_task {
+            let removed = remove::remove(&self.deps, &Authority::system(), ns, id, None, true).await;
+            if let Err(error) = removed {
+                tracing::error!(container = %id, %error, "it can't be removed after its task could not be made");
+            }
+        }
+    }
+}
+
+impl Handler<Start> for TasksActor {
+    type Result = ResponseFuture<Result<u32>>;
+    fn handle(&mut self, message: Start, _: &mut Context<Self>) -> Self::Result {
+        note("Start", &message.namespace, &message.id, &message.authority);
+        let ctx = self.ctx.clone();
+        Box::pin(async move {
+            let entry = ctx.entry(&message.namespace, &message.id)?;
+            ctx.start(&entry, &message.exec).await
+        })
+    }
+}
+
+impl Handler<Observe> for TasksActor {
+    type Result = Result<watch::Receiver<Option<Exit>>>;
+    fn handle(&mut self, message: Observe, _: &mut Context<Self>) -> Self::Result {
+        let entry = self.ctx.entry(&message.namespace, &message.id)?;
+        Ok(entry.process(&message.exec)?.exit.subscribe())
+    }
+}
+
+impl Handler<Query> for TasksActor {
+    type Result = Result<ProcessState>;
+    fn handle(&mut self, message: Query, _: &mut Context<Self>) -> Self::Result {
+        self.ctx.entry(&message.namespace, &message.id)?.state(&message.exec)
+    }
+}
+
+impl Handler<Execs> for TasksActor {
+    type Result = Result<Vec<String>>;
+    fn handle(&mut self, message: Execs, _: &mut Context<Self>) -> Self::Result {
+        let entry = self.ctx.entry(&message.namespace, &message.id)?;
+        let execs = entry.execs.borrow().keys().cloned().collect();
+        Ok(execs)
+    }
+}
+
+/// Who asked for what, for the log. What runs code or changes authority will be audited from here.
+fn note(what: &str, ns: &Namespace, id: &Id, auth: &Authority) {
+    let correlation = auth.correlation.as_deref().unwrap_or_default();
+    tracing::debug!(what, namespace = %ns, container = %id, grant = %auth.grant, peer = ?auth.peer, correlation);
+}
+
+/// Handlers that look the entry up and make one call to its shim.
+macro_rules! calls {
+    ($($message:ident -> $reply:ty = |$ctx:ident, $entry:ident, $remote:ident, $m:ident| $body:expr;)*) => {$(
+        impl Handler<$message> for TasksActor {
+            type Result = ResponseFuture<Result<$reply>>;
+            fn handle(&mut self, $m: $message, _: &mut Context<Self>) -> Self::Result {
+                let $ctx = self.ctx.clone();
+                note(stringify!($message), &$m.namespace, &$m.id, &$m.authority);
+                Box::pin(async move {
+                    let $entry = $ctx.entry(&$m.namespace, &$m.id)?;
+                    let $remote = $entry.link.remote().await?;
+                    $body
+                })
+            }
+        }
+    )*};
+}
+
+calls! {
+    Kill -> () = |ctx, entry, remote, m| {
+        if entry.process(&m.exec)?.ended().is_some() {
+            return Err(Error::not_found("process", if m.exec.is_empty() { &m.id } else { m.exec.as_str() }, "has ended"));
+        }
+        let mut request = remote.container.kill_request();
+        request.get().set_id(&m.exec);
+        request.get().set_signal(m.signal);
+        request.get().set_all(m.all);
+        request.send().promise.await.map(drop).map_err(from_rpc)
+    };
+    Resize -> () = |ctx, entry, remote, m| {
+        let _ = (&ctx, &entry);
+        let mut request = remote.container.resize_request();
+        request.get().set_id(&m.exec);
+        request.get().set_rows(m.rows);
+        request.get().set_columns(m.columns);
+        request.send().promise.await.map(drop).map_err(from_rpc)
+    };
+    CloseStdin -> () = |ctx, entry, remote, m| {
+        let _ = (&ctx, &entry);
+        let mut request = remote.container.close_stdin_request();
+        request.get().set_id(&m.exec);
+        request.send().promise.await.map(drop).map_err(from_rpc)
+    };
+    Stdin -> OwnedFd = |ctx, entry, remote, m| {
+        let _ = (&ctx, &entry);
+        let mut request = remote.container.stdin_request();
+        request.get().set_id(&m.exec);
+        let answer = request.send().promise.await.map_err(from_rpc)?;
+        remote.fds.take(answer.get().map_err(from_rpc)?.get_write())
+    };
+    Pause -> () = |ctx, entry, remote, m| {
+        if m.pause {
+            remote.container.pause_request().send().promise.await.map_err(from_rpc)?;
+        } else {
+            remote.container.resume_request().send().promise.await.map_err(from_rpc)?;
+        }
+        entry.paused.set(m.pause);
+        let (ns, id) = (m.namespace.clone(), m.id.clone());
+        let topic = if m.pause { "/tasks/paused" } else { "/tasks/resumed" };
+        let write = move |tx: &mut Tx<'_>| {
+            events::emit(tx, Event::new(&ns, topic, serde_json::json!({ "container_id": id })))
+        };
+        ctx.deps.metadata.write(&m.authority, write).await
+    };
+}
+
+impl Handler<Pids> for TasksActor {
+    type Result = ResponseFuture<Result<Vec<u32>>>;
+    fn handle(&mut self, message: Pids, _: &mut Context<Self>) -> Self::Result {
+        let ctx = self.ctx.clone();
+        Box::pin(async move {
+            let remote = ctx.entry(&message.namespace, &message.id)?.link.remote().await?;
+            let answer = remote.container.pids_request().send().promise.await.map_err(from_rpc)?;
+            let pids = answer.get().and_then(|a| a.get_pids()).map_err(from_rpc)?;
+            Ok(pids.iter().collect())
+        })
+    }
+}
+
+impl Handler<Attach> for TasksActor {
+    type Result = ResponseFuture<Result<Attached>>;
+    fn handle(&mut self, message: Attach, _: &mut Context<Self>) -> Self::Result {
+        note("Attach", &message.namespace, &message.id, &message.authority);
+        let ctx = self.ctx.clone();
+        Box::pin(async move { ctx.attach(message).await })
+    }
+}
+
+impl Handler<Exec> for TasksActor {
+    type Result = ResponseFuture<Result<String>>;
+    fn handle(&mut self, message: Exec, _: &mut Context<Self>) -> Self::Result {
+        note("Exec", &message.namespace, &message.id, &message.authority);
+        let ctx = self.ctx.clone();
+        Box::pin(async move {
+            let entry = ctx.entry(&message.namespace, &message.id)?;
+            exec::exec(&ctx.deps, &entry, message.exec, message.request, message.stdio).await
+        })
+    }
+}
+
+impl Handler<DeleteProcess> for TasksActor {
+    type Result = ResponseFuture<Result<Exit>>;
+    fn handle(&mut self, message: DeleteProcess, _: &mut Context<Self>) -> Self::Result {
+        let ctx = self.ctx.clone();
+        Box::pin(async move {
+            let entry = ctx.entry(&message.namespace, &message.id)?;
+            if message.exec.is_empty() {
+                let exit = remove::delete_task(&ctx.deps, &message.authority, &entry).await?;
+                ctx.forget(&entry);
+                return Ok(exit);
+            }
+            let remote = entry.link.remote().await?;
+            let mut request = remote.container.delete_exec_request();
+            request.get().set_id(&message.exec);
+            let answer = request.send().promise.await.map_err(from_rpc)?;
+            let life = life(answer.get().and_then(|a| a.get_life()).map_err(from_rpc)?)?;
+            let gone = entry.execs.borrow_mut().remove(&message.exec);
+            let never = Exit { status: 0, at: cofferdam_types::Timestamp::now(), reason: "was never started".into() };
+            let process = gone.unwrap_or_else(|| Process::new(life.clone()));
+            process.update(life);
+            Ok(process.ended().unwrap_or(never))
+        })
+    }
+}
+
+impl Handler<Remove> for TasksActor {
+    type Result = ResponseFuture<Result<()>>;
+    fn handle(&mut self, message: Remove, _: &mut Context<Self>) -> Self::Result {
+        let ctx = self.ctx.clone();
+        Box::pin(async move {
+            let Remove { namespace, id, authority, force } = message;
+            let entry = ctx.entries.borrow().get(&(namespace.clone(), id.clone())).cloned();
+            remove::remove(&ctx.deps, &authority, &namespace, &id, entry.as_ref(), force).await?;
+            if let Some(entry) = entry {
+                ctx.forget(&entry);
+            }
+            Ok(())
+        })
+    }
+}
+
+impl Handler<Removed> for TasksActor {
+    type Result = Result<watch::Receiver<bool>>;
+    fn handle(&mut self, message: Removed, _: &mut Context<Self>) -> Self::Result {
+        Ok(self.ctx.entry(&message.namespace, &message.id)?.removed.subscribe())
+    }
+}

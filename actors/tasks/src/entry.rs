@@ -1,0 +1,95 @@
+//! A task as the actor knows it: its shim, its processes, and what has become of each.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    rc::Rc,
+};
+
+use cofferdam_metadata::records::tasks::{Exit, State};
+use cofferdam_types::{Error, Id, Namespace, Result, Timestamp};
+use cofferdam_wire::convert::Life;
+use tokio::sync::watch;
+
+use crate::{handle::ExitWatch, link::Link, messages::ProcessState};
+
+/// One process.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pub life: RefCell<Life>,
+    pub exit: ExitWatch,
+}
+
+impl Process {
+    pub fn new(life: Life) -> Rc<Process> {
+        let exit = exit_of(&life);
+        Rc::new(Process { life: RefCell::new(life), exit: watch::channel(exit).0 })
+    }
+
+    /// Takes the news in; tells who waits.
+    pub fn update(&self, life: Life) {
+        let exit = exit_of(&life);
+        *self.life.borrow_mut() = life;
+        if exit.is_some() {
+            self.exit.send_replace(exit);
+        }
+    }
+
+    pub fn ended(&self) -> Option<Exit> {
+        self.exit.borrow().clone()
+    }
+}
+
+fn exit_of(life: &Life) -> Option<Exit> {
+    (life.exited != Timestamp(0)).then(|| Exit {
+        status: life.status,
+        at: life.exited,
+        reason: life.reason.clone(),
+    })
+}
+
+/// One task.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub namespace: Namespace,
+    pub id: Id,
+    pub shim: String,
+    /// The container, its task and its snapshot go when the task has ended.
+    pub remove_on_exit: bool,
+    /// The cgroup, for the case that the shim is lost.
+    pub cgroup: String,
+    pub link: Link,
+    pub init: Rc<Process>,
+    pub execs: RefCell<BTreeMap<String, Rc<Process>>>,
+    pub paused: Cell<bool>,
+    /// Somebody is removing it: the end of its shim is no loss.
+    pub removing: Cell<bool>,
+    /// Its end is in the tables, with its event.
+    pub recorded: watch::Sender<bool>,
+    pub removed: watch::Sender<bool>,
+}
+
+impl Entry {
+    pub fn process(&self, exec: &str) -> Result<Rc<Process>> {
+        if exec.is_empty() {
+            return Ok(self.init.clone());
+        }
+        let found = self.execs.borrow().get(exec).cloned();
+        found.ok_or_else(|| Error::not_found("process", exec, format!("is not one of container {}'s", self.id)))
+    }
+
+    pub fn state(&self, exec: &str) -> Result<ProcessState> {
+        let process = self.process(exec)?;
+        let exit = process.ended();
+        let life = process.life.borrow();
+        let started = (life.started != Timestamp(0)).then_some(life.started);
+        let state = match (&exit, started) {
+            (Some(_), _) => State::Stopped,
+            (None, Some(_)) if self.paused.get() => State::Paused,
+            (None, Some(_)) => State::Running,
+            (None, None) => State::Created,
+        };
+        let pid = if exit.is_some() { 0 } else { life.pid };
+        Ok(ProcessState { state, pid, created: life.created, started, exit })
+    }
+}

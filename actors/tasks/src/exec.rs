@@ -1,0 +1,73 @@
+//! Another process in a container.
+
+use std::os::fd::AsFd as _;
+
+use cofferdam_metadata::records::containers;
+use cofferdam_oci::spec::{self, ExecOptions};
+use cofferdam_types::{Error, Id, Result};
+use cofferdam_wire::{convert::life, error::from_rpc};
+use oci_spec::runtime::Spec;
+
+use crate::{
+    entry::{Entry, Process},
+    handle::Deps,
+    messages::{ExecRequest, Stdio},
+    run::set_stdio,
+    shim,
+};
+
+/// Makes a process, ready but not started; gives its id.
+pub(crate) async fn exec(
+    deps: &Deps,
+    entry: &Entry,
+    id: Option<Id>,
+    request: ExecRequest,
+    stdio: Stdio,
+) -> Result<String> {
+    let id = match id {
+        Some(id) => id.to_string(),
+        None => shim::new_id()?,
+    };
+    if entry.init.ended().is_some() {
+        return Err(Error::failed_precondition("container", &entry.id, "has stopped: nothing can be run in it"));
+    }
+    if entry.execs.borrow().contains_key(&id) {
+        return Err(Error::already_exists("process", &id, "is there already: choose another id"));
+    }
+    let remote = entry.link.remote().await?;
+    let process = spec(deps, entry, &request)?;
+    let mut call = remote.container.exec_request();
+    let mut message = call.get().init_request();
+    message.set_id(&id);
+    message.set_process(&process);
+    message.set_terminal(request.terminal);
+    set_stdio(message.init_stdio(), stdio, &remote.fds);
+    let answer = call.send().promise.await.map_err(from_rpc)?;
+    let life = life(answer.get().and_then(|a| a.get_life()).map_err(from_rpc)?)?;
+    entry.execs.borrow_mut().insert(id.clone(), Process::new(life));
+    Ok(id)
+}
+
+/// The `process` of the spec, from the container's own and what is asked for. Users are looked up in the container's
+/// root as it is now, through its first process.
+fn spec(deps: &Deps, entry: &Entry, request: &ExecRequest) -> Result<Vec<u8>> {
+    let record = containers::get(&deps.metadata.read()?, &entry.namespace, &entry.id)?;
+    let spec: Spec = serde_json::from_slice(&record.spec.value)
+        .map_err(|e| Error::data_loss("container", &entry.id, format!("its stored spec can't be read: {e}")))?;
+    let first = spec.process().as_ref().ok_or_else(|| {
+        Error::failed_precondition("container", &entry.id, "has no process in its spec to take the settings from")
+    })?;
+    let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    let options = ExecOptions {
+        args: request.args.clone(),
+        env: request.env.clone(),
+        cwd: text(&request.workdir),
+        user: text(&request.user),
+        tty: request.terminal,
+    };
+    let pid = entry.init.life.borrow().pid;
+    let root = cofferdam_sys::fd::open_path(format!("/proc/{pid}/root").as_ref())
+        .map_err(|e| Error::io("container", &entry.id, "its root can't be opened", &e))?;
+    let process = spec::exec(first, &options, root.as_fd())?;
+    serde_json::to_vec(&process).map_err(|e| Error::internal("process", "", e.to_string()))
+}

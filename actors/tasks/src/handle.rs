@@ -1,0 +1,170 @@
+//! The handle that the RPC layer holds.
+
+use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
+
+use cofferdam_images::Images;
+use cofferdam_kernel::{Kernel, Placement, Slot, SlotConfig};
+use cofferdam_metadata::{
+    Metadata,
+    records::{
+        containers::Container,
+        tasks::{Exit, Task},
+    },
+};
+use cofferdam_snapshots::Snapshots;
+use cofferdam_types::{Authority, Code, Error, Id, Namespace, Result};
+use tokio::sync::watch;
+
+use crate::{
+    actor::TasksActor,
+    layout::Layout,
+    messages::{
+        Attach, Attached, CloseStdin, CreateContainer, CreateTask, DeleteProcess, Exec, ExecRequest, Execs, Kill,
+        NewContainer, Observe, Pause, Pids, ProcessState, Query, Remove, Removed, Resize, Start, Stdin, Stdio,
+    },
+};
+
+/// Requests under way: each may wait for its shim.
+const BOUND: usize = 4096;
+/// How long a waiter bridges a crash of the actor.
+const BRIDGE: Duration = Duration::from_secs(10);
+
+/// What this subsystem asks of others, and where its files lie.
+#[derive(Clone)]
+pub struct Deps {
+    /// Records.
+    pub metadata: Metadata,
+    /// Writable roots.
+    pub snapshots: Snapshots,
+    /// What containers are made from.
+    pub images: Images,
+    /// Directories.
+    pub layout: Layout,
+    /// The shim program.
+    pub shim: PathBuf,
+}
+
+/// Tasks and containers. Cheap to clone.
+#[derive(Clone)]
+pub struct Tasks {
+    slot: Slot<TasksActor>,
+    deps: Arc<Deps>,
+}
+
+macro_rules! requests {
+    ($($(#[$doc:meta])* $name:ident($($field:ident: $type:ty),*) = $message:ident -> $reply:ty;)*) => {$(
+        $(#[$doc])*
+        pub async fn $name(&self, ns: &Namespace, id: &Id, $($field: $type),*) -> Result<$reply> {
+            self.slot.call($message { namespace: ns.clone(), id: id.clone(), $($field),* }).await
+        }
+    )*};
+}
+
+impl Tasks {
+    /// Hosts the actor, which begins by looking for every task that is on record.
+    pub fn start(kernel: &Kernel, placement: Placement, deps: Deps) -> Result<Tasks> {
+        let config =
+            SlotConfig { bound: BOUND, heartbeat: Duration::from_secs(10), ..SlotConfig::new("tasks", placement) };
+        let deps = Arc::new(deps);
+        let theirs = deps.clone();
+        let slot = kernel.spawn(config, move || TasksActor::new(theirs.clone()));
+        Ok(Tasks { slot, deps })
+    }
+
+    /// Where files lie.
+    pub fn layout(&self) -> &Layout {
+        &self.deps.layout
+    }
+
+    /// Makes a container's record and its writable snapshot; nothing runs yet.
+    pub async fn create_container(&self, auth: &Authority, ns: &Namespace, new: NewContainer) -> Result<Container> {
+        let message = CreateContainer { authority: auth.clone(), namespace: ns.clone(), new: Box::new(new) };
+        self.slot.call(message).await
+    }
+
+    requests! {
+        /// Makes the container's first process, ready but not started.
+        create_task(authority: Authority, stdio: Stdio, log: bool) = CreateTask -> Task;
+        /// Starts a process; gives its pid. The empty `exec` is the first one, here and below.
+        start_process(authority: Authority, exec: String) = Start -> u32;
+        /// What is known of a process.
+        query(exec: String) = Query -> ProcessState;
+        /// The ids of the other processes.
+        execs() = Execs -> Vec<String>;
+        /// Signals a process, or all.
+        kill(authority: Authority, exec: String, signal: u32, all: bool) = Kill -> ();
+        /// Changes a terminal's size.
+        resize(authority: Authority, exec: String, rows: u16, columns: u16) = Resize -> ();
+        /// Ends a standard input that is a pipe.
+        close_stdin(authority: Authority, exec: String) = CloseStdin -> ();
+        /// The write end of a standard input that is a pipe.
+        stdin(authority: Authority, exec: String) = Stdin -> OwnedFd;
+        /// Follows what a process writes.
+        attach(authority: Authority, exec: String, stdio: Stdio) = Attach -> Attached;
+        /// Makes another process; gives its id.
+        exec(authority: Authority, exec: Option<Id>, request: ExecRequest, stdio: Stdio) = Exec -> String;
+        /// Forgets a process that has ended.
+        delete_process(authority: Authority, exec: String) = DeleteProcess -> Exit;
+        /// Freezes, or lets go on.
+        pause(authority: Authority, pause: bool) = Pause -> ();
+        /// Every pid.
+        pids() = Pids -> Vec<u32>;
+        /// Removes container, task and snapshot in one commit.
+        remove(authority: Authority, force: bool) = Remove -> ();
+    }
+
+    /// Waits for the end of a process. A crash of the actor meanwhile is bridged: it finds the process again.
+    pub async fn wait(&self, ns: &Namespace, id: &Id, exec: &str) -> Result<Exit> {
+        let mut last = None;
+        loop {
+            let observe = Observe { namespace: ns.clone(), id: id.clone(), exec: exec.to_owned() };
+            match self.slot.call(observe).await {
+                Ok(mut exit) => {
+                    let seen = exit.wait_for(Option::is_some).await.ok().and_then(|exit| exit.clone());
+                    if let Some(exit) = seen {
+                        return Ok(exit);
+                    }
+                    // The sender fell: the process was deleted, or the actor crashed. Ask again.
+                    self.up().await?;
+                    if last.replace(()).is_some() {
+                        return Err(Error::not_found("process", exec, "was deleted"));
+                    }
+                }
+                Err(error) if error.code == Code::Unavailable => self.up().await?,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Waits until a container is gone.
+    pub async fn removed(&self, ns: &Namespace, id: &Id) -> Result<()> {
+        loop {
+            let mut gone = match self.slot.call(Removed { namespace: ns.clone(), id: id.clone() }).await {
+                Ok(gone) => gone,
+                Err(error) if error.code == Code::NotFound => return Ok(()),
+                Err(error) if error.code == Code::Unavailable => {
+                    self.up().await?;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            if gone.wait_for(|gone| *gone).await.is_ok() {
+                return Ok(());
+            }
+            self.up().await?;
+        }
+    }
+
+    /// Waits until the actor is up again.
+    async fn up(&self) -> Result<()> {
+        let mut health = self.slot.watch();
+        let up = health.wait_for(|health| matches!(health, cofferdam_kernel::Health::Up));
+        match tokio::time::timeout(BRIDGE, up).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(Error::unavailable("actor", "tasks", "did not come back")),
+        }
+    }
+}
+
+/// The exit of a process, as a watch that turns `Some`.
+pub(crate) type ExitWatch = watch::Sender<Option<Exit>>;

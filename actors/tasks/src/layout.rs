@@ -1,0 +1,175 @@
+//! Where things lie: shims and bundles below the state directory, logs below the root directory.
+
+use std::{
+    fs::{DirBuilder, File},
+    io::{self, Read as _, Seek as _, SeekFrom},
+    os::{
+        fd::{AsRawFd as _, OwnedFd},
+        unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    },
+    path::{Path, PathBuf},
+};
+
+use cofferdam_types::{Error, Id, Namespace, Result, Timestamp};
+
+/// The directories of this subsystem. Namespaces and ids are strict: they are safe as path components.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    shims: PathBuf,
+    bundles: PathBuf,
+    logs: PathBuf,
+    runc: PathBuf,
+}
+
+impl Layout {
+    /// Makes the directories if they aren't there, for nobody but us.
+    pub fn open(root: &Path, state: &Path) -> Result<Layout> {
+        let layout =
+            Layout { shims: state.join("shims"), bundles: state.join("tasks"), logs: root.join("logs"), runc: state.join("runc") };
+        for dir in [&layout.shims, &layout.bundles, &layout.logs] {
+            make(dir)?;
+        }
+        Ok(layout)
+    }
+
+    /// A shim's directory.
+    pub(crate) fn shim(&self, shim: &str) -> PathBuf {
+        self.shims.join(shim)
+    }
+
+    /// Where runc-compatible runtimes keep their own state.
+    pub(crate) fn runc(&self) -> &Path {
+        &self.runc
+    }
+
+    /// Every shim that has a directory.
+    pub(crate) fn shim_ids(&self) -> Result<Vec<String>> {
+        let entries = std::fs::read_dir(&self.shims)
+            .map_err(|e| Error::io("directory", self.shims.display(), "can't be listed", &e))?;
+        Ok(entries.filter_map(|e| e.ok()?.file_name().into_string().ok()).collect())
+    }
+
+    /// A task's bundle.
+    pub(crate) fn bundle(&self, namespace: &Namespace, id: &Id) -> PathBuf {
+        self.bundles.join(&**namespace).join(&**id)
+    }
+
+    /// Where a container's log lies.
+    pub fn log(&self, namespace: &Namespace, id: &Id) -> PathBuf {
+        self.log_dir(namespace, id).join("output.log")
+    }
+
+    pub(crate) fn log_dir(&self, namespace: &Namespace, id: &Id) -> PathBuf {
+        self.logs.join(&**namespace).join(&**id)
+    }
+
+    /// Opens a container's log for appending.
+    pub(crate) fn open_log(&self, namespace: &Namespace, id: &Id) -> Result<OwnedFd> {
+        let dir = self.log_dir(namespace, id);
+        make(&dir)?;
+        let path = dir.join("output.log");
+        let file = File::options().create(true).append(true).mode(0o600).custom_flags(libc::O_NOFOLLOW).open(&path);
+        Ok(file.map_err(|e| Error::io("log", id, "can't be opened", &e))?.into())
+    }
+}
+
+/// Makes a directory and its parents, mode 0700.
+pub(crate) fn make(dir: &Path) -> Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|e| Error::io("directory", dir.display(), "can't be made", &e))
+}
+
+/// Removes a directory with all in it; one that isn't there is fine.
+pub(crate) fn remove(dir: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(Error::io("directory", dir.display(), "can't be removed", &e))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A socket's path through its directory's descriptor: names outgrow sun_path (unix(7)).
+pub(crate) fn through(dir: &File, name: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd()))
+}
+
+/// A piece of a log, as the shim wrote it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogRecord {
+    /// When it was written.
+    pub time: Timestamp,
+    /// 0 is stdout, 1 stderr.
+    pub stream: u8,
+    /// What.
+    pub bytes: Vec<u8>,
+}
+
+/// A record's header (the shim's `output.rs` says what is in it).
+const HEADER: usize = 16;
+/// The shim writes at most 16 KiB at once; what claims more is damage.
+const LARGEST: usize = 1 << 20;
+
+/// Reads whole records from `offset` on, about `most` bytes of them, and says where the next one begins. A record that
+/// is only half there is left for the next time.
+pub fn read_log(file: &mut File, offset: u64, most: usize) -> Result<(Vec<LogRecord>, u64)> {
+    let os = |e: io::Error| Error::io("log", "", "can't be read", &e);
+    file.seek(SeekFrom::Start(offset)).map_err(os)?;
+    let mut bytes = Vec::new();
+    file.take(most.max(HEADER + LARGEST) as u64).read_to_end(&mut bytes).map_err(os)?;
+    let (mut at, mut records) = (0, Vec::new());
+    while at < most {
+        let Some(header) = bytes.get(at..at + HEADER) else { break };
+        let word = |range: std::ops::Range<usize>| {
+            header[range].iter().rev().fold(0u64, |value, byte| value << 8 | u64::from(*byte))
+        };
+        let length = word(8..12) as usize;
+        if length > LARGEST || header[12] > 1 {
+            return Err(Error::data_loss("log", "", format!("is damaged at byte {}", offset + at as u64)));
+        }
+        let Some(body) = bytes.get(at + HEADER..at + HEADER + length) else { break };
+        records.push(LogRecord { time: Timestamp(word(0..8)), stream: header[12], bytes: body.to_vec() });
+        at += HEADER + length;
+    }
+    Ok((records, offset + at as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn record(time: u64, stream: u8, body: &[u8]) -> Vec<u8> {
+        let mut bytes = time.to_le_bytes().to_vec();
+        bytes.extend((body.len() as u32).to_le_bytes());
+        bytes.extend([stream, 0, 0, 0]);
+        bytes.extend(body);
+        bytes
+    }
+
+    // L5 of the negative tests: what is logged can't forge a record.
+    #[test]
+    fn l5_records_are_framed_by_length() {
+        let mut file = tempfile::tempfile().unwrap();
+        let forged = record(9, 1, b"forged");
+        let mut bytes = record(1, 0, &forged);
+        bytes.extend(record(2, 1, b"real"));
+        let half = record(3, 0, b"not all of it is there yet");
+        bytes.extend(&half[..20]);
+        file.write_all(&bytes).unwrap();
+        let (records, next) = read_log(&mut file, 0, 1 << 16).unwrap();
+        let expected = [
+            LogRecord { time: Timestamp(1), stream: 0, bytes: forged },
+            LogRecord { time: Timestamp(2), stream: 1, bytes: b"real".to_vec() },
+        ];
+        assert_eq!(records, expected);
+        assert_eq!(next, (bytes.len() - 20) as u64);
+        file.write_all(&half[20..]).unwrap();
+        let (rest, _) = read_log(&mut file, next, 1 << 16).unwrap();
+        assert_eq!(rest[0].bytes, b"not all of it is there yet");
+    }
+}

@@ -1,0 +1,77 @@
+//! The way to a task's shim: being looked for, there, or lost.
+
+use std::{cell::RefCell, time::Duration};
+
+use cofferdam_types::{Error, Result};
+use cofferdam_wire::{fdstream::Fds, shim_capnp::shim_container};
+use tokio::sync::Notify;
+
+/// How long a request waits for a task that is still being looked for.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A shim's container, and the descriptors of the connection to it.
+#[derive(Clone)]
+pub(crate) struct Remote {
+    pub container: shim_container::Client,
+    pub fds: Fds,
+}
+
+enum State {
+    Looking,
+    There(Remote),
+    Lost(String),
+}
+
+/// See the module.
+pub(crate) struct Link {
+    state: RefCell<State>,
+    changed: Notify,
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match &*self.state.borrow() {
+            State::Looking => "Looking",
+            State::There(_) => "There",
+            State::Lost(_) => "Lost",
+        })
+    }
+}
+
+impl Link {
+    pub fn looking() -> Link {
+        Link { state: RefCell::new(State::Looking), changed: Notify::new() }
+    }
+
+    pub fn there(remote: Remote) -> Link {
+        Link { state: RefCell::new(State::There(remote)), changed: Notify::new() }
+    }
+
+    pub fn found(&self, remote: Remote) {
+        *self.state.borrow_mut() = State::There(remote);
+        self.changed.notify_waiters();
+    }
+
+    pub fn lose(&self, why: impl Into<String>) {
+        *self.state.borrow_mut() = State::Lost(why.into());
+        self.changed.notify_waiters();
+    }
+
+    /// The shim's container; waits while it is being looked for.
+    pub async fn remote(&self) -> Result<Remote> {
+        let wait = async {
+            loop {
+                let changed = self.changed.notified();
+                match &*self.state.borrow() {
+                    State::There(remote) => return Ok(remote.clone()),
+                    State::Lost(why) => return Err(Error::failed_precondition("task", "", why.clone())),
+                    State::Looking => {}
+                }
+                changed.await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, wait)
+            .await
+            .unwrap_or_else(|_| Err(Error::unavailable("task", "", "is still being looked for: try again")))
+    }
+}

@@ -1,0 +1,187 @@
+//! The protocol of the subsystem at a glance.
+
+use std::os::fd::OwnedFd;
+
+use actix::Message;
+use cofferdam_metadata::records::{
+    containers::Container,
+    tasks::{Exit, State, Task},
+};
+use cofferdam_oci::spec::Options;
+use cofferdam_types::{Any, Authority, Id, Labels, Name, Namespace, Platform, Result, Timestamp};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+/// Where a process reads its standard input from.
+#[derive(Debug, Default)]
+pub enum Input {
+    /// /dev/null.
+    #[default]
+    Null,
+    /// A descriptor of the client's.
+    Fd(OwnedFd),
+    /// A pipe whose write end the shim keeps.
+    Pipe,
+}
+
+/// Where what it writes goes.
+#[derive(Debug, Default)]
+pub enum Output {
+    /// Nowhere.
+    #[default]
+    Null,
+    /// A descriptor of the client's.
+    Fd(OwnedFd),
+}
+
+/// A process's streams.
+#[derive(Debug, Default)]
+pub struct Stdio {
+    /// Descriptor 0.
+    pub stdin: Input,
+    /// Descriptor 1, or the terminal's output.
+    pub stdout: Output,
+    /// Descriptor 2; unused with a terminal.
+    pub stderr: Output,
+    /// Of the terminal; zeros are the default.
+    pub rows: u16,
+    /// Of the terminal.
+    pub columns: u16,
+}
+
+/// What makes a container.
+#[derive(Clone, Debug)]
+pub struct NewContainer {
+    /// `None`: one is chosen.
+    pub id: Option<Id>,
+    /// The image's name, in the same namespace.
+    pub image: Name,
+    /// The platform to run it as.
+    pub platform: Platform,
+    /// The typed options.
+    pub options: Options,
+    /// A whole OCI runtime spec instead of the options; only under the `host` right.
+    pub spec: Option<Vec<u8>>,
+    /// Options of the runtime driver.
+    pub runtime_options: Any,
+    /// Free labels.
+    pub labels: Labels,
+    /// The runtime driver.
+    pub runtime: String,
+    /// The snapshot driver; empty is the default.
+    pub driver: String,
+    /// See [`RunRecord`].
+    pub remove_on_exit: bool,
+}
+
+/// What the container's record keeps of how it was made (its opaque `options`).
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct RunRecord {
+    /// Container, task and snapshot go when the task has ended.
+    #[serde(default)]
+    pub remove_on_exit: bool,
+    /// Signal that asks it to stop.
+    #[serde(default)]
+    pub stop_signal: Option<String>,
+}
+
+/// Another process for a container.
+#[derive(Clone, Debug, Default)]
+pub struct ExecRequest {
+    /// Program and arguments.
+    pub args: Vec<String>,
+    /// On top of the container's.
+    pub env: Vec<String>,
+    /// Empty is the container's.
+    pub workdir: String,
+    /// Empty is the container's.
+    pub user: String,
+    /// Whether it gets a terminal.
+    pub terminal: bool,
+}
+
+/// What is known of a process.
+#[derive(Clone, Debug)]
+pub struct ProcessState {
+    /// How far it is.
+    pub state: State,
+    /// On the host; 0 when it has ended.
+    pub pid: u32,
+    /// When it was made.
+    pub created: Timestamp,
+    /// When it was started.
+    pub started: Option<Timestamp>,
+    /// How it ended.
+    pub exit: Option<Exit>,
+}
+
+/// A client that follows a process. Dropping it detaches.
+#[derive(Debug)]
+pub struct Attached {
+    /// Turns `Some` with the reason when it ends.
+    pub over: watch::Receiver<Option<String>>,
+    /// Its fall is the detach.
+    pub(crate) _hold: tokio::sync::oneshot::Sender<()>,
+}
+
+macro_rules! messages {
+    ($($(#[$doc:meta])* $name:ident { $($(#[$fdoc:meta])* $field:ident: $type:ty),* $(,)? } -> $reply:ty;)*) => {$(
+        $(#[$doc])*
+        #[derive(Debug)]
+        pub(crate) struct $name {
+            pub namespace: Namespace,
+            pub id: Id,
+            $($(#[$fdoc])* pub $field: $type,)*
+        }
+        impl Message for $name {
+            type Result = Result<$reply>;
+        }
+    )*};
+}
+
+/// Makes the record and the writable snapshot.
+#[derive(Debug)]
+pub(crate) struct CreateContainer {
+    pub authority: Authority,
+    pub namespace: Namespace,
+    pub new: Box<NewContainer>,
+}
+
+impl Message for CreateContainer {
+    type Result = Result<Container>;
+}
+
+messages! {
+    /// Makes the first process.
+    CreateTask { authority: Authority, stdio: Stdio, log: bool } -> Task;
+    /// Starts a process; the empty `exec` is the first one, here and below.
+    Start { authority: Authority, exec: String } -> u32;
+    /// Follows a process to its end.
+    Observe { exec: String } -> watch::Receiver<Option<Exit>>;
+    /// What is known of a process.
+    Query { exec: String } -> ProcessState;
+    /// The ids of the other processes.
+    Execs {} -> Vec<String>;
+    /// Signals a process, or all.
+    Kill { authority: Authority, exec: String, signal: u32, all: bool } -> ();
+    /// Changes a terminal's size.
+    Resize { authority: Authority, exec: String, rows: u16, columns: u16 } -> ();
+    /// Ends a standard input that is a pipe.
+    CloseStdin { authority: Authority, exec: String } -> ();
+    /// The write end of a standard input that is a pipe.
+    Stdin { authority: Authority, exec: String } -> OwnedFd;
+    /// Follows what a process writes.
+    Attach { authority: Authority, exec: String, stdio: Stdio } -> Attached;
+    /// Makes another process; gives its id.
+    Exec { authority: Authority, exec: Option<Id>, request: ExecRequest, stdio: Stdio } -> String;
+    /// Forgets a process that has ended.
+    DeleteProcess { authority: Authority, exec: String } -> Exit;
+    /// Freezes, or lets go on.
+    Pause { authority: Authority, pause: bool } -> ();
+    /// Every pid.
+    Pids {} -> Vec<u32>;
+    /// Removes container, task and snapshot.
+    Remove { authority: Authority, force: bool } -> ();
+    /// Turns true when the container is gone.
+    Removed {} -> watch::Receiver<bool>;
+}

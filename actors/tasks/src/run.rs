@@ -1,0 +1,331 @@
+//! The run job: a container from an image, and the container's first process.
+
+use std::{fs::File, os::fd::OwnedFd, rc::Rc};
+
+use cofferdam_images::ResolvedImage;
+use cofferdam_metadata::{
+    Tx,
+    records::{
+        containers::{self, Container},
+        snapshots,
+        tasks::{self, Task},
+    },
+};
+use cofferdam_oci::spec::{self, Mount as OptionMount, Network, Options, Seccomp};
+use cofferdam_types::{Any, Authority, Ceiling, Error, Event, Id, Name, Namespace, Result};
+use cofferdam_wire::{
+    common_capnp::{input, output, stdio},
+    convert::{life, set_mounts},
+    error::from_rpc,
+    fdstream::Fds,
+};
+use oci_spec::runtime::Spec;
+
+use crate::{
+    entry::{Entry, Process},
+    handle::Deps,
+    layout,
+    link::{Link, Remote},
+    messages::{Input, NewContainer, Output, RunRecord, Stdio},
+    shim::{self, Connection},
+};
+
+/// The type of the spec that a record keeps (reference, section 14.4).
+const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
+
+/// Makes record and snapshot. The directory is there before the commit that makes both visible.
+pub(crate) async fn create(deps: &Deps, auth: &Authority, ns: &Namespace, new: NewContainer) -> Result<Container> {
+    within(&new, &auth.ceiling)?;
+    let id = match new.id {
+        Some(id) => id,
+        None => Id::new(shim::new_id()?)?,
+    };
+    if containers::find(&deps.metadata.read()?, ns, &id)?.is_some() {
+        return Err(Error::already_exists("container", &id, "is there already: choose another name or remove it"));
+    }
+    let image = deps.images.resolve(ns, &new.image, &new.platform).await?;
+    let driver = if new.driver.is_empty() { deps.snapshots.drivers()[0].to_owned() } else { new.driver };
+    let parent = parent(deps, auth, ns, &image, &driver).await?;
+    let key = Name::new(id.as_str())?;
+    let reserved = deps.snapshots.reserve(ns, &driver, &key, parent.as_ref(), false).await?;
+
+    let spec = match &new.spec {
+        Some(raw) => serde_json::from_slice::<Spec>(raw)
+            .map(|_| raw.clone())
+            .map_err(|e| Error::invalid("spec", &id, format!("is not an OCI runtime spec: {e}")))?,
+        None => generate(ns, &id, &image, &new.options, &reserved.mounts)?,
+    };
+    let run = RunRecord { remove_on_exit: new.remove_on_exit, stop_signal: None };
+    let mut record = Container::new(
+        id,
+        if new.runtime.is_empty() { "native".to_owned() } else { new.runtime },
+        Any { type_url: SPEC_TYPE.to_owned(), value: spec },
+    );
+    record.labels = new.labels;
+    record.image = new.image.to_string();
+    record.runtime_options = new.runtime_options;
+    record.driver = driver;
+    record.snapshot_key = Some(key);
+    record.options = serde_json::to_vec(&run).map_err(|e| Error::internal("container", "", e.to_string()))?;
+    let namespace = ns.clone();
+    deps.metadata
+        .write(auth, move |tx: &mut Tx<'_>| {
+            let record = containers::create(tx, &namespace, record.clone())?;
+            snapshots::create(tx, &namespace, reserved.record.clone())?;
+            Ok(record)
+        })
+        .await
+}
+
+/// The snapshot that containers of the image start from; unpacks the image if it isn't there.
+async fn parent(
+    deps: &Deps,
+    auth: &Authority,
+    ns: &Namespace,
+    image: &ResolvedImage,
+    driver: &str,
+) -> Result<Option<Name>> {
+    let Some(top) = image.chain_ids.last() else { return Ok(None) };
+    let name = Name::new(top.to_string())?;
+    if snapshots::find(&deps.metadata.read()?, ns, driver, &name)?.is_none() {
+        deps.images.unpack(auth, ns, image, driver).await?;
+    }
+    Ok(Some(name))
+}
+
+fn generate(
+    ns: &Namespace,
+    id: &Id,
+    image: &ResolvedImage,
+    options: &Options,
+    mounts: &[cofferdam_types::Mount],
+) -> Result<Vec<u8>> {
+    let root = mounted(mounts)?;
+    let spec = spec::generate(ns, id, &image.config.image, options, &root)?;
+    serde_json::to_vec(&spec).map_err(|e| Error::internal("spec", id, e.to_string()))
+}
+
+/// The root file system as a mount that is attached nowhere: it goes with the descriptor.
+fn mounted(mounts: &[cofferdam_types::Mount]) -> Result<OwnedFd> {
+    match mounts {
+        [one] => cofferdam_sys::mount::detached(one),
+        _ => Err(Error::internal("snapshot", "", format!("has {} mounts where one is expected", mounts.len()))),
+    }
+}
+
+/// Z3: what touches the host is checked on every path that can set it, against the ceiling that the record keeps.
+fn within(new: &NewContainer, ceiling: &Ceiling) -> Result<()> {
+    if ceiling.host {
+        return Ok(());
+    }
+    let options = &new.options;
+    let wish = if new.spec.is_some() {
+        "a spec of its own"
+    } else if options.network == Network::Host {
+        "the host's network"
+    } else if options.mounts.iter().any(|m| matches!(m, OptionMount::Bind { .. })) {
+        "a mount of a host path"
+    } else if !options.cap_add.is_empty() {
+        "more capabilities"
+    } else if options.seccomp == Seccomp::Unconfined {
+        "no system call filter"
+    } else if new.runtime.contains('/') {
+        "a runtime binary by path"
+    } else if new.runtime_options != Any::default() {
+        "options of the runtime"
+    } else {
+        return Ok(());
+    };
+    Err(Error::denied("container", "", format!("asks for {wish}, which needs the host right")))
+}
+
+/// What a new task needs to know of its container.
+pub(crate) struct Prepared {
+    pub record: Container,
+    pub run: RunRecord,
+    pub cgroup: String,
+    pub terminal: bool,
+}
+
+/// Reads a container's record.
+pub(crate) fn prepare(deps: &Deps, ns: &Namespace, id: &Id) -> Result<Prepared> {
+    let view = deps.metadata.read()?;
+    let record = containers::get(&view, ns, id)?;
+    let run = serde_json::from_slice(&record.options).unwrap_or_default();
+    let spec: Spec = serde_json::from_slice(&record.spec.value)
+        .map_err(|e| Error::data_loss("container", id, format!("its stored spec can't be read: {e}")))?;
+    let cgroup = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.cgroups_path().as_ref())
+        .map_or_else(|| format!("/{ns}/{id}"), |path| path.display().to_string());
+    let terminal = spec.process().as_ref().and_then(|p| p.terminal()).unwrap_or(false);
+    Ok(Prepared { record, run, cgroup, terminal })
+}
+
+/// Starts the shim and has it make the first process, while the intent is committed: a crash in between leaves either
+/// a record, which the next start looks into, or a shim's directory without one, which it sweeps.
+pub(crate) async fn create_task(
+    deps: &Deps,
+    auth: &Authority,
+    ns: &Namespace,
+    id: &Id,
+    stdio: Stdio,
+    log: bool,
+) -> Result<(Rc<Entry>, Connection, Task)> {
+    let prepared = prepare(deps, ns, id)?;
+    if tasks::find(&deps.metadata.read()?, ns, id)?.is_some() {
+        return Err(Error::failed_precondition("container", id, "has a task already: delete that first"));
+    }
+    let key = prepared.record.snapshot_key.clone();
+    let mounts = match &key {
+        Some(key) => deps.snapshots.mounts(ns, &prepared.record.driver, key)?,
+        None => Vec::new(),
+    };
+    let shim_id = shim::new_id()?;
+    let bundle_path = deps.layout.bundle(ns, id);
+    layout::remove(&bundle_path)?;
+    layout::make(&bundle_path)?;
+    let bundle = File::open(&bundle_path).map_err(|e| Error::io("bundle", id, "can't be opened", &e))?;
+    let log_file = if log { Some(deps.layout.open_log(ns, id)?) } else { None };
+
+    let mut task = Task::new(id.clone(), &shim_id);
+    task.terminal = prepared.terminal;
+    task.log = log;
+    let (namespace, intent) = (ns.clone(), task.clone());
+    let commit = deps.metadata.write(auth, move |tx: &mut Tx<'_>| {
+        let task = tasks::create(tx, &namespace, intent.clone())?;
+        let payload = serde_json::json!({ "container_id": task.id });
+        cofferdam_metadata::records::events::emit(tx, Event::new(&namespace, "/tasks/create", payload))?;
+        Ok(task)
+    });
+    let made = async {
+        let (child, connection) = shim::spawn(&deps.layout, &deps.shim, &shim_id)?;
+        reap(child, &connection);
+        let request = connection.shim.create_request();
+        let made = request_create(deps, request, &connection.fds, ns, id, &prepared, bundle.into(), &mounts, stdio, log_file);
+        let (container, life) = made.await?;
+        Ok((connection, container, life))
+    };
+    let (committed, made) = futures::future::join(commit, made).await;
+    // On a failure nothing is left; the shim ends with its connection once it has no container.
+    match (committed, made) {
+        (Ok(task), Ok((connection, container, life))) => {
+            let remote = Remote { container, fds: connection.fds.clone() };
+            let entry = Entry {
+                namespace: ns.clone(),
+                id: id.clone(),
+                shim: shim_id,
+                remove_on_exit: prepared.run.remove_on_exit,
+                cgroup: prepared.cgroup,
+                link: Link::there(remote),
+                init: Process::new(life),
+                execs: Default::default(),
+                paused: Default::default(),
+                removing: Default::default(),
+                recorded: Default::default(),
+                removed: Default::default(),
+            };
+            Ok((Rc::new(entry), connection, task))
+        }
+        (Err(error), Ok((_, container, _))) => {
+            let _ = container.delete_request().send().promise.await;
+            let _ = layout::remove(&deps.layout.shim(&shim_id));
+            let _ = layout::remove(&bundle_path);
+            Err(error)
+        }
+        (committed, Err(error)) => {
+            let _ = layout::remove(&deps.layout.shim(&shim_id));
+            let _ = layout::remove(&bundle_path);
+            if log && prepared.run.remove_on_exit {
+                let _ = layout::remove(&deps.layout.log_dir(ns, id));
+            }
+            if committed.is_ok() {
+                let (namespace, id) = (ns.clone(), id.clone());
+                let undo = move |tx: &mut Tx<'_>| tasks::delete(tx, &namespace, &id).map(drop);
+                deps.metadata.write(&Authority::system(), undo).await?;
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Takes the shim's end in, once its connection says that it has come.
+fn reap(mut child: std::process::Child, connection: &Connection) {
+    let ended = connection.ended.clone();
+    tokio::task::spawn_local(async move {
+        ended.await;
+        // It ends behind its last connection, or was killed; a shim that serves nobody any more has nothing to do.
+        let _ = tokio::task::spawn_blocking(move || child.wait()).await;
+    });
+}
+
+/// The name of the driver that is ours, or the binary of one that is not.
+fn runtime(name: &str) -> Result<String> {
+    if name == "native" || name.contains('/') {
+        return Ok(name.to_owned());
+    }
+    // A fixed path, not the daemon's environment: what runs as root is not up to a variable.
+    let dirs = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+    let found = dirs.iter().map(|dir| format!("{dir}/{name}")).find(|path| std::path::Path::new(path).is_file());
+    let id = cofferdam_types::Id::new(name);
+    found.filter(|_| id.is_ok()).ok_or_else(|| {
+        let why = "is not installed: `native` needs nothing; runc, crun and youki work if their binary is there";
+        Error::not_found("runtime", name, why)
+    })
+}
+
+#[allow(clippy::too_many_arguments, reason = "one message, filled in one place")]
+async fn request_create(
+    deps: &Deps,
+    mut request: capnp::capability::Request<
+        cofferdam_wire::shim_capnp::shim::create_params::Owned,
+        cofferdam_wire::shim_capnp::shim::create_results::Owned,
+    >,
+    fds: &Fds,
+    ns: &Namespace,
+    id: &Id,
+    prepared: &Prepared,
+    bundle: OwnedFd,
+    mounts: &[cofferdam_types::Mount],
+    streams: Stdio,
+    log: Option<OwnedFd>,
+) -> Result<(cofferdam_wire::shim_capnp::shim_container::Client, cofferdam_wire::convert::Life)> {
+    let binary = runtime(&prepared.record.runtime)?;
+    let mut create = request.get().init_request();
+    create.set_namespace(&**ns);
+    create.set_id(&**id);
+    create.set_spec(&prepared.record.spec.value);
+    set_mounts(create.reborrow().init_rootfs(mounts.len() as u32), mounts);
+    create.set_runtime(&binary);
+    create.set_runtime_root(deps.layout.runc().to_string_lossy().as_ref());
+    create.set_terminal(prepared.terminal);
+    set_stdio(create.reborrow().init_stdio(), streams, fds);
+    if let Some(log) = log {
+        create.set_log(true);
+        create.set_log_fd(fds.push(log));
+    }
+    create.set_bundle(fds.push(bundle));
+    let answer = request.send().promise.await.map_err(from_rpc)?;
+    let answer = answer.get().map_err(from_rpc)?;
+    let life = life(answer.get_life().map_err(from_rpc)?)?;
+    Ok((answer.get_container().map_err(from_rpc)?, life))
+}
+
+/// Fills a `Stdio` for a shim; the descriptors go along.
+pub(crate) fn set_stdio(mut builder: stdio::Builder<'_>, streams: Stdio, fds: &Fds) {
+    builder.set_rows(streams.rows);
+    builder.set_columns(streams.columns);
+    let mut stdin: input::Builder<'_> = builder.reborrow().init_stdin();
+    match streams.stdin {
+        Input::Null => stdin.set_null(()),
+        Input::Fd(fd) => stdin.set_fd(fds.push(fd)),
+        Input::Pipe => stdin.set_stream(()),
+    }
+    let set = |mut out: output::Builder<'_>, wish: Output| match wish {
+        Output::Null => out.set_null(()),
+        Output::Fd(fd) => out.set_fd(fds.push(fd)),
+    };
+    set(builder.reborrow().init_stdout(), streams.stdout);
+    set(builder.init_stderr(), streams.stderr);
+}

@@ -1,0 +1,107 @@
+//! What the daemon is told at its start.
+
+use std::{ffi::OsString, path::PathBuf};
+
+use cofferdam_types::{Error, Result};
+
+/// The command line, in full: an appliance fills this in itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Acknowledged facts.
+    pub root: PathBuf,
+    /// What ends with a reboot; the socket lies here.
+    pub state: PathBuf,
+    /// The shim program.
+    pub shim: PathBuf,
+    /// What is logged, as tracing-subscriber's `EnvFilter` reads it.
+    pub log: String,
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Serve.
+    Run(Config),
+    /// Print this and end.
+    Print(String),
+}
+
+const HELP: &str = "\
+cofferd: the container daemon
+
+Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--log FILTER]
+
+  --root DIR    what must last (default /var/lib/cofferdam)
+  --state DIR   what ends with a reboot, and the socket cofferd.sock (default /run/cofferdam)
+  --shim FILE   the shim program (default: coffer-shim beside this program)
+  --log FILTER  what is logged to standard error, such as info or cofferd=debug (default warn)
+  --version     the version
+  --help        this text
+
+One daemon per root directory. It runs as root, and grants everything on its socket to its own uid and nothing to
+anybody else.
+";
+
+/// The socket's name in the state directory.
+pub const SOCKET: &str = "cofferd.sock";
+
+/// Reads the arguments behind the program's name.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
+    let beside = std::env::current_exe().ok().and_then(|exe| exe.parent().map(|dir| dir.join("coffer-shim")));
+    let mut config = Config {
+        root: PathBuf::from("/var/lib/cofferdam"),
+        state: PathBuf::from("/run/cofferdam"),
+        shim: beside.unwrap_or_else(|| PathBuf::from("coffer-shim")),
+        log: std::env::var("COFFERD_LOG").unwrap_or_else(|_| "warn".into()),
+    };
+    let mut args = args.into_iter();
+    while let Some(arg) = args.next() {
+        let name = arg.to_string_lossy().into_owned();
+        let (name, inline) = match name.split_once('=') {
+            Some((name, value)) => (name.to_owned(), Some(OsString::from(value))),
+            None => (name, None),
+        };
+        let mut value = || {
+            let missing = || Error::invalid("option", &name, "needs a value; see cofferd --help");
+            inline.clone().or_else(|| args.next()).ok_or_else(missing)
+        };
+        match name.as_str() {
+            "--root" => config.root = value()?.into(),
+            "--state" => config.state = value()?.into(),
+            "--shim" => config.shim = value()?.into(),
+            "--log" => config.log = value()?.to_string_lossy().into_owned(),
+            "--version" => return Ok(Command::Print(format!("cofferd {}\n", env!("CARGO_PKG_VERSION")))),
+            "--help" | "-h" => return Ok(Command::Print(HELP.into())),
+            _ => return Err(Error::invalid("option", name, "is not known; see cofferd --help")),
+        }
+    }
+    // Shims and containers outlive any working directory: everything is named absolutely.
+    for path in [&mut config.root, &mut config.state, &mut config.shim] {
+        *path = std::path::absolute(&*path).map_err(|e| Error::io("path", path.display(), "has no absolute form", &e))?;
+    }
+    Ok(Command::Run(config))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Result<Command> {
+        parse(text.split_whitespace().map(OsString::from))
+    }
+
+    #[test]
+    fn options_are_read_in_both_forms() {
+        let Command::Run(config) = words("--root /a --state=/b --log debug").unwrap() else { panic!("a run") };
+        assert_eq!((config.root, config.state), (PathBuf::from("/a"), PathBuf::from("/b")));
+        assert_eq!(config.log, "debug");
+        assert!(config.shim.ends_with("coffer-shim"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        assert_eq!(words("--rot /a").unwrap_err().id, "--rot");
+        assert!(words("--root").unwrap_err().message.contains("needs a value"));
+        assert!(matches!(words("--help").unwrap(), Command::Print(text) if text.contains("--state DIR")));
+    }
+}

@@ -1,0 +1,48 @@
+//! `cofferd`: see `cofferd --help`.
+
+use std::process::ExitCode;
+
+use cofferd::{
+    Daemon,
+    config::{self, Command, Config},
+};
+use cofferdam_types::{Error, Result};
+use tokio::signal::unix::{SignalKind, signal};
+
+fn main() -> ExitCode {
+    let done = config::parse(std::env::args_os().skip(1)).and_then(|command| match command {
+        Command::Print(text) => {
+            print!("{text}");
+            Ok(())
+        }
+        Command::Run(config) => run(&config),
+    });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cofferd: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(config: &Config) -> Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&config.log)
+        .map_err(|e| Error::invalid("option", "--log", format!("is not a filter: {e}")))?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    actix::System::new().block_on(async {
+        let os = |e: std::io::Error| Error::io("signal", "", "can't be watched", &e);
+        let mut terminate = signal(SignalKind::terminate()).map_err(os)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(os)?;
+        let daemon = Daemon::start(config)?;
+        daemon.ready().await?;
+        tracing::info!(root = %config.root.display(), state = %config.state.display(), "ready");
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping; containers go on");
+        daemon.stop().await;
+        Ok(())
+    })
+}

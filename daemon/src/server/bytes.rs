@@ -1,0 +1,104 @@
+//! Bulk bytes between the client's streams and descriptors of ours.
+
+use std::{cell::RefCell, os::fd::OwnedFd, rc::Rc};
+
+use capnp::capability::Promise;
+use cofferdam_types::{Error, Result};
+use cofferdam_wire::{
+    common_capnp::byte_stream,
+    connect::CHUNK,
+    error::{from_rpc, to_rpc},
+};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// Makes a pipe of which we keep one end, non-blocking: `(read, write)`. `ours` says which.
+pub fn pipe(ours: End) -> Result<(OwnedFd, OwnedFd)> {
+    let os = |e: nix::Error| Error::io("pipe", "", "can't be made", &e.into());
+    let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(os)?;
+    nonblocking(if ours == End::Read { &read } else { &write })?;
+    Ok((read, write))
+}
+
+/// Makes an opening of ours non-blocking.
+pub fn nonblocking(fd: &OwnedFd) -> Result<()> {
+    let os = |e: nix::Error| Error::io("fd", "", "can't be set up", &e.into());
+    let flags = OFlag::from_bits_truncate(fcntl(fd, FcntlArg::F_GETFL).map_err(os)?);
+    fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map(drop).map_err(os)
+}
+
+fn watch(fd: OwnedFd, interest: Interest) -> std::io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` stays open and the same for as long as the `AsyncFd` owns it.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
+}
+
+/// Which end of a pipe is ours.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// We read.
+    Read,
+    /// We write.
+    Write,
+}
+
+/// Reads a pipe to its end and writes it into the client's stream. The stream's window bounds what is under way.
+pub async fn pump(from: OwnedFd, to: byte_stream::Client) -> Result<()> {
+    let os = |e: std::io::Error| Error::io("pipe", "", "can't be read", &e);
+    let from = watch(from, Interest::READABLE).map_err(os)?;
+    let mut buffer = vec![0; CHUNK.min(64 << 10)];
+    loop {
+        let n = from.async_io(Interest::READABLE, |fd| Ok(nix::unistd::read(fd, &mut buffer)?)).await.map_err(os)?;
+        if n == 0 {
+            break;
+        }
+        let mut request = to.write_request();
+        request.get().set_chunk(&buffer[..n]);
+        request.send().await.map_err(from_rpc)?;
+    }
+    to.end_request().send().promise.await.map_err(from_rpc)?;
+    Ok(())
+}
+
+/// A stream whose bytes go into a pipe of ours. The pipe's far end decides the pace.
+pub struct PipeSink {
+    pipe: RefCell<Option<Rc<AsyncFd<OwnedFd>>>>,
+    /// What `end` waits for, behind the closing of the pipe.
+    then: RefCell<Option<Promise<(), capnp::Error>>>,
+}
+
+impl PipeSink {
+    /// Writes into `pipe`, our non-blocking end; `end` closes it and then waits for `then`.
+    pub fn new(pipe: OwnedFd, then: Option<Promise<(), capnp::Error>>) -> Result<PipeSink> {
+        let pipe = watch(pipe, Interest::WRITABLE).map_err(|e| Error::io("pipe", "", "can't be written", &e))?;
+        Ok(PipeSink { pipe: RefCell::new(Some(Rc::new(pipe))), then: RefCell::new(then) })
+    }
+}
+
+impl byte_stream::Server for PipeSink {
+    async fn write(self: Rc<Self>, params: byte_stream::WriteParams) -> capnp::Result<()> {
+        let pipe = self.pipe.borrow().clone();
+        let closed = || to_rpc(Error::failed_precondition("stream", "", "has ended"));
+        let pipe = pipe.ok_or_else(closed)?;
+        let mut chunk = params.get()?.get_chunk()?;
+        if chunk.len() > CHUNK {
+            return Err(to_rpc(Error::invalid("chunk", "", format!("has more than {CHUNK} bytes"))));
+        }
+        while !chunk.is_empty() {
+            let n = pipe
+                .async_io(Interest::WRITABLE, |fd| Ok(nix::unistd::write(fd, chunk)?))
+                .await
+                .map_err(|e| to_rpc(Error::failed_precondition("stream", "", format!("nobody reads it: {e}"))))?;
+            chunk = &chunk[n..];
+        }
+        Ok(())
+    }
+
+    async fn end(self: Rc<Self>, _: byte_stream::EndParams, _: byte_stream::EndResults) -> capnp::Result<()> {
+        self.pipe.borrow_mut().take();
+        let then = self.then.borrow_mut().take();
+        match then {
+            Some(then) => then.await,
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,363 @@
+//! `Containers` and `Container` (container.capnp).
+
+use std::{fs::File, rc::Rc, time::Duration};
+
+use cofferdam_metadata::records::{
+    containers::{self as records, Container as Record},
+    tasks,
+};
+use cofferdam_oci::spec::{Mount, Network, Options, Seccomp, Ulimit};
+use cofferdam_tasks::{LogRecord, NewContainer, RunRecord, read_log};
+use cofferdam_types::{Any, Code, Error, Filter, Id, Platform, Result, filter};
+use cofferdam_wire::{
+    container_capnp::{
+        bind_mount, container, container_cursor, container_info, container_options, containers, create_params,
+        log_record, log_sink,
+    },
+    convert::{any, labels, set_any, set_labels, text, texts},
+    error::{from_rpc, malformed},
+};
+
+use super::{
+    Place,
+    cursor::Cursor,
+    images,
+    rpc, stdio,
+    tasks::{Process, set_exit, status},
+};
+
+/// How many bytes of a log go into one message.
+const LOG_BLOCK: usize = 128 << 10;
+/// How often a followed log is looked at: the shim writes it, and tells nobody.
+const LOG_LOOK: Duration = Duration::from_millis(50);
+
+/// The containers of a namespace.
+pub struct Containers(pub Place);
+
+impl Containers {
+    fn hand_out(&self, id: Id) -> container::Client {
+        self.0.hand_out(Container { place: self.0.clone(), id })
+    }
+
+    /// Reads the parameters. The image must be one of ours, and of this namespace.
+    async fn params(&self, reader: create_params::Reader<'_>) -> Result<NewContainer> {
+        let image = images::recognise(&self.0, reader.get_image().map_err(malformed)?).await?;
+        let id = text(reader.get_id())?;
+        Ok(NewContainer {
+            id: if id.is_empty() { None } else { Some(Id::new(id)?) },
+            image,
+            platform: Platform::host(),
+            options: options(reader.get_options().map_err(malformed)?)?,
+            spec: None,
+            runtime_options: Any::default(),
+            labels: labels(reader.get_labels())?,
+            runtime: text(reader.get_runtime())?.to_owned(),
+            driver: text(reader.get_driver())?.to_owned(),
+            remove_on_exit: reader.get_remove_on_exit(),
+        })
+    }
+}
+
+fn options(reader: container_options::Reader<'_>) -> Result<Options> {
+    let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    let number = |n: u64| (n != 0).then_some(n);
+    let entrypoint = texts(reader.get_entrypoint())?;
+    let mut ulimits = Vec::new();
+    for limit in reader.get_rlimits().map_err(malformed)?.iter() {
+        ulimits.push(Ulimit {
+            name: text(limit.get_name())?.to_owned(),
+            soft: limit.get_soft(),
+            hard: limit.get_hard(),
+        });
+    }
+    Ok(Options {
+        args: texts(reader.get_args())?,
+        entrypoint: reader.get_replace_entrypoint().then_some(entrypoint),
+        env: texts(reader.get_env())?,
+        cwd: some(text(reader.get_workdir())?),
+        user: some(text(reader.get_user())?),
+        tty: reader.get_terminal(),
+        hostname: some(text(reader.get_hostname())?),
+        mounts: reader.get_mounts().map_err(malformed)?.iter().map(mount).collect::<Result<_>>()?,
+        readonly: reader.get_read_only(),
+        cap_add: texts(reader.get_cap_add())?,
+        cap_drop: texts(reader.get_cap_drop())?,
+        memory: number(reader.get_memory()),
+        cpus: number(reader.get_nano_cpus()).map(|n| n as f64 / 1e9),
+        pids: number(reader.get_pids()),
+        network: match reader.get_network().map_err(|e| malformed(e.into()))? {
+            container_options::Network::None => Network::None,
+            container_options::Network::Host => Network::Host,
+        },
+        no_new_privileges: !reader.get_allow_new_privileges(),
+        seccomp: if reader.get_seccomp_unconfined() { Seccomp::Unconfined } else { Seccomp::Default },
+        ulimits,
+        sysctls: labels(reader.get_sysctls())?,
+        shm_size: number(reader.get_shm_size()),
+        annotations: labels(reader.get_annotations())?,
+        ..Options::default()
+    })
+}
+
+fn mount(reader: bind_mount::Reader<'_>) -> Result<Mount> {
+    let target = text(reader.get_target())?.to_owned();
+    let mut options = texts(reader.get_options())?;
+    if reader.get_read_only() {
+        options.push("ro".into());
+    }
+    Ok(match reader.which().map_err(|e| malformed(e.into()))? {
+        bind_mount::HostPath(path) => Mount::Bind { source: text(path)?.to_owned(), target, options },
+        bind_mount::Tmpfs(size) => {
+            if size != 0 {
+                options.push(format!("size={size}"));
+            }
+            Mount::Tmpfs { target, options }
+        }
+    })
+}
+
+impl containers::Server for Containers {
+    async fn create(
+        self: Rc<Self>,
+        params: containers::CreateParams,
+        mut results: containers::CreateResults,
+    ) -> capnp::Result<()> {
+        let new = rpc(self.params(params.get()?.get_params()?).await)?;
+        let tasks = &self.0.services().tasks;
+        let record = rpc(tasks.create_container(self.0.authority(), &self.0.namespace, new).await)?;
+        results.get().set_container(self.hand_out(record.id));
+        Ok(())
+    }
+
+    async fn create_from_spec(
+        self: Rc<Self>,
+        params: containers::CreateFromSpecParams,
+        mut results: containers::CreateFromSpecResults,
+    ) -> capnp::Result<()> {
+        let params = params.get()?;
+        let mut new = rpc(self.params(params.get_params()?).await)?;
+        new.spec = Some(params.get_spec()?.to_vec());
+        new.runtime_options = rpc(any(params.get_runtime_options()?))?;
+        let tasks = &self.0.services().tasks;
+        let record = rpc(tasks.create_container(self.0.authority(), &self.0.namespace, new).await)?;
+        results.get().set_container(self.hand_out(record.id));
+        Ok(())
+    }
+
+    async fn get(
+        self: Rc<Self>,
+        params: containers::GetParams,
+        mut results: containers::GetResults,
+    ) -> capnp::Result<()> {
+        let id = rpc(Id::new(rpc(text(params.get()?.get_id()))?))?;
+        let view = rpc(self.0.services().metadata.read())?;
+        rpc(records::get(&view, &self.0.namespace, &id))?;
+        results.get().set_container(self.hand_out(id));
+        Ok(())
+    }
+
+    async fn list(
+        self: Rc<Self>,
+        params: containers::ListParams,
+        mut results: containers::ListResults,
+    ) -> capnp::Result<()> {
+        let filters = rpc(Filter::any(&rpc(texts(params.get()?.get_filters()))?))?;
+        let (metadata, namespace) = (self.0.services().metadata.clone(), self.0.namespace.clone());
+        let cursor = Cursor::new(
+            Box::new(move |after, max| records::list(&metadata.read()?, &namespace, after, max)),
+            |record: &Record| record.id.to_string(),
+            move |record| {
+                filters.matches(&|path: &[&str]| match path {
+                    ["id"] => Some(record.id.as_str().into()),
+                    ["image"] => Some(record.image.as_str().into()),
+                    ["runtime", "name"] => Some(record.runtime.as_str().into()),
+                    ["labels", rest @ ..] => filter::label(&record.labels, rest),
+                    _ => None,
+                })
+            },
+        );
+        results.get().set_cursor(self.0.hand_out(ContainerCursor { place: self.0.clone(), cursor }));
+        Ok(())
+    }
+}
+
+struct ContainerCursor {
+    place: Place,
+    cursor: Cursor<Record>,
+}
+
+impl container_cursor::Server for ContainerCursor {
+    async fn next(
+        self: Rc<Self>,
+        params: container_cursor::NextParams,
+        mut results: container_cursor::NextResults,
+    ) -> capnp::Result<()> {
+        let (block, end) = rpc(self.cursor.next(params.get()?.get_max()))?;
+        let mut answer = results.get();
+        answer.set_end(end);
+        let mut items = answer.init_items(block.len() as u32);
+        for (n, record) in block.iter().enumerate() {
+            rpc(set_info(&self.place, items.reborrow().get(n as u32), record, false).await)?;
+        }
+        Ok(())
+    }
+}
+
+/// Fills what is to be said about a container. Lists leave the spec out: a hundred of them would outgrow a message.
+async fn set_info(
+    place: &Place,
+    mut builder: container_info::Builder<'_>,
+    record: &Record,
+    whole: bool,
+) -> Result<()> {
+    builder.set_id(&*record.id);
+    set_labels(builder.reborrow().init_labels(record.labels.len() as u32), &record.labels);
+    builder.set_image(&record.image);
+    builder.set_runtime(&record.runtime);
+    builder.set_driver(&record.driver);
+    builder.set_snapshot_key(record.snapshot_key.as_ref().map_or("", |key| key.as_str()));
+    if whole {
+        set_any(builder.reborrow().init_spec(), &record.spec);
+    }
+    builder.set_created(record.created.0);
+    builder.set_updated(record.updated.0);
+    let run: RunRecord = serde_json::from_slice(&record.options).unwrap_or_default();
+    builder.set_remove_on_exit(run.remove_on_exit);
+
+    let (tasks, namespace) = (&place.services().tasks, &place.namespace);
+    let state = match tasks.query(namespace, &record.id, String::new()).await {
+        Ok(state) => state,
+        Err(error) if error.code == Code::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let stored = tasks::find(&place.services().metadata.read()?, namespace, &record.id)?;
+    let execs = if whole { tasks.execs(namespace, &record.id).await.unwrap_or_default() } else { Vec::new() };
+    let mut task = builder.init_task();
+    task.set_status(status(state.state));
+    task.set_pid(state.pid);
+    task.set_created(state.created.0);
+    task.set_started(state.started.unwrap_or_default().0);
+    if let Some(exit) = &state.exit {
+        set_exit(task.reborrow().init_exit(), exit);
+    }
+    if let Some(stored) = stored {
+        task.set_terminal(stored.terminal);
+        task.set_log(stored.log);
+    }
+    cofferdam_wire::convert::set_texts(task.init_execs(execs.len() as u32), &execs);
+    Ok(())
+}
+
+/// One container.
+struct Container {
+    place: Place,
+    id: Id,
+}
+
+impl Container {
+    fn tasks(&self) -> &cofferdam_tasks::Tasks {
+        &self.place.services().tasks
+    }
+
+    fn first(&self) -> Process {
+        Process { place: self.place.clone(), id: self.id.clone(), exec: String::new() }
+    }
+
+    /// Writes the log into the client's sink; with `follow` until the task has ended and all of it is written.
+    async fn copy_log(&self, follow: bool, sink: &log_sink::Client) -> Result<()> {
+        let namespace = &self.place.namespace;
+        records::get(&self.place.services().metadata.read()?, namespace, &self.id)?;
+        let path = self.tasks().layout().log(namespace, &self.id);
+        let mut offset = 0;
+        loop {
+            // Asked before the log is read: what it wrote before its end is in the log by then.
+            let running = follow
+                && match self.tasks().query(namespace, &self.id, String::new()).await {
+                    Ok(state) => state.exit.is_none(),
+                    Err(error) => error.code == Code::Unavailable,
+                };
+            loop {
+                let from = offset;
+                let path = path.clone();
+                let read = move || match File::open(&path) {
+                    Ok(mut file) => read_log(&mut file, from, LOG_BLOCK),
+                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok((Vec::new(), from)),
+                    Err(e) => Err(Error::io("log", "", "can't be opened", &e)),
+                };
+                let (records, next) = self.place.services().pool.run(read).await?;
+                offset = next;
+                if records.is_empty() {
+                    break;
+                }
+                let mut request = sink.write_request();
+                set_records(&mut request, &records);
+                request.send().await.map_err(from_rpc)?;
+            }
+            if !running {
+                break;
+            }
+            tokio::time::sleep(LOG_LOOK).await;
+        }
+        sink.end_request().send().promise.await.map_err(from_rpc)?;
+        Ok(())
+    }
+}
+
+fn set_records(request: &mut capnp::capability::StreamingRequest<log_sink::write_params::Owned>, records: &[LogRecord]) {
+    let mut list = request.get().init_records(records.len() as u32);
+    for (n, record) in records.iter().enumerate() {
+        let mut builder = list.reborrow().get(n as u32);
+        builder.set_time(record.time.0);
+        builder.set_stream(if record.stream == 0 { log_record::Stream::Stdout } else { log_record::Stream::Stderr });
+        builder.set_bytes(&record.bytes);
+    }
+}
+
+impl container::Server for Container {
+    async fn info(self: Rc<Self>, _: container::InfoParams, mut results: container::InfoResults) -> capnp::Result<()> {
+        let view = rpc(self.place.services().metadata.read())?;
+        let record = rpc(records::get(&view, &self.place.namespace, &self.id))?;
+        rpc(set_info(&self.place, results.get().init_info(), &record, true).await)
+    }
+
+    async fn create_task(
+        self: Rc<Self>,
+        params: container::CreateTaskParams,
+        mut results: container::CreateTaskResults,
+    ) -> capnp::Result<()> {
+        let params = params.get()?;
+        let streams = rpc(stdio::read(&self.place.session, params.get_stdio()?))?;
+        let auth = self.place.authority().clone();
+        rpc(self.tasks().create_task(&self.place.namespace, &self.id, auth, streams, params.get_log()).await)?;
+        results.get().set_task(self.place.hand_out(self.first()));
+        Ok(())
+    }
+
+    async fn task(self: Rc<Self>, _: container::TaskParams, mut results: container::TaskResults) -> capnp::Result<()> {
+        rpc(self.tasks().query(&self.place.namespace, &self.id, String::new()).await)?;
+        results.get().set_task(self.place.hand_out(self.first()));
+        Ok(())
+    }
+
+    async fn remove(
+        self: Rc<Self>,
+        params: container::RemoveParams,
+        _: container::RemoveResults,
+    ) -> capnp::Result<()> {
+        let force = params.get()?.get_force();
+        rpc(self.tasks().remove(&self.place.namespace, &self.id, self.place.authority().clone(), force).await)
+    }
+
+    async fn removed(
+        self: Rc<Self>,
+        _: container::RemovedParams,
+        _: container::RemovedResults,
+    ) -> capnp::Result<()> {
+        rpc(self.tasks().removed(&self.place.namespace, &self.id).await)
+    }
+
+    async fn logs(self: Rc<Self>, params: container::LogsParams, _: container::LogsResults) -> capnp::Result<()> {
+        let params = params.get()?;
+        rpc(self.copy_log(params.get_follow(), &params.get_sink()?).await)
+    }
+}

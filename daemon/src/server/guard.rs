@@ -1,0 +1,148 @@
+//! The guard around every object that a client can reach.
+//!
+//! It is a Cap'n Proto server around the generated dispatcher: it checks the grant (one atomic load), counts and bounds
+//! what the connection has under way, catches panics (an unguarded one ends the connection and leaks its objects),
+//! ends calls when the grant is revoked or the deadline passes, and otherwise delegates with the same parameters and
+//! results, without a copy. `as_ptr` is the inner one, so that our objects are recognised when they are passed back.
+
+use std::{future::Future, ops::Deref, panic::AssertUnwindSafe, rc::Rc};
+
+use capnp::{
+    any_pointer,
+    capability::{DispatchCallResult, FromClientHook, FromServer, Params, Promise, Results, Server},
+    private::capability::ClientHook,
+    traits::HasTypeId,
+};
+use cofferdam_types::Error;
+use cofferdam_wire::{container_capnp, error::to_rpc, event_capnp, image_capnp, job_capnp};
+use futures::FutureExt as _;
+
+use super::session::{Held, Session};
+
+/// Methods that wait for something to happen: no deadline is laid on them.
+const PATIENT: [(u64, u16); 8] = [
+    (<container_capnp::process::Client as HasTypeId>::TYPE_ID, 1),
+    (<container_capnp::attachment::Client as HasTypeId>::TYPE_ID, 0),
+    (<container_capnp::container::Client as HasTypeId>::TYPE_ID, 4),
+    (<container_capnp::container::Client as HasTypeId>::TYPE_ID, 5),
+    (<event_capnp::event_cursor::Client as HasTypeId>::TYPE_ID, 0),
+    (<job_capnp::job::Client as HasTypeId>::TYPE_ID, 1),
+    (<job_capnp::job::Client as HasTypeId>::TYPE_ID, 2),
+    (<image_capnp::images::Client as HasTypeId>::TYPE_ID, 1),
+];
+
+/// What the guard of one object knows.
+pub struct State<D> {
+    dispatch: D,
+    session: Rc<Session>,
+    held: Rc<Held>,
+}
+
+impl<D> Drop for State<D> {
+    fn drop(&mut self) {
+        self.session.object_gone();
+    }
+}
+
+/// The generated dispatchers are cheap to clone, and so is this.
+pub struct Dispatch<D>(Rc<State<D>>);
+
+impl<D> Clone for Dispatch<D> {
+    fn clone(&self) -> Dispatch<D> {
+        Dispatch(self.0.clone())
+    }
+}
+
+impl<D> Deref for Dispatch<D> {
+    type Target = State<D>;
+    fn deref(&self) -> &State<D> {
+        &self.0
+    }
+}
+
+/// Any capability: capnp-rpc makes clients of servers only by way of such a type.
+pub struct Guarded(Box<dyn ClientHook>);
+
+impl FromClientHook for Guarded {
+    fn new(hook: Box<dyn ClientHook>) -> Guarded {
+        Guarded(hook)
+    }
+    fn into_client_hook(self) -> Box<dyn ClientHook> {
+        self.0
+    }
+    fn as_client_hook(&self) -> &dyn ClientHook {
+        &*self.0
+    }
+}
+
+impl<D: Server + Clone + 'static> FromServer<State<D>> for Guarded {
+    type Dispatch = Dispatch<D>;
+    fn from_server(state: Rc<State<D>>) -> Dispatch<D> {
+        Dispatch(state)
+    }
+}
+
+/// Puts the guard around an object's dispatcher. Only `Session::hand_out` calls it.
+pub(super) fn guard<D: Server + Clone + 'static>(dispatch: D, session: Rc<Session>, held: Rc<Held>) -> Guarded {
+    capnp_rpc::new_client(State { dispatch, session, held })
+}
+
+impl<D: Server + Clone + 'static> Server for Dispatch<D> {
+    fn dispatch_call(
+        self,
+        interface_id: u64,
+        method_id: u16,
+        params: Params<any_pointer::Owned>,
+        results: Results<any_pointer::Owned>,
+    ) -> DispatchCallResult {
+        let state = self.0.clone();
+        let refuse = |error: Error| DispatchCallResult::new(Promise::err(to_rpc(error)), false);
+        if let Some(why) = state.held.grant.revoked() {
+            return refuse(why);
+        }
+        let Some(call) = state.session.begin_call() else {
+            return refuse(Error::resource_exhausted("connection", "", "has too many calls under way and is cut"));
+        };
+        let inner = state.dispatch.clone();
+        // The synchronous part runs here and now: that keeps the order of calls.
+        let started = std::panic::catch_unwind(AssertUnwindSafe(|| {
+            inner.dispatch_call(interface_id, method_id, params, results)
+        }));
+        let DispatchCallResult { promise, is_streaming } = match started {
+            Ok(started) => started,
+            Err(_) => return refuse(panicked()),
+        };
+        let deadline = state.held.deadline.filter(|_| !PATIENT.contains(&(interface_id, method_id)));
+        let work = async move {
+            let _call = call;
+            let guarded = AssertUnwindSafe(promise).catch_unwind();
+            let limited = async {
+                match deadline {
+                    None => guarded.await,
+                    Some(limit) => tokio::time::timeout(limit, guarded).await.unwrap_or_else(|_| {
+                        let why = "the deadline of the call's context passed";
+                        Ok(Err(to_rpc(Error::deadline_exceeded("call", "", why))))
+                    }),
+                }
+            };
+            tokio::select! {
+                biased;
+                done = limited => done.unwrap_or_else(|_| Err(to_rpc(panicked()))),
+                why = state.held.grant.until_revoked() => Err(to_rpc(why)),
+            }
+        };
+        DispatchCallResult::new(boxed(work), is_streaming)
+    }
+
+    fn as_ptr(&self) -> usize {
+        self.0.dispatch.as_ptr()
+    }
+}
+
+fn boxed(work: impl Future<Output = capnp::Result<()>> + 'static) -> Promise<(), capnp::Error> {
+    Promise::from_future(work)
+}
+
+fn panicked() -> Error {
+    Error::internal("method", "", "panicked; the daemon's log says where")
+}

@@ -1,0 +1,288 @@
+//! `Images` and `Image` (image.capnp).
+
+use std::{os::fd::OwnedFd, rc::Rc};
+
+use capnp::capability::FromClientHook as _;
+use cofferdam_metadata::records::images::Image as Record;
+use cofferdam_transfer::{
+    Credentials, Endpoint, ImportOptions, Job as Handle, PullOptions, Reference, RootfsConfig, RootfsOptions, Source,
+    normalize,
+};
+use cofferdam_types::{Code, Error, Filter, Name, Platform, Result, filter};
+use cofferdam_wire::{
+    convert::{set_descriptor, set_labels, set_platform, text, texts},
+    error::{from_rpc, malformed},
+    image_capnp::{PullPolicy, image, image_cursor, image_info, images, import_options, pull_options},
+};
+
+use super::{
+    Place,
+    bytes::{End, PipeSink, pipe},
+    cursor::Cursor,
+    jobs::Job,
+    rpc,
+};
+
+/// The images of a namespace.
+pub struct Images(pub Place);
+
+/// One image. It holds a name, not what the name stood for when it was handed out.
+pub struct Image {
+    place: Place,
+    name: Name,
+}
+
+impl Images {
+    /// The image that a client means: by its name as given, or written out in full.
+    fn find(&self, text: &str) -> Result<Option<Name>> {
+        for name in [Ok(text.to_owned()), normalize(text)].into_iter().flatten() {
+            match self.0.services().images.get(&self.0.namespace, &name) {
+                Ok(_) => return Name::new(name).map(Some),
+                Err(error) if error.code == Code::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Name::new(text)?;
+        Ok(None)
+    }
+
+    fn hand_out(&self, name: Name) -> image::Client {
+        let object = Rc::new(Image { place: self.0.clone(), name: name.clone() });
+        // So that it is known when it comes back, in `Containers.create`.
+        self.0.session.remember_image(&object, self.0.namespace.clone(), name);
+        self.0.session.hand_out_rc(object, &self.0.held)
+    }
+}
+
+/// The name of an image that we handed out on this connection, if it lies in this namespace.
+pub async fn recognise(place: &Place, client: image::Client) -> Result<Name> {
+    let mut hook = client.into_client_hook();
+    if let Some(resolving) = hook.when_more_resolved() {
+        // A failure further up the chain surfaces here, unchanged.
+        hook = resolving.await.map_err(from_rpc)?;
+    }
+    while let Some(resolved) = hook.get_resolved() {
+        hook = resolved;
+    }
+    let foreign = || Error::invalid("image", "", "is not an image that this connection got from this namespace");
+    let (namespace, name) = place.session.recall_image(hook.get_ptr()).ok_or_else(foreign)?;
+    if namespace != place.namespace {
+        return Err(foreign());
+    }
+    Ok(name)
+}
+
+fn platform(text: &str) -> Result<Platform> {
+    if text.is_empty() { Ok(Platform::host()) } else { text.parse() }
+}
+
+/// The driver to unpack with.
+fn driver(place: &Place, name: &str, unpack: bool) -> Option<String> {
+    let usual = place.services().snapshots.drivers()[0];
+    unpack.then(|| if name.is_empty() { usual } else { name }.to_owned())
+}
+
+fn pull_options_of(place: &Place, reader: pull_options::Reader<'_>) -> Result<PullOptions> {
+    let (user, secret) = (text(reader.get_user())?, text(reader.get_secret())?);
+    let certificates = reader.get_ca_certificates().map_err(malformed)?;
+    Ok(PullOptions {
+        reference: Reference::parse(&normalize(text(reader.get_reference())?)?)?,
+        platform: platform(text(reader.get_platform())?)?,
+        endpoint: Endpoint {
+            plain_http: reader.get_plain_http(),
+            ca: (!certificates.is_empty()).then(|| certificates.to_vec()),
+            credentials: (!user.is_empty() || !secret.is_empty())
+                .then(|| Credentials { user: user.to_owned(), secret: secret.to_owned() }),
+            ..Endpoint::default()
+        },
+        driver: driver(place, text(reader.get_driver())?, !reader.get_fetch_only()),
+    })
+}
+
+/// Begins an import, as the options say.
+async fn begin_import(place: &Place, reader: import_options::Reader<'_>, fd: OwnedFd) -> Result<Handle> {
+    let name = text(reader.get_name())?;
+    let platform = platform(text(reader.get_platform())?)?;
+    let driver = driver(place, text(reader.get_driver())?, !reader.get_no_unpack());
+    let stat = nix::sys::stat::fstat(&fd).map_err(|e| Error::io("fd", "", "can't be examined", &e.into()))?;
+    let directory = stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
+    let source = if directory { Source::Directory(fd) } else { Source::Archive(fd) };
+    let (transfer, authority) = (&place.services().transfer, place.authority());
+    match reader.get_format().map_err(|e| malformed(e.into()))? {
+        import_options::Format::Detect => {
+            let name = (!name.is_empty()).then(|| name.to_owned());
+            let options = ImportOptions { name, platform, driver };
+            transfer.import(authority, &place.namespace, source, options).await
+        }
+        import_options::Format::Rootfs => {
+            let config = RootfsConfig { cmd: texts(reader.get_command())?, ..RootfsConfig::default() };
+            let options = RootfsOptions { name: Name::new(name)?, platform, config, driver };
+            transfer.rootfs(authority, &place.namespace, source, options).await
+        }
+    }
+}
+
+fn set_info(mut builder: image_info::Builder<'_>, record: &Record) {
+    builder.set_name(&*record.name);
+    set_labels(builder.reborrow().init_labels(record.labels.len() as u32), &record.labels);
+    set_descriptor(builder.reborrow().init_target(), &record.target);
+    builder.set_created(record.created.0);
+    builder.set_updated(record.updated.0);
+}
+
+impl images::Server for Images {
+    async fn get(self: Rc<Self>, params: images::GetParams, mut results: images::GetResults) -> capnp::Result<()> {
+        let name = rpc(text(params.get()?.get_name()))?;
+        let not_here = || Error::not_found("image", name, "is not here: pull or import it; `coffer image ls` lists those that are");
+        let found = rpc(self.find(name).and_then(|found| found.ok_or_else(not_here)))?;
+        results.get().set_image(self.hand_out(found));
+        Ok(())
+    }
+
+    async fn obtain(
+        self: Rc<Self>,
+        params: images::ObtainParams,
+        mut results: images::ObtainResults,
+    ) -> capnp::Result<()> {
+        let params = params.get()?;
+        let reader = params.get_options()?;
+        let reference = rpc(text(reader.get_reference()))?;
+        let here = rpc(self.find(reference))?;
+        let name = match (params.get_policy()?, here) {
+            (PullPolicy::Never | PullPolicy::Missing, Some(here)) => here,
+            (PullPolicy::Never, None) => {
+                let why = "is not here, and may not be pulled: pull or import it";
+                return rpc(Err(Error::not_found("image", reference, why)));
+            }
+            (PullPolicy::Missing | PullPolicy::Always, _) => {
+                let options = rpc(pull_options_of(&self.0, reader))?;
+                let transfer = &self.0.services().transfer;
+                let job = rpc(transfer.pull(self.0.authority(), &self.0.namespace, options).await)?;
+                let arrived = rpc(job.wait().await)?;
+                let nothing = || Error::internal("image", reference, "was pulled, but has no name");
+                rpc(arrived.first().map(|image| image.name.clone()).ok_or_else(nothing))?
+            }
+        };
+        results.get().set_image(self.hand_out(name));
+        Ok(())
+    }
+
+    async fn pull(self: Rc<Self>, params: images::PullParams, mut results: images::PullResults) -> capnp::Result<()> {
+        let options = rpc(pull_options_of(&self.0, params.get()?.get_options()?))?;
+        let transfer = &self.0.services().transfer;
+        let job = rpc(transfer.pull(self.0.authority(), &self.0.namespace, options).await)?;
+        results.get().set_job(self.0.hand_out(Job(job)));
+        Ok(())
+    }
+
+    async fn import_fd(
+        self: Rc<Self>,
+        params: images::ImportFdParams,
+        mut results: images::ImportFdResults,
+    ) -> capnp::Result<()> {
+        let params = params.get()?;
+        let source = rpc(self.0.session.fds.take(params.get_source()))?;
+        let job = rpc(begin_import(&self.0, params.get_options()?, source).await)?;
+        results.get().set_job(self.0.hand_out(Job(job)));
+        Ok(())
+    }
+
+    async fn import(
+        self: Rc<Self>,
+        params: images::ImportParams,
+        mut results: images::ImportResults,
+    ) -> capnp::Result<()> {
+        let (read, write) = rpc(pipe(End::Write))?;
+        let job = rpc(begin_import(&self.0, params.get()?.get_options()?, read).await)?;
+        results.get().set_job(self.0.hand_out(Job(job)));
+        results.get().set_sink(self.0.hand_out(rpc(PipeSink::new(write, None))?));
+        Ok(())
+    }
+
+    async fn list(self: Rc<Self>, params: images::ListParams, mut results: images::ListResults) -> capnp::Result<()> {
+        let filters = rpc(Filter::any(&rpc(texts(params.get()?.get_filters()))?))?;
+        let (handle, namespace) = (self.0.services().images.clone(), self.0.namespace.clone());
+        let cursor = Cursor::new(
+            Box::new(move |after, max| handle.list(&namespace, after, max)),
+            |record: &Record| record.name.to_string(),
+            move |record| {
+                filters.matches(&|path: &[&str]| match path {
+                    ["name"] => Some(record.name.as_str().into()),
+                    ["target", "digest"] => Some(record.target.digest.to_string().into()),
+                    ["target", "mediatype"] => Some(record.target.media_type.as_str().into()),
+                    ["labels", rest @ ..] => filter::label(&record.labels, rest),
+                    _ => None,
+                })
+            },
+        );
+        results.get().set_cursor(self.0.hand_out(ImageCursor(cursor)));
+        Ok(())
+    }
+
+    async fn remove(self: Rc<Self>, params: images::RemoveParams, _: images::RemoveResults) -> capnp::Result<()> {
+        let name = rpc(Name::new(rpc(text(params.get()?.get_name()))?))?;
+        rpc(self.0.services().images.remove(self.0.authority(), &self.0.namespace, &name).await)
+    }
+}
+
+struct ImageCursor(Cursor<Record>);
+
+impl image_cursor::Server for ImageCursor {
+    async fn next(
+        self: Rc<Self>,
+        params: image_cursor::NextParams,
+        mut results: image_cursor::NextResults,
+    ) -> capnp::Result<()> {
+        let (block, end) = rpc(self.0.next(params.get()?.get_max()))?;
+        let mut answer = results.get();
+        answer.set_end(end);
+        let mut items = answer.init_items(block.len() as u32);
+        for (n, record) in block.iter().enumerate() {
+            set_info(items.reborrow().get(n as u32), record);
+        }
+        Ok(())
+    }
+}
+
+impl image::Server for Image {
+    async fn info(self: Rc<Self>, _: image::InfoParams, mut results: image::InfoResults) -> capnp::Result<()> {
+        let record = rpc(self.place.services().images.get(&self.place.namespace, &self.name))?;
+        set_info(results.get().init_info(), &record);
+        Ok(())
+    }
+
+    async fn detail(self: Rc<Self>, params: image::DetailParams, mut results: image::DetailResults) -> capnp::Result<()> {
+        let platform = rpc(text(params.get()?.get_platform()).and_then(platform))?;
+        let (services, namespace) = (self.place.services(), &self.place.namespace);
+        let record = rpc(services.images.get(namespace, &self.name))?;
+        let resolved = rpc(services.images.resolve(namespace, &self.name, &platform).await)?;
+        let driver = services.snapshots.drivers()[0];
+        let unpacked = rpc(services.images.is_unpacked(namespace, driver, resolved.top()))?;
+        let mut detail = results.get().init_detail();
+        set_info(detail.reborrow().init_info(), &record);
+        set_descriptor(detail.reborrow().init_manifest(), &resolved.manifest);
+        detail.set_config(&resolved.config_bytes);
+        let mut layers = detail.reborrow().init_layers(resolved.layers.len() as u32);
+        for (n, layer) in resolved.layers.iter().enumerate() {
+            set_descriptor(layers.reborrow().get(n as u32), layer);
+        }
+        detail.set_chain_id(resolved.top().map(ToString::to_string).unwrap_or_default());
+        detail.set_unpacked(unpacked);
+        let parts = resolved.layers.iter().chain([&resolved.manifest, &resolved.config_descriptor]);
+        detail.set_size(parts.map(|part| part.size).sum());
+        set_platform(detail.init_platform(), &resolved.config.platform);
+        Ok(())
+    }
+
+    async fn unpack(self: Rc<Self>, params: image::UnpackParams, mut results: image::UnpackResults) -> capnp::Result<()> {
+        let params = params.get()?;
+        let platform = rpc(text(params.get_platform()).and_then(platform))?;
+        let (services, namespace) = (self.place.services(), &self.place.namespace);
+        let driver = rpc(text(params.get_driver()))?;
+        let driver = if driver.is_empty() { services.snapshots.drivers()[0] } else { driver };
+        let resolved = rpc(services.images.resolve(namespace, &self.name, &platform).await)?;
+        rpc(services.images.unpack(self.place.authority(), namespace, &resolved, driver).await)?;
+        results.get().set_chain_id(resolved.top().map(ToString::to_string).unwrap_or_default());
+        Ok(())
+    }
+}

@@ -1,0 +1,125 @@
+//! The sockets, and the connections that come in.
+
+use std::{
+    os::{
+        fd::AsRawFd as _,
+        unix::{fs::PermissionsExt as _, net::UnixListener as StdListener},
+    },
+    path::Path,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use actix_rt::{Arbiter, ArbiterHandle};
+use capnp_rpc::{RpcSystem, rpc_twoparty_capnp::Side};
+use cofferdam_types::{Error, Peer, Result};
+use cofferdam_wire::{connect, gate_capnp::gate};
+use tokio::net::{UnixListener, UnixStream};
+
+use super::{
+    gate::Gate,
+    session::{Grant, Held, Session},
+};
+use crate::services::Services;
+
+/// RPC systems can't move between threads: connections are dealt out to so many.
+const ARBITERS: usize = 2;
+/// More connections than this are refused: each costs some 20 KiB.
+const CONNECTIONS: u32 = 16_384;
+
+/// The main socket.
+pub struct Listener {
+    arbiters: Vec<Arbiter>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Listener {
+    /// Binds the socket, takes its place in one step, and serves from now on. Must be called on a runtime that serves
+    /// local tasks.
+    pub fn start(dir: &Path, name: &str, services: Services, open: Arc<AtomicU32>) -> Result<Listener> {
+        let path = dir.join(name);
+        let os = |what: &str, e: &std::io::Error| Error::io("socket", path.display(), what, e);
+        let listener = bind(dir, name)?;
+        listener.set_nonblocking(true).map_err(|e| os("can't listen", &e))?;
+        let listener = UnixListener::from_std(listener).map_err(|e| os("can't listen", &e))?;
+        let arbiters: Vec<Arbiter> = (0..ARBITERS).map(|_| Arbiter::new()).collect();
+        let handles: Vec<ArbiterHandle> = arbiters.iter().map(Arbiter::handle).collect();
+        let task = tokio::task::spawn_local(accept(listener, handles, services, open));
+        Ok(Listener { arbiters, task })
+    }
+
+    /// Takes no more connections and ends those that are there.
+    pub fn stop(self) {
+        self.task.abort();
+        for arbiter in self.arbiters {
+            arbiter.stop();
+        }
+    }
+}
+
+/// Binds under a temporary name and renames: a client sees the old socket or the new one, never a refused connection
+/// on a half-made one, and a link planted at the name is replaced, not followed (F4). 
+fn bind(dir: &Path, name: &str) -> Result<StdListener> {
+    let os = |what: &str, e: &std::io::Error| Error::io("socket", dir.join(name).display(), what, e);
+    let held = std::fs::File::open(dir).map_err(|e| os("its directory can't be opened", &e))?;
+    // Through the descriptor: names outgrow sun_path.
+    let fresh = format!("/proc/self/fd/{}/.{name}.new", held.as_raw_fd());
+    let _ = std::fs::remove_file(&fresh);
+    let listener = StdListener::bind(&fresh).map_err(|e| os("can't be bound", &e))?;
+    // The daemon's umask is 077: until here nobody else could have connected.
+    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o660))
+        .map_err(|e| os("can't be given its mode", &e))?;
+    std::fs::rename(&fresh, format!("/proc/self/fd/{}/{name}", held.as_raw_fd()))
+        .map_err(|e| os("can't be put in place", &e))?;
+    Ok(listener)
+}
+
+async fn accept(listener: UnixListener, arbiters: Vec<ArbiterHandle>, services: Services, open: Arc<AtomicU32>) {
+    for turn in 0usize.. {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "a connection can't be accepted");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        if open.load(Ordering::Relaxed) >= CONNECTIONS {
+            tracing::warn!("more than {CONNECTIONS} connections: one is refused");
+            continue;
+        }
+        let Ok(stream) = stream.into_std() else { continue };
+        let (services, open) = (services.clone(), open.clone());
+        open.fetch_add(1, Ordering::Relaxed);
+        arbiters[turn % arbiters.len()].spawn_fn(move || {
+            tokio::task::spawn_local(async move {
+                if let Err(error) = serve(stream, services).await {
+                    tracing::debug!(%error, "a connection ended");
+                }
+                open.fetch_sub(1, Ordering::Relaxed);
+            });
+        });
+    }
+}
+
+async fn serve(stream: std::os::unix::net::UnixStream, services: Services) -> Result<()> {
+    let os = |e: std::io::Error| Error::io("connection", "", "can't be served", &e);
+    let stream = UnixStream::from_std(stream).map_err(os)?;
+    let credentials = stream.peer_cred().map_err(os)?;
+    let peer =
+        Peer::Unix { uid: credentials.uid(), gid: credentials.gid(), pid: credentials.pid().unwrap_or_default() };
+    let (network, fds) = connect::network(stream, Side::Server, connect::MESSAGE);
+    let session = Session::new(services, fds, peer);
+    // The gate confers nothing, but it too is guarded: its calls count and its panics are contained.
+    let held = Held { authority: cofferdam_types::Authority::system(), grant: Grant::new(), deadline: None };
+    let gate: gate::Client = session.hand_out(Gate(session.clone()), &held);
+    let system = RpcSystem::new(Box::new(network), Some(gate.client));
+    let session: Rc<Session> = session;
+    tokio::select! {
+        ended = system => ended.map_err(cofferdam_wire::error::from_rpc),
+        () = session.until_cut() => Err(Error::resource_exhausted("connection", "", "was over its budget and is cut")),
+    }
+}

@@ -1,0 +1,54 @@
+//! The RPC servers: one file per interface, each method a few lines between the schema and an actor.
+
+mod attachments;
+mod bytes;
+mod containers;
+mod content;
+mod cursor;
+mod events;
+mod gate;
+mod guard;
+mod images;
+mod jobs;
+mod listener;
+mod namespaces;
+mod session;
+mod snapshots;
+mod stdio;
+mod system;
+mod tasks;
+
+use cofferdam_types::Result;
+use cofferdam_wire::error::to_rpc;
+
+pub use listener::Listener;
+
+/// A domain result as a method returns it.
+fn rpc<T>(result: Result<T>) -> capnp::Result<T> {
+    result.map_err(to_rpc)
+}
+
+/// Where an object is: what every server struct holds.
+#[derive(Clone)]
+struct Place {
+    session: std::rc::Rc<session::Session>,
+    held: session::Held,
+    namespace: cofferdam_types::Namespace,
+}
+
+impl Place {
+    fn hand_out<C, S>(&self, object: S) -> C
+    where
+        C: capnp::capability::FromServer<S> + capnp::capability::FromClientHook,
+    {
+        self.session.hand_out(object, &self.held)
+    }
+
+    fn services(&self) -> &crate::services::Services {
+        &self.session.services
+    }
+
+    fn authority(&self) -> &cofferdam_types::Authority {
+        &self.held.authority
+    }
+}

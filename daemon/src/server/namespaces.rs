@@ -1,0 +1,204 @@
+//! `Namespaces` (gate.capnp) and `Namespace` (namespace.capnp).
+
+use std::{rc::Rc, sync::Arc, time::Duration};
+
+use cofferdam_metadata::records::namespaces::{self as records, NamespaceRecord};
+use cofferdam_types::{Filter, Namespace as Name, filter};
+use cofferdam_wire::{
+    convert::{labels, set_labels, text, texts},
+    gate_capnp::{namespace_cursor, namespaces},
+    namespace_capnp::{namespace, namespace_info},
+};
+
+use super::{
+    Place,
+    containers::Containers,
+    content::Content,
+    cursor::Cursor,
+    events::Events,
+    images::Images,
+    jobs::Jobs,
+    rpc,
+    session::{Held, Session},
+    snapshots::Snapshots,
+};
+
+/// Every namespace.
+pub struct Namespaces {
+    pub session: Rc<Session>,
+    pub held: Held,
+}
+
+impl Namespaces {
+    fn hand_out(&self, name: Name) -> namespace::Client {
+        let place = Place { session: self.session.clone(), held: self.held.clone(), namespace: name };
+        place.clone().hand_out(Namespace(place))
+    }
+}
+
+fn set_info(mut builder: namespace_info::Builder<'_>, record: &NamespaceRecord) {
+    builder.set_name(&*record.name);
+    set_labels(builder.reborrow().init_labels(record.labels.len() as u32), &record.labels);
+    builder.set_created(record.created.0);
+    builder.set_updated(record.updated.0);
+}
+
+impl namespaces::Server for Namespaces {
+    async fn get(
+        self: Rc<Self>,
+        params: namespaces::GetParams,
+        mut results: namespaces::GetResults,
+    ) -> capnp::Result<()> {
+        let name = rpc(Name::new(rpc(text(params.get()?.get_name()))?))?;
+        rpc(self.session.services.metadata.read().and_then(|view| records::get(&view, &name)))?;
+        results.get().set_namespace(self.hand_out(name));
+        Ok(())
+    }
+
+    async fn create(
+        self: Rc<Self>,
+        params: namespaces::CreateParams,
+        mut results: namespaces::CreateResults,
+    ) -> capnp::Result<()> {
+        let params = params.get()?;
+        let name = rpc(Name::new(rpc(text(params.get_name()))?))?;
+        let labels = rpc(labels(params.get_labels()))?;
+        let created = name.clone();
+        let write = move |tx: &mut cofferdam_metadata::Tx<'_>| records::create(tx, &created, &labels);
+        rpc(self.session.services.metadata.write(&self.held.authority, write).await)?;
+        results.get().set_namespace(self.hand_out(name));
+        Ok(())
+    }
+
+    async fn list(
+        self: Rc<Self>,
+        params: namespaces::ListParams,
+        mut results: namespaces::ListResults,
+    ) -> capnp::Result<()> {
+        let filters = rpc(Filter::any(&rpc(texts(params.get()?.get_filters()))?))?;
+        let metadata = self.session.services.metadata.clone();
+        let cursor = Cursor::new(
+            Box::new(move |after, max| records::list(&metadata.read()?, after, max)),
+            |record: &NamespaceRecord| record.name.to_string(),
+            move |record| {
+                filters.matches(&|path: &[&str]| match path {
+                    ["name"] => Some(record.name.as_str().into()),
+                    ["labels", rest @ ..] => filter::label(&record.labels, rest),
+                    _ => None,
+                })
+            },
+        );
+        results.get().set_cursor(self.session.hand_out(NamespaceCursor(cursor), &self.held));
+        Ok(())
+    }
+
+    async fn remove(
+        self: Rc<Self>,
+        params: namespaces::RemoveParams,
+        _: namespaces::RemoveResults,
+    ) -> capnp::Result<()> {
+        let name = rpc(Name::new(rpc(text(params.get()?.get_name()))?))?;
+        let write = move |tx: &mut cofferdam_metadata::Tx<'_>| records::delete(tx, &name);
+        rpc(self.session.services.metadata.write(&self.held.authority, write).await)
+    }
+}
+
+struct NamespaceCursor(Cursor<NamespaceRecord>);
+
+impl namespace_cursor::Server for NamespaceCursor {
+    async fn next(
+        self: Rc<Self>,
+        params: namespace_cursor::NextParams,
+        mut results: namespace_cursor::NextResults,
+    ) -> capnp::Result<()> {
+        let (block, end) = rpc(self.0.next(params.get()?.get_max()))?;
+        let mut answer = results.get();
+        answer.set_end(end);
+        let mut items = answer.init_items(block.len() as u32);
+        for (n, record) in block.iter().enumerate() {
+            set_info(items.reborrow().get(n as u32), record);
+        }
+        Ok(())
+    }
+}
+
+/// One namespace.
+struct Namespace(Place);
+
+impl namespace::Server for Namespace {
+    async fn info(self: Rc<Self>, _: namespace::InfoParams, mut results: namespace::InfoResults) -> capnp::Result<()> {
+        let view = rpc(self.0.services().metadata.read())?;
+        set_info(results.get().init_info(), &rpc(records::get(&view, &self.0.namespace))?);
+        Ok(())
+    }
+
+    async fn with(
+        self: Rc<Self>,
+        params: namespace::WithParams,
+        mut results: namespace::WithResults,
+    ) -> capnp::Result<()> {
+        let context = params.get()?.get_context()?;
+        let mut place = self.0.clone();
+        let correlation = rpc(text(context.get_correlation_id()))?;
+        if !correlation.is_empty() {
+            place.held.authority.correlation = Some(Arc::from(correlation));
+        }
+        if context.get_deadline_millis() != 0 {
+            place.held.deadline = Some(Duration::from_millis(context.get_deadline_millis()));
+        }
+        results.get().set_namespace(place.clone().hand_out(Namespace(place)));
+        Ok(())
+    }
+
+    async fn images(
+        self: Rc<Self>,
+        _: namespace::ImagesParams,
+        mut results: namespace::ImagesResults,
+    ) -> capnp::Result<()> {
+        results.get().set_images(self.0.hand_out(Images(self.0.clone())));
+        Ok(())
+    }
+
+    async fn containers(
+        self: Rc<Self>,
+        _: namespace::ContainersParams,
+        mut results: namespace::ContainersResults,
+    ) -> capnp::Result<()> {
+        results.get().set_containers(self.0.hand_out(Containers(self.0.clone())));
+        Ok(())
+    }
+
+    async fn content(
+        self: Rc<Self>,
+        _: namespace::ContentParams,
+        mut results: namespace::ContentResults,
+    ) -> capnp::Result<()> {
+        results.get().set_content(self.0.hand_out(Content(self.0.clone())));
+        Ok(())
+    }
+
+    async fn snapshots(
+        self: Rc<Self>,
+        params: namespace::SnapshotsParams,
+        mut results: namespace::SnapshotsResults,
+    ) -> capnp::Result<()> {
+        let driver = rpc(text(params.get()?.get_driver()))?;
+        let object = rpc(Snapshots::new(self.0.clone(), driver))?;
+        results.get().set_snapshots(self.0.hand_out(object));
+        Ok(())
+    }
+
+    async fn events(
+        self: Rc<Self>,
+        _: namespace::EventsParams,
+        mut results: namespace::EventsResults,
+    ) -> capnp::Result<()> {
+        results.get().set_events(self.0.hand_out(Events(self.0.clone())));
+        Ok(())
+    }
+
+    async fn jobs(self: Rc<Self>, _: namespace::JobsParams, mut results: namespace::JobsResults) -> capnp::Result<()> {
+        results.get().set_jobs(self.0.hand_out(Jobs(self.0.clone())));
+        Ok(())
+    }
+}

@@ -1,0 +1,152 @@
+//! `Snapshots` and `Snapshot` (snapshot.capnp).
+
+use std::rc::Rc;
+
+use cofferdam_metadata::records::{
+    containers,
+    snapshots::{Kind, Snapshot as Record},
+};
+use cofferdam_types::{Error, Filter, Name, Result, filter};
+use cofferdam_wire::{
+    convert::{set_labels, text, texts},
+    snapshot_capnp::{snapshot, snapshot_cursor, snapshot_info, snapshots},
+};
+
+use super::{Place, cursor::Cursor, rpc};
+
+/// The snapshots of a namespace in one driver.
+pub struct Snapshots {
+    place: Place,
+    driver: String,
+}
+
+impl Snapshots {
+    /// The empty name is the default driver.
+    pub fn new(place: Place, driver: &str) -> Result<Snapshots> {
+        let drivers = place.services().snapshots.drivers();
+        let driver = if driver.is_empty() { drivers[0] } else { driver };
+        if !drivers.contains(&driver) {
+            let why = format!("is not a driver of this daemon; there are {}", drivers.join(", "));
+            return Err(Error::invalid("snapshot driver", driver, why));
+        }
+        let driver = driver.to_owned();
+        Ok(Snapshots { place, driver })
+    }
+}
+
+fn kind(kind: Kind) -> snapshot_info::Kind {
+    match kind {
+        Kind::View => snapshot_info::Kind::View,
+        Kind::Active => snapshot_info::Kind::Active,
+        Kind::Committed => snapshot_info::Kind::Committed,
+    }
+}
+
+fn set_info(mut builder: snapshot_info::Builder<'_>, record: &Record) {
+    builder.set_key(&*record.key);
+    builder.set_parent(record.parent.as_ref().map_or("", |parent| parent.as_str()));
+    builder.set_kind(kind(record.kind));
+    set_labels(builder.reborrow().init_labels(record.labels.len() as u32), &record.labels);
+    builder.set_created(record.created.0);
+    builder.set_updated(record.updated.0);
+    builder.set_driver(&record.driver);
+}
+
+impl snapshots::Server for Snapshots {
+    async fn list(
+        self: Rc<Self>,
+        params: snapshots::ListParams,
+        mut results: snapshots::ListResults,
+    ) -> capnp::Result<()> {
+        let filters = rpc(Filter::any(&rpc(texts(params.get()?.get_filters()))?))?;
+        let (handle, namespace) = (self.place.services().snapshots.clone(), self.place.namespace.clone());
+        let driver = self.driver.clone();
+        let cursor = Cursor::new(
+            Box::new(move |after, max| handle.list(&namespace, &driver, after, max)),
+            |record: &Record| record.key.to_string(),
+            move |record| {
+                filters.matches(&|path: &[&str]| match path {
+                    ["key" | "name"] => Some(record.key.as_str().into()),
+                    ["parent"] => record.parent.as_ref().map(|parent| parent.as_str().into()),
+                    ["kind"] => Some(format!("{:?}", record.kind).to_lowercase().into()),
+                    ["labels", rest @ ..] => filter::label(&record.labels, rest),
+                    _ => None,
+                })
+            },
+        );
+        results.get().set_cursor(self.place.hand_out(SnapshotCursor(cursor)));
+        Ok(())
+    }
+
+    async fn get(
+        self: Rc<Self>,
+        params: snapshots::GetParams,
+        mut results: snapshots::GetResults,
+    ) -> capnp::Result<()> {
+        let key = rpc(Name::new(rpc(text(params.get()?.get_key()))?))?;
+        rpc(self.place.services().snapshots.stat(&self.place.namespace, &self.driver, &key))?;
+        let object = Snapshot { place: self.place.clone(), driver: self.driver.clone(), key };
+        results.get().set_snapshot(self.place.hand_out(object));
+        Ok(())
+    }
+}
+
+struct SnapshotCursor(Cursor<Record>);
+
+impl snapshot_cursor::Server for SnapshotCursor {
+    async fn next(
+        self: Rc<Self>,
+        params: snapshot_cursor::NextParams,
+        mut results: snapshot_cursor::NextResults,
+    ) -> capnp::Result<()> {
+        let (block, end) = rpc(self.0.next(params.get()?.get_max()))?;
+        let mut answer = results.get();
+        answer.set_end(end);
+        let mut items = answer.init_items(block.len() as u32);
+        for (n, record) in block.iter().enumerate() {
+            set_info(items.reborrow().get(n as u32), record);
+        }
+        Ok(())
+    }
+}
+
+struct Snapshot {
+    place: Place,
+    driver: String,
+    key: Name,
+}
+
+impl Snapshot {
+    /// The container whose root it is, if any. Containers name their snapshots by their own ids, unless they were made
+    /// over a record of their own.
+    fn user(&self) -> Result<Option<String>> {
+        let view = self.place.services().metadata.read()?;
+        let container = containers::find(&view, &self.place.namespace, &self.key)?;
+        Ok(container.filter(|c| c.snapshot_key.as_ref() == Some(&self.key)).map(|c| c.id.to_string()))
+    }
+}
+
+impl snapshot::Server for Snapshot {
+    async fn info(self: Rc<Self>, _: snapshot::InfoParams, mut results: snapshot::InfoResults) -> capnp::Result<()> {
+        let record = rpc(self.place.services().snapshots.stat(&self.place.namespace, &self.driver, &self.key))?;
+        set_info(results.get().init_info(), &record);
+        Ok(())
+    }
+
+    async fn usage(self: Rc<Self>, _: snapshot::UsageParams, mut results: snapshot::UsageResults) -> capnp::Result<()> {
+        let snapshots = &self.place.services().snapshots;
+        let usage = rpc(snapshots.usage(&self.place.namespace, &self.driver, &self.key).await)?;
+        results.get().set_size(usage.size);
+        results.get().set_inodes(usage.inodes);
+        Ok(())
+    }
+
+    async fn remove(self: Rc<Self>, _: snapshot::RemoveParams, _: snapshot::RemoveResults) -> capnp::Result<()> {
+        if let Some(id) = rpc(self.user())? {
+            let why = format!("is the root of container {id}: remove that");
+            return rpc(Err(Error::failed_precondition("snapshot", &self.key, why)));
+        }
+        let snapshots = &self.place.services().snapshots;
+        rpc(snapshots.remove(self.place.authority(), &self.place.namespace, &self.driver, &self.key).await)
+    }
+}

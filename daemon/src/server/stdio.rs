@@ -1,0 +1,49 @@
+//! A client's streams, as the tasks subsystem takes them: descriptors. Streams that are capabilities end here, in pipes.
+
+use std::rc::Rc;
+
+use cofferdam_tasks::{Input, Output, Stdio};
+use cofferdam_types::Result;
+use cofferdam_wire::{
+    common_capnp::{byte_stream, input, output, stdio},
+    error::malformed,
+};
+
+use super::{
+    bytes::{End, pipe, pump},
+    session::Session,
+};
+
+/// Reads a `Stdio`. The pipes of streams are pumped for as long as the connection lives: their bytes go to its client.
+pub fn read(session: &Rc<Session>, reader: stdio::Reader<'_>) -> Result<Stdio> {
+    let stdin = if !reader.has_stdin() {
+        Input::Null
+    } else {
+        match reader.get_stdin().map_err(malformed)?.which().map_err(|e| malformed(e.into()))? {
+            input::Null(()) => Input::Null,
+            input::Fd(number) => Input::Fd(session.fds.take(number)?),
+            input::Stream(()) => Input::Pipe,
+        }
+    };
+    let stdout = if reader.has_stdout() { out(session, reader.get_stdout())? } else { Output::Null };
+    let stderr = if reader.has_stderr() { out(session, reader.get_stderr())? } else { Output::Null };
+    Ok(Stdio { stdin, stdout, stderr, rows: reader.get_rows(), columns: reader.get_columns() })
+}
+
+fn out(session: &Rc<Session>, reader: capnp::Result<output::Reader<'_>>) -> Result<Output> {
+    Ok(match reader.map_err(malformed)?.which().map_err(|e| malformed(e.into()))? {
+        output::Null(()) => Output::Null,
+        output::Fd(number) => Output::Fd(session.fds.take(number)?),
+        output::Stream(stream) => {
+            let stream: byte_stream::Client = stream.map_err(malformed)?;
+            let (read, write) = pipe(End::Read)?;
+            tokio::task::spawn_local(async move {
+                // A client that takes no more loses its stream: the process sees a closed pipe, as from any reader.
+                if let Err(error) = pump(read, stream).await {
+                    tracing::debug!(%error, "an output stream ended early");
+                }
+            });
+            Output::Fd(write)
+        }
+    })
+}

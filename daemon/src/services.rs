@@ -1,0 +1,56 @@
+//! The subsystems, as the RPC servers hold them.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicU32},
+};
+
+use cofferdam_content::Content;
+use cofferdam_events::Events;
+use cofferdam_images::Images;
+use cofferdam_kernel::{Kernel, Pool};
+use cofferdam_metadata::Metadata;
+use cofferdam_snapshots::Snapshots;
+use cofferdam_tasks::Tasks;
+use cofferdam_transfer::Transfer;
+use cofferdam_types::Timestamp;
+
+/// What is true of this daemon for as long as it runs.
+#[derive(Debug)]
+pub struct Facts {
+    /// When it started.
+    pub started: Timestamp,
+    /// The root directory.
+    pub root: PathBuf,
+    /// The state directory.
+    pub state: PathBuf,
+    /// `v1`, `v2` or `hybrid`.
+    pub cgroups: &'static str,
+    /// Connections that are open.
+    pub connections: Arc<AtomicU32>,
+}
+
+/// Handles, each valid across the restarts of its actor. Cheap to clone.
+#[derive(Clone)]
+pub struct Services {
+    /// Who hosts them.
+    pub kernel: Kernel,
+    /// Records.
+    pub metadata: Metadata,
+    /// Blobs.
+    pub content: Content,
+    /// What happened.
+    pub events: Events,
+    /// File system states.
+    pub snapshots: Snapshots,
+    /// Names for manifests.
+    pub images: Images,
+    /// Containers and what runs in them.
+    pub tasks: Tasks,
+    /// Pulls and imports.
+    pub transfer: Transfer,
+    /// Threads for the RPC layer's own reads and writes of files.
+    pub pool: Pool,
+    /// See [`Facts`].
+    pub facts: Arc<Facts>,
+}

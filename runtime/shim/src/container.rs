@@ -1,0 +1,343 @@
+//! The containers that a shim made, and what can be done with each.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    path::PathBuf,
+    rc::Rc,
+    time::Duration,
+};
+
+use cofferdam_oci::{self as oci, Runtime};
+use cofferdam_types::{Error, Id, Mount, Namespace, Result, Timestamp};
+use cofferdam_wire::{convert::Life, life};
+use oci_spec::runtime::{LinuxNamespaceType, Process as ProcessSpec, Spec};
+
+use crate::{
+    process::Process,
+    stdio::{Given, Prepared, Wishes, prepare},
+};
+
+/// How long a deletion waits for processes that it killed.
+const KILL: Duration = Duration::from_secs(10);
+
+type Key = (Namespace, Id);
+
+/// Every container of this shim.
+pub struct Registry {
+    containers: RefCell<BTreeMap<Key, Rc<Container>>>,
+    dir: Rc<OwnedFd>,
+    any: Cell<bool>,
+}
+
+/// What makes a container.
+pub struct Create {
+    /// Where it lies.
+    pub namespace: Namespace,
+    /// Its id.
+    pub id: Id,
+    /// The bundle directory.
+    pub bundle: OwnedFd,
+    /// The OCI runtime spec.
+    pub spec: Spec,
+    /// The root file system.
+    pub rootfs: Vec<Mount>,
+    /// The driver.
+    pub runtime: Box<dyn Runtime>,
+    /// The first process's streams.
+    pub stdio: Wishes,
+    /// Whether it has a terminal.
+    pub terminal: bool,
+    /// Where its output is kept.
+    pub log: Option<OwnedFd>,
+}
+
+impl Registry {
+    /// None yet; life records go into `dir`.
+    pub fn new(dir: OwnedFd) -> Registry {
+        Registry { containers: RefCell::default(), dir: Rc::new(dir), any: Cell::new(false) }
+    }
+
+    /// Whether there is no container.
+    pub fn is_empty(&self) -> bool {
+        self.containers.borrow().is_empty()
+    }
+
+    /// Whether there ever was one.
+    pub fn had_any(&self) -> bool {
+        self.any.get()
+    }
+
+    /// One that was made earlier.
+    pub fn get(&self, namespace: &Namespace, id: &Id) -> Result<Rc<Container>> {
+        let key = (namespace.clone(), id.clone());
+        let found = self.containers.borrow().get(&key).cloned();
+        found.ok_or_else(|| Error::not_found("container", id, "is not one of this shim's"))
+    }
+
+    /// Makes one. On an error nothing is left of it.
+    pub fn create(&self, request: Create) -> Result<Rc<Container>> {
+        let key = (request.namespace.clone(), request.id.clone());
+        if self.containers.borrow().contains_key(&key) {
+            return Err(Error::already_exists("container", &request.id, "is made already"));
+        }
+        self.any.set(true);
+        let container = Container::create(self.dir.clone(), request)?;
+        self.containers.borrow_mut().insert(key, container.clone());
+        Ok(container)
+    }
+
+    /// Forgets one whose deletion is done.
+    pub fn remove(&self, container: &Container) {
+        self.containers.borrow_mut().remove(&(container.namespace.clone(), container.id.clone()));
+    }
+
+    /// A child ended.
+    pub fn exited(&self, pid: i32, status: u32) {
+        for container in self.containers.borrow().values() {
+            if container.exited(pid as u32, status) {
+                return;
+            }
+        }
+    }
+}
+
+/// One container.
+pub struct Container {
+    /// Where it lies.
+    pub namespace: Namespace,
+    /// Its id.
+    pub id: Id,
+    dir: Rc<OwnedFd>,
+    /// Held for as long as the driver names it by path.
+    _bundle: OwnedFd,
+    runtime: Box<dyn Runtime>,
+    made: RefCell<oci::Container>,
+    /// Without a pid namespace of its own its processes outlive the first one unless somebody kills them.
+    own_pids: bool,
+    init: Rc<Process>,
+    execs: RefCell<BTreeMap<Id, Exec>>,
+    paused: Cell<bool>,
+}
+
+struct Exec {
+    process: Rc<Process>,
+    /// Until it is started.
+    pending: Option<(ProcessSpec, Prepared)>,
+}
+
+impl Container {
+    fn create(dir: Rc<OwnedFd>, request: Create) -> Result<Rc<Container>> {
+        let Create { namespace, id, bundle, spec, rootfs, runtime, stdio, terminal, log } = request;
+        let log = log.map(Rc::new);
+        let prepared = prepare(stdio, terminal, log.is_some())?;
+        let init = Process::new(dir.clone(), life::file_name(&id, ""), "", terminal)?;
+        let made = std::fs::read_link(format!("/proc/self/fd/{}", bundle.as_raw_fd()))
+            .map_err(|e| Error::io("bundle", &id, "has no path", &e))
+            .and_then(|path: PathBuf| {
+                runtime.create(&oci::CreateRequest {
+                    id: &id,
+                    namespace: &namespace,
+                    bundle: bundle.as_fd(),
+                    bundle_path: &path,
+                    spec: &spec,
+                    rootfs: &rootfs,
+                    stdio: borrow(&prepared.given),
+                })
+            })
+            .inspect_err(|_| init.forget())?;
+        let own_pids = spec.linux().as_ref().and_then(|l| l.namespaces().as_ref()).is_some_and(|all| {
+            all.iter().any(|n| n.typ() == LinuxNamespaceType::Pid && n.path().is_none())
+        });
+        let Prepared { given, relays, feed } = prepared;
+        // The process's ends are its own now: kept open here they would hide its end of file from us.
+        drop(given);
+        if let Err(error) = init.made(&made.init, relays, feed, log.as_ref()) {
+            let _ = runtime.delete(&made);
+            init.forget();
+            return Err(error);
+        }
+        Ok(Rc::new(Container {
+            namespace,
+            id,
+            dir,
+            _bundle: bundle,
+            runtime,
+            made: RefCell::new(made),
+            own_pids,
+            init,
+            execs: RefCell::default(),
+            paused: Cell::new(false),
+        }))
+    }
+
+    /// A process by its id; the empty one is the first process.
+    pub fn process(&self, id: &str) -> Result<Rc<Process>> {
+        if id.is_empty() {
+            return Ok(self.init.clone());
+        }
+        let found = self.execs.borrow().get(id).map(|exec| exec.process.clone());
+        found.ok_or_else(|| Error::not_found("process", id, "is not one of this container's"))
+    }
+
+    /// Starts a process that was made.
+    pub fn start(&self, id: &str) -> Result<Life> {
+        let process = self.process(id)?;
+        if process.life().started != Timestamp(0) {
+            return Err(Error::failed_precondition("process", id, "was started already"));
+        }
+        if id.is_empty() {
+            if !process.alive() {
+                return Err(Error::failed_precondition("process", id, "has ended"));
+            }
+            // `started` first: a process that runs must not look as if it hadn't been started.
+            process.started()?;
+            self.runtime.start(&mut self.made.borrow_mut())?;
+            return Ok(process.life());
+        }
+        let pending = self.execs.borrow_mut().get_mut(id).and_then(|exec| exec.pending.take());
+        let (spec, prepared) =
+            pending.ok_or_else(|| Error::failed_precondition("process", id, "could not be started before"))?;
+        let exec_id = Id::new(id)?;
+        let request = oci::ExecRequest { id: &exec_id, process: &spec, stdio: borrow(&prepared.given) };
+        let run = self.runtime.exec(&self.made.borrow(), &request);
+        let Prepared { given, relays, feed } = prepared;
+        drop(given);
+        match run {
+            Ok(made) => {
+                process.made(&made, relays, feed, None)?;
+                process.started()?;
+                Ok(process.life())
+            }
+            Err(error) => {
+                // Those who wait for it are told, as a shell would: 127 not found, 126 not executable.
+                let status = if error.code == cofferdam_types::Code::NotFound { 127 } else { 126 };
+                process.exited(status, "could not be started");
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes another process, to be started later.
+    pub fn exec(&self, id: Id, spec: ProcessSpec, stdio: Wishes, terminal: bool) -> Result<Life> {
+        if !self.init.alive() {
+            return Err(Error::failed_precondition("container", &self.id, "has stopped: nothing can be run in it"));
+        }
+        if self.execs.borrow().contains_key(&id) {
+            return Err(Error::already_exists("process", &id, "is there already: choose another id"));
+        }
+        let prepared = prepare(stdio, terminal, false)?;
+        let process = Process::new(self.dir.clone(), life::file_name(&self.id, &id), &id, terminal)?;
+        let life = process.life();
+        self.execs.borrow_mut().insert(id, Exec { process, pending: Some((spec, prepared)) });
+        Ok(life)
+    }
+
+    /// Sends a signal to one process, or to all.
+    pub fn kill(&self, id: &str, signal: i32, all: bool) -> Result<()> {
+        let process = self.process(id)?;
+        if !all {
+            return process.kill(signal);
+        }
+        if signal == libc::SIGKILL {
+            return self.runtime.kill_all(&self.made.borrow());
+        }
+        for pid in self.pids()? {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::try_from(signal).ok());
+        }
+        Ok(())
+    }
+
+    /// Every process's pid, on the host.
+    pub fn pids(&self) -> Result<Vec<i32>> {
+        self.runtime.pids(&self.made.borrow())
+    }
+
+    /// Freezes, or lets go on.
+    pub fn pause(&self, pause: bool) -> Result<()> {
+        if !self.init.alive() {
+            return Err(Error::failed_precondition("container", &self.id, "has stopped"));
+        }
+        if pause == self.paused.get() {
+            let state = if pause { "is paused already" } else { "is not paused" };
+            return Err(Error::failed_precondition("container", &self.id, state));
+        }
+        let made = self.made.borrow();
+        if pause { self.runtime.pause(&made)? } else { self.runtime.resume(&made)? }
+        self.paused.set(pause);
+        Ok(())
+    }
+
+    /// Whether it is frozen.
+    pub fn paused(&self) -> bool {
+        self.paused.get()
+    }
+
+    /// Every process's life, the first one's first.
+    pub fn lives(&self) -> Vec<Life> {
+        let execs = self.execs.borrow();
+        std::iter::once(self.init.life()).chain(execs.values().map(|exec| exec.process.life())).collect()
+    }
+
+    /// Forgets an exec that has ended, or was never started.
+    pub fn delete_exec(&self, id: &str) -> Result<Life> {
+        let process = self.process(id)?;
+        if id.is_empty() {
+            return Err(Error::invalid("process", id, "is the container's first: delete the container"));
+        }
+        if process.alive() {
+            return Err(Error::failed_precondition("process", id, "is running: kill it first"));
+        }
+        self.execs.borrow_mut().remove(id);
+        process.forget();
+        Ok(process.life())
+    }
+
+    /// Kills what runs and removes all that the driver made. May be repeated.
+    pub async fn delete(&self) -> Result<Life> {
+        if self.init.alive() {
+            if self.paused.replace(false) {
+                let _ = self.runtime.resume(&self.made.borrow());
+            }
+            self.runtime.kill_all(&self.made.borrow())?;
+            let _ = self.init.kill(libc::SIGKILL);
+            tokio::time::timeout(KILL, self.init.wait()).await.map_err(|_| {
+                Error::deadline_exceeded("container", &self.id, "did not die within 10 s of SIGKILL: is its disk hung?")
+            })?;
+        }
+        self.runtime.delete(&self.made.borrow())?;
+        for exec in self.execs.borrow().values() {
+            exec.process.forget();
+        }
+        Ok(self.init.life())
+    }
+
+    fn exited(&self, pid: u32, status: u32) -> bool {
+        let init = self.init.life();
+        if init.pid == pid && init.exited == Timestamp(0) {
+            if !self.own_pids {
+                let _ = self.runtime.kill_all(&self.made.borrow());
+            }
+            self.init.exited(status, "");
+            return true;
+        }
+        for exec in self.execs.borrow().values() {
+            let life = exec.process.life();
+            if life.pid == pid && life.exited == Timestamp(0) {
+                exec.process.exited(status, "");
+                return true;
+            }
+        }
+        false
+    }
+}
+
+fn borrow(given: &Given) -> oci::Stdio<'_> {
+    match given {
+        Given::Fds([stdin, stdout, stderr]) => {
+            oci::Stdio::Fds { stdin: stdin.as_fd(), stdout: stdout.as_fd(), stderr: stderr.as_fd() }
+        }
+        Given::Terminal((rows, cols)) => oci::Stdio::Terminal { rows: *rows, cols: *cols },
+    }
+}

@@ -1,0 +1,169 @@
+//! One output of a process: read by the shim, written to the log and to every sink.
+//!
+//! The log comes first and may make the process wait. At an exit [`Output::drain`] takes in what the process had
+//! written, so that no output comes after the news of its end; a descendant that keeps the pipe open delays nothing.
+
+use std::{
+    cell::{Cell, RefCell},
+    io::{self, IoSlice},
+    os::fd::OwnedFd,
+    rc::Rc,
+};
+
+use cofferdam_types::{Error, Result, Timestamp};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::Notify,
+};
+
+use crate::sink::{Sink, watch};
+
+/// A log record's header: time u64, length u32, stream u8, three bytes of zero; little endian. Framing by length:
+/// no byte of the output can forge a record (L5).
+pub const LOG_HEADER: usize = 16;
+
+/// Where the log goes, and as which stream.
+#[derive(Clone)]
+pub struct Log {
+    /// Opened for appending.
+    pub file: Rc<OwnedFd>,
+    /// 0 is stdout, 1 stderr.
+    pub stream: u8,
+}
+
+impl Log {
+    fn write(&self, bytes: &[u8]) {
+        let mut header = [0; LOG_HEADER];
+        header[..8].copy_from_slice(&Timestamp::now().0.to_le_bytes());
+        header[8..12].copy_from_slice(&(bytes.len() as u32).to_le_bytes());
+        header[12] = self.stream;
+        let mut parts = [IoSlice::new(&header), IoSlice::new(bytes)];
+        let mut parts = &mut parts[..];
+        // A full disk costs the log its record, never the process its life.
+        while !parts.is_empty() {
+            match nix::sys::uio::writev(&*self.file, parts) {
+                Ok(n) if n > 0 => IoSlice::advance_slices(&mut parts, n),
+                Err(nix::Error::EINTR) => {}
+                _ => return,
+            }
+        }
+    }
+}
+
+struct State {
+    source: AsyncFd<OwnedFd>,
+    log: Option<Log>,
+    sinks: RefCell<Vec<Sink>>,
+    ended: Cell<bool>,
+    /// A drain wants a fresh look at the source.
+    probe: Notify,
+    /// The source had nothing more, at a look that began behind the probe.
+    empty: Notify,
+}
+
+/// See the module.
+#[derive(Clone)]
+pub struct Output(Rc<State>);
+
+impl Output {
+    /// Reads `source`, which must be non-blocking, until its end.
+    pub fn new(source: OwnedFd, interest: Interest, log: Option<Log>, sinks: Vec<Sink>) -> Result<Output> {
+        let source = watch(source, interest)
+            .map_err(|e| Error::io("output", "", "can't be watched", &e))?;
+        let state = Rc::new(State {
+            source,
+            log,
+            sinks: RefCell::new(sinks),
+            ended: Cell::new(false),
+            probe: Notify::new(),
+            empty: Notify::new(),
+        });
+        tokio::task::spawn_local(pump(state.clone()));
+        Ok(Output(state))
+    }
+
+    /// The descriptor that it reads (a terminal's master is written to as well).
+    pub fn source(&self) -> &AsyncFd<OwnedFd> {
+        &self.0.source
+    }
+
+    /// Follows from here on.
+    pub fn attach(&self, sink: Sink) {
+        if self.0.ended.get() {
+            sink.end("exit");
+        } else {
+            self.0.sinks.borrow_mut().push(sink);
+        }
+    }
+
+    /// Waits until all that was written so far has reached log and sinks.
+    pub async fn drain(&self) {
+        if !self.0.ended.get() {
+            let empty = self.0.empty.notified();
+            self.0.probe.notify_one();
+            empty.await;
+        }
+        let sinks: Vec<Sink> = self.0.sinks.borrow().clone();
+        for sink in sinks {
+            sink.flushed().await;
+        }
+    }
+
+    /// The process is gone: what its descendants may still write interests the log alone.
+    pub fn close(&self) {
+        for sink in self.0.sinks.borrow_mut().drain(..) {
+            sink.end("exit");
+        }
+    }
+}
+
+async fn pump(state: Rc<State>) {
+    let mut buffer = vec![0; 16 << 10];
+    loop {
+        match nix::unistd::read(state.source.get_ref(), &mut buffer) {
+            Ok(n) if n > 0 => deliver(&state, &buffer[..n]).await,
+            Err(nix::Error::EINTR) => {}
+            Err(nix::Error::EAGAIN) => {
+                state.empty.notify_waiters();
+                tokio::select! {
+                    ready = state.source.ready(Interest::READABLE) => match ready {
+                        // Only the read above says whether there is something: ask again next time.
+                        Ok(mut guard) => guard.clear_ready(),
+                        Err(_) => break,
+                    },
+                    () = state.probe.notified() => {}
+                }
+            }
+            // End of file; a terminal says EIO when the last process has closed it.
+            _ => break,
+        }
+    }
+    state.ended.set(true);
+    state.empty.notify_waiters();
+    for sink in state.sinks.borrow_mut().drain(..) {
+        sink.end("exit");
+    }
+}
+
+async fn deliver(state: &State, bytes: &[u8]) {
+    if let Some(log) = &state.log {
+        log.write(bytes);
+    }
+    let sinks: Vec<Sink> = state.sinks.borrow().clone();
+    let mut lost = false;
+    for sink in &sinks {
+        lost |= !sink.push(bytes).await;
+    }
+    if lost {
+        let mut left = state.sinks.borrow_mut();
+        left.retain(|sink| !sink.is_over());
+    }
+}
+
+/// Makes our end of a pipe non-blocking. It is our own opening: the process's end keeps its flags.
+pub fn nonblocking(fd: &OwnedFd) -> io::Result<()> {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    let flags = OFlag::from_bits_truncate(fcntl(fd, FcntlArg::F_GETFL)?);
+    fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
+}

@@ -1,0 +1,340 @@
+//! One process of a container: its life, its streams, those who wait for it.
+
+use std::{
+    cell::{Cell, RefCell},
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
+    rc::Rc,
+    time::Duration,
+};
+
+use cofferdam_oci as oci;
+use cofferdam_types::{Error, Result, Timestamp};
+use cofferdam_wire::{convert::Life, life};
+use nix::{
+    fcntl::OFlag,
+    sys::{
+        socket::{MsgFlags, recv},
+        stat::SFlag,
+    },
+};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::Notify,
+    task::JoinHandle,
+};
+
+use crate::{
+    output::{Log, Output},
+    sink::{Sink, duplicate, kind, reopen, watch},
+    stdio::{Feed, Relay, Wish},
+};
+
+/// How long the news of an exit waits for a client that doesn't read what was written before it.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// See the module.
+pub struct Process {
+    life: RefCell<Life>,
+    /// The life record's file.
+    record: String,
+    dir: Rc<OwnedFd>,
+    pidfd: RefCell<Option<OwnedFd>>,
+    outputs: RefCell<Vec<Output>>,
+    terminal: bool,
+    /// The write end of its standard input, where that is a pipe of ours.
+    stdin: RefCell<Option<Rc<AsyncFd<OwnedFd>>>>,
+    /// Copies the starting client's input into the terminal.
+    feeder: Cell<Option<JoinHandle<()>>>,
+    reported: Cell<bool>,
+    changed: Notify,
+}
+
+impl Process {
+    /// A process that has not been made yet. Its record is on disk when this returns.
+    pub fn new(dir: Rc<OwnedFd>, record: String, id: &str, terminal: bool) -> Result<Rc<Process>> {
+        let process = Process {
+            life: RefCell::new(Life { id: id.to_owned(), created: Timestamp::now(), ..Life::default() }),
+            record,
+            dir,
+            pidfd: RefCell::new(None),
+            outputs: RefCell::default(),
+            terminal,
+            stdin: RefCell::new(None),
+            feeder: Cell::new(None),
+            reported: Cell::new(false),
+            changed: Notify::new(),
+        };
+        process.save()?;
+        Ok(Rc::new(process))
+    }
+
+    /// Its life so far.
+    pub fn life(&self) -> Life {
+        self.life.borrow().clone()
+    }
+
+    /// It was made by a driver: takes its descriptors over. Runs before the reaper can see its end.
+    pub fn made(&self, made: &oci::Process, relays: Vec<Relay>, feed: Feed, log: Option<&Rc<OwnedFd>>) -> Result<()> {
+        self.life.borrow_mut().pid = made.pid as u32;
+        *self.pidfd.borrow_mut() = Some(duplicate(&made.pidfd)?);
+        self.save()?;
+        for relay in relays {
+            let (source, interest) = match (relay.source, &made.console) {
+                (Some(source), _) => (source, Interest::READABLE),
+                (None, Some(console)) => {
+                    let console = duplicate(console)?;
+                    crate::output::nonblocking(&console)
+                        .map_err(|e| Error::io("terminal", "", "can't be set up", &e))?;
+                    (console, Interest::READABLE | Interest::WRITABLE)
+                }
+                (None, None) => return Err(Error::internal("terminal", "", "the driver gave none")),
+            };
+            let log = log.map(|file| Log { file: file.clone(), stream: relay.stream });
+            self.outputs.borrow_mut().push(Output::new(source, interest, log, relay.sink.into_iter().collect())?);
+        }
+        match feed {
+            Feed::None => {}
+            Feed::Pipe(write) => {
+                let fd = watch(write, Interest::WRITABLE)
+                    .map_err(|e| Error::io("stdin", "", "can't be watched", &e))?;
+                *self.stdin.borrow_mut() = Some(Rc::new(fd));
+            }
+            Feed::Terminal(source) => self.feeder.set(Some(self.feed_from(source)?)),
+        }
+        Ok(())
+    }
+
+    /// It runs.
+    pub fn started(&self) -> Result<()> {
+        self.life.borrow_mut().started = Timestamp::now();
+        self.save()
+    }
+
+    /// It ended: on disk first, then to everybody, behind the output that it wrote before.
+    pub fn exited(self: &Rc<Self>, status: u32, reason: &str) {
+        {
+            let mut life = self.life.borrow_mut();
+            life.exited = Timestamp::now();
+            life.status = status;
+            life.reason = reason.to_owned();
+        }
+        if let Err(error) = self.save() {
+            eprintln!("coffer-shim: {error}");
+        }
+        *self.pidfd.borrow_mut() = None;
+        self.close_stdin();
+        let outputs = self.outputs.borrow().clone();
+        if outputs.is_empty() {
+            self.report();
+            return;
+        }
+        let process = self.clone();
+        tokio::task::spawn_local(async move {
+            let drained = futures::future::join_all(outputs.iter().map(Output::drain));
+            let _ = tokio::time::timeout(DRAIN, drained).await;
+            outputs.iter().for_each(Output::close);
+            process.report();
+        });
+    }
+
+    fn report(&self) {
+        if let Some(feeder) = self.feeder.take() {
+            feeder.abort();
+        }
+        self.reported.set(true);
+        self.changed.notify_waiters();
+    }
+
+    /// Whether it runs, or was made to run.
+    pub fn alive(&self) -> bool {
+        let life = self.life.borrow();
+        life.pid != 0 && life.exited == Timestamp(0)
+    }
+
+    /// Waits for its end.
+    pub async fn wait(&self) -> Life {
+        loop {
+            let changed = self.changed.notified();
+            if self.reported.get() {
+                return self.life();
+            }
+            changed.await;
+        }
+    }
+
+    /// Sends a signal, through its pidfd: the pid can't have been given to another process.
+    pub fn kill(&self, signal: i32) -> Result<()> {
+        let gone = || Error::not_found("process", &self.life.borrow().id, "has ended");
+        let pidfd = self.pidfd.borrow();
+        let pidfd = pidfd.as_ref().ok_or_else(gone)?;
+        // SAFETY: pidfd_send_signal(2) with a null siginfo; the descriptor is ours.
+        let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, 0, 0) };
+        match nix::errno::Errno::result(sent) {
+            Ok(_) => Ok(()),
+            Err(nix::Error::ESRCH) => Err(gone()),
+            Err(nix::Error::EINVAL) => {
+                Err(Error::invalid("signal", signal, "is not a signal; kill -l lists those that are"))
+            }
+            Err(e) => Err(Error::io("process", &self.life.borrow().id, "can't be signalled", &e.into())),
+        }
+    }
+
+    /// Changes the terminal's size.
+    pub fn resize(&self, rows: u16, columns: u16) -> Result<()> {
+        let outputs = self.outputs.borrow();
+        let console = outputs.first().filter(|_| self.terminal).ok_or_else(|| {
+            Error::failed_precondition("process", &self.life.borrow().id, "has no terminal to resize")
+        })?;
+        let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        // SAFETY: TIOCSWINSZ reads one winsize, which lives across the call (ioctl_tty(2)).
+        let done = unsafe { libc::ioctl(console.source().get_ref().as_raw_fd(), libc::TIOCSWINSZ, &size) };
+        nix::errno::Errno::result(done)
+            .map(drop)
+            .map_err(|e| Error::io("terminal", &self.life.borrow().id, "can't be resized", &e.into()))
+    }
+
+    /// Ends its standard input, where that is a pipe of ours.
+    pub fn close_stdin(&self) {
+        *self.stdin.borrow_mut() = None;
+    }
+
+    /// The write end of its standard input.
+    pub fn stdin(&self) -> Result<Rc<AsyncFd<OwnedFd>>> {
+        self.stdin.borrow().clone().ok_or_else(|| {
+            let why = "has no standard input to write to: it was not declared as a stream, or it is closed";
+            Error::failed_precondition("process", &self.life.borrow().id, why)
+        })
+    }
+
+    /// Follows its output from now on, and feeds its input.
+    pub fn attach(&self, stdin: Wish, stdout: Wish, stderr: Wish) -> Result<Attachment> {
+        let outputs = self.outputs.borrow();
+        if outputs.is_empty() {
+            let why = "was started with its pipes handed over: only a process with a log or a terminal can be attached to";
+            return Err(Error::failed_precondition("process", &self.life.borrow().id, why));
+        }
+        let feeder = match stdin {
+            Wish::Fd(fd) => Some(self.feed_from(fd)?),
+            _ => None,
+        };
+        let mut sinks = Vec::new();
+        for (output, wish) in outputs.iter().zip([stdout, stderr]) {
+            if let Some(sink) = wish.late_sink()? {
+                output.attach(sink.clone());
+                sinks.push(sink);
+            }
+        }
+        Ok(Attachment { sinks, feeder })
+    }
+
+    /// Copies a client's descriptor into the process's terminal or pipe.
+    fn feed_from(&self, source: OwnedFd) -> Result<JoinHandle<()>> {
+        let to = if self.terminal {
+            Into::Terminal(self.outputs.borrow()[0].clone())
+        } else {
+            Into::Pipe(self.stdin()?)
+        };
+        let from = From::new(source)?;
+        Ok(tokio::task::spawn_local(async move {
+            let mut buffer = vec![0; 4 << 10];
+            while let Ok(n) = from.read(&mut buffer).await {
+                if n == 0 || to.write(&buffer[..n]).await.is_err() {
+                    return;
+                }
+            }
+        }))
+    }
+
+    fn save(&self) -> Result<()> {
+        // SAFETY: the directory is held open by `self.dir`.
+        let dir = unsafe { BorrowedFd::borrow_raw(self.dir.as_raw_fd()) };
+        life::store(dir, &self.record, &self.life.borrow())
+    }
+
+    /// Removes its record.
+    pub fn forget(&self) {
+        let _ = nix::unistd::unlinkat(&*self.dir, self.record.as_str(), nix::unistd::UnlinkatFlags::NoRemoveDir);
+    }
+}
+
+/// A client that follows a process. Dropping it detaches.
+pub struct Attachment {
+    sinks: Vec<Sink>,
+    feeder: Option<JoinHandle<()>>,
+}
+
+impl Attachment {
+    /// Waits until one of its streams is over, and says why.
+    pub async fn over(&self) -> &'static str {
+        if self.sinks.is_empty() {
+            return futures::future::pending().await;
+        }
+        let each = self.sinks.iter().map(|sink| Box::pin(sink.over()));
+        futures::future::select_all(each).await.0
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        for sink in &self.sinks {
+            sink.end("detached");
+        }
+        if let Some(feeder) = &self.feeder {
+            feeder.abort();
+        }
+    }
+}
+
+enum From {
+    Reopened(AsyncFd<OwnedFd>),
+    Socket(AsyncFd<OwnedFd>),
+    File(OwnedFd),
+}
+
+impl From {
+    fn new(fd: OwnedFd) -> Result<From> {
+        let os = |e: std::io::Error| Error::io("fd", "", "can't be read from", &e);
+        Ok(match kind(&fd)? {
+            SFlag::S_IFSOCK => From::Socket(watch(fd, Interest::READABLE).map_err(os)?),
+            SFlag::S_IFIFO | SFlag::S_IFCHR => {
+                let fresh = reopen(&fd, OFlag::O_RDONLY).map_err(os)?;
+                watch(fresh, Interest::READABLE).map_or(From::File(fd), From::Reopened)
+            }
+            SFlag::S_IFREG => From::File(fd),
+            _ => return Err(Error::invalid("fd", "", "can't be an input: give a pipe, socket, terminal or file")),
+        })
+    }
+
+    async fn read(&self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        match self {
+            From::Reopened(fd) => fd.async_io(Interest::READABLE, |fd| Ok(nix::unistd::read(fd, buffer)?)).await,
+            From::Socket(fd) => {
+                fd.async_io(Interest::READABLE, |fd| Ok(recv(fd.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?)).await
+            }
+            From::File(fd) => Ok(nix::unistd::read(fd, buffer)?),
+        }
+    }
+}
+
+enum Into {
+    Terminal(Output),
+    Pipe(Rc<AsyncFd<OwnedFd>>),
+}
+
+impl Into {
+    async fn write(&self, bytes: &[u8]) -> std::io::Result<()> {
+        match self {
+            Into::Terminal(output) => write_all(output.source(), bytes).await,
+            Into::Pipe(pipe) => write_all(pipe, bytes).await,
+        }
+    }
+}
+
+/// Writes all of it, waiting for room.
+pub async fn write_all(fd: &AsyncFd<OwnedFd>, mut bytes: &[u8]) -> std::io::Result<()> {
+    while !bytes.is_empty() {
+        let n = fd.async_io(Interest::WRITABLE, |fd| Ok(nix::unistd::write(fd, bytes)?)).await?;
+        bytes = &bytes[n..];
+    }
+    Ok(())
+}

@@ -1,0 +1,295 @@
+//! The shim's RPC: shim.capnp, each method a few lines.
+
+use std::rc::Rc;
+
+use cofferdam_oci::{Runtime, native, runc};
+use cofferdam_types::{Error, Id, Namespace, Result};
+use cofferdam_wire::{
+    SHIM_VERSION,
+    convert::{mounts, set_life, text},
+    error::{malformed, to_rpc},
+    fdstream::Fds,
+    shim_capnp::{create_request, shim, shim_attachment, shim_container},
+};
+
+use crate::{
+    Shared,
+    container::{Container, Create},
+    process::{Attachment, Process},
+    sink::duplicate,
+    stdio::Wishes,
+};
+
+/// What one connection sees.
+pub struct Service {
+    shared: Rc<Shared>,
+    fds: Fds,
+}
+
+impl Service {
+    /// For a connection whose descriptors are `fds`.
+    pub fn new(shared: Rc<Shared>, fds: Fds) -> Service {
+        Service { shared, fds }
+    }
+
+    fn hand_out(&self, container: Rc<Container>) -> shim_container::Client {
+        capnp_rpc::new_client(Held { shared: self.shared.clone(), fds: self.fds.clone(), container })
+    }
+
+    fn request(&self, reader: create_request::Reader<'_>) -> Result<Create> {
+        let spec = reader.get_spec().map_err(malformed)?;
+        Ok(Create {
+            namespace: Namespace::new(text(reader.get_namespace())?)?,
+            id: Id::new(text(reader.get_id())?)?,
+            bundle: self.fds.take(reader.get_bundle())?,
+            spec: serde_json::from_slice(spec)
+                .map_err(|e| Error::invalid("spec", "", format!("is not an OCI runtime spec: {e}")))?,
+            rootfs: mounts(reader.get_rootfs())?,
+            runtime: driver(reader)?,
+            stdio: Wishes::read(reader.get_stdio().map_err(malformed)?, &self.fds)?,
+            terminal: reader.get_terminal(),
+            log: if reader.get_log() { Some(self.fds.take(reader.get_log_fd())?) } else { None },
+        })
+    }
+}
+
+fn driver(reader: create_request::Reader<'_>) -> Result<Box<dyn Runtime>> {
+    match text(reader.get_runtime())? {
+        "" | "native" => Ok(Box::new(native::Native::new()?)),
+        binary => {
+            // This driver wants the root file system mounted in its bundle: in a mount namespace of ours, so that
+            // the mount ends with us, whatever happens.
+            private_mounts()?;
+            let root = text(reader.get_runtime_root())?;
+            Ok(Box::new(runc::RuncDriver::new(binary, root)?))
+        }
+    }
+}
+
+fn private_mounts() -> Result<()> {
+    use nix::{
+        mount::{MsFlags, mount},
+        sched::{CloneFlags, unshare},
+    };
+    let os = |e: nix::Error| Error::io("shim", "", "can't have mounts of its own", &e.into());
+    unshare(CloneFlags::CLONE_NEWNS).map_err(os)?;
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>).map_err(os)
+}
+
+impl shim::Server for Service {
+    async fn hello(self: Rc<Self>, _: shim::HelloParams, mut results: shim::HelloResults) -> capnp::Result<()> {
+        let mut answer = results.get();
+        answer.set_version(SHIM_VERSION);
+        answer.set_pid(std::process::id());
+        answer.init_features(0);
+        Ok(())
+    }
+
+    async fn create(self: Rc<Self>, params: shim::CreateParams, mut results: shim::CreateResults) -> capnp::Result<()> {
+        let made = self
+            .request(params.get()?.get_request()?)
+            .and_then(|request| self.shared.containers.create(request))
+            .map_err(to_rpc)?;
+        let mut answer = results.get();
+        set_life(answer.reborrow().init_life(), &made.lives()[0]);
+        answer.set_container(self.hand_out(made));
+        Ok(())
+    }
+
+    async fn container(
+        self: Rc<Self>,
+        params: shim::ContainerParams,
+        mut results: shim::ContainerResults,
+    ) -> capnp::Result<()> {
+        let params = params.get()?;
+        let found = (|| {
+            let namespace = Namespace::new(text(params.get_namespace())?)?;
+            self.shared.containers.get(&namespace, &Id::new(text(params.get_id())?)?)
+        })();
+        results.get().set_container(self.hand_out(found.map_err(to_rpc)?));
+        Ok(())
+    }
+}
+
+/// A container, as one connection holds it.
+struct Held {
+    shared: Rc<Shared>,
+    fds: Fds,
+    container: Rc<Container>,
+}
+
+impl Held {
+    fn process(&self, id: capnp::Result<capnp::text::Reader<'_>>) -> capnp::Result<Rc<Process>> {
+        text(id).and_then(|id| self.container.process(id)).map_err(to_rpc)
+    }
+}
+
+impl shim_container::Server for Held {
+    async fn start(
+        self: Rc<Self>,
+        params: shim_container::StartParams,
+        mut results: shim_container::StartResults,
+    ) -> capnp::Result<()> {
+        let life = text(params.get()?.get_id()).and_then(|id| self.container.start(id)).map_err(to_rpc)?;
+        set_life(results.get().init_life(), &life);
+        Ok(())
+    }
+
+    async fn wait(
+        self: Rc<Self>,
+        params: shim_container::WaitParams,
+        mut results: shim_container::WaitResults,
+    ) -> capnp::Result<()> {
+        let life = self.process(params.get()?.get_id())?.wait().await;
+        set_life(results.get().init_life(), &life);
+        Ok(())
+    }
+
+    async fn state(
+        self: Rc<Self>,
+        _: shim_container::StateParams,
+        mut results: shim_container::StateResults,
+    ) -> capnp::Result<()> {
+        let lives = self.container.lives();
+        let mut answer = results.get();
+        answer.set_paused(self.container.paused());
+        let mut list = answer.init_processes(lives.len() as u32);
+        for (n, life) in lives.iter().enumerate() {
+            set_life(list.reborrow().get(n as u32), life);
+        }
+        Ok(())
+    }
+
+    async fn kill(
+        self: Rc<Self>,
+        params: shim_container::KillParams,
+        _: shim_container::KillResults,
+    ) -> capnp::Result<()> {
+        let params = params.get()?;
+        let signal = i32::try_from(params.get_signal()).unwrap_or(i32::MAX);
+        text(params.get_id()).and_then(|id| self.container.kill(id, signal, params.get_all())).map_err(to_rpc)
+    }
+
+    async fn exec(
+        self: Rc<Self>,
+        params: shim_container::ExecParams,
+        mut results: shim_container::ExecResults,
+    ) -> capnp::Result<()> {
+        let request = params.get()?.get_request()?;
+        let life = (|| {
+            let id = Id::new(text(request.get_id())?)?;
+            let process = serde_json::from_slice(request.get_process().map_err(malformed)?)
+                .map_err(|e| Error::invalid("process", &id, format!("is not a process of an OCI spec: {e}")))?;
+            let stdio = Wishes::read(request.get_stdio().map_err(malformed)?, &self.fds)?;
+            self.container.exec(id, process, stdio, request.get_terminal())
+        })();
+        set_life(results.get().init_life(), &life.map_err(to_rpc)?);
+        Ok(())
+    }
+
+    async fn resize(
+        self: Rc<Self>,
+        params: shim_container::ResizeParams,
+        _: shim_container::ResizeResults,
+    ) -> capnp::Result<()> {
+        let params = params.get()?;
+        self.process(params.get_id())?.resize(params.get_rows(), params.get_columns()).map_err(to_rpc)
+    }
+
+    async fn close_stdin(
+        self: Rc<Self>,
+        params: shim_container::CloseStdinParams,
+        _: shim_container::CloseStdinResults,
+    ) -> capnp::Result<()> {
+        self.process(params.get()?.get_id())?.close_stdin();
+        Ok(())
+    }
+
+    async fn attach(
+        self: Rc<Self>,
+        params: shim_container::AttachParams,
+        mut results: shim_container::AttachResults,
+    ) -> capnp::Result<()> {
+        let params = params.get()?;
+        let process = self.process(params.get_id())?;
+        let wishes = Wishes::read(params.get_stdio()?, &self.fds).map_err(to_rpc)?;
+        let attachment = process.attach(wishes.stdin, wishes.stdout, wishes.stderr).map_err(to_rpc)?;
+        results.get().set_attachment(capnp_rpc::new_client(Attached(attachment)));
+        Ok(())
+    }
+
+    async fn delete_exec(
+        self: Rc<Self>,
+        params: shim_container::DeleteExecParams,
+        mut results: shim_container::DeleteExecResults,
+    ) -> capnp::Result<()> {
+        let life = text(params.get()?.get_id()).and_then(|id| self.container.delete_exec(id)).map_err(to_rpc)?;
+        set_life(results.get().init_life(), &life);
+        Ok(())
+    }
+
+    async fn delete(
+        self: Rc<Self>,
+        _: shim_container::DeleteParams,
+        mut results: shim_container::DeleteResults,
+    ) -> capnp::Result<()> {
+        let life = self.container.delete().await.map_err(to_rpc)?;
+        self.shared.containers.remove(&self.container);
+        set_life(results.get().init_life(), &life);
+        Ok(())
+    }
+
+    async fn pause(
+        self: Rc<Self>,
+        _: shim_container::PauseParams,
+        _: shim_container::PauseResults,
+    ) -> capnp::Result<()> {
+        self.container.pause(true).map_err(to_rpc)
+    }
+
+    async fn resume(
+        self: Rc<Self>,
+        _: shim_container::ResumeParams,
+        _: shim_container::ResumeResults,
+    ) -> capnp::Result<()> {
+        self.container.pause(false).map_err(to_rpc)
+    }
+
+    async fn pids(
+        self: Rc<Self>,
+        _: shim_container::PidsParams,
+        mut results: shim_container::PidsResults,
+    ) -> capnp::Result<()> {
+        let pids = self.container.pids().map_err(to_rpc)?;
+        let mut list = results.get().init_pids(pids.len() as u32);
+        for (n, pid) in pids.iter().enumerate() {
+            list.set(n as u32, *pid as u32);
+        }
+        Ok(())
+    }
+
+    async fn stdin(
+        self: Rc<Self>,
+        params: shim_container::StdinParams,
+        mut results: shim_container::StdinResults,
+    ) -> capnp::Result<()> {
+        let process = self.process(params.get()?.get_id())?;
+        let write = process.stdin().and_then(|pipe| duplicate(pipe.get_ref())).map_err(to_rpc)?;
+        results.get().set_write(self.fds.push(write));
+        Ok(())
+    }
+}
+
+struct Attached(Attachment);
+
+impl shim_attachment::Server for Attached {
+    async fn wait(
+        self: Rc<Self>,
+        _: shim_attachment::WaitParams,
+        mut results: shim_attachment::WaitResults,
+    ) -> capnp::Result<()> {
+        let reason = self.0.over().await;
+        results.get().set_reason(reason);
+        Ok(())
+    }
+}

@@ -1,0 +1,212 @@
+//! Where output goes: a client's descriptor, behind a ring that bounds what it may lag.
+//!
+//! A received descriptor's flags are never changed: it is shared with whoever sent it. Pipes and terminals are reopened
+//! through /proc/self/fd, so that non-blocking is a property of our own opening alone.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    io,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    rc::Rc,
+};
+
+use cofferdam_types::{Error, Result};
+use nix::{
+    fcntl::{OFlag, open},
+    sys::{
+        socket::{MsgFlags, send},
+        stat::{Mode, SFlag, fstat},
+    },
+};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::Notify,
+};
+
+/// What an attached client may lag behind.
+pub const RING: usize = 64 << 10;
+
+/// Opens a pipe or terminal again, non-blocking, without touching the flags of the one we were given.
+pub fn reopen(fd: &OwnedFd, mode: OFlag) -> io::Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    Ok(open(path.as_str(), mode | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC, Mode::empty())?)
+}
+
+/// Watches a descriptor for readiness.
+pub fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` stays open and the same for as long as the `AsyncFd` owns it.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
+}
+
+/// What kind of file a descriptor is.
+pub fn kind(fd: &OwnedFd) -> Result<SFlag> {
+    let stat = fstat(fd).map_err(|e| Error::io("fd", fd.as_raw_fd(), "can't be examined", &e.into()))?;
+    Ok(SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT)
+}
+
+enum Target {
+    /// A pipe or terminal, opened again.
+    Reopened(AsyncFd<OwnedFd>),
+    /// A socket: `send` with MSG_DONTWAIT leaves its flags alone.
+    Socket(AsyncFd<OwnedFd>),
+    /// A regular file never makes a writer wait for a reader.
+    File(OwnedFd),
+}
+
+impl Target {
+    async fn write(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let n = match self {
+                Target::Reopened(fd) => {
+                    fd.async_io(Interest::WRITABLE, |fd| Ok(nix::unistd::write(fd, bytes)?)).await?
+                }
+                Target::Socket(fd) => {
+                    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+                    fd.async_io(Interest::WRITABLE, |fd| Ok(send(fd.as_raw_fd(), bytes, flags)?)).await?
+                }
+                Target::File(fd) => nix::unistd::write(fd, bytes)?,
+            };
+            bytes = &bytes[n..];
+        }
+        Ok(())
+    }
+}
+
+struct Ring {
+    bytes: RefCell<VecDeque<u8>>,
+    /// The sink's task holds bytes that it took out and has not written yet.
+    writing: Cell<bool>,
+    /// Why it takes no more.
+    over: Cell<Option<&'static str>>,
+    changed: Notify,
+    done: Notify,
+}
+
+/// One destination of a process's output.
+#[derive(Clone)]
+pub struct Sink {
+    ring: Rc<Ring>,
+    /// The client that started the process: it makes the process wait rather than lose bytes. Those that attached
+    /// later are detached when they fall a ring behind.
+    foreground: bool,
+}
+
+impl Sink {
+    /// Writes to a client's descriptor.
+    pub fn fd(fd: OwnedFd, foreground: bool) -> Result<Sink> {
+        let os = |e: io::Error| Error::io("fd", "", "can't be written to", &e);
+        let target = match kind(&fd)? {
+            SFlag::S_IFREG => Target::File(fd),
+            SFlag::S_IFSOCK => Target::Socket(watch(fd, Interest::WRITABLE).map_err(os)?),
+            SFlag::S_IFIFO | SFlag::S_IFCHR => {
+                let fresh = reopen(&fd, OFlag::O_WRONLY).map_err(os)?;
+                let tty_or_pipe = watch(fresh, Interest::WRITABLE);
+                // /dev/null and its like can't be polled, and never make a writer wait.
+                tty_or_pipe.map(Target::Reopened).unwrap_or(Target::File(fd))
+            }
+            other => return Err(Error::invalid("fd", "", format!("is of type {other:?}: give a pipe, socket, terminal or file"))),
+        };
+        Ok(Sink::spawn(target, foreground))
+    }
+
+    fn spawn(target: Target, foreground: bool) -> Sink {
+        let ring = Rc::new(Ring {
+            bytes: RefCell::default(),
+            writing: Cell::new(false),
+            over: Cell::new(None),
+            changed: Notify::new(),
+            done: Notify::new(),
+        });
+        tokio::task::spawn_local(drive(target, ring.clone()));
+        Sink { ring, foreground }
+    }
+
+    /// Takes bytes in. A foreground sink waits for room; another is detached when it has none. `false`: it is over.
+    pub async fn push(&self, bytes: &[u8]) -> bool {
+        loop {
+            if self.ring.over.get().is_some() {
+                return false;
+            }
+            if self.ring.bytes.borrow().len() + bytes.len() <= RING {
+                break;
+            }
+            if !self.foreground {
+                self.end("overflow");
+                return false;
+            }
+            self.ring.done.notified().await;
+        }
+        self.ring.bytes.borrow_mut().extend(bytes);
+        self.ring.changed.notify_one();
+        true
+    }
+
+    /// Takes no more bytes; what it has is still written.
+    pub fn end(&self, why: &'static str) {
+        if self.ring.over.get().is_none() {
+            self.ring.over.set(Some(why));
+        }
+        self.ring.changed.notify_one();
+        self.ring.done.notify_waiters();
+        self.ring.done.notify_one();
+    }
+
+    /// Takes no more.
+    pub fn is_over(&self) -> bool {
+        self.ring.over.get().is_some()
+    }
+
+    /// Waits until all that it took in is written, or can't be.
+    pub async fn flushed(&self) {
+        while self.pending() {
+            self.ring.done.notified().await;
+        }
+    }
+
+    fn pending(&self) -> bool {
+        let broken = self.ring.over.get() == Some("detached");
+        !broken && (self.ring.writing.get() || !self.ring.bytes.borrow().is_empty())
+    }
+
+    /// Waits until it is over, and says why: `exit`, `detached` or `overflow`.
+    pub async fn over(&self) -> &'static str {
+        loop {
+            let notified = self.ring.done.notified();
+            if let Some(why) = self.ring.over.get().filter(|_| !self.pending()) {
+                return why;
+            }
+            notified.await;
+        }
+    }
+}
+
+async fn drive(target: Target, ring: Rc<Ring>) {
+    loop {
+        let batch: Vec<u8> = ring.bytes.borrow_mut().drain(..).collect();
+        if batch.is_empty() {
+            if ring.over.get().is_some() {
+                break;
+            }
+            ring.changed.notified().await;
+            continue;
+        }
+        ring.writing.set(true);
+        let written = target.write(&batch).await;
+        ring.writing.set(false);
+        if written.is_err() {
+            // The reader is gone: that is a detach, not a failure of the process.
+            ring.over.set(Some("detached"));
+            ring.bytes.borrow_mut().clear();
+        }
+        ring.done.notify_waiters();
+        ring.done.notify_one();
+    }
+    ring.done.notify_waiters();
+    ring.done.notify_one();
+}
+
+/// A borrowed descriptor's own copy.
+pub fn duplicate(fd: &impl AsFd) -> Result<OwnedFd> {
+    fd.as_fd().try_clone_to_owned().map_err(|e| Error::io("fd", "", "can't be duplicated", &e))
+}

@@ -1,0 +1,172 @@
+//! From a client's wishes for its streams to descriptors: which go straight to the process, which through the shim.
+//!
+//! A pipe or file that nobody else needs to see is handed over directly: its bytes never pass the shim. What is logged,
+//! attached to or a terminal goes through an [`Output`](crate::output::Output).
+
+use std::{fs::File, os::fd::OwnedFd};
+
+use cofferdam_types::{Error, Result};
+use cofferdam_wire::{
+    common_capnp::{input, output, stdio},
+    error::malformed,
+    fdstream::Fds,
+};
+use nix::fcntl::OFlag;
+
+use crate::{output::nonblocking, sink::Sink};
+
+/// A stream as the client named it, its descriptor taken off the connection.
+pub enum Wish {
+    /// /dev/null.
+    Null,
+    /// A descriptor of the client's.
+    Fd(OwnedFd),
+    /// Input only: a pipe whose write end we hold.
+    Pipe,
+}
+
+impl Wish {
+    fn sink(self) -> Result<Option<Sink>> {
+        Ok(match self {
+            Wish::Null | Wish::Pipe => None,
+            Wish::Fd(fd) => Some(Sink::fd(fd, true)?),
+        })
+    }
+
+    /// As a sink of a client that attached later.
+    pub fn late_sink(self) -> Result<Option<Sink>> {
+        Ok(match self {
+            Wish::Null | Wish::Pipe => None,
+            Wish::Fd(fd) => Some(Sink::fd(fd, false)?),
+        })
+    }
+}
+
+/// All three, and the terminal's size.
+pub struct Wishes {
+    /// Standard input.
+    pub stdin: Wish,
+    /// Standard output.
+    pub stdout: Wish,
+    /// Standard error.
+    pub stderr: Wish,
+    /// Height and width.
+    pub size: (u16, u16),
+}
+
+impl Wishes {
+    /// Reads the message and takes the descriptors that it names.
+    pub fn read(reader: stdio::Reader<'_>, fds: &Fds) -> Result<Wishes> {
+        let stdin = if !reader.has_stdin() {
+            Wish::Null
+        } else {
+            match reader.get_stdin().map_err(malformed)?.which().map_err(|e| malformed(e.into()))? {
+                input::Null(()) => Wish::Null,
+                input::Fd(number) => Wish::Fd(fds.take(number)?),
+                input::Stream(()) => Wish::Pipe,
+            }
+        };
+        let out = |has: bool, reader: capnp::Result<output::Reader<'_>>| -> Result<Wish> {
+            if !has {
+                return Ok(Wish::Null);
+            }
+            Ok(match reader.map_err(malformed)?.which().map_err(|e| malformed(e.into()))? {
+                output::Null(()) => Wish::Null,
+                output::Fd(number) => Wish::Fd(fds.take(number)?),
+                output::Stream(_) => return Err(Error::unimplemented("output", "", "a shim writes to descriptors alone")),
+            })
+        };
+        Ok(Wishes {
+            stdin,
+            stdout: out(reader.has_stdout(), reader.get_stdout())?,
+            stderr: out(reader.has_stderr(), reader.get_stderr())?,
+            size: match (reader.get_rows(), reader.get_columns()) {
+                (0, 0) => (24, 80),
+                size => size,
+            },
+        })
+    }
+}
+
+/// What the process gets.
+pub enum Given {
+    /// These three.
+    Fds([OwnedFd; 3]),
+    /// A terminal of this size.
+    Terminal((u16, u16)),
+}
+
+/// The shim's side of one output: where it reads, which stream it is, and the client's sink.
+pub struct Relay {
+    /// The read end; `None` for a terminal, whose master comes from the driver.
+    pub source: Option<OwnedFd>,
+    /// 0 is stdout, 1 stderr.
+    pub stream: u8,
+    /// The client that started the process.
+    pub sink: Option<Sink>,
+}
+
+/// The shim's side of the input.
+pub enum Feed {
+    /// Nothing to do.
+    None,
+    /// The write end of the process's pipe.
+    Pipe(OwnedFd),
+    /// The client's descriptor, to be read into the terminal.
+    Terminal(OwnedFd),
+}
+
+/// A process's streams, ready for the driver.
+pub struct Prepared {
+    /// For the process.
+    pub given: Given,
+    /// For the shim.
+    pub relays: Vec<Relay>,
+    /// For the shim.
+    pub feed: Feed,
+}
+
+/// Makes the pipes. With `keep` every output goes through the shim, so that it can be logged and attached to.
+pub fn prepare(wishes: Wishes, terminal: bool, keep: bool) -> Result<Prepared> {
+    if terminal {
+        let feed = match wishes.stdin {
+            Wish::Fd(fd) => Feed::Terminal(fd),
+            _ => Feed::None,
+        };
+        let relay = Relay { source: None, stream: 0, sink: wishes.stdout.sink()? };
+        return Ok(Prepared { given: Given::Terminal(wishes.size), relays: vec![relay], feed });
+    }
+    let (stdin, feed) = match wishes.stdin {
+        Wish::Null => (null()?, Feed::None),
+        Wish::Fd(fd) => (fd, Feed::None),
+        Wish::Pipe => {
+            let (read, write) = pipe()?;
+            nonblocking(&write).map_err(|e| Error::io("stdin", "", "can't be set up", &e))?;
+            (read, Feed::Pipe(write))
+        }
+    };
+    let mut relays = Vec::new();
+    let mut out = |wish: Wish, stream: u8| -> Result<OwnedFd> {
+        match wish {
+            Wish::Null if !keep => null(),
+            Wish::Fd(fd) if !keep => Ok(fd),
+            wish => {
+                let (read, write) = pipe()?;
+                nonblocking(&read).map_err(|e| Error::io("output", "", "can't be set up", &e))?;
+                relays.push(Relay { source: Some(read), stream, sink: wish.sink()? });
+                Ok(write)
+            }
+        }
+    };
+    let (stdout, stderr) = (out(wishes.stdout, 0)?, out(wishes.stderr, 1)?);
+    Ok(Prepared { given: Given::Fds([stdin, stdout, stderr]), relays, feed })
+}
+
+fn null() -> Result<OwnedFd> {
+    let file = File::options().read(true).write(true).open("/dev/null");
+    Ok(file.map_err(|e| Error::io("fd", "/dev/null", "can't be opened", &e))?.into())
+}
+
+fn pipe() -> Result<(OwnedFd, OwnedFd)> {
+    nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|e| Error::io("pipe", "", "can't be made", &e.into()))
+}
