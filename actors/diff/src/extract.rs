@@ -50,7 +50,9 @@ fn same(layer: &Descriptor, expected: &Digest, found: &Digest) -> Result<()> {
     if expected == found {
         return Ok(());
     }
-    let why = format!("unpacks to {found}, but its image says {expected}: fetch it again; if it stays so, the image is wrong");
+    let why = format!(
+        "unpacks to {found}, but its image says {expected}: fetch it again; if it stays so, the image is wrong"
+    );
     Err(Error::data_loss("layer", &layer.digest, why))
 }
 
@@ -81,7 +83,11 @@ pub fn verify(source: impl Read, layer: &Descriptor, diff_id: &Digest, cancel: &
         };
         total += count as u64;
         if total > limit {
-            return Err(Error::resource_exhausted("layer", &layer.digest, format!("inflates to more than {limit} bytes")));
+            return Err(Error::resource_exhausted(
+                "layer",
+                &layer.digest,
+                format!("inflates to more than {limit} bytes"),
+            ));
         }
         digester.update(&buffer[..count]);
     }

@@ -16,10 +16,7 @@ pub fn pipe() -> (Sender, Source) {
     let (full, filled) = sync_channel(WAITING);
     // As many as can be under way: giving one back never blocks.
     let (empty, emptied) = sync_channel(WAITING + 2);
-    (
-        Sender { chunk: Vec::new(), full, emptied },
-        Source { chunk: Vec::new(), at: 0, filled, empty, end: false },
-    )
+    (Sender { chunk: Vec::new(), full, emptied }, Source { chunk: Vec::new(), at: 0, filled, empty, end: false })
 }
 
 /// The writing end. Dropped without [`Sender::finish`], the reader gets an error: a stream that was cut off can never
@@ -89,7 +86,10 @@ impl Read for Source {
                 Ok(Some(chunk)) => self.chunk = chunk,
                 Ok(None) => self.end = true,
                 Err(_) => {
-                    return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the layer's bytes stopped before their end"));
+                    return Err(io::Error::new(
+                        io::ErrorKind::UnexpectedEof,
+                        "the layer's bytes stopped before their end",
+                    ));
                 }
             }
         }
@@ -136,9 +136,11 @@ mod tests {
     #[test]
     fn what_waits_is_bounded_and_a_writer_learns_that_nobody_reads() {
         let (mut sender, source) = pipe();
-        let writer = thread::spawn(move || loop {
-            if let Err(error) = sender.write_all(&[0; CHUNK]) {
-                return error.kind();
+        let writer = thread::spawn(move || {
+            loop {
+                if let Err(error) = sender.write_all(&[0; CHUNK]) {
+                    return error.kind();
+                }
             }
         });
         drop(source);

@@ -206,7 +206,9 @@ impl Pending {
         let result = self.answered.await;
         match result {
             Ok(Ok(extracted)) => Ok(extracted),
-            Ok(Err(error)) if self.finished.load(Ordering::Relaxed) || error.code == Code::ResourceExhausted => Err(error),
+            Ok(Err(error)) if self.finished.load(Ordering::Relaxed) || error.code == Code::ResourceExhausted => {
+                Err(error)
+            }
             _ if self.finished.load(Ordering::Relaxed) => {
                 Err(Error::internal("layer", &self.layer, "its extraction ended without an answer; the log says why"))
             }

@@ -18,6 +18,7 @@ const SCHEMA_1: [&str; 2] = [
 
 /// A manifest or an index.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "there is one at a time, and it is taken apart at once")]
 pub enum Document {
     /// One image.
     Manifest(Manifest),
@@ -43,12 +44,17 @@ pub fn document(descriptor: &Descriptor, bytes: &[u8]) -> Result<Document> {
     }
     let kind = media::kind(&descriptor.media_type);
     if !matches!(kind, media::Kind::Manifest | media::Kind::Index) {
-        return Err(refuse(format!("has media type {:?}, which is neither a manifest nor an index", descriptor.media_type)));
+        return Err(refuse(format!(
+            "has media type {:?}, which is neither a manifest nor an index",
+            descriptor.media_type
+        )));
     }
     sized(descriptor, bytes)?;
     let map = json::parse(digest, bytes)?;
     let says = map.get("mediaType").and_then(Value::as_str);
-    if map.contains_key("fsLayers") || says.is_some_and(|m| SCHEMA_1.contains(&m)) || map.get("schemaVersion") == Some(&1.into())
+    if map.contains_key("fsLayers")
+        || says.is_some_and(|m| SCHEMA_1.contains(&m))
+        || map.get("schemaVersion") == Some(&1.into())
     {
         return Err(schema_1(digest));
     }
@@ -96,7 +102,11 @@ fn list(digest: &Digest, map: &Map<String, Value>, name: &str, most: usize) -> R
     if let Some(Value::Array(values)) = map.get(name)
         && values.len() > most
     {
-        return Err(Error::invalid("document", digest, format!("`{name}` has {} entries: at most {most}", values.len())));
+        return Err(Error::invalid(
+            "document",
+            digest,
+            format!("`{name}` has {} entries: at most {most}", values.len()),
+        ));
     }
     let entries: Vec<Descriptor> = json::field(digest, map, name)?;
     entries.iter().try_for_each(|entry| checked(digest, entry))?;
@@ -188,7 +198,11 @@ pub fn children(document: &Document) -> Vec<Descriptor> {
 
 /// The labels by which a blob keeps its children from being collected.
 pub fn gc_labels(children: &[Descriptor]) -> Labels {
-    children.iter().enumerate().map(|(i, c)| (format!("containerd.io/gc.ref.content.{i}"), c.digest.to_string())).collect()
+    children
+        .iter()
+        .enumerate()
+        .map(|(i, c)| (format!("containerd.io/gc.ref.content.{i}"), c.digest.to_string()))
+        .collect()
 }
 
 /// The label by which an image's config keeps its topmost layer from being collected.

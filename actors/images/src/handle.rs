@@ -169,7 +169,7 @@ impl Images {
         driver: &str,
     ) -> Result<Option<Digest>> {
         let layers = rows(&image.layers, &image.config, &image.chain_ids);
-        Unpack::begin(self, auth, ns, driver, &image.config_descriptor.digest, layers).await?.finish().await
+        Unpack::begin(self, auth, ns, driver, &image.config_descriptor.digest, layers)?.finish().await
     }
 
     /// Begins to unpack an image whose layers are about to arrive; see [`Unpack`].
@@ -183,7 +183,7 @@ impl Images {
     ) -> Result<Unpack> {
         let chain = chain_ids(manifest, config)?;
         let layers = rows(&manifest.layers, config, &chain);
-        Unpack::begin(self, auth, ns, driver, &manifest.config.digest, layers).await
+        Unpack::begin(self, auth, ns, driver, &manifest.config.digest, layers)?.open().await
     }
 }
 

@@ -117,7 +117,10 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Result<Map<String, Value>> {
-        parse(&"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855".parse().unwrap(), text.as_bytes())
+        parse(
+            &"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855".parse().unwrap(),
+            text.as_bytes(),
+        )
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub use document::{
 };
 pub use handle::Images;
 pub use json::MAX_DOCUMENT;
-pub use resolve::{Check, ResolvedImage};
+pub use resolve::{Blobs, Check, ResolvedImage, resolve};
 pub use unpack::Unpack;
 
 /// The labels that a manifest or an index is stored with. `bytes` have the descriptor's digest.

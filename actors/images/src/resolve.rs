@@ -155,9 +155,9 @@ pub fn size(blobs: &dyn Blobs, target: &Descriptor, platform: &Platform) -> Resu
     let (_, manifest) = walk.find(target, platform, 0, &mut path)?.ok_or_else(|| none(target, platform))?;
     let all = path.iter().chain([&manifest.config]).chain(&manifest.layers);
     // The sizes are claims: a sum that overflows is one too.
-    all.map(|d| d.size).try_fold(0_u64, u64::checked_add).ok_or_else(|| {
-        Error::invalid("image", &target.digest, "its sizes add up to more than there are numbers for")
-    })
+    all.map(|d| d.size)
+        .try_fold(0_u64, u64::checked_add)
+        .ok_or_else(|| Error::invalid("image", &target.digest, "its sizes add up to more than there are numbers for"))
 }
 
 /// The platforms that there are images for: as an index names them, else as the configs do.
@@ -317,8 +317,7 @@ mod tests {
         let (windows, linux) = (store.image("windows", "amd64", "w"), store.image("linux", "amd64", "l"));
         assert_eq!(resolve(&store, &windows, &amd64()).unwrap_err().code, Code::NotFound);
         let artifact = store.put("text/plain", &json!({}));
-        let artifact = store
-            .put(media::OCI_MANIFEST, &json!({"schemaVersion": 2, "config": artifact, "layers": []}));
+        let artifact = store.put(media::OCI_MANIFEST, &json!({"schemaVersion": 2, "config": artifact, "layers": []}));
         let index = store.index(&[windows.clone(), artifact, linux.clone()]);
         assert_eq!(resolve(&store, &index, &amd64()).unwrap().manifest.digest, linux.digest);
         let nested = store.index(&[index]);

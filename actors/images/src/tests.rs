@@ -12,7 +12,9 @@ use cofferdam_diff::Diff;
 use cofferdam_kernel::{Kernel, Placement};
 use cofferdam_metadata::{Metadata, records};
 use cofferdam_snapshots::Snapshots;
-use cofferdam_types::{Algorithm, Authority, Code, Descriptor, Digest, Labels, Name, Namespace, Platform, Result, media};
+use cofferdam_types::{
+    Algorithm, Authority, Code, Descriptor, Digest, Labels, Name, Namespace, Platform, Result, media,
+};
 use serde_json::json;
 
 use crate::{Document, Images, config, content_labels, document};
@@ -58,7 +60,8 @@ impl World {
         let diff = Diff::start(&kernel, place, content.clone());
         let images = Images::start(&kernel, place, meta.clone(), content.clone(), snapshots.clone(), diff);
         kernel.ready().await.unwrap();
-        let make = |tx: &mut cofferdam_metadata::Tx<'_>| records::namespaces::create(tx, &second(), &Labels::new()).map(drop);
+        let make =
+            |tx: &mut cofferdam_metadata::Tx<'_>| records::namespaces::create(tx, &second(), &Labels::new()).map(drop);
         meta.write(&auth(), make).await.unwrap();
         World { kernel, meta, content, snapshots, images, root }
     }
@@ -101,7 +104,9 @@ impl World {
     fn trees(&self, driver: &str) -> usize {
         let trees = fs::read_dir(self.root.path().join("snapshots").join(driver)).unwrap();
         // The stock of directories made ahead has `work`, or nothing in `fs`.
-        trees.filter(|entry| fs::read_dir(entry.as_ref().unwrap().path().join("fs")).is_ok_and(|d| d.count() > 0)).count()
+        trees
+            .filter(|entry| fs::read_dir(entry.as_ref().unwrap().path().join("fs")).is_ok_and(|d| d.count() > 0))
+            .count()
     }
 }
 
@@ -164,8 +169,7 @@ fn image_claiming(layers: Vec<Layer>, diff_ids: &[Digest]) -> Image {
     let config = json!({"os": "linux", "architecture": "amd64", "rootfs": {"type": "layers", "diff_ids": diff_ids}});
     let config = config.to_string().into_bytes();
     let blobs: Vec<_> = layers.iter().map(|layer| descriptor(media::OCI_LAYER_GZIP, &layer.packed)).collect();
-    let manifest =
-        json!({"schemaVersion": 2, "config": descriptor(media::OCI_CONFIG, &config), "layers": blobs});
+    let manifest = json!({"schemaVersion": 2, "config": descriptor(media::OCI_CONFIG, &config), "layers": blobs});
     Image { layers, config, manifest: manifest.to_string().into_bytes() }
 }
 
@@ -411,6 +415,63 @@ fn many_layers_are_stacked_in_order() {
             assert_eq!((0..7).map(|d| fs::read_dir(root.join(format!("d{d}"))).unwrap().count()).sum::<usize>(), 40);
         };
         world.look(&first(), "overlay", &top, look).await;
+        world.kernel.stop().await;
+    });
+}
+
+#[test]
+fn a_feed_that_stalls_holds_up_no_other_namespace() {
+    run(async {
+        let world = World::start().await;
+        let made = three_layers();
+        let Document::Manifest(manifest) =
+            document(&descriptor(media::OCI_MANIFEST, &made.manifest), &made.manifest).unwrap()
+        else {
+            panic!("not a manifest")
+        };
+        let parsed = config(&manifest.config, &made.config).unwrap();
+        let mut stalled = world.images.begin_unpack(&auth(), &first(), &manifest, &parsed, "overlay").await.unwrap();
+        let mut feed = stalled.feed(&manifest.layers[0].digest).unwrap();
+        feed.write_all(&made.layers[0].packed[..20]).unwrap();
+        feed.flush().unwrap();
+        world.store(&second(), &made).await;
+        let top = world.unpack(&second(), "overlay").await.unwrap().unwrap();
+        // It comes to its end after all: the tree is there, and so is its own, which goes.
+        feed.write_all(&made.layers[0].packed[20..]).unwrap();
+        feed.finish().unwrap();
+        world.store(&first(), &made).await;
+        assert_eq!(stalled.finish().await.unwrap().unwrap(), top);
+        world.look(&first(), "overlay", &top, looks_right).await;
+        let dir = |ns: &Namespace| world.snapshots.stat(ns, "overlay", &name(&top.to_string())).unwrap().dir;
+        assert_eq!(dir(&first()), dir(&second()));
+        assert_eq!(world.trees("overlay"), 3);
+        world.kernel.stop().await;
+    });
+}
+
+#[test]
+fn an_unpack_that_nobody_waits_for_stops_and_leaves_nothing() {
+    run(async {
+        let world = World::start().await;
+        let big = "x".repeat(64 << 20);
+        world.store(&first(), &image(vec![layer(&[Entry::File("big", &big)]), layer(&[Entry::File("f", "")])])).await;
+        for driver in ["overlay", "native"] {
+            {
+                let ns = first();
+                let job = std::pin::pin!(world.unpack(&ns, driver));
+                let begun = std::pin::pin!(async {
+                    while world.trees(driver) == 0 {
+                        tokio::task::yield_now().await;
+                    }
+                });
+                let job_won = matches!(futures::future::select(job, begun).await, futures::future::Either::Left(_));
+                assert!(!job_won, "{driver}: it was over before it could be dropped");
+            }
+            // Its turn is free again.
+            let top = world.unpack(&first(), driver).await.unwrap().unwrap();
+            world.look(&first(), driver, &top, |root| assert!(root.join("big").exists())).await;
+            assert_eq!(world.trees(driver), 2);
+        }
         world.kernel.stop().await;
     });
 }

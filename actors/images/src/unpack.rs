@@ -49,6 +49,8 @@ struct Layer {
 enum State {
     /// Nothing is known, or another is at it.
     Open,
+    /// It is our turn.
+    Turn(Turn),
     /// The tree is there.
     There,
     Staged(Box<Stage>),
@@ -63,7 +65,7 @@ impl State {
 }
 
 impl Unpack {
-    pub(crate) async fn begin(
+    pub(crate) fn begin(
         images: &Images,
         authority: &Authority,
         ns: &Namespace,
@@ -71,7 +73,7 @@ impl Unpack {
         config: &Digest,
         layers: Vec<(Descriptor, Digest, Digest)>,
     ) -> Result<Unpack> {
-        let detached = images.snapshots.detached(driver)?;
+        images.snapshots.detached(driver)?;
         let mut parent = None;
         let layers = layers.into_iter().map(|(blob, diff_id, chain)| {
             let layer = Layer { blob, diff_id, parent: parent.clone(), chain, state: State::Open };
@@ -88,24 +90,25 @@ impl Unpack {
             done: false,
         };
         unpack.done = images.is_unpacked(ns, driver, unpack.top())?;
-        if !unpack.done && detached {
-            unpack.stage_free().await?;
-        }
         Ok(unpack)
     }
 
-    /// Takes the turn at every layer that nobody is at, up to the first that somebody is at: who waits holds only
-    /// turns below, so nobody waits in a circle.
-    async fn stage_free(&mut self) -> Result<()> {
-        for layer in &mut self.layers {
-            let parent = layer.parent.as_ref();
-            match self.images.snapshots.try_stage_layer(&self.driver, &layer.chain, parent, None).await? {
-                Staged::Busy => break,
-                Staged::Exists => layer.state = State::There,
-                Staged::New(stage) => layer.state = State::Staged(Box::new(stage)),
-            }
+    /// Makes ready to be fed: stages every layer that nobody is at, up to the first that somebody is at. Who waits later
+    /// holds only turns below, so nobody waits in a circle.
+    pub(crate) async fn open(mut self) -> Result<Unpack> {
+        let snapshots = &self.images.snapshots;
+        if self.done || !snapshots.detached(&self.driver)? {
+            return Ok(self);
         }
-        Ok(())
+        for layer in &mut self.layers {
+            let Some(turn) = snapshots.try_turn(&self.ns, &self.driver, &layer.chain).await? else { break };
+            let parent = layer.parent.as_ref();
+            layer.state = match snapshots.stage_layer(&self.driver, turn, parent, None, false).await? {
+                Staged::Exists => State::There,
+                Staged::New(stage) => State::Staged(Box::new(stage)),
+            };
+        }
+        Ok(self)
     }
 
     /// The snapshot that will hold all of the image; none for an image without layers.
@@ -155,6 +158,7 @@ impl Unpack {
 
     async fn attempt(&mut self) -> Result<()> {
         if !self.done {
+            self.take_turns().await?;
             if self.images.snapshots.detached(&self.driver)? {
                 self.extract_side_by_side().await?;
             } else {
@@ -163,26 +167,30 @@ impl Unpack {
             self.verify_linked().await?;
         }
         let rungs = self.rungs()?;
-        let news = rungs.iter().any(|rung| matches!(rung, Rung::New(_)));
-        let stages = match news {
-            true => self.images.diff.settle(rungs).await?,
-            false => self.layers.iter().map(|_| None).collect(),
+        let stages = match rungs.is_empty() {
+            true => self.layers.iter().map(|_| None).collect(),
+            false => self.images.diff.settle(rungs).await?,
         };
         self.commit(stages).await
     }
 
-    async fn extract_side_by_side(&mut self) -> Result<()> {
-        // From the lowest up: see `Snapshots::stage_layer`.
+    /// All turns within the namespace, from the lowest layer up, before the first stage for which other namespaces
+    /// have to wait.
+    async fn take_turns(&mut self) -> Result<()> {
         for layer in &mut self.layers {
             if matches!(layer.state, State::Open) {
-                let parent = layer.parent.as_ref();
-                layer.state = match self.images.snapshots.stage_layer(&self.driver, &layer.chain, parent, None).await? {
-                    Staged::New(stage) => State::Staged(Box::new(stage)),
-                    Staged::Exists | Staged::Busy => State::There,
-                };
+                let turn = self.images.snapshots.turn(&self.ns, &self.driver, &layer.chain).await?;
+                layer.state = State::Turn(turn);
             }
         }
+        Ok(())
+    }
+
+    async fn extract_side_by_side(&mut self) -> Result<()> {
         let (images, ns, driver) = (&self.images, &self.ns, &self.driver);
+        for layer in &mut self.layers {
+            layer.stage(images, driver, None).await?;
+        }
         try_join_all(self.layers.iter_mut().map(|layer| layer.extract(images, ns, driver))).await.map(drop)
     }
 
@@ -194,11 +202,7 @@ impl Unpack {
                 Some(State::Extracted(extracted)) => Some(&extracted.stage),
                 _ => None,
             };
-            let parent = layer.parent.as_ref();
-            layer.state = match self.images.snapshots.stage_layer(&self.driver, &layer.chain, parent, under).await? {
-                Staged::New(stage) => State::Staged(Box::new(stage)),
-                Staged::Exists | Staged::Busy => State::There,
-            };
+            layer.stage(&self.images, &self.driver, under).await?;
             layer.extract(&self.images, &self.ns, &self.driver).await?;
         }
         Ok(())
@@ -259,6 +263,21 @@ impl Unpack {
 }
 
 impl Layer {
+    async fn stage(&mut self, images: &Images, driver: &str, under: Option<&Stage>) -> Result<()> {
+        let turn = match self.state.take() {
+            State::Turn(turn) => turn,
+            other => {
+                self.state = other;
+                return Ok(());
+            }
+        };
+        self.state = match images.snapshots.stage_layer(driver, turn, self.parent.as_ref(), under, true).await? {
+            Staged::New(stage) => State::Staged(Box::new(stage)),
+            Staged::Exists => State::There,
+        };
+        Ok(())
+    }
+
     async fn extract(&mut self, images: &Images, ns: &Namespace, driver: &str) -> Result<()> {
         let diff: &Diff = &images.diff;
         let extracted = match self.state.take() {
@@ -267,9 +286,9 @@ impl Layer {
                 // Whoever fed it gave up, and the blob came some other way.
                 Err(e) if e.code == Code::Cancelled => {
                     let parent = self.parent.as_ref();
-                    match images.snapshots.stage_again(driver, turn, parent).await? {
+                    match images.snapshots.stage_layer(driver, turn, parent, None, false).await? {
                         Staged::New(stage) => diff.apply(ns, &self.blob, &self.diff_id, stage).await?,
-                        Staged::Exists | Staged::Busy => {
+                        Staged::Exists => {
                             self.state = State::There;
                             return Ok(());
                         }

@@ -65,19 +65,17 @@ pub struct Area {
 
 impl Area {
     /// Opens (and makes) `<root>/snapshots/<driver>`. Ids up to `last` are never given out.
-    pub fn open(
-        root: &Path,
-        driver: Box<dyn Driver>,
-        trash: Trash,
-        last: u64,
-        referenced: Referenced,
-    ) -> Result<Area> {
+    pub fn open(root: &Path, driver: Box<dyn Driver>, trash: Trash, last: u64, referenced: Referenced) -> Result<Area> {
         let path = root.join("snapshots").join(driver.name());
         let dir = private_dir(&path)?;
         let path = path.into_os_string().into_string().ok().filter(|p| !p.contains([':', ',', '\\', '"']));
         // These split a list of overlay options; escaping them is up to every tool that mounts, so it fails somewhere.
         let path = path.ok_or_else(|| {
-            Error::invalid("root", root.display(), "must be UTF-8 without ':', ',', '\\' or '\"': use another directory")
+            Error::invalid(
+                "root",
+                root.display(),
+                "must be UTF-8 without ':', ',', '\\' or '\"': use another directory",
+            )
         })?;
         let taken = numbers(dir.as_fd())?.into_iter().max().unwrap_or(0);
         Ok(Area {

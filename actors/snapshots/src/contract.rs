@@ -96,7 +96,9 @@ impl Suite<'_> {
         let parent = parent.map(name);
         let all = &self.world.snapshots;
         let auth = Authority::system();
-        all.prepare(&auth, &ns(), self.driver, &name(key), parent.as_ref(), Labels::new()).await.map(|m| Mounted::new(&m))
+        all.prepare(&auth, &ns(), self.driver, &name(key), parent.as_ref(), Labels::new())
+            .await
+            .map(|m| Mounted::new(&m))
     }
 
     async fn view(&self, key: &str, parent: Option<&str>) -> Result<Mounted> {
@@ -439,20 +441,28 @@ fn layers_are_shared_between_namespaces_and_unpacked_once() {
         let chain = [diffs[0].clone(), Digest::chain(Some(&diffs[0]), &diffs[1])];
         for driver in ["overlay", "native"] {
             let all = &world.snapshots;
-            let Staged::New(first) = all.stage_layer(driver, &chain[0], None, None).await.unwrap() else { panic!() };
-            assert!(matches!(all.try_stage_layer(driver, &chain[0], None, None).await.unwrap(), Staged::Busy));
+            let turn = all.turn(&ns(), driver, &chain[0]).await.unwrap();
+            let Staged::New(first) = all.stage_layer(driver, turn, None, None, true).await.unwrap() else { panic!() };
+            assert!(all.try_turn(&ns(), driver, &chain[0]).await.unwrap().is_none());
             let tree = |stage: &crate::Stage| format!("/proc/self/fd/{}", stage.tree().as_raw_fd());
             fs::write(format!("{}/f", tree(&first)), "first").unwrap();
             let under = Some(&first);
-            let Staged::New(second) = all.stage_layer(driver, &chain[1], Some(&chain[0]), under).await.unwrap() else {
-                panic!()
-            };
+            let turn = all.turn(&ns(), driver, &chain[1]).await.unwrap();
+            let second = all.stage_layer(driver, turn, Some(&chain[0]), under, true).await.unwrap();
+            let Staged::New(second) = second else { panic!() };
             assert_eq!(second.detached(), driver == "overlay");
             fs::write(format!("{}/g", tree(&second)), "second").unwrap();
             let waiter = {
-                let (all, chain) = (all.clone(), chain[0].clone());
-                actix_rt::spawn(async move { all.stage_layer(driver, &chain, None, None).await })
+                let (all, chain, other) = (all.clone(), chain[0].clone(), other.clone());
+                actix_rt::spawn(async move {
+                    let turn = all.turn(&other, driver, &chain).await?;
+                    all.stage_layer(driver, turn, None, None, true).await
+                })
             };
+            // One that is fed waits for nobody; it will find out when it commits.
+            let turn = all.turn(&Namespace::new("third").unwrap(), driver, &chain[0]).await.unwrap();
+            let fed = all.stage_layer(driver, turn, None, None, false).await.unwrap();
+            let Staged::New(fed) = fed else { panic!() };
             let link = |i: usize, stage| ChainLayer {
                 chain: chain[i].clone(),
                 parent: (i > 0).then(|| chain[i - 1].clone()),
@@ -464,9 +474,9 @@ fn layers_are_shared_between_namespaces_and_unpacked_once() {
             assert!(matches!(waiter.await.unwrap().unwrap(), Staged::Exists), "whoever waited finds it there");
 
             let before = dirs(&world, driver);
-            let layers = vec![link(0, None), link(1, None)];
+            let layers = vec![link(0, Some(fed)), link(1, None)];
             all.commit_layers(&auth, &other, driver, layers, |_| Ok(())).await.unwrap();
-            assert_eq!(dirs(&world, driver), before, "linked, not unpacked again");
+            assert_eq!(dirs(&world, driver), before - 1, "linked, and what was unpacked twice is gone");
             let top = name(&chain[1].to_string());
             for ns in [&ns(), &other] {
                 let mounts = all.prepare(&auth, ns, driver, &name("c"), Some(&top), Labels::new()).await.unwrap();

@@ -13,9 +13,7 @@ use cofferdam_types::{Error, Result};
 use nix::{
     errno::Errno,
     fcntl::{AtFlags, OFlag, openat, readlinkat},
-    sys::stat::{
-        FileStat, Mode, SFlag, UtimensatFlags, fchmod, fstat, futimens, mkdirat, mknodat, utimensat,
-    },
+    sys::stat::{FileStat, Mode, SFlag, UtimensatFlags, fchmod, fstat, futimens, mkdirat, mknodat, utimensat},
     sys::time::TimeSpec,
     unistd::{LinkatFlags, Whence, fchown, fchownat, ftruncate, linkat, lseek64, symlinkat},
 };
@@ -148,10 +146,7 @@ fn attributes(at: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &CStr, stat: &FileSt
     let path_only = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let target = openat(to, name, path_only, Mode::empty())?;
     xattrs::copy(openat(at, name, path_only, Mode::empty())?.as_fd(), target.as_fd())?;
-    let times = (
-        TimeSpec::new(stat.st_atime, stat.st_atime_nsec),
-        TimeSpec::new(stat.st_mtime, stat.st_mtime_nsec),
-    );
+    let times = (TimeSpec::new(stat.st_atime, stat.st_atime_nsec), TimeSpec::new(stat.st_mtime, stat.st_mtime_nsec));
     match file_type(stat) {
         SFlag::S_IFLNK => utimensat(to, name, &times.0, &times.1, UtimensatFlags::NoFollowSymlink),
         SFlag::S_IFREG | SFlag::S_IFDIR => {

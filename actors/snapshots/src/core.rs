@@ -20,7 +20,7 @@ use crate::{
     area::{Area, Known, private_dir},
     drivers::{self, Access},
     flights::Flights,
-    messages::{Commit, CommitLayers, Measure, Prepare, Remove, Reserve, StageLayer, Turned},
+    messages::{Commit, CommitLayers, Measure, Prepare, Remove, Reserve, StageLayer},
     stage::{Reserved, Stage, Staged, Turn},
     trash::Trash,
 };
@@ -158,7 +158,11 @@ impl Core {
             Kind::Active => (Access::Write, Some(record.dir)),
             Kind::View => (Access::Read, parents.is_empty().then_some(record.dir)),
             Kind::Committed => {
-                return Err(Error::failed_precondition("snapshot", key, "is committed: prepare or view one on top of it"));
+                return Err(Error::failed_precondition(
+                    "snapshot",
+                    key,
+                    "is committed: prepare or view one on top of it",
+                ));
             }
         };
         Ok(self.depot(driver)?.area.mounts(access, own, &parents))
@@ -189,7 +193,11 @@ impl Core {
             return self.meta.write(&authority, commit).await;
         }
         if active.kind != Kind::Active {
-            return Err(Error::failed_precondition("snapshot", &m.key, "is not active: only an active one can be committed"));
+            return Err(Error::failed_precondition(
+                "snapshot",
+                &m.key,
+                "is not active: only an active one can be committed",
+            ));
         }
         Err(Error::already_exists("snapshot", &m.name, "already exists: choose another name"))
     }
@@ -198,8 +206,7 @@ impl Core {
     pub async fn remove(&self, m: Remove) -> Result<()> {
         self.depot(&m.driver)?;
         let Remove { authority, namespace, driver, key } = m;
-        let removed =
-            self.meta.write(&authority, move |tx| snapshots::delete(tx, &namespace, &driver, &key)).await?;
+        let removed = self.meta.write(&authority, move |tx| snapshots::delete(tx, &namespace, &driver, &key)).await?;
         self.discard(removed).await
     }
 
@@ -218,20 +225,26 @@ impl Core {
         self.pool.run(move || area.usage(m.dir)).await
     }
 
+    /// The turn to unpack a layer for a namespace; `None` if another has it and `wait` is not set.
+    pub async fn turn(&self, ns: &Namespace, driver: &str, chain: &Digest, wait: bool) -> Result<Option<Turn>> {
+        let flights = &self.depot(driver)?.flights;
+        let lane = (Some(ns.clone()), chain.clone());
+        let flight = if wait { Some(flights.enter(&lane).await) } else { flights.try_enter(&lane) };
+        Ok(flight.map(|flight| Turn::new(chain.clone(), flight)))
+    }
+
     /// See [`StageLayer`].
     pub async fn stage_layer(&self, m: StageLayer) -> Result<Staged> {
         let depot = self.depot(&m.driver)?;
-        let turn = match m.turn {
-            Turned::Held(turn) if turn.chain == m.chain => turn,
-            Turned::Held(_) => return Err(Error::invalid("layer", &m.chain, "the turn is another layer's")),
-            Turned::Wait => Turn { flight: Arc::new(depot.flights.enter(&m.chain).await), chain: m.chain.clone() },
-            Turned::Try => match depot.flights.try_enter(&m.chain) {
-                Some(flight) => Turn { flight: Arc::new(flight), chain: m.chain.clone() },
-                None => return Ok(Staged::Busy),
-            },
+        let turn = match m.alone {
+            true => {
+                let flight = depot.flights.enter(&(None, m.turn.chain.clone())).await;
+                m.turn.and(flight)
+            }
+            false => m.turn,
         };
         // Only now: whoever was at it may have finished it.
-        if layers::find(&self.meta.read()?, &m.driver, &m.chain)?.is_some() {
+        if layers::find(&self.meta.read()?, &m.driver, &turn.chain)?.is_some() {
             return Ok(Staged::Exists);
         }
         let area = depot.area.clone();
@@ -255,7 +268,8 @@ impl Core {
         let detached = area.driver().detached();
         let usages = if dirs.iter().any(Option::is_some) {
             let syncing = area.clone();
-            let measure = move || dirs.iter().map(|dir| dir.map(|dir| Ok((dir, area.usage(dir)?))).transpose()).collect();
+            let measure =
+                move || dirs.iter().map(|dir| dir.map(|dir| Ok((dir, area.usage(dir)?))).transpose()).collect();
             let (synced, usages) = tokio::join!(self.pool.run(move || syncing.sync()), self.pool.run(measure));
             synced?;
             usages?
@@ -301,6 +315,8 @@ fn show_layer(
     if snapshots::find(tx, ns, driver, &name)?.is_some() {
         return Ok(());
     }
+    // Another namespace may have been faster; what it made is the same.
+    let new = if layers::find(tx, driver, chain)?.is_some() { None } else { new };
     let parent = new.and_then(|new| new.parent.as_ref());
     match (new, parent) {
         // What lies below is a snapshot of the namespace's own, not the layer: so is what is put on it.

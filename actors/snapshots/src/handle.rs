@@ -10,12 +10,12 @@ use cofferdam_metadata::{
         snapshots::{self, Kind, Removed, Snapshot, Usage},
     },
 };
-use cofferdam_types::{Authority, Digest, Labels, Mount, Name, Namespace, Result};
+use cofferdam_types::{Authority, Digest, Error, Labels, Mount, Name, Namespace, Result};
 
 use crate::{
     actor::SnapshotsActor,
     core::Core,
-    messages::{ChainLayer, Commit, CommitLayers, Discard, Measure, Prepare, Remove, Reserve, StageLayer, Turned},
+    messages::{ChainLayer, Commit, CommitLayers, Discard, Measure, Prepare, Remove, Reserve, StageLayer},
     stage::{Reserved, Stage, Staged, Turn},
 };
 
@@ -181,34 +181,31 @@ impl Snapshots {
         self.core.depot(driver)?.area.tree(layer.dir)
     }
 
-    /// Makes the directory of a layer to be unpacked, and takes the turn to do so; waits while another has it. Who
-    /// stages several layers of a chain stages the lowest first. `under`: the parent's stage, if the parent is staged
-    /// by the same caller.
+    /// Waits for the turn to unpack a layer for a namespace. Who unpacks a chain takes the turns from the lowest layer
+    /// up, and all of them before he stages the first `alone`; so nobody waits in a circle.
+    pub async fn turn(&self, ns: &Namespace, driver: &str, chain: &Digest) -> Result<Turn> {
+        let turn = self.core.turn(ns, driver, chain, true).await?;
+        turn.ok_or_else(|| Error::internal("layer", chain, "waited for its turn and did not get it"))
+    }
+
+    /// The turn, if nobody in the namespace has it. Who is refused one tries no layer above.
+    pub async fn try_turn(&self, ns: &Namespace, driver: &str, chain: &Digest) -> Result<Option<Turn>> {
+        self.core.turn(ns, driver, chain, false).await
+    }
+
+    /// Makes the directory of a layer that the daemon unpacks, unless the layer is there. `under`: the parent's stage,
+    /// if the parent is staged by the same caller. `alone`: waits while another namespace unpacks it; not for a layer
+    /// that arrives over a network, which others would then have to wait for.
     pub async fn stage_layer(
         &self,
         driver: &str,
-        chain: &Digest,
+        turn: Turn,
         parent: Option<&Digest>,
         under: Option<&Stage>,
+        alone: bool,
     ) -> Result<Staged> {
-        self.slot.call(stage(driver, chain, parent, under, Turned::Wait)).await
-    }
-
-    /// The same without waiting: [`Staged::Busy`] if another has the turn. Whoever gets this tries no layer above.
-    pub async fn try_stage_layer(
-        &self,
-        driver: &str,
-        chain: &Digest,
-        parent: Option<&Digest>,
-        under: Option<&Stage>,
-    ) -> Result<Staged> {
-        self.slot.call(stage(driver, chain, parent, under, Turned::Try)).await
-    }
-
-    /// Another directory for a layer whose turn the caller has.
-    pub async fn stage_again(&self, driver: &str, turn: Turn, parent: Option<&Digest>) -> Result<Staged> {
-        let chain = turn.chain.clone();
-        self.slot.call(stage(driver, &chain, parent, None, Turned::Held(turn))).await
+        let (driver, parent, under) = (driver.to_owned(), parent.cloned(), under.map(Stage::dir));
+        self.slot.call(StageLayer { driver, turn, parent, under, alone }).await
     }
 
     /// Makes a whole chain visible in a namespace, the lowest layer first: new ones from their stages, others by a link
@@ -228,24 +225,13 @@ impl Snapshots {
     }
 }
 
-fn reserve(
-    ns: &Namespace,
-    driver: &str,
-    key: &Name,
-    parent: Option<&Name>,
-    kind: Kind,
-    labels: Labels,
-) -> Reserve {
-    Reserve { namespace: ns.clone(), driver: driver.to_owned(), key: key.clone(), parent: parent.cloned(), kind, labels }
-}
-
-fn stage(
-    driver: &str,
-    chain: &Digest,
-    parent: Option<&Digest>,
-    under: Option<&Stage>,
-    turn: Turned,
-) -> StageLayer {
-    let (chain, parent) = (chain.clone(), parent.cloned());
-    StageLayer { driver: driver.to_owned(), chain, parent, under: under.map(Stage::dir), turn }
+fn reserve(ns: &Namespace, driver: &str, key: &Name, parent: Option<&Name>, kind: Kind, labels: Labels) -> Reserve {
+    Reserve {
+        namespace: ns.clone(),
+        driver: driver.to_owned(),
+        key: key.clone(),
+        parent: parent.cloned(),
+        kind,
+        labels,
+    }
 }

@@ -76,24 +76,14 @@ pub struct Measure {
 pub struct StageLayer {
     /// With which driver.
     pub driver: String,
-    /// Which layer.
-    pub chain: Digest,
+    /// Which layer, and the turn to unpack it.
+    pub turn: Turn,
     /// The chain id below it.
     pub parent: Option<Digest>,
     /// The directory of the parent, where that is a stage itself.
     pub under: Option<u64>,
-    /// How to come to the turn.
-    pub turn: Turned,
-}
-
-/// How to come to the turn to unpack a layer.
-pub enum Turned {
-    /// Wait while another has it.
-    Wait,
-    /// If another has it, the answer is [`Staged::Busy`].
-    Try,
-    /// The caller has it.
-    Held(Turn),
+    /// Wait while another namespace unpacks it.
+    pub alone: bool,
 }
 
 /// A layer of a chain that is being committed.

@@ -41,41 +41,49 @@ impl Reserved {
 pub enum Staged {
     /// The layer is there already, unpacked by this daemon.
     Exists,
-    /// Another is unpacking it (only when the caller did not want to wait).
-    Busy,
     /// It is the caller's to fill.
     New(Stage),
 }
 
-/// The directory of a layer that is being unpacked, and the exclusive turn to do so. Dropped, both are given up (the
-/// turn with the last [`Turn`] taken from it).
-pub struct Stage {
-    chain: Digest,
-    held: Held,
-    tree: OwnedFd,
-    flight: Arc<Flight>,
-}
-
-/// The exclusive turn to unpack a layer, without a directory.
+/// The turn to unpack a layer, which only one has at a time. Given up when the last clone is dropped.
 #[derive(Clone)]
 pub struct Turn {
     pub(crate) chain: Digest,
-    pub(crate) flight: Arc<Flight>,
+    flights: Vec<Arc<Flight>>,
+}
+
+impl Turn {
+    pub(crate) fn new(chain: Digest, flight: Flight) -> Turn {
+        Turn { chain, flights: vec![Arc::new(flight)] }
+    }
+
+    pub(crate) fn and(mut self, flight: Flight) -> Turn {
+        self.flights.push(Arc::new(flight));
+        self
+    }
+}
+
+/// The directory of a layer that is being unpacked, and the turn to do so. Dropped, the directory goes to the trash,
+/// unless a record refers to it.
+pub struct Stage {
+    turn: Turn,
+    held: Held,
+    tree: OwnedFd,
 }
 
 impl Stage {
     pub(crate) fn new(turn: Turn, held: Held, tree: OwnedFd) -> Stage {
-        Stage { chain: turn.chain, held, tree, flight: turn.flight }
+        Stage { turn, held, tree }
     }
 
     /// Keeps the turn for another try, should the stage be lost to a failure.
     pub fn turn(&self) -> Turn {
-        Turn { chain: self.chain.clone(), flight: self.flight.clone() }
+        self.turn.clone()
     }
 
     /// The chain id of the layer.
     pub fn chain(&self) -> &Digest {
-        &self.chain
+        &self.turn.chain
     }
 
     /// The tree to extract into.

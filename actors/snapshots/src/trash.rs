@@ -139,7 +139,11 @@ fn empty(shared: &Shared) {
             if resisted.contains(&name) {
                 continue;
             }
-            if let Err(error) = remove_tree(shared.dir.as_fd(), &name, shared.dir.as_fd()) {
+            let stop = || shared.state().stop;
+            if let Err(error) = remove_tree(shared.dir.as_fd(), &name, shared.dir.as_fd(), &stop) {
+                if error == Errno::ECANCELED {
+                    break;
+                }
                 tracing::warn!(?name, %error, "can't delete from the trash; the next start of the daemon tries again");
                 resisted.insert(name);
             }
@@ -161,14 +165,20 @@ fn idle_priority() {
 }
 
 /// Deletes `name` in `at` with everything below it. Links are deleted, never followed. `aside`, on the same
-/// filesystem, takes what lies too deep to be reached with a bounded number of open directories.
-pub fn remove_tree(at: BorrowedFd<'_>, name: &CStr, aside: BorrowedFd<'_>) -> Result<(), Errno> {
+/// filesystem, takes what lies too deep to be reached with a bounded number of open directories. ECANCELED: `stop` said
+/// so, which is asked at every directory.
+pub fn remove_tree(
+    at: BorrowedFd<'_>,
+    name: &CStr,
+    aside: BorrowedFd<'_>,
+    stop: &dyn Fn() -> bool,
+) -> Result<(), Errno> {
     let stem: String = name.to_string_lossy().chars().take(40).collect();
     let mut counter = 0_u32;
     let mut pending = Vec::new();
     let mut next = Some((at, name.to_owned()));
     while let Some((at, name)) = next {
-        remove(at, &name, 0, &mut |from, name| {
+        remove(at, &name, 0, stop, &mut |from, name| {
             let to = CString::new(format!("{stem}.deep-{counter}")).map_err(|_| Errno::EINVAL)?;
             counter += 1;
             renameat(from, name, aside, to.as_c_str())?;
@@ -182,7 +192,13 @@ pub fn remove_tree(at: BorrowedFd<'_>, name: &CStr, aside: BorrowedFd<'_>) -> Re
 
 type Deep<'a> = dyn FnMut(BorrowedFd<'_>, &CStr) -> Result<(), Errno> + 'a;
 
-fn remove(at: BorrowedFd<'_>, name: &CStr, depth: usize, deep: &mut Deep<'_>) -> Result<(), Errno> {
+fn remove(
+    at: BorrowedFd<'_>,
+    name: &CStr,
+    depth: usize,
+    stop: &dyn Fn() -> bool,
+    deep: &mut Deep<'_>,
+) -> Result<(), Errno> {
     let gone = |result| match result {
         Err(Errno::ENOENT) => Ok(()),
         other => other,
@@ -198,9 +214,12 @@ fn remove(at: BorrowedFd<'_>, name: &CStr, depth: usize, deep: &mut Deep<'_>) ->
     if depth >= DEEPEST {
         return deep(at, name);
     }
+    if stop() {
+        return Err(Errno::ECANCELED);
+    }
     let dir = open_dir(at, name)?;
     for inner in names(dir.as_fd())? {
-        remove(dir.as_fd(), &inner, depth + 1, deep)?;
+        remove(dir.as_fd(), &inner, depth + 1, stop, deep)?;
     }
     gone(unlinkat(at, name, UnlinkatFlags::RemoveDir))
 }

@@ -43,7 +43,7 @@ impl Trees<'_> {
 
     /// The one tree that can be bound as it is: the snapshot's own, or else its nearest parent's.
     fn single(&self) -> String {
-        self.tree(self.own.or(self.parents.first().copied()).unwrap_or_default())
+        self.tree(self.own.or_else(|| self.parents.first().copied()).unwrap_or_default())
     }
 }
 

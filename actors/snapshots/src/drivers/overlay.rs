@@ -92,11 +92,7 @@ mod tests {
             mount(
                 "overlay",
                 "overlay",
-                &[
-                    "workdir=/s/overlay/9/work",
-                    "upperdir=/s/overlay/9/fs",
-                    "lowerdir=/s/overlay/7/fs:/s/overlay/5/fs"
-                ]
+                &["workdir=/s/overlay/9/work", "upperdir=/s/overlay/9/fs", "lowerdir=/s/overlay/7/fs:/s/overlay/5/fs"]
             )
         );
     }
