@@ -113,6 +113,12 @@ fn check_linux(spec: &Spec, linux: &Linux) -> Result<()> {
     refuse(linux.personality().is_some(), "linux.personality", LEAVE_OUT)?;
     refuse(linux.time_offsets().as_ref().is_some_and(|t| !t.is_empty()), "linux.timeOffsets", LEAVE_OUT)?;
     check_namespaces(linux)?;
+    let uts = linux.namespaces().iter().flatten().any(|n| n.typ() == LinuxNamespaceType::Uts);
+    for (field, name) in [("hostname", spec.hostname()), ("domainname", spec.domainname())] {
+        if !uts && name.as_ref().is_some_and(|n| !n.is_empty()) {
+            return invalid(field, "needs a uts namespace: it would be set on the host");
+        }
+    }
     if let Some(seccomp) = linux.seccomp() {
         refuse(seccomp.listener_path().is_some(), "linux.seccomp.listenerPath", LEAVE_OUT)?;
         let rules = seccomp.syscalls().iter().flatten().map(|rule| rule.action());
@@ -357,6 +363,12 @@ mod tests {
         ] {
             let error = verdict(with(path, value.clone())).expect_err(name);
             assert_eq!((error.code, error.id.as_str()), (Code::InvalidArgument, name), "{value}");
+        }
+        for field in ["hostname", "domainname"] {
+            let mut host = with(field, json!("x"));
+            verdict(host.clone()).unwrap();
+            host["linux"]["namespaces"] = json!([{"type": "mount"}]);
+            assert_eq!(verdict(host).unwrap_err().id, field);
         }
         let mut host = with("linux.sysctl", json!({"net.core.somaxconn": "1"}));
         host["linux"]["namespaces"] = json!([{"type": "mount"}]);

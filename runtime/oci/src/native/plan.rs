@@ -145,6 +145,9 @@ fn namespaces(linux: &Linux, plan: &mut Plan) -> Result<()> {
     if late != 0 {
         plan.steps.push(Step::Unshare { flags: late });
     }
+    if late & libc::CLONE_NEWNET != 0 {
+        plan.steps.push(Step::Loopback);
+    }
     Ok(())
 }
 

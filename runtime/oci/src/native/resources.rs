@@ -331,10 +331,9 @@ mod tests {
         for (file, value) in files {
             assert_eq!(std::fs::read_to_string(group.join(file)).unwrap(), value, "{file}");
         }
-        for v1_only in [
-            serde_json::json!({"memory": {"swappiness": 5}}),
-            serde_json::json!({"cpu": {"realtimeRuntime": 5}}),
-        ] {
+        for v1_only in
+            [serde_json::json!({"memory": {"swappiness": 5}}), serde_json::json!({"cpu": {"realtimeRuntime": 5}})]
+        {
             let error = apply(&cgroup, &serde_json::from_value(v1_only).unwrap()).unwrap_err();
             assert_eq!(error.code, cofferdam_types::Code::Unimplemented);
         }

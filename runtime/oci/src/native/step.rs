@@ -97,6 +97,8 @@ pub(super) enum Step {
     Unshare {
         flags: i32,
     },
+    /// Brings up `lo`, which a new network namespace has down.
+    Loopback,
     Hostname(CString),
     Domainname(CString),
     /// Makes a detached mount the root, and lets go of the host's.
@@ -197,6 +199,7 @@ impl Step {
             Step::Undumpable => "hiding the process from the container".into(),
             Step::Enter { what, .. } => format!("joining {what}"),
             Step::Unshare { .. } => "making the network and cgroup namespaces".into(),
+            Step::Loopback => "bringing up the loopback interface".into(),
             Step::Hostname(name) => format!("setting the host name {}", text(name)),
             Step::Domainname(name) => format!("setting the domain name {}", text(name)),
             Step::Root(_) => "changing to the root file system".into(),

@@ -232,3 +232,36 @@ fn nothing_stays_open_in_this_process() {
         assert!(!to.contains(f.dir.path().to_str().unwrap()) && !to.ends_with(&format!("cofferdam-{}", f.id)), "{to}");
     }
 }
+
+/// What our own generator makes, with every option that needs a driver's help.
+#[test]
+fn a_generated_spec_runs() {
+    use crate::spec::{Network, Options, generate};
+    let mut f = Fixture::new();
+    let image: oci_spec::image::ImageConfiguration = serde_json::from_value(json!({
+        "architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []},
+        "config": {"Env": ["PATH=/bin"], "Cmd": ["sh", "-c", "id; pwd; grep -E '^(Seccomp:|NoNew|CapEff)' /proc/self/status; ls /sys/class/net | wc -l"]},
+    }))
+    .unwrap();
+    let root = fd::open_dir(&f.root()).unwrap();
+    for (network, uid) in [(Network::None, "0"), (Network::Host, "1000")] {
+        let options = Options {
+            user: Some(uid.into()),
+            cwd: Some("/work".into()),
+            network,
+            memory: Some(64 << 20),
+            pids: Some(50),
+            readonly: uid != "0",
+            ..Options::default()
+        };
+        let spec = generate(&f.namespace, &f.id, &image, &options, &root).unwrap();
+        f.spec = serde_json::to_value(&spec).unwrap();
+        let path = f.spec["linux"]["cgroupsPath"].as_str().unwrap_or_default().to_owned();
+        f.spec["linux"]["cgroupsPath"] = json!(format!("/cofferdam-{}", f.id));
+        assert!(path.starts_with('/'), "{path}");
+        let (status, out) = f.run();
+        assert_eq!(status, 0, "{out}");
+        assert!(out.starts_with(&format!("uid={uid} ")) && out.contains("\n/work\n"), "{out}");
+        assert_eq!((status_field(&out, "Seccomp").as_str(), status_field(&out, "NoNewPrivs").as_str()), ("2", "1"));
+    }
+}

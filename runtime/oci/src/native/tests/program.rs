@@ -66,15 +66,14 @@ fn capabilities_and_privileges_are_as_the_spec_says() {
 #[test]
 fn every_namespace_is_its_own_or_the_hosts() {
     let mut f = Fixture::new();
-    let script =
-        "for n in cgroup ipc mnt net pid uts; do readlink /proc/self/ns/$n; done; ls /sys/class/net; ps | wc -l";
+    let script = "for n in cgroup ipc mnt net pid uts; do readlink /proc/self/ns/$n; done; ls /sys/class/net; cat /sys/class/net/lo/flags";
     let host: Vec<String> = ["cgroup", "ipc", "mnt", "net", "pid", "uts"]
         .map(|n| std::fs::read_link(format!("/proc/thread-self/ns/{n}")).unwrap().to_str().unwrap().to_owned())
         .into();
     let out = f.output(script);
     let lines: Vec<&str> = out.lines().collect();
     assert!(lines[..6].iter().zip(&host).all(|(a, b)| *a != b), "{out}");
-    assert_eq!(lines[6], "lo");
+    assert_eq!(lines[6..], ["lo", "0x9"], "the loopback interface is there, and up");
     f.spec["linux"]["namespaces"] = json!([{"type": "mount"}]);
     f.spec["hostname"] = Value::Null;
     let out = f.output(script);
