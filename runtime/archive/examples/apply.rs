@@ -1,12 +1,6 @@
 //! Applies a layer to a directory and says how long it took: `apply [--detached] FILE DIR`.
 
-use std::{
-    error::Error,
-    fs::File,
-    os::fd::AsFd,
-    sync::atomic::AtomicBool,
-    time::Instant,
-};
+use std::{error::Error, fs::File, os::fd::AsFd, sync::atomic::AtomicBool, time::Instant};
 
 use cofferdam_archive::{ApplyOptions, apply};
 

@@ -29,6 +29,7 @@ use crate::{
     Applied, ApplyOptions, LowerLink, at,
     at::fail,
     header::{exhausted, malformed, refused},
+    merged::undecided,
     reader::{Entry, Reader, Type},
     stream::{cancelled, pump},
     tree::{Found, Place, Tree, below, clean, join, split},
@@ -157,7 +158,11 @@ impl Apply<'_> {
                 Err(errno) => return Err(fail(real, "making an entry", errno)),
             }
         }
-        Err(Error::unavailable("layer", String::from_utf8_lossy(real), "something else keeps writing to this directory"))
+        Err(Error::unavailable(
+            "layer",
+            String::from_utf8_lossy(real),
+            "something else keeps writing to this directory",
+        ))
     }
 
     fn remove(&mut self, parent: &Place, name: &[u8], real: &[u8]) -> Result<()> {
@@ -169,6 +174,9 @@ impl Apply<'_> {
             }
             Err(errno) => return Err(fail(real, "looking at what is replaced", errno)),
         };
+        if at::is_dir(&stat) && self.options.detached && self.tree.has_unsure(real) {
+            return Err(undecided(real, "has entries, perhaps elsewhere through a link, and is then replaced"));
+        }
         at::remove(parent.fd.as_fd(), name).map_err(|errno| fail(real, "removing what is replaced", errno))?;
         self.tree.forget(real);
         if matches!(at::kind(&stat), SFlag::S_IFDIR | SFlag::S_IFLNK) {
@@ -206,7 +214,8 @@ impl Apply<'_> {
                 self.dropped_xattrs += 1;
                 continue;
             }
-            let name = CString::new(&key[..]).map_err(|_| malformed(real, "an extended attribute's name holds a NUL"))?;
+            let name =
+                CString::new(&key[..]).map_err(|_| malformed(real, "an extended attribute's name holds a NUL"))?;
             match at::set_xattr(fd, &name, value) {
                 Ok(()) => {}
                 Err(Errno::EOPNOTSUPP) => self.dropped_xattrs += 1,
@@ -243,7 +252,7 @@ impl Apply<'_> {
         self.attributes(entry, &fd, real)?;
         self.tree.note(real, |note| {
             note.times = Some((entry.atime, entry.mtime));
-            note.implicit = false;
+            note.late |= std::mem::take(&mut note.implicit);
         })?;
         self.tree.keep(path, Rc::new(Place { fd, real: real.to_vec() }));
         Ok(())
@@ -297,6 +306,11 @@ impl Apply<'_> {
                 let target = join(&place.real, last);
                 match at::stat(&place.fd, last) {
                     Ok(stat) if self.options.overlay && at::is_whiteout(&stat) => (target, true),
+                    // A directory that no entry named may be a link to one below.
+                    Ok(stat) if at::is_dir(&stat) && self.options.detached && self.tree.is_implicit(&target) => {
+                        let hidden = self.tree.is_hidden(&place.real);
+                        (target, hidden)
+                    }
                     Ok(stat) if at::is_dir(&stat) => return Err(refused(real, "a hard link to a directory")),
                     Ok(_) if target == real => return Err(refused(real, "a hard link to itself")),
                     Ok(_) => return self.link_to(&place, last, parent, name, real),
@@ -353,15 +367,20 @@ impl Apply<'_> {
         if self.tree.is_hidden(&place.real) {
             return Ok(());
         }
+        if self.options.detached && self.tree.has_unsure_below(&place.real) {
+            return Err(undecided(
+                &place.real,
+                "has entries, perhaps elsewhere through a link, and is then made opaque",
+            ));
+        }
         at::open_dir(&place.fd, b".")
             .and_then(|fd| at::set_xattr(fd, at::OPAQUE, b"y"))
             .map_err(|errno| fail(&place.real, "making a directory opaque", errno))?;
         self.tree.note(&place.real, |note| note.opaque = true)?;
-        // What was to be learnt or hidden from below is hidden as a whole now. overlayfs lists the whiteouts of a
-        // directory that it does not merge, so they go.
+        // What was hidden one by one is hidden as a whole now. overlayfs lists the whiteouts of a directory that it
+        // does not merge, so they go.
         let mut gone = Vec::new();
         for (path, note) in self.tree.notes().range_mut(below(&place.real)) {
-            note.implicit = false;
             if std::mem::take(&mut note.whiteout) {
                 gone.push(path.clone());
             }
@@ -396,7 +415,8 @@ impl Apply<'_> {
             let fd = at::open_dir(dir, name).map_err(|errno| fail(&child, "clearing a directory", errno))?;
             let inside = self.clear(&fd, &child, depth + 1)?;
             if !ours && !inside {
-                unlinkat(dir, name, UnlinkatFlags::RemoveDir).map_err(|errno| fail(&child, "removing a directory", errno))?;
+                unlinkat(dir, name, UnlinkatFlags::RemoveDir)
+                    .map_err(|errno| fail(&child, "removing a directory", errno))?;
                 self.tree.forget(&child);
             } else if !ours {
                 // It stays only because an entry lies in it: as if it had been made for that.
@@ -416,6 +436,7 @@ impl Apply<'_> {
             implicit_parents: Vec::new(),
             lower_links: Vec::new(),
             whiteouts: Vec::new(),
+            late_directories: Vec::new(),
         };
         for (path, note) in std::mem::take(self.tree.notes()) {
             if let Some((atime, mtime)) = note.times {
@@ -426,6 +447,9 @@ impl Apply<'_> {
             let path = PathBuf::from(OsStr::from_bytes(&path));
             if note.implicit {
                 applied.implicit_parents.push(path.clone());
+            }
+            if note.late {
+                applied.late_directories.push(path.clone());
             }
             if note.whiteout {
                 applied.whiteouts.push(path.clone());

@@ -68,7 +68,9 @@ impl<'a> Header<'a> {
             Format::Ustar => text(&self.0[345..500]),
             Format::Star => text(&self.0[345..476]),
             // GNU keeps times here. Go's writer before 1.8 put a prefix there all the same, and images have such.
-            Format::Gnu if self.0[345] != 0 && (number(&self.0[345..357]).is_none() || number(&self.0[357..369]).is_none()) => {
+            Format::Gnu
+                if self.0[345] != 0 && (number(&self.0[345..357]).is_none() || number(&self.0[357..369]).is_none()) =>
+            {
                 text(&self.0[345..500])
             }
             Format::Gnu => &[][..],
@@ -81,9 +83,8 @@ impl<'a> Header<'a> {
     }
 
     pub(crate) fn size(&self) -> Result<u64> {
-        self.number("size", 124..136).and_then(|size| {
-            u64::try_from(size).map_err(|_| malformed(&self.name(), "an entry has a negative size"))
-        })
+        self.number("size", 124..136)
+            .and_then(|size| u64::try_from(size).map_err(|_| malformed(&self.name(), "an entry has a negative size")))
     }
 
     pub(crate) fn mode(&self) -> Result<u32> {
@@ -165,7 +166,8 @@ mod tests {
         assert_eq!(number(b"\0\0\0\0\0\0\0\0"), Some(0));
         assert_eq!(number(b"\x80\0\0\0\0\0\x01\0"), Some(256));
         assert_eq!(number(&[0xff; 12]), Some(-1));
-        for bad in [&b"\x00\x00\x00644\0\0"[..], b"64x\0\0\0\0\0", b"-1\0\0\0\0\0\0", b"6 4\0\0\0\0\0", b"0x10\0\0\0\0"] {
+        for bad in [&b"\x00\x00\x00644\0\0"[..], b"64x\0\0\0\0\0", b"-1\0\0\0\0\0\0", b"6 4\0\0\0\0\0", b"0x10\0\0\0\0"]
+        {
             assert_eq!(number(bad), None, "{bad:?}");
         }
         let huge = [0x80, 0, 0, 0, 0xff, 0, 0, 0, 0, 0, 0, 0];

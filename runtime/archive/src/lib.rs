@@ -145,4 +145,6 @@ pub struct Applied {
     pub lower_links: Vec<LowerLink>,
     /// Whiteouts written in overlay form.
     pub whiteouts: Vec<PathBuf>,
+    /// Directories whose own entry came behind entries in them.
+    pub late_directories: Vec<PathBuf>,
 }

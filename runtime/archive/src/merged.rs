@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use cofferdam_types::Result;
+use cofferdam_types::{Error, Result};
 use nix::{
     errno::Errno,
     fcntl::readlinkat,
@@ -20,7 +20,6 @@ use nix::{
 use crate::{
     at,
     at::fail,
-    header::refused,
     tree::{clean, join},
 };
 
@@ -40,10 +39,21 @@ pub(crate) struct Part {
 pub(crate) enum Step {
     Missing,
     /// The merged directory, and which of its parts its owner and mode come from where the first is only implicit.
-    Dir { node: Node, lower: Option<OwnedFd> },
-    Link { target: Vec<u8> },
+    Dir {
+        node: Node,
+        lower: Option<OwnedFd>,
+    },
+    Link {
+        target: Vec<u8>,
+    },
     /// Anything else.
     Other,
+}
+
+/// What depends on the order of the archive, or is an error in any.
+pub(crate) fn undecided(path: &[u8], why: &str) -> Error {
+    let path = String::from_utf8_lossy(path);
+    Error::failed_precondition("layer", &path, format!("{path} {why}: apply the layer in place on its parent"))
 }
 
 pub(crate) struct Stack<'a> {
@@ -97,7 +107,8 @@ impl Stack<'_> {
             let opaque = at::is_opaque(&dir).map_err(problem)?;
             let own = *layer == 0 && soft;
             if !own && lower.is_none() {
-                lower = Some(dir.try_clone().map_err(|error| problem(Errno::from_raw(error.raw_os_error().unwrap_or(0))))?);
+                lower =
+                    Some(dir.try_clone().map_err(|error| problem(Errno::from_raw(error.raw_os_error().unwrap_or(0))))?);
             }
             if !own_only {
                 merged.push(Part { layer: *layer, fd: dir });
@@ -126,7 +137,13 @@ impl Stack<'_> {
     }
 
     /// Where `target`, met in the directory `from`, leads: a path without links. What is missing is kept as it is.
-    pub(crate) fn resolve(&self, from: &[u8], target: &[u8], first: usize, soft: &BTreeSet<Vec<u8>>) -> Result<Vec<u8>> {
+    pub(crate) fn resolve(
+        &self,
+        from: &[u8],
+        target: &[u8],
+        first: usize,
+        soft: &BTreeSet<Vec<u8>>,
+    ) -> Result<Vec<u8>> {
         let mut nodes: Vec<Node> = Vec::new();
         let mut real: Vec<Vec<u8>> = Vec::new();
         let mut todo: Vec<Vec<u8>> = target.rsplit(|b| *b == b'/').map(<[u8]>::to_vec).collect();
@@ -138,7 +155,7 @@ impl Stack<'_> {
         while let Some(name) = todo.pop() {
             steps += 1;
             if steps > STEPS || links > LINKS || real.len() > 512 {
-                return Err(fail(target, "resolving a link of a lower layer", Errno::ELOOP));
+                return Err(undecided(target, "is a link of a lower layer that leads nowhere"));
             }
             match &name[..] {
                 b"" | b"." => continue,
@@ -167,7 +184,7 @@ impl Stack<'_> {
                     }
                     todo.extend(target.rsplit(|b| *b == b'/').map(<[u8]>::to_vec));
                 }
-                Step::Other => return Err(refused(&path, "a parent of an entry is a file in a lower layer")),
+                Step::Other => return Err(undecided(&path, "is a file in a lower layer and has entries in this one")),
             }
         }
         Ok(clean(&real.join(&b'/')))

@@ -49,7 +49,9 @@ impl Pax {
                         Err(malformed(key, "an extended attribute has no name, or stands twice"))
                     }
                     // A body is at most 1 MiB, but the search above is quadratic.
-                    Some(name) if pax.xattrs.len() >= 1024 => Err(exhausted(name, "an entry has over 1024 extended attributes")),
+                    Some(name) if pax.xattrs.len() >= 1024 => {
+                        Err(exhausted(name, "an entry has over 1024 extended attributes"))
+                    }
                     Some(name) => {
                         pax.xattrs.push((name.to_vec(), value.to_vec()));
                         Ok(())

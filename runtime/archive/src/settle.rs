@@ -31,7 +31,7 @@ use crate::{
     Applied, at,
     at::fail,
     header::refused,
-    merged::{Node, Stack, Step},
+    merged::{Node, Stack, Step, undecided},
     stream::cancelled,
     tree::{below, join, split},
 };
@@ -39,11 +39,14 @@ use crate::{
 /// Where a directory waits while it is moved: a name that no entry can have.
 const ASIDE: &[u8] = b".wh..wh.aside";
 
+/// How often opaque markers are looked for again after some moved.
+const PASSES: usize = 8;
+
 /// Completes a layer that was applied detached to the directory `layer`, on top of `parents` (roots of settled layers
 /// in overlay form, nearest first).
 ///
-/// `failed_precondition`: the archive writes to one place through two names, one of them a symbolic link of a parent,
-/// and which of them was last is not known any more. Apply the layer in place instead.
+/// `failed_precondition`: the archive comes to one place by two names, one of them a symbolic link of a parent, and what
+/// was first is not known any more. Apply the layer in place on its parent instead: that gives the tree, or the error.
 pub fn settle(layer: BorrowedFd, parents: &[BorrowedFd], applied: &Applied, cancel: &AtomicBool) -> Result<()> {
     let layers: Vec<BorrowedFd> = [layer].into_iter().chain(parents.iter().copied()).collect();
     let bytes = |path: &PathBuf| path.as_os_str().as_bytes().to_vec();
@@ -55,8 +58,10 @@ pub fn settle(layer: BorrowedFd, parents: &[BorrowedFd], applied: &Applied, canc
         whiteouts: applied.whiteouts.iter().map(bytes).collect(),
         links: applied.lower_links.iter().map(|link| (bytes(&link.path), bytes(&link.target))).collect(),
         times: BTreeMap::new(),
+        moved: BTreeSet::new(),
         copied: HashMap::new(),
     };
+    run.late(applied)?;
     run.implicit()?;
     run.lower_links()?;
     // Copies of lower files brought parents of their own.
@@ -77,6 +82,8 @@ struct Settle<'a> {
     links: Vec<(Vec<u8>, Vec<u8>)>,
     /// Times to set at the end, of directories that were written to.
     times: BTreeMap<Vec<u8>, (TimeSpec, TimeSpec)>,
+    /// What lies where a lower symbolic link leads, and was written through it.
+    moved: BTreeSet<Vec<u8>>,
     /// Lower files that were copied: (layer, inode) to their path in this one.
     copied: HashMap<(usize, u64), Vec<u8>>,
 }
@@ -100,37 +107,83 @@ impl Settle<'_> {
         Ok(())
     }
 
-    fn implicit(&mut self) -> Result<()> {
-        // Parents come before what is in them.
-        while let Some(path) = self.soft.first().cloned() {
-            self.check()?;
-            let (dir, name) = split(&path);
-            let own = match self.own(&path) {
-                Ok(own) => own,
-                Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => {
-                    self.soft.remove(&path);
-                    continue;
-                }
-                Err(errno) => return Err(fail(&path, "opening a directory", errno)),
-            };
+    /// In place, an entry that came before its directory's own went through whatever was there.
+    fn late(&self, applied: &Applied) -> Result<()> {
+        for path in &applied.late_directories {
+            let path = path.as_os_str().as_bytes();
+            let (dir, name) = split(path);
             let node = self.stack.node(dir, 0, &self.soft)?;
-            match self.stack.step(&node, name, true)? {
-                Step::Dir { lower: Some(lower), .. } => {
-                    let times = copy_attributes(&lower, &own).map_err(|errno| fail(&path, "copying attributes", errno))?;
-                    self.times.insert(path.clone(), times);
-                    self.soft.remove(&path);
-                }
-                Step::Dir { .. } | Step::Missing => {
-                    self.soft.remove(&path);
-                }
-                Step::Link { target } => {
-                    let place = self.stack.resolve(dir, &target, 0, &self.soft)?;
-                    self.relocate(&path, &own, &place)?;
-                }
-                Step::Other => return Err(refused(&path, "a parent of an entry is a file in a lower layer")),
+            if !matches!(self.stack.step(&node, name, true)?, Step::Dir { .. } | Step::Missing) {
+                return Err(undecided(path, "has entries before its own, and is no directory in a lower layer"));
             }
         }
         Ok(())
+    }
+
+    fn implicit(&mut self) -> Result<()> {
+        // Opaque markers first, as they stand in an archive: one that was written through a link hides what others
+        // would be compared with. A move may bring markers to new places, to be looked at again; it seldom does.
+        for _ in 0..PASSES {
+            let mut moved = false;
+            for path in self.soft.clone() {
+                if self.soft.contains(&path) && self.own(&path).and_then(at::is_opaque).unwrap_or(false) {
+                    let ends = (0..path.len()).filter(|i| path[*i] == b'/').chain([path.len()]);
+                    for end in ends.collect::<Vec<_>>() {
+                        moved |= self.soft.contains(&path[..end]) && self.one_implicit(&path[..end])?;
+                    }
+                }
+            }
+            if !moved {
+                break;
+            }
+        }
+        // Parents come before what is in them.
+        while let Some(path) = self.soft.first().cloned() {
+            self.one_implicit(&path)?;
+        }
+        Ok(())
+    }
+
+    /// Gives a directory that no entry named the look it has below. True if it moved.
+    fn one_implicit(&mut self, path: &[u8]) -> Result<bool> {
+        self.check()?;
+        let (dir, name) = split(path);
+        let own = match self.own(path) {
+            Ok(own) => own,
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => {
+                self.soft.remove(path);
+                return Ok(false);
+            }
+            Err(errno) => return Err(fail(path, "opening a directory", errno)),
+        };
+        let node = self.stack.node(dir, 0, &self.soft)?;
+        match self.stack.step(&node, name, true)? {
+            Step::Dir { lower: Some(lower), .. } => {
+                let times = copy_attributes(&lower, &own).map_err(|errno| fail(path, "copying attributes", errno))?;
+                self.times.insert(path.to_vec(), times);
+            }
+            Step::Dir { .. } | Step::Missing => {}
+            Step::Link { target } => {
+                // The archive may have changed the way on which it then, or before, went.
+                let place = self.stack.resolve(dir, &target, 0, &self.soft)?;
+                let before = self.stack.resolve(dir, &target, 1, &BTreeSet::new())?;
+                if place != before || self.is_cut(&place) {
+                    return Err(undecided(path, "is a link in a lower layer whose target this one changes"));
+                }
+                self.relocate(path, &own, &place)?;
+                return Ok(true);
+            }
+            Step::Other => return Err(undecided(path, "is a file in a lower layer and has entries in this one")),
+        }
+        self.soft.remove(path);
+        Ok(false)
+    }
+
+    /// Whether the layer itself hides what is below in `path` or in a directory on the way.
+    fn is_cut(&self, path: &[u8]) -> bool {
+        let ends = (0..path.len()).filter(|i| path[*i] == b'/').chain([path.len()]);
+        ends.map(|end| &path[..end])
+            .any(|prefix| !self.soft.contains(prefix) && self.own(prefix).and_then(at::is_opaque).unwrap_or(false))
     }
 
     /// Moves what lies in `from`, a symbolic link below, to `to`, where that leads.
@@ -154,18 +207,27 @@ impl Settle<'_> {
         let moved = |path: &[u8]| join(to, &path[from.len() + 1..]);
         for set in [&mut self.soft, &mut self.whiteouts] {
             let old: Vec<_> = set.range(below(from)).cloned().collect();
-            old.iter().for_each(|path| drop(set.remove(path)));
+            for path in &old {
+                set.remove(path);
+            }
             set.extend(old.iter().map(|path| moved(path)));
         }
         let old: Vec<_> = self.times.range(below(from)).map(|(path, times)| (path.clone(), *times)).collect();
-        old.iter().for_each(|(path, _)| drop(self.times.remove(path)));
+        for (path, _) in &old {
+            self.times.remove(path);
+        }
         self.times.extend(old.into_iter().map(|(path, times)| (moved(&path), times)));
         for (path, _) in &mut self.links {
             if path.starts_with(from) && path.get(from.len()) == Some(&b'/') {
                 *path = moved(path);
             }
         }
-        Ok(())
+        // What moved may have replaced, deleted or hidden the very link: before or after its last use?
+        let node = self.stack.node(dir, 0, &self.soft)?;
+        match self.stack.step(&node, name, self.soft.contains(from))? {
+            Step::Link { target } if self.stack.resolve(dir, &target, 0, &self.soft)? == to => Ok(()),
+            _ => Err(undecided(from, "is a link in a lower layer that this one both follows and changes")),
+        }
     }
 
     fn merge(&mut self, from: &[u8], source: &OwnedFd, to: &[u8], place: &OwnedFd) -> Result<()> {
@@ -181,6 +243,7 @@ impl Settle<'_> {
                 Err(Errno::EEXIST) => {}
                 result => {
                     result.map_err(problem)?;
+                    self.moved.insert(new);
                     continue;
                 }
             }
@@ -255,8 +318,12 @@ impl Settle<'_> {
             let (dir, name) = split(&target);
             let dir = self.stack.resolve(b"", dir, 1, &BTreeSet::new())?;
             let node = self.stack.node(&dir, 1, &BTreeSet::new())?;
-            let (part, stat) = self.lower_file(&node, name)?.ok_or_else(missing)?;
             let target = join(&dir, name);
+            // Whether the link was to the lower file or to what this layer put in its place is not known any more.
+            if self.was_moved(&target) {
+                return Err(conflict(&path, &target));
+            }
+            let (part, stat) = self.lower_file(&node, name)?.ok_or_else(missing)?;
             let (to, to_name) = split(&path);
             let parent = self.ensure(to)?;
             if at::stat(&parent, to_name).is_ok() {
@@ -286,6 +353,14 @@ impl Settle<'_> {
             }
         }
         Ok(())
+    }
+
+    fn was_moved(&self, path: &[u8]) -> bool {
+        let mut prefix = path;
+        while !prefix.is_empty() && !self.moved.contains(prefix) {
+            prefix = split(prefix).0;
+        }
+        !prefix.is_empty()
     }
 
     /// What a link may point to: anything but a directory. A symbolic link is a file of its own here.
@@ -333,7 +408,8 @@ impl Settle<'_> {
             }
             let stat = fstat(own).map_err(|errno| fail(dir, "looking at a directory", errno))?;
             self.times.entry(dir.to_vec()).or_insert_with(|| at::times(&stat));
-            unlinkat(own, name, UnlinkatFlags::NoRemoveDir).map_err(|errno| fail(&path, "removing a whiteout", errno))?;
+            unlinkat(own, name, UnlinkatFlags::NoRemoveDir)
+                .map_err(|errno| fail(&path, "removing a whiteout", errno))?;
         }
         Ok(())
     }
@@ -378,8 +454,7 @@ impl Settle<'_> {
 
 fn conflict(path: &[u8], place: &[u8]) -> Error {
     let place = String::from_utf8_lossy(place);
-    let why = format!("the layer also writes to {place}, which is the same place below; apply it in place on its parent");
-    Error::failed_precondition("layer", String::from_utf8_lossy(path), why)
+    undecided(path, &format!("is {place} in a lower layer, to which this one writes as well"))
 }
 
 /// Owner, mode and attributes (but those of overlayfs); gives the times, to be set last.

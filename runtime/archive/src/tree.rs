@@ -26,11 +26,7 @@ use nix::{
     unistd::{UnlinkatFlags, unlinkat},
 };
 
-use crate::{
-    ApplyOptions, at,
-    at::fail,
-    header::{exhausted, refused},
-};
+use crate::{ApplyOptions, at, at::fail, header::exhausted, merged::undecided};
 
 /// Links that one path may follow, as in the reference.
 const LINKS: usize = 255;
@@ -85,7 +81,10 @@ pub(crate) struct Place {
 pub(crate) enum Found {
     Place(Rc<Place>),
     /// Not in this tree; in an overlay a lower layer may have it, under this path, unless something here hides it.
-    Missing { real: Vec<u8>, hidden: bool },
+    Missing {
+        real: Vec<u8>,
+        hidden: bool,
+    },
 }
 
 /// What is remembered of a path (one without links) until the end of the archive.
@@ -95,6 +94,8 @@ pub(crate) struct Note {
     pub(crate) times: Option<(TimeSpec, TimeSpec)>,
     /// A directory that no entry named so far.
     pub(crate) implicit: bool,
+    /// A directory whose entry came behind entries in it.
+    pub(crate) late: bool,
     /// A directory below which lower layers don't show.
     pub(crate) opaque: bool,
     pub(crate) whiteout: bool,
@@ -150,6 +151,20 @@ impl<'a> Tree<'a> {
         }
     }
 
+    /// Whether `real` is a directory that no entry named so far.
+    pub(crate) fn is_implicit(&self, real: &[u8]) -> bool {
+        self.notes.get(real).is_some_and(|note| note.implicit)
+    }
+
+    /// Whether entries lie in `real`, or below it, behind a directory that no entry had named by then.
+    pub(crate) fn has_unsure(&self, real: &[u8]) -> bool {
+        self.notes.get(real).is_some_and(|note| note.implicit || note.late) || self.has_unsure_below(real)
+    }
+
+    pub(crate) fn has_unsure_below(&self, real: &[u8]) -> bool {
+        self.notes.range(below(real)).any(|(_, note)| note.implicit || note.late)
+    }
+
     /// Forgets `real` and all below it, which is about to be removed or replaced.
     pub(crate) fn forget(&mut self, real: &[u8]) {
         let inside: Vec<_> = self.notes.range(below(real)).map(|(path, _)| path.clone()).collect();
@@ -178,7 +193,9 @@ impl<'a> Tree<'a> {
     pub(crate) fn make(&mut self, path: &[u8]) -> Result<Rc<Place>> {
         match self.resolve(path, true)? {
             Found::Place(place) => Ok(place),
-            Found::Missing { .. } => Err(Error::internal("layer", String::from_utf8_lossy(path), "a parent was not made")),
+            Found::Missing { .. } => {
+                Err(Error::internal("layer", String::from_utf8_lossy(path), "a parent was not made"))
+            }
         }
     }
 
@@ -194,7 +211,9 @@ impl<'a> Tree<'a> {
         let found = match at::open_beneath(self.root, path) {
             Ok(fd) => Found::Place(Rc::new(Place { fd, real: path.to_vec() })),
             // ENOSYS: a sandbox that does not know the call. EAGAIN: something moved meanwhile.
-            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EAGAIN | Errno::ENOSYS) => self.walk(path, make)?,
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EAGAIN | Errno::ENOSYS) => {
+                self.walk(path, make)?
+            }
             Err(errno) => return Err(fail(path, "opening a directory", errno)),
         };
         if let Found::Place(place) = &found {
@@ -204,7 +223,14 @@ impl<'a> Tree<'a> {
     }
 
     fn walk(&mut self, path: &[u8], make: bool) -> Result<Found> {
-        let problem = |errno| fail(path, "resolving a path", errno);
+        let detached = self.options.detached;
+        let problem = |errno| match errno {
+            // A parent layer may say otherwise of the directories on the way that no entry named.
+            Errno::ELOOP | Errno::ENOTDIR if detached => {
+                undecided(path, "leads through something that is no directory")
+            }
+            _ => fail(path, "resolving a path", errno),
+        };
         // The directories down to where we are, and behind them the names that are not there. Those stay text, so
         // that `..` behind one leads back.
         let mut stack: Vec<OwnedFd> = Vec::new();
@@ -261,7 +287,7 @@ impl<'a> Tree<'a> {
                     whiteout = true;
                     real.push(name);
                 }
-                _ => return Err(refused(path, "a parent of the entry is not a directory")),
+                _ => return Err(problem(Errno::ENOTDIR)),
             }
         }
         if stack.len() < real.len() && !make {
@@ -290,10 +316,11 @@ impl<'a> Tree<'a> {
             return Err(exhausted(&path, "the layer has too many or too deep directories"));
         }
         if self.notes.get(&path).is_some_and(|note| note.link.is_some()) {
-            return Err(refused(&path, "a parent of the entry is not a directory but a hard link"));
+            return Err(undecided(&path, "is a hard link to a lower file and has entries"));
         }
         if whiteout {
-            unlinkat(dir, name, UnlinkatFlags::NoRemoveDir).map_err(|errno| fail(&path, "replacing a whiteout", errno))?;
+            unlinkat(dir, name, UnlinkatFlags::NoRemoveDir)
+                .map_err(|errno| fail(&path, "replacing a whiteout", errno))?;
             self.forget(&path);
         }
         // Whoever made it in between is an error: we alone write here.

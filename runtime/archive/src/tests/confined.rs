@@ -66,7 +66,9 @@ fn a4_hard_links_to_the_outside() {
     let jail = Jail::new();
     let out = jail.outside();
     let long = format!("{}{}/canary", "../".repeat(40), &out[1..]);
-    for target in [&format!("{out}/canary"), "../outside/canary", "../../outside/canary", &long, "x/../../outside/canary"] {
+    for target in
+        [&format!("{out}/canary"), "../outside/canary", "../../outside/canary", &long, "x/../../outside/canary"]
+    {
         jail.refuses(Tar::new().dir("x", 0o755).link(target, "stolen"), Code::NotFound);
         assert!(!jail.has("stolen"));
     }
@@ -157,7 +159,12 @@ fn a8_implicit_parents_are_made_inside() {
     let out = jail.outside();
     let applied = jail.apply(Tar::new().symlink(&format!("{out}/none"), "etc").file("etc/deep/mtab", "x")).unwrap();
     assert_eq!(jail.read(&format!("{}/none/deep/mtab", &out[1..])), "x");
-    assert!(applied.implicit_parents.iter().all(|path| path.starts_with(&out[1..]) || out[1..].starts_with(path.to_str().unwrap())));
+    assert!(
+        applied
+            .implicit_parents
+            .iter()
+            .all(|path| path.starts_with(&out[1..]) || out[1..].starts_with(path.to_str().unwrap()))
+    );
     assert_eq!(jail.meta(&format!("{}/none", &out[1..])).mode() & 0o7777, 0o755);
 }
 
@@ -233,7 +240,8 @@ fn a10_the_root_and_odd_whiteouts() {
     jail.apply(Tar::new().file("new", "x").file(".wh..wh..opq", "").file("newer", "x")).unwrap();
     assert!(!jail.has("etc") && jail.has("new") && jail.has("newer"));
     // aufs metadata is skipped.
-    jail.apply(Tar::new().file(".wh..wh.plnk/1.2", "x").file(".wh..wh.aufs", "x").file("new/../.wh..wh.orph", "x")).unwrap();
+    jail.apply(Tar::new().file(".wh..wh.plnk/1.2", "x").file(".wh..wh.aufs", "x").file("new/../.wh..wh.orph", "x"))
+        .unwrap();
     assert_eq!(fs::read_dir(jail.root()).unwrap().count(), 2);
 }
 
@@ -262,7 +270,10 @@ fn etc() -> Tar {
 #[test]
 fn breakouts_of_the_reference() {
     let unbroken: [(&str, Tar); 4] = [
-        ("SymlinkAbsolute", Tar::new().dir("etc", 0o755).symlink("/etc", "localetc").file("/localetc/unbroken", "unbroken")),
+        (
+            "SymlinkAbsolute",
+            Tar::new().dir("etc", 0o755).symlink("/etc", "localetc").file("/localetc/unbroken", "unbroken"),
+        ),
         (
             "SymlinkUpAndOut",
             Tar::new()
@@ -329,10 +340,12 @@ fn breakouts_of_the_reference() {
         ),
         (
             "HardlinkSymlinkRelative and Absolute",
-            etc().symlink("../../../../../etc/passwd", "r").symlink("/etc/passwd", "a").link("/r", "r2").link("/a", "a2").link(
-                "/etc/passwd",
-                "localpasswd",
-            ),
+            etc()
+                .symlink("../../../../../etc/passwd", "r")
+                .symlink("/etc/passwd", "a")
+                .link("/r", "r2")
+                .link("/a", "a2")
+                .link("/etc/passwd", "localpasswd"),
             "localpasswd",
         ),
     ];

@@ -99,7 +99,12 @@ fn sparse_archives_of_gnu_tar() {
     let source = tempfile::tempdir().unwrap();
     let file = fs::File::create(source.path().join("sparse")).unwrap();
     std::os::unix::fs::FileExt::write_at(&file, b"x", 10 << 20).unwrap();
-    for format in [&["-H", "gnu"][..], &["-H", "posix"], &["-H", "posix", "--sparse-version=0.0"], &["-H", "posix", "--sparse-version=0.1"]] {
+    for format in [
+        &["-H", "gnu"][..],
+        &["-H", "posix"],
+        &["-H", "posix", "--sparse-version=0.0"],
+        &["-H", "posix", "--sparse-version=0.1"],
+    ] {
         let archive = tempfile::tempdir().unwrap();
         let path = archive.path().join("t.tar");
         let args = [&["-S", "-cf", path.to_str().unwrap()], format, &["sparse"]].concat();

@@ -81,7 +81,12 @@ impl Layers {
     /// that of the last change in it.
     fn differences(&self) -> Vec<String> {
         let plain = |text: String| text.replace("dir any", "dir").replace("dir set", "dir");
-        let tree = |path: &Path| snapshot(path).into_iter().map(|(path, text)| (path, plain(text))).collect::<std::collections::BTreeMap<_, _>>();
+        let tree = |path: &Path| {
+            snapshot(path)
+                .into_iter()
+                .map(|(path, text)| (path, plain(text)))
+                .collect::<std::collections::BTreeMap<_, _>>()
+        };
         let (place, merged) = (tree(&self.place()), self.mounted(tree));
         let keys: std::collections::BTreeSet<_> = place.keys().chain(merged.keys()).collect();
         keys.into_iter()
@@ -120,7 +125,12 @@ fn base() -> Tar {
 fn whiteouts_and_opaque_directories() {
     let layers = Layers::of(&[
         base(),
-        Tar::new().file("d/.wh.f", "").file(".wh.top", "").dir("d/sub", 0o700).file("d/sub/y", "y").file("d/sub/.wh..wh..opq", ""),
+        Tar::new()
+            .file("d/.wh.f", "")
+            .file(".wh.top", "")
+            .dir("d/sub", 0o700)
+            .file("d/sub/y", "y")
+            .file("d/sub/.wh..wh..opq", ""),
     ]);
     assert!(is_whiteout(&layers.top("d/f")) && is_whiteout(&layers.top("top")));
     assert!(is_opaque(&layers.top("d/sub")) && layers.top("d/sub/y").exists());
@@ -141,7 +151,10 @@ fn a_replaced_directory_hides_its_namesake() {
         layers.agree();
     }
     // In the order of the archive: a later whiteout removes what it brought itself.
-    let layers = Layers::of(&[base(), Tar::new().file("d/f", "new").file(".wh.d", "").file("top", "t").file(".wh.top", "")]);
+    let layers = Layers::of(&[
+        base(),
+        Tar::new().dir("d", 0o755).file("d/f", "new").file(".wh.d", "").file("top", "t").file(".wh.top", ""),
+    ]);
     assert!(is_whiteout(&layers.top("d")) && is_whiteout(&layers.top("top")));
     layers.agree();
 }
@@ -169,7 +182,7 @@ fn whiteouts_without_a_namesake_are_not_listed() {
 #[test]
 fn an_opaque_root_hides_everything() {
     for tar in [
-        Tar::new().file("d/new", "x").file(".wh..wh..opq", "").file("e/new", "x"),
+        Tar::new().dir("d", 0o755).file("d/new", "x").file(".wh..wh..opq", "").file("e/new", "x"),
         Tar::new().file(".wh..wh..opq", "").file("d/new", "x").dir("d/sub", 0o700),
     ] {
         let layers = Layers::of(&[base(), tar]);
@@ -246,7 +259,11 @@ fn hard_links_to_lower_files() {
         .file("d/.wh.late", "");
     let applied = layers.push(&tar).unwrap();
     layers.in_place(&tar).unwrap();
-    let links: Vec<_> = applied.lower_links.iter().map(|link| (link.path.to_str().unwrap(), link.target.to_str().unwrap(), link.position)).collect();
+    let links: Vec<_> = applied
+        .lower_links
+        .iter()
+        .map(|link| (link.path.to_str().unwrap(), link.target.to_str().unwrap(), link.position))
+        .collect();
     assert_eq!(
         links,
         [
@@ -279,12 +296,19 @@ fn hard_links_to_lower_files() {
         (Tar::new().file("d/.wh.f", "").link("d/f", "l"), Code::NotFound),
         (Tar::new().file("d/.wh..wh..opq", "").link("d/f", "l"), Code::NotFound),
         (Tar::new().link("d", "l"), Code::InvalidArgument),
-        (Tar::new().link("d/f", "l").file("l/x", ""), Code::InvalidArgument),
+        (Tar::new().link("d/f", "l").file("l/x", ""), Code::FailedPrecondition),
     ] {
         assert_eq!(layers.push(&tar).unwrap_err().code, code);
     }
     // A link that is replaced or deleted by the same archive is not made.
-    let tar = Tar::new().link("d/f", "a").file("a", "mine").link("d/f", "b").file(".wh.b", "").link("d/f", "c/l").file(".wh.c", "");
+    let tar = Tar::new()
+        .link("d/f", "a")
+        .file("a", "mine")
+        .link("d/f", "b")
+        .file(".wh.b", "")
+        .dir("c", 0o755)
+        .link("d/f", "c/l")
+        .file(".wh.c", "");
     assert!(layers.push(&tar).unwrap().lower_links.is_empty());
     layers.in_place(&tar).unwrap();
     layers.agree();
@@ -317,37 +341,57 @@ fn entries_below_a_lower_symlink_move_to_where_it_leads() {
         // An entry that replaces the link keeps what is below it to itself.
         Tar::new().dir("lib", 0o755).file("lib/x", "x"),
         Tar::new().file(".wh.lib", "").file("lib/x", "x"),
-        Tar::new().file("lib/x", "x").file(".wh.lib", ""),
         Tar::new().dir("usr/lib", 0o700).file("lib/x", "x"),
+        // A directory's own entry may come last.
+        Tar::new().file("usr/lib/x", "x").dir("usr/lib", 0o700).dir("usr", 0o711),
         Tar::new().dir("lib/sub", 0o700).file("usr/lib/sub/y", "y").file("lib/sub/x", "x"),
     ] {
         let mut layers = Layers::of(std::slice::from_ref(&merged_usr));
         layers.push(&tar).unwrap();
-        // In place, `.wh.lib` behind `lib/x` leaves usr/lib/x; only there is the order known.
-        if layers.in_place(&tar).is_ok() && layers.place().join("lib/x").exists() == layers.mounted(|root| root.join("lib/x").exists()) {
-            let differ = layers.differences();
-            let late_whiteout = differ.iter().all(|line| line.starts_with("usr/lib/x"));
-            assert!(differ.is_empty() || late_whiteout && is_whiteout(&layers.top("lib")), "{differ:#?}");
-        } else {
-            panic!("the two forms disagree");
-        }
+        layers.in_place(&tar).unwrap();
+        layers.agree();
     }
     // A third layer on top of a relocated one.
-    Layers::of(&[merged_usr.clone(), Tar::new().file("lib/x", "x"), Tar::new().file("lib64/.wh.x", "").file("lib/y", "y")]).agree();
+    Layers::of(&[
+        merged_usr.clone(),
+        Tar::new().file("lib/x", "x"),
+        Tar::new().file("lib64/.wh.x", "").file("lib/y", "y"),
+    ])
+    .agree();
     // The directory that the link leads through is itself a link.
-    let chain = Tar::new().dir("system", 0o711).dir("system/usr", 0o755).dir("system/usr/lib", 0o755).symlink("system/usr", "usr").symlink("usr/lib", "lib");
+    let chain = Tar::new()
+        .dir("system", 0o711)
+        .dir("system/usr", 0o755)
+        .dir("system/usr/lib", 0o755)
+        .symlink("system/usr", "usr")
+        .symlink("usr/lib", "lib");
     Layers::of(&[chain, Tar::new().file("lib/x", "x").file("usr/y", "y").file("usr/lib/z", "z")]).agree();
 }
 
 #[test]
 fn two_names_of_one_place_are_a_conflict() {
-    let mut layers = Layers::of(&[Tar::new().dir("usr", 0o755).dir("usr/lib", 0o755).symlink("usr/lib", "lib").symlink("lib", "loop/loop")]);
+    let mut layers = Layers::of(&[Tar::new()
+        .dir("usr", 0o755)
+        .dir("usr/lib", 0o755)
+        .symlink("usr/lib", "lib")
+        .symlink(".", "here")]);
     let error = layers.push(&Tar::new().file("lib/x", "one").file("usr/lib/x", "two")).unwrap_err();
     assert_eq!(error.code, Code::FailedPrecondition);
+    // Followed, then changed: in place the entry is where the link led.
+    for tar in [
+        Tar::new().file("lib/x", "x").file(".wh.lib", ""),
+        Tar::new().file("lib/x", "x").file("lib", "x"),
+        Tar::new().file("usr/lib/x", "x").dir("usr", 0o755).file("usr/.wh..wh..opq", ""),
+        Tar::new().file("lib/x", "x").dir("lib", 0o755),
+        Tar::new().file("here/.wh.here", "").file("here/x", ""),
+        Tar::new().file("here/.wh..wh..opq", "").file("here/x", ""),
+    ] {
+        assert_eq!(layers.push(&tar).unwrap_err().code, Code::FailedPrecondition);
+    }
     // A lower file as a parent, and a link that leads to itself.
     let mut layers = Layers::of(&[Tar::new().file("f", "").symlink("self", "self").symlink("f", "to-f")]);
     for path in ["f/x", "self/x", "to-f/x"] {
-        assert_eq!(layers.push(&Tar::new().file(path, "x")).unwrap_err().code, Code::InvalidArgument, "{path}");
+        assert_eq!(layers.push(&Tar::new().file(path, "x")).unwrap_err().code, Code::FailedPrecondition, "{path}");
         assert_eq!(layers.in_place(&Tar::new().file(path, "x")).unwrap_err().code, Code::InvalidArgument, "{path}");
     }
 }
@@ -418,7 +462,11 @@ impl Random {
             for _ in 0..self.below(3) {
                 let path = self.path();
                 let (dir, name) = path.rsplit_once('/').unwrap_or((".", &path));
-                tar = if self.below(3) == 0 { tar.file(&format!("{path}/.wh..wh..opq"), "") } else { tar.file(&format!("{dir}/.wh.{name}"), "") };
+                tar = if self.below(3) == 0 {
+                    tar.file(&format!("{path}/.wh..wh..opq"), "")
+                } else {
+                    tar.file(&format!("{dir}/.wh.{name}"), "")
+                };
             }
         }
         for i in 0..3 + self.below(8) {
@@ -429,7 +477,7 @@ impl Random {
                 0..3 => tar.dir(&path, mode),
                 3..6 => tar.pax(&[("SCHILY.xattr.user.n", content.as_bytes())]).file_mode(&path, &content, mode),
                 6 => tar.symlink(&format!("/{}", self.path()), &path),
-                7 => tar.symlink(&["..", ".", "../b", "c", "../../a"][self.below(5)].to_owned(), &path),
+                7 => tar.symlink(["..", ".", "../b", "c", "../../a"][self.below(5)], &path),
                 8 => tar.link(&self.path(), &path),
                 _ => tar.special(&path, b'6', 0o600, 0, 0),
             };
@@ -441,7 +489,7 @@ impl Random {
 #[test]
 fn random_layers_look_the_same_in_both_forms() {
     let (mut whole, mut conflicts) = (0, 0);
-    for seed in 1..=60u64 {
+    for seed in 1..=40u64 {
         let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15));
         let mut layers = Layers::new();
         let mut log = Vec::new();
@@ -461,12 +509,14 @@ fn random_layers_look_the_same_in_both_forms() {
                 }
                 match layers.push(&tar) {
                     Ok(_) => {}
-                    Err(error) if error.code == Code::FailedPrecondition || error.message.contains("but a hard link") => {
+                    Err(error) if error.code == Code::FailedPrecondition => {
                         conflicts += 1;
                         copy(&backup, &layers.place());
                         continue;
                     }
-                    Err(error) => panic!("seed {seed}, layer {number}: {error}\n{}", list(&tar)),
+                    Err(error) => {
+                        panic!("seed {seed}, layer {number}: {error}\n{}--\n{}", log.join("---\n"), list(&tar))
+                    }
                 }
                 log.push(list(&tar));
                 let differ = layers.differences();
@@ -477,7 +527,7 @@ fn random_layers_look_the_same_in_both_forms() {
         }
         whole += usize::from(layers.stack.len() == 3);
     }
-    assert!(whole > 40 && conflicts < 200, "{whole} stacks, {conflicts} conflicts");
+    assert!(whole > 30 && conflicts < 200, "{whole} stacks, {conflicts} conflicts");
 }
 
 /// For a person to read: the entries of an archive.

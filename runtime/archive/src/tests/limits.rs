@@ -79,7 +79,12 @@ fn a14_what_an_image_may_set() {
     assert_eq!(set.keys().map(String::as_str).collect::<Vec<_>>(), ["security.capability", "user.empty", "user.kept"]);
     assert_eq!(set["security.capability"], capability);
     let null = jail.meta("null");
-    assert!(null.file_type().is_char_device() && null.rdev() == 0x103 && null.mode() & 0o7777 == 0o666 && null.uid() == 1000);
+    assert!(
+        null.file_type().is_char_device()
+            && null.rdev() == 0x103
+            && null.mode() & 0o7777 == 0o666
+            && null.uid() == 1000
+    );
     assert!(jail.meta("disk").file_type().is_block_device() && jail.meta("disk").rdev() == 0x801);
     assert!(jail.meta("fifo").file_type().is_fifo() && jail.meta("fifo").mode() & 0o7777 == 0o620);
     assert_eq!(jail.meta("sticky").mode() & 0o7777, 0o1777);

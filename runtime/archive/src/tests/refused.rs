@@ -28,7 +28,9 @@ fn a11_pax_size_wins_over_the_header() {
 #[test]
 fn a11_what_readers_see_differently_is_refused() {
     let ok = b"00000000512\0";
-    let long = |tar: Tar, name: &[u8]| tar.raw(b"././@LongLink", b'L', b"", 0, format!("{:011o}\0", name.len()).as_bytes(), name);
+    let long = |tar: Tar, name: &[u8]| {
+        tar.raw(b"././@LongLink", b'L', b"", 0, format!("{:011o}\0", name.len()).as_bytes(), name)
+    };
     for (what, tar) in [
         ("size twice", smuggler(Tar::new().pax(&[("size", b"0"), ("size", b"512")]), ok)),
         ("path twice", Tar::new().pax(&[("path", b"a"), ("path", b"b")]).file("c", "")),
@@ -47,8 +49,15 @@ fn a11_what_readers_see_differently_is_refused() {
         ("global size", smuggler(Tar::new().pax_body(b'g', &record("size", b"512")), b"00000000000\0")),
         ("global path", Tar::new().pax_body(b'g', &record("path", b"a")).file("c", "")),
         ("directory with a size", Tar::new().raw(b"d", b'5', b"", 0o755, b"00000001000\0", &[]).file("c", "")),
-        ("link with a size", Tar::new().file("f", "").raw(b"l", b'1', b"f", 0o644, b"00000001000\0", &[]).file("c", "")),
-        ("bad checksum", { let mut tar = Tar::new().file("f", ""); tar.bytes[0] ^= 1; tar }),
+        (
+            "link with a size",
+            Tar::new().file("f", "").raw(b"l", b'1', b"f", 0o644, b"00000001000\0", &[]).file("c", ""),
+        ),
+        ("bad checksum", {
+            let mut tar = Tar::new().file("f", "");
+            tar.bytes[0] ^= 1;
+            tar
+        }),
         ("uid -1", Tar::new().pax(&[("uid", b"4294967295")]).file("c", "")),
         ("uid 2^32", Tar::new().pax(&[("uid", b"4294967296")]).file("c", "")),
         ("PAX header at the end", Tar::new().pax(&[("path", b"a")])),
@@ -73,7 +82,13 @@ fn a11_what_all_readers_see_alike_is_read() {
     let tar = Tar::new()
         // git archive
         .pax_body(b'g', &record("comment", b"0123456789abcdef"))
-        .pax(&[("path", b"paxed"), ("mtime", b"1350244992.5"), ("uid", b"7"), ("ctime", b"1.5"), ("hdrcharset", b"BINARY")])
+        .pax(&[
+            ("path", b"paxed"),
+            ("mtime", b"1350244992.5"),
+            ("uid", b"7"),
+            ("ctime", b"1.5"),
+            ("hdrcharset", b"BINARY"),
+        ])
         .file("c", "x")
         .pax(&[("mtime", b"1350244992")])
         .file(&long, "long")
@@ -118,8 +133,12 @@ fn a15_compressed_forms_and_their_damage() {
     let zstd = zstd::encode_all(&tar[..], 3).unwrap();
     let half = tar.len() / 2;
     let gz_members = [gzip(&tar[..half]), gzip(&[]), gzip(&tar[half..])].concat();
-    let zstd_frames =
-        [&b"\x50\x2a\x4d\x18\x04\0\0\0skip"[..], &zstd::encode_all(&tar[..half], 1).unwrap(), &zstd::encode_all(&tar[half..], 1).unwrap()].concat();
+    let zstd_frames = [
+        &b"\x50\x2a\x4d\x18\x04\0\0\0skip"[..],
+        &zstd::encode_all(&tar[..half], 1).unwrap(),
+        &zstd::encode_all(&tar[half..], 1).unwrap(),
+    ]
+    .concat();
     for bytes in [&tar, &gzip(&tar), &zstd, &gz_members, &zstd_frames] {
         let jail = Jail::new();
         let applied = jail.apply_as(bytes, &ApplyOptions::default()).unwrap();
