@@ -54,6 +54,10 @@ impl Handler<Settle> for DiffActor {
     type Result = ResponseFuture<<Settle as Message>::Result>;
     fn handle(&mut self, m: Settle, _ctx: &mut Context<DiffActor>) -> Self::Result {
         let core = self.0.clone();
-        Box::pin(async move { core.pool.run(move || extract::settle(m.rungs, &m.cancel)).await })
+        Box::pin(async move {
+            let content = core.content.clone();
+            let job = move || extract::settle(m.rungs, |layer| content.reader(&m.namespace, &layer.digest), &m.cancel);
+            core.pool.run(job).await
+        })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, BufReader, Read},
-    os::fd::AsFd,
+    os::fd::{AsFd, BorrowedFd},
     sync::atomic::{AtomicBool, Ordering},
 };
 
@@ -43,7 +43,7 @@ pub fn extract(
         let dropped = applied.dropped_xattrs;
         tracing::info!(layer = %layer.digest, dropped, "extended attributes that an image may not set were dropped");
     }
-    Ok(Extracted { stage, applied })
+    Ok(Extracted { layer: layer.clone(), stage, applied })
 }
 
 fn same(layer: &Descriptor, expected: &Digest, found: &Digest) -> Result<()> {
@@ -107,29 +107,50 @@ fn inflate<'a>(source: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
     })
 }
 
-/// Completes the new layers of a chain, the lowest first.
-pub fn settle(rungs: Vec<Rung>, cancel: &AtomicBool) -> Result<Vec<Option<Stage>>> {
-    for (i, rung) in rungs.iter().enumerate() {
-        let Rung::New(layer) = rung else { continue };
-        if !layer.stage.detached() {
+/// Completes the new layers of a chain, the lowest first. `blob` opens a layer again: a few can only be extracted on top
+/// of what lies below them.
+pub fn settle<R: Read + Send>(
+    mut rungs: Vec<Rung>,
+    blob: impl Fn(&Descriptor) -> Result<R>,
+    cancel: &AtomicBool,
+) -> Result<Vec<Option<Stage>>> {
+    for i in 0..rungs.len() {
+        let (below, rest) = rungs.split_at_mut(i);
+        let Some(Rung::New(extracted)) = rest.first_mut() else { continue };
+        if !extracted.stage.detached() {
             continue;
         }
-        let parents: Vec<_> = rungs[..i]
-            .iter()
-            .rev()
-            .map(|rung| match rung {
-                Rung::There(tree) => tree.as_fd(),
-                Rung::New(layer) => layer.stage.tree(),
-            })
-            .collect();
-        cofferdam_archive::settle(layer.stage.tree(), &parents, &layer.applied, cancel)
-            .map_err(|e| e.context(format_args!("chain {}", layer.stage.chain())))?;
+        let parents: Vec<_> = below.iter().rev().map(Rung::tree).collect();
+        let settled = cofferdam_archive::settle(extracted.stage.tree(), &parents, &extracted.applied, cancel);
+        let settled = match settled {
+            Err(e) if e.code == Code::FailedPrecondition && !parents.is_empty() => {
+                tracing::info!(layer = %extracted.layer.digest, why = e.message, "extracting a layer again, on its parents");
+                on_parents(extracted, &parents, blob(&extracted.layer)?, cancel)
+            }
+            other => other,
+        };
+        settled.map_err(|e| e.context(format_args!("layer {}", extracted.layer.digest)))?;
     }
     let stages = rungs.into_iter().map(|rung| match rung {
         Rung::There(_) => None,
         Rung::New(layer) => Some(layer.stage),
     });
     Ok(stages.collect())
+}
+
+/// Extracts a layer in place, through a mount on top of its parents.
+fn on_parents(
+    extracted: &mut Extracted,
+    parents: &[BorrowedFd<'_>],
+    source: impl Read + Send,
+    cancel: &AtomicBool,
+) -> Result<()> {
+    let root = extracted.stage.on_parents(parents)?;
+    let applied = cofferdam_archive::apply(root.as_fd(), source, &ApplyOptions::default(), cancel)?;
+    // The blob is the one that was verified, unless the disk has changed its mind.
+    same(&extracted.layer, &extracted.applied.diff_id, &applied.diff_id)?;
+    extracted.applied = applied;
+    Ok(())
 }
 
 #[cfg(test)]

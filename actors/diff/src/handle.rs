@@ -126,10 +126,10 @@ impl Diff {
     }
 
     /// Completes layers that were extracted without their parents, the lowest first, and gives back the stages of the
-    /// new ones at their places. Dropped, it stops.
-    pub async fn settle(&self, rungs: Vec<Rung>) -> Result<Vec<Option<Stage>>> {
+    /// new ones at their places. The blobs of the new ones are in the namespace. Dropped, it stops.
+    pub async fn settle(&self, ns: &Namespace, rungs: Vec<Rung>) -> Result<Vec<Option<Stage>>> {
         let cancel = CancelOnDrop::default();
-        self.slot.call(Settle { rungs, cancel: cancel.flag() }).await
+        self.slot.call(Settle { namespace: ns.clone(), rungs, cancel: cancel.flag() }).await
     }
 }
 

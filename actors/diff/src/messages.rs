@@ -1,7 +1,7 @@
 //! What the actor is asked.
 
 use std::{
-    os::fd::OwnedFd,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{Arc, atomic::AtomicBool},
 };
 
@@ -12,6 +12,8 @@ use cofferdam_types::{Descriptor, Digest, Namespace, Result};
 
 /// A layer that lies in its stage, its diff id verified.
 pub struct Extracted {
+    /// Which layer.
+    pub layer: Descriptor,
     /// Where.
     pub stage: Stage,
     /// What was done, and what is left for when the parent is there.
@@ -24,6 +26,16 @@ pub enum Rung {
     There(OwnedFd),
     /// A new one.
     New(Box<Extracted>),
+}
+
+impl Rung {
+    /// The root of the tree.
+    pub fn tree(&self) -> BorrowedFd<'_> {
+        match self {
+            Rung::There(tree) => tree.as_fd(),
+            Rung::New(layer) => layer.stage.tree(),
+        }
+    }
 }
 
 /// Extract a blob of a namespace into a stage.
@@ -55,6 +67,8 @@ pub struct Verify {
 /// Complete layers that were extracted without their parents, the lowest first; gives back the stages of the new ones,
 /// at their places.
 pub struct Settle {
+    /// Whose blobs.
+    pub namespace: Namespace,
     /// The whole chain.
     pub rungs: Vec<Rung>,
     /// Set: stop.

@@ -130,6 +130,7 @@ struct Image {
 }
 
 enum Entry<'a> {
+    Symlink(&'a str, &'a str),
     File(&'a str, &'a str),
     Link(&'a str, &'a str),
 }
@@ -143,6 +144,11 @@ fn layer(entries: &[Entry<'_>]) -> Layer {
             Entry::File(path, text) => {
                 header.set_size(text.len() as u64);
                 tar.append_data(&mut header, path, text.as_bytes()).unwrap();
+            }
+            Entry::Symlink(path, target) => {
+                header.set_entry_type(tar::EntryType::Symlink);
+                header.set_size(0);
+                tar.append_link(&mut header, path, target).unwrap();
             }
             Entry::Link(path, target) => {
                 header.set_entry_type(tar::EntryType::Link);
@@ -471,6 +477,37 @@ fn an_unpack_that_nobody_waits_for_stops_and_leaves_nothing() {
             let top = world.unpack(&first(), driver).await.unwrap().unwrap();
             world.look(&first(), driver, &top, |root| assert!(root.join("big").exists())).await;
             assert_eq!(world.trees(driver), 2);
+        }
+        world.kernel.stop().await;
+    });
+}
+
+#[test]
+fn a_layer_that_needs_its_parents_is_extracted_on_them() {
+    run(async {
+        let world = World::start().await;
+        let made = image(vec![
+            layer(&[Entry::File("usr/lib/a", "1"), Entry::File("usr/lib/gone", "1"), Entry::Symlink("lib", "usr/lib")]),
+            // One place under two names: which came last is only known with the symbolic link at hand.
+            layer(&[
+                Entry::File("lib/x", "1"),
+                Entry::File("usr/lib/x", "2"),
+                Entry::File("lib/x", "3"),
+                Entry::File("usr/lib/.wh.gone", ""),
+            ]),
+            layer(&[Entry::File("lib/y", "4")]),
+        ]);
+        world.store(&first(), &made).await;
+        for driver in ["overlay", "native"] {
+            let top = world.unpack(&first(), driver).await.unwrap().unwrap();
+            let look = |root: PathBuf| {
+                let read = |path: &str| fs::read_to_string(root.join(path)).ok();
+                assert!(fs::symlink_metadata(root.join("lib")).unwrap().is_symlink(), "{driver}");
+                assert_eq!(read("usr/lib/x").as_deref(), Some("3"), "{driver}");
+                assert_eq!((read("usr/lib/y").as_deref(), read("usr/lib/a").as_deref()), (Some("4"), Some("1")));
+                assert_eq!(read("usr/lib/gone"), None);
+            };
+            world.look(&first(), driver, &top, look).await;
         }
         world.kernel.stop().await;
     });

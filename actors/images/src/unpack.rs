@@ -169,7 +169,7 @@ impl Unpack {
         let rungs = self.rungs()?;
         let stages = match rungs.is_empty() {
             true => self.layers.iter().map(|_| None).collect(),
-            false => self.images.diff.settle(rungs).await?,
+            false => self.images.diff.settle(&self.ns, rungs).await?,
         };
         self.commit(stages).await
     }

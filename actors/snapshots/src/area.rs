@@ -166,6 +166,15 @@ impl Area {
         make().map_err(|e| Error::io("snapshot", id, "make a directory for a snapshot", &e.into()))
     }
 
+    /// Replaces the tree of `id`, which no record names yet, by an empty one, and gives a scratch directory beside it.
+    pub fn renew(&self, id: u64) -> Result<OwnedFd> {
+        let failed = |e: Errno| Error::io("snapshot", id, "begin a tree anew", &e.into());
+        let own = open_dir(self.dir.as_fd(), &name(id)).map_err(failed)?;
+        self.trash.take(own.as_fd(), c"fs")?;
+        self.make_at(id, true)?;
+        open_dir(own.as_fd(), c"work").map_err(failed)
+    }
+
     /// Opens a tree.
     pub fn tree(&self, id: u64) -> Result<OwnedFd> {
         open_dir(self.dir.as_fd(), &name(id))

@@ -1,7 +1,7 @@
 //! What is handed out before its record is committed: a snapshot's directory, a layer's.
 
 use std::{
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     sync::Arc,
 };
 
@@ -95,6 +95,27 @@ impl Stage {
     /// the parent's content and whiteouts delete.
     pub fn detached(&self) -> bool {
         self.held.area().driver().detached()
+    }
+
+    /// Begins anew with an empty tree that is seen on top of `parents` (roots of trees, nearest first): for the rare
+    /// layer that can't be extracted without them. The mount is gone with its descriptor; what was written through it
+    /// is the tree, in the form that the driver's mounts read. Only for a driver that is detached.
+    pub fn on_parents(&mut self, parents: &[BorrowedFd<'_>]) -> Result<OwnedFd> {
+        let path = |fd: BorrowedFd<'_>| format!("/proc/self/fd/{}", fd.as_raw_fd());
+        let area = self.held.area();
+        let work = area.renew(self.held.id())?;
+        self.tree = area.tree(self.held.id())?;
+        let lower: Vec<String> = parents.iter().map(|parent| path(*parent)).collect();
+        // As the driver would mount it, with paths that hold for this process.
+        let options = vec![
+            format!("workdir={}", path(work.as_fd())),
+            format!("upperdir={}", path(self.tree.as_fd())),
+            format!("lowerdir={}", lower.join(":")),
+            "index=off".into(),
+            "metacopy=off".into(),
+            "redirect_dir=off".into(),
+        ];
+        cofferdam_sys::mount::detached(&Mount { kind: "overlay".into(), source: "overlay".into(), options })
     }
 
     /// The number of the directory.
