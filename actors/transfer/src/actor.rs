@@ -15,11 +15,6 @@ hosted!(TransferActor);
 
 impl Actor for TransferActor {
     type Context = Context<TransferActor>;
-
-    fn stopping(&mut self, _ctx: &mut Context<TransferActor>) -> actix::Running {
-        self.0.jobs.cancel_all();
-        actix::Running::Stop
-    }
 }
 
 impl Handler<Begin> for TransferActor {

@@ -127,24 +127,22 @@ fn taken_in(source: impl Read + Send, ingest: &mut Ingest) -> Result<(Compressio
     let mut tee = Tee { inner: source, ingest };
     let (mut outer, compression) = Outer::new(&mut tee).map_err(walk::broken)?;
     let mut digester = Digester::new(Algorithm::Sha256);
-    let (mut buffer, mut total, mut seen_tar) = (vec![0; BUFFER], 0_u64, false);
+    // Not one header that is a tar's: better said now than by the extraction.
+    let mut buffer = Vec::with_capacity(BUFFER);
+    (&mut outer).take(512).read_to_end(&mut buffer).map_err(walk::broken)?;
+    if buffer.iter().any(|b| *b != 0) {
+        walk::Walk::new(Head(&buffer)).next()?;
+    }
+    digester.update(&buffer);
+    let mut total = buffer.len() as u64;
+    buffer.resize(BUFFER, 0);
     loop {
         let n = match outer.read(&mut buffer) {
             Ok(0) => break,
             Ok(n) => n,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-            Err(e) if e.get_ref().is_some() && e.kind() == io::ErrorKind::InvalidInput => {
-                return Err(Error::data_loss("rootfs", "", format!("is damaged: {e}")));
-            }
             Err(e) => return Err(walk::broken(e)),
         };
-        if !seen_tar {
-            // Not one header that is a tar's: better said now than by the extraction.
-            seen_tar = true;
-            if n >= 512 && buffer[..512].iter().any(|b| *b != 0) {
-                walk::Walk::new(Head(&buffer[..512])).next()?;
-            }
-        }
         total += n as u64;
         if total > MAX_ROOTFS {
             return Err(Error::resource_exhausted("rootfs", "", format!("inflates to more than {MAX_ROOTFS} bytes")));

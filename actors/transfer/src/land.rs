@@ -115,11 +115,16 @@ impl Landing<'_> {
             self.drop_all(commits);
             return Err(error);
         }
-        self.job.board().stage("storing");
+        board.stage("storing");
+        let wanted = commits.iter().filter_map(|commit| commit.expected.clone());
+        let new: Vec<Digest> = wanted.filter(|digest| self.core.content.info(self.ns, digest).is_err()).collect();
         self.core.content.commit_many_blocking(self.auth, commits)?;
         if let Some(unpack) = unpack {
-            self.job.board().stage("unpacking");
-            block_on(unpack.finish())?;
+            board.stage("unpacking");
+            if let Err(error) = block_on(unpack.finish()) {
+                self.withdraw(&new);
+                return Err(error);
+            }
         }
         self.name(names, &image.target)?;
         for item in items.values() {
@@ -307,6 +312,15 @@ impl Landing<'_> {
         let mut ingest = self.core.content.scratch(self.ns, descriptor.digest.algorithm())?;
         ingest.append(bytes)?;
         Ok(Commit { ingest, size: Some(descriptor.size), expected: Some(descriptor.digest.clone()), labels })
+    }
+
+    /// Blobs of an image that turned out to be none. Others that want the same wait for our turn to end.
+    fn withdraw(&self, blobs: &[Digest]) {
+        for digest in blobs {
+            if let Err(error) = block_on(self.core.content.delete(self.auth, self.ns, digest)) {
+                tracing::warn!(%digest, %error, "a blob of a failed job stays until it is collected");
+            }
+        }
     }
 
     fn drop_all(&self, commits: Vec<Commit>) {

@@ -31,6 +31,8 @@ mod rootfs;
 mod source;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 mod transfer;
 
 pub use actor::TransferActor;

@@ -113,11 +113,19 @@ fn layout(shelf: &dyn Shelf, index: &[u8], platform: &Platform, name: Option<&st
                 break;
             }
         }
-        let choice = chosen.map_err(|e| e.context(&name))?;
+        let choice = bare(chosen.map_err(|e| e.context(&name))?);
         let paths = choice.image.layers.iter().map(|layer| blob_path(&layer.digest)).collect();
         planned.push(Planned { names: vec![name], choice, paths });
     }
     Ok(planned)
+}
+
+/// What the archive's own list says about an image (names, platforms) is not part of what its name stands for.
+fn bare(mut choice: Choice) -> Choice {
+    let strip = |d: &mut Descriptor| *d = Descriptor::new(std::mem::take(&mut d.media_type), d.digest.clone(), d.size);
+    strip(&mut choice.image.target);
+    strip(&mut choice.path[0].0);
+    choice
 }
 
 /// The name of an image: the archive's own if that is a whole one, the caller's, or both together.

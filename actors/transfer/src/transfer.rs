@@ -125,6 +125,11 @@ impl Transfer {
         self.core.jobs.list(ns, after, max)
     }
 
+    /// Cancels every job: for the daemon's own end. (A crash of the actor ends none.)
+    pub fn cancel_all(&self) {
+        self.core.jobs.cancel_all();
+    }
+
     async fn begin(
         &self,
         kind: &'static str,

@@ -4,7 +4,8 @@
 //! `Authorization` header only ever goes to the registry's own origin, and never again once an exchange has left it.
 
 use std::{
-    io::Read,
+    fmt,
+    io::{self, Read},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -330,13 +331,18 @@ impl Http {
             E::Timeout(Timeout::Resolve | Timeout::Connect) => self.error(Error::unavailable, "cannot be reached in time: check the network"),
             E::Timeout(_) => self.error(Error::unavailable, "went silent or too slow"),
             E::Io(e) if e.to_string() == guard::REFUSED => self.error(Error::denied, guard::REFUSED),
+            // What rustls makes of a certificate or of bytes that are no TLS.
+            E::Io(e) if e.kind() == io::ErrorKind::InvalidData && self.base.https => self.untrusted(e),
             E::Io(e) => self.error(Error::unavailable, format!("cannot be reached or hung up ({})", e.kind())),
             E::LargeResponseHeader(..) => self.error(Error::unavailable, "sends a header without end"),
-            E::Tls(_) | E::Rustls(_) | E::Pem(_) => {
-                self.error(Error::unavailable, format!("cannot be trusted over TLS ({error}): give its CA, or plain http if it speaks that"))
-            }
+            E::Tls(_) | E::Rustls(_) | E::Pem(_) => self.untrusted(error),
             _ => self.error(Error::unavailable, "does not speak proper HTTP (https spoken to a plain http port, or the reverse?)"),
         }
+    }
+
+    fn untrusted(&self, why: &dyn fmt::Display) -> Error {
+        let message = format!("cannot be trusted over TLS ({why}): give its CA, or plain http if that is what it speaks");
+        self.error(Error::unavailable, message)
     }
 
     /// An error about the reference that the operator wrote.

@@ -122,7 +122,14 @@ impl Read for Outer<'_> {
             Packed::Plain(r) => r.read(buffer),
             Packed::Gzip(r) => r.read(buffer),
             Packed::Zstd(r) => r.read(buffer),
-        }?;
+        }
+        .map_err(|e| match e.kind() {
+            // zstd's own word for damaged bytes; an error of the stream below it passes as it is.
+            io::ErrorKind::Other if e.get_ref().is_none_or(|e| !e.is::<cofferdam_types::Error>()) => {
+                io::Error::new(io::ErrorKind::InvalidData, e)
+            }
+            _ => e,
+        })?;
         self.given += n as u64;
         if self.given > RATIO_FREE && self.given / MAX_RATIO > self.taken() {
             let error = cofferdam_types::Error::resource_exhausted(

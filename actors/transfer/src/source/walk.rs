@@ -237,6 +237,10 @@ pub(crate) fn refused(why: impl Into<String>) -> Error {
 pub(crate) fn broken(error: io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::UnexpectedEof => Error::data_loss("archive", "", "ends in the middle: it was cut off"),
+        // What the decoder around it says about its bytes.
+        io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData => {
+            Error::data_loss("archive", "", format!("is damaged: {error}"))
+        }
         _ => crate::from_io("archive", "", "can't be read", error),
     }
 }

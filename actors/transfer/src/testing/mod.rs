@@ -1,3 +1,5 @@
 //! What the tests of this crate share.
 
+pub(crate) mod picture;
 pub(crate) mod server;
+pub(crate) mod world;

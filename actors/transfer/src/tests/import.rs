@@ -1,0 +1,299 @@
+//! Archives and directories in every form, whole and damaged.
+
+use cofferdam_types::{Code, media};
+
+use crate::{
+    RootfsConfig, RootfsOptions,
+    testing::{
+        picture::{Picture, gzip, sha, tar_of, tar_up, write_down},
+        world::{World, amd64, as_dir, as_file, as_pipe, auth, fails, ns, run},
+    },
+};
+
+const NAME: &str = "h.io/a:1";
+
+#[test]
+fn an_oci_layout_comes_in_every_form_to_the_same_image() {
+    run(async {
+        let picture = Picture::new("x");
+        let files = picture.layout(Some(NAME));
+        let dir = tempfile::tempdir().unwrap();
+        write_down(dir.path(), &files);
+        let tar = tar_up(&files);
+        let zstd = zstd::encode_all(&tar[..], 1).unwrap();
+        for (form, source) in [
+            ("directory", as_dir(dir.path())),
+            ("file", as_file(&tar)),
+            ("pipe", as_pipe(tar.clone())),
+            ("gzip file", as_file(&gzip(&tar))),
+            ("gzip pipe", as_pipe(gzip(&tar))),
+            ("zstd file", as_file(&zstd)),
+        ] {
+            let world = World::start().await;
+            let arrived = world.import(source, None).await.unwrap();
+            assert_eq!(arrived.len(), 1, "{form}");
+            assert_eq!((arrived[0].name.as_str(), &arrived[0].target), (NAME, &picture.target()), "{form}");
+            assert_eq!(arrived[0].chain, Some(picture.chain()));
+            assert_eq!(world.read(&picture.chain(), "etc/name").await, "upper", "{form}");
+            assert_eq!(world.read(&picture.chain(), "etc/marker").await, "x", "{form}");
+            let holdings = world.holdings();
+            assert_eq!((holdings.blobs, holdings.files, holdings.ingests, holdings.layers), (4, 4, 0, 2), "{form}");
+            // What the collector goes by.
+            let manifest = world.content.info(&ns(), &picture.target().digest).unwrap();
+            assert_eq!(manifest.labels["containerd.io/gc.ref.content.1"], sha(&picture.layers[0]).to_string());
+            let config = world.content.info(&ns(), &sha(&picture.config)).unwrap();
+            assert_eq!(config.labels["containerd.io/gc.ref.snapshot.overlay"], picture.chain().to_string());
+            world.stop().await;
+        }
+    });
+}
+
+#[test]
+fn a_docker_archive_becomes_an_oci_image() {
+    run(async {
+        let picture = Picture::new("x");
+        let archive = picture.docker(&["a:1", "h.io/b:2"]);
+        for source in [as_file(&archive), as_pipe(archive.clone()), as_file(&gzip(&archive))] {
+            let world = World::start().await;
+            let arrived = world.import(source, None).await.unwrap();
+            let names: Vec<&str> = arrived.iter().map(|a| a.name.as_str()).collect();
+            assert_eq!(names, ["docker.io/library/a:1", "h.io/b:2"]);
+            let image = world.images.resolve(&ns(), &arrived[0].name, &amd64()).await.unwrap();
+            assert_eq!(image.target.media_type, media::OCI_MANIFEST);
+            // Layers are kept as they came: plain, so that their digest is their diff id.
+            assert_eq!(image.layers[0].digest, sha(&picture.tars[0]));
+            assert_eq!(image.config_bytes, picture.config);
+            assert_eq!(world.read(&picture.chain(), "etc/name").await, "upper");
+            assert_eq!(world.holdings().ingests, 0);
+            world.stop().await;
+        }
+    });
+}
+
+#[test]
+fn names_are_the_callers_or_the_archives() {
+    run(async {
+        let picture = Picture::new("x");
+        let world = World::start().await;
+        for (own, given, want) in [
+            (Some("h.io/b:2"), None, Some("h.io/b:2")),
+            (Some("busybox:1"), None, Some("docker.io/library/busybox:1")),
+            (Some("latest"), Some("h.io/c:3"), Some("h.io/c:3")),
+            (None, Some("d"), Some("docker.io/library/d:latest")),
+            (Some("latest"), None, None),
+            (None, None, None),
+            (None, Some("Bad Name"), None),
+        ] {
+            let result = world.import(as_file(&tar_up(&picture.layout(own))), given).await;
+            match want {
+                Some(want) => assert_eq!(result.unwrap()[0].name.as_str(), want),
+                None => {
+                    fails(result, Code::InvalidArgument, "");
+                }
+            }
+        }
+        fails(world.import(as_file(&picture.docker(&[])), None).await, Code::InvalidArgument, "give it a name");
+        assert_eq!(world.import(as_file(&picture.docker(&[])), Some("e")).await.unwrap().len(), 1);
+        world.stop().await;
+    });
+}
+
+#[test]
+fn several_images_and_platforms_in_one_archive() {
+    run(async {
+        let (one, two) = (Picture::new("1"), Picture::new("2"));
+        let mut arm = serde_json::json!(two.target());
+        arm["platform"] = serde_json::json!({"os": "linux", "architecture": "arm64"});
+        let mut entries = Vec::new();
+        for (picture, name) in [(&one, "h.io/a:1"), (&two, "h.io/a:2")] {
+            let mut entry = serde_json::json!(picture.target());
+            entry["annotations"] = serde_json::json!({"io.containerd.image.name": name});
+            entries.push(entry);
+        }
+        let index = serde_json::json!({"schemaVersion": 2, "manifests": entries}).to_string().into_bytes();
+        let mut files = one.layout(None);
+        files.extend(two.layout(None).split_off(2));
+        files[1].1 = index;
+        files.dedup_by(|a, b| a.0 == b.0);
+        let mut seen = std::collections::HashSet::new();
+        files.retain(|f| seen.insert(f.0.clone()));
+        let world = World::start().await;
+        let arrived = world.import(as_file(&tar_up(&files)), None).await.unwrap();
+        assert_eq!(arrived.len(), 2);
+        assert_eq!(world.read(&one.chain(), "etc/marker").await, "1");
+        assert_eq!(world.read(&two.chain(), "etc/marker").await, "2");
+        // The same name twice, for two platforms: one image, the one that runs here.
+        let here = serde_json::json!(one.target());
+        files[1].1 = serde_json::json!({"schemaVersion": 2, "manifests": [here, arm]}).to_string().into_bytes();
+        let arrived = world.import(as_file(&tar_up(&files)), Some("h.io/b:1")).await.unwrap();
+        assert_eq!(arrived[0].target.digest, one.target().digest);
+        world.stop().await;
+    });
+}
+
+#[test]
+fn importing_again_changes_nothing_and_the_native_driver_works() {
+    run(async {
+        let picture = Picture::new("x");
+        let tar = tar_up(&picture.layout(Some(NAME)));
+        let world = World::start().await;
+        world.import_with(as_file(&tar), None, None).await.unwrap();
+        let packed = world.holdings();
+        assert_eq!((packed.layers, packed.trees, packed.blobs), (0, 0, 4));
+        world.import(as_file(&tar), None).await.unwrap();
+        let first = world.holdings();
+        assert_eq!((first.layers, first.blobs), (2, 4));
+        world.import(as_file(&tar), None).await.unwrap();
+        world.import(as_pipe(tar.clone()), None).await.unwrap();
+        assert_eq!(world.holdings(), first);
+        world.import_with(as_file(&tar), None, Some("native")).await.unwrap();
+        assert!(world.images.is_unpacked(&ns(), "native", Some(&picture.chain())).unwrap());
+        fails(world.import_with(as_file(&tar), None, Some("nonsense")).await, Code::NotFound, "nonsense");
+        world.stop().await;
+    });
+}
+
+fn scratched(mut bytes: Vec<u8>) -> Vec<u8> {
+    let middle = bytes.len() / 2;
+    bytes[middle..middle + 64].fill(0xff);
+    bytes
+}
+
+#[test]
+fn damaged_archives_leave_nothing_behind() {
+    run(async {
+        let picture = Picture::new("x");
+        let files = picture.layout(Some(NAME));
+        let whole = tar_up(&files);
+        let layer = format!("blobs/sha256/{}", sha(&picture.layers[0]).hex());
+        let changed = |change: &dyn Fn(&mut Vec<(String, Vec<u8>)>)| {
+            let mut files = files.clone();
+            change(&mut files);
+            tar_up(&files)
+        };
+        let at = |files: &mut Vec<(String, Vec<u8>)>, name: &str| files.iter().position(|f| f.0 == name).unwrap();
+        let flipped = changed(&|f| {
+            let n = at(f, &layer);
+            f[n].1[1000] ^= 1;
+        });
+        let short = changed(&|f| {
+            let n = at(f, &layer);
+            f[n].1.truncate(1000);
+        });
+        let lacking = changed(&|f| {
+            let n = at(f, &layer);
+            f.remove(n);
+        });
+        let no_config = changed(&|f| f.retain(|x| x.1 != picture.config));
+        let union = changed(&|f| f[1].1 = br#"{"schemaVersion":2,"manifests":[],"layers":[]}"#.to_vec());
+        let empty = changed(&|f| f[1].1 = br#"{"schemaVersion":2,"manifests":[]}"#.to_vec());
+        let no_marker = changed(&|f| f.retain(|x| x.0 != "oci-layout"));
+        let old = changed(&|f| f[0].1 = br#"{"imageLayoutVersion":"2.0.0"}"#.to_vec());
+        let malformed = changed(&|f| f.push(("blobs/sha256/short".into(), b"x".to_vec())));
+        // A layer that unpacks to another tar than the config says.
+        let liar = Picture::with(picture.tars.clone(), picture.layers.clone(), Some(vec![sha(b"?"), sha(b"!")]));
+        let six = Picture::with(picture.tars.clone(), picture.layers.clone(), Some(vec![sha(&picture.tars[0])]));
+        // A layer that is cut off, with a digest that fits.
+        let cut = picture.layers[0][..300_000].to_vec();
+        let cut = Picture::with(picture.tars.clone(), vec![cut, picture.layers[1].clone()], None);
+        // A layer that is not a tar.
+        let junk = Picture::of(vec![b"no tar at all".repeat(100)]);
+        let docker = picture.docker(&["a:1"]);
+        let world = World::start().await;
+        let before = world.holdings();
+        for (what, bytes, code) in [
+            ("cut in a header", whole[..700].to_vec(), Code::DataLoss),
+            ("cut in a layer", whole[..200_000].to_vec(), Code::DataLoss),
+            ("cut gzip", gzip(&whole)[..100_000].to_vec(), Code::DataLoss),
+            ("corrupt gzip", scratched(gzip(&whole)), Code::DataLoss),
+            ("corrupt zstd", scratched(zstd::encode_all(&whole[..], 1).unwrap()), Code::DataLoss),
+            ("corrupt layer", flipped, Code::DataLoss),
+            ("short layer", short, Code::DataLoss),
+            ("lacking layer", lacking, Code::DataLoss),
+            ("lacking config", no_config, Code::DataLoss),
+            ("M1 union", union, Code::InvalidArgument),
+            ("no image", empty, Code::InvalidArgument),
+            ("no marker", no_marker, Code::InvalidArgument),
+            ("another version", old, Code::Unimplemented),
+            ("wrong diff ids", tar_up(&liar.layout(Some(NAME))), Code::DataLoss),
+            ("M6 fewer diff ids", tar_up(&six.layout(Some(NAME))), Code::InvalidArgument),
+            ("A16 cut layer", tar_up(&cut.layout(Some(NAME))), Code::DataLoss),
+            ("junk layer", tar_up(&junk.layout(Some(NAME))), Code::DataLoss),
+            ("nothing", Vec::new(), Code::InvalidArgument),
+            ("no archive", b"hello, hello, hello".repeat(100), Code::InvalidArgument),
+            ("a tar of something else", tar_of(&[("x", b"y")]), Code::InvalidArgument),
+            ("cut docker archive", docker[..docker.len() / 2].to_vec(), Code::DataLoss),
+        ] {
+            for (form, source) in [("file", as_file(&bytes)), ("pipe", as_pipe(bytes.clone()))] {
+                let error = world.import(source, None).await.expect_err(what);
+                assert_eq!(error.code, code, "{what} as a {form}: {error}");
+                world.quiet().await;
+                assert_eq!(world.holdings(), before, "{what} as a {form}");
+            }
+        }
+        let error = world.import(as_pipe(malformed), None).await.unwrap_err();
+        assert_eq!(error.code, Code::InvalidArgument);
+        // And a whole one still comes in.
+        world.import(as_pipe(whole), None).await.unwrap();
+        assert_eq!(world.read(&picture.chain(), "etc/name").await, "upper");
+        world.stop().await;
+    });
+}
+
+#[test]
+fn a_pipe_that_never_ends_can_be_cancelled() {
+    run(async {
+        let world = World::start().await;
+        let before = world.holdings();
+        let (read, _write) = nix::unistd::pipe().unwrap();
+        let options = crate::ImportOptions { name: None, platform: amd64(), driver: None };
+        let source = crate::Source::Archive(read);
+        let job = world.transfer.import(&auth(), &ns(), source, options).await.unwrap();
+        assert_eq!(world.transfer.jobs(&ns(), 0, 10).len(), 1);
+        world.transfer.job(&ns(), job.id()).unwrap().cancel();
+        fails(job.wait().await, Code::Cancelled, "");
+        assert_eq!(world.holdings(), before);
+        world.stop().await;
+    });
+}
+
+#[test]
+fn a_root_filesystem_becomes_an_image() {
+    run(async {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("etc")).unwrap();
+        std::fs::write(dir.path().join("etc/name"), "rootfs").unwrap();
+        let tar = tar_of(&[("etc/name", b"rootfs")]);
+        let world = World::start().await;
+        let options = RootfsOptions {
+            name: crate::testing::world::name(NAME),
+            platform: amd64(),
+            config: RootfsConfig { cmd: vec!["/bin/x".into()], ..RootfsConfig::default() },
+            driver: Some("overlay".into()),
+        };
+        for (source, media_type) in [
+            (as_dir(dir.path()), media::OCI_LAYER),
+            (as_file(&tar), media::OCI_LAYER),
+            (as_pipe(gzip(&tar)), media::OCI_LAYER_GZIP),
+            (as_file(&zstd::encode_all(&tar[..], 1).unwrap()), media::OCI_LAYER_ZSTD),
+        ] {
+            let job = world.transfer.rootfs(&auth(), &ns(), source, options.clone()).await.unwrap();
+            let arrived = job.wait().await.unwrap();
+            let image = world.images.resolve(&ns(), &arrived[0].name, &amd64()).await.unwrap();
+            assert_eq!(image.layers[0].media_type, media_type);
+            assert_eq!(image.config.image.config().as_ref().unwrap().cmd().as_ref().unwrap(), &["/bin/x"]);
+            assert_eq!(world.read(image.top().unwrap(), "etc/name").await, "rootfs");
+        }
+        let before = world.holdings();
+        for (what, bytes, code) in [
+            ("no tar", b"no tar at all".repeat(100), Code::InvalidArgument),
+            ("cut gzip", gzip(&tar)[..40].to_vec(), Code::DataLoss),
+        ] {
+            let job = world.transfer.rootfs(&auth(), &ns(), as_file(&bytes), options.clone()).await.unwrap();
+            fails(job.wait().await.map_err(|e| e.context(what)), code, what);
+            world.quiet().await;
+            assert_eq!(world.holdings(), before, "{what}");
+        }
+        world.stop().await;
+    });
+}

@@ -1,0 +1,5 @@
+//! Whole jobs, with every actor below in place.
+
+mod import;
+mod pull;
+mod registry;

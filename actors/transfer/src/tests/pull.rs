@@ -1,0 +1,215 @@
+//! Pulls from a registry that behaves, until it does not.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use cofferdam_types::{Code, media};
+
+use crate::{
+    Phase,
+    testing::{
+        picture::{Picture, sha},
+        server::{Reply, Seen, Server, Then},
+        world::{World, fails, ns, quick, run, second},
+    },
+};
+
+/// Serves a picture; `twist` may answer in its place.
+fn serve(picture: &Arc<Picture>, twist: impl Fn(&Seen, &Picture) -> Option<Reply> + Send + Sync + 'static) -> Server {
+    let picture = picture.clone();
+    Server::new(move |seen| {
+        if let Some(reply) = twist(seen, &picture) {
+            return reply;
+        }
+        let last = seen.path().rsplit('/').next().unwrap();
+        if seen.path().contains("/manifests/") {
+            let target = picture.target();
+            return Reply::ok(&*picture.manifest)
+                .with("content-type", media::OCI_MANIFEST)
+                .with("docker-content-digest", &target.digest);
+        }
+        match picture.blobs().into_iter().find(|b| sha(b).to_string() == last) {
+            Some(blob) => Reply::ranged(seen, blob),
+            None => Reply::new(404, ""),
+        }
+    })
+}
+
+fn is_layer(seen: &Seen, picture: &Picture, n: usize) -> bool {
+    seen.path().ends_with(&sha(&picture.layers[n]).to_string())
+}
+
+#[test]
+fn an_image_is_pulled_once() {
+    run(async {
+        let picture = Arc::new(Picture::new("x"));
+        let server = serve(&picture, |_, _| None);
+        let reference = format!("{}/a/b:t", server.host());
+        let world = World::start().await;
+        let job = world.begin_pull(&ns(), &reference, quick()).await;
+        let arrived = job.wait().await.unwrap();
+        assert_eq!(arrived[0].name.as_str(), reference);
+        assert_eq!(world.read(&picture.chain(), "etc/name").await, "upper");
+        let progress = job.status().progress;
+        let total: u64 = picture.layers.iter().map(|l| l.len() as u64).sum();
+        assert_eq!(progress.bytes(), (total, total));
+        assert!(progress.items.iter().all(|i| i.phase == Phase::Done));
+        let first = world.holdings();
+        assert_eq!((first.blobs, first.files, first.ingests, first.layers), (4, 4, 0, 2));
+        // Again: one question, no bytes.
+        let asked = server.seen().len();
+        world.pull(&reference, quick()).await.unwrap();
+        let again: Vec<String> = server.seen()[asked..].iter().map(|s| format!("{} {}", s.method, s.path())).collect();
+        assert_eq!(again, ["HEAD /v2/a/b/manifests/t"]);
+        assert_eq!(world.holdings(), first);
+        // Another namespace has to present the bytes itself, and they are stored once.
+        world.begin_pull(&second(), &reference, quick()).await.wait().await.unwrap();
+        assert_eq!(server.seen().iter().filter(|s| is_layer(s, &picture, 0)).count(), 2);
+        assert_eq!((world.holdings().files, world.holdings().blobs), (4, 8));
+        world.stop().await;
+    });
+}
+
+#[test]
+fn pulls_of_one_image_side_by_side_fetch_each_blob_once() {
+    run(async {
+        let picture = Arc::new(Picture::new("x"));
+        let server = serve(&picture, |_, _| None);
+        let reference = format!("{}/a/b:t", server.host());
+        let world = World::start().await;
+        let mut jobs = Vec::new();
+        for _ in 0..6 {
+            jobs.push(world.begin_pull(&ns(), &reference, quick()).await);
+        }
+        for job in jobs {
+            job.wait().await.unwrap();
+        }
+        for n in 0..2 {
+            assert_eq!(server.seen().iter().filter(|s| is_layer(s, &picture, n)).count(), 1);
+        }
+        world.stop().await;
+    });
+}
+
+#[test]
+fn a_layer_that_stops_half_way_resumes_and_is_unpacked() {
+    run(async {
+        let picture = Arc::new(Picture::new("x"));
+        let server = serve(&picture, |seen, picture| {
+            let cut = is_layer(seen, picture, 0) && seen.from().is_none();
+            cut.then(|| Reply::ok(&*picture.layers[0]).then(Then::Cut(300_000)))
+        });
+        let world = World::start().await;
+        world.pull(&format!("{}/a/b:t", server.host()), quick()).await.unwrap();
+        assert_eq!(server.seen().iter().filter(|s| is_layer(s, &picture, 0)).count(), 2);
+        assert_eq!(world.read(&picture.chain(), "etc/name").await, "upper");
+        world.stop().await;
+    });
+}
+
+type Twist = fn(&Seen, &Picture) -> Option<Reply>;
+
+#[test]
+fn pulls_that_fail_leave_nothing_behind() {
+    run(async {
+        let picture = Arc::new(Picture::new("x"));
+        let twists: [(&str, Code, Twist); 8] = [
+            ("no such image", Code::NotFound, |_, _| Some(Reply::new(404, ""))),
+            ("forbidden", Code::Denied, |_, _| Some(Reply::new(403, ""))),
+            ("always stops half-way", Code::Unavailable, |seen, picture| {
+                is_layer(seen, picture, 0).then(|| Reply::ranged(seen, &picture.layers[0]).then(Then::Cut(1000)))
+            }),
+            ("a layer is missing", Code::NotFound, |seen, picture| {
+                is_layer(seen, picture, 1).then(|| Reply::new(404, ""))
+            }),
+            ("a layer is another", Code::DataLoss, |seen, picture| {
+                let mut other = picture.layers[0].clone();
+                other[1000] ^= 1;
+                is_layer(seen, picture, 0).then(|| Reply::ok(other))
+            }),
+            ("a layer has another size", Code::DataLoss, |seen, picture| {
+                is_layer(seen, picture, 0).then(|| Reply::ok(&picture.layers[0][1..]))
+            }),
+            ("the config is another", Code::DataLoss, |seen, picture| {
+                let mut other = picture.config.clone();
+                other[5] ^= 1;
+                seen.path().ends_with(&sha(&picture.config).to_string()).then(|| Reply::ok(other))
+            }),
+            ("the manifest is of another kind", Code::Unimplemented, |seen, _| {
+                seen.path().contains("/manifests/").then(|| Reply::ok("{}").with("content-type", "text/x-unknown"))
+            }),
+        ];
+        let world = World::start().await;
+        let before = world.holdings();
+        for (what, code, twist) in twists {
+            let server = serve(&picture, twist);
+            let error = world.pull(&format!("{}/a/b:t", server.host()), quick()).await.expect_err(what);
+            assert_eq!(error.code, code, "{what}: {error}");
+            world.quiet().await;
+            assert_eq!(world.holdings(), before, "{what}");
+        }
+        let dead = Server::new(|_| Reply::ok("")).host();
+        fails(world.pull(&format!("{dead}/a:t"), quick()).await, Code::Unavailable, "cannot be reached");
+        // A config that lies about its layers: found out by extraction, when the bytes are here.
+        let liar = Arc::new(Picture::with(picture.tars.clone(), picture.layers.clone(), Some(vec![sha(b"?"), sha(b"!")])));
+        let server = serve(&liar, |_, _| None);
+        fails(world.pull(&format!("{}/a/b:t", server.host()), quick()).await, Code::DataLoss, "");
+        world.quiet().await;
+        assert_eq!(world.holdings(), before);
+        world.stop().await;
+    });
+}
+
+#[test]
+fn a_cancelled_pull_leaves_nothing_behind() {
+    run(async {
+        let picture = Arc::new(Picture::new("x"));
+        let (tell, told) = std::sync::mpsc::channel();
+        let server = serve(&picture, move |seen, picture| {
+            is_layer(seen, picture, 0).then(|| {
+                tell.send(()).unwrap();
+                Reply::ok(&*picture.layers[0]).then(Then::Hang(300_000))
+            })
+        });
+        let world = World::start().await;
+        let before = world.holdings();
+        let job = world.begin_pull(&ns(), &format!("{}/a/b:t", server.host()), quick()).await;
+        let canceller = job.clone();
+        let waiting = std::thread::spawn(move || {
+            told.recv().unwrap();
+            canceller.cancel();
+        });
+        fails(job.wait().await, Code::Cancelled, "");
+        waiting.join().unwrap();
+        world.quiet().await;
+        assert_eq!(world.holdings(), before);
+        world.stop().await;
+    });
+}
+
+#[test]
+fn a_crash_of_the_actor_does_not_end_its_jobs() {
+    run(async {
+        let picture = Arc::new(Picture::new("x"));
+        let (tell, told) = std::sync::mpsc::channel();
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let (wait, count) = (std::sync::Mutex::new(wait), AtomicUsize::new(0));
+        let server = serve(&picture, move |_, _| {
+            if count.fetch_add(1, Ordering::SeqCst) == 0 {
+                tell.send(()).unwrap();
+                let _ = wait.lock().unwrap().recv();
+            }
+            None
+        });
+        let world = World::start().await;
+        let job = world.begin_pull(&ns(), &format!("{}/a/b:t", server.host()), quick()).await;
+        told.recv().unwrap();
+        world.kernel.poison("transfer").unwrap();
+        world.kernel.ready().await.unwrap();
+        go.send(()).unwrap();
+        job.wait().await.unwrap();
+        world.stop().await;
+    });
+}
