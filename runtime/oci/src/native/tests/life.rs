@@ -247,7 +247,7 @@ fn a_generated_spec_runs() {
     for (network, uid) in [(Network::None, "0"), (Network::Host, "1000")] {
         let options = Options {
             user: Some(uid.into()),
-            cwd: Some("/work".into()),
+            cwd: Some("/srv/app".into()),
             network,
             memory: Some(64 << 20),
             pids: Some(50),
@@ -261,7 +261,7 @@ fn a_generated_spec_runs() {
         assert!(path.starts_with('/'), "{path}");
         let (status, out) = f.run();
         assert_eq!(status, 0, "{out}");
-        assert!(out.starts_with(&format!("uid={uid} ")) && out.contains("\n/work\n"), "{out}");
+        assert!(out.starts_with(&format!("uid={uid} ")) && out.contains("\n/srv/app\n"), "{out}");
         assert_eq!((status_field(&out, "Seccomp").as_str(), status_field(&out, "NoNewPrivs").as_str()), ("2", "1"));
     }
 }
