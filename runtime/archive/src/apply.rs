@@ -14,7 +14,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use cofferdam_types::{Error, Result};
+use cofferdam_types::{Algorithm, Code, Digest, Error, Result};
 use nix::{
     errno::Errno,
     fcntl::AtFlags,
@@ -67,7 +67,16 @@ pub fn apply(
             dropped_xattrs: 0,
         };
         while let Some(entry) = reader.next()? {
-            run.entry(&entry, &mut reader)?;
+            match run.entry(&entry, &mut reader) {
+                // The rest is still read: what it was must be known before it is read again, in place.
+                Err(error) if error.code == Code::FailedPrecondition && options.detached => {
+                    while reader.next()?.is_some() {}
+                    let mut applied = run.nothing();
+                    applied.undecided = Some(error);
+                    return Ok(applied);
+                }
+                result => result?,
+            }
         }
         run.finish()
     })?;
@@ -427,9 +436,9 @@ impl Apply<'_> {
         Ok(kept)
     }
 
-    fn finish(mut self) -> Result<Applied> {
-        let mut applied = Applied {
-            diff_id: cofferdam_types::Digest::of(cofferdam_types::Algorithm::Sha256, b""),
+    fn nothing(&self) -> Applied {
+        Applied {
+            diff_id: Digest::of(Algorithm::Sha256, b""),
             size: 0,
             entries: self.entries,
             dropped_xattrs: self.dropped_xattrs,
@@ -437,7 +446,12 @@ impl Apply<'_> {
             lower_links: Vec::new(),
             whiteouts: Vec::new(),
             late_directories: Vec::new(),
-        };
+            undecided: None,
+        }
+    }
+
+    fn finish(mut self) -> Result<Applied> {
+        let mut applied = self.nothing();
         for (path, note) in std::mem::take(self.tree.notes()) {
             if let Some((atime, mtime)) = note.times {
                 let (dir, name) = split(&path);

@@ -26,7 +26,7 @@ mod tree;
 
 use std::path::PathBuf;
 
-use cofferdam_types::Digest;
+use cofferdam_types::{Digest, Error};
 
 pub use apply::apply;
 pub use settle::settle;
@@ -147,4 +147,6 @@ pub struct Applied {
     pub whiteouts: Vec<PathBuf>,
     /// Directories whose own entry came behind entries in them.
     pub late_directories: Vec<PathBuf>,
+    /// Why the archive can't be applied detached, though it was read to its end: [`settle`] says it.
+    pub undecided: Option<Error>,
 }

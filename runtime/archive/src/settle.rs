@@ -48,6 +48,9 @@ const PASSES: usize = 8;
 /// `failed_precondition`: the archive comes to one place by two names, one of them a symbolic link of a parent, and what
 /// was first is not known any more. Apply the layer in place on its parent instead: that gives the tree, or the error.
 pub fn settle(layer: BorrowedFd, parents: &[BorrowedFd], applied: &Applied, cancel: &AtomicBool) -> Result<()> {
+    if let Some(error) = &applied.undecided {
+        return Err(error.clone());
+    }
     let layers: Vec<BorrowedFd> = [layer].into_iter().chain(parents.iter().copied()).collect();
     let bytes = |path: &PathBuf| path.as_os_str().as_bytes().to_vec();
     let mut run = Settle {

@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use cofferdam_types::{Code, Error};
+use cofferdam_types::{Algorithm, Code, Digest, Error};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::support::{TIME, Tar, apply_to, settle_on, snapshot, xattrs};
@@ -427,6 +427,18 @@ fn settling_stays_inside() {
         let error = layers.push(&Tar::new().link(target, "stolen")).unwrap_err();
         assert_eq!(error.code, Code::NotFound, "{target}");
     }
+}
+
+#[test]
+fn an_undecided_archive_is_still_read_to_its_end() {
+    let layers = Layers::new();
+    let bytes = Tar::new().file("lib/x", "x").file(".wh.lib", "").file("rest", "x").end();
+    let applied = apply_to(&layers.place(), &bytes, &ApplyOptions::detached()).unwrap();
+    assert_eq!(applied.diff_id, Digest::of(Algorithm::Sha256, &bytes));
+    assert_eq!(settle_on(&layers.place(), &[], &applied).unwrap_err().code, Code::FailedPrecondition);
+    // And an end that is missing is found.
+    let error = apply_to(&layers.place(), &bytes[..1800], &ApplyOptions::detached()).unwrap_err();
+    assert_eq!(error.code, Code::DataLoss);
 }
 
 #[test]
