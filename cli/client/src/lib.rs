@@ -1,1 +1,68 @@
 //! The client library: connect, typed handles, streams, errors, and a run in one round trip.
+//!
+//! ```no_run
+//! # async fn example() -> cofferdam_types::Result<()> {
+//! use cofferdam_client::{Client, RunRequest};
+//!
+//! let client = Client::connect("/run/cofferdam/cofferd.sock").await?;
+//! let mut request = RunRequest::new("default", "docker.io/library/busybox:latest");
+//! request.container.options.args = vec!["true".into()];
+//! request.container.remove_on_exit = true;
+//! let run = client.run(request)?;
+//! println!("{} ended with {}", run.id(), run.wait().await?.status);
+//! # Ok(()) }
+//! ```
+//!
+//! **Where it runs.** Cap'n Proto RPC is single-threaded: use a tokio current-thread runtime and a
+//! [`tokio::task::LocalSet`] ([`block_on`] makes both). Handles are cheap to clone and stay on their thread.
+//!
+//! **Calls go out when they are made.** A method sends its request before it returns. One that gives a handle, such as
+//! [`Containers::get`], gives it at once: it stands for an answer that has yet to come, so a chain of handles costs one
+//! round trip, and what goes wrong anywhere in it comes out of the first thing that is awaited. One that gives a value
+//! returns a [`Reply`]; dropping that cancels the call where it waits.
+//!
+//! **Errors** are [`cofferdam_types::Error`]: a stable code, the thing it is about, and what to do. A lost connection is
+//! of kind `connection` ([`is_lost`]).
+//!
+//! **Bytes.** Descriptors of yours go to the daemon in band ([`Input::Fd`], [`Output::Fd`]), so bytes never pass the
+//! daemon and survive its restart. Whoever has none uses streams: [`channel`] and [`Sink`].
+//!
+//! **Limits.** No call is repeated by itself, with one exception: [`Run`] finds its container again after the daemon
+//! was restarted.
+
+mod call;
+mod connect;
+mod container;
+mod content;
+mod event;
+mod image;
+mod job;
+mod json;
+mod logs;
+mod namespace;
+mod options;
+mod process;
+mod run;
+mod snapshot;
+mod stdio;
+mod system;
+#[cfg(test)]
+mod tests;
+
+pub use call::{Cursor, Reply};
+pub use connect::{Client, DaemonInfo, block_on, is_lost};
+pub use container::{Container, ContainerInfo, ContainerRequest, Containers};
+pub use content::{Blob, BlobInfo, Content, Ingest, IngestInfo};
+pub use event::{Events, FROM_NOW, Gap, Subscription};
+pub use image::{
+    Image, ImageDetail, ImageInfo, Images, ImportFormat, ImportOptions, PullOptions, PullPolicy, Secret,
+};
+pub use job::{Job, JobInfo, JobItem, Jobs};
+pub use logs::{LogRecord, LogStream};
+pub use namespace::{Context, Namespace, NamespaceInfo, Namespaces};
+pub use options::{BindMount, ContainerOptions, MountSource, Network, Rlimit};
+pub use process::{Attachment, Exit, Process, ProcessOptions, State, Status, Task, TaskInfo};
+pub use run::{Run, RunRequest};
+pub use snapshot::{Snapshot, SnapshotInfo, SnapshotKind, Snapshots};
+pub use stdio::{Input, Output, Receiver, Sink, Stdio, channel};
+pub use system::{ActorStatus, System, SystemStatus};

@@ -1,0 +1,94 @@
+//! How a call is sent and its answer awaited.
+
+use std::{
+    collections::VecDeque,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use capnp::{
+    capability::{FromTypelessPipeline, Request},
+    traits::{Owned, Pipelined},
+};
+use cofferdam_types::Result;
+use cofferdam_wire::error::from_rpc;
+use futures::future::LocalBoxFuture;
+
+/// The answer to a call that is already on its way. Dropping it cancels the call where it waits.
+#[must_use = "dropping it cancels the call"]
+pub struct Reply<T>(LocalBoxFuture<'static, Result<T>>);
+
+impl<T: 'static> Reply<T> {
+    /// A reply that something else than a single call makes.
+    pub(crate) fn new(future: impl Future<Output = Result<T>> + 'static) -> Reply<T> {
+        Reply(Box::pin(future))
+    }
+}
+
+impl<T> Future for Reply<T> {
+    type Output = Result<T>;
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T>> {
+        self.0.as_mut().poll(cx)
+    }
+}
+
+/// Sends a request, and reads its answer with `read`.
+pub(crate) fn reply<P, R, T>(
+    request: Request<P, R>,
+    read: impl for<'a> FnOnce(R::Reader<'a>) -> Result<T> + 'static,
+) -> Reply<T>
+where
+    R: Pipelined<Pipeline: FromTypelessPipeline> + Owned + Unpin + 'static,
+    T: 'static,
+{
+    let promise = request.send().promise;
+    Reply::new(async move {
+        let response = promise.await.map_err(from_rpc)?;
+        read(response.get().map_err(from_rpc)?)
+    })
+}
+
+/// Sends a request whose answer is empty.
+pub(crate) fn done<P, R>(request: Request<P, R>) -> Reply<()>
+where
+    R: Pipelined<Pipeline: FromTypelessPipeline> + Owned + Unpin + 'static,
+{
+    reply(request, |_| Ok(()))
+}
+
+/// How many items a block of a list has: the most that the daemon gives.
+pub(crate) const BLOCK: u16 = 100;
+
+/// A list, fetched block by block.
+pub struct Cursor<T> {
+    fetch: Box<dyn Fn() -> Reply<(Vec<T>, bool)>>,
+    ready: VecDeque<T>,
+    end: bool,
+}
+
+impl<T> Cursor<T> {
+    pub(crate) fn new(fetch: impl Fn() -> Reply<(Vec<T>, bool)> + 'static) -> Cursor<T> {
+        Cursor { fetch: Box::new(fetch), ready: VecDeque::new(), end: false }
+    }
+
+    /// The next item; `None` after the last.
+    pub async fn next(&mut self) -> Result<Option<T>> {
+        while self.ready.is_empty() && !self.end {
+            let (items, end) = (self.fetch)().await?;
+            self.ready.extend(items);
+            self.end = end;
+        }
+        Ok(self.ready.pop_front())
+    }
+
+    /// Everything that is left. Memory grows with the list: take [`Cursor::next`] where it may be long.
+    pub async fn all(mut self) -> Result<Vec<T>> {
+        let mut items = Vec::new();
+        while let Some(item) = self.next().await? {
+            items.push(item);
+            items.extend(self.ready.drain(..));
+        }
+        Ok(items)
+    }
+}

@@ -1,0 +1,160 @@
+//! The connection, and what it leads to.
+
+use std::{
+    future::Future,
+    path::{Path, PathBuf},
+    rc::Rc,
+};
+
+use capnp_rpc::{RpcSystem, rpc_twoparty_capnp::Side};
+use cofferdam_types::{Code, Error, Result};
+use cofferdam_wire::{
+    API_VERSION,
+    connect::network,
+    convert::{text, texts},
+    fdstream::Fds,
+    gate_capnp::{gate, root},
+};
+use futures::{FutureExt, future::LocalBoxFuture, future::Shared};
+use serde::Serialize;
+use tokio::{net::UnixStream, task::AbortHandle};
+
+use crate::{
+    call::{Reply, reply},
+    namespace::{Namespace, Namespaces},
+    system::System,
+};
+
+/// What a client accepts as one message: the daemon's answers hold at most a block of a list, or a chunk.
+const MESSAGE: usize = 64 << 20;
+
+/// What keeps a connection open: every handle holds one, and with the last the socket is closed.
+pub(crate) struct Link {
+    pub(crate) fds: Fds,
+    task: AbortHandle,
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// What the daemon says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DaemonInfo {
+    /// The version of the API that it speaks.
+    pub api: u32,
+    /// Its own version.
+    pub daemon: String,
+    /// What it can do beyond that version.
+    pub features: Vec<String>,
+    /// Whether descriptors pass on this connection.
+    pub fds: bool,
+}
+
+/// A connection to the daemon, with what it granted there.
+#[derive(Clone)]
+pub struct Client {
+    pub(crate) link: Rc<Link>,
+    /// Kept, since letting go of it would be one message more.
+    _gate: gate::Client,
+    root: root::Client,
+    hello: Shared<LocalBoxFuture<'static, Result<DaemonInfo>>>,
+    path: Rc<PathBuf>,
+    name: Rc<str>,
+}
+
+impl Client {
+    /// Opens the connection. No answer of the daemon is awaited: a refusal comes out of the first call.
+    pub async fn connect(path: impl AsRef<Path>) -> Result<Client> {
+        Client::connect_as(path, "cofferdam-client").await
+    }
+
+    /// The same, with a name of your own for the daemon's logs.
+    pub async fn connect_as(path: impl AsRef<Path>, name: &str) -> Result<Client> {
+        let path = path.as_ref();
+        let stream = UnixStream::connect(path).await.map_err(|error| {
+            let why = match error.kind() {
+                std::io::ErrorKind::NotFound => "there is no such socket: is cofferd running, with this state directory?",
+                std::io::ErrorKind::ConnectionRefused => "nobody listens there: start cofferd",
+                std::io::ErrorKind::PermissionDenied => "the socket is not yours to open: use sudo, or ask the operator",
+                _ => return Error::unavailable("socket", path.display(), format!("can't be connected to: {error}")),
+            };
+            Error::unavailable("socket", path.display(), why)
+        })?;
+        Ok(Client::over(stream, path, name))
+    }
+
+    /// Over a stream that is already open. `path` is where a new one may be had.
+    pub(crate) fn over(stream: UnixStream, path: &Path, name: &str) -> Client {
+        let (network, fds) = network(stream, Side::Client, MESSAGE);
+        let mut system = RpcSystem::new(Box::new(network), None);
+        let gate: gate::Client = system.bootstrap(Side::Server);
+        let task = tokio::task::spawn_local(async move {
+            // How a connection ended is seen in the calls that were under way.
+            let _ = system.await;
+        });
+
+        let mut request = gate.hello_request();
+        request.get().set_version(API_VERSION);
+        request.get().set_name(name);
+        let hello = reply(request, |answer| {
+            Ok(DaemonInfo {
+                api: answer.get_version(),
+                daemon: text(answer.get_daemon())?.to_owned(),
+                features: texts(answer.get_features())?,
+                fds: answer.get_fds(),
+            })
+        });
+        let root = gate.enter_request().send().pipeline.get_root();
+        Client {
+            link: Rc::new(Link { fds, task: task.abort_handle() }),
+            _gate: gate,
+            root,
+            hello: hello.boxed_local().shared(),
+            path: Rc::new(path.to_owned()),
+            name: name.into(),
+        }
+    }
+
+    /// A new connection to the same place.
+    pub async fn again(&self) -> Result<Client> {
+        Client::connect_as(&**self.path, &self.name).await
+    }
+
+    /// Who is at the other end.
+    pub fn hello(&self) -> Reply<DaemonInfo> {
+        Reply::new(self.hello.clone())
+    }
+
+    /// All namespaces.
+    pub fn namespaces(&self) -> Namespaces {
+        Namespaces { link: self.link.clone(), client: self.root.namespaces_request().send().pipeline.get_namespaces() }
+    }
+
+    /// One namespace.
+    pub fn namespace(&self, name: &str) -> Namespace {
+        self.namespaces().get(name)
+    }
+
+    /// The daemon itself.
+    pub fn system(&self) -> System {
+        System { _link: self.link.clone(), client: self.root.system_request().send().pipeline.get_system() }
+    }
+}
+
+/// Whether the error says that the connection broke: what was asked for may have happened or not.
+pub fn is_lost(error: &Error) -> bool {
+    error.code == Code::Unavailable && error.kind == "connection"
+}
+
+/// Runs a future on a fresh current-thread runtime with a `LocalSet`, as the library needs it.
+pub fn block_on<T>(future: impl Future<Output = T>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Error::io("runtime", "", "can't be made", &e))?;
+    Ok(tokio::task::LocalSet::new().block_on(&runtime, future))
+}

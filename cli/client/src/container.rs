@@ -1,0 +1,199 @@
+//! Containers.
+
+use std::{cell::RefCell, rc::Rc};
+
+use cofferdam_types::{Any, Labels, Result, Timestamp};
+use cofferdam_wire::{
+    container_capnp::{container, container_info, containers, create_params},
+    convert::{any, labels, set_any, set_labels, set_texts, text},
+    error::malformed,
+};
+use serde::Serialize;
+
+use crate::{
+    call::{BLOCK, Cursor, Reply, done, reply},
+    connect::Link,
+    image::Image,
+    logs::{LogRecord, Records},
+    options::ContainerOptions,
+    process::{Task, TaskInfo, task_info},
+    stdio::Stdio,
+};
+
+/// What a container is made from.
+#[derive(Clone, Debug, Default)]
+pub struct ContainerRequest {
+    /// Letters and digits with single '.', '_' or '-' between them; empty: the daemon chooses one.
+    pub id: String,
+    /// How it runs.
+    pub options: ContainerOptions,
+    /// Its labels.
+    pub labels: Labels,
+    /// native (also if empty) or runc; a path needs the `host` right.
+    pub runtime: String,
+    /// Of its snapshot; empty is the default.
+    pub driver: String,
+    /// The daemon removes it when it has ended, whether or not you are still there.
+    pub remove_on_exit: bool,
+}
+
+/// What a container is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ContainerInfo {
+    /// Its id.
+    pub id: String,
+    /// Its labels.
+    pub labels: Labels,
+    /// The name of its image when it was made.
+    pub image: String,
+    /// What runs it.
+    pub runtime: String,
+    /// Of its snapshot.
+    pub driver: String,
+    /// Its snapshot.
+    pub snapshot_key: String,
+    /// When it was made.
+    #[serde(serialize_with = "crate::json::time")]
+    pub created: Timestamp,
+    /// When it was last changed.
+    #[serde(serialize_with = "crate::json::time")]
+    pub updated: Timestamp,
+    /// Whether it goes when it has ended.
+    pub remove_on_exit: bool,
+    /// Its task, if it has one.
+    pub task: Option<TaskInfo>,
+    /// The OCI runtime spec.
+    #[serde(serialize_with = "crate::json::any")]
+    pub spec: Any,
+}
+
+fn info(reader: container_info::Reader<'_>) -> Result<ContainerInfo> {
+    Ok(ContainerInfo {
+        id: text(reader.get_id())?.to_owned(),
+        labels: labels(reader.get_labels())?,
+        image: text(reader.get_image())?.to_owned(),
+        runtime: text(reader.get_runtime())?.to_owned(),
+        driver: text(reader.get_driver())?.to_owned(),
+        snapshot_key: text(reader.get_snapshot_key())?.to_owned(),
+        spec: any(reader.get_spec().map_err(malformed)?)?,
+        created: Timestamp(reader.get_created()),
+        updated: Timestamp(reader.get_updated()),
+        task: if reader.has_task() { Some(task_info(reader.get_task().map_err(malformed)?)?) } else { None },
+        remove_on_exit: reader.get_remove_on_exit(),
+    })
+}
+
+/// The containers of a namespace.
+#[derive(Clone)]
+pub struct Containers {
+    pub(crate) link: Rc<Link>,
+    pub(crate) client: containers::Client,
+}
+
+impl Containers {
+    /// Makes the record and the writable snapshot; nothing runs yet.
+    pub fn create(&self, image: &Image, request: &ContainerRequest) -> Container {
+        let mut call = self.client.create_request();
+        fill(call.get().init_params(), Some(image), request);
+        Container { link: self.link.clone(), client: call.send().pipeline.get_container() }
+    }
+
+    /// The same with an OCI runtime spec (JSON) of your own instead of the options. Needs the `host` right.
+    pub fn create_from_spec(
+        &self,
+        image: Option<&Image>,
+        request: &ContainerRequest,
+        spec: &[u8],
+        runtime_options: &Any,
+    ) -> Container {
+        let mut call = self.client.create_from_spec_request();
+        fill(call.get().init_params(), image, request);
+        call.get().set_spec(spec);
+        set_any(call.get().init_runtime_options(), runtime_options);
+        Container { link: self.link.clone(), client: call.send().pipeline.get_container() }
+    }
+
+    /// One that exists.
+    pub fn get(&self, id: &str) -> Container {
+        let mut request = self.client.get_request();
+        request.get().set_id(id);
+        Container { link: self.link.clone(), client: request.send().pipeline.get_container() }
+    }
+
+    /// All that pass one of the filters.
+    pub fn list<S: AsRef<str>>(&self, filters: &[S]) -> Cursor<ContainerInfo> {
+        let mut request = self.client.list_request();
+        set_texts(request.get().init_filters(filters.len() as u32), filters);
+        let (cursor, link) = (request.send().pipeline.get_cursor(), self.link.clone());
+        Cursor::new(move || {
+            let _ = &link;
+            let mut request = cursor.next_request();
+            request.get().set_max(BLOCK);
+            reply(request, |answer| {
+                let items = answer.get_items().map_err(malformed)?;
+                Ok((items.iter().map(info).collect::<Result<_>>()?, answer.get_end()))
+            })
+        })
+    }
+}
+
+fn fill(mut params: create_params::Builder<'_>, image: Option<&Image>, request: &ContainerRequest) {
+    params.set_id(&request.id);
+    if let Some(image) = image {
+        params.set_image(image.client.clone());
+    }
+    request.options.fill(params.reborrow().init_options());
+    set_labels(params.reborrow().init_labels(request.labels.len() as u32), &request.labels);
+    params.set_runtime(&request.runtime);
+    params.set_driver(&request.driver);
+    params.set_remove_on_exit(request.remove_on_exit);
+}
+
+/// A container.
+#[derive(Clone)]
+pub struct Container {
+    link: Rc<Link>,
+    client: container::Client,
+}
+
+impl Container {
+    /// What it is.
+    pub fn info(&self) -> Reply<ContainerInfo> {
+        reply(self.client.info_request(), |answer| info(answer.get_info().map_err(malformed)?))
+    }
+
+    /// Makes its first process, ready but not yet started. With `log` what it writes is kept.
+    pub fn create_task(&self, stdio: Stdio, log: bool) -> Task {
+        let mut request = self.client.create_task_request();
+        stdio.fill(request.get().init_stdio(), &self.link.fds);
+        request.get().set_log(log);
+        Task::new(&self.link, request.send().pipeline.get_task())
+    }
+
+    /// Its task.
+    pub fn task(&self) -> Task {
+        Task::new(&self.link, self.client.task_request().send().pipeline.get_task())
+    }
+
+    /// Removes it, with its ended task and its snapshot. With `force` a running task is killed first.
+    pub fn remove(&self, force: bool) -> Reply<()> {
+        let mut request = self.client.remove_request();
+        request.get().set_force(force);
+        done(request)
+    }
+
+    /// Waits until it is gone.
+    pub fn removed(&self) -> Reply<()> {
+        done(self.client.removed_request())
+    }
+
+    /// Gives what was logged to `take`, oldest first; with `follow` until the task has ended. `take` should not be
+    /// slow: while it works nothing else of this connection does.
+    pub fn logs(&self, follow: bool, take: impl FnMut(LogRecord<'_>) -> Result<()> + 'static) -> Reply<()> {
+        let mut request = self.client.logs_request();
+        request.get().set_follow(follow);
+        request.get().set_sink(capnp_rpc::new_client(Records(RefCell::new(take))));
+        done(request)
+    }
+}

@@ -1,0 +1,212 @@
+//! Content.
+
+use std::{os::fd::OwnedFd, rc::Rc};
+
+use cofferdam_types::{Digest, Labels, Result, Timestamp};
+use cofferdam_wire::{
+    content_capnp::{blob, blob_info, content, ingest, ingest_info},
+    convert::{labels, set_labels, set_texts, text},
+    error::malformed,
+};
+use serde::Serialize;
+
+use crate::{
+    call::{BLOCK, Cursor, Reply, done, reply},
+    connect::Link,
+    stdio::Sink,
+};
+
+/// What a blob is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BlobInfo {
+    /// Which bytes.
+    pub digest: Digest,
+    /// How many.
+    pub size: u64,
+    /// Its labels in this namespace.
+    pub labels: Labels,
+    /// When it was made.
+    #[serde(serialize_with = "crate::json::time")]
+    pub created: Timestamp,
+    /// When it was last changed.
+    #[serde(serialize_with = "crate::json::time")]
+    pub updated: Timestamp,
+}
+
+/// What an ingest is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IngestInfo {
+    /// Its name.
+    pub reference: String,
+    /// How many bytes are there.
+    pub offset: u64,
+    /// How many there will be; 0 is unknown.
+    pub total: u64,
+    /// The digest that it must have; empty is any.
+    pub expected: String,
+    /// When it was begun.
+    #[serde(serialize_with = "crate::json::time")]
+    pub started: Timestamp,
+    /// When the last bytes came.
+    #[serde(serialize_with = "crate::json::time")]
+    pub updated: Timestamp,
+}
+
+fn blob_info(reader: blob_info::Reader<'_>) -> Result<BlobInfo> {
+    Ok(BlobInfo {
+        digest: text(reader.get_digest())?.parse()?,
+        size: reader.get_size(),
+        labels: labels(reader.get_labels())?,
+        created: Timestamp(reader.get_created()),
+        updated: Timestamp(reader.get_updated()),
+    })
+}
+
+fn ingest_info(reader: ingest_info::Reader<'_>) -> Result<IngestInfo> {
+    Ok(IngestInfo {
+        reference: text(reader.get_reference())?.to_owned(),
+        offset: reader.get_offset(),
+        total: reader.get_total(),
+        expected: text(reader.get_expected())?.to_owned(),
+        started: Timestamp(reader.get_started()),
+        updated: Timestamp(reader.get_updated()),
+    })
+}
+
+/// The content of a namespace.
+#[derive(Clone)]
+pub struct Content {
+    pub(crate) link: Rc<Link>,
+    pub(crate) client: content::Client,
+}
+
+impl Content {
+    /// One blob.
+    pub fn get(&self, digest: &str) -> Blob {
+        let mut request = self.client.get_request();
+        request.get().set_digest(digest);
+        Blob { link: self.link.clone(), client: request.send().pipeline.get_blob() }
+    }
+
+    /// All blobs that pass one of the filters.
+    pub fn list<S: AsRef<str>>(&self, filters: &[S]) -> Cursor<BlobInfo> {
+        let mut request = self.client.list_request();
+        set_texts(request.get().init_filters(filters.len() as u32), filters);
+        let (cursor, link) = (request.send().pipeline.get_cursor(), self.link.clone());
+        Cursor::new(move || {
+            let _ = &link;
+            let mut request = cursor.next_request();
+            request.get().set_max(BLOCK);
+            reply(request, |answer| {
+                let items = answer.get_items().map_err(malformed)?;
+                Ok((items.iter().map(blob_info).collect::<Result<_>>()?, answer.get_end()))
+            })
+        })
+    }
+
+    /// Opens an ingest, or takes up where an earlier one of that name ended. A `total` of 0 and empty texts are unknown
+    /// or the default.
+    pub fn ingest(&self, reference: &str, total: u64, expected: &str, algorithm: &str) -> Ingest {
+        let mut request = self.client.ingest_request();
+        request.get().set_reference(reference);
+        request.get().set_total(total);
+        request.get().set_expected(expected);
+        request.get().set_algorithm(algorithm);
+        Ingest { link: self.link.clone(), client: request.send().pipeline.get_ingest() }
+    }
+
+    /// All ingests that are under way.
+    pub fn ingests(&self) -> Cursor<IngestInfo> {
+        let (cursor, link) = (self.client.ingests_request().send().pipeline.get_cursor(), self.link.clone());
+        Cursor::new(move || {
+            let _ = &link;
+            let mut request = cursor.next_request();
+            request.get().set_max(BLOCK);
+            reply(request, |answer| {
+                let items = answer.get_items().map_err(malformed)?;
+                Ok((items.iter().map(ingest_info).collect::<Result<_>>()?, answer.get_end()))
+            })
+        })
+    }
+
+    /// Throws an ingest away.
+    pub fn abort(&self, reference: &str) -> Reply<()> {
+        let mut request = self.client.abort_request();
+        request.get().set_reference(reference);
+        done(request)
+    }
+
+    /// Removes a blob from this namespace.
+    pub fn remove(&self, digest: &str) -> Reply<()> {
+        let mut request = self.client.remove_request();
+        request.get().set_digest(digest);
+        done(request)
+    }
+}
+
+/// A blob.
+#[derive(Clone)]
+pub struct Blob {
+    link: Rc<Link>,
+    client: blob::Client,
+}
+
+impl Blob {
+    /// What it is.
+    pub fn info(&self) -> Reply<BlobInfo> {
+        reply(self.client.info_request(), |answer| blob_info(answer.get_info().map_err(malformed)?))
+    }
+
+    /// Writes its bytes into the sink and ends that. A length of 0 is "to the end".
+    pub fn read(&self, offset: u64, length: u64, sink: &Sink) -> Reply<()> {
+        let mut request = self.client.read_request();
+        request.get().set_offset(offset);
+        request.get().set_length(length);
+        request.get().set_sink(sink.client.clone());
+        done(request)
+    }
+
+    /// Writes its bytes into a pipe, socket or file of yours. A length of 0 is "to the end".
+    pub fn read_fd(&self, offset: u64, length: u64, sink: OwnedFd) -> Reply<()> {
+        let mut request = self.client.read_fd_request();
+        request.get().set_offset(offset);
+        request.get().set_length(length);
+        request.get().set_sink(self.link.fds.push(sink));
+        done(request)
+    }
+}
+
+/// What is becoming a blob.
+#[derive(Clone)]
+pub struct Ingest {
+    link: Rc<Link>,
+    client: ingest::Client,
+}
+
+impl Ingest {
+    /// How it stands.
+    pub fn info(&self) -> Reply<IngestInfo> {
+        reply(self.client.info_request(), |answer| ingest_info(answer.get_info().map_err(malformed)?))
+    }
+
+    /// Where its bytes go, behind those that are there.
+    pub fn sink(&self) -> Sink {
+        Sink::new(&self.link, self.client.sink_request().send().pipeline.get_sink())
+    }
+
+    /// Begins it anew.
+    pub fn truncate(&self) -> Reply<()> {
+        done(self.client.truncate_request())
+    }
+
+    /// Makes a blob of it, synced to disk. A size of 0 and an empty digest are not compared.
+    pub fn commit(&self, size: u64, expected: &str, labels: &Labels) -> Reply<Digest> {
+        let mut request = self.client.commit_request();
+        request.get().set_size(size);
+        request.get().set_expected(expected);
+        set_labels(request.get().init_labels(labels.len() as u32), labels);
+        reply(request, |answer| text(answer.get_digest())?.parse())
+    }
+}

@@ -1,0 +1,280 @@
+//! Tasks and the processes in them.
+
+use std::{ops::Deref, rc::Rc};
+
+use capnp::capability::FromClientHook as _;
+use cofferdam_types::{Result, Timestamp};
+use cofferdam_wire::{
+    container_capnp::{self as wire, attachment, process, task},
+    convert::{set_texts, text, texts},
+    error::malformed,
+};
+use serde::Serialize;
+
+use crate::{
+    call::{Reply, done, reply},
+    connect::Link,
+    stdio::{Sink, Stdio},
+};
+
+/// Where a process is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Status {
+    /// It is being made.
+    Creating,
+    /// It is ready but not started.
+    Created,
+    /// It runs.
+    Running,
+    /// It is frozen.
+    Paused,
+    /// It has ended.
+    Stopped,
+}
+
+impl Status {
+    /// As a word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Status::Creating => "creating",
+            Status::Created => "created",
+            Status::Running => "running",
+            Status::Paused => "paused",
+            Status::Stopped => "stopped",
+        }
+    }
+}
+
+/// How a process ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Exit {
+    /// The exit code, or 128 + the signal's number.
+    pub status: u32,
+    /// When.
+    #[serde(serialize_with = "crate::json::time")]
+    pub at: Timestamp,
+    /// Empty for an ordinary end; else such as "oom killed", "shim lost", "host restarted".
+    pub reason: String,
+}
+
+/// How a process stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct State {
+    /// Where it is in its life.
+    pub status: Status,
+    /// On the host; 0 when it has ended.
+    pub pid: u32,
+    /// How it ended.
+    pub exit: Option<Exit>,
+}
+
+/// What a task is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TaskInfo {
+    /// Where it is in its life.
+    pub status: Status,
+    /// On the host; 0 when it has ended.
+    pub pid: u32,
+    /// When it was made.
+    #[serde(serialize_with = "crate::json::time")]
+    pub created: Timestamp,
+    /// When it was started.
+    #[serde(serialize_with = "crate::json::time")]
+    pub started: Timestamp,
+    /// How it ended.
+    pub exit: Option<Exit>,
+    /// Whether it has a terminal.
+    pub terminal: bool,
+    /// Whether what it writes is kept.
+    pub log: bool,
+    /// The other processes in it.
+    pub execs: Vec<String>,
+}
+
+fn exit(reader: wire::exit::Reader<'_>) -> Result<Exit> {
+    Ok(Exit {
+        status: reader.get_status(),
+        at: Timestamp(reader.get_at()),
+        reason: text(reader.get_reason())?.to_owned(),
+    })
+}
+
+fn status(status: Result<wire::Status, capnp::NotInSchema>) -> Result<Status> {
+    Ok(match status.map_err(|e| malformed(e.into()))? {
+        wire::Status::Creating => Status::Creating,
+        wire::Status::Created => Status::Created,
+        wire::Status::Running => Status::Running,
+        wire::Status::Paused => Status::Paused,
+        wire::Status::Stopped => Status::Stopped,
+    })
+}
+
+pub(crate) fn task_info(reader: wire::task_info::Reader<'_>) -> Result<TaskInfo> {
+    Ok(TaskInfo {
+        status: status(reader.get_status())?,
+        pid: reader.get_pid(),
+        created: Timestamp(reader.get_created()),
+        started: Timestamp(reader.get_started()),
+        exit: if reader.has_exit() { Some(exit(reader.get_exit().map_err(malformed)?)?) } else { None },
+        terminal: reader.get_terminal(),
+        log: reader.get_log(),
+        execs: texts(reader.get_execs())?,
+    })
+}
+
+/// How another process runs in a container. What is left empty is the container's own.
+#[derive(Clone, Debug, Default)]
+pub struct ProcessOptions {
+    /// What runs.
+    pub args: Vec<String>,
+    /// On top of the container's.
+    pub env: Vec<String>,
+    /// Where it starts.
+    pub workdir: String,
+    /// Who runs it.
+    pub user: String,
+    /// Whether it has a terminal.
+    pub terminal: bool,
+}
+
+/// A process in a container.
+#[derive(Clone)]
+pub struct Process {
+    link: Rc<Link>,
+    client: process::Client,
+}
+
+impl Process {
+    /// Starts it, and gives its pid on the host.
+    pub fn start(&self) -> Reply<u32> {
+        reply(self.client.start_request(), |answer| Ok(answer.get_pid()))
+    }
+
+    /// Waits for its end; before the start, while it runs, or afterwards.
+    pub fn wait(&self) -> Reply<Exit> {
+        reply(self.client.wait_request(), |answer| exit(answer.get_exit().map_err(malformed)?))
+    }
+
+    /// How it stands.
+    pub fn state(&self) -> Reply<State> {
+        reply(self.client.state_request(), |answer| {
+            Ok(State {
+                status: status(answer.get_status())?,
+                pid: answer.get_pid(),
+                exit: if answer.has_exit() { Some(exit(answer.get_exit().map_err(malformed)?)?) } else { None },
+            })
+        })
+    }
+
+    /// Sends a signal to it, or with `all` to every process of the container.
+    pub fn kill(&self, signal: u32, all: bool) -> Reply<()> {
+        let mut request = self.client.kill_request();
+        request.get().set_signal(signal);
+        request.get().set_all(all);
+        done(request)
+    }
+
+    /// Gives its terminal another size.
+    pub fn resize(&self, rows: u16, columns: u16) -> Reply<()> {
+        let mut request = self.client.resize_request();
+        request.get().set_rows(rows);
+        request.get().set_columns(columns);
+        done(request)
+    }
+
+    /// Ends its standard input.
+    pub fn close_stdin(&self) -> Reply<()> {
+        done(self.client.close_stdin_request())
+    }
+
+    /// Follows what it writes from now on, and feeds its input.
+    pub fn attach(&self, stdio: Stdio) -> Attachment {
+        let mut request = self.client.attach_request();
+        stdio.fill(request.get().init_stdio(), &self.link.fds);
+        Attachment { _link: self.link.clone(), client: request.send().pipeline.get_attachment() }
+    }
+
+    /// Its standard input, where that was declared as a stream.
+    pub fn stdin(&self) -> Sink {
+        Sink::new(&self.link, self.client.stdin_request().send().pipeline.get_sink())
+    }
+
+    /// Forgets it after its end.
+    pub fn delete(&self) -> Reply<Exit> {
+        reply(self.client.delete_request(), |answer| exit(answer.get_exit().map_err(malformed)?))
+    }
+}
+
+/// A client of yours on a process. Dropping it detaches.
+#[derive(Clone)]
+pub struct Attachment {
+    _link: Rc<Link>,
+    client: attachment::Client,
+}
+
+impl Attachment {
+    /// Waits until it ends: "exit", "detached" or "overflow".
+    pub fn wait(&self) -> Reply<String> {
+        reply(self.client.wait_request(), |answer| Ok(text(answer.get_reason())?.to_owned()))
+    }
+}
+
+/// A container's first process, and the others in it.
+#[derive(Clone)]
+pub struct Task {
+    process: Process,
+    client: task::Client,
+}
+
+impl Deref for Task {
+    type Target = Process;
+    fn deref(&self) -> &Process {
+        &self.process
+    }
+}
+
+impl Task {
+    pub(crate) fn new(link: &Rc<Link>, client: task::Client) -> Task {
+        Task { process: Process { link: link.clone(), client: client.clone().cast_to() }, client }
+    }
+
+    /// Another process in the container, ready but not yet started. An empty id: the daemon chooses one.
+    pub fn exec(&self, id: &str, options: &ProcessOptions, stdio: Stdio) -> Process {
+        let mut request = self.client.exec_request();
+        request.get().set_id(id);
+        let mut builder = request.get().init_options();
+        set_texts(builder.reborrow().init_args(options.args.len() as u32), &options.args);
+        set_texts(builder.reborrow().init_env(options.env.len() as u32), &options.env);
+        builder.set_workdir(&options.workdir);
+        builder.set_user(&options.user);
+        builder.set_terminal(options.terminal);
+        stdio.fill(request.get().init_stdio(), &self.link.fds);
+        Process { link: self.link.clone(), client: request.send().pipeline.get_process() }
+    }
+
+    /// One of the other processes.
+    pub fn process(&self, id: &str) -> Process {
+        let mut request = self.client.process_request();
+        request.get().set_id(id);
+        Process { link: self.link.clone(), client: request.send().pipeline.get_process() }
+    }
+
+    /// Freezes every process of the container.
+    pub fn pause(&self) -> Reply<()> {
+        done(self.client.pause_request())
+    }
+
+    /// Lets them go on.
+    pub fn resume(&self) -> Reply<()> {
+        done(self.client.resume_request())
+    }
+
+    /// Every process of the container, on the host.
+    pub fn pids(&self) -> Reply<Vec<u32>> {
+        reply(self.client.pids_request(), |answer| Ok(answer.get_pids().map_err(malformed)?.iter().collect()))
+    }
+}
