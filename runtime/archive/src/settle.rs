@@ -285,28 +285,20 @@ impl Settle<'_> {
         for name in path.split(|b| *b == b'/').filter(|name| !name.is_empty()) {
             let child = join(&real, name);
             let parent = std::mem::replace(&mut real, child);
-            let whiteout = match at::stat(&fd, name) {
+            match at::stat(&fd, name) {
                 Ok(stat) if at::is_dir(&stat) => {
                     fd = at::open_dir(&fd, name).map_err(problem)?;
                     continue;
                 }
-                Ok(stat) if at::is_whiteout(&stat) => true,
-                Ok(_) => return Err(refused(path, "a parent of an entry is not a directory")),
-                Err(Errno::ENOENT) => false,
+                // A whiteout, say: were the entries there before it or after?
+                Ok(_) => return Err(undecided(path, "has entries and is replaced or deleted")),
+                Err(Errno::ENOENT) => {}
                 Err(errno) => return Err(problem(errno)),
-            };
-            self.touch(&parent, &fd)?;
-            if whiteout {
-                unlinkat(&fd, name, UnlinkatFlags::NoRemoveDir).map_err(problem)?;
-                self.whiteouts.remove(&real);
             }
+            self.touch(&parent, &fd)?;
             fd = at::make_dir(&fd, name).map_err(problem)?;
             fchmod(&fd, Mode::from_bits_truncate(0o755)).map_err(problem)?;
-            if whiteout {
-                at::set_xattr(&fd, at::OPAQUE, b"y").map_err(problem)?;
-            } else {
-                self.soft.insert(real.clone());
-            }
+            self.soft.insert(real.clone());
         }
         Ok(fd)
     }

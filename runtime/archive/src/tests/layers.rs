@@ -383,6 +383,7 @@ fn two_names_of_one_place_are_a_conflict() {
         Tar::new().file("lib/x", "x").file("lib", "x"),
         Tar::new().file("usr/lib/x", "x").dir("usr", 0o755).file("usr/.wh..wh..opq", ""),
         Tar::new().file("lib/x", "x").dir("lib", 0o755),
+        Tar::new().file("lib/x", "x").file("usr/.wh.lib", ""),
         Tar::new().file("here/.wh.here", "").file("here/x", ""),
         Tar::new().file("here/.wh..wh..opq", "").file("here/x", ""),
     ] {
