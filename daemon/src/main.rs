@@ -29,7 +29,7 @@ fn main() -> ExitCode {
 fn run(config: &Config) -> Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_new(&config.log)
         .map_err(|e| Error::invalid("option", "--log", format!("is not a filter: {e}")))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
     actix::System::new().block_on(async {
         let os = |e: std::io::Error| Error::io("signal", "", "can't be watched", &e);
         let mut terminate = signal(SignalKind::terminate()).map_err(os)?;

@@ -2,7 +2,6 @@
 
 use std::{os::fd::OwnedFd, rc::Rc};
 
-use capnp::capability::FromClientHook as _;
 use cofferdam_metadata::records::images::Image as Record;
 use cofferdam_transfer::{
     Credentials, Endpoint, ImportOptions, Job as Handle, PullOptions, Reference, RootfsConfig, RootfsOptions, Source,
@@ -56,7 +55,7 @@ impl Images {
 
 /// The name of an image that we handed out on this connection, if it lies in this namespace.
 pub async fn recognise(place: &Place, client: image::Client) -> Result<Name> {
-    let mut hook = client.into_client_hook();
+    let mut hook = client.client.hook.add_ref();
     if let Some(resolving) = hook.when_more_resolved() {
         // A failure further up the chain surfaces here, unchanged.
         hook = resolving.await.map_err(from_rpc)?;
@@ -64,10 +63,13 @@ pub async fn recognise(place: &Place, client: image::Client) -> Result<Name> {
     while let Some(resolved) = hook.get_resolved() {
         hook = resolved;
     }
-    let foreign = || Error::invalid("image", "", "is not an image that this connection got from this namespace");
-    let (namespace, name) = place.session.recall_image(hook.get_ptr()).ok_or_else(foreign)?;
+    let Some((namespace, name)) = place.session.recall_image(hook.get_ptr()) else {
+        // What is broken says why when it is called; what answers is somebody else's.
+        client.info_request().send().promise.await.map_err(from_rpc)?;
+        return Err(Error::invalid("image", "", "is not an image that this connection got: get it from this namespace"));
+    };
     if namespace != place.namespace {
-        return Err(foreign());
+        return Err(Error::invalid("image", &name, format!("lies in namespace {namespace}: get it from this one")));
     }
     Ok(name)
 }
