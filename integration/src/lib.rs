@@ -1,1 +1,17 @@
 //! Acceptance, contract, security and crash tests; benches.
+//!
+//! This library is what they share: a private daemon for one test ([`Daemon`]), what a host has that it should not have
+//! ([`Leftovers`]), and waiting with a deadline ([`until`]). It builds nothing: the programs lie in
+//! `COFFERDAM_BIN_DIR`, or in the directory above the test's own (`target/<profile>`); the images lie in
+//! `target/test-images`, made by `deploy/images`.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test a failure is a panic")]
+
+mod daemon;
+mod files;
+mod leftovers;
+mod wait;
+
+pub use daemon::{BUSYBOX, Daemon};
+pub use files::{binary, images};
+pub use leftovers::Leftovers;
+pub use wait::{DEADLINE, bounded, until, until_async};

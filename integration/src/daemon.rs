@@ -1,0 +1,249 @@
+//! A private daemon.
+
+use std::{
+    fs::File,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::{
+        Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use cofferdam_client::{Client, ImportFormat, ImportOptions, Namespace, RunRequest};
+use cofferdam_sys::cgroup::{Cgroup, Layout};
+use tempfile::TempDir;
+
+use crate::{
+    Leftovers, binary, files,
+    leftovers::{cgroups, mounts, processes},
+    wait::{DEADLINE, until},
+};
+
+/// The name of the image that [`Daemon::import_busybox`] makes.
+pub const BUSYBOX: &str = "test/busybox:latest";
+
+/// A daemon with a root, a state directory and a namespace of its own: tests run side by side, and cgroups are named
+/// after namespace and id. Its end is the end of all that it started.
+pub struct Daemon {
+    dir: TempDir,
+    namespace: String,
+    child: Mutex<Option<Child>>,
+    log: String,
+}
+
+impl Daemon {
+    /// Starts one. Returns when it serves.
+    pub fn start() -> Daemon {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let dir = tempfile::Builder::new().prefix("cofferdam-").tempdir().expect("a directory for a daemon");
+        // The root file systems of containers lie below: their users must get there.
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).expect("its mode");
+        let namespace = format!("t{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let log = std::env::var("COFFERD_LOG").unwrap_or_else(|_| "info".into());
+        let daemon = Daemon { dir, namespace, child: Mutex::new(None), log };
+        daemon.restart();
+        let name = daemon.namespace.clone();
+        daemon
+            .ask(async move |client| client.namespaces().create(&name, &Default::default()).await)
+            .expect("a namespace");
+        daemon
+    }
+
+    /// Starts one that has busybox, as [`BUSYBOX`].
+    pub fn with_busybox() -> Daemon {
+        let daemon = Daemon::start();
+        daemon.import_busybox();
+        daemon
+    }
+
+    /// Imports busybox from its root file system.
+    pub fn import_busybox(&self) {
+        let source = File::open(files::images().join("rootfs/busybox")).expect("run deploy/images");
+        let namespace = self.namespace.clone();
+        let import = async move |client: Client| {
+            let options = ImportOptions {
+                name: BUSYBOX.into(),
+                format: ImportFormat::Rootfs,
+                command: vec!["/bin/sh".into()],
+                ..ImportOptions::default()
+            };
+            client.namespace(&namespace).images().import_fd(&options, source.into()).wait().await
+        };
+        self.ask(import).expect("busybox is imported");
+    }
+
+    /// One exchange, whether or not the caller is in a runtime already.
+    fn ask<T: Send>(
+        &self,
+        ask: impl AsyncFnOnce(Client) -> cofferdam_types::Result<T> + Send,
+    ) -> cofferdam_types::Result<T> {
+        let socket = self.socket();
+        std::thread::scope(|scope| {
+            let thread =
+                scope.spawn(move || cofferdam_client::block_on(async { ask(Client::connect(socket).await?).await })?);
+            thread.join().expect("the exchange doesn't panic")
+        })
+    }
+
+    /// What must last.
+    pub fn root(&self) -> PathBuf {
+        self.dir.path().join("root")
+    }
+
+    /// What ends with a reboot.
+    pub fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    /// The directory that holds both, for what else a test needs.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> PathBuf {
+        self.state().join("cofferd.sock")
+    }
+
+    /// The namespace that the test works in.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// The daemon's process.
+    pub fn pid(&self) -> u32 {
+        self.child.lock().expect("not poisoned").as_ref().expect("it runs").id()
+    }
+
+    /// What it wrote to its log.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// Kills it, as a crash would.
+    pub fn kill9(&self) {
+        if let Some(mut child) = self.child.lock().expect("not poisoned").take() {
+            child.kill().expect("it can be killed");
+            child.wait().expect("it ends");
+        }
+    }
+
+    /// Ends it with SIGTERM; its containers go on.
+    pub fn stop(&self) {
+        let Some(mut child) = self.child.lock().expect("not poisoned").take() else { return };
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::SIGTERM)
+            .expect("it can be signalled");
+        let status = until("the daemon ends after SIGTERM", || child.try_wait().expect("it is ours"));
+        assert!(status.success(), "{status}: {}", self.log());
+    }
+
+    /// Starts it, after [`Daemon::kill9`] or [`Daemon::stop`] or instead of them, and says how long it took to serve.
+    pub fn restart(&self) -> Duration {
+        self.kill9();
+        let began = Instant::now();
+        let log = File::options().create(true).append(true).open(self.dir.path().join("log")).expect("its log");
+        let mut child = Command::new(binary("cofferd"))
+            .arg("--root")
+            .arg(self.root())
+            .arg("--state")
+            .arg(self.state())
+            .arg("--shim")
+            .arg(binary("coffer-shim"))
+            .args(["--log", &self.log])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("cofferd can be started");
+        until("the daemon serves", || {
+            if let Some(status) = child.try_wait().expect("it is ours") {
+                panic!("cofferd ended with {status}: {}", self.log());
+            }
+            std::os::unix::net::UnixStream::connect(self.socket()).ok()
+        });
+        *self.child.lock().expect("not poisoned") = Some(child);
+        began.elapsed()
+    }
+
+    /// A new connection.
+    pub async fn client(&self) -> Client {
+        Client::connect(self.socket()).await.expect("it listens")
+    }
+
+    /// A new connection's view of the namespace.
+    pub async fn open(&self) -> Namespace {
+        self.client().await.namespace(&self.namespace)
+    }
+
+    /// A run of busybox in the namespace.
+    pub fn run<S: Into<String>>(&self, id: &str, args: impl IntoIterator<Item = S>) -> RunRequest {
+        let mut request = RunRequest::new(&self.namespace, BUSYBOX);
+        request.container.id = id.into();
+        request.container.options.args = args.into_iter().map(Into::into).collect();
+        request
+    }
+
+    /// `coffer`, to be run with this daemon and namespace.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(binary("coffer"));
+        command.env("COFFER_SOCKET", self.socket()).env("COFFER_NAMESPACE", &self.namespace).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs `coffer` to its end.
+    pub fn coffer(&self, args: &[&str]) -> Output {
+        self.command().args(args).output().expect("coffer can be started")
+    }
+
+    /// What is there now.
+    pub fn leftovers(&self) -> Leftovers {
+        Leftovers::count(self)
+    }
+
+    /// Waits until nothing is there but what was there `before`: what is deleted goes in the background.
+    pub fn settles(&self, before: &Leftovers) {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            let extra = self.leftovers().beyond(before);
+            if extra.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < end, "left behind: {extra:#?}\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().rev().take(60).collect();
+            eprintln!("--- the daemon's log ends with");
+            lines.iter().rev().for_each(|line| eprintln!("{line}"));
+            eprintln!("--- still there: {:#?}", self.leftovers());
+        }
+        self.kill9();
+        // Shims first: they would report the end of their containers to each other's records otherwise.
+        for (pid, _) in processes(self.path()) {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
+        }
+        let Ok(layout) = Layout::detect() else { return };
+        for group in cgroups(&self.namespace) {
+            if let Ok(cgroup) = Cgroup::open(&layout, &group) {
+                let _ = cgroup.kill();
+                let _ = cgroup.remove();
+            }
+        }
+        if let Ok(parent) = Cgroup::open(&layout, &format!("/{}", self.namespace)) {
+            let _ = parent.remove();
+        }
+        // Only what a container of a killed shim had; else removing the directory would reach through it.
+        for mount in mounts(self.path()).into_iter().rev() {
+            let _ = nix::mount::umount2(&mount, nix::mount::MntFlags::MNT_DETACH);
+        }
+    }
+}

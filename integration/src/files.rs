@@ -1,0 +1,26 @@
+//! Where programs and images are.
+
+use std::path::PathBuf;
+
+/// `target/<profile>`: a test lies in `deps` below it.
+fn profile() -> PathBuf {
+    let exe = std::env::current_exe().expect("a test knows its own file");
+    let dir = exe.parent().expect("it lies in a directory");
+    if dir.ends_with("deps") { dir.parent().expect("deps lies in target").to_owned() } else { dir.to_owned() }
+}
+
+/// One of our programs.
+pub fn binary(name: &str) -> PathBuf {
+    let dir = std::env::var_os("COFFERDAM_BIN_DIR").map_or_else(profile, PathBuf::from);
+    let path = dir.join(name);
+    assert!(path.is_file(), "{} is not there: build it first, in the test's profile", path.display());
+    path
+}
+
+/// `target/test-images`.
+pub fn images() -> PathBuf {
+    let beside = || profile().parent().expect("a profile lies in target").join("test-images");
+    let dir = std::env::var_os("COFFERDAM_TEST_IMAGES").map_or_else(beside, PathBuf::from);
+    assert!(dir.is_dir(), "{} is not there: run deploy/images", dir.display());
+    dir
+}

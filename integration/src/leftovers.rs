@@ -1,0 +1,112 @@
+//! What containers need on a host, and what must be gone with them.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
+
+use cofferdam_sys::{cgroup::Layout, mountinfo};
+
+use crate::Daemon;
+
+/// Directories that the daemon makes ahead for snapshots to come: empty, and of no container.
+const STOCK: usize = 4;
+
+/// Everything of one daemon that a container, a task, an image or a transfer in the making has on the host: snapshot
+/// directories (but for the empty ones made ahead), ingests, trash, mounts, cgroups, processes, and the directories of
+/// shims, bundles and logs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Leftovers(BTreeSet<String>);
+
+impl Leftovers {
+    /// Counts.
+    pub fn count(daemon: &Daemon) -> Leftovers {
+        let (root, state) = (daemon.root(), daemon.state());
+        let mut found = BTreeSet::new();
+        for driver in children(&root.join("snapshots")) {
+            let (empty, full): (Vec<_>, Vec<_>) =
+                children(&driver).into_iter().partition(|dir| is_empty(&dir.join("fs")));
+            found.extend(full.iter().map(|dir| format!("snapshot {}", dir.display())));
+            // Which of the empty ones are ahead and which were left can't be told apart: their number can.
+            found.extend((STOCK..empty.len()).map(|n| format!("empty snapshot {n} of {}", driver.display())));
+        }
+        for (what, dir, depth) in [
+            ("ingest", root.join("content/ingest"), 1),
+            ("trash", root.join("trash"), 1),
+            ("log", root.join("logs"), 2),
+            ("shim", state.join("shims"), 1),
+            ("bundle", state.join("tasks"), 2),
+            ("runc", state.join("runc"), 1),
+        ] {
+            found.extend(below(&dir, depth).iter().map(|path| format!("{what} {}", path.display())));
+        }
+        found.extend(mounts(daemon.path()).iter().map(|path| format!("mount {}", path.display())));
+        found.extend(cgroups(daemon.namespace()).iter().map(|path| format!("cgroup {path}")));
+        found.extend(processes(daemon.path()).iter().map(|(pid, name)| format!("process {pid} {name}")));
+        Leftovers(found)
+    }
+
+    /// What is here and was not there before.
+    pub fn beyond(&self, before: &Leftovers) -> Vec<String> {
+        self.0.difference(&before.0).cloned().collect()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+fn children(dir: &Path) -> Vec<PathBuf> {
+    std::fs::read_dir(dir).map_or_else(|_| Vec::new(), |all| all.filter_map(|e| Some(e.ok()?.path())).collect())
+}
+
+fn below(dir: &Path, depth: usize) -> Vec<PathBuf> {
+    let here = children(dir);
+    if depth == 1 { here } else { here.iter().flat_map(|dir| below(dir, depth - 1)).collect() }
+}
+
+fn is_empty(dir: &Path) -> bool {
+    std::fs::read_dir(dir).map_or(true, |mut all| all.next().is_none())
+}
+
+/// Mounts of this mount namespace below a directory.
+pub fn mounts(dir: &Path) -> Vec<PathBuf> {
+    let table = mountinfo::read().expect("the mount table can be read");
+    table.into_iter().map(|mount| mount.point).filter(|point| point.starts_with(dir)).collect()
+}
+
+/// The cgroups of a namespace's containers, in any hierarchy.
+pub fn cgroups(namespace: &str) -> BTreeSet<String> {
+    let layout = Layout::detect().expect("there are cgroups");
+    let mut found = BTreeSet::new();
+    for hierarchy in &layout.hierarchies {
+        for group in children(&hierarchy.root.join(namespace)) {
+            if group.is_dir() {
+                let id = group.file_name().expect("a group has a name").to_string_lossy().into_owned();
+                found.insert(format!("/{namespace}/{id}"));
+            }
+        }
+    }
+    found
+}
+
+/// Processes whose working directory lies below `dir`: a daemon's shims, alive or not yet reaped.
+pub fn processes(dir: &Path) -> Vec<(i32, String)> {
+    let mut found = Vec::new();
+    for process in children(Path::new("/proc")) {
+        let Some(pid) = process.file_name().and_then(|name| name.to_str()?.parse::<i32>().ok()) else { continue };
+        let Ok(cwd) = std::fs::read_link(process.join("cwd")) else { continue };
+        // A removed directory is shown with a suffix, which `starts_with` on its parents does not mind.
+        if cwd.starts_with(dir) {
+            let name = std::fs::read_to_string(process.join("comm")).unwrap_or_default().trim().to_owned();
+            found.push((pid, name));
+        }
+    }
+    found
+}

@@ -1,0 +1,40 @@
+//! Waiting: always with a deadline, for a state rather than for a time.
+
+use std::{
+    future::Future,
+    time::{Duration, Instant},
+};
+
+/// What anything may take in a test, on a busy machine.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+const LOOK: Duration = Duration::from_millis(2);
+
+/// Runs a test that talks to a daemon; one that hangs fails.
+pub fn bounded<T>(test: impl Future<Output = T>) -> T {
+    let limited = async { tokio::time::timeout(DEADLINE * 6, test).await };
+    cofferdam_client::block_on(limited).expect("a runtime").expect("the test hangs")
+}
+
+/// Looks again and again until `look` gives something.
+pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + DEADLINE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < end, "not within {DEADLINE:?}: {what}");
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// [`until`] for what has to be asked for.
+pub async fn until_async<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
+    let end = Instant::now() + DEADLINE;
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(Instant::now() < end, "not within {DEADLINE:?}: {what}");
+        tokio::time::sleep(LOOK).await;
+    }
+}
