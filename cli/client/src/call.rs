@@ -4,6 +4,7 @@ use std::{
     collections::VecDeque,
     future::Future,
     pin::Pin,
+    rc::Rc,
     task::{Context, Poll},
 };
 
@@ -14,6 +15,8 @@ use capnp::{
 use cofferdam_types::Result;
 use cofferdam_wire::error::from_rpc;
 use futures::future::LocalBoxFuture;
+
+use crate::connect::Link;
 
 /// The answer to a call that is already on its way. Dropping it cancels the call where it waits.
 #[must_use = "dropping it cancels the call"]
@@ -33,8 +36,10 @@ impl<T> Future for Reply<T> {
     }
 }
 
-/// Sends a request, and reads its answer with `read`.
+/// Sends a request, and reads its answer with `read`. The connection stays open until it is there, whatever becomes of
+/// the handle.
 pub(crate) fn reply<P, R, T>(
+    link: &Rc<Link>,
     request: Request<P, R>,
     read: impl for<'a> FnOnce(R::Reader<'a>) -> Result<T> + 'static,
 ) -> Reply<T>
@@ -42,19 +47,20 @@ where
     R: Pipelined<Pipeline: FromTypelessPipeline> + Owned + Unpin + 'static,
     T: 'static,
 {
-    let promise = request.send().promise;
+    let (promise, link) = (request.send().promise, link.clone());
     Reply::new(async move {
+        let _link = link;
         let response = promise.await.map_err(from_rpc)?;
         read(response.get().map_err(from_rpc)?)
     })
 }
 
 /// Sends a request whose answer is empty.
-pub(crate) fn done<P, R>(request: Request<P, R>) -> Reply<()>
+pub(crate) fn done<P, R>(link: &Rc<Link>, request: Request<P, R>) -> Reply<()>
 where
     R: Pipelined<Pipeline: FromTypelessPipeline> + Owned + Unpin + 'static,
 {
-    reply(request, |_| Ok(()))
+    reply(link, request, |_| Ok(()))
 }
 
 /// How many items a block of a list has: the most that the daemon gives.

@@ -4,6 +4,7 @@ use std::{
     future::Future,
     path::{Path, PathBuf},
     rc::Rc,
+    time::{Duration, Instant},
 };
 
 use capnp_rpc::{RpcSystem, rpc_twoparty_capnp::Side};
@@ -77,9 +78,13 @@ impl Client {
         let path = path.as_ref();
         let stream = UnixStream::connect(path).await.map_err(|error| {
             let why = match error.kind() {
-                std::io::ErrorKind::NotFound => "there is no such socket: is cofferd running, with this state directory?",
+                std::io::ErrorKind::NotFound => {
+                    "there is no such socket: is cofferd running, with this state directory?"
+                }
                 std::io::ErrorKind::ConnectionRefused => "nobody listens there: start cofferd",
-                std::io::ErrorKind::PermissionDenied => "the socket is not yours to open: use sudo, or ask the operator",
+                std::io::ErrorKind::PermissionDenied => {
+                    "the socket is not yours to open: use sudo, or ask the operator"
+                }
                 _ => return Error::unavailable("socket", path.display(), format!("can't be connected to: {error}")),
             };
             Error::unavailable("socket", path.display(), why)
@@ -97,10 +102,11 @@ impl Client {
             let _ = system.await;
         });
 
+        let link = Rc::new(Link { fds, task: task.abort_handle() });
         let mut request = gate.hello_request();
         request.get().set_version(API_VERSION);
         request.get().set_name(name);
-        let hello = reply(request, |answer| {
+        let hello = reply(&link, request, |answer| {
             Ok(DaemonInfo {
                 api: answer.get_version(),
                 daemon: text(answer.get_daemon())?.to_owned(),
@@ -110,7 +116,7 @@ impl Client {
         });
         let root = gate.enter_request().send().pipeline.get_root();
         Client {
-            link: Rc::new(Link { fds, task: task.abort_handle() }),
+            link,
             _gate: gate,
             root,
             hello: hello.boxed_local().shared(),
@@ -141,7 +147,48 @@ impl Client {
 
     /// The daemon itself.
     pub fn system(&self) -> System {
-        System { _link: self.link.clone(), client: self.root.system_request().send().pipeline.get_system() }
+        System { link: self.link.clone(), client: self.root.system_request().send().pipeline.get_system() }
+    }
+}
+
+/// How long a lost daemon may take to come back.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// The first and the longest pause between two attempts to find it.
+pub(crate) const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
+
+impl Client {
+    /// Asks something that may take long, and asks it again on a new connection where this one is lost. The daemon may
+    /// be away for half a minute. For what changes nothing, such as a wait.
+    pub async fn persist<T>(&self, ask: impl AsyncFn(Client) -> Result<T>) -> Result<T> {
+        let mut client = Some(self.clone());
+        let mut pause = PAUSES.0;
+        let mut until: Option<Instant> = None;
+        loop {
+            let asked = Instant::now();
+            let answer = match &client {
+                Some(client) => ask(client.clone()).await,
+                None => Err(Error::unavailable("connection", "", "is lost")),
+            };
+            match answer {
+                // Until the first loss an overloaded daemon is believed; while it starts it says the same.
+                Err(error) if is_lost(&error) || (until.is_some() && error.code == Code::Unavailable) => {
+                    // A connection that worked for a while begins the patience anew.
+                    if until.is_none() || asked.elapsed() > PAUSES.1 * 4 {
+                        (until, pause) = (Some(Instant::now() + PATIENCE), PAUSES.0);
+                    } else if until.is_some_and(|until| Instant::now() > until) {
+                        return Err(error);
+                    }
+                }
+                other => return other,
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PAUSES.1);
+            client = match self.again().await {
+                Ok(client) => Some(client),
+                Err(error) if until.is_some_and(|until| Instant::now() > until) => return Err(error),
+                Err(_) => None,
+            };
+        }
     }
 }
 

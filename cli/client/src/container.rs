@@ -127,10 +127,9 @@ impl Containers {
         set_texts(request.get().init_filters(filters.len() as u32), filters);
         let (cursor, link) = (request.send().pipeline.get_cursor(), self.link.clone());
         Cursor::new(move || {
-            let _ = &link;
             let mut request = cursor.next_request();
             request.get().set_max(BLOCK);
-            reply(request, |answer| {
+            reply(&link, request, |answer| {
                 let items = answer.get_items().map_err(malformed)?;
                 Ok((items.iter().map(info).collect::<Result<_>>()?, answer.get_end()))
             })
@@ -160,7 +159,7 @@ pub struct Container {
 impl Container {
     /// What it is.
     pub fn info(&self) -> Reply<ContainerInfo> {
-        reply(self.client.info_request(), |answer| info(answer.get_info().map_err(malformed)?))
+        reply(&self.link, self.client.info_request(), |answer| info(answer.get_info().map_err(malformed)?))
     }
 
     /// Makes its first process, ready but not yet started. With `log` what it writes is kept.
@@ -180,12 +179,12 @@ impl Container {
     pub fn remove(&self, force: bool) -> Reply<()> {
         let mut request = self.client.remove_request();
         request.get().set_force(force);
-        done(request)
+        done(&self.link, request)
     }
 
     /// Waits until it is gone.
     pub fn removed(&self) -> Reply<()> {
-        done(self.client.removed_request())
+        done(&self.link, self.client.removed_request())
     }
 
     /// Gives what was logged to `take`, oldest first; with `follow` until the task has ended. `take` should not be
@@ -194,6 +193,6 @@ impl Container {
         let mut request = self.client.logs_request();
         request.get().set_follow(follow);
         request.get().set_sink(capnp_rpc::new_client(Records(RefCell::new(take))));
-        done(request)
+        done(&self.link, request)
     }
 }

@@ -96,10 +96,9 @@ impl Content {
         set_texts(request.get().init_filters(filters.len() as u32), filters);
         let (cursor, link) = (request.send().pipeline.get_cursor(), self.link.clone());
         Cursor::new(move || {
-            let _ = &link;
             let mut request = cursor.next_request();
             request.get().set_max(BLOCK);
-            reply(request, |answer| {
+            reply(&link, request, |answer| {
                 let items = answer.get_items().map_err(malformed)?;
                 Ok((items.iter().map(blob_info).collect::<Result<_>>()?, answer.get_end()))
             })
@@ -121,10 +120,9 @@ impl Content {
     pub fn ingests(&self) -> Cursor<IngestInfo> {
         let (cursor, link) = (self.client.ingests_request().send().pipeline.get_cursor(), self.link.clone());
         Cursor::new(move || {
-            let _ = &link;
             let mut request = cursor.next_request();
             request.get().set_max(BLOCK);
-            reply(request, |answer| {
+            reply(&link, request, |answer| {
                 let items = answer.get_items().map_err(malformed)?;
                 Ok((items.iter().map(ingest_info).collect::<Result<_>>()?, answer.get_end()))
             })
@@ -135,14 +133,14 @@ impl Content {
     pub fn abort(&self, reference: &str) -> Reply<()> {
         let mut request = self.client.abort_request();
         request.get().set_reference(reference);
-        done(request)
+        done(&self.link, request)
     }
 
     /// Removes a blob from this namespace.
     pub fn remove(&self, digest: &str) -> Reply<()> {
         let mut request = self.client.remove_request();
         request.get().set_digest(digest);
-        done(request)
+        done(&self.link, request)
     }
 }
 
@@ -156,7 +154,7 @@ pub struct Blob {
 impl Blob {
     /// What it is.
     pub fn info(&self) -> Reply<BlobInfo> {
-        reply(self.client.info_request(), |answer| blob_info(answer.get_info().map_err(malformed)?))
+        reply(&self.link, self.client.info_request(), |answer| blob_info(answer.get_info().map_err(malformed)?))
     }
 
     /// Writes its bytes into the sink and ends that. A length of 0 is "to the end".
@@ -165,7 +163,7 @@ impl Blob {
         request.get().set_offset(offset);
         request.get().set_length(length);
         request.get().set_sink(sink.client.clone());
-        done(request)
+        done(&self.link, request)
     }
 
     /// Writes its bytes into a pipe, socket or file of yours. A length of 0 is "to the end".
@@ -174,7 +172,7 @@ impl Blob {
         request.get().set_offset(offset);
         request.get().set_length(length);
         request.get().set_sink(self.link.fds.push(sink));
-        done(request)
+        done(&self.link, request)
     }
 }
 
@@ -188,7 +186,7 @@ pub struct Ingest {
 impl Ingest {
     /// How it stands.
     pub fn info(&self) -> Reply<IngestInfo> {
-        reply(self.client.info_request(), |answer| ingest_info(answer.get_info().map_err(malformed)?))
+        reply(&self.link, self.client.info_request(), |answer| ingest_info(answer.get_info().map_err(malformed)?))
     }
 
     /// Where its bytes go, behind those that are there.
@@ -198,7 +196,7 @@ impl Ingest {
 
     /// Begins it anew.
     pub fn truncate(&self) -> Reply<()> {
-        done(self.client.truncate_request())
+        done(&self.link, self.client.truncate_request())
     }
 
     /// Makes a blob of it, synced to disk. A size of 0 and an empty digest are not compared.
@@ -207,6 +205,6 @@ impl Ingest {
         request.get().set_size(size);
         request.get().set_expected(expected);
         set_labels(request.get().init_labels(labels.len() as u32), labels);
-        reply(request, |answer| text(answer.get_digest())?.parse())
+        reply(&self.link, request, |answer| text(answer.get_digest())?.parse())
     }
 }

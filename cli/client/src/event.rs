@@ -32,8 +32,9 @@ fn event(reader: event_capnp::event::Reader<'_>) -> Result<Event> {
         timestamp: Timestamp(reader.get_timestamp()),
         namespace: text(reader.get_namespace())?.parse()?,
         topic: text(reader.get_topic())?.to_owned(),
-        payload: serde_json::from_str(text(reader.get_payload())?)
-            .map_err(|e| Error::internal("event", reader.get_sequence(), format!("has a payload that is not JSON: {e}")))?,
+        payload: serde_json::from_str(text(reader.get_payload())?).map_err(|e| {
+            Error::internal("event", reader.get_sequence(), format!("has a payload that is not JSON: {e}"))
+        })?,
     })
 }
 
@@ -50,16 +51,12 @@ impl Events {
         let mut request = self.client.subscribe_request();
         request.get().set_after(after);
         set_texts(request.get().init_filters(filters.len() as u32), filters);
-        Subscription {
-            _link: self.link.clone(),
-            cursor: request.send().pipeline.get_cursor(),
-            ready: VecDeque::new(),
-        }
+        Subscription { link: self.link.clone(), cursor: request.send().pipeline.get_cursor(), ready: VecDeque::new() }
     }
 
     /// The sequence number of the last event.
     pub fn last(&self) -> Reply<u64> {
-        reply(self.client.last_request(), |answer| Ok(answer.get_sequence()))
+        reply(&self.link, self.client.last_request(), |answer| Ok(answer.get_sequence()))
     }
 
     /// Publishes an event of your own; durable when it returns. The payload must be a JSON object.
@@ -67,20 +64,20 @@ impl Events {
         let mut request = self.client.publish_request();
         request.get().set_topic(topic);
         request.get().set_payload(payload.to_string());
-        reply(request, |answer| Ok(answer.get_sequence()))
+        reply(&self.link, request, |answer| Ok(answer.get_sequence()))
     }
 
     /// Takes a foreign event in, with its own time, namespace and topic.
     pub fn forward(&self, event: &Event) -> Reply<u64> {
         let mut request = self.client.forward_request();
         set_event(request.get().init_event(), event);
-        reply(request, |answer| Ok(answer.get_sequence()))
+        reply(&self.link, request, |answer| Ok(answer.get_sequence()))
     }
 }
 
 /// A stream of events.
 pub struct Subscription {
-    _link: Rc<Link>,
+    link: Rc<Link>,
     cursor: event_cursor::Client,
     ready: VecDeque<Result<Event, Gap>>,
 }
@@ -94,7 +91,7 @@ impl Subscription {
             }
             let mut request = self.cursor.next_request();
             request.get().set_max(BLOCK);
-            let block = reply(request, |answer| {
+            let block = reply(&self.link, request, |answer| {
                 let mut block = VecDeque::new();
                 if answer.get_gap_to() != 0 {
                     block.push_back(Err(Gap { from: answer.get_gap_from(), to: answer.get_gap_to() }));

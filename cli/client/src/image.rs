@@ -190,7 +190,7 @@ impl Images {
     pub fn get(&self, name: &str) -> Image {
         let mut request = self.client.get_request();
         request.get().set_name(name);
-        Image { _link: self.link.clone(), client: request.send().pipeline.get_image() }
+        Image { link: self.link.clone(), client: request.send().pipeline.get_image() }
     }
 
     /// One that is pulled first if the policy says so.
@@ -202,14 +202,14 @@ impl Images {
             PullPolicy::Missing => wire::PullPolicy::Missing,
             PullPolicy::Always => wire::PullPolicy::Always,
         });
-        Image { _link: self.link.clone(), client: request.send().pipeline.get_image() }
+        Image { link: self.link.clone(), client: request.send().pipeline.get_image() }
     }
 
     /// Pulls one.
     pub fn pull(&self, options: &PullOptions) -> Job {
         let mut request = self.client.pull_request();
         options.fill(request.get().init_options());
-        Job { _link: self.link.clone(), client: request.send().pipeline.get_job() }
+        Job { link: self.link.clone(), client: request.send().pipeline.get_job() }
     }
 
     /// Imports from a directory, a file or a pipe of yours.
@@ -217,7 +217,7 @@ impl Images {
         let mut request = self.client.import_fd_request();
         options.fill(request.get().init_options());
         request.get().set_source(self.link.fds.push(source));
-        Job { _link: self.link.clone(), client: request.send().pipeline.get_job() }
+        Job { link: self.link.clone(), client: request.send().pipeline.get_job() }
     }
 
     /// Imports what you write into the sink.
@@ -225,7 +225,7 @@ impl Images {
         let mut request = self.client.import_request();
         options.fill(request.get().init_options());
         let pipeline = request.send().pipeline;
-        (Job { _link: self.link.clone(), client: pipeline.get_job() }, Sink::new(&self.link, pipeline.get_sink()))
+        (Job { link: self.link.clone(), client: pipeline.get_job() }, Sink::new(&self.link, pipeline.get_sink()))
     }
 
     /// All that pass one of the filters.
@@ -234,10 +234,9 @@ impl Images {
         set_texts(request.get().init_filters(filters.len() as u32), filters);
         let (cursor, link) = (request.send().pipeline.get_cursor(), self.link.clone());
         Cursor::new(move || {
-            let _ = &link;
             let mut request = cursor.next_request();
             request.get().set_max(BLOCK);
-            reply(request, |answer| {
+            reply(&link, request, |answer| {
                 let items = answer.get_items().map_err(malformed)?;
                 Ok((items.iter().map(info).collect::<Result<_>>()?, answer.get_end()))
             })
@@ -248,28 +247,28 @@ impl Images {
     pub fn remove(&self, name: &str) -> Reply<()> {
         let mut request = self.client.remove_request();
         request.get().set_name(name);
-        done(request)
+        done(&self.link, request)
     }
 }
 
 /// An image.
 #[derive(Clone)]
 pub struct Image {
-    _link: Rc<Link>,
+    link: Rc<Link>,
     pub(crate) client: image::Client,
 }
 
 impl Image {
     /// What its name stands for.
     pub fn info(&self) -> Reply<ImageInfo> {
-        reply(self.client.info_request(), |answer| info(answer.get_info().map_err(malformed)?))
+        reply(&self.link, self.client.info_request(), |answer| info(answer.get_info().map_err(malformed)?))
     }
 
     /// What it is for one platform; empty is the host's.
     pub fn detail(&self, platform: &str) -> Reply<ImageDetail> {
         let mut request = self.client.detail_request();
         request.get().set_platform(platform);
-        reply(request, |answer| detail(answer.get_detail().map_err(malformed)?))
+        reply(&self.link, request, |answer| detail(answer.get_detail().map_err(malformed)?))
     }
 
     /// Unpacks it, and gives the snapshot that containers start from.
@@ -277,6 +276,6 @@ impl Image {
         let mut request = self.client.unpack_request();
         request.get().set_platform(platform);
         request.get().set_driver(driver);
-        reply(request, |answer| Ok(text(answer.get_chain_id())?.to_owned()))
+        reply(&self.link, request, |answer| Ok(text(answer.get_chain_id())?.to_owned()))
     }
 }

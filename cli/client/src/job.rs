@@ -74,26 +74,26 @@ fn info(reader: job_info::Reader<'_>) -> Result<JobInfo> {
 /// A piece of work that goes on even if you disappear.
 #[derive(Clone)]
 pub struct Job {
-    pub(crate) _link: Rc<Link>,
+    pub(crate) link: Rc<Link>,
     pub(crate) client: job::Client,
 }
 
 impl Job {
     /// How it stands.
     pub fn info(&self) -> Reply<JobInfo> {
-        reply(self.client.info_request(), |answer| info(answer.get_info().map_err(malformed)?))
+        reply(&self.link, self.client.info_request(), |answer| info(answer.get_info().map_err(malformed)?))
     }
 
     /// How it stands once that changed, at least `after` behind the last answer.
     pub fn watch(&self, after: Duration) -> Reply<JobInfo> {
         let mut request = self.client.watch_request();
         request.get().set_after_millis(u32::try_from(after.as_millis()).unwrap_or(u32::MAX));
-        reply(request, |answer| info(answer.get_info().map_err(malformed)?))
+        reply(&self.link, request, |answer| info(answer.get_info().map_err(malformed)?))
     }
 
     /// Waits for its end: the names of the images that it made.
     pub fn wait(&self) -> Reply<Vec<String>> {
-        reply(self.client.wait_request(), |answer| texts(answer.get_names()))
+        reply(&self.link, self.client.wait_request(), |answer| texts(answer.get_names()))
     }
 
     /// Waits for its end and shows its progress meanwhile, at most once in `every`.
@@ -109,7 +109,7 @@ impl Job {
 
     /// Ends it; returns when it has left nothing behind.
     pub fn cancel(&self) -> Reply<()> {
-        done(self.client.cancel_request())
+        done(&self.link, self.client.cancel_request())
     }
 }
 
@@ -125,10 +125,9 @@ impl Jobs {
     pub fn list(&self) -> Cursor<JobInfo> {
         let (cursor, link) = (self.client.list_request().send().pipeline.get_cursor(), self.link.clone());
         Cursor::new(move || {
-            let _ = &link;
             let mut request = cursor.next_request();
             request.get().set_max(BLOCK);
-            reply(request, |answer| {
+            reply(&link, request, |answer| {
                 let items = answer.get_items().map_err(malformed)?;
                 Ok((items.iter().map(info).collect::<Result<_>>()?, answer.get_end()))
             })
@@ -139,6 +138,6 @@ impl Jobs {
     pub fn get(&self, id: &str) -> Job {
         let mut request = self.client.get_request();
         request.get().set_id(id);
-        Job { _link: self.link.clone(), client: request.send().pipeline.get_job() }
+        Job { link: self.link.clone(), client: request.send().pipeline.get_job() }
     }
 }

@@ -54,15 +54,13 @@ pub use connect::{Client, DaemonInfo, block_on, is_lost};
 pub use container::{Container, ContainerInfo, ContainerRequest, Containers};
 pub use content::{Blob, BlobInfo, Content, Ingest, IngestInfo};
 pub use event::{Events, FROM_NOW, Gap, Subscription};
-pub use image::{
-    Image, ImageDetail, ImageInfo, Images, ImportFormat, ImportOptions, PullOptions, PullPolicy, Secret,
-};
+pub use image::{Image, ImageDetail, ImageInfo, Images, ImportFormat, ImportOptions, PullOptions, PullPolicy, Secret};
 pub use job::{Job, JobInfo, JobItem, Jobs};
 pub use logs::{LogRecord, LogStream};
 pub use namespace::{Context, Namespace, NamespaceInfo, Namespaces};
 pub use options::{BindMount, ContainerOptions, MountSource, Network, Rlimit};
 pub use process::{Attachment, Exit, Process, ProcessOptions, State, Status, Task, TaskInfo};
-pub use run::{Run, RunRequest};
+pub use run::{Run, RunRequest, random_id};
 pub use snapshot::{Snapshot, SnapshotInfo, SnapshotKind, Snapshots};
 pub use stdio::{Input, Output, Receiver, Sink, Stdio, channel};
 pub use system::{ActorStatus, System, SystemStatus};

@@ -87,10 +87,9 @@ impl Namespaces {
         set_texts(request.get().init_filters(filters.len() as u32), filters);
         let (cursor, link) = (request.send().pipeline.get_cursor(), self.link.clone());
         Cursor::new(move || {
-            let _ = &link;
             let mut request = cursor.next_request();
             request.get().set_max(BLOCK);
-            reply(request, |answer| {
+            reply(&link, request, |answer| {
                 let items = answer.get_items().map_err(malformed)?;
                 Ok((items.iter().map(info).collect::<Result<_>>()?, answer.get_end()))
             })
@@ -101,7 +100,7 @@ impl Namespaces {
     pub fn remove(&self, name: &str) -> Reply<()> {
         let mut request = self.client.remove_request();
         request.get().set_name(name);
-        done(request)
+        done(&self.link, request)
     }
 }
 
@@ -115,7 +114,7 @@ pub struct Namespace {
 impl Namespace {
     /// What it is.
     pub fn info(&self) -> Reply<NamespaceInfo> {
-        reply(self.client.info_request(), |answer| info(answer.get_info().map_err(malformed)?))
+        reply(&self.link, self.client.info_request(), |answer| info(answer.get_info().map_err(malformed)?))
     }
 
     /// The same namespace, whose descendants carry the context.

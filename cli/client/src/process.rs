@@ -151,17 +151,17 @@ pub struct Process {
 impl Process {
     /// Starts it, and gives its pid on the host.
     pub fn start(&self) -> Reply<u32> {
-        reply(self.client.start_request(), |answer| Ok(answer.get_pid()))
+        reply(&self.link, self.client.start_request(), |answer| Ok(answer.get_pid()))
     }
 
     /// Waits for its end; before the start, while it runs, or afterwards.
     pub fn wait(&self) -> Reply<Exit> {
-        reply(self.client.wait_request(), |answer| exit(answer.get_exit().map_err(malformed)?))
+        reply(&self.link, self.client.wait_request(), |answer| exit(answer.get_exit().map_err(malformed)?))
     }
 
     /// How it stands.
     pub fn state(&self) -> Reply<State> {
-        reply(self.client.state_request(), |answer| {
+        reply(&self.link, self.client.state_request(), |answer| {
             Ok(State {
                 status: status(answer.get_status())?,
                 pid: answer.get_pid(),
@@ -175,7 +175,7 @@ impl Process {
         let mut request = self.client.kill_request();
         request.get().set_signal(signal);
         request.get().set_all(all);
-        done(request)
+        done(&self.link, request)
     }
 
     /// Gives its terminal another size.
@@ -183,19 +183,19 @@ impl Process {
         let mut request = self.client.resize_request();
         request.get().set_rows(rows);
         request.get().set_columns(columns);
-        done(request)
+        done(&self.link, request)
     }
 
     /// Ends its standard input.
     pub fn close_stdin(&self) -> Reply<()> {
-        done(self.client.close_stdin_request())
+        done(&self.link, self.client.close_stdin_request())
     }
 
     /// Follows what it writes from now on, and feeds its input.
     pub fn attach(&self, stdio: Stdio) -> Attachment {
         let mut request = self.client.attach_request();
         stdio.fill(request.get().init_stdio(), &self.link.fds);
-        Attachment { _link: self.link.clone(), client: request.send().pipeline.get_attachment() }
+        Attachment { link: self.link.clone(), client: request.send().pipeline.get_attachment() }
     }
 
     /// Its standard input, where that was declared as a stream.
@@ -205,21 +205,21 @@ impl Process {
 
     /// Forgets it after its end.
     pub fn delete(&self) -> Reply<Exit> {
-        reply(self.client.delete_request(), |answer| exit(answer.get_exit().map_err(malformed)?))
+        reply(&self.link, self.client.delete_request(), |answer| exit(answer.get_exit().map_err(malformed)?))
     }
 }
 
 /// A client of yours on a process. Dropping it detaches.
 #[derive(Clone)]
 pub struct Attachment {
-    _link: Rc<Link>,
+    link: Rc<Link>,
     client: attachment::Client,
 }
 
 impl Attachment {
     /// Waits until it ends: "exit", "detached" or "overflow".
     pub fn wait(&self) -> Reply<String> {
-        reply(self.client.wait_request(), |answer| Ok(text(answer.get_reason())?.to_owned()))
+        reply(&self.link, self.client.wait_request(), |answer| Ok(text(answer.get_reason())?.to_owned()))
     }
 }
 
@@ -265,16 +265,18 @@ impl Task {
 
     /// Freezes every process of the container.
     pub fn pause(&self) -> Reply<()> {
-        done(self.client.pause_request())
+        done(&self.link, self.client.pause_request())
     }
 
     /// Lets them go on.
     pub fn resume(&self) -> Reply<()> {
-        done(self.client.resume_request())
+        done(&self.link, self.client.resume_request())
     }
 
     /// Every process of the container, on the host.
     pub fn pids(&self) -> Reply<Vec<u32>> {
-        reply(self.client.pids_request(), |answer| Ok(answer.get_pids().map_err(malformed)?.iter().collect()))
+        reply(&self.link, self.client.pids_request(), |answer| {
+            Ok(answer.get_pids().map_err(malformed)?.iter().collect())
+        })
     }
 }

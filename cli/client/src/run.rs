@@ -11,7 +11,7 @@ use futures::{FutureExt, future::LocalBoxFuture, future::Shared};
 
 use crate::{
     call::Reply,
-    connect::{Client, is_lost},
+    connect::{Client, PATIENCE, PAUSES, is_lost},
     container::{Container, ContainerRequest, Containers},
     image::{Image, Images, PullOptions, PullPolicy},
     json::parse_time,
@@ -20,10 +20,6 @@ use crate::{
     stdio::Stdio,
 };
 
-/// How long a lost daemon may take to come back.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// The first and the longest pause between two attempts to find it.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
 /// How long the journal may take to give an exit that it must have.
 const LOOKUP: Duration = Duration::from_secs(5);
 
@@ -306,8 +302,8 @@ fn unavailable(error: &Error) -> bool {
     error.code == Code::Unavailable
 }
 
-/// 64 random bits as 16 hexadecimal digits.
-fn random_id() -> Result<String> {
+/// An id that nobody else has: 64 random bits as 16 hexadecimal digits.
+pub fn random_id() -> Result<String> {
     let mut bytes = [0; 8];
     getrandom::fill(&mut bytes).map_err(|e| Error::internal("id", "", format!("no random bytes: {e}")))?;
     Ok(format!("{:016x}", u64::from_be_bytes(bytes)))

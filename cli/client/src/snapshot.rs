@@ -79,10 +79,9 @@ impl Snapshots {
         set_texts(request.get().init_filters(filters.len() as u32), filters);
         let (cursor, link) = (request.send().pipeline.get_cursor(), self.link.clone());
         Cursor::new(move || {
-            let _ = &link;
             let mut request = cursor.next_request();
             request.get().set_max(BLOCK);
-            reply(request, |answer| {
+            reply(&link, request, |answer| {
                 let items = answer.get_items().map_err(malformed)?;
                 Ok((items.iter().map(info).collect::<Result<_>>()?, answer.get_end()))
             })
@@ -93,30 +92,30 @@ impl Snapshots {
     pub fn get(&self, key: &str) -> Snapshot {
         let mut request = self.client.get_request();
         request.get().set_key(key);
-        Snapshot { _link: self.link.clone(), client: request.send().pipeline.get_snapshot() }
+        Snapshot { link: self.link.clone(), client: request.send().pipeline.get_snapshot() }
     }
 }
 
 /// A snapshot.
 #[derive(Clone)]
 pub struct Snapshot {
-    _link: Rc<Link>,
+    link: Rc<Link>,
     client: snapshot::Client,
 }
 
 impl Snapshot {
     /// What it is.
     pub fn info(&self) -> Reply<SnapshotInfo> {
-        reply(self.client.info_request(), |answer| info(answer.get_info().map_err(malformed)?))
+        reply(&self.link, self.client.info_request(), |answer| info(answer.get_info().map_err(malformed)?))
     }
 
     /// Bytes and inodes of this layer alone.
     pub fn usage(&self) -> Reply<(u64, u64)> {
-        reply(self.client.usage_request(), |answer| Ok((answer.get_size(), answer.get_inodes())))
+        reply(&self.link, self.client.usage_request(), |answer| Ok((answer.get_size(), answer.get_inodes())))
     }
 
     /// Removes it.
     pub fn remove(&self) -> Reply<()> {
-        done(self.client.remove_request())
+        done(&self.link, self.client.remove_request())
     }
 }

@@ -15,7 +15,7 @@ use cofferdam_wire::{
 };
 use tokio::sync::mpsc;
 
-use crate::{call::done, connect::Link};
+use crate::connect::Link;
 
 /// How many chunks wait in a [`channel`] before its writer has to.
 const CHUNKS: usize = 4;
@@ -120,7 +120,8 @@ impl Sink {
 
     /// No more bytes; returns when all are where they belong.
     pub async fn end(&self) -> Result<()> {
-        done(self.client.end_request()).await
+        self.client.end_request().send().promise.await.map_err(from_rpc)?;
+        Ok(())
     }
 }
 

@@ -55,14 +55,14 @@ pub struct SystemStatus {
 /// The daemon itself.
 #[derive(Clone)]
 pub struct System {
-    pub(crate) _link: Rc<Link>,
+    pub(crate) link: Rc<Link>,
     pub(crate) client: system::Client,
 }
 
 impl System {
     /// How it is.
     pub fn status(&self) -> Reply<SystemStatus> {
-        reply(self.client.status_request(), |answer| {
+        reply(&self.link, self.client.status_request(), |answer| {
             let status = answer.get_status().map_err(malformed)?;
             let actors = status.get_actors().map_err(malformed)?.iter().map(|actor| {
                 Ok(ActorStatus {
@@ -91,6 +91,6 @@ impl System {
     pub fn crash(&self, actor: &str) -> Reply<()> {
         let mut request = self.client.crash_request();
         request.get().set_actor(actor);
-        done(request)
+        done(&self.link, request)
     }
 }

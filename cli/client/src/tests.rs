@@ -105,7 +105,11 @@ struct Life {
 
 macro_rules! gives {
     ($interface:ident, $params:ident, $results:ident, $method:ident, $set:ident) => {
-        async fn $method(self: Rc<Self>, _: $interface::$params, mut results: $interface::$results) -> capnp::Result<()> {
+        async fn $method(
+            self: Rc<Self>,
+            _: $interface::$params,
+            mut results: $interface::$results,
+        ) -> capnp::Result<()> {
             results.get().$set(new_client((*self).clone()));
             Ok(())
         }

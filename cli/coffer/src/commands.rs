@@ -1,0 +1,83 @@
+//! All commands, and how one is chosen.
+
+use crate::{
+    args::{Args, Command, GLOBAL, closest},
+    failure::Failure,
+    help, nouns,
+};
+
+/// Every command, in the order of the help.
+pub static ALL: &[&Command] = &[
+    &nouns::run::RUN,
+    &nouns::container::PS,
+    &nouns::exec::EXEC,
+    &nouns::attach::ATTACH,
+    &nouns::logs::LOGS,
+    &nouns::container::KILL,
+    &nouns::container::STOP,
+    &nouns::container::WAIT,
+    &nouns::container::RM,
+    &nouns::container::INSPECT,
+    &nouns::image::PULL,
+    &nouns::image::IMPORT,
+    &nouns::image::LS,
+    &nouns::image::RM,
+    &nouns::image::INSPECT,
+    &nouns::content::LS,
+    &nouns::content::GET,
+    &nouns::snapshot::LS,
+    &nouns::namespace::LS,
+    &nouns::namespace::CREATE,
+    &nouns::namespace::RM,
+    &nouns::events::EVENTS,
+    &nouns::job::LS,
+    &nouns::job::CANCEL,
+    &nouns::system::STATUS,
+    &nouns::system::CRASH,
+    &nouns::system::VERSION,
+    &nouns::system::HELP,
+];
+
+/// Finds the command and reads its arguments. Global flags may stand in front of it.
+pub fn parse(words: Vec<String>) -> Result<Args, Failure> {
+    let mut words = words.into_iter().peekable();
+    let mut before = Vec::new();
+    while let Some(word) = words.next_if(|word| word.starts_with('-')) {
+        let takes = GLOBAL.iter().any(|flag| {
+            let long = word == format!("--{}", flag.name);
+            let short = flag.short.is_some_and(|short| word == format!("-{short}"));
+            flag.value.is_some() && (long || short)
+        });
+        before.push(word);
+        if takes {
+            before.extend(words.next());
+        }
+    }
+    let help = || before.iter().any(|word| word == "--help" || word == "-h");
+    let Some(first) = words.next() else {
+        if help() {
+            return Args::parse(&nouns::system::HELP, Vec::new(), Vec::new());
+        }
+        return Err(Failure::usage("what is to be done? \"coffer help\" lists the commands"));
+    };
+    if let Some(command) = ALL.iter().find(|command| command.path == [&*first]) {
+        return Args::parse(command, before, words.collect());
+    }
+    let verbs = help::noun(&first);
+    if verbs.is_empty() {
+        let names = ALL.iter().map(|command| command.path[0]);
+        let hint = closest(&first, names).map_or_else(String::new, |close| format!("; did you mean {close}?"));
+        return Err(Failure::usage(format!("unknown command {first}{hint} (\"coffer help\" lists them)")));
+    }
+    let second = words.next().filter(|word| word != "--help" && word != "-h");
+    let Some(second) = second else {
+        return Err(Failure::usage(format!("{first} what?\n{}", verbs.trim_end())));
+    };
+    if let Some(command) = ALL.iter().find(|command| command.path == [&*first, &*second]) {
+        return Args::parse(command, before, words.collect());
+    }
+    let names = ALL.iter().filter(|command| command.path.len() > 1 && command.path[0] == first);
+    let close = closest(&second, names.map(|command| command.path[1]));
+    let hint = close.map_or_else(String::new, |close| format!("; did you mean {first} {close}?"));
+    Err(Failure::usage(format!("unknown command {first} {second}{hint}\n{}", verbs.trim_end())))
+}

@@ -1,0 +1,125 @@
+//! What every command has at hand: its arguments, the daemon, and where its output goes.
+
+use std::{
+    io::{IsTerminal as _, Write as _},
+    path::PathBuf,
+};
+
+use cofferdam_client::{Client, Namespace};
+use serde::Serialize;
+
+use crate::{args::Args, failure::Failure};
+
+const SOCKET: &str = "/run/cofferdam/cofferd.sock";
+
+/// One invocation.
+pub struct Cx {
+    /// What was given.
+    pub args: Args,
+    /// Where the daemon listens.
+    pub socket: PathBuf,
+    /// Where to work.
+    pub namespace: String,
+    /// For programs.
+    pub json: bool,
+}
+
+impl Cx {
+    /// Reads the global flags and the environment.
+    pub fn new(args: Args) -> Result<Cx, Failure> {
+        let env = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+        let socket = args.value("socket").map(PathBuf::from).or_else(|| env("COFFER_SOCKET").map(PathBuf::from));
+        let namespace = args.value("namespace").map(str::to_owned);
+        let namespace = namespace.or_else(|| env("COFFER_NAMESPACE").map(|name| name.to_string_lossy().into_owned()));
+        let json = match args.value("output") {
+            None | Some("table") => false,
+            Some("json") => true,
+            Some(other) => return Err(Failure::usage(format!("--output {other:?}: give table or json"))),
+        };
+        Ok(Cx {
+            args,
+            socket: socket.unwrap_or_else(|| SOCKET.into()),
+            namespace: namespace.unwrap_or_else(|| "default".to_owned()),
+            json,
+        })
+    }
+
+    /// The daemon.
+    pub async fn client(&self) -> Result<Client, Failure> {
+        let name = format!("coffer {}", self.args.command.name());
+        Ok(Client::connect_as(&self.socket, &name).await?)
+    }
+
+    /// The namespace to work in.
+    pub async fn namespace(&self) -> Result<Namespace, Failure> {
+        Ok(self.client().await?.namespace(&self.namespace))
+    }
+
+    /// One JSON document: laid out for people, on one line for programs.
+    pub fn document(&self, value: &impl Serialize) -> Result<(), Failure> {
+        let text = if self.json { serde_json::to_string(value) } else { serde_json::to_string_pretty(value) };
+        line(&text.map_err(|e| Failure::usage(format!("the answer can't be written as JSON: {e}")))?)
+    }
+}
+
+/// Whether somebody looks at standard error.
+pub fn watched() -> bool {
+    std::io::stderr().is_terminal()
+}
+
+/// Writes a line to standard output.
+pub fn line(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush());
+    written.map_err(|e| Failure::io("standard output", e))
+}
+
+/// A table with aligned columns.
+pub struct Table {
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// A table with these headings.
+    pub fn new(heads: &[&str]) -> Table {
+        Table { rows: vec![heads.iter().map(|&head| head.to_owned()).collect()] }
+    }
+
+    /// Puts a row below.
+    pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        // A control character in a name could move the cursor of who looks at it.
+        let clean = |cell: String| cell.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+        self.rows.push(cells.into_iter().map(clean).collect());
+    }
+
+    /// As a text, without a line's end at its end.
+    pub fn text(&self) -> String {
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or_default();
+        let width =
+            |column: usize| self.rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+        let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or_default()).collect();
+        let lines = self.rows.iter().map(|row| {
+            let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+            cells.collect::<Vec<_>>().join("   ").trim_end().to_owned()
+        });
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
+    /// Writes it.
+    pub fn print(&self) -> Result<(), Failure> {
+        line(&self.text())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned() {
+        let mut table = Table::new(&["NAME", "SIZE"]);
+        table.row(["é".to_owned(), "1 B".to_owned()]);
+        table.row(["a long\x1b[2J name".to_owned(), String::new()]);
+        assert_eq!(table.text(), "NAME              SIZE\né                 1 B\na long?[2J name");
+    }
+}

@@ -1,0 +1,58 @@
+//! What coffer says and how it ends when something fails.
+
+use cofferdam_client::is_lost;
+use cofferdam_types::{Code, Error};
+
+/// A failure: the sentence, and the exit code if the command's own isn't right.
+#[derive(Debug)]
+pub struct Failure {
+    /// What stands behind `coffer: `.
+    pub text: String,
+    /// The exit code.
+    pub code: Option<i32>,
+}
+
+impl Failure {
+    /// The command line is wrong.
+    pub fn usage(text: impl Into<String>) -> Failure {
+        Failure { text: text.into(), code: None }
+    }
+
+    /// A system call of coffer's own failed.
+    pub fn io(what: &str, error: impl Into<std::io::Error>) -> Failure {
+        Failure { text: format!("{what}: {}", error.into()), code: None }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        // The codes that a shell gives for its own commands.
+        let code = match (&*error.kind, error.code) {
+            ("command", Code::NotFound) => Some(127),
+            ("command", _) => Some(126),
+            _ => None,
+        };
+        let thing = if error.id.is_empty() { error.kind.to_string() } else { format!("{} {}", error.kind, error.id) };
+        // Where the code says no more than the sentence does it is left out.
+        let words = match error.code {
+            Code::InvalidArgument | Code::FailedPrecondition | Code::Unavailable => String::new(),
+            code => format!("{}: ", code.as_str().replace('_', " ")),
+        };
+        let hint = if is_lost(&error) { " (is cofferd running?)" } else { "" };
+        Failure { text: format!("{thing}: {words}{}{hint}", error.message), code }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_read_well_and_have_the_codes_of_a_shell() {
+        let image = Failure::from(Error::not_found("image", "x", "pull it, or import it"));
+        assert_eq!((image.text.as_str(), image.code), ("image x: not found: pull it, or import it", None));
+        assert_eq!(Failure::from(Error::not_found("command", "nope", "no such file")).code, Some(127));
+        assert_eq!(Failure::from(Error::failed_precondition("command", "/etc", "a directory")).code, Some(126));
+        assert_eq!(Failure::from(Error::invalid("id", "a b", "has a blank")).text, "id a b: has a blank");
+    }
+}

@@ -1,0 +1,271 @@
+//! Containers: list, inspect, and what ends them.
+
+use std::time::Duration;
+
+use cofferdam_client::{Client, ContainerInfo, Namespace, Status, TaskInfo};
+use cofferdam_types::Code;
+
+use crate::{
+    args::{Command, Positional, Times, many, switch, value},
+    cx::{Cx, Table, line},
+    failure::Failure,
+    nouns::run::tell,
+    units::{number, shorten, show_age, show_span, signal},
+};
+
+const CONTAINERS: &[Positional] = &[Positional { name: "CONTAINER", times: Times::Many }];
+
+/// `coffer ps`.
+pub static PS: Command = Command {
+    path: &["ps"],
+    about: "list containers",
+    positionals: &[],
+    flags: &[
+        switch("all", Some('a'), "those that do not run as well"),
+        switch("quiet", Some('q'), "ids alone"),
+        many("filter", None, "FILTER", "such as image==NAME or labels.KEY==VALUE"),
+    ],
+    notes: "-o json: one array",
+    failure: 1,
+    action: |cx| Box::pin(ps(cx)),
+};
+
+async fn ps(cx: Cx) -> Result<i32, Failure> {
+    let mut list = cx.namespace().await?.containers().list(cx.args.all("filter")).all().await?;
+    if !cx.args.has("all") {
+        list.retain(|info| info.task.as_ref().is_some_and(|task| task.status != Status::Stopped));
+    }
+    if cx.args.has("quiet") {
+        for info in &list {
+            line(&info.id)?;
+        }
+    } else if cx.json {
+        cx.document(&list)?;
+    } else {
+        let mut table = Table::new(&["CONTAINER", "IMAGE", "COMMAND", "CREATED", "STATUS", "PID"]);
+        for info in &list {
+            let pid = info.task.as_ref().map(|task| task.pid).filter(|pid| *pid != 0);
+            table.row([
+                info.id.clone(),
+                info.image.clone(),
+                shorten(&command(info), 30),
+                show_age(info.created),
+                status(info.task.as_ref()),
+                pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
+            ]);
+        }
+        table.print()?;
+    }
+    Ok(0)
+}
+
+/// The arguments in the container's spec.
+fn command(info: &ContainerInfo) -> String {
+    let spec: serde_json::Value = serde_json::from_slice(&info.spec.value).unwrap_or_default();
+    let args = spec.pointer("/process/args").and_then(|args| args.as_array());
+    args.map(|args| args.iter().filter_map(|arg| arg.as_str()).collect::<Vec<_>>().join(" ")).unwrap_or_default()
+}
+
+fn status(task: Option<&TaskInfo>) -> String {
+    let Some(task) = task else { return "no task".to_owned() };
+    match (&task.exit, task.status) {
+        (Some(exit), _) => {
+            let reason = if exit.reason.is_empty() { String::new() } else { format!(", {}", exit.reason) };
+            format!("exited ({}{reason}) {}", exit.status, show_age(exit.at))
+        }
+        (None, Status::Running) => {
+            format!(
+                "up {}",
+                show_span(cofferdam_types::Timestamp::now().seconds().saturating_sub(task.started.seconds()))
+            )
+        }
+        (None, other) => other.as_str().to_owned(),
+    }
+}
+
+/// `coffer inspect`.
+pub static INSPECT: Command = Command {
+    path: &["inspect"],
+    about: "show all that is known of containers, as JSON",
+    positionals: CONTAINERS,
+    flags: &[],
+    notes: "one JSON document for each; -o json puts each on one line",
+    failure: 1,
+    action: |cx| Box::pin(inspect(cx)),
+};
+
+async fn inspect(cx: Cx) -> Result<i32, Failure> {
+    let containers = cx.namespace().await?.containers();
+    for id in cx.args.from(0) {
+        cx.document(&containers.get(id).info().await?)?;
+    }
+    Ok(0)
+}
+
+/// `coffer kill`.
+pub static KILL: Command = Command {
+    path: &["kill"],
+    about: "send a signal to containers",
+    positionals: CONTAINERS,
+    flags: &[
+        value("signal", Some('s'), "SIGNAL", "a number, or a name with or without SIG; KILL otherwise"),
+        switch("all", Some('a'), "to every process of the container"),
+    ],
+    notes: "",
+    failure: 1,
+    action: |cx| Box::pin(kill(cx)),
+};
+
+async fn kill(cx: Cx) -> Result<i32, Failure> {
+    let signal = cx.args.read("signal", signal)?.unwrap_or(9);
+    let containers = cx.namespace().await?.containers();
+    let all = cx.args.has("all");
+    each(cx.args.from(0), async |id| Ok(containers.get(id).task().kill(signal, all).await?)).await
+}
+
+/// Does something to each, goes on after a failure, and fails with the last.
+async fn each(ids: &[String], act: impl AsyncFn(&str) -> Result<(), Failure>) -> Result<i32, Failure> {
+    let mut failed = None;
+    for id in ids {
+        match act(id).await {
+            Ok(()) => line(id)?,
+            Err(failure) => {
+                if let Some(earlier) = failed.replace(failure) {
+                    let Failure { text, .. } = earlier;
+                    eprintln!("coffer: {text}");
+                }
+            }
+        }
+    }
+    failed.map_or(Ok(0), Err)
+}
+
+/// `coffer stop`.
+pub static STOP: Command = Command {
+    path: &["stop"],
+    about: "ask containers to end, and kill those that don't",
+    positionals: CONTAINERS,
+    flags: &[
+        value("time", Some('t'), "SECONDS", "how long each may take; 10 otherwise"),
+        value("signal", Some('s'), "SIGNAL", "how it is asked; as its image says, or TERM"),
+    ],
+    notes: "",
+    failure: 1,
+    action: |cx| Box::pin(stop(cx)),
+};
+
+async fn stop(cx: Cx) -> Result<i32, Failure> {
+    let patience = Duration::from_secs(cx.args.read("time", number)?.unwrap_or(10));
+    let asked = cx.args.read("signal", signal)?;
+    let namespace = cx.namespace().await?;
+    each(cx.args.from(0), async |id| stop_one(&namespace, id, asked, patience).await).await
+}
+
+async fn stop_one(namespace: &Namespace, id: &str, asked: Option<u32>, patience: Duration) -> Result<(), Failure> {
+    let container = namespace.containers().get(id);
+    let info = container.info().await?;
+    if info.task.as_ref().is_none_or(|task| task.status == Status::Stopped) {
+        return Ok(());
+    }
+    let asked = match asked {
+        Some(signal) => signal,
+        None => image_signal(namespace, &info.image).await.unwrap_or(15),
+    };
+    let task = container.task();
+    let mut ended = task.wait();
+    // It may end, and be removed, by itself at any moment.
+    let gone = |answer: cofferdam_types::Result<()>| match answer {
+        Err(error) if error.code != Code::NotFound => Err(error),
+        _ => Ok(()),
+    };
+    gone(task.kill(asked, false).await)?;
+    let waited = match tokio::time::timeout(patience, &mut ended).await {
+        Ok(ended) => ended,
+        Err(_) => {
+            gone(task.kill(9, true).await)?;
+            ended.await
+        }
+    };
+    Ok(gone(waited.map(drop))?)
+}
+
+/// The signal that the image's config names.
+async fn image_signal(namespace: &Namespace, image: &str) -> Option<u32> {
+    let detail = namespace.images().get(image).detail("").await.ok()?;
+    let config: serde_json::Value = serde_json::from_slice(&detail.config).ok()?;
+    signal(config.pointer("/config/StopSignal")?.as_str()?).ok()
+}
+
+/// `coffer wait`.
+pub static WAIT: Command = Command {
+    path: &["wait"],
+    about: "wait until containers have ended",
+    positionals: CONTAINERS,
+    flags: &[],
+    notes: "Prints the exit code of each. A restart of the daemon is waited out.\n\n\
+            exit code: the container's own; of several the last one's",
+    failure: 1,
+    action: |cx| Box::pin(wait(cx)),
+};
+
+async fn wait(cx: Cx) -> Result<i32, Failure> {
+    let client = cx.client().await?;
+    let mut code = 0;
+    for id in cx.args.from(0) {
+        let again = |client: Client| client.namespace(&cx.namespace).containers().get(id).task().wait();
+        let exit = client.persist(again).await?;
+        line(&if cx.json {
+            serde_json::json!({ "id": id, "exit": exit }).to_string()
+        } else {
+            exit.status.to_string()
+        })?;
+        code = tell(id, &exit);
+    }
+    Ok(code)
+}
+
+/// `coffer rm`.
+pub static RM: Command = Command {
+    path: &["rm"],
+    about: "remove containers",
+    positionals: CONTAINERS,
+    flags: &[switch("force", Some('f'), "kill those that run")],
+    notes: "",
+    failure: 1,
+    action: |cx| Box::pin(rm(cx)),
+};
+
+async fn rm(cx: Cx) -> Result<i32, Failure> {
+    let containers = cx.namespace().await?.containers();
+    let force = cx.args.has("force");
+    each(cx.args.from(0), async |id| Ok(containers.get(id).remove(force).await?)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use cofferdam_client::Exit;
+    use cofferdam_types::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn a_status_says_what_matters() {
+        let mut task = TaskInfo {
+            status: Status::Running,
+            pid: 1,
+            created: Timestamp::now(),
+            started: Timestamp::now(),
+            exit: None,
+            terminal: false,
+            log: true,
+            execs: vec![],
+        };
+        assert_eq!(status(None), "no task");
+        assert!(status(Some(&task)).starts_with("up 0 seconds"));
+        task.status = Status::Paused;
+        assert_eq!(status(Some(&task)), "paused");
+        task.status = Status::Stopped;
+        task.exit = Some(Exit { status: 137, at: Timestamp::now(), reason: "oom killed".into() });
+        assert_eq!(status(Some(&task)), "exited (137, oom killed) 0 seconds ago");
+    }
+}

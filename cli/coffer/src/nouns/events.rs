@@ -1,0 +1,52 @@
+//! Events.
+
+use cofferdam_client::FROM_NOW;
+use serde_json::json;
+
+use crate::{
+    args::{Command, many, value},
+    cx::{Cx, line},
+    failure::Failure,
+    units::number,
+};
+
+/// `coffer events`.
+pub static EVENTS: Command = Command {
+    path: &["events"],
+    about: "show what happens",
+    positionals: &[],
+    flags: &[
+        value("after", None, "SEQUENCE", "begin behind that event of the journal; 0 is its beginning"),
+        many("filter", None, "FILTER", "such as topic~=^/tasks or event.container_id==NAME"),
+    ],
+    notes: "A line for each: sequence, time, namespace, topic, and its fields as JSON. With -o json: a JSON object on each\n\
+            line. Where events were dropped because coffer was too slow, a line says which: on standard error, or with\n\
+            -o json {\"gap\": {\"from\", \"to\"}}.",
+    failure: 1,
+    action: |cx| Box::pin(events(cx)),
+};
+
+async fn events(cx: Cx) -> Result<i32, Failure> {
+    let after = cx.args.read("after", number)?.unwrap_or(FROM_NOW);
+    let mut subscription = cx.namespace().await?.events().subscribe(after, cx.args.all("filter"));
+    loop {
+        match (subscription.next().await?, cx.json) {
+            (Ok(event), false) => {
+                let time = event.timestamp.to_rfc3339();
+                line(&format!("{} {time} {} {} {}", event.sequence, event.namespace, event.topic, event.payload))?;
+            }
+            (Ok(event), true) => {
+                let event = json!({
+                    "sequence": event.sequence,
+                    "time": event.timestamp.to_rfc3339(),
+                    "namespace": event.namespace,
+                    "topic": event.topic,
+                    "event": event.payload,
+                });
+                line(&event.to_string())?;
+            }
+            (Err(gap), false) => eprintln!("coffer: events {} to {} were dropped", gap.from, gap.to),
+            (Err(gap), true) => line(&json!({ "gap": { "from": gap.from, "to": gap.to } }).to_string())?,
+        }
+    }
+}

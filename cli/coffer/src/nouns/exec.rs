@@ -1,0 +1,92 @@
+//! `exec`: another process in a running container.
+
+use cofferdam_client::{ProcessOptions, Stdio, is_lost};
+use cofferdam_types::Code;
+
+use crate::{
+    args::{Command, Positional, Times, many, switch, value},
+    cx::{Cx, line},
+    failure::Failure,
+    nouns::run::{Passed, attended, env, stdio, tell},
+    signals::{FORWARDED, Signals},
+    terminal::Raw,
+};
+
+/// `coffer exec`.
+pub static EXEC: Command = Command {
+    path: &["exec"],
+    about: "run another command in a running container",
+    positionals: &[
+        Positional { name: "CONTAINER", times: Times::Once },
+        Positional { name: "COMMAND", times: Times::Rest },
+    ],
+    flags: &[
+        switch("interactive", Some('i'), "give it coffer's standard input"),
+        switch("tty", Some('t'), "give it a terminal"),
+        switch("detach", Some('d'), "print its id and leave it running, with null streams"),
+        many("env", Some('e'), "KEY[=VALUE]", "set a variable; KEY alone takes its value from here"),
+        many("env-file", None, "FILE", "set variables from a file with a KEY[=VALUE] on each line"),
+        value("user", Some('u'), "USER[:GROUP]", "who it runs as; the container's user otherwise"),
+        value("workdir", Some('w'), "DIR", "where it starts; where the container does otherwise"),
+    ],
+    notes: "exit code: the command's own; 127 if it is not there, 126 if it can't be executed, 1 for any other failure",
+    failure: 1,
+    action: |cx| Box::pin(exec(cx)),
+};
+
+async fn exec(cx: Cx) -> Result<i32, Failure> {
+    let args = &cx.args;
+    let (id, detach, tty) = (args.at(0).to_owned(), args.has("detach"), args.has("tty"));
+    let options = ProcessOptions {
+        args: args.from(1).to_vec(),
+        env: env(args)?,
+        workdir: args.text("workdir"),
+        user: args.text("user"),
+        terminal: tty,
+    };
+    if options.args.is_empty() {
+        return Err(Failure::usage("exec: COMMAND is missing (\"coffer exec --help\" says more)"));
+    }
+    let client = cx.client().await?;
+    // A name of our own: by it the process is found again after a restart of the daemon.
+    let name = cofferdam_client::random_id()?;
+    let task = client.namespace(&cx.namespace).containers().get(&id).task();
+    if detach {
+        task.exec(&name, &options, Stdio::default()).start().await?;
+        line(&if cx.json { serde_json::json!({ "id": name }).to_string() } else { name })?;
+        return Ok(0);
+    }
+    let stdio = stdio(args.has("interactive"), tty)?;
+    let signals = Signals::take(FORWARDED)?;
+    let raw = if tty && args.has("interactive") { Raw::stdin()? } else { None };
+    let process = task.exec(&name, &options, stdio);
+    let (starting, waiting) = (process.start(), process.wait());
+    starting.await?;
+    if let Some(raw) = &raw {
+        raw.started()?;
+    }
+    let wait = async {
+        match waiting.await {
+            Err(error) if is_lost(&error) => {
+                let again = |client: cofferdam_client::Client| {
+                    let task = client.namespace(&cx.namespace).containers().get(&id).task();
+                    task.process(&name).wait()
+                };
+                client.persist(again).await
+            }
+            other => other,
+        }
+    };
+    let passing = process.clone();
+    let pass = move |passed| match passed {
+        Passed::Signal(signal) => passing.kill(signal, false),
+        Passed::Size(rows, columns) => passing.resize(rows, columns),
+    };
+    let exit = attended(&signals, tty, wait, pass).await?;
+    drop(raw);
+    match process.delete().await {
+        Err(error) if error.code != Code::NotFound && !is_lost(&error) => return Err(error.into()),
+        _ => {}
+    }
+    Ok(tell(&id, &exit))
+}

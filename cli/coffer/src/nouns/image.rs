@@ -1,0 +1,208 @@
+//! Images.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use cofferdam_client::{ImageDetail, ImageInfo, ImportFormat, ImportOptions, PullOptions, Secret};
+
+use crate::{
+    args::{Args, Command, Positional, Times, many, switch, value},
+    cx::{Cx, Table, line},
+    failure::Failure,
+    progress::{self, short_name},
+    units::{show_age, show_size},
+};
+
+/// `coffer image pull`.
+pub static PULL: Command = Command {
+    path: &["image", "pull"],
+    about: "get an image from a registry",
+    positionals: &[Positional { name: "REFERENCE", times: Times::Once }],
+    flags: &[
+        value("platform", None, "OS/ARCH[/VARIANT]", "other than the host's"),
+        value("user", Some('u'), "NAME", "for registries that ask; the password comes from COFFER_PASSWORD"),
+        value("ca", None, "FILE", "certificates (PEM) to trust besides the host's"),
+        switch("plain-http", None, "over http alone"),
+        value("snapshotter", None, "NAME", "the driver to unpack into"),
+        switch("no-unpack", None, "only fetch"),
+    ],
+    notes: "REFERENCE is host[:port]/path[:tag][@digest]. Progress goes to standard error, the image's name to standard\n\
+            output. ctrl-c cancels.",
+    failure: 1,
+    action: |cx| Box::pin(pull(cx)),
+};
+
+async fn pull(cx: Cx) -> Result<i32, Failure> {
+    let options = pull_options(&cx.args)?;
+    let job = cx.namespace().await?.images().pull(&options);
+    names(&cx, progress::follow(&job).await?)
+}
+
+fn pull_options(args: &Args) -> Result<PullOptions, Failure> {
+    let ca_certificates = match args.value("ca") {
+        Some(path) => std::fs::read(path).map_err(|e| Failure::io(&format!("--ca {path}"), e))?,
+        None => Vec::new(),
+    };
+    let secret = match args.value("user") {
+        None => String::new(),
+        // Never from the command line: that is there for all to read.
+        Some(_) => std::env::var("COFFER_PASSWORD").map_err(|_| {
+            Failure::usage("image pull: --user needs the password in the environment variable COFFER_PASSWORD")
+        })?,
+    };
+    Ok(PullOptions {
+        reference: args.at(0).to_owned(),
+        platform: args.text("platform"),
+        plain_http: args.has("plain-http"),
+        user: args.text("user"),
+        secret: Secret(secret),
+        driver: args.text("snapshotter"),
+        fetch_only: args.has("no-unpack"),
+        ca_certificates,
+    })
+}
+
+fn names(cx: &Cx, names: Vec<String>) -> Result<i32, Failure> {
+    if cx.json {
+        cx.document(&names)?;
+    } else {
+        names.iter().try_for_each(|name| line(name))?;
+    }
+    Ok(0)
+}
+
+/// `coffer image import`.
+pub static IMPORT: Command = Command {
+    path: &["image", "import"],
+    about: "make images from an archive, a layout or a root file system",
+    positionals: &[Positional { name: "PATH", times: Times::Once }, Positional { name: "NAME", times: Times::Maybe }],
+    flags: &[
+        switch("rootfs", None, "PATH is a root file system: it becomes an image of one layer"),
+        many("cmd", None, "WORD", "with --rootfs: a word of the image's command"),
+        value("platform", None, "OS/ARCH[/VARIANT]", "other than the host's"),
+        value("snapshotter", None, "NAME", "the driver to unpack into"),
+        switch("no-unpack", None, "only store"),
+    ],
+    notes: "PATH is an OCI layout or a docker archive, a directory or packed, or with --rootfs a directory or a tar archive;\n\
+            - is standard input. NAME is needed where the archive names no image. Progress goes to standard error, the\n\
+            names of the images to standard output. ctrl-c cancels.",
+    failure: 1,
+    action: |cx| Box::pin(import(cx)),
+};
+
+async fn import(cx: Cx) -> Result<i32, Failure> {
+    let args = &cx.args;
+    let options = ImportOptions {
+        name: args.at(1).to_owned(),
+        format: if args.has("rootfs") { ImportFormat::Rootfs } else { ImportFormat::Detect },
+        platform: args.text("platform"),
+        driver: args.text("snapshotter"),
+        no_unpack: args.has("no-unpack"),
+        command: args.all("cmd").to_vec(),
+    };
+    if args.has("rootfs") && options.name.is_empty() {
+        return Err(Failure::usage("image import: with --rootfs the NAME of the image must follow PATH"));
+    }
+    let source = source(args.at(0))?;
+    let job = cx.namespace().await?.images().import_fd(&options, source);
+    names(&cx, progress::follow(&job).await?)
+}
+
+fn source(path: &str) -> Result<OwnedFd, Failure> {
+    if path == "-" {
+        return std::io::stdin().as_fd().try_clone_to_owned().map_err(|e| Failure::io("standard input", e));
+    }
+    // A directory opens for reading like a file.
+    std::fs::File::open(path).map(OwnedFd::from).map_err(|e| Failure::io(path, e))
+}
+
+/// `coffer image ls`.
+pub static LS: Command = Command {
+    path: &["image", "ls"],
+    about: "list images",
+    positionals: &[],
+    flags: &[
+        switch("quiet", Some('q'), "names alone"),
+        many("filter", None, "FILTER", "such as name~=REGEX or labels.KEY==VALUE"),
+    ],
+    notes: "-o json: one array",
+    failure: 1,
+    action: |cx| Box::pin(ls(cx)),
+};
+
+async fn ls(cx: Cx) -> Result<i32, Failure> {
+    let images = cx.namespace().await?.images();
+    let list: Vec<ImageInfo> = images.list(cx.args.all("filter")).all().await?;
+    if cx.args.has("quiet") {
+        list.iter().try_for_each(|info| line(&info.name))?;
+    } else if cx.json {
+        cx.document(&list)?;
+    } else {
+        let mut table = Table::new(&["NAME", "DIGEST", "PLATFORM", "SIZE", "UNPACKED", "CREATED"]);
+        // All questions are under way before the first answer is read, so many images cost one round trip; but no more
+        // than the daemon lets be in flight.
+        for block in list.chunks(64) {
+            let details: Vec<_> = block.iter().map(|info| images.get(&info.name).detail("")).collect();
+            for (info, detail) in block.iter().zip(details) {
+                table.row(row(info, detail.await.ok().as_ref()));
+            }
+        }
+        table.print()?;
+    }
+    Ok(0)
+}
+
+/// An image for another platform, or one whose content is not all there, has no detail.
+fn row(info: &ImageInfo, detail: Option<&ImageDetail>) -> [String; 6] {
+    let of = |show: fn(&ImageDetail) -> String| detail.map_or_else(|| "-".to_owned(), show);
+    [
+        info.name.clone(),
+        short_name(&info.target.digest.to_string()),
+        of(|detail| {
+            let platform = &detail.platform;
+            let parts = [&platform.os, &platform.architecture, &platform.variant];
+            parts.into_iter().filter(|part| !part.is_empty()).cloned().collect::<Vec<_>>().join("/")
+        }),
+        of(|detail| show_size(detail.size)),
+        of(|detail| if detail.unpacked { "yes" } else { "no" }.to_owned()),
+        show_age(info.created),
+    ]
+}
+
+/// `coffer image rm`.
+pub static RM: Command = Command {
+    path: &["image", "rm"],
+    about: "remove images",
+    positionals: &[Positional { name: "NAME", times: Times::Many }],
+    flags: &[],
+    notes: "Containers made from them go on.",
+    failure: 1,
+    action: |cx| Box::pin(rm(cx)),
+};
+
+async fn rm(cx: Cx) -> Result<i32, Failure> {
+    let images = cx.namespace().await?.images();
+    for name in cx.args.from(0) {
+        images.remove(name).await?;
+        line(name)?;
+    }
+    Ok(0)
+}
+
+/// `coffer image inspect`.
+pub static INSPECT: Command = Command {
+    path: &["image", "inspect"],
+    about: "show all that is known of images, as JSON",
+    positionals: &[Positional { name: "NAME", times: Times::Many }],
+    flags: &[value("platform", None, "OS/ARCH[/VARIANT]", "other than the host's")],
+    notes: "one JSON document for each; -o json puts each on one line",
+    failure: 1,
+    action: |cx| Box::pin(inspect(cx)),
+};
+
+async fn inspect(cx: Cx) -> Result<i32, Failure> {
+    let images = cx.namespace().await?.images();
+    for name in cx.args.from(0) {
+        cx.document(&images.get(name).detail(&cx.args.text("platform")).await?)?;
+    }
+    Ok(0)
+}

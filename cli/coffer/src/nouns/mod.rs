@@ -1,0 +1,14 @@
+//! The commands, one file per noun; those of containers that have more to them have a file of their own.
+
+pub mod attach;
+pub mod container;
+pub mod content;
+pub mod events;
+pub mod exec;
+pub mod image;
+pub mod job;
+pub mod logs;
+pub mod namespace;
+pub mod run;
+pub mod snapshot;
+pub mod system;

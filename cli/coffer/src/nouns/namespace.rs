@@ -1,0 +1,78 @@
+//! Namespaces.
+
+use crate::{
+    args::{Command, Positional, Times, many, switch},
+    cx::{Cx, Table, line},
+    failure::Failure,
+    units::{pair, show_age},
+};
+
+/// `coffer namespace ls`.
+pub static LS: Command = Command {
+    path: &["namespace", "ls"],
+    about: "list namespaces",
+    positionals: &[],
+    flags: &[switch("quiet", Some('q'), "names alone")],
+    notes: "-o json: one array",
+    failure: 1,
+    action: |cx| Box::pin(ls(cx)),
+};
+
+async fn ls(cx: Cx) -> Result<i32, Failure> {
+    let list = cx.client().await?.namespaces().list::<&str>(&[]).all().await?;
+    if cx.args.has("quiet") {
+        list.iter().try_for_each(|info| line(&info.name))?;
+    } else if cx.json {
+        cx.document(&list)?;
+    } else {
+        let mut table = Table::new(&["NAME", "CREATED", "LABELS"]);
+        for info in &list {
+            let labels = info.labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",");
+            table.row([info.name.clone(), show_age(info.created), labels]);
+        }
+        table.print()?;
+    }
+    Ok(0)
+}
+
+/// `coffer namespace create`.
+pub static CREATE: Command = Command {
+    path: &["namespace", "create"],
+    about: "make a namespace",
+    positionals: &[Positional { name: "NAME", times: Times::Once }],
+    flags: &[many("label", Some('l'), "KEY=VALUE", "a label")],
+    notes: "",
+    failure: 1,
+    action: |cx| Box::pin(create(cx)),
+};
+
+async fn create(cx: Cx) -> Result<i32, Failure> {
+    let labels = cx.args.read_all("label", pair)?.into_iter().collect();
+    let info = cx.client().await?.namespaces().create(cx.args.at(0), &labels).await?;
+    if cx.json {
+        cx.document(&info)?
+    } else {
+        line(&info.name)?
+    }
+    Ok(0)
+}
+
+/// `coffer namespace rm`.
+pub static RM: Command = Command {
+    path: &["namespace", "rm"],
+    about: "remove empty namespaces",
+    positionals: &[Positional { name: "NAME", times: Times::Many }],
+    flags: &[],
+    notes: "",
+    failure: 1,
+    action: |cx| Box::pin(rm(cx)),
+};
+
+async fn rm(cx: Cx) -> Result<i32, Failure> {
+    let namespaces = cx.client().await?.namespaces();
+    for name in cx.args.from(0) {
+        namespaces.remove(name).await?;
+        line(name)?;
+    }
+    Ok(0)
+}

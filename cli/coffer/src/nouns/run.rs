@@ -1,0 +1,414 @@
+//! `run`, and what it shares with `exec` and `attach`: waiting while signals and window sizes are passed on.
+
+use std::{rc::Rc, time::Duration};
+
+use cofferdam_client::{ContainerOptions, ContainerRequest, Exit, Network, PullOptions, PullPolicy, RunRequest, Stdio};
+use cofferdam_types::Labels;
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::{
+    args::{Args, Command, Positional, Times, many, switch, value},
+    cx::{Cx, line},
+    failure::Failure,
+    signals::{FORWARDED, Signals},
+    terminal::{self, Raw},
+    units,
+};
+
+/// How long giving up may take that has nothing to undo.
+const GIVE_UP: Duration = Duration::from_secs(1);
+
+/// `coffer run`.
+pub static RUN: Command = Command {
+    path: &["run"],
+    about: "make a container from an image and run it",
+    positionals: &[
+        Positional { name: "IMAGE", times: Times::Once },
+        Positional { name: "COMMAND", times: Times::Rest },
+    ],
+    flags: &[
+        switch("interactive", Some('i'), "give it coffer's standard input"),
+        switch("tty", Some('t'), "give it a terminal"),
+        switch("detach", Some('d'), "print its id and leave it running"),
+        switch("rm", None, "remove it when it has ended"),
+        value("name", None, "NAME", "its id; a random one otherwise"),
+        many("env", Some('e'), "KEY[=VALUE]", "set a variable; KEY alone takes its value from here"),
+        many("env-file", None, "FILE", "set variables from a file with a KEY[=VALUE] on each line"),
+        value("workdir", Some('w'), "DIR", "where it starts"),
+        value("user", Some('u'), "USER[:GROUP]", "who it runs as: names or numbers"),
+        value("hostname", None, "NAME", "its host name"),
+        value("entrypoint", None, "PROGRAM", "in place of the image's entrypoint; empty for none"),
+        many("mount", None, "SPEC", "type=bind,src=PATH,dst=PATH[,ro] or type=tmpfs,dst=PATH[,size=64m]"),
+        switch("read-only", None, "its root file system can't be written"),
+        value("net", None, "host|none", "the host's network, or a loopback interface alone (the default)"),
+        value("memory", Some('m'), "SIZE", "limit of memory, such as 512m"),
+        value("cpus", None, "NUMBER", "limit of processors, such as 1.5"),
+        value("pids-limit", None, "NUMBER", "limit of processes"),
+        many("ulimit", None, "NAME=SOFT[:HARD]", "a resource limit, such as nofile=1024:2048"),
+        value("shm-size", None, "SIZE", "of /dev/shm"),
+        many("sysctl", None, "KEY=VALUE", "a kernel setting of its namespaces"),
+        many("cap-add", None, "NAME", "a capability more; ALL is all"),
+        many("cap-drop", None, "NAME", "a capability less; ALL is all"),
+        value("seccomp", None, "default|unconfined", "the filter of system calls"),
+        switch("allow-new-privileges", None, "let set-uid programs work"),
+        many("label", Some('l'), "KEY=VALUE", "a label of the container"),
+        many("annotation", None, "KEY=VALUE", "an annotation of the OCI spec"),
+        value("runtime", None, "NAME", "native or runc"),
+        value("snapshotter", None, "NAME", "the snapshot driver"),
+        value("pull", None, "POLICY", "missing (the default), always or never"),
+        value("platform", None, "OS/ARCH", "of the image that is pulled"),
+        switch("plain-http", None, "pull over http alone"),
+    ],
+    notes: "What follows IMAGE is the container's command. What it writes is kept for \"coffer logs\" unless --rm is given\n\
+            without -d. SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 are passed on to it. A restart of the\n\
+            daemon is waited out.\n\n\
+            exit code: the container's own; 127 if its command is not there, 126 if that can't be executed, 125 if\n\
+            coffer or the daemon fails",
+    failure: 125,
+    action: |cx| Box::pin(run(cx)),
+};
+
+async fn run(cx: Cx) -> Result<i32, Failure> {
+    let (detach, tty) = (cx.args.has("detach"), cx.args.has("tty"));
+    let mut request = request(&cx.args, &cx.namespace)?;
+    let client = cx.client().await?;
+    if detach {
+        let run = client.run(request)?;
+        run.started().await?;
+        let id = run.id();
+        line(&if cx.json { json!({ "id": id }).to_string() } else { id.to_owned() })?;
+        return Ok(0);
+    }
+    request.stdio = stdio(cx.args.has("interactive"), tty)?;
+    let signals = Signals::take(FORWARDED)?;
+    let raw = if tty && cx.args.has("interactive") { Raw::stdin()? } else { None };
+    let run = Rc::new(client.run(request)?);
+    tokio::select! {
+        started = run.started() => started?,
+        ended = gives_up(&signals) => {
+            let signal = ended?;
+            let _ = tokio::time::timeout(GIVE_UP, run.container().remove(true)).await;
+            return Err(Failure { text: "given up".to_owned(), code: Some(128 + signal as i32) });
+        }
+    };
+    if let Some(raw) = &raw {
+        raw.started()?;
+    }
+    let passing = run.clone();
+    let pass = move |passed| {
+        let run = passing.clone();
+        async move {
+            match passed {
+                Passed::Signal(signal) => run.kill(signal).await,
+                Passed::Size(rows, columns) => run.resize(rows, columns).await,
+            }
+        }
+    };
+    let exit = attended(&signals, tty, run.wait(), pass).await?;
+    drop(raw);
+    Ok(tell(run.id(), &exit))
+}
+
+/// The signal by which the user ends what has not started yet.
+async fn gives_up(signals: &Signals) -> Result<u32, Failure> {
+    loop {
+        let signal = signals.next().await?;
+        if [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT].iter().any(|s| *s as u32 == signal) {
+            return Ok(signal);
+        }
+    }
+}
+
+/// coffer's own streams, for a process.
+pub fn stdio(interactive: bool, tty: bool) -> Result<Stdio, Failure> {
+    let mut stdio = Stdio::inherit(interactive)?;
+    if tty {
+        stdio.size = terminal::size().unwrap_or_default();
+    }
+    Ok(stdio)
+}
+
+/// What is passed on to a process.
+pub enum Passed {
+    /// A signal.
+    Signal(u32),
+    /// The window has so many rows and columns now.
+    Size(u16, u16),
+}
+
+/// Waits, and passes on meanwhile what arrives.
+pub async fn attended<T, F>(
+    signals: &Signals,
+    tty: bool,
+    wait: impl Future<Output = cofferdam_types::Result<T>>,
+    pass: impl Fn(Passed) -> F,
+) -> Result<T, Failure>
+where
+    F: Future<Output = cofferdam_types::Result<()>> + 'static,
+{
+    tokio::pin!(wait);
+    loop {
+        let signal = tokio::select! {
+            ended = &mut wait => return Ok(ended?),
+            signal = signals.next() => signal?,
+        };
+        let passed = if signal == Signal::SIGWINCH as u32 {
+            match terminal::size() {
+                Some((rows, columns)) if tty => Passed::Size(rows, columns),
+                _ => continue,
+            }
+        } else {
+            Passed::Signal(signal)
+        };
+        let passing = pass(passed);
+        // Beside the wait and not in front of it: it may have to find the daemon again first. That it fails because the
+        // process has ended is seen in the wait.
+        tokio::task::spawn_local(async move { drop(passing.await) });
+    }
+}
+
+/// Says how something ended that did not end by itself, and gives coffer's exit code.
+pub fn tell(id: &str, exit: &Exit) -> i32 {
+    if !exit.reason.is_empty() {
+        eprintln!("coffer: container {id}: {}", exit.reason);
+    }
+    exit.status as i32
+}
+
+fn request(args: &Args, namespace: &str) -> Result<RunRequest, Failure> {
+    if args.has("detach") && args.has("interactive") && !args.has("tty") {
+        return Err(Failure::usage("run: -d leaves nobody to give standard input: leave out -i"));
+    }
+    let mut request = RunRequest::new(namespace, args.at(0));
+    request.pull = match args.value("pull") {
+        None | Some("missing") => PullPolicy::Missing,
+        Some("always") => PullPolicy::Always,
+        Some("never") => PullPolicy::Never,
+        Some(other) => return Err(Failure::usage(format!("run: --pull {other:?}: give missing, always or never"))),
+    };
+    request.image = PullOptions {
+        reference: args.at(0).to_owned(),
+        platform: args.text("platform"),
+        plain_http: args.has("plain-http"),
+        driver: args.text("snapshotter"),
+        ..PullOptions::default()
+    };
+    request.container = ContainerRequest {
+        id: args.text("name"),
+        options: options(args)?,
+        labels: pairs(args, "label")?,
+        runtime: args.text("runtime"),
+        driver: args.text("snapshotter"),
+        remove_on_exit: args.has("rm"),
+    };
+    request.log = !args.has("rm") || args.has("detach");
+    Ok(request)
+}
+
+fn options(args: &Args) -> Result<ContainerOptions, Failure> {
+    Ok(ContainerOptions {
+        args: args.from(1).to_vec(),
+        entrypoint: args
+            .value("entrypoint")
+            .map(|program| if program.is_empty() { vec![] } else { vec![program.into()] }),
+        env: env(args)?,
+        workdir: args.text("workdir"),
+        user: args.text("user"),
+        hostname: args.text("hostname"),
+        terminal: args.has("tty"),
+        read_only: args.has("read-only"),
+        mounts: args.read_all("mount", units::mount)?,
+        cap_add: args.all("cap-add").to_vec(),
+        cap_drop: args.all("cap-drop").to_vec(),
+        network: match args.value("net") {
+            None | Some("none") => Network::None,
+            Some("host") => Network::Host,
+            Some(other) => return Err(Failure::usage(format!("run: --net {other:?}: give host or none"))),
+        },
+        memory: args.read("memory", units::size)?.unwrap_or_default(),
+        nano_cpus: args.read("cpus", units::cpus)?.unwrap_or_default(),
+        pids: args.read("pids-limit", units::number)?.unwrap_or_default(),
+        allow_new_privileges: args.has("allow-new-privileges"),
+        seccomp_unconfined: match args.value("seccomp") {
+            None | Some("default") => false,
+            Some("unconfined") => true,
+            Some(other) => return Err(Failure::usage(format!("run: --seccomp {other:?}: give default or unconfined"))),
+        },
+        rlimits: args.read_all("ulimit", units::ulimit)?,
+        sysctls: pairs(args, "sysctl")?,
+        annotations: pairs(args, "annotation")?,
+        shm_size: args.read("shm-size", units::size)?.unwrap_or_default(),
+    })
+}
+
+fn pairs(args: &Args, name: &str) -> Result<Labels, Failure> {
+    Ok(args.read_all(name, units::pair)?.into_iter().collect())
+}
+
+/// The variables of the files, then those of the flags, so that a flag wins.
+pub fn env(args: &Args) -> Result<Vec<String>, Failure> {
+    let mut all = Vec::new();
+    for path in args.all("env-file") {
+        let text = std::fs::read_to_string(path).map_err(|e| Failure::io(&format!("--env-file {path}"), e))?;
+        for line in text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#')) {
+            let variable =
+                units::env(line).map_err(|why| Failure::usage(format!("--env-file {path}: {line:?}: {why}")))?;
+            all.extend(variable);
+        }
+    }
+    all.extend(args.read_all("env", units::env)?.into_iter().flatten());
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use cofferdam_client::{MountSource, Rlimit};
+
+    use super::*;
+    use crate::commands;
+
+    fn read(line: &[&str]) -> Result<RunRequest, Failure> {
+        let words = ["run"].iter().chain(line).map(|word| (*word).to_owned()).collect();
+        request(&commands::parse(words)?, "default")
+    }
+
+    #[test]
+    fn every_flag_reaches_the_request() {
+        let request = read(&[
+            "-t",
+            "--rm",
+            "--name",
+            "web",
+            "-e",
+            "A=1",
+            "-w",
+            "/srv",
+            "-u",
+            "www:www",
+            "--hostname",
+            "h",
+            "--entrypoint",
+            "/bin/sh",
+            "--mount",
+            "type=bind,src=/a,dst=/b,ro",
+            "--read-only",
+            "--net",
+            "host",
+            "-m",
+            "64M",
+            "--cpus",
+            "1.5",
+            "--pids-limit",
+            "7",
+            "--ulimit",
+            "core=0",
+            "--shm-size",
+            "1m",
+            "--sysctl",
+            "net.core.x=1",
+            "--cap-add",
+            "NET_ADMIN",
+            "--cap-drop",
+            "ALL",
+            "--seccomp",
+            "unconfined",
+            "--allow-new-privileges",
+            "-l",
+            "a=b",
+            "--annotation",
+            "c=d",
+            "--runtime",
+            "runc",
+            "--snapshotter",
+            "native",
+            "--pull",
+            "always",
+            "--platform",
+            "linux/arm64",
+            "--plain-http",
+            "busybox",
+            "ls",
+            "-l",
+        ])
+        .unwrap();
+        let options = ContainerOptions {
+            args: vec!["ls".into(), "-l".into()],
+            entrypoint: Some(vec!["/bin/sh".into()]),
+            env: vec!["A=1".into()],
+            workdir: "/srv".into(),
+            user: "www:www".into(),
+            hostname: "h".into(),
+            terminal: true,
+            read_only: true,
+            mounts: vec![cofferdam_client::BindMount {
+                target: "/b".into(),
+                source: MountSource::Host("/a".into()),
+                read_only: true,
+                options: vec![],
+            }],
+            cap_add: vec!["NET_ADMIN".into()],
+            cap_drop: vec!["ALL".into()],
+            network: Network::Host,
+            memory: 64 << 20,
+            nano_cpus: 1_500_000_000,
+            pids: 7,
+            allow_new_privileges: true,
+            seccomp_unconfined: true,
+            rlimits: vec![Rlimit { name: "RLIMIT_CORE".into(), soft: 0, hard: 0 }],
+            sysctls: Labels::from([("net.core.x".into(), "1".into())]),
+            annotations: Labels::from([("c".into(), "d".into())]),
+            shm_size: 1 << 20,
+        };
+        assert_eq!(request.container.options, options);
+        assert_eq!(request.container.labels, Labels::from([("a".into(), "b".into())]));
+        let container = &request.container;
+        assert_eq!((&*container.id, &*container.runtime, &*container.driver), ("web", "runc", "native"));
+        assert!(container.remove_on_exit && !request.log);
+        assert_eq!(request.pull, PullPolicy::Always);
+        assert_eq!((&*request.image.reference, &*request.image.platform), ("busybox", "linux/arm64"));
+        assert!(request.image.plain_http);
+    }
+
+    #[test]
+    fn what_is_written_is_kept_unless_nobody_could_ask_for_it() {
+        assert!(read(&["x"]).unwrap().log);
+        assert!(!read(&["--rm", "x"]).unwrap().log);
+        assert!(read(&["--rm", "-d", "x"]).unwrap().log);
+    }
+
+    #[test]
+    fn defaults_leave_the_choice_to_the_image() {
+        let request = read(&["x"]).unwrap();
+        assert_eq!(request.container.options, ContainerOptions::default());
+        assert_eq!(read(&["--entrypoint", "", "x"]).unwrap().container.options.entrypoint, Some(vec![]));
+    }
+
+    #[test]
+    fn bad_values_name_their_flag() {
+        for (line, word) in [
+            (["--memory", "much", "x"], "--memory"),
+            (["--cpus", "none", "x"], "--cpus"),
+            (["--net", "bridge", "x"], "--net"),
+            (["--pull", "maybe", "x"], "--pull"),
+            (["--seccomp", "file", "x"], "--seccomp"),
+            (["--mount", "nonsense", "x"], "--mount"),
+            (["--ulimit", "x", "x"], "--ulimit"),
+            (["-d", "-i", "x"], "-d"),
+        ] {
+            let failure = read(&line).err().unwrap();
+            assert!(failure.text.contains(word), "{}", failure.text);
+        }
+    }
+
+    #[test]
+    fn files_of_variables() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("env");
+        std::fs::write(&path, "# comment\nA=1\n\nB=two words\nSURELY_NOT_SET_HERE\n").unwrap();
+        let path = path.to_str().unwrap();
+        let request = read(&["-e", "A=3", "--env-file", path, "x"]).unwrap();
+        assert_eq!(request.container.options.env, ["A=1", "B=two words", "A=3"]);
+        assert!(read(&["--env-file", "/nonexistent/env", "x"]).err().unwrap().text.contains("/nonexistent/env"));
+    }
+}

@@ -1,0 +1,171 @@
+//! The progress of a job: bars with bytes and rate on a terminal, a line per step elsewhere. Both on standard error.
+
+use std::{
+    collections::HashMap,
+    fmt::Write as _,
+    io::Write as _,
+    time::{Duration, Instant},
+};
+
+use cofferdam_client::{Job, JobInfo, JobItem};
+
+use crate::{
+    cx::watched,
+    failure::Failure,
+    signals::{ENDING, Signals},
+    terminal,
+    units::{shorten, show_size},
+};
+
+const BAR: usize = 24;
+
+/// Follows a job to its end and gives the names of its images. A signal that would end coffer cancels the job first.
+pub async fn follow(job: &Job) -> Result<Vec<String>, Failure> {
+    let signals = Signals::take(ENDING)?;
+    let mut progress = Progress::new(watched());
+    let every = if progress.bars { Duration::from_millis(100) } else { Duration::from_millis(500) };
+    let ended = tokio::select! {
+        ended = job.follow(every, |info| progress.show(info)) => ended,
+        signal = signals.next() => {
+            let signal = signal?;
+            job.cancel().await?;
+            return Err(Failure { text: "cancelled".to_owned(), code: Some(128 + signal as i32) });
+        }
+    };
+    Ok(ended?)
+}
+
+struct Progress {
+    bars: bool,
+    /// How many lines the last picture has.
+    drawn: usize,
+    items: HashMap<String, Seen>,
+}
+
+/// What was last seen of an item.
+struct Seen {
+    phase: String,
+    /// Where and when the phase began, for the rate.
+    began: (u64, Instant),
+}
+
+impl Progress {
+    fn new(bars: bool) -> Progress {
+        Progress { bars, drawn: 0, items: HashMap::new() }
+    }
+
+    fn show(&mut self, info: &JobInfo) {
+        let width = terminal::size().map_or(80, |(_, columns)| usize::from(columns));
+        let text = if self.bars { self.picture(info, Instant::now(), width) } else { self.steps(info) };
+        // Progress that can't be shown is no reason to end the job.
+        let _ = std::io::stderr().write_all(text.as_bytes());
+    }
+
+    /// The lines of all items, over those of the last picture.
+    fn picture(&mut self, info: &JobInfo, now: Instant, width: usize) -> String {
+        let mut text = String::new();
+        if self.drawn > 0 {
+            let _ = write!(text, "\x1b[{}A", self.drawn);
+        }
+        for item in &info.items {
+            let rate = self.rate(item, now);
+            let _ = write!(text, "\x1b[2K{}\r\n", shorten(&bar(item, rate), width.saturating_sub(1)));
+        }
+        self.drawn = info.items.len();
+        text
+    }
+
+    fn rate(&mut self, item: &JobItem, now: Instant) -> u64 {
+        let seen = self.items.entry(item.name.clone()).or_insert_with(|| Seen::new(item, now));
+        if seen.phase != item.phase {
+            *seen = Seen::new(item, now);
+        }
+        let (from, since) = seen.began;
+        let millis = now.saturating_duration_since(since).as_millis() as u64;
+        if millis < 50 { 0 } else { item.done.saturating_sub(from).saturating_mul(1000) / millis }
+    }
+
+    /// A line for each item that entered another phase.
+    fn steps(&mut self, info: &JobInfo) -> String {
+        let mut text = String::new();
+        for item in &info.items {
+            let last = self.items.insert(item.name.clone(), Seen::new(item, Instant::now()));
+            if last.is_none_or(|last| last.phase != item.phase) {
+                let size = item.total.max(item.done);
+                let size = if size > 0 { format!(" ({})", show_size(size)) } else { String::new() };
+                let _ = writeln!(text, "{}: {}{size}", short_name(&item.name), item.phase);
+            }
+        }
+        text
+    }
+}
+
+impl Seen {
+    fn new(item: &JobItem, now: Instant) -> Seen {
+        Seen { phase: item.phase.clone(), began: (item.done, now) }
+    }
+}
+
+fn bar(item: &JobItem, rate: u64) -> String {
+    let name = short_name(&item.name);
+    let mut line = format!("{name:24} {:10}", item.phase);
+    if matches!(item.phase.as_str(), "fetching" | "unpacking") {
+        if item.total > 0 {
+            let full = (u128::from(item.done.min(item.total)) * BAR as u128 / u128::from(item.total)) as usize;
+            let _ = write!(line, " [{}{}]", "=".repeat(full), " ".repeat(BAR - full));
+            let _ = write!(line, " {} / {}", show_size(item.done), show_size(item.total));
+        } else {
+            let _ = write!(line, " {}", show_size(item.done));
+        }
+        if rate > 0 {
+            let _ = write!(line, "  {}/s", show_size(rate));
+        }
+    } else if item.total > 0 {
+        let _ = write!(line, " {}", show_size(item.total));
+    }
+    line
+}
+
+/// A digest's first twelve digits; any other name as it is, without what could move the cursor.
+pub fn short_name(name: &str) -> String {
+    match name.split_once(':') {
+        Some((algorithm, hex)) if hex.len() >= 32 && hex.bytes().all(|b| b.is_ascii_hexdigit()) => {
+            format!("{algorithm}:{}", &hex[..12])
+        }
+        _ => shorten(&name.chars().filter(|c| !c.is_control()).collect::<String>(), 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info(phase: &str, done: u64) -> JobInfo {
+        let item = JobItem { name: format!("sha256:{}", "ab".repeat(32)), phase: phase.into(), done, total: 4 << 20 };
+        JobInfo { items: vec![item], ..JobInfo::default() }
+    }
+
+    #[test]
+    fn bars_show_bytes_and_rate_in_place() {
+        let mut progress = Progress::new(true);
+        let start = Instant::now();
+        let first = progress.picture(&info("fetching", 0), start, 120);
+        assert!(first.contains("sha256:abababababab") && first.contains("0 B / 4.0 MiB"), "{first}");
+        assert!(!first.contains("\x1b[1A") && !first.contains("/s"));
+        let second = progress.picture(&info("fetching", 2 << 20), start + Duration::from_secs(1), 120);
+        assert!(second.starts_with("\x1b[1A"), "{second:?}");
+        assert!(second.contains("[============            ] 2.0 MiB / 4.0 MiB  2.0 MiB/s"), "{second}");
+        let third = progress.picture(&info("done", 4 << 20), start + Duration::from_secs(2), 120);
+        assert!(third.contains("done       4.0 MiB") && !third.contains("/s"), "{third}");
+        let narrow = progress.picture(&info("fetching", 0), start, 40);
+        assert!(narrow.lines().all(|line| line.chars().filter(|c| !c.is_control()).count() < 50), "{narrow:?}");
+    }
+
+    #[test]
+    fn elsewhere_each_step_is_a_line() {
+        let mut progress = Progress::new(false);
+        assert_eq!(progress.steps(&info("fetching", 0)), "sha256:abababababab: fetching (4.0 MiB)\n");
+        assert_eq!(progress.steps(&info("fetching", 9)), "");
+        assert_eq!(progress.steps(&info("done", 4 << 20)), "sha256:abababababab: done (4.0 MiB)\n");
+    }
+}

@@ -1,0 +1,244 @@
+//! Sizes, times, signals and other small texts, read and written.
+
+use cofferdam_client::{BindMount, MountSource, Rlimit};
+use cofferdam_types::Timestamp;
+
+/// A size such as `512m`, `1.5GiB` or `4096`; units are powers of 1024.
+pub fn size(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit = unit.trim().to_ascii_lowercase();
+    let unit = unit.strip_suffix("ib").or_else(|| unit.strip_suffix('b')).unwrap_or(&unit);
+    let power = match unit {
+        "" => 0,
+        "k" => 1,
+        "m" => 2,
+        "g" => 3,
+        "t" => 4,
+        _ => return Err("give a number of bytes, or one with k, m, g or t behind it".into()),
+    };
+    let scale = 1u64 << (10 * power);
+    let value = match number.parse::<u64>() {
+        Ok(whole) => whole.checked_mul(scale),
+        Err(_) => number.parse::<f64>().ok().map(|part| part * scale as f64).filter(|v| *v < 9e18).map(|v| v as u64),
+    };
+    value.ok_or_else(|| "give a number of bytes, or one with k, m, g or t behind it".into())
+}
+
+/// A number of processors such as `1.5`, in billionths.
+pub fn cpus(text: &str) -> Result<u64, String> {
+    let value: f64 = text.parse().map_err(|_| "give a number of processors, such as 1.5")?;
+    if !(0.01..=65536.0).contains(&value) {
+        return Err("give a number of processors between 0.01 and 65536".into());
+    }
+    Ok((value * 1e9).round() as u64)
+}
+
+/// A plain number.
+pub fn number(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "give a whole number".into())
+}
+
+/// A signal: a number, or a name with or without SIG.
+pub fn signal(text: &str) -> Result<u32, String> {
+    if let Ok(number) = text.parse::<u32>() {
+        return if (1..=64).contains(&number) { Ok(number) } else { Err("signals go from 1 to 64".into()) };
+    }
+    let upper = text.to_ascii_uppercase();
+    let name = if upper.starts_with("SIG") { upper } else { format!("SIG{upper}") };
+    if let Some(offset) = name.strip_prefix("SIGRTMIN+").and_then(|n| n.parse::<u32>().ok()).filter(|n| *n <= 30) {
+        return Ok(34 + offset);
+    }
+    let signal: nix::sys::signal::Signal =
+        name.parse().map_err(|_| "give a number or a name such as TERM, HUP or KILL")?;
+    Ok(signal as u32)
+}
+
+/// `KEY=VALUE`; a bare key has an empty value.
+pub fn pair(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').unwrap_or((text, ""));
+    if key.is_empty() { Err("give KEY=VALUE".into()) } else { Ok((key.to_owned(), value.to_owned())) }
+}
+
+/// `KEY=VALUE`, or `KEY` for the value that it has here; `None` if it has none.
+pub fn env(text: &str) -> Result<Option<String>, String> {
+    if text.is_empty() || text.starts_with('=') {
+        return Err("give KEY=VALUE, or KEY for the value that it has here".into());
+    }
+    if text.contains('=') {
+        return Ok(Some(text.to_owned()));
+    }
+    Ok(std::env::var(text).ok().map(|value| format!("{text}={value}")))
+}
+
+/// `type=bind,src=PATH,dst=PATH[,ro]` or `type=tmpfs,dst=PATH[,size=64m]`; `options=a:b` gives mount options.
+pub fn mount(text: &str) -> Result<BindMount, String> {
+    const FORM: &str = "give type=bind,src=PATH,dst=PATH[,ro] or type=tmpfs,dst=PATH[,size=64m]";
+    let (mut kind, mut source, mut target, mut read_only) = ("bind", None, None, false);
+    let (mut limit, mut options) = (None, Vec::new());
+    for part in text.split(',') {
+        let (key, value) = part.split_once('=').map_or((part, None), |(key, value)| (key, Some(value)));
+        match (key, value) {
+            ("type", Some(value)) => kind = value,
+            ("src" | "source", Some(value)) => source = Some(value),
+            ("dst" | "destination" | "target", Some(value)) => target = Some(value),
+            ("ro" | "readonly", None | Some("true")) => read_only = true,
+            ("ro" | "readonly", Some("false")) | ("rw", None) => read_only = false,
+            ("size" | "tmpfs-size", Some(value)) => limit = Some(size(value)?),
+            ("options", Some(value)) => options.extend(value.split(':').map(str::to_owned)),
+            _ => return Err(format!("{part:?} is not known here: {FORM}")),
+        }
+    }
+    let target = target.ok_or_else(|| format!("dst is missing: {FORM}"))?.to_owned();
+    let source = match (kind, source, limit) {
+        ("bind", Some(source), None) if source.starts_with('/') => MountSource::Host(source.to_owned()),
+        ("bind", Some(source), None) => return Err(format!("src {source:?} must begin with '/'")),
+        ("bind", None, _) => return Err(format!("src is missing: {FORM}")),
+        ("bind", _, Some(_)) => return Err("size is for tmpfs".into()),
+        ("tmpfs", None, limit) => MountSource::Tmpfs(limit.unwrap_or_default()),
+        ("tmpfs", Some(_), _) => return Err("a tmpfs has no src".into()),
+        (other, ..) => return Err(format!("type {other:?} is not known: {FORM}")),
+    };
+    Ok(BindMount { target, source, read_only, options })
+}
+
+/// `nofile=1024:2048`, or one number for both.
+pub fn ulimit(text: &str) -> Result<Rlimit, String> {
+    const FORM: &str = "give NAME=SOFT[:HARD], such as nofile=1024:2048; unlimited is a number too";
+    let (name, limits) = text.split_once('=').ok_or(FORM)?;
+    let (soft, hard) = limits.split_once(':').unwrap_or((limits, limits));
+    let read = |text: &str| match text {
+        "unlimited" | "-1" => Ok(u64::MAX),
+        number => number.parse().map_err(|_| FORM),
+    };
+    let name = name.to_ascii_uppercase();
+    let name = if name.starts_with("RLIMIT_") { name } else { format!("RLIMIT_{name}") };
+    Ok(Rlimit { name, soft: read(soft)?, hard: read(hard)? })
+}
+
+/// A size for people, such as `12.3 MiB`.
+pub fn show_size(bytes: u64) -> String {
+    let (mut value, mut unit) = (bytes as f64, "B");
+    for next in ["KiB", "MiB", "GiB", "TiB"] {
+        if value < 1023.95 {
+            break;
+        }
+        (value, unit) = (value / 1024.0, next);
+    }
+    if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") }
+}
+
+/// How long something takes, roughly: `3 minutes`.
+pub fn show_span(seconds: u64) -> String {
+    let (number, unit) = match seconds {
+        0..120 => (seconds, "second"),
+        120..7200 => (seconds / 60, "minute"),
+        7200..172_800 => (seconds / 3600, "hour"),
+        _ => (seconds / 86_400, "day"),
+    };
+    format!("{number} {unit}{}", if number == 1 { "" } else { "s" })
+}
+
+/// How long ago something was: `3 minutes ago`.
+pub fn show_age(time: Timestamp) -> String {
+    if time.0 == 0 {
+        return "-".to_owned();
+    }
+    format!("{} ago", show_span(Timestamp::now().seconds().saturating_sub(time.seconds())))
+}
+
+/// The beginning of a text, with a mark where it was cut.
+pub fn shorten(text: &str, most: usize) -> String {
+    if text.chars().count() <= most {
+        return text.to_owned();
+    }
+    text.chars().take(most.saturating_sub(1)).chain(['…']).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [
+            ("4096", 4096),
+            ("64M", 64 << 20),
+            ("512m", 512 << 20),
+            ("1.5g", 3 << 29),
+            ("2GiB", 2 << 30),
+            ("1kb", 1024),
+            ("0", 0),
+        ] {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for bad in ["", "m", "12x", "-1", "1.2.3", "99999999999t", "1e3"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+        assert_eq!(show_size(999), "999 B");
+        assert_eq!(show_size(1024 * 1024 - 1), "1.0 MiB");
+        assert_eq!(show_size(12_897_485), "12.3 MiB");
+    }
+
+    #[test]
+    fn processors() {
+        assert_eq!(cpus("1.5"), Ok(1_500_000_000));
+        assert_eq!(cpus("0.01"), Ok(10_000_000));
+        assert!(cpus("0").is_err() && cpus("-1").is_err() && cpus("NaN").is_err() && cpus("two").is_err());
+    }
+
+    #[test]
+    fn signals() {
+        for (text, number) in [("9", 9), ("KILL", 9), ("SIGTERM", 15), ("hup", 1), ("usr1", 10), ("RTMIN+3", 37)] {
+            assert_eq!(signal(text), Ok(number), "{text}");
+        }
+        assert!(signal("0").is_err() && signal("65").is_err() && signal("NOPE").is_err());
+    }
+
+    #[test]
+    fn mounts() {
+        let bind = mount("type=bind,src=/srv,dst=/data,ro").unwrap();
+        assert_eq!((bind.target.as_str(), bind.read_only), ("/data", true));
+        assert_eq!(bind.source, MountSource::Host("/srv".into()));
+        let tmpfs = mount("type=tmpfs,target=/tmp,size=64m,options=nosuid:noexec").unwrap();
+        assert_eq!(tmpfs.source, MountSource::Tmpfs(64 << 20));
+        assert_eq!(tmpfs.options, ["nosuid", "noexec"]);
+        for bad in [
+            "",
+            "src=/a",
+            "dst=/a",
+            "src=a,dst=/b",
+            "type=volume,src=/a,dst=/b",
+            "type=tmpfs,src=/a,dst=/b",
+            "src=/a,dst=/b,size=1m",
+            "src=/a,dst=/b,colour=red",
+        ] {
+            assert!(mount(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn limits_and_pairs() {
+        let limit = ulimit("nofile=1024:unlimited").unwrap();
+        assert_eq!((limit.name.as_str(), limit.soft, limit.hard), ("RLIMIT_NOFILE", 1024, u64::MAX));
+        assert_eq!(ulimit("RLIMIT_CORE=0").unwrap().hard, 0);
+        assert!(ulimit("nofile").is_err() && ulimit("nofile=a").is_err());
+        assert_eq!(pair("a=b=c"), Ok(("a".into(), "b=c".into())));
+        assert_eq!(pair("a"), Ok(("a".into(), String::new())));
+        assert!(pair("=b").is_err());
+        assert_eq!(env("A="), Ok(Some("A=".into())));
+        assert_eq!(env("SURELY_NOT_SET_HERE"), Ok(None));
+        assert!(env("PATH").unwrap().unwrap().starts_with("PATH="));
+        assert!(env("=x").is_err());
+    }
+
+    #[test]
+    fn spans() {
+        assert_eq!(show_span(1), "1 second");
+        assert_eq!(show_span(119), "119 seconds");
+        assert_eq!(show_span(7199), "119 minutes");
+        assert_eq!(show_span(86_400 * 3), "3 days");
+        assert_eq!(show_age(Timestamp(0)), "-");
+        assert_eq!(shorten("abcdef", 4), "abc…");
+    }
+}
