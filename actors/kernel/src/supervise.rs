@@ -228,6 +228,7 @@ async fn evicted(seat: &mut Seat) -> Arc<str> {
 pub(crate) fn poison<A: Hosted>(inner: &Inner<A>) -> cofferdam_types::Result<()> {
     let life = inner.life.read().unwrap_or_else(std::sync::PoisonError::into_inner);
     let life = life.as_ref().ok_or_else(|| Error::unavailable("actor", inner.name, "is not up"))?;
+    // PANIC: what was asked for; it happens in the actor, and its life ends as it would after any other.
     life.addr.do_send(Work::new(|_: &mut A, _| panic!("poisoned on request")));
     Ok(())
 }
