@@ -82,9 +82,11 @@ fn unbounded(source: &Source) -> Vec<String> {
     // `channel` without an argument is std's, which has no bound: elsewhere the argument is the bound.
     let texts: Vec<&str> = source.tokens.iter().map(|token| token.text.as_str()).collect();
     for (n, token) in source.tokens.iter().enumerate().filter(|(_, token)| token.text == "channel") {
-        let other = texts[..n].ends_with(&["oneshot", ":", ":"])
-            || texts[..n].ends_with(&["fn"])
-            || texts[..n].ends_with(&["."]);
+        // Another module's, a method, or a definition.
+        let other = match &texts[..n] {
+            [.., module, ":", ":"] => *module != "mpsc",
+            before => matches!(before.last(), Some(&("." | "fn"))),
+        };
         let rest = &texts[n + 1..];
         let called = match rest {
             // With its type: the parenthesis that follows.
@@ -184,7 +186,9 @@ mod tests {
         assert_eq!(found("fn f() { let (a, b) = std::sync::mpsc::channel(); }").len(), 1);
         assert_eq!(found("use std::sync::mpsc::channel; fn f() { channel::<Vec<u8>>() }").len(), 1);
         assert_eq!(
-            found("fn f() { mpsc::channel(8); mpsc::channel::<u8>(n()); oneshot::channel(); mpsc::sync_channel(1) }"),
+            found(
+                "fn f() { mpsc::channel(8); mpsc::channel::<u8>(n()); oneshot::channel(); client::channel(); mpsc::sync_channel(1) }"
+            ),
             [""; 0]
         );
     }
