@@ -6,6 +6,8 @@ use cofferdam_types::{Error, Result};
 use cofferdam_wire::{fdstream::Fds, shim_capnp::shim_container};
 use tokio::sync::Notify;
 
+use crate::shim::Close;
+
 /// How long a request waits for a task that is still being looked for.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -14,6 +16,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) struct Remote {
     pub container: shim_container::Client,
     pub fds: Fds,
+    /// The connection lives for as long as somebody holds this.
+    pub _close: Close,
 }
 
 enum State {

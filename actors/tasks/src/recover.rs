@@ -115,7 +115,7 @@ async fn ask(deps: &Deps, entry: &Rc<Entry>) -> Result<Connection> {
             entry.execs.borrow_mut().insert(life.id.clone(), Process::new(life));
         }
     }
-    entry.link.found(Remote { container, fds: connection.fds.clone() });
+    entry.link.found(Remote { container, fds: connection.fds.clone(), _close: connection.close.clone() });
     Ok(connection)
 }
 

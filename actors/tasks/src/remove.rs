@@ -72,6 +72,8 @@ async fn end_shim(deps: &Deps, entry: &Entry) -> Result<()> {
     match remote.container.delete_request().send().promise.await.map_err(from_rpc) {
         Ok(answer) => {
             entry.init.update(life(answer.get().and_then(|a| a.get_life()).map_err(from_rpc)?)?);
+            // Lets go of the connection, and with it ends the shim.
+            entry.link.lose("its task was deleted");
             Ok(())
         }
         Err(error) if error.code == Code::Unavailable => cleanup(deps, entry),

@@ -211,7 +211,7 @@ pub(crate) async fn create_task(
     // On a failure nothing is left; the shim ends with its connection once it has no container.
     match (committed, made) {
         (Ok(task), Ok((connection, container, life))) => {
-            let remote = Remote { container, fds: connection.fds.clone() };
+            let remote = Remote { container, fds: connection.fds.clone(), _close: connection.close.clone() };
             let entry = Entry {
                 namespace: ns.clone(),
                 id: id.clone(),

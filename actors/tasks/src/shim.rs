@@ -8,6 +8,7 @@ use std::{
     },
     path::Path,
     process::{Child, Command, Stdio},
+    rc::Rc,
 };
 
 use capnp_rpc::{RpcSystem, rpc_twoparty_capnp::Side};
@@ -26,8 +27,16 @@ const MESSAGE: usize = 16 << 20;
 pub(crate) struct Connection {
     pub shim: shim::Client,
     pub fds: Fds,
+    pub close: Close,
     /// Done when the connection has ended.
     pub ended: Shared<futures::future::LocalBoxFuture<'static, ()>>,
+}
+
+/// Keeps a connection open: it is closed when the last clone falls. A shim without containers ends with its connection,
+/// and capnp-rpc by itself keeps one for as long as the other side does.
+#[derive(Clone)]
+pub(crate) struct Close {
+    _hold: Rc<tokio::sync::oneshot::Sender<()>>,
 }
 
 /// A new shim's id: 64 random bits.
@@ -73,12 +82,16 @@ fn open(dir: &File, id: &str) -> Result<Connection> {
     let mut system = RpcSystem::new(Box::new(network), None);
     let shim: shim::Client = system.bootstrap(Side::Server);
     let (tell, ended) = tokio::sync::oneshot::channel::<()>();
+    let (hold, fell) = tokio::sync::oneshot::channel::<()>();
     tokio::task::spawn_local(async move {
-        let _ = system.await;
+        tokio::select! {
+            _ = system => {}
+            _ = fell => {}
+        }
         drop(tell);
     });
     let ended = async move { drop(ended.await) }.boxed_local().shared();
-    Ok(Connection { shim, fds, ended })
+    Ok(Connection { shim, fds, close: Close { _hold: Rc::new(hold) }, ended })
 }
 
 /// Says hello: a shim may be older than this daemon.
