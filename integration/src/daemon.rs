@@ -41,7 +41,7 @@ impl Daemon {
         let dir = tempfile::Builder::new().prefix("cofferdam-").tempdir().expect("a directory for a daemon");
         // The root file systems of containers lie below: their users must get there.
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).expect("its mode");
-        let namespace = format!("t{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let namespace = format!("t{}-n{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let log = std::env::var("COFFERD_LOG").unwrap_or_else(|_| "info".into());
         let daemon = Daemon { dir, namespace, child: Mutex::new(None), log };
         daemon.restart();
