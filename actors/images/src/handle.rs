@@ -86,11 +86,7 @@ impl Images {
         let ns = ns.clone();
         let mut image = Image::new(name.clone(), target.clone());
         image.labels = labels;
-        let put = move |tx: &mut cofferdam_metadata::Tx<'_>| match images::find(tx, &ns, &image.name)? {
-            None => images::create(tx, &ns, image.clone()),
-            Some(_) => images::update(tx, &ns, image.clone()),
-        };
-        self.meta.write(auth, put).await
+        self.meta.write(auth, move |tx| put(tx, &ns, &image)).await
     }
 
     /// Removes a record. Content and snapshots go when they are collected.
@@ -184,6 +180,14 @@ impl Images {
         let chain = chain_ids(manifest, config)?;
         let layers = rows(&manifest.layers, config, &chain);
         Unpack::begin(self, auth, ns, driver, &manifest.config.digest, layers)?.open().await
+    }
+}
+
+/// Creates a record or replaces it.
+pub(crate) fn put(tx: &mut cofferdam_metadata::Tx<'_>, ns: &Namespace, image: &Image) -> Result<Image> {
+    match images::find(tx, ns, &image.name)? {
+        None => images::create(tx, ns, image.clone()),
+        Some(_) => images::update(tx, ns, image.clone()),
     }
 }
 

@@ -17,7 +17,7 @@ use cofferdam_snapshots::{ChainLayer, Snapshots, Stage, Staged, Turn};
 use cofferdam_types::{Authority, Code, Descriptor, Digest, Error, Labels, Name, Namespace, Result};
 use futures::future::try_join_all;
 
-use crate::{Images, document::gc_snapshot_label};
+use crate::{Image, Images, document::gc_snapshot_label, handle::put};
 
 /// The label of a layer's snapshot that names its diff id.
 const UNCOMPRESSED: &str = "containerd.io/uncompressed";
@@ -36,6 +36,8 @@ pub struct Unpack {
     layers: Vec<Layer>,
     /// It was unpacked before this job began.
     done: bool,
+    /// The records that appear with it.
+    named: Vec<Image>,
 }
 
 struct Layer {
@@ -88,6 +90,7 @@ impl Unpack {
             config: config.clone(),
             layers: layers.collect(),
             done: false,
+            named: Vec::new(),
         };
         unpack.done = images.is_unpacked(ns, driver, unpack.top())?;
         Ok(unpack)
@@ -126,6 +129,12 @@ impl Unpack {
         let (feed, pending) = self.images.diff.feed(&layer.blob, &layer.diff_id, *stage);
         layer.state = State::Fed(pending, turn);
         Some(feed)
+    }
+
+    /// Gives it names that appear in the very commit that makes its layers visible, created or replaced as by
+    /// [`Images::put`].
+    pub fn name(&mut self, names: &[Name], target: &Descriptor) {
+        self.named.extend(names.iter().map(|name| Image::new(name.clone(), target.clone())));
     }
 
     /// Completes it: every layer's blob and the config must be in the namespace by now. Gives the name of the topmost
@@ -234,7 +243,14 @@ impl Unpack {
     }
 
     async fn commit(&mut self, stages: Vec<Option<Stage>>) -> Result<()> {
-        let Some(top) = self.top().cloned() else { return Ok(()) };
+        let (ns, named) = (self.ns.clone(), self.named.clone());
+        let name = move |tx: &mut cofferdam_metadata::Tx<'_>| named.iter().try_for_each(|i| put(tx, &ns, i).map(drop));
+        let Some(top) = self.top().cloned() else {
+            return match self.named.is_empty() {
+                true => Ok(()),
+                false => self.images.meta.write(&self.authority, name).await,
+            };
+        };
         let fresh: Vec<_> = stages.iter().map(Option::is_some).collect();
         let layers = self.layers.iter().zip(stages).map(|(layer, stage)| ChainLayer {
             chain: layer.chain.clone(),
@@ -245,6 +261,7 @@ impl Unpack {
         let layers = if self.done { Vec::new() } else { layers.collect() };
         let (ns, config, key) = (self.ns.clone(), self.config.clone(), gc_snapshot_label(&self.driver));
         let label = move |tx: &mut cofferdam_metadata::Tx<'_>| {
+            name(tx)?;
             let held = content::get(tx, &ns, &config)?;
             if held.labels.get(&key) == Some(&top.to_string()) {
                 return Ok(());

@@ -2,7 +2,7 @@
 //! then everything visible at once.
 //!
 //! The order that a crash can't hurt: layers and documents become durable blobs with one sync and one commit, then the
-//! trees with another, and the name last. What fails before that is dropped: ingests are aborted, stages go to the
+//! trees and the name with another. What fails before that is dropped: ingests are aborted, stages go to the
 //! trash.
 
 use std::{
@@ -13,9 +13,8 @@ use std::{
 
 use cofferdam_content::{Commit, Ingest, IngestOptions};
 use cofferdam_diff::LayerFeed;
-use cofferdam_images::{Image, Manifest, content_labels};
+use cofferdam_images::{Manifest, content_labels};
 use cofferdam_kernel::block_on;
-use cofferdam_metadata::records::images;
 use cofferdam_types::{Authority, Code, Descriptor, Digest, Error, Labels, Name, Namespace, Result};
 
 use crate::{
@@ -119,33 +118,28 @@ impl Landing<'_> {
         let wanted = commits.iter().filter_map(|commit| commit.expected.clone());
         let new: Vec<Digest> = wanted.filter(|digest| self.core.content.info(self.ns, digest).is_err()).collect();
         self.core.content.commit_many_blocking(self.auth, commits)?;
-        if let Some(unpack) = unpack {
-            board.stage("unpacking");
-            if let Err(error) = block_on(unpack.finish()) {
-                self.withdraw(&new);
-                return Err(error);
+        let named = match unpack {
+            None => self.name(names, &image.target),
+            Some(mut unpack) => {
+                board.stage("unpacking");
+                unpack.name(names, &image.target);
+                block_on(unpack.finish()).map(drop)
             }
+        };
+        if let Err(error) = named {
+            self.withdraw(&new);
+            return Err(error);
         }
-        self.name(names, &image.target)?;
         for item in items.values() {
             board.phase(*item, Phase::Done);
         }
         Ok(names.iter().map(|name| self.arrived(name, choice)).collect())
     }
 
-    /// The names last: whoever sees one finds all of the image.
+    /// The names of an image that stays packed.
     fn name(&self, names: &[Name], target: &Descriptor) -> Result<()> {
-        let (ns, names, target) = (self.ns.clone(), names.to_vec(), target.clone());
-        self.core.meta.write_blocking(self.auth, move |tx| {
-            for name in &names {
-                let image = Image::new(name.clone(), target.clone());
-                match images::find(tx, &ns, name)? {
-                    None => images::create(tx, &ns, image)?,
-                    Some(_) => images::update(tx, &ns, image)?,
-                };
-            }
-            Ok(())
-        })
+        let put = |name| block_on(self.core.images.put(self.auth, self.ns, name, target, Labels::new())).map(drop);
+        names.iter().try_for_each(put)
     }
 
     fn arrived(&self, name: &Name, choice: &Choice) -> Arrived {
@@ -153,7 +147,7 @@ impl Landing<'_> {
             name: name.clone(),
             target: choice.image.target.clone(),
             manifest: choice.image.manifest.digest.clone(),
-            chain: self.driver.and(choice.image.top().cloned()),
+            chain: self.driver.and_then(|_| choice.image.top().cloned()),
         }
     }
 

@@ -115,14 +115,11 @@ impl Repository {
             body_within: Some(self.http.limits.header),
         };
         let response = self.again(|| self.http.send(&ask(true)))?;
-        match response.status().as_u16() {
-            200 => {
-                if let Some(descriptor) = self.described(target, &response)? {
-                    return Ok(Resolved { descriptor, body: None });
-                }
-            }
-            // HEAD carries no explanation, and some refuse HEAD alone: the GET says what is the matter.
-            _ => {}
+        // HEAD carries no explanation, and some refuse HEAD alone: what is the matter is then said by the GET.
+        if response.status() == 200
+            && let Some(descriptor) = self.described(target, &response)?
+        {
+            return Ok(Resolved { descriptor, body: None });
         }
         let response = self.again(|| self.http.send(&ask(false)))?;
         if response.status() != 200 {

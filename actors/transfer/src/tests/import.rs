@@ -86,7 +86,10 @@ fn names_are_the_callers_or_the_archives() {
         ] {
             let result = world.import(as_file(&tar_up(&picture.layout(own))), given).await;
             match want {
-                Some(want) => assert_eq!(result.unwrap()[0].name.as_str(), want),
+                Some(want) => {
+                    assert_eq!(result.unwrap()[0].name.as_str(), want);
+                    assert_eq!(world.images.get(&ns(), want).unwrap().target, picture.target());
+                }
                 None => {
                     fails(result, Code::InvalidArgument, "");
                 }
