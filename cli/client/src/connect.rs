@@ -155,6 +155,8 @@ impl Client {
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// The first and the longest pause between two attempts to find it.
 pub(crate) const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
+/// An answer that takes so long came from a daemon that works.
+const WORKED: Duration = Duration::from_secs(1);
 
 impl Client {
     /// Asks something that may take long, and asks it again on a new connection where this one is lost. The daemon may
@@ -170,10 +172,13 @@ impl Client {
                 None => Err(Error::unavailable("connection", "", "is lost")),
             };
             match answer {
-                // Until the first loss an overloaded daemon is believed; while it starts it says the same.
-                Err(error) if is_lost(&error) || (until.is_some() && error.code == Code::Unavailable) => {
+                // Who is refused at once is told so; what breaks later, or while a daemon comes back, passes.
+                Err(error)
+                    if is_lost(&error)
+                        || error.code == Code::Unavailable && (until.is_some() || asked.elapsed() > WORKED) =>
+                {
                     // A connection that worked for a while begins the patience anew.
-                    if until.is_none() || asked.elapsed() > PAUSES.1 * 4 {
+                    if until.is_none() || asked.elapsed() > WORKED {
                         (until, pause) = (Some(Instant::now() + PATIENCE), PAUSES.0);
                     } else if until.is_some_and(|until| Instant::now() > until) {
                         return Err(error);

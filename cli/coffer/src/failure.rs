@@ -33,9 +33,11 @@ impl From<Error> for Failure {
             _ => None,
         };
         let thing = if error.id.is_empty() { error.kind.to_string() } else { format!("{} {}", error.kind, error.id) };
-        // Where the code says no more than the sentence does it is left out.
+        // The code is for programs; it is said where the sentence isn't one about the thing.
+        let predicate = ["is ", "has ", "does ", "can't ", "was "].iter().any(|word| error.message.starts_with(word));
         let words = match error.code {
             Code::InvalidArgument | Code::FailedPrecondition | Code::Unavailable => String::new(),
+            _ if predicate => String::new(),
             code => format!("{}: ", code.as_str().replace('_', " ")),
         };
         let hint = if is_lost(&error) { " (is cofferd running?)" } else { "" };
@@ -51,6 +53,7 @@ mod tests {
     fn failures_read_well_and_have_the_codes_of_a_shell() {
         let image = Failure::from(Error::not_found("image", "x", "pull it, or import it"));
         assert_eq!((image.text.as_str(), image.code), ("image x: not found: pull it, or import it", None));
+        assert_eq!(Failure::from(Error::not_found("image", "x", "is not here")).text, "image x: is not here");
         assert_eq!(Failure::from(Error::not_found("command", "nope", "no such file")).code, Some(127));
         assert_eq!(Failure::from(Error::failed_precondition("command", "/etc", "a directory")).code, Some(126));
         assert_eq!(Failure::from(Error::invalid("id", "a b", "has a blank")).text, "id a b: has a blank");

@@ -17,7 +17,7 @@ use crate::{
     units::{shorten, show_size},
 };
 
-const BAR: usize = 24;
+const BAR: usize = 16;
 
 /// Follows a job to its end and gives the names of its images. A signal that would end coffer cancels the job first.
 pub async fn follow(job: &Job) -> Result<Vec<String>, Failure> {
@@ -107,8 +107,10 @@ impl Seen {
 }
 
 fn bar(item: &JobItem, rate: u64) -> String {
+    // The hexadecimal digits alone: with sizes and rate a line fits into 80 columns.
     let name = short_name(&item.name);
-    let mut line = format!("{name:24} {:10}", item.phase);
+    let name = shorten(name.split_once(':').map_or(&*name, |(_, hex)| hex), 16);
+    let mut line = format!("{name:16} {:9}", item.phase);
     if matches!(item.phase.as_str(), "fetching" | "unpacking") {
         if item.total > 0 {
             let full = (u128::from(item.done.min(item.total)) * BAR as u128 / u128::from(item.total)) as usize;
@@ -150,13 +152,14 @@ mod tests {
         let mut progress = Progress::new(true);
         let start = Instant::now();
         let first = progress.picture(&info("fetching", 0), start, 120);
-        assert!(first.contains("sha256:abababababab") && first.contains("0 B / 4.0 MiB"), "{first}");
+        assert!(first.contains("abababababab ") && first.contains("0 B / 4.0 MiB"), "{first}");
         assert!(!first.contains("\x1b[1A") && !first.contains("/s"));
         let second = progress.picture(&info("fetching", 2 << 20), start + Duration::from_secs(1), 120);
         assert!(second.starts_with("\x1b[1A"), "{second:?}");
-        assert!(second.contains("[============            ] 2.0 MiB / 4.0 MiB  2.0 MiB/s"), "{second}");
+        assert!(second.contains("[========        ] 2.0 MiB / 4.0 MiB  2.0 MiB/s"), "{second}");
+        assert!(second.chars().filter(|c| !c.is_control()).count() < 80, "{second:?}");
         let third = progress.picture(&info("done", 4 << 20), start + Duration::from_secs(2), 120);
-        assert!(third.contains("done       4.0 MiB") && !third.contains("/s"), "{third}");
+        assert!(third.contains("done      4.0 MiB") && !third.contains("/s"), "{third}");
         let narrow = progress.picture(&info("fetching", 0), start, 40);
         assert!(narrow.lines().all(|line| line.chars().filter(|c| !c.is_control()).count() < 50), "{narrow:?}");
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cofferdam_client::{Client, ContainerInfo, Namespace, Status, TaskInfo};
+use cofferdam_client::{Client, Namespace, Status, TaskInfo};
 use cofferdam_types::Code;
 
 use crate::{
@@ -10,7 +10,7 @@ use crate::{
     cx::{Cx, Table, line},
     failure::Failure,
     nouns::run::tell,
-    units::{number, shorten, show_age, show_span, signal},
+    units::{number, show_age, show_span, signal},
 };
 
 const CONTAINERS: &[Positional] = &[Positional { name: "CONTAINER", times: Times::Many }];
@@ -42,13 +42,12 @@ async fn ps(cx: Cx) -> Result<i32, Failure> {
     } else if cx.json {
         cx.document(&list)?;
     } else {
-        let mut table = Table::new(&["CONTAINER", "IMAGE", "COMMAND", "CREATED", "STATUS", "PID"]);
+        let mut table = Table::new(&["CONTAINER", "IMAGE", "CREATED", "STATUS", "PID"]);
         for info in &list {
             let pid = info.task.as_ref().map(|task| task.pid).filter(|pid| *pid != 0);
             table.row([
                 info.id.clone(),
                 info.image.clone(),
-                shorten(&command(info), 30),
                 show_age(info.created),
                 status(info.task.as_ref()),
                 pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
@@ -57,13 +56,6 @@ async fn ps(cx: Cx) -> Result<i32, Failure> {
         table.print()?;
     }
     Ok(0)
-}
-
-/// The arguments in the container's spec.
-fn command(info: &ContainerInfo) -> String {
-    let spec: serde_json::Value = serde_json::from_slice(&info.spec.value).unwrap_or_default();
-    let args = spec.pointer("/process/args").and_then(|args| args.as_array());
-    args.map(|args| args.iter().filter_map(|arg| arg.as_str()).collect::<Vec<_>>().join(" ")).unwrap_or_default()
 }
 
 fn status(task: Option<&TaskInfo>) -> String {

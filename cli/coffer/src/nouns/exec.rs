@@ -56,8 +56,8 @@ async fn exec(cx: Cx) -> Result<i32, Failure> {
         line(&if cx.json { serde_json::json!({ "id": name }).to_string() } else { name })?;
         return Ok(0);
     }
-    let stdio = stdio(args.has("interactive"), tty)?;
     let signals = Signals::take(FORWARDED)?;
+    let stdio = stdio(args.has("interactive"), tty)?;
     let raw = if tty && args.has("interactive") { Raw::stdin()? } else { None };
     let process = task.exec(&name, &options, stdio);
     let (starting, waiting) = (process.start(), process.wait());

@@ -1,9 +1,13 @@
 //! `logs`: what a container wrote.
 
-use std::io::Write as _;
+use std::{
+    cell::{Cell, RefCell},
+    io::Write as _,
+    rc::Rc,
+};
 
-use cofferdam_client::{LogRecord, LogStream};
-use cofferdam_types::{Error, Result, Timestamp};
+use cofferdam_client::{Client, LogRecord, LogStream};
+use cofferdam_types::{Error, Timestamp};
 
 use crate::{
     args::{Command, Positional, Times, switch},
@@ -27,30 +31,63 @@ pub static LOGS: Command = Command {
 };
 
 async fn logs(cx: Cx) -> Result<i32, Failure> {
-    let container = cx.namespace().await?.containers().get(cx.args.at(0));
-    let (json, stamps) = (cx.json, cx.args.has("timestamps"));
-    let mut lines = [Lines::default(), Lines::default()];
-    let take = move |record: LogRecord<'_>| {
-        let written = if json {
-            let stream = if record.stream == LogStream::Stdout { "stdout" } else { "stderr" };
+    let follow = cx.args.has("follow");
+    let show =
+        Rc::new(RefCell::new(Show { json: cx.json, stamps: cx.args.has("timestamps"), lines: Default::default() }));
+    // After a restart of the daemon the log is read anew: what was shown already is passed over.
+    let shown = Rc::new(Cell::new(0u64));
+    let read = async |client: Client| {
+        let container = client.namespace(&cx.namespace).containers().get(cx.args.at(0));
+        let (show, shown, mut at) = (show.clone(), shown.clone(), 0);
+        let take = move |record: LogRecord<'_>| {
+            at += 1;
+            if at <= shown.get() {
+                return Ok(());
+            }
+            shown.set(at);
+            show.borrow_mut().record(record).map_err(|e| Error::io("output", "", "can't be written", &e))
+        };
+        container.logs(follow, take).await
+    };
+    let client = cx.client().await?;
+    if follow {
+        client.persist(read).await?
+    } else {
+        read(client).await?
+    }
+    Ok(0)
+}
+
+/// How records are shown.
+struct Show {
+    json: bool,
+    stamps: bool,
+    /// Of standard output and standard error.
+    lines: [Lines; 2],
+}
+
+impl Show {
+    fn record(&mut self, record: LogRecord<'_>) -> std::io::Result<()> {
+        let out = record.stream == LogStream::Stdout;
+        if self.json {
+            let stream = if out { "stdout" } else { "stderr" };
             let text = String::from_utf8_lossy(record.bytes);
             let line = serde_json::json!({ "time": record.time.to_rfc3339(), "stream": stream, "text": text });
-            writeln!(std::io::stdout().lock(), "{line}")
-        } else {
-            let bytes = if stamps {
-                &lines[usize::from(record.stream == LogStream::Stderr)].stamp(record.time, record.bytes)
-            } else {
-                record.bytes
-            };
-            match record.stream {
-                LogStream::Stdout => std::io::stdout().lock().write_all(bytes).and_then(|()| std::io::stdout().flush()),
-                LogStream::Stderr => std::io::stderr().write_all(bytes),
-            }
-        };
-        written.map_err(|e| Error::io("output", "", "can't be written", &e))
-    };
-    container.logs(cx.args.has("follow"), take).await?;
-    Ok(0)
+            return writeln!(std::io::stdout().lock(), "{line}");
+        }
+        let stamped;
+        let mut bytes = record.bytes;
+        if self.stamps {
+            stamped = self.lines[usize::from(!out)].stamp(record.time, record.bytes);
+            bytes = &stamped;
+        }
+        if !out {
+            return std::io::stderr().write_all(bytes);
+        }
+        let mut stdout = std::io::stdout().lock();
+        stdout.write_all(bytes)?;
+        stdout.flush()
+    }
 }
 
 /// Finds the beginnings of lines in pieces that are not lines.

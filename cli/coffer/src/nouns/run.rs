@@ -80,8 +80,9 @@ async fn run(cx: Cx) -> Result<i32, Failure> {
         line(&if cx.json { json!({ "id": id }).to_string() } else { id.to_owned() })?;
         return Ok(0);
     }
-    request.stdio = stdio(cx.args.has("interactive"), tty)?;
     let signals = Signals::take(FORWARDED)?;
+    request.stdio = stdio(cx.args.has("interactive"), tty)?;
+    let size = request.stdio.size;
     let raw = if tty && cx.args.has("interactive") { Raw::stdin()? } else { None };
     let run = Rc::new(client.run(request)?);
     tokio::select! {
@@ -105,6 +106,11 @@ async fn run(cx: Cx) -> Result<i32, Failure> {
             }
         }
     };
+    // What `gives_up` read of the window before the start was not passed on.
+    if let Some((rows, columns)) = terminal::size().filter(|now| tty && *now != size) {
+        let resizing = pass(Passed::Size(rows, columns));
+        tokio::task::spawn_local(async move { drop(resizing.await) });
+    }
     let exit = attended(&signals, tty, run.wait(), pass).await?;
     drop(raw);
     Ok(tell(run.id(), &exit))
