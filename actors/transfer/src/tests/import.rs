@@ -12,6 +12,8 @@ use crate::{
 
 const NAME: &str = "h.io/a:1";
 
+type Files = Vec<(String, Vec<u8>)>;
+
 #[test]
 fn an_oci_layout_comes_in_every_form_to_the_same_image() {
     run(async {
@@ -169,12 +171,12 @@ fn damaged_archives_leave_nothing_behind() {
         let files = picture.layout(Some(NAME));
         let whole = tar_up(&files);
         let layer = format!("blobs/sha256/{}", sha(&picture.layers[0]).hex());
-        let changed = |change: &dyn Fn(&mut Vec<(String, Vec<u8>)>)| {
+        let changed = |change: &dyn Fn(&mut Files)| {
             let mut files = files.clone();
             change(&mut files);
             tar_up(&files)
         };
-        let at = |files: &mut Vec<(String, Vec<u8>)>, name: &str| files.iter().position(|f| f.0 == name).unwrap();
+        let at = |files: &mut Files, name: &str| files.iter().position(|f| f.0 == name).unwrap();
         let flipped = changed(&|f| {
             let n = at(f, &layer);
             f[n].1[1000] ^= 1;
