@@ -77,7 +77,8 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
     }
     // Shims and containers outlive any working directory: everything is named absolutely.
     for path in [&mut config.root, &mut config.state, &mut config.shim] {
-        *path = std::path::absolute(&*path).map_err(|e| Error::io("path", path.display(), "has no absolute form", &e))?;
+        *path =
+            std::path::absolute(&*path).map_err(|e| Error::io("path", path.display(), "has no absolute form", &e))?;
     }
     Ok(Command::Run(config))
 }

@@ -36,6 +36,7 @@ use crate::{
 /// A daemon that serves. Must be started on an actix system.
 pub struct Daemon {
     kernel: Kernel,
+    transfer: Transfer,
     listener: Listener,
 }
 
@@ -54,19 +55,18 @@ impl Daemon {
         }
         let kernel = Kernel::new()?;
         let metadata = Metadata::start(&kernel, TABLE.metadata, &config.root.join("meta.redb"))?;
-        let events =
-            Events::start(&kernel, TABLE.events, metadata.clone(), dir(&config.root.join("events"))?, Retention::default())?;
+        let events = Events::start(
+            &kernel,
+            TABLE.events,
+            metadata.clone(),
+            dir(&config.root.join("events"))?,
+            Retention::default(),
+        )?;
         let content = Content::start(&kernel, TABLE.content, metadata.clone(), dir(&config.root.join("content"))?)?;
         let snapshots = Snapshots::start(&kernel, TABLE.snapshots, metadata.clone(), &config.root)?;
         let diff = Diff::start(&kernel, TABLE.diff, content.clone());
-        let images = Images::start(
-            &kernel,
-            TABLE.images,
-            metadata.clone(),
-            content.clone(),
-            snapshots.clone(),
-            diff.clone(),
-        );
+        let images =
+            Images::start(&kernel, TABLE.images, metadata.clone(), content.clone(), snapshots.clone(), diff.clone());
         let deps = Deps {
             metadata: metadata.clone(),
             snapshots: snapshots.clone(),
@@ -92,12 +92,12 @@ impl Daemon {
             snapshots,
             images,
             tasks,
-            transfer,
+            transfer: transfer.clone(),
             pool: Pool::new("rpc", 4, 256),
             facts: Arc::new(facts),
         };
         let listener = Listener::start(&config.state, SOCKET, services, connections)?;
-        Ok(Daemon { kernel, listener })
+        Ok(Daemon { kernel, transfer, listener })
     }
 
     /// Waits until every actor is up.
@@ -108,6 +108,8 @@ impl Daemon {
     /// Ends in order: no more clients, then the actors in reverse. Containers go on.
     pub async fn stop(self) {
         self.listener.stop();
+        // A crash of their actor ends no job; the end of the daemon does.
+        self.transfer.cancel_all();
         self.kernel.stop().await;
     }
 }
@@ -135,6 +137,7 @@ fn make(path: &Path, mode: u32) -> Result<()> {
 
 fn dir(path: &Path) -> Result<OwnedFd> {
     make(path, 0o700)?;
-    let opened = std::fs::File::open(path).map_err(|e| Error::io("directory", path.display(), "can't be opened", &e))?;
+    let opened =
+        std::fs::File::open(path).map_err(|e| Error::io("directory", path.display(), "can't be opened", &e))?;
     Ok(opened.into())
 }

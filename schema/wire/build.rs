@@ -1,8 +1,7 @@
 //! Generates the Rust side of the schema. Needs the `capnp` compiler (Debian: capnproto).
 
-const FILES: [&str; 11] = [
-    "common", "gate", "namespace", "job", "image", "content", "snapshot", "event", "container", "system", "shim",
-];
+const FILES: [&str; 11] =
+    ["common", "gate", "namespace", "job", "image", "content", "snapshot", "event", "container", "system", "shim"];
 
 fn main() {
     let mut command = capnpc::CompilerCommand::new();

@@ -70,9 +70,8 @@ impl Store {
         // From here on nobody removes a file of these digests, until the records say that they are wanted.
         let _reserved = self.reserved.hold_all(digests.clone());
         let mut published = 0;
-        let result = self
-            .publish(&commits, &digests, &mut published)
-            .and_then(|()| self.record(auth, &commits, &digests));
+        let result =
+            self.publish(&commits, &digests, &mut published).and_then(|()| self.record(auth, &commits, &digests));
         if let Err(error) = result {
             for (commit, digest) in commits.iter().zip(&digests).take(published) {
                 self.withdraw(&commit.ingest, digest);

@@ -162,8 +162,7 @@ fn directory(parent: &OwnedFd, name: &str) -> Result<OwnedFd> {
 fn names(dir: &OwnedFd) -> Result<Vec<String>> {
     // A descriptor of its own: the position in the listing belongs to the open file.
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let mut listing =
-        Dir::openat(dir, ".", flags, Mode::empty()).map_err(|e| fault("list its directories", e))?;
+    let mut listing = Dir::openat(dir, ".", flags, Mode::empty()).map_err(|e| fault("list its directories", e))?;
     let mut names = Vec::new();
     for entry in listing.iter() {
         let entry = entry.map_err(|e| fault("list its directories", e))?;

@@ -7,7 +7,9 @@ use std::{
     sync::Arc,
 };
 
-use cofferdam_types::{Algorithm, Authority, Code, Digest, Digester, Error, Labels, Name, Namespace, Result, Timestamp};
+use cofferdam_types::{
+    Algorithm, Authority, Code, Digest, Digester, Error, Labels, Name, Namespace, Result, Timestamp,
+};
 
 use crate::{
     commit::Commit,

@@ -250,9 +250,9 @@ impl Store {
     }
 
     fn hold_ref(&self, ns: &Namespace, reference: &Name) -> Result<Guard<RefKey>> {
-        self.refs.try_hold(RefKey::Ref(ns.clone(), reference.clone())).ok_or_else(|| {
-            Error::unavailable("ingest", reference, "has a writer: wait for it, or abort the ingest")
-        })
+        self.refs
+            .try_hold(RefKey::Ref(ns.clone(), reference.clone()))
+            .ok_or_else(|| Error::unavailable("ingest", reference, "has a writer: wait for it, or abort the ingest"))
     }
 }
 

@@ -47,9 +47,8 @@ impl Rig {
     async fn namespace(&self, name: &str) -> Namespace {
         let ns = Namespace::new(name).unwrap();
         let made = ns.clone();
-        let create = move |tx: &mut cofferdam_metadata::Tx<'_>| {
-            records::namespaces::create(tx, &made, &Labels::new()).map(drop)
-        };
+        let create =
+            move |tx: &mut cofferdam_metadata::Tx<'_>| records::namespaces::create(tx, &made, &Labels::new()).map(drop);
         self.meta.write(&self.auth, create).await.unwrap();
         ns
     }

@@ -7,12 +7,7 @@ use cofferdam_metadata::{Metadata, records};
 use cofferdam_types::{Authority, Error, Event, Filter, Namespace, Result, Timestamp};
 
 use crate::{
-    Retention, Subscription,
-    actor::EventsActor,
-    journal::Journal,
-    messages::Settle,
-    ring::Ring,
-    subscription::Hub,
+    Retention, Subscription, actor::EventsActor, journal::Journal, messages::Settle, ring::Ring, subscription::Hub,
 };
 
 /// What a client may put into an event. The newest events are kept in memory: this bounds them.

@@ -139,8 +139,7 @@ impl Journal {
             }
         }
         firsts.sort_unstable();
-        let journal =
-            Journal { dir, retention, index: Mutex::new(VecDeque::new()), writer: Mutex::new(None) };
+        let journal = Journal { dir, retention, index: Mutex::new(VecDeque::new()), writer: Mutex::new(None) };
         while let Some(&first) = firsts.last() {
             if first <= committed && journal.recover(first, committed)? {
                 break;
@@ -216,7 +215,8 @@ impl Journal {
             }
             let active = lock(&self.index).back().copied();
             let active = active.filter(|segment| {
-                let aged = first.timestamp.0.saturating_sub(segment.oldest.0) > self.retention.age.as_nanos() as u64 / 8;
+                let aged =
+                    first.timestamp.0.saturating_sub(segment.oldest.0) > self.retention.age.as_nanos() as u64 / 8;
                 first.sequence == segment.last + 1 && segment.bytes < self.retention.segment && !aged
             });
             // A segment may outgrow its size by one such run.

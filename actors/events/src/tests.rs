@@ -59,7 +59,8 @@ impl Rig {
     async fn publish_many(&self, count: u64) {
         let ns = self.ns.clone();
         let emit = move |tx: &mut cofferdam_metadata::Tx<'_>| {
-            (0..count).try_for_each(|n| records::events::emit(tx, Event::new(&ns, "/many", json!({ "id": n.to_string() }))))
+            (0..count)
+                .try_for_each(|n| records::events::emit(tx, Event::new(&ns, "/many", json!({ "id": n.to_string() }))))
         };
         self.meta.write(&Authority::system(), emit).await.unwrap();
     }

@@ -34,7 +34,12 @@ fn main() -> cofferdam_types::Result<()> {
         };
         let start = cpu();
         tokio::time::sleep(std::time::Duration::from_secs(10)).await;
-        println!("{} slots: {before} before, {} now; {} ticks in 10 s", slots.len(), proc("smaps_rollup", "Pss:"), cpu() - start);
+        println!(
+            "{} slots: {before} before, {} now; {} ticks in 10 s",
+            slots.len(),
+            proc("smaps_rollup", "Pss:"),
+            cpu() - start
+        );
         println!("{}", proc("status", "Threads:"));
         kernel.stop().await;
         Ok(())

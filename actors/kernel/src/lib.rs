@@ -25,9 +25,9 @@ mod supervise;
 #[cfg(test)]
 mod tests;
 
+pub use futures::executor::block_on;
 pub use host::Placement;
 pub use kernel::{Kernel, SlotConfig, SlotStatus};
 pub use panics::{install_panic_hook, panic_text};
 pub use pool::Pool;
-pub use futures::executor::block_on;
 pub use slot::{Health, Hosted, Slot, Work};

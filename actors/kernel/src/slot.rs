@@ -3,10 +3,7 @@
 use std::{
     fmt,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
-    sync::{
-        Arc, Mutex, PoisonError, RwLock,
-        atomic::AtomicU64,
-    },
+    sync::{Arc, Mutex, PoisonError, RwLock, atomic::AtomicU64},
 };
 
 use actix::{Actor, Addr, Context, Handler, Message, dev::MessageResponse};

@@ -208,11 +208,8 @@ fn a_panic_in_an_actor_future_crashes_the_actor() {
         // Both are in flight when one of them panics.
         let (go, wait) = oneshot::channel();
         let (_never, forever) = oneshot::channel();
-        let (doomed, other, ()) = tokio::join!(
-            slot.call(CrashInside(wait)),
-            slot.call(CrashInside(forever)),
-            async { go.send(()).unwrap() }
-        );
+        let (doomed, other, ()) =
+            tokio::join!(slot.call(CrashInside(wait)), slot.call(CrashInside(forever)), async { go.send(()).unwrap() });
         unavailable(doomed, "a defect in the actor's future");
         unavailable(other, "a defect in the actor's future");
         restarted(&kernel, &slot, 1).await;

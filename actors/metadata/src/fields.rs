@@ -44,7 +44,13 @@ pub(crate) fn prune(labels: &mut Labels) {
 }
 
 /// Applies a mask that may name labels alone.
-pub(crate) fn labels(kind: &'static str, id: &str, current: &mut Labels, given: &Labels, mask: &[String]) -> Result<()> {
+pub(crate) fn labels(
+    kind: &'static str,
+    id: &str,
+    current: &mut Labels,
+    given: &Labels,
+    mask: &[String],
+) -> Result<()> {
     if mask.is_empty() {
         current.clone_from(given);
     }

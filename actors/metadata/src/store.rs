@@ -61,7 +61,8 @@ impl Opener {
             let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
             let file = file.map_err(|e| Error::io("metadata", "", "opening meta.redb", &e))?;
             let length = file.metadata().map_or(0, |m| m.len());
-            let mut database = builder().create_with_backend(FileBackend::new(file).map_err(storage)?).map_err(storage)?;
+            let mut database =
+                builder().create_with_backend(FileBackend::new(file).map_err(storage)?).map_err(storage)?;
             if length > LARGE {
                 shrink(&mut database, length)?;
             }

@@ -41,11 +41,7 @@ impl Process {
 }
 
 fn exit_of(life: &Life) -> Option<Exit> {
-    (life.exited != Timestamp(0)).then(|| Exit {
-        status: life.status,
-        at: life.exited,
-        reason: life.reason.clone(),
-    })
+    (life.exited != Timestamp(0)).then(|| Exit { status: life.status, at: life.exited, reason: life.reason.clone() })
 }
 
 /// One task.

@@ -24,8 +24,12 @@ pub struct Layout {
 impl Layout {
     /// Makes the directories if they aren't there, for nobody but us.
     pub fn open(root: &Path, state: &Path) -> Result<Layout> {
-        let layout =
-            Layout { shims: state.join("shims"), bundles: state.join("tasks"), logs: root.join("logs"), runc: state.join("runc") };
+        let layout = Layout {
+            shims: state.join("shims"),
+            bundles: state.join("tasks"),
+            logs: root.join("logs"),
+            runc: state.join("runc"),
+        };
         for dir in [&layout.shims, &layout.bundles, &layout.logs] {
             make(dir)?;
         }

@@ -127,9 +127,8 @@ pub(crate) fn lost(deps: &Deps, entry: &Rc<Entry>) {
             return;
         }
         let dir = File::open(deps.layout.shim(&entry.shim));
-        let seen = dir.as_ref().ok().and_then(|dir| {
-            record::load(dir.as_fd(), &record::file_name(&entry.id, exec)).ok()
-        });
+        let seen =
+            dir.as_ref().ok().and_then(|dir| record::load(dir.as_fd(), &record::file_name(&entry.id, exec)).ok());
         let mut life = seen.unwrap_or_else(|| process.life.borrow().clone());
         if life.exited == Timestamp(0) {
             life.exited = Timestamp::now();

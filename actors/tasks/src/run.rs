@@ -203,7 +203,8 @@ pub(crate) async fn create_task(
         let (child, connection) = shim::spawn(&deps.layout, &deps.shim, &shim_id)?;
         reap(child, &connection);
         let request = connection.shim.create_request();
-        let made = request_create(deps, request, &connection.fds, ns, id, &prepared, bundle.into(), &mounts, stdio, log_file);
+        let made =
+            request_create(deps, request, &connection.fds, ns, id, &prepared, bundle.into(), &mounts, stdio, log_file);
         let (container, life) = made.await?;
         Ok((connection, container, life))
     };

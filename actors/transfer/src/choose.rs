@@ -33,7 +33,8 @@ pub(crate) fn choose(library: &dyn Library, target: &Descriptor, platform: &Plat
         }
     }
     let path = way(&reader.read.into_inner(), target, &image.manifest.digest, 0)?;
-    let path = path.ok_or_else(|| Error::internal("image", &target.digest, "leads to a manifest that it does not name"))?;
+    let path =
+        path.ok_or_else(|| Error::internal("image", &target.digest, "leads to a manifest that it does not name"))?;
     Ok(Choice { image, path })
 }
 
@@ -144,7 +145,8 @@ mod tests {
         let mut shelf = Shelf::default();
         let odd = shelf.image("amd64", "application/vnd.in-toto+json");
         assert_eq!(find(&shelf, &odd).unwrap_err().code, Code::Unimplemented);
-        let missing = json!({"mediaType": media::OCI_MANIFEST, "digest": Digest::of(Algorithm::Sha256, b"?"), "size": 1});
+        let missing =
+            json!({"mediaType": media::OCI_MANIFEST, "digest": Digest::of(Algorithm::Sha256, b"?"), "size": 1});
         assert_eq!(find(&shelf, &missing).unwrap_err().code, Code::NotFound);
     }
 }

@@ -18,8 +18,9 @@ use cofferdam_kernel::block_on;
 use cofferdam_types::{Authority, Code, Descriptor, Digest, Error, Labels, Name, Namespace, Result};
 
 use crate::{
-    Cancel, from_io,
+    Cancel,
     choose::Choice,
+    from_io,
     job::{Arrived, Job},
     progress::{Counted, Phase},
     transfer::Core,
@@ -223,10 +224,13 @@ impl Landing<'_> {
             return content.scratch(self.ns, algorithm);
         }
         let reference = Name::new(format!("layer-{}", layer.digest))?;
-        let options = IngestOptions { reference, total: Some(layer.size), expected: Some(layer.digest.clone()), algorithm };
+        let options =
+            IngestOptions { reference, total: Some(layer.size), expected: Some(layer.digest.clone()), algorithm };
         match content.ingest_blocking(self.auth, self.ns, options) {
             // A client writes under our ref, or has begun it with another size: that is its own business.
-            Err(e) if matches!(e.code, Code::Unavailable | Code::InvalidArgument) => content.scratch(self.ns, algorithm),
+            Err(e) if matches!(e.code, Code::Unavailable | Code::InvalidArgument) => {
+                content.scratch(self.ns, algorithm)
+            }
             other => other,
         }
     }
@@ -337,7 +341,9 @@ fn verdict(layer: &Descriptor, ingest: &Ingest) -> Result<()> {
     }
     match ingest.digest_so_far() {
         found if found == *want => Ok(()),
-        found => Err(Error::data_loss("layer", want, format!("unexpected digest {found}: what came is not what was named"))),
+        found => {
+            Err(Error::data_loss("layer", want, format!("unexpected digest {found}: what came is not what was named")))
+        }
     }
 }
 

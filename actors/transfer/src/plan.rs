@@ -56,10 +56,13 @@ impl Library for OciLibrary<'_> {
     fn document(&self, descriptor: &Descriptor) -> Result<Vec<u8>> {
         let digest = &descriptor.digest;
         let bytes = self.0.small(&blob_path(digest), MAX_MANIFEST)?;
-        let bytes = bytes.ok_or_else(|| Error::data_loss("archive", "", format!("lacks {digest}, which it refers to")))?;
+        let bytes =
+            bytes.ok_or_else(|| Error::data_loss("archive", "", format!("lacks {digest}, which it refers to")))?;
         match Digest::of(digest.algorithm(), &bytes) {
             found if found == *digest => Ok(bytes),
-            found => Err(Error::data_loss("archive", "", format!("unexpected digest {found} in the place of {digest}"))),
+            found => {
+                Err(Error::data_loss("archive", "", format!("unexpected digest {found} in the place of {digest}")))
+            }
         }
     }
 }
@@ -73,7 +76,9 @@ pub(crate) fn plan(shelf: &dyn Shelf, platform: &Platform, name: Option<&str>) -
     if let Some(manifest) = shelf.small("manifest.json", MAX_MANIFEST)? {
         return docker(shelf, &manifest, platform, name);
     }
-    Err(refused("no index.json (OCI layout) and no manifest.json (docker archive) found: is it an image? A file system becomes one with --rootfs"))
+    Err(refused(
+        "no index.json (OCI layout) and no manifest.json (docker archive) found: is it an image? A file system becomes one with --rootfs",
+    ))
 }
 
 fn layout(shelf: &dyn Shelf, index: &[u8], platform: &Platform, name: Option<&str>) -> Result<Vec<Planned>> {
@@ -159,8 +164,8 @@ struct Saved {
 
 /// `docker save` and what else writes its format: a config, layers by path, names.
 fn docker(shelf: &dyn Shelf, manifest: &[u8], platform: &Platform, name: Option<&str>) -> Result<Vec<Planned>> {
-    let saved: Vec<Saved> =
-        serde_json::from_slice(manifest).map_err(|e| refused(format!("manifest.json is not a docker archive's: {e}")))?;
+    let saved: Vec<Saved> = serde_json::from_slice(manifest)
+        .map_err(|e| refused(format!("manifest.json is not a docker archive's: {e}")))?;
     if saved.is_empty() || saved.len() > MAX_IMAGES {
         return Err(refused(format!("holds {} images: 1 to {MAX_IMAGES} can be imported", saved.len())));
     }
@@ -209,7 +214,11 @@ fn docker_image(shelf: &dyn Shelf, saved: &Saved, platform: &Platform, name: Opt
 }
 
 /// The image that a config and layers make: the manifest is ours.
-pub(crate) fn composed(config_descriptor: Descriptor, config_bytes: Vec<u8>, layers: Vec<Descriptor>) -> Result<Choice> {
+pub(crate) fn composed(
+    config_descriptor: Descriptor,
+    config_bytes: Vec<u8>,
+    layers: Vec<Descriptor>,
+) -> Result<Choice> {
     let read = config(&config_descriptor, &config_bytes)?;
     let body = serde_json::json!({
         "schemaVersion": 2,

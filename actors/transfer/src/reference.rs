@@ -225,7 +225,13 @@ mod tests {
                 Some("sha256:abcdef"),
                 "docker.io",
             ),
-            ("docker.io/library/redis:obj@abcdef", "docker.io/library/redis", "obj@abcdef", Some("abcdef"), "docker.io"),
+            (
+                "docker.io/library/redis:obj@abcdef",
+                "docker.io/library/redis",
+                "obj@abcdef",
+                Some("abcdef"),
+                "docker.io",
+            ),
             (
                 "localhost:5000/library/redis:obj@abcdef",
                 "localhost:5000/library/redis",
@@ -234,9 +240,27 @@ mod tests {
                 "localhost:5000",
             ),
             ("docker.io/library/redis", "docker.io/library/redis", "", None, "docker.io"),
-            ("sub-dom1.foo.com/bar/baz/quux:some-long-tag", "sub-dom1.foo.com/bar/baz/quux", "some-long-tag", None, "sub-dom1.foo.com"),
-            ("b.gcr.io/test.example.com/my-app:test.example.com", "b.gcr.io/test.example.com/my-app", "test.example.com", None, "b.gcr.io"),
-            ("xn--7o8h.com/myimage:xn--7o8h.com@sha512:abcdef", "xn--7o8h.com/myimage", "xn--7o8h.com@sha512:abcdef", Some(SHA512), "xn--7o8h.com"),
+            (
+                "sub-dom1.foo.com/bar/baz/quux:some-long-tag",
+                "sub-dom1.foo.com/bar/baz/quux",
+                "some-long-tag",
+                None,
+                "sub-dom1.foo.com",
+            ),
+            (
+                "b.gcr.io/test.example.com/my-app:test.example.com",
+                "b.gcr.io/test.example.com/my-app",
+                "test.example.com",
+                None,
+                "b.gcr.io",
+            ),
+            (
+                "xn--7o8h.com/myimage:xn--7o8h.com@sha512:abcdef",
+                "xn--7o8h.com/myimage",
+                "xn--7o8h.com@sha512:abcdef",
+                Some(SHA512),
+                "xn--7o8h.com",
+            ),
             ("[::1]:5000/a:b", "[::1]:5000/a", "b", None, "[::1]:5000"),
         ] {
             let r = Reference::parse(text).unwrap();
@@ -252,8 +276,25 @@ mod tests {
     #[test]
     fn what_is_not_a_reference() {
         for text in [
-            "", "redis", "/docker.io/library/redis:obj", "docker.io/", "docker.io//a", "docker.io/a/../b:c", "docker.io/./b",
-            "host:0/a", "host:99999/a", "host:x/a", "-h/a", "h-/a", "a b/c", "h/a\n", "h\0/a", "[::1/a", "[x]/a", "u@h/a", "h/a#b",
+            "",
+            "redis",
+            "/docker.io/library/redis:obj",
+            "docker.io/",
+            "docker.io//a",
+            "docker.io/a/../b:c",
+            "docker.io/./b",
+            "host:0/a",
+            "host:99999/a",
+            "host:x/a",
+            "-h/a",
+            "h-/a",
+            "a b/c",
+            "h/a\n",
+            "h\0/a",
+            "[::1/a",
+            "[x]/a",
+            "u@h/a",
+            "h/a#b",
         ] {
             assert!(Reference::parse(text).is_err(), "{text:?}");
         }
@@ -266,7 +307,17 @@ mod tests {
         assert_eq!(r.tag(), Some("t"));
         assert!(matches!(r.target().unwrap(), Target::Digest(d) if d.hex() == hex));
         assert_eq!(Reference::parse("h.io/a:t").unwrap().target().unwrap(), Target::Tag("t".into()));
-        for bad in ["h.io/a", "h.io/A:t", "h.io/a_-b:t", "h.io/a___b:t", "h.io/-a:t", "h.io/a:-t", "h.io/a@sha256:abc", "h.io/a:b:c", "h.io/a:é"] {
+        for bad in [
+            "h.io/a",
+            "h.io/A:t",
+            "h.io/a_-b:t",
+            "h.io/a___b:t",
+            "h.io/-a:t",
+            "h.io/a:-t",
+            "h.io/a@sha256:abc",
+            "h.io/a:b:c",
+            "h.io/a:é",
+        ] {
             let error = Reference::parse(bad).and_then(|r| r.target()).unwrap_err();
             assert_eq!(error.code, cofferdam_types::Code::InvalidArgument, "{bad}");
         }

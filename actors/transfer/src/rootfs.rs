@@ -181,17 +181,14 @@ impl<W: Write> Packer<'_, W> {
         }
     }
 
-    fn entry(
-        &mut self,
-        stat: &FileStat,
-        path: &Path,
-        kind: tar::EntryType,
-        link: Option<&Path>,
-    ) -> Result<()> {
+    fn entry(&mut self, stat: &FileStat, path: &Path, kind: tar::EntryType, link: Option<&Path>) -> Result<()> {
         let mut header = header(stat, kind);
         if matches!(kind, tar::EntryType::Char | tar::EntryType::Block) {
             let (major, minor) = (libc::major(stat.st_rdev), libc::minor(stat.st_rdev));
-            header.set_device_major(major).and_then(|()| header.set_device_minor(minor)).map_err(|e| self.fault(path, &e))?;
+            header
+                .set_device_major(major)
+                .and_then(|()| header.set_device_minor(minor))
+                .map_err(|e| self.fault(path, &e))?;
         }
         let name = if path.as_os_str().is_empty() { Path::new("./") } else { path };
         let done = match link {

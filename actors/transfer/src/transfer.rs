@@ -9,12 +9,8 @@ use cofferdam_metadata::{Metadata, records::namespaces};
 use cofferdam_types::{Authority, Name, Namespace, Platform, Result};
 
 use crate::{
-    Endpoint, Job, Reference, RootfsConfig, Source, import,
-    actor::TransferActor,
-    flights::Flights,
-    job::Jobs,
-    messages::Begin,
-    pull,
+    Endpoint, Job, Reference, RootfsConfig, Source, actor::TransferActor, flights::Flights, import, job::Jobs,
+    messages::Begin, pull,
 };
 
 /// Jobs at once, and how many more may wait.
@@ -102,14 +98,26 @@ impl Transfer {
     }
 
     /// Begins to import the images of an archive.
-    pub async fn import(&self, auth: &Authority, ns: &Namespace, source: Source, options: ImportOptions) -> Result<Job> {
+    pub async fn import(
+        &self,
+        auth: &Authority,
+        ns: &Namespace,
+        source: Source,
+        options: ImportOptions,
+    ) -> Result<Job> {
         let subject = options.name.clone().unwrap_or_else(|| "archive".into());
         let auth = auth.clone();
         self.begin("import", subject, ns, move |core, job| import::import(core, job, &auth, source, &options)).await
     }
 
     /// Begins to make an image of a root filesystem: a directory, or a tar in any compression.
-    pub async fn rootfs(&self, auth: &Authority, ns: &Namespace, source: Source, options: RootfsOptions) -> Result<Job> {
+    pub async fn rootfs(
+        &self,
+        auth: &Authority,
+        ns: &Namespace,
+        source: Source,
+        options: RootfsOptions,
+    ) -> Result<Job> {
         let subject = options.name.to_string();
         let auth = auth.clone();
         self.begin("import", subject, ns, move |core, job| import::rootfs(core, job, &auth, source, &options)).await

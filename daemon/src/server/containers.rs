@@ -21,8 +21,7 @@ use cofferdam_wire::{
 use super::{
     Place,
     cursor::Cursor,
-    images,
-    rpc, stdio,
+    images, rpc, stdio,
     tasks::{Process, set_exit, status},
 };
 
@@ -204,12 +203,7 @@ impl container_cursor::Server for ContainerCursor {
 }
 
 /// Fills what is to be said about a container. Lists leave the spec out: a hundred of them would outgrow a message.
-async fn set_info(
-    place: &Place,
-    mut builder: container_info::Builder<'_>,
-    record: &Record,
-    whole: bool,
-) -> Result<()> {
+async fn set_info(place: &Place, mut builder: container_info::Builder<'_>, record: &Record, whole: bool) -> Result<()> {
     builder.set_id(&*record.id);
     set_labels(builder.reborrow().init_labels(record.labels.len() as u32), &record.labels);
     builder.set_image(&record.image);
@@ -303,7 +297,10 @@ impl Container {
     }
 }
 
-fn set_records(request: &mut capnp::capability::StreamingRequest<log_sink::write_params::Owned>, records: &[LogRecord]) {
+fn set_records(
+    request: &mut capnp::capability::StreamingRequest<log_sink::write_params::Owned>,
+    records: &[LogRecord],
+) {
     let mut list = request.get().init_records(records.len() as u32);
     for (n, record) in records.iter().enumerate() {
         let mut builder = list.reborrow().get(n as u32);
@@ -339,20 +336,12 @@ impl container::Server for Container {
         Ok(())
     }
 
-    async fn remove(
-        self: Rc<Self>,
-        params: container::RemoveParams,
-        _: container::RemoveResults,
-    ) -> capnp::Result<()> {
+    async fn remove(self: Rc<Self>, params: container::RemoveParams, _: container::RemoveResults) -> capnp::Result<()> {
         let force = params.get()?.get_force();
         rpc(self.tasks().remove(&self.place.namespace, &self.id, self.place.authority().clone(), force).await)
     }
 
-    async fn removed(
-        self: Rc<Self>,
-        _: container::RemovedParams,
-        _: container::RemovedResults,
-    ) -> capnp::Result<()> {
+    async fn removed(self: Rc<Self>, _: container::RemovedParams, _: container::RemovedResults) -> capnp::Result<()> {
         rpc(self.tasks().removed(&self.place.namespace, &self.id).await)
     }
 

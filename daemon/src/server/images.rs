@@ -66,7 +66,11 @@ pub async fn recognise(place: &Place, client: image::Client) -> Result<Name> {
     let Some((namespace, name)) = place.session.recall_image(hook.get_ptr()) else {
         // What is broken says why when it is called; what answers is somebody else's.
         client.info_request().send().promise.await.map_err(from_rpc)?;
-        return Err(Error::invalid("image", "", "is not an image that this connection got: get it from this namespace"));
+        return Err(Error::invalid(
+            "image",
+            "",
+            "is not an image that this connection got: get it from this namespace",
+        ));
     };
     if namespace != place.namespace {
         return Err(Error::invalid("image", &name, format!("lies in namespace {namespace}: get it from this one")));
@@ -135,7 +139,9 @@ fn set_info(mut builder: image_info::Builder<'_>, record: &Record) {
 impl images::Server for Images {
     async fn get(self: Rc<Self>, params: images::GetParams, mut results: images::GetResults) -> capnp::Result<()> {
         let name = rpc(text(params.get()?.get_name()))?;
-        let not_here = || Error::not_found("image", name, "is not here: pull or import it; `coffer image ls` lists those that are");
+        let not_here = || {
+            Error::not_found("image", name, "is not here: pull or import it; `coffer image ls` lists those that are")
+        };
         let found = rpc(self.find(name).and_then(|found| found.ok_or_else(not_here)))?;
         results.get().set_image(self.hand_out(found));
         Ok(())
@@ -253,7 +259,11 @@ impl image::Server for Image {
         Ok(())
     }
 
-    async fn detail(self: Rc<Self>, params: image::DetailParams, mut results: image::DetailResults) -> capnp::Result<()> {
+    async fn detail(
+        self: Rc<Self>,
+        params: image::DetailParams,
+        mut results: image::DetailResults,
+    ) -> capnp::Result<()> {
         let platform = rpc(text(params.get()?.get_platform()).and_then(platform))?;
         let (services, namespace) = (self.place.services(), &self.place.namespace);
         let record = rpc(services.images.get(namespace, &self.name))?;
@@ -276,7 +286,11 @@ impl image::Server for Image {
         Ok(())
     }
 
-    async fn unpack(self: Rc<Self>, params: image::UnpackParams, mut results: image::UnpackResults) -> capnp::Result<()> {
+    async fn unpack(
+        self: Rc<Self>,
+        params: image::UnpackParams,
+        mut results: image::UnpackResults,
+    ) -> capnp::Result<()> {
         let params = params.get()?;
         let platform = rpc(text(params.get_platform()).and_then(platform))?;
         let (services, namespace) = (self.place.services(), &self.place.namespace);

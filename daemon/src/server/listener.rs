@@ -61,7 +61,7 @@ impl Listener {
 }
 
 /// Binds under a temporary name and renames: a client sees the old socket or the new one, never a refused connection
-/// on a half-made one, and a link planted at the name is replaced, not followed (F4). 
+/// on a half-made one, and a link planted at the name is replaced, not followed (F4).
 fn bind(dir: &Path, name: &str) -> Result<StdListener> {
     let os = |what: &str, e: &std::io::Error| Error::io("socket", dir.join(name).display(), what, e);
     let held = std::fs::File::open(dir).map_err(|e| os("its directory can't be opened", &e))?;

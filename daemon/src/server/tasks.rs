@@ -6,12 +6,15 @@ use cofferdam_metadata::records::tasks::{Exit, State};
 use cofferdam_tasks::ExecRequest;
 use cofferdam_types::{Id, Result};
 use cofferdam_wire::{
-    convert::{text, texts},
     container_capnp::{Status, exit, process, task},
+    convert::{text, texts},
 };
 
 use super::{
-    Place, attachments::Attachment, bytes::{self, PipeSink}, rpc, stdio,
+    Place,
+    attachments::Attachment,
+    bytes::{self, PipeSink},
+    rpc, stdio,
 };
 
 /// A process of a container; the empty `exec` is the first one.
@@ -125,7 +128,11 @@ impl process::Server for Process {
         Ok(())
     }
 
-    async fn delete(self: Rc<Self>, _: process::DeleteParams, mut results: process::DeleteResults) -> capnp::Result<()> {
+    async fn delete(
+        self: Rc<Self>,
+        _: process::DeleteParams,
+        mut results: process::DeleteResults,
+    ) -> capnp::Result<()> {
         let auth = self.place.authority().clone();
         let exit = self.tasks().delete_process(&self.place.namespace, &self.id, auth, self.exec.clone()).await;
         set_exit(results.get().init_exit(), &rpc(exit)?);

@@ -206,7 +206,10 @@ mod tests {
             assert_eq!(format!("CAP_{capability}"), name(capability));
         }
         for (i, (text, capability)) in TABLE.into_iter().enumerate() {
-            assert_eq!((number(capability) as usize, format!("\"{text}\"")), (i, serde_json::to_string(&capability).unwrap()));
+            assert_eq!(
+                (number(capability) as usize, format!("\"{text}\"")),
+                (i, serde_json::to_string(&capability).unwrap())
+            );
         }
         assert_eq!(Set::container_default().bits(), 0xa80425fb, "docker's and containerd's default mask");
     }

@@ -81,8 +81,13 @@ impl RuncDriver {
 
     fn run(&self, place: &Place<'_>, args: &[&str], streams: Streams) -> Result<Vec<u8>> {
         let root = self.root.join(place.namespace);
-        let invocation =
-            Invocation { binary: &self.binary, root: &root, bundle: place.bundle, id: place.id, deadline: self.deadline };
+        let invocation = Invocation {
+            binary: &self.binary,
+            root: &root,
+            bundle: place.bundle,
+            id: place.id,
+            deadline: self.deadline,
+        };
         invocation.run(args, streams)
     }
 
@@ -151,7 +156,8 @@ impl RuncDriver {
             }
         }
         for file in [CONFIG, INIT_PID, LOG, MOUNTED] {
-            absent_is_fine(std::fs::remove_file(place.bundle.join(file))).map_err(|e| fail("removing its files", &e))?;
+            absent_is_fine(std::fs::remove_file(place.bundle.join(file)))
+                .map_err(|e| fail("removing its files", &e))?;
         }
         Ok(())
     }
@@ -180,7 +186,11 @@ impl Runtime for RuncDriver {
         let state = self.root.join(place.namespace).join(place.id);
         if state.exists() {
             // Before anything is touched: the failure of this create must not remove that container.
-            return Err(Error::already_exists("container", request.id, "exists in this runtime already: delete it first"));
+            return Err(Error::already_exists(
+                "container",
+                request.id,
+                "exists in this runtime already: delete it first",
+            ));
         }
         let made = (|| {
             let mut spec = request.spec.clone();

@@ -200,13 +200,18 @@ fn each_line(root: impl AsFd, path: &'static str, mut f: impl FnMut(&[u8]) -> Re
     let found = match fd::open(root, Path::new(path), libc::O_PATH, 0, Scope::InRoot) {
         Ok(found) => found,
         Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => return Ok(()),
-        Err(e) if e.raw_os_error() == Some(libc::ELOOP) => return Err(refuse("is a symlink that leads nowhere".into())),
+        Err(e) if e.raw_os_error() == Some(libc::ELOOP) => {
+            return Err(refuse("is a symlink that leads nowhere".into()));
+        }
         Err(e) => return Err(io(&e)),
     };
     let stat = fd::stat(&found).map_err(|e| io(&e))?;
     if fd::file_type(&stat) != libc::S_IFREG {
-        return Err(refuse("is not a regular file, and no user can be looked up in it: give a numeric user, and an \
-                           image whose file is regular".into()));
+        return Err(refuse(
+            "is not a regular file, and no user can be looked up in it: give a numeric user, and an \
+                           image whose file is regular"
+                .into(),
+        ));
     }
     if stat.st_size as u64 > MAX_FILE {
         return Err(refuse(format!("has {} bytes: at most {MAX_FILE} are read", stat.st_size)));
@@ -293,8 +298,17 @@ mod tests {
         let dir = root();
         let big = "1".repeat(400);
         for bad in [
-            "-1", "2147483648", "4294967295", "4294967296", "18446744073709551616", "0:-1", "0:2147483648", "huge",
-            "root:huge", "0:4294967295", &big,
+            "-1",
+            "2147483648",
+            "4294967295",
+            "4294967296",
+            "18446744073709551616",
+            "0:-1",
+            "0:2147483648",
+            "huge",
+            "root:huge",
+            "0:4294967295",
+            &big,
         ] {
             assert_eq!(look(&dir, bad).unwrap_err().code, Code::InvalidArgument, "{bad}");
         }
@@ -338,7 +352,12 @@ mod tests {
         let itself = |path: &Path| symlink("passwd", path).unwrap();
         type Maker<'a> = (&'a str, &'a dyn Fn(&Path));
         let makers: [Maker<'_>; 6] = [
-            ("fifo", &fifo), ("device", &device), ("11 MiB", &large), ("line", &line), ("dir", &directory), ("loop", &itself),
+            ("fifo", &fifo),
+            ("device", &device),
+            ("11 MiB", &large),
+            ("line", &line),
+            ("dir", &directory),
+            ("loop", &itself),
         ];
         for (name, make) in makers {
             for file in ["passwd", "group"] {
@@ -367,7 +386,10 @@ mod tests {
         fs::write(outside.path().join("passwd"), "canary:x:66:66::/:\n").unwrap();
         let dir = root();
         let passwd = dir.path().join("etc/passwd");
-        for target in [outside.path().join("passwd"), Path::new("../../../..").join(outside.path().join("passwd").strip_prefix("/").unwrap())] {
+        for target in [
+            outside.path().join("passwd"),
+            Path::new("../../../..").join(outside.path().join("passwd").strip_prefix("/").unwrap()),
+        ] {
             fs::remove_file(&passwd).unwrap();
             symlink(&target, &passwd).unwrap();
             assert_eq!(look(&dir, "canary").unwrap_err().code, Code::NotFound);

@@ -147,9 +147,11 @@ impl Container {
                 })
             })
             .inspect_err(|_| init.forget())?;
-        let own_pids = spec.linux().as_ref().and_then(|l| l.namespaces().as_ref()).is_some_and(|all| {
-            all.iter().any(|n| n.typ() == LinuxNamespaceType::Pid && n.path().is_none())
-        });
+        let own_pids = spec
+            .linux()
+            .as_ref()
+            .and_then(|l| l.namespaces().as_ref())
+            .is_some_and(|all| all.iter().any(|n| n.typ() == LinuxNamespaceType::Pid && n.path().is_none()));
         let Prepared { given, relays, feed } = prepared;
         // The process's ends are its own now: kept open here they would hide its end of file from us.
         drop(given);
@@ -244,7 +246,10 @@ impl Container {
             return self.runtime.kill_all(&self.made.borrow());
         }
         for pid in self.pids()? {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::try_from(signal).ok());
+            let _ = nix::sys::signal::kill(
+                nix::unistd::Pid::from_raw(pid),
+                nix::sys::signal::Signal::try_from(signal).ok(),
+            );
         }
         Ok(())
     }
@@ -264,7 +269,11 @@ impl Container {
             return Err(Error::failed_precondition("container", &self.id, state));
         }
         let made = self.made.borrow();
-        if pause { self.runtime.pause(&made)? } else { self.runtime.resume(&made)? }
+        if pause {
+            self.runtime.pause(&made)?
+        } else {
+            self.runtime.resume(&made)?
+        }
         self.paused.set(pause);
         Ok(())
     }

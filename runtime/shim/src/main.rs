@@ -88,11 +88,8 @@ fn run() -> Result<()> {
         let listener = UnixListener::from_std(listener).map_err(os("can't listen"))?;
         let children = signal(SignalKind::child()).map_err(os("can't watch its children"))?;
         let here = std::fs::File::open(".").map_err(os("can't open its directory"))?;
-        let shared = Rc::new(Shared {
-            containers: Registry::new(here.into()),
-            connections: Cell::new(0),
-            idle: Notify::new(),
-        });
+        let shared =
+            Rc::new(Shared { containers: Registry::new(here.into()), connections: Cell::new(0), idle: Notify::new() });
         tokio::task::spawn_local(reap(children, shared.clone()));
         tokio::task::spawn_local(accept(listener, shared.clone()));
         until_idle(&shared).await;

@@ -68,8 +68,7 @@ pub struct Output(Rc<State>);
 impl Output {
     /// Reads `source`, which must be non-blocking, until its end.
     pub fn new(source: OwnedFd, interest: Interest, log: Option<Log>, sinks: Vec<Sink>) -> Result<Output> {
-        let source = watch(source, interest)
-            .map_err(|e| Error::io("output", "", "can't be watched", &e))?;
+        let source = watch(source, interest).map_err(|e| Error::io("output", "", "can't be watched", &e))?;
         let state = Rc::new(State {
             source,
             log,

@@ -95,8 +95,8 @@ impl Process {
         match feed {
             Feed::None => {}
             Feed::Pipe(write) => {
-                let fd = watch(write, Interest::WRITABLE)
-                    .map_err(|e| Error::io("stdin", "", "can't be watched", &e))?;
+                let fd =
+                    watch(write, Interest::WRITABLE).map_err(|e| Error::io("stdin", "", "can't be watched", &e))?;
                 *self.stdin.borrow_mut() = Some(Rc::new(fd));
             }
             Feed::Terminal(source) => self.feeder.set(Some(self.feed_from(source)?)),
@@ -210,7 +210,8 @@ impl Process {
     pub fn attach(&self, stdin: Wish, stdout: Wish, stderr: Wish) -> Result<Attachment> {
         let outputs = self.outputs.borrow();
         if outputs.is_empty() {
-            let why = "was started with its pipes handed over: only a process with a log or a terminal can be attached to";
+            let why =
+                "was started with its pipes handed over: only a process with a log or a terminal can be attached to";
             return Err(Error::failed_precondition("process", &self.life.borrow().id, why));
         }
         let feeder = match stdin {
@@ -229,11 +230,8 @@ impl Process {
 
     /// Copies a client's descriptor into the process's terminal or pipe.
     fn feed_from(&self, source: OwnedFd) -> Result<JoinHandle<()>> {
-        let to = if self.terminal {
-            Into::Terminal(self.outputs.borrow()[0].clone())
-        } else {
-            Into::Pipe(self.stdin()?)
-        };
+        let to =
+            if self.terminal { Into::Terminal(self.outputs.borrow()[0].clone()) } else { Into::Pipe(self.stdin()?) };
         let from = From::new(source)?;
         Ok(tokio::task::spawn_local(async move {
             let mut buffer = vec![0; 4 << 10];

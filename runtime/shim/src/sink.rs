@@ -105,7 +105,13 @@ impl Sink {
                 // /dev/null and its like can't be polled, and never make a writer wait.
                 tty_or_pipe.map(Target::Reopened).unwrap_or(Target::File(fd))
             }
-            other => return Err(Error::invalid("fd", "", format!("is of type {other:?}: give a pipe, socket, terminal or file"))),
+            other => {
+                return Err(Error::invalid(
+                    "fd",
+                    "",
+                    format!("is of type {other:?}: give a pipe, socket, terminal or file"),
+                ));
+            }
         };
         Ok(Sink::spawn(target, foreground))
     }

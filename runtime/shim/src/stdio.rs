@@ -73,7 +73,9 @@ impl Wishes {
             Ok(match reader.map_err(malformed)?.which().map_err(|e| malformed(e.into()))? {
                 output::Null(()) => Wish::Null,
                 output::Fd(number) => Wish::Fd(fds.take(number)?),
-                output::Stream(_) => return Err(Error::unimplemented("output", "", "a shim writes to descriptors alone")),
+                output::Stream(_) => {
+                    return Err(Error::unimplemented("output", "", "a shim writes to descriptors alone"));
+                }
             })
         };
         Ok(Wishes {

@@ -347,7 +347,10 @@ mod tests {
         for (text, wanted) in [
             ("labels.|foo|==omg", "filters: parse error: [labels. >|||< foo|==omg]: invalid quote encountered"),
             ("name==/bar/", "filters: parse error: [name== >|/|< bar/]: invalid quote encountered"),
-            (r#"labels.?"a".post==x"#, r#"filters: parse error: [labels. >|?|< "a".post==x]: expected field or quoted"#),
+            (
+                r#"labels.?"a".post==x"#,
+                r#"filters: parse error: [labels. >|?|< "a".post==x]: expected field or quoted"#,
+            ),
             ("name==foo,", "filters: parse error: [name==foo,]: expected field or quoted"),
             ("labels.", "filters: parse error: [labels.]: expected field or quoted"),
             ("image~=,id?=?fbaq", "filters: parse error: [image~= >|,|< id?=?fbaq]: expected value or quoted"),

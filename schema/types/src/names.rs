@@ -128,7 +128,8 @@ fn namespace_error(text: &str) -> Option<String> {
             && b.windows(2).all(|w| w[0] != b'-' || w[1] == b'-' || w[1].is_ascii_alphabetic())
     };
     (!text.split('.').all(part)).then(|| {
-        "must be dot-separated words of two or more letters, digits and inner dashes, each starting with a letter".into()
+        "must be dot-separated words of two or more letters, digits and inner dashes, each starting with a letter"
+            .into()
     })
 }
 
@@ -148,7 +149,11 @@ pub fn validate_labels(labels: &Labels) -> Result<()> {
         let total = key.len() + value.len();
         let shown: String = key.chars().take(10).collect();
         if total > MAX_LABEL {
-            return Err(Error::invalid("label", shown, format!("key and value have {total} bytes: at most {MAX_LABEL}")));
+            return Err(Error::invalid(
+                "label",
+                shown,
+                format!("key and value have {total} bytes: at most {MAX_LABEL}"),
+            ));
         }
         if key.is_empty() {
             return Err(Error::invalid("label", shown, "has an empty key"));
@@ -165,15 +170,37 @@ mod tests {
     fn ids_follow_the_reference() {
         let long = "a".repeat(76);
         for good in [
-            "default", "Default", "default-default", "containerd.io", "foo.boo", "swarmkit.docker.io", "0912341234",
-            "task.0.0123456789", "underscores_are_allowed", &long,
+            "default",
+            "Default",
+            "default-default",
+            "containerd.io",
+            "foo.boo",
+            "swarmkit.docker.io",
+            "0912341234",
+            "task.0.0123456789",
+            "underscores_are_allowed",
+            &long,
         ] {
             assert!(Id::new(good).is_ok(), "{good}");
         }
         let longer = "a".repeat(77);
         for bad in [
-            "", ".foo..foo", "foo/foo", "foo/..", "foo..foo", "foo.-boo", "-foo.boo", "foo.boo-", "but__double",
-            "zn--e9.org", "default--default", "..", ".", "a\0b", "a\n", &longer,
+            "",
+            ".foo..foo",
+            "foo/foo",
+            "foo/..",
+            "foo..foo",
+            "foo.-boo",
+            "-foo.boo",
+            "foo.boo-",
+            "but__double",
+            "zn--e9.org",
+            "default--default",
+            "..",
+            ".",
+            "a\0b",
+            "a\n",
+            &longer,
         ] {
             assert!(Id::new(bad).is_err(), "{bad}");
         }
@@ -183,15 +210,34 @@ mod tests {
     fn namespaces_follow_the_reference() {
         let long = "a".repeat(76);
         for good in [
-            "default", "Default", "default-default", "default--default", "containerd.io", "foo.boo",
-            "swarmkit.docker.io", "zn--e9.org", &long,
+            "default",
+            "Default",
+            "default-default",
+            "default--default",
+            "containerd.io",
+            "foo.boo",
+            "swarmkit.docker.io",
+            "zn--e9.org",
+            &long,
         ] {
             assert!(Namespace::new(good).is_ok(), "{good}");
         }
         let longer = "a".repeat(77);
         for bad in [
-            "", ".foo..foo", "foo/foo", "foo/..", "foo..foo", "foo.-boo", "foo.-boo.bar", "-foo.boo", "foo.boo-",
-            "under_score", "0912341234", "task.0.0123456789", "a", &longer,
+            "",
+            ".foo..foo",
+            "foo/foo",
+            "foo/..",
+            "foo..foo",
+            "foo.-boo",
+            "foo.-boo.bar",
+            "-foo.boo",
+            "foo.boo-",
+            "under_score",
+            "0912341234",
+            "task.0.0123456789",
+            "a",
+            &longer,
         ] {
             assert!(Namespace::new(bad).is_err(), "{bad}");
         }

@@ -35,6 +35,15 @@ macro_rules! generated {
 }
 
 generated!(
-    common_capnp, gate_capnp, namespace_capnp, job_capnp, image_capnp, content_capnp, snapshot_capnp, event_capnp,
-    container_capnp, system_capnp, shim_capnp
+    common_capnp,
+    gate_capnp,
+    namespace_capnp,
+    job_capnp,
+    image_capnp,
+    content_capnp,
+    snapshot_capnp,
+    event_capnp,
+    container_capnp,
+    system_capnp,
+    shim_capnp
 );

@@ -74,9 +74,7 @@ pub fn store(dir: BorrowedFd<'_>, name: &str, record: &Life) -> Result<()> {
     let fresh = format!("{name}.new");
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
     let fd = openat(dir, fresh.as_str(), flags, Mode::from_bits_truncate(0o600)).map_err(|e| io("can't be made", e))?;
-    File::from(fd)
-        .write_all(&encode(record))
-        .map_err(|e| Error::io("life record", name, "can't be written", &e))?;
+    File::from(fd).write_all(&encode(record)).map_err(|e| Error::io("life record", name, "can't be written", &e))?;
     renameat(dir, fresh.as_str(), dir.as_fd(), name).map_err(|e| io("can't be put in place", e))
 }
 

@@ -96,7 +96,8 @@ pub fn create(tx: &mut Tx<'_>, ns: &Namespace, mut link: Link) -> Result<Link> {
     if find(tx, ns, &link.digest)?.is_some() {
         return Err(Error::already_exists("content", &link.digest, "is in this namespace already"));
     }
-    let mut blob = blob(tx, &link.digest)?.unwrap_or_else(|| Blob { digest: link.digest.clone(), size: link.size, links: 0 });
+    let mut blob =
+        blob(tx, &link.digest)?.unwrap_or_else(|| Blob { digest: link.digest.clone(), size: link.size, links: 0 });
     if blob.size != link.size {
         let message = format!("has {} bytes, not {}", blob.size, link.size);
         return Err(Error::data_loss("content", &link.digest, message));

@@ -34,9 +34,7 @@ impl Resource {
     pub(crate) fn from_parts(parts: &[&str]) -> Result<Resource> {
         match parts {
             ["content", digest] => Ok(Resource::Content(digest.parse()?)),
-            ["snapshot", driver, key] => {
-                Ok(Resource::Snapshot { driver: (*driver).to_owned(), key: Name::new(*key)? })
-            }
+            ["snapshot", driver, key] => Ok(Resource::Snapshot { driver: (*driver).to_owned(), key: Name::new(*key)? }),
             _ => Err(Error::data_loss("resource", parts.join("/"), "is of an unknown kind")),
         }
     }

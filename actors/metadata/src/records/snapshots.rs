@@ -246,8 +246,7 @@ pub fn commit(
         tx.put(Table::CHILDREN, &codec::key(&[ns, driver, parent, &name]), b"")?;
     }
     let payload = serde_json::json!({ "key": active.key, "name": name, "driver": driver });
-    let committed =
-        Snapshot { key: name, kind: Kind::Committed, usage, labels, created: now, updated: now, ..active };
+    let committed = Snapshot { key: name, kind: Kind::Committed, usage, labels, created: now, updated: now, ..active };
     let committed = store(tx, ns, committed)?;
     events::emit(tx, Event::new(ns, "/snapshot/commit", payload))?;
     Ok(committed)

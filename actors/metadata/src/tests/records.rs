@@ -65,10 +65,7 @@ fn a_namespace_is_removed_only_when_it_is_empty() {
     f.write(move |tx| namespaces::create(tx, &shop, &labels(""))).unwrap();
     type Step = fn(&mut Tx<'_>, &Namespace) -> Result<()>;
     let steps: [(Step, Step); 4] = [
-        (
-            |tx, ns| containers::create(tx, ns, container("c")).map(drop),
-            |tx, ns| containers::delete(tx, ns, "c"),
-        ),
+        (|tx, ns| containers::create(tx, ns, container("c")).map(drop), |tx, ns| containers::delete(tx, ns, "c")),
         (
             |tx, ns| images::create(tx, ns, Image::new(name("i"), target("i"))).map(drop),
             |tx, ns| images::delete(tx, ns, "i"),
@@ -219,7 +216,8 @@ fn a_ceiling_is_only_narrowed() {
     assert!(!wide.unwrap().ceiling.host);
     let made = f.write(|tx| containers::create(tx, &default(), container("high"))).unwrap();
     assert!(made.ceiling.host);
-    let narrowed = f.write_as(&narrow, |tx| containers::update(tx, &default(), containers::get(tx, &default(), "high")?));
+    let narrowed =
+        f.write_as(&narrow, |tx| containers::update(tx, &default(), containers::get(tx, &default(), "high")?));
     assert!(!narrowed.unwrap().ceiling.host, "its new spec came through a narrower grant");
 }
 
@@ -253,18 +251,19 @@ fn images_follow_the_reference() {
     code(update(&mut f, "", |i| i.target.media_type.clear()), Code::InvalidArgument);
     code(update(&mut f, "name", |_| ()), Code::InvalidArgument);
     code(update(&mut f, "", |i| i.name = name("other")), Code::NotFound);
-    let bad = |spoil: Change| move |tx: &mut Tx<'_>| {
-        let mut image = Image::new(name("bad"), target("1"));
-        spoil(&mut image);
-        images::create(tx, &default(), image)
+    let bad = |spoil: Change| {
+        move |tx: &mut Tx<'_>| {
+            let mut image = Image::new(name("bad"), target("1"));
+            spoil(&mut image);
+            images::create(tx, &default(), image)
+        }
     };
     code(f.write(bad(|i| i.target.size = 0)), Code::InvalidArgument);
     code(f.write(bad(|i| i.target.media_type.clear())), Code::InvalidArgument);
     code(f.write(bad(|i| i.name = name("docker.io/library/redis:7"))), Code::AlreadyExists);
     f.write(|tx| images::delete(tx, &default(), "docker.io/library/redis:7")).unwrap();
     code(f.write(|tx| images::delete(tx, &default(), "docker.io/library/redis:7")), Code::NotFound);
-    let topics: Vec<_> =
-        events::outbox_after(&f.view(), 0, 99).unwrap().into_iter().map(|e| e.topic).collect();
+    let topics: Vec<_> = events::outbox_after(&f.view(), 0, 99).unwrap().into_iter().map(|e| e.topic).collect();
     assert_eq!(topics[1], "/images/create");
     assert_eq!(topics.last().unwrap(), "/images/delete");
 }
@@ -286,9 +285,7 @@ fn a_blob_is_linked_per_namespace_and_counted() {
     f.write(move |tx| content::create(tx, &ns, Link::new(digest("b"), 5))).unwrap();
     code(f.write(|tx| content::create(tx, &default(), Link::new(digest("b"), 5))), Code::AlreadyExists);
     assert_eq!(content::blob(&f.view(), &digest("b")).unwrap().unwrap().links, 2);
-    let changed = f
-        .write(|tx| content::update(tx, &default(), &digest("b"), &labels("k1=1 k2=2"), &[]))
-        .unwrap();
+    let changed = f.write(|tx| content::update(tx, &default(), &digest("b"), &labels("k1=1 k2=2"), &[])).unwrap();
     let masked = f
         .write(|tx| content::update(tx, &default(), &digest("b"), &labels("k3=3"), &mask("labels.k3 labels.k1")))
         .unwrap();
@@ -370,9 +367,8 @@ fn references_are_noted_only_while_a_collection_runs() {
     let put = |f: &mut Fixture, text: &'static str| {
         f.write(move |tx| images::create(tx, &default(), Image::new(name(text), target(text)))).unwrap();
     };
-    let noted = |f: &Fixture, text: &str| {
-        delta::contains(&f.view(), &default(), &Resource::Content(digest(text))).unwrap()
-    };
+    let noted =
+        |f: &Fixture, text: &str| delta::contains(&f.view(), &default(), &Resource::Content(digest(text))).unwrap();
     put(&mut f, "before");
     let epoch = f.write(delta::begin).unwrap();
     put(&mut f, "during");
@@ -395,9 +391,5 @@ fn labels_refer_as_in_the_reference() {
          containerd.io/gc.ref.content.bad=nonsense containerd.io/gc.ref.snapshot.overlay=key other={d}"
     );
     let snapshot = Resource::Snapshot { driver: "overlay".into(), key: name("key") };
-    assert_eq!(Resource::from_labels(&labels(&text)), [
-        Resource::Content(d.clone()),
-        Resource::Content(d),
-        snapshot
-    ]);
+    assert_eq!(Resource::from_labels(&labels(&text)), [Resource::Content(d.clone()), Resource::Content(d), snapshot]);
 }

@@ -128,7 +128,8 @@ fn an_update_touches_labels_alone() {
 #[test]
 fn lists_are_per_driver() {
     let mut f = stack();
-    f.write(|tx| snapshots::create(tx, &default(), Snapshot::new("native", name("base"), Kind::Active, None, 9))).unwrap();
+    f.write(|tx| snapshots::create(tx, &default(), Snapshot::new("native", name("base"), Kind::Active, None, 9)))
+        .unwrap();
     let keys: Vec<_> =
         snapshots::list(&f.view(), &default(), DRIVER, None, 9).unwrap().into_iter().map(|s| s.key).collect();
     assert_eq!(keys, [name("base"), name("top")]);

@@ -64,7 +64,9 @@ fn parse(header: &str) -> Vec<Challenge> {
         let after_space = after.trim_start_matches([' ', '\t']);
         if let Some(value) = after_space.strip_prefix('=').filter(|_| !scheme.is_empty()) {
             let value = value.trim_start_matches([' ', '\t']);
-            let Some((text, left)) = quoted(value).or_else(|| token(value).map(|(t, l)| (t.to_owned(), l))) else { break };
+            let Some((text, left)) = quoted(value).or_else(|| token(value).map(|(t, l)| (t.to_owned(), l))) else {
+                break;
+            };
             params.push((word.to_ascii_lowercase(), text));
             rest = left;
         } else {
@@ -93,9 +95,8 @@ fn finish(out: &mut Vec<Challenge>, scheme: &str, params: &mut Vec<(String, Stri
 }
 
 fn token(text: &str) -> Option<(&str, &str)> {
-    let end = text
-        .find(|c: char| !(c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~/:".contains(c)))
-        .unwrap_or(text.len());
+    let end =
+        text.find(|c: char| !(c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~/:".contains(c))).unwrap_or(text.len());
     (end > 0).then(|| text.split_at(end))
 }
 
@@ -124,7 +125,8 @@ impl TokenReply {
     /// The header that the token makes.
     pub fn header(self, realm_host: &str) -> Result<String> {
         let token = self.token.or(self.access_token).filter(|t| !t.is_empty());
-        let token = token.ok_or_else(|| Error::denied("registry", realm_host, "the authorization server did not include a token"))?;
+        let token = token
+            .ok_or_else(|| Error::denied("registry", realm_host, "the authorization server did not include a token"))?;
         if !token.bytes().all(|b| b.is_ascii_graphic()) {
             return Err(Error::denied("registry", realm_host, "the authorization server sent a token that is not one"));
         }

@@ -88,7 +88,9 @@ pub(super) fn check(origin: &Origin, named: &str) -> Result<()> {
     let is_named = origin.host == named;
     let why = match origin.host.parse::<IpAddr>() {
         Ok(ip) => refusal(ip, is_named),
-        Err(_) if !is_named && is_loopback(&origin.host) => Some("is this machine itself, which only the operator may name"),
+        Err(_) if !is_named && is_loopback(&origin.host) => {
+            Some("is this machine itself, which only the operator may name")
+        }
         Err(_) => None,
     };
     match why {

@@ -80,7 +80,8 @@ impl Http {
         let uri: Uri = format!("{scheme}://{written}/v2/")
             .parse()
             .map_err(|_| Error::invalid("reference", &shown, "its host does not make a URL"))?;
-        let base = Origin::of(&uri).ok_or_else(|| Error::invalid("reference", &shown, "its host does not make a URL"))?;
+        let base =
+            Origin::of(&uri).ok_or_else(|| Error::invalid("reference", &shown, "its host does not make a URL"))?;
         let named: Arc<str> = base.host.as_str().into();
         let mut config = Agent::config_builder()
             .http_status_as_error(false)
@@ -172,8 +173,10 @@ impl Http {
     }
 
     fn origin(&self, uri: &Uri) -> Result<Origin> {
-        let origin = Origin::of(uri).ok_or_else(|| self.error(Error::unavailable, "leads to what is not an http(s) URL"))?;
-        guard::check(&origin, &self.named).map_err(|e| e.context(format!("{} leads to {}", self.shown, origin.host)))?;
+        let origin =
+            Origin::of(uri).ok_or_else(|| self.error(Error::unavailable, "leads to what is not an http(s) URL"))?;
+        guard::check(&origin, &self.named)
+            .map_err(|e| e.context(format!("{} leads to {}", self.shown, origin.host)))?;
         Ok(origin)
     }
 
@@ -222,7 +225,8 @@ impl Http {
     }
 
     fn token(&self, realm: &str, service: Option<&str>, scope: Option<&str>) -> Result<String> {
-        let realm: Uri = realm.parse().map_err(|_| self.error(Error::denied, "names a token realm that is not a URL"))?;
+        let realm: Uri =
+            realm.parse().map_err(|_| self.error(Error::denied, "names a token realm that is not a URL"))?;
         let origin = self.origin(&realm)?;
         let trusted = realm_trust(&self.base, &origin, &self.trusted_realms)
             .ok_or_else(|| self.error(Error::denied, "names a token realm over plain http: refused"))?;
@@ -287,11 +291,22 @@ impl Http {
         let said = self.said(response);
         match status {
             401 => self.refused(),
-            403 => self.error(Error::denied, format!("the registry forbids {what}{said}: ask for the right to pull, or log in as another user")),
+            403 => self.error(
+                Error::denied,
+                format!("the registry forbids {what}{said}: ask for the right to pull, or log in as another user"),
+            ),
             404 => self.error(Error::not_found, format!("the registry has no such {what}{said}: check the name")),
-            429 => self.error(Error::unavailable, format!("the registry counts too many requests{said}: wait, or log in")),
-            500..=599 => self.error(Error::unavailable, format!("the registry fails with status {status} for {what}{said}: try again later")),
-            _ => self.error(Error::failed_precondition, format!("the registry answered {what} with unexpected status {status}{said}")),
+            429 => {
+                self.error(Error::unavailable, format!("the registry counts too many requests{said}: wait, or log in"))
+            }
+            500..=599 => self.error(
+                Error::unavailable,
+                format!("the registry fails with status {status} for {what}{said}: try again later"),
+            ),
+            _ => self.error(
+                Error::failed_precondition,
+                format!("the registry answered {what} with unexpected status {status}{said}"),
+            ),
         }
     }
 
@@ -315,7 +330,8 @@ impl Http {
         let shown: String =
             format!("{} {}", first.code, first.message).chars().filter(|c| !c.is_control()).take(200).collect();
         // A server may send back what it was sent (D8).
-        let mut secrets: Vec<String> = self.auth().header.iter().filter_map(|h| h.split(' ').nth(1).map(str::to_owned)).collect();
+        let mut secrets: Vec<String> =
+            self.auth().header.iter().filter_map(|h| h.split(' ').nth(1).map(str::to_owned)).collect();
         secrets.extend(self.credentials.iter().map(|c| c.secret.clone()));
         if secrets.iter().any(|s| s.len() < 4 || shown.contains(s.get(..s.len().min(16)).unwrap_or(s))) {
             return String::new();
@@ -327,8 +343,11 @@ impl Http {
     pub fn transport(&self, error: &ureq::Error) -> Error {
         use ureq::Error as E;
         match error {
-            E::HostNotFound => self.error(Error::unavailable, "its host is not known to the name service: check the name and the network"),
-            E::Timeout(Timeout::Resolve | Timeout::Connect) => self.error(Error::unavailable, "cannot be reached in time: check the network"),
+            E::HostNotFound => self
+                .error(Error::unavailable, "its host is not known to the name service: check the name and the network"),
+            E::Timeout(Timeout::Resolve | Timeout::Connect) => {
+                self.error(Error::unavailable, "cannot be reached in time: check the network")
+            }
             E::Timeout(_) => self.error(Error::unavailable, "went silent or too slow"),
             E::Io(e) if e.to_string() == guard::REFUSED => self.error(Error::denied, guard::REFUSED),
             // What rustls makes of a certificate or of bytes that are no TLS.
@@ -336,12 +355,16 @@ impl Http {
             E::Io(e) => self.error(Error::unavailable, format!("cannot be reached or hung up ({})", e.kind())),
             E::LargeResponseHeader(..) => self.error(Error::unavailable, "sends a header without end"),
             E::Tls(_) | E::Rustls(_) | E::Pem(_) => self.untrusted(error),
-            _ => self.error(Error::unavailable, "does not speak proper HTTP (https spoken to a plain http port, or the reverse?)"),
+            _ => self.error(
+                Error::unavailable,
+                "does not speak proper HTTP (https spoken to a plain http port, or the reverse?)",
+            ),
         }
     }
 
     fn untrusted(&self, why: &dyn fmt::Display) -> Error {
-        let message = format!("cannot be trusted over TLS ({why}): give its CA, or plain http if that is what it speaks");
+        let message =
+            format!("cannot be trusted over TLS ({why}): give its CA, or plain http if that is what it speaks");
         self.error(Error::unavailable, message)
     }
 
@@ -366,7 +389,8 @@ fn realm_trust(base: &Origin, realm: &Origin, trusted: &[String]) -> Option<bool
 /// The system's roots (or, where it has none, Mozilla's as built in), and the operator's own.
 fn roots(own: Option<&[u8]>) -> Result<RootCerts> {
     let found = rustls_native_certs::load_native_certs();
-    let mut certs: Vec<Certificate<'static>> = found.certs.iter().map(|c| Certificate::from_der(c).to_owned()).collect();
+    let mut certs: Vec<Certificate<'static>> =
+        found.certs.iter().map(|c| Certificate::from_der(c).to_owned()).collect();
     let Some(pem) = own else {
         return Ok(if certs.is_empty() { RootCerts::WebPki } else { RootCerts::new_with_certs(&certs) });
     };

@@ -180,7 +180,8 @@ impl Repository {
         self.verify(descriptor, &body)?;
         let found = self.agreed(said.as_deref(), &body)?;
         if found != descriptor.media_type {
-            let message = format!("sent {found} for {}, whose descriptor says {}", descriptor.digest, descriptor.media_type);
+            let message =
+                format!("sent {found} for {}, whose descriptor says {}", descriptor.digest, descriptor.media_type);
             return Err(self.http.error(Error::data_loss, message));
         }
         Ok(body)
@@ -229,7 +230,9 @@ impl Repository {
         let read = response.body_mut().as_reader().take(limit + 1).read_to_end(&mut body);
         read.map_err(|e| match e.downcast::<ureq::Error>() {
             Ok(e) => self.http.transport(&e),
-            Err(e) => self.http.error(Error::unavailable, format!("stopped in the middle of a manifest ({})", e.kind())),
+            Err(e) => {
+                self.http.error(Error::unavailable, format!("stopped in the middle of a manifest ({})", e.kind()))
+            }
         })?;
         match body.len() as u64 > limit {
             true => Err(self.too_big(limit)),
@@ -268,10 +271,9 @@ impl Repository {
             .media_type;
         let header = header.filter(|h| !matches!(*h, "application/json" | "application/octet-stream" | "text/plain"));
         match (header, inside.as_deref()) {
-            (Some(header), Some(inside)) if header != inside => Err(self.http.error(
-                Error::data_loss,
-                format!("sent a manifest as {header:?} that calls itself {inside:?}"),
-            )),
+            (Some(header), Some(inside)) if header != inside => Err(self
+                .http
+                .error(Error::data_loss, format!("sent a manifest as {header:?} that calls itself {inside:?}"))),
             (Some(one), _) | (None, Some(one)) if known(&one) => Ok(one.to_owned()),
             (Some(one), _) | (None, Some(one)) => Err(self.http.error(
                 Error::unimplemented,

@@ -152,7 +152,8 @@ fn token_server(token_reply: impl Fn(&Seen) -> Reply + Send + Sync + 'static) ->
             Some("Bearer tok-12345") => manifest_reply(),
             _ => {
                 let host = seen.header("host").unwrap();
-                let challenge = format!("Bearer realm=\"http://{host}/token\",service=\"svc\",scope=\"repository:a/b:pull\"");
+                let challenge =
+                    format!("Bearer realm=\"http://{host}/token\",service=\"svc\",scope=\"repository:a/b:pull\"");
                 Reply::new(401, "").with("www-authenticate", challenge)
             }
         }
@@ -193,7 +194,8 @@ fn token_servers_that_do_not_give_one() {
         (|| Reply::ok("not json"), Code::Denied, "sent no token"),
         (|| Reply::ok(r#"{"token":"tok-wrong"}"#), Code::Denied, "refused the user"),
         (|| Reply::ok(r#"{"token":"tok"}"#).then(Then::Cut(3)), Code::Unavailable, "half-way"),
-    ] as [(fn() -> Reply, Code, &str); 6] {
+    ] as [(fn() -> Reply, Code, &str); 6]
+    {
         let server = token_server(move |_| reply());
         let error = fails(resolve(&server, &with_credentials()), code, word);
         assert!(!error.to_string().contains("hunter22") && !error.to_string().contains("tok-wrong"), "D8: {error}");
@@ -250,11 +252,18 @@ fn d2_a_redirect_to_another_host_drops_the_authorization() {
 
 #[test]
 fn d4_redirects_and_realms_to_the_inside_are_refused() {
-    for target in ["http://169.254.169.254/latest", "http://[fe80::1]/x", "http://localhost:1/x", "ftp://127.0.0.1/x", "http://a@127.0.0.1/"] {
+    for target in [
+        "http://169.254.169.254/latest",
+        "http://[fe80::1]/x",
+        "http://localhost:1/x",
+        "ftp://127.0.0.1/x",
+        "http://a@127.0.0.1/",
+    ] {
         let server = Server::new(move |_| Reply::new(302, "").with("location", target));
         let error = read(&repository(&server, &endpoint()), &layer(b"x"), 0).unwrap_err();
         assert!(matches!(error.code, Code::Denied | Code::Unavailable), "{error}");
-        let server = Server::new(move |_| Reply::new(401, "").with("www-authenticate", format!("Bearer realm=\"{target}\"")));
+        let server =
+            Server::new(move |_| Reply::new(401, "").with("www-authenticate", format!("Bearer realm=\"{target}\"")));
         resolve(&server, &with_credentials()).unwrap_err();
     }
     let server = Server::new(|seen| Reply::new(302, "").with("location", &seen.target));
@@ -339,10 +348,18 @@ fn d5_lying_lengths_and_ranges() {
         });
         // The first four lie about the whole, all but the first two about a part.
         if n < 4 {
-            assert_eq!(read(&repository(&server, &endpoint()), &layer(&bytes), 0).unwrap_err().code, Code::DataLoss, "{n}");
+            assert_eq!(
+                read(&repository(&server, &endpoint()), &layer(&bytes), 0).unwrap_err().code,
+                Code::DataLoss,
+                "{n}"
+            );
         }
         if n >= 2 {
-            assert_eq!(read(&repository(&server, &endpoint()), &layer(&bytes), 10).unwrap_err().code, Code::DataLoss, "{n}");
+            assert_eq!(
+                read(&repository(&server, &endpoint()), &layer(&bytes), 10).unwrap_err().code,
+                Code::DataLoss,
+                "{n}"
+            );
         }
     }
 }
@@ -355,7 +372,12 @@ fn m2_m4_manifests_that_are_not_what_they_should_be() {
         (MANIFEST.to_vec(), other, Code::DataLoss, "calls itself"),
         (b"not json".to_vec(), media::OCI_MANIFEST, Code::DataLoss, "not JSON"),
         (b"{}".to_vec(), "application/json", Code::DataLoss, "what it is"),
-        (b"{}".to_vec(), "application/vnd.docker.distribution.manifest.v1+prettyjws", Code::Unimplemented, "no image manifest"),
+        (
+            b"{}".to_vec(),
+            "application/vnd.docker.distribution.manifest.v1+prettyjws",
+            Code::Unimplemented,
+            "no image manifest",
+        ),
         (b"{}".to_vec(), "text/html", Code::Unimplemented, "no image manifest"),
         (big, media::OCI_MANIFEST, Code::DataLoss, "larger than"),
     ] {
@@ -369,7 +391,9 @@ fn manifests_are_verified() {
     let wrong = [MANIFEST, b" "].concat();
     let server = Server::new(move |seen| match seen.path().contains("sha256:") {
         true => Reply::ok(&*wrong).with("content-type", media::OCI_MANIFEST),
-        false => Reply::ok(MANIFEST).with("content-type", media::OCI_MANIFEST).with("docker-content-digest", "sha256:../../x"),
+        false => Reply::ok(MANIFEST)
+            .with("content-type", media::OCI_MANIFEST)
+            .with("docker-content-digest", "sha256:../../x"),
     });
     fails(resolve(&server, &endpoint()), Code::DataLoss, "bad content digest");
     let repository = repository(&server, &endpoint());
@@ -415,6 +439,10 @@ fn a_ca_that_is_none_is_refused() {
     let reference = Reference::parse("127.0.0.1:1/a:t").unwrap();
     for pem in ["", "nonsense", "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n"] {
         let endpoint = Endpoint { ca: Some(pem.into()), ..endpoint() };
-        assert_eq!(Repository::new(&reference, &endpoint, &Cancel::new()).err().unwrap().code, Code::InvalidArgument, "{pem}");
+        assert_eq!(
+            Repository::new(&reference, &endpoint, &Cancel::new()).err().unwrap().code,
+            Code::InvalidArgument,
+            "{pem}"
+        );
     }
 }

@@ -73,8 +73,16 @@ impl Layout {
                 let flags = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOFOLLOW;
                 let fd = match cofferdam_sys::fd::open_no_symlinks(dir.as_fd(), Path::new(path), flags, 0) {
                     Ok(fd) => fd,
-                    Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
-                    Err(e) => return Err(Error::invalid("archive", "", format!("{path} can't be opened as a plain file ({e})"))),
+                    Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                        return Ok(None);
+                    }
+                    Err(e) => {
+                        return Err(Error::invalid(
+                            "archive",
+                            "",
+                            format!("{path} can't be opened as a plain file ({e})"),
+                        ));
+                    }
                 };
                 let file = File::from(fd);
                 let meta = file.metadata().map_err(|e| Error::io("archive", "", format!("looking at {path}"), &e))?;

@@ -149,7 +149,8 @@ impl<I: Input> Walk<I> {
         if bytes.iter().all(|b| *b == 0) {
             return Ok(None);
         }
-        let sum: u32 = bytes[..148].iter().chain(&bytes[156..]).map(|b| u32::from(*b)).sum::<u32>() + 8 * u32::from(b' ');
+        let sum: u32 =
+            bytes[..148].iter().chain(&bytes[156..]).map(|b| u32::from(*b)).sum::<u32>() + 8 * u32::from(b' ');
         match header.cksum() {
             Ok(said) if said == sum => Ok(Some(header)),
             _ => Err(refused("is not a tar, or is damaged (a header's checksum is wrong)")),
@@ -167,7 +168,8 @@ impl<I: Input> Walk<I> {
         while !rest.is_empty() && rest[0] != 0 {
             let bad = || refused("has a malformed PAX header");
             let space = rest.iter().position(|b| *b == b' ').ok_or_else(bad)?;
-            let length: usize = std::str::from_utf8(&rest[..space]).ok().and_then(|n| n.parse().ok()).ok_or_else(bad)?;
+            let length: usize =
+                std::str::from_utf8(&rest[..space]).ok().and_then(|n| n.parse().ok()).ok_or_else(bad)?;
             let record = rest.get(space + 1..length).and_then(|r| r.strip_suffix(b"\n")).ok_or_else(bad)?;
             let equals = record.iter().position(|b| *b == b'=').ok_or_else(bad)?;
             let (key, value) = (&record[..equals], &record[equals + 1..]);

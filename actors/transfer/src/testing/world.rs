@@ -74,7 +74,8 @@ impl World {
         let images = Images::start(&kernel, place, meta.clone(), content.clone(), snapshots.clone(), diff);
         let transfer = Transfer::start(&kernel, place, meta.clone(), content.clone(), images.clone());
         kernel.ready().await.unwrap();
-        let make = |tx: &mut cofferdam_metadata::Tx<'_>| records::namespaces::create(tx, &second(), &Labels::new()).map(drop);
+        let make =
+            |tx: &mut cofferdam_metadata::Tx<'_>| records::namespaces::create(tx, &second(), &Labels::new()).map(drop);
         meta.write(&auth(), make).await.unwrap();
         World { kernel, content, snapshots, images, transfer, root }
     }
@@ -103,7 +104,8 @@ impl World {
         Holdings {
             images: self.images.list(&ns(), None, 1000).unwrap().into_iter().map(|i| i.name.into()).collect(),
             blobs,
-            ingests: self.content.statuses(&ns(), None, 1000).unwrap().len() + entries(&self.root.path().join("ingest")),
+            ingests: self.content.statuses(&ns(), None, 1000).unwrap().len()
+                + entries(&self.root.path().join("ingest")),
             files: files(&self.root.path().join("blobs")),
             trees: self.trees(),
             layers: self.snapshots.list(&ns(), "overlay", None, 1000).unwrap().len(),
@@ -113,9 +115,7 @@ impl World {
     /// Directories of the driver that a record can refer to (it keeps empty ones in stock).
     fn trees(&self) -> usize {
         let driver = self.root.path().join("snapshots/overlay");
-        let has_something = |dir: &Path| {
-            fs::read_dir(dir.join("fs")).is_ok_and(|mut d| d.next().is_some())
-        };
+        let has_something = |dir: &Path| fs::read_dir(dir.join("fs")).is_ok_and(|mut d| d.next().is_some());
         fs::read_dir(driver).unwrap().filter(|e| has_something(&e.as_ref().unwrap().path())).count()
     }
 
@@ -124,11 +124,8 @@ impl World {
     }
 
     pub async fn import_with(&self, source: Source, name: Option<&str>, driver: Option<&str>) -> Result<Vec<Arrived>> {
-        let options = ImportOptions {
-            name: name.map(str::to_owned),
-            platform: amd64(),
-            driver: driver.map(str::to_owned),
-        };
+        let options =
+            ImportOptions { name: name.map(str::to_owned), platform: amd64(), driver: driver.map(str::to_owned) };
         self.transfer.import(&auth(), &ns(), source, options).await?.wait().await
     }
 
@@ -153,7 +150,8 @@ impl World {
         let mounts = self.snapshots.view(&auth(), &ns(), "overlay", &key, Some(&parent), Labels::new()).await.unwrap();
         let mounted = cofferdam_sys::mount::detached(&mounts[0]).unwrap();
         let flags = nix::libc::O_RDONLY;
-        let file = cofferdam_sys::fd::open(&mounted, Path::new(path), flags, 0, cofferdam_sys::fd::Scope::InRoot).unwrap();
+        let file =
+            cofferdam_sys::fd::open(&mounted, Path::new(path), flags, 0, cofferdam_sys::fd::Scope::InRoot).unwrap();
         let text = std::io::read_to_string(File::from(file)).unwrap();
         drop(mounted);
         self.snapshots.remove(&auth(), &ns(), "overlay", &key).await.unwrap();

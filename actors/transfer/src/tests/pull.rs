@@ -153,7 +153,8 @@ fn pulls_that_fail_leave_nothing_behind() {
         let dead = Server::new(|_| Reply::ok("")).host();
         fails(world.pull(&format!("{dead}/a:t"), quick()).await, Code::Unavailable, "cannot be reached");
         // A config that lies about its layers: found out by extraction, when the bytes are here.
-        let liar = Arc::new(Picture::with(picture.tars.clone(), picture.layers.clone(), Some(vec![sha(b"?"), sha(b"!")])));
+        let liar =
+            Arc::new(Picture::with(picture.tars.clone(), picture.layers.clone(), Some(vec![sha(b"?"), sha(b"!")])));
         let server = serve(&liar, |_, _| None);
         fails(world.pull(&format!("{}/a/b:t", server.host()), quick()).await, Code::DataLoss, "");
         world.quiet().await;

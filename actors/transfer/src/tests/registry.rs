@@ -60,10 +60,9 @@ fn anonymous_over_plain_http() {
         let registry = Registry::start(&[]);
         registry.push(&picture, "a");
         let world = World::start().await;
-        for reference in [
-            format!("{}/a:latest", registry.host()),
-            format!("{}/a@{}", registry.host(), picture.target().digest),
-        ] {
+        for reference in
+            [format!("{}/a:latest", registry.host()), format!("{}/a@{}", registry.host(), picture.target().digest)]
+        {
             let arrived = world.pull(&reference, quick()).await.unwrap();
             assert_eq!(arrived[0].target.digest, picture.target().digest);
         }

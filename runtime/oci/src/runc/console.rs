@@ -48,7 +48,8 @@ impl Console {
 
     /// Takes the terminal that came. To be called when the binary has ended well: it has sent it by then.
     pub fn receive(&self) -> Result<OwnedFd> {
-        let (stream, _) = self.listener.accept().map_err(|e| fail("no terminal came through the console socket", &e))?;
+        let (stream, _) =
+            self.listener.accept().map_err(|e| fail("no terminal came through the console socket", &e))?;
         stream.set_nonblocking(true).map_err(|e| fail("preparing the console socket", &e))?;
         let mut name = [0; 4096];
         let mut parts = [IoSliceMut::new(&mut name)];
@@ -64,7 +65,8 @@ impl Console {
             }
         }
         let wrong = |what: &str| Error::internal("terminal", "", format!("the runtime sent {what} as the console"));
-        let master = received.pop().filter(|_| received.is_empty()).ok_or_else(|| wrong("not exactly one descriptor"))?;
+        let master =
+            received.pop().filter(|_| received.is_empty()).ok_or_else(|| wrong("not exactly one descriptor"))?;
         // X6: whatever the binary or the container made of it, only a terminal's master is taken for one.
         match fd::is_char_device(&master, 5, 2) {
             Ok(true) => Ok(master),

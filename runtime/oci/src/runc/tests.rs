@@ -32,7 +32,8 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Fixture {
-        let runc = ["/usr/sbin/runc", "/usr/bin/runc", "/usr/local/sbin/runc"].into_iter().find(|p| Path::new(p).exists());
+        let runc =
+            ["/usr/sbin/runc", "/usr/bin/runc", "/usr/local/sbin/runc"].into_iter().find(|p| Path::new(p).exists());
         Fixture::with(Path::new(runc.expect("these tests need runc")))
     }
 
@@ -68,7 +69,8 @@ impl Fixture {
         .unwrap();
         let args = args.iter().map(|a| (*a).to_owned()).collect();
         let options = Options { args, tty, ..Options::default() };
-        generate(&self.namespace, &self.id, &image, &options, fd::open_dir(&self.dir.path().join("image")).unwrap()).unwrap()
+        generate(&self.namespace, &self.id, &image, &options, fd::open_dir(&self.dir.path().join("image")).unwrap())
+            .unwrap()
     }
 
     fn create(&self, spec: &Spec, stdio: Stdio<'_>) -> Result<Container> {
@@ -324,7 +326,14 @@ fn r1_output_is_capped_and_time_is_short() {
     assert_eq!(error.code, Code::DeadlineExceeded, "{error}");
     let child: i32 = std::fs::read_to_string(fixture.bundle().join("child")).unwrap().trim().parse().unwrap();
     // We are its subreaper.
-    assert_eq!(nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(child), None).map(|status| status.pid()).unwrap().unwrap().as_raw(), child);
+    assert_eq!(
+        nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(child), None)
+            .map(|status| status.pid())
+            .unwrap()
+            .unwrap()
+            .as_raw(),
+        child
+    );
 
     let fixture = script("sleep 1000 & echo $! > child; echo done");
     assert_eq!(fixture.invoke(&["x"]).unwrap(), "done\n");

@@ -84,7 +84,10 @@ impl Library {
         unsafe {
             let context = self.function::<Init>(c"seccomp_init")(default);
             assert!(!context.is_null());
-            assert_eq!(self.function::<AttrSet>(c"seccomp_attr_set")(context, BAD_ARCH, libc::SECCOMP_RET_KILL_PROCESS), 0);
+            assert_eq!(
+                self.function::<AttrSet>(c"seccomp_attr_set")(context, BAD_ARCH, libc::SECCOMP_RET_KILL_PROCESS),
+                0
+            );
             for arch in profile.architectures().iter().flatten().filter(|a| **a != Arch::ScmpArchX86_64) {
                 assert_eq!(self.function::<ArchAdd>(c"seccomp_arch_add")(context, *arch as u32), 0);
             }
@@ -95,15 +98,21 @@ impl Library {
                 if action == default {
                     continue;
                 }
-                let compares: Vec<Compare> = rule.args().iter().flatten().map(|arg| Compare {
-                    arg: arg.index() as c_uint,
-                    op: arg.op() as c_uint,
-                    a: arg.value(),
-                    b: arg.value_two().unwrap_or(0),
-                }).collect();
+                let compares: Vec<Compare> = rule
+                    .args()
+                    .iter()
+                    .flatten()
+                    .map(|arg| Compare {
+                        arg: arg.index() as c_uint,
+                        op: arg.op() as c_uint,
+                        a: arg.value(),
+                        b: arg.value_two().unwrap_or(0),
+                    })
+                    .collect();
                 for name in rule.names() {
                     let name = CString::new(name.as_str()).unwrap();
-                    let code = add(context, action, resolve(name.as_ptr()), compares.len() as c_uint, compares.as_ptr());
+                    let code =
+                        add(context, action, resolve(name.as_ptr()), compares.len() as c_uint, compares.as_ptr());
                     assert_eq!(code, 0, "{name:?}");
                 }
             }
@@ -135,13 +144,37 @@ fn the_default_profile_means_what_libseccomp_makes_of_it() {
         for (arch, base) in [(0xc000_003eu32, 0u32), (0xc000_003e, 0x4000_0000), (0x4000_0003, 0), (0xc000_00b7, 0)] {
             for number in 0..600 {
                 for first in [
-                    0, 1, 2, 8, 11, 12, 13, 19, 20, 38, 39, 40, 45, 46, 0x2_0000, 0x2_0008, 0x1000_0000, 0x0200_0000, 0x11,
-                    0xffff_ffff, u64::MAX, 1 << 32, 1 << 32 | 1, 1 << 32 | 38, 1 << 32 | 0x2_0000,
+                    0,
+                    1,
+                    2,
+                    8,
+                    11,
+                    12,
+                    13,
+                    19,
+                    20,
+                    38,
+                    39,
+                    40,
+                    45,
+                    46,
+                    0x2_0000,
+                    0x2_0008,
+                    0x1000_0000,
+                    0x0200_0000,
+                    0x11,
+                    0xffff_ffff,
+                    u64::MAX,
+                    1 << 32,
+                    1 << 32 | 1,
+                    1 << 32 | 38,
+                    1 << 32 | 0x2_0000,
                 ] {
                     // Registers of 32 bits.
                     let first = if arch == 0x4000_0003 { first & 0xffff_ffff } else { first };
                     let args = [first, 0, 0, 0, 0, 0];
-                    let (mine, other) = (run(&ours, arch, base | number, args), run(&theirs, arch, base | number, args));
+                    let (mine, other) =
+                        (run(&ours, arch, base | number, args), run(&theirs, arch, base | number, args));
                     // runc puts this in front of libseccomp's program, as we do.
                     let newer = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
                     let eperm = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;

@@ -155,7 +155,8 @@ fn ranges(abi: &Abi, rules: &[LinuxSyscall], default: u32) -> Result<Vec<(u32, V
                 if conditions.is_empty() {
                     settled.entry(number).or_insert(action);
                 }
-                let verdict = calls.entry(number).or_insert_with(|| Verdict { wide: abi.wide, ..Verdict::always(default) });
+                let verdict =
+                    calls.entry(number).or_insert_with(|| Verdict { wide: abi.wide, ..Verdict::always(default) });
                 verdict.rules.extend(conditions.iter().map(|c| (c.clone(), action)));
             };
             if let Some(number) = number {
@@ -203,7 +204,9 @@ fn permits(action: u32) -> bool {
 fn action(field: &str, action: Action, errno: Option<u32>) -> Result<u32> {
     let data = errno.unwrap_or(libc::EPERM as u32);
     let check = |most: u32| {
-        if data <= most { Ok(data) } else {
+        if data <= most {
+            Ok(data)
+        } else {
             Err(Error::invalid("seccomp", field, format!("has errnoRet {data}: at most {most} is possible")))
         }
     };
@@ -216,7 +219,8 @@ fn action(field: &str, action: Action, errno: Option<u32>) -> Result<u32> {
         Action::ScmpActLog => libc::SECCOMP_RET_LOG,
         Action::ScmpActAllow => libc::SECCOMP_RET_ALLOW,
         Action::ScmpActNotify => {
-            let message = "has the action SCMP_ACT_NOTIFY, which is not supported: use SCMP_ACT_ERRNO or SCMP_ACT_TRACE";
+            let message =
+                "has the action SCMP_ACT_NOTIFY, which is not supported: use SCMP_ACT_ERRNO or SCMP_ACT_TRACE";
             return Err(Error::unimplemented("seccomp", field, message));
         }
     })

@@ -82,14 +82,7 @@ static ARM: [Abi; 2] = [
         numbers: &AARCH64_NUMBERS,
         multiplexed: &[],
     },
-    Abi {
-        name: Arch::ScmpArchArm,
-        audit: 0x4000_0028,
-        base: 0,
-        wide: false,
-        numbers: &ARM_NUMBERS,
-        multiplexed: &[],
-    },
+    Abi { name: Arch::ScmpArchArm, audit: 0x4000_0028, base: 0, wide: false, numbers: &ARM_NUMBERS, multiplexed: &[] },
 ];
 
 macro_rules! numbers {
@@ -121,33 +114,96 @@ static X32_NUMBERS: LazyLock<Numbers> = LazyLock::new(|| {
 
 /// Calls of x86-64 that x32 lacks (marked `64` in the kernel's `syscall_64.tbl`).
 const NOT_X32: [&str; 14] = [
-    "_sysctl", "create_module", "epoll_ctl_old", "epoll_wait_old", "get_kernel_syms", "get_thread_area",
-    "map_shadow_stack", "nfsservctl", "query_module", "set_thread_area", "uprobe", "uretprobe", "uselib", "vserver",
+    "_sysctl",
+    "create_module",
+    "epoll_ctl_old",
+    "epoll_wait_old",
+    "get_kernel_syms",
+    "get_thread_area",
+    "map_shadow_stack",
+    "nfsservctl",
+    "query_module",
+    "set_thread_area",
+    "uprobe",
+    "uretprobe",
+    "uselib",
+    "vserver",
 ];
 
 /// Calls to which x32 gives numbers of its own (`asm/unistd_x32.h`); all others have those of x86-64.
 const X32_OWN: [(&str, u32); 36] = [
-    ("rt_sigaction", 512), ("rt_sigreturn", 513), ("ioctl", 514), ("readv", 515), ("writev", 516), ("recvfrom", 517),
-    ("sendmsg", 518), ("recvmsg", 519), ("execve", 520), ("ptrace", 521), ("rt_sigpending", 522),
-    ("rt_sigtimedwait", 523), ("rt_sigqueueinfo", 524), ("sigaltstack", 525), ("timer_create", 526),
-    ("mq_notify", 527), ("kexec_load", 528), ("waitid", 529), ("set_robust_list", 530), ("get_robust_list", 531),
-    ("vmsplice", 532), ("move_pages", 533), ("preadv", 534), ("pwritev", 535), ("rt_tgsigqueueinfo", 536),
-    ("recvmmsg", 537), ("sendmmsg", 538), ("process_vm_readv", 539), ("process_vm_writev", 540), ("setsockopt", 541),
-    ("getsockopt", 542), ("io_setup", 543), ("io_submit", 544), ("execveat", 545), ("preadv2", 546),
+    ("rt_sigaction", 512),
+    ("rt_sigreturn", 513),
+    ("ioctl", 514),
+    ("readv", 515),
+    ("writev", 516),
+    ("recvfrom", 517),
+    ("sendmsg", 518),
+    ("recvmsg", 519),
+    ("execve", 520),
+    ("ptrace", 521),
+    ("rt_sigpending", 522),
+    ("rt_sigtimedwait", 523),
+    ("rt_sigqueueinfo", 524),
+    ("sigaltstack", 525),
+    ("timer_create", 526),
+    ("mq_notify", 527),
+    ("kexec_load", 528),
+    ("waitid", 529),
+    ("set_robust_list", 530),
+    ("get_robust_list", 531),
+    ("vmsplice", 532),
+    ("move_pages", 533),
+    ("preadv", 534),
+    ("pwritev", 535),
+    ("rt_tgsigqueueinfo", 536),
+    ("recvmmsg", 537),
+    ("sendmmsg", 538),
+    ("process_vm_readv", 539),
+    ("process_vm_writev", 540),
+    ("setsockopt", 541),
+    ("getsockopt", 542),
+    ("io_setup", 543),
+    ("io_submit", 544),
+    ("execveat", 545),
+    ("preadv2", 546),
     ("pwritev2", 547),
 ];
 
 /// `linux/net.h` and `linux/ipc.h`.
 const MULTIPLEXED: [(&str, &str, u32); 32] = [
-    ("socket", "socketcall", 1), ("bind", "socketcall", 2), ("connect", "socketcall", 3), ("listen", "socketcall", 4),
-    ("accept", "socketcall", 5), ("getsockname", "socketcall", 6), ("getpeername", "socketcall", 7),
-    ("socketpair", "socketcall", 8), ("send", "socketcall", 9), ("recv", "socketcall", 10),
-    ("sendto", "socketcall", 11), ("recvfrom", "socketcall", 12), ("shutdown", "socketcall", 13),
-    ("setsockopt", "socketcall", 14), ("getsockopt", "socketcall", 15), ("sendmsg", "socketcall", 16),
-    ("recvmsg", "socketcall", 17), ("accept4", "socketcall", 18), ("recvmmsg", "socketcall", 19),
-    ("sendmmsg", "socketcall", 20), ("semop", "ipc", 1), ("semget", "ipc", 2), ("semctl", "ipc", 3),
-    ("semtimedop", "ipc", 4), ("msgsnd", "ipc", 11), ("msgrcv", "ipc", 12), ("msgget", "ipc", 13),
-    ("msgctl", "ipc", 14), ("shmat", "ipc", 21), ("shmdt", "ipc", 22), ("shmget", "ipc", 23), ("shmctl", "ipc", 24),
+    ("socket", "socketcall", 1),
+    ("bind", "socketcall", 2),
+    ("connect", "socketcall", 3),
+    ("listen", "socketcall", 4),
+    ("accept", "socketcall", 5),
+    ("getsockname", "socketcall", 6),
+    ("getpeername", "socketcall", 7),
+    ("socketpair", "socketcall", 8),
+    ("send", "socketcall", 9),
+    ("recv", "socketcall", 10),
+    ("sendto", "socketcall", 11),
+    ("recvfrom", "socketcall", 12),
+    ("shutdown", "socketcall", 13),
+    ("setsockopt", "socketcall", 14),
+    ("getsockopt", "socketcall", 15),
+    ("sendmsg", "socketcall", 16),
+    ("recvmsg", "socketcall", 17),
+    ("accept4", "socketcall", 18),
+    ("recvmmsg", "socketcall", 19),
+    ("sendmmsg", "socketcall", 20),
+    ("semop", "ipc", 1),
+    ("semget", "ipc", 2),
+    ("semctl", "ipc", 3),
+    ("semtimedop", "ipc", 4),
+    ("msgsnd", "ipc", 11),
+    ("msgrcv", "ipc", 12),
+    ("msgget", "ipc", 13),
+    ("msgctl", "ipc", 14),
+    ("shmat", "ipc", 21),
+    ("shmdt", "ipc", 22),
+    ("shmget", "ipc", 23),
+    ("shmctl", "ipc", 24),
 ];
 
 #[cfg(test)]
@@ -165,6 +221,9 @@ mod tests {
         assert_eq!(x32.number("uselib"), None);
         assert_eq!(x86.multiplexer("accept"), Some((102, 5)));
         let [arm64, arm] = &ARM;
-        assert_eq!((arm64.number("openat"), arm64.number("open"), arm.number("set_tls")), (Some(56), None, Some(0xf0005)));
+        assert_eq!(
+            (arm64.number("openat"), arm64.number("open"), arm.number("set_tls")),
+            (Some(56), None, Some(0xf0005))
+        );
     }
 }

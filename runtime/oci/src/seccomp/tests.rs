@@ -391,6 +391,7 @@ fn the_kernel_kills_what_the_profile_kills() {
 #[test]
 fn a_search_takes_few_steps() {
     let program = compile(&default_profile(caps::Set::container_default(), NATIVE)).unwrap();
-    let most = (0..470).map(|number| trace(&program, X64, number, [u64::MAX; 6])).filter(|(verdict, _)| *verdict == ALLOW);
+    let most =
+        (0..470).map(|number| trace(&program, X64, number, [u64::MAX; 6])).filter(|(verdict, _)| *verdict == ALLOW);
     assert!(most.map(|(_, steps)| steps).max().unwrap() <= 20);
 }

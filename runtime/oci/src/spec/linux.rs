@@ -16,21 +16,43 @@ use crate::{caps, seccomp};
 
 /// Files of the kernel that tell of the host or change it (Docker's list of late 2026).
 const MASKED: &[&str] = &[
-    "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
-    "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap",
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
     "/sys/firmware",
 ];
 const READONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// null, zero, full, random, urandom, tty, console, ptmx; `None`: every minor number (terminals).
 const DEVICES: &[(i64, Option<i64>)] = &[
-    (1, Some(3)), (1, Some(5)), (1, Some(7)), (1, Some(8)), (1, Some(9)), (5, Some(0)), (5, Some(1)), (5, Some(2)),
+    (1, Some(3)),
+    (1, Some(5)),
+    (1, Some(7)),
+    (1, Some(8)),
+    (1, Some(9)),
+    (5, Some(0)),
+    (5, Some(1)),
+    (5, Some(2)),
     (136, None),
 ];
 
 /// Kernel parameters that belong to the IPC namespace.
 const IPC_SYSCTLS: &[&str] = &[
-    "kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax", "kernel.shmmni",
+    "kernel.msgmax",
+    "kernel.msgmnb",
+    "kernel.msgmni",
+    "kernel.sem",
+    "kernel.shmall",
+    "kernel.shmmax",
+    "kernel.shmmni",
     "kernel.shm_rmid_forced",
 ];
 
@@ -82,17 +104,20 @@ fn masked() -> Vec<String> {
 
 /// Reads the kernel's `0-3,8`.
 fn cpus(list: &str) -> impl Iterator<Item = u32> {
-    list.trim().split(',').filter_map(|part| {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        Some(first.parse().ok()?..=last.parse::<u32>().ok()?.min(1 << 16))
-    }).flatten()
+    list.trim()
+        .split(',')
+        .filter_map(|part| {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            Some(first.parse().ok()?..=last.parse::<u32>().ok()?.min(1 << 16))
+        })
+        .flatten()
 }
 
 /// P9: only what a namespace of the container has of its own.
 fn sysctl(key: &str, value: &str, network: Network) -> Result<()> {
-    let plain = key.split('.').all(|part| {
-        !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
-    });
+    let plain = key
+        .split('.')
+        .all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-')));
     if !plain {
         return Err(wrong("sysctls", format!("have the name {}; names look like net.ipv4.ip_forward", shown(key))));
     }
@@ -101,11 +126,14 @@ fn sysctl(key: &str, value: &str, network: Network) -> Result<()> {
     if mine || (key.starts_with("net.") && network == Network::None) {
         return Ok(());
     }
-    Err(wrong("sysctls", match key {
-        "kernel.hostname" | "kernel.domainname" => format!("have {key}: use the option `hostname`"),
-        _ if key.starts_with("net.") => format!("have {key}, which on the host's network would change the host"),
-        _ => format!("have {key}, which is not of a namespace and would change the host"),
-    }))
+    Err(wrong(
+        "sysctls",
+        match key {
+            "kernel.hostname" | "kernel.domainname" => format!("have {key}: use the option `hostname`"),
+            _ if key.starts_with("net.") => format!("have {key}, which on the host's network would change the host"),
+            _ => format!("have {key}, which is not of a namespace and would change the host"),
+        },
+    ))
 }
 
 fn resources(options: &Options) -> Result<LinuxResources> {

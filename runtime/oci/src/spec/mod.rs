@@ -46,7 +46,11 @@ const ORDERS: &[&str] = &["org.systemd.property.", "org.criu.", "run.oci.", "io.
 ///
 /// Every error names the option that is wrong.
 pub fn generate(
-    ns: &Namespace, id: &Id, image: &ImageConfiguration, options: &Options, root: impl AsFd,
+    ns: &Namespace,
+    id: &Id,
+    image: &ImageConfiguration,
+    options: &Options,
+    root: impl AsFd,
 ) -> Result<Spec> {
     let none = Config::default();
     let image = image.config().as_ref().unwrap_or(&none);

@@ -26,7 +26,18 @@ const DEFAULT: &[(&str, &str, &str, &[&str])] = &[
 
 /// Options that a mount of either kind may have.
 const FLAGS: &[&str] = &[
-    "ro", "rw", "nosuid", "suid", "nodev", "dev", "noexec", "exec", "noatime", "relatime", "strictatime", "nodiratime",
+    "ro",
+    "rw",
+    "nosuid",
+    "suid",
+    "nodev",
+    "dev",
+    "noexec",
+    "exec",
+    "noatime",
+    "relatime",
+    "strictatime",
+    "nodiratime",
     "nosymfollow",
 ];
 const PROPAGATION: &[&str] =
@@ -90,7 +101,8 @@ fn wanted(wish: &Mount) -> Result<SpecMount> {
         Mount::Tmpfs { target, options } => {
             let mut list = vec!["nosuid", "nodev", "noexec"];
             for option in options {
-                let value_is_plain = |v: &str| !v.is_empty() && v.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'%');
+                let value_is_plain =
+                    |v: &str| !v.is_empty() && v.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'%');
                 let known = FLAGS.contains(&option.as_str())
                     || option.split_once('=').is_some_and(|(k, v)| TMPFS_KEYS.contains(&k) && value_is_plain(v));
                 if !known {

@@ -27,7 +27,11 @@ fn nofile() -> (u64, u64) {
 
 /// The first process of a container.
 pub(super) fn first(
-    image: &Config, options: &Options, hostname: &str, set: caps::Set, root: BorrowedFd<'_>,
+    image: &Config,
+    options: &Options,
+    hostname: &str,
+    set: caps::Set,
+    root: BorrowedFd<'_>,
 ) -> Result<Process> {
     let user = match options.user.as_deref() {
         Some(user) => users::resolve(root, user).map_err(|e| e.context("user"))?,
@@ -134,7 +138,10 @@ impl Env {
             return Err(wrong(field, format!("has {}, which is not KEY=value", shown(variable))));
         };
         if key.is_empty() || key.chars().any(|c| c.is_control() || c.is_whitespace()) {
-            return Err(wrong(field, format!("has a variable whose name is empty or holds blanks: {}", shown(variable))));
+            return Err(wrong(
+                field,
+                format!("has a variable whose name is empty or holds blanks: {}", shown(variable)),
+            ));
         }
         // A value may have several lines.
         if value.contains('\0') {
@@ -188,7 +195,8 @@ fn rlimits(options: &Options) -> Result<Vec<PosixRlimit>> {
 fn rlimit(name: &str, soft: u64, hard: u64) -> Result<PosixRlimit> {
     let upper = name.to_ascii_uppercase();
     let full = if upper.starts_with("RLIMIT_") { upper } else { format!("RLIMIT_{upper}") };
-    let unknown = |_| wrong("ulimits", format!("name {}, which is unknown; they look like nofile or nproc", shown(name)));
+    let unknown =
+        |_| wrong("ulimits", format!("name {}, which is unknown; they look like nofile or nproc", shown(name)));
     let typ: oci_spec::runtime::PosixRlimitType = full.parse().map_err(unknown)?;
     if soft > hard {
         return Err(wrong("ulimits", format!("have a soft limit of {soft} over the hard limit of {hard} for {typ}")));

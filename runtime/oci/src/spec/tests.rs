@@ -109,12 +109,22 @@ fn p2_the_user_gets_groups_and_home() {
 fn p6_what_the_kernel_tells_of_the_host_is_masked() {
     let linux = spec(json!({"Cmd": ["sh"]}), json!({}))["linux"].clone();
     let masked: Vec<String> = serde_json::from_value(linux["maskedPaths"].clone()).unwrap();
-    for path in ["/proc/kcore", "/proc/keys", "/proc/interrupts", "/proc/acpi", "/sys/firmware", "/sys/devices/virtual/powercap"] {
+    for path in [
+        "/proc/kcore",
+        "/proc/keys",
+        "/proc/interrupts",
+        "/proc/acpi",
+        "/sys/firmware",
+        "/sys/devices/virtual/powercap",
+    ] {
         assert!(masked.iter().any(|m| m == path), "{path}");
     }
     let here = std::path::Path::new("/sys/devices/system/cpu/cpu0/thermal_throttle");
     assert_eq!(here.exists(), masked.iter().any(|m| std::path::Path::new(m) == here));
-    assert_eq!(linux["readonlyPaths"], json!(["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]));
+    assert_eq!(
+        linux["readonlyPaths"],
+        json!(["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"])
+    );
 }
 
 #[test]
@@ -135,11 +145,24 @@ fn p9_only_sysctls_of_a_namespace_are_taken() {
     let good = json!({"kernel.shmmax": "1", "net.ipv4.ip_forward": "1", "fs.mqueue.msg_max": "5"});
     assert_eq!(spec(json!({"Cmd": ["sh"]}), json!({"sysctls": good}))["linux"]["sysctl"], good);
     let bad = [
-        "kernel.core_pattern", "kernel.hostname", "vm.swappiness", "fs.file-max", "kernel.shmmax.x", "net", "network.x", "",
-        "net..ipv4", "net/ipv4/ip_forward", "net.ipv4/../../kernel/core_pattern", "net.\n", "fs.mqueue", "KERNEL.shmmax",
+        "kernel.core_pattern",
+        "kernel.hostname",
+        "vm.swappiness",
+        "fs.file-max",
+        "kernel.shmmax.x",
+        "net",
+        "network.x",
+        "",
+        "net..ipv4",
+        "net/ipv4/ip_forward",
+        "net.ipv4/../../kernel/core_pattern",
+        "net.\n",
+        "fs.mqueue",
+        "KERNEL.shmmax",
     ];
     refused("sysctls", &bad.map(|name| json!({name: "1"})));
-    let error = make(json!({"Cmd": ["sh"]}), json!({"network": "host", "sysctls": {"net.ipv4.ip_forward": "1"}})).unwrap_err();
+    let error =
+        make(json!({"Cmd": ["sh"]}), json!({"network": "host", "sysctls": {"net.ipv4.ip_forward": "1"}})).unwrap_err();
     assert!(error.message.contains("change the host"));
 }
 
@@ -162,38 +185,44 @@ fn l3_injection_is_refused_by_field() {
     refused("cwd", &["a", "", "/a\nb", "/a\0", "/a/../b", ".."].map(|c| json!(c)));
     refused("sysctls", &["1\n2", "1\0", "\u{1b}[2J"].map(|v| json!({"net.ipv4.ip_forward": v})));
     refused("annotations", &[json!({"": "x"}), json!({"a\nb": "x"}), json!({"a": "x\0"})]);
-    let bind = |source: &str, target: &str, options: &[&str]| {
-        json!([{"type": "bind", "source": source, "target": target, "options": options}])
-    };
-    refused("mounts", &[
-        bind("data", "/data", &[]),
-        bind("/data/../etc", "/data", &[]),
-        bind("/da\nta", "/data", &[]),
-        bind("/data", "/da\0ta", &[]),
-        bind("/data", "data", &[]),
-        bind("/data", "/", &[]),
-        bind("/data", "/./", &[]),
-        bind("/data", "/proc/sys", &[]),
-        bind("/data", "//proc/.", &[]),
-        bind("/data", "/a/../../etc", &[]),
-        bind("/data", "/data", &["ro,suid"]),
-        bind("/data", "/data", &["ro\n"]),
-        bind("/data", "/data", &["lowerdir=/etc"]),
-        bind("/data", "/data", &["remount"]),
-        bind("/data", "/data", &["size=1"]),
-        bind("/data", "/data", &[""]),
-    ]);
+    let bind = |source: &str, target: &str, options: &[&str]| json!([{"type": "bind", "source": source, "target": target, "options": options}]);
+    refused(
+        "mounts",
+        &[
+            bind("data", "/data", &[]),
+            bind("/data/../etc", "/data", &[]),
+            bind("/da\nta", "/data", &[]),
+            bind("/data", "/da\0ta", &[]),
+            bind("/data", "data", &[]),
+            bind("/data", "/", &[]),
+            bind("/data", "/./", &[]),
+            bind("/data", "/proc/sys", &[]),
+            bind("/data", "//proc/.", &[]),
+            bind("/data", "/a/../../etc", &[]),
+            bind("/data", "/data", &["ro,suid"]),
+            bind("/data", "/data", &["ro\n"]),
+            bind("/data", "/data", &["lowerdir=/etc"]),
+            bind("/data", "/data", &["remount"]),
+            bind("/data", "/data", &["size=1"]),
+            bind("/data", "/data", &[""]),
+        ],
+    );
     let tmpfs = |option: &str| json!([{"type": "tmpfs", "target": "/x", "options": [option]}]);
     refused("mounts", &["size=", "size=1,uid=0", "size=1\n", "mpol=bind:0", "context=x", "bind", "size"].map(tmpfs));
-    refused("mounts", &[json!([{"type": "tmpfs", "target": "/x"}, {"type": "bind", "source": "/x", "target": "/x/."}])]);
+    refused(
+        "mounts",
+        &[json!([{"type": "tmpfs", "target": "/x"}, {"type": "bind", "source": "/x", "target": "/x/."}])],
+    );
 }
 
 #[test]
 fn l2_annotations_give_no_orders_to_a_runtime() {
-    for key in ["org.systemd.property.ExecStopPost", "run.oci.handler", "org.criu.config", "module.wasm.image/variant"] {
+    for key in ["org.systemd.property.ExecStopPost", "run.oci.handler", "org.criu.config", "module.wasm.image/variant"]
+    {
         refused("annotations", &[json!({key: "x"})]);
     }
-    let kept = spec(json!({"Cmd": ["sh"], "Labels": {"a": "image"}}), json!({"annotations": {"com.example/x": "a\nb"}}));
+    let kept =
+        spec(json!({"Cmd": ["sh"], "Labels": {"a": "image"}}), json!({"annotations": {"com.example/x": "a\nb"}}));
     assert_eq!(kept["annotations"], json!({"com.example/x": "a\nb"}));
 }
 
@@ -203,7 +232,8 @@ fn l4_a_home_from_the_image_cannot_forge_a_variable() {
     std::fs::write(dir.path().join("etc/passwd"), "root:x:0:0:a\u{7}:/\rLD_PRELOAD=x:/bin/sh\n").unwrap();
     let (ns, id) = (Namespace::new("shop").unwrap(), Id::new("a").unwrap());
     let error =
-        generate(&ns, &id, &image(json!({"Cmd": ["sh"]})), &Options::default(), File::open(dir.path()).unwrap()).unwrap_err();
+        generate(&ns, &id, &image(json!({"Cmd": ["sh"]})), &Options::default(), File::open(dir.path()).unwrap())
+            .unwrap_err();
     assert_eq!(error.code, Code::InvalidArgument);
 }
 
@@ -280,20 +310,29 @@ fn the_host_network_brings_its_names() {
 
 #[test]
 fn mounts_are_added_and_replace_default_ones_in_place() {
-    let spec = make(json!({"Cmd": ["sh"]}), json!({"shm_size": 1 << 20, "mounts": [
-        {"type": "bind", "source": "/srv/", "target": "/data", "options": ["ro"]},
-        {"type": "tmpfs", "target": "/run", "options": ["size=1m", "exec"]},
-        {"type": "bind", "source": "/opt", "target": "/opt", "options": ["bind", "rslave"]}
-    ]}))
+    let spec = make(
+        json!({"Cmd": ["sh"]}),
+        json!({"shm_size": 1 << 20, "mounts": [
+            {"type": "bind", "source": "/srv/", "target": "/data", "options": ["ro"]},
+            {"type": "tmpfs", "target": "/run", "options": ["size=1m", "exec"]},
+            {"type": "bind", "source": "/opt", "target": "/opt", "options": ["bind", "rslave"]}
+        ]}),
+    )
     .unwrap();
     let mounts = serde_json::to_value(spec.mounts()).unwrap();
     assert_eq!(mounts[3]["options"], json!(["nosuid", "noexec", "nodev", "mode=1777", "size=1048576"]));
-    assert_eq!(mounts[7], json!({
-        "destination": "/run", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev", "noexec", "size=1m", "exec"]
-    }));
-    assert_eq!(mounts[8], json!({
-        "destination": "/data", "type": "bind", "source": "/srv", "options": ["rbind", "ro", "rprivate"]
-    }));
+    assert_eq!(
+        mounts[7],
+        json!({
+            "destination": "/run", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev", "noexec", "size=1m", "exec"]
+        })
+    );
+    assert_eq!(
+        mounts[8],
+        json!({
+            "destination": "/data", "type": "bind", "source": "/srv", "options": ["rbind", "ro", "rprivate"]
+        })
+    );
     assert_eq!(mounts[9]["options"], json!(["bind", "rslave"]));
     refused("shm_size", &[json!(0)]);
 }
@@ -317,10 +356,15 @@ fn limits_become_resources() {
     refused("cpu_shares", &[json!(1), json!(262_145)]);
     refused("pids", &[json!(0), json!(1u64 << 40)]);
     let ulimit = |name: &str, soft: u64, hard: u64| json!({"name": name, "soft": soft, "hard": hard});
-    refused("ulimits", &[
-        json!([ulimit("nofile", 7, 6)]), json!([ulimit("bogus", 1, 1)]), json!([ulimit("", 1, 1)]),
-        json!([ulimit("core", 1, 1), ulimit("RLIMIT_CORE", 1, 1)]),
-    ]);
+    refused(
+        "ulimits",
+        &[
+            json!([ulimit("nofile", 7, 6)]),
+            json!([ulimit("bogus", 1, 1)]),
+            json!([ulimit("", 1, 1)]),
+            json!([ulimit("core", 1, 1), ulimit("RLIMIT_CORE", 1, 1)]),
+        ],
+    );
 }
 
 #[test]
@@ -330,9 +374,14 @@ fn an_exec_is_like_the_first_process_but_for_what_is_said() {
     let first = first.process().as_ref().unwrap();
     let file = File::open(dir.path()).unwrap();
     let run = |options: Value| exec(first, &serde_json::from_value(options).unwrap(), file.as_fd());
-    let process = serde_json::to_value(run(json!({"args": ["ls"], "env": ["A=2"], "user": "web", "tty": true})).unwrap()).unwrap();
+    let process =
+        serde_json::to_value(run(json!({"args": ["ls"], "env": ["A=2"], "user": "web", "tty": true})).unwrap())
+            .unwrap();
     assert_eq!(process["args"], json!(["ls"]));
-    assert_eq!((&process["cwd"], &process["terminal"], &process["user"]["uid"]), (&json!("/srv"), &json!(true), &json!(33)));
+    assert_eq!(
+        (&process["cwd"], &process["terminal"], &process["user"]["uid"]),
+        (&json!("/srv"), &json!(true), &json!(33))
+    );
     let env = process["env"].as_array().unwrap();
     assert_eq!(env[2..], [json!("A=2"), json!("TERM=xterm"), json!("HOME=/var/www")]);
     assert_eq!(process["noNewPrivileges"], true);
