@@ -13,7 +13,7 @@ use cofferdam_wire::{
 use super::{
     namespaces::Namespaces,
     rpc,
-    session::{Grant, Held, Session},
+    session::{Held, Session},
     system::System,
 };
 
@@ -35,7 +35,7 @@ impl Gate {
                 peer: Some(self.0.peer),
                 correlation: None,
             },
-            grant: Grant::new(),
+            grant: self.0.grant.clone(),
             deadline: None,
         })
     }

@@ -17,7 +17,10 @@ use cofferdam_types::Error;
 use cofferdam_wire::{container_capnp, error::to_rpc, event_capnp, image_capnp, job_capnp};
 use futures::FutureExt as _;
 
-use super::session::{Held, Session};
+use super::{
+    meter::{Counted, Meter},
+    session::Held,
+};
 
 /// Methods that wait for something to happen: no deadline is laid on them.
 const PATIENT: [(u64, u16); 8] = [
@@ -34,14 +37,9 @@ const PATIENT: [(u64, u16); 8] = [
 /// What the guard of one object knows.
 pub struct State<D> {
     dispatch: D,
-    session: Rc<Session>,
+    meter: Rc<Meter>,
     held: Rc<Held>,
-}
-
-impl<D> Drop for State<D> {
-    fn drop(&mut self) {
-        self.session.object_gone();
-    }
+    _counted: Counted,
 }
 
 /// The generated dispatchers are cheap to clone, and so is this.
@@ -83,8 +81,13 @@ impl<D: Server + Clone + 'static> FromServer<State<D>> for Guarded {
 }
 
 /// Puts the guard around an object's dispatcher. Only `Session::hand_out` calls it.
-pub(super) fn guard<D: Server + Clone + 'static>(dispatch: D, session: Rc<Session>, held: Rc<Held>) -> Guarded {
-    capnp_rpc::new_client(State { dispatch, session, held })
+pub(super) fn guard<D: Server + Clone + 'static>(
+    dispatch: D,
+    meter: Rc<Meter>,
+    counted: Counted,
+    held: Rc<Held>,
+) -> Guarded {
+    capnp_rpc::new_client(State { dispatch, meter, held, _counted: counted })
 }
 
 impl<D: Server + Clone + 'static> Server for Dispatch<D> {
@@ -100,7 +103,7 @@ impl<D: Server + Clone + 'static> Server for Dispatch<D> {
         if let Some(why) = state.held.grant.revoked() {
             return refuse(why);
         }
-        let Some(call) = state.session.begin_call() else {
+        let Some(call) = state.meter.begin_call() else {
             return refuse(Error::resource_exhausted("connection", "", "has too many calls under way and is cut"));
         };
         let inner = state.dispatch.clone();
@@ -146,3 +149,6 @@ fn boxed(work: impl Future<Output = capnp::Result<()>> + 'static) -> Promise<(),
 fn panicked() -> Error {
     Error::internal("method", "", "panicked; the daemon's log says where")
 }
+
+#[cfg(test)]
+mod tests;

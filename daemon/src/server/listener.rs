@@ -6,7 +6,6 @@ use std::{
         unix::{fs::PermissionsExt as _, net::UnixListener as StdListener},
     },
     path::Path,
-    rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -21,7 +20,7 @@ use tokio::net::{UnixListener, UnixStream};
 
 use super::{
     gate::Gate,
-    session::{Grant, Held, Session},
+    session::{Held, Session},
 };
 use crate::services::Services;
 
@@ -114,12 +113,16 @@ async fn serve(stream: std::os::unix::net::UnixStream, services: Services) -> Re
     let (network, fds) = connect::network(stream, Side::Server, connect::MESSAGE);
     let session = Session::new(services, fds, peer);
     // The gate confers nothing, but it too is guarded: its calls count and its panics are contained.
-    let held = Held { authority: cofferdam_types::Authority::system(), grant: Grant::new(), deadline: None };
+    let held = Held { authority: cofferdam_types::Authority::system(), grant: session.grant.clone(), deadline: None };
     let gate: gate::Client = session.hand_out(Gate(session.clone()), &held);
     let system = RpcSystem::new(Box::new(network), Some(gate.client));
-    let session: Rc<Session> = session;
-    tokio::select! {
+    let ended = tokio::select! {
         ended = system => ended.map_err(cofferdam_wire::error::from_rpc),
-        () = session.until_cut() => Err(Error::resource_exhausted("connection", "", "was over its budget and is cut")),
-    }
+        () = session.meter.until_cut() => {
+            Err(Error::resource_exhausted("connection", "", "was over its budget and is cut"))
+        }
+    };
+    // What still works for this client ends with its connection.
+    session.grant.revoke();
+    ended
 }

@@ -11,6 +11,7 @@ mod guard;
 mod images;
 mod jobs;
 mod listener;
+mod meter;
 mod namespaces;
 mod session;
 mod snapshots;

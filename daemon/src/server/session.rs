@@ -1,7 +1,7 @@
 //! One connection: who is at its other end, what it may have under way, and the only way to hand out objects.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     collections::HashMap,
     rc::{Rc, Weak},
     sync::{
@@ -16,23 +16,8 @@ use cofferdam_types::{Authority, Error, Name, Namespace, Peer};
 use cofferdam_wire::{error::to_rpc, fdstream::Fds};
 use tokio::sync::Notify;
 
-use super::{guard, images::Image};
+use super::{guard, images::Image, meter::Meter};
 use crate::services::Services;
-
-/// What one connection may have; over budget it is cut. The other bounds of the table in the architecture lie where
-/// they are enforced: descriptors in `fdstream`, messages and windows in `connect`, lists in `cursor`.
-pub struct Budget {
-    /// Calls under way.
-    pub calls: usize,
-    /// Objects handed out and not yet released.
-    pub objects: usize,
-}
-
-impl Default for Budget {
-    fn default() -> Budget {
-        Budget { calls: 256, objects: 4096 }
-    }
-}
 
 /// A grant, as far as a call needs to know it. Revoking it ends every call that is under way through it.
 #[derive(Debug)]
@@ -89,13 +74,12 @@ pub struct Session {
     pub fds: Fds,
     /// Who is at the other end, as the kernel says.
     pub peer: Peer,
-    budget: Budget,
-    calls: Cell<usize>,
-    objects: Cell<usize>,
+    /// The grant of everything on this connection: it ends with it.
+    pub grant: Arc<Grant>,
+    /// What it has under way.
+    pub meter: Rc<Meter>,
     /// Images that were handed out, by their server's address: so they are known when they come back.
     images: RefCell<HashMap<usize, (Weak<Image>, Namespace, Name)>>,
-    /// Told once: the connection is over its budget.
-    cut: Notify,
 }
 
 impl Session {
@@ -105,11 +89,9 @@ impl Session {
             services,
             fds,
             peer,
-            budget: Budget::default(),
-            calls: Cell::new(0),
-            objects: Cell::new(0),
+            grant: Grant::new(),
+            meter: Rc::default(),
             images: RefCell::default(),
-            cut: Notify::new(),
         })
     }
 
@@ -126,15 +108,13 @@ impl Session {
     where
         C: FromServer<S> + FromClientHook,
     {
-        if self.objects.get() >= self.budget.objects {
-            self.cut.notify_one();
-            let why = format!("holds {} objects, the most that is allowed, and is cut", self.budget.objects);
+        let Some(counted) = self.meter.begin_object() else {
+            let why = "holds as many objects as is allowed, and is cut";
             let broken = capnp_rpc::new_broken_cap(to_rpc(Error::resource_exhausted("connection", "", why)));
             return C::new(broken.hook);
-        }
-        self.objects.set(self.objects.get() + 1);
+        };
         let dispatch = C::from_server(object);
-        C::new(guard::guard(dispatch, self.clone(), Rc::new(held.clone())).into_client_hook())
+        C::new(guard::guard(dispatch, self.meter.clone(), counted, Rc::new(held.clone())).into_client_hook())
     }
 
     /// Keeps in mind which image a server object stands for.
@@ -149,35 +129,5 @@ impl Session {
         let images = self.images.borrow();
         let (image, namespace, name) = images.get(&address)?;
         (image.strong_count() > 0).then(|| (namespace.clone(), name.clone()))
-    }
-
-    pub(super) fn object_gone(&self) {
-        self.objects.set(self.objects.get() - 1);
-    }
-
-    /// Counts a call for as long as the answer lives; `None` and the end of the connection over budget.
-    pub(super) fn begin_call(self: &Rc<Self>) -> Option<Call> {
-        if self.calls.get() >= self.budget.calls {
-            self.cut.notify_one();
-            return None;
-        }
-        self.calls.set(self.calls.get() + 1);
-        Some(Call(self.clone()))
-    }
-
-    /// Waits until the connection must be cut.
-    pub async fn until_cut(&self) {
-        self.cut.notified().await;
-        // What was refused is told first.
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
-
-/// A call under way.
-pub struct Call(Rc<Session>);
-
-impl Drop for Call {
-    fn drop(&mut self) {
-        self.0.calls.set(self.0.calls.get() - 1);
     }
 }

@@ -1,0 +1,138 @@
+//! The guard against objects that misbehave, over a real two-party connection.
+
+use std::time::Duration;
+
+use capnp_rpc::{RpcSystem, rpc_twoparty_capnp::Side};
+use cofferdam_types::{Authority, Code};
+use cofferdam_wire::{common_capnp::byte_stream, connect, error::from_rpc, system_capnp::system};
+use tokio::net::UnixStream;
+
+use super::*;
+use crate::server::session::Grant;
+
+/// `status` never answers, `crash` panics or succeeds.
+struct Trouble;
+
+impl system::Server for Trouble {
+    async fn status(self: Rc<Self>, _: system::StatusParams, _: system::StatusResults) -> capnp::Result<()> {
+        futures::future::pending().await
+    }
+
+    async fn crash(self: Rc<Self>, params: system::CrashParams, _: system::CrashResults) -> capnp::Result<()> {
+        if params.get()?.get_actor()? == "panic" {
+            panic!("on demand");
+        }
+        Ok(())
+    }
+}
+
+struct Setup {
+    meter: Rc<Meter>,
+    held: Held,
+    client: system::Client,
+}
+
+fn guarded(deadline: Option<Duration>) -> Setup {
+    let meter: Rc<Meter> = Rc::default();
+    let held = Held { authority: Authority::system(), grant: Grant::new(), deadline };
+    let dispatch = <system::Client as FromServer<Trouble>>::from_server(Rc::new(Trouble));
+    let counted = meter.begin_object().unwrap();
+    let object = guard(dispatch, meter.clone(), counted, Rc::new(held.clone()));
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let (network, _) = connect::network(ours, Side::Server, connect::MESSAGE);
+    let served = FromClientHook::new(object.into_client_hook());
+    tokio::task::spawn_local(RpcSystem::new(Box::new(network), Some(served)));
+    let (network, _) = connect::network(theirs, Side::Client, connect::MESSAGE);
+    let mut rpc = RpcSystem::new(Box::new(network), None);
+    let client: system::Client = rpc.bootstrap(Side::Server);
+    tokio::task::spawn_local(rpc);
+    Setup { meter, held, client }
+}
+
+async fn crash(client: &system::Client, how: &str) -> Result<(), Error> {
+    let mut request = client.crash_request();
+    request.get().set_actor(how);
+    request.send().promise.await.map(drop).map_err(from_rpc)
+}
+
+fn run(test: impl AsyncFnOnce()) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, async { test().await });
+}
+
+#[test]
+fn a_panic_is_an_answer_and_the_connection_goes_on() {
+    run(async || {
+        let Setup { client, meter, .. } = guarded(None);
+        assert_eq!(crash(&client, "panic").await.unwrap_err().code, Code::Internal);
+        crash(&client, "").await.expect("the connection goes on");
+        drop(meter);
+    });
+}
+
+#[test]
+fn revoking_ends_what_is_under_way_and_what_comes() {
+    run(async || {
+        let Setup { client, held, .. } = guarded(None);
+        let pending = client.status_request().send().promise;
+        crash(&client, "").await.unwrap();
+        held.grant.revoke();
+        assert_eq!(pending.await.map(drop).map_err(from_rpc).unwrap_err().code, Code::Revoked);
+        assert_eq!(crash(&client, "").await.unwrap_err().code, Code::Revoked);
+    });
+}
+
+#[test]
+fn one_call_too_many_is_refused_and_cuts_the_connection() {
+    run(async || {
+        let Setup { client, meter, .. } = guarded(None);
+        let pending: Vec<_> = (0..256).map(|_| client.status_request().send()).collect();
+        let refused = crash(&client, "").await.unwrap_err();
+        assert_eq!(refused.code, Code::ResourceExhausted);
+        tokio::time::timeout(Duration::from_secs(5), meter.until_cut()).await.expect("cut");
+        drop(pending);
+    });
+}
+
+#[test]
+fn the_deadline_of_the_context_ends_a_call() {
+    run(async || {
+        let Setup { client, .. } = guarded(Some(Duration::from_millis(20)));
+        let error = client.status_request().send().promise.await.map(drop).map_err(from_rpc).unwrap_err();
+        assert_eq!(error.code, Code::DeadlineExceeded);
+    });
+}
+
+#[test]
+fn objects_are_counted_while_they_live() {
+    let meter: Rc<Meter> = Rc::default();
+    let all: Vec<_> = (0..4096).map(|_| meter.begin_object().unwrap()).collect();
+    assert!(meter.begin_object().is_none());
+    drop(all);
+    assert!(meter.begin_object().is_some());
+}
+
+// What streams is streamed through the guard as well: the generated flag must survive it.
+#[test]
+fn a_streaming_method_stays_one() {
+    struct Sink;
+    impl byte_stream::Server for Sink {
+        async fn write(self: Rc<Self>, _: byte_stream::WriteParams) -> capnp::Result<()> {
+            Err(to_rpc(Error::failed_precondition("stream", "", "is broken")))
+        }
+        async fn end(self: Rc<Self>, _: byte_stream::EndParams, _: byte_stream::EndResults) -> capnp::Result<()> {
+            Ok(())
+        }
+    }
+    run(async || {
+        let meter: Rc<Meter> = Rc::default();
+        let held = Held { authority: Authority::system(), grant: Grant::new(), deadline: None };
+        let dispatch = <byte_stream::Client as FromServer<Sink>>::from_server(Rc::new(Sink));
+        let counted = meter.begin_object().unwrap();
+        let object = guard(dispatch, meter.clone(), counted, Rc::new(held));
+        let client: byte_stream::Client = FromClientHook::new(object.into_client_hook());
+        let _ = client.write_request().send().await;
+        // Only a streaming call breaks its object for good.
+        assert!(client.end_request().send().promise.await.is_err());
+    });
+}
