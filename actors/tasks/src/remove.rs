@@ -10,7 +10,7 @@ use cofferdam_metadata::{
         tasks::{self, Exit, State},
     },
 };
-use cofferdam_types::{Authority, Code, Error, Event, Id, Namespace, Result};
+use cofferdam_types::{Authority, Code, Error, Event, Id, Namespace, Result, Timestamp};
 use cofferdam_wire::{convert::life, error::from_rpc};
 
 use crate::{entry::Entry, handle::Deps, layout};
@@ -112,8 +112,7 @@ pub(crate) async fn delete_task(deps: &Deps, auth: &Authority, entry: &Rc<Entry>
     }
     entry.removing.set(true);
     end_shim(deps, entry).await.inspect_err(|_| entry.removing.set(false))?;
-    let exit =
-        entry.init.ended().unwrap_or(Exit { status: 0, at: cofferdam_types::Timestamp::now(), reason: String::new() });
+    let exit = entry.init.ended().unwrap_or_else(|| Exit { status: 0, at: Timestamp::now(), reason: String::new() });
     let payload = exit_payload(entry, "", entry.init.life.borrow().pid, &exit);
     let (ns, id, ended) = (entry.namespace.clone(), entry.id.clone(), exit.clone());
     deps.metadata

@@ -87,8 +87,7 @@ impl event_cursor::Server for EventCursor {
         let max = usize::from(params.get()?.get_max()).clamp(1, BLOCK);
         let busy = || Error::failed_precondition("cursor", "", "is being waited on already: one `next` at a time");
         let mut back = Back { cursor: self.clone(), subscription: Some(rpc(self.0.take().ok_or_else(busy))?) };
-        // PANIC: it was put there a line above, and only the drop takes it.
-        let subscription = back.subscription.as_mut().expect("a subscription");
+        let Some(subscription) = back.subscription.as_mut() else { return rpc(Err(busy())) };
         match rpc(subscription.next(max).await)? {
             Batch::Events(events) => {
                 let mut list = results.get().init_items(events.len() as u32);

@@ -66,6 +66,9 @@ pub struct Held {
     pub deadline: Option<Duration>,
 }
 
+/// An image that was handed out.
+type Known = (Weak<Image>, Namespace, Name);
+
 /// See the module.
 pub struct Session {
     /// The subsystems.
@@ -79,20 +82,13 @@ pub struct Session {
     /// What it has under way.
     pub meter: Rc<Meter>,
     /// Images that were handed out, by their server's address: so they are known when they come back.
-    images: RefCell<HashMap<usize, (Weak<Image>, Namespace, Name)>>,
+    images: RefCell<HashMap<usize, Known>>,
 }
 
 impl Session {
     /// For a new connection.
     pub fn new(services: Services, fds: Fds, peer: Peer) -> Rc<Session> {
-        Rc::new(Session {
-            services,
-            fds,
-            peer,
-            grant: Grant::new(),
-            meter: Rc::default(),
-            images: RefCell::default(),
-        })
+        Rc::new(Session { services, fds, peer, grant: Grant::new(), meter: Rc::default(), images: RefCell::default() })
     }
 
     /// Makes a client of a server object. This, and what it calls, is the only way: a test refuses any other.
