@@ -1,5 +1,6 @@
-//! What keeps the parts apart and the rules kept: the layers, the rules that no compiler checks, and what may be in the
-//! repository at all. Each check is a function from text to complaints, so that a test can also show it complain.
+//! What keeps the parts apart and the rules kept: the layers, the rules that no compiler checks, what may be in the
+//! repository at all, and that what is promised is shown. Each check is a function from text to complaints, so that a
+//! test can also show it complain.
 
 // All of this is test code.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -8,6 +9,7 @@ mod layers;
 mod lints;
 mod repository;
 mod source;
+mod specification;
 
 use std::{path::Path, process::Command};
 

@@ -1,0 +1,110 @@
+//! A promise counts for as much as the test that shows it: each test that SPECIFICATION.md and SECURITY.md name exists,
+//! and each promise names one.
+
+use std::collections::BTreeSet;
+
+use crate::{none, tracked};
+
+/// The documents that name tests, as `path.rs::name`.
+const DOCUMENTS: &[&str] = &["SPECIFICATION.md", "SECURITY.md"];
+
+#[test]
+fn every_test_that_is_named_exists() {
+    let files = tracked();
+    let complaints: Vec<_> = documents(&files).flat_map(|(path, text)| missing(path, text, &files)).collect();
+    none("A test was renamed or removed: name the one that shows it now, or take the promise back:", &complaints);
+}
+
+#[test]
+fn every_promise_names_a_test() {
+    let files = tracked();
+    let text = documents(&files).find(|(path, _)| *path == "SPECIFICATION.md").unwrap().1;
+    let complaints = unshown(text);
+    none("A promise is a numbered line `**N.** ...` with the tests that show it below:", &complaints);
+}
+
+fn documents(files: &[(String, String)]) -> impl Iterator<Item = (&str, &str)> {
+    files.iter().map(|(path, text)| (&**path, &**text)).filter(|(path, _)| DOCUMENTS.contains(path))
+}
+
+/// The tests that a line names: what stands between backquotes and has the form `path.rs::name`.
+fn references(line: &str) -> impl Iterator<Item = (&str, &str)> {
+    line.split('`').skip(1).step_by(2).filter_map(|quoted| quoted.split_once("::")).filter(|(path, _)| path.ends_with(".rs"))
+}
+
+fn missing(document: &str, text: &str, files: &[(String, String)]) -> Vec<String> {
+    let mut found = Vec::new();
+    for (n, line) in text.lines().enumerate() {
+        for (path, name) in references(line) {
+            let tests = files.iter().find(|(file, _)| file == path).map(|(_, source)| tests(source));
+            let why = match tests {
+                None => "no such file",
+                Some(tests) if !tests.contains(name) => "no such test in it",
+                Some(_) => continue,
+            };
+            found.push(format!("{document}:{}: {path}::{name}: {why}", n + 1));
+        }
+    }
+    found
+}
+
+/// The names of the functions behind `#[test]`, with what else may stand in between.
+fn tests(source: &str) -> BTreeSet<&str> {
+    let mut names = BTreeSet::new();
+    let mut marked = false;
+    for line in source.lines().map(str::trim) {
+        if line == "#[test]" {
+            marked = true;
+        } else if marked && let Some((_, rest)) = line.split_once("fn ") {
+            names.insert(rest.split('(').next().unwrap_or_default());
+            marked = false;
+        }
+    }
+    names
+}
+
+/// The number of a promise, if the line begins one.
+fn number(line: &str) -> Option<usize> {
+    line.strip_prefix("**")?.split_once(".**")?.0.parse().ok()
+}
+
+/// Promises without a test, and numbers that don't count up from 1 (a number, once given, is not given again).
+fn unshown(text: &str) -> Vec<String> {
+    let mut promises: Vec<(usize, usize)> = Vec::new();
+    for line in text.lines() {
+        if let Some(number) = number(line) {
+            promises.push((number, 0));
+        }
+        if let Some((_, shown)) = promises.last_mut() {
+            *shown += references(line).count();
+        }
+    }
+    let mut found: Vec<_> =
+        promises.iter().filter(|(_, shown)| *shown == 0).map(|(n, _)| format!("{n} names no test")).collect();
+    found.extend(promises.windows(2).filter(|w| w[1].0 <= w[0].0).map(|w| format!("{} follows {}", w[1].0, w[0].0)));
+    if promises.is_empty() {
+        found.push("there is no promise".to_owned());
+    }
+    found
+}
+
+#[test]
+fn a_test_that_is_gone_is_found() {
+    let source = "#[test]\nfn shown() {}\n\n#[test]\n#[should_panic]\nasync fn other() {}\n\nfn not_one() {}\n";
+    let files = [("a/src/b.rs".to_owned(), source.to_owned())];
+    let found = |text: &str| missing("D.md", text, &files);
+    assert_eq!(found("see `a/src/b.rs::shown`, `a/src/b.rs::other`, `a/src/b.rs` and `x::y`\n"), [""; 0]);
+    assert_eq!(
+        found("one\n| `a/src/b.rs::not_one` | `a/src/c.rs::shown` |\n"),
+        ["D.md:2: a/src/b.rs::not_one: no such test in it", "D.md:2: a/src/c.rs::shown: no such file"]
+    );
+}
+
+#[test]
+fn a_promise_without_a_test_is_found() {
+    let good = "text `a.rs::no`\n\n**1.** One.\n- `a.rs::b`\n\n**3.** Three, by `a.rs::c`.\n";
+    assert_eq!(unshown(good), [""; 0]);
+    assert_eq!(unshown("**1.** One.\n- later\n**2.** Two.\n- `a.rs::b`\n"), ["1 names no test"]);
+    assert_eq!(unshown("**2.** `a.rs::b`\n**2.** `a.rs::b`\n"), ["2 follows 2"]);
+    assert_eq!(unshown("nothing"), ["there is no promise"]);
+}
