@@ -29,7 +29,11 @@ fn documents(files: &[(String, String)]) -> impl Iterator<Item = (&str, &str)> {
 
 /// The tests that a line names: what stands between backquotes and has the form `path.rs::name`.
 fn references(line: &str) -> impl Iterator<Item = (&str, &str)> {
-    line.split('`').skip(1).step_by(2).filter_map(|quoted| quoted.split_once("::")).filter(|(path, _)| path.ends_with(".rs"))
+    line.split('`')
+        .skip(1)
+        .step_by(2)
+        .filter_map(|quoted| quoted.split_once("::"))
+        .filter(|(path, _)| path.ends_with(".rs"))
 }
 
 fn missing(document: &str, text: &str, files: &[(String, String)]) -> Vec<String> {
