@@ -14,7 +14,7 @@ use cofferdam_metadata::{
 };
 use cofferdam_types::{Authority, Error, Event, Id, Namespace, Result};
 use cofferdam_wire::{convert::life, error::from_rpc};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 
 use crate::{
     entry::{Entry, Process},
@@ -36,6 +36,11 @@ type Key = (Namespace, Id);
 struct Ctx {
     deps: Arc<Deps>,
     entries: Rc<RefCell<BTreeMap<Key, Rc<Entry>>>>,
+    /// For those who wait until a container is gone, whether or not it has a task yet.
+    removals: Rc<RefCell<BTreeMap<Key, watch::Sender<bool>>>>,
+    /// What makes or removes a task, one after the other for each container: a removal that comes while a shim is
+    /// being started would not see it.
+    turns: Rc<RefCell<BTreeMap<Key, Arc<Mutex<()>>>>>,
 }
 
 /// See the crate's page.
@@ -47,7 +52,7 @@ hosted!(TasksActor);
 
 impl TasksActor {
     pub(crate) fn new(deps: Arc<Deps>) -> TasksActor {
-        TasksActor { ctx: Ctx { deps, entries: Rc::default() } }
+        TasksActor { ctx: Ctx { deps, entries: Rc::default(), removals: Rc::default(), turns: Rc::default() } }
     }
 }
 
@@ -85,8 +90,38 @@ impl Ctx {
         Err(Error::not_found("task", id, "has not been created"))
     }
 
+    /// Its task is no more.
     fn forget(&self, entry: &Entry) {
         self.entries.borrow_mut().remove(&(entry.namespace.clone(), entry.id.clone()));
+    }
+
+    /// The container is no more, nor anything of it.
+    fn removed(&self, ns: &Namespace, id: &Id) {
+        let key = (ns.clone(), id.clone());
+        self.entries.borrow_mut().remove(&key);
+        if let Some(waiting) = self.removals.borrow_mut().remove(&key) {
+            waiting.send_replace(true);
+        }
+    }
+
+    async fn turn(&self, ns: &Namespace, id: &Id) -> OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = self.turns.borrow_mut();
+            turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+            turns.entry((ns.clone(), id.clone())).or_default().clone()
+        };
+        turn.lock_owned().await
+    }
+
+    fn watch_removal(&self, ns: &Namespace, id: &Id) -> Result<watch::Receiver<bool>> {
+        let key = (ns.clone(), id.clone());
+        // While a removal is at work the record is gone before the rest is: then the task is still known.
+        if !self.entries.borrow().contains_key(&key) {
+            containers::get(&self.deps.metadata.read()?, ns, id)?;
+        }
+        let mut removals = self.removals.borrow_mut();
+        removals.retain(|_, waiting| waiting.receiver_count() > 0);
+        Ok(removals.entry(key).or_default().subscribe())
     }
 
     /// Finds a task again, and follows it.
@@ -150,8 +185,12 @@ impl Ctx {
             if entry.removing.get() {
                 return;
             }
+            let _turn = self.turn(ns, id).await;
+            if entry.removing.get() {
+                return;
+            }
             match remove::remove(&self.deps, &auth, ns, id, Some(entry), true).await {
-                Ok(()) => return self.forget(entry),
+                Ok(()) => return self.removed(ns, id),
                 Err(error) => tracing::error!(container = %id, %error, "it can't be removed after its end"),
             }
         }
@@ -243,6 +282,7 @@ impl Handler<CreateTask> for TasksActor {
         let ctx = self.ctx.clone();
         Box::pin(async move {
             let CreateTask { namespace, id, authority, stdio, log } = message;
+            let _turn = ctx.turn(&namespace, &id).await;
             let made = run::create_task(&ctx.deps, &authority, &namespace, &id, stdio, log).await;
             let (entry, connection, task) = match made {
                 Ok(made) => made,
@@ -265,8 +305,11 @@ impl Ctx {
         let has_task = self.entries.borrow().contains_key(&(ns.clone(), id.clone()));
         if prepared.run.remove_on_exit && !has_task {
             let removed = remove::remove(&self.deps, &Authority::system(), ns, id, None, true).await;
-            if let Err(error) = removed {
-                tracing::error!(container = %id, %error, "it can't be removed after its task could not be made");
+            match removed {
+                Ok(()) => self.removed(ns, id),
+                Err(error) => {
+                    tracing::error!(container = %id, %error, "it can't be removed after its task could not be made");
+                }
             }
         }
     }
@@ -333,16 +376,6 @@ macro_rules! calls {
 }
 
 calls! {
-    Kill -> () = |ctx, entry, remote, m| {
-        if entry.process(&m.exec)?.ended().is_some() {
-            return Err(Error::not_found("process", if m.exec.is_empty() { &m.id } else { m.exec.as_str() }, "has ended"));
-        }
-        let mut request = remote.container.kill_request();
-        request.get().set_id(&m.exec);
-        request.get().set_signal(m.signal);
-        request.get().set_all(m.all);
-        request.send().promise.await.map(drop).map_err(from_rpc)
-    };
     Resize -> () = |ctx, entry, remote, m| {
         let _ = (&ctx, &entry);
         let mut request = remote.container.resize_request();
@@ -378,6 +411,29 @@ calls! {
         };
         ctx.deps.metadata.write(&m.authority, write).await
     };
+}
+
+impl Handler<Kill> for TasksActor {
+    type Result = ResponseFuture<Result<()>>;
+    fn handle(&mut self, message: Kill, _: &mut Context<Self>) -> Self::Result {
+        let Kill { namespace, id, authority, exec, signal, all } = message;
+        note("Kill", &namespace, &id, &authority);
+        let ctx = self.ctx.clone();
+        Box::pin(async move {
+            let entry = ctx.entry(&namespace, &id)?;
+            // Asked before the shim is: of one that ended with its shim the answer is the same.
+            if entry.process(&exec)?.ended().is_some() {
+                let what = if exec.is_empty() { id.as_str() } else { exec.as_str() };
+                return Err(Error::not_found("process", what, "has ended"));
+            }
+            let remote = entry.link.remote().await?;
+            let mut request = remote.container.kill_request();
+            request.get().set_id(&exec);
+            request.get().set_signal(signal);
+            request.get().set_all(all);
+            request.send().promise.await.map(drop).map_err(from_rpc)
+        })
+    }
 }
 
 impl Handler<Pids> for TasksActor {
@@ -421,6 +477,9 @@ impl Handler<DeleteProcess> for TasksActor {
         Box::pin(async move {
             let entry = ctx.entry(&message.namespace, &message.id)?;
             if message.exec.is_empty() {
+                let _turn = ctx.turn(&message.namespace, &message.id).await;
+                // Whoever had the turn before may have deleted it.
+                let entry = ctx.entry(&message.namespace, &message.id)?;
                 let exit = remove::delete_task(&ctx.deps, &message.authority, &entry).await?;
                 ctx.forget(&entry);
                 return Ok(exit);
@@ -445,11 +504,10 @@ impl Handler<Remove> for TasksActor {
         let ctx = self.ctx.clone();
         Box::pin(async move {
             let Remove { namespace, id, authority, force } = message;
+            let _turn = ctx.turn(&namespace, &id).await;
             let entry = ctx.entries.borrow().get(&(namespace.clone(), id.clone())).cloned();
             remove::remove(&ctx.deps, &authority, &namespace, &id, entry.as_ref(), force).await?;
-            if let Some(entry) = entry {
-                ctx.forget(&entry);
-            }
+            ctx.removed(&namespace, &id);
             Ok(())
         })
     }
@@ -458,6 +516,6 @@ impl Handler<Remove> for TasksActor {
 impl Handler<Removed> for TasksActor {
     type Result = Result<watch::Receiver<bool>>;
     fn handle(&mut self, message: Removed, _: &mut Context<Self>) -> Self::Result {
-        Ok(self.ctx.entry(&message.namespace, &message.id)?.removed.subscribe())
+        self.ctx.watch_removal(&message.namespace, &message.id)
     }
 }

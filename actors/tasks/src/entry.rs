@@ -62,7 +62,6 @@ pub(crate) struct Entry {
     pub removing: Cell<bool>,
     /// Its end is in the tables, with its event.
     pub recorded: watch::Sender<bool>,
-    pub removed: watch::Sender<bool>,
 }
 
 impl Entry {

@@ -76,7 +76,6 @@ pub(crate) fn entry(deps: &Deps, ns: &Namespace, task: &Task) -> Rc<Entry> {
         paused: Default::default(),
         removing: Default::default(),
         recorded: Default::default(),
-        removed: Default::default(),
     })
 }
 

@@ -177,8 +177,5 @@ pub(crate) async fn remove(
     if let Err(error) = layout::remove(&deps.layout.log_dir(ns, id)) {
         tracing::warn!(%error, "a log is left behind");
     }
-    if let Some(entry) = entry {
-        entry.removed.send_replace(true);
-    }
     Ok(())
 }

@@ -225,7 +225,6 @@ pub(crate) async fn create_task(
                 paused: Default::default(),
                 removing: Default::default(),
                 recorded: Default::default(),
-                removed: Default::default(),
             };
             Ok((Rc::new(entry), connection, task))
         }
