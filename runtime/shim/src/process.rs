@@ -4,6 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     os::fd::{AsRawFd, BorrowedFd, OwnedFd},
     rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
@@ -47,6 +48,8 @@ pub struct Process {
     feeder: Cell<Option<JoinHandle<()>>>,
     reported: Cell<bool>,
     changed: Notify,
+    /// Its standard input was closed.
+    input_over: Arc<Notify>,
 }
 
 impl Process {
@@ -63,6 +66,7 @@ impl Process {
             feeder: Cell::new(None),
             reported: Cell::new(false),
             changed: Notify::new(),
+            input_over: Arc::default(),
         };
         process.save()?;
         Ok(Rc::new(process))
@@ -193,9 +197,10 @@ impl Process {
             .map_err(|e| Error::io("terminal", &self.life.borrow().id, "can't be resized", &e.into()))
     }
 
-    /// Ends its standard input, where that is a pipe of ours.
+    /// Ends its standard input, where that is a pipe of ours. Those who feed it stop: they hold the pipe too.
     pub fn close_stdin(&self) {
         *self.stdin.borrow_mut() = None;
+        self.input_over.notify_waiters();
     }
 
     /// The write end of its standard input.
@@ -233,12 +238,22 @@ impl Process {
         let to =
             if self.terminal { Into::Terminal(self.outputs.borrow()[0].clone()) } else { Into::Pipe(self.stdin()?) };
         let from = From::new(source)?;
+        let over = (!self.terminal).then(|| self.input_over.clone().notified_owned());
         Ok(tokio::task::spawn_local(async move {
-            let mut buffer = vec![0; 4 << 10];
-            while let Ok(n) = from.read(&mut buffer).await {
-                if n == 0 || to.write(&buffer[..n]).await.is_err() {
-                    return;
+            let copy = async {
+                let mut buffer = vec![0; 4 << 10];
+                while let Ok(n) = from.read(&mut buffer).await {
+                    if n == 0 || to.write(&buffer[..n]).await.is_err() {
+                        return;
+                    }
                 }
+            };
+            match over {
+                Some(over) => tokio::select! {
+                    () = copy => {}
+                    () = over => {}
+                },
+                None => copy.await,
             }
         }))
     }

@@ -1,6 +1,9 @@
 //! The shim's RPC: shim.capnp, each method a few lines.
 
-use std::rc::Rc;
+use std::{
+    os::fd::{AsRawFd as _, OwnedFd},
+    rc::Rc,
+};
 
 use cofferdam_oci::{Runtime, native, runc};
 use cofferdam_types::{Error, Id, Namespace, Result};
@@ -38,14 +41,16 @@ impl Service {
 
     fn request(&self, reader: create_request::Reader<'_>) -> Result<Create> {
         let spec = reader.get_spec().map_err(malformed)?;
+        let (runtime, own_mounts) = driver(reader)?;
+        let bundle = self.fds.take(reader.get_bundle())?;
         Ok(Create {
             namespace: Namespace::new(text(reader.get_namespace())?)?,
             id: Id::new(text(reader.get_id())?)?,
-            bundle: self.fds.take(reader.get_bundle())?,
+            bundle: if own_mounts { here(&bundle)? } else { bundle },
             spec: serde_json::from_slice(spec)
                 .map_err(|e| Error::invalid("spec", "", format!("is not an OCI runtime spec: {e}")))?,
             rootfs: mounts(reader.get_rootfs())?,
-            runtime: driver(reader)?,
+            runtime,
             stdio: Wishes::read(reader.get_stdio().map_err(malformed)?, &self.fds)?,
             terminal: reader.get_terminal(),
             log: if reader.get_log() { Some(self.fds.take(reader.get_log_fd())?) } else { None },
@@ -53,15 +58,16 @@ impl Service {
     }
 }
 
-fn driver(reader: create_request::Reader<'_>) -> Result<Box<dyn Runtime>> {
+/// The driver, and whether it needed a mount namespace of ours.
+fn driver(reader: create_request::Reader<'_>) -> Result<(Box<dyn Runtime>, bool)> {
     match text(reader.get_runtime())? {
-        "" | "native" => Ok(Box::new(native::Native::new()?)),
+        "" | "native" => Ok((Box::new(native::Native::new()?), false)),
         binary => {
             // This driver wants the root file system mounted in its bundle: in a mount namespace of ours, so that
             // the mount ends with us, whatever happens.
             private_mounts()?;
             let root = text(reader.get_runtime_root())?;
-            Ok(Box::new(runc::RuncDriver::new(binary, root)?))
+            Ok((Box::new(runc::RuncDriver::new(binary, root)?), true))
         }
     }
 }
@@ -82,6 +88,19 @@ fn private_mounts() -> Result<()> {
     let os = |e: nix::Error| Error::io("shim", "", "can't have mounts of its own", &e.into());
     unshare(CloneFlags::CLONE_NEWNS).map_err(os)?;
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>).map_err(os)
+}
+
+/// The same directory in our own mount namespace: nothing can be mounted on one of another's.
+fn here(dir: &OwnedFd) -> Result<OwnedFd> {
+    let os = |e: std::io::Error| Error::io("bundle", "", "can't be opened in the shim's mount namespace", &e);
+    let path = std::fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd())).map_err(os)?;
+    let found = std::fs::File::open(path).map_err(os)?;
+    let same = |fd: &OwnedFd| nix::sys::stat::fstat(fd).map(|s| (s.st_dev, s.st_ino)).map_err(|e| os(e.into()));
+    let found = OwnedFd::from(found);
+    if same(&found)? != same(dir)? {
+        return Err(Error::failed_precondition("bundle", "", "was moved while the container was made: try again"));
+    }
+    Ok(found)
 }
 
 impl shim::Server for Service {

@@ -81,6 +81,25 @@ struct Ring {
     over: Cell<Option<&'static str>>,
     changed: Notify,
     done: Notify,
+    cutting: Notify,
+}
+
+impl Ring {
+    /// Over for another reason than the process's end: what is left is not written any more.
+    fn cut(&self) -> bool {
+        self.over.get().is_some_and(|why| why != "exit")
+    }
+
+    /// Waits for that.
+    async fn until_cut(&self) {
+        loop {
+            let gone = self.cutting.notified();
+            if self.cut() {
+                return;
+            }
+            gone.await;
+        }
+    }
 }
 
 /// One destination of a process's output.
@@ -123,6 +142,7 @@ impl Sink {
             over: Cell::new(None),
             changed: Notify::new(),
             done: Notify::new(),
+            cutting: Notify::new(),
         });
         tokio::task::spawn_local(drive(target, ring.clone()));
         Sink { ring, foreground }
@@ -130,6 +150,7 @@ impl Sink {
 
     /// Takes bytes in. A foreground sink waits for room; another is detached when it has none. `false`: it is over.
     pub async fn push(&self, bytes: &[u8]) -> bool {
+        let mut last_chance = false;
         loop {
             if self.ring.over.get().is_some() {
                 return false;
@@ -137,22 +158,30 @@ impl Sink {
             if self.ring.bytes.borrow().len() + bytes.len() <= RING {
                 break;
             }
-            if !self.foreground {
+            if self.foreground {
+                self.ring.done.notified().await;
+                continue;
+            }
+            if last_chance {
                 self.end("overflow");
                 return false;
             }
-            self.ring.done.notified().await;
+            // Whoever calls this may have been reading for a while without letting the sink's own task write.
+            last_chance = true;
+            tokio::task::yield_now().await;
         }
         self.ring.bytes.borrow_mut().extend(bytes);
         self.ring.changed.notify_one();
         true
     }
 
-    /// Takes no more bytes; what it has is still written.
+    /// Takes no more bytes. At the process's end (`exit`) what it has is still written; otherwise the descriptor is
+    /// closed at once, whatever its reader does.
     pub fn end(&self, why: &'static str) {
-        if self.ring.over.get().is_none() {
+        if self.ring.over.get().is_none() || why == "detached" && !self.ring.cut() {
             self.ring.over.set(Some(why));
         }
+        self.ring.cutting.notify_waiters();
         self.ring.changed.notify_one();
         self.ring.done.notify_waiters();
         self.ring.done.notify_one();
@@ -171,8 +200,7 @@ impl Sink {
     }
 
     fn pending(&self) -> bool {
-        let broken = self.ring.over.get() == Some("detached");
-        !broken && (self.ring.writing.get() || !self.ring.bytes.borrow().is_empty())
+        !self.ring.cut() && (self.ring.writing.get() || !self.ring.bytes.borrow().is_empty())
     }
 
     /// Waits until it is over, and says why: `exit`, `detached` or `overflow`.
@@ -189,6 +217,9 @@ impl Sink {
 
 async fn drive(target: Target, ring: Rc<Ring>) {
     loop {
+        if ring.cut() {
+            ring.bytes.borrow_mut().clear();
+        }
         let batch: Vec<u8> = ring.bytes.borrow_mut().drain(..).collect();
         if batch.is_empty() {
             if ring.over.get().is_some() {
@@ -198,11 +229,16 @@ async fn drive(target: Target, ring: Rc<Ring>) {
             continue;
         }
         ring.writing.set(true);
-        let written = target.write(&batch).await;
+        let written = tokio::select! {
+            written = target.write(&batch) => written.is_ok(),
+            () = ring.until_cut() => false,
+        };
         ring.writing.set(false);
-        if written.is_err() {
-            // The reader is gone: that is a detach, not a failure of the process.
-            ring.over.set(Some("detached"));
+        if !written {
+            if !ring.cut() {
+                // The reader is gone: that is a detach, not a failure of the process.
+                ring.over.set(Some("detached"));
+            }
             ring.bytes.borrow_mut().clear();
         }
         ring.done.notify_waiters();
