@@ -26,6 +26,8 @@ use crate::services::Services;
 
 /// RPC systems can't move between threads: connections are dealt out to so many.
 const ARBITERS: usize = 2;
+/// How long clients wait for the start of the actors.
+const START: std::time::Duration = std::time::Duration::from_secs(5);
 /// More connections than this are refused: each costs some 20 KiB.
 const CONNECTIONS: u32 = 16_384;
 
@@ -77,6 +79,11 @@ fn bind(dir: &Path, name: &str) -> Result<StdListener> {
 }
 
 async fn accept(listener: UnixListener, arbiters: Vec<ArbiterHandle>, services: Services, open: Arc<AtomicU32>) {
+    // Who connects while the actors are starting waits in the backlog for some milliseconds, instead of being told to
+    // try again. A daemon of which a part doesn't come up serves with what it has.
+    if !matches!(tokio::time::timeout(START, services.kernel.ready()).await, Ok(Ok(()))) {
+        tracing::error!("not every actor is up: the daemon is degraded");
+    }
     for turn in 0usize.. {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
