@@ -36,7 +36,7 @@ impl Leftovers {
             ("log", root.join("logs"), 2),
             ("shim", state.join("shims"), 1),
             ("bundle", state.join("tasks"), 2),
-            ("runc", state.join("runc"), 1),
+            ("runc", state.join("runc"), 2),
         ] {
             found.extend(below(&dir, depth).iter().map(|path| format!("{what} {}", path.display())));
         }

@@ -9,9 +9,11 @@
 mod daemon;
 mod files;
 mod leftovers;
+mod streams;
 mod wait;
 
 pub use daemon::{BUSYBOX, Daemon};
 pub use files::{binary, images};
 pub use leftovers::Leftovers;
+pub use streams::{Arrivals, input, output, pipe, terminal, write};
 pub use wait::{DEADLINE, bounded, until, until_async};

@@ -1,14 +1,51 @@
 //! The life of containers, through the client library, against a real daemon.
 
-#[test]
-fn smoke() {
-    let daemon = cofferdam_integration::Daemon::with_busybox();
-    let before = daemon.leftovers();
-    cofferdam_integration::bounded(async {
-        let client = daemon.client().await;
-        let mut request = daemon.run("one", ["sh", "-c", "exit 3"]);
-        request.container.remove_on_exit = true;
-        assert_eq!(client.run(request).unwrap().wait().await.unwrap().status, 3);
-    });
-    daemon.settles(&before);
+mod attach;
+mod contract;
+mod exec;
+mod failures;
+mod log;
+mod streams;
+mod terminal;
+
+use cofferdam_client::{Client, Container, ContainerRequest, Namespace, Run, RunRequest, Stdio, Task};
+use cofferdam_integration::{BUSYBOX, Daemon};
+use cofferdam_types::Error;
+
+/// A container of busybox that a shell script describes, not yet with a task.
+pub fn container(namespace: &Namespace, id: &str, script: &str) -> Container {
+    with(namespace, id, script, |_| {})
+}
+
+/// [`container`], and something about it changed.
+pub fn with(namespace: &Namespace, id: &str, script: &str, change: impl FnOnce(&mut ContainerRequest)) -> Container {
+    let mut request = ContainerRequest { id: id.into(), ..ContainerRequest::default() };
+    request.options.args = vec!["sh".into(), "-c".into(), script.into()];
+    change(&mut request);
+    namespace.containers().create(&namespace.images().get(BUSYBOX), &request)
+}
+
+/// A script as a run.
+pub fn script(daemon: &Daemon, id: &str, script: &str) -> RunRequest {
+    daemon.run(id, ["sh", "-c", script])
+}
+
+/// Starts a run, and waits for the start.
+pub async fn start(client: &Client, request: RunRequest) -> Run {
+    let run = client.run(request).unwrap();
+    run.started().await.unwrap();
+    run
+}
+
+/// A container that does nothing until it is killed.
+pub async fn idle(namespace: &Namespace, id: &str) -> (Container, Task) {
+    let container = container(namespace, id, "exec sleep 1000");
+    let task = container.create_task(Stdio::default(), false);
+    task.start().await.unwrap();
+    (container, task)
+}
+
+/// Code, kind and id of an error.
+pub fn named(error: &Error) -> (cofferdam_types::Code, &str, &str) {
+    (error.code, &error.kind, &error.id)
 }

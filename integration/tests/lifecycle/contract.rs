@@ -1,0 +1,306 @@
+//! What every runtime driver must do, ours and runc alike.
+
+use cofferdam_client::{ProcessOptions, Status, Stdio};
+use cofferdam_integration::{Daemon, bounded, input, output, until_async};
+use cofferdam_types::{Code, Timestamp};
+
+use crate::{script, with};
+
+macro_rules! contract {
+    ($($name:ident)*) => {
+        mod native {
+            $(#[test]
+            fn $name() {
+                super::$name("native");
+            })*
+        }
+        mod runc {
+            $(#[test]
+            fn $name() {
+                super::$name("runc");
+            })*
+        }
+    };
+}
+
+contract! {
+    states waiters exit_codes kills execs pipes logs frozen removed_on_exit unstartable
+}
+
+fn states(runtime: &str) {
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    bounded(async {
+        let namespace = daemon.open().await;
+        let container = with(&namespace, "box", "exec sleep 1000", |c| c.runtime = runtime.into());
+        assert_eq!(container.info().await.unwrap().task, None);
+        let missing = container.task().state().await.unwrap_err();
+        assert_eq!((missing.code, &*missing.kind), (Code::NotFound, "task"));
+
+        let task = container.create_task(Stdio::default(), false);
+        let made = task.state().await.unwrap();
+        assert_eq!((made.status, made.exit), (Status::Created, None));
+        assert!(made.pid > 0, "it is there, held before its program");
+        let twice = container.create_task(Stdio::default(), false).state().await.unwrap_err();
+        assert_eq!(twice.code, Code::FailedPrecondition);
+
+        let pid = task.start().await.unwrap();
+        let runs = task.state().await.unwrap();
+        assert_eq!((runs.status, runs.pid), (Status::Running, pid));
+        let again = task.start().await.unwrap_err();
+        assert_eq!(again.code, Code::FailedPrecondition);
+        let busy = task.delete().await.unwrap_err();
+        assert_eq!(busy.code, Code::FailedPrecondition);
+
+        let asked = Timestamp::now();
+        task.kill(9, false).await.unwrap();
+        let exit = task.wait().await.unwrap();
+        assert_eq!((exit.status, &*exit.reason), (137, ""));
+        assert!(exit.at >= asked && exit.at <= Timestamp::now(), "{exit:?}");
+        let ended = task.state().await.unwrap();
+        assert_eq!((ended.status, ended.pid, ended.exit), (Status::Stopped, 0, Some(exit.clone())));
+        let shown = container.info().await.unwrap().task.unwrap();
+        assert_eq!((shown.status, shown.exit.as_ref()), (Status::Stopped, Some(&exit)));
+        assert!(shown.created <= shown.started && shown.started <= exit.at, "{shown:?}");
+
+        assert_eq!(task.delete().await.unwrap(), exit);
+        assert_eq!(container.info().await.unwrap().task, None);
+        // The container stays, and can run again.
+        let second = container.create_task(Stdio::default(), false);
+        second.start().await.unwrap();
+        second.kill(9, false).await.unwrap();
+        assert_eq!(second.wait().await.unwrap().status, 137);
+        container.remove(false).await.unwrap();
+        assert_eq!(container.info().await.unwrap_err().code, Code::NotFound);
+    });
+    daemon.settles(&before);
+}
+
+fn waiters(runtime: &str) {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let namespace = daemon.open().await;
+        let container = with(&namespace, "box", "exit 5", |c| c.runtime = runtime.into());
+        let task = container.create_task(Stdio::default(), false);
+        // Before the start, by several, on several connections.
+        let early: Vec<_> = (0..5).map(|_| task.wait()).collect();
+        task.state().await.unwrap();
+        let other = daemon.open().await.containers().get("box").task();
+        let elsewhere = other.wait();
+        other.state().await.unwrap();
+        task.start().await.unwrap();
+        let exit = elsewhere.await.unwrap();
+        assert_eq!(exit.status, 5);
+        for wait in early {
+            assert_eq!(wait.await.unwrap(), exit);
+        }
+        // After the end, until it is deleted.
+        assert_eq!(task.wait().await.unwrap(), exit);
+        assert_eq!(daemon.open().await.containers().get("box").task().wait().await.unwrap(), exit);
+        task.delete().await.unwrap();
+        assert_eq!(task.wait().await.unwrap_err().code, Code::NotFound);
+    });
+}
+
+fn exit_codes(runtime: &str) {
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    bounded(async {
+        let client = daemon.client().await;
+        for code in [0, 1, 42, 255] {
+            let mut request = script(&daemon, &format!("code{code}"), &format!("exit {code}"));
+            request.container.runtime = runtime.into();
+            request.container.remove_on_exit = true;
+            let exit = client.run(request).unwrap().wait().await.unwrap();
+            assert_eq!((exit.status, &*exit.reason), (code, ""));
+        }
+    });
+    daemon.settles(&before);
+}
+
+fn kills(runtime: &str) {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let namespace = daemon.open().await;
+        // As the first of its pid namespace a process dies of nothing but SIGKILL that it has no handler for.
+        let ready = "trap 'exit 7' TERM; trap 'exit 8' USR1; sleep 1000 & echo ready; wait";
+        for (id, signal, status) in [("term", 15, 7), ("usr1", 10, 8), ("kill", 9, 137)] {
+            let container = with(&namespace, id, ready, |c| c.runtime = runtime.into());
+            let (stdout, arrivals) = output();
+            let task = container.create_task(Stdio { stdout, ..Stdio::default() }, false);
+            task.start().await.unwrap();
+            arrivals.contains("ready").await;
+            task.kill(signal, false).await.unwrap();
+            assert_eq!(task.wait().await.unwrap().status, status, "signal {signal}");
+            let late = task.kill(signal, false).await.unwrap_err();
+            assert_eq!((late.code, &*late.kind), (Code::NotFound, "process"));
+        }
+
+        // Others die as they should, and `all` reaches every one.
+        let container = with(&namespace, "all", "exec sleep 1000", |c| c.runtime = runtime.into());
+        let task = container.create_task(Stdio::default(), false);
+        task.start().await.unwrap();
+        let options = ProcessOptions { args: vec!["sleep".into(), "1000".into()], ..ProcessOptions::default() };
+        let execs: Vec<_> = ["a", "b", "c"].map(|id| task.exec(id, &options, Stdio::default())).into();
+        for exec in &execs {
+            exec.start().await.unwrap();
+        }
+        assert_eq!(task.kill(1000, false).await.unwrap_err().code, Code::InvalidArgument);
+        execs[0].kill(15, false).await.unwrap();
+        assert_eq!(execs[0].wait().await.unwrap().status, 143);
+        execs[1].kill(1, false).await.unwrap();
+        assert_eq!(execs[1].wait().await.unwrap().status, 129);
+        task.kill(15, true).await.unwrap();
+        assert_eq!(execs[2].wait().await.unwrap().status, 143);
+        assert_eq!(task.state().await.unwrap().status, Status::Running, "the first has no handler");
+        task.kill(9, true).await.unwrap();
+        assert_eq!(task.wait().await.unwrap().status, 137);
+    });
+}
+
+fn execs(runtime: &str) {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let namespace = daemon.open().await;
+        let container = with(&namespace, "box", "exec sleep 1000", |c| {
+            c.runtime = runtime.into();
+            c.options.env = vec!["SHARED=container".into(), "MINE=container".into()];
+        });
+        let task = container.create_task(Stdio::default(), false);
+        task.start().await.unwrap();
+        let (stdout, arrivals) = output();
+        let options = ProcessOptions {
+            args: ["sh", "-c", "echo $SHARED $MINE $(id -u):$(id -g) $PWD; exit 9"].map(String::from).into(),
+            env: vec!["MINE=exec".into()],
+            workdir: "/tmp".into(),
+            user: "12:34".into(),
+            terminal: false,
+        };
+        let exec = task.exec("probe", &options, Stdio { stdout, ..Stdio::default() });
+        assert_eq!(exec.state().await.unwrap().status, Status::Created);
+        let wait = exec.wait();
+        exec.start().await.unwrap();
+        assert_eq!(wait.await.unwrap().status, 9);
+        assert_eq!(arrivals.text().await, "container exec 12:34 /tmp\n");
+        assert_eq!(exec.delete().await.unwrap().status, 9);
+        assert_eq!(task.process("probe").state().await.unwrap_err().code, Code::NotFound);
+        task.kill(9, false).await.unwrap();
+        task.wait().await.unwrap();
+        let late = task.exec("late", &options, Stdio::default()).state().await.unwrap_err();
+        assert_eq!(late.code, Code::FailedPrecondition);
+    });
+}
+
+fn pipes(runtime: &str) {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let client = daemon.client().await;
+        let (stdin, feed) = input();
+        let ((stdout, out), (stderr, err)) = (output(), output());
+        let mut request = script(&daemon, "cat", "cat; echo gone >&2; exit 4");
+        request.container.runtime = runtime.into();
+        request.stdio = Stdio { stdin, stdout, stderr, size: (0, 0) };
+        let run = crate::start(&client, request).await;
+        let text = "over and over\n".repeat(10_000);
+        let copy = text.clone();
+        std::thread::spawn(move || std::io::Write::write_all(&mut { feed }, copy.as_bytes()).unwrap());
+        assert!(out.text().await == text);
+        assert_eq!(err.text().await, "gone\n");
+        assert_eq!(run.wait().await.unwrap().status, 4);
+    });
+}
+
+fn logs(runtime: &str) {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let client = daemon.client().await;
+        let mut request = script(&daemon, "talk", "echo one; echo two >&2; echo three");
+        request.container.runtime = runtime.into();
+        request.log = true;
+        let run = client.run(request).unwrap();
+        run.wait().await.unwrap();
+        let (out, err) = crate::log::read(&run.container(), false).await;
+        assert_eq!((&*out, &*err), (&b"one\nthree\n"[..], &b"two\n"[..]));
+    });
+}
+
+fn frozen(runtime: &str) {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let namespace = daemon.open().await;
+        let script = "n=0; while :; do n=$((n+1)); echo tick $n; usleep 2000; done";
+        let container = with(&namespace, "clock", script, |c| c.runtime = runtime.into());
+        let (stdout, arrivals) = output();
+        let task = container.create_task(Stdio { stdout, ..Stdio::default() }, false);
+        let pid = task.start().await.unwrap();
+        arrivals.contains("tick 3\n").await;
+        assert!(task.pids().await.unwrap().contains(&pid));
+
+        assert_eq!(task.resume().await.unwrap_err().code, Code::FailedPrecondition);
+        task.pause().await.unwrap();
+        assert_eq!(task.state().await.unwrap().status, Status::Paused);
+        assert_eq!(task.pause().await.unwrap_err().code, Code::FailedPrecondition);
+        // What it wrote before is on its way to us at most; then there is silence.
+        let mut last = arrivals.so_far().len();
+        for _ in 0..5 {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            let now = arrivals.so_far().len();
+            if now == last {
+                break;
+            }
+            last = now;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        assert_eq!(arrivals.so_far().len(), last, "it ticks although it is frozen");
+        task.resume().await.unwrap();
+        assert_eq!(task.state().await.unwrap().status, Status::Running);
+        until_async("it ticks again", async || (arrivals.so_far().len() > last).then_some(())).await;
+
+        // A frozen one can be killed.
+        task.pause().await.unwrap();
+        container.remove(true).await.unwrap();
+    });
+    assert_eq!(daemon.leftovers().beyond(&Default::default()).iter().filter(|l| l.starts_with("cgroup")).count(), 0);
+}
+
+fn removed_on_exit(runtime: &str) {
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    bounded(async {
+        let client = daemon.client().await;
+        for n in 0..3 {
+            let mut request = script(&daemon, &format!("brief{n}"), "echo hello > /file; exit 6");
+            request.container.runtime = runtime.into();
+            request.container.remove_on_exit = true;
+            request.log = true;
+            let run = client.run(request).unwrap();
+            assert_eq!(run.wait().await.unwrap().status, 6);
+            assert!(run.container().info().await.is_err_and(|e| e.code == Code::NotFound));
+        }
+        assert!(daemon.open().await.containers().list::<&str>(&[]).all().await.unwrap().is_empty());
+    });
+    daemon.settles(&before);
+}
+
+fn unstartable(runtime: &str) {
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    bounded(async {
+        let client = daemon.client().await;
+        for (id, command, code) in [
+            ("missing", "/bin/nonsense", Code::NotFound),
+            ("unknown", "nonsense", Code::NotFound),
+            ("directory", "/etc", Code::FailedPrecondition),
+        ] {
+            let mut request = daemon.run(id, [command]);
+            request.container.runtime = runtime.into();
+            request.log = true;
+            let run = client.run(request).unwrap();
+            let error = run.wait().await.unwrap_err();
+            assert_eq!(error.code, code, "{command}: {error}");
+            assert!(error.to_string().contains(command), "{error}");
+            assert_eq!(run.container().info().await.unwrap_err().code, Code::NotFound, "{command}");
+        }
+    });
+    daemon.settles(&before);
+}

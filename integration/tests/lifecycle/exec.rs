@@ -1,0 +1,162 @@
+//! Other processes in a container.
+
+use cofferdam_client::{Input, ProcessOptions, Status, Stdio};
+use cofferdam_integration::{Daemon, bounded, output};
+use cofferdam_types::Code;
+
+use crate::{container, idle, named};
+
+fn sh(script: &str) -> ProcessOptions {
+    ProcessOptions { args: ["sh", "-c", script].map(String::from).into(), ..ProcessOptions::default() }
+}
+
+#[test]
+fn ids_are_unique_until_deleted() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let namespace = daemon.open().await;
+        let (container, task) = idle(&namespace, "box").await;
+        let first = task.exec("probe", &sh("exit 1"), Stdio::default());
+        first.state().await.unwrap();
+        let second = task.exec("probe", &sh("exit 2"), Stdio::default()).state().await.unwrap_err();
+        assert_eq!(named(&second), (Code::AlreadyExists, "process", "probe"));
+        // The refusal hurt nobody.
+        first.start().await.unwrap();
+        assert_eq!(first.wait().await.unwrap().status, 1);
+        // Without an id the daemon finds one, and each is listed.
+        for _ in 0..2 {
+            let exec = task.exec("", &sh("exit 3"), Stdio::default());
+            exec.start().await.unwrap();
+            assert_eq!(exec.wait().await.unwrap().status, 3);
+        }
+        let execs = container.info().await.unwrap().task.unwrap().execs;
+        assert_eq!(execs.len(), 3);
+        assert!(execs.contains(&"probe".to_owned()));
+        for id in &execs {
+            task.process(id).delete().await.unwrap();
+        }
+        assert!(container.info().await.unwrap().task.unwrap().execs.is_empty());
+        assert_eq!(task.process("probe").wait().await.unwrap_err().code, Code::NotFound);
+        let again = task.exec("probe", &sh("exit 4"), Stdio::default());
+        again.start().await.unwrap();
+        assert_eq!(again.wait().await.unwrap().status, 4);
+    });
+}
+
+#[test]
+fn a_command_that_is_not_there_is_told_to_the_starter_and_to_the_waiters() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let namespace = daemon.open().await;
+        let (_, task) = idle(&namespace, "box").await;
+        for (id, command, code, status) in
+            [("a", "nonsense", Code::NotFound, 127), ("b", "/etc", Code::FailedPrecondition, 126)]
+        {
+            let options = ProcessOptions { args: vec![command.into()], ..ProcessOptions::default() };
+            let exec = task.exec(id, &options, Stdio::default());
+            let wait = exec.wait();
+            let error = exec.start().await.unwrap_err();
+            assert_eq!(error.code, code, "{error}");
+            assert!(error.to_string().contains(command), "{error}");
+            assert_eq!(wait.await.unwrap().status, status);
+            exec.delete().await.unwrap();
+        }
+        assert_eq!(task.state().await.unwrap().status, Status::Running);
+    });
+}
+
+#[test]
+fn an_unknown_user_is_refused() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let namespace = daemon.open().await;
+        let (_, task) = idle(&namespace, "box").await;
+        let options = ProcessOptions { user: "nobody-of-that-name".into(), ..sh("true") };
+        let error = task.exec("", &options, Stdio::default()).start().await.unwrap_err();
+        assert!(error.to_string().contains("nobody-of-that-name"), "{error}");
+        assert!(matches!(error.code, Code::NotFound | Code::InvalidArgument), "{error:?}");
+    });
+}
+
+#[test]
+fn names_of_users_come_from_the_container() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let namespace = daemon.open().await;
+        let container = container(&namespace, "box", "echo tester:x:77:88::/:/bin/sh >> /etc/passwd; exec sleep 1000");
+        let task = container.create_task(Stdio::default(), false);
+        task.start().await.unwrap();
+        let identity = async |user: &str| {
+            let (stdout, arrivals) = output();
+            let options = ProcessOptions { user: user.into(), ..sh("id -u; id -g") };
+            let exec = task.exec("", &options, Stdio { stdout, ..Stdio::default() });
+            exec.start().await.unwrap();
+            assert_eq!(exec.wait().await.unwrap().status, 0);
+            arrivals.text().await
+        };
+        // The line is the container's own work: it may not have come to it yet.
+        cofferdam_integration::until_async("the user is there", async || {
+            let there = task.exec("", &sh("grep -q tester /etc/passwd"), Stdio::default());
+            there.start().await.unwrap();
+            (there.wait().await.unwrap().status == 0).then_some(())
+        })
+        .await;
+        assert_eq!(identity("tester").await, "77\n88\n");
+        assert_eq!(identity("").await, "0\n0\n");
+    });
+}
+
+#[test]
+fn a_stopped_container_runs_nothing() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let namespace = daemon.open().await;
+        let (container, task) = idle(&namespace, "box").await;
+        let pending = task.exec("pending", &sh("exit 0"), Stdio::default());
+        let running = task.exec("running", &sh("exec sleep 1000"), Stdio::default());
+        pending.state().await.unwrap();
+        running.start().await.unwrap();
+        task.kill(9, false).await.unwrap();
+        task.wait().await.unwrap();
+        // It goes with the first process of its pid namespace.
+        assert_eq!(running.wait().await.unwrap().status, 137);
+        let late = task.exec("late", &sh("exit 0"), Stdio::default()).state().await.unwrap_err();
+        assert_eq!(late.code, Code::FailedPrecondition);
+        let started = pending.start().await.unwrap_err();
+        assert!(matches!(started.code, Code::FailedPrecondition | Code::NotFound), "{started:?}");
+        container.remove(false).await.unwrap();
+    });
+}
+
+#[test]
+fn a_running_exec_is_not_deleted() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let namespace = daemon.open().await;
+        let (_, task) = idle(&namespace, "box").await;
+        let exec = task.exec("busy", &sh("exec sleep 1000"), Stdio::default());
+        exec.start().await.unwrap();
+        assert_eq!(exec.delete().await.unwrap_err().code, Code::FailedPrecondition);
+        exec.kill(9, false).await.unwrap();
+        assert_eq!(exec.wait().await.unwrap().status, 137);
+        assert_eq!(exec.kill(9, false).await.unwrap_err().code, Code::NotFound);
+        exec.delete().await.unwrap();
+    });
+}
+
+#[test]
+fn input_ends_where_it_is_closed() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let namespace = daemon.open().await;
+        let (_, task) = idle(&namespace, "box").await;
+        let (stdout, arrivals) = output();
+        let stdio = Stdio { stdin: Input::Stream, stdout, ..Stdio::default() };
+        let exec = task.exec("cat", &sh("cat; exit 5"), stdio);
+        exec.start().await.unwrap();
+        exec.stdin().write(b"through\n").await.unwrap();
+        arrivals.contains("through").await;
+        exec.close_stdin().await.unwrap();
+        assert_eq!(exec.wait().await.unwrap().status, 5);
+    });
+}
