@@ -116,7 +116,7 @@ async fn kill(cx: Cx) -> Result<i32, Failure> {
 }
 
 /// Does something to each, goes on after a failure, and fails with the last.
-async fn each(ids: &[String], act: impl AsyncFn(&str) -> Result<(), Failure>) -> Result<i32, Failure> {
+pub async fn each(ids: &[String], act: impl AsyncFn(&str) -> Result<(), Failure>) -> Result<i32, Failure> {
     let mut failed = None;
     for id in ids {
         match act(id).await {

@@ -8,6 +8,7 @@ use crate::{
     args::{Args, Command, Positional, Times, many, switch, value},
     cx::{Cx, Table, line},
     failure::Failure,
+    nouns::container::each,
     progress::{self, short_name},
     units::{show_age, show_size},
 };
@@ -181,11 +182,7 @@ pub static RM: Command = Command {
 
 async fn rm(cx: Cx) -> Result<i32, Failure> {
     let images = cx.namespace().await?.images();
-    for name in cx.args.from(0) {
-        images.remove(name).await?;
-        line(name)?;
-    }
-    Ok(0)
+    each(cx.args.from(0), async |name| Ok(images.remove(name).await?)).await
 }
 
 /// `coffer image inspect`.

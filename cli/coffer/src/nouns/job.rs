@@ -4,8 +4,9 @@ use cofferdam_client::JobInfo;
 
 use crate::{
     args::{Command, Positional, Times},
-    cx::{Cx, Table, line},
+    cx::{Cx, Table},
     failure::Failure,
+    nouns::container::each,
     units::{show_age, show_size},
 };
 
@@ -55,9 +56,5 @@ pub static CANCEL: Command = Command {
 
 async fn cancel(cx: Cx) -> Result<i32, Failure> {
     let jobs = cx.namespace().await?.jobs();
-    for id in cx.args.from(0) {
-        jobs.get(id).cancel().await?;
-        line(id)?;
-    }
-    Ok(0)
+    each(cx.args.from(0), async |id| Ok(jobs.get(id).cancel().await?)).await
 }

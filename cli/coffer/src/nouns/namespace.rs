@@ -4,6 +4,7 @@ use crate::{
     args::{Command, Positional, Times, many, switch},
     cx::{Cx, Table, line},
     failure::Failure,
+    nouns::container::each,
     units::{pair, show_age},
 };
 
@@ -70,9 +71,5 @@ pub static RM: Command = Command {
 
 async fn rm(cx: Cx) -> Result<i32, Failure> {
     let namespaces = cx.client().await?.namespaces();
-    for name in cx.args.from(0) {
-        namespaces.remove(name).await?;
-        line(name)?;
-    }
-    Ok(0)
+    each(cx.args.from(0), async |name| Ok(namespaces.remove(name).await?)).await
 }
