@@ -122,7 +122,7 @@ async fn begin_import(place: &Place, reader: import_options::Reader<'_>, fd: Own
         }
         import_options::Format::Rootfs => {
             let config = RootfsConfig { cmd: texts(reader.get_command())?, ..RootfsConfig::default() };
-            let options = RootfsOptions { name: Name::new(name)?, platform, config, driver };
+            let options = RootfsOptions { name: Name::new(normalize(name)?)?, platform, config, driver };
             transfer.rootfs(authority, &place.namespace, source, options).await
         }
     }
@@ -228,7 +228,9 @@ impl images::Server for Images {
     }
 
     async fn remove(self: Rc<Self>, params: images::RemoveParams, _: images::RemoveResults) -> capnp::Result<()> {
-        let name = rpc(Name::new(rpc(text(params.get()?.get_name()))?))?;
+        let given = rpc(text(params.get()?.get_name()))?;
+        let not_here = || Error::not_found("image", given, "is not here; `coffer image ls` lists those that are");
+        let name = rpc(self.find(given).and_then(|found| found.ok_or_else(not_here)))?;
         rpc(self.0.services().images.remove(self.0.authority(), &self.0.namespace, &name).await)
     }
 }

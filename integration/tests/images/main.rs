@@ -1,0 +1,6 @@
+//! Images, end to end through the client library: imported and pulled in every form, compared with what another tool
+//! unpacks, run, and refused where they are wrong.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test a failure is a panic")]
+
+mod imports;
+mod support;

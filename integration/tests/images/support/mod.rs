@@ -1,0 +1,6 @@
+//! What the tests of images share.
+
+pub mod craft;
+pub mod server;
+pub mod tree;
+pub mod world;
