@@ -90,6 +90,15 @@ impl Ctx {
         Err(Error::not_found("task", id, "has not been created"))
     }
 
+    /// A task that is not being looked for any more.
+    async fn settled(&self, ns: &Namespace, id: &Id) -> Result<Rc<Entry>> {
+        let entry = self.entry(ns, id)?;
+        if entry.init.ended().is_none() {
+            entry.link.settled().await?;
+        }
+        Ok(entry)
+    }
+
     /// Its task is no more.
     fn forget(&self, entry: &Entry) {
         self.entries.borrow_mut().remove(&(entry.namespace.clone(), entry.id.clone()));
@@ -328,26 +337,33 @@ impl Handler<Start> for TasksActor {
 }
 
 impl Handler<Observe> for TasksActor {
-    type Result = Result<watch::Receiver<Option<Exit>>>;
+    type Result = ResponseFuture<Result<watch::Receiver<Option<Exit>>>>;
     fn handle(&mut self, message: Observe, _: &mut Context<Self>) -> Self::Result {
-        let entry = self.ctx.entry(&message.namespace, &message.id)?;
-        Ok(entry.process(&message.exec)?.exit.subscribe())
+        let ctx = self.ctx.clone();
+        Box::pin(async move {
+            let entry = ctx.settled(&message.namespace, &message.id).await?;
+            Ok(entry.process(&message.exec)?.exit.subscribe())
+        })
     }
 }
 
 impl Handler<Query> for TasksActor {
-    type Result = Result<ProcessState>;
+    type Result = ResponseFuture<Result<ProcessState>>;
     fn handle(&mut self, message: Query, _: &mut Context<Self>) -> Self::Result {
-        self.ctx.entry(&message.namespace, &message.id)?.state(&message.exec)
+        let ctx = self.ctx.clone();
+        Box::pin(async move { ctx.settled(&message.namespace, &message.id).await?.state(&message.exec) })
     }
 }
 
 impl Handler<Execs> for TasksActor {
-    type Result = Result<Vec<String>>;
+    type Result = ResponseFuture<Result<Vec<String>>>;
     fn handle(&mut self, message: Execs, _: &mut Context<Self>) -> Self::Result {
-        let entry = self.ctx.entry(&message.namespace, &message.id)?;
-        let execs = entry.execs.borrow().keys().cloned().collect();
-        Ok(execs)
+        let ctx = self.ctx.clone();
+        Box::pin(async move {
+            let entry = ctx.settled(&message.namespace, &message.id).await?;
+            let execs = entry.execs.borrow().keys().cloned().collect();
+            Ok(execs)
+        })
     }
 }
 

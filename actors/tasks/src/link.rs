@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, time::Duration};
 
-use cofferdam_types::{Error, Result};
+use cofferdam_types::{Code, Error, Result};
 use cofferdam_wire::{fdstream::Fds, shim_capnp::shim_container};
 use tokio::sync::Notify;
 
@@ -77,5 +77,13 @@ impl Link {
         tokio::time::timeout(PATIENCE, wait)
             .await
             .unwrap_or_else(|_| Err(Error::unavailable("task", "", "is still being looked for: try again")))
+    }
+
+    /// Waits until the shim was found, or is known to be gone: before that nobody knows how its processes are.
+    pub async fn settled(&self) -> Result<()> {
+        match self.remote().await {
+            Err(error) if error.code == Code::FailedPrecondition => Ok(()),
+            other => other.map(drop),
+        }
     }
 }

@@ -23,6 +23,10 @@ pub fn from_rpc(error: capnp::Error) -> Error {
     match error.kind {
         ErrorKind::Disconnected => Error::unavailable("connection", "", format!("is lost: {}", parsed.message)),
         ErrorKind::Unimplemented => Error::unimplemented("method", "", parsed.message),
+        // capnp's own words for a message over the other side's limit: it ends the connection.
+        _ if parsed.message.starts_with("Message has ") && parsed.message.contains("too large") => {
+            Error::resource_exhausted("message", "", "is larger than the other side takes, and ended the connection")
+        }
         ErrorKind::Overloaded => Error::unavailable("daemon", "", parsed.message),
         _ => parsed,
     }

@@ -260,7 +260,7 @@ pub fn file_of(bytes: &[u8]) -> OwnedFd {
 
 /// A pipe with these bytes, written by a thread that does not mind if nobody reads to the end.
 pub fn pipe_of(bytes: Vec<u8>) -> OwnedFd {
-    let (read, write) = nix::unistd::pipe().unwrap();
+    let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
     std::thread::spawn(move || drop(File::from(write).write_all(&bytes)));
     read
 }

@@ -1,0 +1,109 @@
+//! What one connection may have, and that another doesn't feel it.
+
+use std::{fs::File, io::Read as _, os::fd::OwnedFd};
+
+use capnp_rpc::{RpcSystem, rpc_twoparty_capnp::Side};
+use cofferdam_integration::{Daemon, bounded, pipe, until_async};
+use cofferdam_types::Code;
+use cofferdam_wire::{connect, fdstream::PARKED, gate_capnp::gate};
+
+use crate::{ends_when_told, start, tell};
+
+#[test]
+fn a_connection_over_its_calls_is_cut_alone() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let client = daemon.client().await;
+        let (request, file) = ends_when_told(&daemon, "box");
+        let (run, _) = start(&client, request).await;
+        let within = daemon.client().await;
+        let task = within.namespace(daemon.namespace()).containers().get("box").task();
+        task.state().await.unwrap();
+        let full: Vec<_> = (0..256).map(|_| task.wait()).collect();
+
+        let greedy = daemon.client().await;
+        let task = greedy.namespace(daemon.namespace()).containers().get("box").task();
+        task.state().await.unwrap();
+        let waits: Vec<_> = (0..257).map(|_| task.wait()).collect();
+        let mut refused = 0;
+        for wait in waits {
+            let error = wait.await.unwrap_err();
+            match error.code {
+                Code::ResourceExhausted => refused += 1,
+                _ => assert!(cofferdam_client::is_lost(&error), "{error:?}"),
+            }
+        }
+        assert_eq!(refused, 1, "the one over budget is told why");
+        assert!(cofferdam_client::is_lost(&task.state().await.unwrap_err()));
+
+        // The one that is just within its budget is served, and so is everybody else.
+        tell(&file, 3);
+        for wait in full {
+            assert_eq!(wait.await.unwrap().status, 3);
+        }
+        assert_eq!(run.wait().await.unwrap().status, 3);
+        drop(greedy);
+        until_async("it is counted no longer", async || {
+            let status = client.system().status().await.unwrap();
+            (status.connections == 2).then_some(())
+        })
+        .await;
+    });
+}
+
+#[test]
+fn descriptors_that_nobody_takes_are_closed() {
+    let daemon = Daemon::start();
+    let open = || std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count();
+    bounded(async {
+        let stream = tokio::net::UnixStream::connect(daemon.socket()).await.unwrap();
+        let (network, fds) = connect::network(stream, Side::Client, connect::MESSAGE);
+        let mut system = RpcSystem::new(Box::new(network), None);
+        let gate: gate::Client = system.bootstrap(Side::Server);
+        let task = tokio::task::spawn_local(system);
+        gate.hello_request().send().promise.await.unwrap();
+        let before = open();
+        let pipes: Vec<OwnedFd> = (0..PARKED + 6)
+            .map(|_| {
+                let (read, write) = pipe();
+                fds.push(write);
+                read
+            })
+            .collect();
+        // Behind a few more messages all of them have gone over.
+        for _ in 0..8 {
+            gate.hello_request().send().promise.await.unwrap();
+        }
+        assert_eq!(open() - before, PARKED);
+        let mut pipes: Vec<File> = pipes.into_iter().map(File::from).collect();
+        for pipe in &mut pipes[..6] {
+            // The oldest were closed: end of file.
+            assert_eq!(pipe.read(&mut [0]).unwrap(), 0);
+        }
+        task.abort();
+        drop((gate, fds));
+        let _ = task.await;
+        // And the rest goes with the connection.
+        for pipe in &mut pipes[6..] {
+            assert_eq!(pipe.read(&mut [0]).unwrap(), 0);
+        }
+    });
+}
+
+#[test]
+fn a_message_that_is_too_large_ends_its_connection_alone() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let client = daemon.client().await;
+        let greedy = daemon.client().await;
+        greedy.hello().await.unwrap();
+        let filter = "x".repeat(2 << 20);
+        let list = greedy.namespace(daemon.namespace()).containers().list(&[filter]);
+        let error = list.all().await.unwrap_err();
+        assert!(matches!(error.code, Code::Unavailable | Code::ResourceExhausted | Code::InvalidArgument), "{error:?}");
+        assert_eq!(client.system().status().await.unwrap().state, "ready");
+        let mut request = daemon.run("after", ["true"]);
+        request.container.remove_on_exit = true;
+        assert_eq!(client.run(request).unwrap().wait().await.unwrap().status, 0);
+    });
+}
