@@ -67,6 +67,9 @@ impl Actor for TasksActor {
                 panic!("the task records can't be read: {error}");
             }
         };
+        if let Err(error) = recover::sweep_dirs(&self.ctx.deps) {
+            tracing::warn!(%error, "what a crash left can't be removed");
+        }
         let known = recorded.iter().map(|(_, task)| task.shim.clone()).collect();
         for (namespace, task) in recorded {
             let entry = recover::entry(&self.ctx.deps, &namespace, &task);

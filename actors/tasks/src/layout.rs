@@ -53,6 +53,11 @@ impl Layout {
         Ok(entries.filter_map(|e| e.ok()?.file_name().into_string().ok()).collect())
     }
 
+    /// Every task that has a bundle, and every container that has a log.
+    pub(crate) fn kept(&self) -> (Vec<(Namespace, Id)>, Vec<(Namespace, Id)>) {
+        (pairs(&self.bundles), pairs(&self.logs))
+    }
+
     /// A task's bundle.
     pub(crate) fn bundle(&self, namespace: &Namespace, id: &Id) -> PathBuf {
         self.bundles.join(&**namespace).join(&**id)
@@ -75,6 +80,21 @@ impl Layout {
         let file = File::options().create(true).append(true).mode(0o600).custom_flags(libc::O_NOFOLLOW).open(&path);
         Ok(file.map_err(|e| Error::io("log", id, "can't be opened", &e))?.into())
     }
+}
+
+/// The directories two levels down, whose names are a namespace and an id. What has other names is not ours.
+fn pairs(dir: &Path) -> Vec<(Namespace, Id)> {
+    let names = |dir: &Path| -> Vec<String> {
+        let entries = std::fs::read_dir(dir).into_iter().flatten();
+        entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect()
+    };
+    let mut found = Vec::new();
+    for namespace in names(dir) {
+        let Ok(ns) = Namespace::new(namespace) else { continue };
+        let ids = names(&dir.join(&*ns)).into_iter().filter_map(|id| Id::new(id).ok());
+        found.extend(ids.map(|id| (ns.clone(), id)));
+    }
+    found
 }
 
 /// Makes a directory and its parents, mode 0700.

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fs::File, os::fd::AsFd as _, rc::Rc, time::Duration};
 
 use cofferdam_metadata::records::{
-    namespaces,
+    containers, namespaces,
     tasks::{self, Task},
 };
 use cofferdam_types::{Namespace, Result, Timestamp};
@@ -144,6 +144,24 @@ pub(crate) fn lost(deps: &Deps, entry: &Rc<Entry>) {
         end(process, exec);
     }
     end(&entry.init, "");
+}
+
+/// Bundles without a task and logs without a container: a crash came between a commit and their removal, or before one.
+/// Runs before any request is served, so that nothing is taken that is just being made.
+pub(crate) fn sweep_dirs(deps: &Deps) -> Result<()> {
+    let view = deps.metadata.read()?;
+    let (bundles, logs) = deps.layout.kept();
+    for (ns, id) in bundles {
+        if tasks::find(&view, &ns, &id)?.is_none() {
+            layout::remove(&deps.layout.bundle(&ns, &id))?;
+        }
+    }
+    for (ns, id) in logs {
+        if containers::find(&view, &ns, &id)?.is_none() {
+            layout::remove(&deps.layout.log_dir(&ns, &id))?;
+        }
+    }
+    Ok(())
 }
 
 /// Shims whose tasks have no record: an intent that was never committed, or a removal that was not finished. Those who
