@@ -11,7 +11,7 @@ use ureq::{
     http::{HeaderMap, Uri},
 };
 
-use super::{Ask, Repository};
+use super::{Ask, Repository, http::cause};
 
 /// Progress that makes up for the failures before it.
 const PROGRESS: u64 = 1 << 20;
@@ -146,8 +146,8 @@ impl<'a> BlobStream<'a> {
     fn broken(&self, error: io::Error) -> Error {
         let http = &self.repository.http;
         match error.downcast::<ureq::Error>() {
-            Ok(error) => http.transport(&error),
-            Err(error) => http.error(Error::unavailable, format!("hung up half-way ({})", error.kind())),
+            Ok(error) => http.transport(&error, None),
+            Err(error) => http.error(Error::unavailable, format!("hung up half-way ({})", cause(&error))),
         }
     }
 

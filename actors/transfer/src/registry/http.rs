@@ -195,7 +195,7 @@ impl Http {
         let request = request.header("accept-encoding", "identity").body(());
         let request = request.map_err(|_| self.error(Error::invalid, "does not make a request"))?;
         let request = self.agent.configure_request(request).timeout_recv_body(ask.body_within).build();
-        self.agent.run(request).map_err(|e| self.transport(&e))
+        self.agent.run(request).map_err(|e| self.transport(&e, Origin::of(uri).as_ref()))
     }
 
     /// Answers a 401: the next request carries what it asked for, or there is a reason why not.
@@ -257,7 +257,7 @@ impl Http {
                 self.agent.run(self.agent.configure_request(request).timeout_recv_body(within).build())
             }
         };
-        let mut response = answer.map_err(|e| self.transport(&e))?;
+        let mut response = answer.map_err(|e| self.transport(&e, Some(&origin)))?;
         let status = response.status().as_u16();
         if status != 200 {
             let what = format!("its authorization server {} answered {status}", origin.host);
@@ -340,25 +340,37 @@ impl Http {
     }
 
     /// A failure of the transport in our own words: the library's could hold a URL with a signature in its query.
-    pub fn transport(&self, error: &ureq::Error) -> Error {
+    /// `at`: whom it was about to be spoken to; `None` in the middle of a body.
+    pub fn transport(&self, error: &ureq::Error, at: Option<&Origin>) -> Error {
+        use io::ErrorKind as K;
         use ureq::Error as E;
+        let peer = at.map_or_else(|| "it".to_owned(), Origin::to_string);
+        let unavailable = |message: String| self.error(Error::unavailable, message);
+        let unreached = |why: &str| {
+            unavailable(format!(
+                "cannot be reached at {peer}: {why}: check its name and port, that it runs there, and the network"
+            ))
+        };
         match error {
-            E::HostNotFound => self
-                .error(Error::unavailable, "its host is not known to the name service: check the name and the network"),
-            E::Timeout(Timeout::Resolve | Timeout::Connect) => {
-                self.error(Error::unavailable, "cannot be reached in time: check the network")
-            }
-            E::Timeout(_) => self.error(Error::unavailable, "went silent or too slow"),
+            E::HostNotFound => unreached("the host is not known to the name service"),
+            E::Timeout(Timeout::Resolve) => unreached("the name service didn't answer in time"),
+            E::Timeout(Timeout::Connect) => unreached("no answer in time"),
+            E::Timeout(_) => unavailable("went silent or too slow: try again later".into()),
             E::Io(e) if e.to_string() == guard::REFUSED => self.error(Error::denied, guard::REFUSED),
             // What rustls makes of a certificate or of bytes that are no TLS.
-            E::Io(e) if e.kind() == io::ErrorKind::InvalidData && self.base.https => self.untrusted(e),
-            E::Io(e) => self.error(Error::unavailable, format!("cannot be reached or hung up ({})", e.kind())),
-            E::LargeResponseHeader(..) => self.error(Error::unavailable, "sends a header without end"),
+            E::Io(e) if e.kind() == K::InvalidData && self.base.https => self.untrusted(e),
+            E::ConnectionFailed => unreached("no connection came about"),
+            E::Io(e) => match e.kind() {
+                K::ConnectionRefused
+                | K::HostUnreachable
+                | K::NetworkUnreachable
+                | K::NetworkDown
+                | K::AddrNotAvailable => unreached(&cause(e)),
+                _ => unavailable(format!("broke the connection to {peer} off: {}: try again later", cause(e))),
+            },
+            E::LargeResponseHeader(..) => unavailable("sends a header without end".into()),
             E::Tls(_) | E::Rustls(_) | E::Pem(_) => self.untrusted(error),
-            _ => self.error(
-                Error::unavailable,
-                "does not speak proper HTTP (https spoken to a plain http port, or the reverse?)",
-            ),
+            _ => unavailable("does not speak proper HTTP (https spoken to a plain http port, or the reverse?)".into()),
         }
     }
 
@@ -375,6 +387,18 @@ impl Http {
 
     fn auth(&self) -> MutexGuard<'_, Auth> {
         self.auth.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why an exchange failed. A text that a library made is left out: it could hold a secret; the system's can't.
+pub(super) fn cause(error: &io::Error) -> String {
+    match (error.raw_os_error(), error.get_ref()) {
+        (Some(number), _) => {
+            let text = io::Error::from_raw_os_error(number).to_string();
+            text.split(" (os error").next().unwrap_or_default().to_lowercase()
+        }
+        (None, Some(_)) => error.kind().to_string(),
+        (None, None) => error.to_string(),
     }
 }
 
@@ -454,6 +478,15 @@ mod tests {
         ] {
             assert_eq!(realm_trust(&origin(base), &origin(realm), &trusted), want, "{base} names {realm}");
         }
+    }
+
+    #[test]
+    fn causes_are_the_systems_words_and_no_secrets() {
+        assert_eq!(cause(&io::Error::from_raw_os_error(libc::ECONNREFUSED)), "connection refused");
+        // One for which Rust has no kind.
+        assert_eq!(cause(&io::Error::from_raw_os_error(libc::EPROTO)), "protocol error");
+        let told = cause(&io::Error::other("https://h.io/blob?signature=secret"));
+        assert!(!told.contains("secret"), "{told}");
     }
 
     #[test]

@@ -19,7 +19,7 @@ use ureq::{Body, http::Response};
 
 pub use auth::Credentials;
 pub use blob::BlobStream;
-use http::{Ask, Http};
+use http::{Ask, Http, cause};
 
 use crate::{Cancel, Reference, Target};
 
@@ -229,9 +229,9 @@ impl Repository {
         let mut body = Vec::new();
         let read = response.body_mut().as_reader().take(limit + 1).read_to_end(&mut body);
         read.map_err(|e| match e.downcast::<ureq::Error>() {
-            Ok(e) => self.http.transport(&e),
+            Ok(e) => self.http.transport(&e, None),
             Err(e) => {
-                self.http.error(Error::unavailable, format!("stopped in the middle of a manifest ({})", e.kind()))
+                self.http.error(Error::unavailable, format!("stopped in the middle of a manifest ({})", cause(&e)))
             }
         })?;
         match body.len() as u64 > limit {

@@ -100,7 +100,11 @@ fn a_dead_registry_is_unavailable() {
     let port = Server::new(|_| Reply::ok("")).port;
     let reference = Reference::parse(&format!("127.0.0.1:{port}/a:t")).unwrap();
     let repository = Repository::new(&reference, &endpoint(), &Cancel::new()).unwrap();
-    fails(repository.resolve(&Target::Tag("t".into())), Code::Unavailable, "cannot be reached");
+    let error = repository.resolve(&Target::Tag("t".into())).unwrap_err();
+    assert_eq!(error.code, Code::Unavailable);
+    let (where_, why) =
+        (format!("cannot be reached at 127.0.0.1:{port}"), "connection refused: check its name and port");
+    assert!(error.message.contains(&where_) && error.message.contains(why), "{error}");
 }
 
 #[test]
