@@ -96,7 +96,15 @@ impl RuncDriver {
     }
 
     /// Makes a process: runs `args` (to which the pid file, the console and the id are added) and takes what it made.
-    fn make(&self, place: &Place<'_>, args: &[&str], pid_file: &str, stdio: &Stdio<'_>) -> Result<Process> {
+    /// The `size` is that of the terminal, if there is one.
+    fn make(
+        &self,
+        place: &Place<'_>,
+        args: &[&str],
+        pid_file: &str,
+        stdio: &Stdio<'_>,
+        size: Option<(u16, u16)>,
+    ) -> Result<Process> {
         let io = |what: &str, e: &std::io::Error| Error::io("container", place.id, what, e);
         let pid_path = utf8(&place.bundle.join(pid_file))?;
         let mut args = args.to_vec();
@@ -122,8 +130,8 @@ impl RuncDriver {
         let pidfd = process::pidfd_open(pid).map_err(|e| io("opening its pidfd", &e))?;
         let console = console.map(|socket| socket.receive()).transpose();
         let sized = console.and_then(|console| {
-            if let (Some(console), Stdio::Terminal { rows, cols }) = (&console, stdio) {
-                pty::resize(console, *rows, *cols).map_err(|e| io("setting the size of its terminal", &e))?;
+            if let (Some(console), Some((rows, cols))) = (&console, size) {
+                pty::resize(console, rows, cols).map_err(|e| io("setting the size of its terminal", &e))?;
             }
             Ok(console)
         });
@@ -201,7 +209,8 @@ impl Runtime for RuncDriver {
             mount_root(request.bundle, request.rootfs)?;
             write(request.bundle, CONFIG, &json(&spec)?)?;
             let bundle = utf8(request.bundle_path)?;
-            self.make(&place, &["create", "--bundle", &bundle], INIT_PID, &request.stdio)
+            let size = request.stdio.size(request.spec.process().as_ref());
+            self.make(&place, &["create", "--bundle", &bundle], INIT_PID, &request.stdio, size)
         })();
         let init = made.inspect_err(|_| {
             if let Err(left) = self.remove(&place) {
@@ -233,7 +242,8 @@ impl Runtime for RuncDriver {
         let (file, pid_file) = (format!("exec-{}.json", request.id), format!("exec-{}.pid", request.id));
         write(bundle.as_fd(), &file, &json(&process)?)?;
         let path = utf8(&container.bundle.join(&file))?;
-        let made = self.make(&place, &["exec", "--process", &path, "--detach"], &pid_file, &request.stdio);
+        let size = request.stdio.size(Some(request.process));
+        let made = self.make(&place, &["exec", "--process", &path, "--detach"], &pid_file, &request.stdio, size);
         for name in [&file, &pid_file] {
             let _ = std::fs::remove_file(container.bundle.join(name));
         }

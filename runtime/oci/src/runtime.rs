@@ -23,12 +23,27 @@ pub enum Stdio<'a> {
         stderr: BorrowedFd<'a>,
     },
     /// To a terminal that is made inside the container; its master comes back as [`Process::console`].
+    /// With neither height nor width it is as large as the spec's `process.consoleSize`, or else 24 by 80.
     Terminal {
         /// Height in characters.
         rows: u16,
         /// Width in characters.
         cols: u16,
     },
+}
+
+impl Stdio<'_> {
+    /// The size of the terminal, if it is one: as asked for, else the spec's, else 24 by 80.
+    pub(crate) fn size(&self, process: Option<&ProcessSpec>) -> Option<(u16, u16)> {
+        let Stdio::Terminal { rows, cols } = *self else { return None };
+        if (rows, cols) != (0, 0) {
+            return Some((rows, cols));
+        }
+        let within = |n: u64| u16::try_from(n).unwrap_or(u16::MAX);
+        let named = process.and_then(|process| process.console_size());
+        let named = named.map(|size| (within(size.height()), within(size.width()))).filter(|size| *size != (0, 0));
+        Some(named.unwrap_or((24, 80)))
+    }
 }
 
 /// Everything that a driver needs to make a container.

@@ -50,7 +50,7 @@ pub struct Wishes {
     pub stdout: Wish,
     /// Standard error.
     pub stderr: Wish,
-    /// Height and width.
+    /// Height and width; zeros leave them to the spec.
     pub size: (u16, u16),
 }
 
@@ -82,10 +82,7 @@ impl Wishes {
             stdin,
             stdout: out(reader.has_stdout(), reader.get_stdout())?,
             stderr: out(reader.has_stderr(), reader.get_stderr())?,
-            size: match (reader.get_rows(), reader.get_columns()) {
-                (0, 0) => (24, 80),
-                size => size,
-            },
+            size: (reader.get_rows(), reader.get_columns()),
         })
     }
 }

@@ -123,5 +123,6 @@ struct Stdio @0xc07bb936b492aa82 {
   # Unused with a terminal: there is one stream.
   rows @3 :UInt16;
   columns @4 :UInt16;
-  # The first size of the terminal, where the process has one; 0 is 24 by 80.
+  # The first size of the terminal, where the process has one. 0 and 0 are what the spec says (process.consoleSize), or
+  # 24 by 80.
 }

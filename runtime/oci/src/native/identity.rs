@@ -42,7 +42,7 @@ pub(super) fn streams(process: &Process, stdio: &Stdio<'_>, role: Role, steps: &
         return Err(Error::invalid("spec", "process.terminal", "does not agree with the streams that are given"));
     }
     let uid = process.user().uid();
-    if let Stdio::Terminal { rows, cols } = *stdio {
+    if let Some((rows, cols)) = stdio.size(Some(process)) {
         steps.push(Step::Terminal { rows, cols, uid, console: role == Role::Init });
     }
     let fds = match stdio {

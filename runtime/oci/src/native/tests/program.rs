@@ -181,6 +181,24 @@ fn a_terminal_has_a_size_and_is_the_console() {
 }
 
 #[test]
+fn a_terminal_without_a_size_has_the_specs() {
+    for (size, text) in [(json!({"height": 31, "width": 102}), "31 102"), (Value::Null, "24 80")] {
+        let mut f = Fixture::new();
+        f.spec["process"]["terminal"] = json!(true);
+        if !size.is_null() {
+            f.spec["process"]["consoleSize"] = size;
+        }
+        f.sh("stty size");
+        let mut container = f.create(Stdio::Terminal { rows: 0, cols: 0 }).unwrap();
+        let console = container.init.console.take().unwrap();
+        f.native.start(&mut container).unwrap();
+        assert_eq!(read_terminal(console).trim(), text);
+        process::waitid(&container.init.pidfd, true).unwrap();
+        f.native.delete(&container).unwrap();
+    }
+}
+
+#[test]
 fn the_streams_and_the_spec_must_agree_about_a_terminal() {
     let mut f = Fixture::new();
     f.spec["process"]["terminal"] = json!(true);
