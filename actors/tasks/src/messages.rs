@@ -80,9 +80,9 @@ pub struct RunRecord {
     /// Container, task and snapshot go when the task has ended.
     #[serde(default)]
     pub remove_on_exit: bool,
-    /// Signal that asks it to stop.
+    /// The number of the signal that asks it to end, as its image said when it was made.
     #[serde(default)]
-    pub stop_signal: Option<String>,
+    pub stop_signal: Option<u32>,
 }
 
 /// Another process for a container.

@@ -55,7 +55,7 @@ pub(crate) async fn create(deps: &Deps, auth: &Authority, ns: &Namespace, new: N
             .map_err(|e| Error::invalid("spec", &id, format!("is not an OCI runtime spec: {e}")))?,
         None => generate(ns, &id, &image, &new.options, &reserved.mounts)?,
     };
-    let run = RunRecord { remove_on_exit: new.remove_on_exit, stop_signal: None };
+    let run = RunRecord { remove_on_exit: new.remove_on_exit, stop_signal: Some(stop_signal(&id, &image)) };
     let mut record = Container::new(
         id,
         if new.runtime.is_empty() { "native".to_owned() } else { new.runtime },
@@ -127,6 +127,16 @@ fn within(new: &NewContainer, ceiling: &Ceiling) -> Result<()> {
         "a mount of a host path"
     } else if !options.cap_add.is_empty() {
         "more capabilities"
+/// What asks the container to end. An image that names nonsense can be run all the same: nobody who runs it could mend
+/// it.
+fn stop_signal(id: &Id, image: &ResolvedImage) -> u32 {
+    let number = spec::stop_signal(&image.config.image).unwrap_or_else(|error| {
+        tracing::warn!(container = %id, %error, "it is asked to end by SIGTERM");
+        libc::SIGTERM
+    });
+    number.unsigned_abs()
+}
+
     } else if options.seccomp == Seccomp::Unconfined {
         "no system call filter"
     } else if new.runtime.contains('/') {

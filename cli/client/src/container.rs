@@ -61,6 +61,8 @@ pub struct ContainerInfo {
     pub updated: Timestamp,
     /// Whether it goes when it has ended.
     pub remove_on_exit: bool,
+    /// The number of the signal that asks it to end.
+    pub stop_signal: u32,
     /// Its task, if it has one.
     pub task: Option<TaskInfo>,
     /// The OCI runtime spec.
@@ -81,6 +83,7 @@ fn info(reader: container_info::Reader<'_>) -> Result<ContainerInfo> {
         updated: Timestamp(reader.get_updated()),
         task: if reader.has_task() { Some(task_info(reader.get_task().map_err(malformed)?)?) } else { None },
         remove_on_exit: reader.get_remove_on_exit(),
+        stop_signal: reader.get_stop_signal(),
     })
 }
 

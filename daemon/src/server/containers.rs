@@ -217,6 +217,7 @@ async fn set_info(place: &Place, mut builder: container_info::Builder<'_>, recor
     builder.set_updated(record.updated.0);
     let run: RunRecord = serde_json::from_slice(&record.options).unwrap_or_default();
     builder.set_remove_on_exit(run.remove_on_exit);
+    builder.set_stop_signal(run.stop_signal.unwrap_or(libc::SIGTERM as u32));
 
     let (tasks, namespace) = (&place.services().tasks, &place.namespace);
     let state = match tasks.query(namespace, &record.id, String::new()).await {

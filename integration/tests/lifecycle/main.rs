@@ -5,6 +5,7 @@ mod contract;
 mod exec;
 mod failures;
 mod log;
+mod stop;
 mod streams;
 mod terminal;
 

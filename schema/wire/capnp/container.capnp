@@ -101,6 +101,8 @@ struct ContainerInfo @0x8b4de1f5a0c97263 {
   task @9 :TaskInfo;
   # Null without a task.
   removeOnExit @10 :Bool;
+  stopSignal @11 :UInt32;
+  # The number of the signal that asks it to end: its image's at creation, or 15 (SIGTERM).
 }
 
 enum Status @0xf5c6270b9ea8d413 {

@@ -139,7 +139,7 @@ pub static STOP: Command = Command {
     positionals: CONTAINERS,
     flags: &[
         value("time", Some('t'), "SECONDS", "how long each may take; 10 otherwise"),
-        value("signal", Some('s'), "SIGNAL", "how it is asked; as its image says, or TERM"),
+        value("signal", Some('s'), "SIGNAL", "how it is asked; as its image said at its creation, or TERM"),
     ],
     notes: "",
     failure: 1,
@@ -159,10 +159,7 @@ async fn stop_one(namespace: &Namespace, id: &str, asked: Option<u32>, patience:
     if info.task.as_ref().is_none_or(|task| task.status == Status::Stopped) {
         return Ok(());
     }
-    let asked = match asked {
-        Some(signal) => signal,
-        None => image_signal(namespace, &info.image).await.unwrap_or(15),
-    };
+    let asked = asked.unwrap_or(if info.stop_signal == 0 { 15 } else { info.stop_signal });
     let task = container.task();
     let mut ended = task.wait();
     // It may end, and be removed, by itself at any moment.
@@ -179,13 +176,6 @@ async fn stop_one(namespace: &Namespace, id: &str, asked: Option<u32>, patience:
         }
     };
     Ok(gone(waited.map(drop))?)
-}
-
-/// The signal that the image's config names.
-async fn image_signal(namespace: &Namespace, image: &str) -> Option<u32> {
-    let detail = namespace.images().get(image).detail("").await.ok()?;
-    let config: serde_json::Value = serde_json::from_slice(&detail.config).ok()?;
-    signal(config.pointer("/config/StopSignal")?.as_str()?).ok()
 }
 
 /// `coffer wait`.
