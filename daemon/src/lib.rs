@@ -71,7 +71,7 @@ impl Daemon {
             metadata: metadata.clone(),
             snapshots: snapshots.clone(),
             images: images.clone(),
-            layout: Layout::open(&config.root, &config.state)?,
+            layout: Layout::open(&config.root, &config.state, &metadata.instance()?)?,
             shim: config.shim.clone(),
         };
         let tasks = Tasks::start(&kernel, TABLE.tasks, deps)?;

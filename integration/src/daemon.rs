@@ -198,6 +198,13 @@ impl Daemon {
         self.command().args(args).output().expect("coffer can be started")
     }
 
+    /// The cgroup of a container that has one.
+    pub fn cgroup(&self, id: &str) -> String {
+        let end = format!("/{}/{id}", self.namespace);
+        let found = cgroups(&self.namespace).into_iter().find(|group| group.ends_with(&end));
+        found.unwrap_or_else(|| panic!("{id} has no cgroup"))
+    }
+
     /// What is there now.
     pub fn leftovers(&self) -> Leftovers {
         Leftovers::count(self)
@@ -237,9 +244,7 @@ impl Drop for Daemon {
                 let _ = cgroup.kill();
                 let _ = cgroup.remove();
             }
-        }
-        if let Ok(parent) = Cgroup::open(&layout, &format!("/{}", self.namespace)) {
-            let _ = parent.remove();
+            let _ = cofferdam_sys::cgroup::prune_above(&layout, &group, 0);
         }
         // Only what a container of a killed shim had; else removing the directory would reach through it.
         for mount in mounts(self.path()).into_iter().rev() {

@@ -34,9 +34,12 @@ impl Leftovers {
             ("ingest", root.join("content/ingest"), 1),
             ("trash", root.join("trash"), 1),
             ("log", root.join("logs"), 2),
+            ("logs of", root.join("logs"), 1),
             ("shim", state.join("shims"), 1),
             ("bundle", state.join("tasks"), 2),
+            ("bundles of", state.join("tasks"), 1),
             ("runc", state.join("runc"), 2),
+            ("runc of", state.join("runc"), 1),
         ] {
             found.extend(below(&dir, depth).iter().map(|path| format!("{what} {}", path.display())));
         }
@@ -81,19 +84,21 @@ pub fn mounts(dir: &Path) -> Vec<PathBuf> {
     table.into_iter().map(|mount| mount.point).filter(|point| point.starts_with(dir)).collect()
 }
 
-/// The cgroups of a namespace's containers, in any hierarchy.
-pub fn cgroups(namespace: &str) -> BTreeSet<String> {
+/// The cgroups of a namespace and of its containers, in any hierarchy and of any daemon: a container's stands before
+/// its namespace's.
+pub fn cgroups(namespace: &str) -> Vec<String> {
     let layout = Layout::detect().expect("there are cgroups");
     let mut found = BTreeSet::new();
     for hierarchy in &layout.hierarchies {
-        for group in children(&hierarchy.root.join(namespace)) {
-            if group.is_dir() {
-                let id = group.file_name().expect("a group has a name").to_string_lossy().into_owned();
-                found.insert(format!("/{namespace}/{id}"));
+        for above in children(&hierarchy.root.join("cofferdam")).iter().map(|daemon| daemon.join(namespace)) {
+            let below = children(&above);
+            for group in below.iter().chain([&above]).filter(|group| group.is_dir()) {
+                let path = group.strip_prefix(&hierarchy.root).expect("it lies below its root");
+                found.insert(format!("/{}", path.display()));
             }
         }
     }
-    found
+    found.into_iter().rev().collect()
 }
 
 /// Processes whose working directory lies below `dir`: a daemon's shims, alive or not yet reaped.

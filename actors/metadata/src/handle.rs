@@ -14,7 +14,7 @@ use crate::{
     Tx, View,
     actor::Writer,
     messages::Write,
-    store::{Opener, Shared},
+    store::{Opener, Shared, instance},
 };
 
 /// How many writes may wait.
@@ -55,6 +55,12 @@ impl Metadata {
     /// A snapshot of everything. Takes microseconds; waits for nobody. `unavailable` while the writer is down.
     pub fn read(&self) -> Result<View> {
         self.shared.read()
+    }
+
+    /// What tells this root directory from every other one, for names that several daemons of one host share: eight
+    /// hexadecimal digits, the same for as long as the directory lives.
+    pub fn instance(&self) -> Result<String> {
+        instance(&self.read()?)
     }
 
     /// Runs `f` within a transaction and answers once it is durable. `f` must be repeatable: it may run more than

@@ -125,12 +125,32 @@ impl Shared {
     }
 }
 
+/// The row of `meta` that tells this root directory from every other one.
+const INSTANCE: &[u8] = b"instance";
+
+/// What tells this root directory from every other one: eight hexadecimal digits, chosen once.
+pub(crate) fn instance(read: &dyn Read) -> Result<String> {
+    let bytes = read.get(Table::META, INSTANCE)?.ok_or_else(|| damaged("it has no instance"))?;
+    String::from_utf8(bytes).map_err(|_| damaged("its instance is no text"))
+}
+
+fn choose_instance(tx: &mut Tx<'_>) -> Result<()> {
+    let mut bytes = [0; 4];
+    getrandom::fill(&mut bytes).map_err(|e| Error::internal("random", "", e.to_string()))?;
+    tx.put(Table::META, INSTANCE, format!("{:08x}", u32::from_le_bytes(bytes)).as_bytes())
+}
+
 /// Checks the version; on a new file makes the tables and the default namespace.
 fn prepare(database: &Database) -> Result<()> {
     let txn = begin(database)?;
     let authority = Authority::system();
     let mut tx = Tx::new(&txn, &authority);
     match tx.get(Table::META, b"version")?.map(|bytes| codec::number(&bytes)).transpose()? {
+        // A row, not a table: a file from before there was one is given it, and is no other format for that.
+        Some(VERSION) if tx.get(Table::META, INSTANCE)?.is_none() => {
+            choose_instance(&mut tx)?;
+            return txn.commit().map_err(storage);
+        }
         Some(VERSION) => {
             txn.abort().map_err(storage)?;
             return Ok(());
@@ -149,6 +169,7 @@ fn prepare(database: &Database) -> Result<()> {
     }
     // Adding a table is a change of the format: give it a new version, and a migration that opens it.
     tx.put(Table::META, b"version", &VERSION.to_be_bytes())?;
+    choose_instance(&mut tx)?;
     records::namespaces::create_default(&mut tx)?;
     txn.commit().map_err(storage)
 }

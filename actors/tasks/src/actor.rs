@@ -295,10 +295,13 @@ impl Handler<CreateTask> for TasksActor {
         Box::pin(async move {
             let CreateTask { namespace, id, authority, stdio, log } = message;
             let _turn = ctx.turn(&namespace, &id).await;
+            let making = ctx.deps.layout.making(&namespace);
             let made = run::create_task(&ctx.deps, &authority, &namespace, &id, stdio, log).await;
+            drop(making);
             let (entry, connection, task) = match made {
                 Ok(made) => made,
                 Err(error) => {
+                    ctx.deps.layout.tidy(&namespace);
                     ctx.discard_unstarted(&namespace, &id).await;
                     return Err(error);
                 }

@@ -1,6 +1,8 @@
-//! Where things lie: shims and bundles below the state directory, logs below the root directory.
+//! Where things lie: shims and bundles below the state directory, logs below the root directory, cgroups below one that
+//! is this daemon's alone.
 
 use std::{
+    collections::BTreeMap,
     fs::{DirBuilder, File},
     io::{self, Read as _, Seek as _, SeekFrom},
     os::{
@@ -8,8 +10,10 @@ use std::{
         unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     },
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use cofferdam_sys::cgroup;
 use cofferdam_types::{Error, Id, Namespace, Result, Timestamp};
 
 /// The directories of this subsystem. Namespaces and ids are strict: they are safe as path components.
@@ -19,16 +23,22 @@ pub struct Layout {
     bundles: PathBuf,
     logs: PathBuf,
     runc: PathBuf,
+    cgroups: String,
+    /// In which namespaces tasks are being made, and how many: what is empty there is not over.
+    making: Arc<Mutex<BTreeMap<Namespace, usize>>>,
 }
 
 impl Layout {
-    /// Makes the directories if they aren't there, for nobody but us.
-    pub fn open(root: &Path, state: &Path) -> Result<Layout> {
+    /// Makes the directories if they aren't there, for nobody but us. `instance` tells this daemon from others on the
+    /// host.
+    pub fn open(root: &Path, state: &Path, instance: &str) -> Result<Layout> {
         let layout = Layout {
             shims: state.join("shims"),
             bundles: state.join("tasks"),
             logs: root.join("logs"),
             runc: state.join("runc"),
+            cgroups: format!("/cofferdam/{instance}"),
+            making: Arc::default(),
         };
         for dir in [&layout.shims, &layout.bundles, &layout.logs] {
             make(dir)?;
@@ -72,6 +82,54 @@ impl Layout {
         self.logs.join(&**namespace).join(&**id)
     }
 
+    /// The cgroup of a container whose spec names none. Several daemons of one host may run containers of the same
+    /// namespace and id.
+    pub(crate) fn cgroup(&self, namespace: &Namespace, id: &Id) -> String {
+        format!("{}/{namespace}/{id}", self.cgroups)
+    }
+
+    /// While the answer lives a task is being made in that namespace, and nothing is tidied up around it.
+    pub(crate) fn making(&self, namespace: &Namespace) -> Making {
+        *self.under_way().entry(namespace.clone()).or_default() += 1;
+        Making { layout: self.clone(), namespace: namespace.clone() }
+    }
+
+    fn under_way(&self) -> MutexGuard<'_, BTreeMap<Namespace, usize>> {
+        self.making.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Removes what holds the things of a namespace's containers, where it is empty: directories and cgroups.
+    pub(crate) fn tidy(&self, namespace: &Namespace) {
+        let making = self.under_way();
+        if making.contains_key(namespace) {
+            return;
+        }
+        for dir in [&self.bundles, &self.logs, &self.runc].map(|dir| dir.join(&**namespace)) {
+            match std::fs::remove_dir(&dir) {
+                Err(e) if !matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
+                    tracing::warn!(dir = %dir.display(), error = %e, "an empty directory is left behind");
+                }
+                _ => {}
+            }
+        }
+        // What other namespaces share goes only when no container is being made anywhere.
+        let keep = if making.is_empty() { 0 } else { self.cgroups.matches('/').count() };
+        let child = format!("{}/{namespace}/-", self.cgroups);
+        if let Err(error) = cgroup::Layout::detect().and_then(|host| cgroup::prune_above(&host, &child, keep)) {
+            tracing::warn!(%error, "an empty cgroup is left behind");
+        }
+    }
+
+    /// [`Layout::tidy`] for every namespace that has anything: what a crash left.
+    pub(crate) fn tidy_all(&self) {
+        let mut namespaces = cgroup::Layout::detect()
+            .and_then(|host| cgroup::below(&host, &self.cgroups))
+            .inspect_err(|error| tracing::warn!(%error, "cgroups can't be looked through"))
+            .unwrap_or_default();
+        namespaces.extend([&self.bundles, &self.logs, &self.runc].into_iter().flat_map(|dir| names(dir)));
+        namespaces.into_iter().filter_map(|name| Namespace::new(name).ok()).for_each(|ns| self.tidy(&ns));
+    }
+
     /// Opens a container's log for appending.
     pub(crate) fn open_log(&self, namespace: &Namespace, id: &Id) -> Result<OwnedFd> {
         let dir = self.log_dir(namespace, id);
@@ -82,12 +140,31 @@ impl Layout {
     }
 }
 
+/// See [`Layout::making`].
+pub(crate) struct Making {
+    layout: Layout,
+    namespace: Namespace,
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        let mut making = self.layout.under_way();
+        if let Some(count) = making.get_mut(&self.namespace) {
+            *count -= 1;
+            if *count == 0 {
+                making.remove(&self.namespace);
+            }
+        }
+    }
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten();
+    entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect()
+}
+
 /// The directories two levels down, whose names are a namespace and an id. What has other names is not ours.
 fn pairs(dir: &Path) -> Vec<(Namespace, Id)> {
-    let names = |dir: &Path| -> Vec<String> {
-        let entries = std::fs::read_dir(dir).into_iter().flatten();
-        entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect()
-    };
     let mut found = Vec::new();
     for namespace in names(dir) {
         let Ok(ns) = Namespace::new(namespace) else { continue };
@@ -195,5 +272,28 @@ mod tests {
         file.write_all(&half[20..]).unwrap();
         let (rest, _) = read_log(&mut file, next, 1 << 16).unwrap();
         assert_eq!(rest[0].bytes, b"not all of it is there yet");
+    }
+
+    #[test]
+    fn what_is_empty_goes_unless_a_task_is_being_made_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::open(dir.path(), dir.path(), &format!("test-{}", std::process::id())).unwrap();
+        let (ns, id) = (Namespace::new("shop").unwrap(), Id::new("box").unwrap());
+        let (log, bundle) = (layout.log_dir(&ns, &id), layout.bundle(&ns, &id));
+        make(&log).unwrap();
+        make(&bundle).unwrap();
+        remove(&bundle).unwrap();
+        let above = |dir: &Path| dir.parent().unwrap().exists();
+        let (first, second) = (layout.making(&ns), layout.making(&ns));
+        layout.tidy(&ns);
+        drop(first);
+        layout.tidy(&ns);
+        assert!(above(&bundle), "a task is being made");
+        drop(second);
+        layout.tidy(&ns);
+        assert!(!above(&bundle) && log.exists(), "only what is empty goes");
+        remove(&log).unwrap();
+        layout.tidy_all();
+        assert!(!above(&log));
     }
 }

@@ -69,7 +69,7 @@ pub(crate) fn entry(deps: &Deps, ns: &Namespace, task: &Task) -> Rc<Entry> {
         id: task.id.clone(),
         shim: task.shim.clone(),
         remove_on_exit: prepared.as_ref().is_some_and(|p| p.run.remove_on_exit),
-        cgroup: prepared.map_or_else(|| format!("/{ns}/{}", task.id), |p| p.cgroup),
+        cgroup: prepared.map_or_else(|| deps.layout.cgroup(ns, &task.id), |p| p.cgroup),
         link: Link::looking(),
         init: Process::new(life),
         execs: Default::default(),
@@ -167,7 +167,7 @@ pub(crate) fn sweep_dirs(deps: &Deps) -> Result<()> {
 /// Shims whose tasks have no record: an intent that was never committed, or a removal that was not finished. Those who
 /// still run are told to end.
 pub(crate) async fn sweep(deps: &Deps, known: &BTreeSet<String>) {
-    let Ok(ids) = deps.layout.shim_ids() else { return };
+    let ids = deps.layout.shim_ids().unwrap_or_default();
     for id in ids.into_iter().filter(|id| !known.contains(id)) {
         // A connection is enough for a shim without a container: it ends behind it. One with a container has its life
         // record beside it, by name.
@@ -184,6 +184,7 @@ pub(crate) async fn sweep(deps: &Deps, known: &BTreeSet<String>) {
         tracing::info!(shim = %id, "a shim without a task is swept");
         let _ = layout::remove(&deps.layout.shim(&id));
     }
+    deps.layout.tidy_all();
 }
 
 /// The containers that an unrecorded shim may hold: those of its life records, in any namespace.

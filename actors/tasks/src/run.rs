@@ -50,10 +50,8 @@ pub(crate) async fn create(deps: &Deps, auth: &Authority, ns: &Namespace, new: N
     let reserved = deps.snapshots.reserve(ns, &driver, &key, parent.as_ref(), false).await?;
 
     let spec = match &new.spec {
-        Some(raw) => serde_json::from_slice::<Spec>(raw)
-            .map(|_| raw.clone())
-            .map_err(|e| Error::invalid("spec", &id, format!("is not an OCI runtime spec: {e}")))?,
-        None => generate(ns, &id, &image, &new.options, &reserved.mounts)?,
+        Some(raw) => given(raw, &id, deps.layout.cgroup(ns, &id))?,
+        None => generate(deps.layout.cgroup(ns, &id), &id, &image, &new.options, &reserved.mounts)?,
     };
     let run = RunRecord { remove_on_exit: new.remove_on_exit, stop_signal: Some(stop_signal(&id, &image)) };
     let mut record = Container::new(
@@ -93,16 +91,50 @@ async fn parent(
     Ok(Some(name))
 }
 
+/// A spec of the client's own. One that names no cgroup gets ours: what the record says is then true of every driver.
+fn given(raw: &[u8], id: &Id, cgroup: String) -> Result<Vec<u8>> {
+    let bad = |e: serde_json::Error| Error::invalid("spec", id, format!("is not an OCI runtime spec: {e}"));
+    let spec: Spec = serde_json::from_slice(raw).map_err(bad)?;
+    if cgroup_of(&spec).is_some() {
+        return Ok(raw.to_vec());
+    }
+    // As it came, with what our own types don't know.
+    let mut whole: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(raw).map_err(bad)?;
+    let linux = whole.entry("linux").or_insert(serde_json::Value::Null);
+    if linux.is_null() {
+        *linux = serde_json::json!({});
+    }
+    let linux = linux.as_object_mut().ok_or_else(|| Error::invalid("spec", id, "has a `linux` that is no object"))?;
+    linux.insert("cgroupsPath".to_owned(), cgroup.into());
+    serde_json::to_vec(&whole).map_err(bad)
+}
+
+/// The cgroup that a spec names, from the root of its hierarchy.
+fn cgroup_of(spec: &Spec) -> Option<String> {
+    let path = spec.linux().as_ref()?.cgroups_path().as_ref()?.to_str()?;
+    (!path.is_empty()).then(|| format!("/{}", path.trim_start_matches('/')))
+}
+
 fn generate(
-    ns: &Namespace,
+    cgroup: String,
     id: &Id,
     image: &ResolvedImage,
     options: &Options,
     mounts: &[cofferdam_types::Mount],
 ) -> Result<Vec<u8>> {
     let root = mounted(mounts)?;
-    let spec = spec::generate(ns, id, &image.config.image, options, &root)?;
+    let spec = spec::generate(&cgroup, id, &image.config.image, options, &root)?;
     serde_json::to_vec(&spec).map_err(|e| Error::internal("spec", id, e.to_string()))
+}
+
+/// What asks the container to end. An image that names nonsense can be run all the same: nobody who runs it could mend
+/// it.
+fn stop_signal(id: &Id, image: &ResolvedImage) -> u32 {
+    let number = spec::stop_signal(&image.config.image).unwrap_or_else(|error| {
+        tracing::warn!(container = %id, %error, "it is asked to end by SIGTERM");
+        libc::SIGTERM
+    });
+    number.unsigned_abs()
 }
 
 /// The root file system as a mount that is attached nowhere: it goes with the descriptor.
@@ -127,16 +159,6 @@ fn within(new: &NewContainer, ceiling: &Ceiling) -> Result<()> {
         "a mount of a host path"
     } else if !options.cap_add.is_empty() {
         "more capabilities"
-/// What asks the container to end. An image that names nonsense can be run all the same: nobody who runs it could mend
-/// it.
-fn stop_signal(id: &Id, image: &ResolvedImage) -> u32 {
-    let number = spec::stop_signal(&image.config.image).unwrap_or_else(|error| {
-        tracing::warn!(container = %id, %error, "it is asked to end by SIGTERM");
-        libc::SIGTERM
-    });
-    number.unsigned_abs()
-}
-
     } else if options.seccomp == Seccomp::Unconfined {
         "no system call filter"
     } else if new.runtime.contains('/') {
@@ -164,11 +186,7 @@ pub(crate) fn prepare(deps: &Deps, ns: &Namespace, id: &Id) -> Result<Prepared> 
     let run = serde_json::from_slice(&record.options).unwrap_or_default();
     let spec: Spec = serde_json::from_slice(&record.spec.value)
         .map_err(|e| Error::data_loss("container", id, format!("its stored spec can't be read: {e}")))?;
-    let cgroup = spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.cgroups_path().as_ref())
-        .map_or_else(|| format!("/{ns}/{id}"), |path| path.display().to_string());
+    let cgroup = cgroup_of(&spec).unwrap_or_else(|| deps.layout.cgroup(ns, id));
     let terminal = spec.process().as_ref().and_then(|p| p.terminal()).unwrap_or(false);
     Ok(Prepared { record, run, cgroup, terminal })
 }
@@ -338,4 +356,27 @@ pub(crate) fn set_stdio(mut builder: stdio::Builder<'_>, streams: Stdio, fds: &F
     };
     set(builder.reborrow().init_stdout(), streams.stdout);
     set(builder.init_stderr(), streams.stderr);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spec_without_a_cgroup_gets_ours_and_keeps_the_rest() {
+        let id = Id::new("box").unwrap();
+        let ours = |raw: &str| {
+            let spec = given(raw.as_bytes(), &id, "/cofferdam/1/shop/box".into()).unwrap();
+            (
+                serde_json::from_slice::<serde_json::Value>(&spec).unwrap(),
+                cgroup_of(&serde_json::from_slice(&spec).unwrap()),
+            )
+        };
+        let (spec, cgroup) = ours(r#"{"ociVersion":"1.0.2","newer":{"than":"us"}}"#);
+        assert_eq!((&spec["newer"]["than"], cgroup.as_deref()), (&"us".into(), Some("/cofferdam/1/shop/box")));
+        let raw = r#"{"ociVersion":"1.0.2","linux":{"cgroupsPath":"mine/box"}}"#;
+        assert_eq!(given(raw.as_bytes(), &id, String::new()).unwrap(), raw.as_bytes());
+        assert_eq!(ours(raw).1.as_deref(), Some("/mine/box"));
+        assert!(given(b"[]", &id, String::new()).is_err());
+    }
 }

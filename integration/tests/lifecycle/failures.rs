@@ -131,7 +131,7 @@ fn a_lost_shim_takes_its_container_along() {
             let exit = wait.await.unwrap();
             let told = began.elapsed();
             assert_eq!((exit.status, &*exit.reason), (137, "shim lost"));
-            let path = format!("/{}/box", daemon.namespace());
+            let path = daemon.cgroup("box");
             let layout = Layout::detect().unwrap();
             until_async("the cgroup is empty", async || {
                 let pids = Cgroup::open(&layout, &path).map_or_else(|_| Vec::new(), |group| group.pids().unwrap());

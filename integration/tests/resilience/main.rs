@@ -4,6 +4,7 @@ mod bounds;
 mod burst;
 mod crashes;
 mod drills;
+mod neighbours;
 mod proxy;
 mod restart;
 

@@ -4,6 +4,7 @@
 //! a v2 hierarchy at all it does the killing and the freezing, which need no controller.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io::{self, Read, Write},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -318,6 +319,45 @@ impl Cgroup {
     }
 }
 
+/// Removes the groups above `path`, the nearest first, as long as they are empty; those of `keep` parts and fewer stay.
+/// A group of somebody else's in one of them is a reason to stop, not an error.
+pub fn prune_above(layout: &Layout, path: &str, keep: usize) -> Result<()> {
+    check_path(path)?;
+    for hierarchy in &layout.hierarchies {
+        let mut above = path;
+        while let Some((next, _)) = above.rsplit_once('/') {
+            above = next;
+            if above.matches('/').count() <= keep {
+                break;
+            }
+            match std::fs::remove_dir(join(&hierarchy.root, above)) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                // The kernel says EBUSY for a group with groups in it, as for one with processes.
+                Err(e) if matches!(e.raw_os_error(), Some(libc::EBUSY | libc::ENOTEMPTY)) => break,
+                Err(e) => return Err(Error::io("cgroup", above, "removing it", &e)),
+                Ok(()) => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The names of the groups right below `path`, in any hierarchy.
+pub fn below(layout: &Layout, path: &str) -> Result<BTreeSet<String>> {
+    check_path(path)?;
+    let mut names = BTreeSet::new();
+    for hierarchy in &layout.hierarchies {
+        match children(&join(&hierarchy.root, path)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            found => {
+                let found = found.map_err(|e| Error::io("cgroup", path, "listing it", &e))?;
+                names.extend(found.iter().filter_map(|dir| dir.file_name()?.to_str().map(str::to_owned)));
+            }
+        }
+    }
+    Ok(names)
+}
+
 /// A path that stays below the root of its hierarchy and isn't the root itself.
 fn check_path(path: &str) -> Result<()> {
     let good = path.starts_with('/')
@@ -332,8 +372,22 @@ fn join(root: &Path, path: &str) -> PathBuf {
     root.join(path.trim_start_matches('/'))
 }
 
-/// The directory, made; those above it are made as needed and stay.
+/// How long a group is tried to be made whose parents are removed by somebody meanwhile, since they were empty.
+const TRY: Duration = Duration::from_secs(2);
+
+/// The directory, made; those above it are made as needed.
 fn create_in(hierarchy: &Hierarchy, path: &str) -> io::Result<OwnedFd> {
+    let end = Instant::now() + TRY;
+    loop {
+        match try_create_in(hierarchy, path) {
+            // ENODEV: a file of a group that is gone.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) && Instant::now() < end => {}
+            made => return made,
+        }
+    }
+}
+
+fn try_create_in(hierarchy: &Hierarchy, path: &str) -> io::Result<OwnedFd> {
     let dir = join(&hierarchy.root, path);
     match std::fs::create_dir(&dir) {
         Ok(()) => {}
@@ -344,9 +398,9 @@ fn create_in(hierarchy: &Hierarchy, path: &str) -> io::Result<OwnedFd> {
             for part in &parts[..parts.len() - 1] {
                 above.push(part);
                 match std::fs::create_dir(&above) {
-                    Ok(()) => inherit_cpuset(hierarchy, &above, true)?,
-                    Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-                    Err(e) => return Err(e),
+                    Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+                    // Whoever made it may not have come to this yet.
+                    _ => inherit_cpuset(hierarchy, &above, true)?,
                 }
                 enable_controllers(hierarchy, &above)?;
             }
@@ -376,13 +430,18 @@ fn enable_controllers(hierarchy: &Hierarchy, dir: &Path) -> io::Result<()> {
 /// v1: a new cpuset is empty, and no process can join it before it has processors and memory nodes. Groups that only
 /// hold others hand theirs down by themselves.
 fn inherit_cpuset(hierarchy: &Hierarchy, dir: &Path, hand_down: bool) -> io::Result<()> {
-    if !hierarchy.controllers.iter().any(|c| c == "cpuset") {
+    if dir == hierarchy.root || !hierarchy.controllers.iter().any(|c| c == "cpuset") {
         return Ok(());
     }
     let Some(above) = dir.parent() else { return Ok(()) };
     for file in ["cpuset.cpus", "cpuset.mems"] {
         if std::fs::read_to_string(dir.join(file))?.trim().is_empty() {
-            std::fs::write(dir.join(file), std::fs::read_to_string(above.join(file))?.trim())?;
+            let mut given = std::fs::read_to_string(above.join(file))?;
+            if given.trim().is_empty() {
+                inherit_cpuset(hierarchy, above, true)?;
+                given = std::fs::read_to_string(above.join(file))?;
+            }
+            std::fs::write(dir.join(file), given.trim())?;
         }
     }
     if hand_down {
@@ -443,81 +502,4 @@ fn remove_tree(dir: &Path, depth: usize) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn name(test: &str) -> String {
-        format!("/cofferdam-test-{}-{test}", std::process::id())
-    }
-
-    fn sleeper() -> std::process::Child {
-        std::process::Command::new("sleep").arg("1000").spawn().unwrap()
-    }
-
-    #[test]
-    fn hybrid_v1_and_v2_are_told_apart() {
-        let line =
-            |point: &str, kind: &str, options: &str| format!("40 31 0:37 / {point} rw - {kind} {kind} {options}\n");
-        let table = |lines: &[String]| Layout::of(&mountinfo::parse(lines.concat().as_bytes()).unwrap());
-        let v2 = line("/sys/fs/cgroup", "cgroup2", "rw,nsdelegate");
-        assert!(!table(&[v2]).has_v1());
-        let hybrid = table(&[
-            line("/sys/fs/cgroup/unified", "cgroup2", "rw"),
-            line("/sys/fs/cgroup/cpu,cpuacct", "cgroup", "rw,cpu,cpuacct"),
-            line("/sys/fs/cgroup/systemd", "cgroup", "rw,xattr,release_agent=/x,name=systemd"),
-            line("/elsewhere", "cgroup", "rw,cpu,cpuacct"),
-        ]);
-        let controllers: Vec<_> = hybrid.hierarchies.iter().map(|h| h.controllers.join(" ")).collect();
-        assert_eq!(controllers, ["cpu cpuacct", "name=systemd", ""]);
-        assert!(hybrid.has_v1() && hybrid.hierarchies[2].unified);
-    }
-
-    #[test]
-    fn bad_paths_are_refused() {
-        let layout = Layout::detect().unwrap();
-        for bad in ["", "/", "a", "/a/../b", "/a//b", "/a/", "/a\nb", "system.slice:coffer:x"] {
-            assert!(Cgroup::create(&layout, bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn a_group_is_made_joined_frozen_killed_and_removed() {
-        let layout = Layout::detect().unwrap();
-        let above = name("life");
-        let group = Cgroup::create(&layout, &format!("{above}/a")).unwrap();
-        let again = Cgroup::create(&layout, &format!("{above}/a")).unwrap_err();
-        assert_eq!(again.code, cofferdam_types::Code::AlreadyExists);
-        let mut child = sleeper();
-        let pid = child.id() as i32;
-        group.add(pid).unwrap();
-        assert_eq!(group.pids().unwrap(), [pid]);
-        let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
-        assert!(groups.lines().all(|line| line.ends_with("/a")), "{groups}");
-        group.freeze().unwrap();
-        group.kill().unwrap();
-        child.wait().unwrap();
-        group.remove().unwrap();
-        group.remove().unwrap();
-        Cgroup::open(&layout, &above).unwrap().remove().unwrap();
-        for hierarchy in &layout.hierarchies {
-            assert!(!join(&hierarchy.root, &above).exists());
-        }
-    }
-
-    #[test]
-    fn without_v2_the_freezer_kills() {
-        let mut layout = Layout::detect().unwrap();
-        layout.hierarchies.retain(|h| h.controllers.iter().any(|c| c == "freezer"));
-        if layout.hierarchies.is_empty() {
-            return;
-        }
-        let group = Cgroup::create(&layout, &name("freezer")).unwrap();
-        let mut child = sleeper();
-        group.add(child.id() as i32).unwrap();
-        group.freeze().unwrap();
-        group.thaw().unwrap();
-        group.kill().unwrap();
-        child.wait().unwrap();
-        group.remove().unwrap();
-    }
-}
+mod tests;

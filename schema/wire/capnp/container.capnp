@@ -140,7 +140,8 @@ interface Containers @0xe1f8b36d7a50c924 {
 
   createFromSpec @1 (params :CreateParams, spec :Data, runtimeOptions :Common.Any) -> (container :Container)
     $Common.needs("host");
-  # The same with an OCI runtime spec (JSON) of your own instead of the options. `root` is ours.
+  # The same with an OCI runtime spec (JSON) of your own instead of the options. `root` is ours. So is the cgroup, where
+  # the spec names none (linux.cgroupsPath).
 
   get @2 (id :Text) -> (container :Container) $Common.needs("read");
   list @3 (filters :List(Text)) -> (cursor :ContainerCursor) $Common.needs("read");

@@ -69,8 +69,8 @@ impl Fixture {
         .unwrap();
         let args = args.iter().map(|a| (*a).to_owned()).collect();
         let options = Options { args, tty, ..Options::default() };
-        generate(&self.namespace, &self.id, &image, &options, fd::open_dir(&self.dir.path().join("image")).unwrap())
-            .unwrap()
+        let cgroup = format!("/{}/{}", self.namespace, self.id);
+        generate(&cgroup, &self.id, &image, &options, fd::open_dir(&self.dir.path().join("image")).unwrap()).unwrap()
     }
 
     fn create(&self, spec: &Spec, stdio: Stdio<'_>) -> Result<Container> {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use cofferdam_types::{Error, Id, Namespace, Result};
+use cofferdam_types::{Error, Result};
 use oci_spec::runtime::{
     Linux, LinuxCpuBuilder, LinuxDeviceCgroup, LinuxDeviceType, LinuxMemoryBuilder, LinuxNamespace,
     LinuxNamespaceType as Kind, LinuxPidsBuilder, LinuxResources,
@@ -62,7 +62,7 @@ const MIN_MEMORY: u64 = 1 << 20;
 const MAX_PIDS: u64 = 1 << 22;
 
 /// The Linux part of a container's spec.
-pub(super) fn linux(ns: &Namespace, id: &Id, options: &Options, capabilities: caps::Set) -> Result<Linux> {
+pub(super) fn linux(cgroup: &str, options: &Options, capabilities: caps::Set) -> Result<Linux> {
     let mut kinds = vec![Kind::Pid, Kind::Ipc, Kind::Uts, Kind::Mount, Kind::Cgroup];
     if options.network == Network::None {
         kinds.push(Kind::Network);
@@ -75,7 +75,7 @@ pub(super) fn linux(ns: &Namespace, id: &Id, options: &Options, capabilities: ca
     let mut linux = Linux::default();
     linux
         .set_namespaces(Some(namespaces.collect()))
-        .set_cgroups_path(Some(format!("/{ns}/{id}").into()))
+        .set_cgroups_path(Some(cgroup.into()))
         .set_resources(Some(resources(options)?))
         .set_sysctl(None)
         .set_seccomp(match options.seccomp {

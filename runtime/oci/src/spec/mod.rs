@@ -19,7 +19,7 @@ mod tests;
 
 use std::os::fd::AsFd;
 
-use cofferdam_types::{Id, Namespace, Result};
+use cofferdam_types::{Id, Result};
 use oci_spec::{
     image::{Config, ImageConfiguration},
     runtime::{Root, Spec},
@@ -41,17 +41,11 @@ const MAX_ANNOTATIONS: usize = 64 << 10;
 /// They come with a raw spec and its right, not by the way.
 const ORDERS: &[&str] = &["org.systemd.property.", "org.criu.", "run.oci.", "io.podman.", "module.wasm."];
 
-/// Generates the spec of container `id`. `root` is its root file system, mounted, for looking up the user; the spec's
+/// Generates the spec of container `id`, to run in the cgroup of that path. `root` is its root file system, mounted, for looking up the user; the spec's
 /// own `root.path` is `rootfs` in the bundle.
 ///
 /// Every error names the option that is wrong.
-pub fn generate(
-    ns: &Namespace,
-    id: &Id,
-    image: &ImageConfiguration,
-    options: &Options,
-    root: impl AsFd,
-) -> Result<Spec> {
+pub fn generate(cgroup: &str, id: &Id, image: &ImageConfiguration, options: &Options, root: impl AsFd) -> Result<Spec> {
     let none = Config::default();
     let image = image.config().as_ref().unwrap_or(&none);
     let hostname = hostname(id, options)?;
@@ -64,7 +58,7 @@ pub fn generate(
         .set_root(Some(root))
         .set_hostname(Some(hostname))
         .set_mounts(Some(mounts::all(options)?))
-        .set_linux(Some(linux::linux(ns, id, options, capabilities)?))
+        .set_linux(Some(linux::linux(cgroup, options, capabilities)?))
         .set_annotations(Some(annotations(options)?.into_iter().collect()))
         .set_process(Some(process));
     Ok(spec)

@@ -27,8 +27,8 @@ fn image(config: Value) -> ImageConfiguration {
 fn make(config: Value, options: Value) -> Result<Spec> {
     let dir = root();
     let options: Options = serde_json::from_value(options).unwrap();
-    let (ns, id) = (Namespace::new("shop").unwrap(), Id::new("redis-1").unwrap());
-    generate(&ns, &id, &image(config), &options, File::open(dir.path()).unwrap())
+    let id = Id::new("redis-1").unwrap();
+    generate("/shop/redis-1", &id, &image(config), &options, File::open(dir.path()).unwrap())
 }
 
 /// The spec as JSON, as a driver reads it.
@@ -230,10 +230,15 @@ fn l2_annotations_give_no_orders_to_a_runtime() {
 fn l4_a_home_from_the_image_cannot_forge_a_variable() {
     let dir = root();
     std::fs::write(dir.path().join("etc/passwd"), "root:x:0:0:a\u{7}:/\rLD_PRELOAD=x:/bin/sh\n").unwrap();
-    let (ns, id) = (Namespace::new("shop").unwrap(), Id::new("a").unwrap());
-    let error =
-        generate(&ns, &id, &image(json!({"Cmd": ["sh"]})), &Options::default(), File::open(dir.path()).unwrap())
-            .unwrap_err();
+    let id = Id::new("a").unwrap();
+    let error = generate(
+        "/shop/redis-1",
+        &id,
+        &image(json!({"Cmd": ["sh"]})),
+        &Options::default(),
+        File::open(dir.path()).unwrap(),
+    )
+    .unwrap_err();
     assert_eq!(error.code, Code::InvalidArgument);
 }
 
@@ -259,10 +264,10 @@ fn c1_an_image_cannot_lead_the_working_directory_out() {
     // An image with no config at all can run what is said.
     let document = json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []}});
     let options = Options { args: vec!["/x".into()], ..Options::default() };
-    let (ns, id) = (Namespace::new("shop").unwrap(), Id::new("a").unwrap());
+    let id = Id::new("a").unwrap();
     let dir = root();
     let image = serde_json::from_value(document).unwrap();
-    generate(&ns, &id, &image, &options, File::open(dir.path()).unwrap()).unwrap();
+    generate("/shop/redis-1", &id, &image, &options, File::open(dir.path()).unwrap()).unwrap();
 }
 
 #[test]

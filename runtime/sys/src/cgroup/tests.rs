@@ -1,0 +1,116 @@
+//! On the cgroups of this host.
+
+use super::*;
+
+fn name(test: &str) -> String {
+    format!("/cofferdam-test-{}-{test}", std::process::id())
+}
+
+fn sleeper() -> std::process::Child {
+    std::process::Command::new("sleep").arg("1000").spawn().unwrap()
+}
+
+#[test]
+fn hybrid_v1_and_v2_are_told_apart() {
+    let line = |point: &str, kind: &str, options: &str| format!("40 31 0:37 / {point} rw - {kind} {kind} {options}\n");
+    let table = |lines: &[String]| Layout::of(&mountinfo::parse(lines.concat().as_bytes()).unwrap());
+    let v2 = line("/sys/fs/cgroup", "cgroup2", "rw,nsdelegate");
+    assert!(!table(&[v2]).has_v1());
+    let hybrid = table(&[
+        line("/sys/fs/cgroup/unified", "cgroup2", "rw"),
+        line("/sys/fs/cgroup/cpu,cpuacct", "cgroup", "rw,cpu,cpuacct"),
+        line("/sys/fs/cgroup/systemd", "cgroup", "rw,xattr,release_agent=/x,name=systemd"),
+        line("/elsewhere", "cgroup", "rw,cpu,cpuacct"),
+    ]);
+    let controllers: Vec<_> = hybrid.hierarchies.iter().map(|h| h.controllers.join(" ")).collect();
+    assert_eq!(controllers, ["cpu cpuacct", "name=systemd", ""]);
+    assert!(hybrid.has_v1() && hybrid.hierarchies[2].unified);
+}
+
+#[test]
+fn bad_paths_are_refused() {
+    let layout = Layout::detect().unwrap();
+    for bad in ["", "/", "a", "/a/../b", "/a//b", "/a/", "/a\nb", "system.slice:coffer:x"] {
+        assert!(Cgroup::create(&layout, bad).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn a_group_is_made_joined_frozen_killed_and_removed() {
+    let layout = Layout::detect().unwrap();
+    let above = name("life");
+    let group = Cgroup::create(&layout, &format!("{above}/a")).unwrap();
+    let again = Cgroup::create(&layout, &format!("{above}/a")).unwrap_err();
+    assert_eq!(again.code, cofferdam_types::Code::AlreadyExists);
+    let mut child = sleeper();
+    let pid = child.id() as i32;
+    group.add(pid).unwrap();
+    assert_eq!(group.pids().unwrap(), [pid]);
+    let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    assert!(groups.lines().all(|line| line.ends_with("/a")), "{groups}");
+    group.freeze().unwrap();
+    group.kill().unwrap();
+    child.wait().unwrap();
+    group.remove().unwrap();
+    group.remove().unwrap();
+    Cgroup::open(&layout, &above).unwrap().remove().unwrap();
+    for hierarchy in &layout.hierarchies {
+        assert!(!join(&hierarchy.root, &above).exists());
+    }
+}
+
+#[test]
+fn what_is_empty_above_is_removed_and_no_more() {
+    let layout = Layout::detect().unwrap();
+    let top = name("prune");
+    let (one, two) = (format!("{top}/i/a/one"), format!("{top}/i/b/two"));
+    let (first, second) = (Cgroup::create(&layout, &one).unwrap(), Cgroup::create(&layout, &two).unwrap());
+    let there = |path: &str| layout.hierarchies.iter().filter(|h| join(&h.root, path).exists()).count();
+    assert_eq!(below(&layout, &format!("{top}/i")).unwrap(), ["a".to_owned(), "b".to_owned()].into());
+    first.remove().unwrap();
+    prune_above(&layout, &one, 0).unwrap();
+    assert_eq!((there(&format!("{top}/i/a")), there(&two)), (0, layout.hierarchies.len()));
+    second.remove().unwrap();
+    prune_above(&layout, &two, 1).unwrap();
+    assert_eq!((there(&format!("{top}/i")), there(&top)), (0, layout.hierarchies.len()));
+    prune_above(&layout, &two, 0).unwrap();
+    assert_eq!(there(&top), 0);
+    assert!(below(&layout, &top).unwrap().is_empty());
+}
+
+#[test]
+fn groups_are_made_while_their_parents_are_removed() {
+    let layout = Layout::detect().unwrap();
+    let top = name("race");
+    let over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                prune_above(&layout, &format!("{top}/i/a/one"), 0).unwrap();
+            }
+        });
+        let made: Vec<Result<()>> = (0..200)
+            .map(|_| Cgroup::create(&layout, &format!("{top}/i/a/one")).and_then(|group| group.remove()))
+            .collect();
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        made.into_iter().for_each(|made| made.unwrap());
+    });
+    prune_above(&layout, &format!("{top}/i/a/one"), 0).unwrap();
+}
+
+#[test]
+fn without_v2_the_freezer_kills() {
+    let mut layout = Layout::detect().unwrap();
+    layout.hierarchies.retain(|h| h.controllers.iter().any(|c| c == "freezer"));
+    if layout.hierarchies.is_empty() {
+        return;
+    }
+    let group = Cgroup::create(&layout, &name("freezer")).unwrap();
+    let mut child = sleeper();
+    group.add(child.id() as i32).unwrap();
+    group.freeze().unwrap();
+    group.thaw().unwrap();
+    group.kill().unwrap();
+    child.wait().unwrap();
+    group.remove().unwrap();
+}
