@@ -7,6 +7,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     sync::{Arc, Mutex, PoisonError},
     thread::available_parallelism,
+    time::{Duration, Instant},
 };
 
 use cofferdam_content::Ingest;
@@ -211,7 +212,7 @@ fn open(source: Source) -> Result<Opened> {
 fn stream<'a>(file: File, job: &'a Job, number: usize, cancel: &'a Cancel) -> Counted<'a, Box<dyn Read + Send>> {
     let inner: Box<dyn Read + Send> = match file.metadata() {
         Ok(meta) if meta.is_file() => Box::new(Section::new(Arc::new(file), 0, meta.len())),
-        _ => Box::new(Patient { file, cancel: cancel.clone() }),
+        _ => Box::new(Patient { file, cancel: cancel.clone(), silence: SILENCE }),
     };
     Counted { inner, board: job.board(), number, cancel }
 }
@@ -224,13 +225,22 @@ struct Patient {
 
 impl Read for Patient {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+    silence: Duration,
         use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
         loop {
+/// A pipe that brings nothing for so long is given up: it holds one of the few threads that work on jobs.
+const SILENCE: Duration = Duration::from_secs(300);
+
             self.cancel.check().map_err(io::Error::other)?;
             let ready = poll(&mut [PollFd::new(self.file.as_fd(), PollFlags::POLLIN)], PollTimeout::from(200_u8));
             match ready {
+        let began = Instant::now();
                 Ok(0) | Err(nix::Error::EINTR) => continue,
                 Ok(_) => {}
+            if began.elapsed() >= self.silence {
+                let why = format!("brought nothing for {} seconds and was given up", self.silence.as_secs());
+                return Err(io::Error::other(Error::deadline_exceeded("archive", "", why)));
+            }
                 Err(e) => return Err(e.into()),
             }
             match self.file.read(buffer) {
@@ -320,5 +330,25 @@ impl Supply for Taken {
 
     fn ingested(&self, layer: &Descriptor) -> Option<Ingest> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&layer.digest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pipe_that_brings_nothing_is_given_up_and_a_slow_one_is_not() {
+        let (read, write) = nix::unistd::pipe().unwrap();
+        let silence = Duration::from_millis(10);
+        let mut patient = Patient { file: read.into(), cancel: Cancel::new(), silence };
+        nix::unistd::write(&write, b"slow").unwrap();
+        let mut buffer = [0; 8];
+        assert_eq!(patient.read(&mut buffer).unwrap(), 4);
+        let error = walk::broken(patient.read(&mut buffer).unwrap_err());
+        assert_eq!(error.code, cofferdam_types::Code::DeadlineExceeded, "{error}");
+        assert!(error.message.contains("brought nothing"), "{error}");
+        patient.cancel.cancel();
+        assert_eq!(walk::broken(patient.read(&mut buffer).unwrap_err()).code, cofferdam_types::Code::Cancelled);
     }
 }

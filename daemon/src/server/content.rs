@@ -18,7 +18,7 @@ use cofferdam_wire::{
     error::from_rpc,
 };
 
-use super::{Place, cursor::Cursor, rpc};
+use super::{Place, cursor::Cursor, outflow, rpc};
 
 /// The content of a namespace.
 pub struct Content(pub Place);
@@ -214,13 +214,7 @@ impl blob::Server for Blob {
         let params = params.get()?;
         let sink: OwnedFd = rpc(self.place.session.fds.take(params.get_sink()))?;
         let (file, left) = rpc(self.range(params.get_offset(), params.get_length()))?;
-        // A client that doesn't read holds one thread of the pool, until it closes its end.
-        let copy = move || {
-            std::io::copy(&mut file.take(left), &mut std::fs::File::from(sink))
-                .map(drop)
-                .map_err(|e| Error::io("fd", "", "can't be written to", &e))
-        };
-        rpc(self.place.services().pool.run(copy).await)
+        rpc(outflow::pour(&self.place.services().pool, file, left, sink).await)
     }
 }
 

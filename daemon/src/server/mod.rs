@@ -14,6 +14,7 @@ mod listener;
 mod meter;
 mod namespaces;
 mod session;
+mod outflow;
 mod snapshots;
 mod stdio;
 mod system;

@@ -107,3 +107,59 @@ fn a_message_that_is_too_large_ends_its_connection_alone() {
         assert_eq!(client.run(request).unwrap().wait().await.unwrap().status, 0);
     });
 }
+
+#[test]
+fn too_many_subscriptions_cut_their_connection_alone() {
+    let daemon = Daemon::start();
+    bounded(async {
+        let other = daemon.client().await;
+        let greedy = daemon.client().await;
+        let events = greedy.namespace(daemon.namespace()).events();
+        let mut kept: Vec<_> = (0..64).map(|_| events.subscribe::<&str>(0, &[])).collect();
+        for subscription in &mut kept {
+            subscription.next().await.unwrap();
+        }
+        // One that is let go of makes room.
+        kept.pop();
+        events.last().await.unwrap();
+        let mut room = events.subscribe::<&str>(0, &[]);
+        room.next().await.unwrap();
+        let error = events.subscribe::<&str>(0, &[]).next().await.unwrap_err();
+        assert_eq!(error.code, Code::ResourceExhausted, "{error:?}");
+        until_async("the connection is cut", async || events.last().await.is_err().then_some(())).await;
+        assert_eq!(other.system().status().await.unwrap().state, "ready");
+    });
+}
+
+#[test]
+fn readers_who_do_not_read_hold_up_nobody() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let namespace = daemon.open().await;
+        let blobs = namespace.content().list::<&str>(&[]).all().await.unwrap();
+        let layer = blobs.iter().max_by_key(|blob| blob.size).unwrap();
+        assert!(layer.size > 1 << 20, "more than a pipe holds");
+        let blob = namespace.content().get(&layer.digest);
+        let (mut pipes, mut never) = (Vec::new(), Vec::new());
+        for _ in 0..5 {
+            let (read, write) = pipe();
+            pipes.push(read);
+            never.push(blob.read_fd(0, 0, write));
+        }
+        blob.info().await.unwrap();
+        // All threads would be held by now.
+        let (read, write) = pipe();
+        let reader = std::thread::spawn(move || std::io::copy(&mut File::from(read), &mut std::io::sink()).unwrap());
+        blob.read_fd(0, 0, write).await.unwrap();
+        assert_eq!(reader.join().unwrap(), layer.size);
+        // Who goes on reading gets all of it, and who goes away ends its call.
+        let mut slow = File::from(pipes.remove(0));
+        let reader = std::thread::spawn(move || std::io::copy(&mut slow, &mut std::io::sink()).unwrap());
+        never.remove(0).await.unwrap();
+        assert_eq!(reader.join().unwrap(), layer.size);
+        drop(pipes);
+        for call in never {
+            assert!(call.await.is_err());
+        }
+    });
+}
