@@ -9,7 +9,7 @@ use cofferdam_wire::{
     event_capnp::{event, event_cursor, events},
 };
 
-use super::{Place, rpc};
+use super::{Place, meter::Counted, rpc};
 
 /// The most events in one answer.
 const BLOCK: usize = 100;
@@ -38,9 +38,14 @@ impl events::Server for Events {
     ) -> capnp::Result<()> {
         let params = params.get()?;
         let filter = rpc(Filter::any(&rpc(texts(params.get_filters()))?))?;
+        let Some(counted) = self.0.session.meter.begin_subscription() else {
+            let why = "has as many subscriptions to events as is allowed, and is cut";
+            return rpc(Err(Error::resource_exhausted("connection", "", why)));
+        };
         let events = &self.0.services().events;
         let subscription = rpc(events.subscribe(params.get_after(), Some(self.0.namespace.clone()), filter))?;
-        results.get().set_cursor(self.0.hand_out(EventCursor(RefCell::new(Some(subscription)))));
+        let cursor = EventCursor { subscription: RefCell::new(Some(subscription)), _counted: counted };
+        results.get().set_cursor(self.0.hand_out(cursor));
         Ok(())
     }
 
@@ -76,7 +81,10 @@ impl events::Server for Events {
 }
 
 /// A place in the sequence of events. Taken out while it is waited on: one `next` at a time.
-struct EventCursor(RefCell<Option<Subscription>>);
+struct EventCursor {
+    subscription: RefCell<Option<Subscription>>,
+    _counted: Counted,
+}
 
 impl event_cursor::Server for EventCursor {
     async fn next(
@@ -86,7 +94,8 @@ impl event_cursor::Server for EventCursor {
     ) -> capnp::Result<()> {
         let max = usize::from(params.get()?.get_max()).clamp(1, BLOCK);
         let busy = || Error::failed_precondition("cursor", "", "is being waited on already: one `next` at a time");
-        let mut back = Back { cursor: self.clone(), subscription: Some(rpc(self.0.take().ok_or_else(busy))?) };
+        let mut back =
+            Back { cursor: self.clone(), subscription: Some(rpc(self.subscription.take().ok_or_else(busy))?) };
         let Some(subscription) = back.subscription.as_mut() else { return rpc(Err(busy())) };
         match rpc(subscription.next(max).await)? {
             Batch::Events(events) => {
@@ -112,6 +121,6 @@ struct Back {
 
 impl Drop for Back {
     fn drop(&mut self) {
-        self.cursor.0.replace(self.subscription.take());
+        self.cursor.subscription.replace(self.subscription.take());
     }
 }

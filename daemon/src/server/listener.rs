@@ -6,6 +6,7 @@ use std::{
         unix::{fs::PermissionsExt as _, net::UnixListener as StdListener},
     },
     path::Path,
+    rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -20,6 +21,8 @@ use tokio::net::{UnixListener, UnixStream};
 
 use super::{
     gate::Gate,
+    intake::{Network, Tap},
+    meter::Meter,
     session::{Held, Session},
 };
 use crate::services::Services;
@@ -117,8 +120,11 @@ async fn serve(stream: std::os::unix::net::UnixStream, services: Services) -> Re
     let credentials = stream.peer_cred().map_err(os)?;
     let peer =
         Peer::Unix { uid: credentials.uid(), gid: credentials.gid(), pid: credentials.pid().unwrap_or_default() };
-    let (network, fds) = connect::network(stream, Side::Server, connect::MESSAGE);
-    let session = Session::new(services, fds, peer);
+    let meter: Rc<Meter> = Rc::default();
+    let tap = |reader| Tap::new(reader, meter.clone());
+    let (network, fds) = connect::network_through(stream, Side::Server, connect::MESSAGE, tap);
+    let network = Network::new(network, meter.clone());
+    let session = Session::new(services, fds, peer, meter);
     // The gate confers nothing, but it too is guarded: its calls count and its panics are contained.
     let held = Held { authority: cofferdam_types::Authority::system(), grant: session.grant.clone(), deadline: None };
     let gate: gate::Client = session.hand_out(Gate(session.clone()), &held);

@@ -87,8 +87,8 @@ pub struct Session {
 
 impl Session {
     /// For a new connection.
-    pub fn new(services: Services, fds: Fds, peer: Peer) -> Rc<Session> {
-        Rc::new(Session { services, fds, peer, grant: Grant::new(), meter: Rc::default(), images: RefCell::default() })
+    pub fn new(services: Services, fds: Fds, peer: Peer, meter: Rc<Meter>) -> Rc<Session> {
+        Rc::new(Session { services, fds, peer, grant: Grant::new(), meter, images: RefCell::default() })
     }
 
     /// Makes a client of a server object. This, and what it calls, is the only way: a test refuses any other.

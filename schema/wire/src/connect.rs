@@ -2,7 +2,10 @@
 
 use capnp::message::ReaderOptions;
 use capnp_rpc::{rpc_twoparty_capnp::Side, twoparty::VatNetwork};
-use futures::io::{BufReader, BufWriter};
+use futures::{
+    AsyncRead,
+    io::{BufReader, BufWriter},
+};
 use tokio::net::UnixStream;
 
 use crate::fdstream::{self, Fds, Reader};
@@ -19,11 +22,21 @@ const BUFFER: usize = 8 << 10;
 /// The network of one connection, and the descriptors that travel with it. `limit` bounds an incoming message in
 /// bytes.
 pub fn network(stream: UnixStream, side: Side, limit: usize) -> (VatNetwork<BufReader<Reader>>, Fds) {
+    network_through(stream, side, limit, |reader| reader)
+}
+
+/// [`network`] with something of yours between the stream and the messages that come in.
+pub fn network_through<R: AsyncRead + Unpin + 'static>(
+    stream: UnixStream,
+    side: Side,
+    limit: usize,
+    through: impl FnOnce(BufReader<Reader>) -> R,
+) -> (VatNetwork<R>, Fds) {
     let (reader, writer, fds) = fdstream::split(stream);
     let mut options = ReaderOptions::new();
     options.traversal_limit_in_words(Some(limit / 8)).nesting_limit(64);
     let mut network = VatNetwork::new(
-        BufReader::with_capacity(BUFFER, reader),
+        through(BufReader::with_capacity(BUFFER, reader)),
         BufWriter::with_capacity(BUFFER, writer),
         side,
         options,

@@ -1,0 +1,204 @@
+//! The network of a connection, with its budget: what comes in is counted for as long as anything keeps it, and nothing
+//! more is read while the client leaves too much unread itself.
+//!
+//! The guard sees a call when its object is there. Before that the RPC system keeps it: a call on a promise that isn't
+//! resolved, a chunk behind another one of its stream. These are known by the message that they came in.
+
+use std::{
+    cell::RefCell,
+    io,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+};
+
+use capnp::{any_pointer, capability::Promise, message, traits::HasTypeId};
+use capnp_rpc::{
+    Connection, FlowController, IncomingMessage, OutgoingMessage, VatNetwork, rpc_capnp, rpc_twoparty_capnp::Side,
+    twoparty,
+};
+use cofferdam_types::Error;
+use cofferdam_wire::common_capnp::byte_stream;
+use futures::{AsyncRead, FutureExt as _, TryFutureExt as _};
+
+use super::meter::{Kept, Meter};
+
+/// Counts the bytes on their way to the RPC system, so that the length of each message is known.
+pub struct Tap<R> {
+    inner: R,
+    meter: Rc<Meter>,
+}
+
+impl<R> Tap<R> {
+    /// Around the stream of a connection.
+    pub fn new(inner: R, meter: Rc<Meter>) -> Tap<R> {
+        Tap { inner, meter }
+    }
+}
+
+impl<R: AsyncRead + Unpin> AsyncRead for Tap<R> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        let read = Pin::new(&mut self.inner).poll_read(cx, buf);
+        if let Poll::Ready(Ok(n)) = &read {
+            self.meter.arrives(*n);
+        }
+        read
+    }
+}
+
+/// The network of one client.
+pub struct Network<R: AsyncRead + Unpin + 'static> {
+    inner: twoparty::VatNetwork<Tap<R>>,
+    meter: Rc<Meter>,
+}
+
+impl<R: AsyncRead + Unpin + 'static> Network<R> {
+    /// Holds what goes over `inner` against the budget.
+    pub fn new(inner: twoparty::VatNetwork<Tap<R>>, meter: Rc<Meter>) -> Network<R> {
+        Network { inner, meter }
+    }
+}
+
+impl<R: AsyncRead + Unpin + 'static> VatNetwork<Side> for Network<R> {
+    fn connect(&mut self, host: Side) -> Option<Box<dyn Connection<Side>>> {
+        let inner = self.inner.connect(host)?;
+        Some(Box::new(Metered::new(inner, self.meter.clone())))
+    }
+
+    fn accept(&mut self) -> Promise<Box<dyn Connection<Side>>, capnp::Error> {
+        let meter = self.meter.clone();
+        let metered = |inner| Box::new(Metered::new(inner, meter)) as Box<dyn Connection<Side>>;
+        Promise::from_future(self.inner.accept().map_ok(metered))
+    }
+
+    fn drive_until_shutdown(&mut self) -> Promise<(), capnp::Error> {
+        self.inner.drive_until_shutdown()
+    }
+}
+
+struct Metered {
+    inner: Rc<RefCell<Box<dyn Connection<Side>>>>,
+    meter: Rc<Meter>,
+}
+
+impl Metered {
+    fn new(inner: Box<dyn Connection<Side>>, meter: Rc<Meter>) -> Metered {
+        Metered { inner: Rc::new(RefCell::new(inner)), meter }
+    }
+}
+
+impl Connection<Side> for Metered {
+    fn get_peer_vat_id(&self) -> Side {
+        self.inner.borrow().get_peer_vat_id()
+    }
+
+    fn new_outgoing_message(&mut self, first_segment_word_size: u32) -> Box<dyn OutgoingMessage> {
+        let inner = self.inner.borrow_mut().new_outgoing_message(first_segment_word_size);
+        Box::new(Answer { inner, meter: self.meter.clone() })
+    }
+
+    fn receive_incoming_message(&mut self) -> Promise<Option<Box<dyn IncomingMessage>>, capnp::Error> {
+        let (inner, meter) = (self.inner.clone(), self.meter.clone());
+        Promise::from_future(async move {
+            meter.until_read().await;
+            let reading = inner.borrow_mut().receive_incoming_message();
+            let Some(message) = reading.await? else { return Ok(None) };
+            match meter.keep(is_chunk(&*message)?) {
+                Some(kept) => Ok(Some(Box::new(Call { inner: message, _kept: kept }) as Box<dyn IncomingMessage>)),
+                None => {
+                    refuse(&inner, &*message)?;
+                    // Nothing more is read until the connection is cut, which is a moment away.
+                    std::future::pending().await
+                }
+            }
+        })
+    }
+
+    fn new_stream(&mut self) -> (Box<dyn FlowController>, Promise<(), capnp::Error>) {
+        self.inner.borrow_mut().new_stream()
+    }
+
+    fn shutdown(&mut self, result: capnp::Result<()>) -> Promise<(), capnp::Error> {
+        self.inner.borrow_mut().shutdown(result)
+    }
+}
+
+/// Whether a message is a piece of a byte stream.
+fn is_chunk(message: &dyn IncomingMessage) -> capnp::Result<bool> {
+    const STREAM: u64 = <byte_stream::Client as HasTypeId>::TYPE_ID;
+    let root: rpc_capnp::message::Reader<'_> = message.get_body()?.get_as()?;
+    Ok(match root.which() {
+        Ok(rpc_capnp::message::Call(call)) => {
+            let call = call?;
+            (call.get_interface_id(), call.get_method_id()) == (STREAM, 0)
+        }
+        _ => false,
+    })
+}
+
+/// Answers a call that the RPC system is not going to see.
+fn refuse(connection: &RefCell<Box<dyn Connection<Side>>>, message: &dyn IncomingMessage) -> capnp::Result<()> {
+    let root: rpc_capnp::message::Reader<'_> = message.get_body()?.get_as()?;
+    let rpc_capnp::message::Call(call) = root.which()? else { return Ok(()) };
+    let mut answer = connection.borrow_mut().new_outgoing_message(64);
+    let mut root = answer.get_body()?.init_as::<rpc_capnp::message::Builder<'_>>().init_return();
+    root.set_answer_id(call?.get_question_id());
+    let mut exception = root.init_exception();
+    let why = "has too many calls waiting, or too many bytes in them, and is cut";
+    exception.set_reason(Error::resource_exhausted("connection", "", why).to_reason());
+    exception.set_type(rpc_capnp::exception::Type::Overloaded);
+    let _ = answer.send();
+    Ok(())
+}
+
+/// A message that came in. Whoever keeps it is counted.
+struct Call {
+    inner: Box<dyn IncomingMessage>,
+    _kept: Kept,
+}
+
+impl IncomingMessage for Call {
+    fn get_body(&self) -> capnp::Result<any_pointer::Reader<'_>> {
+        self.inner.get_body()
+    }
+}
+
+/// A message on its way out, counted until the client has it.
+struct Answer {
+    inner: Box<dyn OutgoingMessage>,
+    meter: Rc<Meter>,
+}
+
+impl OutgoingMessage for Answer {
+    fn get_body(&mut self) -> capnp::Result<any_pointer::Builder<'_>> {
+        self.inner.get_body()
+    }
+
+    fn get_body_as_reader(&self) -> capnp::Result<any_pointer::Reader<'_>> {
+        self.inner.get_body_as_reader()
+    }
+
+    fn send(self: Box<Self>) -> (Promise<(), capnp::Error>, Rc<message::Builder<message::HeapAllocator>>) {
+        let unread = self.meter.unread(self.inner.size_in_words() * 8);
+        let (sent, message) = self.inner.send();
+        // The RPC system doesn't wait for this promise, so somebody else must.
+        let sent = sent.shared();
+        let waiting = sent.clone();
+        tokio::task::spawn_local(async move {
+            let _ = waiting.await;
+            drop(unread);
+        });
+        (Promise::from_future(sent), message)
+    }
+
+    fn take(self: Box<Self>) -> message::Builder<message::HeapAllocator> {
+        self.inner.take()
+    }
+
+    fn size_in_words(&self) -> usize {
+        self.inner.size_in_words()
+    }
+}
+
+#[cfg(test)]
+mod tests;

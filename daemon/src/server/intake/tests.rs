@@ -1,0 +1,187 @@
+//! What waits is bounded, over a real two-party connection.
+
+use std::{cell::Cell, time::Duration};
+
+use capnp::capability::{FromClientHook, FromServer};
+use capnp_rpc::RpcSystem;
+use cofferdam_types::{Authority, Code};
+use cofferdam_wire::{connect, error::from_rpc, gate_capnp, system_capnp::system};
+use futures::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+
+use super::*;
+use crate::server::{
+    guard::guard,
+    session::{Grant, Held},
+};
+
+/// `enter` never answers, `hello` answers at length.
+struct Slow {
+    answered: Rc<Cell<usize>>,
+}
+
+const LENGTH: usize = 100 << 10;
+
+impl gate_capnp::gate::Server for Slow {
+    async fn hello(
+        self: Rc<Self>,
+        _: gate_capnp::gate::HelloParams,
+        mut results: gate_capnp::gate::HelloResults,
+    ) -> capnp::Result<()> {
+        self.answered.set(self.answered.get() + 1);
+        results.get().set_daemon("x".repeat(LENGTH));
+        Ok(())
+    }
+
+    async fn enter(
+        self: Rc<Self>,
+        _: gate_capnp::gate::EnterParams,
+        _: gate_capnp::gate::EnterResults,
+    ) -> capnp::Result<()> {
+        std::future::pending().await
+    }
+}
+
+struct Setup {
+    meter: Rc<Meter>,
+    answered: Rc<Cell<usize>>,
+    client: gate_capnp::gate::Client,
+}
+
+fn served(server: UnixStream, client: UnixStream) -> Setup {
+    let (meter, answered): (Rc<Meter>, Rc<Cell<usize>>) = Default::default();
+    let held = Held { authority: Authority::system(), grant: Grant::new(), deadline: None };
+    let object = Rc::new(Slow { answered: answered.clone() });
+    let dispatch = <gate_capnp::gate::Client as FromServer<Slow>>::from_server(object);
+    let object = guard(dispatch, meter.clone(), meter.begin_object().unwrap(), Rc::new(held));
+    let tap = |reader| Tap::new(reader, meter.clone());
+    let (network, _) = connect::network_through(server, Side::Server, connect::MESSAGE, tap);
+    let bootstrap = FromClientHook::new(object.into_client_hook());
+    tokio::task::spawn_local(RpcSystem::new(Box::new(Network::new(network, meter.clone())), Some(bootstrap)));
+    let (network, _) = connect::network(client, Side::Client, 64 << 20);
+    let mut rpc = RpcSystem::new(Box::new(network), None);
+    let client = rpc.bootstrap(Side::Server);
+    tokio::task::spawn_local(rpc);
+    Setup { meter, answered, client }
+}
+
+fn run(test: impl AsyncFnOnce()) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let bounded = async { tokio::time::timeout(Duration::from_secs(30), test()).await.unwrap() };
+    tokio::task::LocalSet::new().block_on(&runtime, bounded);
+}
+
+/// Sends calls on a promise that is never kept until one is refused; gives how many were taken.
+async fn until_refused(setup: &Setup, most: usize, actor: &str) -> usize {
+    let root = setup.client.enter_request().send().pipeline.get_root();
+    let never: system::Client = root.system_request().send().pipeline.get_system();
+    // Behind the answer to this `enter` is under way.
+    setup.client.hello_request().send().promise.await.unwrap();
+    let mut calls = futures::stream::FuturesUnordered::new();
+    for n in 0..most {
+        let mut request = never.crash_request();
+        request.get().set_actor(actor);
+        let answer = request.send().promise;
+        calls.push(async move { (n, answer.await.map(drop).map_err(from_rpc)) });
+    }
+    let refused = futures::StreamExt::next(&mut calls);
+    let (n, answer) = tokio::time::timeout(Duration::from_secs(10), refused).await.unwrap().unwrap();
+    assert_eq!(answer.unwrap_err().code, Code::ResourceExhausted);
+    setup.meter.until_cut().await;
+    n
+}
+
+#[test]
+fn calls_on_promises_are_counted() {
+    run(async || {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let setup = served(ours, theirs);
+        // Besides these `system` waits, and `enter` is under way.
+        assert_eq!(until_refused(&setup, 2000, "").await, 1023);
+    });
+}
+
+#[test]
+fn their_bytes_are_counted() {
+    run(async || {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let setup = served(ours, theirs);
+        assert_eq!(until_refused(&setup, 40, &"x".repeat(900 << 10)).await, (16 << 20) / (900 << 10));
+    });
+}
+
+#[test]
+fn what_is_done_counts_no_longer() {
+    run(async || {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let setup = served(ours, theirs);
+        for _ in 0..30 {
+            let calls = (0..100).map(|_| setup.client.hello_request().send().promise);
+            for answer in futures::future::join_all(calls).await {
+                assert_eq!(answer.unwrap().get().unwrap().get_daemon().unwrap().len(), LENGTH);
+            }
+        }
+        assert_eq!(setup.answered.get(), 3000);
+        while !setup.meter.is_idle() {
+            tokio::task::yield_now().await;
+        }
+    });
+}
+
+/// A client that sends and doesn't read: the daemon doesn't read either, and goes on when it does.
+#[test]
+fn who_does_not_read_is_not_read_from() {
+    run(async || {
+        let (ours, near) = UnixStream::pair().unwrap();
+        let (far, theirs) = UnixStream::pair().unwrap();
+        let setup = served(ours, theirs);
+        // Between them bytes go to the daemon at once, and back when they may.
+        let (from_daemon, to_daemon) = near.into_split();
+        let (from_client, to_client) = far.into_split();
+        use tokio_util::compat::{TokioAsyncReadCompatExt as _, TokioAsyncWriteCompatExt as _};
+        let forth = async move {
+            futures::io::copy(from_client.compat(), &mut to_daemon.compat_write()).await.unwrap();
+        };
+        tokio::task::spawn_local(forth);
+        let (allow, allowed) = tokio::sync::oneshot::channel::<()>();
+        let back = async move {
+            allowed.await.unwrap();
+            let (mut from, mut to) = (from_daemon.compat(), to_client.compat_write());
+            let mut block = vec![0; 64 << 10];
+            loop {
+                let n = from.read(&mut block).await.unwrap();
+                to.write_all(&block[..n]).await.unwrap();
+            }
+        };
+        tokio::task::spawn_local(back);
+        let calls = |count| (0..count).map(|_| setup.client.hello_request().send().promise).collect::<Vec<_>>();
+        let first = calls(100);
+        while setup.meter.has_room() {
+            tokio::task::yield_now().await;
+        }
+        // What it has taken in by then it may answer, and no more.
+        let taken = setup.answered.get() + 100;
+        let second = calls(200);
+        for _ in 0..10_000 {
+            tokio::task::yield_now().await;
+        }
+        assert!(setup.answered.get() <= taken, "{} of 300 were read", setup.answered.get());
+        allow.send(()).unwrap();
+        for answer in futures::future::join_all(first.into_iter().chain(second)).await {
+            answer.unwrap();
+        }
+        assert_eq!(setup.answered.get(), 300);
+    });
+}
+
+#[test]
+fn chunks_of_a_stream_count_by_their_bytes() {
+    let meter: Rc<Meter> = Rc::default();
+    let chunks: Vec<_> = (0..5000).map(|_| meter.keep(true).unwrap()).collect();
+    let calls: Vec<_> = (0..1024).map(|_| meter.keep(false).unwrap()).collect();
+    assert!(meter.keep(false).is_none());
+    meter.arrives(16 << 20);
+    assert!(meter.keep(true).is_none());
+    drop((chunks, calls));
+    assert!(meter.is_idle());
+}
