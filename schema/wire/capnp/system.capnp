@@ -6,7 +6,7 @@ using Common = import "common.capnp";
 struct ActorStatus @0xb05d3e9c7af18246 {
   name @0 :Text;
   health @1 :Text;
-  # up, starting, down, failed, stopped.
+  # up, starting, down, failed, stopped. Metadata that runs and can't write is down.
   why @2 :Text;
   restarts @3 :UInt32;
   waiting @4 :UInt32;
