@@ -375,8 +375,8 @@ impl Handler<Execs> for TasksActor {
 
 /// Who asked for what, for the log. What runs code or changes authority will be audited from here.
 fn note(what: &str, ns: &Namespace, id: &Id, auth: &Authority) {
-    let correlation = auth.correlation.as_deref().unwrap_or_default();
-    tracing::debug!(what, namespace = %ns, container = %id, grant = %auth.grant, peer = ?auth.peer, correlation);
+    let (correlation, trace) = (auth.correlation.as_deref(), auth.trace.as_deref());
+    tracing::debug!(what, namespace = %ns, container = %id, grant = %auth.grant, peer = ?auth.peer, correlation, trace);
 }
 
 /// Handlers that look the entry up and make one call to its shim.

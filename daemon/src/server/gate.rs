@@ -34,6 +34,7 @@ impl Gate {
                 ceiling: Ceiling::FULL,
                 peer: Some(self.0.peer),
                 correlation: None,
+                trace: None,
             },
             grant: self.0.grant.clone(),
             deadline: None,

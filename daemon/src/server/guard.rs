@@ -13,9 +13,10 @@ use capnp::{
     private::capability::ClientHook,
     traits::HasTypeId,
 };
-use cofferdam_types::Error;
+use cofferdam_types::{Authority, Error};
 use cofferdam_wire::{container_capnp, error::to_rpc, event_capnp, image_capnp, job_capnp};
 use futures::FutureExt as _;
+use tracing::{Instrument as _, Span};
 
 use super::{
     meter::{Counted, Meter},
@@ -107,9 +108,10 @@ impl<D: Server + Clone + 'static> Server for Dispatch<D> {
             return refuse(Error::resource_exhausted("connection", "", "has too many calls under way and is cut"));
         };
         let inner = state.dispatch.clone();
+        let span = span(&state.held.authority, interface_id, method_id);
         // The synchronous part runs here and now: that keeps the order of calls.
         let started = std::panic::catch_unwind(AssertUnwindSafe(|| {
-            inner.dispatch_call(interface_id, method_id, params, results)
+            span.in_scope(|| inner.dispatch_call(interface_id, method_id, params, results))
         }));
         let DispatchCallResult { promise, is_streaming } = match started {
             Ok(started) => started,
@@ -134,12 +136,24 @@ impl<D: Server + Clone + 'static> Server for Dispatch<D> {
                 why = state.held.grant.until_revoked() => Err(to_rpc(why)),
             }
         };
-        DispatchCallResult::new(boxed(work), is_streaming)
+        DispatchCallResult::new(boxed(work.instrument(span)), is_streaming)
     }
 
     fn as_ptr(&self) -> usize {
         self.0.dispatch.as_ptr()
     }
+}
+
+/// What the logs say about a call that came with a context: the caller's own names for it. Others have none.
+fn span(authority: &Authority, interface_id: u64, method_id: u16) -> Span {
+    let (correlation, trace) = (authority.correlation.as_deref(), authority.trace.as_deref());
+    if correlation.is_none() && trace.is_none() {
+        return Span::none();
+    }
+    let span =
+        tracing::info_span!("call", interface = format_args!("{interface_id:016x}"), method_id, correlation, trace);
+    span.in_scope(|| tracing::debug!("begins"));
+    span
 }
 
 fn boxed(work: impl Future<Output = capnp::Result<()>> + 'static) -> Promise<(), capnp::Error> {

@@ -3,7 +3,7 @@
 use std::{rc::Rc, sync::Arc, time::Duration};
 
 use cofferdam_metadata::records::namespaces::{self as records, NamespaceRecord};
-use cofferdam_types::{Filter, Namespace as Name, filter};
+use cofferdam_types::{Error, Filter, Namespace as Name, filter};
 use cofferdam_wire::{
     convert::{labels, set_labels, text, texts},
     gate_capnp::{namespace_cursor, namespaces},
@@ -122,6 +122,16 @@ impl namespace_cursor::Server for NamespaceCursor {
     }
 }
 
+/// The most bytes of a correlation id: it stands in every line of the log about its calls.
+const CORRELATION: usize = 256;
+
+/// W3C Trace Context, 3.2: version, trace id, parent id and flags, in lower case.
+fn is_trace_parent(text: &str) -> bool {
+    let hex = |part: &str| part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    let parts: Vec<&str> = text.split('-').collect();
+    parts.iter().map(|part| part.len()).eq([2, 32, 16, 2]) && parts.iter().all(|part| hex(part))
+}
+
 /// One namespace.
 struct Namespace(Place);
 
@@ -140,8 +150,20 @@ impl namespace::Server for Namespace {
         let context = params.get()?.get_context()?;
         let mut place = self.0.clone();
         let correlation = rpc(text(context.get_correlation_id()))?;
+        if correlation.len() > CORRELATION {
+            let why = format!("has {} bytes: at most {CORRELATION} are allowed", correlation.len());
+            return rpc(Err(Error::invalid("context", "correlationId", why)));
+        }
         if !correlation.is_empty() {
             place.held.authority.correlation = Some(Arc::from(correlation));
+        }
+        let trace = rpc(text(context.get_trace_parent()))?;
+        if !trace.is_empty() {
+            if !is_trace_parent(trace) {
+                let why = "is not of the form 00-<32 hex digits>-<16 hex digits>-<2 hex digits>";
+                return rpc(Err(Error::invalid("context", "traceParent", why)));
+            }
+            place.held.authority.trace = Some(Arc::from(trace));
         }
         if context.get_deadline_millis() != 0 {
             place.held.deadline = Some(Duration::from_millis(context.get_deadline_millis()));
@@ -200,5 +222,24 @@ impl namespace::Server for Namespace {
     async fn jobs(self: Rc<Self>, _: namespace::JobsParams, mut results: namespace::JobsResults) -> capnp::Result<()> {
         results.get().set_jobs(self.0.hand_out(Jobs(self.0.clone())));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trace_parents_have_one_form() {
+        assert!(is_trace_parent("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"));
+        for bad in [
+            "",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-02",
+            "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e473\n-00f067aa0ba902b7-01",
+        ] {
+            assert!(!is_trace_parent(bad), "{bad:?}");
+        }
     }
 }

@@ -52,11 +52,13 @@ pub struct Authority {
     pub peer: Option<Peer>,
     /// The caller's own name for what it is doing.
     pub correlation: Option<Arc<str>>,
+    /// Where it stands in a trace of the caller's: W3C Trace Context, `traceparent`.
+    pub trace: Option<Arc<str>>,
 }
 
 impl Authority {
     /// The daemon acting for itself: start-up, sweeps, recovery.
     pub fn system() -> Authority {
-        Authority { grant: GrantId(0), ceiling: Ceiling::FULL, peer: None, correlation: None }
+        Authority { grant: GrantId(0), ceiling: Ceiling::FULL, peer: None, correlation: None, trace: None }
     }
 }

@@ -22,6 +22,7 @@ impl system::Server for Trouble {
         if params.get()?.get_actor()? == "panic" {
             panic!("on demand");
         }
+        tracing::debug!("was told");
         Ok(())
     }
 }
@@ -33,8 +34,11 @@ struct Setup {
 }
 
 fn guarded(deadline: Option<Duration>) -> Setup {
+    guarded_with(Held { authority: Authority::system(), grant: Grant::new(), deadline })
+}
+
+fn guarded_with(held: Held) -> Setup {
     let meter: Rc<Meter> = Rc::default();
-    let held = Held { authority: Authority::system(), grant: Grant::new(), deadline };
     let dispatch = <system::Client as FromServer<Trouble>>::from_server(Rc::new(Trouble));
     let counted = meter.begin_object().unwrap();
     let object = guard(dispatch, meter.clone(), counted, Rc::new(held.clone()));
@@ -101,6 +105,39 @@ fn the_deadline_of_the_context_ends_a_call() {
         let error = client.status_request().send().promise.await.map(drop).map_err(from_rpc).unwrap_err();
         assert_eq!(error.code, Code::DeadlineExceeded);
     });
+}
+
+#[test]
+fn a_calls_context_stands_in_the_log() {
+    #[derive(Clone, Default)]
+    struct Log(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let (log, trace) = (Log::default(), "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::DEBUG)
+        .with_writer(move || writer.clone())
+        .with_ansi(false)
+        .finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    run(async || {
+        let authority =
+            Authority { correlation: Some("mine".into()), trace: Some(trace.into()), ..Authority::system() };
+        let held = Held { authority, grant: Grant::new(), deadline: None };
+        let Setup { client, .. } = guarded_with(held);
+        // The handler's own lines carry it too.
+        crash(&client, "tell").await.unwrap();
+    });
+    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let told = text.lines().find(|line| line.contains("was told")).unwrap_or_else(|| panic!("{text}"));
+    assert!(told.contains(trace) && told.contains("mine"), "{told}");
 }
 
 #[test]
