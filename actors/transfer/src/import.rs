@@ -20,7 +20,7 @@ use crate::{
     job::Arrived,
     land::{Landing, Supply},
     plan::{Lump, Shelf, plan},
-    progress::Counted,
+    progress::{Counted, Phase},
     rootfs,
     source::{Layout, Outer, Place, Section, Spool, Spooled, sniff, walk},
     transfer::Core,
@@ -62,8 +62,10 @@ pub(crate) fn import(
         }
         Opened::Stream(file) => {
             let item = job.board().item("archive", file.metadata().map_or(0, |m| m.len()));
+            job.board().phase(item, Phase::Fetching);
             let (outer, _) = Outer::new(stream(file, job, item, &word)).map_err(walk::broken)?;
             let spool = Spool::take(outer, &core.content, job.namespace())?;
+            job.board().phase(item, Phase::Done);
             let images = plan(&spool, platform, name)?;
             job.board().stage("importing");
             let taken = Taken(Mutex::new(spool.into_ingests()));
@@ -84,21 +86,23 @@ pub(crate) fn rootfs(
     let word = job.word().child();
     let mut ingest = core.content.scratch(job.namespace(), Algorithm::Sha256)?;
     job.board().stage("packing");
+    let length = match &source {
+        Source::Directory(_) => 0,
+        Source::Archive(fd) => nix::sys::stat::fstat(fd).map_or(0, |stat| stat.st_size.unsigned_abs()),
+    };
+    let item = job.board().item("root filesystem", length);
+    job.board().phase(item, Phase::Fetching);
     let (compression, diff_id) = match source {
         Source::Directory(dir) => {
-            let item = job.board().item("root filesystem", 0);
             let mut out = io::BufWriter::with_capacity(BUFFER, Told { ingest: &mut ingest, job, item });
             rootfs::pack(dir.as_fd(), &mut out, &word)?;
             out.flush().map_err(|e| from_io("rootfs", "", "can't be packed", e))?;
             drop(out);
             (Compression::None, ingest.digest_so_far())
         }
-        Source::Archive(fd) => {
-            let file = File::from(fd);
-            let item = job.board().item("root filesystem", file.metadata().map_or(0, |m| m.len()));
-            taken_in(stream(file, job, item, &word), &mut ingest)?
-        }
+        Source::Archive(fd) => taken_in(stream(File::from(fd), job, item, &word), &mut ingest)?,
     };
+    job.board().phase(item, Phase::Done);
     let media_type = match compression {
         Compression::None => media::OCI_LAYER,
         Compression::Gzip => media::OCI_LAYER_GZIP,
@@ -221,26 +225,26 @@ fn stream<'a>(file: File, job: &'a Job, number: usize, cancel: &'a Cancel) -> Co
 struct Patient {
     file: File,
     cancel: Cancel,
+    silence: Duration,
 }
 
-impl Read for Patient {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-    silence: Duration,
-        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-        loop {
 /// A pipe that brings nothing for so long is given up: it holds one of the few threads that work on jobs.
 const SILENCE: Duration = Duration::from_secs(300);
 
-            self.cancel.check().map_err(io::Error::other)?;
-            let ready = poll(&mut [PollFd::new(self.file.as_fd(), PollFlags::POLLIN)], PollTimeout::from(200_u8));
-            match ready {
+impl Read for Patient {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
         let began = Instant::now();
-                Ok(0) | Err(nix::Error::EINTR) => continue,
-                Ok(_) => {}
+        loop {
+            self.cancel.check().map_err(io::Error::other)?;
             if began.elapsed() >= self.silence {
                 let why = format!("brought nothing for {} seconds and was given up", self.silence.as_secs());
                 return Err(io::Error::other(Error::deadline_exceeded("archive", "", why)));
             }
+            let ready = poll(&mut [PollFd::new(self.file.as_fd(), PollFlags::POLLIN)], PollTimeout::from(200_u8));
+            match ready {
+                Ok(0) | Err(nix::Error::EINTR) => continue,
+                Ok(_) => {}
                 Err(e) => return Err(e.into()),
             }
             match self.file.read(buffer) {

@@ -242,10 +242,10 @@ impl Landing<'_> {
             ingest.truncate()?;
         }
         let resumed = ingest.offset();
+        self.job.board().at(item, resumed);
         if resumed > 0 {
             // The tree needs the beginning too; it is made from the store afterwards.
             feed = None;
-            self.job.board().advance(item, resumed);
         }
         let inner = supply.open(layer, resumed)?;
         let mut source = Counted { inner, board: self.job.board(), number: item, cancel: self.word };

@@ -100,6 +100,15 @@ impl Board {
         });
     }
 
+    /// So many bytes are here, whatever was before.
+    pub fn at(&self, number: usize, count: u64) {
+        self.sender.send_modify(|p| {
+            if let Some(item) = p.items.get_mut(number) {
+                item.done = count;
+            }
+        });
+    }
+
     /// `count` more bytes are here.
     pub fn advance(&self, number: usize, count: u64) {
         self.sender.send_if_modified(|p| {
@@ -158,5 +167,8 @@ mod tests {
         // More than was announced is no reason to show more than all.
         board.advance(a, 20);
         assert_eq!(watch.borrow().bytes(), (29, 29));
+        // Once more from the beginning.
+        board.at(a, 0);
+        assert_eq!(watch.borrow().bytes(), (5, 29));
     }
 }

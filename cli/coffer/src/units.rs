@@ -54,6 +54,11 @@ pub fn signal(text: &str) -> Result<u32, String> {
     Ok(signal as u32)
 }
 
+/// A number of things, in words.
+pub fn counted(number: u64, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+}
+
 /// `KEY=VALUE`; a bare key has an empty value.
 pub fn pair(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').unwrap_or((text, ""));
@@ -136,7 +141,7 @@ pub fn show_span(seconds: u64) -> String {
         7200..172_800 => (seconds / 3600, "hour"),
         _ => (seconds / 86_400, "day"),
     };
-    format!("{number} {unit}{}", if number == 1 { "" } else { "s" })
+    counted(number, unit)
 }
 
 /// How long ago something was: `3 minutes ago`.
@@ -193,6 +198,12 @@ mod tests {
             assert_eq!(signal(text), Ok(number), "{text}");
         }
         assert!(signal("0").is_err() && signal("65").is_err() && signal("NOPE").is_err());
+    }
+
+    #[test]
+    fn one_is_not_many() {
+        let said = [0, 1, 2].map(|n| counted(n, "connection"));
+        assert_eq!(said, ["0 connections", "1 connection", "2 connections"]);
     }
 
     #[test]

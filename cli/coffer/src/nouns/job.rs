@@ -1,6 +1,7 @@
 //! Jobs: pulls and imports, those of others too.
 
-use cofferdam_client::JobInfo;
+use cofferdam_client::{JobInfo, JobItem};
+use cofferdam_types::Digest;
 
 use crate::{
     args::{Command, Positional, Times},
@@ -38,9 +39,14 @@ async fn ls(cx: Cx) -> Result<i32, Failure> {
     Ok(0)
 }
 
+/// What came in as a whole, such as an archive, is there a second time as the layers that it was taken apart into: then
+/// the whole alone counts.
 fn progress(info: &JobInfo) -> String {
-    let (done, total) = info.items.iter().fold((0, 0), |(done, total), item| (done + item.done, total + item.total));
-    if total == 0 { show_size(done) } else { format!("{} / {}", show_size(done), show_size(total)) }
+    let whole = |item: &&JobItem| item.name.parse::<Digest>().is_err();
+    let wholes = info.items.iter().any(|item| whole(&item));
+    let counted = info.items.iter().filter(|item| !wholes || whole(item));
+    let (done, total) = counted.fold((0, 0), |(done, total), item| (done + item.done, total + item.total));
+    if total == 0 || done == total { show_size(done) } else { format!("{} / {}", show_size(done), show_size(total)) }
 }
 
 /// `coffer job cancel`.
@@ -57,4 +63,22 @@ pub static CANCEL: Command = Command {
 async fn cancel(cx: Cx) -> Result<i32, Failure> {
     let jobs = cx.namespace().await?.jobs();
     each(cx.args.from(0), async |id| Ok(jobs.get(id).cancel().await?)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_byte_is_counted_and_said_once() {
+        let layer = format!("sha256:{}", "ab".repeat(32));
+        let item = |done, total| JobItem { name: layer.clone(), done, total, ..JobItem::default() };
+        let shown = |items: &[JobItem]| progress(&JobInfo { items: items.into(), ..JobInfo::default() });
+        assert_eq!(shown(&[item(1 << 20, 2 << 20), item(2 << 20, 2 << 20)]), "3.0 MiB / 4.0 MiB");
+        assert_eq!(shown(&[item(2 << 20, 2 << 20), item(2 << 20, 2 << 20)]), "4.0 MiB");
+        assert_eq!(shown(&[item(5, 0)]), "5 B");
+        assert_eq!(shown(&[]), "0 B");
+        let archive = JobItem { name: "archive".into(), done: 3 << 20, total: 3 << 20, ..JobItem::default() };
+        assert_eq!(shown(&[archive, item(3 << 20, 3 << 20)]), "3.0 MiB");
+    }
 }

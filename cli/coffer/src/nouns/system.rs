@@ -8,7 +8,7 @@ use crate::{
     cx::{Cx, Table, line},
     failure::Failure,
     help,
-    units::show_span,
+    units::{counted, show_span},
 };
 
 /// `coffer system status`.
@@ -30,7 +30,7 @@ async fn status(cx: Cx) -> Result<i32, Failure> {
         let up = show_span(cofferdam_types::Timestamp::now().seconds().saturating_sub(status.started.seconds()));
         line(&format!("cofferd {}: {} for {up}, pid {}", status.version, status.state, status.pid))?;
         line(&format!("root {}, state {}, cgroups {}", status.root, status.state_dir, status.cgroups))?;
-        line(&format!("{} connections\n", status.connections))?;
+        line(&format!("{}\n", counted(status.connections.into(), "connection")))?;
         let mut table = Table::new(&["ACTOR", "HEALTH", "RESTARTS", "WAITING", "WHY"]);
         for actor in &status.actors {
             let (restarts, waiting) = (actor.restarts.to_string(), actor.waiting.to_string());
