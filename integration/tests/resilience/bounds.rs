@@ -139,7 +139,7 @@ fn readers_who_do_not_read_hold_up_nobody() {
         let blobs = namespace.content().list::<&str>(&[]).all().await.unwrap();
         let layer = blobs.iter().max_by_key(|blob| blob.size).unwrap();
         assert!(layer.size > 1 << 20, "more than a pipe holds");
-        let blob = namespace.content().get(&layer.digest);
+        let blob = namespace.content().get(&layer.digest.to_string());
         let (mut pipes, mut never) = (Vec::new(), Vec::new());
         for _ in 0..5 {
             let (read, write) = pipe();

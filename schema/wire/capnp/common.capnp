@@ -112,7 +112,8 @@ struct Output @0xf9517376a3f2a091 {
     fd @1 :Fd;
     # A pipe, socket, terminal or file of yours.
     stream @2 :ByteStream;
-    # A sink of yours. If it falls 64 KiB behind it is detached; the process goes on.
+    # A sink of yours. Of the client that started the process it makes the process wait when it doesn't keep up. Of one
+    # that attached later it is detached when it falls 64 KiB behind, and the process goes on.
   }
 }
 

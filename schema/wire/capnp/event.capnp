@@ -30,6 +30,6 @@ interface Events @0xf6b82d4ea91c7053 {
 
 interface EventCursor @0x9f71c3d5b2e84a06 {
   next @0 (max :UInt16) -> (items :List(Event), gapFrom :UInt64, gapTo :UInt64) $Common.needs("read");
-  # Waits until there is at least one. Where the reader was too slow and events were dropped for it, the answer says
-  # from which sequence number to which (both included), and has the events behind that gap.
+  # Waits until there is at least one. Where the reader was too slow and events were dropped for it, an answer says from
+  # which sequence number to which (both included), and has no events: those behind the gap come with the next call.
 }

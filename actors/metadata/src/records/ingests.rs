@@ -11,7 +11,7 @@ use crate::{Read, Tx, codec, table::Table};
 pub struct Ingest {
     /// The client's name for it.
     pub reference: Name,
-    /// The daemon's name for its directory: never used twice.
+    /// The name of its file below `content/ingest`: a number that is never used twice.
     pub id: u64,
     /// What it should become.
     pub expected: Option<Digest>,

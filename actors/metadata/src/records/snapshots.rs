@@ -1,7 +1,9 @@
 //! Snapshots: named states of a file system, and who is whose parent (reference, section 6.1).
 //!
-//! A snapshot has a directory, named by a number that is never used twice. Several records may share one (a layer
-//! that the daemon unpacked is stored once, see [`super::layers`]); the table of directories counts them.
+//! A snapshot has a directory, named by a number that whoever owns the directories chooses, larger than any that a record
+//! or a directory has. After a restart a number may come again whose directory and records are gone. Several records may
+//! share one (a layer that the daemon unpacked is stored once, see [`super::layers`]); the table of directories counts
+//! them.
 
 use std::ops::ControlFlow;
 
@@ -140,17 +142,6 @@ pub fn ancestors(read: &dyn Read, ns: &Namespace, snapshot: &Snapshot) -> Result
         chain.push(parent);
     }
     Ok(chain)
-}
-
-/// A number for a directory that is about to be made.
-pub fn next_dir_id(tx: &mut Tx<'_>) -> Result<u64> {
-    next_dir_ids(tx, 1)
-}
-
-/// The first of `count` numbers in a row, so that one commit serves many snapshots. Numbers that are not used are
-/// lost, which costs nothing.
-pub fn next_dir_ids(tx: &mut Tx<'_>, count: u64) -> Result<u64> {
-    tx.next("dir", count)
 }
 
 fn dir_key(driver: &str, dir: u64) -> Vec<u8> {

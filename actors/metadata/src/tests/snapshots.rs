@@ -12,7 +12,7 @@ const DRIVER: &str = "overlay";
 
 fn prepare(f: &mut Fixture, kind: Kind, key: &'static str, parent: Option<&'static str>) -> Result<Snapshot> {
     f.write(move |tx| {
-        let dir = snapshots::next_dir_id(tx)?;
+        let dir = tx.next("dir", 1)?;
         snapshots::create(tx, &default(), Snapshot::new(DRIVER, name(key), kind, parent.map(name), dir))
     })
 }

@@ -106,7 +106,7 @@ pub struct ExecOptions {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Network {
-    /// One of its own with nothing in it but a loopback that is down.
+    /// One of its own with nothing in it but a loopback interface, which is up.
     #[default]
     None,
     /// The host's, with the host's `/etc/resolv.conf` and `/etc/hosts` bound in.
