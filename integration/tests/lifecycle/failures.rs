@@ -124,6 +124,7 @@ fn a_lost_shim_takes_its_container_along() {
             let task = container.create_task(Stdio::default(), true);
             let pid = task.start().await.unwrap();
             let shim = parent(pid);
+            let path = daemon.cgroup("box");
             let wait = task.wait();
             task.state().await.unwrap();
             let began = Instant::now();
@@ -131,7 +132,6 @@ fn a_lost_shim_takes_its_container_along() {
             let exit = wait.await.unwrap();
             let told = began.elapsed();
             assert_eq!((exit.status, &*exit.reason), (137, "shim lost"));
-            let path = daemon.cgroup("box");
             let layout = Layout::detect().unwrap();
             until_async("the cgroup is empty", async || {
                 let pids = Cgroup::open(&layout, &path).map_or_else(|_| Vec::new(), |group| group.pids().unwrap());
