@@ -359,6 +359,7 @@ impl Http {
             E::Io(e) if e.to_string() == guard::REFUSED => self.error(Error::denied, guard::REFUSED),
             // What rustls makes of a certificate or of bytes that are no TLS.
             E::Io(e) if e.kind() == K::InvalidData && self.base.https => self.untrusted(e),
+            E::Io(e) if lookup(e).is_some() => unreached(&lookup(e).unwrap_or_default()),
             E::ConnectionFailed => unreached("no connection came about"),
             E::Io(e) => match e.kind() {
                 K::ConnectionRefused
@@ -388,6 +389,13 @@ impl Http {
     fn auth(&self) -> MutexGuard<'_, Auth> {
         self.auth.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What the name service said, if it is that which failed: the library gives it as any other failure.
+fn lookup(error: &io::Error) -> Option<String> {
+    let text = error.to_string();
+    let why = text.strip_prefix("failed to lookup address information: ")?;
+    Some(format!("the name service doesn't know the host ({})", why.to_lowercase()))
 }
 
 /// Why an exchange failed. A text that a library made is left out: it could hold a secret; the system's can't.
@@ -485,6 +493,9 @@ mod tests {
         assert_eq!(cause(&io::Error::from_raw_os_error(libc::ECONNREFUSED)), "connection refused");
         // One for which Rust has no kind.
         assert_eq!(cause(&io::Error::from_raw_os_error(libc::EPROTO)), "protocol error");
+        let unknown = std::net::ToSocketAddrs::to_socket_addrs("no-such-host.invalid:1").unwrap_err();
+        assert!(lookup(&unknown).is_some_and(|why| why.contains("the name service")), "{unknown:?}");
+        assert!(lookup(&io::Error::from_raw_os_error(libc::ECONNREFUSED)).is_none());
         let told = cause(&io::Error::other("https://h.io/blob?signature=secret"));
         assert!(!told.contains("secret"), "{told}");
     }
