@@ -81,6 +81,11 @@ impl Actor for TasksActor {
         let ctx = self.ctx.clone();
         context.spawn(actix::fut::wrap_future(async move { recover::sweep(&ctx.deps, &known).await }));
     }
+
+    fn stopped(&mut self, _: &mut Context<Self>) {
+        // What was to be tidied up in a moment.
+        self.ctx.deps.layout.tidy_all();
+    }
 }
 
 impl Ctx {
@@ -301,7 +306,7 @@ impl Handler<CreateTask> for TasksActor {
             let (entry, connection, task) = match made {
                 Ok(made) => made,
                 Err(error) => {
-                    ctx.deps.layout.tidy(&namespace);
+                    ctx.deps.layout.tidy_soon(&namespace);
                     ctx.discard_unstarted(&namespace, &id).await;
                     return Err(error);
                 }

@@ -11,6 +11,7 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use cofferdam_sys::cgroup;
@@ -24,9 +25,24 @@ pub struct Layout {
     logs: PathBuf,
     runc: PathBuf,
     cgroups: String,
-    /// In which namespaces tasks are being made, and how many: what is empty there is not over.
-    making: Arc<Mutex<BTreeMap<Namespace, usize>>>,
+    /// Namespaces in which something is done, until they are tidied up.
+    stirs: Arc<Mutex<BTreeMap<Namespace, Stir>>>,
 }
+
+/// What is done in a namespace.
+#[derive(Debug, Default)]
+struct Stir {
+    /// Tasks that are being made: what is empty there is not over.
+    making: usize,
+    /// How often something began or ended.
+    moves: u64,
+}
+
+/// What is empty is removed when nothing was done for so long: who runs one container after the other finds what holds
+/// them still there.
+const QUIET: Duration = Duration::from_millis(200);
+
+type Pairs = Vec<(Namespace, Id)>;
 
 impl Layout {
     /// Makes the directories if they aren't there, for nobody but us. `instance` tells this daemon from others on the
@@ -38,7 +54,7 @@ impl Layout {
             logs: root.join("logs"),
             runc: state.join("runc"),
             cgroups: format!("/cofferdam/{instance}"),
-            making: Arc::default(),
+            stirs: Arc::default(),
         };
         for dir in [&layout.shims, &layout.bundles, &layout.logs] {
             make(dir)?;
@@ -64,7 +80,7 @@ impl Layout {
     }
 
     /// Every task that has a bundle, and every container that has a log.
-    pub(crate) fn kept(&self) -> (Vec<(Namespace, Id)>, Vec<(Namespace, Id)>) {
+    pub(crate) fn kept(&self) -> (Pairs, Pairs) {
         (pairs(&self.bundles), pairs(&self.logs))
     }
 
@@ -90,20 +106,24 @@ impl Layout {
 
     /// While the answer lives a task is being made in that namespace, and nothing is tidied up around it.
     pub(crate) fn making(&self, namespace: &Namespace) -> Making {
-        *self.under_way().entry(namespace.clone()).or_default() += 1;
+        let mut stirs = self.stirs();
+        let stir = stirs.entry(namespace.clone()).or_default();
+        stir.making += 1;
+        stir.moves += 1;
         Making { layout: self.clone(), namespace: namespace.clone() }
     }
 
-    fn under_way(&self) -> MutexGuard<'_, BTreeMap<Namespace, usize>> {
-        self.making.lock().unwrap_or_else(PoisonError::into_inner)
+    fn stirs(&self) -> MutexGuard<'_, BTreeMap<Namespace, Stir>> {
+        self.stirs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Removes what holds the things of a namespace's containers, where it is empty: directories and cgroups.
     pub(crate) fn tidy(&self, namespace: &Namespace) {
-        let making = self.under_way();
-        if making.contains_key(namespace) {
+        let mut stirs = self.stirs();
+        if stirs.get(namespace).is_some_and(|stir| stir.making > 0) {
             return;
         }
+        stirs.remove(namespace);
         for dir in [&self.bundles, &self.logs, &self.runc].map(|dir| dir.join(&**namespace)) {
             match std::fs::remove_dir(&dir) {
                 Err(e) if !matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
@@ -113,11 +133,29 @@ impl Layout {
             }
         }
         // What other namespaces share goes only when no container is being made anywhere.
-        let keep = if making.is_empty() { 0 } else { self.cgroups.matches('/').count() };
+        let keep = if stirs.values().all(|stir| stir.making == 0) { 0 } else { self.cgroups.matches('/').count() };
         let child = format!("{}/{namespace}/-", self.cgroups);
         if let Err(error) = cgroup::Layout::detect().and_then(|host| cgroup::prune_above(&host, &child, keep)) {
             tracing::warn!(%error, "an empty cgroup is left behind");
         }
+    }
+
+    /// [`Layout::tidy`] once it is quiet there. Something of the namespace's has just gone.
+    pub(crate) fn tidy_soon(&self, namespace: &Namespace) {
+        let moves = {
+            let mut stirs = self.stirs();
+            let stir = stirs.entry(namespace.clone()).or_default();
+            stir.moves += 1;
+            stir.moves
+        };
+        let (layout, namespace) = (self.clone(), namespace.clone());
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(QUIET).await;
+            let quiet = layout.stirs().get(&namespace).is_some_and(|stir| stir.moves == moves);
+            if quiet {
+                layout.tidy(&namespace);
+            }
+        });
     }
 
     /// [`Layout::tidy`] for every namespace that has anything: what a crash left.
@@ -148,12 +186,8 @@ pub(crate) struct Making {
 
 impl Drop for Making {
     fn drop(&mut self) {
-        let mut making = self.layout.under_way();
-        if let Some(count) = making.get_mut(&self.namespace) {
-            *count -= 1;
-            if *count == 0 {
-                making.remove(&self.namespace);
-            }
+        if let Some(stir) = self.layout.stirs().get_mut(&self.namespace) {
+            stir.making -= 1;
         }
     }
 }

@@ -123,7 +123,7 @@ pub(crate) async fn delete_task(deps: &Deps, auth: &Authority, entry: &Rc<Entry>
         })
         .await?;
     remove_dirs(deps, &entry.namespace, &entry.id, Some(&entry.shim));
-    deps.layout.tidy(&entry.namespace);
+    deps.layout.tidy_soon(&entry.namespace);
     Ok(exit)
 }
 
@@ -178,6 +178,6 @@ pub(crate) async fn remove(
     if let Err(error) = layout::remove(&deps.layout.log_dir(ns, id)) {
         tracing::warn!(%error, "a log is left behind");
     }
-    deps.layout.tidy(ns);
+    deps.layout.tidy_soon(ns);
     Ok(())
 }
