@@ -105,7 +105,10 @@ impl Shared {
     }
 
     fn set(&self, database: Option<Arc<Database>>) {
-        *self.database.write().unwrap_or_else(PoisonError::into_inner) = database;
+        let mut place = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut *place, database);
+        drop(place);
+        release(before);
     }
 
     /// Opens the file and lets readers in.
@@ -115,11 +118,11 @@ impl Shared {
         let opened = catch_unwind(AssertUnwindSafe(|| {
             let database = (self.opener.0)()?;
             prepare(&database)?;
-            Ok(database)
+            let last = records::events::last(&View::new(database.begin_read().map_err(storage)?))?;
+            Ok((Arc::new(database), last))
         }));
-        let database = Arc::new(opened.unwrap_or_else(|payload| Err(damaged(panic_text(&*payload))))?);
+        let (database, last) = opened.unwrap_or_else(|payload| Err(damaged(panic_text(&*payload))))?;
         self.set(Some(database.clone()));
-        let last = records::events::last(&self.read()?)?;
         self.outbox.send_replace(last);
         Ok(Store { shared: self.clone(), database: Some(database), failed: false })
     }
@@ -279,8 +282,18 @@ impl Store {
         let mut shared = self.shared.database.write().unwrap_or_else(PoisonError::into_inner);
         // A writer that was given up because it hung may end after its successor has opened the file.
         if shared.as_ref().is_some_and(|other| Arc::ptr_eq(other, &database)) {
-            *shared = None;
+            release(shared.take());
         }
+        drop(shared);
+        release(Some(database));
+    }
+}
+
+/// Lets go of a database. The last holder closes it, which writes, and over a damaged file redb panics there too. What
+/// was acknowledged is on disk already.
+fn release(database: Option<Arc<Database>>) {
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(database))) {
+        tracing::error!("closing meta.redb: {}", panic_text(&*payload));
     }
 }
 

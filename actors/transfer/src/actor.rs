@@ -29,6 +29,8 @@ impl Handler<Begin> for TransferActor {
         actix_rt::spawn(async move {
             let run = move || {
                 running.run(|job| work(&core, job));
+                // Whoever waited has the answer by now.
+                cofferdam_sys::memory::trim();
                 Ok(())
             };
             if let Err(error) = done.run(run).await {

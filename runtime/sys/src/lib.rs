@@ -7,6 +7,7 @@
 pub mod cgroup;
 pub mod devices;
 pub mod fd;
+pub mod memory;
 pub mod mount;
 pub mod mountinfo;
 pub mod process;

@@ -1,0 +1,89 @@
+//! Images, blobs, snapshots and the daemon itself.
+
+use cofferdam_integration::{Daemon, images};
+use serde_json::Value;
+
+use crate::{Said, json, ok, say};
+
+#[test]
+fn an_image_from_import_to_rm() {
+    let daemon = Daemon::start();
+    let archive = images().join("archive/stack.oci.tar");
+    assert_eq!(
+        ok(&daemon, &["image", "import", archive.to_str().unwrap(), "shop/stack:1"]),
+        "docker.io/shop/stack:1\n"
+    );
+    let listed = json(&daemon, &["image", "ls"]);
+    assert_eq!(listed[0]["name"], "docker.io/shop/stack:1", "{listed}");
+    assert!(ok(&daemon, &["image", "ls"]).contains("shop/stack:1"));
+
+    let shown = json(&daemon, &["image", "inspect", "shop/stack:1"]);
+    let layers = shown["layers"].as_array().unwrap();
+    assert!((6..=10).contains(&layers.len()), "{shown}");
+    let blobs = json(&daemon, &["content", "ls"]);
+    let digests: Vec<&str> = blobs.as_array().unwrap().iter().map(|blob| blob["digest"].as_str().unwrap()).collect();
+    assert_eq!(digests.len(), layers.len() + 2, "layers, configuration and manifest: {digests:?}");
+    // A blob comes out as it went in.
+    let manifest = shown["manifest"]["digest"].as_str().unwrap();
+    let bytes = ok(&daemon, &["content", "get", manifest]);
+    let document: Value = serde_json::from_str(&bytes).unwrap();
+    assert_eq!(document["layers"].as_array().unwrap().len(), layers.len());
+
+    let snapshots = json(&daemon, &["snapshot", "ls"]);
+    assert_eq!(snapshots.as_array().unwrap().len(), layers.len(), "{snapshots}");
+    assert_eq!(ok(&daemon, &["image", "rm", "shop/stack:1"]), "shop/stack:1\n");
+    assert_eq!(json(&daemon, &["image", "ls"]), serde_json::json!([]));
+    let said = say(&daemon, &["image", "rm", "shop/stack:1"]);
+    assert!(said.code == 1 && said.err.contains("is not here"), "{said:?}");
+}
+
+#[test]
+fn an_archive_can_come_from_standard_input() {
+    let daemon = Daemon::start();
+    let archive = std::fs::File::open(images().join("archive/busybox.docker.tar")).unwrap();
+    let said = Said::from(daemon.command().args(["image", "import", "-", "piped"]).stdin(archive).output().unwrap());
+    assert_eq!((said.code, said.out.as_str()), (0, "docker.io/library/piped:latest\n"), "{said:?}");
+    assert_eq!(ok(&daemon, &["run", "--rm", "piped", "echo", "it runs"]), "it runs\n");
+}
+
+#[test]
+fn errors_say_what_is_wrong() {
+    let daemon = Daemon::start();
+    let not_an_archive = daemon.path().join("text");
+    std::fs::write(&not_an_archive, "no archive\n".repeat(100)).unwrap();
+    let absent = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
+    for (args, words) in [
+        (vec!["image", "import", "/no/such/file"], vec!["/no/such/file", "No such file"]),
+        (vec!["image", "import", not_an_archive.to_str().unwrap()], vec!["archive"]),
+        (vec!["image", "pull", "127.0.0.1:1/nothing"], vec!["127.0.0.1:1"]),
+        (vec!["image", "pull", "UPPER/case"], vec!["UPPER/case"]),
+        (vec!["content", "get", absent], vec![absent, "is not in this namespace"]),
+        (vec!["content", "get", "sha256:short"], vec!["sha256:short"]),
+        (vec!["frobnicate"], vec!["frobnicate", "coffer help"]),
+        (vec!["inspect", "nobody"], vec!["nobody", "does not exist"]),
+    ] {
+        let said = say(&daemon, &args);
+        assert!(said.code != 0 && said.out.is_empty(), "{args:?}: {said:?}");
+        assert!(words.iter().all(|word| said.err.contains(word)), "{args:?}: {said:?} should say {words:?}");
+    }
+    // A daemon that is not there is told apart, and what to do.
+    let said = Said::from(daemon.command().args(["--socket", "/no/such.sock", "ps"]).output().unwrap());
+    assert!(said.code != 0 && said.err.contains("/no/such.sock") && said.err.contains("cofferd"), "{said:?}");
+}
+
+#[test]
+fn the_daemon_says_how_it_is() {
+    let daemon = Daemon::start();
+    let status = json(&daemon, &["system", "status"]);
+    assert_eq!(status["pid"].as_u64(), Some(u64::from(daemon.pid())), "{status}");
+    let version = json(&daemon, &["version"]);
+    assert!(version.to_string().contains(env!("CARGO_PKG_VERSION")), "{version}");
+    ok(&daemon, &["system", "crash", "images"]);
+    cofferdam_integration::until("it is up again", || {
+        // While an actor is down the daemon is degraded, which is an exit code of its own.
+        let status: Value = serde_json::from_str(&say(&daemon, &["system", "status", "-o", "json"]).out).unwrap();
+        let actors = status["actors"].as_array().unwrap();
+        let images = actors.iter().find(|actor| actor["name"] == "images").unwrap().clone();
+        (images["health"] == "up" && images["restarts"] == 1).then_some(())
+    });
+}

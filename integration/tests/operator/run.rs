@@ -1,0 +1,191 @@
+//! `coffer run`: each flag, by what the container sees of it.
+
+use std::{fs, io::Write as _, process::Stdio};
+
+use cofferdam_integration::{BUSYBOX, Daemon};
+
+use crate::{Said, json, ok, say, shell};
+
+#[test]
+fn every_flag_is_seen_inside() {
+    let daemon = Daemon::with_busybox();
+    // The image's layers for the other driver stay, as those of the first do.
+    assert_eq!(shell(&daemon, &["--rm", "--snapshotter", "native"], "true").code, 0);
+    let before = daemon.leftovers();
+    let host = daemon.path().join("shared");
+    fs::create_dir(&host).unwrap();
+    fs::write(host.join("note"), "from the host\n").unwrap();
+    let host = host.to_str().unwrap();
+    let variables = daemon.path().join("variables");
+    fs::write(&variables, "# a comment\nONE=1\nTWO=two words\n").unwrap();
+    let (bind, read_only) = (format!("type=bind,src={host},dst=/mnt/it"), format!("type=bind,src={host},dst=/mnt,ro"));
+
+    let cases: &[(&[&str], &str, &str)] = &[
+        (&["-e", "A=b c", "--env", "EMPTY="], "echo \"$A|$EMPTY|${EMPTY-unset}\"", "b c||\n"),
+        (&["--env-file", variables.to_str().unwrap()], "echo \"$ONE $TWO\"", "1 two words\n"),
+        (&["-w", "/var/log"], "pwd", "/var/log\n"),
+        (&["--workdir", "/made/for/it"], "pwd", "/made/for/it\n"),
+        (&["-u", "app:staff"], "id -u; id -g", "1000\n50\n"),
+        (&["--user", "12:34"], "id -u; id -g", "12\n34\n"),
+        (&["--hostname", "ship"], "hostname", "ship\n"),
+        (&["--mount", &bind], "cat /mnt/it/note; echo more > /mnt/it/made; cat /mnt/it/made", "from the host\nmore\n"),
+        (&["--mount", &read_only], "cat /mnt/note; echo x > /mnt/other || echo no", "from the host\nno\n"),
+        (
+            &["--mount", "type=tmpfs,dst=/scratch,size=64k"],
+            "stat -f -c %T /scratch; df /scratch | awk 'END {print $2}'",
+            "tmpfs\n64\n",
+        ),
+        (&["--read-only"], "echo x > /etc/x || echo no", "no\n"),
+        (&[], "echo x > /etc/x && echo yes", "yes\n"),
+        (&["--net", "none"], "ip -o link | wc -l; cat /sys/class/net/lo/operstate > /dev/null && echo lo", "1\nlo\n"),
+        (&["--ulimit", "nofile=100:200"], "ulimit -Sn; ulimit -Hn", "100\n200\n"),
+        (&["--shm-size", "1m"], "df /dev/shm | awk 'END {print $2}'", "1024\n"),
+        (&["--sysctl", "net.ipv4.ip_forward=1"], "cat /proc/sys/net/ipv4/ip_forward", "1\n"),
+        (&["--cap-drop", "ALL"], "grep CapEff /proc/self/status", "CapEff:\t0000000000000000\n"),
+        (&["--cap-drop", "ALL", "--cap-add", "CHOWN"], "grep CapEff /proc/self/status", "CapEff:\t0000000000000001\n"),
+        (&["--seccomp", "unconfined"], "grep ^Seccomp: /proc/self/status", "Seccomp:\t0\n"),
+        (&[], "grep ^Seccomp: /proc/self/status", "Seccomp:\t2\n"),
+        (&["--allow-new-privileges"], "grep NoNewPrivs /proc/self/status", "NoNewPrivs:\t0\n"),
+        (&[], "grep NoNewPrivs /proc/self/status", "NoNewPrivs:\t1\n"),
+        (&["--runtime", "runc"], "echo by runc", "by runc\n"),
+        (&["--snapshotter", "native"], "grep ' / ' /proc/self/mountinfo | grep -c overlay", "0\n"),
+        (&[], "grep ' / ' /proc/self/mountinfo | grep -c overlay", "1\n"),
+    ];
+    for (flags, script, expected) in cases {
+        let said = shell(&daemon, &[&["--rm"], *flags].concat(), script);
+        assert_eq!(said.out, *expected, "{flags:?} {script}: {said:?}");
+    }
+    assert_eq!(fs::read_to_string(format!("{host}/made")).unwrap(), "more\n");
+    assert!(!fs::exists(format!("{host}/other")).unwrap());
+
+    let said = say(&daemon, &["run", "--rm", "--entrypoint", "/bin/echo", BUSYBOX, "in its place"]);
+    assert_eq!((said.code, said.out.as_str()), (0, "in its place\n"), "{said:?}");
+    daemon.settles(&before);
+}
+
+#[test]
+fn the_hosts_network_is_the_hosts() {
+    let daemon = Daemon::with_busybox();
+    let inside = shell(&daemon, &["--rm", "--net", "host"], "readlink /proc/self/ns/net");
+    assert_eq!(inside.out.trim(), fs::read_link("/proc/self/ns/net").unwrap().to_str().unwrap());
+}
+
+/// A file of the container's own cgroup, wherever this host has that controller.
+fn limit(daemon: &Daemon, name: &str, controller: &str, files: [&str; 2]) -> String {
+    let pid = json(daemon, &["inspect", name])["task"]["pid"].as_u64().unwrap();
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    for line in groups.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (fields.next().unwrap(), fields.next().unwrap());
+        let (root, file) = match controllers {
+            "" => (String::new(), files[1]),
+            _ if controllers.split(',').any(|c| c == controller) => (format!("/{controllers}"), files[0]),
+            _ => continue,
+        };
+        for root in [format!("/sys/fs/cgroup{root}"), format!("/sys/fs/cgroup/{controller}")] {
+            if let Ok(text) = fs::read_to_string(format!("{root}{path}/{file}")) {
+                return text.trim().to_owned();
+            }
+        }
+    }
+    panic!("no {controller} in {groups}");
+}
+
+#[test]
+fn limits_are_set_in_the_cgroup() {
+    let daemon = Daemon::with_busybox();
+    let limits = ["--memory", "64m", "--cpus", "0.5", "--pids-limit", "20"];
+    ok(&daemon, &[&["run", "-d", "--name", "small"], &limits[..], &[BUSYBOX, "sleep", "1000"]].concat());
+    assert_eq!(limit(&daemon, "small", "memory", ["memory.limit_in_bytes", "memory.max"]), (64 << 20).to_string());
+    assert_eq!(limit(&daemon, "small", "pids", ["pids.max", "pids.max"]), "20");
+    let cpu = limit(&daemon, "small", "cpu", ["cpu.cfs_quota_us", "cpu.max"]);
+    assert!(cpu.starts_with("50000"), "{cpu}");
+    ok(&daemon, &["rm", "-f", "small"]);
+}
+
+#[test]
+fn the_exit_code_is_the_containers_own() {
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    for (script, code) in [("exit 0", 0), ("exit 7", 7), ("exit 255", 255), ("kill -9 $$", 137), ("kill -TERM $$", 143)]
+    {
+        // Its first process is spared its own signals: a child has them.
+        let script = if script.starts_with("kill") { format!("sh -c '{script}'; exit $?") } else { script.into() };
+        assert_eq!(shell(&daemon, &["--rm"], &script).code, code, "{script}");
+    }
+    for (args, code, words) in [
+        (vec!["run", "--rm", BUSYBOX, "/no/such/program"], 127, ["/no/such/program", "not"]),
+        (vec!["run", "--rm", BUSYBOX, "/etc"], 126, ["/etc", "directory"]),
+        (vec!["run", "--rm", "--pull", "never", "no/such:image", "true"], 125, ["no/such:image", "is not here"]),
+        (vec!["run", "--rm", "--user", "nobody-knows", BUSYBOX, "true"], 125, ["nobody-knows", "passwd"]),
+        (vec!["run", "--rm", "--memory", "lots", BUSYBOX, "true"], 125, ["memory", "lots"]),
+        (vec!["run", "--rm", "--mount", "type=bind,src=/no/such,dst=/x", BUSYBOX, "true"], 125, ["/no/such", "No such file"]),
+        (vec!["run", "--rm", "--no-such-flag", BUSYBOX, "true"], 125, ["--no-such-flag", "--help"]),
+        (vec!["run", "--rm", "--runtime", "magic", BUSYBOX, "true"], 125, ["magic", "native"]),
+        (vec!["run", "--rm", "--name", "../up", BUSYBOX, "true"], 125, ["../up", "letters"]),
+        (vec!["run"], 125, ["IMAGE", "--help"]),
+    ] {
+        let said = say(&daemon, &args);
+        assert_eq!(said.code, code, "{args:?}: {said:?}");
+        assert!(words.iter().all(|word| said.err.contains(word)), "{args:?}: {said:?} should say {words:?}");
+        assert_eq!(said.out, "", "{args:?}");
+    }
+    daemon.settles(&before);
+}
+
+#[test]
+fn both_streams_are_apart_and_input_goes_in() {
+    let daemon = Daemon::with_busybox();
+    let Said { code, out, err } = shell(&daemon, &["--rm"], "echo out; echo err >&2");
+    assert_eq!((code, out.as_str(), err.as_str()), (0, "out\n", "err\n"));
+
+    let mut child = daemon
+        .command()
+        .args(["run", "--rm", "-i", BUSYBOX, "sh", "-c", "wc -c; echo done"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let feed = std::thread::spawn(move || input.write_all(&vec![b'x'; 3 << 20]));
+    let said = Said::from(child.wait_with_output().unwrap());
+    feed.join().unwrap().unwrap();
+    assert_eq!((said.code, said.out.as_str()), (0, "3145728\ndone\n"));
+
+    // Without -i there is nothing to read.
+    assert_eq!(shell(&daemon, &["--rm"], "cat; echo end").out, "end\n");
+}
+
+#[test]
+fn a_name_is_taken_once_and_free_again_after_its_removal() {
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    assert_eq!(shell(&daemon, &["--name", "one"], "echo first").out, "first\n");
+    let said = shell(&daemon, &["--name", "one"], "echo second");
+    assert_eq!((said.code, said.out.as_str()), (125, ""), "{said:?}");
+    assert!(said.err.contains("one") && said.err.contains("is there already"), "{said:?}");
+    assert_eq!(ok(&daemon, &["logs", "one"]), "first\n");
+    assert_eq!(ok(&daemon, &["rm", "one"]), "one\n");
+    assert_eq!(shell(&daemon, &["--name", "one", "--rm"], "echo third").out, "third\n");
+    daemon.settles(&before);
+}
+
+#[test]
+fn a_signal_is_passed_on() {
+    let daemon = Daemon::with_busybox();
+    let script = "trap 'echo asked; exit 9' TERM; echo ready > /ready/now; while :; do usleep 5000; done";
+    let ready = daemon.path().join("ready");
+    fs::create_dir(&ready).unwrap();
+    let mount = format!("type=bind,src={},dst=/ready", ready.display());
+    let child = daemon
+        .command()
+        .args(["run", "--rm", "--mount", &mount, BUSYBOX, "sh", "-c", script])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    cofferdam_integration::until("the trap is set", || ready.join("now").exists().then_some(()));
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::SIGTERM).unwrap();
+    let said = Said::from(child.wait_with_output().unwrap());
+    assert_eq!((said.code, said.out.as_str()), (9, "asked\n"), "{said:?}");
+}
