@@ -133,6 +133,7 @@ impl Apply<'_> {
         if real.len() > limits.max_path || real.split(|b| *b == b'/').count() > limits.max_depth {
             return Err(exhausted(&real, "links lead to a path that is too long or too deep"));
         }
+        self.tree.touch(&parent.fd, &parent.real)?;
         match entry.kind {
             Type::File => self.file(entry, reader, &parent, name, &real)?,
             Type::Dir => self.dir(entry, &path, &parent, name, &real)?,
@@ -357,6 +358,7 @@ impl Apply<'_> {
         }
         let parent = self.tree.make(dir)?;
         let real = join(&parent.real, name);
+        self.tree.touch(&parent.fd, &parent.real)?;
         self.remove(&parent, name, &real)?;
         if self.options.overlay && !self.tree.is_hidden(&parent.real) {
             at::make_whiteout(&parent.fd, name).map_err(|errno| fail(&real, "making a whiteout", errno))?;
@@ -368,6 +370,7 @@ impl Apply<'_> {
     fn opaque(&mut self, dir: &[u8]) -> Result<()> {
         let place = self.tree.make(dir)?;
         if !self.options.overlay {
+            self.tree.touch(&place.fd, &place.real)?;
             let fd = at::open_dir(&place.fd, b".").map_err(|errno| fail(&place.real, "clearing a directory", errno))?;
             self.clear(&fd, &place.real, 0)?;
             self.tree.moved();
@@ -430,6 +433,7 @@ impl Apply<'_> {
             } else if !ours {
                 // It stays only because an entry lies in it: as if it had been made for that.
                 reset(&fd).map_err(|errno| fail(&child, "clearing a directory", errno))?;
+                self.tree.note(&child, |note| note.times = None)?;
             }
             kept |= ours || inside;
         }

@@ -90,7 +90,7 @@ pub(crate) enum Found {
 /// What is remembered of a path (one without links) until the end of the archive.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Note {
-    /// A directory's times, set last.
+    /// A directory's times, set last: its entry's, or in place those that it had before entries in it changed them.
     pub(crate) times: Option<(TimeSpec, TimeSpec)>,
     /// A directory that no entry named so far.
     pub(crate) implicit: bool,
@@ -134,6 +134,18 @@ impl<'a> Tree<'a> {
         }
         change(self.notes.entry(real.to_vec()).or_default());
         Ok(())
+    }
+
+    /// In place: remembers the times of the directory `real`, which an entry in it is about to change without meaning
+    /// to. An overlay's layer needs nothing of the kind: a directory there is this archive's own, or gets its times
+    /// from the layer below when it is settled.
+    pub(crate) fn touch(&mut self, dir: impl AsFd, real: &[u8]) -> Result<()> {
+        // The root itself is the caller's.
+        if self.options.overlay || real.is_empty() || self.notes.contains_key(real) {
+            return Ok(());
+        }
+        let stat = fstat(dir).map_err(|errno| fail(real, "looking at a directory", errno))?;
+        self.note(real, |note| note.times = Some(at::times(&stat)))
     }
 
     /// Whether lower layers don't show in the directory `real`.
@@ -323,6 +335,7 @@ impl<'a> Tree<'a> {
                 .map_err(|errno| fail(&path, "replacing a whiteout", errno))?;
             self.forget(&path);
         }
+        self.touch(dir, split(&path).0)?;
         // Whoever made it in between is an error: we alone write here.
         let fd = at::make_dir(dir, name).map_err(|errno| fail(&path, "making a directory", errno))?;
         fchmod(&fd, Mode::from_bits_truncate(0o755)).map_err(|errno| fail(&path, "making a directory", errno))?;
