@@ -38,6 +38,13 @@ pub enum Kind {
     Device { block: bool, number: (u32, u32) },
 }
 
+impl Kind {
+    /// A file with these bytes.
+    pub fn file(content: &[u8]) -> Kind {
+        Kind::File { size: content.len() as u64, content: Digest::of(Algorithm::Blake3, content) }
+    }
+}
+
 /// The tree at `root`, which stays on one file system.
 pub fn tree(root: &Path) -> Tree {
     let mut found = Tree::new();
@@ -62,7 +69,7 @@ fn describe(root: &Path, path: &Path, found: &mut Tree, files: &mut HashMap<(u64
         kind if kind.is_socket() => Kind::Socket,
         kind if kind.is_file() => {
             let content = fs::read(&full).unwrap_or_else(|e| panic!("{}: {e}", full.display()));
-            Kind::File { size: meta.size(), content: Digest::of(Algorithm::Blake3, &content) }
+            Kind::file(&content)
         }
         _ => device(),
     };
@@ -112,10 +119,21 @@ fn xattrs(path: &Path, follow: bool) -> BTreeMap<String, Vec<u8>> {
         .collect()
 }
 
+/// A directory that no layer names is as old as the unpacking, in either tree. What layers say of directories is whole
+/// seconds, which a moment of unpacking is not.
+fn same(ours: Option<&Entry>, theirs: Option<&Entry>) -> bool {
+    let (Some(ours), Some(theirs)) = (ours, theirs) else { return false };
+    let mut ours = ours.clone();
+    if theirs.kind == Kind::Directory && theirs.mtime.1 != 0 && ours.mtime.1 != 0 {
+        ours.mtime = theirs.mtime;
+    }
+    ours == *theirs
+}
+
 /// In what the trees differ, for people; empty where they are equal.
 pub fn differences(ours: &Tree, theirs: &Tree) -> Vec<String> {
     let paths: std::collections::BTreeSet<_> = ours.keys().chain(theirs.keys()).collect();
-    let differ = paths.into_iter().filter(|path| ours.get(*path) != theirs.get(*path));
+    let differ = paths.into_iter().filter(|path| !same(ours.get(*path), theirs.get(*path)));
     differ.map(|path| format!("/{}:\n  {:?}\n  {:?}", path.display(), ours.get(path), theirs.get(path))).collect()
 }
 
