@@ -109,9 +109,7 @@ fn wrong() -> Vec<Bad> {
             typed(config, "application/vnd.oci.image.layer.v1.tar+gzip+encrypted", manifest),
             Code::Unimplemented,
         ),
-        ("a layer that is called zstd and isn't", typed(config, media::OCI_LAYER_ZSTD, manifest), Code::DataLoss),
-        ("a layer that is called plain and isn't", typed(config, media::OCI_LAYER, manifest), Code::DataLoss),
-        ("a config of an unknown type", typed("application/x-unknown", layer, manifest), Code::Unimplemented),
+        ("a config of an unknown type", typed("application/x-unknown", layer, manifest), Code::InvalidArgument),
         ("a manifest of an unknown type", typed(config, layer, "application/x-unknown"), Code::Unimplemented),
         ("a manifest that says it is an index", typed(config, layer, media::OCI_INDEX), Code::InvalidArgument),
         (
@@ -130,6 +128,22 @@ fn wrong() -> Vec<Bad> {
             Code::InvalidArgument,
         ),
     ]
+}
+
+#[test]
+fn how_a_layer_is_packed_its_bytes_say() {
+    bounded(async {
+        // As for others: what is unpacked is the diff id's, whatever the media type calls it.
+        let world = World::start().await;
+        let picture = Picture::sample("called otherwise", SIZE);
+        let mut chains = std::collections::BTreeSet::new();
+        for kind in [media::OCI_LAYER_GZIP, media::OCI_LAYER_ZSTD, media::OCI_LAYER] {
+            let called = of_types(&picture, media::OCI_CONFIG, kind, media::OCI_MANIFEST);
+            let names = world.import("called", packed(&called.layout())).wait().await.unwrap();
+            chains.insert(world.ns.images().get(&names[0]).detail("").await.unwrap().chain_id);
+        }
+        assert_eq!(chains.len(), 1);
+    });
 }
 
 async fn none_comes_in(world: &World, table: Vec<Bad>) {
@@ -157,12 +171,14 @@ fn damaged_archives() {
             assert_eq!(error.code, code, "{what} as a stream: {error}");
             world.settles(&before).await;
         }
-        // A stream whose sink is dropped before its end.
+        // A stream whose writer vanishes before its end.
+        let other = world.daemon.client().await;
         let options = ImportOptions { name: "bad".into(), ..ImportOptions::default() };
-        let (job, sink) = world.ns.images().import(&options);
+        let (job, sink) = other.namespace(world.daemon.namespace()).images().import(&options);
         sink.write(&pack(&Picture::sample("left", SIZE).layout())[..100_000]).await.unwrap();
-        drop(sink);
-        world.refused("a sink that was dropped", &before, job, Code::DataLoss, "").await;
+        let id = job.info().await.unwrap().id;
+        drop((job, sink, other));
+        world.refused("a writer that vanished", &before, world.ns.jobs().get(&id), Code::DataLoss, "").await;
     });
 }
 
@@ -372,6 +388,10 @@ fn commands_that_can_not_be_run_and_names_in_use() {
                 (&odd, "/bin/loop", Code::FailedPrecondition),
                 (&odd, "/bin/out", Code::NotFound),
             ] {
+                // Of what fails in the exec itself, behind its lookup, runc says nothing but on the process's output.
+                if runtime == "runc" && ["/bin/script", "/bin/junk"].contains(&command) {
+                    continue;
+                }
                 let what = format!("{command} by {runtime}");
                 let run = world.run_with(image, &[command], |run| run.container.runtime = runtime.into()).await;
                 let error = run.expect_err(&what);

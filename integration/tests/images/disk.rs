@@ -28,20 +28,32 @@ async fn small_disk(mib: usize, inodes: usize) -> World {
     tool("mount", &["-o", "loop", image, root.to_str().unwrap()]);
     fs::remove_dir(root.join("lost+found")).unwrap();
     daemon.restart();
-    let world = World::with(daemon).await;
+    let mut world = World::with(daemon).await;
     world.client.namespaces().create(world.daemon.namespace(), &Default::default()).await.unwrap();
+    // The view of a namespace that was not there stays one of nothing.
+    world.connect().await;
     world
 }
 
 /// Takes all room but so much.
-fn fill(world: &World, left: usize) -> PathBuf {
+fn fill(world: &World, left: u64) -> PathBuf {
     let path = world.daemon.root().join("filler");
-    let stat = nix::sys::statvfs::statvfs(&world.daemon.root()).unwrap();
-    let free = stat.blocks_available() * stat.fragment_size();
     let file = fs::File::create(&path).unwrap();
-    let size = i64::try_from(free).unwrap() - i64::try_from(left).unwrap();
-    nix::fcntl::fallocate(&file, nix::fcntl::FallocateFlags::empty(), 0, size).unwrap();
-    path
+    let (mut size, mut step) = (0, i64::MAX);
+    loop {
+        let stat = nix::sys::statvfs::statvfs(&world.daemon.root()).unwrap();
+        let free = (stat.blocks_available() * stat.fragment_size()).saturating_sub(left);
+        // The file system needs some of what it calls free for itself: less and less is asked for until nothing is given.
+        step = step.min(i64::try_from(free).unwrap());
+        if step == 0 {
+            return path;
+        }
+        match nix::fcntl::fallocate(&file, nix::fcntl::FallocateFlags::empty(), size, step) {
+            Ok(()) => size += step,
+            Err(nix::errno::Errno::ENOSPC) => step /= 2,
+            Err(errno) => panic!("fallocate: {errno}"),
+        }
+    }
 }
 
 #[test]
@@ -54,7 +66,7 @@ fn what_does_not_fit_is_refused_and_comes_in_when_there_is_room() {
         let zeros = Tar::new().file("etc/marker", "zeros").bytes("zeros", &vec![0; 48 * MIB]);
         let trees = Picture::of(vec![Tar::new().bytes("first", &noise(MIB)).end(), zeros.end()]);
         let server = Server::of(blobs.clone());
-        let filler = fill(&world, 16 * MIB);
+        let filler = fill(&world, 16 << 20);
         for (what, picture) in [("blobs", &blobs), ("trees", &trees)] {
             for driver in ["overlay", "native"] {
                 let options = ImportOptions { name: "image".into(), driver: driver.into(), ..ImportOptions::default() };

@@ -312,6 +312,7 @@ impl Apply<'_> {
         }
         let (target, hidden) = match self.tree.find(dir)? {
             Found::Missing { real, hidden } => (join(&real, last), hidden),
+            Found::Blocked => return Err(refused(real, "a hard link's target lies in something that is no directory")),
             Found::Place(place) => {
                 let target = join(&place.real, last);
                 match at::stat(&place.fd, last) {
@@ -356,7 +357,9 @@ impl Apply<'_> {
         if matches!(name, b"" | b"." | b"..") {
             return Err(refused(path, "a whiteout names no file"));
         }
-        let parent = self.tree.make(dir)?;
+        // Where a directory became a file, some tools write the file and then whiteouts of what was in the directory:
+        // that is gone already.
+        let Some(parent) = self.tree.make_unless_blocked(dir)? else { return Ok(()) };
         let real = join(&parent.real, name);
         self.tree.touch(&parent.fd, &parent.real)?;
         self.remove(&parent, name, &real)?;

@@ -85,6 +85,8 @@ pub(crate) enum Found {
         real: Vec<u8>,
         hidden: bool,
     },
+    /// Something that is no directory and no link to one is in the way.
+    Blocked,
 }
 
 /// What is remembered of a path (one without links) until the end of the archive.
@@ -203,8 +205,14 @@ impl<'a> Tree<'a> {
 
     /// The directory `path` (cleaned), its missing parts made.
     pub(crate) fn make(&mut self, path: &[u8]) -> Result<Rc<Place>> {
+        self.make_unless_blocked(path)?.ok_or_else(|| self.problem(path, Errno::ENOTDIR))
+    }
+
+    /// The same; `None` if something is in the way.
+    pub(crate) fn make_unless_blocked(&mut self, path: &[u8]) -> Result<Option<Rc<Place>>> {
         match self.resolve(path, true)? {
-            Found::Place(place) => Ok(place),
+            Found::Place(place) => Ok(Some(place)),
+            Found::Blocked => Ok(None),
             Found::Missing { .. } => {
                 Err(Error::internal("layer", String::from_utf8_lossy(path), "a parent was not made"))
             }
@@ -213,7 +221,21 @@ impl<'a> Tree<'a> {
 
     /// The directory `path` (cleaned), if it is there.
     pub(crate) fn find(&mut self, path: &[u8]) -> Result<Found> {
-        self.resolve(path, false)
+        match self.resolve(path, false)? {
+            Found::Blocked => Err(self.problem(path, Errno::ENOTDIR)),
+            found => Ok(found),
+        }
+    }
+
+    /// Why a path can't be resolved.
+    fn problem(&self, path: &[u8], errno: Errno) -> Error {
+        match errno {
+            // A parent layer may say otherwise of the directories on the way that no entry named.
+            Errno::ELOOP | Errno::ENOTDIR if self.options.detached => {
+                undecided(path, "leads through something that is no directory")
+            }
+            _ => fail(path, "resolving a path", errno),
+        }
     }
 
     fn resolve(&mut self, path: &[u8], make: bool) -> Result<Found> {
@@ -235,14 +257,6 @@ impl<'a> Tree<'a> {
     }
 
     fn walk(&mut self, path: &[u8], make: bool) -> Result<Found> {
-        let detached = self.options.detached;
-        let problem = |errno| match errno {
-            // A parent layer may say otherwise of the directories on the way that no entry named.
-            Errno::ELOOP | Errno::ENOTDIR if detached => {
-                undecided(path, "leads through something that is no directory")
-            }
-            _ => fail(path, "resolving a path", errno),
-        };
         // The directories down to where we are, and behind them the names that are not there. Those stay text, so
         // that `..` behind one leads back.
         let mut stack: Vec<OwnedFd> = Vec::new();
@@ -253,7 +267,7 @@ impl<'a> Tree<'a> {
         while let Some(name) = todo.pop() {
             steps += 1;
             if steps > STEPS {
-                return Err(problem(Errno::ELOOP));
+                return Err(self.problem(path, Errno::ELOOP));
             }
             match &name[..] {
                 b"" | b"." => continue,
@@ -275,9 +289,9 @@ impl<'a> Tree<'a> {
                     real.push(name);
                     continue;
                 }
-                Err(errno) => return Err(problem(errno)),
+                Err(errno) => return Err(self.problem(path, errno)),
             };
-            let stat = fstat(&fd).map_err(problem)?;
+            let stat = fstat(&fd).map_err(|errno| self.problem(path, errno))?;
             match at::kind(&stat) {
                 SFlag::S_IFDIR => {
                     stack.push(fd);
@@ -286,9 +300,9 @@ impl<'a> Tree<'a> {
                 SFlag::S_IFLNK => {
                     links += 1;
                     if links > LINKS {
-                        return Err(problem(Errno::ELOOP));
+                        return Err(self.problem(path, Errno::ELOOP));
                     }
-                    let target = readlinkat(&fd, "").map_err(problem)?.into_vec();
+                    let target = readlinkat(&fd, "").map_err(|errno| self.problem(path, errno))?.into_vec();
                     if target.starts_with(b"/") {
                         stack.clear();
                         real.clear();
@@ -299,7 +313,7 @@ impl<'a> Tree<'a> {
                     whiteout = true;
                     real.push(name);
                 }
-                _ => return Err(problem(Errno::ENOTDIR)),
+                _ => return Ok(Found::Blocked),
             }
         }
         if stack.len() < real.len() && !make {
@@ -313,7 +327,7 @@ impl<'a> Tree<'a> {
         }
         let fd = match stack.pop() {
             Some(fd) => fd,
-            None => at::open_beneath(self.root, b"").map_err(problem)?,
+            None => at::open_beneath(self.root, b"").map_err(|errno| self.problem(path, errno))?,
         };
         Ok(Found::Place(Rc::new(Place { fd, real: real.join(&b'/') })))
     }

@@ -31,6 +31,7 @@ const MAX_CHALLENGES: usize = 2;
 const MAX_HEADER: usize = 64 << 10;
 const MAX_TOKEN_REPLY: u64 = 64 << 10;
 const MAX_ERROR_BODY: u64 = 4 << 10;
+const UNKNOWN_HOST: &str = "its host is not known to the name service: check the name and the network";
 
 /// The connections to one registry on behalf of one job.
 pub(super) struct Http {
@@ -343,8 +344,7 @@ impl Http {
     pub fn transport(&self, error: &ureq::Error) -> Error {
         use ureq::Error as E;
         match error {
-            E::HostNotFound => self
-                .error(Error::unavailable, "its host is not known to the name service: check the name and the network"),
+            E::HostNotFound => self.error(Error::unavailable, UNKNOWN_HOST),
             E::Timeout(Timeout::Resolve | Timeout::Connect) => {
                 self.error(Error::unavailable, "cannot be reached in time: check the network")
             }
@@ -352,6 +352,10 @@ impl Http {
             E::Io(e) if e.to_string() == guard::REFUSED => self.error(Error::denied, guard::REFUSED),
             // What rustls makes of a certificate or of bytes that are no TLS.
             E::Io(e) if e.kind() == io::ErrorKind::InvalidData && self.base.https => self.untrusted(e),
+            // The standard library has no kind of its own for what its resolver says.
+            E::Io(e) if e.to_string().starts_with("failed to lookup address information") => {
+                self.error(Error::unavailable, UNKNOWN_HOST)
+            }
             E::Io(e) => self.error(Error::unavailable, format!("cannot be reached or hung up ({})", e.kind())),
             E::LargeResponseHeader(..) => self.error(Error::unavailable, "sends a header without end"),
             E::Tls(_) | E::Rustls(_) | E::Pem(_) => self.untrusted(error),

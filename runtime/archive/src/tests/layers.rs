@@ -152,6 +152,31 @@ fn a_replaced_directory_hides_its_namesake() {
 }
 
 #[test]
+fn whiteouts_below_what_is_no_directory_any_more_delete_nothing() {
+    for tar in [
+        Tar::new().file("d", "now a file").file("d/.wh.f", "").file("d/.wh.sub", "").file("d/sub/.wh.x", ""),
+        Tar::new().symlink("/top", "d").file("d/.wh.f", ""),
+        Tar::new().special("d", b'6', 0o600, 0, 0).file("d/.wh.f", ""),
+        Tar::new().file("top/.wh.f", "").file("top/deep/.wh.f", ""),
+    ] {
+        let mut layers = Layers::of(&[base()]);
+        layers.in_place(&tar).unwrap();
+        match layers.push(&tar) {
+            Ok(_) => layers.agree(),
+            // On its parents it is extracted then, as in place.
+            Err(error) => assert_eq!(error.code, Code::FailedPrecondition, "{error}"),
+        }
+        assert_eq!(fs::read(layers.place().join("top")).unwrap(), b"lower");
+        // What is not a whiteout still has no place there.
+        let error = layers.in_place(&Tar::new().file("top/f", "x")).unwrap_err();
+        assert!(error.message.contains("Not a directory"), "{error}");
+    }
+    // The one that umoci writes needs no parents.
+    let tar = Tar::new().file("d", "now a file").file("d/.wh.f", "");
+    Layers::of(&[base(), tar]).agree();
+}
+
+#[test]
 fn whiteouts_without_a_namesake_are_not_listed() {
     let layers = Layers::of(&[
         base(),
