@@ -109,8 +109,8 @@ fn wrong() -> Vec<Bad> {
             typed(config, "application/vnd.oci.image.layer.v1.tar+gzip+encrypted", manifest),
             Code::Unimplemented,
         ),
-        ("a config of an unknown type", typed("application/x-unknown", layer, manifest), Code::InvalidArgument),
-        ("a manifest of an unknown type", typed(config, layer, "application/x-unknown"), Code::Unimplemented),
+        ("a config of an unknown type", typed("application/x-unknown", layer, manifest), Code::FailedPrecondition),
+        ("a manifest of an unknown type", typed(config, layer, "application/x-unknown"), Code::InvalidArgument),
         ("a manifest that says it is an index", typed(config, layer, media::OCI_INDEX), Code::InvalidArgument),
         (
             "M1 manifest and index at once",

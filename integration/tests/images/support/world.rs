@@ -151,6 +151,8 @@ impl World {
         // Never started: whatever the image has is enough.
         request.options.entrypoint = Some(Vec::new());
         request.options.args = vec!["/bin/true".into()];
+        // A working directory that is missing would be made.
+        request.options.workdir = "/".into();
         let container = self.ns.containers().create(&images.get(image), &request);
         let task = container.create_task(Streams::default(), false);
         let pid = match task.state().await {
