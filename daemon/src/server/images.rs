@@ -112,6 +112,11 @@ async fn begin_import(place: &Place, reader: import_options::Reader<'_>, fd: Own
     let driver = driver(place, text(reader.get_driver())?, !reader.get_no_unpack());
     let stat = nix::sys::stat::fstat(&fd).map_err(|e| Error::io("fd", "", "can't be examined", &e.into()))?;
     let directory = stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
+    let flags = nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_GETFL);
+    let flags = flags.map_err(|e| Error::io("fd", "", "can't be examined", &e.into()))?;
+    if flags & libc::O_ACCMODE == libc::O_WRONLY || flags & libc::O_PATH != 0 {
+        return Err(Error::invalid("archive", "", "its descriptor is not open for reading"));
+    }
     let source = if directory { Source::Directory(fd) } else { Source::Archive(fd) };
     let (transfer, authority) = (&place.services().transfer, place.authority());
     match reader.get_format().map_err(|e| malformed(e.into()))? {

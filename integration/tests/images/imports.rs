@@ -18,13 +18,14 @@ fn of_kind(kind: &str) -> impl Iterator<Item = Listed> {
 
 /// Imports into a daemon that has seen nothing, and compares what a container gets.
 async fn same_as_umoci(what: &str, image: &str, source: OwnedFd, driver: &str) -> Tree {
+    // The index is of busybox for two platforms, and umoci can't choose.
+    let twin = if image == "index" { "busybox" } else { image.trim_end_matches("-zstd") }.to_owned();
+    let twin = std::thread::spawn(move || umoci(&twin));
     let world = World::start().await;
     let options = ImportOptions { name: "image".into(), driver: driver.into(), ..ImportOptions::default() };
     let names = world.import_with(&options, source).wait().await.unwrap_or_else(|e| panic!("{what}: {e}"));
     let found = world.container_tree(&names[0], driver).await;
-    // The index is of busybox for two platforms, and umoci can't choose.
-    let twin = if image == "index" { "busybox" } else { image.trim_end_matches("-zstd") };
-    assert_same(what, &found, &umoci(twin));
+    assert_same(what, &found, &twin.join().unwrap());
     found
 }
 
@@ -43,7 +44,8 @@ fn every_layout_becomes_the_tree_that_umoci_makes() {
 #[test]
 fn the_native_driver_makes_the_same_trees() {
     bounded(async {
-        for image in of_kind("oci-layout").filter(|image| !image.name.starts_with("minbase")) {
+        // This driver copies the whole tree for every layer: of a large image with eight that would take a minute.
+        for image in of_kind("oci-layout").filter(|image| !image.name.starts_with("stack")) {
             same_as_umoci(&image.name, &image.name, directory(&image.path), "native").await;
         }
     });
@@ -54,9 +56,20 @@ fn every_archive_becomes_the_same_tree_from_a_file_and_from_a_pipe() {
     bounded(async {
         for image in of_kind("oci-archive").chain(of_kind("docker-archive")) {
             let what = format!("{} {}", image.kind, image.name);
-            same_as_umoci(&what, &image.name, opened(&image.path), "").await;
-            let pipe = pipe_of(fs::read(&image.path).unwrap());
-            same_as_umoci(&format!("{what} through a pipe"), &image.name, pipe, "").await;
+            // The large ones in one way each; the docker archive of the largest comes packed, below.
+            let (file, pipe) = match (image.name.as_str(), image.kind.as_str()) {
+                ("busybox", _) => (true, true),
+                ("minbase", "docker-archive") | ("stack", "oci-archive") => (false, true),
+                ("stack-zstd", _) => (true, false),
+                _ => continue,
+            };
+            if file {
+                same_as_umoci(&what, &image.name, opened(&image.path), "").await;
+            }
+            if pipe {
+                let pipe = pipe_of(fs::read(&image.path).unwrap());
+                same_as_umoci(&format!("{what} through a pipe"), &image.name, pipe, "").await;
+            }
         }
     });
 }
@@ -120,16 +133,13 @@ fn odd_images_become_the_same_tree_in_any_form() {
 #[test]
 fn a_zstd_image_and_its_gzip_twin_are_one_tree() {
     bounded(async {
-        for name in ["busybox", "minbase", "stack"] {
-            let path = |name: &str| of_kind("oci-layout").find(|image| image.name == name).unwrap().path;
-            let gzip = same_as_umoci(name, name, directory(&path(name)), "").await;
-            let twin = format!("{name}-zstd");
-            let zstd = same_as_umoci(&twin, name, directory(&path(&twin)), "").await;
-            assert_same(&twin, &zstd, &gzip);
-        }
+        // Of the large ones too, since each is compared with the same tree where every layout is.
+        let layout = |name: &str| of_kind("oci-layout").find(|image| image.name == name).unwrap().path;
+        let gzip = same_as_umoci("gzip", "busybox", directory(&layout("busybox")), "").await;
+        let zstd = same_as_umoci("zstd", "busybox", directory(&layout("busybox-zstd")), "").await;
+        assert_same("busybox", &zstd, &gzip);
         // In one daemon the twin is found to be there: its layers have the same diff ids.
         let world = World::start().await;
-        let layout = |name: &str| of_kind("oci-layout").find(|image| image.name == name).unwrap().path;
         world.import("gzip", directory(&layout("stack"))).wait().await.unwrap();
         let before = world.daemon.leftovers();
         world.import("zstd", directory(&layout("stack-zstd"))).wait().await.unwrap();

@@ -2,5 +2,10 @@
 //! unpacks, run, and refused where they are wrong.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test a failure is a panic")]
 
+mod bad;
+mod confined;
+mod disk;
 mod imports;
+mod inside;
+mod pulls;
 mod support;

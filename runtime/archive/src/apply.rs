@@ -133,6 +133,7 @@ impl Apply<'_> {
         if real.len() > limits.max_path || real.split(|b| *b == b'/').count() > limits.max_depth {
             return Err(exhausted(&real, "links lead to a path that is too long or too deep"));
         }
+        self.tree.touch(&parent.fd, &parent.real)?;
         match entry.kind {
             Type::File => self.file(entry, reader, &parent, name, &real)?,
             Type::Dir => self.dir(entry, &path, &parent, name, &real)?,
@@ -311,6 +312,7 @@ impl Apply<'_> {
         }
         let (target, hidden) = match self.tree.find(dir)? {
             Found::Missing { real, hidden } => (join(&real, last), hidden),
+            Found::Blocked => return Err(refused(real, "a hard link's target lies in something that is no directory")),
             Found::Place(place) => {
                 let target = join(&place.real, last);
                 match at::stat(&place.fd, last) {
@@ -355,8 +357,11 @@ impl Apply<'_> {
         if matches!(name, b"" | b"." | b"..") {
             return Err(refused(path, "a whiteout names no file"));
         }
-        let parent = self.tree.make(dir)?;
+        // Where a directory became a file, some tools write the file and then whiteouts of what was in the directory:
+        // that is gone already.
+        let Some(parent) = self.tree.make_unless_blocked(dir)? else { return Ok(()) };
         let real = join(&parent.real, name);
+        self.tree.touch(&parent.fd, &parent.real)?;
         self.remove(&parent, name, &real)?;
         if self.options.overlay && !self.tree.is_hidden(&parent.real) {
             at::make_whiteout(&parent.fd, name).map_err(|errno| fail(&real, "making a whiteout", errno))?;
@@ -368,6 +373,7 @@ impl Apply<'_> {
     fn opaque(&mut self, dir: &[u8]) -> Result<()> {
         let place = self.tree.make(dir)?;
         if !self.options.overlay {
+            self.tree.touch(&place.fd, &place.real)?;
             let fd = at::open_dir(&place.fd, b".").map_err(|errno| fail(&place.real, "clearing a directory", errno))?;
             self.clear(&fd, &place.real, 0)?;
             self.tree.moved();
@@ -430,6 +436,7 @@ impl Apply<'_> {
             } else if !ours {
                 // It stays only because an entry lies in it: as if it had been made for that.
                 reset(&fd).map_err(|errno| fail(&child, "clearing a directory", errno))?;
+                self.tree.note(&child, |note| note.times = None)?;
             }
             kept |= ours || inside;
         }

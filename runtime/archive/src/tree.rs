@@ -85,12 +85,14 @@ pub(crate) enum Found {
         real: Vec<u8>,
         hidden: bool,
     },
+    /// Something that is no directory and no link to one is in the way.
+    Blocked,
 }
 
 /// What is remembered of a path (one without links) until the end of the archive.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Note {
-    /// A directory's times, set last.
+    /// A directory's times, set last: its entry's, or in place those that it had before entries in it changed them.
     pub(crate) times: Option<(TimeSpec, TimeSpec)>,
     /// A directory that no entry named so far.
     pub(crate) implicit: bool,
@@ -134,6 +136,18 @@ impl<'a> Tree<'a> {
         }
         change(self.notes.entry(real.to_vec()).or_default());
         Ok(())
+    }
+
+    /// In place: remembers the times of the directory `real`, which an entry in it is about to change without meaning
+    /// to. An overlay's layer needs nothing of the kind: a directory there is this archive's own, or gets its times
+    /// from the layer below when it is settled.
+    pub(crate) fn touch(&mut self, dir: impl AsFd, real: &[u8]) -> Result<()> {
+        // The root itself is the caller's.
+        if self.options.overlay || real.is_empty() || self.notes.contains_key(real) {
+            return Ok(());
+        }
+        let stat = fstat(dir).map_err(|errno| fail(real, "looking at a directory", errno))?;
+        self.note(real, |note| note.times = Some(at::times(&stat)))
     }
 
     /// Whether lower layers don't show in the directory `real`.
@@ -191,8 +205,14 @@ impl<'a> Tree<'a> {
 
     /// The directory `path` (cleaned), its missing parts made.
     pub(crate) fn make(&mut self, path: &[u8]) -> Result<Rc<Place>> {
+        self.make_unless_blocked(path)?.ok_or_else(|| self.problem(path, Errno::ENOTDIR))
+    }
+
+    /// The same; `None` if something is in the way.
+    pub(crate) fn make_unless_blocked(&mut self, path: &[u8]) -> Result<Option<Rc<Place>>> {
         match self.resolve(path, true)? {
-            Found::Place(place) => Ok(place),
+            Found::Place(place) => Ok(Some(place)),
+            Found::Blocked => Ok(None),
             Found::Missing { .. } => {
                 Err(Error::internal("layer", String::from_utf8_lossy(path), "a parent was not made"))
             }
@@ -201,7 +221,21 @@ impl<'a> Tree<'a> {
 
     /// The directory `path` (cleaned), if it is there.
     pub(crate) fn find(&mut self, path: &[u8]) -> Result<Found> {
-        self.resolve(path, false)
+        match self.resolve(path, false)? {
+            Found::Blocked => Err(self.problem(path, Errno::ENOTDIR)),
+            found => Ok(found),
+        }
+    }
+
+    /// Why a path can't be resolved.
+    fn problem(&self, path: &[u8], errno: Errno) -> Error {
+        match errno {
+            // A parent layer may say otherwise of the directories on the way that no entry named.
+            Errno::ELOOP | Errno::ENOTDIR if self.options.detached => {
+                undecided(path, "leads through something that is no directory")
+            }
+            _ => fail(path, "resolving a path", errno),
+        }
     }
 
     fn resolve(&mut self, path: &[u8], make: bool) -> Result<Found> {
@@ -223,14 +257,6 @@ impl<'a> Tree<'a> {
     }
 
     fn walk(&mut self, path: &[u8], make: bool) -> Result<Found> {
-        let detached = self.options.detached;
-        let problem = |errno| match errno {
-            // A parent layer may say otherwise of the directories on the way that no entry named.
-            Errno::ELOOP | Errno::ENOTDIR if detached => {
-                undecided(path, "leads through something that is no directory")
-            }
-            _ => fail(path, "resolving a path", errno),
-        };
         // The directories down to where we are, and behind them the names that are not there. Those stay text, so
         // that `..` behind one leads back.
         let mut stack: Vec<OwnedFd> = Vec::new();
@@ -241,7 +267,7 @@ impl<'a> Tree<'a> {
         while let Some(name) = todo.pop() {
             steps += 1;
             if steps > STEPS {
-                return Err(problem(Errno::ELOOP));
+                return Err(self.problem(path, Errno::ELOOP));
             }
             match &name[..] {
                 b"" | b"." => continue,
@@ -263,9 +289,9 @@ impl<'a> Tree<'a> {
                     real.push(name);
                     continue;
                 }
-                Err(errno) => return Err(problem(errno)),
+                Err(errno) => return Err(self.problem(path, errno)),
             };
-            let stat = fstat(&fd).map_err(problem)?;
+            let stat = fstat(&fd).map_err(|errno| self.problem(path, errno))?;
             match at::kind(&stat) {
                 SFlag::S_IFDIR => {
                     stack.push(fd);
@@ -274,9 +300,9 @@ impl<'a> Tree<'a> {
                 SFlag::S_IFLNK => {
                     links += 1;
                     if links > LINKS {
-                        return Err(problem(Errno::ELOOP));
+                        return Err(self.problem(path, Errno::ELOOP));
                     }
-                    let target = readlinkat(&fd, "").map_err(problem)?.into_vec();
+                    let target = readlinkat(&fd, "").map_err(|errno| self.problem(path, errno))?.into_vec();
                     if target.starts_with(b"/") {
                         stack.clear();
                         real.clear();
@@ -287,7 +313,7 @@ impl<'a> Tree<'a> {
                     whiteout = true;
                     real.push(name);
                 }
-                _ => return Err(problem(Errno::ENOTDIR)),
+                _ => return Ok(Found::Blocked),
             }
         }
         if stack.len() < real.len() && !make {
@@ -301,7 +327,7 @@ impl<'a> Tree<'a> {
         }
         let fd = match stack.pop() {
             Some(fd) => fd,
-            None => at::open_beneath(self.root, b"").map_err(problem)?,
+            None => at::open_beneath(self.root, b"").map_err(|errno| self.problem(path, errno))?,
         };
         Ok(Found::Place(Rc::new(Place { fd, real: real.join(&b'/') })))
     }
@@ -323,6 +349,7 @@ impl<'a> Tree<'a> {
                 .map_err(|errno| fail(&path, "replacing a whiteout", errno))?;
             self.forget(&path);
         }
+        self.touch(dir, split(&path).0)?;
         // Whoever made it in between is an error: we alone write here.
         let fd = at::make_dir(dir, name).map_err(|errno| fail(&path, "making a directory", errno))?;
         fchmod(&fd, Mode::from_bits_truncate(0o755)).map_err(|errno| fail(&path, "making a directory", errno))?;

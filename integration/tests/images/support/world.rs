@@ -11,8 +11,8 @@ use std::{
 };
 
 use cofferdam_client::{
-    Client, ContainerRequest, ImportOptions, Job, Namespace, Output, PullOptions, RunRequest, Sink, Stdio as Streams,
-    channel,
+    Client, Container, ContainerRequest, ImportOptions, Job, Namespace, Output, PullOptions, RunRequest, Sink,
+    Stdio as Streams, channel,
 };
 use cofferdam_integration::{Daemon, Leftovers, images, until, until_async};
 use cofferdam_types::{Code, Error, Result};
@@ -30,6 +30,15 @@ pub struct Holdings {
     host: Leftovers,
 }
 
+impl Holdings {
+    /// What is here and was not there before.
+    pub fn beyond(&self, before: &Holdings) -> Vec<String> {
+        let mut found: Vec<_> = self.listed.difference(&before.listed).cloned().collect();
+        found.extend(self.host.beyond(&before.host));
+        found
+    }
+}
+
 pub struct World {
     pub daemon: Daemon,
     pub client: Client,
@@ -45,6 +54,12 @@ impl World {
         let client = daemon.client().await;
         let ns = client.namespace(daemon.namespace());
         World { daemon, client, ns }
+    }
+
+    /// A new connection, after the daemon was started again.
+    pub async fn connect(&mut self) {
+        self.client = self.daemon.client().await;
+        self.ns = self.client.namespace(self.daemon.namespace());
     }
 
     /// Begins an import.
@@ -136,6 +151,8 @@ impl World {
         // Never started: whatever the image has is enough.
         request.options.entrypoint = Some(Vec::new());
         request.options.args = vec!["/bin/true".into()];
+        // A working directory that is missing would be made.
+        request.options.workdir = "/".into();
         let container = self.ns.containers().create(&images.get(image), &request);
         let task = container.create_task(Streams::default(), false);
         let pid = match task.state().await {
@@ -147,6 +164,13 @@ impl World {
         drop(root);
         container.remove(true).await.unwrap();
         found
+    }
+
+    /// A container with nothing in it yet.
+    pub fn container(&self, image: &str, id: &str, args: &[&str]) -> Container {
+        let mut request = ContainerRequest { id: id.into(), ..ContainerRequest::default() };
+        request.options.args = args.iter().map(|arg| (*arg).to_owned()).collect();
+        self.ns.containers().create(&self.ns.images().get(image), &request)
     }
 
     /// Runs a command in an image to its end: its status and what it wrote.

@@ -77,17 +77,9 @@ impl Layers {
         result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
-    /// What differs between the mount and the tree made in place. A directory's own time is left out: in place it is
-    /// that of the last change in it.
+    /// What differs between the mount and the tree made in place.
     fn differences(&self) -> Vec<String> {
-        let plain = |text: String| text.replace("dir any", "dir").replace("dir set", "dir");
-        let tree = |path: &Path| {
-            snapshot(path)
-                .into_iter()
-                .map(|(path, text)| (path, plain(text)))
-                .collect::<std::collections::BTreeMap<_, _>>()
-        };
-        let (place, merged) = (tree(&self.place()), self.mounted(tree));
+        let (place, merged) = (snapshot(&self.place()), self.mounted(snapshot));
         let keys: std::collections::BTreeSet<_> = place.keys().chain(merged.keys()).collect();
         keys.into_iter()
             .filter(|key| place.get(*key) != merged.get(*key))
@@ -160,6 +152,31 @@ fn a_replaced_directory_hides_its_namesake() {
 }
 
 #[test]
+fn whiteouts_below_what_is_no_directory_any_more_delete_nothing() {
+    for tar in [
+        Tar::new().file("d", "now a file").file("d/.wh.f", "").file("d/.wh.sub", "").file("d/sub/.wh.x", ""),
+        Tar::new().symlink("/top", "d").file("d/.wh.f", ""),
+        Tar::new().special("d", b'6', 0o600, 0, 0).file("d/.wh.f", ""),
+        Tar::new().file("top/.wh.f", "").file("top/deep/.wh.f", ""),
+    ] {
+        let mut layers = Layers::of(&[base()]);
+        layers.in_place(&tar).unwrap();
+        match layers.push(&tar) {
+            Ok(_) => layers.agree(),
+            // On its parents it is extracted then, as in place.
+            Err(error) => assert_eq!(error.code, Code::FailedPrecondition, "{error}"),
+        }
+        assert_eq!(fs::read(layers.place().join("top")).unwrap(), b"lower");
+        // What is not a whiteout still has no place there.
+        let error = layers.in_place(&Tar::new().file("top/f", "x")).unwrap_err();
+        assert!(error.message.contains("Not a directory"), "{error}");
+    }
+    // The one that umoci writes needs no parents.
+    let tar = Tar::new().file("d", "now a file").file("d/.wh.f", "");
+    Layers::of(&[base(), tar]).agree();
+}
+
+#[test]
 fn whiteouts_without_a_namesake_are_not_listed() {
     let layers = Layers::of(&[
         base(),
@@ -229,6 +246,33 @@ fn directory_times_survive_what_is_put_in_later() {
     for path in ["usr", "usr/lib", "links"] {
         assert_eq!(fs::metadata(layers.top(path)).unwrap().mtime(), TIME.cast_signed(), "{path}");
     }
+    layers.agree();
+}
+
+#[test]
+fn directories_that_a_layer_changes_without_naming_them_keep_their_times() {
+    let touched: [(&str, Tar); 9] = [
+        ("a new file", Tar::new().file("d/new", "x")),
+        ("a replaced file", Tar::new().file("d/f", "upper")),
+        ("a link", Tar::new().link("d/sub/x", "d/x")),
+        ("a directory", Tar::new().dir("d/new", 0o755)),
+        ("a parent that nobody names", Tar::new().file("d/new/deep/f", "x")),
+        ("a whiteout", Tar::new().file("d/.wh.f", "")),
+        ("an opaque marker", Tar::new().file("d/.wh..wh..opq", "")),
+        ("through a link", Tar::new().symlink("d/sub", "s").file("s/new", "x").file("s/.wh.x", "")),
+        ("more than once", Tar::new().file("d/new", "x").file("d/.wh.f", "").file("d/newer", "x")),
+    ];
+    for (what, tar) in touched {
+        let layers = Layers::of(&[base(), tar]);
+        for path in ["d", "d/sub"] {
+            let Ok(meta) = fs::metadata(layers.place().join(path)) else { continue };
+            assert_eq!(meta.mtime(), TIME.cast_signed(), "{what}: {path}");
+        }
+        layers.agree();
+    }
+    // One that is made anew is as old as the layer's applying.
+    let layers = Layers::of(&[base(), Tar::new().file(".wh.d", "").file("d/new", "x")]);
+    assert_ne!(fs::metadata(layers.place().join("d")).unwrap().mtime(), TIME.cast_signed());
     layers.agree();
 }
 

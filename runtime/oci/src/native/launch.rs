@@ -188,6 +188,15 @@ fn command_error(name: &str, errno: i32) -> Error {
         libc::ENOEXEC => {
             Error::failed_precondition("command", name, "exec format error: is the image for this architecture?")
         }
+        // What it finds at the path, or behind the links there, is the image's doing.
+        libc::ELOOP
+        | libc::ENAMETOOLONG
+        | libc::EISDIR
+        | libc::ETXTBSY
+        | libc::ELIBBAD
+        | libc::EINVAL
+        | libc::EPERM => Error::failed_precondition("command", name, format!("can't be executed: {io}")),
+        libc::E2BIG => Error::invalid("command", name, "its arguments and environment are too long"),
         _ => Error::io("command", name, "executing it", &io),
     }
 }

@@ -172,9 +172,12 @@ impl Invocation<'_> {
         let message = format!("{}: `{what}`: {clean}", self.binary.display());
         let has = |part: &str| clean.contains(part);
         let program = || clean.split('"').nth(1).unwrap_or_default().to_owned();
-        if has("executable file not found") || (has("exec: ") && has("no such file or directory")) {
+        // Of looking the program up, and of executing it.
+        let command = has("exec: ") || has("exec /");
+        if has("executable file not found") || (command && (has("no such file or directory") || has("not a directory")))
+        {
             Error::not_found("command", program(), message)
-        } else if has("exec: ") && has("permission denied") {
+        } else if command && UNUSABLE.iter().any(|why| has(why)) {
             Error::failed_precondition("command", program(), message)
         } else if has("does not exist") {
             Error::not_found("container", self.id, message)
@@ -187,6 +190,16 @@ impl Invocation<'_> {
         }
     }
 }
+
+/// What the kernel says of a program that is there and can't be executed.
+const UNUSABLE: [&str; 6] = [
+    "permission denied",
+    "exec format error",
+    "too many levels of symbolic links",
+    "is a directory",
+    "text file busy",
+    "operation not permitted",
+];
 
 /// Reads what is there; false at the end of the pipe.
 fn drain(reader: &mut io::PipeReader, output: &mut Vec<u8>) -> io::Result<bool> {
