@@ -119,7 +119,11 @@ fn the_exit_code_is_the_containers_own() {
         (vec!["run", "--rm", "--pull", "never", "no/such:image", "true"], 125, ["no/such:image", "is not here"]),
         (vec!["run", "--rm", "--user", "nobody-knows", BUSYBOX, "true"], 125, ["nobody-knows", "passwd"]),
         (vec!["run", "--rm", "--memory", "lots", BUSYBOX, "true"], 125, ["memory", "lots"]),
-        (vec!["run", "--rm", "--mount", "type=bind,src=/no/such,dst=/x", BUSYBOX, "true"], 125, ["/no/such", "No such file"]),
+        (
+            vec!["run", "--rm", "--mount", "type=bind,src=/no/such,dst=/x", BUSYBOX, "true"],
+            125,
+            ["/no/such", "No such file"],
+        ),
         (vec!["run", "--rm", "--no-such-flag", BUSYBOX, "true"], 125, ["--no-such-flag", "--help"]),
         (vec!["run", "--rm", "--runtime", "magic", BUSYBOX, "true"], 125, ["magic", "native"]),
         (vec!["run", "--rm", "--name", "../up", BUSYBOX, "true"], 125, ["../up", "letters"]),

@@ -87,9 +87,16 @@ fn requests(client: &UnixStream, daemon: &UnixStream, traffic: &Traffic) {
     }
 }
 
+/// What the daemon answered and the client doesn't have yet.
+#[derive(Default)]
+struct Kept {
+    bytes: Vec<u8>,
+    end: bool,
+}
+
 /// Reads all the time, so that the daemon never waits for us; writes once it may.
 fn answers(mut daemon: UnixStream, mut client: UnixStream, traffic: &Arc<Traffic>) {
-    let kept: Arc<(Mutex<(Vec<u8>, bool)>, Condvar)> = Arc::default();
+    let kept: Arc<(Mutex<Kept>, Condvar)> = Arc::default();
     let (shared, told) = (kept.clone(), traffic.clone());
     let writer = std::thread::spawn(move || {
         let mut open = told.open.lock().unwrap();
@@ -99,10 +106,10 @@ fn answers(mut daemon: UnixStream, mut client: UnixStream, traffic: &Arc<Traffic
         drop(open);
         loop {
             let mut kept = shared.0.lock().unwrap();
-            while kept.0.is_empty() && !kept.1 {
+            while kept.bytes.is_empty() && !kept.end {
                 kept = shared.1.wait(kept).unwrap();
             }
-            let bytes = std::mem::take(&mut kept.0);
+            let bytes = std::mem::take(&mut kept.bytes);
             if bytes.is_empty() {
                 let _ = client.shutdown(std::net::Shutdown::Write);
                 return;
@@ -118,8 +125,8 @@ fn answers(mut daemon: UnixStream, mut client: UnixStream, traffic: &Arc<Traffic
     loop {
         let n = daemon.read(&mut buffer).unwrap_or(0);
         let mut held = kept.0.lock().unwrap();
-        held.0.extend(&buffer[..n]);
-        held.1 |= n == 0;
+        held.bytes.extend(&buffer[..n]);
+        held.end |= n == 0;
         traffic.held.fetch_add(n, Ordering::SeqCst);
         kept.1.notify_all();
         drop(held);
