@@ -118,8 +118,8 @@ fn namespaces_are_joined_by_path() {
 fn commands_that_cant_run_say_why() {
     let mut f = Fixture::new();
     std::fs::write(f.root().join("bin/plain"), "not a program").unwrap();
-    std::fs::write(f.root().join("garbage"), "\u{1}").unwrap();
-    std::fs::set_permissions(f.root().join("garbage"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::write(f.root().join("bytes"), "\u{1}").unwrap();
+    install(&f.root().join("bytes"), &f.root().join("garbage"));
     for (command, code, word) in [
         ("missing", Code::NotFound, "no such file"),
         ("/bin/missing", Code::NotFound, "no such file"),
