@@ -323,8 +323,11 @@ impl Landing<'_> {
             let result = loop {
                 match block_on(self.core.content.delete(self.auth, self.ns, digest)) {
                     // On a full disk a deletion has no room for its own record: there will be some as soon as the
-                    // job's trees are gone, which are being deleted beside this.
-                    Err(error) if error.code == Code::ResourceExhausted && Instant::now() < until => {
+                    // job's trees are gone, which are being deleted beside this. And the tables are opened anew.
+                    Err(error)
+                        if matches!(error.code, Code::ResourceExhausted | Code::Unavailable)
+                            && Instant::now() < until =>
+                    {
                         std::thread::sleep(PAUSE);
                     }
                     result => break result,
