@@ -19,7 +19,7 @@ use std::{
 };
 
 use cofferdam_metadata::records::snapshots::Usage;
-use cofferdam_types::{Error, Mount, Result};
+use cofferdam_types::{Code, Error, Mount, Result};
 use nix::{
     errno::Errno,
     sys::stat::{FchmodatFlags, Mode, fchmodat, mkdirat},
@@ -250,6 +250,10 @@ impl Area {
     }
 }
 
+/// How often and how long apart it is asked whether a record names a directory, while the tables can't be read.
+const LOOKS: u32 = 20;
+const LOOK: std::time::Duration = std::time::Duration::from_millis(10);
+
 /// A directory in somebody's hands. Dropped, it goes to the trash, unless a record refers to it.
 pub struct Held {
     area: Arc<Area>,
@@ -286,8 +290,17 @@ impl Drop for Held {
         if self.kept.load(Ordering::Relaxed) {
             return;
         }
-        // Whoever held it may have lost the answer to a commit that did happen. In doubt the next sweep decides.
-        let result = match (self.area.referenced)(self.id) {
+        // Whoever held it may have lost the answer to a commit that did happen. The tables may be just opened anew,
+        // after a disk that was full: they get a moment. In doubt the next sweep decides.
+        let mut referenced = (self.area.referenced)(self.id);
+        for _ in 0..LOOKS {
+            if !referenced.as_ref().is_err_and(|error| error.code == Code::Unavailable) {
+                break;
+            }
+            std::thread::sleep(LOOK);
+            referenced = (self.area.referenced)(self.id);
+        }
+        let result = match referenced {
             Ok(true) => Ok(()),
             Ok(false) => self.area.discard(self.id),
             Err(error) => Err(error),

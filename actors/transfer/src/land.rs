@@ -9,6 +9,7 @@ use std::{
     collections::{HashMap, HashSet},
     io::{Read, Write},
     sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use cofferdam_content::{Commit, Ingest, IngestOptions};
@@ -27,6 +28,9 @@ use crate::{
 };
 
 const BUFFER: usize = 256 << 10;
+/// How long the blobs of a failed job wait for room to be deleted in, all together.
+const ROOM: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Where the layers of an image come from.
 pub(crate) trait Supply: Sync {
@@ -314,8 +318,22 @@ impl Landing<'_> {
 
     /// Blobs of an image that turned out to be none. Others that want the same wait for our turn to end.
     fn withdraw(&self, blobs: &[Digest]) {
+        let until = Instant::now() + ROOM;
         for digest in blobs {
-            if let Err(error) = block_on(self.core.content.delete(self.auth, self.ns, digest)) {
+            let result = loop {
+                match block_on(self.core.content.delete(self.auth, self.ns, digest)) {
+                    // On a full disk a deletion has no room for its own record: there will be some as soon as the
+                    // job's trees are gone, which are being deleted beside this. And the tables are opened anew.
+                    Err(error)
+                        if matches!(error.code, Code::ResourceExhausted | Code::Unavailable)
+                            && Instant::now() < until =>
+                    {
+                        std::thread::sleep(PAUSE);
+                    }
+                    result => break result,
+                }
+            };
+            if let Err(error) = result {
                 tracing::warn!(%digest, %error, "a blob of a failed job stays until it is collected");
             }
         }

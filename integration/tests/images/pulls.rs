@@ -18,16 +18,14 @@ const LARGE: usize = 8 << 20;
 
 #[test]
 fn every_image_that_is_pulled_becomes_the_tree_that_umoci_makes() {
-    bounded(async {
-        // The layers of minbase are the lower ones of stack.
-        let layouts: Vec<_> = listed()
-            .into_iter()
-            .filter(|image| image.kind == "oci-layout" && !image.name.starts_with("minbase"))
-            .collect();
-        let names: Vec<&str> = layouts.iter().map(|image| image.name.as_str()).collect();
-        assert!(names.len() > 10 && names.contains(&"stack") && names.contains(&"stack-zstd"));
-        let registry = Registry::start(&[], &names);
-        for Listed { name, layers, .. } in &layouts {
+    // The layers of minbase are the lower ones of stack.
+    let layouts: Vec<_> =
+        listed().into_iter().filter(|image| image.kind == "oci-layout" && !image.name.starts_with("minbase")).collect();
+    let names: Vec<&str> = layouts.iter().map(|image| image.name.as_str()).collect();
+    assert!(names.len() > 10 && names.contains(&"stack") && names.contains(&"stack-zstd"));
+    let registry = Registry::start(&[], &names);
+    for Listed { name, layers, .. } in &layouts {
+        bounded(async {
             // One that has seen nothing, so that no layer is there already.
             let world = World::start().await;
             let reference = registry.reference(name);
@@ -40,8 +38,8 @@ fn every_image_that_is_pulled_becomes_the_tree_that_umoci_makes() {
             assert_eq!(world.ns.images().get(&names[0]).detail("").await.unwrap().layers.len(), *layers, "{name}");
             let twin = if name == "index" { "busybox" } else { name.trim_end_matches("-zstd") };
             assert_same(name, &world.container_tree(&names[0], "").await, &umoci(twin));
-        }
-    });
+        });
+    }
 }
 
 #[test]
