@@ -71,7 +71,7 @@ async fn burst(namespace: &Namespace, image: &Image) -> Result<()> {
 fn report(what: &str, mut samples: Vec<f64>) {
     samples.sort_by(f64::total_cmp);
     let line = serde_json::json!({
-        "peer": "cofferdam", "what": what, "unit": "ms", "n": samples.len(),
+        "peer": "cofferd", "what": what, "unit": "ms", "n": samples.len(),
         "min": samples[0], "median": samples[samples.len() / 2], "max": samples[samples.len() - 1], "samples": samples,
     });
     println!("{line}");

@@ -123,7 +123,10 @@ fn generate(
     mounts: &[cofferdam_types::Mount],
 ) -> Result<Vec<u8>> {
     let root = mounted(mounts)?;
-    let spec = spec::generate(&cgroup, id, &image.config.image, options, &root)?;
+    let spec = spec::generate(&cgroup, id, &image.config.image, options, &root);
+    // Unmounting waits for every processor of the host, for milliseconds: nobody waits for it here.
+    tokio::task::spawn_blocking(move || drop(root));
+    let spec = spec?;
     serde_json::to_vec(&spec).map_err(|e| Error::internal("spec", id, e.to_string()))
 }
 

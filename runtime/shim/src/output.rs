@@ -116,14 +116,20 @@ impl Output {
     }
 }
 
+/// What is read at once.
+const BUFFER: usize = 16 << 10;
+
 async fn pump(state: Rc<State>) {
-    let mut buffer = vec![0; 16 << 10];
+    let mut buffer = Vec::new();
     loop {
+        buffer.resize(BUFFER, 0);
         match nix::unistd::read(state.source.get_ref(), &mut buffer) {
             Ok(n) if n > 0 => deliver(&state, &buffer[..n]).await,
             Err(nix::Error::EINTR) => {}
             Err(nix::Error::EAGAIN) => {
                 state.empty.notify_waiters();
+                // A process that is silent costs no memory.
+                buffer = Vec::new();
                 tokio::select! {
                     ready = state.source.ready(Interest::READABLE) => match ready {
                         // Only the read above says whether there is something: ask again next time.
