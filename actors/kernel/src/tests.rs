@@ -230,7 +230,7 @@ fn who_waits_in_the_queue_is_told_why_and_neighbours_keep_their_state() {
             release.send(true).unwrap();
         });
         for answer in answers {
-            unavailable(answer, "went down before it answered: a defect after a while");
+            unavailable(answer, "is down and will be started again: a defect after a while");
         }
         unavailable(held.await.unwrap(), "crashed while it worked: a defect after a while");
         restarted(&kernel, &slot, 1).await;
