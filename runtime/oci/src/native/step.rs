@@ -255,7 +255,8 @@ impl Step {
             (Step::Sysctl { name, .. }, libc::EACCES | libc::EPERM | libc::EROFS) => {
                 spec(format!("sysctl {name}"), "can only be read")
             }
-            (Step::Attach { target, .. } | Step::Mount { target, .. }, libc::EINVAL | libc::ENOTDIR) => state(
+            (Step::Attach { target, .. }, libc::EINVAL | libc::ENOTDIR)
+            | (Step::Mount { target, .. }, libc::ENOTDIR) => state(
                 format!("mounting at {}", text(&target.path)),
                 "a directory can only be mounted on a directory and a file on a file, and this is not so here: choose \
                  another dst",
@@ -269,12 +270,11 @@ impl Step {
                 "setting resource limits".to_owned(),
                 "one is higher than the daemon may give: ask for less, or start the daemon with more (CAP_SYS_RESOURCE)",
             ),
-            (
-                Step::Attach { target, .. } | Step::Mount { target, .. } | Step::Directory(target),
-                libc::ELOOP | libc::ENAMETOOLONG | libc::EROFS,
-            ) => {
-                let why = std::io::Error::from_raw_os_error(errno).to_string();
-                state(format!("making {}", text(&target.path)), &why)
+            (Step::Attach { .. } | Step::Mount { .. } | Step::Directory(_), libc::ELOOP) => {
+                state(self.describe(), "symbolic links lead nowhere, or stand in place of a system directory")
+            }
+            (Step::Attach { .. } | Step::Mount { .. } | Step::Directory(_), libc::ENAMETOOLONG | libc::EROFS) => {
+                state(self.describe(), &std::io::Error::from_raw_os_error(errno).to_string())
             }
             _ => None,
         }
