@@ -13,6 +13,8 @@ pub struct Config {
     pub state: PathBuf,
     /// The shim program.
     pub shim: PathBuf,
+    /// How many connections may be open.
+    pub connections: u32,
     /// What is logged, as tracing-subscriber's `EnvFilter` reads it.
     pub log: String,
 }
@@ -29,14 +31,16 @@ pub enum Command {
 const HELP: &str = "\
 cofferd: the container daemon
 
-Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--log FILTER]
+Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--connections NUMBER] [--log FILTER]
 
-  --root DIR    what must last (default /var/lib/cofferdam)
-  --state DIR   what ends with a reboot, and the socket cofferd.sock (default /run/cofferdam)
-  --shim FILE   the shim program (default: coffer-shim beside this program)
-  --log FILTER  what is logged to standard error, such as info or cofferd=debug (default warn)
-  --version     the version
-  --help        this text
+  --root DIR            what must last (default /var/lib/cofferdam)
+  --state DIR           what ends with a reboot, and the socket cofferd.sock (default /run/cofferdam)
+  --shim FILE           the shim program (default: coffer-shim beside this program)
+  --connections NUMBER  how many may be open at once (default 1024); other users than its own have three quarters of
+                        them at most, and one user an eighth
+  --log FILTER          what is logged to standard error, such as info or cofferd=debug (default warn)
+  --version             the version
+  --help                this text
 
 One daemon per root directory. It runs as root, and grants everything on its socket to its own uid and nothing to
 anybody else.
@@ -52,6 +56,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
         root: PathBuf::from("/var/lib/cofferdam"),
         state: PathBuf::from("/run/cofferdam"),
         shim: beside.unwrap_or_else(|| PathBuf::from("coffer-shim")),
+        connections: 1024,
         log: std::env::var("COFFERD_LOG").unwrap_or_else(|_| "warn".into()),
     };
     let mut args = args.into_iter();
@@ -69,6 +74,11 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
             "--root" => config.root = value()?.into(),
             "--state" => config.state = value()?.into(),
             "--shim" => config.shim = value()?.into(),
+            "--connections" => {
+                let number = value()?.to_string_lossy().parse().ok().filter(|number| *number > 0);
+                let wrong = || Error::invalid("option", "--connections", "needs a number, 1 or more");
+                config.connections = number.ok_or_else(wrong)?;
+            }
             "--log" => config.log = value()?.to_string_lossy().into_owned(),
             "--version" => return Ok(Command::Print(format!("cofferd {}\n", env!("CARGO_PKG_VERSION")))),
             "--help" | "-h" => return Ok(Command::Print(HELP.into())),
@@ -93,15 +103,20 @@ mod tests {
 
     #[test]
     fn options_are_read_in_both_forms() {
-        let Command::Run(config) = words("--root /a --state=/b --log debug").unwrap() else { panic!("a run") };
+        let Command::Run(config) = words("--root /a --state=/b --log debug --connections 7").unwrap() else {
+            panic!("a run")
+        };
         assert_eq!((config.root, config.state), (PathBuf::from("/a"), PathBuf::from("/b")));
-        assert_eq!(config.log, "debug");
+        assert_eq!((config.log.as_str(), config.connections), ("debug", 7));
         assert!(config.shim.ends_with("coffer-shim"));
     }
 
     #[test]
     fn what_is_wrong_is_named() {
         assert_eq!(words("--rot /a").unwrap_err().id, "--rot");
+        for wrong in ["--connections 0", "--connections many", "--connections=-1"] {
+            assert!(words(wrong).unwrap_err().message.contains("needs a number"), "{wrong}");
+        }
         assert!(words("--root").unwrap_err().message.contains("needs a value"));
         assert!(matches!(words("--help").unwrap(), Command::Print(text) if text.contains("--state DIR")));
     }

@@ -5,6 +5,7 @@
 
 pub mod config;
 mod placement;
+mod quiet;
 mod server;
 mod services;
 
@@ -29,7 +30,7 @@ use cofferdam_types::{Error, Result, Timestamp};
 use crate::{
     config::{Config, SOCKET},
     placement::TABLE,
-    server::Listener,
+    server::{Admission, Listener},
     services::{Facts, Services},
 };
 
@@ -38,6 +39,7 @@ pub struct Daemon {
     kernel: Kernel,
     transfer: Transfer,
     listener: Listener,
+    quiet: tokio::task::JoinHandle<()>,
 }
 
 impl Daemon {
@@ -45,6 +47,13 @@ impl Daemon {
     /// still being looked for.
     pub fn start(config: &Config) -> Result<Daemon> {
         cofferdam_kernel::install_panic_hook();
+        let uid = nix::unistd::geteuid();
+        if !uid.is_root() {
+            let why = format!(
+                "runs as user {uid}, and must be root: it makes mounts, cgroups and namespaces; start it as root or by sudo"
+            );
+            return Err(Error::failed_precondition("daemon", "", why));
+        }
         // Nothing that the daemon makes is for anybody else; sockets get their modes explicitly (F1).
         nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
         make(&config.root, 0o711)?;
@@ -94,10 +103,14 @@ impl Daemon {
             tasks,
             transfer: transfer.clone(),
             pool: Pool::new("rpc", 4, 256),
+            quiet: Arc::default(),
             facts: Arc::new(facts),
         };
-        let listener = Listener::start(&config.state, SOCKET, services, connections)?;
-        Ok(Daemon { kernel, transfer, listener })
+        let admission = Admission::new(room(config.connections), uid.as_raw(), connections);
+        let (pool, quiet) = (services.pool.clone(), services.quiet.clone());
+        let listener = Listener::start(&config.state, SOCKET, services, admission)?;
+        let quiet = tokio::task::spawn_local(async move { quiet.watch(async || quiet::trim(&pool).await).await });
+        Ok(Daemon { kernel, transfer, listener, quiet })
     }
 
     /// Waits until every actor is up.
@@ -108,10 +121,24 @@ impl Daemon {
     /// Ends in order: no more clients, then the actors in reverse. Containers go on.
     pub async fn stop(self) {
         self.listener.stop();
+        self.quiet.abort();
         // A crash of their actor ends no job; the end of the daemon does.
         self.transfer.cancel_all();
         self.kernel.stop().await;
     }
+}
+
+/// How many connections there can be: half of the descriptors are for all else that a daemon opens.
+fn room(wanted: u32) -> u32 {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
+    // The soft limit is for programs that use select(2).
+    let most = if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft };
+    let room = u32::try_from(most / 2).unwrap_or(u32::MAX);
+    if room < wanted {
+        tracing::warn!("{room} connections at most and not {wanted}: the limit of descriptors is {most}");
+    }
+    wanted.min(room)
 }
 
 /// What kind of cgroup hierarchies this host has.

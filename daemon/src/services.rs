@@ -15,6 +15,8 @@ use cofferdam_tasks::Tasks;
 use cofferdam_transfer::Transfer;
 use cofferdam_types::Timestamp;
 
+use crate::quiet::Quiet;
+
 /// What is true of this daemon for as long as it runs.
 #[derive(Debug)]
 pub struct Facts {
@@ -51,6 +53,8 @@ pub struct Services {
     pub transfer: Transfer,
     /// Threads for the RPC layer's own reads and writes of files.
     pub pool: Pool,
+    /// Hears of all that happens.
+    pub quiet: Arc<Quiet>,
     /// See [`Facts`].
     pub facts: Arc<Facts>,
 }

@@ -32,18 +32,24 @@ pub struct Daemon {
     namespace: String,
     child: Mutex<Option<Child>>,
     log: String,
+    flags: &'static [&'static str],
 }
 
 impl Daemon {
     /// Starts one. Returns when it serves.
     pub fn start() -> Daemon {
+        Daemon::with_flags(&[])
+    }
+
+    /// Starts one with more flags.
+    pub fn with_flags(flags: &'static [&'static str]) -> Daemon {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let dir = tempfile::Builder::new().prefix("cofferdam-").tempdir().expect("a directory for a daemon");
         // The root file systems of containers lie below: their users must get there.
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).expect("its mode");
         let namespace = format!("t{}-n{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let log = std::env::var("COFFERD_LOG").unwrap_or_else(|_| "info".into());
-        let daemon = Daemon { dir, namespace, child: Mutex::new(None), log };
+        let daemon = Daemon { dir, namespace, child: Mutex::new(None), log, flags };
         daemon.restart();
         let name = daemon.namespace.clone();
         daemon
@@ -153,6 +159,7 @@ impl Daemon {
             .arg("--shim")
             .arg(binary("coffer-shim"))
             .args(["--log", &self.log])
+            .args(self.flags)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)

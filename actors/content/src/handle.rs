@@ -4,7 +4,7 @@ use std::{borrow::Cow, os::fd::OwnedFd, sync::Arc};
 
 use cofferdam_kernel::{Health, Kernel, Placement, Pool, Slot, SlotConfig};
 use cofferdam_metadata::{Metadata, records};
-use cofferdam_types::{Algorithm, Authority, Digest, Error, Labels, Name, Namespace, Result, filter};
+use cofferdam_types::{Algorithm, Authority, COMES_BACK, Digest, Error, Labels, Name, Namespace, Result, filter};
 
 use crate::{
     BlobReader, Commit, Info, Ingest, IngestOptions, Status, Swept,
@@ -166,7 +166,7 @@ impl Content {
         let why = match self.slot.health() {
             Health::Up => return Ok(&self.store),
             Health::Starting => "is starting: try again".to_owned(),
-            Health::Down { why } => format!("is down and will be started again: {why}"),
+            Health::Down { why } => format!("is down and {COMES_BACK}: {why}"),
             Health::Failed { why } => format!("has failed; restart the daemon: {why}"),
             Health::Stopped => "is stopped".to_owned(),
         };

@@ -13,7 +13,7 @@ use cofferdam_metadata::{
     },
 };
 use cofferdam_snapshots::Snapshots;
-use cofferdam_types::{Authority, Code, Descriptor, Digest, Labels, Name, Namespace, Platform, Result};
+use cofferdam_types::{Authority, Code, Descriptor, Digest, Error, Labels, Name, Namespace, Platform, Result};
 
 use crate::{
     Check, Config, Manifest, ResolvedImage, Unpack,
@@ -99,9 +99,11 @@ impl Images {
     pub async fn resolve(&self, ns: &Namespace, name: &Name, platform: &Platform) -> Result<ResolvedImage> {
         let target = self.get(ns, name)?.target;
         let image = self.resolve_target(ns, &target, platform).await;
-        image
-            .map(|image| ResolvedImage { name: Some(name.clone()), ..image })
-            .map_err(|e| e.context(format_args!("image {name}")))
+        image.map(|image| ResolvedImage { name: Some(name.clone()), ..image }).map_err(|e| match &*e.kind {
+            // Its digest means nothing to who asked by a name.
+            "image" => Error { id: name.to_string(), ..e },
+            _ => e.context(format_args!("image {name}")),
+        })
     }
 
     /// The image for a platform behind a descriptor, all of whose documents are in the namespace.

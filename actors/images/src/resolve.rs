@@ -123,8 +123,11 @@ fn passable(error: &Error) -> bool {
     matches!(error.code, Code::NotFound | Code::FailedPrecondition | Code::InvalidArgument | Code::Unimplemented)
 }
 
-fn none(target: &Descriptor, platform: &Platform) -> Error {
-    let why = format!("holds no image for {platform}: ask for another platform, or pull one that has it");
+fn none(blobs: &dyn Blobs, target: &Descriptor, platform: &Platform) -> Error {
+    let has = platforms(blobs, target).unwrap_or_default();
+    let has = has.iter().map(Platform::to_string).collect::<Vec<_>>().join(", ");
+    let has = if has.is_empty() { "none that can be told".to_owned() } else { has };
+    let why = format!("holds no image for {platform}; it has {has}: ask for that, or pull one that has {platform}");
     Error::not_found("image", &target.digest, why)
 }
 
@@ -132,7 +135,7 @@ fn none(target: &Descriptor, platform: &Platform) -> Error {
 pub fn resolve(blobs: &dyn Blobs, target: &Descriptor, platform: &Platform) -> Result<ResolvedImage> {
     let mut walk = Walk { blobs, left: MAX_DOCUMENTS };
     let (descriptor, manifest) =
-        walk.find(target, platform, 0, &mut Vec::new())?.ok_or_else(|| none(target, platform))?;
+        walk.find(target, platform, 0, &mut Vec::new())?.ok_or_else(|| none(blobs, target, platform))?;
     let config_bytes = blobs.read(&manifest.config)?;
     let config = config(&manifest.config, &config_bytes)?;
     let chain_ids = chain_ids(&manifest, &config)?;
@@ -152,7 +155,7 @@ pub fn resolve(blobs: &dyn Blobs, target: &Descriptor, platform: &Platform) -> R
 pub fn size(blobs: &dyn Blobs, target: &Descriptor, platform: &Platform) -> Result<u64> {
     let mut walk = Walk { blobs, left: MAX_DOCUMENTS };
     let mut path = Vec::new();
-    let (_, manifest) = walk.find(target, platform, 0, &mut path)?.ok_or_else(|| none(target, platform))?;
+    let (_, manifest) = walk.find(target, platform, 0, &mut path)?.ok_or_else(|| none(blobs, target, platform))?;
     let all = path.iter().chain([&manifest.config]).chain(&manifest.layers);
     // The sizes are claims: a sum that overflows is one too.
     all.map(|d| d.size)
@@ -303,7 +306,8 @@ mod tests {
         assert_eq!(image.top(), Some(&image.layers[0].digest));
         let on_arm = resolve(&store, &index, &"linux/arm64/v8".parse().unwrap()).unwrap();
         assert_eq!(on_arm.manifest.digest, arm.digest);
-        assert_eq!(resolve(&store, &index, &"linux/s390x".parse().unwrap()).unwrap_err().code, Code::NotFound);
+        let lacks = resolve(&store, &index, &"linux/s390x".parse().unwrap()).unwrap_err();
+        assert!(lacks.code == Code::NotFound && lacks.message.contains("it has linux/amd64, linux/arm64"), "{lacks}");
         let shown: Vec<_> = platforms(&store, &index).unwrap().iter().map(Platform::to_string).collect();
         assert_eq!(shown, ["linux/amd64", "linux/arm64"]);
         let bytes = index.size + first.size + image.config_descriptor.size + image.layers[0].size;

@@ -55,6 +55,7 @@ pub struct SlotStatus {
 
 /// The part of a slot that does not depend on its actor's type.
 trait Controlled: Send + Sync {
+    fn name(&self) -> &'static str;
     fn status(&self) -> SlotStatus;
     fn watch(&self) -> watch::Receiver<Health>;
     fn stop(&self);
@@ -62,6 +63,10 @@ trait Controlled: Send + Sync {
 }
 
 impl<A: Hosted> Controlled for Inner<A> {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
     fn status(&self) -> SlotStatus {
         SlotStatus {
             name: self.name,
@@ -136,7 +141,7 @@ impl Kernel {
 
     /// Waits until every slot is up; the error names one that has failed.
     pub async fn ready(&self) -> Result<()> {
-        let watches: Vec<_> = self.slots().iter().map(|slot| (slot.status().name, slot.watch())).collect();
+        let watches: Vec<_> = self.slots().iter().map(|slot| (slot.name(), slot.watch())).collect();
         for (name, mut watch) in watches {
             let health = watch.wait_for(Health::settled).await.map(|health| health.clone());
             if let Ok(Health::Failed { why }) = health {
@@ -158,8 +163,12 @@ impl Kernel {
 
     /// Panics the actor in the slot of this name: how tests and operators see that a crash stays contained.
     pub fn poison(&self, name: &str) -> Result<()> {
-        let slot = self.slots().iter().find(|slot| slot.status().name == name).cloned();
-        slot.ok_or_else(|| Error::not_found("actor", name, "does not exist; `system status` lists them"))?.poison()
+        let slots = self.slots();
+        let Some(slot) = slots.iter().find(|slot| slot.name() == name) else {
+            let names: Vec<_> = slots.iter().map(|slot| slot.name()).collect();
+            return Err(Error::not_found("actor", name, format!("does not exist; there are {}", names.join(", "))));
+        };
+        slot.poison()
     }
 
     /// Stops every actor, the last one started first, each with a chance to end by itself (`Actor::stopping`) and a

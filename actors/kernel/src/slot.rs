@@ -3,12 +3,15 @@
 use std::{
     fmt,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
-    sync::{Arc, Mutex, PoisonError, RwLock, atomic::AtomicU64},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
 use actix::{Actor, Addr, Context, Handler, Message, dev::MessageResponse};
-use cofferdam_types::{Error, Result};
-use tokio::sync::{Semaphore, oneshot, watch};
+use cofferdam_types::{COMES_BACK, Error, Result};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use crate::{host::Down, panics::panic_text};
 
@@ -108,6 +111,13 @@ impl<A: Actor> Clone for Life<A> {
     }
 }
 
+/// A call, as its caller and its message hold it.
+struct Ticket {
+    _permit: OwnedSemaphorePermit,
+    /// By the first who took it: the actor, which then works on it, or the caller, who then knows that it won't.
+    taken: AtomicBool,
+}
+
 pub(crate) struct Inner<A: Actor> {
     pub(crate) name: &'static str,
     pub(crate) bound: usize,
@@ -151,8 +161,10 @@ impl<A: Actor> Inner<A> {
             return Ok(life.clone());
         }
         Err(self.down(match &*self.health.borrow() {
-            Health::Starting | Health::Up => "is starting: try again".to_owned(),
-            Health::Down { why } => format!("is down and will be started again: {why}"),
+            Health::Starting => "is starting: try again".to_owned(),
+            // It has just ended.
+            Health::Up => format!("is down and {COMES_BACK}"),
+            Health::Down { why } => format!("is down and {COMES_BACK}: {why}"),
             Health::Failed { why } => format!("has failed; restart the daemon: {why}"),
             Health::Stopped => "is stopped".to_owned(),
         }))
@@ -183,11 +195,15 @@ where
             .map_err(|_| inner.down(format!("overloaded: {} messages wait; try again", inner.bound)))?;
         // The message and its caller each hold the permit: a caller that goes away frees no room for as long as its
         // message waits.
-        let permit = Arc::new(permit);
-        let held = permit.clone();
+        let ticket = Arc::new(Ticket { _permit: permit, taken: AtomicBool::new(false) });
+        let held = ticket.clone();
         let name = inner.name;
         let (answer, answered) = oneshot::channel();
         let work = Work::new(move |actor: &mut A, ctx: &mut Context<A>| {
+            if held.taken.swap(true, Ordering::AcqRel) {
+                // Its caller was told that nothing will be done: the actor hung, and woke up after it was given up.
+                return;
+            }
             let handled = catch_unwind(AssertUnwindSafe(|| <A as Handler<M>>::handle(actor, message, ctx)));
             // Before the answer: who has it may call again at once, and must find his place free.
             drop(held);
@@ -213,8 +229,10 @@ where
             },
             why = ended => why,
         };
-        drop(permit);
+        let begun = ticket.taken.swap(true, Ordering::AcqRel);
+        drop(ticket);
         Err(match lost {
+            Some(why) if !begun => inner.down(format!("is down and {COMES_BACK}: {why}")),
             Some(why) => inner.down(format!("went down before it answered: {why}")),
             // The actor lives: it was the future of this one answer that panicked, or that dropped its sender.
             None => inner.down("crashed while it worked on this request; the log has the panic"),

@@ -230,7 +230,7 @@ fn who_waits_in_the_queue_is_told_why_and_neighbours_keep_their_state() {
             release.send(true).unwrap();
         });
         for answer in answers {
-            unavailable(answer, "went down before it answered: a defect after a while");
+            unavailable(answer, "is down and will be started again: a defect after a while");
         }
         unavailable(held.await.unwrap(), "crashed while it worked: a defect after a while");
         restarted(&kernel, &slot, 1).await;
@@ -335,7 +335,30 @@ fn poison_crashes_the_one_that_is_named() {
         restarted(&kernel, &slot, 1).await;
         assert_eq!(slot.call(Count()).await.unwrap(), (2, 1));
         assert_eq!(other.call(Count()).await.unwrap(), (1, 1));
-        assert_eq!(kernel.poison("nobody").unwrap_err().code, Code::NotFound);
+        let unknown = kernel.poison("nobody").unwrap_err();
+        assert_eq!(
+            (unknown.code, unknown.message.as_str()),
+            (Code::NotFound, "does not exist; there are subject, other")
+        );
+    });
+}
+
+#[test]
+fn what_was_never_begun_can_be_asked_again() {
+    with_kernel(|kernel| async move {
+        let slot = subject(&kernel, config("subject", SHARED));
+        kernel.ready().await.unwrap();
+        let (release, held) = hold(&slot).await;
+        kernel.poison("subject").unwrap();
+        // It lies in the mailbox behind what ends the actor.
+        let (behind, ()) = tokio::join!(slot.call(Count()), async { release.send(false).unwrap() });
+        let error = behind.unwrap_err();
+        assert!(error.comes_back(), "{error}");
+        held.await.unwrap().unwrap();
+        restarted(&kernel, &slot, 1).await;
+        assert_eq!(slot.call(Count()).await.unwrap(), (2, 1));
+        let error = slot.call(Crash()).await.unwrap_err();
+        assert!(!error.comes_back(), "it was begun: {error}");
     });
 }
 

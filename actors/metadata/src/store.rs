@@ -9,7 +9,7 @@ use std::{
 };
 
 use cofferdam_kernel::panic_text;
-use cofferdam_types::{Authority, Error, Result};
+use cofferdam_types::{Authority, COMES_BACK, Error, Result};
 use redb::{Builder, Database, Durability, ReadableDatabase, backends::FileBackend};
 use tokio::sync::watch;
 
@@ -100,7 +100,8 @@ impl Shared {
 
     pub(crate) fn read(&self) -> Result<View> {
         let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
-        let database = database.as_ref().ok_or_else(|| Error::unavailable("metadata", "", "is down: try again"))?;
+        let database =
+            database.as_ref().ok_or_else(|| Error::unavailable("metadata", "", format!("is down and {COMES_BACK}")))?;
         Ok(View::new(database.begin_read().map_err(storage)?))
     }
 
@@ -223,7 +224,10 @@ impl Store {
     }
 
     fn attempt(&self, writes: &[Write]) -> Result<Vec<Result<()>>> {
-        let database = self.database.as_ref().ok_or_else(|| Error::unavailable("metadata", "", "is down"))?;
+        let database = self
+            .database
+            .as_ref()
+            .ok_or_else(|| Error::unavailable("metadata", "", format!("is down and {COMES_BACK}")))?;
         // What a job that spoiled a batch is answered. It ran after the jobs before it, which are run again the same
         // way, so its error is the one of a serial order.
         let mut spoiled: Vec<Option<Error>> = writes.iter().map(|_| None).collect();

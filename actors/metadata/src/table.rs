@@ -2,7 +2,7 @@
 
 use std::ops::{Bound, ControlFlow};
 
-use cofferdam_types::{Code, Error, Result};
+use cofferdam_types::{COMES_BACK, Code, Error, Result};
 use redb::{ReadTransaction, ReadableTable, TableDefinition};
 
 use crate::codec;
@@ -139,7 +139,9 @@ pub(crate) fn storage(error: impl Into<redb::Error>) -> Error {
         redb::Error::DatabaseAlreadyOpen => {
             Error::unavailable("metadata", "", "meta.redb is in use by another daemon; stop that one first")
         }
-        redb::Error::DatabaseClosed => Error::unavailable("metadata", "", "meta.redb was opened anew; read again"),
+        redb::Error::DatabaseClosed => {
+            Error::unavailable("metadata", "", format!("meta.redb was closed and {COMES_BACK}"))
+        }
         redb::Error::PreviousIo => Error::unavailable("metadata", "", "meta.redb met a storage error; try again"),
         redb::Error::Corrupted(e) => damaged(e),
         e => Error::internal("metadata", "", format!("meta.redb: {e}")),

@@ -100,7 +100,7 @@ impl Core {
         let parents = {
             let view = self.meta.read()?;
             if snapshots::find(&view, &m.namespace, &m.driver, &m.key)?.is_some() {
-                return Err(Error::already_exists("snapshot", &m.key, "already exists: choose another key"));
+                return Err(Error::already_exists("snapshot", &m.key, snapshots::TAKEN));
             }
             parents(&view, &m.namespace, &m.driver, m.parent.as_ref())?
         };
@@ -199,7 +199,7 @@ impl Core {
                 "is not active: only an active one can be committed",
             ));
         }
-        Err(Error::already_exists("snapshot", &m.name, "already exists: choose another name"))
+        Err(Error::already_exists("snapshot", &m.name, snapshots::TAKEN))
     }
 
     /// See [`Remove`].

@@ -12,7 +12,7 @@ use cofferdam_metadata::{
     },
 };
 use cofferdam_oci::spec::{self, Mount as OptionMount, Network, Options, Seccomp};
-use cofferdam_types::{Any, Authority, Ceiling, Error, Event, Id, Name, Namespace, Result};
+use cofferdam_types::{Any, Authority, Ceiling, Code, Error, Event, Id, Name, Namespace, Result};
 use cofferdam_wire::{
     common_capnp::{input, output, stdio},
     convert::{life, set_mounts},
@@ -41,13 +41,19 @@ pub(crate) async fn create(deps: &Deps, auth: &Authority, ns: &Namespace, new: N
         None => Id::new(shim::new_id()?)?,
     };
     if containers::find(&deps.metadata.read()?, ns, &id)?.is_some() {
-        return Err(Error::already_exists("container", &id, "is there already: choose another name or remove it"));
+        return Err(Error::already_exists("container", &id, containers::TAKEN));
     }
     let image = deps.images.resolve(ns, &new.image, &new.platform).await?;
     let driver = if new.driver.is_empty() { deps.snapshots.drivers()[0].to_owned() } else { new.driver };
     let parent = parent(deps, auth, ns, &image, &driver).await?;
     let key = Name::new(id.as_str())?;
-    let reserved = deps.snapshots.reserve(ns, &driver, &key, parent.as_ref(), false).await?;
+    let reserved = match deps.snapshots.reserve(ns, &driver, &key, parent.as_ref(), false).await {
+        // Whose container it is was made meanwhile.
+        Err(e) if e.code == Code::AlreadyExists && containers::find(&deps.metadata.read()?, ns, &id)?.is_some() => {
+            return Err(Error::already_exists("container", &id, containers::TAKEN));
+        }
+        other => other?,
+    };
 
     let spec = match &new.spec {
         Some(raw) => given(raw, &id, deps.layout.cgroup(ns, &id))?,

@@ -135,7 +135,10 @@ impl Job {
     }
 
     pub(crate) fn end(&self, result: Result<Vec<Arrived>>) {
-        self.0.board.stage(if result.is_ok() { "done" } else { "failed" });
+        match result {
+            Ok(_) => self.0.board.finish(),
+            Err(_) => self.0.board.stage("failed"),
+        }
         self.0.outcome.send_replace(Some(result));
     }
 

@@ -100,6 +100,16 @@ impl Board {
         });
     }
 
+    /// The job has come to a good end, and so has each of its items.
+    pub fn finish(&self) {
+        self.sender.send_modify(|p| {
+            "done".clone_into(&mut p.stage);
+            for item in &mut p.items {
+                (item.done, item.phase) = (item.total, Phase::Done);
+            }
+        });
+    }
+
     /// So many bytes are here, whatever was before.
     pub fn at(&self, number: usize, count: u64) {
         self.sender.send_modify(|p| {
@@ -170,5 +180,8 @@ mod tests {
         // Once more from the beginning.
         board.at(a, 0);
         assert_eq!(watch.borrow().bytes(), (5, 29));
+        board.finish();
+        assert_eq!(watch.borrow().bytes(), (29, 29));
+        assert!(watch.borrow().items.iter().all(|item| item.phase == Phase::Done));
     }
 }

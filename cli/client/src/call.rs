@@ -27,6 +27,17 @@ impl<T: 'static> Reply<T> {
     pub(crate) fn new(future: impl Future<Output = Result<T>> + 'static) -> Reply<T> {
         Reply(Box::pin(future))
     }
+
+    /// Keeps the handle that was asked until the answer is there. The call that gave the handle may still be under way:
+    /// were the last handle let go of, that call would be cancelled, and its error with it.
+    pub(crate) fn keeping(self, handle: &(impl Clone + 'static)) -> Reply<T> {
+        let handle = handle.clone();
+        Reply::new(async move {
+            let answer = self.await;
+            drop(handle);
+            answer
+        })
+    }
 }
 
 impl<T> Future for Reply<T> {

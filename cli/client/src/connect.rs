@@ -81,6 +81,9 @@ impl Client {
                 std::io::ErrorKind::NotFound => {
                     "there is no such socket: is cofferd running, with this state directory?"
                 }
+                std::io::ErrorKind::ConnectionRefused if !is_socket(path) => {
+                    "that is no socket: give the path of the socket itself, such as /run/cofferdam/cofferd.sock"
+                }
                 std::io::ErrorKind::ConnectionRefused => "nobody listens there: start cofferd",
                 std::io::ErrorKind::PermissionDenied => {
                     "the socket is not yours to open: use sudo, or ask the operator"
@@ -149,6 +152,12 @@ impl Client {
     pub fn system(&self) -> System {
         System { link: self.link.clone(), client: self.root.system_request().send().pipeline.get_system() }
     }
+}
+
+/// Anything else refuses connections as a socket does that nobody listens on.
+fn is_socket(path: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt as _;
+    std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_socket())
 }
 
 /// How long a lost daemon may take to come back.

@@ -6,7 +6,7 @@ use cofferdam_types::{Any, Labels, Result, Timestamp};
 use cofferdam_wire::{
     container_capnp::{container, container_info, containers, create_params},
     convert::{any, labels, set_any, set_labels, set_texts, text},
-    error::malformed,
+    error::{from_rpc, malformed},
 };
 use serde::Serialize;
 
@@ -33,6 +33,8 @@ pub struct ContainerRequest {
     pub runtime: String,
     /// Of its snapshot; empty is the default.
     pub driver: String,
+    /// Of its image, os/arch[/variant]; empty is the host's.
+    pub platform: String,
     /// The daemon removes it when it has ended, whether or not you are still there.
     pub remove_on_exit: bool,
 }
@@ -65,8 +67,8 @@ pub struct ContainerInfo {
     pub stop_signal: u32,
     /// Its task, if it has one.
     pub task: Option<TaskInfo>,
-    /// The OCI runtime spec.
-    #[serde(serialize_with = "crate::json::any")]
+    /// The OCI runtime spec; lists leave it out.
+    #[serde(serialize_with = "crate::json::any", skip_serializing_if = "crate::json::is_empty")]
     pub spec: Any,
 }
 
@@ -97,9 +99,16 @@ pub struct Containers {
 impl Containers {
     /// Makes the record and the writable snapshot; nothing runs yet.
     pub fn create(&self, image: &Image, request: &ContainerRequest) -> Container {
+        self.create_and_tell(image, request).0
+    }
+
+    /// [`Containers::create`], and word of it.
+    pub(crate) fn create_and_tell(&self, image: &Image, request: &ContainerRequest) -> (Container, Reply<()>) {
         let mut call = self.client.create_request();
         fill(call.get().init_params(), Some(image), request);
-        Container { link: self.link.clone(), client: call.send().pipeline.get_container() }
+        let call = call.send();
+        let told = Reply::new(async move { call.promise.await.map(drop).map_err(from_rpc) });
+        (Container { link: self.link.clone(), client: call.pipeline.get_container() }, told)
     }
 
     /// The same with an OCI runtime spec (JSON) of your own instead of the options. Needs the `host` right.
@@ -149,6 +158,7 @@ fn fill(mut params: create_params::Builder<'_>, image: Option<&Image>, request: 
     set_labels(params.reborrow().init_labels(request.labels.len() as u32), &request.labels);
     params.set_runtime(&request.runtime);
     params.set_driver(&request.driver);
+    params.set_platform(&request.platform);
     params.set_remove_on_exit(request.remove_on_exit);
 }
 

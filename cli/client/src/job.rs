@@ -93,7 +93,7 @@ impl Job {
 
     /// Waits for its end: the names of the images that it made.
     pub fn wait(&self) -> Reply<Vec<String>> {
-        reply(&self.link, self.client.wait_request(), |answer| texts(answer.get_names()))
+        reply(&self.link, self.client.wait_request(), |answer| texts(answer.get_names())).keeping(&self.client)
     }
 
     /// Waits for its end and shows its progress meanwhile, at most once in `every`.

@@ -21,6 +21,11 @@ pub fn any<S: Serializer>(any: &Any, serializer: S) -> Result<S::Ok, S::Error> {
     bytes(&any.value, serializer)
 }
 
+/// Whether there is no payload.
+pub fn is_empty(any: &Any) -> bool {
+    any.value.is_empty()
+}
+
 /// Reads what [`Timestamp::to_rfc3339`] wrote.
 pub fn parse_time(text: &str) -> Option<Timestamp> {
     let text = text.strip_suffix('Z')?;

@@ -78,7 +78,8 @@ impl Namespaces {
         let mut request = self.client.create_request();
         request.get().set_name(name);
         set_labels(request.get().init_labels(labels.len() as u32), labels);
-        Namespace { link: self.link.clone(), client: request.send().pipeline.get_namespace() }.info()
+        let made = Namespace { link: self.link.clone(), client: request.send().pipeline.get_namespace() };
+        made.info().keeping(&made)
     }
 
     /// All that pass one of the filters.

@@ -151,12 +151,13 @@ pub struct Process {
 impl Process {
     /// Starts it, and gives its pid on the host.
     pub fn start(&self) -> Reply<u32> {
-        reply(&self.link, self.client.start_request(), |answer| Ok(answer.get_pid()))
+        reply(&self.link, self.client.start_request(), |answer| Ok(answer.get_pid())).keeping(&self.client)
     }
 
     /// Waits for its end; before the start, while it runs, or afterwards.
     pub fn wait(&self) -> Reply<Exit> {
-        reply(&self.link, self.client.wait_request(), |answer| exit(answer.get_exit().map_err(malformed)?))
+        let request = self.client.wait_request();
+        reply(&self.link, request, |answer| exit(answer.get_exit().map_err(malformed)?)).keeping(&self.client)
     }
 
     /// How it stands.
@@ -175,7 +176,7 @@ impl Process {
         let mut request = self.client.kill_request();
         request.get().set_signal(signal);
         request.get().set_all(all);
-        done(&self.link, request)
+        done(&self.link, request).keeping(&self.client)
     }
 
     /// Gives its terminal another size.
@@ -183,7 +184,7 @@ impl Process {
         let mut request = self.client.resize_request();
         request.get().set_rows(rows);
         request.get().set_columns(columns);
-        done(&self.link, request)
+        done(&self.link, request).keeping(&self.client)
     }
 
     /// Ends its standard input.

@@ -54,6 +54,19 @@ impl RunRequest {
             log: false,
         }
     }
+
+    /// The same with these streams, for another attempt.
+    pub fn with(&self, stdio: Stdio) -> RunRequest {
+        RunRequest {
+            namespace: self.namespace.clone(),
+            context: self.context.clone(),
+            image: self.image.clone(),
+            pull: self.pull,
+            container: self.container.clone(),
+            stdio,
+            log: self.log,
+        }
+    }
 }
 
 type Once<T> = Shared<LocalBoxFuture<'static, Result<T>>>;
@@ -63,12 +76,18 @@ type Once<T> = Shared<LocalBoxFuture<'static, Result<T>>>;
 struct Now {
     client: Client,
     container: Container,
+    created: Once<()>,
     task: Task,
     started: Once<u32>,
     exit: Once<Exit>,
     /// Where the container goes with its task.
     removed: Option<Once<()>>,
 }
+
+/// The way to the container. Letting go of a call's result is a message too, and it would follow at once.
+type Way = (Namespaces, [Namespace; 2], Images, Image, Containers);
+/// Gives what is run, once for each attempt.
+type Make = Box<dyn Fn() -> Result<RunRequest>>;
 
 /// A container that was asked to run.
 pub struct Run {
@@ -80,16 +99,42 @@ pub struct Run {
     size: Cell<Option<(u16, u16)>>,
     /// How often the connection was replaced. Who finds the daemon again holds it; the others see that somebody did.
     generation: tokio::sync::Mutex<u64>,
-    /// The way to the container. Letting go of a call's result is a message too, and it would follow at once.
-    _way: (Namespaces, [Namespace; 2], Images, Image, Containers),
+    way: RefCell<Way>,
+    /// Where the run may be begun anew.
+    make: Option<Make>,
 }
 
 impl Client {
     /// Runs a container. Every call goes out before this returns, and none waits for another's answer.
-    pub fn run(&self, mut request: RunRequest) -> Result<Run> {
+    pub fn run(&self, request: RunRequest) -> Result<Run> {
+        self.begin(request, None)
+    }
+
+    /// [`Client::run`] with patience for a part of the daemon that is down and comes back. `make` is called for each
+    /// attempt, since descriptors can be handed over only once; the id is that of the first.
+    pub fn run_patiently(&self, make: impl Fn() -> Result<RunRequest> + 'static) -> Result<Run> {
+        self.begin(make()?, Some(Box::new(make)))
+    }
+
+    fn begin(&self, mut request: RunRequest, make: Option<Make>) -> Result<Run> {
         if request.container.id.is_empty() {
             request.container.id = random_id()?;
         }
+        let (namespace, id, size) = (request.namespace.clone(), request.container.id.clone(), request.stdio.size);
+        let (now, way) = self.burst(request);
+        Ok(Run {
+            namespace,
+            id,
+            began: Timestamp::now(),
+            now: RefCell::new(now),
+            size: Cell::new((size != (0, 0)).then_some(size)),
+            generation: tokio::sync::Mutex::new(0),
+            way: RefCell::new(way),
+            make,
+        })
+    }
+
+    fn burst(&self, request: RunRequest) -> (Now, Way) {
         let namespaces = self.namespaces();
         let outer = namespaces.get(&request.namespace);
         let namespace = outer.with(&request.context);
@@ -99,21 +144,14 @@ impl Client {
             policy => images.obtain(&request.image, policy),
         };
         let containers = namespace.containers();
-        let container = containers.create(&image, &request.container);
-        let size = request.stdio.size;
+        let (container, created) = containers.create_and_tell(&image, &request.container);
+        let created = created.boxed_local().shared();
         let task = container.create_task(request.stdio, request.log);
         let started = task.start().boxed_local().shared();
         let exit = task.wait().boxed_local().shared();
         let removed = request.container.remove_on_exit.then(|| container.removed().boxed_local().shared());
-        Ok(Run {
-            namespace: request.namespace,
-            id: request.container.id,
-            began: Timestamp::now(),
-            now: RefCell::new(Now { client: self.clone(), container, task, started, exit, removed }),
-            size: Cell::new((size != (0, 0)).then_some(size)),
-            generation: tokio::sync::Mutex::new(0),
-            _way: (namespaces, [outer, namespace], images, image, containers),
-        })
+        let now = Now { client: self.clone(), container, created, task, started, exit, removed };
+        (now, (namespaces, [outer, namespace], images, image, containers))
     }
 }
 
@@ -126,17 +164,51 @@ impl Run {
     /// Waits for the start, and gives the pid on the host (0 if it has ended since). What never started is removed
     /// before the error is given.
     pub async fn started(&self) -> Result<u32> {
-        // A daemon that says that it is overloaded is believed: nothing was made that could be found again.
-        match self.outlive(is_lost, |now| now.started.clone()).await {
-            Ok(pid) => Ok(pid.unwrap_or_default()),
-            Err(error) => {
-                if !is_lost(&error) {
-                    // If the container was never made this fails with the error that we already have.
-                    let _ = self.container().remove(true).await;
+        let (until, mut pause) = (Instant::now() + PATIENCE, PAUSES.0);
+        loop {
+            let seen = *self.generation.lock().await;
+            // A daemon that says that it is overloaded is believed: nothing was made that could be found again.
+            let error = match self.outlive(is_lost, |now| now.started.clone()).await {
+                Ok(pid) => return Ok(pid.unwrap_or_default()),
+                Err(error) => error,
+            };
+            match &self.make {
+                Some(make) if error.comes_back() && Instant::now() < until => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(PAUSES.1);
+                    self.begin_anew(make, seen, until).await?;
                 }
-                Err(error)
+                _ => {
+                    if !is_lost(&error) {
+                        // If the container was never made this fails with the error that we already have.
+                        let _ = self.container().remove(true).await;
+                    }
+                    return Err(error);
+                }
             }
         }
+    }
+
+    /// Sends the burst again, unless somebody did since `seen`. What the last one made goes first: the id is the same.
+    async fn begin_anew(&self, make: &Make, seen: u64, until: Instant) -> Result<()> {
+        let mut generation = self.generation.lock().await;
+        if *generation != seen {
+            return Ok(());
+        }
+        let Now { client, container, created, .. } = self.now.borrow().clone();
+        while created.clone().await.is_ok() {
+            match container.remove(true).await {
+                Err(error) if error.comes_back() && Instant::now() < until => tokio::time::sleep(PAUSES.1).await,
+                Err(error) if error.code != Code::NotFound => return Err(error),
+                _ => break,
+            }
+        }
+        let mut request = make()?;
+        request.container.id.clone_from(&self.id);
+        let (now, way) = client.burst(request);
+        (*self.now.borrow_mut(), *self.way.borrow_mut()) = (now, way);
+        *generation += 1;
+        Ok(())
     }
 
     /// Waits for the end, and for the removal where that was asked for. Outlives a restart of the daemon.
@@ -267,7 +339,8 @@ impl Run {
         let started = futures::future::ready(Ok(pid)).boxed_local().shared();
         let exit = task.wait().boxed_local().shared();
         let removed = old.removed.map(|_| container.removed().boxed_local().shared());
-        *self.now.borrow_mut() = Now { client, container, task, started, exit, removed };
+        let created = futures::future::ready(Ok(())).boxed_local().shared();
+        *self.now.borrow_mut() = Now { client, container, created, task, started, exit, removed };
         Ok(None)
     }
 

@@ -101,6 +101,19 @@ struct Life {
     removed: Cell<bool>,
     bad_command: Cell<bool>,
     stdin: Cell<bool>,
+    /// The calls that are refused once, for a part of the daemon that is down, and all that came.
+    down: RefCell<Vec<&'static str>>,
+    calls: RefCell<Vec<&'static str>>,
+}
+
+impl Life {
+    fn called(&self, call: &'static str) -> capnp::Result<()> {
+        self.calls.borrow_mut().push(call);
+        let mut down = self.down.borrow_mut();
+        let Some(at) = down.iter().position(|name| *name == call) else { return Ok(()) };
+        down.remove(at);
+        Err(to_rpc(Error::unavailable("actor", "tasks", format!("is down and {}: drill", cofferdam_types::COMES_BACK))))
+    }
 }
 
 macro_rules! gives {
@@ -140,7 +153,15 @@ impl images::Server for Fake {
 }
 impl image::Server for Fake {}
 impl containers::Server for Fake {
-    gives!(containers, CreateParams, CreateResults, create, set_container);
+    async fn create(
+        self: Rc<Self>,
+        _: containers::CreateParams,
+        mut results: containers::CreateResults,
+    ) -> capnp::Result<()> {
+        self.life.called("create")?;
+        results.get().set_container(new_client((*self).clone()));
+        Ok(())
+    }
     gives!(containers, GetParams, GetResults, get, set_container);
 }
 impl container::Server for Fake {
@@ -153,17 +174,20 @@ impl container::Server for Fake {
             self.fds.take(number).map_err(to_rpc)?;
             self.life.stdin.set(true);
         }
+        self.life.called("createTask")?;
         results.get().set_task(new_client((*self).clone()));
         Ok(())
     }
     gives!(container, TaskParams, TaskResults, task, set_task);
     async fn remove(self: Rc<Self>, _: container::RemoveParams, _: container::RemoveResults) -> capnp::Result<()> {
+        self.life.called("remove")?;
         self.life.removed.set(true);
         Ok(())
     }
 }
 impl process::Server for Fake {
     async fn start(self: Rc<Self>, _: process::StartParams, mut results: process::StartResults) -> capnp::Result<()> {
+        self.life.called("start")?;
         if self.life.bad_command.get() {
             return Err(to_rpc(Error::not_found("command", "nonsense", "no such file")));
         }
@@ -272,8 +296,49 @@ fn what_never_started_is_removed() {
 }
 
 #[test]
+fn a_part_that_is_down_is_waited_for_and_nothing_is_made_twice() {
+    let run = |down: &'static [&'static str], patient: bool| {
+        bounded(async move {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("cofferd.sock");
+            let (life, stop) = (Rc::new(Life::default()), Notify::new());
+            life.down.borrow_mut().extend(down);
+            let client = async {
+                while !path.exists() {
+                    tokio::task::yield_now().await;
+                }
+                let client = Client::connect(&path).await.unwrap();
+                let make = || {
+                    let mut request = RunRequest::new("default", "busybox");
+                    request.stdio.stdin = Input::Fd(std::fs::File::open("/dev/null").unwrap().into());
+                    Ok(request)
+                };
+                let run = if patient { client.run_patiently(make) } else { client.run(make().unwrap()) };
+                let started = run.unwrap().started().await;
+                stop.notify_one();
+                started
+            };
+            let ((), started) = tokio::join!(serve(&path, &life, &stop), client);
+            (started, life.calls.take())
+        })
+    };
+    let (started, calls) = run(&["create"], true);
+    assert_eq!((started, calls), (Ok(42), vec!["create", "create", "createTask", "start"]), "it was never made");
+    let (started, calls) = run(&["createTask", "remove"], true);
+    let wanted = vec!["create", "createTask", "remove", "remove", "create", "createTask", "start"];
+    assert_eq!((started, calls), (Ok(42), wanted), "what was made is removed first");
+    let (started, calls) = run(&["start"], true);
+    let wanted = vec!["create", "createTask", "start", "remove", "create", "createTask", "start"];
+    assert_eq!((started, calls), (Ok(42), wanted));
+    let (started, _) = run(&["create"], false);
+    assert!(started.unwrap_err().comes_back(), "who did not ask for patience is told");
+}
+
+#[test]
 fn a_socket_that_is_not_there_says_what_to_do() {
     let error = bounded(Client::connect("/nonexistent/cofferd.sock")).err().unwrap();
     assert_eq!((error.code, &*error.kind), (Code::Unavailable, "socket"));
     assert!(error.message.contains("cofferd"), "{error}");
+    let error = bounded(Client::connect("/tmp")).err().unwrap();
+    assert!(error.message.contains("is no socket"), "{error}");
 }

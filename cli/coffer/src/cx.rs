@@ -28,6 +28,9 @@ impl Cx {
     /// Reads the global flags and the environment.
     pub fn new(args: Args) -> Result<Cx, Failure> {
         let env = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+        if args.value("socket").is_some_and(str::is_empty) {
+            return Err(Failure::usage("--socket is empty: give the path of the daemon's socket, or leave it out"));
+        }
         let socket = args.value("socket").map(PathBuf::from).or_else(|| env("COFFER_SOCKET").map(PathBuf::from));
         let namespace = args.value("namespace").map(str::to_owned);
         let namespace = namespace.or_else(|| env("COFFER_NAMESPACE").map(|name| name.to_string_lossy().into_owned()));
@@ -53,6 +56,14 @@ impl Cx {
     /// The namespace to work in.
     pub async fn namespace(&self) -> Result<Namespace, Failure> {
         Ok(self.client().await?.namespace(&self.namespace))
+    }
+
+    /// Names: a line each, or one array for programs.
+    pub fn names<'n>(&self, names: impl IntoIterator<Item = &'n str>) -> Result<(), Failure> {
+        if self.json {
+            return self.document(&names.into_iter().collect::<Vec<_>>());
+        }
+        names.into_iter().try_for_each(line)
     }
 
     /// One JSON document: laid out for people, on one line for programs.

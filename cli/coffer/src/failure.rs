@@ -34,7 +34,8 @@ impl From<Error> for Failure {
         };
         let thing = if error.id.is_empty() { error.kind.to_string() } else { format!("{} {}", error.kind, error.id) };
         // The code is for programs; it is said where the sentence isn't one about the thing.
-        let predicate = ["is ", "has ", "does ", "can't ", "was "].iter().any(|word| error.message.starts_with(word));
+        let predicate =
+            ["is ", "has ", "does ", "can't ", "was ", "holds "].iter().any(|word| error.message.starts_with(word));
         let words = match error.code {
             Code::InvalidArgument | Code::FailedPrecondition | Code::Unavailable => String::new(),
             _ if predicate => String::new(),

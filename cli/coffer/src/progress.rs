@@ -1,4 +1,4 @@
-//! The progress of a job: bars with bytes and rate on a terminal, a line per step elsewhere. Both on standard error.
+//! The progress of a job: bars with bytes and rate on a terminal, a line for beginning and end of each item elsewhere. Both on standard error.
 
 use std::{
     collections::HashMap,
@@ -85,12 +85,18 @@ impl Progress {
         if millis < 50 { 0 } else { item.done.saturating_sub(from).saturating_mul(1000) / millis }
     }
 
-    /// A line for each item that entered another phase.
+    /// Two lines for each item: one when there is something to do about it, and one when it is done.
     fn steps(&mut self, info: &JobInfo) -> String {
         let mut text = String::new();
         for item in &info.items {
-            let last = self.items.insert(item.name.clone(), Seen::new(item, Instant::now()));
-            if last.is_none_or(|last| last.phase != item.phase) {
+            let step = match item.phase.as_str() {
+                "waiting" => continue,
+                "done" => "done",
+                _ => "begun",
+            };
+            let now = Seen { phase: step.to_owned(), ..Seen::new(item, Instant::now()) };
+            let last = self.items.insert(item.name.clone(), now);
+            if last.is_none_or(|last| last.phase != step) {
                 let size = item.total.max(item.done);
                 let size = if size > 0 { format!(" ({})", show_size(size)) } else { String::new() };
                 let _ = writeln!(text, "{}: {}{size}", short_name(&item.name), item.phase);
@@ -165,10 +171,12 @@ mod tests {
     }
 
     #[test]
-    fn elsewhere_each_step_is_a_line() {
+    fn elsewhere_beginning_and_end_are_a_line_each() {
         let mut progress = Progress::new(false);
+        assert_eq!(progress.steps(&info("waiting", 0)), "");
         assert_eq!(progress.steps(&info("fetching", 0)), "sha256:abababababab: fetching (4.0 MiB)\n");
         assert_eq!(progress.steps(&info("fetching", 9)), "");
+        assert_eq!(progress.steps(&info("unpacking", 4 << 20)), "", "its beginning and its end are enough");
         assert_eq!(progress.steps(&info("done", 4 << 20)), "sha256:abababababab: done (4.0 MiB)\n");
     }
 }

@@ -25,11 +25,19 @@ pub fn size(text: &str) -> Result<u64, String> {
     value.ok_or_else(|| "give a number of bytes, or one with k, m, g or t behind it".into())
 }
 
-/// A number of processors such as `1.5`, in billionths.
+/// A size of something that must have one: 0 would be no limit at all to a tmpfs.
+pub fn room(text: &str) -> Result<u64, String> {
+    match size(text)? {
+        0 => Err("give a size over 0".into()),
+        bytes => Ok(bytes),
+    }
+}
+
+/// A number of processors such as `1.5`, in billionths; 0 is no limit.
 pub fn cpus(text: &str) -> Result<u64, String> {
     let value: f64 = text.parse().map_err(|_| "give a number of processors, such as 1.5")?;
-    if !(0.01..=65536.0).contains(&value) {
-        return Err("give a number of processors between 0.01 and 65536".into());
+    if value != 0.0 && !(0.01..=65536.0).contains(&value) {
+        return Err("give a number of processors between 0.01 and 65536, or 0 for no limit".into());
     }
     Ok((value * 1e9).round() as u64)
 }
@@ -59,10 +67,12 @@ pub fn counted(number: u64, thing: &str) -> String {
     format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
 }
 
-/// `KEY=VALUE`; a bare key has an empty value.
+/// `KEY=VALUE`; the value may be empty.
 pub fn pair(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').unwrap_or((text, ""));
-    if key.is_empty() { Err("give KEY=VALUE".into()) } else { Ok((key.to_owned(), value.to_owned())) }
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("give KEY=VALUE".into()),
+    }
 }
 
 /// `KEY=VALUE`, or `KEY` for the value that it has here; `None` if it has none.
@@ -89,7 +99,7 @@ pub fn mount(text: &str) -> Result<BindMount, String> {
             ("dst" | "destination" | "target", Some(value)) => target = Some(value),
             ("ro" | "readonly", None | Some("true")) => read_only = true,
             ("ro" | "readonly", Some("false")) | ("rw", None) => read_only = false,
-            ("size" | "tmpfs-size", Some(value)) => limit = Some(size(value)?),
+            ("size" | "tmpfs-size", Some(value)) => limit = Some(room(value)?),
             ("options", Some(value)) => options.extend(value.split(':').map(str::to_owned)),
             _ => return Err(format!("{part:?} is not known here: {FORM}")),
         }
@@ -189,7 +199,8 @@ mod tests {
     fn processors() {
         assert_eq!(cpus("1.5"), Ok(1_500_000_000));
         assert_eq!(cpus("0.01"), Ok(10_000_000));
-        assert!(cpus("0").is_err() && cpus("-1").is_err() && cpus("NaN").is_err() && cpus("two").is_err());
+        assert_eq!(cpus("0"), Ok(0));
+        assert!(cpus("0.001").is_err() && cpus("-1").is_err() && cpus("NaN").is_err() && cpus("two").is_err());
     }
 
     #[test]
@@ -223,6 +234,7 @@ mod tests {
             "type=tmpfs,src=/a,dst=/b",
             "src=/a,dst=/b,size=1m",
             "src=/a,dst=/b,colour=red",
+            "type=tmpfs,dst=/b,size=0",
         ] {
             assert!(mount(bad).is_err(), "{bad}");
         }
@@ -235,8 +247,9 @@ mod tests {
         assert_eq!(ulimit("RLIMIT_CORE=0").unwrap().hard, 0);
         assert!(ulimit("nofile").is_err() && ulimit("nofile=a").is_err());
         assert_eq!(pair("a=b=c"), Ok(("a".into(), "b=c".into())));
-        assert_eq!(pair("a"), Ok(("a".into(), String::new())));
-        assert!(pair("=b").is_err());
+        assert_eq!(pair("a="), Ok(("a".into(), String::new())));
+        assert!(pair("a").is_err() && pair("=b").is_err());
+        assert!(room("0").is_err() && room("0k").is_err() && room("1") == Ok(1));
         assert_eq!(env("A="), Ok(Some("A=".into())));
         assert_eq!(env("SURELY_NOT_SET_HERE"), Ok(None));
         assert!(env("PATH").unwrap().unwrap().starts_with("PATH="));

@@ -8,7 +8,7 @@ use cofferdam_metadata::records::{
 };
 use cofferdam_oci::spec::{Mount, Network, Options, Seccomp, Ulimit};
 use cofferdam_tasks::{LogRecord, NewContainer, RunRecord, read_log};
-use cofferdam_types::{Any, Code, Error, Filter, Id, Platform, Result, filter};
+use cofferdam_types::{Any, Code, Error, Id, Result, filter};
 use cofferdam_wire::{
     container_capnp::{
         bind_mount, container, container_cursor, container_info, container_options, containers, create_params,
@@ -21,7 +21,7 @@ use cofferdam_wire::{
 use super::{
     Place,
     cursor::Cursor,
-    images, rpc, stdio,
+    filters, images, rpc, stdio,
     tasks::{Process, set_exit, status},
 };
 
@@ -45,7 +45,7 @@ impl Containers {
         Ok(NewContainer {
             id: if id.is_empty() { None } else { Some(Id::new(id)?) },
             image,
-            platform: Platform::host(),
+            platform: images::platform(text(reader.get_platform())?)?,
             options: options(reader.get_options().map_err(malformed)?)?,
             spec: None,
             runtime_options: Any::default(),
@@ -160,7 +160,7 @@ impl containers::Server for Containers {
         params: containers::ListParams,
         mut results: containers::ListResults,
     ) -> capnp::Result<()> {
-        let filters = rpc(Filter::any(&rpc(texts(params.get()?.get_filters()))?))?;
+        let filters = rpc(filters(params.get()?.get_filters(), &["id", "image", "runtime.name", "labels.KEY"]))?;
         let (metadata, namespace) = (self.0.services().metadata.clone(), self.0.namespace.clone());
         let cursor = Cursor::new(
             Box::new(move |after, max| records::list(&metadata.read()?, &namespace, after, max)),

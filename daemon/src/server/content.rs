@@ -9,16 +9,16 @@ use std::{
 };
 
 use cofferdam_content::{Info, Ingest as Writer, IngestOptions, Status};
-use cofferdam_types::{Algorithm, Digest, Error, Filter, Name, Result, filter};
+use cofferdam_types::{Algorithm, Digest, Error, Name, Result, filter};
 use cofferdam_wire::{
     common_capnp::byte_stream,
     connect::CHUNK,
     content_capnp::{blob, blob_cursor, blob_info, content, ingest, ingest_cursor, ingest_info},
-    convert::{labels, set_labels, text, texts},
+    convert::{labels, set_labels, text},
     error::from_rpc,
 };
 
-use super::{Place, cursor::Cursor, outflow, rpc};
+use super::{Place, cursor::Cursor, filters, outflow, rpc};
 
 /// The content of a namespace.
 pub struct Content(pub Place);
@@ -57,7 +57,7 @@ impl content::Server for Content {
     }
 
     async fn list(self: Rc<Self>, params: content::ListParams, mut results: content::ListResults) -> capnp::Result<()> {
-        let filters = rpc(Filter::any(&rpc(texts(params.get()?.get_filters()))?))?;
+        let filters = rpc(filters(params.get()?.get_filters(), &["digest", "labels.KEY"]))?;
         let (handle, namespace) = (self.0.services().content.clone(), self.0.namespace.clone());
         let cursor = Cursor::new(
             Box::new(move |after, max| {

@@ -3,13 +3,13 @@
 use std::{cell::RefCell, rc::Rc};
 
 use cofferdam_events::{Batch, Subscription};
-use cofferdam_types::{Error, Event, Filter, Namespace, Result, Timestamp};
+use cofferdam_types::{Error, Event, Namespace, Result, Timestamp};
 use cofferdam_wire::{
-    convert::{set_event, text, texts},
+    convert::{set_event, text},
     event_capnp::{event, event_cursor, events},
 };
 
-use super::{Place, meter::Counted, rpc};
+use super::{Place, filters, meter::Counted, rpc};
 
 /// The most events in one answer.
 const BLOCK: usize = 100;
@@ -37,7 +37,7 @@ impl events::Server for Events {
         mut results: events::SubscribeResults,
     ) -> capnp::Result<()> {
         let params = params.get()?;
-        let filter = rpc(Filter::any(&rpc(texts(params.get_filters()))?))?;
+        let filter = rpc(filters(params.get_filters(), &["namespace", "topic", "event.KEY"]))?;
         let Some(counted) = self.0.session.meter.begin_subscription() else {
             let why = "has as many subscriptions to events as is allowed, and is cut";
             return rpc(Err(Error::resource_exhausted("connection", "", why)));

@@ -7,7 +7,7 @@ use cofferdam_transfer::{
     Credentials, Endpoint, ImportOptions, Job as Handle, PullOptions, Reference, RootfsConfig, RootfsOptions, Source,
     normalize,
 };
-use cofferdam_types::{Code, Error, Filter, Name, Platform, Result, filter};
+use cofferdam_types::{Code, Error, Name, Platform, Result, filter};
 use cofferdam_wire::{
     convert::{set_descriptor, set_labels, set_platform, text, texts},
     error::{from_rpc, malformed},
@@ -18,6 +18,7 @@ use super::{
     Place,
     bytes::{End, PipeSink, pipe},
     cursor::Cursor,
+    filters,
     jobs::Job,
     rpc,
 };
@@ -78,7 +79,8 @@ pub async fn recognise(place: &Place, client: image::Client) -> Result<Name> {
     Ok(name)
 }
 
-fn platform(text: &str) -> Result<Platform> {
+/// The platform that a client means.
+pub fn platform(text: &str) -> Result<Platform> {
     if text.is_empty() { Ok(Platform::host()) } else { text.parse() }
 }
 
@@ -213,7 +215,8 @@ impl images::Server for Images {
     }
 
     async fn list(self: Rc<Self>, params: images::ListParams, mut results: images::ListResults) -> capnp::Result<()> {
-        let filters = rpc(Filter::any(&rpc(texts(params.get()?.get_filters()))?))?;
+        let known = ["name", "target.digest", "target.mediatype", "labels.KEY"];
+        let filters = rpc(filters(params.get()?.get_filters(), &known))?;
         let (handle, namespace) = (self.0.services().images.clone(), self.0.namespace.clone());
         let cursor = Cursor::new(
             Box::new(move |after, max| handle.list(&namespace, after, max)),

@@ -6,20 +6,17 @@ use std::{
         unix::{fs::PermissionsExt as _, net::UnixListener as StdListener},
     },
     path::Path,
-    rc::Rc,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::Arc,
 };
 
 use actix_rt::{Arbiter, ArbiterHandle};
-use capnp_rpc::{RpcSystem, rpc_twoparty_capnp::Side};
+use capnp_rpc::{RpcSystem, rpc_capnp, rpc_twoparty_capnp::Side};
 use cofferdam_types::{Error, Peer, Result};
 use cofferdam_wire::{connect, gate_capnp::gate};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::{
+    admission::{Admission, Admitted},
     gate::Gate,
     intake::{Network, Tap},
     meter::Meter,
@@ -31,8 +28,6 @@ use crate::services::Services;
 const ARBITERS: usize = 2;
 /// How long clients wait for the start of the actors.
 const START: std::time::Duration = std::time::Duration::from_secs(5);
-/// More connections than this are refused: each costs some 20 KiB.
-const CONNECTIONS: u32 = 16_384;
 
 /// The main socket.
 pub struct Listener {
@@ -43,7 +38,7 @@ pub struct Listener {
 impl Listener {
     /// Binds the socket, takes its place in one step, and serves from now on. Must be called on a runtime that serves
     /// local tasks.
-    pub fn start(dir: &Path, name: &str, services: Services, open: Arc<AtomicU32>) -> Result<Listener> {
+    pub fn start(dir: &Path, name: &str, services: Services, admission: Arc<Admission>) -> Result<Listener> {
         let path = dir.join(name);
         let os = |what: &str, e: &std::io::Error| Error::io("socket", path.display(), what, e);
         let listener = bind(dir, name)?;
@@ -51,7 +46,7 @@ impl Listener {
         let listener = UnixListener::from_std(listener).map_err(|e| os("can't listen", &e))?;
         let arbiters: Vec<Arbiter> = (0..ARBITERS).map(|_| Arbiter::new()).collect();
         let handles: Vec<ArbiterHandle> = arbiters.iter().map(Arbiter::handle).collect();
-        let task = tokio::task::spawn_local(accept(listener, handles, services, open));
+        let task = tokio::task::spawn_local(accept(listener, handles, services, admission));
         Ok(Listener { arbiters, task })
     }
 
@@ -81,7 +76,7 @@ fn bind(dir: &Path, name: &str) -> Result<StdListener> {
     Ok(listener)
 }
 
-async fn accept(listener: UnixListener, arbiters: Vec<ArbiterHandle>, services: Services, open: Arc<AtomicU32>) {
+async fn accept(listener: UnixListener, arbiters: Vec<ArbiterHandle>, services: Services, admission: Arc<Admission>) {
     // Who connects while the actors are starting waits in the backlog for some milliseconds, instead of being told to
     // try again. A daemon of which a part doesn't come up serves with what it has.
     if !matches!(tokio::time::timeout(START, services.kernel.ready()).await, Ok(Ok(()))) {
@@ -96,31 +91,49 @@ async fn accept(listener: UnixListener, arbiters: Vec<ArbiterHandle>, services: 
                 continue;
             }
         };
-        if open.load(Ordering::Relaxed) >= CONNECTIONS {
-            tracing::warn!("more than {CONNECTIONS} connections: one is refused");
-            continue;
-        }
+        let Ok(credentials) = stream.peer_cred() else { continue };
+        let (uid, gid, pid) = (credentials.uid(), credentials.gid(), credentials.pid().unwrap_or_default());
+        let admitted = match admission.admit(uid) {
+            Ok(admitted) => admitted,
+            Err(error) => {
+                tracing::warn!(uid, pid, "{error}");
+                refuse(&stream, &error);
+                continue;
+            }
+        };
         let Ok(stream) = stream.into_std() else { continue };
-        let (services, open) = (services.clone(), open.clone());
-        open.fetch_add(1, Ordering::Relaxed);
+        let services = services.clone();
         arbiters[turn % arbiters.len()].spawn_fn(move || {
             tokio::task::spawn_local(async move {
-                if let Err(error) = serve(stream, services).await {
+                let quiet = services.quiet.clone();
+                if let Err(error) = serve(stream, services, Peer::Unix { uid, gid, pid }, admitted).await {
                     tracing::debug!(%error, "a connection ended");
                 }
-                open.fetch_sub(1, Ordering::Relaxed);
+                quiet.stir();
             });
         });
     }
 }
 
-async fn serve(stream: std::os::unix::net::UnixStream, services: Services) -> Result<()> {
+/// Says why to a client that gets no connection. It may be gone, or not listen: nobody waits for it.
+fn refuse(stream: &UnixStream, error: &Error) {
+    let mut message = capnp::message::Builder::new_default();
+    let mut abort = message.init_root::<rpc_capnp::message::Builder<'_>>().init_abort();
+    abort.set_reason(error.to_reason());
+    abort.set_type(rpc_capnp::exception::Type::Overloaded);
+    let _ = stream.try_write(&capnp::serialize::write_message_to_words(&message));
+}
+
+async fn serve(
+    stream: std::os::unix::net::UnixStream,
+    services: Services,
+    peer: Peer,
+    _admitted: Admitted,
+) -> Result<()> {
     let os = |e: std::io::Error| Error::io("connection", "", "can't be served", &e);
     let stream = UnixStream::from_std(stream).map_err(os)?;
-    let credentials = stream.peer_cred().map_err(os)?;
-    let peer =
-        Peer::Unix { uid: credentials.uid(), gid: credentials.gid(), pid: credentials.pid().unwrap_or_default() };
-    let meter: Rc<Meter> = Rc::default();
+    services.quiet.stir();
+    let meter = Meter::new(services.quiet.clone());
     let tap = |reader| Tap::new(reader, meter.clone());
     let (network, fds) = connect::network_through(stream, Side::Server, connect::MESSAGE, tap);
     let network = Network::new(network, meter.clone());

@@ -1,8 +1,10 @@
 //! What one connection has under way, and what it may have.
 
-use std::{cell::Cell, rc::Rc};
+use std::{cell::Cell, rc::Rc, sync::Arc};
 
 use tokio::sync::Notify;
+
+use crate::quiet::Quiet;
 
 /// What one connection may have; over budget it is cut. The other bounds of the table in the architecture lie where
 /// they are enforced: descriptors in `fdstream`, messages and windows in `connect`, lists in `cursor`.
@@ -43,6 +45,7 @@ const OVERHEAD: usize = 512;
 #[derive(Default)]
 pub struct Meter {
     budget: Budget,
+    quiet: Arc<Quiet>,
     calls: Cell<usize>,
     objects: Cell<usize>,
     subscriptions: Cell<usize>,
@@ -59,6 +62,11 @@ pub struct Meter {
 }
 
 impl Meter {
+    /// One that tells `quiet` of all that passes.
+    pub fn new(quiet: Arc<Quiet>) -> Rc<Meter> {
+        Rc::new(Meter { quiet, ..Meter::default() })
+    }
+
     /// Counts an object for as long as the answer lives; `None` and the end of the connection over budget.
     pub fn begin_object(self: &Rc<Self>) -> Option<Counted> {
         Counted::begin(self, self.budget.objects, |meter| &meter.objects)
@@ -76,6 +84,7 @@ impl Meter {
 
     /// So many bytes of the next message came in.
     pub fn arrives(&self, bytes: usize) {
+        self.quiet.stir();
         self.arrived.set(self.arrived.get() + bytes);
     }
 
@@ -176,5 +185,6 @@ impl Drop for Unread {
     fn drop(&mut self) {
         self.meter.unread.set(self.meter.unread.get() - self.size);
         self.meter.read.notify_one();
+        self.meter.quiet.stir();
     }
 }

@@ -1,5 +1,6 @@
 //! The RPC servers: one file per interface, each method a few lines between the schema and an actor.
 
+mod admission;
 mod attachments;
 mod bytes;
 mod containers;
@@ -21,14 +22,20 @@ mod stdio;
 mod system;
 mod tasks;
 
-use cofferdam_types::Result;
+use cofferdam_types::{Filter, Result};
 use cofferdam_wire::error::to_rpc;
 
+pub use admission::Admission;
 pub use listener::Listener;
 
 /// A domain result as a method returns it.
 fn rpc<T>(result: Result<T>) -> capnp::Result<T> {
     result.map_err(to_rpc)
+}
+
+/// The filters of a list, over things that have these fields.
+fn filters(texts: capnp::Result<capnp::text_list::Reader<'_>>, known: &[&str]) -> Result<Filter> {
+    Filter::of(&cofferdam_wire::convert::texts(texts)?, known)
 }
 
 /// Where an object is: what every server struct holds.

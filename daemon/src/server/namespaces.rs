@@ -3,9 +3,9 @@
 use std::{rc::Rc, sync::Arc, time::Duration};
 
 use cofferdam_metadata::records::namespaces::{self as records, NamespaceRecord};
-use cofferdam_types::{Error, Filter, Namespace as Name, filter};
+use cofferdam_types::{Error, Namespace as Name, filter};
 use cofferdam_wire::{
-    convert::{labels, set_labels, text, texts},
+    convert::{labels, set_labels, text},
     gate_capnp::{namespace_cursor, namespaces},
     namespace_capnp::{namespace, namespace_info},
 };
@@ -16,6 +16,7 @@ use super::{
     content::Content,
     cursor::Cursor,
     events::Events,
+    filters,
     images::Images,
     jobs::Jobs,
     rpc,
@@ -75,7 +76,7 @@ impl namespaces::Server for Namespaces {
         params: namespaces::ListParams,
         mut results: namespaces::ListResults,
     ) -> capnp::Result<()> {
-        let filters = rpc(Filter::any(&rpc(texts(params.get()?.get_filters()))?))?;
+        let filters = rpc(filters(params.get()?.get_filters(), &["name", "labels.KEY"]))?;
         let metadata = self.session.services.metadata.clone();
         let cursor = Cursor::new(
             Box::new(move |after, max| records::list(&metadata.read()?, after, max)),

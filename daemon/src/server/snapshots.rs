@@ -6,13 +6,13 @@ use cofferdam_metadata::records::{
     containers,
     snapshots::{Kind, Snapshot as Record},
 };
-use cofferdam_types::{Error, Filter, Name, Result, filter};
+use cofferdam_types::{Error, Name, Result, filter};
 use cofferdam_wire::{
-    convert::{set_labels, text, texts},
+    convert::{set_labels, text},
     snapshot_capnp::{snapshot, snapshot_cursor, snapshot_info, snapshots},
 };
 
-use super::{Place, cursor::Cursor, rpc};
+use super::{Place, cursor::Cursor, filters, rpc};
 
 /// The snapshots of a namespace in one driver.
 pub struct Snapshots {
@@ -58,7 +58,8 @@ impl snapshots::Server for Snapshots {
         params: snapshots::ListParams,
         mut results: snapshots::ListResults,
     ) -> capnp::Result<()> {
-        let filters = rpc(Filter::any(&rpc(texts(params.get()?.get_filters()))?))?;
+        let known = ["key", "name", "parent", "kind", "labels.KEY"];
+        let filters = rpc(filters(params.get()?.get_filters(), &known))?;
         let (handle, namespace) = (self.place.services().snapshots.clone(), self.place.namespace.clone());
         let driver = self.driver.clone();
         let cursor = Cursor::new(

@@ -72,8 +72,9 @@ impl system::Server for System {
 
     async fn crash(self: Rc<Self>, params: system::CrashParams, _: system::CrashResults) -> capnp::Result<()> {
         let actor = rpc(text(params.get()?.get_actor()))?;
+        rpc(self.0.services.kernel.poison(actor))?;
         tracing::warn!(actor, peer = ?self.0.peer, "is crashed on demand");
-        rpc(self.0.services.kernel.poison(actor))
+        Ok(())
     }
 }
 

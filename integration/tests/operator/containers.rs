@@ -151,3 +151,81 @@ fn events_are_a_line_each() {
     follow.kill().unwrap();
     follow.wait().unwrap();
 }
+
+#[test]
+fn programs_get_json_of_everything() {
+    let daemon = Daemon::with_busybox();
+    idle(&daemon, "one");
+    idle(&daemon, "two");
+    let mut names = json(&daemon, &["ps", "-aq"]);
+    names.as_array_mut().unwrap().sort_by_key(|name| name.to_string());
+    assert_eq!(names, serde_json::json!(["one", "two"]));
+    assert!(json(&daemon, &["ps"])[0].get("spec").is_none(), "a list doesn't have it");
+    assert!(json(&daemon, &["inspect", "one"])["spec"]["process"].is_object());
+    assert_eq!(json(&daemon, &["stop", "-t", "0", "one", "two"]), serde_json::json!(["one", "two"]));
+    let said = say(&daemon, &["rm", "one", "missing", "-o", "json"]);
+    assert_eq!((said.code, said.out.as_str()), (1, "[\"one\"]\n"), "{said:?}");
+    assert_eq!(json(&daemon, &["rm", "two"]), serde_json::json!(["two"]));
+    assert_eq!(json(&daemon, &["namespace", "create", "shop"])["name"], "shop");
+    assert_eq!(json(&daemon, &["namespace", "rm", "shop"]), serde_json::json!(["shop"]));
+
+    assert_eq!(json(&daemon, &["image", "ls", "-q"]), serde_json::json!(["docker.io/test/busybox:latest"]));
+    let image = &json(&daemon, &["image", "ls"])[0];
+    assert!(image["platform"]["os"] == "linux" && image["size"].as_u64() > Some(0), "{image}");
+    assert_eq!(image["unpacked"], true, "{image}");
+    let snapshot = &json(&daemon, &["snapshot", "ls", "-u"])[0];
+    assert!(snapshot["size"].as_u64() > Some(0) && snapshot["inodes"].as_u64() > Some(0), "{snapshot}");
+    assert!(json(&daemon, &["snapshot", "ls"])[0].get("size").is_none(), "it was not asked for");
+    for job in json(&daemon, &["job", "ls"]).as_array().unwrap() {
+        let items = job["items"].as_array().unwrap();
+        assert!(!items.is_empty() && items.iter().all(|item| item["phase"] == "done"), "{job}");
+    }
+}
+
+#[test]
+fn a_filter_that_asks_for_nothing_that_is_there_is_an_error() {
+    let daemon = Daemon::with_busybox();
+    idle(&daemon, "box");
+    assert_eq!(ok(&daemon, &["ps", "-q", "--filter", "image~=busybox"]), "box\n");
+    assert_eq!(ok(&daemon, &["ps", "-q", "--filter", "labels.tier==db"]), "");
+    for (args, words) in [
+        (vec!["ps", "--filter", "foo"], vec![">|f|<", "id, image, runtime.name, labels.KEY"]),
+        (vec!["ps", "--filter", "nosuch==x"], vec![">|n|<", "\"nosuch\""]),
+        (vec!["ps", "--filter", "id=="], vec!["expected value"]),
+        (vec!["image", "ls", "--filter", "name~=["], vec![">|[|<", "not a regular expression"]),
+        (vec!["snapshot", "ls", "--filter", "size==1"], vec!["key, name, parent, kind, labels.KEY"]),
+        (vec!["content", "ls", "--filter", "size==1"], vec!["digest, labels.KEY"]),
+        (vec!["events", "--filter", "container==box"], vec!["namespace, topic, event.KEY"]),
+    ] {
+        let said = say(&daemon, &args);
+        assert!(said.code == 1 && said.out.is_empty(), "{args:?}: {said:?}");
+        assert!(words.iter().all(|word| said.err.contains(word)), "{args:?}: {said:?} should say {words:?}");
+    }
+    ok(&daemon, &["rm", "-f", "box"]);
+}
+
+#[test]
+fn a_name_that_is_taken_is_said_once() {
+    let daemon = Daemon::with_busybox();
+    let taken = |args: &[&str], sentence: &str| {
+        let said = say(&daemon, args);
+        assert_eq!((said.code, said.err.as_str()), (if args[0] == "run" { 125 } else { 1 }, sentence), "{args:?}");
+    };
+    ok(&daemon, &["namespace", "create", "shop"]);
+    let sentence = "coffer: namespace shop: is there already: choose another name, or work in it\n";
+    taken(&["namespace", "create", "shop"], sentence);
+    ok(&daemon, &["namespace", "rm", "shop"]);
+    // Both ask at once: whichever comes second is told the same, however far the first has come.
+    let sentence = "coffer: container rc: is there already: choose another name or remove it\n";
+    for _ in 0..8 {
+        let args = ["run", "-d", "--name", "rc", BUSYBOX, "sleep", "1000"];
+        let start = || daemon.command().args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let both = [start(), start()].map(|child| Said::from(child.wait_with_output().unwrap()));
+        let mut codes = both.each_ref().map(|said| said.code);
+        codes.sort_unstable();
+        assert_eq!(codes, [0, 125], "{both:?}");
+        let second = both.iter().find(|said| said.code != 0).unwrap();
+        assert_eq!(second.err, sentence, "{both:?}");
+        ok(&daemon, &["rm", "-f", "rc"]);
+    }
+}

@@ -60,12 +60,16 @@ fn errors_say_what_is_wrong() {
         (vec!["content", "get", absent], vec![absent, "is not in this namespace"]),
         (vec!["content", "get", "sha256:short"], vec!["sha256:short"]),
         (vec!["frobnicate"], vec!["frobnicate", "coffer help"]),
+        (vec!["system", "crash", "nosuch"], vec!["nosuch", "there are metadata, events", "tasks"]),
+        (vec!["--socket", "", "ps"], vec!["--socket is empty"]),
+        (vec!["--socket", "/tmp", "ps"], vec!["/tmp", "is no socket"]),
         (vec!["inspect", "nobody"], vec!["nobody", "does not exist"]),
     ] {
         let said = say(&daemon, &args);
         assert!(said.code != 0 && said.out.is_empty(), "{args:?}: {said:?}");
         assert!(words.iter().all(|word| said.err.contains(word)), "{args:?}: {said:?} should say {words:?}");
     }
+    assert!(!daemon.log().contains("is crashed on demand"), "{}", daemon.log());
     // A daemon that is not there is told apart, and what to do.
     let said = Said::from(daemon.command().args(["--socket", "/no/such.sock", "ps"]).output().unwrap());
     assert!(said.code != 0 && said.err.contains("/no/such.sock") && said.err.contains("cofferd"), "{said:?}");
@@ -86,4 +90,38 @@ fn the_daemon_says_how_it_is() {
         let images = actors.iter().find(|actor| actor["name"] == "images").unwrap().clone();
         (images["health"] == "up" && images["restarts"] == 1).then_some(())
     });
+}
+
+#[test]
+fn without_a_terminal_progress_is_a_beginning_and_an_end() {
+    let daemon = Daemon::start();
+    let archive = images().join("archive/stack.oci.tar");
+    let said = say(&daemon, &["image", "import", archive.to_str().unwrap(), "shop/stack:1"]);
+    assert_eq!(said.code, 0, "{said:?}");
+    let mut last = std::collections::BTreeMap::<&str, Vec<&str>>::new();
+    for line in said.err.lines() {
+        let (name, phase) = line.rsplit_once(": ").unwrap_or_else(|| panic!("{line:?}"));
+        last.entry(name).or_default().push(phase.split_once(' ').map_or(phase, |(phase, _)| phase));
+    }
+    assert!(last.len() > 6, "{said:?}");
+    for (name, phases) in last {
+        assert!(phases.len() <= 2 && phases.last() == Some(&"done"), "{name}: {phases:?}");
+    }
+}
+
+#[test]
+fn a_daemon_that_is_not_root_says_so() {
+    use std::os::unix::process::CommandExt as _;
+    let daemon = Daemon::start();
+    let root = daemon.path().join("another");
+    std::fs::create_dir(&root).unwrap();
+    std::os::unix::fs::chown(&root, Some(65_534), Some(65_534)).unwrap();
+    // Where everybody may execute it.
+    let program = daemon.path().join("program");
+    std::fs::copy(cofferdam_integration::binary("cofferd"), &program).unwrap();
+    let mut command = std::process::Command::new(&program);
+    command.arg("--root").arg(root.join("root")).arg("--state").arg(root.join("state")).arg("--shim").arg(&program);
+    let said = Said::from(command.uid(65_534).gid(65_534).output().unwrap());
+    assert!(said.code == 1 && said.err.contains("user 65534") && said.err.contains("must be root"), "{said:?}");
+    assert_eq!(std::fs::read_dir(&root).unwrap().count(), 0, "it made nothing");
 }

@@ -122,7 +122,7 @@ fn the_exit_code_is_the_containers_own() {
         (
             vec!["run", "--rm", "--mount", "type=bind,src=/no/such,dst=/x", BUSYBOX, "true"],
             125,
-            ["/no/such", "No such file"],
+            ["/no/such", "create it first"],
         ),
         (vec!["run", "--rm", "--no-such-flag", BUSYBOX, "true"], 125, ["--no-such-flag", "--help"]),
         (vec!["run", "--rm", "--runtime", "magic", BUSYBOX, "true"], 125, ["magic", "native"]),
@@ -192,4 +192,67 @@ fn a_signal_is_passed_on() {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::SIGTERM).unwrap();
     let said = Said::from(child.wait_with_output().unwrap());
     assert_eq!((said.code, said.out.as_str()), (9, "asked\n"), "{said:?}");
+}
+
+#[test]
+fn what_cant_be_done_is_said_in_words() {
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    for (flags, words) in [
+        (vec!["--platform", "linux/arm64"], vec![BUSYBOX, "linux/arm64", "it has linux/amd64"]),
+        (vec!["--platform", "foo"], vec!["platform foo", "os/arch"]),
+        (vec!["--mount", "type=bind,src=/etc/passwd,dst=/etc"], vec!["/etc", "a file on a file"]),
+        (vec!["--mount", "type=bind,src=/etc,dst=/etc/passwd"], vec!["/etc/passwd", "on a directory"]),
+        (vec!["-w", "/etc/passwd"], vec!["/etc/passwd", "is not a directory in the container"]),
+        (vec!["-w", "/etc/passwd/below"], vec!["/etc/passwd/below", "is not a directory in the container"]),
+        (vec!["--ulimit", "nofile=99999999999"], vec!["nofile 99999999999", "at most"]),
+        (vec!["--sysctl", "net.ipv4.nosuch=1"], vec!["sysctl net.ipv4.nosuch", "is not a parameter"]),
+        (vec!["--sysctl", "net.ipv4.ip_forward=x"], vec!["sysctl net.ipv4.ip_forward", "refuses that value"]),
+        (vec!["--runtime", "/bin/true"], vec!["runtime /bin/true", "is not a runc-compatible runtime"]),
+        (vec!["--shm-size", "0"], vec!["--shm-size", "over 0"]),
+        (vec!["--mount", "type=tmpfs,dst=/x,size=0"], vec!["--mount", "over 0"]),
+        (vec!["-l", "a"], vec!["--label", "KEY=VALUE"]),
+        (vec!["--annotation", "a"], vec!["--annotation", "KEY=VALUE"]),
+        (vec!["-it"], vec!["-i and -t", "terminal"]),
+    ] {
+        let said = shell(&daemon, &[&["--rm"], &flags[..]].concat(), "true");
+        assert_eq!((said.code, said.out.as_str()), (125, ""), "{flags:?}: {said:?}");
+        assert!(words.iter().all(|word| said.err.contains(word)), "{flags:?}: {said:?} should say {words:?}");
+        let vague = ["internal", "sys.net", "Invalid argument", "os error", "not permitted"];
+        assert!(vague.iter().all(|word| !said.err.contains(word)), "{flags:?}: {said:?}");
+    }
+    daemon.settles(&before);
+}
+
+#[test]
+fn no_limit_is_a_limit_of_zero_and_a_terminal_needs_nobody_at_it() {
+    let daemon = Daemon::with_busybox();
+    let said = shell(&daemon, &["--rm", "-m", "0", "--cpus", "0", "--pids-limit", "0"], "echo all");
+    assert_eq!((said.code, said.out.as_str()), (0, "all\n"), "{said:?}");
+    let most = shell(&daemon, &["--rm", "--ulimit", "nofile=unlimited"], "ulimit -Hn");
+    assert!(most.code == 0 && most.out.trim().parse::<u64>().unwrap() > 1024, "{most:?}");
+    let said = shell(&daemon, &["--rm", "-t"], "tty");
+    assert_eq!((said.code, said.out.as_str()), (0, "/dev/pts/0\r\n"), "{said:?}");
+    let said = say(&daemon, &["exec", "-it", "nobody", "true"]);
+    assert!(said.code == 1 && said.err.contains("terminal"), "{said:?}");
+}
+
+#[test]
+fn a_part_of_the_daemon_that_is_down_is_waited_for() {
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    for actor in ["tasks", "images", "snapshots", "metadata"] {
+        // From time to time it stays down for longer: long enough for a program to start meanwhile.
+        for _ in 0..4 {
+            cofferdam_integration::until("it can be crashed", || {
+                (say(&daemon, &["system", "crash", actor]).code == 0).then_some(())
+            });
+        }
+        let said = shell(&daemon, &["--rm", "--name", "same"], "echo ran");
+        assert_eq!((said.code, said.out.as_str()), (0, "ran\n"), "{actor}: {said:?}\n{}", daemon.log());
+        let said = shell(&daemon, &["-d", "--name", "kept"], "true");
+        assert_eq!(said.code, 0, "{actor}: {said:?}");
+        ok(&daemon, &["rm", "-f", "kept"]);
+    }
+    daemon.settles(&before);
 }

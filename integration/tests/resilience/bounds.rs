@@ -163,3 +163,20 @@ fn readers_who_do_not_read_hold_up_nobody() {
         }
     });
 }
+
+#[test]
+fn a_connection_too_many_is_refused_with_a_reason() {
+    let daemon = Daemon::with_flags(&["--connections", "8"]);
+    let status = || {
+        let said = daemon.coffer(&["system", "status"]);
+        (said.status.success(), String::from_utf8(said.stderr).unwrap())
+    };
+    let idle: Vec<_> = (0..8).map(|_| std::os::unix::net::UnixStream::connect(daemon.socket()).unwrap()).collect();
+    // The daemon takes them one by one.
+    cofferdam_integration::until("all are taken", || {
+        let (ok, said) = status();
+        (!ok).then(|| assert!(said.contains("8 are open, which is all that the daemon takes"), "{said}"))
+    });
+    drop(idle);
+    cofferdam_integration::until("there is room again", || status().0.then_some(()));
+}

@@ -126,7 +126,13 @@ impl RuncDriver {
         };
         args.push(place.id);
         self.run(place, &args, streams)?;
-        let pid = read_pid(place.bundle, pid_file).map_err(|e| io("reading its pid", &e))?;
+        let pid = read_pid(place.bundle, pid_file).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => {
+                let why = "ended well but made no process: it is not a runc-compatible runtime";
+                Error::failed_precondition("runtime", self.binary.display(), why)
+            }
+            _ => io("reading its pid", &e),
+        })?;
         let pidfd = process::pidfd_open(pid).map_err(|e| io("opening its pidfd", &e))?;
         let console = console.map(|socket| socket.receive()).transpose();
         let sized = console.and_then(|console| {

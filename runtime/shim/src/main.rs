@@ -57,7 +57,18 @@ fn main() -> ExitCode {
     }
 }
 
+/// The soft limit of descriptors that programs expect. The daemon has raised its own, for its connections; a container
+/// whose spec says nothing gets ours.
+const DESCRIPTORS: u64 = 1024;
+
 fn run() -> Result<()> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft > DESCRIPTORS
+    {
+        // To lower it is everybody's right.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, hard);
+    }
     let os = |what: &'static str| move |e: std::io::Error| Error::io("shim", "", what, &e);
     // SAFETY: descriptor 0 is ours by the contract of the start (see above), and nothing has taken it yet.
     let listener = StdListener::from(unsafe { OwnedFd::from_raw_fd(0) });

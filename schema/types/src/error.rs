@@ -82,6 +82,9 @@ impl Code {
     }
 }
 
+/// What a part of the daemon says while it is down: nothing of the request was done, and it comes back.
+pub const COMES_BACK: &str = "will be started again";
+
 /// The result of anything that a client may come to see.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -150,6 +153,11 @@ impl Error {
     pub fn context(mut self, what: impl fmt::Display) -> Error {
         self.message = format!("{what}: {}", self.message);
         self
+    }
+
+    /// Whether a part of the daemon is down and comes back, and nothing was done meanwhile: asking again is right.
+    pub fn comes_back(&self) -> bool {
+        self.code == Code::Unavailable && self.message.contains(COMES_BACK)
     }
 
     /// The form that crosses the wire.

@@ -36,8 +36,7 @@ enum Test {
     Present,
     Equal(String),
     Differs(String),
-    /// `None` for an expression that does not compile: as in the reference it is no error and never matches.
-    Finds(Option<Regex>),
+    Finds(Regex),
 }
 
 impl Filter {
@@ -51,7 +50,18 @@ impl Filter {
         if text.is_empty() {
             return Ok(Filter::everything());
         }
-        Ok(Filter { any: vec![Parser { text, at: 0 }.selectors()?] })
+        Ok(Filter { any: vec![Parser { text, at: 0, known: None }.selectors()?] })
+    }
+
+    /// [`Filter::any`] over things whose fields are all `known`: asking for another is a slip of the pen, and an empty
+    /// list would hide it. `labels.KEY` stands for whatever follows `labels.`.
+    pub fn of<S: AsRef<str>>(texts: &[S], known: &[&str]) -> Result<Filter> {
+        let parse = |text: &S| match text.as_ref() {
+            "" => Ok(None),
+            text => Parser { text, at: 0, known: Some(known) }.selectors().map(Some),
+        };
+        let all: Option<Vec<_>> = texts.iter().map(parse).collect::<Result<_>>()?;
+        Ok(Filter { any: all.unwrap_or_default() })
     }
 
     /// Reads filters of which any may match. No filter, or an empty one among them, matches everything.
@@ -90,14 +100,24 @@ impl Selector {
             Test::Present => value.is_some(),
             Test::Equal(wanted) => value.is_some() && text == wanted,
             Test::Differs(wanted) => text != wanted,
-            Test::Finds(regex) => regex.as_ref().is_some_and(|regex| regex.is_match(text)),
+            Test::Finds(regex) => regex.is_match(text),
         }
+    }
+}
+
+/// Whether a known field is meant by a path.
+fn names(known: &str, path: &[String]) -> bool {
+    match known.strip_suffix(".KEY") {
+        Some(prefix) => path.len() > 1 && path[0] == prefix,
+        None => known.split('.').eq(path.iter().map(String::as_str)),
     }
 }
 
 struct Parser<'t> {
     text: &'t str,
     at: usize,
+    /// The fields that there are, where that is known.
+    known: Option<&'t [&'t str]>,
 }
 
 impl Parser<'_> {
@@ -114,10 +134,16 @@ impl Parser<'_> {
     }
 
     fn selector(&mut self) -> Result<Selector> {
+        self.skip_space();
+        let start = self.at;
         let mut path = vec![self.field()?];
         while self.peek() == Some('.') {
             self.at += 1;
             path.push(self.field()?);
+        }
+        if let Some(known) = self.known.filter(|known| !known.iter().any(|field| names(field, &path))) {
+            let why = format!("there is no field {:?}; there are {}", path.join("."), known.join(", "));
+            return Err(self.error(start, why));
         }
         let test = match self.peek() {
             None | Some(',') => Test::Present,
@@ -125,8 +151,12 @@ impl Parser<'_> {
                 "==" => Test::Equal(self.value(&['"'])?),
                 "!=" => Test::Differs(self.value(&['"'])?),
                 _ => {
+                    self.skip_space();
+                    let start = self.at;
                     let pattern = self.value(&['"', '/', '|'])?;
-                    Test::Finds(RegexBuilder::new(&pattern).size_limit(MAX_REGEX).build().ok())
+                    // The reference says nothing and never matches.
+                    let regex = RegexBuilder::new(&pattern).size_limit(MAX_REGEX).build();
+                    Test::Finds(regex.map_err(|e| self.error(start, format!("not a regular expression: {e}")))?)
                 }
             },
         };
@@ -335,7 +365,6 @@ mod tests {
             ("  name ==  bar,  labels.bar", &[3]),
             (r#""name"=="b\x61\162\u0020""#, &[]),
             (r#""name"=="b\x61\162""#, &[1, 3]),
-            ("name~=[", &[]),
         ];
         for (text, wanted) in table {
             assert_eq!(&chosen(&Filter::parse(text).unwrap()), wanted, "{text}");
@@ -391,6 +420,32 @@ mod tests {
         assert!(one(r"name~=[abc]\+", "b+"));
         assert!(one("name==docker.io/library/redis:7@sha256", "docker.io/library/redis:7@sha256"));
         assert!(one(r#"name=="asdf\n\tfooo""#, "asdf\n\tfooo"));
-        assert!(!one("name~=x{1000}{1000}{1000}", "x"), "too big to compile: never matches");
+    }
+
+    #[test]
+    fn what_cant_be_asked_is_an_error() {
+        let known = ["id", "runtime.name", "labels.KEY"];
+        let of = |texts: &[&str]| Filter::of(texts, &known);
+        for text in ["id==x", "runtime.name!=x,labels.a.b", r#"labels."a/b"~=x"#, "", "labels.x,id"] {
+            assert!(of(&[text]).is_ok(), "{text}");
+        }
+        assert!(of(&["id==x", ""]).unwrap().is_everything() && of(&[]).unwrap().is_everything());
+        for (text, place) in [
+            ("nosuch==x", " >|n|< osuch==x"),
+            ("id==x, labels", "id==x,  >|l|< abels"),
+            ("runtime==x", " >|r|< untime==x"),
+            ("id.x", " >|i|< d.x"),
+        ] {
+            let error = of(&[text]).unwrap_err();
+            assert_eq!(error.code, Code::InvalidArgument);
+            let said = format!("filters: parse error: [{place}]: there is no field ");
+            assert!(error.message.starts_with(&said), "{error}");
+            assert!(error.message.ends_with("there are id, runtime.name, labels.KEY"), "{error}");
+        }
+        for (text, place) in [("id~=[", "id~= >|[|< "), ("id~=x{1000}{1000}{1000}", "id~= >|x|< {1000}{1000}{1000}")] {
+            let error = of(&[text]).unwrap_err();
+            let said = format!("filters: parse error: [{place}]: not a regular expression: ");
+            assert!(error.code == Code::InvalidArgument && error.message.starts_with(&said), "{error}");
+        }
     }
 }

@@ -20,7 +20,7 @@ mod time;
 pub use authority::{Authority, Ceiling, GrantId};
 pub use descriptor::Descriptor;
 pub use digest::{Algorithm, Digest, Digester};
-pub use error::{Code, Error, Result};
+pub use error::{COMES_BACK, Code, Error, Result};
 pub use event::Event;
 pub use filter::Filter;
 pub use names::{Id, Labels, Name, Namespace, validate_labels};

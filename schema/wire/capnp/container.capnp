@@ -84,6 +84,8 @@ struct CreateParams @0xc3a8f0d74e6b1592 {
   # Of the snapshot; empty is the default.
   removeOnExit @6 :Bool;
   # The daemon removes container, task and snapshot when the task has ended, whether or not the client is still there.
+  platform @7 :Text;
+  # Of the image, os/arch[/variant]; empty is the host's. not_found if the image is not there for it.
 }
 
 struct ContainerInfo @0x8b4de1f5a0c97263 {

@@ -5,6 +5,7 @@
 //! descriptors in band ([`fdstream`]) and the set-up of a connection ([`connect`]). `frozen.txt` lists every id,
 //! ordinal and type that was ever published: a test allows additions only.
 
+pub mod buffered;
 pub mod connect;
 pub mod convert;
 pub mod error;

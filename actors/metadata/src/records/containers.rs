@@ -12,6 +12,9 @@ use crate::{
     table::Table,
 };
 
+/// What is said where an id is in use.
+pub const TAKEN: &str = "is there already: choose another name or remove it";
+
 /// A container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Container {
@@ -124,7 +127,7 @@ pub fn create(tx: &mut Tx<'_>, ns: &Namespace, mut container: Container) -> Resu
     namespaces::require(tx, ns)?;
     container.check()?;
     if find(tx, ns, &container.id)?.is_some() {
-        return Err(Error::already_exists("container", &container.id, "already exists"));
+        return Err(Error::already_exists("container", &container.id, TAKEN));
     }
     container.created = tx.now();
     container.updated = tx.now();

@@ -85,7 +85,7 @@ pub fn create(tx: &mut Tx<'_>, ns: &Namespace, mut image: Image) -> Result<Image
     namespaces::require(tx, ns)?;
     image.check()?;
     if find(tx, ns, &image.name)?.is_some() {
-        return Err(Error::already_exists("image", &image.name, "already exists"));
+        return Err(Error::already_exists("image", &image.name, "is there already: choose another name or remove it"));
     }
     image.created = tx.now();
     image.ceiling = tx.authority().ceiling.clone();

@@ -58,7 +58,11 @@ pub fn create(
 ) -> Result<Ingest> {
     namespaces::require(tx, ns)?;
     if find(tx, ns, &reference)?.is_some() {
-        return Err(Error::already_exists("ingest", &reference, "already exists"));
+        return Err(Error::already_exists(
+            "ingest",
+            &reference,
+            "is there already: choose another reference, or abort it",
+        ));
     }
     let (id, now) = (tx.next("ingest", 1)?, tx.now());
     let ingest = Ingest { reference, id, expected, total, started: now, updated: now };

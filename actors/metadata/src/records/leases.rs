@@ -67,7 +67,7 @@ pub fn create(tx: &mut Tx<'_>, ns: &Namespace, mut lease: Lease) -> Result<Lease
     namespaces::require(tx, ns)?;
     super::checked_labels(&mut lease.labels)?;
     if find(tx, ns, &lease.id)?.is_some() {
-        return Err(Error::already_exists("lease", &lease.id, "already exists"));
+        return Err(Error::already_exists("lease", &lease.id, "is there already: choose another id"));
     }
     lease.created = tx.now();
     lease.updated = tx.now();

@@ -58,7 +58,7 @@ pub fn create(tx: &mut Tx<'_>, name: &Namespace, labels: &Labels) -> Result<Name
     let mut labels = labels.clone();
     super::checked_labels(&mut labels)?;
     if find(tx, name)?.is_some() {
-        return Err(Error::already_exists("namespace", name, "already exists"));
+        return Err(Error::already_exists("namespace", name, "is there already: choose another name, or work in it"));
     }
     let (now, ceiling) = (tx.now(), tx.authority().ceiling.clone());
     let record = NamespaceRecord { name: name.clone(), labels, created: now, updated: now, ceiling };

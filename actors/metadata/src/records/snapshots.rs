@@ -16,6 +16,9 @@ use crate::{
     table::{Table, scan},
 };
 
+/// What is said where a key is in use.
+pub const TAKEN: &str = "is there already: choose another key or remove it";
+
 /// What kind of state it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Kind {
@@ -183,7 +186,7 @@ pub fn create(tx: &mut Tx<'_>, ns: &Namespace, mut snapshot: Snapshot) -> Result
     super::check_driver(&snapshot.driver)?;
     super::checked_labels(&mut snapshot.labels)?;
     if find(tx, ns, &snapshot.driver, &snapshot.key)?.is_some() {
-        return Err(Error::already_exists("snapshot", &snapshot.key, "already exists"));
+        return Err(Error::already_exists("snapshot", &snapshot.key, TAKEN));
     }
     if let Some(parent) = &snapshot.parent {
         check_parent(tx, ns, &snapshot.driver, parent)?;
@@ -226,7 +229,7 @@ pub fn commit(
         return Err(Error::failed_precondition("snapshot", key, "is not active: only an active one can be committed"));
     }
     if find(tx, ns, driver, &name)?.is_some() {
-        return Err(Error::already_exists("snapshot", &name, "already exists"));
+        return Err(Error::already_exists("snapshot", &name, TAKEN));
     }
     let mut labels = labels.clone();
     super::checked_labels(&mut labels)?;

@@ -99,7 +99,7 @@ pub fn list(read: &dyn Read, ns: &Namespace, after: Option<&str>, max: usize) ->
 pub fn create(tx: &mut Tx<'_>, ns: &Namespace, mut task: Task) -> Result<Task> {
     super::containers::get(tx, ns, &task.id)?;
     if find(tx, ns, &task.id)?.is_some() {
-        return Err(Error::already_exists("task", &task.id, "already exists"));
+        return Err(Error::already_exists("task", &task.id, "is there already: delete it first"));
     }
     task.created = tx.now();
     store(tx, ns, task)

@@ -44,7 +44,7 @@ async fn attach(cx: Cx) -> Result<i32, Failure> {
     }
     let (input, pump) = if keys { pipe().map(|(read, write)| (Some(read), Some(write)))? } else { (None, None) };
     let streams = || -> Result<Stdio, Error> {
-        let mut streams = stdio(stdin && !keys, terminal).map_err(|e| Error::internal("stdio", "", e.text))?;
+        let mut streams = stdio(stdin && !keys, terminal)?;
         if let Some(input) = &input {
             let input = input.try_clone().map_err(|e| Error::io("pipe", "", "can't be duplicated", &e))?;
             streams.stdin = Input::Fd(input);

@@ -36,9 +36,7 @@ async fn ps(cx: Cx) -> Result<i32, Failure> {
         list.retain(|info| info.task.as_ref().is_some_and(|task| task.status != Status::Stopped));
     }
     if cx.args.has("quiet") {
-        for info in &list {
-            line(&info.id)?;
-        }
+        cx.names(list.iter().map(|info| info.id.as_str()))?;
     } else if cx.json {
         cx.document(&list)?;
     } else {
@@ -112,14 +110,16 @@ async fn kill(cx: Cx) -> Result<i32, Failure> {
     let signal = cx.args.read("signal", signal)?.unwrap_or(9);
     let containers = cx.namespace().await?.containers();
     let all = cx.args.has("all");
-    each(cx.args.from(0), async |id| Ok(containers.get(id).task().kill(signal, all).await?)).await
+    each(&cx, async |id| Ok(containers.get(id).task().kill(signal, all).await?)).await
 }
 
-/// Does something to each, goes on after a failure, and fails with the last.
-pub async fn each(ids: &[String], act: impl AsyncFn(&str) -> Result<(), Failure>) -> Result<i32, Failure> {
-    let mut failed = None;
-    for id in ids {
+/// Does something to each that is named, goes on after a failure, and fails with the last. Names those that it was done
+/// to: each at once, or all in the end for programs.
+pub async fn each(cx: &Cx, act: impl AsyncFn(&str) -> Result<(), Failure>) -> Result<i32, Failure> {
+    let (mut failed, mut done) = (None, Vec::new());
+    for id in cx.args.from(0) {
         match act(id).await {
+            Ok(()) if cx.json => done.push(id.as_str()),
             Ok(()) => line(id)?,
             Err(failure) => {
                 if let Some(earlier) = failed.replace(failure) {
@@ -128,6 +128,9 @@ pub async fn each(ids: &[String], act: impl AsyncFn(&str) -> Result<(), Failure>
                 }
             }
         }
+    }
+    if cx.json {
+        cx.names(done)?;
     }
     failed.map_or(Ok(0), Err)
 }
@@ -150,7 +153,7 @@ async fn stop(cx: Cx) -> Result<i32, Failure> {
     let patience = Duration::from_secs(cx.args.read("time", number)?.unwrap_or(10));
     let asked = cx.args.read("signal", signal)?;
     let namespace = cx.namespace().await?;
-    each(cx.args.from(0), async |id| stop_one(&namespace, id, asked, patience).await).await
+    each(&cx, async |id| stop_one(&namespace, id, asked, patience).await).await
 }
 
 async fn stop_one(namespace: &Namespace, id: &str, asked: Option<u32>, patience: Duration) -> Result<(), Failure> {
@@ -220,7 +223,7 @@ pub static RM: Command = Command {
 async fn rm(cx: Cx) -> Result<i32, Failure> {
     let containers = cx.namespace().await?.containers();
     let force = cx.args.has("force");
-    each(cx.args.from(0), async |id| Ok(containers.get(id).remove(force).await?)).await
+    each(&cx, async |id| Ok(containers.get(id).remove(force).await?)).await
 }
 
 #[cfg(test)]

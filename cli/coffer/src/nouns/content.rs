@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     args::{Command, Positional, Times, many, switch, value},
-    cx::{Cx, Table, line},
+    cx::{Cx, Table},
     failure::Failure,
     units::{number, show_age, show_size},
 };
@@ -29,7 +29,8 @@ pub static LS: Command = Command {
 async fn ls(cx: Cx) -> Result<i32, Failure> {
     let list = cx.namespace().await?.content().list(cx.args.all("filter")).all().await?;
     if cx.args.has("quiet") {
-        list.iter().try_for_each(|info| line(&info.digest.to_string()))?;
+        let digests: Vec<String> = list.iter().map(|info| info.digest.to_string()).collect();
+        cx.names(digests.iter().map(String::as_str))?;
     } else if cx.json {
         cx.document(&list)?;
     } else {

@@ -7,7 +7,7 @@ use crate::{
     args::{Command, Positional, Times, many, switch, value},
     cx::{Cx, line},
     failure::Failure,
-    nouns::run::{Passed, attended, env, stdio, tell},
+    nouns::run::{Passed, attended, env, needs_terminal, stdio, tell},
     signals::{FORWARDED, Signals},
     terminal::Raw,
 };
@@ -46,6 +46,9 @@ async fn exec(cx: Cx) -> Result<i32, Failure> {
     };
     if options.args.is_empty() {
         return Err(Failure::usage("exec: COMMAND is missing (\"coffer exec --help\" says more)"));
+    }
+    if !detach {
+        needs_terminal("exec", args.has("interactive") && tty)?;
     }
     let client = cx.client().await?;
     // A name of our own: by it the process is found again after a restart of the daemon.

@@ -3,10 +3,12 @@
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use cofferdam_client::{ImageDetail, ImageInfo, ImportFormat, ImportOptions, PullOptions, Secret};
+use cofferdam_types::Platform;
+use serde::Serialize;
 
 use crate::{
     args::{Args, Command, Positional, Times, many, switch, value},
-    cx::{Cx, Table, line},
+    cx::{Cx, Table},
     failure::Failure,
     nouns::container::each,
     progress::{self, short_name},
@@ -63,11 +65,7 @@ fn pull_options(args: &Args) -> Result<PullOptions, Failure> {
 }
 
 fn names(cx: &Cx, names: Vec<String>) -> Result<i32, Failure> {
-    if cx.json {
-        cx.document(&names)?;
-    } else {
-        names.iter().try_for_each(|name| line(name))?;
-    }
+    cx.names(names.iter().map(String::as_str))?;
     Ok(0)
 }
 
@@ -134,22 +132,47 @@ async fn ls(cx: Cx) -> Result<i32, Failure> {
     let images = cx.namespace().await?.images();
     let list: Vec<ImageInfo> = images.list(cx.args.all("filter")).all().await?;
     if cx.args.has("quiet") {
-        list.iter().try_for_each(|info| line(&info.name))?;
-    } else if cx.json {
-        cx.document(&list)?;
-    } else {
-        let mut table = Table::new(&["NAME", "DIGEST", "PLATFORM", "SIZE", "UNPACKED", "CREATED"]);
-        // All questions are under way before the first answer is read, so many images cost one round trip; but no more
-        // than the daemon lets be in flight.
-        for block in list.chunks(64) {
-            let details: Vec<_> = block.iter().map(|info| images.get(&info.name).detail("")).collect();
-            for (info, detail) in block.iter().zip(details) {
-                table.row(row(info, detail.await.ok().as_ref()));
+        cx.names(list.iter().map(|info| info.name.as_str()))?;
+        return Ok(0);
+    }
+    let mut table = Table::new(&["NAME", "DIGEST", "PLATFORM", "SIZE", "UNPACKED", "CREATED"]);
+    let mut documents = Vec::new();
+    // All questions are under way before the first answer is read, so many images cost one round trip; but no more
+    // than the daemon lets be in flight.
+    for block in list.chunks(64) {
+        let details: Vec<_> = block.iter().map(|info| images.get(&info.name).detail("")).collect();
+        for (info, detail) in block.iter().zip(details) {
+            let detail = detail.await.ok();
+            if cx.json {
+                documents.push(Listed::new(info, detail));
+            } else {
+                table.row(row(info, detail.as_ref()));
             }
         }
-        table.print()?;
+    }
+    if cx.json {
+        cx.document(&documents)?
+    } else {
+        table.print()?
     }
     Ok(0)
+}
+
+/// What the table has, for programs. What is not known of an image is `null`.
+#[derive(Serialize)]
+struct Listed<'i> {
+    #[serde(flatten)]
+    info: &'i ImageInfo,
+    platform: Option<Platform>,
+    size: Option<u64>,
+    unpacked: Option<bool>,
+}
+
+impl Listed<'_> {
+    fn new(info: &ImageInfo, detail: Option<ImageDetail>) -> Listed<'_> {
+        let (size, unpacked) = (detail.as_ref().map(|d| d.size), detail.as_ref().map(|d| d.unpacked));
+        Listed { info, platform: detail.map(|d| d.platform), size, unpacked }
+    }
 }
 
 /// An image for another platform, or one whose content is not all there, has no detail.
@@ -182,7 +205,7 @@ pub static RM: Command = Command {
 
 async fn rm(cx: Cx) -> Result<i32, Failure> {
     let images = cx.namespace().await?.images();
-    each(cx.args.from(0), async |name| Ok(images.remove(name).await?)).await
+    each(&cx, async |name| Ok(images.remove(name).await?)).await
 }
 
 /// `coffer image inspect`.

@@ -62,7 +62,7 @@ pub static CANCEL: Command = Command {
 
 async fn cancel(cx: Cx) -> Result<i32, Failure> {
     let jobs = cx.namespace().await?.jobs();
-    each(cx.args.from(0), async |id| Ok(jobs.get(id).cancel().await?)).await
+    each(&cx, async |id| Ok(jobs.get(id).cancel().await?)).await
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ pub static LS: Command = Command {
 async fn ls(cx: Cx) -> Result<i32, Failure> {
     let list = cx.client().await?.namespaces().list::<&str>(&[]).all().await?;
     if cx.args.has("quiet") {
-        list.iter().try_for_each(|info| line(&info.name))?;
+        cx.names(list.iter().map(|info| info.name.as_str()))?;
     } else if cx.json {
         cx.document(&list)?;
     } else {
@@ -71,5 +71,5 @@ pub static RM: Command = Command {
 
 async fn rm(cx: Cx) -> Result<i32, Failure> {
     let namespaces = cx.client().await?.namespaces();
-    each(cx.args.from(0), async |name| Ok(namespaces.remove(name).await?)).await
+    each(&cx, async |name| Ok(namespaces.remove(name).await?)).await
 }

@@ -1,6 +1,6 @@
 //! `run`, and what it shares with `exec` and `attach`: waiting while signals and window sizes are passed on.
 
-use std::{rc::Rc, time::Duration};
+use std::{io::IsTerminal as _, rc::Rc, time::Duration};
 
 use cofferdam_client::{ContainerOptions, ContainerRequest, Exit, Network, PullOptions, PullPolicy, RunRequest, Stdio};
 use cofferdam_types::Labels;
@@ -42,9 +42,9 @@ pub static RUN: Command = Command {
         many("mount", None, "SPEC", "type=bind,src=PATH,dst=PATH[,ro] or type=tmpfs,dst=PATH[,size=64m]"),
         switch("read-only", None, "its root file system can't be written"),
         value("net", None, "host|none", "the host's network, or a loopback interface alone (the default)"),
-        value("memory", Some('m'), "SIZE", "limit of memory, such as 512m"),
-        value("cpus", None, "NUMBER", "limit of processors, such as 1.5"),
-        value("pids-limit", None, "NUMBER", "limit of processes"),
+        value("memory", Some('m'), "SIZE", "limit of memory, such as 512m; 0 for none"),
+        value("cpus", None, "NUMBER", "limit of processors, such as 1.5; 0 for none"),
+        value("pids-limit", None, "NUMBER", "limit of processes; 0 for none"),
         many("ulimit", None, "NAME=SOFT[:HARD]", "a resource limit, such as nofile=1024:2048"),
         value("shm-size", None, "SIZE", "of /dev/shm"),
         many("sysctl", None, "KEY=VALUE", "a kernel setting of its namespaces"),
@@ -57,12 +57,14 @@ pub static RUN: Command = Command {
         value("runtime", None, "NAME", "native or runc"),
         value("snapshotter", None, "NAME", "the snapshot driver"),
         value("pull", None, "POLICY", "missing (the default), always or never"),
-        value("platform", None, "OS/ARCH", "of the image that is pulled"),
+        value("platform", None, "OS/ARCH[/VARIANT]", "of the image; the host's otherwise"),
         switch("plain-http", None, "pull over http alone"),
     ],
     notes: "What follows IMAGE is the container's command. What it writes is kept for \"coffer logs\" unless --rm is given\n\
             without -d. SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 are passed on to it. A restart of the\n\
-            daemon is waited out.\n\n\
+            daemon is waited out, and of a part of it.\n\n\
+            A container that ctrl-c doesn't end (its first process must take SIGINT itself) ends by \"coffer kill NAME\"\n\
+            from elsewhere.\n\n\
             exit code: the container's own; 127 if its command is not there, 126 if that can't be executed, 125 if\n\
             coffer or the daemon fails",
     failure: 125,
@@ -71,20 +73,23 @@ pub static RUN: Command = Command {
 
 async fn run(cx: Cx) -> Result<i32, Failure> {
     let (detach, tty) = (cx.args.has("detach"), cx.args.has("tty"));
-    let mut request = request(&cx.args, &cx.namespace)?;
+    let request = request(&cx.args, &cx.namespace)?;
+    let interactive = cx.args.has("interactive");
+    if !detach {
+        needs_terminal("run", interactive && tty)?;
+    }
     let client = cx.client().await?;
     if detach {
-        let run = client.run(request)?;
+        let run = client.run_patiently(move || Ok(request.with(Stdio::default())))?;
         run.started().await?;
         let id = run.id();
         line(&if cx.json { json!({ "id": id }).to_string() } else { id.to_owned() })?;
         return Ok(0);
     }
     let signals = Signals::take(FORWARDED)?;
-    request.stdio = stdio(cx.args.has("interactive"), tty)?;
-    let size = request.stdio.size;
-    let raw = if tty && cx.args.has("interactive") { Raw::stdin()? } else { None };
-    let run = Rc::new(client.run(request)?);
+    let size = size(tty);
+    let raw = if tty && interactive { Raw::stdin()? } else { None };
+    let run = Rc::new(client.run_patiently(move || Ok(request.with(stdio(interactive, tty)?)))?);
     tokio::select! {
         started = run.started() => started?,
         ended = gives_up(&signals) => {
@@ -127,12 +132,22 @@ async fn gives_up(signals: &Signals) -> Result<u32, Failure> {
 }
 
 /// coffer's own streams, for a process.
-pub fn stdio(interactive: bool, tty: bool) -> Result<Stdio, Failure> {
-    let mut stdio = Stdio::inherit(interactive)?;
-    if tty {
-        stdio.size = terminal::size().unwrap_or_default();
+pub fn stdio(interactive: bool, tty: bool) -> cofferdam_types::Result<Stdio> {
+    Ok(Stdio { size: size(tty), ..Stdio::inherit(interactive)? })
+}
+
+fn size(tty: bool) -> (u16, u16) {
+    terminal::size().filter(|_| tty).unwrap_or_default()
+}
+
+/// Who wants a terminal to type at must have one: keys that come from elsewhere would be echoed, and a ctrl-c in them
+/// would be a signal.
+pub fn needs_terminal(command: &str, wanted: bool) -> Result<(), Failure> {
+    if wanted && !std::io::stdin().is_terminal() {
+        let why = "-i and -t together need a terminal as standard input, and it is none: leave out -t, or -i";
+        return Err(Failure::usage(format!("{command}: {why}")));
     }
-    Ok(stdio)
+    Ok(())
 }
 
 /// What is passed on to a process.
@@ -206,6 +221,7 @@ fn request(args: &Args, namespace: &str) -> Result<RunRequest, Failure> {
         labels: pairs(args, "label")?,
         runtime: args.text("runtime"),
         driver: args.text("snapshotter"),
+        platform: args.text("platform"),
         remove_on_exit: args.has("rm"),
     };
     request.log = !args.has("rm") || args.has("detach");
@@ -244,7 +260,7 @@ fn options(args: &Args) -> Result<ContainerOptions, Failure> {
         rlimits: args.read_all("ulimit", units::ulimit)?,
         sysctls: pairs(args, "sysctl")?,
         annotations: pairs(args, "annotation")?,
-        shm_size: args.read("shm-size", units::size)?.unwrap_or_default(),
+        shm_size: args.read("shm-size", units::room)?.unwrap_or_default(),
     })
 }
 
@@ -367,6 +383,7 @@ mod tests {
             shm_size: 1 << 20,
         };
         assert_eq!(request.container.options, options);
+        assert_eq!(request.container.platform, "linux/arm64");
         assert_eq!(request.container.labels, Labels::from([("a".into(), "b".into())]));
         let container = &request.container;
         assert_eq!((&*container.id, &*container.runtime, &*container.driver), ("web", "runc", "native"));

@@ -1,10 +1,11 @@
 //! Snapshots.
 
-use cofferdam_client::SnapshotKind;
+use cofferdam_client::{SnapshotInfo, SnapshotKind};
+use serde::Serialize;
 
 use crate::{
     args::{Command, many, switch, value},
-    cx::{Cx, Table, line},
+    cx::{Cx, Table},
     failure::Failure,
     progress::short_name,
     units::{show_age, show_size},
@@ -26,18 +27,34 @@ pub static LS: Command = Command {
     action: |cx| Box::pin(ls(cx)),
 };
 
+/// What the table has, for programs.
+#[derive(Serialize)]
+struct Listed<'i> {
+    #[serde(flatten)]
+    info: &'i SnapshotInfo,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    size: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    inodes: Option<u64>,
+}
+
 async fn ls(cx: Cx) -> Result<i32, Failure> {
     let snapshots = cx.namespace().await?.snapshots(&cx.args.text("snapshotter"));
     let list = snapshots.list(cx.args.all("filter")).all().await?;
     if cx.args.has("quiet") {
-        list.iter().try_for_each(|info| line(&info.key))?;
-        return Ok(0);
-    }
-    if cx.json {
-        cx.document(&list)?;
+        cx.names(list.iter().map(|info| info.key.as_str()))?;
         return Ok(0);
     }
     let usage = cx.args.has("usage");
+    if cx.json {
+        let mut documents = Vec::new();
+        for info in &list {
+            let taken = if usage { Some(snapshots.get(&info.key).usage().await?) } else { None };
+            documents.push(Listed { info, size: taken.map(|(size, _)| size), inodes: taken.map(|(_, inodes)| inodes) });
+        }
+        cx.document(&documents)?;
+        return Ok(0);
+    }
     let mut heads = vec!["KEY", "PARENT", "KIND", "CREATED"];
     if usage {
         heads.extend(["SIZE", "INODES"]);

@@ -54,7 +54,7 @@ pub static CRASH: Command = Command {
 
 async fn crash(cx: Cx) -> Result<i32, Failure> {
     cx.client().await?.system().crash(cx.args.at(0)).await?;
-    line(cx.args.at(0))?;
+    cx.names([cx.args.at(0)])?;
     Ok(0)
 }
 

@@ -114,7 +114,7 @@ fn perform(step: &Step, state: &mut State) -> Done {
             child_fs::close(mount);
         }
         Step::Change { target, attributes } => child_fs::change(state.root.fd()?, target, attributes)?,
-        Step::Sysctls(list) => child_fs::sysctls(list)?,
+        Step::Sysctl { path, value, .. } => child_fs::sysctl(path, value)?,
         Step::Device { directory, name, mode, device, uid, gid } => {
             child_fs::device(state.root.fd()?, directory, name, *mode, *device, (*uid, *gid))?;
         }

@@ -283,15 +283,13 @@ pub(super) fn change(root: i32, target: &Target, attributes: &Attributes) -> Don
     changed
 }
 
-/// Writes kernel parameters.
-pub(super) fn sysctls(list: &[(CString, CString)]) -> Done {
+/// Writes a kernel parameter.
+pub(super) fn sysctl(path: &CStr, value: &CStr) -> Done {
     let proc = make_mount(c"proc", &[], &Attributes::default())?;
-    for (path, value) in list {
-        let fd = open_in(proc, path, libc::O_WRONLY, libc::RESOLVE_NO_SYMLINKS)?;
-        // SAFETY: the pointer is valid for the length.
-        ok(unsafe { libc::write(fd, value.as_ptr().cast(), value.count_bytes()) } as libc::c_long)?;
-        close(fd);
-    }
+    let fd = open_in(proc, path, libc::O_WRONLY, libc::RESOLVE_NO_SYMLINKS)?;
+    // SAFETY: the pointer is valid for the length.
+    ok(unsafe { libc::write(fd, value.as_ptr().cast(), value.count_bytes()) } as libc::c_long)?;
+    close(fd);
     close(proc);
     Ok(())
 }

@@ -111,6 +111,9 @@ impl Launched {
     fn explain<'s>(&self, progress: io::Result<Progress>, step: impl Fn(usize) -> Option<&'s Step>) -> Error {
         match progress {
             Ok(Progress::Failed { step: index, errno }) => {
+                if let Some(refusal) = step(index).and_then(|step| step.refusal(errno)) {
+                    return refusal;
+                }
                 let what = step(index).map_or_else(|| format!("step {index}"), Step::describe);
                 Error::io("container", "", what, &io::Error::from_raw_os_error(errno))
             }

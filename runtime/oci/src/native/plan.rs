@@ -71,12 +71,9 @@ pub(super) fn plan(request: &CreateRequest<'_>, cgroup: &Cgroup) -> Result<Plan>
         self::mount(mount, request, cgroup, steps, &mut late)?;
     }
     devices(linux, mounts, steps)?;
-    if let Some(sysctl) = linux.sysctl().as_ref().filter(|s| !s.is_empty()) {
-        let mut list = Vec::new();
-        for (name, value) in sysctl {
-            list.push((c_string("linux.sysctl", &sysctl_path(name))?, c_string("linux.sysctl", value)?));
-        }
-        steps.push(Step::Sysctls(list));
+    for (name, value) in linux.sysctl().iter().flatten() {
+        let (path, value) = (c_string("linux.sysctl", &sysctl_path(name))?, c_string("linux.sysctl", value)?);
+        steps.push(Step::Sysctl { name: name.clone(), path, value });
     }
     if let Some(process) = spec.process() {
         steps.push(Step::Directory(target(process.cwd(), Make::Directory)?));
@@ -192,7 +189,12 @@ fn open_source(request: &CreateRequest<'_>, path: &Path) -> Result<OwnedFd> {
     } else {
         fd::open(request.bundle, path, libc::O_PATH, 0, Scope::Beneath)
     };
-    opened.map_err(|e| Error::io("mount", path.display(), "opening the source", &e))
+    opened.map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => {
+            Error::not_found("mount", path.display(), "does not exist on the host: create it first")
+        }
+        _ => Error::io("mount", path.display(), "opening the source", &e),
+    })
 }
 
 fn mount(
@@ -215,7 +217,7 @@ fn mount(
             )));
         }
         let missing = || Error::invalid("mount", spec.destination().display(), "a bind mount needs a source");
-        let source = open_source(request, spec.source().as_deref().ok_or_else(missing)?).map_err(context)?;
+        let source = open_source(request, spec.source().as_deref().ok_or_else(missing)?)?;
         let fail = |e: std::io::Error| context(Error::io("mount", "", "binding it", &e));
         if fd::file_type(&fd::stat(&source).map_err(fail)?) != libc::S_IFDIR {
             target.make = Make::File;

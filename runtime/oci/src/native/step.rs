@@ -10,6 +10,8 @@ use std::{
     ptr,
 };
 
+use cofferdam_types::Error;
+
 /// A place in the container's root; looked up by descriptor, as the container's own programs would see it.
 #[derive(Debug)]
 pub(super) struct Target {
@@ -120,8 +122,12 @@ pub(super) enum Step {
         target: Target,
         attributes: Attributes,
     },
-    /// Writes kernel parameters, through a proc file system of its own that nothing is mounted on.
-    Sysctls(Vec<(CString, CString)>),
+    /// Writes a kernel parameter, through a proc file system of its own that nothing is mounted on.
+    Sysctl {
+        name: String,
+        path: CString,
+        value: CString,
+    },
     /// Makes a device node, or makes sure that the one there is it.
     Device {
         directory: Target,
@@ -206,10 +212,7 @@ impl Step {
             Step::Attach { target, .. } => format!("mounting at {}", text(&target.path)),
             Step::Mount { target, kind, .. } => format!("mounting {} at {}", text(kind), text(&target.path)),
             Step::Change { target, .. } => format!("changing the mount at {}", text(&target.path)),
-            Step::Sysctls(list) => {
-                let names: Vec<String> = list.iter().map(|(name, _)| text(name).replace('/', ".")).collect();
-                format!("setting the kernel parameters {}", names.join(", "))
-            }
+            Step::Sysctl { name, .. } => format!("setting the kernel parameter {name}"),
             Step::Device { directory, name, .. } => {
                 format!("making the device {}/{}", text(&directory.path), text(name))
             }
@@ -233,6 +236,54 @@ impl Step {
             Step::Execute(_) => "executing the command".into(),
         }
     }
+}
+
+impl Step {
+    /// What to say of a failure that is the doing of who asked for the container, or of the image: the kernel's word
+    /// for it means nothing to them. `None` for any other failure.
+    pub fn refusal(&self, errno: i32) -> Option<Error> {
+        let text = |c: &CString| c.to_string_lossy().into_owned();
+        let spec = |id: String, why: &str| Some(Error::invalid("spec", id, why));
+        let state = |id: String, why: &str| Some(Error::failed_precondition("container", "", format!("{id}: {why}")));
+        match (self, errno) {
+            (Step::Sysctl { name, .. }, libc::ENOENT) => {
+                spec(format!("sysctl {name}"), "is not a parameter that this kernel has in a container's namespaces")
+            }
+            (Step::Sysctl { name, value, .. }, libc::EINVAL | libc::ERANGE) => {
+                spec(format!("sysctl {name}"), &format!("can't be {:?}: the kernel refuses that value", text(value)))
+            }
+            (Step::Sysctl { name, .. }, libc::EACCES | libc::EPERM | libc::EROFS) => {
+                spec(format!("sysctl {name}"), "can only be read")
+            }
+            (Step::Attach { target, .. }, libc::EINVAL | libc::ENOTDIR)
+            | (Step::Mount { target, .. }, libc::ENOTDIR) => state(
+                format!("mounting at {}", text(&target.path)),
+                "a directory can only be mounted on a directory and a file on a file, and this is not so here: choose \
+                 another dst",
+            ),
+            (Step::Directory(target), libc::ENOTDIR) => not_a_directory(&target.path),
+            (Step::WorkingDirectory { path, .. }, libc::ENOTDIR) => not_a_directory(path),
+            (Step::WorkingDirectory { path, .. }, libc::EACCES | libc::EPERM) => {
+                state(format!("the working directory {}", text(path)), "its user may not enter it")
+            }
+            (Step::Limits(_), libc::EPERM) => state(
+                "setting resource limits".to_owned(),
+                "one is higher than the daemon may give: ask for less, or start the daemon with more (CAP_SYS_RESOURCE)",
+            ),
+            (Step::Attach { .. } | Step::Mount { .. } | Step::Directory(_), libc::ELOOP) => {
+                state(self.describe(), "symbolic links lead nowhere, or stand in place of a system directory")
+            }
+            (Step::Attach { .. } | Step::Mount { .. } | Step::Directory(_), libc::ENAMETOOLONG | libc::EROFS) => {
+                state(self.describe(), &std::io::Error::from_raw_os_error(errno).to_string())
+            }
+            _ => None,
+        }
+    }
+}
+
+fn not_a_directory(path: &CString) -> Option<Error> {
+    let why = format!("the working directory {} is not a directory in the container", path.to_string_lossy());
+    Some(Error::failed_precondition("container", "", why))
 }
 
 /// What the child sends to the parent, one packet each. End of file after [`Kind::Ready`] means that the program runs.

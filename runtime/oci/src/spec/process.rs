@@ -5,7 +5,10 @@ use std::os::fd::BorrowedFd;
 use cofferdam_types::{Error, Result};
 use oci_spec::{
     image::Config,
-    runtime::{Capabilities, LinuxCapabilities, LinuxCapabilitiesBuilder, PosixRlimit, PosixRlimitBuilder, Process},
+    runtime::{
+        Capabilities, Capability, LinuxCapabilities, LinuxCapabilitiesBuilder, PosixRlimit, PosixRlimitBuilder,
+        PosixRlimitType, Process,
+    },
 };
 
 use super::{
@@ -21,8 +24,12 @@ const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 ///
 /// Never more than we have ourselves: to raise a hard limit takes a capability that not every host leaves to root.
 fn nofile() -> (u64, u64) {
-    let (_, most) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
+    let most = own_descriptors();
     (most.min(1024), most.min(524_288))
+}
+
+fn own_descriptors() -> u64 {
+    nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).map_or(1024, |(_, hard)| hard)
 }
 
 /// The first process of a container.
@@ -192,15 +199,35 @@ fn rlimits(options: &Options) -> Result<Vec<PosixRlimit>> {
     Ok(limits)
 }
 
+/// Of descriptors the kernel gives nobody more than `fs.nr_open`, and us no more than we have unless we may raise it.
+/// `unlimited` is that.
+fn descriptors(soft: u64, hard: u64) -> Result<(u64, u64)> {
+    let most = std::fs::read_to_string("/proc/sys/fs/nr_open").ok().and_then(|text| text.trim().parse().ok());
+    let raise = 1 << caps::number(Capability::SysResource);
+    let may_raise = cofferdam_sys::process::permitted_capabilities().is_ok_and(|own| own & raise != 0);
+    let most = if may_raise { most.unwrap_or(1 << 20) } else { own_descriptors() };
+    let cap = |number: u64| if number == u64::MAX { most } else { number };
+    let (soft, hard) = (cap(soft), cap(hard));
+    if soft.max(hard) > most {
+        let why = format!("have nofile {}, and this host gives {most} at most", soft.max(hard));
+        return Err(wrong("ulimits", why));
+    }
+    Ok((soft, hard))
+}
+
 fn rlimit(name: &str, soft: u64, hard: u64) -> Result<PosixRlimit> {
     let upper = name.to_ascii_uppercase();
     let full = if upper.starts_with("RLIMIT_") { upper } else { format!("RLIMIT_{upper}") };
     let unknown =
         |_| wrong("ulimits", format!("name {}, which is unknown; they look like nofile or nproc", shown(name)));
-    let typ: oci_spec::runtime::PosixRlimitType = full.parse().map_err(unknown)?;
+    let typ: PosixRlimitType = full.parse().map_err(unknown)?;
     if soft > hard {
         return Err(wrong("ulimits", format!("have a soft limit of {soft} over the hard limit of {hard} for {typ}")));
     }
+    let (soft, hard) = match typ {
+        PosixRlimitType::RlimitNofile => descriptors(soft, hard)?,
+        _ => (soft, hard),
+    };
     let limit = PosixRlimitBuilder::default().typ(typ).soft(soft).hard(hard).build();
     limit.map_err(|e| Error::internal("spec", "rlimits", e.to_string()))
 }

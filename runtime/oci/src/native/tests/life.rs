@@ -132,7 +132,7 @@ fn nothing_is_left_of_a_create_that_fails() {
         .unwrap()
         .push(json!({"destination": "/x", "type": "bind", "source": "/nonexistent", "options": ["bind"]}));
     let error = f.try_run().unwrap_err();
-    assert!(error.message.contains("/x") && error.id == "/nonexistent", "{error}");
+    assert!(error.message.contains("create it first") && error.id == "/nonexistent", "{error}");
     f.spec["mounts"].as_array_mut().unwrap().pop();
     f.spec["linux"]["resources"] = json!({"cpu": {"cpus": "99"}});
     assert!(f.try_run().unwrap_err().message.contains("cpuset.cpus"));
