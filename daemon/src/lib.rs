@@ -3,13 +3,14 @@
 //! A program can embed it ([`Daemon::start`]); `cofferd` is a small main around it. It owns no state of its own: every
 //! fact lies with one of the actors, and what a client sees of them lies in [`server`].
 
+mod claim;
 pub mod config;
 mod placement;
 mod server;
 mod services;
 
 use std::{
-    fs::DirBuilder,
+    fs::{DirBuilder, File},
     os::{fd::OwnedFd, unix::fs::DirBuilderExt as _},
     path::Path,
     sync::{Arc, atomic::AtomicU32},
@@ -38,6 +39,8 @@ pub struct Daemon {
     kernel: Kernel,
     transfer: Transfer,
     listener: Listener,
+    /// Falls last.
+    _claim: File,
 }
 
 impl Daemon {
@@ -47,8 +50,10 @@ impl Daemon {
         cofferdam_kernel::install_panic_hook();
         // Nothing that the daemon makes is for anybody else; sockets get their modes explicitly (F1).
         nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
-        make(&config.root, 0o711)?;
+        exists(&config.state, 0o711)?;
+        let claim = claim::claim(&config.state)?;
         make(&config.state, 0o711)?;
+        make(&config.root, 0o711)?;
         if !config.shim.is_file() {
             let why = "the shim program is not there: build it, or name it with --shim";
             return Err(Error::not_found("shim", config.shim.display(), why));
@@ -97,7 +102,7 @@ impl Daemon {
             facts: Arc::new(facts),
         };
         let listener = Listener::start(&config.state, SOCKET, services, connections)?;
-        Ok(Daemon { kernel, transfer, listener })
+        Ok(Daemon { kernel, transfer, listener, _claim: claim })
     }
 
     /// Waits until every actor is up.
@@ -124,12 +129,16 @@ fn cgroups() -> Result<&'static str> {
     })
 }
 
-fn make(path: &Path, mode: u32) -> Result<()> {
+fn exists(path: &Path, mode: u32) -> Result<()> {
     DirBuilder::new()
         .recursive(true)
         .mode(mode)
         .create(path)
-        .map_err(|e| Error::io("directory", path.display(), "can't be made", &e))?;
+        .map_err(|e| Error::io("directory", path.display(), "can't be made", &e))
+}
+
+fn make(path: &Path, mode: u32) -> Result<()> {
+    exists(path, mode)?;
     use std::os::unix::fs::PermissionsExt as _;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
         .map_err(|e| Error::io("directory", path.display(), "can't be given its mode", &e))
