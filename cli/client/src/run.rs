@@ -22,6 +22,10 @@ use crate::{
 
 /// How long the journal may take to give an exit that it must have.
 const LOOKUP: Duration = Duration::from_secs(5);
+/// How long it may take to give one that it probably hasn't.
+const GLANCE: Duration = Duration::from_secs(1);
+/// How often what a lost connection asked for may get in the way of what is asked for again.
+const RACES: u32 = 20;
 
 /// What is run.
 pub struct RunRequest {
@@ -39,7 +43,13 @@ pub struct RunRequest {
     pub stdio: Stdio,
     /// Whether what it writes is kept.
     pub log: bool,
+    /// Gives the streams once more, for a run that the daemon's end met before the container was made. Without it only
+    /// null streams can be had again, and such a run fails if it has others.
+    pub again: Option<Again>,
 }
+
+/// See [`RunRequest::again`].
+pub type Again = Box<dyn Fn() -> Result<Stdio>>;
 
 impl RunRequest {
     /// Runs an image as it says itself, with null streams.
@@ -52,6 +62,7 @@ impl RunRequest {
             container: ContainerRequest::default(),
             stdio: Stdio::default(),
             log: false,
+            again: None,
         }
     }
 }
@@ -70,18 +81,25 @@ struct Now {
     removed: Option<Once<()>>,
 }
 
+/// The way to the container. Letting go of a call's result is a message too, and it would follow at once.
+type Way = (Namespaces, [Namespace; 2], Images, Image, Containers);
+
 /// A container that was asked to run.
 pub struct Run {
-    namespace: String,
-    id: String,
+    request: RunRequest,
     began: Timestamp,
+    /// Whether we have heard that it started.
+    heard: Cell<bool>,
+    /// Whether it was found again on another connection than the first.
+    rejoined: Cell<bool>,
+    /// How often all of it was asked for again.
+    repeats: Cell<u32>,
     now: RefCell<Now>,
     /// The size that the terminal was last given: a daemon that comes back is told again.
     size: Cell<Option<(u16, u16)>>,
     /// How often the connection was replaced. Who finds the daemon again holds it; the others see that somebody did.
     generation: tokio::sync::Mutex<u64>,
-    /// The way to the container. Letting go of a call's result is a message too, and it would follow at once.
-    _way: (Namespaces, [Namespace; 2], Images, Image, Containers),
+    way: RefCell<Way>,
 }
 
 impl Client {
@@ -90,45 +108,71 @@ impl Client {
         if request.container.id.is_empty() {
             request.container.id = random_id()?;
         }
-        let namespaces = self.namespaces();
-        let outer = namespaces.get(&request.namespace);
-        let namespace = outer.with(&request.context);
-        let images = namespace.images();
-        let image = match request.pull {
-            PullPolicy::Never => images.get(&request.image.reference),
-            policy => images.obtain(&request.image, policy),
-        };
-        let containers = namespace.containers();
-        let container = containers.create(&image, &request.container);
-        let size = request.stdio.size;
-        let task = container.create_task(request.stdio, request.log);
-        let started = task.start().boxed_local().shared();
-        let exit = task.wait().boxed_local().shared();
-        let removed = request.container.remove_on_exit.then(|| container.removed().boxed_local().shared());
+        let stdio = std::mem::take(&mut request.stdio);
+        let size = stdio.size;
+        if request.again.is_none() && stdio.is_null() {
+            request.again = Some(Box::new(move || Ok(Stdio { size, ..Stdio::default() })));
+        }
+        let began = Timestamp::now();
+        let (now, way) = burst(self, &request, stdio, false);
         Ok(Run {
-            namespace: request.namespace,
-            id: request.container.id,
-            began: Timestamp::now(),
-            now: RefCell::new(Now { client: self.clone(), container, task, started, exit, removed }),
+            request,
+            began,
+            heard: Cell::new(false),
+            rejoined: Cell::new(false),
+            repeats: Cell::new(0),
+            now: RefCell::new(now),
             size: Cell::new((size != (0, 0)).then_some(size)),
             generation: tokio::sync::Mutex::new(0),
-            _way: (namespaces, [outer, namespace], images, image, containers),
+            way: RefCell::new(way),
         })
     }
+}
+
+/// All the calls of a run. `there`: the container is made, and has no task.
+fn burst(client: &Client, request: &RunRequest, stdio: Stdio, there: bool) -> (Now, Way) {
+    let namespaces = client.namespaces();
+    let outer = namespaces.get(&request.namespace);
+    let namespace = outer.with(&request.context);
+    let images = namespace.images();
+    let image = match request.pull {
+        PullPolicy::Never => images.get(&request.image.reference),
+        // What was pulled for the container that is there is not pulled for it again.
+        _ if there => images.get(&request.image.reference),
+        policy => images.obtain(&request.image, policy),
+    };
+    let containers = namespace.containers();
+    let container =
+        if there { containers.get(&request.container.id) } else { containers.create(&image, &request.container) };
+    let task = container.create_task(stdio, request.log);
+    let started = task.start().boxed_local().shared();
+    let exit = task.wait().boxed_local().shared();
+    let removed = request.container.remove_on_exit.then(|| container.removed().boxed_local().shared());
+    let now = Now { client: client.clone(), container, task, started, exit, removed };
+    (now, (namespaces, [outer, namespace], images, image, containers))
 }
 
 impl Run {
     /// The container's id.
     pub fn id(&self) -> &str {
-        &self.id
+        &self.request.container.id
     }
 
     /// Waits for the start, and gives the pid on the host (0 if it has ended since). What never started is removed
     /// before the error is given.
     pub async fn started(&self) -> Result<u32> {
         // A daemon that says that it is overloaded is believed: nothing was made that could be found again.
-        match self.outlive(is_lost, |now| now.started.clone()).await {
-            Ok(pid) => Ok(pid.unwrap_or_default()),
+        let passes = |error: &Error| {
+            // What the lost connection had asked for last may have been done behind our look at what there is.
+            let raced = error.kind == "container"
+                && matches!(error.code, Code::AlreadyExists | Code::NotFound | Code::FailedPrecondition);
+            is_lost(error) || raced && (1..RACES).contains(&self.repeats.get())
+        };
+        match self.outlive(passes, |now| now.started.clone()).await {
+            Ok(pid) => {
+                self.heard.set(true);
+                Ok(pid.unwrap_or_default())
+            }
             Err(error) => {
                 if !is_lost(&error) {
                     // If the container was never made this fails with the error that we already have.
@@ -142,7 +186,12 @@ impl Run {
     /// Waits for the end, and for the removal where that was asked for. Outlives a restart of the daemon.
     pub async fn wait(&self) -> Result<Exit> {
         self.started().await?;
-        let exit = match self.outlive(unavailable, |now| now.exit.clone()).await? {
+        let passes = |error: &Error| {
+            // It may go right behind our look at it, before we can wait for its end.
+            let went = error.code == Code::NotFound && error.kind == "container" && self.rejoined.get();
+            unavailable(error) || went
+        };
+        let exit = match self.outlive(passes, |now| now.exit.clone()).await? {
             Ok(exit) => exit,
             Err(exit) => return Ok(exit),
         };
@@ -190,7 +239,7 @@ impl Run {
     async fn on_task(&self, call: impl Fn(&Task) -> Reply<()>) -> Result<()> {
         match self.outlive(unavailable, |now| call(&now.task)).await? {
             Ok(()) => Ok(()),
-            Err(_) => Err(Error::not_found("task", &self.id, "has ended")),
+            Err(_) => Err(Error::not_found("task", self.id(), "has ended")),
         }
     }
 
@@ -198,7 +247,7 @@ impl Run {
     /// inner error is the exit of a container that was removed meanwhile.
     async fn outlive<T, F: Future<Output = Result<T>>>(
         &self,
-        passes: fn(&Error) -> bool,
+        passes: impl Fn(&Error) -> bool,
         call: impl Fn(&Now) -> F,
     ) -> Result<Result<T, Exit>> {
         loop {
@@ -229,6 +278,7 @@ impl Run {
             match self.find().await {
                 Ok(found) => {
                     *generation += 1;
+                    self.rejoined.set(true);
                     return Ok(found);
                 }
                 Err(error) if unavailable(&error) && Instant::now() < until => {
@@ -243,11 +293,21 @@ impl Run {
     async fn find(&self) -> Result<Option<Exit>> {
         let old = self.now.borrow().clone();
         let client = old.client.again().await?;
-        let container = client.namespace(&self.namespace).containers().get(&self.id);
+        let container = client.namespace(&self.request.namespace).containers().get(self.id());
+        if !self.heard.get()
+            && let Ok(info) = container.info().await
+            && info.created < self.began
+        {
+            let why = "is there already: choose another name or remove it";
+            return Err(Error::already_exists("container", self.id(), why));
+        }
         let task = container.task();
         let state = match task.state().await {
-            Err(error) if error.code == Code::NotFound && old.removed.is_some() => {
-                return self.journalled(&client).await.map(Some);
+            Err(error) if error.code == Code::NotFound && self.heard.get() && old.removed.is_some() => {
+                return self.journalled(&client, LOOKUP).await.map(Some);
+            }
+            Err(error) if error.code == Code::NotFound && !self.heard.get() => {
+                return self.anew(&client, &container, error.kind == "task").await;
             }
             other => other?,
         };
@@ -257,6 +317,8 @@ impl Run {
             match task.start().await {
                 Ok(started) => pid = started,
                 Err(error) if error.code == Code::FailedPrecondition && error.kind != "command" => {}
+                // It has just gone: the wait sees that.
+                Err(error) if error.code == Code::NotFound && error.kind == "container" => {}
                 Err(error) => return Err(error),
             }
         }
@@ -265,17 +327,41 @@ impl Run {
             let _ = task.resize(rows, columns).await;
         }
         let started = futures::future::ready(Ok(pid)).boxed_local().shared();
-        let exit = task.wait().boxed_local().shared();
+        let exit = match state.exit {
+            Some(exit) => futures::future::ready(Ok(exit)).boxed_local().shared(),
+            None => task.wait().boxed_local().shared(),
+        };
         let removed = old.removed.map(|_| container.removed().boxed_local().shared());
         *self.now.borrow_mut() = Now { client, container, task, started, exit, removed };
         Ok(None)
     }
 
+    /// What the daemon had not done before it went is asked for once more. Gives the exit of a container that came and
+    /// went meanwhile.
+    async fn anew(&self, client: &Client, container: &Container, there: bool) -> Result<Option<Exit>> {
+        if !there && let Ok(exit) = self.journalled(client, GLANCE).await {
+            return Ok(Some(exit));
+        }
+        let Some(again) = &self.request.again else {
+            if there {
+                // As for everything that never started.
+                let _ = container.remove(true).await;
+            }
+            let why = "was not made before the daemon went, and its streams were given away: run it again";
+            return Err(Error::cancelled("container", self.id(), why));
+        };
+        let (now, way) = burst(client, &self.request, again()?, there);
+        self.repeats.set(self.repeats.get() + 1);
+        *self.now.borrow_mut() = now;
+        *self.way.borrow_mut() = way;
+        Ok(None)
+    }
+
     /// The exit of a container that is gone. Its record went in the same commit that made the event, so the journal has
     /// it unless it is too old.
-    async fn journalled(&self, client: &Client) -> Result<Exit> {
-        let filter = format!("topic==\"/tasks/exit\",event.container_id==\"{0}\",event.id==\"{0}\"", self.id);
-        let mut events = client.namespace(&self.namespace).events().subscribe(0, &[filter]);
+    async fn journalled(&self, client: &Client, patience: Duration) -> Result<Exit> {
+        let filter = format!("topic==\"/tasks/exit\",event.container_id==\"{0}\",event.id==\"{0}\"", self.id());
+        let mut events = client.namespace(&self.request.namespace).events().subscribe(0, &[filter]);
         let search = async {
             loop {
                 let Ok(event) = events.next().await? else { continue };
@@ -291,9 +377,9 @@ impl Run {
                 return Ok(Exit { status, at: at.unwrap_or(event.timestamp), reason: reason.to_owned() });
             }
         };
-        tokio::time::timeout(LOOKUP, search).await.unwrap_or_else(|_| {
+        tokio::time::timeout(patience, search).await.unwrap_or_else(|_| {
             let why = "is gone since the connection was lost, and the journal has no exit of it";
-            Err(Error::not_found("container", &self.id, why))
+            Err(Error::not_found("container", self.id(), why))
         })
     }
 }

@@ -81,7 +81,10 @@ async fn run(cx: Cx) -> Result<i32, Failure> {
         return Ok(0);
     }
     let signals = Signals::take(FORWARDED)?;
-    request.stdio = stdio(cx.args.has("interactive"), tty)?;
+    let interactive = cx.args.has("interactive");
+    request.stdio = stdio(interactive, tty)?;
+    // They are ours for as long as we run, and nobody reads them before the container is made.
+    request.again = Some(Box::new(move || streams(interactive, tty)));
     let size = request.stdio.size;
     let raw = if tty && cx.args.has("interactive") { Raw::stdin()? } else { None };
     let run = Rc::new(client.run(request)?);
@@ -128,6 +131,10 @@ async fn gives_up(signals: &Signals) -> Result<u32, Failure> {
 
 /// coffer's own streams, for a process.
 pub fn stdio(interactive: bool, tty: bool) -> Result<Stdio, Failure> {
+    Ok(streams(interactive, tty)?)
+}
+
+fn streams(interactive: bool, tty: bool) -> cofferdam_types::Result<Stdio> {
     let mut stdio = Stdio::inherit(interactive)?;
     if tty {
         stdio.size = terminal::size().unwrap_or_default();
