@@ -42,7 +42,7 @@ Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--connections NUMBER] [
   --version             the version
   --help                this text
 
-One daemon per root directory. It runs as root, and grants everything on its socket to its own uid and nothing to
+One daemon per root directory, and per state directory. It runs as root, and grants everything on its socket to its own uid and nothing to
 anybody else.
 ";
 

@@ -3,6 +3,7 @@
 //! A program can embed it ([`Daemon::start`]); `cofferd` is a small main around it. It owns no state of its own: every
 //! fact lies with one of the actors, and what a client sees of them lies in [`server`].
 
+mod claim;
 pub mod config;
 mod placement;
 mod quiet;
@@ -10,7 +11,7 @@ mod server;
 mod services;
 
 use std::{
-    fs::DirBuilder,
+    fs::{DirBuilder, File},
     os::{fd::OwnedFd, unix::fs::DirBuilderExt as _},
     path::Path,
     sync::{Arc, atomic::AtomicU32},
@@ -40,6 +41,8 @@ pub struct Daemon {
     transfer: Transfer,
     listener: Listener,
     quiet: tokio::task::JoinHandle<()>,
+    /// Falls last.
+    _claim: File,
 }
 
 impl Daemon {
@@ -56,8 +59,10 @@ impl Daemon {
         }
         // Nothing that the daemon makes is for anybody else; sockets get their modes explicitly (F1).
         nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
-        make(&config.root, 0o711)?;
+        exists(&config.state, 0o711)?;
+        let claim = claim::claim(&config.state)?;
         make(&config.state, 0o711)?;
+        make(&config.root, 0o711)?;
         if !config.shim.is_file() {
             let why = "the shim program is not there: build it, or name it with --shim";
             return Err(Error::not_found("shim", config.shim.display(), why));
@@ -110,7 +115,7 @@ impl Daemon {
         let (pool, quiet) = (services.pool.clone(), services.quiet.clone());
         let listener = Listener::start(&config.state, SOCKET, services, admission)?;
         let quiet = tokio::task::spawn_local(async move { quiet.watch(async || quiet::trim(&pool).await).await });
-        Ok(Daemon { kernel, transfer, listener, quiet })
+        Ok(Daemon { kernel, transfer, listener, quiet, _claim: claim })
     }
 
     /// Waits until every actor is up.
@@ -151,12 +156,16 @@ fn cgroups() -> Result<&'static str> {
     })
 }
 
-fn make(path: &Path, mode: u32) -> Result<()> {
+fn exists(path: &Path, mode: u32) -> Result<()> {
     DirBuilder::new()
         .recursive(true)
         .mode(mode)
         .create(path)
-        .map_err(|e| Error::io("directory", path.display(), "can't be made", &e))?;
+        .map_err(|e| Error::io("directory", path.display(), "can't be made", &e))
+}
+
+fn make(path: &Path, mode: u32) -> Result<()> {
+    exists(path, mode)?;
     use std::os::unix::fs::PermissionsExt as _;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
         .map_err(|e| Error::io("directory", path.display(), "can't be given its mode", &e))

@@ -14,6 +14,6 @@ mod wait;
 
 pub use daemon::{BUSYBOX, Daemon};
 pub use files::{binary, images};
-pub use leftovers::{Leftovers, cgroups};
+pub use leftovers::{Leftovers, cgroups, processes};
 pub use streams::{Arrivals, input, output, pipe, terminal, write};
 pub use wait::{DEADLINE, bounded, until, until_async};

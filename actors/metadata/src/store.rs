@@ -6,11 +6,12 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
+    time::{Duration, Instant},
 };
 
 use cofferdam_kernel::panic_text;
 use cofferdam_types::{Authority, COMES_BACK, Error, Result};
-use redb::{Builder, Database, Durability, ReadableDatabase, backends::FileBackend};
+use redb::{Builder, Database, DatabaseError, Durability, ReadableDatabase, backends::FileBackend};
 use tokio::sync::watch;
 
 use crate::{
@@ -27,6 +28,9 @@ const VERSION: u64 = 1;
 /// redb's cache; unset it may take a gigabyte.
 const CACHE: usize = 4 << 20;
 
+/// How long a daemon that was killed may take to let go of the file.
+const DYING: Duration = Duration::from_secs(3);
+const LOOK: Duration = Duration::from_millis(10);
 /// A file larger than this is looked at when it is opened: a store that only ever grows fills the disk in the end.
 const LARGE: u64 = 64 << 20;
 
@@ -58,11 +62,17 @@ impl Opener {
         Opener(Box::new(move || {
             let fresh = !path.exists();
             // Records hold what clients put into environments and labels: nobody else reads them.
-            let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-            let file = file.map_err(|e| Error::io("metadata", "", "opening meta.redb", &e))?;
-            let length = file.metadata().map_or(0, |m| m.len());
-            let mut database =
-                builder().create_with_backend(FileBackend::new(file).map_err(storage)?).map_err(storage)?;
+            let end = Instant::now() + DYING;
+            let (backend, length) = loop {
+                let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+                let file = file.map_err(|e| Error::io("metadata", "", "opening meta.redb", &e))?;
+                let length = file.metadata().map_or(0, |m| m.len());
+                match FileBackend::new(file) {
+                    Err(DatabaseError::DatabaseAlreadyOpen) if Instant::now() < end => std::thread::sleep(LOOK),
+                    backend => break (backend.map_err(storage)?, length),
+                }
+            };
+            let mut database = builder().create_with_backend(backend).map_err(storage)?;
             if length > LARGE {
                 shrink(&mut database, length)?;
             }

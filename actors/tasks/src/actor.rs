@@ -1,6 +1,6 @@
 //! The actor: which tasks there are, and a future for every request.
 
-use std::{cell::RefCell, collections::BTreeMap, os::fd::OwnedFd, rc::Rc, sync::Arc};
+use std::{cell::RefCell, collections::BTreeMap, os::fd::OwnedFd, rc::Rc, sync::Arc, time::Duration};
 
 use actix::{Actor, AsyncContext as _, Context, Handler, ResponseFuture};
 use cofferdam_kernel::hosted;
@@ -12,8 +12,8 @@ use cofferdam_metadata::{
         tasks::{self, Exit, State, Task},
     },
 };
-use cofferdam_types::{Authority, Error, Event, Id, Namespace, Result};
-use cofferdam_wire::{convert::life, error::from_rpc};
+use cofferdam_types::{Authority, Code, Error, Event, Id, Namespace, Result};
+use cofferdam_wire::convert::life;
 use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 
 use crate::{
@@ -26,16 +26,20 @@ use crate::{
     },
     recover, remove,
     run::{self, set_stdio},
-    shim::Connection,
+    shim::from_shim,
+    sweep,
 };
 
 type Key = (Namespace, Id);
 
+/// How long a lost shim's container may take to die.
+const DYING: Duration = Duration::from_secs(15);
+
 /// What every future of the actor may look at.
 #[derive(Clone)]
-struct Ctx {
-    deps: Arc<Deps>,
-    entries: Rc<RefCell<BTreeMap<Key, Rc<Entry>>>>,
+pub(crate) struct Ctx {
+    pub deps: Arc<Deps>,
+    pub entries: Rc<RefCell<BTreeMap<Key, Rc<Entry>>>>,
     /// For those who wait until a container is gone, whether or not it has a task yet.
     removals: Rc<RefCell<BTreeMap<Key, watch::Sender<bool>>>>,
     /// What makes or removes a task, one after the other for each container: a removal that comes while a shim is
@@ -46,13 +50,15 @@ struct Ctx {
 /// See the crate's page.
 pub struct TasksActor {
     ctx: Ctx,
+    /// Whether it is the daemon's start: clients of a crashed actor are still there, and go on.
+    first: bool,
 }
 
 hosted!(TasksActor);
 
 impl TasksActor {
-    pub(crate) fn new(deps: Arc<Deps>) -> TasksActor {
-        TasksActor { ctx: Ctx { deps, entries: Rc::default(), removals: Rc::default(), turns: Rc::default() } }
+    pub(crate) fn new(deps: Arc<Deps>, first: bool) -> TasksActor {
+        TasksActor { ctx: Ctx { deps, entries: Rc::default(), removals: Rc::default(), turns: Rc::default() }, first }
     }
 }
 
@@ -67,10 +73,21 @@ impl Actor for TasksActor {
                 panic!("the task records can't be read: {error}");
             }
         };
-        if let Err(error) = recover::sweep_dirs(&self.ctx.deps) {
+        if let Err(error) = sweep::dirs(&self.ctx.deps) {
             tracing::warn!(%error, "what a crash left can't be removed");
         }
-        let known = recorded.iter().map(|(_, task)| task.shim.clone()).collect();
+        let shims = sweep::unknown(&self.ctx.deps, &recorded.iter().map(|(_, task)| task.shim.clone()).collect());
+        let unborn = if self.first { sweep::unborn(&self.ctx.deps) } else { Ok(Vec::new()) };
+        let unborn = unborn.unwrap_or_else(|error| {
+            tracing::warn!(%error, "what a crash left can't be looked for");
+            Vec::new()
+        });
+        // Nobody has asked for anything yet: the turns are free.
+        let unborn = unborn.into_iter().filter_map(|(ns, id)| {
+            let turn = self.ctx.turn_of(&ns, &id).try_lock_owned().ok()?;
+            Some((ns, id, turn))
+        });
+        let unborn = unborn.collect();
         for (namespace, task) in recorded {
             let entry = recover::entry(&self.ctx.deps, &namespace, &task);
             self.ctx.entries.borrow_mut().insert((namespace, task.id.clone()), entry.clone());
@@ -79,7 +96,7 @@ impl Actor for TasksActor {
             context.spawn(actix::fut::wrap_future(async move { ctx.find(entry, was_recorded).await }));
         }
         let ctx = self.ctx.clone();
-        context.spawn(actix::fut::wrap_future(async move { recover::sweep(&ctx.deps, &known).await }));
+        context.spawn(actix::fut::wrap_future(async move { ctx.sweep(shims, unborn).await }));
     }
 
     fn stopped(&mut self, _: &mut Context<Self>) {
@@ -113,7 +130,7 @@ impl Ctx {
     }
 
     /// The container is no more, nor anything of it.
-    fn removed(&self, ns: &Namespace, id: &Id) {
+    pub(crate) fn removed(&self, ns: &Namespace, id: &Id) {
         let key = (ns.clone(), id.clone());
         self.entries.borrow_mut().remove(&key);
         if let Some(waiting) = self.removals.borrow_mut().remove(&key) {
@@ -121,13 +138,14 @@ impl Ctx {
         }
     }
 
-    async fn turn(&self, ns: &Namespace, id: &Id) -> OwnedMutexGuard<()> {
-        let turn = {
-            let mut turns = self.turns.borrow_mut();
-            turns.retain(|_, turn| Arc::strong_count(turn) > 1);
-            turns.entry((ns.clone(), id.clone())).or_default().clone()
-        };
-        turn.lock_owned().await
+    fn turn_of(&self, ns: &Namespace, id: &Id) -> Arc<Mutex<()>> {
+        let mut turns = self.turns.borrow_mut();
+        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        turns.entry((ns.clone(), id.clone())).or_default().clone()
+    }
+
+    pub(crate) async fn turn(&self, ns: &Namespace, id: &Id) -> OwnedMutexGuard<()> {
+        self.turn_of(ns, id).lock_owned().await
     }
 
     fn watch_removal(&self, ns: &Namespace, id: &Id) -> Result<watch::Receiver<bool>> {
@@ -141,81 +159,6 @@ impl Ctx {
         Ok(removals.entry(key).or_default().subscribe())
     }
 
-    /// Finds a task again, and follows it.
-    async fn find(self, entry: Rc<Entry>, was_recorded: bool) {
-        if was_recorded {
-            entry.recorded.send_replace(true);
-        }
-        let connection = recover::find(&self.deps, &entry).await;
-        if entry.init.ended().is_some() && !was_recorded {
-            self.ended(&entry, "").await;
-        }
-        if let Some(connection) = connection {
-            self.follow(entry, &connection);
-        }
-    }
-
-    /// Watches the shim and every process that runs.
-    fn follow(&self, entry: Rc<Entry>, connection: &Connection) {
-        let running: Vec<String> = std::iter::once(String::new())
-            .chain(entry.execs.borrow().keys().cloned())
-            .filter(|exec| entry.process(exec).is_ok_and(|p| p.ended().is_none()))
-            .collect();
-        for exec in running {
-            self.watch(&entry, exec);
-        }
-        let (ctx, ended) = (self.clone(), connection.ended.clone());
-        tokio::task::spawn_local(async move {
-            ended.await;
-            if entry.removing.get() || entry.init.ended().is_some() {
-                entry.link.lose("its shim has ended");
-                return;
-            }
-            recover::lost(&ctx.deps, &entry);
-            ctx.ended(&entry, "").await;
-        });
-    }
-
-    /// Waits for a process's end and makes it known.
-    fn watch(&self, entry: &Rc<Entry>, exec: String) {
-        let (ctx, entry) = (self.clone(), entry.clone());
-        tokio::task::spawn_local(async move {
-            let Ok(remote) = entry.link.remote().await else { return };
-            let mut request = remote.container.wait_request();
-            request.get().set_id(&exec);
-            // An error means that the shim is gone: whoever watches the connection sees to that.
-            let Ok(answer) = request.send().promise.await else { return };
-            let Ok(life) = answer.get().and_then(|a| a.get_life()).map_err(from_rpc).and_then(life) else { return };
-            let Ok(process) = entry.process(&exec) else { return };
-            if process.ended().is_none() {
-                process.update(life);
-                ctx.ended(&entry, &exec).await;
-            }
-        });
-    }
-
-    /// A process ended, and those who wait know: now the tables.
-    async fn ended(&self, entry: &Rc<Entry>, exec: &str) {
-        if exec.is_empty() && entry.remove_on_exit {
-            let auth = Authority::system();
-            let (ns, id) = (&entry.namespace, &entry.id);
-            if entry.removing.get() {
-                return;
-            }
-            let _turn = self.turn(ns, id).await;
-            if entry.removing.get() {
-                return;
-            }
-            match remove::remove(&self.deps, &auth, ns, id, Some(entry), true).await {
-                Ok(()) => return self.removed(ns, id),
-                Err(error) => tracing::error!(container = %id, %error, "it can't be removed after its end"),
-            }
-        }
-        if !entry.removing.get() {
-            remove::record_exit(&self.deps, entry, exec).await;
-        }
-    }
-
     async fn start(&self, entry: &Rc<Entry>, exec: &str) -> Result<u32> {
         let remote = entry.link.remote().await?;
         let mut request = remote.container.start_request();
@@ -224,10 +167,18 @@ impl Ctx {
         if !exec.is_empty() {
             self.watch(entry, exec.to_owned());
         }
-        let answer = request.send().promise.await.map_err(from_rpc)?;
-        let life = life(answer.get().and_then(|a| a.get_life()).map_err(from_rpc)?)?;
-        let pid = life.pid;
         let process = entry.process(exec)?;
+        let answer = match request.send().promise.await.map_err(from_shim) {
+            // The shim died of something: whether before the start or behind it, the process ends as one that it lost.
+            Err(error) if error.code == Code::Unavailable => {
+                let mut exit = process.exit.subscribe();
+                let ended = tokio::time::timeout(DYING, exit.wait_for(Option::is_some)).await;
+                return if ended.is_ok_and(|ended| ended.is_ok()) { Ok(0) } else { Err(error) };
+            }
+            other => other?,
+        };
+        let life = life(answer.get().and_then(|a| a.get_life()).map_err(from_shim)?)?;
+        let pid = life.pid;
         if process.ended().is_none() {
             process.update(life);
         }
@@ -266,8 +217,8 @@ impl Ctx {
         let mut request = remote.container.attach_request();
         request.get().set_id(&message.exec);
         set_stdio(request.get().init_stdio(), message.stdio, &remote.fds);
-        let answer = request.send().promise.await.map_err(from_rpc)?;
-        let attachment = answer.get().and_then(|a| a.get_attachment()).map_err(from_rpc)?;
+        let answer = request.send().promise.await.map_err(from_shim)?;
+        let attachment = answer.get().and_then(|a| a.get_attachment()).map_err(from_shim)?;
         let (over, seen) = watch::channel(None);
         let (hold, dropped) = tokio::sync::oneshot::channel::<()>();
         tokio::task::spawn_local(async move {
@@ -352,7 +303,11 @@ impl Handler<Observe> for TasksActor {
     fn handle(&mut self, message: Observe, _: &mut Context<Self>) -> Self::Result {
         let ctx = self.ctx.clone();
         Box::pin(async move {
-            let entry = ctx.settled(&message.namespace, &message.id).await?;
+            let entry = ctx.entry(&message.namespace, &message.id)?;
+            if !message.exec.is_empty() {
+                ctx.settled(&message.namespace, &message.id).await?;
+            }
+            // The end of the first process can be waited for before anybody knows how it is.
             Ok(entry.process(&message.exec)?.exit.subscribe())
         })
     }
@@ -409,26 +364,26 @@ calls! {
         request.get().set_id(&m.exec);
         request.get().set_rows(m.rows);
         request.get().set_columns(m.columns);
-        request.send().promise.await.map(drop).map_err(from_rpc)
+        request.send().promise.await.map(drop).map_err(from_shim)
     };
     CloseStdin -> () = |ctx, entry, remote, m| {
         let _ = (&ctx, &entry);
         let mut request = remote.container.close_stdin_request();
         request.get().set_id(&m.exec);
-        request.send().promise.await.map(drop).map_err(from_rpc)
+        request.send().promise.await.map(drop).map_err(from_shim)
     };
     Stdin -> OwnedFd = |ctx, entry, remote, m| {
         let _ = (&ctx, &entry);
         let mut request = remote.container.stdin_request();
         request.get().set_id(&m.exec);
-        let answer = request.send().promise.await.map_err(from_rpc)?;
-        remote.fds.take(answer.get().map_err(from_rpc)?.get_write())
+        let answer = request.send().promise.await.map_err(from_shim)?;
+        remote.fds.take(answer.get().map_err(from_shim)?.get_write())
     };
     Pause -> () = |ctx, entry, remote, m| {
         if m.pause {
-            remote.container.pause_request().send().promise.await.map_err(from_rpc)?;
+            remote.container.pause_request().send().promise.await.map_err(from_shim)?;
         } else {
-            remote.container.resume_request().send().promise.await.map_err(from_rpc)?;
+            remote.container.resume_request().send().promise.await.map_err(from_shim)?;
         }
         entry.paused.set(m.pause);
         let (ns, id) = (m.namespace.clone(), m.id.clone());
@@ -458,7 +413,7 @@ impl Handler<Kill> for TasksActor {
             request.get().set_id(&exec);
             request.get().set_signal(signal);
             request.get().set_all(all);
-            request.send().promise.await.map(drop).map_err(from_rpc)
+            request.send().promise.await.map(drop).map_err(from_shim)
         })
     }
 }
@@ -469,8 +424,8 @@ impl Handler<Pids> for TasksActor {
         let ctx = self.ctx.clone();
         Box::pin(async move {
             let remote = ctx.entry(&message.namespace, &message.id)?.link.remote().await?;
-            let answer = remote.container.pids_request().send().promise.await.map_err(from_rpc)?;
-            let pids = answer.get().and_then(|a| a.get_pids()).map_err(from_rpc)?;
+            let answer = remote.container.pids_request().send().promise.await.map_err(from_shim)?;
+            let pids = answer.get().and_then(|a| a.get_pids()).map_err(from_shim)?;
             Ok(pids.iter().collect())
         })
     }
@@ -514,8 +469,8 @@ impl Handler<DeleteProcess> for TasksActor {
             let remote = entry.link.remote().await?;
             let mut request = remote.container.delete_exec_request();
             request.get().set_id(&message.exec);
-            let answer = request.send().promise.await.map_err(from_rpc)?;
-            let life = life(answer.get().and_then(|a| a.get_life()).map_err(from_rpc)?)?;
+            let answer = request.send().promise.await.map_err(from_shim)?;
+            let life = life(answer.get().and_then(|a| a.get_life()).map_err(from_shim)?)?;
             let gone = entry.execs.borrow_mut().remove(&message.exec);
             let never = Exit { status: 0, at: cofferdam_types::Timestamp::now(), reason: "was never started".into() };
             let process = gone.unwrap_or_else(|| Process::new(life.clone()));

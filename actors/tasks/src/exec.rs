@@ -5,7 +5,7 @@ use std::os::fd::AsFd as _;
 use cofferdam_metadata::records::containers;
 use cofferdam_oci::spec::{self, ExecOptions};
 use cofferdam_types::{Error, Id, Result};
-use cofferdam_wire::{convert::life, error::from_rpc};
+use cofferdam_wire::convert::life;
 use oci_spec::runtime::Spec;
 
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
     handle::Deps,
     messages::{ExecRequest, Stdio},
     run::set_stdio,
-    shim,
+    shim::{self, from_shim},
 };
 
 /// Makes a process, ready but not started; gives its id.
@@ -42,8 +42,8 @@ pub(crate) async fn exec(
     message.set_process(&process);
     message.set_terminal(request.terminal);
     set_stdio(message.init_stdio(), stdio, &remote.fds);
-    let answer = call.send().promise.await.map_err(from_rpc)?;
-    let life = life(answer.get().and_then(|a| a.get_life()).map_err(from_rpc)?)?;
+    let answer = call.send().promise.await.map_err(from_shim)?;
+    let life = life(answer.get().and_then(|a| a.get_life()).map_err(from_shim)?)?;
     entry.execs.borrow_mut().insert(id.clone(), Process::new(life));
     Ok(id)
 }

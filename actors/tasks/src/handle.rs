@@ -1,6 +1,14 @@
 //! The handle that the RPC layer holds.
 
-use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    os::fd::OwnedFd,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use cofferdam_images::Images;
 use cofferdam_kernel::{Kernel, Placement, Slot, SlotConfig};
@@ -26,6 +34,8 @@ use crate::{
 
 /// Requests under way: each may wait for its shim.
 const BOUND: usize = 4096;
+/// How long a waiter leaves alone who refused it.
+const PAUSE: Duration = Duration::from_millis(20);
 /// How long a waiter bridges a crash of the actor.
 const BRIDGE: Duration = Duration::from_secs(10);
 
@@ -67,7 +77,8 @@ impl Tasks {
             SlotConfig { bound: BOUND, heartbeat: Duration::from_secs(10), ..SlotConfig::new("tasks", placement) };
         let deps = Arc::new(deps);
         let theirs = deps.clone();
-        let slot = kernel.spawn(config, move || TasksActor::new(theirs.clone()));
+        let first = AtomicBool::new(true);
+        let slot = kernel.spawn(config, move || TasksActor::new(theirs.clone(), first.swap(false, Ordering::Relaxed)));
         Ok(Tasks { slot, deps })
     }
 
@@ -155,8 +166,9 @@ impl Tasks {
         }
     }
 
-    /// Waits until the actor is up again.
+    /// Waits until the actor is up again. Who was refused for another reason is not to ask in a circle.
     async fn up(&self) -> Result<()> {
+        tokio::time::sleep(PAUSE).await;
         let mut health = self.slot.watch();
         let up = health.wait_for(|health| matches!(health, cofferdam_kernel::Health::Up));
         match tokio::time::timeout(BRIDGE, up).await {

@@ -104,6 +104,23 @@ impl Layout {
         format!("{}/{namespace}/{id}", self.cgroups)
     }
 
+    /// Every container that has a cgroup of ours.
+    pub(crate) fn cgroups(&self) -> Pairs {
+        let Ok(host) = cgroup::Layout::detect() else { return Pairs::new() };
+        let names = |path: &str| cgroup::below(&host, path).unwrap_or_default().into_iter();
+        let namespaces = names(&self.cgroups).filter_map(|name| Namespace::new(name).ok());
+        let pairs = namespaces.flat_map(|ns| {
+            let ids = names(&format!("{}/{ns}", self.cgroups)).filter_map(|id| Id::new(id).ok());
+            ids.map(|id| (ns.clone(), id)).collect::<Vec<_>>()
+        });
+        pairs.collect()
+    }
+
+    /// The state that a runc-compatible binary keeps of a container.
+    pub(crate) fn runc_of(&self, namespace: &Namespace, id: &Id) -> PathBuf {
+        self.runc.join(&**namespace).join(&**id)
+    }
+
     /// While the answer lives a task is being made in that namespace, and nothing is tidied up around it.
     pub(crate) fn making(&self, namespace: &Namespace) -> Making {
         let mut stirs = self.stirs();

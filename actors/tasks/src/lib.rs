@@ -15,6 +15,7 @@
 mod actor;
 mod entry;
 mod exec;
+mod follow;
 mod handle;
 mod layout;
 mod link;
@@ -23,6 +24,7 @@ mod recover;
 mod remove;
 mod run;
 mod shim;
+mod sweep;
 
 pub use handle::{Deps, Tasks};
 pub use layout::{Layout, LogRecord, read_log};

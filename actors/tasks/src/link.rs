@@ -1,4 +1,4 @@
-//! The way to a task's shim: being looked for, there, or lost.
+//! The way to a task's shim: being looked for, there, out of reach, or lost.
 
 use std::{cell::RefCell, time::Duration};
 
@@ -23,6 +23,8 @@ pub(crate) struct Remote {
 enum State {
     Looking,
     There(Remote),
+    /// It is there, as far as anybody knows, and can't be asked.
+    Mute(String),
     Lost(String),
 }
 
@@ -37,6 +39,7 @@ impl std::fmt::Debug for Link {
         f.write_str(match &*self.state.borrow() {
             State::Looking => "Looking",
             State::There(_) => "There",
+            State::Mute(_) => "Mute",
             State::Lost(_) => "Lost",
         })
     }
@@ -56,6 +59,11 @@ impl Link {
         self.changed.notify_waiters();
     }
 
+    pub fn mute(&self, why: impl Into<String>) {
+        *self.state.borrow_mut() = State::Mute(why.into());
+        self.changed.notify_waiters();
+    }
+
     pub fn lose(&self, why: impl Into<String>) {
         *self.state.borrow_mut() = State::Lost(why.into());
         self.changed.notify_waiters();
@@ -68,6 +76,7 @@ impl Link {
                 let changed = self.changed.notified();
                 match &*self.state.borrow() {
                     State::There(remote) => return Ok(remote.clone()),
+                    State::Mute(why) => return Err(Error::unavailable("task", "", why.clone())),
                     State::Lost(why) => return Err(Error::failed_precondition("task", "", why.clone())),
                     State::Looking => {}
                 }

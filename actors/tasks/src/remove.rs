@@ -1,6 +1,6 @@
 //! The end of a task, and of all that belongs to a container.
 
-use std::rc::Rc;
+use std::{rc::Rc, time::Duration};
 
 use cofferdam_metadata::{
     Tx,
@@ -10,10 +10,16 @@ use cofferdam_metadata::{
         tasks::{self, Exit, State},
     },
 };
+use cofferdam_sys::cgroup::{self, Cgroup};
 use cofferdam_types::{Authority, Code, Error, Event, Id, Namespace, Result, Timestamp};
-use cofferdam_wire::{convert::life, error::from_rpc};
+use cofferdam_wire::convert::life;
 
-use crate::{entry::Entry, handle::Deps, layout};
+use crate::{
+    entry::Entry,
+    handle::Deps,
+    layout, recover,
+    shim::{self, from_shim},
+};
 
 fn exit_payload(entry: &Entry, exec: &str, pid: u32, exit: &Exit) -> serde_json::Value {
     serde_json::json!({
@@ -45,14 +51,15 @@ pub(crate) async fn record_exit(deps: &Deps, entry: &Rc<Entry>, exec: &str) {
     let pid = process.life.borrow().pid;
     let payload = exit_payload(entry, exec, pid, &exit);
     let (ns, id, first) = (entry.namespace.clone(), entry.id.clone(), exec.is_empty());
-    let write = move |tx: &mut Tx<'_>| {
-        if first {
-            record(tx, &ns, &id, &exit, payload.clone())
-        } else {
-            events::emit(tx, Event::new(&ns, "/tasks/exit", payload.clone()))
-        }
+    let auth = Authority::system();
+    let written = if first {
+        persist(deps, &auth, move |tx| record(tx, &ns, &id, &exit, payload.clone())).await
+    } else {
+        // Not a second time if it is open whether it was done.
+        let write = move |tx: &mut Tx<'_>| events::emit(tx, Event::new(&ns, "/tasks/exit", payload.clone()));
+        deps.metadata.write(&auth, write).await
     };
-    match deps.metadata.write(&Authority::system(), write).await {
+    match written {
         Ok(()) if first => {
             entry.recorded.send_replace(true);
         }
@@ -61,41 +68,86 @@ pub(crate) async fn record_exit(deps: &Deps, entry: &Rc<Entry>, exec: &str) {
     }
 }
 
-/// Has the shim delete the container: kills what runs, removes cgroups and mounts. A shim that is lost has nothing
-/// left to delete.
-async fn end_shim(deps: &Deps, entry: &Entry) -> Result<()> {
+/// How long a shim may take to delete its container.
+const DELETE: Duration = Duration::from_secs(5);
+/// The first and the longest pause between two attempts at a write that must be done, which end behind the longest.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(2));
+
+/// A write that follows something which can't be undone: a crash of the writer is waited out. `f` must bear to find its
+/// work done.
+pub(crate) async fn persist<R: Send + 'static>(
+    deps: &Deps,
+    auth: &Authority,
+    f: impl Fn(&mut Tx<'_>) -> Result<R> + Clone + Send + 'static,
+) -> Result<R> {
+    let mut pause = PAUSES.0;
+    loop {
+        match deps.metadata.write(auth, f.clone()).await {
+            Err(error) if error.code == Code::Unavailable && pause < PAUSES.1 => {
+                tokio::time::sleep(pause).await;
+                pause *= 2;
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Has the shim delete the container: kills what runs, removes cgroups and mounts. Where there is no shim any more, or
+/// it doesn't do it, it is done here.
+async fn end_shim(deps: &Deps, entry: &Rc<Entry>) -> Result<()> {
     let remote = match entry.link.remote().await {
         Ok(remote) => remote,
-        Err(error) if error.code == Code::FailedPrecondition => return cleanup(deps, entry),
-        Err(error) => return Err(error),
+        Err(_) => return end_by_force(deps, entry).await,
     };
-    match remote.container.delete_request().send().promise.await.map_err(from_rpc) {
-        Ok(answer) => {
-            entry.init.update(life(answer.get().and_then(|a| a.get_life()).map_err(from_rpc)?)?);
+    match tokio::time::timeout(DELETE, remote.container.delete_request().send().promise).await {
+        Ok(Ok(answer)) => {
+            entry.init.update(life(answer.get().and_then(|a| a.get_life()).map_err(from_shim)?)?);
             // Lets go of the connection, and with it ends the shim.
             entry.link.lose("its task was deleted");
             Ok(())
         }
-        Err(error) if error.code == Code::Unavailable => cleanup(deps, entry),
-        Err(error) => Err(error),
+        Ok(Err(error)) => match from_shim(error) {
+            error if error.code == Code::Unavailable => end_by_force(deps, entry).await,
+            error => Err(error),
+        },
+        Err(_) => {
+            tracing::warn!(container = %entry.id, shim = %entry.shim, "its shim doesn't delete it: both are killed");
+            end_by_force(deps, entry).await
+        }
     }
+}
+
+/// Kills a shim, if there is one, and with it the container.
+async fn end_by_force(deps: &Deps, entry: &Rc<Entry>) -> Result<()> {
+    // The shim first: it could put something into the cgroup still.
+    let killed = shim::kill(deps.layout.shim(&entry.shim)).await;
+    let cleaned = cleanup(&entry.cgroup).await;
+    recover::gone(deps, entry);
+    killed.and(cleaned)
 }
 
 /// What a lost shim left: its container's processes and cgroup.
-pub(crate) fn cleanup(_deps: &Deps, entry: &Entry) -> Result<()> {
-    let layout = cofferdam_sys::cgroup::Layout::detect()?;
-    match cofferdam_sys::cgroup::Cgroup::open(&layout, &entry.cgroup) {
-        Ok(cgroup) => {
-            cgroup.kill()?;
-            cgroup.remove()
+pub(crate) async fn cleanup(cgroup: &str) -> Result<()> {
+    let path = cgroup.to_owned();
+    // The kernel may take its time to let go of what was killed.
+    let work = move || {
+        let layout = cgroup::Layout::detect()?;
+        match Cgroup::open(&layout, &path) {
+            Ok(cgroup) => {
+                cgroup.kill()?;
+                cgroup.remove()
+            }
+            Err(error) if error.code == Code::NotFound => Ok(()),
+            Err(error) => Err(error),
         }
-        Err(error) if error.code == Code::NotFound => Ok(()),
-        Err(error) => Err(error),
-    }
+    };
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|e| Err(Error::internal("cgroup", cgroup, e.to_string())))
 }
 
 fn remove_dirs(deps: &Deps, ns: &Namespace, id: &Id, shim: Option<&str>) {
-    let mut dirs = vec![deps.layout.bundle(ns, id)];
+    // What a binary that is lost had kept of it would be in the way of the next one.
+    let mut dirs = vec![deps.layout.bundle(ns, id), deps.layout.runc_of(ns, id)];
     dirs.extend(shim.map(|shim| deps.layout.shim(shim)));
     for dir in dirs {
         if let Err(error) = layout::remove(&dir) {
@@ -104,24 +156,40 @@ fn remove_dirs(deps: &Deps, ns: &Namespace, id: &Id, shim: Option<&str>) {
     }
 }
 
-/// Forgets the ended task of a container, which stays.
-pub(crate) async fn delete_task(deps: &Deps, auth: &Authority, entry: &Rc<Entry>) -> Result<Exit> {
+/// Whether the task may go without being killed. What a shim that doesn't answer holds may run.
+async fn over(entry: &Entry, why: &str) -> Result<()> {
+    if entry.init.ended().is_some() {
+        return Ok(());
+    }
+    entry.link.settled().await?;
     if entry.init.ended().is_none() && entry.state("")?.state != State::Created {
-        let why = "is running: stop or kill it first";
         return Err(Error::failed_precondition("task", &entry.id, why));
     }
+    Ok(())
+}
+
+/// Forgets the ended task of a container, which stays.
+pub(crate) async fn delete_task(deps: &Deps, auth: &Authority, entry: &Rc<Entry>) -> Result<Exit> {
+    over(entry, "is running: stop or kill it first").await?;
     entry.removing.set(true);
-    end_shim(deps, entry).await.inspect_err(|_| entry.removing.set(false))?;
-    let exit = entry.init.ended().unwrap_or_else(|| Exit { status: 0, at: Timestamp::now(), reason: String::new() });
-    let payload = exit_payload(entry, "", entry.init.life.borrow().pid, &exit);
-    let (ns, id, ended) = (entry.namespace.clone(), entry.id.clone(), exit.clone());
-    deps.metadata
-        .write(auth, move |tx: &mut Tx<'_>| {
+    let deleted = async {
+        end_shim(deps, entry).await?;
+        let never = || Exit { status: 0, at: Timestamp::now(), reason: String::new() };
+        let exit = entry.init.ended().unwrap_or_else(never);
+        let payload = exit_payload(entry, "", entry.init.life.borrow().pid, &exit);
+        let (ns, id, ended) = (entry.namespace.clone(), entry.id.clone(), exit.clone());
+        let commit = move |tx: &mut Tx<'_>| {
+            if tasks::find(tx, &ns, &id)?.is_none() {
+                return Ok(());
+            }
             record(tx, &ns, &id, &ended, payload.clone())?;
             tasks::delete(tx, &ns, &id)?;
             events::emit(tx, Event::new(&ns, "/tasks/delete", payload.clone()))
-        })
-        .await?;
+        };
+        persist(deps, auth, commit).await?;
+        Ok(exit)
+    };
+    let exit = deleted.await.inspect_err(|_: &Error| entry.removing.set(false))?;
     remove_dirs(deps, &entry.namespace, &entry.id, Some(&entry.shim));
     deps.layout.tidy_soon(&entry.namespace);
     Ok(exit)
@@ -136,43 +204,27 @@ pub(crate) async fn remove(
     entry: Option<&Rc<Entry>>,
     force: bool,
 ) -> Result<()> {
-    let container = containers::get(&deps.metadata.read()?, ns, id)?;
-    let mut ended = None;
+    containers::get(&deps.metadata.read()?, ns, id)?;
     if let Some(entry) = entry {
-        if entry.init.ended().is_none() && entry.state("")?.state != State::Created && !force {
-            let why = "has a running task: stop it first, or remove it by force";
-            return Err(Error::failed_precondition("container", id, why));
+        if !force {
+            over(entry, "is running: stop it first, or remove the container by force").await?;
         }
         entry.removing.set(true);
-        end_shim(deps, entry).await.inspect_err(|_| entry.removing.set(false))?;
-        let exit = entry.init.ended();
-        ended = exit.map(|exit| (exit_payload(entry, "", entry.init.life.borrow().pid, &exit), exit));
     }
-    let (namespace, key) = (ns.clone(), id.clone());
-    let (driver, snapshot) = (container.driver.clone(), container.snapshot_key.clone());
-    let removed: Option<Removed> = deps
-        .metadata
-        .write(auth, move |tx: &mut Tx<'_>| {
-            if tasks::find(tx, &namespace, &key)?.is_some() {
-                let mut payload = serde_json::json!({ "container_id": key });
-                if let Some((known, exit)) = &ended {
-                    record(tx, &namespace, &key, exit, known.clone())?;
-                    payload = known.clone();
-                }
-                tasks::delete(tx, &namespace, &key)?;
-                events::emit(tx, Event::new(&namespace, "/tasks/delete", payload))?;
-            }
-            containers::delete(tx, &namespace, &key)?;
-            match &snapshot {
-                Some(name) if snapshots::find(tx, &namespace, &driver, name)?.is_some() => {
-                    snapshots::delete(tx, &namespace, &driver, name).map(Some)
-                }
-                _ => Ok(None),
-            }
-        })
-        .await?;
-    if let Some(removed) = removed {
-        deps.snapshots.discard(removed).await?;
+    let forgotten = async {
+        if let Some(entry) = entry {
+            end_shim(deps, entry).await?;
+        }
+        forget(deps, auth, ns, id, entry).await
+    };
+    let removed = forgotten.await.inspect_err(|_| {
+        entry.inspect(|entry| entry.removing.set(false));
+    })?;
+    // The container is gone: from here on nothing may fail, or those who wait for that would not be told.
+    if let Some(removed) = removed
+        && let Err(error) = deps.snapshots.discard(removed).await
+    {
+        tracing::warn!(container = %id, %error, "its snapshot's directory stays until it is swept");
     }
     remove_dirs(deps, ns, id, entry.map(|entry| entry.shim.as_str()));
     if let Err(error) = layout::remove(&deps.layout.log_dir(ns, id)) {
@@ -180,4 +232,39 @@ pub(crate) async fn remove(
     }
     deps.layout.tidy_soon(ns);
     Ok(())
+}
+
+/// The commit: the end of the task, if nobody has recorded it, and the end of all records.
+async fn forget(
+    deps: &Deps,
+    auth: &Authority,
+    ns: &Namespace,
+    id: &Id,
+    entry: Option<&Rc<Entry>>,
+) -> Result<Option<Removed>> {
+    let ended = entry.and_then(|entry| {
+        let exit = entry.init.ended()?;
+        Some((exit_payload(entry, "", entry.init.life.borrow().pid, &exit), exit))
+    });
+    let (ns, id) = (ns.clone(), id.clone());
+    let commit = move |tx: &mut Tx<'_>| {
+        let Some(container) = containers::find(tx, &ns, &id)? else { return Ok(None) };
+        if tasks::find(tx, &ns, &id)?.is_some() {
+            let mut payload = serde_json::json!({ "container_id": id });
+            if let Some((known, exit)) = &ended {
+                record(tx, &ns, &id, exit, known.clone())?;
+                payload = known.clone();
+            }
+            tasks::delete(tx, &ns, &id)?;
+            events::emit(tx, Event::new(&ns, "/tasks/delete", payload))?;
+        }
+        containers::delete(tx, &ns, &id)?;
+        match &container.snapshot_key {
+            Some(name) if snapshots::find(tx, &ns, &container.driver, name)?.is_some() => {
+                snapshots::delete(tx, &ns, &container.driver, name).map(Some)
+            }
+            _ => Ok(None),
+        }
+    };
+    persist(deps, auth, commit).await
 }

@@ -1,6 +1,6 @@
 //! The run job: a container from an image, and the container's first process.
 
-use std::{fs::File, os::fd::OwnedFd, rc::Rc};
+use std::{fs::File, os::fd::OwnedFd, rc::Rc, time::Duration};
 
 use cofferdam_images::ResolvedImage;
 use cofferdam_metadata::{
@@ -16,7 +16,6 @@ use cofferdam_types::{Any, Authority, Ceiling, Code, Error, Event, Id, Name, Nam
 use cofferdam_wire::{
     common_capnp::{input, output, stdio},
     convert::{life, set_mounts},
-    error::from_rpc,
     fdstream::Fds,
 };
 use oci_spec::runtime::Spec;
@@ -27,11 +26,14 @@ use crate::{
     layout,
     link::{Link, Remote},
     messages::{Input, NewContainer, Output, RunRecord, Stdio},
-    shim::{self, Connection},
+    remove,
+    shim::{self, Connection, from_shim},
 };
 
 /// The type of the spec that a record keeps (reference, section 14.4).
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
+/// How long a shim may take to make a container. Far beyond what any driver takes: it is for one that is stuck.
+const MAKE: Duration = Duration::from_secs(60);
 
 /// Makes record and snapshot. The directory is there before the commit that makes both visible.
 pub(crate) async fn create(deps: &Deps, auth: &Authority, ns: &Namespace, new: NewContainer) -> Result<Container> {
@@ -239,11 +241,17 @@ pub(crate) async fn create_task(
     let made = async {
         let (child, connection) = shim::spawn(&deps.layout, &deps.shim, &shim_id)?;
         reap(child, &connection);
+        // Beside the shim's own start.
+        clear(deps, ns, id, &prepared).await?;
         let request = connection.shim.create_request();
         let made =
             request_create(deps, request, &connection.fds, ns, id, &prepared, bundle.into(), &mounts, stdio, log_file);
         let (container, life) = made.await?;
         Ok((connection, container, life))
+    };
+    let made = async {
+        let late = || Error::deadline_exceeded("shim", &shim_id, "did not make the container in time");
+        tokio::time::timeout(MAKE, made).await.unwrap_or_else(|_| Err(late()))
     };
     let (committed, made) = futures::future::join(commit, made).await;
     // On a failure nothing is left; the shim ends with its connection once it has no container.
@@ -272,19 +280,40 @@ pub(crate) async fn create_task(
             Err(error)
         }
         (committed, Err(error)) => {
+            // A shim that says why has undone what it did. Of another one nobody knows how far it came.
+            if matches!(error.code, Code::Unavailable | Code::DeadlineExceeded) {
+                if let Err(error) = shim::kill(deps.layout.shim(&shim_id)).await {
+                    tracing::error!(container = %id, %error, "a shim is left behind");
+                }
+                clear(deps, ns, id, &prepared).await.unwrap_or_else(|error| {
+                    tracing::error!(container = %id, %error, "a cgroup is left behind");
+                });
+            }
+            // The commit first: a task without its shim's directory would be one of before a reboot.
+            if committed.is_ok() {
+                let (namespace, id) = (ns.clone(), id.clone());
+                let undo = move |tx: &mut Tx<'_>| match tasks::find(tx, &namespace, &id)? {
+                    Some(_) => tasks::delete(tx, &namespace, &id).map(drop),
+                    None => Ok(()),
+                };
+                remove::persist(deps, &Authority::system(), undo).await?;
+            }
+            let _ = layout::remove(&deps.layout.runc_of(ns, id));
             let _ = layout::remove(&deps.layout.shim(&shim_id));
             let _ = layout::remove(&bundle_path);
             if log && prepared.run.remove_on_exit {
                 let _ = layout::remove(&deps.layout.log_dir(ns, id));
             }
-            if committed.is_ok() {
-                let (namespace, id) = (ns.clone(), id.clone());
-                let undo = move |tx: &mut Tx<'_>| tasks::delete(tx, &namespace, &id).map(drop);
-                deps.metadata.write(&Authority::system(), undo).await?;
-            }
             Err(error)
         }
     }
+}
+
+/// Removes the cgroup of a container that has no task, if it is the one that we chose: who made it is dead, and it would
+/// be in the way of the next. One that a client's own spec names may be somebody else's.
+async fn clear(deps: &Deps, ns: &Namespace, id: &Id, prepared: &Prepared) -> Result<()> {
+    let ours = prepared.cgroup == deps.layout.cgroup(ns, id);
+    if ours { remove::cleanup(&prepared.cgroup).await } else { Ok(()) }
 }
 
 /// Takes the shim's end in, once its connection says that it has come.
@@ -343,10 +372,10 @@ async fn request_create(
         create.set_log_fd(fds.push(log));
     }
     create.set_bundle(fds.push(bundle));
-    let answer = request.send().promise.await.map_err(from_rpc)?;
-    let answer = answer.get().map_err(from_rpc)?;
-    let life = life(answer.get_life().map_err(from_rpc)?)?;
-    Ok((answer.get_container().map_err(from_rpc)?, life))
+    let answer = request.send().promise.await.map_err(from_shim)?;
+    let answer = answer.get().map_err(from_shim)?;
+    let life = life(answer.get_life().map_err(from_shim)?)?;
+    Ok((answer.get_container().map_err(from_shim)?, life))
 }
 
 /// Fills a `Stdio` for a shim; the descriptors go along.

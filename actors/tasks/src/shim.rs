@@ -4,22 +4,30 @@ use std::{
     fs::File,
     os::{
         fd::OwnedFd,
-        unix::{fs::DirBuilderExt as _, net::UnixListener, net::UnixStream as StdStream},
+        unix::{
+            fs::{DirBuilderExt as _, MetadataExt as _},
+            net::UnixListener,
+            net::UnixStream as StdStream,
+        },
     },
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     rc::Rc,
+    time::Duration,
 };
 
 use capnp_rpc::{RpcSystem, rpc_twoparty_capnp::Side};
-use cofferdam_types::{Error, Result};
-use cofferdam_wire::{SHIM_VERSION, connect, error::from_rpc, fdstream::Fds, shim_capnp::shim};
+use cofferdam_sys::process::{ended_within, pidfd_open, pidfd_send_signal};
+use cofferdam_types::{Code, Error, Result};
+use cofferdam_wire::{SHIM_VERSION, connect, error, fdstream::Fds, shim_capnp::shim};
 use futures::{FutureExt as _, future::Shared};
 use tokio::net::UnixStream;
 
 use crate::layout::{self, Layout, through};
 
 const SOCKET: &str = "shim.sock";
+/// How long a shim may take to die of SIGKILL.
+const DEATH: Duration = Duration::from_secs(5);
 /// Answers of a shim are small.
 const MESSAGE: usize = 16 << 20;
 
@@ -55,7 +63,7 @@ pub(crate) fn spawn(layout: &Layout, program: &Path, id: &str) -> Result<(Child,
         let held = File::open(&dir).map_err(|e| os("its directory can't be opened", &e))?;
         let listener = UnixListener::bind(through(&held, SOCKET)).map_err(|e| os("its socket can't be bound", &e))?;
         let log = File::options().create(true).append(true).open(dir.join("log"));
-        let child = Command::new(program)
+        let mut child = Command::new(program)
             .env_clear()
             .current_dir(&dir)
             .stdin(OwnedFd::from(listener))
@@ -63,7 +71,19 @@ pub(crate) fn spawn(layout: &Layout, program: &Path, id: &str) -> Result<(Child,
             .stderr(log.map_or_else(|_| Stdio::null(), Stdio::from))
             .spawn()
             .map_err(|e| os(&format!("{} can't be started", program.display()), &e))?;
-        Ok((child, open(&held, id)?))
+        match open(&held, id) {
+            Ok(connection) => Ok((child, connection)),
+            Err(error) => {
+                // Its end, which it has met already, is taken in by nobody else.
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(Error::unavailable(
+                    "shim",
+                    id,
+                    format!("ended before it was asked for anything: {}", error.message),
+                ))
+            }
+        }
     })();
     started.inspect_err(|_| drop(layout::remove(&dir)))
 }
@@ -99,11 +119,59 @@ pub(crate) async fn hello(shim: &shim::Client) -> Result<()> {
     let mut request = shim.hello_request();
     request.get().set_version(SHIM_VERSION);
     request.get().init_features(0);
-    let answer = request.send().promise.await.map_err(from_rpc)?;
-    let version = answer.get().map_err(from_rpc)?.get_version();
+    let answer = request.send().promise.await.map_err(from_shim)?;
+    let version = answer.get().map_err(from_shim)?.get_version();
     if version == 0 || version > SHIM_VERSION {
         let why = format!("speaks version {version} of the protocol; this daemon speaks {SHIM_VERSION} and older");
         return Err(Error::unimplemented("shim", "", why));
+    }
+    Ok(())
+}
+
+/// What a call to a shim failed with. That its connection broke is no news of the client's own connection, which the
+/// same error would be.
+pub(crate) fn from_shim(error: capnp::Error) -> Error {
+    let error = error::from_rpc(error);
+    if error.code == Code::Unavailable && error.kind == "connection" {
+        return Error::unavailable("shim", "", "ended before it answered");
+    }
+    error
+}
+
+/// Kills a shim that can't be asked, and waits until it is dead.
+pub(crate) async fn kill(dir: PathBuf) -> Result<()> {
+    let killed = tokio::task::spawn_blocking(move || kill_in(&dir)).await;
+    killed.unwrap_or_else(|e| Err(Error::internal("shim", "", e.to_string())))
+}
+
+/// Which process it is its working directory says, as does its environment, which is empty (see [`spawn`]): nobody else
+/// who happens to be in that directory is taken for it, and no number is kept that could be another process's by now.
+fn kill_in(dir: &Path) -> Result<()> {
+    let os = |e: std::io::Error| Error::io("shim", dir.display(), "can't be killed", &e);
+    // Without its directory there is none.
+    let Ok(own) = std::fs::metadata(dir).map(|m| (m.dev(), m.ino())) else { return Ok(()) };
+    let is_it = |process: &Path| {
+        std::fs::metadata(process.join("cwd")).is_ok_and(|m| (m.dev(), m.ino()) == own)
+            && std::fs::read(process.join("environ")).is_ok_and(|bytes| bytes.is_empty())
+    };
+    for entry in std::fs::read_dir("/proc").map_err(os)?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let process = entry.path();
+        if !is_it(&process) {
+            continue;
+        }
+        // Looked at again while it is held: before, the number may have passed to another process.
+        let Ok(held) = pidfd_open(pid) else { continue };
+        if !is_it(&process) {
+            continue;
+        }
+        match pidfd_send_signal(&held, libc::SIGKILL) {
+            Err(e) if e.raw_os_error() != Some(libc::ESRCH) => return Err(os(e)),
+            _ => {}
+        }
+        if !ended_within(&held, DEATH).map_err(os)? {
+            return Err(Error::deadline_exceeded("shim", dir.display(), "does not die of SIGKILL"));
+        }
     }
     Ok(())
 }

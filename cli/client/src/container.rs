@@ -6,7 +6,7 @@ use cofferdam_types::{Any, Labels, Result, Timestamp};
 use cofferdam_wire::{
     container_capnp::{container, container_info, containers, create_params},
     convert::{any, labels, set_any, set_labels, set_texts, text},
-    error::{from_rpc, malformed},
+    error::malformed,
 };
 use serde::Serialize;
 
@@ -99,16 +99,9 @@ pub struct Containers {
 impl Containers {
     /// Makes the record and the writable snapshot; nothing runs yet.
     pub fn create(&self, image: &Image, request: &ContainerRequest) -> Container {
-        self.create_and_tell(image, request).0
-    }
-
-    /// [`Containers::create`], and word of it.
-    pub(crate) fn create_and_tell(&self, image: &Image, request: &ContainerRequest) -> (Container, Reply<()>) {
         let mut call = self.client.create_request();
         fill(call.get().init_params(), Some(image), request);
-        let call = call.send();
-        let told = Reply::new(async move { call.promise.await.map(drop).map_err(from_rpc) });
-        (Container { link: self.link.clone(), client: call.pipeline.get_container() }, told)
+        Container { link: self.link.clone(), client: call.send().pipeline.get_container() }
     }
 
     /// The same with an OCI runtime spec (JSON) of your own instead of the options. Needs the `host` right.

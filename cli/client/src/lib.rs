@@ -60,7 +60,7 @@ pub use logs::{LogRecord, LogStream};
 pub use namespace::{Context, Namespace, NamespaceInfo, Namespaces};
 pub use options::{BindMount, ContainerOptions, MountSource, Network, Rlimit};
 pub use process::{Attachment, Exit, Process, ProcessOptions, State, Status, Task, TaskInfo};
-pub use run::{Run, RunRequest, random_id};
+pub use run::{Again, Run, RunRequest, random_id};
 pub use snapshot::{Snapshot, SnapshotInfo, SnapshotKind, Snapshots};
 pub use stdio::{Input, Output, Receiver, Sink, Stdio, channel};
 pub use system::{ActorStatus, System, SystemStatus};

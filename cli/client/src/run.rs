@@ -22,6 +22,10 @@ use crate::{
 
 /// How long the journal may take to give an exit that it must have.
 const LOOKUP: Duration = Duration::from_secs(5);
+/// How long it may take to give one that it probably hasn't.
+const GLANCE: Duration = Duration::from_secs(1);
+/// How often what a lost connection asked for may get in the way of what is asked for again.
+const RACES: u32 = 20;
 
 /// What is run.
 pub struct RunRequest {
@@ -39,7 +43,13 @@ pub struct RunRequest {
     pub stdio: Stdio,
     /// Whether what it writes is kept.
     pub log: bool,
+    /// Gives the streams once more, for a run that the daemon's end met before the container was made. Without it only
+    /// null streams can be had again, and such a run fails if it has others.
+    pub again: Option<Again>,
 }
+
+/// See [`RunRequest::again`].
+pub type Again = Box<dyn Fn() -> Result<Stdio>>;
 
 impl RunRequest {
     /// Runs an image as it says itself, with null streams.
@@ -52,19 +62,7 @@ impl RunRequest {
             container: ContainerRequest::default(),
             stdio: Stdio::default(),
             log: false,
-        }
-    }
-
-    /// The same with these streams, for another attempt.
-    pub fn with(&self, stdio: Stdio) -> RunRequest {
-        RunRequest {
-            namespace: self.namespace.clone(),
-            context: self.context.clone(),
-            image: self.image.clone(),
-            pull: self.pull,
-            container: self.container.clone(),
-            stdio,
-            log: self.log,
+            again: None,
         }
     }
 }
@@ -76,7 +74,6 @@ type Once<T> = Shared<LocalBoxFuture<'static, Result<T>>>;
 struct Now {
     client: Client,
     container: Container,
-    created: Once<()>,
     task: Task,
     started: Once<u32>,
     exit: Once<Exit>,
@@ -86,135 +83,118 @@ struct Now {
 
 /// The way to the container. Letting go of a call's result is a message too, and it would follow at once.
 type Way = (Namespaces, [Namespace; 2], Images, Image, Containers);
-/// Gives what is run, once for each attempt.
-type Make = Box<dyn Fn() -> Result<RunRequest>>;
 
 /// A container that was asked to run.
 pub struct Run {
-    namespace: String,
-    id: String,
+    request: RunRequest,
     began: Timestamp,
+    /// Whether we have heard that it started.
+    heard: Cell<bool>,
+    /// Whether it was found again on another connection than the first.
+    rejoined: Cell<bool>,
+    /// How often all of it was asked for again.
+    repeats: Cell<u32>,
     now: RefCell<Now>,
     /// The size that the terminal was last given: a daemon that comes back is told again.
     size: Cell<Option<(u16, u16)>>,
     /// How often the connection was replaced. Who finds the daemon again holds it; the others see that somebody did.
     generation: tokio::sync::Mutex<u64>,
     way: RefCell<Way>,
-    /// Where the run may be begun anew.
-    make: Option<Make>,
 }
 
 impl Client {
     /// Runs a container. Every call goes out before this returns, and none waits for another's answer.
-    pub fn run(&self, request: RunRequest) -> Result<Run> {
-        self.begin(request, None)
-    }
-
-    /// [`Client::run`] with patience for a part of the daemon that is down and comes back. `make` is called for each
-    /// attempt, since descriptors can be handed over only once; the id is that of the first.
-    pub fn run_patiently(&self, make: impl Fn() -> Result<RunRequest> + 'static) -> Result<Run> {
-        self.begin(make()?, Some(Box::new(make)))
-    }
-
-    fn begin(&self, mut request: RunRequest, make: Option<Make>) -> Result<Run> {
+    pub fn run(&self, mut request: RunRequest) -> Result<Run> {
         if request.container.id.is_empty() {
             request.container.id = random_id()?;
         }
-        let (namespace, id, size) = (request.namespace.clone(), request.container.id.clone(), request.stdio.size);
-        let (now, way) = self.burst(request);
+        let stdio = std::mem::take(&mut request.stdio);
+        let size = stdio.size;
+        if request.again.is_none() && stdio.is_null() {
+            request.again = Some(Box::new(move || Ok(Stdio { size, ..Stdio::default() })));
+        }
+        let began = Timestamp::now();
+        let (now, way) = burst(self, &request, stdio, false);
         Ok(Run {
-            namespace,
-            id,
-            began: Timestamp::now(),
+            request,
+            began,
+            heard: Cell::new(false),
+            rejoined: Cell::new(false),
+            repeats: Cell::new(0),
             now: RefCell::new(now),
             size: Cell::new((size != (0, 0)).then_some(size)),
             generation: tokio::sync::Mutex::new(0),
             way: RefCell::new(way),
-            make,
         })
     }
+}
 
-    fn burst(&self, request: RunRequest) -> (Now, Way) {
-        let namespaces = self.namespaces();
-        let outer = namespaces.get(&request.namespace);
-        let namespace = outer.with(&request.context);
-        let images = namespace.images();
-        let image = match request.pull {
-            PullPolicy::Never => images.get(&request.image.reference),
-            policy => images.obtain(&request.image, policy),
-        };
-        let containers = namespace.containers();
-        let (container, created) = containers.create_and_tell(&image, &request.container);
-        let created = created.boxed_local().shared();
-        let task = container.create_task(request.stdio, request.log);
-        let started = task.start().boxed_local().shared();
-        let exit = task.wait().boxed_local().shared();
-        let removed = request.container.remove_on_exit.then(|| container.removed().boxed_local().shared());
-        let now = Now { client: self.clone(), container, created, task, started, exit, removed };
-        (now, (namespaces, [outer, namespace], images, image, containers))
-    }
+/// All the calls of a run. `there`: the container is made, and has no task.
+fn burst(client: &Client, request: &RunRequest, stdio: Stdio, there: bool) -> (Now, Way) {
+    let namespaces = client.namespaces();
+    let outer = namespaces.get(&request.namespace);
+    let namespace = outer.with(&request.context);
+    let images = namespace.images();
+    let image = match request.pull {
+        PullPolicy::Never => images.get(&request.image.reference),
+        // What was pulled for the container that is there is not pulled for it again.
+        _ if there => images.get(&request.image.reference),
+        policy => images.obtain(&request.image, policy),
+    };
+    let containers = namespace.containers();
+    let container =
+        if there { containers.get(&request.container.id) } else { containers.create(&image, &request.container) };
+    let task = container.create_task(stdio, request.log);
+    let started = task.start().boxed_local().shared();
+    let exit = task.wait().boxed_local().shared();
+    let removed = request.container.remove_on_exit.then(|| container.removed().boxed_local().shared());
+    let now = Now { client: client.clone(), container, task, started, exit, removed };
+    (now, (namespaces, [outer, namespace], images, image, containers))
 }
 
 impl Run {
     /// The container's id.
     pub fn id(&self) -> &str {
-        &self.id
+        &self.request.container.id
     }
 
     /// Waits for the start, and gives the pid on the host (0 if it has ended since). What never started is removed
     /// before the error is given.
     pub async fn started(&self) -> Result<u32> {
-        let (until, mut pause) = (Instant::now() + PATIENCE, PAUSES.0);
-        loop {
-            let seen = *self.generation.lock().await;
-            // A daemon that says that it is overloaded is believed: nothing was made that could be found again.
-            let error = match self.outlive(is_lost, |now| now.started.clone()).await {
-                Ok(pid) => return Ok(pid.unwrap_or_default()),
-                Err(error) => error,
-            };
-            match &self.make {
-                Some(make) if error.comes_back() && Instant::now() < until => {
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(PAUSES.1);
-                    self.begin_anew(make, seen, until).await?;
+        let until = Instant::now() + PATIENCE;
+        // A daemon that says that it is overloaded is believed: nothing was made that could be found again.
+        let passes = |error: &Error| {
+            // A part of it is down, and what was not done can be asked for once more.
+            let returns = error.comes_back() && self.request.again.is_some() && Instant::now() < until;
+            // What the lost connection had asked for last may have been done behind our look at what there is.
+            let raced = error.kind == "container"
+                && matches!(error.code, Code::AlreadyExists | Code::NotFound | Code::FailedPrecondition);
+            is_lost(error) || returns || raced && (1..RACES).contains(&self.repeats.get())
+        };
+        match self.outlive(passes, |now| now.started.clone()).await {
+            Ok(pid) => {
+                self.heard.set(true);
+                Ok(pid.unwrap_or_default())
+            }
+            Err(error) => {
+                if !is_lost(&error) {
+                    // If the container was never made this fails with the error that we already have.
+                    let _ = self.container().remove(true).await;
                 }
-                _ => {
-                    if !is_lost(&error) {
-                        // If the container was never made this fails with the error that we already have.
-                        let _ = self.container().remove(true).await;
-                    }
-                    return Err(error);
-                }
+                Err(error)
             }
         }
-    }
-
-    /// Sends the burst again, unless somebody did since `seen`. What the last one made goes first: the id is the same.
-    async fn begin_anew(&self, make: &Make, seen: u64, until: Instant) -> Result<()> {
-        let mut generation = self.generation.lock().await;
-        if *generation != seen {
-            return Ok(());
-        }
-        let Now { client, container, created, .. } = self.now.borrow().clone();
-        while created.clone().await.is_ok() {
-            match container.remove(true).await {
-                Err(error) if error.comes_back() && Instant::now() < until => tokio::time::sleep(PAUSES.1).await,
-                Err(error) if error.code != Code::NotFound => return Err(error),
-                _ => break,
-            }
-        }
-        let mut request = make()?;
-        request.container.id.clone_from(&self.id);
-        let (now, way) = client.burst(request);
-        (*self.now.borrow_mut(), *self.way.borrow_mut()) = (now, way);
-        *generation += 1;
-        Ok(())
     }
 
     /// Waits for the end, and for the removal where that was asked for. Outlives a restart of the daemon.
     pub async fn wait(&self) -> Result<Exit> {
         self.started().await?;
-        let exit = match self.outlive(unavailable, |now| now.exit.clone()).await? {
+        let passes = |error: &Error| {
+            // It may go right behind our look at it, before we can wait for its end.
+            let went = error.code == Code::NotFound && error.kind == "container" && self.rejoined.get();
+            unavailable(error) || went
+        };
+        let exit = match self.outlive(passes, |now| now.exit.clone()).await? {
             Ok(exit) => exit,
             Err(exit) => return Ok(exit),
         };
@@ -262,7 +242,7 @@ impl Run {
     async fn on_task(&self, call: impl Fn(&Task) -> Reply<()>) -> Result<()> {
         match self.outlive(unavailable, |now| call(&now.task)).await? {
             Ok(()) => Ok(()),
-            Err(_) => Err(Error::not_found("task", &self.id, "has ended")),
+            Err(_) => Err(Error::not_found("task", self.id(), "has ended")),
         }
     }
 
@@ -270,7 +250,7 @@ impl Run {
     /// inner error is the exit of a container that was removed meanwhile.
     async fn outlive<T, F: Future<Output = Result<T>>>(
         &self,
-        passes: fn(&Error) -> bool,
+        passes: impl Fn(&Error) -> bool,
         call: impl Fn(&Now) -> F,
     ) -> Result<Result<T, Exit>> {
         loop {
@@ -301,6 +281,7 @@ impl Run {
             match self.find().await {
                 Ok(found) => {
                     *generation += 1;
+                    self.rejoined.set(true);
                     return Ok(found);
                 }
                 Err(error) if unavailable(&error) && Instant::now() < until => {
@@ -315,11 +296,21 @@ impl Run {
     async fn find(&self) -> Result<Option<Exit>> {
         let old = self.now.borrow().clone();
         let client = old.client.again().await?;
-        let container = client.namespace(&self.namespace).containers().get(&self.id);
+        let container = client.namespace(&self.request.namespace).containers().get(self.id());
+        if !self.heard.get()
+            && let Ok(info) = container.info().await
+            && info.created < self.began
+        {
+            let why = "is there already: choose another name or remove it";
+            return Err(Error::already_exists("container", self.id(), why));
+        }
         let task = container.task();
         let state = match task.state().await {
-            Err(error) if error.code == Code::NotFound && old.removed.is_some() => {
-                return self.journalled(&client).await.map(Some);
+            Err(error) if error.code == Code::NotFound && self.heard.get() && old.removed.is_some() => {
+                return self.journalled(&client, LOOKUP).await.map(Some);
+            }
+            Err(error) if error.code == Code::NotFound && !self.heard.get() => {
+                return self.anew(&client, &container, error.kind == "task").await;
             }
             other => other?,
         };
@@ -329,6 +320,8 @@ impl Run {
             match task.start().await {
                 Ok(started) => pid = started,
                 Err(error) if error.code == Code::FailedPrecondition && error.kind != "command" => {}
+                // It has just gone: the wait sees that.
+                Err(error) if error.code == Code::NotFound && error.kind == "container" => {}
                 Err(error) => return Err(error),
             }
         }
@@ -337,18 +330,46 @@ impl Run {
             let _ = task.resize(rows, columns).await;
         }
         let started = futures::future::ready(Ok(pid)).boxed_local().shared();
-        let exit = task.wait().boxed_local().shared();
+        let exit = match state.exit {
+            Some(exit) => futures::future::ready(Ok(exit)).boxed_local().shared(),
+            None => task.wait().boxed_local().shared(),
+        };
         let removed = old.removed.map(|_| container.removed().boxed_local().shared());
-        let created = futures::future::ready(Ok(())).boxed_local().shared();
-        *self.now.borrow_mut() = Now { client, container, created, task, started, exit, removed };
+        *self.now.borrow_mut() = Now { client, container, task, started, exit, removed };
+        Ok(None)
+    }
+
+    /// What the daemon had not done before it went is asked for once more. Gives the exit of a container that came and
+    /// went meanwhile.
+    async fn anew(&self, client: &Client, container: &Container, there: bool) -> Result<Option<Exit>> {
+        if !there && let Ok(exit) = self.journalled(client, GLANCE).await {
+            return Ok(Some(exit));
+        }
+        let Some(again) = &self.request.again else {
+            if there {
+                // As for everything that never started.
+                let _ = container.remove(true).await;
+            }
+            let why = "was not made before the daemon went, and its streams were given away: run it again";
+            return Err(Error::cancelled("container", self.id(), why));
+        };
+        // What failed a moment ago fails again just now.
+        let pause = PAUSES.0 * (1 << self.repeats.get().min(8)) / 2;
+        if self.repeats.get() > 0 {
+            tokio::time::sleep(pause.min(PAUSES.1)).await;
+        }
+        let (now, way) = burst(client, &self.request, again()?, there);
+        self.repeats.set(self.repeats.get() + 1);
+        *self.now.borrow_mut() = now;
+        *self.way.borrow_mut() = way;
         Ok(None)
     }
 
     /// The exit of a container that is gone. Its record went in the same commit that made the event, so the journal has
     /// it unless it is too old.
-    async fn journalled(&self, client: &Client) -> Result<Exit> {
-        let filter = format!("topic==\"/tasks/exit\",event.container_id==\"{0}\",event.id==\"{0}\"", self.id);
-        let mut events = client.namespace(&self.namespace).events().subscribe(0, &[filter]);
+    async fn journalled(&self, client: &Client, patience: Duration) -> Result<Exit> {
+        let filter = format!("topic==\"/tasks/exit\",event.container_id==\"{0}\",event.id==\"{0}\"", self.id());
+        let mut events = client.namespace(&self.request.namespace).events().subscribe(0, &[filter]);
         let search = async {
             loop {
                 let Ok(event) = events.next().await? else { continue };
@@ -364,9 +385,9 @@ impl Run {
                 return Ok(Exit { status, at: at.unwrap_or(event.timestamp), reason: reason.to_owned() });
             }
         };
-        tokio::time::timeout(LOOKUP, search).await.unwrap_or_else(|_| {
+        tokio::time::timeout(patience, search).await.unwrap_or_else(|_| {
             let why = "is gone since the connection was lost, and the journal has no exit of it";
-            Err(Error::not_found("container", &self.id, why))
+            Err(Error::not_found("container", self.id(), why))
         })
     }
 }

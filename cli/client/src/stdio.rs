@@ -71,6 +71,11 @@ impl Stdio {
         })
     }
 
+    /// Whether nothing of it is anybody's.
+    pub(crate) fn is_null(&self) -> bool {
+        matches!((&self.stdin, &self.stdout, &self.stderr), (Input::Null, Output::Null, Output::Null))
+    }
+
     /// Fills the struct; the message must be sent at once, since its descriptors go with the next byte.
     pub(crate) fn fill(self, mut builder: stdio::Builder<'_>, fds: &Fds) {
         builder.set_rows(self.size.0);

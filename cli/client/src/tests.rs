@@ -296,42 +296,25 @@ fn what_never_started_is_removed() {
 }
 
 #[test]
-fn a_part_that_is_down_is_waited_for_and_nothing_is_made_twice() {
-    let run = |down: &'static [&'static str], patient: bool| {
-        bounded(async move {
-            let dir = tempfile::tempdir().unwrap();
-            let path = dir.path().join("cofferd.sock");
-            let (life, stop) = (Rc::new(Life::default()), Notify::new());
-            life.down.borrow_mut().extend(down);
-            let client = async {
-                while !path.exists() {
-                    tokio::task::yield_now().await;
-                }
-                let client = Client::connect(&path).await.unwrap();
-                let make = || {
-                    let mut request = RunRequest::new("default", "busybox");
-                    request.stdio.stdin = Input::Fd(std::fs::File::open("/dev/null").unwrap().into());
-                    Ok(request)
-                };
-                let run = if patient { client.run_patiently(make) } else { client.run(make().unwrap()) };
-                let started = run.unwrap().started().await;
-                stop.notify_one();
-                started
-            };
-            let ((), started) = tokio::join!(serve(&path, &life, &stop), client);
-            (started, life.calls.take())
-        })
-    };
-    let (started, calls) = run(&["create"], true);
-    assert_eq!((started, calls), (Ok(42), vec!["create", "create", "createTask", "start"]), "it was never made");
-    let (started, calls) = run(&["createTask", "remove"], true);
-    let wanted = vec!["create", "createTask", "remove", "remove", "create", "createTask", "start"];
-    assert_eq!((started, calls), (Ok(42), wanted), "what was made is removed first");
-    let (started, calls) = run(&["start"], true);
-    let wanted = vec!["create", "createTask", "start", "remove", "create", "createTask", "start"];
-    assert_eq!((started, calls), (Ok(42), wanted));
-    let (started, _) = run(&["create"], false);
-    assert!(started.unwrap_err().comes_back(), "who did not ask for patience is told");
+fn who_cannot_have_streams_again_is_told_of_a_part_that_is_down() {
+    bounded(async {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("cofferd.sock");
+        let (life, stop) = (Rc::new(Life::default()), Notify::new());
+        life.down.borrow_mut().push("create");
+        let client = async {
+            while !path.exists() {
+                tokio::task::yield_now().await;
+            }
+            let client = Client::connect(&path).await.unwrap();
+            let mut request = RunRequest::new("default", "busybox");
+            request.stdio.stdin = Input::Fd(std::fs::File::open("/dev/null").unwrap().into());
+            let error = client.run(request).unwrap().started().await.unwrap_err();
+            assert!(error.comes_back(), "{error}");
+            stop.notify_one();
+        };
+        tokio::join!(serve(&path, &life, &stop), client);
+    });
 }
 
 #[test]

@@ -7,7 +7,7 @@ use cofferdam_metadata::records::{
     tasks,
 };
 use cofferdam_oci::spec::{Mount, Network, Options, Seccomp, Ulimit};
-use cofferdam_tasks::{LogRecord, NewContainer, RunRecord, read_log};
+use cofferdam_tasks::{LogRecord, NewContainer, ProcessState, RunRecord, read_log};
 use cofferdam_types::{Any, Code, Error, Id, Result, filter};
 use cofferdam_wire::{
     container_capnp::{
@@ -223,6 +223,18 @@ async fn set_info(place: &Place, mut builder: container_info::Builder<'_>, recor
     let state = match tasks.query(namespace, &record.id, String::new()).await {
         Ok(state) => state,
         Err(error) if error.code == Code::NotFound => return Ok(()),
+        // One whose shim doesn't answer must not hide the others.
+        Err(error) if error.code == Code::Unavailable && !whole => {
+            let stored = tasks::find(&place.services().metadata.read()?, namespace, &record.id)?;
+            let Some(task) = stored else { return Err(error) };
+            ProcessState {
+                state: task.state,
+                pid: task.pid,
+                created: task.created,
+                started: task.started,
+                exit: task.exit,
+            }
+        }
         Err(error) => return Err(error),
     };
     let stored = tasks::find(&place.services().metadata.read()?, namespace, &record.id)?;

@@ -6,17 +6,7 @@ use cofferdam_client::{Containers, Stdio, is_lost};
 use cofferdam_integration::{BUSYBOX, Daemon, bounded};
 use cofferdam_types::{Code, Error, Result};
 
-/// xorshift64*: a sequence that a seed repeats.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) % n
-    }
-}
+use crate::random::{Random, seed};
 
 /// How far a container came, as far as the daemon said so.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -77,10 +67,9 @@ async fn check(containers: &Containers, id: &str, reached: Reached) {
 
 #[test]
 fn nothing_acknowledged_is_lost_and_nothing_is_left() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let seed = number("COFFERDAM_SEED").unwrap_or(20_260_101);
+    let seed = seed();
     let kills = if std::env::var_os("COFFERDAM_LONG").is_some() { 300 } else { 30 };
-    let mut random = Random(seed | 1);
+    let mut random = Random::new(seed);
     println!("seed {seed}");
 
     let daemon = Daemon::with_busybox();

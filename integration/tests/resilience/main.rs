@@ -3,12 +3,15 @@
 mod bounds;
 mod burst;
 mod crashes;
+mod deaths;
 mod drills;
 mod neighbours;
 mod proxy;
+mod random;
 mod restart;
+mod storm;
 
-use std::io::Write as _;
+use std::{collections::BTreeMap, io::Write as _};
 
 use cofferdam_client::{Client, Run, RunRequest};
 use cofferdam_integration::{Daemon, input, until};
@@ -31,6 +34,36 @@ pub async fn start(client: &Client, request: RunRequest) -> (Run, u32) {
     let run = client.run(request).unwrap();
     let pid = run.started().await.unwrap();
     (run, pid)
+}
+
+/// The shim of a container's first process.
+pub fn shim_of(pid: u32) -> u32 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().parse().unwrap()
+}
+
+/// Sends a signal.
+pub fn send(pid: u32, signal: nix::sys::signal::Signal) {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), signal).unwrap();
+}
+
+/// How often each container's end is in the journal.
+pub async fn exits(client: &Client, namespace: &str) -> BTreeMap<String, Vec<u64>> {
+    let events = client.namespace(namespace).events();
+    let mut found: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+    // A last event of our own: everything before it has been seen when it comes.
+    let last = events.publish("/test/end", &serde_json::json!({})).await.unwrap();
+    let mut events = events.subscribe(0, &["topic==\"/tasks/exit\"", "topic==\"/test/end\""]);
+    loop {
+        let event = events.next().await.unwrap().expect("no gap");
+        if event.sequence == last {
+            return found;
+        }
+        if event.topic == "/tasks/exit" {
+            let id = event.payload["container_id"].as_str().unwrap().to_owned();
+            found.entry(id).or_default().push(event.payload["exit_status"].as_u64().unwrap());
+        }
+    }
 }
 
 /// Whether a process runs; one that ended and is not yet taken in doesn't.

@@ -6,28 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cofferdam_client::{Client, Input, Output, ProcessOptions, Status, Stdio};
+use cofferdam_client::{Input, Output, ProcessOptions, Status, Stdio};
 use cofferdam_integration::{Arrivals, Daemon, bounded, input, output, terminal, until_async, write};
 use cofferdam_types::{Code, Timestamp};
 
-use crate::{ends_when_told, runs, start, tell, until_ended};
-
-/// How often each container's end is in the journal.
-async fn exits(client: &Client, namespace: &str, last: u64) -> BTreeMap<String, Vec<u64>> {
-    let events = client.namespace(namespace).events();
-    let mut found: BTreeMap<String, Vec<u64>> = BTreeMap::new();
-    // A last event of our own: everything before it has been seen when it comes.
-    events.publish("/test/end", &serde_json::json!({})).await.unwrap();
-    let mut events = events.subscribe(last, &["topic==\"/tasks/exit\"", "topic==\"/test/end\""]);
-    loop {
-        let event = events.next().await.unwrap().expect("no gap");
-        if event.topic == "/test/end" {
-            return found;
-        }
-        let id = event.payload["container_id"].as_str().unwrap().to_owned();
-        found.entry(id).or_default().push(event.payload["exit_status"].as_u64().unwrap());
-    }
-}
+use crate::{ends_when_told, exits, runs, send, shim_of, start, tell, until_ended};
 
 #[test]
 fn twenty_containers_are_found_again() {
@@ -89,7 +72,7 @@ fn twenty_containers_are_found_again() {
         for (id, ..) in &boxes {
             containers.get(id).remove(false).await.unwrap();
         }
-        let exits = exits(&client, daemon.namespace(), 0).await;
+        let exits = exits(&client, daemon.namespace()).await;
         let once = boxes.iter().enumerate().map(|(n, (id, ..))| (id.clone(), vec![10 + n as u64]));
         assert_eq!(exits, once.collect(), "each end is told once");
     });
@@ -305,7 +288,7 @@ fn what_ended_meanwhile_and_was_to_go_goes() {
             Ok(()) => {}
             Err(error) => assert_eq!(error.code, Code::NotFound),
         }
-        let told = exits(&client, daemon.namespace(), 0).await;
+        let told = exits(&client, daemon.namespace()).await;
         assert_eq!(told, BTreeMap::from([("brief".to_owned(), vec![9])]));
     });
     daemon.settles(&before);
@@ -320,9 +303,7 @@ fn a_shim_that_was_lost_meanwhile() {
         let (request, _file) = ends_when_told(&daemon, "box");
         let (_, pid) = start(&client, request).await;
         daemon.kill9();
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        let shim = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().parse().unwrap();
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim), nix::sys::signal::SIGKILL).unwrap();
+        send(shim_of(pid), nix::sys::signal::Signal::SIGKILL);
         let began = Instant::now();
         daemon.restart();
         let container = daemon.open().await.containers().get("box");

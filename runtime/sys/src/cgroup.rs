@@ -242,14 +242,36 @@ impl Cgroup {
                 Err(e) => return Err(e),
             }
         }
+        if self.unified().is_none() && self.v1("freezer").is_none() {
+            return self.kill_unfrozen();
+        }
         // Frozen, the group can't fork away from the signals; each is delivered when it thaws.
         let frozen = self.freeze();
-        for pid in self.pids()? {
-            // SAFETY: no memory is involved.
-            unsafe { libc::kill(pid, libc::SIGKILL) };
-        }
+        self.kill_once()?;
         let thawed = self.thaw();
         frozen.and(thawed)
+    }
+
+    /// Signals every process; how many there were.
+    fn kill_once(&self) -> Result<usize> {
+        let pids = self.pids()?;
+        for pid in &pids {
+            // SAFETY: no memory is involved.
+            unsafe { libc::kill(*pid, libc::SIGKILL) };
+        }
+        Ok(pids.len())
+    }
+
+    /// Of a group whose making was interrupted there may be nothing to freeze: signals until nobody is left.
+    fn kill_unfrozen(&self) -> Result<()> {
+        let end = Instant::now() + PATIENCE;
+        while self.kill_once()? > 0 {
+            if Instant::now() > end {
+                return Err(Error::failed_precondition("cgroup", &self.path, "processes still run in it"));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
     }
 
     /// v1 processes die only once they run again; a group that isn't frozen is none the worse.

@@ -3,6 +3,7 @@
 use std::{
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    time::{Duration, Instant},
 };
 
 use crate::check;
@@ -108,6 +109,20 @@ pub fn is_alive(pidfd: impl AsFd) -> bool {
     unsafe { libc::poll(&mut poll, 1, 0) == 0 }
 }
 
+/// Waits for the end of the process behind `pidfd`, whoever's child it is; whether it came.
+pub fn ended_within(pidfd: impl AsFd, time: Duration) -> io::Result<bool> {
+    let end = Instant::now() + time;
+    loop {
+        let left = end.saturating_duration_since(Instant::now()).as_millis();
+        let mut poll = libc::pollfd { fd: pidfd.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: the pointer is valid for the call.
+        match check(unsafe { libc::poll(&mut poll, 1, left.try_into().unwrap_or(libc::c_int::MAX)) }.into()) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            other => return other.map(|ready| ready != 0),
+        }
+    }
+}
+
 /// Moves the caller (for `CLONE_NEWPID`: its future children) into the namespaces of `flags` that `fd` stands for: a
 /// namespace file, or a pidfd for those of its process.
 pub fn setns(fd: impl AsFd, flags: i32) -> io::Result<()> {
@@ -175,7 +190,9 @@ mod tests {
         };
         assert_eq!(waitid(&child.pidfd, false).unwrap(), None);
         assert!(is_alive(&child.pidfd));
+        assert!(!ended_within(&child.pidfd, Duration::from_millis(1)).unwrap());
         pidfd_send_signal(&child.pidfd, libc::SIGKILL).unwrap();
+        assert!(ended_within(&child.pidfd, Duration::from_secs(60)).unwrap(), "and it is not reaped by that");
         assert_eq!(waitid(&child.pidfd, true).unwrap(), Some(Exit::Signal(9)));
         assert!(!is_alive(&child.pidfd));
         assert_eq!(pidfd_send_signal(&child.pidfd, 9).unwrap_err().raw_os_error(), Some(libc::ESRCH));

@@ -64,6 +64,24 @@ fn the_file_is_the_daemons_alone() {
     assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
 }
 
+/// Who was killed lets go of the file when he is dead, which may be a moment after his successor has come.
+#[test]
+fn a_file_that_is_in_use_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("meta.redb");
+    let open = || Arc::new(Shared::new(Opener::file(&path))).open();
+    let held = open().unwrap();
+    let (begin, began) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            began.recv().unwrap();
+            drop(held);
+        });
+        begin.send(()).unwrap();
+        open().unwrap();
+    });
+}
+
 #[test]
 fn a_view_stays_as_it_was() {
     let mut f = Fixture::new();

@@ -73,23 +73,26 @@ pub static RUN: Command = Command {
 
 async fn run(cx: Cx) -> Result<i32, Failure> {
     let (detach, tty) = (cx.args.has("detach"), cx.args.has("tty"));
-    let request = request(&cx.args, &cx.namespace)?;
+    let mut request = request(&cx.args, &cx.namespace)?;
     let interactive = cx.args.has("interactive");
     if !detach {
         needs_terminal("run", interactive && tty)?;
     }
     let client = cx.client().await?;
     if detach {
-        let run = client.run_patiently(move || Ok(request.with(Stdio::default())))?;
+        let run = client.run(request)?;
         run.started().await?;
         let id = run.id();
         line(&if cx.json { json!({ "id": id }).to_string() } else { id.to_owned() })?;
         return Ok(0);
     }
     let signals = Signals::take(FORWARDED)?;
-    let size = size(tty);
+    request.stdio = stdio(interactive, tty)?;
+    // They are ours for as long as we run, and nobody reads them before the container is made.
+    request.again = Some(Box::new(move || stdio(interactive, tty)));
+    let size = request.stdio.size;
     let raw = if tty && interactive { Raw::stdin()? } else { None };
-    let run = Rc::new(client.run_patiently(move || Ok(request.with(stdio(interactive, tty)?)))?);
+    let run = Rc::new(client.run(request)?);
     tokio::select! {
         started = run.started() => started?,
         ended = gives_up(&signals) => {
@@ -133,11 +136,8 @@ async fn gives_up(signals: &Signals) -> Result<u32, Failure> {
 
 /// coffer's own streams, for a process.
 pub fn stdio(interactive: bool, tty: bool) -> cofferdam_types::Result<Stdio> {
-    Ok(Stdio { size: size(tty), ..Stdio::inherit(interactive)? })
-}
-
-fn size(tty: bool) -> (u16, u16) {
-    terminal::size().filter(|_| tty).unwrap_or_default()
+    let size = terminal::size().filter(|_| tty).unwrap_or_default();
+    Ok(Stdio { size, ..Stdio::inherit(interactive)? })
 }
 
 /// Who wants a terminal to type at must have one: keys that come from elsewhere would be echoed, and a ctrl-c in them

@@ -114,3 +114,20 @@ fn without_v2_the_freezer_kills() {
     child.wait().unwrap();
     group.remove().unwrap();
 }
+
+/// As one is left whose making was interrupted.
+#[test]
+fn a_group_without_a_freezer_is_killed() {
+    let mut layout = Layout::detect().unwrap();
+    layout.hierarchies.retain(|h| h.controllers.iter().any(|c| c == "pids"));
+    if layout.hierarchies.is_empty() {
+        return; // v2 alone: its groups are made at once.
+    }
+    let group = Cgroup::create(&layout, &name("half")).unwrap();
+    let mut child = sleeper();
+    group.add(child.id() as i32).unwrap();
+    let reaper = std::thread::spawn(move || child.wait().unwrap());
+    group.kill().unwrap();
+    group.remove().unwrap();
+    assert!(!reaper.join().unwrap().success());
+}

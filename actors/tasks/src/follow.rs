@@ -1,0 +1,109 @@
+//! What becomes of a task while nobody asks: its shim is found or lost, its processes end.
+
+use std::{rc::Rc, time::Duration};
+
+use cofferdam_types::{Authority, Code};
+use cofferdam_wire::convert::life;
+
+use crate::{
+    actor::Ctx,
+    entry::Entry,
+    recover, remove,
+    shim::{Connection, from_shim},
+};
+
+/// The first and the longest pause between two attempts to remove what ended; the longest is the last.
+const AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
+
+impl Ctx {
+    /// Finds a task again, and follows it.
+    pub(crate) async fn find(self, entry: Rc<Entry>, was_recorded: bool) {
+        if was_recorded {
+            entry.recorded.send_replace(true);
+        }
+        let connection = recover::find(&self.deps, &entry).await;
+        if entry.init.ended().is_some() && (!was_recorded || entry.remove_on_exit) {
+            self.ended(&entry, "").await;
+        }
+        if let Some(connection) = connection {
+            self.follow(entry, &connection);
+        }
+    }
+
+    /// Watches the shim and every process that runs.
+    pub(crate) fn follow(&self, entry: Rc<Entry>, connection: &Connection) {
+        let running: Vec<String> = std::iter::once(String::new())
+            .chain(entry.execs.borrow().keys().cloned())
+            .filter(|exec| entry.process(exec).is_ok_and(|p| p.ended().is_none()))
+            .collect();
+        for exec in running {
+            self.watch(&entry, exec);
+        }
+        let (ctx, ended) = (self.clone(), connection.ended.clone());
+        tokio::task::spawn_local(async move {
+            ended.await;
+            if entry.removing.get() || entry.init.ended().is_some() {
+                entry.link.lose("its shim has ended");
+                return;
+            }
+            recover::lost(&ctx.deps, &entry).await;
+            ctx.ended(&entry, "").await;
+        });
+    }
+
+    /// Waits for a process's end and makes it known.
+    pub(crate) fn watch(&self, entry: &Rc<Entry>, exec: String) {
+        let (ctx, entry) = (self.clone(), entry.clone());
+        tokio::task::spawn_local(async move {
+            let Ok(remote) = entry.link.remote().await else { return };
+            let mut request = remote.container.wait_request();
+            request.get().set_id(&exec);
+            // An error means that the shim is gone: whoever watches the connection sees to that.
+            let Ok(answer) = request.send().promise.await else { return };
+            let Ok(life) = answer.get().and_then(|a| a.get_life()).map_err(from_shim).and_then(life) else { return };
+            let Ok(process) = entry.process(&exec) else { return };
+            if process.ended().is_none() {
+                process.update(life);
+                ctx.ended(&entry, &exec).await;
+            }
+        });
+    }
+
+    /// A process ended, and those who wait know: now the tables.
+    async fn ended(&self, entry: &Rc<Entry>, exec: &str) {
+        if exec.is_empty() && entry.remove_on_exit {
+            let mut pause = AGAIN.0;
+            while !self.removed_with(entry).await {
+                if pause > AGAIN.1 {
+                    return;
+                }
+                remove::record_exit(&self.deps, entry, exec).await;
+                tokio::time::sleep(pause).await;
+                pause *= 2;
+            }
+        } else if !entry.removing.get() {
+            remove::record_exit(&self.deps, entry, exec).await;
+        }
+    }
+
+    /// Removes a container that was to go with its task. Whether it is gone, or somebody else is at it.
+    async fn removed_with(&self, entry: &Rc<Entry>) -> bool {
+        let (ns, id) = (&entry.namespace, &entry.id);
+        let _turn = self.turn(ns, id).await;
+        // Another task of that name is another's business.
+        let is_current = self.entries.borrow().get(&(ns.clone(), id.clone())).is_some_and(|e| Rc::ptr_eq(e, entry));
+        if !is_current {
+            return true;
+        }
+        match remove::remove(&self.deps, &Authority::system(), ns, id, Some(entry), true).await {
+            Err(error) if error.code != Code::NotFound => {
+                tracing::error!(container = %id, %error, "it can't be removed after its end");
+                false
+            }
+            _ => {
+                self.removed(ns, id);
+                true
+            }
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! What a crash left, removed at the start: directories, shims, cgroups and containers that nobody comes back for.
+
+use std::collections::BTreeSet;
+
+use cofferdam_metadata::records::{containers, namespaces, tasks};
+use cofferdam_types::{Authority, Id, Namespace, Result};
+use tokio::sync::OwnedMutexGuard;
+
+use crate::{
+    actor::Ctx,
+    handle::Deps,
+    layout,
+    messages::RunRecord,
+    recover::{ANSWER, PAGE, each},
+    remove, shim,
+};
+
+/// Containers that were to go with their task, and have none: the daemon died between the two. Whoever asked for both is
+/// told that the container isn't there, and asks anew.
+pub(crate) fn unborn(deps: &Deps) -> Result<Vec<(Namespace, Id)>> {
+    let view = deps.metadata.read()?;
+    let all = each(&view, |ns, last| containers::list(&view, ns, last, PAGE), |container| container.id.to_string())?;
+    let mut found = Vec::new();
+    for (ns, container) in all {
+        let run: RunRecord = serde_json::from_slice(&container.options).unwrap_or_default();
+        if run.remove_on_exit && tasks::find(&view, &ns, &container.id)?.is_none() {
+            found.push((ns, container.id));
+        }
+    }
+    Ok(found)
+}
+
+/// Bundles without a task and logs without a container: a crash came between a commit and their removal, or before one.
+/// Runs before any request is served, so that nothing is taken that is just being made.
+pub(crate) fn dirs(deps: &Deps) -> Result<()> {
+    let view = deps.metadata.read()?;
+    let (bundles, logs) = deps.layout.kept();
+    for (ns, id) in bundles {
+        if tasks::find(&view, &ns, &id)?.is_none() {
+            layout::remove(&deps.layout.bundle(&ns, &id))?;
+        }
+    }
+    for (ns, id) in logs {
+        if containers::find(&view, &ns, &id)?.is_none() {
+            layout::remove(&deps.layout.log_dir(&ns, &id))?;
+        }
+    }
+    Ok(())
+}
+
+/// Shims that have a directory and no task on record. Asked before any request is served, as above.
+pub(crate) fn unknown(deps: &Deps, known: &BTreeSet<String>) -> Vec<String> {
+    let ids = deps.layout.shim_ids().unwrap_or_default();
+    ids.into_iter().filter(|id| !known.contains(id)).collect()
+}
+
+impl Ctx {
+    /// Removes the rest, beside ordinary work. `unborn` come with their turns, which nobody else gets before they are
+    /// gone.
+    pub(crate) async fn sweep(&self, shims: Vec<String>, unborn: Vec<(Namespace, Id, OwnedMutexGuard<()>)>) {
+        futures::future::join_all(shims.iter().map(|id| end(&self.deps, id))).await;
+        for (ns, id, turn) in unborn {
+            tracing::info!(container = %id, "was to go with its task and has none: it goes");
+            match remove::remove(&self.deps, &Authority::system(), &ns, &id, None, true).await {
+                Ok(()) => self.removed(&ns, &id),
+                Err(error) => tracing::error!(container = %id, %error, "it can't be removed"),
+            }
+            drop(turn);
+        }
+        // Shims first: what made a cgroup is dead by now.
+        for (ns, id) in self.deps.layout.cgroups() {
+            let _turn = self.turn(&ns, &id).await;
+            let path = self.deps.layout.cgroup(&ns, &id);
+            // Some specs name their cgroup themselves, maybe such a one.
+            let used = self.entries.borrow().values().any(|entry| entry.cgroup.starts_with(&path));
+            if used {
+                continue;
+            }
+            tracing::info!(cgroup = path, "a cgroup without a task is swept");
+            if let Err(error) = remove::cleanup(&path).await {
+                tracing::error!(%error, "a cgroup is left behind");
+            }
+        }
+        self.deps.layout.tidy_all();
+    }
+}
+
+/// Ends a shim without a task: an intent that was never committed, or a removal that was not finished.
+async fn end(deps: &Deps, id: &str) {
+    if let Ok(connection) = shim::find(&deps.layout, id) {
+        // What it holds has its life record beside it, by name.
+        let deletes = orphans(deps, id).into_iter().map(|(namespace, container)| {
+            let mut request = connection.shim.container_request();
+            request.get().set_namespace(&namespace);
+            request.get().set_id(&container);
+            request.send().pipeline.get_container().delete_request().send().promise
+        });
+        let _ = tokio::time::timeout(ANSWER, futures::future::join_all(deletes)).await;
+    }
+    tracing::info!(shim = id, "a shim without a task is swept");
+    if let Err(error) = shim::kill(deps.layout.shim(id)).await {
+        tracing::error!(%error, "a shim is left behind");
+        return;
+    }
+    if let Err(error) = layout::remove(&deps.layout.shim(id)) {
+        tracing::warn!(%error, "a directory is left behind");
+    }
+}
+
+/// The containers that an unrecorded shim may hold: those of its life records, in any namespace.
+fn orphans(deps: &Deps, shim: &str) -> Vec<(String, String)> {
+    let Ok(entries) = std::fs::read_dir(deps.layout.shim(shim)) else { return Vec::new() };
+    let ids: Vec<String> = entries
+        .filter_map(|e| e.ok()?.file_name().into_string().ok())
+        .filter_map(|name| name.strip_suffix(".life").filter(|id| !id.contains('@')).map(str::to_owned))
+        .collect();
+    let names = deps.metadata.read().and_then(|view| namespaces::list(&view, None, 1000)).unwrap_or_default();
+    let all = |id: &String| names.iter().map(|ns| (ns.name.to_string(), id.clone())).collect::<Vec<_>>();
+    ids.iter().flat_map(all).collect()
+}
