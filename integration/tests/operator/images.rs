@@ -119,8 +119,17 @@ fn a_daemon_that_is_not_root_says_so() {
     // Where everybody may execute it.
     let program = daemon.path().join("program");
     std::fs::copy(cofferdam_integration::binary("cofferd"), &program).unwrap();
-    let mut command = std::process::Command::new(&program);
-    command.arg("--root").arg(root.join("root")).arg("--state").arg(root.join("state")).arg("--shim").arg(&program);
+    // One that starts all the same would go on.
+    let mut command = std::process::Command::new("timeout");
+    command
+        .arg("20")
+        .arg(&program)
+        .arg("--root")
+        .arg(root.join("root"))
+        .arg("--state")
+        .arg(root.join("state"))
+        .arg("--shim")
+        .arg(&program);
     let said = Said::from(command.uid(65_534).gid(65_534).output().unwrap());
     assert!(said.code == 1 && said.err.contains("user 65534") && said.err.contains("must be root"), "{said:?}");
     assert_eq!(std::fs::read_dir(&root).unwrap().count(), 0, "it made nothing");
