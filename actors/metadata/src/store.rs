@@ -63,16 +63,16 @@ impl Opener {
             let fresh = !path.exists();
             // Records hold what clients put into environments and labels: nobody else reads them.
             let end = Instant::now() + DYING;
-            let (backend, length) = loop {
+            let (mut database, length) = loop {
                 let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
                 let file = file.map_err(|e| Error::io("metadata", "", "opening meta.redb", &e))?;
                 let length = file.metadata().map_or(0, |m| m.len());
-                match FileBackend::new(file) {
+                let backend = FileBackend::new(file).map_err(storage)?;
+                match builder().create_with_backend(backend) {
                     Err(DatabaseError::DatabaseAlreadyOpen) if Instant::now() < end => std::thread::sleep(LOOK),
-                    backend => break (backend.map_err(storage)?, length),
+                    opened => break (opened.map_err(storage)?, length),
                 }
             };
-            let mut database = builder().create_with_backend(backend).map_err(storage)?;
             if length > LARGE {
                 shrink(&mut database, length)?;
             }

@@ -72,7 +72,9 @@ impl Ctx {
             let _turn = self.turn(&ns, &id).await;
             let path = self.deps.layout.cgroup(&ns, &id);
             // Some specs name their cgroup themselves, maybe such a one.
-            let used = self.entries.borrow().values().any(|entry| entry.cgroup.starts_with(&path));
+            let lies_there =
+                |cgroup: &str| cgroup.strip_prefix(&*path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+            let used = self.entries.borrow().values().any(|entry| lies_there(&entry.cgroup));
             if used {
                 continue;
             }

@@ -21,7 +21,10 @@ pub fn from_rpc(error: capnp::Error) -> Error {
         return parsed;
     }
     match error.kind {
-        ErrorKind::Disconnected => Error::unavailable("connection", "", format!("is lost: {}", parsed.message)),
+        // The other side may die in the middle of a message.
+        ErrorKind::Disconnected | ErrorKind::PrematureEndOfFile => {
+            Error::unavailable("connection", "", format!("is lost: {}", parsed.message))
+        }
         ErrorKind::Unimplemented => Error::unimplemented("method", "", parsed.message),
         // capnp's own words for a message over the other side's limit: it ends the connection.
         _ if parsed.message.starts_with("Message has ") && parsed.message.contains("too large") => {
@@ -35,4 +38,20 @@ pub fn from_rpc(error: capnp::Error) -> Error {
 /// For `?` in server methods: a malformed message is the client's fault.
 pub fn malformed(error: capnp::Error) -> Error {
     Error::invalid("message", "", format!("is malformed: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_lost_between_two_messages_or_within_one() {
+        let torn = capnp::Error::from(std::io::Error::from(std::io::ErrorKind::UnexpectedEof));
+        let reset = capnp::Error::from(std::io::Error::from(std::io::ErrorKind::ConnectionReset));
+        for error in [torn, reset, capnp::Error::disconnected("Peer disconnected.".into())] {
+            let error = from_rpc(error);
+            assert_eq!((error.code, &*error.kind), (Code::Unavailable, "connection"), "{error}");
+        }
+        assert_eq!(from_rpc(capnp::Error::failed("else".into())).code, Code::Internal);
+    }
 }
