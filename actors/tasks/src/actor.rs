@@ -12,7 +12,7 @@ use cofferdam_metadata::{
         tasks::{self, Exit, State, Task},
     },
 };
-use cofferdam_types::{Authority, Code, Error, Event, Id, Namespace, Result};
+use cofferdam_types::{Authority, Code, Error, Event, Id, Namespace, Result, Timestamp};
 use cofferdam_wire::convert::life;
 use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 
@@ -160,7 +160,14 @@ impl Ctx {
     }
 
     async fn start(&self, entry: &Rc<Entry>, exec: &str) -> Result<u32> {
-        let remote = entry.link.remote().await?;
+        let remote = match entry.link.remote().await {
+            // Its shim died between the making and the start: as below.
+            Err(error) if error.code == Code::FailedPrecondition && exec.is_empty() => {
+                let never = entry.init.life.borrow().started == Timestamp(0);
+                return if never && entry.init.ended().is_some() { Ok(0) } else { Err(error) };
+            }
+            other => other?,
+        };
         let mut request = remote.container.start_request();
         request.get().set_id(exec);
         // Watched from before the start, so that no end is missed; the first process has been watched since it was made.

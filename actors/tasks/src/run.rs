@@ -231,6 +231,7 @@ pub(crate) async fn create_task(
     let mut task = Task::new(id.clone(), &shim_id);
     task.terminal = prepared.terminal;
     task.log = log;
+    shim::place(&deps.layout, &shim_id)?;
     let (namespace, intent) = (ns.clone(), task.clone());
     let commit = deps.metadata.write(auth, move |tx: &mut Tx<'_>| {
         let task = tasks::create(tx, &namespace, intent.clone())?;

@@ -54,11 +54,16 @@ pub(crate) fn new_id() -> Result<String> {
     Ok(format!("{:016x}", u64::from_le_bytes(bytes)))
 }
 
-/// Starts a shim in its own directory. Its socket listens before it runs: nobody has to wait for it.
+/// Makes a new shim's directory: before the commit that names it, or a crash between the two would look like a reboot.
+pub(crate) fn place(layout: &Layout, id: &str) -> Result<()> {
+    let made = std::fs::DirBuilder::new().mode(0o700).create(layout.shim(id));
+    made.map_err(|e| Error::io("shim", id, "its directory can't be made", &e))
+}
+
+/// Starts a shim in its own directory, see [`place`]. Its socket listens before it runs: nobody has to wait for it.
 pub(crate) fn spawn(layout: &Layout, program: &Path, id: &str) -> Result<(Child, Connection)> {
     let os = |what: &str, e: &std::io::Error| Error::io("shim", id, what, e);
     let dir = layout.shim(id);
-    std::fs::DirBuilder::new().mode(0o700).create(&dir).map_err(|e| os("its directory can't be made", &e))?;
     let started = (|| {
         let held = File::open(&dir).map_err(|e| os("its directory can't be opened", &e))?;
         let listener = UnixListener::bind(through(&held, SOCKET)).map_err(|e| os("its socket can't be bound", &e))?;
