@@ -97,8 +97,15 @@ async fn run(cx: Cx) -> Result<i32, Failure> {
         started = run.started() => started?,
         ended = gives_up(&signals) => {
             let signal = ended?;
-            let _ = tokio::time::timeout(GIVE_UP, run.container().remove(true)).await;
-            return Err(Failure { text: "given up".to_owned(), code: Some(128 + signal as i32) });
+            // It may run already, with the answer on its way: then the signal is its own.
+            let Ok(started) = tokio::time::timeout(GIVE_UP, run.started()).await else {
+                let _ = tokio::time::timeout(GIVE_UP, run.container().remove(true)).await;
+                return Err(Failure { text: "given up".to_owned(), code: Some(128 + signal as i32) });
+            };
+            let pid = started?;
+            // Where it has ended meanwhile, that is its end.
+            let _ = run.kill(signal).await;
+            pid
         }
     };
     if let Some(raw) = &raw {
