@@ -164,22 +164,21 @@ impl Cgroup {
         self.parts.iter().find(has).map(|p| p.dir.as_fd())
     }
 
-    /// Moves a process into the v1 hierarchies. (Into the v2 one it was cloned, or see [`Cgroup::add`].)
-    pub fn add_v1(&self, pid: i32) -> Result<()> {
-        self.place(pid, |h| !h.unified)
+    /// The files by which a thread joins the v1 hierarchies: it writes a `0` into each. (Into the v2 one it is cloned, or
+    /// see [`Cgroup::add`].) A thread that moves itself is the one move for which the kernel takes no lock against every
+    /// fork and exec of the host; to get that lock takes an RCU grace period, 4 to 15 ms.
+    pub fn tasks_v1(&self) -> Result<Vec<OwnedFd>> {
+        let open = |part: &Part| {
+            fd::open(part.dir.as_fd(), "tasks".as_ref(), libc::O_WRONLY, 0, Scope::Beneath)
+                .map_err(|e| Error::io("cgroup", &self.path, "opening tasks", &e))
+        };
+        self.parts.iter().filter(|part| !part.hierarchy.unified).map(open).collect()
     }
 
     /// Moves a process into every hierarchy.
     pub fn add(&self, pid: i32) -> Result<()> {
-        self.place(pid, |_| true)
-    }
-
-    fn place(&self, pid: i32, which: impl Fn(&Hierarchy) -> bool) -> Result<()> {
         let pid = pid.to_string();
-        self.parts
-            .iter()
-            .filter(|p| which(&p.hierarchy))
-            .try_for_each(|part| self.write_at(part.dir.as_fd(), "cgroup.procs", &pid))
+        self.parts.iter().try_for_each(|part| self.write_at(part.dir.as_fd(), "cgroup.procs", &pid))
     }
 
     /// Writes a file of the group's directory `dir`.

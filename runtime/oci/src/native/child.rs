@@ -95,6 +95,8 @@ fn perform(step: &Step, state: &mut State) -> Done {
     use std::os::fd::AsRawFd;
     match step {
         Step::Gate => wait(state.control),
+        // SAFETY: the buffer is static.
+        Step::Join(tasks) => drop(ok(unsafe { libc::write(tasks.as_raw_fd(), c"0".as_ptr().cast(), 1) } as i64)?),
         // SAFETY: no memory is involved.
         Step::Undumpable => drop(ok(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) }.into())?),
         // SAFETY: no memory is involved.

@@ -57,10 +57,10 @@ pub(super) fn launch(
     };
     drop((theirs, born_into));
     let launched = Launched { child, control: ours, console: None };
-    let placed = cgroup.add_v1(launched.child.pid).and_then(|()| match oom_score {
+    let placed = match oom_score {
         Some(score) => oom_score_adj(launched.child.pid, score),
         None => Ok(()),
-    });
+    };
     let placed = placed.and_then(|()| launched.release());
     if let Err(e) = placed {
         launched.destroy();

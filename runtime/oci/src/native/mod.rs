@@ -191,6 +191,7 @@ impl Runtime for Native {
         let init = container.init.pidfd.try_clone().map_err(fail)?;
         let join = container.kept.join;
         let mut steps = vec![Step::Gate, Step::Undumpable];
+        steps.extend(cgroup.tasks_v1()?.into_iter().map(Step::Join));
         let pid_namespace = (join & libc::CLONE_NEWPID != 0).then_some(&container.init.pidfd);
         let flags = join & !libc::CLONE_NEWPID;
         steps.push(Step::Enter { fd: init, flags, what: "the namespaces of the first process (does it run?)".into() });

@@ -56,6 +56,8 @@ pub(super) fn plan(request: &CreateRequest<'_>, cgroup: &Cgroup) -> Result<Plan>
     let nothing = Linux::default();
     let linux = spec.linux().as_ref().unwrap_or(&nothing);
     let mut plan = Plan { steps: vec![Step::Undumpable, Step::Gate], ..Plan::default() };
+    // Before there is a network namespace: the other order costs 8 ms.
+    plan.steps.extend(cgroup.tasks_v1()?.into_iter().map(Step::Join));
     namespaces(linux, &mut plan)?;
     let steps = &mut plan.steps;
     if let Some(name) = spec.hostname().as_ref().filter(|n| !n.is_empty()) {

@@ -85,8 +85,10 @@ impl Command {
 /// One thing to do. The order is the plan's business.
 #[derive(Debug)]
 pub(super) enum Step {
-    /// Waits until the parent has put this process into its cgroups.
+    /// Waits until the parent lets it go on.
     Gate,
+    /// Joins a cgroup of a v1 hierarchy, see [`cofferdam_sys::cgroup::Cgroup::tasks_v1`].
+    Join(OwnedFd),
     /// Makes `/proc/<pid>` of this process unreadable to the container that it is about to enter.
     Undumpable,
     /// Joins namespaces.
@@ -201,7 +203,8 @@ impl Step {
     pub fn describe(&self) -> String {
         let text = |c: &CString| c.to_string_lossy().into_owned();
         match self {
-            Step::Gate => "waiting for the cgroup".into(),
+            Step::Gate => "waiting for the parent".into(),
+            Step::Join(_) => "joining its cgroup".into(),
             Step::Undumpable => "hiding the process from the container".into(),
             Step::Enter { what, .. } => format!("joining {what}"),
             Step::Unshare { .. } => "making the network and cgroup namespaces".into(),
