@@ -10,6 +10,7 @@ use std::{
 };
 
 use cofferdam_oci::{CreateRequest, ExecRequest, Runtime, Stdio, native::Native};
+use cofferdam_sys::cgroup;
 use cofferdam_types::{Error, Id, Mount, Namespace, Result};
 use oci_spec::runtime::{Process, Spec};
 
@@ -112,7 +113,8 @@ fn execs(
     print("exec+wait", &mut times[1]);
     drop(hold);
     cofferdam_sys::process::waitid(&container.init.pidfd, true).map_err(io("waitid"))?;
-    native.delete(&container)
+    native.delete(&container)?;
+    cgroup::prune_above(&cgroup::Layout::detect()?, &container.cgroup, 0)
 }
 
 fn print(name: &str, times: &mut [Duration]) {
