@@ -101,14 +101,12 @@ struct Life {
     removed: Cell<bool>,
     bad_command: Cell<bool>,
     stdin: Cell<bool>,
-    /// The calls that are refused once, for a part of the daemon that is down, and all that came.
+    /// The calls that are refused once, for a part of the daemon that is down.
     down: RefCell<Vec<&'static str>>,
-    calls: RefCell<Vec<&'static str>>,
 }
 
 impl Life {
     fn called(&self, call: &'static str) -> capnp::Result<()> {
-        self.calls.borrow_mut().push(call);
         let mut down = self.down.borrow_mut();
         let Some(at) = down.iter().position(|name| *name == call) else { return Ok(()) };
         down.remove(at);
