@@ -196,9 +196,6 @@ impl Container {
             // `started` first: a process that runs must not look as if it hadn't been started.
             process.started()?;
             self.runtime.start(&mut self.made.borrow_mut())?;
-            // What making it took is not needed again, and there is a shim for each container. Not on the way of the
-            // answer.
-            tokio::task::spawn_local(async { cofferdam_sys::memory::trim() });
             return Ok(process.life());
         }
         let pending = self.execs.borrow_mut().get_mut(id).and_then(|exec| exec.pending.take());
