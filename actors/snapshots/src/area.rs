@@ -290,25 +290,49 @@ impl Drop for Held {
         if self.kept.load(Ordering::Relaxed) {
             return;
         }
-        // Whoever held it may have lost the answer to a commit that did happen. The tables may be just opened anew,
-        // after a disk that was full: they get a moment. In doubt the next sweep decides.
-        let mut referenced = (self.area.referenced)(self.id);
-        for _ in 0..LOOKS {
-            if !referenced.as_ref().is_err_and(|error| error.code == Code::Unavailable) {
-                break;
-            }
-            std::thread::sleep(LOOK);
-            referenced = (self.area.referenced)(self.id);
+        // Whoever held it may have lost the answer to a commit that did happen.
+        let (area, id) = (self.area.clone(), self.id);
+        let referenced = (area.referenced)(id);
+        if !passes(&referenced) {
+            return area.let_go(id, referenced);
         }
+        // The tables may be just opened anew, after a disk that was full: they get a moment, and who drops this may be an
+        // actor, which has none. In doubt the next sweep decides.
+        let later = move || {
+            let mut referenced = referenced;
+            for _ in 0..LOOKS {
+                if !passes(&referenced) {
+                    break;
+                }
+                std::thread::sleep(LOOK);
+                referenced = (area.referenced)(id);
+            }
+            area.let_go(id, referenced);
+        };
+        if let Err(error) = std::thread::Builder::new().name("snapshots-late".into()).spawn(later) {
+            tracing::warn!(id, %error, "a directory that nobody wants stays until the next start");
+            lock(&self.area.live).remove(&id);
+        }
+    }
+}
+
+/// Whether it can't be said just now.
+fn passes(referenced: &Result<bool>) -> bool {
+    referenced.as_ref().is_err_and(|error| error.code == Code::Unavailable)
+}
+
+impl Area {
+    /// The end of what was held: it goes unless a record names it.
+    fn let_go(&self, id: u64, referenced: Result<bool>) {
         let result = match referenced {
             Ok(true) => Ok(()),
-            Ok(false) => self.area.discard(self.id),
+            Ok(false) => self.discard(id),
             Err(error) => Err(error),
         };
         if let Err(error) = result {
-            tracing::warn!(id = self.id, %error, "a directory that nobody wants stays until the next start");
+            tracing::warn!(id, %error, "a directory that nobody wants stays until the next start");
         }
-        lock(&self.area.live).remove(&self.id);
+        lock(&self.live).remove(&id);
     }
 }
 
