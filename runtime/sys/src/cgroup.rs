@@ -228,8 +228,19 @@ impl Cgroup {
         Ok(pids)
     }
 
-    /// Kills every process, frozen or not. Returns at once; see [`Cgroup::wait_empty`].
+    /// Kills every process, frozen or not; that they have ended shows in [`Cgroup::remove`]. Somebody else may be
+    /// removing the group at the same time.
     pub fn kill(&self) -> Result<()> {
+        match self.kill_all() {
+            // What is gone of it was empty, and can't freeze the rest.
+            Err(_) if self.parts.iter().any(|part| !join(&part.hierarchy.root, &self.path).exists()) => {
+                self.kill_unfrozen()
+            }
+            other => other,
+        }
+    }
+
+    fn kill_all(&self) -> Result<()> {
         if let Some(dir) = self.unified() {
             match self.write_at(dir, "cgroup.kill", "1") {
                 Ok(()) => {
@@ -494,8 +505,9 @@ fn collect_pids(dir: &Path, depth: usize, pids: &mut Vec<i32>) -> io::Result<()>
     };
     pids.extend(list.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|pid| *pid > 0));
     if depth < MAX_DEPTH {
-        for child in children(dir)? {
-            collect_pids(&child, depth + 1, pids)?;
+        match children(dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            below => below?.iter().try_for_each(|child| collect_pids(child, depth + 1, pids))?,
         }
     }
     Ok(())
@@ -516,7 +528,10 @@ fn remove_tree(dir: &Path, depth: usize) -> io::Result<()> {
             for child in below {
                 remove_tree(&child, depth + 1)?;
             }
-            std::fs::remove_dir(dir)
+            match std::fs::remove_dir(dir) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+                other => other,
+            }
         }
         other => other,
     }

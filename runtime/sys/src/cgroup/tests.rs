@@ -99,6 +99,33 @@ fn groups_are_made_while_their_parents_are_removed() {
 }
 
 #[test]
+fn two_may_kill_and_remove_one_group() {
+    let layout = Layout::detect().unwrap();
+    // Without v2 too, where killing takes more steps that can meet the removal.
+    let v1 = Layout { hierarchies: layout.hierarchies.iter().filter(|h| !h.unified).cloned().collect() };
+    for layout in [&layout, &v1] {
+        let path = name("two");
+        for _ in 0..100 {
+            let group = Cgroup::create(layout, &format!("{path}/a")).unwrap();
+            let mut child = sleeper();
+            group.add(child.id() as i32).unwrap();
+            std::thread::scope(|scope| {
+                for _ in 0..2 {
+                    scope.spawn(|| {
+                        if let Ok(group) = Cgroup::open(layout, &path) {
+                            group.kill().unwrap();
+                            group.remove().unwrap();
+                        }
+                    });
+                }
+                child.wait().unwrap();
+            });
+            assert!(layout.hierarchies.iter().all(|h| !join(&h.root, &path).exists()));
+        }
+    }
+}
+
+#[test]
 fn without_v2_the_freezer_kills() {
     let mut layout = Layout::detect().unwrap();
     layout.hierarchies.retain(|h| h.controllers.iter().any(|c| c == "freezer"));
