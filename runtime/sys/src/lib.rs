@@ -10,7 +10,9 @@ pub mod fd;
 pub mod memory;
 pub mod mount;
 pub mod mountinfo;
+pub mod network;
 pub mod process;
+pub mod program;
 pub mod pty;
 pub mod xattr;
 

@@ -103,7 +103,7 @@ fn perform(step: &Step, state: &mut State) -> Done {
         Step::Enter { fd, flags, .. } => drop(ok(unsafe { libc::setns(fd.as_raw_fd(), *flags) }.into())?),
         // SAFETY: no memory is involved.
         Step::Unshare { flags } => drop(ok(unsafe { libc::unshare(*flags) }.into())?),
-        Step::Loopback => loopback()?,
+        Step::Loopback => cofferdam_sys::network::loopback_up().map_err(|e| e.raw_os_error().unwrap_or(libc::EIO))?,
         // SAFETY: the pointer is valid for the length.
         Step::Hostname(name) => drop(ok(unsafe { libc::sethostname(name.as_ptr(), name.count_bytes()) }.into())?),
         // SAFETY: the pointer is valid for the length.
@@ -165,20 +165,6 @@ fn perform(step: &Step, state: &mut State) -> Done {
         Step::Execute(command) => return Err(execute(command)),
     }
     Ok(())
-}
-
-fn loopback() -> Done {
-    // SAFETY: ifreq is plain, zero is a value, and it lives for the call; the name fits with its NUL.
-    unsafe {
-        let socket = ok(libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0).into())? as i32;
-        let mut request: libc::ifreq = mem::zeroed();
-        request.ifr_name[0] = b'l' as libc::c_char;
-        request.ifr_name[1] = b'o' as libc::c_char;
-        request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
-        let up = ok(libc::ioctl(socket, libc::SIOCSIFFLAGS as _, &request).into());
-        libc::close(socket);
-        up.map(drop)
-    }
 }
 
 /// Makes 0, 1 and 2 and closes everything else but the control socket, which closes itself on execve: neither a

@@ -1,33 +1,18 @@
-//! One invocation of the binary: what it inherits, how long it may take, how much it may say.
+//! One invocation of the binary, and what its errors mean.
 
 use std::{
     fs::File,
     io::{self, Read},
-    os::{
-        fd::{AsFd, AsRawFd, OwnedFd},
-        unix::{fs::OpenOptionsExt, process::CommandExt},
-    },
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use cofferdam_sys::process;
+use cofferdam_sys::program;
 use cofferdam_types::{Error, Result};
 use serde::Deserialize;
 
-/// How much of what it says is kept; the rest is read and dropped, so that it can't block on a full pipe.
-pub(super) const MAX_OUTPUT: usize = 64 << 10;
-
-/// The streams that it gets.
-pub(super) enum Streams {
-    /// Nothing to read; what it writes is captured.
-    Captured,
-    /// This to read; what it writes is captured.
-    Input(File),
-    /// Those of the process that it is to make.
-    Passed([OwnedFd; 3]),
-}
+pub(super) use program::{MAX_OUTPUT, Streams};
 
 /// One invocation.
 pub(super) struct Invocation<'a> {
@@ -59,112 +44,21 @@ impl Invocation<'_> {
         let log = self.bundle.join("log.json");
         // Only what this invocation adds is its own.
         let before = std::fs::symlink_metadata(&log).map_or(0, |meta| meta.len());
-        let mut command = Command::new(self.binary);
-        command
-            .arg("--root")
-            .arg(self.root)
-            .arg("--log")
-            .arg(&log)
-            .args(["--log-format", "json"])
-            .args(args)
-            .env_clear()
-            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-            .current_dir(self.bundle)
-            .process_group(0);
-        let mut captured = None;
-        match streams {
-            Streams::Passed([stdin, stdout, stderr]) => {
-                command.stdin(stdin).stdout(stdout).stderr(stderr);
-            }
-            other => {
-                command.stdin(match other {
-                    Streams::Input(file) => Stdio::from(file),
-                    _ => Stdio::null(),
-                });
-                let (reader, writer) = io::pipe().map_err(|e| fail("making a pipe", &e))?;
-                let copy = writer.try_clone().map_err(|e| fail("making a pipe", &e))?;
-                command.stdout(writer).stderr(copy);
-                captured = Some(reader);
-            }
-        }
-        // SAFETY: the closure makes two system calls and allocates nothing.
-        unsafe {
-            command.pre_exec(|| {
-                // The caller's death ends it; what it made has its own parent by then.
-                if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
-                    return Err(io::Error::last_os_error());
-                }
-                // X1: nothing above its three streams, whatever the caller forgot to mark.
-                if libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) != 0 {
-                    return Err(io::Error::last_os_error());
-                }
-                Ok(())
-            });
-        }
-        let mut child = command.spawn().map_err(|e| fail("starting it", &e))?;
-        // Holds our copies of the streams: with them open no reader would see an end.
-        drop(command);
-        let mut output = Vec::new();
-        let ended = self.wait(child.id() as i32, captured.as_mut(), &mut output);
-        if !matches!(ended, Ok(true)) {
-            // SAFETY: no memory is involved; the group is the child's own and the child is not reaped yet.
-            unsafe { libc::kill(-(child.id() as i32), libc::SIGKILL) };
-        }
-        let status = child.wait().map_err(|e| fail("waiting for it", &e))?;
-        if !ended.map_err(|e| fail("waiting for it", &e))? {
+        let mut command = program::command(self.binary);
+        command.arg("--root").arg(self.root).arg("--log").arg(&log).args(["--log-format", "json"]).args(args);
+        command.current_dir(self.bundle);
+        let Some(ended) = program::run(command, streams, self.deadline).map_err(|e| fail("running it", &e))? else {
             let message = format!("`{what}` took longer than {:?} and was killed", self.deadline);
             return Err(Error::deadline_exceeded("container", self.id, message));
-        }
-        if status.success() {
+        };
+        let output = ended.output;
+        if ended.status.success() {
             return Ok(output);
         }
         let text = last_error(&log, before)
             .or_else(|| Some(String::from_utf8_lossy(&output).trim().to_owned()).filter(|text| !text.is_empty()))
-            .unwrap_or_else(|| status.to_string());
+            .unwrap_or_else(|| ended.status.to_string());
         Err(self.error(what, &text))
-    }
-
-    /// Waits for the end of the child and reads what it writes meanwhile; false when the deadline passes first.
-    fn wait(&self, pid: i32, mut captured: Option<&mut io::PipeReader>, output: &mut Vec<u8>) -> io::Result<bool> {
-        let pidfd = process::pidfd_open(pid)?;
-        if let Some(reader) = &captured {
-            // SAFETY: no memory is involved. The reading end is ours alone.
-            if unsafe { libc::fcntl(reader.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) } < 0 {
-                return Err(io::Error::last_os_error());
-            }
-        }
-        let end = Instant::now() + self.deadline;
-        loop {
-            let left = end.saturating_duration_since(Instant::now());
-            let interest = |fd: i32| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-            // poll(2) passes over a negative descriptor.
-            let pipe = captured.as_ref().map_or(-1, |reader| reader.as_raw_fd());
-            let mut polled = [interest(pidfd.as_fd().as_raw_fd()), interest(pipe)];
-            let timeout = i32::try_from(left.as_millis()).unwrap_or(i32::MAX).saturating_add(1);
-            // SAFETY: the pointer is valid for the call and the length is that of the array.
-            if unsafe { libc::poll(polled.as_mut_ptr(), 2, timeout) } < 0 {
-                let error = io::Error::last_os_error();
-                if error.kind() != io::ErrorKind::Interrupted {
-                    return Err(error);
-                }
-                continue;
-            }
-            if let Some(reader) = captured.as_deref_mut()
-                && !drain(reader, output)?
-            {
-                captured = None;
-            }
-            if polled[0].revents != 0 {
-                // What it wrote last was read above or is read here; who else still holds the pipe has no say.
-                if let Some(reader) = captured.as_deref_mut() {
-                    drain(reader, output)?;
-                }
-                return Ok(true);
-            }
-            if left.is_zero() {
-                return Ok(false);
-            }
-        }
     }
 
     fn error(&self, what: &str, text: &str) -> Error {
@@ -200,22 +94,6 @@ const UNUSABLE: [&str; 6] = [
     "text file busy",
     "operation not permitted",
 ];
-
-/// Reads what is there; false at the end of the pipe.
-fn drain(reader: &mut io::PipeReader, output: &mut Vec<u8>) -> io::Result<bool> {
-    let mut block = [0; 4096];
-    // A bound, so that a writer that never stops can't keep us from looking at the clock.
-    for _ in 0..256 {
-        match reader.read(&mut block) {
-            Ok(0) => return Ok(false),
-            Ok(n) => output.extend_from_slice(&block[..n.min(MAX_OUTPUT - output.len().min(MAX_OUTPUT))]),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(true),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(true)
-}
 
 /// The last error in the log from `start` on.
 fn last_error(log: &PathBuf, start: u64) -> Option<String> {
