@@ -1,7 +1,19 @@
 //! Generates the Rust side of the schema. Needs the `capnp` compiler (Debian: capnproto).
 
-const FILES: [&str; 11] =
-    ["common", "gate", "namespace", "job", "image", "content", "snapshot", "event", "container", "system", "shim"];
+const FILES: [&str; 12] = [
+    "common",
+    "gate",
+    "namespace",
+    "job",
+    "image",
+    "content",
+    "snapshot",
+    "event",
+    "container",
+    "metrics",
+    "system",
+    "shim",
+];
 
 fn main() {
     let mut command = capnpc::CompilerCommand::new();

@@ -22,7 +22,7 @@ use crate::{
     handle::Deps,
     messages::{
         Attach, Attached, CloseStdin, CreateContainer, CreateTask, DeleteProcess, Exec, Execs, Kill, Observe, Pause,
-        Pids, ProcessState, Query, Remove, Removed, Resize, Start, Stdin,
+        ProcessState, Query, Remove, Removed, Resize, Start, Stdin,
     },
     recover, remove,
     run::{self, set_stdio},
@@ -49,7 +49,7 @@ pub(crate) struct Ctx {
 
 /// See the crate's page.
 pub struct TasksActor {
-    ctx: Ctx,
+    pub(crate) ctx: Ctx,
     /// Whether it is the daemon's start: clients of a crashed actor are still there, and go on.
     first: bool,
 }
@@ -106,7 +106,7 @@ impl Actor for TasksActor {
 }
 
 impl Ctx {
-    fn entry(&self, ns: &Namespace, id: &Id) -> Result<Rc<Entry>> {
+    pub(crate) fn entry(&self, ns: &Namespace, id: &Id) -> Result<Rc<Entry>> {
         let found = self.entries.borrow().get(&(ns.clone(), id.clone())).cloned();
         if let Some(entry) = found {
             return Ok(entry);
@@ -116,7 +116,7 @@ impl Ctx {
     }
 
     /// A task that is not being looked for any more.
-    async fn settled(&self, ns: &Namespace, id: &Id) -> Result<Rc<Entry>> {
+    pub(crate) async fn settled(&self, ns: &Namespace, id: &Id) -> Result<Rc<Entry>> {
         let entry = self.entry(ns, id)?;
         if entry.init.ended().is_none() {
             entry.link.settled().await?;
@@ -341,7 +341,7 @@ impl Handler<Execs> for TasksActor {
 }
 
 /// Who asked for what, for the log. What runs code or changes authority will be audited from here.
-fn note(what: &str, ns: &Namespace, id: &Id, auth: &Authority) {
+pub(crate) fn note(what: &str, ns: &Namespace, id: &Id, auth: &Authority) {
     let (correlation, trace) = (auth.correlation.as_deref(), auth.trace.as_deref());
     tracing::debug!(what, namespace = %ns, container = %id, grant = %auth.grant, peer = ?auth.peer, correlation, trace);
 }
@@ -421,19 +421,6 @@ impl Handler<Kill> for TasksActor {
             request.get().set_signal(signal);
             request.get().set_all(all);
             request.send().promise.await.map(drop).map_err(from_shim)
-        })
-    }
-}
-
-impl Handler<Pids> for TasksActor {
-    type Result = ResponseFuture<Result<Vec<u32>>>;
-    fn handle(&mut self, message: Pids, _: &mut Context<Self>) -> Self::Result {
-        let ctx = self.ctx.clone();
-        Box::pin(async move {
-            let remote = ctx.entry(&message.namespace, &message.id)?.link.remote().await?;
-            let answer = remote.container.pids_request().send().promise.await.map_err(from_shim)?;
-            let pids = answer.get().and_then(|a| a.get_pids()).map_err(from_shim)?;
-            Ok(pids.iter().collect())
         })
     }
 }

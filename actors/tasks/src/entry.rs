@@ -35,6 +35,12 @@ impl Process {
         }
     }
 
+    /// Takes in that the container ran out of memory.
+    pub fn out_of_memory(&self, life: &Life) {
+        let mut mine = self.life.borrow_mut();
+        (mine.oomed, mine.ooms) = (life.oomed, life.ooms);
+    }
+
     pub fn ended(&self) -> Option<Exit> {
         self.exit.borrow().clone()
     }
@@ -73,6 +79,14 @@ impl Entry {
         found.ok_or_else(|| Error::not_found("process", exec, format!("is not one of container {}'s", self.id)))
     }
 
+    /// Refuses what only a task can do that has not ended.
+    pub fn running(&self, otherwise: &str) -> Result<()> {
+        match self.init.ended() {
+            None => Ok(()),
+            Some(_) => Err(Error::failed_precondition("task", &self.id, format!("is stopped: it {otherwise}"))),
+        }
+    }
+
     pub fn state(&self, exec: &str) -> Result<ProcessState> {
         let process = self.process(exec)?;
         let exit = process.ended();
@@ -85,6 +99,7 @@ impl Entry {
             (None, None) => State::Created,
         };
         let pid = if exit.is_some() { 0 } else { life.pid };
-        Ok(ProcessState { state, pid, created: life.created, started, exit })
+        let (oomed, ooms) = (life.oomed, life.ooms);
+        Ok(ProcessState { state, pid, created: life.created, started, exit, oomed, ooms })
     }
 }

@@ -39,6 +39,9 @@ impl Ctx {
         for exec in running {
             self.watch(&entry, exec);
         }
+        if entry.init.ended().is_none() {
+            self.watch_memory(&entry);
+        }
         let (ctx, ended) = (self.clone(), connection.ended.clone());
         tokio::task::spawn_local(async move {
             ended.await;
@@ -65,6 +68,27 @@ impl Ctx {
             if process.ended().is_none() {
                 process.update(life);
                 ctx.ended(&entry, &exec).await;
+            }
+        });
+    }
+
+    /// Makes known when the container runs out of memory, and what it did before anybody looked.
+    fn watch_memory(&self, entry: &Rc<Entry>) {
+        let (ctx, entry) = (self.clone(), entry.clone());
+        tokio::task::spawn_local(async move {
+            // Not the connection itself: it may end while we wait.
+            let Ok(container) = entry.link.remote().await.map(|remote| remote.container) else { return };
+            let mut seen = 0;
+            loop {
+                let mut request = container.oom_request();
+                request.get().set_seen(seen);
+                // The shim is gone, or older than the question.
+                let Ok(answer) = request.send().promise.await else { return };
+                let life = answer.get().and_then(|a| a.get_life()).map_err(from_shim).and_then(life);
+                let Ok(life) = life else { return };
+                seen = life.ooms;
+                entry.init.out_of_memory(&life);
+                remove::record_oom(&ctx.deps, &entry).await;
             }
         });
     }

@@ -20,6 +20,7 @@ use cofferdam_metadata::{
     },
 };
 use cofferdam_snapshots::Snapshots;
+use cofferdam_sys::metrics::Metrics;
 use cofferdam_types::{Authority, Code, Error, Id, Namespace, Result};
 use tokio::sync::watch;
 
@@ -28,7 +29,8 @@ use crate::{
     layout::Layout,
     messages::{
         Attach, Attached, CloseStdin, CreateContainer, CreateTask, DeleteProcess, Exec, ExecRequest, Execs, Kill,
-        NewContainer, Observe, Pause, Pids, ProcessState, Query, Remove, Removed, Resize, Start, Stdin, Stdio,
+        Measure, NewContainer, Observe, Pause, Pids, ProcessEntry, ProcessState, Processes, Query, Remove, Removed,
+        Resize, Start, Stdin, Stdio, UpdateResources,
     },
 };
 
@@ -120,6 +122,12 @@ impl Tasks {
         pause(authority: Authority, pause: bool) = Pause -> ();
         /// Every pid.
         pids() = Pids -> Vec<u32>;
+        /// Every process.
+        processes() = Processes -> Vec<ProcessEntry>;
+        /// What it uses and has used.
+        metrics() = Measure -> Metrics;
+        /// Changes limits: `linux.resources` of a spec. With or without a task, they are kept in the container's spec.
+        update_resources(authority: Authority, resources: Vec<u8>) = UpdateResources -> ();
         /// Removes container, task and snapshot in one commit.
         remove(authority: Authority, force: bool) = Remove -> ();
     }

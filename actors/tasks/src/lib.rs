@@ -17,7 +17,9 @@ mod entry;
 mod exec;
 mod follow;
 mod handle;
+mod inspect;
 mod layout;
+mod limits;
 mod link;
 mod messages;
 mod recover;
@@ -28,4 +30,4 @@ mod sweep;
 
 pub use handle::{Deps, Tasks};
 pub use layout::{Layout, LogRecord, read_log};
-pub use messages::{Attached, ExecRequest, Input, NewContainer, Output, ProcessState, RunRecord, Stdio};
+pub use messages::{Attached, ExecRequest, Input, NewContainer, Output, ProcessEntry, ProcessState, RunRecord, Stdio};

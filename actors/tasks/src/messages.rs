@@ -8,6 +8,7 @@ use cofferdam_metadata::records::{
     tasks::{Exit, State, Task},
 };
 use cofferdam_oci::spec::Options;
+use cofferdam_sys::{metrics::Metrics, procfs};
 use cofferdam_types::{Any, Authority, Id, Labels, Name, Namespace, Platform, Result, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -113,6 +114,21 @@ pub struct ProcessState {
     pub started: Option<Timestamp>,
     /// How it ended.
     pub exit: Option<Exit>,
+    /// When the container ran out of memory last; 0 is never.
+    pub oomed: Timestamp,
+    /// How often it did.
+    pub ooms: u64,
+}
+
+/// A process of a container, as the kernel shows it.
+#[derive(Clone, Debug)]
+pub struct ProcessEntry {
+    /// Whether it is the container's first.
+    pub first: bool,
+    /// The exec whose process it is; empty for others.
+    pub exec: String,
+    /// What the kernel says. Its parent is 0 where that is none of the container's.
+    pub process: procfs::Process,
 }
 
 /// A client that follows a process. Dropping it detaches.
@@ -180,6 +196,12 @@ messages! {
     Pause { authority: Authority, pause: bool } -> ();
     /// Every pid.
     Pids {} -> Vec<u32>;
+    /// Every process.
+    Processes {} -> Vec<ProcessEntry>;
+    /// What it uses and has used.
+    Measure {} -> Metrics;
+    /// Changes limits, those of the record too.
+    UpdateResources { authority: Authority, resources: Vec<u8> } -> ();
     /// Removes container, task and snapshot.
     Remove { authority: Authority, force: bool } -> ();
     /// Turns true when the container is gone.

@@ -72,6 +72,8 @@ pub(crate) fn entry(deps: &Deps, ns: &Namespace, task: &Task) -> Rc<Entry> {
         exited: task.exit.as_ref().map(|exit| exit.at).unwrap_or_default(),
         status: task.exit.as_ref().map(|exit| exit.status).unwrap_or_default(),
         reason: task.exit.as_ref().map(|exit| exit.reason.clone()).unwrap_or_default(),
+        oomed: task.oomed,
+        ooms: task.ooms,
         ..Life::default()
     };
     Rc::new(Entry {

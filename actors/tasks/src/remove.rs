@@ -7,7 +7,7 @@ use cofferdam_metadata::{
     records::{
         containers, events, snapshots,
         snapshots::Removed,
-        tasks::{self, Exit, State},
+        tasks::{self, Exit, State, Task},
     },
 };
 use cofferdam_sys::cgroup::{self, Cgroup};
@@ -32,12 +32,47 @@ fn exit_payload(entry: &Entry, exec: &str, pid: u32, exit: &Exit) -> serde_json:
     })
 }
 
+/// When a container ran out of memory last, and how often.
+#[derive(Clone, Copy)]
+struct Ooms(Timestamp, u64);
+
+impl Ooms {
+    fn of(entry: &Entry) -> Ooms {
+        let life = entry.init.life.borrow();
+        Ooms(life.oomed, life.ooms)
+    }
+
+    /// Puts it into the record, with an event if that doesn't know of it yet.
+    fn record(self, tx: &mut Tx<'_>, ns: &Namespace, task: &mut Task) -> Result<()> {
+        if self.1 <= task.ooms {
+            return Ok(());
+        }
+        (task.oomed, task.ooms) = (self.0, self.1);
+        let payload = serde_json::json!({ "container_id": task.id, "count": task.ooms });
+        events::emit(tx, Event::new(ns, "/tasks/oom", payload))
+    }
+}
+
+/// Records that a container ran out of memory.
+pub(crate) async fn record_oom(deps: &Deps, entry: &Entry) {
+    let (ns, id, ooms) = (entry.namespace.clone(), entry.id.clone(), Ooms::of(entry));
+    let write = move |tx: &mut Tx<'_>| {
+        let Some(mut task) = tasks::find(tx, &ns, &id)? else { return Ok(()) };
+        ooms.record(tx, &ns, &mut task)?;
+        tasks::update(tx, &ns, task).map(drop)
+    };
+    if let Err(error) = persist(deps, &Authority::system(), write).await {
+        tracing::error!(container = %entry.id, %error, "that it ran out of memory can't be recorded");
+    }
+}
+
 /// Puts the end of the first process into the tables, with its event.
-fn record(tx: &mut Tx<'_>, ns: &Namespace, id: &Id, exit: &Exit, payload: serde_json::Value) -> Result<()> {
+fn record(tx: &mut Tx<'_>, ns: &Namespace, id: &Id, ooms: Ooms, exit: &Exit, payload: serde_json::Value) -> Result<()> {
     let Some(mut task) = tasks::find(tx, ns, id)? else { return Ok(()) };
     if task.exit.is_some() {
         return Ok(());
     }
+    ooms.record(tx, ns, &mut task)?;
     task.state = State::Stopped;
     task.exit = Some(exit.clone());
     tasks::update(tx, ns, task)?;
@@ -51,9 +86,9 @@ pub(crate) async fn record_exit(deps: &Deps, entry: &Rc<Entry>, exec: &str) {
     let pid = process.life.borrow().pid;
     let payload = exit_payload(entry, exec, pid, &exit);
     let (ns, id, first) = (entry.namespace.clone(), entry.id.clone(), exec.is_empty());
-    let auth = Authority::system();
+    let (auth, ooms) = (Authority::system(), Ooms::of(entry));
     let written = if first {
-        persist(deps, &auth, move |tx| record(tx, &ns, &id, &exit, payload.clone())).await
+        persist(deps, &auth, move |tx| record(tx, &ns, &id, ooms, &exit, payload.clone())).await
     } else {
         // Not a second time if it is open whether it was done.
         let write = move |tx: &mut Tx<'_>| events::emit(tx, Event::new(&ns, "/tasks/exit", payload.clone()));
@@ -178,11 +213,12 @@ pub(crate) async fn delete_task(deps: &Deps, auth: &Authority, entry: &Rc<Entry>
         let exit = entry.init.ended().unwrap_or_else(never);
         let payload = exit_payload(entry, "", entry.init.life.borrow().pid, &exit);
         let (ns, id, ended) = (entry.namespace.clone(), entry.id.clone(), exit.clone());
+        let ooms = Ooms::of(entry);
         let commit = move |tx: &mut Tx<'_>| {
             if tasks::find(tx, &ns, &id)?.is_none() {
                 return Ok(());
             }
-            record(tx, &ns, &id, &ended, payload.clone())?;
+            record(tx, &ns, &id, ooms, &ended, payload.clone())?;
             tasks::delete(tx, &ns, &id)?;
             events::emit(tx, Event::new(&ns, "/tasks/delete", payload.clone()))
         };
@@ -244,15 +280,15 @@ async fn forget(
 ) -> Result<Option<Removed>> {
     let ended = entry.and_then(|entry| {
         let exit = entry.init.ended()?;
-        Some((exit_payload(entry, "", entry.init.life.borrow().pid, &exit), exit))
+        Some((exit_payload(entry, "", entry.init.life.borrow().pid, &exit), exit, Ooms::of(entry)))
     });
     let (ns, id) = (ns.clone(), id.clone());
     let commit = move |tx: &mut Tx<'_>| {
         let Some(container) = containers::find(tx, &ns, &id)? else { return Ok(None) };
         if tasks::find(tx, &ns, &id)?.is_some() {
             let mut payload = serde_json::json!({ "container_id": id });
-            if let Some((known, exit)) = &ended {
-                record(tx, &ns, &id, exit, known.clone())?;
+            if let Some((known, exit, ooms)) = &ended {
+                record(tx, &ns, &id, *ooms, exit, known.clone())?;
                 payload = known.clone();
             }
             tasks::delete(tx, &ns, &id)?;

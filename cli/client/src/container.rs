@@ -201,4 +201,12 @@ impl Container {
         request.get().set_sink(capnp_rpc::new_client(Records(RefCell::new(take))));
         done(&self.link, request)
     }
+
+    /// Changes limits, with or without a task: `linux.resources` of the OCI runtime spec, as JSON. What it doesn't name
+    /// stays as it is.
+    pub fn update_resources(&self, resources: &[u8]) -> Reply<()> {
+        let mut request = self.client.update_resources_request();
+        request.get().set_resources(resources);
+        done(&self.link, request)
+    }
 }

@@ -26,6 +26,11 @@ pub fn is_empty(any: &Any) -> bool {
     any.value.is_empty()
 }
 
+/// Names and their values, as one object.
+pub fn map<S: Serializer>(pairs: &[(String, u64)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(pairs.iter().map(|(name, value)| (name, value)))
+}
+
 /// Reads what [`Timestamp::to_rfc3339`] wrote.
 pub fn parse_time(text: &str) -> Option<Timestamp> {
     let text = text.strip_suffix('Z')?;

@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::{
     call::{Reply, done, reply},
     connect::Link,
+    metrics::{Metrics, ProcessInfo, metrics, process_info},
     stdio::{Sink, Stdio},
 };
 
@@ -93,6 +94,11 @@ pub struct TaskInfo {
     pub log: bool,
     /// The other processes in it.
     pub execs: Vec<String>,
+    /// When it ran out of memory last.
+    #[serde(serialize_with = "crate::json::time")]
+    pub oomed: Timestamp,
+    /// How often the kernel killed one of its processes for that.
+    pub ooms: u64,
 }
 
 fn exit(reader: wire::exit::Reader<'_>) -> Result<Exit> {
@@ -123,6 +129,8 @@ pub(crate) fn task_info(reader: wire::task_info::Reader<'_>) -> Result<TaskInfo>
         terminal: reader.get_terminal(),
         log: reader.get_log(),
         execs: texts(reader.get_execs())?,
+        oomed: Timestamp(reader.get_oomed()),
+        ooms: reader.get_ooms(),
     })
 }
 
@@ -279,5 +287,24 @@ impl Task {
         reply(&self.link, self.client.pids_request(), |answer| {
             Ok(answer.get_pids().map_err(malformed)?.iter().collect())
         })
+    }
+
+    /// The processes of the container, with the execs that they belong to.
+    pub fn processes(&self) -> Reply<Vec<ProcessInfo>> {
+        reply(&self.link, self.client.processes_request(), |answer| {
+            answer.get_processes().map_err(malformed)?.iter().map(process_info).collect()
+        })
+    }
+
+    /// Changes limits: `linux.resources` of the OCI runtime spec, as JSON. What it doesn't name stays as it is.
+    pub fn update(&self, resources: &[u8]) -> Reply<()> {
+        let mut request = self.client.update_request();
+        request.get().set_resources(resources);
+        done(&self.link, request)
+    }
+
+    /// What it uses and has used.
+    pub fn metrics(&self) -> Reply<Metrics> {
+        reply(&self.link, self.client.metrics_request(), |answer| metrics(answer.get_metrics().map_err(malformed)?))
     }
 }

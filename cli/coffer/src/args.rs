@@ -45,6 +45,8 @@ pub enum Times {
     Maybe,
     /// Once or more; the last of its command.
     Many,
+    /// As often as it likes; the last of its command.
+    Any,
     /// Everything that is left, flags of a foreign command included; the last of its command.
     Rest,
 }
@@ -226,7 +228,8 @@ impl Args {
             let missing = missing.map(|p| p.name).nth(given).unwrap_or_default();
             return Err(self.wrong(&format!("{missing} is missing")));
         }
-        let open = self.command.positionals.last().is_some_and(|p| matches!(p.times, Times::Many | Times::Rest));
+        let open =
+            self.command.positionals.last().is_some_and(|p| matches!(p.times, Times::Many | Times::Any | Times::Rest));
         if !open && given > self.command.positionals.len() {
             return Err(self.wrong(&format!("{:?} is one argument too many", self.at(self.command.positionals.len()))));
         }

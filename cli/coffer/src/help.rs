@@ -54,7 +54,7 @@ fn usage(positional: &Positional) -> String {
         Times::Once => positional.name.to_owned(),
         Times::Maybe => format!("[{}]", positional.name),
         Times::Many => format!("{}...", positional.name),
-        Times::Rest => format!("[{}...]", positional.name),
+        Times::Any | Times::Rest => format!("[{}...]", positional.name),
     }
 }
 

@@ -233,6 +233,8 @@ async fn set_info(place: &Place, mut builder: container_info::Builder<'_>, recor
                 created: task.created,
                 started: task.started,
                 exit: task.exit,
+                oomed: task.oomed,
+                ooms: task.ooms,
             }
         }
         Err(error) => return Err(error),
@@ -244,6 +246,8 @@ async fn set_info(place: &Place, mut builder: container_info::Builder<'_>, recor
     task.set_pid(state.pid);
     task.set_created(state.created.0);
     task.set_started(state.started.unwrap_or_default().0);
+    task.set_oomed(state.oomed.0);
+    task.set_ooms(state.ooms);
     if let Some(exit) = &state.exit {
         set_exit(task.reborrow().init_exit(), exit);
     }
@@ -361,5 +365,14 @@ impl container::Server for Container {
     async fn logs(self: Rc<Self>, params: container::LogsParams, _: container::LogsResults) -> capnp::Result<()> {
         let params = params.get()?;
         rpc(self.copy_log(params.get_follow(), &params.get_sink()?).await)
+    }
+
+    async fn update_resources(
+        self: Rc<Self>,
+        params: container::UpdateResourcesParams,
+        _: container::UpdateResourcesResults,
+    ) -> capnp::Result<()> {
+        let (auth, resources) = (self.place.authority().clone(), params.get()?.get_resources()?.to_vec());
+        rpc(self.tasks().update_resources(&self.place.namespace, &self.id, auth, resources).await)
     }
 }

@@ -14,6 +14,7 @@ mod intake;
 mod jobs;
 mod listener;
 mod meter;
+mod metrics;
 mod namespaces;
 mod outflow;
 mod session;

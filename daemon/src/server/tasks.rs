@@ -14,7 +14,7 @@ use super::{
     Place,
     attachments::Attachment,
     bytes::{self, PipeSink},
-    rpc, stdio,
+    metrics, rpc, stdio,
 };
 
 /// A process of a container; the empty `exec` is the first one.
@@ -186,6 +186,31 @@ impl task::Server for Process {
         let mut list = results.get().init_pids(pids.len() as u32);
         for (n, pid) in pids.iter().enumerate() {
             list.set(n as u32, *pid);
+        }
+        Ok(())
+    }
+
+    async fn update(self: Rc<Self>, params: task::UpdateParams, _: task::UpdateResults) -> capnp::Result<()> {
+        let (auth, resources) = (self.place.authority().clone(), params.get()?.get_resources()?.to_vec());
+        rpc(self.tasks().query(&self.place.namespace, &self.id, String::new()).await)?;
+        rpc(self.tasks().update_resources(&self.place.namespace, &self.id, auth, resources).await)
+    }
+
+    async fn metrics(self: Rc<Self>, _: task::MetricsParams, mut results: task::MetricsResults) -> capnp::Result<()> {
+        let read = rpc(self.tasks().metrics(&self.place.namespace, &self.id).await)?;
+        metrics::set_metrics(results.get().init_metrics(), &read);
+        Ok(())
+    }
+
+    async fn processes(
+        self: Rc<Self>,
+        _: task::ProcessesParams,
+        mut results: task::ProcessesResults,
+    ) -> capnp::Result<()> {
+        let processes = rpc(self.tasks().processes(&self.place.namespace, &self.id).await)?;
+        let mut list = results.get().init_processes(processes.len() as u32);
+        for (n, entry) in processes.iter().enumerate() {
+            metrics::set_process(list.reborrow().get(n as u32), entry);
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ mod contract;
 mod exec;
 mod failures;
 mod log;
+mod resources;
 mod stop;
 mod streams;
 mod terminal;

@@ -2,6 +2,7 @@
 
 mod containers;
 mod images;
+mod limits;
 mod run;
 mod terminal;
 

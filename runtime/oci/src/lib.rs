@@ -10,6 +10,7 @@ pub mod runc;
 mod runtime;
 pub mod seccomp;
 pub mod spec;
+pub mod update;
 pub mod users;
 
 pub use runtime::{Container, CreateRequest, ExecRequest, Process, Runtime, Stdio};

@@ -5,6 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use cofferdam_sys::{
+    cgroup::{Cgroup, Layout},
+    oom::OomWatch,
+};
 use cofferdam_types::{Id, Mount, Namespace, Result};
 use oci_spec::runtime::{LinuxResources, Process as ProcessSpec, Spec};
 
@@ -102,6 +106,30 @@ pub struct Container {
     pub init: Process,
     /// What the native driver keeps; other drivers leave it empty.
     pub(crate) kept: Kept,
+}
+
+impl Container {
+    fn with_cgroup<T>(&self, f: impl FnOnce(&Cgroup) -> Result<T>) -> Result<T> {
+        match &self.kept.cgroup {
+            Some(cgroup) => f(cgroup),
+            None => f(&Cgroup::open(&Layout::detect()?, &self.cgroup)?),
+        }
+    }
+
+    /// How often something in it was killed for want of memory.
+    pub fn oom_kills(&self) -> Result<u64> {
+        self.with_cgroup(Cgroup::oom_kills)
+    }
+
+    /// Whether it stands still for want of memory, with nobody to be killed for it.
+    pub fn under_oom(&self) -> Result<bool> {
+        self.with_cgroup(Cgroup::under_oom)
+    }
+
+    /// The news of that; `None` where the host counts no memory.
+    pub fn watch_oom(&self) -> Result<Option<OomWatch>> {
+        self.with_cgroup(OomWatch::new)
+    }
 }
 
 /// A driver: makes containers and acts on those it made.

@@ -10,17 +10,21 @@ use std::{
 };
 
 use cofferdam_oci::{self as oci, Runtime};
+use cofferdam_sys::oom::OomWatch;
 use cofferdam_types::{Error, Id, Mount, Namespace, Result, Timestamp};
 use cofferdam_wire::{convert::Life, life};
-use oci_spec::runtime::{LinuxNamespaceType, Process as ProcessSpec, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Process as ProcessSpec, Spec};
 
 use crate::{
-    process::Process,
+    oom::Oom,
+    process::{End, Process},
     stdio::{Given, Prepared, Wishes, prepare},
 };
 
 /// How long a deletion waits for processes that it killed.
 const KILL: Duration = Duration::from_secs(10);
+
+const KILLED: End = End::Signal(libc::SIGKILL as u32);
 
 type Key = (Namespace, Id);
 
@@ -94,9 +98,9 @@ impl Registry {
     }
 
     /// A child ended.
-    pub fn exited(&self, pid: i32, status: u32) {
+    pub fn exited(&self, pid: i32, end: End) {
         for container in self.containers.borrow().values() {
-            if container.exited(pid as u32, status) {
+            if container.exited(pid as u32, end) {
                 return;
             }
         }
@@ -119,6 +123,8 @@ pub struct Container {
     init: Rc<Process>,
     execs: RefCell<BTreeMap<Id, Exec>>,
     paused: Cell<bool>,
+    /// What is known of its memory.
+    pub oom: Oom,
 }
 
 struct Exec {
@@ -171,6 +177,7 @@ impl Container {
             init,
             execs: RefCell::default(),
             paused: Cell::new(false),
+            oom: Oom::default(),
         }))
     }
 
@@ -184,7 +191,7 @@ impl Container {
     }
 
     /// Starts a process that was made.
-    pub fn start(&self, id: &str) -> Result<Life> {
+    pub fn start(self: &Rc<Self>, id: &str) -> Result<Life> {
         let process = self.process(id)?;
         if process.life().started != Timestamp(0) {
             return Err(Error::failed_precondition("process", id, "was started already"));
@@ -196,6 +203,7 @@ impl Container {
             // `started` first: a process that runs must not look as if it hadn't been started.
             process.started()?;
             self.runtime.start(&mut self.made.borrow_mut())?;
+            self.oom.start(self);
             return Ok(process.life());
         }
         let pending = self.execs.borrow_mut().get_mut(id).and_then(|exec| exec.pending.take());
@@ -215,7 +223,7 @@ impl Container {
             Err(error) => {
                 // Those who wait for it are told, as a shell would: 127 not found, 126 not executable.
                 let status = if error.code == cofferdam_types::Code::NotFound { 127 } else { 126 };
-                process.exited(status, "could not be started");
+                process.exited(End::Code(status), "could not be started");
                 Err(error)
             }
         }
@@ -243,7 +251,7 @@ impl Container {
             return process.kill(signal);
         }
         if signal == libc::SIGKILL {
-            return self.runtime.kill_all(&self.made.borrow());
+            return self.kill_all();
         }
         for pid in self.pids()? {
             let _ = nix::sys::signal::kill(
@@ -252,6 +260,52 @@ impl Container {
             );
         }
         Ok(())
+    }
+
+    fn kill_all(&self) -> Result<()> {
+        self.init.doom();
+        self.execs.borrow().values().for_each(|exec| exec.process.doom());
+        self.runtime.kill_all(&self.made.borrow())
+    }
+
+    /// Changes limits.
+    pub fn update(&self, resources: &LinuxResources) -> Result<()> {
+        if !self.init.alive() {
+            return Err(Error::failed_precondition("container", &self.id, "has stopped: it has no limits to change"));
+        }
+        self.runtime.update(&self.made.borrow(), resources)
+    }
+
+    /// The news that it ran out of memory.
+    pub fn watch_oom(&self) -> Result<Option<OomWatch>> {
+        self.made.borrow().watch_oom()
+    }
+
+    /// Whether it stands still for want of memory.
+    pub fn under_oom(&self) -> bool {
+        self.made.borrow().under_oom().unwrap_or_default()
+    }
+
+    /// Takes in whether it ran out of memory.
+    pub fn look_for_ooms(&self) -> bool {
+        let kills = self.made.borrow().oom_kills().unwrap_or_default();
+        let new = self.oom.count(kills);
+        if let Some(ooms) = new {
+            self.init.out_of_memory(ooms);
+        }
+        new.is_some()
+    }
+
+    /// Why a process ended, where that is nobody's order and not its own doing.
+    fn reason(&self, process: &Process, end: End) -> &'static str {
+        let first = std::ptr::eq(process, &*self.init);
+        if first || end == KILLED {
+            self.look_for_ooms();
+        }
+        let killed = end == KILLED && !process.is_doomed() && self.oom.recent();
+        // The others of a pid namespace die of the first one's end, before it has ended.
+        let of_the_first = !first && cofferdam_sys::procfs::is_exiting(self.init.life().pid as i32);
+        if killed && !of_the_first { "oom killed" } else { "" }
     }
 
     /// Every process's pid, on the host.
@@ -309,12 +363,13 @@ impl Container {
             if self.paused.replace(false) {
                 let _ = self.runtime.resume(&self.made.borrow());
             }
-            self.runtime.kill_all(&self.made.borrow())?;
+            self.kill_all()?;
             let _ = self.init.kill(libc::SIGKILL);
             tokio::time::timeout(KILL, self.init.wait()).await.map_err(|_| {
                 Error::deadline_exceeded("container", &self.id, "did not die within 10 s of SIGKILL: is its disk hung?")
             })?;
         }
+        self.oom.stop();
         self.runtime.delete(&self.made.borrow())?;
         for exec in self.execs.borrow().values() {
             exec.process.forget();
@@ -322,23 +377,24 @@ impl Container {
         Ok(self.init.life())
     }
 
-    fn exited(&self, pid: u32, status: u32) -> bool {
-        let init = self.init.life();
-        if init.pid == pid && init.exited == Timestamp(0) {
+    fn exited(&self, pid: u32, end: End) -> bool {
+        let ended = |process: &Process| {
+            let life = process.life();
+            life.pid == pid && life.exited == Timestamp(0)
+        };
+        if ended(&self.init) {
+            let reason = self.reason(&self.init, end);
             if !self.own_pids {
-                let _ = self.runtime.kill_all(&self.made.borrow());
+                let _ = self.kill_all();
             }
-            self.init.exited(status, "");
+            self.init.exited(end, reason);
             return true;
         }
-        for exec in self.execs.borrow().values() {
-            let life = exec.process.life();
-            if life.pid == pid && life.exited == Timestamp(0) {
-                exec.process.exited(status, "");
-                return true;
-            }
+        let found = self.execs.borrow().values().map(|exec| exec.process.clone()).find(|process| ended(process));
+        if let Some(process) = &found {
+            process.exited(end, self.reason(process, end));
         }
-        false
+        found.is_some()
     }
 }
 

@@ -6,6 +6,7 @@
 //! clones, and a lock held by another thread would stay locked in the child.
 
 mod container;
+mod oom;
 mod output;
 mod process;
 mod service;
@@ -32,7 +33,7 @@ use tokio::{
     sync::Notify,
 };
 
-use crate::{container::Registry, service::Service};
+use crate::{container::Registry, process::End, service::Service};
 
 /// The daemon sends specs and environments; more than this is not one.
 const MESSAGE: usize = 16 << 20;
@@ -156,8 +157,10 @@ async fn reap(mut children: tokio::signal::unix::Signal, shared: Rc<Shared>) {
     use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(pid, code)) => shared.containers.exited(pid.as_raw(), code as u32),
-            Ok(WaitStatus::Signaled(pid, signal, _)) => shared.containers.exited(pid.as_raw(), 128 + signal as u32),
+            Ok(WaitStatus::Exited(pid, code)) => shared.containers.exited(pid.as_raw(), End::Code(code as u32)),
+            Ok(WaitStatus::Signaled(pid, signal, _)) => {
+                shared.containers.exited(pid.as_raw(), End::Signal(signal as u32));
+            }
             Ok(WaitStatus::StillAlive) | Err(nix::Error::ECHILD) => {
                 children.recv().await;
             }

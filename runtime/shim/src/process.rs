@@ -33,6 +33,15 @@ use crate::{
 /// How long the news of an exit waits for a client that doesn't read what was written before it.
 const DRAIN: Duration = Duration::from_secs(2);
 
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// By itself, with this code.
+    Code(u32),
+    /// By this signal.
+    Signal(u32),
+}
+
 /// See the module.
 pub struct Process {
     life: RefCell<Life>,
@@ -47,6 +56,8 @@ pub struct Process {
     /// Copies the starting client's input into the terminal.
     feeder: Cell<Option<JoinHandle<()>>>,
     reported: Cell<bool>,
+    /// Somebody had it killed.
+    doomed: Cell<bool>,
     changed: Notify,
     /// Its standard input was closed.
     input_over: Arc<Notify>,
@@ -65,6 +76,7 @@ impl Process {
             stdin: RefCell::new(None),
             feeder: Cell::new(None),
             reported: Cell::new(false),
+            doomed: Cell::new(false),
             changed: Notify::new(),
             input_over: Arc::default(),
         };
@@ -115,19 +127,21 @@ impl Process {
     }
 
     /// It ended: on disk first, then to everybody, behind the output that it wrote before.
-    pub fn exited(self: &Rc<Self>, status: u32, reason: &str) {
-        {
-            let mut life = self.life.borrow_mut();
+    pub fn exited(self: &Rc<Self>, end: End, reason: &str) {
+        let outputs = self.outputs.borrow().clone();
+        self.note(|life| {
             life.exited = Timestamp::now();
-            life.status = status;
+            (life.status, life.signal) = match end {
+                End::Code(code) => (code, 0),
+                End::Signal(signal) => (128 + signal, signal),
+            };
             life.reason = reason.to_owned();
-        }
-        if let Err(error) = self.save() {
-            eprintln!("coffer-shim: {error}");
-        }
+            if outputs.is_empty() {
+                life.output_end = life.exited;
+            }
+        });
         *self.pidfd.borrow_mut() = None;
         self.close_stdin();
-        let outputs = self.outputs.borrow().clone();
         if outputs.is_empty() {
             self.report();
             return;
@@ -137,8 +151,47 @@ impl Process {
             let drained = futures::future::join_all(outputs.iter().map(Output::drain));
             let _ = tokio::time::timeout(DRAIN, drained).await;
             outputs.iter().for_each(Output::close);
+            process.note(|life| life.output_end = Timestamp::now());
             process.report();
         });
+    }
+
+    /// The container ran out of memory, so often by now.
+    pub fn out_of_memory(&self, ooms: u64) {
+        self.note(|life| {
+            life.oomed = Timestamp::now();
+            life.ooms = ooms;
+        });
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until it ran out of memory another number of times than `seen`.
+    pub async fn ooms(&self, seen: u64) -> Life {
+        loop {
+            let changed = self.changed.notified();
+            if self.life.borrow().ooms != seen {
+                return self.life();
+            }
+            changed.await;
+        }
+    }
+
+    /// Changes its life: on disk before anybody hears of it.
+    fn note(&self, change: impl FnOnce(&mut Life)) {
+        change(&mut self.life.borrow_mut());
+        if let Err(error) = self.save() {
+            eprintln!("coffer-shim: {error}");
+        }
+    }
+
+    /// It is being killed by somebody's order.
+    pub fn doom(&self) {
+        self.doomed.set(true);
+    }
+
+    /// Whether its end is somebody's order.
+    pub fn is_doomed(&self) -> bool {
+        self.doomed.get()
     }
 
     fn report(&self) {
@@ -174,7 +227,12 @@ impl Process {
         // SAFETY: pidfd_send_signal(2) with a null siginfo; the descriptor is ours.
         let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, 0, 0) };
         match nix::errno::Errno::result(sent) {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                if signal == libc::SIGKILL {
+                    self.doom();
+                }
+                Ok(())
+            }
             Err(nix::Error::ESRCH) => Err(gone()),
             Err(nix::Error::EINVAL) => {
                 Err(Error::invalid("signal", signal, "is not a signal; kill -l lists those that are"))

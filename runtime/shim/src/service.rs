@@ -306,6 +306,27 @@ impl shim_container::Server for Held {
         results.get().set_write(self.fds.push(write));
         Ok(())
     }
+
+    async fn update(
+        self: Rc<Self>,
+        params: shim_container::UpdateParams,
+        _: shim_container::UpdateResults,
+    ) -> capnp::Result<()> {
+        let resources = serde_json::from_slice(params.get()?.get_resources()?).map_err(|e| {
+            to_rpc(Error::invalid("resources", "", format!("is not linux.resources of an OCI spec: {e}")))
+        });
+        self.container.update(&resources?).map_err(to_rpc)
+    }
+
+    async fn oom(
+        self: Rc<Self>,
+        params: shim_container::OomParams,
+        mut results: shim_container::OomResults,
+    ) -> capnp::Result<()> {
+        let life = self.container.process("").map_err(to_rpc)?.ooms(params.get()?.get_seen()).await;
+        set_life(results.get().init_life(), &life);
+        Ok(())
+    }
 }
 
 struct Attached(Attachment);

@@ -185,7 +185,16 @@ impl Cgroup {
     pub fn write_at(&self, dir: BorrowedFd<'_>, file: &str, value: &str) -> Result<()> {
         let fail = |e: &io::Error| Error::io("cgroup", &self.path, format!("writing {value:?} to {file}"), e);
         let fd = fd::open(dir, file.as_ref(), libc::O_WRONLY, 0, Scope::Beneath).map_err(|e| fail(&e))?;
-        File::from(fd).write_all(value.as_bytes()).map_err(|e| fail(&e))
+        File::from(fd).write_all(value.as_bytes()).map_err(|e| match e.raw_os_error() {
+            Some(libc::EINVAL | libc::ERANGE) => {
+                Error::invalid("cgroup", &self.path, format!("the kernel doesn't take {value:?} for {file}"))
+            }
+            Some(libc::EBUSY) => {
+                let why = format!("{file} can't be {value:?} now: more than that is in use");
+                Error::failed_precondition("cgroup", &self.path, why)
+            }
+            _ => fail(&e),
+        })
     }
 
     /// Reads a file of the group's directory `dir`.
@@ -212,6 +221,12 @@ impl Cgroup {
             (None, None) => None,
         };
         Ok(count.unwrap_or(0))
+    }
+
+    /// Whether the group stands still for want of memory: v1, where nobody is killed for it.
+    pub fn under_oom(&self) -> Result<bool> {
+        let Some(dir) = self.v1("memory") else { return Ok(false) };
+        Ok(self.read_key(dir, "memory.oom_control", "under_oom")?.unwrap_or_default() != 0)
     }
 
     /// The pids of the group and of every group below it, in the caller's pid namespace.

@@ -4,6 +4,7 @@
 using Common = import "common.capnp";
 using Label = Common.Label;
 using Image = import "image.capnp".Image;
+using Metrics = import "metrics.capnp".Metrics;
 
 struct BindMount @0xe8c07d3b5f92a164 {
   target @0 :Text;
@@ -134,6 +135,10 @@ struct TaskInfo @0x9d07e5c2b4f1a836 {
   terminal @5 :Bool;
   log @6 :Bool;
   execs @7 :List(Text);
+  oomed @8 :Common.Time;
+  # When it ran out of memory last; 0 is never.
+  ooms @9 :UInt64;
+  # How often the kernel killed one of its processes for that.
 }
 
 interface Containers @0xe1f8b36d7a50c924 {
@@ -172,6 +177,9 @@ interface Container @0xcd9183f6e5b7a042 {
 
   logs @5 (follow :Bool, sink :LogSink) -> () $Common.needs("read");
   # Writes what was logged, oldest first, into your sink; with `follow` until the task has ended.
+
+  updateResources @6 (resources :Data) -> () $Common.needs("run");
+  # As `Task.update`, with or without a task.
 }
 
 interface LogSink @0x91e5a7c80b3fd264 {
@@ -240,4 +248,38 @@ interface Task @0xba1f6c70e48d9325 extends (Process) {
   pause @2 () -> () $Common.needs("run");
   resume @3 () -> () $Common.needs("run");
   pids @4 () -> (pids :List(UInt32)) $Common.needs("read");
+
+  update @5 (resources :Data) -> () $Common.needs("run");
+  # Changes limits: `linux.resources` of the OCI runtime spec (JSON). What it doesn't name stays as it is; a list of
+  # devices replaces the one before. All of it is done or nothing. It is kept in the container's spec. Of a task that has
+  # ended, the spec alone changes. Devices, `unified` and realtime need "host".
+
+  metrics @6 () -> (metrics :Metrics) $Common.needs("read");
+  # What it uses and has used; until it is deleted. failed_precondition where its cgroup is gone before.
+
+  processes @7 () -> (processes :List(ProcessInfo)) $Common.needs("read");
+  # The processes of the container, 4,096 at most, with the execs that they belong to.
+}
+
+struct ProcessInfo @0xb8e1427a96fd053c {
+  pid @0 :UInt32;
+  # On the host.
+  innerPid @1 :UInt32;
+  # In the container's own pid namespace.
+  parent @2 :UInt32;
+  # On the host; 0 where that is none of the container's.
+  first @3 :Bool;
+  # The container's first process.
+  exec @4 :Text;
+  # The id of the exec whose first process it is; empty for others.
+  uid @5 :UInt32;
+  command @6 :List(Text);
+  # Its arguments, of which 4 KiB at most; or its name alone, where it has none.
+  state @7 :Text;
+  # As ps(1) has it: R, S, D, T, Z.
+  started @8 :Common.Time;
+  cpu @9 :UInt64;
+  # Processor time in nanoseconds.
+  resident @10 :UInt64;
+  # Bytes.
 }

@@ -16,6 +16,14 @@ struct Life @0xd4e97b1f860ca253 {
   # 0 until it has ended.
   status @5 :UInt32;
   reason @6 :Text;
+  signal @7 :UInt32;
+  # The number of the signal that ended it, or 0.
+  outputEnd @8 :Common.Time;
+  # When the last of its output was in the log and with those who follow it; 0 until then.
+  oomed @9 :Common.Time;
+  # When the container ran out of memory last; 0 is never. Of the first process alone, as `ooms`.
+  ooms @10 :UInt64;
+  # How often.
 }
 
 struct CreateRequest @0xe6a1c0f2d93b7584 {
@@ -75,6 +83,12 @@ interface ShimContainer @0x8a3ec7d15b902f64 {
   pids @12 () -> (pids :List(UInt32));
   stdin @13 (id :Text) -> (write :Common.Fd);
   # The write end of a standard input that was declared as `stream`; the shim holds another, until `closeStdin`.
+
+  update @14 (resources :Data) -> ();
+  # OCI `linux.resources`, JSON.
+
+  oom @15 (seen :UInt64) -> (life :Life);
+  # Returns the first process's life when its `ooms` are not `seen`.
 }
 
 interface ShimAttachment @0xb25ed7039cf4a816 {

@@ -144,6 +144,14 @@ pub struct Life {
     pub status: u32,
     /// Empty for an ordinary end.
     pub reason: String,
+    /// The signal that ended it, or 0.
+    pub signal: u32,
+    /// When the last of its output was where it belongs; 0 before.
+    pub output_end: Timestamp,
+    /// When the container ran out of memory last; 0: never.
+    pub oomed: Timestamp,
+    /// How often it did.
+    pub ooms: u64,
 }
 
 /// Reads a life.
@@ -156,6 +164,10 @@ pub fn life(reader: shim_capnp::life::Reader<'_>) -> Result<Life> {
         exited: Timestamp(reader.get_exited()),
         status: reader.get_status(),
         reason: text(reader.get_reason())?.to_owned(),
+        signal: reader.get_signal(),
+        output_end: Timestamp(reader.get_output_end()),
+        oomed: Timestamp(reader.get_oomed()),
+        ooms: reader.get_ooms(),
     })
 }
 
@@ -168,4 +180,8 @@ pub fn set_life(mut builder: shim_capnp::life::Builder<'_>, life: &Life) {
     builder.set_exited(life.exited.0);
     builder.set_status(life.status);
     builder.set_reason(&life.reason);
+    builder.set_signal(life.signal);
+    builder.set_output_end(life.output_end.0);
+    builder.set_oomed(life.oomed.0);
+    builder.set_ooms(life.ooms);
 }

@@ -45,6 +45,7 @@ generated!(
     snapshot_capnp,
     event_capnp,
     container_capnp,
+    metrics_capnp,
     system_capnp,
     shim_capnp
 );

@@ -106,7 +106,28 @@ mod tests {
             exited: Timestamp(3),
             status: 137,
             reason: "oom killed".into(),
+            signal: 9,
+            output_end: Timestamp(4),
+            oomed: Timestamp(5),
+            ooms: 6,
         }
+    }
+
+    /// The first form of a record: four words of data, without what came later.
+    fn first_form() -> Vec<u8> {
+        let text = |length: u64| 1 << 2 | 1 | (2 | length << 3) << 32;
+        let words = [4 << 32 | 2 << 48, 4711 | 137 << 32, 1, 2, 3, text(6), text(11)];
+        let mut payload = [0u32.to_le_bytes(), 10u32.to_le_bytes()].concat();
+        payload.extend(words.iter().flat_map(|word: &u64| word.to_le_bytes()));
+        payload.extend(b"shell\0\0\0oom killed\0\0\0\0\0\0");
+        let head = [MAGIC.as_slice(), &VERSION.to_le_bytes(), &(payload.len() as u32).to_le_bytes()].concat();
+        [head, crc32fast::hash(&payload).to_le_bytes().to_vec(), payload].concat()
+    }
+
+    #[test]
+    fn a_record_of_an_older_shim_is_read() {
+        let old = Life { signal: 0, output_end: Timestamp(0), oomed: Timestamp(0), ooms: 0, ..sample() };
+        assert_eq!(decode(&first_form()).unwrap(), old);
     }
 
     #[test]

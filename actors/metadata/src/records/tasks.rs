@@ -21,6 +21,19 @@ pub enum State {
     Stopped,
 }
 
+impl State {
+    /// As a word, for those who are told that something can't be done in it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            State::Creating => "being created",
+            State::Created => "created",
+            State::Running => "running",
+            State::Paused => "paused",
+            State::Stopped => "stopped",
+        }
+    }
+}
+
 /// How a task ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exit {
@@ -55,6 +68,12 @@ pub struct Task {
     pub terminal: bool,
     /// Whether its output goes to a log.
     pub log: bool,
+    /// How often it ran out of memory, as far as that was told.
+    #[serde(default)]
+    pub ooms: u64,
+    /// When it did last.
+    #[serde(default)]
+    pub oomed: Timestamp,
 }
 
 impl Record for Task {
@@ -76,6 +95,8 @@ impl Task {
             exit: None,
             terminal: false,
             log: false,
+            ooms: 0,
+            oomed: Timestamp::default(),
         }
     }
 }

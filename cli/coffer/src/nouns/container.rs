@@ -244,6 +244,8 @@ mod tests {
             terminal: false,
             log: true,
             execs: vec![],
+            oomed: Timestamp(0),
+            ooms: 0,
         };
         assert_eq!(status(None), "no task");
         assert!(status(Some(&task)).starts_with("up 0 seconds"));

@@ -11,4 +11,7 @@ pub mod logs;
 pub mod namespace;
 pub mod run;
 pub mod snapshot;
+pub mod stats;
 pub mod system;
+pub mod top;
+pub mod update;

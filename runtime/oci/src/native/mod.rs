@@ -4,6 +4,7 @@
 //! that needs the host or memory; [`launch`] clones a child that walks them ([`child`]) and says where it failed.
 //! Mounts are made detached and attached in the container's own mount namespace: the host's table never shows them.
 
+mod before;
 mod check;
 mod child;
 mod child_fs;
@@ -22,7 +23,7 @@ use cofferdam_sys::{
 use cofferdam_types::{Error, Result};
 use oci_spec::runtime::{LinuxResources, Process as ProcessSpec};
 
-pub use check::check;
+pub use check::{check, check_resources};
 
 use self::{
     identity::{Filter, Role},
@@ -40,7 +41,7 @@ pub struct Native {
 /// What the native driver keeps of a container.
 #[derive(Debug, Default)]
 pub(crate) struct Kept {
-    cgroup: Option<Cgroup>,
+    pub(crate) cgroup: Option<Cgroup>,
     /// Namespaces that the container has of its own.
     join: i32,
     filter: Option<Filter>,
@@ -233,11 +234,12 @@ impl Runtime for Native {
     fn update(&self, container: &Container, resources: &LinuxResources) -> Result<()> {
         let cgroup = self.cgroup(container)?;
         check::check_resources(resources)?;
-        resources::apply(cgroup, resources)?;
-        if resources.devices().is_some() {
-            resources::devices(cgroup, Some(resources))?;
-        }
-        Ok(())
+        let before = before::Before::take(cgroup);
+        let applied = resources::apply(cgroup, resources).and_then(|()| match resources.devices() {
+            Some(_) => resources::devices(cgroup, Some(resources)),
+            None => Ok(()),
+        });
+        applied.inspect_err(|_| before.restore()).map_err(about(&container.id))
     }
 
     fn pids(&self, container: &Container) -> Result<Vec<i32>> {

@@ -57,9 +57,10 @@ const IPC_SYSCTLS: &[&str] = &[
 ];
 
 const CPU_PERIOD: u64 = 100_000;
-const MIN_MEMORY: u64 = 1 << 20;
+/// The least memory that a container can be given.
+pub const MIN_MEMORY: u64 = 1 << 20;
 /// The kernel's limit of process ids.
-const MAX_PIDS: u64 = 1 << 22;
+pub const MAX_PIDS: u64 = 1 << 22;
 
 /// The Linux part of a container's spec.
 pub(super) fn linux(cgroup: &str, options: &Options, capabilities: caps::Set) -> Result<Linux> {

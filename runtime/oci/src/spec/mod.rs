@@ -28,6 +28,7 @@ use oci_spec::{
 use self::check::{clean, shown, wrong};
 use crate::caps;
 
+pub use linux::{MAX_PIDS, MIN_MEMORY};
 pub use options::{ExecOptions, Mount, Network, Options, Seccomp, Ulimit};
 pub use process::exec;
 

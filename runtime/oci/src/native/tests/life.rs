@@ -34,6 +34,13 @@ fn limits_are_set_and_changed() {
     }
     let read = |file: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{file}")).unwrap();
     assert_eq!(read(&format!("pids{}/pids.max", container.cgroup)), "7\n");
+    // What fails half-way changes nothing.
+    let update = json!({"memory": {"limit": 64 << 20}, "pids": {"limit": 9}, "cpu": {"shares": 99, "cpus": "4000"}});
+    let error = f.native.update(&container, &serde_json::from_value(update).unwrap()).unwrap_err();
+    assert_eq!(error.code, cofferdam_types::Code::InvalidArgument, "{error}");
+    assert_eq!(read(&format!("memory{}/memory.limit_in_bytes", container.cgroup)), "9223372036854771712\n");
+    assert_eq!(read(&format!("cpu{}/cpu.shares", container.cgroup)), "512\n");
+    assert_eq!(read(&format!("pids{}/pids.max", container.cgroup)), "7\n");
     f.native.delete(&container).unwrap();
     f.native.delete(&container).unwrap();
     assert_eq!(process::waitid(&container.init.pidfd, true).unwrap(), Some(process::Exit::Signal(9)));
