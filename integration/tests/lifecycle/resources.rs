@@ -8,25 +8,32 @@ use serde_json::{Value, json};
 
 use crate::with;
 
-macro_rules! drivers {
-    ($($name:ident)*) => {
-        mod native {
-            $(#[test]
-            fn $name() {
-                super::$name("native");
-            })*
-        }
-        mod runc {
-            $(#[test]
-            fn $name() {
-                super::$name("runc");
-            })*
-        }
-    };
+/// Each test is run with each.
+const RUNTIMES: [&str; 2] = ["native", "runc"];
+
+#[test]
+fn limits_change_and_stay() {
+    RUNTIMES.iter().for_each(|runtime| limits_change_and_stay_of(runtime));
 }
 
-drivers! {
-    limits_change_and_stay figures out_of_memory out_of_memory_while_the_daemon_is_away processes
+#[test]
+fn figures() {
+    RUNTIMES.iter().for_each(|runtime| figures_of(runtime));
+}
+
+#[test]
+fn out_of_memory() {
+    RUNTIMES.iter().for_each(|runtime| out_of_memory_of(runtime));
+}
+
+#[test]
+fn out_of_memory_while_the_daemon_is_away() {
+    RUNTIMES.iter().for_each(|runtime| out_of_memory_while_the_daemon_is_away_of(runtime));
+}
+
+#[test]
+fn processes() {
+    RUNTIMES.iter().for_each(|runtime| processes_of(runtime));
 }
 
 const MIB: u64 = 1 << 20;
@@ -58,7 +65,7 @@ async fn small(namespace: &Namespace, runtime: &str, id: &str, memory: u64, scri
     container
 }
 
-fn limits_change_and_stay(runtime: &str) {
+fn limits_change_and_stay_of(runtime: &str) {
     let daemon = Daemon::with_busybox();
     let before = daemon.leftovers();
     bounded(async {
@@ -117,7 +124,7 @@ fn limits_change_and_stay(runtime: &str) {
     daemon.settles(&before);
 }
 
-fn figures(runtime: &str) {
+fn figures_of(runtime: &str) {
     let daemon = Daemon::with_busybox();
     bounded(async {
         let namespace = daemon.open().await;
@@ -161,7 +168,7 @@ async fn next_of(events: &mut Subscription, topics: &[&str]) -> Event {
     }
 }
 
-fn out_of_memory(runtime: &str) {
+fn out_of_memory_of(runtime: &str) {
     let daemon = Daemon::with_busybox();
     let before = daemon.leftovers();
     bounded(async {
@@ -207,7 +214,7 @@ fn out_of_memory(runtime: &str) {
     daemon.settles(&before);
 }
 
-fn out_of_memory_while_the_daemon_is_away(runtime: &str) {
+fn out_of_memory_while_the_daemon_is_away_of(runtime: &str) {
     let daemon = Daemon::with_busybox();
     bounded(async {
         let namespace = daemon.open().await;
@@ -265,7 +272,7 @@ fn out_of_memory_while_the_daemon_is_away(runtime: &str) {
     });
 }
 
-fn processes(runtime: &str) {
+fn processes_of(runtime: &str) {
     let daemon = Daemon::with_busybox();
     bounded(async {
         let namespace = daemon.open().await;
