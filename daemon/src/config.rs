@@ -15,6 +15,8 @@ pub struct Config {
     pub shim: PathBuf,
     /// How many connections may be open.
     pub connections: u32,
+    /// Where journald listens, for containers that log to it.
+    pub journal: PathBuf,
     /// What is logged, as tracing-subscriber's `EnvFilter` reads it.
     pub log: String,
 }
@@ -31,13 +33,14 @@ pub enum Command {
 const HELP: &str = "\
 cofferd: the container daemon
 
-Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--connections NUMBER] [--log FILTER]
+Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--connections NUMBER] [--journal SOCKET] [--log FILTER]
 
   --root DIR            what must last (default /var/lib/cofferdam)
   --state DIR           what ends with a reboot, and the socket cofferd.sock (default /run/cofferdam)
   --shim FILE           the shim program (default: coffer-shim beside this program)
   --connections NUMBER  how many may be open at once (default 1024); other users than its own have three quarters of
                         them at most, and one user an eighth
+  --journal SOCKET      where journald listens, for containers that log to it (default /run/systemd/journal/socket)
   --log FILTER          what is logged to standard error, such as info or cofferd=debug (default warn)
   --version             the version
   --help                this text
@@ -57,6 +60,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
         state: PathBuf::from("/run/cofferdam"),
         shim: beside.unwrap_or_else(|| PathBuf::from("coffer-shim")),
         connections: 1024,
+        journal: PathBuf::from(cofferdam_log::JOURNAL),
         log: std::env::var("COFFERD_LOG").unwrap_or_else(|_| "warn".into()),
     };
     let mut args = args.into_iter();
@@ -79,6 +83,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
                 let wrong = || Error::invalid("option", "--connections", "needs a number, 1 or more");
                 config.connections = number.ok_or_else(wrong)?;
             }
+            "--journal" => config.journal = value()?.into(),
             "--log" => config.log = value()?.to_string_lossy().into_owned(),
             "--version" => return Ok(Command::Print(format!("cofferd {}\n", env!("CARGO_PKG_VERSION")))),
             "--help" | "-h" => return Ok(Command::Print(HELP.into())),
@@ -86,7 +91,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
         }
     }
     // Shims and containers outlive any working directory: everything is named absolutely.
-    for path in [&mut config.root, &mut config.state, &mut config.shim] {
+    for path in [&mut config.root, &mut config.state, &mut config.shim, &mut config.journal] {
         *path =
             std::path::absolute(&*path).map_err(|e| Error::io("path", path.display(), "has no absolute form", &e))?;
     }
@@ -103,11 +108,13 @@ mod tests {
 
     #[test]
     fn options_are_read_in_both_forms() {
-        let Command::Run(config) = words("--root /a --state=/b --log debug --connections 7").unwrap() else {
+        let Command::Run(config) = words("--root /a --state=/b --log debug --connections 7 --journal=/c").unwrap()
+        else {
             panic!("a run")
         };
         assert_eq!((config.root, config.state), (PathBuf::from("/a"), PathBuf::from("/b")));
         assert_eq!((config.log.as_str(), config.connections), ("debug", 7));
+        assert_eq!(config.journal, PathBuf::from("/c"));
         assert!(config.shim.ends_with("coffer-shim"));
     }
 

@@ -87,6 +87,7 @@ impl Daemon {
             images: images.clone(),
             layout: Layout::open(&config.root, &config.state, &metadata.instance()?)?,
             shim: config.shim.clone(),
+            journal: config.journal.clone(),
         };
         let tasks = Tasks::start(&kernel, TABLE.tasks, deps)?;
         let transfer = Transfer::start(&kernel, TABLE.transfer, metadata.clone(), content.clone(), images.clone());

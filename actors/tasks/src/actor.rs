@@ -21,8 +21,8 @@ use crate::{
     exec,
     handle::Deps,
     messages::{
-        Attach, Attached, CloseStdin, CreateContainer, CreateTask, DeleteProcess, Exec, Execs, Kill, Observe, Pause,
-        ProcessState, Query, Remove, Removed, Resize, Start, Stdin,
+        Attach, Attached, CloseStdin, CreateContainer, CreateTask, DeleteProcess, Exec, Execs, Kill, LogLost, Observe,
+        Pause, ProcessState, Query, Remove, Removed, Resize, Start, Stdin,
     },
     recover, remove,
     run::{self, set_stdio},
@@ -219,6 +219,7 @@ impl Ctx {
     }
 
     async fn attach(&self, message: Attach) -> Result<Attached> {
+        run::streams_within(&message.stdio, &message.authority.ceiling)?;
         let entry = self.entry(&message.namespace, &message.id)?;
         let remote = entry.link.remote().await?;
         let mut request = remote.container.attach_request();
@@ -425,6 +426,18 @@ impl Handler<Kill> for TasksActor {
     }
 }
 
+impl Handler<LogLost> for TasksActor {
+    type Result = ResponseFuture<Result<u64>>;
+    fn handle(&mut self, message: LogLost, _: &mut Context<Self>) -> Self::Result {
+        let ctx = self.ctx.clone();
+        Box::pin(async move {
+            let remote = ctx.entry(&message.namespace, &message.id)?.link.remote().await?;
+            let answer = remote.container.state_request().send().promise.await.map_err(from_shim)?;
+            Ok(answer.get().map_err(from_shim)?.get_log_lost())
+        })
+    }
+}
+
 impl Handler<Attach> for TasksActor {
     type Result = ResponseFuture<Result<Attached>>;
     fn handle(&mut self, message: Attach, _: &mut Context<Self>) -> Self::Result {
@@ -441,6 +454,7 @@ impl Handler<Exec> for TasksActor {
         let ctx = self.ctx.clone();
         Box::pin(async move {
             let entry = ctx.entry(&message.namespace, &message.id)?;
+            run::streams_within(&message.stdio, &message.authority.ceiling)?;
             exec::exec(&ctx.deps, &entry, message.exec, message.request, message.stdio).await
         })
     }

@@ -29,8 +29,8 @@ use crate::{
     layout::Layout,
     messages::{
         Attach, Attached, CloseStdin, CreateContainer, CreateTask, DeleteProcess, Exec, ExecRequest, Execs, Kill,
-        Measure, NewContainer, Observe, Pause, Pids, ProcessEntry, ProcessState, Processes, Query, Remove, Removed,
-        Resize, Start, Stdin, Stdio, UpdateResources,
+        LogLost, Measure, NewContainer, Observe, Pause, Pids, ProcessEntry, ProcessState, Processes, Query, Remove,
+        Removed, Resize, Start, Stdin, Stdio, UpdateResources,
     },
 };
 
@@ -54,6 +54,8 @@ pub struct Deps {
     pub layout: Layout,
     /// The shim program.
     pub shim: PathBuf,
+    /// Where journald listens.
+    pub journal: PathBuf,
 }
 
 /// Tasks and containers. Cheap to clone.
@@ -128,6 +130,8 @@ impl Tasks {
         metrics() = Measure -> Metrics;
         /// Changes limits: `linux.resources` of a spec. With or without a task, they are kept in the container's spec.
         update_resources(authority: Authority, resources: Vec<u8>) = UpdateResources -> ();
+        /// How many bytes of output could not be kept, as far as its shim can be asked.
+        log_lost() = LogLost -> u64;
         /// Removes container, task and snapshot in one commit.
         remove(authority: Authority, force: bool) = Remove -> ();
     }

@@ -4,10 +4,10 @@
 use std::{
     collections::BTreeMap,
     fs::{DirBuilder, File},
-    io::{self, Read as _, Seek as _, SeekFrom},
+    io,
     os::{
         fd::{AsRawFd as _, OwnedFd},
-        unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+        unix::fs::DirBuilderExt as _,
     },
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -15,7 +15,7 @@ use std::{
 };
 
 use cofferdam_sys::cgroup;
-use cofferdam_types::{Error, Id, Namespace, Result, Timestamp};
+use cofferdam_types::{Error, Id, Namespace, Result};
 
 /// The directories of this subsystem. Namespaces and ids are strict: they are safe as path components.
 #[derive(Clone, Debug)]
@@ -90,11 +90,7 @@ impl Layout {
     }
 
     /// Where a container's log lies.
-    pub fn log(&self, namespace: &Namespace, id: &Id) -> PathBuf {
-        self.log_dir(namespace, id).join("output.log")
-    }
-
-    pub(crate) fn log_dir(&self, namespace: &Namespace, id: &Id) -> PathBuf {
+    pub fn log_dir(&self, namespace: &Namespace, id: &Id) -> PathBuf {
         self.logs.join(&**namespace).join(&**id)
     }
 
@@ -185,13 +181,11 @@ impl Layout {
         namespaces.into_iter().filter_map(|name| Namespace::new(name).ok()).for_each(|ns| self.tidy(&ns));
     }
 
-    /// Opens a container's log for appending.
+    /// The directory of a container's log, made if it isn't there.
     pub(crate) fn open_log(&self, namespace: &Namespace, id: &Id) -> Result<OwnedFd> {
         let dir = self.log_dir(namespace, id);
         make(&dir)?;
-        let path = dir.join("output.log");
-        let file = File::options().create(true).append(true).mode(0o600).custom_flags(libc::O_NOFOLLOW).open(&path);
-        Ok(file.map_err(|e| Error::io("log", id, "can't be opened", &e))?.into())
+        Ok(File::open(&dir).map_err(|e| Error::io("log", id, "can't be opened", &e))?.into())
     }
 }
 
@@ -249,81 +243,9 @@ pub(crate) fn through(dir: &File, name: &str) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd()))
 }
 
-/// A piece of a log, as the shim wrote it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LogRecord {
-    /// When it was written.
-    pub time: Timestamp,
-    /// 0 is stdout, 1 stderr.
-    pub stream: u8,
-    /// What.
-    pub bytes: Vec<u8>,
-}
-
-/// A record's header (the shim's `output.rs` says what is in it).
-const HEADER: usize = 16;
-/// The shim writes at most 16 KiB at once; what claims more is damage.
-const LARGEST: usize = 1 << 20;
-
-/// Reads whole records from `offset` on, about `most` bytes of them, and says where the next one begins. A record that
-/// is only half there is left for the next time.
-pub fn read_log(file: &mut File, offset: u64, most: usize) -> Result<(Vec<LogRecord>, u64)> {
-    let os = |e: io::Error| Error::io("log", "", "can't be read", &e);
-    file.seek(SeekFrom::Start(offset)).map_err(os)?;
-    let mut bytes = Vec::new();
-    file.take(most.max(HEADER + LARGEST) as u64).read_to_end(&mut bytes).map_err(os)?;
-    let (mut at, mut records) = (0, Vec::new());
-    while at < most {
-        let Some(header) = bytes.get(at..at + HEADER) else { break };
-        let word = |range: std::ops::Range<usize>| {
-            header[range].iter().rev().fold(0u64, |value, byte| value << 8 | u64::from(*byte))
-        };
-        let length = word(8..12) as usize;
-        if length > LARGEST || header[12] > 1 {
-            return Err(Error::data_loss("log", "", format!("is damaged at byte {}", offset + at as u64)));
-        }
-        let Some(body) = bytes.get(at + HEADER..at + HEADER + length) else { break };
-        records.push(LogRecord { time: Timestamp(word(0..8)), stream: header[12], bytes: body.to_vec() });
-        at += HEADER + length;
-    }
-    Ok((records, offset + at as u64))
-}
-
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
-
     use super::*;
-
-    fn record(time: u64, stream: u8, body: &[u8]) -> Vec<u8> {
-        let mut bytes = time.to_le_bytes().to_vec();
-        bytes.extend((body.len() as u32).to_le_bytes());
-        bytes.extend([stream, 0, 0, 0]);
-        bytes.extend(body);
-        bytes
-    }
-
-    // L5 of the negative tests: what is logged can't forge a record.
-    #[test]
-    fn l5_records_are_framed_by_length() {
-        let mut file = tempfile::tempfile().unwrap();
-        let forged = record(9, 1, b"forged");
-        let mut bytes = record(1, 0, &forged);
-        bytes.extend(record(2, 1, b"real"));
-        let half = record(3, 0, b"not all of it is there yet");
-        bytes.extend(&half[..20]);
-        file.write_all(&bytes).unwrap();
-        let (records, next) = read_log(&mut file, 0, 1 << 16).unwrap();
-        let expected = [
-            LogRecord { time: Timestamp(1), stream: 0, bytes: forged },
-            LogRecord { time: Timestamp(2), stream: 1, bytes: b"real".to_vec() },
-        ];
-        assert_eq!(records, expected);
-        assert_eq!(next, (bytes.len() - 20) as u64);
-        file.write_all(&half[20..]).unwrap();
-        let (rest, _) = read_log(&mut file, next, 1 << 16).unwrap();
-        assert_eq!(rest[0].bytes, b"not all of it is there yet");
-    }
 
     #[test]
     fn what_is_empty_goes_unless_a_task_is_being_made_there() {

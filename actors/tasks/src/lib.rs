@@ -29,5 +29,5 @@ mod shim;
 mod sweep;
 
 pub use handle::{Deps, Tasks};
-pub use layout::{Layout, LogRecord, read_log};
+pub use layout::Layout;
 pub use messages::{Attached, ExecRequest, Input, NewContainer, Output, ProcessEntry, ProcessState, RunRecord, Stdio};

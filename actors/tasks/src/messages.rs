@@ -23,6 +23,10 @@ pub enum Input {
     Fd(OwnedFd),
     /// A pipe whose write end the shim keeps.
     Pipe,
+    /// A FIFO of the host, by its path.
+    Fifo(String),
+    /// A file of the host, by its path.
+    File(String),
 }
 
 /// Where what it writes goes.
@@ -33,6 +37,10 @@ pub enum Output {
     Null,
     /// A descriptor of the client's.
     Fd(OwnedFd),
+    /// A FIFO of the host, by its path.
+    Fifo(String),
+    /// A file of the host, by its path.
+    File(String),
 }
 
 /// A process's streams.
@@ -73,6 +81,8 @@ pub struct NewContainer {
     pub driver: String,
     /// See [`RunRecord`].
     pub remove_on_exit: bool,
+    /// See [`RunRecord`].
+    pub log: cofferdam_log::Options,
 }
 
 /// What the container's record keeps of how it was made (its opaque `options`).
@@ -84,6 +94,9 @@ pub struct RunRecord {
     /// The number of the signal that asks it to end, as its image said when it was made.
     #[serde(default)]
     pub stop_signal: Option<u32>,
+    /// How its output is kept, where its task has a log.
+    #[serde(default)]
+    pub log: cofferdam_log::Options,
 }
 
 /// Another process for a container.
@@ -202,6 +215,8 @@ messages! {
     Measure {} -> Metrics;
     /// Changes limits, those of the record too.
     UpdateResources { authority: Authority, resources: Vec<u8> } -> ();
+    /// How many bytes of output could not be kept.
+    LogLost {} -> u64;
     /// Removes container, task and snapshot.
     Remove { authority: Authority, force: bool } -> ();
     /// Turns true when the container is gone.

@@ -3,6 +3,7 @@
 use std::{fs::File, os::fd::OwnedFd, rc::Rc, time::Duration};
 
 use cofferdam_images::ResolvedImage;
+use cofferdam_log::{Driver, Journal};
 use cofferdam_metadata::{
     Tx,
     records::{
@@ -15,7 +16,7 @@ use cofferdam_oci::spec::{self, Mount as OptionMount, Network, Options, Seccomp}
 use cofferdam_types::{Any, Authority, Ceiling, Code, Error, Event, Id, Name, Namespace, Result};
 use cofferdam_wire::{
     common_capnp::{input, output, stdio},
-    convert::{life, set_mounts},
+    convert::{life, set_labels, set_mounts},
     fdstream::Fds,
 };
 use oci_spec::runtime::Spec;
@@ -38,12 +39,16 @@ const MAKE: Duration = Duration::from_secs(60);
 /// Makes record and snapshot. The directory is there before the commit that makes both visible.
 pub(crate) async fn create(deps: &Deps, auth: &Authority, ns: &Namespace, new: NewContainer) -> Result<Container> {
     within(&new, &auth.ceiling)?;
+    let attributes = new.log.attributes(&new.labels)?;
     let id = match new.id {
         Some(id) => id,
         None => Id::new(shim::new_id()?)?,
     };
     if containers::find(&deps.metadata.read()?, ns, &id)?.is_some() {
         return Err(Error::already_exists("container", &id, containers::TAKEN));
+    }
+    if new.log.driver == Driver::Journald {
+        Journal::open(&deps.journal, ns, &id, &attributes)?;
     }
     let image = deps.images.resolve(ns, &new.image, &new.platform).await?;
     let driver = if new.driver.is_empty() { deps.snapshots.drivers()[0].to_owned() } else { new.driver };
@@ -61,7 +66,8 @@ pub(crate) async fn create(deps: &Deps, auth: &Authority, ns: &Namespace, new: N
         Some(raw) => given(raw, &id, deps.layout.cgroup(ns, &id))?,
         None => generate(deps.layout.cgroup(ns, &id), &id, &image, &new.options, &reserved.mounts)?,
     };
-    let run = RunRecord { remove_on_exit: new.remove_on_exit, stop_signal: Some(stop_signal(&id, &image)) };
+    let stop_signal = Some(stop_signal(&id, &image));
+    let run = RunRecord { remove_on_exit: new.remove_on_exit, stop_signal, log: new.log };
     let mut record = Container::new(
         id,
         if new.runtime.is_empty() { "native".to_owned() } else { new.runtime },
@@ -182,6 +188,17 @@ fn within(new: &NewContainer, ceiling: &Ceiling) -> Result<()> {
     Err(Error::denied("container", "", format!("asks for {wish}, which needs the host right")))
 }
 
+/// The same for streams that are paths of the host.
+pub(crate) fn streams_within(stdio: &Stdio, ceiling: &Ceiling) -> Result<()> {
+    let outputs = [&stdio.stdout, &stdio.stderr];
+    let host = matches!(stdio.stdin, Input::Fifo(_) | Input::File(_))
+        || outputs.iter().any(|output| matches!(output, Output::Fifo(_) | Output::File(_)));
+    if host && !ceiling.host {
+        return Err(Error::denied("stream", "", "is a path of the host, which needs the host right"));
+    }
+    Ok(())
+}
+
 /// What a new task needs to know of its container.
 pub(crate) struct Prepared {
     pub record: Container,
@@ -212,6 +229,7 @@ pub(crate) async fn create_task(
     stdio: Stdio,
     log: bool,
 ) -> Result<(Rc<Entry>, Connection, Task)> {
+    streams_within(&stdio, &auth.ceiling)?;
     let prepared = prepare(deps, ns, id)?;
     if tasks::find(&deps.metadata.read()?, ns, id)?.is_some() {
         return Err(Error::failed_precondition("container", id, "has a task already: delete that first"));
@@ -226,7 +244,8 @@ pub(crate) async fn create_task(
     layout::remove(&bundle_path)?;
     layout::make(&bundle_path)?;
     let bundle = File::open(&bundle_path).map_err(|e| Error::io("bundle", id, "can't be opened", &e))?;
-    let log_file = if log { Some(deps.layout.open_log(ns, id)?) } else { None };
+    let keeps_files = log && prepared.run.log.driver.format().is_some();
+    let log_dir = if keeps_files { Some(deps.layout.open_log(ns, id)?) } else { None };
 
     let mut task = Task::new(id.clone(), &shim_id);
     task.terminal = prepared.terminal;
@@ -245,8 +264,19 @@ pub(crate) async fn create_task(
         // Beside the shim's own start.
         clear(deps, ns, id, &prepared).await?;
         let request = connection.shim.create_request();
-        let made =
-            request_create(deps, request, &connection.fds, ns, id, &prepared, bundle.into(), &mounts, stdio, log_file);
+        let made = request_create(
+            deps,
+            request,
+            &connection.fds,
+            ns,
+            id,
+            &prepared,
+            bundle.into(),
+            &mounts,
+            stdio,
+            log,
+            log_dir,
+        );
         let (container, life) = made.await?;
         Ok((connection, container, life))
     };
@@ -356,7 +386,8 @@ async fn request_create(
     bundle: OwnedFd,
     mounts: &[cofferdam_types::Mount],
     streams: Stdio,
-    log: Option<OwnedFd>,
+    log: bool,
+    log_dir: Option<OwnedFd>,
 ) -> Result<(cofferdam_wire::shim_capnp::shim_container::Client, cofferdam_wire::convert::Life)> {
     let binary = runtime(&prepared.record.runtime)?;
     let mut create = request.get().init_request();
@@ -368,9 +399,18 @@ async fn request_create(
     create.set_runtime_root(deps.layout.runc().to_string_lossy().as_ref());
     create.set_terminal(prepared.terminal);
     set_stdio(create.reborrow().init_stdio(), streams, fds);
-    if let Some(log) = log {
+    if log {
         create.set_log(true);
-        create.set_log_fd(fds.push(log));
+        let (options, mut logging) = (&prepared.run.log, create.reborrow().init_logging());
+        logging.set_driver(options.driver.as_str());
+        logging.set_max_size(options.max_size);
+        logging.set_max_files(options.max_files);
+        logging.set_journal(deps.journal.to_string_lossy().as_ref());
+        if let Some(dir) = log_dir {
+            logging.set_directory(fds.push(dir));
+        }
+        let attributes = options.attributes(&prepared.record.labels)?;
+        set_labels(logging.init_attributes(attributes.len() as u32), &attributes);
     }
     create.set_bundle(fds.push(bundle));
     let answer = request.send().promise.await.map_err(from_shim)?;
@@ -388,10 +428,14 @@ pub(crate) fn set_stdio(mut builder: stdio::Builder<'_>, streams: Stdio, fds: &F
         Input::Null => stdin.set_null(()),
         Input::Fd(fd) => stdin.set_fd(fds.push(fd)),
         Input::Pipe => stdin.set_stream(()),
+        Input::Fifo(path) => stdin.set_fifo(&path),
+        Input::File(path) => stdin.set_file(&path),
     }
     let set = |mut out: output::Builder<'_>, wish: Output| match wish {
         Output::Null => out.set_null(()),
         Output::Fd(fd) => out.set_fd(fds.push(fd)),
+        Output::Fifo(path) => out.set_fifo(&path),
+        Output::File(path) => out.set_file(&path),
     };
     set(builder.reborrow().init_stdout(), streams.stdout);
     set(builder.init_stderr(), streams.stderr);
@@ -400,6 +444,24 @@ pub(crate) fn set_stdio(mut builder: stdio::Builder<'_>, streams: Stdio, fds: &F
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn streams_that_are_paths_need_the_host_right() {
+        let path = || "/run/x".to_owned();
+        let streams = [
+            Stdio { stdin: Input::Fifo(path()), ..Stdio::default() },
+            Stdio { stdin: Input::File(path()), ..Stdio::default() },
+            Stdio { stdout: Output::Fifo(path()), ..Stdio::default() },
+            Stdio { stderr: Output::File(path()), ..Stdio::default() },
+        ];
+        for stdio in streams {
+            let error = streams_within(&stdio, &Ceiling { host: false }).unwrap_err();
+            assert_eq!(error.code, Code::Denied, "{stdio:?}");
+            streams_within(&stdio, &Ceiling { host: true }).unwrap();
+        }
+        let own = Stdio { stdin: Input::Pipe, ..Stdio::default() };
+        streams_within(&own, &Ceiling { host: false }).unwrap();
+    }
 
     #[test]
     fn a_spec_without_a_cgroup_gets_ours_and_keeps_the_rest() {

@@ -14,7 +14,7 @@ use crate::{
     call::{BLOCK, Cursor, Reply, done, reply},
     connect::Link,
     image::Image,
-    logs::{LogRecord, Records},
+    logs::{LogOptions, LogRecord, Records},
     options::ContainerOptions,
     process::{Task, TaskInfo, task_info},
     stdio::Stdio,
@@ -37,6 +37,10 @@ pub struct ContainerRequest {
     pub platform: String,
     /// The daemon removes it when it has ended, whether or not you are still there.
     pub remove_on_exit: bool,
+    /// How what it writes is kept: local (also if empty), json-file, cri, journald or none.
+    pub log_driver: String,
+    /// Of the log driver: max-size, max-file, labels.
+    pub log_options: Labels,
 }
 
 /// What a container is.
@@ -65,6 +69,10 @@ pub struct ContainerInfo {
     pub remove_on_exit: bool,
     /// The number of the signal that asks it to end.
     pub stop_signal: u32,
+    /// How what it writes is kept.
+    pub log_driver: String,
+    /// Of the log driver.
+    pub log_options: Labels,
     /// Its task, if it has one.
     pub task: Option<TaskInfo>,
     /// The OCI runtime spec; lists leave it out.
@@ -86,6 +94,8 @@ fn info(reader: container_info::Reader<'_>) -> Result<ContainerInfo> {
         task: if reader.has_task() { Some(task_info(reader.get_task().map_err(malformed)?)?) } else { None },
         remove_on_exit: reader.get_remove_on_exit(),
         stop_signal: reader.get_stop_signal(),
+        log_driver: text(reader.get_log_driver())?.to_owned(),
+        log_options: labels(reader.get_log_options())?,
     })
 }
 
@@ -153,6 +163,8 @@ fn fill(mut params: create_params::Builder<'_>, image: Option<&Image>, request: 
     params.set_driver(&request.driver);
     params.set_platform(&request.platform);
     params.set_remove_on_exit(request.remove_on_exit);
+    params.set_log_driver(&request.log_driver);
+    set_labels(params.init_log_options(request.log_options.len() as u32), &request.log_options);
 }
 
 /// A container.
@@ -196,8 +208,18 @@ impl Container {
     /// Gives what was logged to `take`, oldest first; with `follow` until the task has ended. `take` should not be
     /// slow: while it works nothing else of this connection does.
     pub fn logs(&self, follow: bool, take: impl FnMut(LogRecord<'_>) -> Result<()> + 'static) -> Reply<()> {
+        self.logs_with(&LogOptions { follow, ..LogOptions::default() }, take)
+    }
+
+    /// The same of what `options` choose.
+    pub fn logs_with(
+        &self,
+        options: &LogOptions,
+        take: impl FnMut(LogRecord<'_>) -> Result<()> + 'static,
+    ) -> Reply<()> {
         let mut request = self.client.logs_request();
-        request.get().set_follow(follow);
+        request.get().set_follow(options.follow);
+        options.fill(request.get().init_options());
         request.get().set_sink(capnp_rpc::new_client(Records(RefCell::new(take))));
         done(&self.link, request)
     }

@@ -57,7 +57,7 @@ pub use content::{Blob, BlobInfo, Content, Ingest, IngestInfo};
 pub use event::{Events, FROM_NOW, Gap, Subscription};
 pub use image::{Image, ImageDetail, ImageInfo, Images, ImportFormat, ImportOptions, PullOptions, PullPolicy, Secret};
 pub use job::{Job, JobInfo, JobItem, Jobs};
-pub use logs::{LogRecord, LogStream};
+pub use logs::{LogOptions, LogPosition, LogRecord, LogStream};
 pub use metrics::{Cpu, Hugetlb, Io, Memory, Metrics, Pids, ProcessInfo};
 pub use namespace::{Context, Namespace, NamespaceInfo, Namespaces};
 pub use options::{BindMount, ContainerOptions, MountSource, Network, Rlimit};

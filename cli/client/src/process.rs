@@ -99,6 +99,8 @@ pub struct TaskInfo {
     pub oomed: Timestamp,
     /// How often the kernel killed one of its processes for that.
     pub ooms: u64,
+    /// So many bytes of its output could not be kept; lists leave it out.
+    pub log_lost: u64,
 }
 
 fn exit(reader: wire::exit::Reader<'_>) -> Result<Exit> {
@@ -131,6 +133,7 @@ pub(crate) fn task_info(reader: wire::task_info::Reader<'_>) -> Result<TaskInfo>
         execs: texts(reader.get_execs())?,
         oomed: Timestamp(reader.get_oomed()),
         ooms: reader.get_ooms(),
+        log_lost: reader.get_log_lost(),
     })
 }
 

@@ -14,7 +14,6 @@ use crate::{
     connect::{Client, PATIENCE, PAUSES, is_lost},
     container::{Container, ContainerRequest, Containers},
     image::{Image, Images, PullOptions, PullPolicy},
-    json::parse_time,
     namespace::{Context, Namespace, Namespaces},
     process::{Exit, Status, Task},
     stdio::Stdio,
@@ -381,7 +380,7 @@ impl Run {
                 let status = number("exit_status").and_then(|status| u32::try_from(status).ok());
                 let status = status.ok_or_else(|| Error::internal("event", event.sequence, "has no exit status"))?;
                 let reason = event.payload.get("reason").and_then(|reason| reason.as_str()).unwrap_or_default();
-                let at = event.payload.get("exited_at").and_then(|at| at.as_str()).and_then(parse_time);
+                let at = event.payload.get("exited_at").and_then(|at| at.as_str()).and_then(Timestamp::parse_rfc3339);
                 return Ok(Exit { status, at: at.unwrap_or(event.timestamp), reason: reason.to_owned() });
             }
         };

@@ -30,6 +30,11 @@ pub enum Input {
     Fd(OwnedFd),
     /// What is written to [`crate::Process::stdin`].
     Stream,
+    /// A FIFO of the daemon's host, by its absolute path: needs the `host` right. It is held open for writing too, until
+    /// [`crate::Process::close_stdin`].
+    Fifo(String),
+    /// A file of the daemon's host, by its absolute path: needs the `host` right.
+    File(String),
 }
 
 /// Where what a process writes goes.
@@ -42,6 +47,10 @@ pub enum Output {
     Fd(OwnedFd),
     /// A [`channel`]. If it falls 64 KiB behind it is detached; the process goes on.
     Stream(Sink),
+    /// A FIFO of the daemon's host, by its absolute path: needs the `host` right. Nobody has to read it yet.
+    Fifo(String),
+    /// A file of the daemon's host, by its absolute path, which is appended to: needs the `host` right.
+    File(String),
 }
 
 /// The three streams of a process.
@@ -85,6 +94,8 @@ impl Stdio {
             Input::Null => stdin.set_null(()),
             Input::Fd(fd) => stdin.set_fd(fds.push(fd)),
             Input::Stream => stdin.set_stream(()),
+            Input::Fifo(path) => stdin.set_fifo(&path),
+            Input::File(path) => stdin.set_file(&path),
         }
         self.stdout.fill(builder.reborrow().init_stdout(), fds);
         self.stderr.fill(builder.init_stderr(), fds);
@@ -97,6 +108,8 @@ impl Output {
             Output::Null => builder.set_null(()),
             Output::Fd(fd) => builder.set_fd(fds.push(fd)),
             Output::Stream(sink) => builder.set_stream(sink.client),
+            Output::Fifo(path) => builder.set_fifo(&path),
+            Output::File(path) => builder.set_file(&path),
         }
     }
 }

@@ -67,6 +67,53 @@ pub fn counted(number: u64, thing: &str) -> String {
     format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
 }
 
+/// A time in UTC such as `2026-11-25T03:40:17Z` or `2026-11-25`, or an age such as `90s`, `10m`, `1h30m` or `2d`.
+pub fn moment(text: &str) -> Result<Timestamp, String> {
+    const FORM: &str = "give a time in UTC such as 2026-11-25T03:40:17Z, or an age such as 90s, 10m, 1h30m or 2d";
+    let day = Timestamp::parse_rfc3339(&format!("{text}T00:00:00Z"));
+    if let Some(time) = Timestamp::parse_rfc3339(text).or(day) {
+        return Ok(time);
+    }
+    let (mut seconds, mut number) = (0u64, String::new());
+    for c in text.chars() {
+        if c.is_ascii_digit() {
+            number.push(c);
+            continue;
+        }
+        let unit = match c {
+            's' => 1,
+            'm' => 60,
+            'h' => 3600,
+            'd' => 86_400,
+            _ => return Err(FORM.into()),
+        };
+        let part = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit)).ok_or(FORM)?;
+        seconds = seconds.checked_add(part).ok_or(FORM)?;
+        number.clear();
+    }
+    if text.is_empty() || !number.is_empty() {
+        return Err(FORM.into());
+    }
+    // An age beyond 1970 is everything.
+    Ok(Timestamp(Timestamp::now().0.saturating_sub(seconds.saturating_mul(1_000_000_000)).max(1)))
+}
+
+/// A stream of the daemon's host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HostStream {
+    /// A FIFO.
+    Fifo(String),
+    /// A file.
+    File(String),
+}
+
+/// `fifo:///PATH` or `file:///PATH`.
+pub fn host_stream(text: &str) -> Result<HostStream, String> {
+    let path = |scheme| text.strip_prefix(scheme).filter(|path: &&str| path.starts_with('/')).map(str::to_owned);
+    let found = path("fifo://").map(HostStream::Fifo).or_else(|| path("file://").map(HostStream::File));
+    found.ok_or_else(|| "give fifo:///PATH or file:///PATH, a path of the daemon's host".to_owned())
+}
+
 /// `KEY=VALUE`; the value may be empty.
 pub fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {

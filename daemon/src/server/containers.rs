@@ -1,34 +1,28 @@
 //! `Containers` and `Container` (container.capnp).
 
-use std::{fs::File, rc::Rc, time::Duration};
+use std::rc::Rc;
 
 use cofferdam_metadata::records::{
     containers::{self as records, Container as Record},
     tasks,
 };
 use cofferdam_oci::spec::{Mount, Network, Options, Seccomp, Ulimit};
-use cofferdam_tasks::{LogRecord, NewContainer, ProcessState, RunRecord, read_log};
-use cofferdam_types::{Any, Code, Error, Id, Result, filter};
+use cofferdam_tasks::{NewContainer, ProcessState, RunRecord};
+use cofferdam_types::{Any, Code, Id, Result, filter};
 use cofferdam_wire::{
     container_capnp::{
         bind_mount, container, container_cursor, container_info, container_options, containers, create_params,
-        log_record, log_sink,
     },
     convert::{any, labels, set_any, set_labels, text, texts},
-    error::{from_rpc, malformed},
+    error::malformed,
 };
 
 use super::{
     Place,
     cursor::Cursor,
-    filters, images, rpc, stdio,
+    filters, images, logs, rpc, stdio,
     tasks::{Process, set_exit, status},
 };
-
-/// How many bytes of a log go into one message.
-const LOG_BLOCK: usize = 128 << 10;
-/// How often a followed log is looked at: the shim writes it, and tells nobody.
-const LOG_LOOK: Duration = Duration::from_millis(50);
 
 /// The containers of a namespace.
 pub struct Containers(pub Place);
@@ -53,6 +47,7 @@ impl Containers {
             runtime: text(reader.get_runtime())?.to_owned(),
             driver: text(reader.get_driver())?.to_owned(),
             remove_on_exit: reader.get_remove_on_exit(),
+            log: cofferdam_log::Options::parse(text(reader.get_log_driver())?, &labels(reader.get_log_options())?)?,
         })
     }
 }
@@ -218,6 +213,9 @@ async fn set_info(place: &Place, mut builder: container_info::Builder<'_>, recor
     let run: RunRecord = serde_json::from_slice(&record.options).unwrap_or_default();
     builder.set_remove_on_exit(run.remove_on_exit);
     builder.set_stop_signal(run.stop_signal.unwrap_or(libc::SIGTERM as u32));
+    builder.set_log_driver(run.log.driver.as_str());
+    let log = run.log.pairs();
+    set_labels(builder.reborrow().init_log_options(log.len() as u32), &log);
 
     let (tasks, namespace) = (&place.services().tasks, &place.namespace);
     let state = match tasks.query(namespace, &record.id, String::new()).await {
@@ -240,6 +238,7 @@ async fn set_info(place: &Place, mut builder: container_info::Builder<'_>, recor
         Err(error) => return Err(error),
     };
     let stored = tasks::find(&place.services().metadata.read()?, namespace, &record.id)?;
+    let lost = if whole { tasks.log_lost(namespace, &record.id).await.unwrap_or_default() } else { 0 };
     let execs = if whole { tasks.execs(namespace, &record.id).await.unwrap_or_default() } else { Vec::new() };
     let mut task = builder.init_task();
     task.set_status(status(state.state));
@@ -255,6 +254,7 @@ async fn set_info(place: &Place, mut builder: container_info::Builder<'_>, recor
         task.set_terminal(stored.terminal);
         task.set_log(stored.log);
     }
+    task.set_log_lost(lost);
     cofferdam_wire::convert::set_texts(task.init_execs(execs.len() as u32), &execs);
     Ok(())
 }
@@ -272,58 +272,6 @@ impl Container {
 
     fn first(&self) -> Process {
         Process { place: self.place.clone(), id: self.id.clone(), exec: String::new() }
-    }
-
-    /// Writes the log into the client's sink; with `follow` until the task has ended and all of it is written.
-    async fn copy_log(&self, follow: bool, sink: &log_sink::Client) -> Result<()> {
-        let namespace = &self.place.namespace;
-        records::get(&self.place.services().metadata.read()?, namespace, &self.id)?;
-        let path = self.tasks().layout().log(namespace, &self.id);
-        let mut offset = 0;
-        loop {
-            // Asked before the log is read: what it wrote before its end is in the log by then.
-            let running = follow
-                && match self.tasks().query(namespace, &self.id, String::new()).await {
-                    Ok(state) => state.exit.is_none(),
-                    Err(error) => error.code == Code::Unavailable,
-                };
-            loop {
-                let from = offset;
-                let path = path.clone();
-                let read = move || match File::open(&path) {
-                    Ok(mut file) => read_log(&mut file, from, LOG_BLOCK),
-                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok((Vec::new(), from)),
-                    Err(e) => Err(Error::io("log", "", "can't be opened", &e)),
-                };
-                let (records, next) = self.place.services().pool.run(read).await?;
-                offset = next;
-                if records.is_empty() {
-                    break;
-                }
-                let mut request = sink.write_request();
-                set_records(&mut request, &records);
-                request.send().await.map_err(from_rpc)?;
-            }
-            if !running {
-                break;
-            }
-            tokio::time::sleep(LOG_LOOK).await;
-        }
-        sink.end_request().send().promise.await.map_err(from_rpc)?;
-        Ok(())
-    }
-}
-
-fn set_records(
-    request: &mut capnp::capability::StreamingRequest<log_sink::write_params::Owned>,
-    records: &[LogRecord],
-) {
-    let mut list = request.get().init_records(records.len() as u32);
-    for (n, record) in records.iter().enumerate() {
-        let mut builder = list.reborrow().get(n as u32);
-        builder.set_time(record.time.0);
-        builder.set_stream(if record.stream == 0 { log_record::Stream::Stdout } else { log_record::Stream::Stderr });
-        builder.set_bytes(&record.bytes);
     }
 }
 
@@ -364,7 +312,8 @@ impl container::Server for Container {
 
     async fn logs(self: Rc<Self>, params: container::LogsParams, _: container::LogsResults) -> capnp::Result<()> {
         let params = params.get()?;
-        rpc(self.copy_log(params.get_follow(), &params.get_sink()?).await)
+        let query = rpc(logs::query(params.get_options()?))?;
+        rpc(logs::copy(&self.place, &self.id, params.get_follow(), query, &params.get_sink()?).await)
     }
 
     async fn update_resources(

@@ -13,6 +13,7 @@ mod images;
 mod intake;
 mod jobs;
 mod listener;
+mod logs;
 mod meter;
 mod metrics;
 mod namespaces;

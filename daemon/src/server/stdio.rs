@@ -6,6 +6,7 @@ use cofferdam_tasks::{Input, Output, Stdio};
 use cofferdam_types::Result;
 use cofferdam_wire::{
     common_capnp::{byte_stream, input, output, stdio},
+    convert::text,
     error::malformed,
 };
 
@@ -23,6 +24,8 @@ pub fn read(session: &Rc<Session>, reader: stdio::Reader<'_>) -> Result<Stdio> {
             input::Null(()) => Input::Null,
             input::Fd(number) => Input::Fd(session.fds.take(number)?),
             input::Stream(()) => Input::Pipe,
+            input::Fifo(path) => Input::Fifo(text(path)?.to_owned()),
+            input::File(path) => Input::File(text(path)?.to_owned()),
         }
     };
     let stdout = if reader.has_stdout() { out(session, reader.get_stdout())? } else { Output::Null };
@@ -34,6 +37,8 @@ fn out(session: &Rc<Session>, reader: capnp::Result<output::Reader<'_>>) -> Resu
     Ok(match reader.map_err(malformed)?.which().map_err(|e| malformed(e.into()))? {
         output::Null(()) => Output::Null,
         output::Fd(number) => Output::Fd(session.fds.take(number)?),
+        output::Fifo(path) => Output::Fifo(text(path)?.to_owned()),
+        output::File(path) => Output::File(text(path)?.to_owned()),
         output::Stream(stream) => {
             let stream: byte_stream::Client = stream.map_err(malformed)?;
             let (read, write) = pipe(End::Read)?;

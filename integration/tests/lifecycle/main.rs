@@ -2,9 +2,11 @@
 
 mod attach;
 mod contract;
+mod drivers;
 mod exec;
 mod failures;
 mod log;
+mod paths;
 mod resources;
 mod stop;
 mod streams;

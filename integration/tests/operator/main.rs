@@ -3,6 +3,7 @@
 mod containers;
 mod images;
 mod limits;
+mod logs;
 mod run;
 mod terminal;
 

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use cofferdam_log::Writer;
 use cofferdam_oci::{self as oci, Runtime};
 use cofferdam_sys::oom::OomWatch;
 use cofferdam_types::{Error, Id, Mount, Namespace, Result, Timestamp};
@@ -54,7 +55,7 @@ pub struct Create {
     /// Whether it has a terminal.
     pub terminal: bool,
     /// Where its output is kept.
-    pub log: Option<OwnedFd>,
+    pub log: Option<Writer>,
 }
 
 impl Registry {
@@ -68,7 +69,12 @@ impl Registry {
         self.containers.borrow().is_empty()
     }
 
-    /// Whether there ever was one.
+    /// One was asked for: from now on the shim has nothing to wait for when there is none.
+    pub fn wanted(&self) {
+        self.any.set(true);
+    }
+
+    /// Whether one was ever asked for.
     pub fn had_any(&self) -> bool {
         self.any.get()
     }
@@ -86,7 +92,6 @@ impl Registry {
         if self.containers.borrow().contains_key(&key) {
             return Err(Error::already_exists("container", &request.id, "is made already"));
         }
-        self.any.set(true);
         let container = Container::create(self.dir.clone(), request)?;
         self.containers.borrow_mut().insert(key, container.clone());
         Ok(container)
@@ -121,6 +126,7 @@ pub struct Container {
     /// Without a pid namespace of its own its processes outlive the first one unless somebody kills them.
     own_pids: bool,
     init: Rc<Process>,
+    log: Option<Rc<RefCell<Writer>>>,
     execs: RefCell<BTreeMap<Id, Exec>>,
     paused: Cell<bool>,
     /// What is known of its memory.
@@ -136,7 +142,7 @@ struct Exec {
 impl Container {
     fn create(dir: Rc<OwnedFd>, request: Create) -> Result<Rc<Container>> {
         let Create { namespace, id, bundle, spec, rootfs, runtime, stdio, terminal, log } = request;
-        let log = log.map(Rc::new);
+        let log = log.map(|writer| Rc::new(RefCell::new(writer)));
         let prepared = prepare(stdio, terminal, log.is_some())?;
         let init = Process::new(dir.clone(), life::file_name(&id, ""), "", terminal)?;
         let made = std::fs::read_link(format!("/proc/self/fd/{}", bundle.as_raw_fd()))
@@ -175,6 +181,7 @@ impl Container {
             made: RefCell::new(made),
             own_pids,
             init,
+            log,
             execs: RefCell::default(),
             paused: Cell::new(false),
             oom: Oom::default(),
@@ -335,6 +342,11 @@ impl Container {
     /// Whether it is frozen.
     pub fn paused(&self) -> bool {
         self.paused.get()
+    }
+
+    /// How many bytes of output could not be kept.
+    pub fn log_lost(&self) -> u64 {
+        self.log.as_ref().map_or(0, |log| log.borrow().lost())
     }
 
     /// Every process's life, the first one's first.

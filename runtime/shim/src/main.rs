@@ -6,6 +6,7 @@
 //! clones, and a lock held by another thread would stay locked in the child.
 
 mod container;
+mod host;
 mod oom;
 mod output;
 mod process;

@@ -5,12 +5,13 @@
 
 use std::{
     cell::{Cell, RefCell},
-    io::{self, IoSlice},
+    io,
     os::fd::OwnedFd,
     rc::Rc,
 };
 
-use cofferdam_types::{Error, Result, Timestamp};
+use cofferdam_log::{Stream, Writer};
+use cofferdam_types::{Error, Result};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     sync::Notify,
@@ -18,36 +19,13 @@ use tokio::{
 
 use crate::sink::{Sink, watch};
 
-/// A log record's header: time u64, length u32, stream u8, three bytes of zero; little endian. Framing by length:
-/// no byte of the output can forge a record (L5).
-pub const LOG_HEADER: usize = 16;
-
 /// Where the log goes, and as which stream.
 #[derive(Clone)]
 pub struct Log {
-    /// Opened for appending.
-    pub file: Rc<OwnedFd>,
-    /// 0 is stdout, 1 stderr.
-    pub stream: u8,
-}
-
-impl Log {
-    fn write(&self, bytes: &[u8]) {
-        let mut header = [0; LOG_HEADER];
-        header[..8].copy_from_slice(&Timestamp::now().0.to_le_bytes());
-        header[8..12].copy_from_slice(&(bytes.len() as u32).to_le_bytes());
-        header[12] = self.stream;
-        let mut parts = [IoSlice::new(&header), IoSlice::new(bytes)];
-        let mut parts = &mut parts[..];
-        // A full disk costs the log its record, never the process its life.
-        while !parts.is_empty() {
-            match nix::sys::uio::writev(&*self.file, parts) {
-                Ok(n) if n > 0 => IoSlice::advance_slices(&mut parts, n),
-                Err(nix::Error::EINTR) => {}
-                _ => return,
-            }
-        }
-    }
+    /// Of the whole container.
+    pub writer: Rc<RefCell<Writer>>,
+    /// Which of its streams.
+    pub stream: Stream,
 }
 
 struct State {
@@ -143,6 +121,9 @@ async fn pump(state: Rc<State>) {
             _ => break,
         }
     }
+    if let Some(log) = &state.log {
+        log.writer.borrow_mut().end(log.stream);
+    }
     state.ended.set(true);
     state.empty.notify_waiters();
     for sink in state.sinks.borrow_mut().drain(..) {
@@ -152,7 +133,7 @@ async fn pump(state: Rc<State>) {
 
 async fn deliver(state: &State, bytes: &[u8]) {
     if let Some(log) = &state.log {
-        log.write(bytes);
+        log.writer.borrow_mut().write(log.stream, bytes);
     }
     let sinks: Vec<Sink> = state.sinks.borrow().clone();
     let mut lost = false;

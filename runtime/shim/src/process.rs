@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use cofferdam_log::Writer;
 use cofferdam_oci as oci;
 use cofferdam_types::{Error, Result, Timestamp};
 use cofferdam_wire::{convert::Life, life};
@@ -53,6 +54,8 @@ pub struct Process {
     terminal: bool,
     /// The write end of its standard input, where that is a pipe of ours.
     stdin: RefCell<Option<Rc<AsyncFd<OwnedFd>>>>,
+    /// Keeps the FIFO that is its standard input from ending with a writer.
+    held: RefCell<Option<OwnedFd>>,
     /// Copies the starting client's input into the terminal.
     feeder: Cell<Option<JoinHandle<()>>>,
     reported: Cell<bool>,
@@ -74,6 +77,7 @@ impl Process {
             outputs: RefCell::default(),
             terminal,
             stdin: RefCell::new(None),
+            held: RefCell::new(None),
             feeder: Cell::new(None),
             reported: Cell::new(false),
             doomed: Cell::new(false),
@@ -90,7 +94,13 @@ impl Process {
     }
 
     /// It was made by a driver: takes its descriptors over. Runs before the reaper can see its end.
-    pub fn made(&self, made: &oci::Process, relays: Vec<Relay>, feed: Feed, log: Option<&Rc<OwnedFd>>) -> Result<()> {
+    pub fn made(
+        &self,
+        made: &oci::Process,
+        relays: Vec<Relay>,
+        feed: Feed,
+        log: Option<&Rc<RefCell<Writer>>>,
+    ) -> Result<()> {
         self.life.borrow_mut().pid = made.pid as u32;
         *self.pidfd.borrow_mut() = Some(duplicate(&made.pidfd)?);
         self.save()?;
@@ -105,7 +115,7 @@ impl Process {
                 }
                 (None, None) => return Err(Error::internal("terminal", "", "the driver gave none")),
             };
-            let log = log.map(|file| Log { file: file.clone(), stream: relay.stream });
+            let log = log.map(|writer| Log { writer: writer.clone(), stream: relay.stream });
             self.outputs.borrow_mut().push(Output::new(source, interest, log, relay.sink.into_iter().collect())?);
         }
         match feed {
@@ -115,7 +125,11 @@ impl Process {
                     watch(write, Interest::WRITABLE).map_err(|e| Error::io("stdin", "", "can't be watched", &e))?;
                 *self.stdin.borrow_mut() = Some(Rc::new(fd));
             }
-            Feed::Terminal(source) => self.feeder.set(Some(self.feed_from(source)?)),
+            Feed::Held(hold) => *self.held.borrow_mut() = Some(hold),
+            Feed::Terminal(source, hold) => {
+                *self.held.borrow_mut() = hold;
+                self.feeder.set(Some(self.feed_from(source)?));
+            }
         }
         Ok(())
     }
@@ -255,9 +269,11 @@ impl Process {
             .map_err(|e| Error::io("terminal", &self.life.borrow().id, "can't be resized", &e.into()))
     }
 
-    /// Ends its standard input, where that is a pipe of ours. Those who feed it stop: they hold the pipe too.
+    /// Ends its standard input, where that is a pipe of ours. Those who feed it stop: they hold the pipe too. A FIFO
+    /// ends with its last writer from now on.
     pub fn close_stdin(&self) {
         *self.stdin.borrow_mut() = None;
+        *self.held.borrow_mut() = None;
         self.input_over.notify_waiters();
     }
 
@@ -277,9 +293,10 @@ impl Process {
                 "was started with its pipes handed over: only a process with a log or a terminal can be attached to";
             return Err(Error::failed_precondition("process", &self.life.borrow().id, why));
         }
-        let feeder = match stdin {
-            Wish::Fd(fd) => Some(self.feed_from(fd)?),
-            _ => None,
+        let (feeder, held) = match stdin {
+            Wish::Fd(fd) => (Some(self.feed_from(fd)?), None),
+            Wish::Fifo(fd, hold) => (Some(self.feed_from(fd)?), Some(hold)),
+            _ => (None, None),
         };
         let mut sinks = Vec::new();
         for (output, wish) in outputs.iter().zip([stdout, stderr]) {
@@ -288,7 +305,7 @@ impl Process {
                 sinks.push(sink);
             }
         }
-        Ok(Attachment { sinks, feeder })
+        Ok(Attachment { sinks, feeder, _held: held })
     }
 
     /// Copies a client's descriptor into the process's terminal or pipe.
@@ -332,6 +349,7 @@ impl Process {
 pub struct Attachment {
     sinks: Vec<Sink>,
     feeder: Option<JoinHandle<()>>,
+    _held: Option<OwnedFd>,
 }
 
 impl Attachment {

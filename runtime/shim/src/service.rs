@@ -5,11 +5,12 @@ use std::{
     rc::Rc,
 };
 
+use cofferdam_log::{Driver, Journal, Writer};
 use cofferdam_oci::{Runtime, native, runc};
 use cofferdam_types::{Error, Id, Namespace, Result};
 use cofferdam_wire::{
     SHIM_VERSION,
-    convert::{mounts, set_life, text},
+    convert::{labels, mounts, set_life, text},
     error::{malformed, to_rpc},
     fdstream::Fds,
     shim_capnp::{create_request, shim, shim_attachment, shim_container},
@@ -53,7 +54,30 @@ impl Service {
             runtime,
             stdio: Wishes::read(reader.get_stdio().map_err(malformed)?, &self.fds)?,
             terminal: reader.get_terminal(),
-            log: if reader.get_log() { Some(self.fds.take(reader.get_log_fd())?) } else { None },
+            log: if reader.get_log() { Some(self.log(reader)?) } else { None },
+        })
+    }
+}
+
+impl Service {
+    fn log(&self, reader: create_request::Reader<'_>) -> Result<Writer> {
+        if !reader.has_logging() {
+            return Ok(Writer::plain(self.fds.take(reader.get_log_fd())?));
+        }
+        let logging = reader.get_logging().map_err(malformed)?;
+        let attributes = labels(logging.get_attributes())?;
+        let driver: Driver = text(logging.get_driver())?.parse()?;
+        Ok(match (driver, driver.format()) {
+            (_, Some(format)) => {
+                let dir = self.fds.take(logging.get_directory())?;
+                Writer::files(dir, format, logging.get_max_size(), logging.get_max_files(), &attributes)
+            }
+            (Driver::Journald, None) => {
+                let (namespace, id) = (text(reader.get_namespace())?, text(reader.get_id())?);
+                let path = text(logging.get_journal())?;
+                Writer::journal(Journal::open(path.as_ref(), namespace, id, &attributes)?)
+            }
+            (_, None) => Writer::nowhere(),
         })
     }
 }
@@ -113,6 +137,7 @@ impl shim::Server for Service {
     }
 
     async fn create(self: Rc<Self>, params: shim::CreateParams, mut results: shim::CreateResults) -> capnp::Result<()> {
+        self.shared.containers.wanted();
         let made = self
             .request(params.get()?.get_request()?)
             .and_then(|request| self.shared.containers.create(request))
@@ -181,6 +206,7 @@ impl shim_container::Server for Held {
         let lives = self.container.lives();
         let mut answer = results.get();
         answer.set_paused(self.container.paused());
+        answer.set_log_lost(self.container.log_lost());
         let mut list = answer.init_processes(lives.len() as u32);
         for (n, life) in lives.iter().enumerate() {
             set_life(list.reborrow().get(n as u32), life);

@@ -13,7 +13,7 @@ use std::{
 
 use cofferdam_types::{Error, Result};
 use nix::{
-    fcntl::{OFlag, open},
+    fcntl::{FcntlArg, OFlag, fcntl, open},
     sys::{
         socket::{MsgFlags, send},
         stat::{Mode, SFlag, fstat},
@@ -37,6 +37,10 @@ pub fn reopen(fd: &OwnedFd, mode: OFlag) -> io::Result<OwnedFd> {
 pub fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` stays open and the same for as long as the `AsyncFd` owns it.
     Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
+}
+
+fn access(fd: &OwnedFd) -> io::Result<OFlag> {
+    Ok(OFlag::from_bits_truncate(fcntl(fd, FcntlArg::F_GETFL)?) & OFlag::O_ACCMODE)
 }
 
 /// What kind of file a descriptor is.
@@ -119,7 +123,9 @@ impl Sink {
             SFlag::S_IFREG => Target::File(fd),
             SFlag::S_IFSOCK => Target::Socket(watch(fd, Interest::WRITABLE).map_err(os)?),
             SFlag::S_IFIFO | SFlag::S_IFCHR => {
-                let fresh = reopen(&fd, OFlag::O_WRONLY).map_err(os)?;
+                // A FIFO that is open for reading too has no end when its readers go: it keeps that.
+                let both = kind(&fd)? == SFlag::S_IFIFO && access(&fd).map_err(os)? == OFlag::O_RDWR;
+                let fresh = reopen(&fd, if both { OFlag::O_RDWR } else { OFlag::O_WRONLY }).map_err(os)?;
                 let tty_or_pipe = watch(fresh, Interest::WRITABLE);
                 // /dev/null and its like can't be polled, and never make a writer wait.
                 tty_or_pipe.map(Target::Reopened).unwrap_or(Target::File(fd))

@@ -5,15 +5,17 @@
 
 use std::{fs::File, os::fd::OwnedFd};
 
+use cofferdam_log::Stream;
 use cofferdam_types::{Error, Result};
 use cofferdam_wire::{
     common_capnp::{input, output, stdio},
+    convert::text,
     error::malformed,
     fdstream::Fds,
 };
 use nix::fcntl::OFlag;
 
-use crate::{output::nonblocking, sink::Sink};
+use crate::{host, output::nonblocking, sink::Sink};
 
 /// A stream as the client named it, its descriptor taken off the connection.
 pub enum Wish {
@@ -23,12 +25,14 @@ pub enum Wish {
     Fd(OwnedFd),
     /// Input only: a pipe whose write end we hold.
     Pipe,
+    /// Input only: a FIFO of the host, and the opening that keeps it from ending with a writer.
+    Fifo(OwnedFd, OwnedFd),
 }
 
 impl Wish {
     fn sink(self) -> Result<Option<Sink>> {
         Ok(match self {
-            Wish::Null | Wish::Pipe => None,
+            Wish::Null | Wish::Pipe | Wish::Fifo(..) => None,
             Wish::Fd(fd) => Some(Sink::fd(fd, true)?),
         })
     }
@@ -36,7 +40,7 @@ impl Wish {
     /// As a sink of a client that attached later.
     pub fn late_sink(self) -> Result<Option<Sink>> {
         Ok(match self {
-            Wish::Null | Wish::Pipe => None,
+            Wish::Null | Wish::Pipe | Wish::Fifo(..) => None,
             Wish::Fd(fd) => Some(Sink::fd(fd, false)?),
         })
     }
@@ -64,6 +68,11 @@ impl Wishes {
                 input::Null(()) => Wish::Null,
                 input::Fd(number) => Wish::Fd(fds.take(number)?),
                 input::Stream(()) => Wish::Pipe,
+                input::Fifo(path) => {
+                    let (read, hold) = host::fifo_input(text(path)?)?;
+                    Wish::Fifo(read, hold)
+                }
+                input::File(path) => Wish::Fd(host::file_input(text(path)?)?),
             }
         };
         let out = |has: bool, reader: capnp::Result<output::Reader<'_>>| -> Result<Wish> {
@@ -76,6 +85,8 @@ impl Wishes {
                 output::Stream(_) => {
                     return Err(Error::unimplemented("output", "", "a shim writes to descriptors alone"));
                 }
+                output::Fifo(path) => Wish::Fd(host::fifo_output(text(path)?)?),
+                output::File(path) => Wish::Fd(host::file_output(text(path)?)?),
             })
         };
         Ok(Wishes {
@@ -99,8 +110,8 @@ pub enum Given {
 pub struct Relay {
     /// The read end; `None` for a terminal, whose master comes from the driver.
     pub source: Option<OwnedFd>,
-    /// 0 is stdout, 1 stderr.
-    pub stream: u8,
+    /// Which of the process's streams.
+    pub stream: Stream,
     /// The client that started the process.
     pub sink: Option<Sink>,
 }
@@ -111,8 +122,10 @@ pub enum Feed {
     None,
     /// The write end of the process's pipe.
     Pipe(OwnedFd),
-    /// The client's descriptor, to be read into the terminal.
-    Terminal(OwnedFd),
+    /// The client's descriptor, to be read into the terminal, and what holds it open.
+    Terminal(OwnedFd, Option<OwnedFd>),
+    /// What holds the process's FIFO open.
+    Held(OwnedFd),
 }
 
 /// A process's streams, ready for the driver.
@@ -129,15 +142,17 @@ pub struct Prepared {
 pub fn prepare(wishes: Wishes, terminal: bool, keep: bool) -> Result<Prepared> {
     if terminal {
         let feed = match wishes.stdin {
-            Wish::Fd(fd) => Feed::Terminal(fd),
+            Wish::Fd(fd) => Feed::Terminal(fd, None),
+            Wish::Fifo(fd, hold) => Feed::Terminal(fd, Some(hold)),
             _ => Feed::None,
         };
-        let relay = Relay { source: None, stream: 0, sink: wishes.stdout.sink()? };
+        let relay = Relay { source: None, stream: Stream::Stdout, sink: wishes.stdout.sink()? };
         return Ok(Prepared { given: Given::Terminal(wishes.size), relays: vec![relay], feed });
     }
     let (stdin, feed) = match wishes.stdin {
         Wish::Null => (null()?, Feed::None),
         Wish::Fd(fd) => (fd, Feed::None),
+        Wish::Fifo(fd, hold) => (fd, Feed::Held(hold)),
         Wish::Pipe => {
             let (read, write) = pipe()?;
             nonblocking(&write).map_err(|e| Error::io("stdin", "", "can't be set up", &e))?;
@@ -145,7 +160,7 @@ pub fn prepare(wishes: Wishes, terminal: bool, keep: bool) -> Result<Prepared> {
         }
     };
     let mut relays = Vec::new();
-    let mut out = |wish: Wish, stream: u8| -> Result<OwnedFd> {
+    let mut out = |wish: Wish, stream: Stream| -> Result<OwnedFd> {
         match wish {
             Wish::Null if !keep => null(),
             Wish::Fd(fd) if !keep => Ok(fd),
@@ -157,7 +172,7 @@ pub fn prepare(wishes: Wishes, terminal: bool, keep: bool) -> Result<Prepared> {
             }
         }
     };
-    let (stdout, stderr) = (out(wishes.stdout, 0)?, out(wishes.stderr, 1)?);
+    let (stdout, stderr) = (out(wishes.stdout, Stream::Stdout)?, out(wishes.stderr, Stream::Stderr)?);
     Ok(Prepared { given: Given::Fds([stdin, stdout, stderr]), relays, feed })
 }
 

@@ -102,6 +102,11 @@ struct Input @0xb4acd7ff519828a8 {
     # A pipe, socket, terminal or file of yours.
     stream @2 :Void;
     # What is written to `Process.stdin`.
+    fifo @3 :Text;
+    # The absolute path of a FIFO of the host: needs "host". It is held open for writing too, so that a writer who goes
+    # away doesn't end the input; `Process.closeStdin` lets go of it.
+    file @4 :Text;
+    # The absolute path of a file of the host: needs "host".
   }
 }
 
@@ -114,6 +119,11 @@ struct Output @0xf9517376a3f2a091 {
     stream @2 :ByteStream;
     # A sink of yours. Of the client that started the process it makes the process wait when it doesn't keep up. Of one
     # that attached later it is detached when it falls 64 KiB behind, and the process goes on.
+    fifo @3 :Text;
+    # The absolute path of a FIFO of the host: needs "host". It is held open for reading too: nobody has to read yet, a
+    # reader may come and go, and without one the process waits when the FIFO is full.
+    file @4 :Text;
+    # The absolute path of a file of the host, which is appended to, and made (0600) if it isn't there: needs "host".
   }
 }
 

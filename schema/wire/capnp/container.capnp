@@ -87,6 +87,10 @@ struct CreateParams @0xc3a8f0d74e6b1592 {
   # The daemon removes container, task and snapshot when the task has ended, whether or not the client is still there.
   platform @7 :Text;
   # Of the image, os/arch[/variant]; empty is the host's. not_found if the image is not there for it.
+  logDriver @8 :Text;
+  # How what it writes is kept, where its task has a log: local (also if empty), json-file, cri, journald or none.
+  logOptions @9 :List(Label);
+  # max-size and max-file bound the files; labels names those that stand in each record. See docs/logs.md.
 }
 
 struct ContainerInfo @0x8b4de1f5a0c97263 {
@@ -106,6 +110,8 @@ struct ContainerInfo @0x8b4de1f5a0c97263 {
   removeOnExit @10 :Bool;
   stopSignal @11 :UInt32;
   # The number of the signal that asks it to end: its image's at creation, or 15 (SIGTERM).
+  logDriver @12 :Text;
+  logOptions @13 :List(Label);
 }
 
 enum Status @0xf5c6270b9ea8d413 {
@@ -139,6 +145,8 @@ struct TaskInfo @0x9d07e5c2b4f1a836 {
   # When it ran out of memory last; 0 is never.
   ooms @9 :UInt64;
   # How often the kernel killed one of its processes for that.
+  logLost @10 :UInt64;
+  # So many bytes of its output could not be kept.
 }
 
 interface Containers @0xe1f8b36d7a50c924 {
@@ -175,11 +183,32 @@ interface Container @0xcd9183f6e5b7a042 {
   removed @4 () -> () $Common.needs("read");
   # Returns when the container is gone.
 
-  logs @5 (follow :Bool, sink :LogSink) -> () $Common.needs("read");
+  logs @5 (follow :Bool, sink :LogSink, options :LogOptions) -> () $Common.needs("read");
   # Writes what was logged, oldest first, into your sink; with `follow` until the task has ended.
 
   updateResources @6 (resources :Data) -> () $Common.needs("run");
   # As `Task.update`, with or without a task.
+  # failed_precondition where the log driver keeps nothing that could be read here.
+}
+
+struct LogOptions @0xd16d6402091dea87 {
+  # Which records are wanted; null or zeros are all.
+  since @0 :Common.Time;
+  until @1 :Common.Time;
+  # Nothing older, and nothing newer. With `follow` it ends at that time.
+  tail @2 :UInt64 = 0xffffffffffffffff;
+  # So many lines from the end of what is there, then what follows.
+  streams @3 :Streams;
+  segment @4 :UInt64;
+  offset @5 :UInt64;
+  # Where not both are 0: what lies behind the record that named this place, instead of `tail`. For who goes on after a
+  # lost connection.
+
+  enum Streams @0xe42f35b618c3be50 {
+    both @0;
+    stdout @1;
+    stderr @2;
+  }
 }
 
 interface LogSink @0x91e5a7c80b3fd264 {
@@ -192,6 +221,11 @@ struct LogRecord @0xf2d7b05c6e194a83 {
   stream @1 :Stream;
   bytes @2 :Data;
   # As they came: not lines.
+  lost @3 :Text;
+  # Not empty: here something is missing, and this says what and why. There are no bytes then, and `time` may be 0.
+  segment @4 :UInt64;
+  offset @5 :UInt64;
+  # The place behind it, for `LogOptions`.
 
   enum Stream @0xa3f09e6d5c81b274 {
     stdout @0;

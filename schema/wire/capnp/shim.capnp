@@ -43,6 +43,22 @@ struct CreateRequest @0xe6a1c0f2d93b7584 {
   terminal @9 :Bool;
   bundle @10 :Common.Fd;
   # The bundle's directory.
+  logging @11 :Logging;
+  # Where `log` is set and this is not null, how the output is kept; `logFd` is not used then.
+}
+
+struct Logging @0xc7f8e7afe65a13b1 {
+  # How the output of a container's first process is kept.
+  driver @0 :Text;
+  # local, json-file, cri, journald or none.
+  directory @1 :Common.Fd;
+  # Of those that keep files: where these lie.
+  maxSize @2 :UInt64;
+  maxFiles @3 :UInt32;
+  attributes @4 :List(Common.Label);
+  # What stands in each record.
+  journal @5 :Text;
+  # The path of the journal's socket.
 }
 
 struct ExecRequest @0x8c75d0be3f9a2164 {
@@ -67,7 +83,8 @@ interface ShimContainer @0x8a3ec7d15b902f64 {
 
   start @0 (id :Text) -> (life :Life);
   wait @1 (id :Text) -> (life :Life);
-  state @2 () -> (processes :List(Life), paused :Bool);
+  state @2 () -> (processes :List(Life), paused :Bool, logLost :UInt64);
+  # `logLost`: so many bytes of output could not be kept.
   kill @3 (id :Text, signal :UInt32, all :Bool) -> ();
   exec @4 (request :ExecRequest) -> (life :Life);
   resize @5 (id :Text, rows :UInt16, columns :UInt16) -> ();

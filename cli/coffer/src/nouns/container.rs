@@ -246,6 +246,7 @@ mod tests {
             execs: vec![],
             oomed: Timestamp(0),
             ooms: 0,
+            log_lost: 0,
         };
         assert_eq!(status(None), "no task");
         assert!(status(Some(&task)).starts_with("up 0 seconds"));

@@ -6,13 +6,14 @@ use std::{
     rc::Rc,
 };
 
-use cofferdam_client::{Client, LogRecord, LogStream};
+use cofferdam_client::{Client, LogOptions, LogRecord, LogStream};
 use cofferdam_types::{Error, Timestamp};
 
 use crate::{
-    args::{Command, Positional, Times, switch},
+    args::{Args, Command, Positional, Times, switch, value},
     cx::Cx,
     failure::Failure,
+    units,
 };
 
 /// `coffer logs`.
@@ -22,40 +23,65 @@ pub static LOGS: Command = Command {
     positionals: &[Positional { name: "CONTAINER", times: Times::Once }],
     flags: &[
         switch("follow", Some('f'), "go on until the container has ended"),
-        switch("timestamps", None, "begin each line with its time"),
+        switch("timestamps", Some('t'), "begin each line with its time"),
+        value(
+            "since",
+            None,
+            "TIME",
+            "nothing older: a time such as 2026-11-25T03:40:17Z, or an age such as 10m or 1h30m",
+        ),
+        value("until", None, "TIME", "nothing newer"),
+        value("tail", None, "LINES", "so many lines from the end; all otherwise"),
+        value("stream", None, "stdout|stderr", "one stream alone"),
     ],
-    notes: "What it wrote to standard output and standard error comes out of coffer's. With -o json: a line for each piece\n\
-            as it was written, {\"time\", \"stream\", \"text\"}, on standard output.",
+    notes: "What it wrote to standard output and standard error comes out of coffer's. What is missing, because it was\n\
+            rotated away or could not be written, is said on standard error. With -o json: a line for each piece as it was\n\
+            written, {\"time\", \"stream\", \"text\"} or {\"time\", \"lost\"}, on standard output.",
     failure: 1,
     action: |cx| Box::pin(logs(cx)),
 };
 
 async fn logs(cx: Cx) -> Result<i32, Failure> {
-    let follow = cx.args.has("follow");
+    let wanted = options(&cx.args)?;
     let show =
         Rc::new(RefCell::new(Show { json: cx.json, stamps: cx.args.has("timestamps"), lines: Default::default() }));
-    // After a restart of the daemon the log is read anew: what was shown already is passed over.
-    let shown = Rc::new(Cell::new(0u64));
+    // After a restart of the daemon it goes on behind what was shown.
+    let shown = Rc::new(Cell::new(None));
     let read = async |client: Client| {
         let container = client.namespace(&cx.namespace).containers().get(cx.args.at(0));
-        let (show, shown, mut at) = (show.clone(), shown.clone(), 0);
+        let options = LogOptions { after: shown.get(), ..wanted };
+        let (show, shown) = (show.clone(), shown.clone());
         let take = move |record: LogRecord<'_>| {
-            at += 1;
-            if at <= shown.get() {
-                return Ok(());
-            }
-            shown.set(at);
+            shown.set(Some(record.position));
             show.borrow_mut().record(record).map_err(|e| Error::io("output", "", "can't be written", &e))
         };
-        container.logs(follow, take).await
+        container.logs_with(&options, take).await
     };
     let client = cx.client().await?;
-    if follow {
+    if wanted.follow {
         client.persist(read).await?
     } else {
         read(client).await?
     }
     Ok(0)
+}
+
+fn options(args: &Args) -> Result<LogOptions, Failure> {
+    Ok(LogOptions {
+        follow: args.has("follow"),
+        since: args.read("since", units::moment)?.unwrap_or_default(),
+        until: args.read("until", units::moment)?.unwrap_or_default(),
+        tail: args.read("tail", units::number)?,
+        stream: match args.value("stream") {
+            None => None,
+            Some("stdout") => Some(LogStream::Stdout),
+            Some("stderr") => Some(LogStream::Stderr),
+            Some(other) => {
+                return Err(Failure::usage(format!("logs: --stream {other:?}: give stdout or stderr")));
+            }
+        },
+        after: None,
+    })
 }
 
 /// How records are shown.
@@ -69,6 +95,17 @@ struct Show {
 impl Show {
     fn record(&mut self, record: LogRecord<'_>) -> std::io::Result<()> {
         let out = record.stream == LogStream::Stdout;
+        if !record.lost.is_empty() {
+            if self.json {
+                let time = (record.time != Timestamp(0)).then(|| record.time.to_rfc3339());
+                return writeln!(
+                    std::io::stdout().lock(),
+                    "{}",
+                    serde_json::json!({ "time": time, "lost": record.lost })
+                );
+            }
+            return writeln!(std::io::stderr(), "coffer: the log lacks something here: {}", record.lost);
+        }
         if self.json {
             let stream = if out { "stdout" } else { "stderr" };
             let text = String::from_utf8_lossy(record.bytes);

@@ -2,7 +2,9 @@
 
 use std::{io::IsTerminal as _, rc::Rc, time::Duration};
 
-use cofferdam_client::{ContainerOptions, ContainerRequest, Exit, Network, PullOptions, PullPolicy, RunRequest, Stdio};
+use cofferdam_client::{
+    ContainerOptions, ContainerRequest, Exit, Input, Network, Output, PullOptions, PullPolicy, RunRequest, Stdio,
+};
 use cofferdam_types::Labels;
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -13,7 +15,7 @@ use crate::{
     failure::Failure,
     signals::{FORWARDED, Signals},
     terminal::{self, Raw},
-    units,
+    units::{self, HostStream},
 };
 
 /// How long giving up may take that has nothing to undo.
@@ -32,6 +34,17 @@ pub static RUN: Command = Command {
         switch("tty", Some('t'), "give it a terminal"),
         switch("detach", Some('d'), "print its id and leave it running"),
         switch("rm", None, "remove it when it has ended"),
+        value(
+            "log-driver",
+            None,
+            "NAME",
+            "how its output is kept: local (the default), json-file, cri, journald or none",
+        ),
+        many("log-opt", None, "KEY=VALUE", "of the log driver: max-size (20m), max-file (5), labels"),
+        switch("null-io", None, "no streams: it reads nothing, and what it writes is nowhere"),
+        value("stdin", None, "URI", "fifo:///PATH or file:///PATH of the daemon's host in place of coffer's own"),
+        value("stdout", None, "URI", "likewise; a file is appended to"),
+        value("stderr", None, "URI", "likewise"),
         value("name", None, "NAME", "its id; a random one otherwise"),
         many("env", Some('e'), "KEY[=VALUE]", "set a variable; KEY alone takes its value from here"),
         many("env-file", None, "FILE", "set variables from a file with a KEY[=VALUE] on each line"),
@@ -61,7 +74,7 @@ pub static RUN: Command = Command {
         switch("plain-http", None, "pull over http alone"),
     ],
     notes: "What follows IMAGE is the container's command. What it writes is kept for \"coffer logs\" unless --rm is given\n\
-            without -d. SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 are passed on to it. A restart of the\n\
+            without -d or a --log-driver, at most 100 MiB unless --log-opt says otherwise. SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 are passed on to it. A restart of the\n\
             daemon is waited out, and of a part of it.\n\n\
             A container that ctrl-c doesn't end (its first process must take SIGINT itself) ends by \"coffer kill NAME\"\n\
             from elsewhere.\n\n\
@@ -78,7 +91,14 @@ async fn run(cx: Cx) -> Result<i32, Failure> {
     if !detach {
         needs_terminal("run", interactive && tty)?;
     }
+    let null = cx.args.has("null-io");
+    let host = HostStreams::read(&cx.args)?;
+    let streams = move || host.over(if detach || null { Stdio::default() } else { stdio(interactive, tty)? });
     let client = cx.client().await?;
+    request.stdio = streams()?;
+    let size = request.stdio.size;
+    // They are ours for as long as we run, and nobody reads them before the container is made.
+    request.again = Some(Box::new(streams));
     if detach {
         let run = client.run(request)?;
         run.started().await?;
@@ -87,10 +107,6 @@ async fn run(cx: Cx) -> Result<i32, Failure> {
         return Ok(0);
     }
     let signals = Signals::take(FORWARDED)?;
-    request.stdio = stdio(interactive, tty)?;
-    // They are ours for as long as we run, and nobody reads them before the container is made.
-    request.again = Some(Box::new(move || stdio(interactive, tty)));
-    let size = request.stdio.size;
     let raw = if tty && interactive { Raw::stdin()? } else { None };
     let run = Rc::new(client.run(request)?);
     tokio::select! {
@@ -138,6 +154,41 @@ async fn gives_up(signals: &Signals) -> Result<u32, Failure> {
         if [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT].iter().any(|s| *s as u32 == signal) {
             return Ok(signal);
         }
+    }
+}
+
+/// The streams that are named by paths of the daemon's host.
+#[derive(Clone)]
+struct HostStreams {
+    stdin: Option<HostStream>,
+    stdout: Option<HostStream>,
+    stderr: Option<HostStream>,
+}
+
+impl HostStreams {
+    fn read(args: &Args) -> Result<HostStreams, Failure> {
+        let one = |name| args.read(name, units::host_stream);
+        Ok(HostStreams { stdin: one("stdin")?, stdout: one("stdout")?, stderr: one("stderr")? })
+    }
+
+    /// In place of others.
+    fn over(&self, mut streams: Stdio) -> cofferdam_types::Result<Stdio> {
+        let output = |stream: &HostStream| match stream.clone() {
+            HostStream::Fifo(path) => Output::Fifo(path),
+            HostStream::File(path) => Output::File(path),
+        };
+        match &self.stdin {
+            Some(HostStream::Fifo(path)) => streams.stdin = Input::Fifo(path.clone()),
+            Some(HostStream::File(path)) => streams.stdin = Input::File(path.clone()),
+            None => {}
+        }
+        if let Some(stream) = &self.stdout {
+            streams.stdout = output(stream);
+        }
+        if let Some(stream) = &self.stderr {
+            streams.stderr = output(stream);
+        }
+        Ok(streams)
     }
 }
 
@@ -208,6 +259,16 @@ fn request(args: &Args, namespace: &str) -> Result<RunRequest, Failure> {
     if args.has("detach") && args.has("interactive") && !args.has("tty") {
         return Err(Failure::usage("run: -d leaves nobody to give standard input: leave out -i"));
     }
+    let streams = ["stdin", "stdout", "stderr"].into_iter().find(|stream| args.has(stream));
+    if args.has("null-io") {
+        let flags = ["interactive", "tty", "log-driver", "log-opt"].into_iter().find(|flag| args.has(flag));
+        if let Some(flag) = flags.or(streams) {
+            return Err(Failure::usage(format!("run: --null-io leaves no streams: leave out --{flag}")));
+        }
+    }
+    if args.has("interactive") && args.has("stdin") {
+        return Err(Failure::usage("run: -i and --stdin are two standard inputs: leave out one"));
+    }
     let mut request = RunRequest::new(namespace, args.at(0));
     request.pull = match args.value("pull") {
         None | Some("missing") => PullPolicy::Missing,
@@ -230,8 +291,10 @@ fn request(args: &Args, namespace: &str) -> Result<RunRequest, Failure> {
         driver: args.text("snapshotter"),
         platform: args.text("platform"),
         remove_on_exit: args.has("rm"),
+        log_driver: args.text("log-driver"),
+        log_options: pairs(args, "log-opt")?,
     };
-    request.log = !args.has("rm") || args.has("detach");
+    request.log = !args.has("null-io") && (!args.has("rm") || args.has("detach") || args.has("log-driver"));
     Ok(request)
 }
 
