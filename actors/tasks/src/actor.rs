@@ -45,6 +45,8 @@ pub(crate) struct Ctx {
     /// What makes or removes a task, one after the other for each container: a removal that comes while a shim is
     /// being started would not see it.
     turns: Rc<RefCell<BTreeMap<Key, Arc<Mutex<()>>>>>,
+    /// The same of groups.
+    pub groups: Rc<RefCell<BTreeMap<Key, Arc<Mutex<()>>>>>,
 }
 
 /// See the crate's page.
@@ -58,7 +60,9 @@ hosted!(TasksActor);
 
 impl TasksActor {
     pub(crate) fn new(deps: Arc<Deps>, first: bool) -> TasksActor {
-        TasksActor { ctx: Ctx { deps, entries: Rc::default(), removals: Rc::default(), turns: Rc::default() }, first }
+        let ctx =
+            Ctx { deps, entries: Rc::default(), removals: Rc::default(), turns: Rc::default(), groups: Rc::default() };
+        TasksActor { ctx, first }
     }
 }
 
@@ -125,7 +129,7 @@ impl Ctx {
     }
 
     /// Its task is no more.
-    fn forget(&self, entry: &Entry) {
+    pub(crate) fn forget(&self, entry: &Entry) {
         self.entries.borrow_mut().remove(&(entry.namespace.clone(), entry.id.clone()));
     }
 
@@ -221,7 +225,7 @@ impl Ctx {
     async fn attach(&self, message: Attach) -> Result<Attached> {
         run::streams_within(&message.stdio, &message.authority.ceiling)?;
         let entry = self.entry(&message.namespace, &message.id)?;
-        let remote = entry.link.remote().await?;
+        let remote = entry.remote().await?;
         let mut request = remote.container.attach_request();
         request.get().set_id(&message.exec);
         set_stdio(request.get().init_stdio(), message.stdio, &remote.fds);
@@ -259,8 +263,10 @@ impl Handler<CreateTask> for TasksActor {
         Box::pin(async move {
             let CreateTask { namespace, id, authority, stdio, log } = message;
             let _turn = ctx.turn(&namespace, &id).await;
+            let group = ctx.group_turn(&namespace, &id).await?;
+            let joined = group.as_ref().and_then(|(group, _)| ctx.shim_of(&namespace, group));
             let making = ctx.deps.layout.making(&namespace);
-            let made = run::create_task(&ctx.deps, &authority, &namespace, &id, stdio, log).await;
+            let made = run::create_task(&ctx.deps, &authority, &namespace, &id, stdio, log, joined).await;
             drop(making);
             let (entry, connection, task) = match made {
                 Ok(made) => made,
@@ -357,7 +363,7 @@ macro_rules! calls {
                 note(stringify!($message), &$m.namespace, &$m.id, &$m.authority);
                 Box::pin(async move {
                     let $entry = $ctx.entry(&$m.namespace, &$m.id)?;
-                    let $remote = $entry.link.remote().await?;
+                    let $remote = $entry.remote().await?;
                     $body
                 })
             }
@@ -416,7 +422,7 @@ impl Handler<Kill> for TasksActor {
                 let what = if exec.is_empty() { id.as_str() } else { exec.as_str() };
                 return Err(Error::not_found("process", what, "has ended"));
             }
-            let remote = entry.link.remote().await?;
+            let remote = entry.remote().await?;
             let mut request = remote.container.kill_request();
             request.get().set_id(&exec);
             request.get().set_signal(signal);
@@ -455,7 +461,7 @@ impl Handler<Exec> for TasksActor {
         Box::pin(async move {
             let entry = ctx.entry(&message.namespace, &message.id)?;
             run::streams_within(&message.stdio, &message.authority.ceiling)?;
-            exec::exec(&ctx.deps, &entry, message.exec, message.request, message.stdio).await
+            exec::exec(&ctx.deps, &entry, &message.authority, message.exec, message.request, message.stdio).await
         })
     }
 }
@@ -468,13 +474,14 @@ impl Handler<DeleteProcess> for TasksActor {
             let entry = ctx.entry(&message.namespace, &message.id)?;
             if message.exec.is_empty() {
                 let _turn = ctx.turn(&message.namespace, &message.id).await;
+                let _group = ctx.group_turn(&message.namespace, &message.id).await?;
                 // Whoever had the turn before may have deleted it.
                 let entry = ctx.entry(&message.namespace, &message.id)?;
                 let exit = remove::delete_task(&ctx.deps, &message.authority, &entry).await?;
                 ctx.forget(&entry);
                 return Ok(exit);
             }
-            let remote = entry.link.remote().await?;
+            let remote = entry.remote().await?;
             let mut request = remote.container.delete_exec_request();
             request.get().set_id(&message.exec);
             let answer = request.send().promise.await.map_err(from_shim)?;
@@ -495,6 +502,7 @@ impl Handler<Remove> for TasksActor {
         Box::pin(async move {
             let Remove { namespace, id, authority, force } = message;
             let _turn = ctx.turn(&namespace, &id).await;
+            let _group = ctx.group_turn(&namespace, &id).await?;
             let entry = ctx.entries.borrow().get(&(namespace.clone(), id.clone())).cloned();
             remove::remove(&ctx.deps, &authority, &namespace, &id, entry.as_ref(), force).await?;
             ctx.removed(&namespace, &id);

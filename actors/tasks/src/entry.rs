@@ -7,11 +7,15 @@ use std::{
 };
 
 use cofferdam_metadata::records::tasks::{Exit, State};
-use cofferdam_types::{Error, Id, Namespace, Result, Timestamp};
+use cofferdam_types::{Code, Error, Id, Namespace, Result, Timestamp};
 use cofferdam_wire::convert::Life;
 use tokio::sync::watch;
 
-use crate::{handle::ExitWatch, link::Link, messages::ProcessState};
+use crate::{
+    handle::ExitWatch,
+    link::{Link, Remote},
+    messages::ProcessState,
+};
 
 /// One process.
 #[derive(Debug)]
@@ -56,6 +60,8 @@ pub(crate) struct Entry {
     pub namespace: Namespace,
     pub id: Id,
     pub shim: String,
+    /// Others of it share the shim.
+    pub group: Option<Id>,
     /// The container, its task and its snapshot go when the task has ended.
     pub remove_on_exit: bool,
     /// The cgroup, for the case that the shim is lost.
@@ -85,6 +91,29 @@ impl Entry {
             None => Ok(()),
             Some(_) => Err(Error::failed_precondition("task", &self.id, format!("is stopped: it {otherwise}"))),
         }
+    }
+
+    /// Refuses what can only be done to a task that has ended.
+    pub async fn ended_or(&self, otherwise: &str) -> Result<()> {
+        if self.init.ended().is_none() {
+            self.link.settled().await?;
+        }
+        if self.init.ended().is_some() {
+            return Ok(());
+        }
+        let why = format!("is {}: {otherwise}", self.state("")?.state.as_str());
+        Err(Error::failed_precondition("task", &self.id, why))
+    }
+
+    /// The shim's container. Without one the task has ended, and that is said.
+    pub async fn remote(&self) -> Result<Remote> {
+        self.link.remote().await.map_err(|error| match (error.code, self.state("")) {
+            (Code::FailedPrecondition, Ok(state)) => {
+                let why = format!("is {}: {}", state.state.as_str(), error.message);
+                Error::failed_precondition("task", &self.id, why)
+            }
+            _ => Error { id: self.id.to_string(), ..error },
+        })
     }
 
     pub fn state(&self, exec: &str) -> Result<ProcessState> {

@@ -4,7 +4,7 @@ use std::os::fd::AsFd as _;
 
 use cofferdam_metadata::records::containers;
 use cofferdam_oci::spec::{self, ExecOptions};
-use cofferdam_types::{Error, Id, Result};
+use cofferdam_types::{Authority, Error, Id, Result};
 use cofferdam_wire::convert::life;
 use oci_spec::runtime::Spec;
 
@@ -20,21 +20,25 @@ use crate::{
 pub(crate) async fn exec(
     deps: &Deps,
     entry: &Entry,
+    auth: &Authority,
     id: Option<Id>,
     request: ExecRequest,
     stdio: Stdio,
 ) -> Result<String> {
+    if !request.cap_add.is_empty() && !auth.ceiling.host {
+        return Err(Error::denied("process", "", "asks for more capabilities, which needs the host right"));
+    }
     let id = match id {
         Some(id) => id.to_string(),
         None => shim::new_id()?,
     };
     if entry.init.ended().is_some() {
-        return Err(Error::failed_precondition("container", &entry.id, "has stopped: nothing can be run in it"));
+        return Err(Error::failed_precondition("task", &entry.id, "is stopped: nothing can be run in it"));
     }
     if entry.execs.borrow().contains_key(&id) {
         return Err(Error::already_exists("process", &id, "is there already: choose another id"));
     }
-    let remote = entry.link.remote().await?;
+    let remote = entry.remote().await?;
     let process = spec(deps, entry, &request)?;
     let mut call = remote.container.exec_request();
     let mut message = call.get().init_request();
@@ -64,6 +68,8 @@ fn spec(deps: &Deps, entry: &Entry, request: &ExecRequest) -> Result<Vec<u8>> {
         cwd: text(&request.workdir),
         user: text(&request.user),
         tty: request.terminal,
+        cap_add: request.cap_add.clone(),
+        cap_drop: request.cap_drop.clone(),
     };
     let pid = entry.init.life.borrow().pid;
     let root = cofferdam_sys::fd::open_path(format!("/proc/{pid}/root").as_ref())

@@ -119,6 +119,7 @@ impl Ctx {
         if !is_current {
             return true;
         }
+        let _group = self.group_turn(ns, id).await;
         match remove::remove(&self.deps, &Authority::system(), ns, id, Some(entry), true).await {
             Err(error) if error.code != Code::NotFound => {
                 tracing::error!(container = %id, %error, "it can't be removed after its end");

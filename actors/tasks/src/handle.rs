@@ -28,9 +28,10 @@ use crate::{
     actor::TasksActor,
     layout::Layout,
     messages::{
-        Attach, Attached, CloseStdin, CreateContainer, CreateTask, DeleteProcess, Exec, ExecRequest, Execs, Kill,
-        LogLost, Measure, NewContainer, Observe, Pause, Pids, ProcessEntry, ProcessState, Processes, Query, Remove,
-        Removed, Resize, Start, Stdin, Stdio, UpdateResources,
+        Attach, Attached, ChangeContainer, Changes, CloseStdin, CreateContainer, CreateTask, DeleteProcess, DumpShim,
+        Exec, ExecRequest, Execs, Kill, LogLost, Measure, NewContainer, Observe, Pause, Pids, ProcessEntry,
+        ProcessState, Processes, Query, Remove, Removed, Rename, Resize, ShimInfo, ShimState, Shims, Start, Stdin,
+        Stdio, UpdateResources,
     },
 };
 
@@ -132,8 +133,23 @@ impl Tasks {
         update_resources(authority: Authority, resources: Vec<u8>) = UpdateResources -> ();
         /// How many bytes of output could not be kept, as far as its shim can be asked.
         log_lost() = LogLost -> u64;
+        /// Changes the fields of its record that are named: `labels`, `labels.K`, `spec`, `extensions`, `extensions.K`; all
+        /// where none is.
+        change(authority: Authority, changes: Changes, fields: Vec<String>) = ChangeContainer -> Container;
+        /// Gives it another id. Its task must have ended.
+        rename(authority: Authority, to: Id) = Rename -> ();
         /// Removes container, task and snapshot in one commit.
         remove(authority: Authority, force: bool) = Remove -> ();
+    }
+
+    /// Every shim that has a task on record, by id.
+    pub async fn shims(&self) -> Result<Vec<ShimInfo>> {
+        self.slot.call(Shims).await
+    }
+
+    /// What a shim says of itself.
+    pub async fn shim(&self, id: &str) -> Result<(ShimInfo, ShimState)> {
+        self.slot.call(DumpShim(id.to_owned())).await
     }
 
     /// Waits for the end of a process. A crash of the actor meanwhile is bridged: it finds the process again.

@@ -101,7 +101,7 @@ fn look(pids: &[u32]) -> Vec<procfs::Process> {
 
 async fn pids(entry: &Entry) -> Result<Vec<u32>> {
     entry.running("has no processes")?;
-    let remote = entry.link.remote().await?;
+    let remote = entry.remote().await?;
     let answer = remote.container.pids_request().send().promise.await.map_err(from_shim)?;
     let pids = answer.get().and_then(|a| a.get_pids()).map_err(from_shim)?;
     Ok(pids.iter().collect())

@@ -181,6 +181,19 @@ impl Layout {
         namespaces.into_iter().filter_map(|name| Namespace::new(name).ok()).for_each(|ns| self.tidy(&ns));
     }
 
+    /// Gives a log another name beside its own. Whoever holds it open goes on with both.
+    pub(crate) fn link_log(&self, namespace: &Namespace, id: &Id, to: &Id) -> Result<()> {
+        let (old, new) = (self.log_dir(namespace, id), self.log_dir(namespace, to));
+        remove(&new)?;
+        let files = names(&old);
+        if files.is_empty() {
+            return Ok(());
+        }
+        make(&new)?;
+        let mut links = files.iter().map(|file| std::fs::hard_link(old.join(file), new.join(file)));
+        links.try_for_each(|linked| linked.map_err(|e| Error::io("log", to, "can't be named", &e)))
+    }
+
     /// The directory of a container's log, made if it isn't there.
     pub(crate) fn open_log(&self, namespace: &Namespace, id: &Id) -> Result<OwnedFd> {
         let dir = self.log_dir(namespace, id);

@@ -13,6 +13,7 @@
 //!   by side, while requests are served; those for a task that is still being looked for wait for it.
 
 mod actor;
+mod change;
 mod entry;
 mod exec;
 mod follow;
@@ -26,8 +27,12 @@ mod recover;
 mod remove;
 mod run;
 mod shim;
+mod shims;
 mod sweep;
 
 pub use handle::{Deps, Tasks};
 pub use layout::Layout;
-pub use messages::{Attached, ExecRequest, Input, NewContainer, Output, ProcessEntry, ProcessState, RunRecord, Stdio};
+pub use messages::{
+    Attached, Changes, ExecRequest, Input, NewContainer, Output, ProcessEntry, ProcessState, RunRecord, ShimContainer,
+    ShimInfo, ShimState, Stdio,
+};

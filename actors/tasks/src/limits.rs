@@ -64,7 +64,7 @@ async fn change(entry: &Entry, resources: &[u8]) -> Result<()> {
     if entry.init.ended().is_some() {
         return Ok(());
     }
-    let remote = entry.link.remote().await?;
+    let remote = entry.remote().await?;
     let mut request = remote.container.update_request();
     request.get().set_resources(resources);
     match request.send().promise.await.map_err(from_shim) {

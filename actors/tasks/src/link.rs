@@ -36,12 +36,7 @@ pub(crate) struct Link {
 
 impl std::fmt::Debug for Link {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match &*self.state.borrow() {
-            State::Looking => "Looking",
-            State::There(_) => "There",
-            State::Mute(_) => "Mute",
-            State::Lost(_) => "Lost",
-        })
+        f.write_str(self.state())
     }
 }
 
@@ -52,6 +47,16 @@ impl Link {
 
     pub fn there(remote: Remote) -> Link {
         Link { state: RefCell::new(State::There(remote)), changed: Notify::new() }
+    }
+
+    /// How it is, as a word.
+    pub fn state(&self) -> &'static str {
+        match &*self.state.borrow() {
+            State::Looking => "looking",
+            State::There(_) => "there",
+            State::Mute(_) => "mute",
+            State::Lost(_) => "lost",
+        }
     }
 
     pub fn found(&self, remote: Remote) {

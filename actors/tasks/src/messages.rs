@@ -1,6 +1,6 @@
 //! The protocol of the subsystem at a glance.
 
-use std::os::fd::OwnedFd;
+use std::{collections::BTreeMap, os::fd::OwnedFd};
 
 use actix::Message;
 use cofferdam_metadata::records::{
@@ -10,6 +10,7 @@ use cofferdam_metadata::records::{
 use cofferdam_oci::spec::Options;
 use cofferdam_sys::{metrics::Metrics, procfs};
 use cofferdam_types::{Any, Authority, Id, Labels, Name, Namespace, Platform, Result, Timestamp};
+use cofferdam_wire::convert::Life;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -83,6 +84,8 @@ pub struct NewContainer {
     pub remove_on_exit: bool,
     /// See [`RunRecord`].
     pub log: cofferdam_log::Options,
+    /// Containers of one group share a shim.
+    pub group: Option<Id>,
 }
 
 /// What the container's record keeps of how it was made (its opaque `options`).
@@ -99,6 +102,17 @@ pub struct RunRecord {
     pub log: cofferdam_log::Options,
 }
 
+/// What of a container's record can change.
+#[derive(Clone, Debug, Default)]
+pub struct Changes {
+    /// Free labels.
+    pub labels: Labels,
+    /// The OCI runtime spec; only under the `host` right.
+    pub spec: Any,
+    /// Payloads of others.
+    pub extensions: BTreeMap<String, Any>,
+}
+
 /// Another process for a container.
 #[derive(Clone, Debug, Default)]
 pub struct ExecRequest {
@@ -112,6 +126,10 @@ pub struct ExecRequest {
     pub user: String,
     /// Whether it gets a terminal.
     pub terminal: bool,
+    /// On top of the container's; only under the `host` right.
+    pub cap_add: Vec<String>,
+    /// Of the container's.
+    pub cap_drop: Vec<String>,
 }
 
 /// What is known of a process.
@@ -168,6 +186,73 @@ macro_rules! messages {
     )*};
 }
 
+/// A shim that has a task on record.
+#[derive(Clone, Debug)]
+pub struct ShimInfo {
+    /// Its id.
+    pub id: String,
+    /// Where its containers lie.
+    pub namespace: Namespace,
+    /// there, looking, mute or lost.
+    pub state: &'static str,
+    /// What it holds.
+    pub containers: Vec<Id>,
+    /// Which they belong to.
+    pub group: Option<Id>,
+}
+
+/// What a shim says of itself.
+#[derive(Clone, Debug, Default)]
+pub struct ShimState {
+    /// Of the protocol that it speaks.
+    pub version: u32,
+    /// Its process.
+    pub pid: u32,
+    /// When it was started.
+    pub started: Timestamp,
+    /// How many descriptors it has open.
+    pub descriptors: u32,
+    /// Bytes.
+    pub resident: u64,
+    /// Bytes, with what it shares with others in parts.
+    pub proportional: u64,
+    /// Who talks to it, the asker included.
+    pub connections: u32,
+    /// What it holds.
+    pub containers: Vec<ShimContainer>,
+}
+
+/// A container, as its shim knows it.
+#[derive(Clone, Debug)]
+pub struct ShimContainer {
+    /// Where it lies.
+    pub namespace: String,
+    /// Its id.
+    pub id: String,
+    /// What made it.
+    pub driver: String,
+    /// Whether it is frozen.
+    pub paused: bool,
+    /// Its processes, the first one first.
+    pub processes: Vec<Life>,
+}
+
+/// Every shim that has a task on record.
+#[derive(Debug)]
+pub(crate) struct Shims;
+
+impl Message for Shims {
+    type Result = Result<Vec<ShimInfo>>;
+}
+
+/// Asks a shim how it is.
+#[derive(Debug)]
+pub(crate) struct DumpShim(pub String);
+
+impl Message for DumpShim {
+    type Result = Result<(ShimInfo, ShimState)>;
+}
+
 /// Makes the record and the writable snapshot.
 #[derive(Debug)]
 pub(crate) struct CreateContainer {
@@ -217,6 +302,10 @@ messages! {
     UpdateResources { authority: Authority, resources: Vec<u8> } -> ();
     /// How many bytes of output could not be kept.
     LogLost {} -> u64;
+    /// Changes the fields of its record that are named.
+    ChangeContainer { authority: Authority, changes: Changes, fields: Vec<String> } -> Container;
+    /// Gives it another id.
+    Rename { authority: Authority, to: Id } -> ();
     /// Removes container, task and snapshot.
     Remove { authority: Authority, force: bool } -> ();
     /// Turns true when the container is gone.

@@ -12,7 +12,7 @@ use cofferdam_metadata::{
 };
 use cofferdam_sys::cgroup::{self, Cgroup};
 use cofferdam_types::{Authority, Code, Error, Event, Id, Namespace, Result, Timestamp};
-use cofferdam_wire::convert::life;
+use cofferdam_wire::{convert::life, life::file_name as life_file};
 
 use crate::{
     entry::Entry,
@@ -64,6 +64,48 @@ pub(crate) async fn record_oom(deps: &Deps, entry: &Entry) {
     if let Err(error) = persist(deps, &Authority::system(), write).await {
         tracing::error!(container = %entry.id, %error, "that it ran out of memory can't be recorded");
     }
+}
+
+/// The end of a first process, to be put into the tables by a write of somebody else's.
+#[derive(Clone)]
+pub(crate) struct End {
+    exit: Exit,
+    payload: serde_json::Value,
+    ooms: Ooms,
+}
+
+impl End {
+    /// `None`: it has not ended.
+    pub fn of(entry: &Entry) -> Option<End> {
+        let exit = entry.init.ended()?;
+        let payload = exit_payload(entry, "", entry.init.life.borrow().pid, &exit);
+        Some(End { exit, payload, ooms: Ooms::of(entry) })
+    }
+
+    /// Puts it there, with its event, if nobody has.
+    pub fn record(&self, tx: &mut Tx<'_>, ns: &Namespace, id: &Id) -> Result<()> {
+        record(tx, ns, id, self.ooms, &self.exit, self.payload.clone())
+    }
+}
+
+/// Ends a shim whose task is over; the container and its record stay.
+pub(crate) async fn end(deps: &Deps, entry: &Rc<Entry>) -> Result<()> {
+    entry.removing.set(true);
+    end_shim(deps, entry).await.inspect_err(|_| entry.removing.set(false))
+}
+
+/// Removes the files of a name that no record has.
+pub(crate) fn forget_files(deps: &Deps, ns: &Namespace, id: &Id, entry: Option<&Entry>) {
+    remove_dirs(deps, ns, id, entry);
+    if let Err(error) = layout::remove(&deps.layout.log_dir(ns, id)) {
+        tracing::warn!(%error, "a log is left behind");
+    }
+    deps.layout.tidy_soon(ns);
+}
+
+/// Removes the files of a task that is over, and whose shim is gone.
+pub(crate) fn forget_files_of(deps: &Deps, entry: &Entry) {
+    remove_dirs(deps, &entry.namespace, &entry.id, Some(entry));
 }
 
 /// Puts the end of the first process into the tables, with its event.
@@ -154,8 +196,9 @@ async fn end_shim(deps: &Deps, entry: &Rc<Entry>) -> Result<()> {
 
 /// Kills a shim, if there is one, and with it the container.
 async fn end_by_force(deps: &Deps, entry: &Rc<Entry>) -> Result<()> {
-    // The shim first: it could put something into the cgroup still.
-    let killed = shim::kill(deps.layout.shim(&entry.shim)).await;
+    // The shim first: it could put something into the cgroup still. One that only let go of this container has others.
+    let has_others = entry.group.is_some() && entry.link.state() == "lost";
+    let killed = if has_others { Ok(()) } else { shim::kill(deps.layout.shim(&entry.shim)).await };
     let cleaned = cleanup(&entry.cgroup).await;
     recover::gone(deps, entry);
     killed.and(cleaned)
@@ -180,15 +223,42 @@ pub(crate) async fn cleanup(cgroup: &str) -> Result<()> {
     done.unwrap_or_else(|e| Err(Error::internal("cgroup", cgroup, e.to_string())))
 }
 
-fn remove_dirs(deps: &Deps, ns: &Namespace, id: &Id, shim: Option<&str>) {
+/// The directories of a task that is over. That of a shim goes with the last of its containers.
+fn remove_dirs(deps: &Deps, ns: &Namespace, id: &Id, entry: Option<&Entry>) {
     // What a binary that is lost had kept of it would be in the way of the next one.
     let mut dirs = vec![deps.layout.bundle(ns, id), deps.layout.runc_of(ns, id)];
-    dirs.extend(shim.map(|shim| deps.layout.shim(shim)));
+    if let Some(entry) = entry {
+        let dir = deps.layout.shim(&entry.shim);
+        if entry.group.is_some() && shared(deps, ns, id, &entry.shim) {
+            let _ = std::fs::remove_file(dir.join(life_file(id, "")));
+        } else {
+            dirs.push(dir);
+        }
+    }
     for dir in dirs {
         if let Err(error) = layout::remove(&dir) {
             tracing::warn!(%error, "a directory is left behind");
         }
     }
+}
+
+/// Whether another task has the same shim. Where that can't be found out it is left alone: the next start sweeps it.
+fn shared(deps: &Deps, ns: &Namespace, id: &Id, shim: &str) -> bool {
+    let look = || {
+        let view = deps.metadata.read()?;
+        let mut last: Option<String> = None;
+        loop {
+            let page = tasks::list(&view, ns, last.as_deref(), recover::PAGE)?;
+            if page.iter().any(|task| task.shim == shim && task.id != *id) {
+                return Ok::<_, Error>(true);
+            }
+            if page.len() < recover::PAGE {
+                return Ok(false);
+            }
+            last = page.last().map(|task| task.id.to_string());
+        }
+    };
+    look().unwrap_or(true)
 }
 
 /// Whether the task may go without being killed. What a shim that doesn't answer holds may run.
@@ -197,15 +267,16 @@ async fn over(entry: &Entry, why: &str) -> Result<()> {
         return Ok(());
     }
     entry.link.settled().await?;
-    if entry.init.ended().is_none() && entry.state("")?.state != State::Created {
-        return Err(Error::failed_precondition("task", &entry.id, why));
+    let state = entry.state("")?.state;
+    if !matches!(state, State::Created | State::Stopped) {
+        return Err(Error::failed_precondition("task", &entry.id, format!("is {}: {why}", state.as_str())));
     }
     Ok(())
 }
 
 /// Forgets the ended task of a container, which stays.
 pub(crate) async fn delete_task(deps: &Deps, auth: &Authority, entry: &Rc<Entry>) -> Result<Exit> {
-    over(entry, "is running: stop or kill it first").await?;
+    over(entry, "stop or kill it first").await?;
     entry.removing.set(true);
     let deleted = async {
         end_shim(deps, entry).await?;
@@ -226,7 +297,7 @@ pub(crate) async fn delete_task(deps: &Deps, auth: &Authority, entry: &Rc<Entry>
         Ok(exit)
     };
     let exit = deleted.await.inspect_err(|_: &Error| entry.removing.set(false))?;
-    remove_dirs(deps, &entry.namespace, &entry.id, Some(&entry.shim));
+    remove_dirs(deps, &entry.namespace, &entry.id, Some(entry));
     deps.layout.tidy_soon(&entry.namespace);
     Ok(exit)
 }
@@ -243,7 +314,7 @@ pub(crate) async fn remove(
     containers::get(&deps.metadata.read()?, ns, id)?;
     if let Some(entry) = entry {
         if !force {
-            over(entry, "is running: stop it first, or remove the container by force").await?;
+            over(entry, "stop it first, or remove the container by force").await?;
         }
         entry.removing.set(true);
     }
@@ -262,11 +333,7 @@ pub(crate) async fn remove(
     {
         tracing::warn!(container = %id, %error, "its snapshot's directory stays until it is swept");
     }
-    remove_dirs(deps, ns, id, entry.map(|entry| entry.shim.as_str()));
-    if let Err(error) = layout::remove(&deps.layout.log_dir(ns, id)) {
-        tracing::warn!(%error, "a log is left behind");
-    }
-    deps.layout.tidy_soon(ns);
+    forget_files(deps, ns, id, entry.map(|entry| &**entry));
     Ok(())
 }
 
@@ -278,18 +345,15 @@ async fn forget(
     id: &Id,
     entry: Option<&Rc<Entry>>,
 ) -> Result<Option<Removed>> {
-    let ended = entry.and_then(|entry| {
-        let exit = entry.init.ended()?;
-        Some((exit_payload(entry, "", entry.init.life.borrow().pid, &exit), exit, Ooms::of(entry)))
-    });
+    let ended = entry.and_then(|entry| End::of(entry));
     let (ns, id) = (ns.clone(), id.clone());
     let commit = move |tx: &mut Tx<'_>| {
         let Some(container) = containers::find(tx, &ns, &id)? else { return Ok(None) };
         if tasks::find(tx, &ns, &id)?.is_some() {
             let mut payload = serde_json::json!({ "container_id": id });
-            if let Some((known, exit, ooms)) = &ended {
-                record(tx, &ns, &id, *ooms, exit, known.clone())?;
-                payload = known.clone();
+            if let Some(end) = &ended {
+                end.record(tx, &ns, &id)?;
+                payload = end.payload.clone();
             }
             tasks::delete(tx, &ns, &id)?;
             events::emit(tx, Event::new(&ns, "/tasks/delete", payload))?;

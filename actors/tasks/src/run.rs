@@ -20,6 +20,7 @@ use cofferdam_wire::{
     fdstream::Fds,
 };
 use oci_spec::runtime::Spec;
+use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
     entry::{Entry, Process},
@@ -77,6 +78,7 @@ pub(crate) async fn create(deps: &Deps, auth: &Authority, ns: &Namespace, new: N
     record.image = new.image.to_string();
     record.runtime_options = new.runtime_options;
     record.driver = driver;
+    record.group = new.group;
     record.snapshot_key = Some(key);
     record.options = serde_json::to_vec(&run).map_err(|e| Error::internal("container", "", e.to_string()))?;
     let namespace = ns.clone();
@@ -106,13 +108,15 @@ async fn parent(
 }
 
 /// A spec of the client's own. One that names no cgroup gets ours: what the record says is then true of every driver.
-fn given(raw: &[u8], id: &Id, cgroup: String) -> Result<Vec<u8>> {
+pub(crate) fn given(raw: &[u8], id: &Id, cgroup: String) -> Result<Vec<u8>> {
     let bad = |e: serde_json::Error| Error::invalid("spec", id, format!("is not an OCI runtime spec: {e}"));
     let spec: Spec = serde_json::from_slice(raw).map_err(bad)?;
-    if cgroup_of(&spec).is_some() {
-        return Ok(raw.to_vec());
-    }
-    // As it came, with what our own types don't know.
+    if cgroup_of(&spec).is_some() { Ok(raw.to_vec()) } else { with_cgroup(raw, id, cgroup) }
+}
+
+/// A spec with this cgroup: as it came, with what our own types don't know.
+pub(crate) fn with_cgroup(raw: &[u8], id: &Id, cgroup: String) -> Result<Vec<u8>> {
+    let bad = |e: serde_json::Error| Error::invalid("spec", id, format!("is not an OCI runtime spec: {e}"));
     let mut whole: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(raw).map_err(bad)?;
     let linux = whole.entry("linux").or_insert(serde_json::Value::Null);
     if linux.is_null() {
@@ -121,6 +125,11 @@ fn given(raw: &[u8], id: &Id, cgroup: String) -> Result<Vec<u8>> {
     let linux = linux.as_object_mut().ok_or_else(|| Error::invalid("spec", id, "has a `linux` that is no object"))?;
     linux.insert("cgroupsPath".to_owned(), cgroup.into());
     serde_json::to_vec(&whole).map_err(bad)
+}
+
+/// The cgroup that a container's spec names.
+pub(crate) fn cgroup_in(spec: &[u8]) -> Option<String> {
+    cgroup_of(&serde_json::from_slice(spec).ok()?)
 }
 
 /// The cgroup that a spec names, from the root of its hierarchy.
@@ -228,6 +237,7 @@ pub(crate) async fn create_task(
     id: &Id,
     stdio: Stdio,
     log: bool,
+    joined: Option<String>,
 ) -> Result<(Rc<Entry>, Connection, Task)> {
     streams_within(&stdio, &auth.ceiling)?;
     let prepared = prepare(deps, ns, id)?;
@@ -239,7 +249,13 @@ pub(crate) async fn create_task(
         Some(key) => deps.snapshots.mounts(ns, &prepared.record.driver, key)?,
         None => Vec::new(),
     };
-    let shim_id = shim::new_id()?;
+    // A shim that others have as well is left as it is, whatever comes of this.
+    let joined = joined.and_then(|shim| shim::find(&deps.layout, &shim).ok().map(|connection| (shim, connection)));
+    let own = joined.is_none();
+    let shim_id = match &joined {
+        Some((shim, _)) => shim.clone(),
+        None => shim::new_id()?,
+    };
     let bundle_path = deps.layout.bundle(ns, id);
     layout::remove(&bundle_path)?;
     layout::make(&bundle_path)?;
@@ -250,7 +266,9 @@ pub(crate) async fn create_task(
     let mut task = Task::new(id.clone(), &shim_id);
     task.terminal = prepared.terminal;
     task.log = log;
-    shim::place(&deps.layout, &shim_id)?;
+    if own {
+        shim::place(&deps.layout, &shim_id)?;
+    }
     let (namespace, intent) = (ns.clone(), task.clone());
     let commit = deps.metadata.write(auth, move |tx: &mut Tx<'_>| {
         let task = tasks::create(tx, &namespace, intent.clone())?;
@@ -259,8 +277,14 @@ pub(crate) async fn create_task(
         Ok(task)
     });
     let made = async {
-        let (child, connection) = shim::spawn(&deps.layout, &deps.shim, &shim_id)?;
-        reap(child, &connection);
+        let connection = match joined {
+            Some((_, connection)) => connection,
+            None => {
+                let (child, connection) = shim::spawn(&deps.layout, &deps.shim, &shim_id)?;
+                reap(child, &connection);
+                connection
+            }
+        };
         // Beside the shim's own start.
         clear(deps, ns, id, &prepared).await?;
         let request = connection.shim.create_request();
@@ -293,6 +317,7 @@ pub(crate) async fn create_task(
                 namespace: ns.clone(),
                 id: id.clone(),
                 shim: shim_id,
+                group: prepared.record.group,
                 remove_on_exit: prepared.run.remove_on_exit,
                 cgroup: prepared.cgroup,
                 link: Link::there(remote),
@@ -306,14 +331,16 @@ pub(crate) async fn create_task(
         }
         (Err(error), Ok((_, container, _))) => {
             let _ = container.delete_request().send().promise.await;
-            let _ = layout::remove(&deps.layout.shim(&shim_id));
+            if own {
+                let _ = layout::remove(&deps.layout.shim(&shim_id));
+            }
             let _ = layout::remove(&bundle_path);
             Err(error)
         }
         (committed, Err(error)) => {
             // A shim that says why has undone what it did. Of another one nobody knows how far it came.
             if matches!(error.code, Code::Unavailable | Code::DeadlineExceeded) {
-                if let Err(error) = shim::kill(deps.layout.shim(&shim_id)).await {
+                if own && let Err(error) = shim::kill(deps.layout.shim(&shim_id)).await {
                     tracing::error!(container = %id, %error, "a shim is left behind");
                 }
                 clear(deps, ns, id, &prepared).await.unwrap_or_else(|error| {
@@ -330,7 +357,9 @@ pub(crate) async fn create_task(
                 remove::persist(deps, &Authority::system(), undo).await?;
             }
             let _ = layout::remove(&deps.layout.runc_of(ns, id));
-            let _ = layout::remove(&deps.layout.shim(&shim_id));
+            if own {
+                let _ = layout::remove(&deps.layout.shim(&shim_id));
+            }
             let _ = layout::remove(&bundle_path);
             if log && prepared.run.remove_on_exit {
                 let _ = layout::remove(&deps.layout.log_dir(ns, id));
@@ -347,12 +376,22 @@ async fn clear(deps: &Deps, ns: &Namespace, id: &Id, prepared: &Prepared) -> Res
     if ours { remove::cleanup(&prepared.cgroup).await } else { Ok(()) }
 }
 
-/// Takes the shim's end in, once its connection says that it has come.
+/// Takes the shim's end in. It may outlive its first connection, where it has containers of others.
 fn reap(mut child: std::process::Child, connection: &Connection) {
     let ended = connection.ended.clone();
     tokio::task::spawn_local(async move {
         ended.await;
-        // It ends behind its last connection, or was killed; a shim that serves nobody any more has nothing to do.
+        // It ends behind its last connection, or was killed.
+        if let Ok(Some(_)) = child.try_wait() {
+            return;
+        }
+        if let Ok(pidfd) = cofferdam_sys::process::pidfd_open(child.id() as i32)
+            // SAFETY: an `OwnedFd` stays open and the same for as long as the `AsyncFd` owns it.
+            && let Ok(watched) = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }
+        {
+            let _ = watched.readable().await.map(|mut ready| ready.retain_ready());
+        }
+        // It has ended: this waits for nothing. Without a pidfd it waits, and holds up nobody.
         let _ = tokio::task::spawn_blocking(move || child.wait()).await;
     });
 }

@@ -1,10 +1,11 @@
 //! Containers.
 
-use std::{cell::RefCell, rc::Rc};
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
+use capnp::struct_list;
 use cofferdam_types::{Any, Labels, Result, Timestamp};
 use cofferdam_wire::{
-    container_capnp::{container, container_info, containers, create_params},
+    container_capnp::{container, container_info, containers, create_params, extension},
     convert::{any, labels, set_any, set_labels, set_texts, text},
     error::malformed,
 };
@@ -41,6 +42,8 @@ pub struct ContainerRequest {
     pub log_driver: String,
     /// Of the log driver: max-size, max-file, labels.
     pub log_options: Labels,
+    /// Containers of one group share a shim; empty: none.
+    pub group: String,
 }
 
 /// What a container is.
@@ -73,11 +76,34 @@ pub struct ContainerInfo {
     pub log_driver: String,
     /// Of the log driver.
     pub log_options: Labels,
+    /// The group that it shares a shim with; empty: none.
+    pub group: String,
     /// Its task, if it has one.
     pub task: Option<TaskInfo>,
     /// The OCI runtime spec; lists leave it out.
     #[serde(serialize_with = "crate::json::any", skip_serializing_if = "crate::json::is_empty")]
     pub spec: Any,
+    /// Payloads of others; lists leave them out.
+    #[serde(serialize_with = "crate::json::anys", skip_serializing_if = "BTreeMap::is_empty")]
+    pub extensions: BTreeMap<String, Any>,
+}
+
+/// What of a container can change.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ContainerChanges {
+    /// Its labels.
+    pub labels: Labels,
+    /// Its OCI runtime spec, JSON: needs the `host` right.
+    pub spec: Any,
+    /// Payloads of yours.
+    pub extensions: BTreeMap<String, Any>,
+}
+
+fn extensions(list: capnp::Result<struct_list::Reader<'_, extension::Owned>>) -> Result<BTreeMap<String, Any>> {
+    let pair = |extension: extension::Reader<'_>| {
+        Ok((text(extension.get_name())?.to_owned(), any(extension.get_value().map_err(malformed)?)?))
+    };
+    list.map_err(malformed)?.iter().map(pair).collect()
 }
 
 fn info(reader: container_info::Reader<'_>) -> Result<ContainerInfo> {
@@ -96,6 +122,8 @@ fn info(reader: container_info::Reader<'_>) -> Result<ContainerInfo> {
         stop_signal: reader.get_stop_signal(),
         log_driver: text(reader.get_log_driver())?.to_owned(),
         log_options: labels(reader.get_log_options())?,
+        group: text(reader.get_group())?.to_owned(),
+        extensions: extensions(reader.get_extensions())?,
     })
 }
 
@@ -163,6 +191,7 @@ fn fill(mut params: create_params::Builder<'_>, image: Option<&Image>, request: 
     params.set_driver(&request.driver);
     params.set_platform(&request.platform);
     params.set_remove_on_exit(request.remove_on_exit);
+    params.set_group(&request.group);
     params.set_log_driver(&request.log_driver);
     set_labels(params.init_log_options(request.log_options.len() as u32), &request.log_options);
 }
@@ -230,5 +259,29 @@ impl Container {
         let mut request = self.client.update_resources_request();
         request.get().set_resources(resources);
         done(&self.link, request)
+    }
+
+    /// Takes the fields that are named from `changes`: labels, labels.KEY, spec, extensions, extensions.KEY; all of them
+    /// where none is. An entry that is absent there is removed.
+    pub fn update<S: AsRef<str>>(&self, changes: &ContainerChanges, fields: &[S]) -> Reply<ContainerInfo> {
+        let mut request = self.client.update_request();
+        let mut builder = request.get().init_changes();
+        set_labels(builder.reborrow().init_labels(changes.labels.len() as u32), &changes.labels);
+        set_any(builder.reborrow().init_spec(), &changes.spec);
+        let mut list = builder.init_extensions(changes.extensions.len() as u32);
+        for (n, (name, value)) in changes.extensions.iter().enumerate() {
+            let mut extension = list.reborrow().get(n as u32);
+            extension.set_name(name);
+            set_any(extension.init_value(), value);
+        }
+        set_texts(request.get().init_fields(fields.len() as u32), fields);
+        reply(&self.link, request, |answer| info(answer.get_info().map_err(malformed)?))
+    }
+
+    /// Gives it another id. Its task must have ended.
+    pub fn rename(&self, id: &str) -> Container {
+        let mut request = self.client.rename_request();
+        request.get().set_id(id);
+        Container { link: self.link.clone(), client: request.send().pipeline.get_container() }
     }
 }

@@ -1,5 +1,7 @@
 //! How the library's structs look as JSON, where the plain form would not read well.
 
+use std::collections::BTreeMap;
+
 use cofferdam_types::{Any, Timestamp};
 use serde::{Serialize, Serializer};
 
@@ -19,6 +21,17 @@ pub fn bytes<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Err
 /// An opaque payload, likewise.
 pub fn any<S: Serializer>(any: &Any, serializer: S) -> Result<S::Ok, S::Error> {
     bytes(&any.value, serializer)
+}
+
+/// Several of them, by name.
+pub fn anys<S: Serializer>(all: &BTreeMap<String, Any>, serializer: S) -> Result<S::Ok, S::Error> {
+    struct One<'a>(&'a Any);
+    impl Serialize for One<'_> {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            any(self.0, serializer)
+        }
+    }
+    serializer.collect_map(all.iter().map(|(name, value)| (name, One(value))))
 }
 
 /// Whether there is no payload.

@@ -52,7 +52,7 @@ mod tests;
 
 pub use call::{Cursor, Reply};
 pub use connect::{Client, DaemonInfo, block_on, is_lost};
-pub use container::{Container, ContainerInfo, ContainerRequest, Containers};
+pub use container::{Container, ContainerChanges, ContainerInfo, ContainerRequest, Containers};
 pub use content::{Blob, BlobInfo, Content, Ingest, IngestInfo};
 pub use event::{Events, FROM_NOW, Gap, Subscription};
 pub use image::{Image, ImageDetail, ImageInfo, Images, ImportFormat, ImportOptions, PullOptions, PullPolicy, Secret};
@@ -65,4 +65,4 @@ pub use process::{Attachment, Exit, Process, ProcessOptions, State, Status, Task
 pub use run::{Again, Run, RunRequest, random_id};
 pub use snapshot::{Snapshot, SnapshotInfo, SnapshotKind, Snapshots};
 pub use stdio::{Input, Output, Receiver, Sink, Stdio, channel};
-pub use system::{ActorStatus, System, SystemStatus};
+pub use system::{ActorStatus, ShimContainer, ShimInfo, ShimProcess, ShimState, System, SystemStatus};

@@ -150,6 +150,10 @@ pub struct ProcessOptions {
     pub user: String,
     /// Whether it has a terminal.
     pub terminal: bool,
+    /// Capabilities on top of the container's: needs the `host` right.
+    pub cap_add: Vec<String>,
+    /// Capabilities of the container's that it doesn't get.
+    pub cap_drop: Vec<String>,
 }
 
 /// A process in a container.
@@ -264,6 +268,8 @@ impl Task {
         builder.set_workdir(&options.workdir);
         builder.set_user(&options.user);
         builder.set_terminal(options.terminal);
+        set_texts(builder.reborrow().init_cap_add(options.cap_add.len() as u32), &options.cap_add);
+        set_texts(builder.init_cap_drop(options.cap_drop.len() as u32), &options.cap_drop);
         stdio.fill(request.get().init_stdio(), &self.link.fds);
         Process { link: self.link.clone(), client: request.send().pipeline.get_process() }
     }

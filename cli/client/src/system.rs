@@ -3,11 +3,15 @@
 use std::rc::Rc;
 
 use cofferdam_types::{Result, Timestamp};
-use cofferdam_wire::{convert::text, error::malformed, system_capnp::system};
+use cofferdam_wire::{
+    convert::{text, texts},
+    error::malformed,
+    system_capnp::{self as wire, system},
+};
 use serde::Serialize;
 
 use crate::{
-    call::{Reply, done, reply},
+    call::{BLOCK, Cursor, Reply, done, reply},
     connect::Link,
 };
 
@@ -52,6 +56,145 @@ pub struct SystemStatus {
     pub actors: Vec<ActorStatus>,
 }
 
+/// A shim that has a task on record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ShimInfo {
+    /// Its id.
+    pub id: String,
+    /// Where its containers lie.
+    pub namespace: String,
+    /// there, looking, mute or lost.
+    pub state: String,
+    /// What it holds.
+    pub containers: Vec<String>,
+    /// Which they belong to; empty: none.
+    pub group: String,
+}
+
+/// What a shim says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ShimState {
+    /// As the daemon sees it.
+    pub info: ShimInfo,
+    /// Of the protocol that it speaks.
+    pub version: u32,
+    /// Its process.
+    pub pid: u32,
+    /// When it was started.
+    #[serde(serialize_with = "crate::json::time")]
+    pub started: Timestamp,
+    /// How many descriptors it has open.
+    pub descriptors: u32,
+    /// Bytes.
+    pub resident: u64,
+    /// Bytes, with what it shares with others in parts.
+    pub proportional: u64,
+    /// Who talks to it, the asker included.
+    pub connections: u32,
+    /// What it holds.
+    pub containers: Vec<ShimContainer>,
+}
+
+/// A container, as its shim knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ShimContainer {
+    /// Where it lies.
+    pub namespace: String,
+    /// Its id.
+    pub id: String,
+    /// What made it.
+    pub driver: String,
+    /// Whether it is frozen.
+    pub paused: bool,
+    /// Its processes, the first one first.
+    pub processes: Vec<ShimProcess>,
+}
+
+/// The life of a process, as its shim knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ShimProcess {
+    /// Empty for the first process.
+    pub id: String,
+    /// On the host.
+    pub pid: u32,
+    /// When it was made.
+    #[serde(serialize_with = "crate::json::time")]
+    pub created: Timestamp,
+    /// When it was started.
+    #[serde(serialize_with = "crate::json::time")]
+    pub started: Timestamp,
+    /// When it ended.
+    #[serde(serialize_with = "crate::json::time")]
+    pub exited: Timestamp,
+    /// The exit code, or 128 + the signal's number.
+    pub status: u32,
+    /// The signal that ended it, or 0.
+    pub signal: u32,
+    /// Why, where that was not its own doing.
+    pub reason: String,
+    /// When the last of its output was where it belongs.
+    #[serde(serialize_with = "crate::json::time")]
+    pub output_end: Timestamp,
+    /// When the container ran out of memory last.
+    #[serde(serialize_with = "crate::json::time")]
+    pub oomed: Timestamp,
+    /// How often it did.
+    pub ooms: u64,
+}
+
+fn shim_info(reader: wire::shim_info::Reader<'_>) -> Result<ShimInfo> {
+    Ok(ShimInfo {
+        id: text(reader.get_id())?.to_owned(),
+        namespace: text(reader.get_namespace())?.to_owned(),
+        state: text(reader.get_state())?.to_owned(),
+        containers: texts(reader.get_containers())?,
+        group: text(reader.get_group())?.to_owned(),
+    })
+}
+
+fn shim_process(reader: wire::shim_process::Reader<'_>) -> Result<ShimProcess> {
+    Ok(ShimProcess {
+        id: text(reader.get_id())?.to_owned(),
+        pid: reader.get_pid(),
+        created: Timestamp(reader.get_created()),
+        started: Timestamp(reader.get_started()),
+        exited: Timestamp(reader.get_exited()),
+        status: reader.get_status(),
+        signal: reader.get_signal(),
+        reason: text(reader.get_reason())?.to_owned(),
+        output_end: Timestamp(reader.get_output_end()),
+        oomed: Timestamp(reader.get_oomed()),
+        ooms: reader.get_ooms(),
+    })
+}
+
+fn shim_state(reader: wire::shim_state::Reader<'_>) -> Result<ShimState> {
+    let container = |container: wire::shim_container::Reader<'_>| {
+        Ok(ShimContainer {
+            namespace: text(container.get_namespace())?.to_owned(),
+            id: text(container.get_id())?.to_owned(),
+            driver: text(container.get_driver())?.to_owned(),
+            paused: container.get_paused(),
+            processes: container.get_processes().map_err(malformed)?.iter().map(shim_process).collect::<Result<_>>()?,
+        })
+    };
+    Ok(ShimState {
+        info: shim_info(reader.get_info().map_err(malformed)?)?,
+        version: reader.get_version(),
+        pid: reader.get_pid(),
+        started: Timestamp(reader.get_started()),
+        descriptors: reader.get_descriptors(),
+        resident: reader.get_resident(),
+        proportional: reader.get_proportional(),
+        connections: reader.get_connections(),
+        containers: reader.get_containers().map_err(malformed)?.iter().map(container).collect::<Result<_>>()?,
+    })
+}
+
 /// The daemon itself.
 #[derive(Clone)]
 pub struct System {
@@ -85,6 +228,26 @@ impl System {
                 cgroups: text(status.get_cgroups())?.to_owned(),
             })
         })
+    }
+
+    /// The shims that have a task on record.
+    pub fn shims(&self) -> Cursor<ShimInfo> {
+        let (cursor, link) = (self.client.shims_request().send().pipeline.get_cursor(), self.link.clone());
+        Cursor::new(move || {
+            let mut request = cursor.next_request();
+            request.get().set_max(BLOCK);
+            reply(&link, request, |answer| {
+                let items = answer.get_items().map_err(malformed)?;
+                Ok((items.iter().map(shim_info).collect::<Result<_>>()?, answer.get_end()))
+            })
+        })
+    }
+
+    /// What a shim says of itself.
+    pub fn shim(&self, id: &str) -> Reply<ShimState> {
+        let mut request = self.client.shim_request();
+        request.get().set_id(id);
+        reply(&self.link, request, |answer| shim_state(answer.get_state().map_err(malformed)?))
     }
 
     /// Panics that actor, for tests and drills.

@@ -13,6 +13,7 @@ mod commands;
 mod cx;
 mod failure;
 mod help;
+mod keys;
 mod nouns;
 mod progress;
 mod signals;

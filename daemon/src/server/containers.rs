@@ -1,17 +1,18 @@
 //! `Containers` and `Container` (container.capnp).
 
-use std::rc::Rc;
+use std::{collections::BTreeMap, rc::Rc};
 
 use cofferdam_metadata::records::{
     containers::{self as records, Container as Record},
     tasks,
 };
 use cofferdam_oci::spec::{Mount, Network, Options, Seccomp, Ulimit};
-use cofferdam_tasks::{NewContainer, ProcessState, RunRecord};
+use cofferdam_tasks::{Changes, NewContainer, ProcessState, RunRecord};
 use cofferdam_types::{Any, Code, Id, Result, filter};
 use cofferdam_wire::{
     container_capnp::{
-        bind_mount, container, container_cursor, container_info, container_options, containers, create_params,
+        bind_mount, container, container_changes, container_cursor, container_info, container_options, containers,
+        create_params,
     },
     convert::{any, labels, set_any, set_labels, text, texts},
     error::malformed,
@@ -48,6 +49,10 @@ impl Containers {
             driver: text(reader.get_driver())?.to_owned(),
             remove_on_exit: reader.get_remove_on_exit(),
             log: cofferdam_log::Options::parse(text(reader.get_log_driver())?, &labels(reader.get_log_options())?)?,
+            group: match text(reader.get_group())? {
+                "" => None,
+                group => Some(Id::new(group)?),
+            },
         })
     }
 }
@@ -207,9 +212,16 @@ async fn set_info(place: &Place, mut builder: container_info::Builder<'_>, recor
     builder.set_snapshot_key(record.snapshot_key.as_ref().map_or("", |key| key.as_str()));
     if whole {
         set_any(builder.reborrow().init_spec(), &record.spec);
+        let mut list = builder.reborrow().init_extensions(record.extensions.len() as u32);
+        for (n, (name, value)) in record.extensions.iter().enumerate() {
+            let mut extension = list.reborrow().get(n as u32);
+            extension.set_name(name);
+            set_any(extension.init_value(), value);
+        }
     }
     builder.set_created(record.created.0);
     builder.set_updated(record.updated.0);
+    builder.set_group(record.group.as_ref().map_or("", |group| group.as_str()));
     let run: RunRecord = serde_json::from_slice(&record.options).unwrap_or_default();
     builder.set_remove_on_exit(run.remove_on_exit);
     builder.set_stop_signal(run.stop_signal.unwrap_or(libc::SIGTERM as u32));
@@ -257,6 +269,16 @@ async fn set_info(place: &Place, mut builder: container_info::Builder<'_>, recor
     task.set_log_lost(lost);
     cofferdam_wire::convert::set_texts(task.init_execs(execs.len() as u32), &execs);
     Ok(())
+}
+
+fn changes(reader: container_changes::Reader<'_>) -> Result<Changes> {
+    let mut extensions = BTreeMap::new();
+    for extension in reader.get_extensions().map_err(malformed)?.iter() {
+        let value = any(extension.get_value().map_err(malformed)?)?;
+        extensions.insert(text(extension.get_name())?.to_owned(), value);
+    }
+    let spec = any(reader.get_spec().map_err(malformed)?)?;
+    Ok(Changes { labels: labels(reader.get_labels())?, spec, extensions })
 }
 
 /// One container.
@@ -323,5 +345,29 @@ impl container::Server for Container {
     ) -> capnp::Result<()> {
         let (auth, resources) = (self.place.authority().clone(), params.get()?.get_resources()?.to_vec());
         rpc(self.tasks().update_resources(&self.place.namespace, &self.id, auth, resources).await)
+    }
+
+    async fn update(
+        self: Rc<Self>,
+        params: container::UpdateParams,
+        mut results: container::UpdateResults,
+    ) -> capnp::Result<()> {
+        let params = params.get()?;
+        let (changes, fields) = (rpc(changes(params.get_changes()?))?, rpc(texts(params.get_fields()))?);
+        let auth = self.place.authority().clone();
+        let record = rpc(self.tasks().change(&self.place.namespace, &self.id, auth, changes, fields).await)?;
+        rpc(set_info(&self.place, results.get().init_info(), &record, true).await)
+    }
+
+    async fn rename(
+        self: Rc<Self>,
+        params: container::RenameParams,
+        mut results: container::RenameResults,
+    ) -> capnp::Result<()> {
+        let id = rpc(Id::new(rpc(text(params.get()?.get_id()))?))?;
+        let auth = self.place.authority().clone();
+        rpc(self.tasks().rename(&self.place.namespace, &self.id, auth, id.clone()).await)?;
+        results.get().set_container(self.place.hand_out(Container { place: self.place.clone(), id }));
+        Ok(())
     }
 }

@@ -81,7 +81,7 @@ impl root::Server for Root {
     }
 
     async fn system(self: Rc<Self>, _: root::SystemParams, mut results: root::SystemResults) -> capnp::Result<()> {
-        results.get().set_system(self.session.hand_out(System(self.session.clone()), &self.held));
+        results.get().set_system(self.session.hand_out(System(self.session.clone(), self.held.clone()), &self.held));
         Ok(())
     }
 }

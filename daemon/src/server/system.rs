@@ -4,12 +4,20 @@ use std::{rc::Rc, sync::atomic::Ordering, time::Duration};
 
 use cofferdam_kernel::{Health, SlotStatus};
 use cofferdam_metadata::Metadata;
-use cofferdam_wire::{convert::text, system_capnp::system};
+use cofferdam_tasks::ShimInfo;
+use cofferdam_wire::{
+    convert::{Life, set_texts, text},
+    system_capnp::{shim_cursor, shim_info, shim_process, system},
+};
 
-use super::{rpc, session::Session};
+use super::{
+    cursor::Cursor,
+    rpc,
+    session::{Held, Session},
+};
 
 /// The daemon itself.
-pub struct System(pub Rc<Session>);
+pub struct System(pub Rc<Session>, pub Held);
 
 /// A commit waits for the disk: one that takes longer is as good as none.
 const PROBE: Duration = Duration::from_secs(5);
@@ -76,6 +84,86 @@ impl system::Server for System {
         tracing::warn!(actor, peer = ?self.0.peer, "is crashed on demand");
         Ok(())
     }
+
+    async fn shims(self: Rc<Self>, _: system::ShimsParams, mut results: system::ShimsResults) -> capnp::Result<()> {
+        let all = rpc(self.0.services.tasks.shims().await)?;
+        let page = move |after: Option<&str>, max: usize| {
+            let rest = all.iter().filter(|info| after.is_none_or(|after| info.id.as_str() > after));
+            Ok(rest.take(max).cloned().collect())
+        };
+        let cursor = Cursor::new(Box::new(page), |info: &ShimInfo| info.id.clone(), |_| true);
+        results.get().set_cursor(self.0.hand_out(ShimCursor(cursor), &self.1));
+        Ok(())
+    }
+
+    async fn shim(self: Rc<Self>, params: system::ShimParams, mut results: system::ShimResults) -> capnp::Result<()> {
+        let id = rpc(text(params.get()?.get_id()))?.to_owned();
+        let (info, state) = rpc(self.0.services.tasks.shim(&id).await)?;
+        let mut builder = results.get().init_state();
+        set_shim(builder.reborrow().init_info(), &info);
+        builder.set_version(state.version);
+        builder.set_pid(state.pid);
+        builder.set_started(state.started.0);
+        builder.set_descriptors(state.descriptors);
+        builder.set_resident(state.resident);
+        builder.set_proportional(state.proportional);
+        builder.set_connections(state.connections);
+        let mut list = builder.init_containers(state.containers.len() as u32);
+        for (n, container) in state.containers.iter().enumerate() {
+            let mut entry = list.reborrow().get(n as u32);
+            entry.set_namespace(&container.namespace);
+            entry.set_id(&container.id);
+            entry.set_driver(&container.driver);
+            entry.set_paused(container.paused);
+            let mut processes = entry.init_processes(container.processes.len() as u32);
+            for (n, life) in container.processes.iter().enumerate() {
+                set_process(processes.reborrow().get(n as u32), life);
+            }
+        }
+        Ok(())
+    }
+}
+
+struct ShimCursor(Cursor<ShimInfo>);
+
+impl shim_cursor::Server for ShimCursor {
+    async fn next(
+        self: Rc<Self>,
+        params: shim_cursor::NextParams,
+        mut results: shim_cursor::NextResults,
+    ) -> capnp::Result<()> {
+        let (block, end) = rpc(self.0.next(params.get()?.get_max()))?;
+        let mut answer = results.get();
+        answer.set_end(end);
+        let mut items = answer.init_items(block.len() as u32);
+        for (n, info) in block.iter().enumerate() {
+            set_shim(items.reborrow().get(n as u32), info);
+        }
+        Ok(())
+    }
+}
+
+fn set_shim(mut builder: shim_info::Builder<'_>, info: &ShimInfo) {
+    builder.set_id(&info.id);
+    builder.set_namespace(&*info.namespace);
+    builder.set_state(info.state);
+    builder.set_group(info.group.as_ref().map_or("", |group| group.as_str()));
+    let ids: Vec<&str> = info.containers.iter().map(|id| id.as_str()).collect();
+    set_texts(builder.init_containers(ids.len() as u32), &ids);
+}
+
+fn set_process(mut builder: shim_process::Builder<'_>, life: &Life) {
+    builder.set_id(&life.id);
+    builder.set_pid(life.pid);
+    builder.set_created(life.created.0);
+    builder.set_started(life.started.0);
+    builder.set_exited(life.exited.0);
+    builder.set_status(life.status);
+    builder.set_signal(life.signal);
+    builder.set_reason(&life.reason);
+    builder.set_output_end(life.output_end.0);
+    builder.set_oomed(life.oomed.0);
+    builder.set_ooms(life.ooms);
 }
 
 #[cfg(test)]

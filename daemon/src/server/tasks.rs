@@ -152,6 +152,8 @@ impl task::Server for Process {
             workdir: rpc(text(options.get_workdir()))?.to_owned(),
             user: rpc(text(options.get_user()))?.to_owned(),
             terminal: options.get_terminal(),
+            cap_add: rpc(texts(options.get_cap_add()))?,
+            cap_drop: rpc(texts(options.get_cap_drop()))?,
         };
         let streams = rpc(stdio::read(&self.place.session, params.get_stdio()?))?;
         let auth = self.place.authority().clone();

@@ -174,7 +174,7 @@ fn execs(runtime: &str) {
             env: vec!["MINE=exec".into()],
             workdir: "/tmp".into(),
             user: "12:34".into(),
-            terminal: false,
+            ..ProcessOptions::default()
         };
         let exec = task.exec("probe", &options, Stdio { stdout, ..Stdio::default() });
         assert_eq!(exec.state().await.unwrap().status, Status::Created);

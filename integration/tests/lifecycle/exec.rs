@@ -160,3 +160,30 @@ fn input_ends_where_it_is_closed() {
         assert_eq!(exec.wait().await.unwrap().status, 5);
     });
 }
+
+#[test]
+fn capabilities_are_the_containers_but_for_what_is_changed() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let namespace = daemon.open().await;
+        let (_, task) = idle(&namespace, "box").await;
+        let effective = async |add: &[&str], drop: &[&str]| {
+            let (stdout, arrivals) = output();
+            let names = |list: &[&str]| list.iter().map(|name| (*name).to_owned()).collect();
+            let options =
+                ProcessOptions { cap_add: names(add), cap_drop: names(drop), ..sh("grep CapEff /proc/self/status") };
+            let exec = task.exec("", &options, Stdio { stdout, ..Stdio::default() });
+            exec.start().await.unwrap();
+            assert_eq!(exec.wait().await.unwrap().status, 0);
+            u64::from_str_radix(arrivals.text().await.split_whitespace().last().unwrap(), 16).unwrap()
+        };
+        let own = effective(&[], &[]).await;
+        let (net_admin, kill) = (1 << 12, 1 << 5);
+        assert!(own & net_admin == 0 && own & kill != 0, "{own:x}");
+        assert_eq!(effective(&["NET_ADMIN"], &["cap_kill"]).await, own & !kill | net_admin);
+        assert_eq!(effective(&[], &["ALL"]).await, 0);
+        let options = ProcessOptions { cap_add: vec!["NONSENSE".into()], ..sh("true") };
+        let error = task.exec("", &options, Stdio::default()).state().await.unwrap_err();
+        assert_eq!((error.code, &*error.id), (Code::InvalidArgument, "NONSENSE"), "{error}");
+    });
+}

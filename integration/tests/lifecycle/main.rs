@@ -1,6 +1,7 @@
 //! The life of containers, through the client library, against a real daemon.
 
 mod attach;
+mod changes;
 mod contract;
 mod drivers;
 mod exec;
@@ -8,6 +9,7 @@ mod failures;
 mod log;
 mod paths;
 mod resources;
+mod states;
 mod stop;
 mod streams;
 mod terminal;

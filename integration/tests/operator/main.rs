@@ -2,6 +2,7 @@
 
 mod containers;
 mod images;
+mod lifecycle;
 mod limits;
 mod logs;
 mod run;

@@ -109,3 +109,25 @@ fn who_attaches_can_leave_again() {
         ok(&daemon, &["rm", "box"]);
     });
 }
+
+#[test]
+fn who_runs_can_leave_and_sees_no_more_of_it() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let mut seat = coffer(&daemon, &["run", "-it", "--name", "box", "--detach-keys", "ctrl-a,d", BUSYBOX, "sh"]);
+        write(&seat.keyboard, "echo he''re\r");
+        seat.screen.contains("here\r\n").await;
+        write(&seat.keyboard, "\x01");
+        write(&seat.keyboard, "d");
+        assert_eq!(seat.ends(), 0);
+        assert_eq!(ok(&daemon, &["ps", "-q"]), "box\n");
+        ok(&daemon, &["exec", "box", "sh", "-c", "echo unseen > /dev/console"]);
+        let mut seat_again = coffer(&daemon, &["attach", "box"]);
+        write(&seat_again.keyboard, "echo ba''ck\r");
+        seat_again.screen.contains("back\r\n").await;
+        assert!(!String::from_utf8_lossy(&seat.screen.so_far()).contains("unseen"));
+        write(&seat_again.keyboard, "exit 3\r");
+        assert_eq!(seat_again.ends(), 3);
+        ok(&daemon, &["rm", "box"]);
+    });
+}

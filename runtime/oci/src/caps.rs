@@ -104,6 +104,11 @@ impl Set {
     /// Starts from the default, takes away, then adds, as `--cap-drop` and `--cap-add` do. `ALL` in `drop` starts from
     /// nothing, `ALL` in `add` from everything.
     pub fn adjusted(add: &[String], drop: &[String]) -> Result<Set> {
+        Set::container_default().changed(add, drop)
+    }
+
+    /// The same, from these.
+    pub fn changed(self, add: &[String], drop: &[String]) -> Result<Set> {
         let (add_all, add) = names("cap_add", add)?;
         let (drop_all, drop) = names("cap_drop", drop)?;
         if add_all && drop_all {
@@ -115,7 +120,7 @@ impl Set {
         let base = match (add_all, drop_all) {
             (true, _) => Set::all(),
             (_, true) => Set::EMPTY,
-            _ => Set::container_default(),
+            _ => self,
         };
         Ok(Set(base.0 & !drop.0 | add.0))
     }

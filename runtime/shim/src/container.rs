@@ -25,6 +25,8 @@ use crate::{
 /// How long a deletion waits for processes that it killed.
 const KILL: Duration = Duration::from_secs(10);
 
+/// All but the end.
+const ALIVE: [State; 3] = [State::Created, State::Running, State::Paused];
 const KILLED: End = End::Signal(libc::SIGKILL as u32);
 
 type Key = (Namespace, Id);
@@ -86,6 +88,11 @@ impl Registry {
         found.ok_or_else(|| Error::not_found("container", id, "is not one of this shim's"))
     }
 
+    /// All of them.
+    pub fn all(&self) -> Vec<Rc<Container>> {
+        self.containers.borrow().values().cloned().collect()
+    }
+
     /// Makes one. On an error nothing is left of it.
     pub fn create(&self, request: Create) -> Result<Rc<Container>> {
         let key = (request.namespace.clone(), request.id.clone());
@@ -131,6 +138,26 @@ pub struct Container {
     paused: Cell<bool>,
     /// What is known of its memory.
     pub oom: Oom,
+}
+
+/// How far a process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Created,
+    Running,
+    Paused,
+    Stopped,
+}
+
+impl State {
+    fn as_str(self) -> &'static str {
+        match self {
+            State::Created => "created",
+            State::Running => "running",
+            State::Paused => "paused",
+            State::Stopped => "stopped",
+        }
+    }
 }
 
 struct Exec {
@@ -188,6 +215,11 @@ impl Container {
         }))
     }
 
+    /// The name of its driver.
+    pub fn driver(&self) -> &'static str {
+        self.runtime.name()
+    }
+
     /// A process by its id; the empty one is the first process.
     pub fn process(&self, id: &str) -> Result<Rc<Process>> {
         if id.is_empty() {
@@ -197,22 +229,39 @@ impl Container {
         found.ok_or_else(|| Error::not_found("process", id, "is not one of this container's"))
     }
 
+    fn state(&self, process: &Process) -> State {
+        let life = process.life();
+        match (life.exited, life.started) {
+            (Timestamp(0), Timestamp(0)) => State::Created,
+            (Timestamp(0), _) if self.paused.get() => State::Paused,
+            (Timestamp(0), _) => State::Running,
+            _ => State::Stopped,
+        }
+    }
+
+    /// A process that is in one of these states.
+    fn only_in(&self, id: &str, states: &[State], otherwise: &str) -> Result<Rc<Process>> {
+        let process = self.process(id)?;
+        let state = self.state(&process);
+        if states.contains(&state) {
+            return Ok(process);
+        }
+        let (kind, id) = if id.is_empty() { ("task", self.id.as_str()) } else { ("process", id) };
+        Err(Error::failed_precondition(kind, id, format!("is {}: {otherwise}", state.as_str())))
+    }
+
     /// Starts a process that was made.
     pub fn start(self: &Rc<Self>, id: &str) -> Result<Life> {
-        let process = self.process(id)?;
-        if process.life().started != Timestamp(0) {
-            return Err(Error::failed_precondition("process", id, "was started already"));
-        }
+        let process = self.only_in(id, &[State::Created], "it can't be started again")?;
         if id.is_empty() {
-            if !process.alive() {
-                return Err(Error::failed_precondition("process", id, "has ended"));
-            }
             // `started` first: a process that runs must not look as if it hadn't been started.
             process.started()?;
             self.runtime.start(&mut self.made.borrow_mut())?;
             self.oom.start(self);
             return Ok(process.life());
         }
+        // In a frozen cgroup it would stand still before it has told us that it is there.
+        self.only_in("", &[State::Running], "nothing can be started in it")?;
         let pending = self.execs.borrow_mut().get_mut(id).and_then(|exec| exec.pending.take());
         let (spec, prepared) =
             pending.ok_or_else(|| Error::failed_precondition("process", id, "could not be started before"))?;
@@ -238,9 +287,7 @@ impl Container {
 
     /// Makes another process, to be started later.
     pub fn exec(&self, id: Id, spec: ProcessSpec, stdio: Wishes, terminal: bool) -> Result<Life> {
-        if !self.init.alive() {
-            return Err(Error::failed_precondition("container", &self.id, "has stopped: nothing can be run in it"));
-        }
+        self.only_in("", &ALIVE, "nothing can be run in it")?;
         if self.execs.borrow().contains_key(&id) {
             return Err(Error::already_exists("process", &id, "is there already: choose another id"));
         }
@@ -253,7 +300,7 @@ impl Container {
 
     /// Sends a signal to one process, or to all.
     pub fn kill(&self, id: &str, signal: i32, all: bool) -> Result<()> {
-        let process = self.process(id)?;
+        let process = self.there(id)?;
         if !all {
             return process.kill(signal);
         }
@@ -277,9 +324,7 @@ impl Container {
 
     /// Changes limits.
     pub fn update(&self, resources: &LinuxResources) -> Result<()> {
-        if !self.init.alive() {
-            return Err(Error::failed_precondition("container", &self.id, "has stopped: it has no limits to change"));
-        }
+        self.only_in("", &ALIVE, "it has no limits to change")?;
         self.runtime.update(&self.made.borrow(), resources)
     }
 
@@ -317,17 +362,16 @@ impl Container {
 
     /// Every process's pid, on the host.
     pub fn pids(&self) -> Result<Vec<i32>> {
+        self.only_in("", &ALIVE, "it has no processes")?;
         self.runtime.pids(&self.made.borrow())
     }
 
     /// Freezes, or lets go on.
     pub fn pause(&self, pause: bool) -> Result<()> {
-        if !self.init.alive() {
-            return Err(Error::failed_precondition("container", &self.id, "has stopped"));
-        }
-        if pause == self.paused.get() {
-            let state = if pause { "is paused already" } else { "is not paused" };
-            return Err(Error::failed_precondition("container", &self.id, state));
+        if pause {
+            self.only_in("", &[State::Running], "only what runs can be paused")?;
+        } else {
+            self.only_in("", &[State::Paused], "only what is paused can be resumed")?;
         }
         let made = self.made.borrow();
         if pause {
@@ -349,6 +393,31 @@ impl Container {
         self.log.as_ref().map_or(0, |log| log.borrow().lost())
     }
 
+    /// A process that is there: an exec is only from its start on.
+    fn there(&self, id: &str) -> Result<Rc<Process>> {
+        let process = self.process(id)?;
+        if !id.is_empty() && self.state(&process) == State::Created {
+            return self.only_in(id, &[State::Running, State::Paused], "it is not there yet: start or delete it");
+        }
+        Ok(process)
+    }
+
+    /// Changes the size of a process's terminal.
+    pub fn resize(&self, id: &str, rows: u16, columns: u16) -> Result<()> {
+        self.there(id)?;
+        self.only_in(id, &ALIVE, "its terminal is gone")?.resize(rows, columns)
+    }
+
+    /// A process that can be followed; of one that has ended there is nothing to be had but its end.
+    pub fn attachable(&self, id: &str) -> Result<Rc<Process>> {
+        self.there(id)
+    }
+
+    /// A process whose standard input can be written to.
+    pub fn fed(&self, id: &str) -> Result<Rc<Process>> {
+        self.only_in(id, &ALIVE, "it has no standard input to write to")
+    }
+
     /// Every process's life, the first one's first.
     pub fn lives(&self) -> Vec<Life> {
         let execs = self.execs.borrow();
@@ -361,9 +430,7 @@ impl Container {
         if id.is_empty() {
             return Err(Error::invalid("process", id, "is the container's first: delete the container"));
         }
-        if process.alive() {
-            return Err(Error::failed_precondition("process", id, "is running: kill it first"));
-        }
+        self.only_in(id, &[State::Created, State::Stopped], "kill it first")?;
         self.execs.borrow_mut().remove(id);
         process.forget();
         Ok(process.life())

@@ -6,6 +6,7 @@
 //! clones, and a lock held by another thread would stay locked in the child.
 
 mod container;
+mod dump;
 mod host;
 mod oom;
 mod output;
@@ -26,7 +27,7 @@ use std::{
 };
 
 use capnp_rpc::{RpcSystem, rpc_twoparty_capnp::Side};
-use cofferdam_types::{Error, Result};
+use cofferdam_types::{Error, Result, Timestamp};
 use cofferdam_wire::{connect, shim_capnp};
 use tokio::{
     net::{UnixListener, UnixStream},
@@ -47,6 +48,9 @@ pub struct Shared {
     connections: Cell<usize>,
     /// Told when a connection or a container went: there may be nothing left to do.
     idle: Notify,
+    started: Timestamp,
+    /// Whether it has a mount namespace of its own.
+    own_mounts: Cell<bool>,
 }
 
 fn main() -> ExitCode {
@@ -101,8 +105,13 @@ fn run() -> Result<()> {
         let listener = UnixListener::from_std(listener).map_err(os("can't listen"))?;
         let children = signal(SignalKind::child()).map_err(os("can't watch its children"))?;
         let here = std::fs::File::open(".").map_err(os("can't open its directory"))?;
-        let shared =
-            Rc::new(Shared { containers: Registry::new(here.into()), connections: Cell::new(0), idle: Notify::new() });
+        let shared = Rc::new(Shared {
+            containers: Registry::new(here.into()),
+            connections: Cell::new(0),
+            idle: Notify::new(),
+            started: Timestamp::now(),
+            own_mounts: Cell::new(false),
+        });
         tokio::task::spawn_local(reap(children, shared.clone()));
         tokio::task::spawn_local(accept(listener, shared.clone()));
         until_idle(&shared).await;

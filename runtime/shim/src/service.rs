@@ -19,6 +19,7 @@ use cofferdam_wire::{
 use crate::{
     Shared,
     container::{Container, Create},
+    dump,
     process::{Attachment, Process},
     sink::duplicate,
     stdio::Wishes,
@@ -42,7 +43,7 @@ impl Service {
 
     fn request(&self, reader: create_request::Reader<'_>) -> Result<Create> {
         let spec = reader.get_spec().map_err(malformed)?;
-        let (runtime, own_mounts) = driver(reader)?;
+        let (runtime, own_mounts) = self.driver(reader)?;
         let bundle = self.fds.take(reader.get_bundle())?;
         Ok(Create {
             namespace: Namespace::new(text(reader.get_namespace())?)?,
@@ -80,18 +81,21 @@ impl Service {
             (_, None) => Writer::nowhere(),
         })
     }
-}
 
-/// The driver, and whether it needed a mount namespace of ours.
-fn driver(reader: create_request::Reader<'_>) -> Result<(Box<dyn Runtime>, bool)> {
-    match text(reader.get_runtime())? {
-        "" | "native" => Ok((Box::new(native::Native::new()?), false)),
-        binary => {
-            // This driver wants the root file system mounted in its bundle: in a mount namespace of ours, so that
-            // the mount ends with us, whatever happens.
-            private_mounts()?;
-            let root = text(reader.get_runtime_root())?;
-            Ok((Box::new(runc::RuncDriver::new(binary, root)?), true))
+    /// The driver, and whether it needed a mount namespace of ours.
+    fn driver(&self, reader: create_request::Reader<'_>) -> Result<(Box<dyn Runtime>, bool)> {
+        match text(reader.get_runtime())? {
+            "" | "native" => Ok((Box::new(native::Native::new()?), false)),
+            binary => {
+                // This driver wants the root file system mounted in its bundle: in a mount namespace of ours, so that
+                // the mount ends with us, whatever happens. One for all of a group.
+                if !self.shared.own_mounts.get() {
+                    private_mounts()?;
+                    self.shared.own_mounts.set(true);
+                }
+                let root = text(reader.get_runtime_root())?;
+                Ok((Box::new(runc::RuncDriver::new(binary, root)?), true))
+            }
         }
     }
 }
@@ -159,6 +163,11 @@ impl shim::Server for Service {
             self.shared.containers.get(&namespace, &Id::new(text(params.get_id())?)?)
         })();
         results.get().set_container(self.hand_out(found.map_err(to_rpc)?));
+        Ok(())
+    }
+
+    async fn dump(self: Rc<Self>, _: shim::DumpParams, mut results: shim::DumpResults) -> capnp::Result<()> {
+        dump::fill(results.get().init_dump(), &self.shared);
         Ok(())
     }
 }
@@ -247,7 +256,8 @@ impl shim_container::Server for Held {
         _: shim_container::ResizeResults,
     ) -> capnp::Result<()> {
         let params = params.get()?;
-        self.process(params.get_id())?.resize(params.get_rows(), params.get_columns()).map_err(to_rpc)
+        let id = text(params.get_id()).map_err(to_rpc)?;
+        self.container.resize(id, params.get_rows(), params.get_columns()).map_err(to_rpc)
     }
 
     async fn close_stdin(
@@ -265,7 +275,7 @@ impl shim_container::Server for Held {
         mut results: shim_container::AttachResults,
     ) -> capnp::Result<()> {
         let params = params.get()?;
-        let process = self.process(params.get_id())?;
+        let process = text(params.get_id()).and_then(|id| self.container.attachable(id)).map_err(to_rpc)?;
         let wishes = Wishes::read(params.get_stdio()?, &self.fds).map_err(to_rpc)?;
         let attachment = process.attach(wishes.stdin, wishes.stdout, wishes.stderr).map_err(to_rpc)?;
         results.get().set_attachment(capnp_rpc::new_client(Attached(attachment)));
@@ -327,7 +337,7 @@ impl shim_container::Server for Held {
         params: shim_container::StdinParams,
         mut results: shim_container::StdinResults,
     ) -> capnp::Result<()> {
-        let process = self.process(params.get()?.get_id())?;
+        let process = text(params.get()?.get_id()).and_then(|id| self.container.fed(id)).map_err(to_rpc)?;
         let write = process.stdin().and_then(|pipe| duplicate(pipe.get_ref())).map_err(to_rpc)?;
         results.get().set_write(self.fds.push(write));
         Ok(())

@@ -91,6 +91,9 @@ struct CreateParams @0xc3a8f0d74e6b1592 {
   # How what it writes is kept, where its task has a log: local (also if empty), json-file, cri, journald or none.
   logOptions @9 :List(Label);
   # max-size and max-file bound the files; labels names those that stand in each record. See docs/logs.md.
+  group @10 :Text;
+  # Containers of one group share a shim, as the containers of a pod do: they end together if that is killed. A name as
+  # an id is; empty: none.
 }
 
 struct ContainerInfo @0x8b4de1f5a0c97263 {
@@ -112,6 +115,9 @@ struct ContainerInfo @0x8b4de1f5a0c97263 {
   # The number of the signal that asks it to end: its image's at creation, or 15 (SIGTERM).
   logDriver @12 :Text;
   logOptions @13 :List(Label);
+  extensions @14 :List(Extension);
+  # Lists leave them out, as they do the spec.
+  group @15 :Text;
 }
 
 enum Status @0xf5c6270b9ea8d413 {
@@ -185,10 +191,19 @@ interface Container @0xcd9183f6e5b7a042 {
 
   logs @5 (follow :Bool, sink :LogSink, options :LogOptions) -> () $Common.needs("read");
   # Writes what was logged, oldest first, into your sink; with `follow` until the task has ended.
+  # failed_precondition where the log driver keeps nothing that could be read here.
 
   updateResources @6 (resources :Data) -> () $Common.needs("run");
   # As `Task.update`, with or without a task.
-  # failed_precondition where the log driver keeps nothing that could be read here.
+
+  update @7 (changes :ContainerChanges, fields :List(Text)) -> (info :ContainerInfo) $Common.needs("write");
+  # Takes from `changes` the fields that are named: labels, labels.KEY, spec, extensions, extensions.KEY; where an entry
+  # is absent it is removed. Without names all of them, and a spec must be there. Everything else about a container never
+  # changes. A spec needs "host", counts from the next task on, and keeps its cgroup while there is a task.
+
+  rename @8 (id :Text) -> (container :Container) $Common.needs("write");
+  # Gives it another id. What it is inside, such as its host name, stays. failed_precondition while its task has not
+  # ended; an ended one keeps its exit.
 }
 
 struct LogOptions @0xd16d6402091dea87 {
@@ -209,6 +224,19 @@ struct LogOptions @0xd16d6402091dea87 {
     stdout @1;
     stderr @2;
   }
+}
+
+struct ContainerChanges @0xac5d1f7083e6b92d {
+  labels @0 :List(Label);
+  spec @1 :Common.Any;
+  # An OCI runtime spec, JSON.
+  extensions @2 :List(Extension);
+}
+
+struct Extension @0x8e41c0b7d95a62f3 {
+  # A payload of yours that is kept with the container.
+  name @0 :Text;
+  value @1 :Common.Any;
 }
 
 interface LogSink @0x91e5a7c80b3fd264 {
@@ -242,6 +270,10 @@ struct ProcessOptions @0xe7059bd3c2f68a14 {
   user @3 :Text;
   # Empty is the container's.
   terminal @4 :Bool;
+  capAdd @5 :List(Text);
+  # On top of the container's: needs "host".
+  capDrop @6 :List(Text);
+  # Of the container's. Names as in `ContainerOptions`.
 }
 
 interface Process @0xd06c4fe8a35b7192 {

@@ -76,6 +76,29 @@ interface Shim @0xf97b3a5ed806c142 {
   create @1 (request :CreateRequest) -> (container :ShimContainer, life :Life);
   container @2 (namespace :Text, id :Text) -> (container :ShimContainer);
   # One that it made earlier, for a daemon that came back.
+  dump @3 () -> (dump :ShimDump);
+}
+
+struct ShimDump @0xb91f64ce0a7d8235 {
+  # How a shim is, for whoever looks for a fault.
+  version @0 :UInt32;
+  pid @1 :UInt32;
+  started @2 :Common.Time;
+  descriptors @3 :UInt32;
+  resident @4 :UInt64;
+  # Bytes.
+  proportional @5 :UInt64;
+  # Bytes, with what it shares with others in parts.
+  connections @6 :UInt32;
+  containers @7 :List(ContainerDump);
+}
+
+struct ContainerDump @0xd8a3520be79c4f16 {
+  namespace @0 :Text;
+  id @1 :Text;
+  driver @2 :Text;
+  paused @3 :Bool;
+  processes @4 :List(Life);
 }
 
 interface ShimContainer @0x8a3ec7d15b902f64 {

@@ -189,6 +189,23 @@ pub fn update_fields(tx: &mut Tx<'_>, ns: &Namespace, given: Container, mask: &[
     update(tx, ns, container)
 }
 
+/// Gives a container another id. What else of it has that id, its task and its snapshot, is moved by the caller.
+pub fn rename(tx: &mut Tx<'_>, ns: &Namespace, id: &str, mut renamed: Container) -> Result<Container> {
+    let old = get(tx, ns, id)?;
+    if find(tx, ns, &renamed.id)?.is_some() {
+        return Err(Error::already_exists("container", &renamed.id, TAKEN));
+    }
+    renamed.check()?;
+    renamed.created = old.created;
+    renamed.updated = tx.now();
+    renamed.ceiling = old.ceiling.intersect(&tx.authority().ceiling);
+    tx.remove(Table::CONTAINERS, &codec::key(&[ns, id]))?;
+    super::save(tx, &codec::key(&[ns, &renamed.id]), &renamed)?;
+    delta::touch(tx, ns, renamed.refers())?;
+    events::emit(tx, Event::new(ns, "/containers/rename", serde_json::json!({ "id": renamed.id, "from": id })))?;
+    Ok(renamed)
+}
+
 /// Removes a container. One that has a task is refused: its record is what a restarted daemon finds the task by.
 pub fn delete(tx: &mut Tx<'_>, ns: &Namespace, id: &str) -> Result<()> {
     get(tx, ns, id)?;

@@ -246,6 +246,24 @@ pub fn commit(
     Ok(committed)
 }
 
+/// Gives a snapshot that is not committed another key.
+pub fn rename(tx: &mut Tx<'_>, ns: &Namespace, driver: &str, key: &str, to: Name) -> Result<Snapshot> {
+    let old = get(tx, ns, driver, key)?;
+    if old.kind == Kind::Committed {
+        return Err(Error::failed_precondition("snapshot", key, "is committed: others may lie on it"));
+    }
+    if find(tx, ns, driver, &to)?.is_some() {
+        return Err(Error::already_exists("snapshot", &to, TAKEN));
+    }
+    tx.remove(Table::SNAPSHOTS, &old.key_in(ns))?;
+    if let Some(parent) = &old.parent {
+        tx.remove(Table::CHILDREN, &codec::key(&[ns, driver, parent, &old.key]))?;
+        tx.put(Table::CHILDREN, &codec::key(&[ns, driver, parent, &to]), b"")?;
+    }
+    let updated = tx.now();
+    store(tx, ns, Snapshot { key: to, updated, ..old })
+}
+
 /// Replaces the labels, or those that `mask` names.
 pub fn update(
     tx: &mut Tx<'_>,

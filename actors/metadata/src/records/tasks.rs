@@ -138,6 +138,12 @@ fn store(tx: &mut Tx<'_>, ns: &Namespace, mut task: Task) -> Result<Task> {
     Ok(task)
 }
 
+/// The ended task of a container that has another id now, and no shim any more: `shim` is an id that none has.
+pub fn rename(tx: &mut Tx<'_>, ns: &Namespace, id: &str, to: Id, shim: String) -> Result<Task> {
+    let task = delete(tx, ns, id)?;
+    store(tx, ns, Task { id: to, shim, ..task })
+}
+
 /// Removes a task and gives what was known of it.
 pub fn delete(tx: &mut Tx<'_>, ns: &Namespace, id: &str) -> Result<Task> {
     let task = get(tx, ns, id)?;

@@ -156,7 +156,8 @@ async fn stop(cx: Cx) -> Result<i32, Failure> {
     each(&cx, async |id| stop_one(&namespace, id, asked, patience).await).await
 }
 
-async fn stop_one(namespace: &Namespace, id: &str, asked: Option<u32>, patience: Duration) -> Result<(), Failure> {
+/// Asks a container to end, and kills it where it doesn't.
+pub async fn stop_one(namespace: &Namespace, id: &str, asked: Option<u32>, patience: Duration) -> Result<(), Failure> {
     let container = namespace.containers().get(id);
     let info = container.info().await?;
     if info.task.as_ref().is_none_or(|task| task.status == Status::Stopped) {

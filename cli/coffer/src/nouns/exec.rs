@@ -28,6 +28,8 @@ pub static EXEC: Command = Command {
         many("env-file", None, "FILE", "set variables from a file with a KEY[=VALUE] on each line"),
         value("user", Some('u'), "USER[:GROUP]", "who it runs as; the container's user otherwise"),
         value("workdir", Some('w'), "DIR", "where it starts; where the container does otherwise"),
+        many("cap-add", None, "NAME", "a capability more than the container has; ALL is all"),
+        many("cap-drop", None, "NAME", "a capability less; ALL is all"),
     ],
     notes: "exit code: the command's own; 127 if it is not there, 126 if it can't be executed, 1 for any other failure",
     failure: 1,
@@ -43,6 +45,8 @@ async fn exec(cx: Cx) -> Result<i32, Failure> {
         workdir: args.text("workdir"),
         user: args.text("user"),
         terminal: tty,
+        cap_add: args.all("cap-add").to_vec(),
+        cap_drop: args.all("cap-drop").to_vec(),
     };
     if options.args.is_empty() {
         return Err(Failure::usage("exec: COMMAND is missing (\"coffer exec --help\" says more)"));

@@ -1,11 +1,11 @@
 //! `run`, and what it shares with `exec` and `attach`: waiting while signals and window sizes are passed on.
 
-use std::{io::IsTerminal as _, rc::Rc, time::Duration};
+use std::{io::IsTerminal as _, os::fd::OwnedFd, rc::Rc, time::Duration};
 
 use cofferdam_client::{
     ContainerOptions, ContainerRequest, Exit, Input, Network, Output, PullOptions, PullPolicy, RunRequest, Stdio,
 };
-use cofferdam_types::Labels;
+use cofferdam_types::{Error, Labels};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -13,6 +13,8 @@ use crate::{
     args::{Args, Command, Positional, Times, many, switch, value},
     cx::{Cx, line},
     failure::Failure,
+    keys::{DETACH_KEYS, Keyboard, Screen},
+    nouns::attach::forward,
     signals::{FORWARDED, Signals},
     terminal::{self, Raw},
     units::{self, HostStream},
@@ -68,16 +70,19 @@ pub static RUN: Command = Command {
         many("label", Some('l'), "KEY=VALUE", "a label of the container"),
         many("annotation", None, "KEY=VALUE", "an annotation of the OCI spec"),
         value("runtime", None, "NAME", "native or runc"),
+        value("group", None, "NAME", "share the shim of the containers of this group, as those of a pod do"),
         value("snapshotter", None, "NAME", "the snapshot driver"),
         value("pull", None, "POLICY", "missing (the default), always or never"),
         value("platform", None, "OS/ARCH[/VARIANT]", "of the image; the host's otherwise"),
         switch("plain-http", None, "pull over http alone"),
+        DETACH_KEYS,
     ],
     notes: "What follows IMAGE is the container's command. What it writes is kept for \"coffer logs\" unless --rm is given\n\
             without -d or a --log-driver, at most 100 MiB unless --log-opt says otherwise. SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 are passed on to it. A restart of the\n\
             daemon is waited out, and of a part of it.\n\n\
             A container that ctrl-c doesn't end (its first process must take SIGINT itself) ends by \"coffer kill NAME\"\n\
             from elsewhere.\n\n\
+            On a terminal ctrl-p ctrl-q detaches and leaves it running.\n\n\
             exit code: the container's own; 127 if its command is not there, 126 if that can't be executed, 125 if\n\
             coffer or the daemon fails",
     failure: 125,
@@ -93,7 +98,24 @@ async fn run(cx: Cx) -> Result<i32, Failure> {
     }
     let null = cx.args.has("null-io");
     let host = HostStreams::read(&cx.args)?;
-    let streams = move || host.over(if detach || null { Stdio::default() } else { stdio(interactive, tty)? });
+    // Of who can leave again nothing is handed over: what leaves stays with us.
+    let keyboard = if interactive && tty && !detach && !null { Keyboard::open(&cx.args)? } else { None };
+    let screen = keyboard.as_ref().map(|_| Screen::open()).transpose()?;
+    let pipes = match (&keyboard, &screen) {
+        (Some(keyboard), Some(screen)) => Some((keyboard.input()?, screen.output()?)),
+        _ => None,
+    };
+    let streams = move || {
+        if detach || null {
+            return host.over(Stdio::default());
+        }
+        let mut streams = stdio(interactive && pipes.is_none(), tty)?;
+        if let Some((input, output)) = &pipes {
+            let copy = |fd: &OwnedFd| fd.try_clone().map_err(|e| Error::io("pipe", "", "can't be duplicated", &e));
+            (streams.stdin, streams.stdout) = (Input::Fd(copy(input)?), Output::Fd(copy(output)?));
+        }
+        host.over(streams)
+    };
     let client = cx.client().await?;
     request.stdio = streams()?;
     let size = request.stdio.size;
@@ -142,9 +164,27 @@ async fn run(cx: Cx) -> Result<i32, Failure> {
         let resizing = pass(Passed::Size(rows, columns));
         tokio::task::spawn_local(async move { drop(resizing.await) });
     }
-    let exit = attended(&signals, tty, run.wait(), pass).await?;
+    let exit = tokio::select! {
+        exit = attended(&signals, tty, run.wait(), pass) => Some(exit?),
+        detached = forward(keyboard) => { detached?; None }
+        failed = async {
+            match &screen {
+                Some(screen) => screen.show().await,
+                None => std::future::pending().await,
+            }
+        } => return failed.map(|()| 0),
+    };
+    if let Some(screen) = screen.filter(|_| exit.is_some()) {
+        screen.rest()?;
+    }
     drop(raw);
-    Ok(tell(run.id(), &exit))
+    match exit {
+        Some(exit) => Ok(tell(run.id(), &exit)),
+        None => {
+            eprintln!("\ncoffer: detached from {}", run.id());
+            Ok(0)
+        }
+    }
 }
 
 /// The signal by which the user ends what has not started yet.
@@ -293,6 +333,7 @@ fn request(args: &Args, namespace: &str) -> Result<RunRequest, Failure> {
         remove_on_exit: args.has("rm"),
         log_driver: args.text("log-driver"),
         log_options: pairs(args, "log-opt")?,
+        group: args.text("group"),
     };
     request.log = !args.has("null-io") && (!args.has("rm") || args.has("detach") || args.has("log-driver"));
     Ok(request)
@@ -414,6 +455,8 @@ mod tests {
             "runc",
             "--snapshotter",
             "native",
+            "--group",
+            "pod",
             "--pull",
             "always",
             "--platform",
@@ -457,7 +500,7 @@ mod tests {
         assert_eq!(request.container.labels, Labels::from([("a".into(), "b".into())]));
         let container = &request.container;
         assert_eq!((&*container.id, &*container.runtime, &*container.driver), ("web", "runc", "native"));
-        assert!(container.remove_on_exit && !request.log);
+        assert!(container.remove_on_exit && !request.log && container.group == "pod");
         assert_eq!(request.pull, PullPolicy::Always);
         assert_eq!((&*request.image.reference, &*request.image.platform), ("busybox", "linux/arm64"));
         assert!(request.image.plain_http);

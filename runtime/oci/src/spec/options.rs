@@ -100,6 +100,10 @@ pub struct ExecOptions {
     pub user: Option<String>,
     /// Whether it has a terminal.
     pub tty: bool,
+    /// Capabilities that the container's first process doesn't have.
+    pub cap_add: Vec<String>,
+    /// Those of the first process that this one doesn't get.
+    pub cap_drop: Vec<String>,
 }
 
 /// Which network a container sees.

@@ -72,8 +72,8 @@ pub(super) fn first(
     Ok(process)
 }
 
-/// One more process, made after the container's first one: the same capabilities, limits and seccomp. `root` is the
-/// container's root as it is now.
+/// One more process, made after the container's first one: the same limits and seccomp, and the same capabilities but for
+/// what is changed of them. `root` is the container's root as it is now.
 pub fn exec(first: &Process, options: &ExecOptions, root: BorrowedFd<'_>) -> Result<Process> {
     let mut process = first.clone();
     let mut env = Env(first.env().clone().unwrap_or_default());
@@ -91,6 +91,11 @@ pub fn exec(first: &Process, options: &ExecOptions, root: BorrowedFd<'_>) -> Res
     }
     if let Some(cwd) = options.cwd.as_deref() {
         process.set_cwd(path("cwd", cwd)?.into());
+    }
+    if !options.cap_add.is_empty() || !options.cap_drop.is_empty() {
+        let own = first.capabilities().as_ref().and_then(|c| c.bounding().as_ref()).map(caps::Set::from);
+        let set = own.unwrap_or_default().changed(&options.cap_add, &options.cap_drop)?;
+        process.set_capabilities(Some(capabilities(set)?));
     }
     process.set_args(Some(checked_args(options.args.clone())?)).set_env(Some(env.0)).set_terminal(Some(options.tty));
     Ok(process)

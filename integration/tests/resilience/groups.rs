@@ -1,0 +1,158 @@
+//! Containers of a group: one shim for all of them.
+
+use cofferdam_client::{Container, Namespace, Run, Status};
+use cofferdam_integration::{Daemon, bounded, until, until_async};
+use cofferdam_types::Code;
+use nix::sys::signal::Signal;
+
+use crate::{ends_when_told, runs, send, shim_of, start, tell, until_ended};
+
+/// A member of the group `pod` that ends when it is told to.
+async fn member(daemon: &Daemon, id: &str, runtime: &str) -> (Run, u32, std::fs::File) {
+    let (mut request, file) = ends_when_told(daemon, id);
+    request.container.group = "pod".into();
+    request.container.runtime = runtime.into();
+    let (run, pid) = start(&daemon.client().await, request).await;
+    (run, pid, file)
+}
+
+async fn task_of(namespace: &Namespace, id: &str) -> cofferdam_client::TaskInfo {
+    let container: Container = namespace.containers().get(id);
+    container.info().await.unwrap().task.unwrap()
+}
+
+fn share_one_shim(runtime: &str) {
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    bounded(async {
+        let namespace = daemon.open().await;
+        let (_a, first, tell_a) = member(&daemon, "a", runtime).await;
+        let (_b, second, tell_b) = member(&daemon, "b", runtime).await;
+        let shim = shim_of(first);
+        assert_eq!(shim, shim_of(second));
+        assert_eq!(namespace.containers().get("a").info().await.unwrap().group, "pod");
+
+        // One that ends and goes leaves the others.
+        tell(&tell_a, 3);
+        assert_eq!(namespace.containers().get("a").task().wait().await.unwrap().status, 3);
+        namespace.containers().get("a").remove(false).await.unwrap();
+        assert!(runs(second) && runs(shim));
+        let (_c, third, tell_c) = member(&daemon, "c", runtime).await;
+        assert_eq!(shim_of(third), shim);
+
+        // Each is found again.
+        daemon.kill9();
+        daemon.restart();
+        let namespace = daemon.open().await;
+        for (id, pid) in [("b", second), ("c", third)] {
+            let state = namespace.containers().get(id).task().state().await.unwrap();
+            assert_eq!((state.status, state.pid), (Status::Running, pid));
+        }
+        let (_d, fourth, _tell_d) = member(&daemon, "d", runtime).await;
+        assert_eq!(shim_of(fourth), shim);
+        tell(&tell_b, 4);
+        assert_eq!(namespace.containers().get("b").task().wait().await.unwrap().status, 4);
+
+        // The shim's end is the end of all.
+        send(shim, Signal::SIGKILL);
+        for (id, pid) in [("c", third), ("d", fourth)] {
+            let exit = namespace.containers().get(id).task().wait().await.unwrap();
+            assert_eq!((exit.status, &*exit.reason), (137, "shim lost"));
+            until_ended(pid);
+        }
+        assert_eq!(task_of(&namespace, "b").await.exit.unwrap().status, 4);
+        drop(tell_c);
+
+        // The next one has another shim.
+        let (_e, fifth, _tell_e) = member(&daemon, "e", runtime).await;
+        assert_ne!(shim_of(fifth), shim);
+        let alone = shim_of(fifth);
+        for id in ["b", "c", "d", "e"] {
+            namespace.containers().get(id).remove(true).await.unwrap();
+        }
+        // With its last container it ends.
+        until_ended(alone);
+    });
+    daemon.settles(&before);
+}
+
+#[test]
+fn native_containers_share_one_shim() {
+    share_one_shim("native");
+}
+
+#[test]
+fn runc_containers_share_one_shim() {
+    share_one_shim("runc");
+}
+
+#[test]
+fn comings_and_goings_of_a_group_meet() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        // A shim that ends with its last container is never the one that the next is given to.
+        for round in 0..5 {
+            let client = daemon.client().await;
+            let members = (0..4).map(|n| {
+                let mut request = daemon.run(&format!("m{round}-{n}"), ["true"]);
+                request.container.group = "pod".into();
+                request.container.remove_on_exit = true;
+                client.run(request).unwrap()
+            });
+            let members: Vec<_> = members.collect();
+            for member in members {
+                assert_eq!(member.wait().await.unwrap().status, 0);
+            }
+        }
+    });
+    // Neither a shim nor a directory of one.
+    until("all shims are gone", || {
+        let left = std::fs::read_dir(daemon.state().join("shims")).unwrap().count();
+        let runs = format!("{:?}", daemon.leftovers()).contains("coffer-shim");
+        (left == 0 && !runs).then_some(())
+    });
+}
+
+#[test]
+fn a_shim_says_how_it_is() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let client = daemon.client().await;
+        let (_a, first, _tell_a) = member(&daemon, "a", "native").await;
+        let (_b, _, _tell_b) = member(&daemon, "b", "native").await;
+        let shims = client.system().shims().all().await.unwrap();
+        let [shim] = shims.as_slice() else { panic!("{shims:?}") };
+        assert_eq!(
+            (shim.state.as_str(), shim.containers.as_slice()),
+            ("there", ["a", "b"].map(String::from).as_slice())
+        );
+        assert_eq!((shim.group.as_str(), shim.namespace.as_str()), ("pod", daemon.namespace()));
+        let state = client.system().shim(&shim.id).await.unwrap();
+        assert_eq!((state.pid, &state.info), (shim_of(first), shim));
+        assert!(
+            state.version >= 1 && state.descriptors > 3 && state.resident > 0 && state.proportional > 0,
+            "{state:?}"
+        );
+        let ids: Vec<&str> = state.containers.iter().map(|container| container.id.as_str()).collect();
+        assert_eq!(ids, ["a", "b"]);
+        assert_eq!(state.containers[0].processes[0].pid, first);
+
+        // One that hangs is told of as such, and holds up no list.
+        send(state.pid, Signal::SIGSTOP);
+        let error = client.system().shim(&shim.id).await.unwrap_err();
+        assert_eq!((error.code, &*error.kind), (Code::Unavailable, "shim"), "{error}");
+        assert_eq!(client.system().shims().all().await.unwrap().len(), 1);
+        send(state.pid, Signal::SIGCONT);
+        until_async("it answers again", async || client.system().shim(&shim.id).await.ok()).await;
+        for bad in ["nobody", "../..", ""] {
+            assert_eq!(client.system().shim(bad).await.unwrap_err().code, Code::NotFound);
+        }
+        let said = daemon.coffer(&["shim", "ls"]);
+        assert!(String::from_utf8_lossy(&said.stdout).contains(&shim.id), "{said:?}");
+        let said = daemon.coffer(&["shim", "state", &shim.id]);
+        assert!(String::from_utf8_lossy(&said.stdout).contains("\"descriptors\""), "{said:?}");
+        for id in ["a", "b"] {
+            client.namespace(daemon.namespace()).containers().get(id).remove(true).await.unwrap();
+        }
+    });
+}
