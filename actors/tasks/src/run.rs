@@ -187,6 +187,18 @@ fn within(new: &NewContainer, ceiling: &Ceiling) -> Result<()> {
         "more capabilities"
     } else if options.seccomp == Seccomp::Unconfined {
         "no system call filter"
+    } else if options.seccomp_profile.is_some() {
+        "a system call filter of its own"
+    } else if options.oom_score_adj.is_some_and(|score| score < 0) {
+        "to be spared when memory is short"
+    } else if !options.devices.is_empty() {
+        "a device of the host"
+    } else if options.apparmor.is_some() {
+        "an AppArmor profile of its own"
+    } else if !options.namespaces.is_empty() {
+        "a namespace that is not its own"
+    } else if options.cgroup.is_some() {
+        "a cgroup of its own choice"
     } else if new.runtime.contains('/') {
         "a runtime binary by path"
     } else if new.runtime_options != Any::default() {
@@ -483,6 +495,48 @@ pub(crate) fn set_stdio(mut builder: stdio::Builder<'_>, streams: Stdio, fds: &F
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    // Z3: every option that reaches the host.
+    #[test]
+    fn what_reaches_the_host_needs_the_right() {
+        let asked = |options: serde_json::Value| {
+            let new = NewContainer {
+                id: None,
+                image: Name::new("busybox").unwrap(),
+                platform: cofferdam_types::Platform::host(),
+                options: serde_json::from_value(options).unwrap(),
+                spec: None,
+                runtime_options: Any::default(),
+                labels: Default::default(),
+                runtime: String::new(),
+                driver: String::new(),
+                remove_on_exit: false,
+                log: Default::default(),
+            };
+            within(&new, &Ceiling::FULL).unwrap();
+            within(&new, &Ceiling { host: false }).map_err(|e| e.code)
+        };
+        for harmless in [
+            serde_json::json!({}),
+            serde_json::json!({"oom_score_adj": 5, "userns": [{"container": 0, "host": 1, "size": 1}]}),
+        ] {
+            assert_eq!(asked(harmless), Ok(()));
+        }
+        for reaching in [
+            serde_json::json!({"network": "host"}),
+            serde_json::json!({"mounts": [{"type": "bind", "source": "/a", "target": "/b"}]}),
+            serde_json::json!({"cap_add": ["KILL"]}),
+            serde_json::json!({"seccomp": "unconfined"}),
+            serde_json::json!({"seccomp_profile": {"defaultAction": "SCMP_ACT_ALLOW"}}),
+            serde_json::json!({"oom_score_adj": -1}),
+            serde_json::json!({"devices": [{"source": "/dev/null"}]}),
+            serde_json::json!({"apparmor": "unconfined"}),
+            serde_json::json!({"namespaces": {"pid": "host"}}),
+            serde_json::json!({"cgroup": "/a"}),
+        ] {
+            assert_eq!(asked(reaching.clone()), Err(Code::Denied), "{reaching}");
+        }
+    }
 
     #[test]
     fn streams_that_are_paths_need_the_host_right() {

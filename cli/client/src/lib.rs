@@ -60,7 +60,7 @@ pub use job::{Job, JobInfo, JobItem, Jobs};
 pub use logs::{LogOptions, LogPosition, LogRecord, LogStream};
 pub use metrics::{Cpu, Hugetlb, Io, Memory, Metrics, Pids, ProcessInfo};
 pub use namespace::{Context, Namespace, NamespaceInfo, Namespaces};
-pub use options::{BindMount, ContainerOptions, MountSource, Network, Rlimit};
+pub use options::{BindMount, ContainerOptions, Device, IdMap, MountSource, Network, Rlimit};
 pub use process::{Attachment, Exit, Process, ProcessOptions, State, Status, Task, TaskInfo};
 pub use run::{Again, Run, RunRequest, random_id};
 pub use snapshot::{Snapshot, SnapshotInfo, SnapshotKind, Snapshots};

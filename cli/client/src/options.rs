@@ -94,6 +94,42 @@ pub struct ContainerOptions {
     pub annotations: Labels,
     /// Of /dev/shm in bytes; 0 is 64 MiB.
     pub shm_size: u64,
+    /// A user namespace of its own, with these ids.
+    pub userns: Vec<IdMap>,
+    /// -1000 to 1000; below 0 needs the `host` right.
+    pub oom_score_adj: i32,
+    /// Devices of the host: need the `host` right.
+    pub devices: Vec<Device>,
+    /// An AppArmor profile: needs the `host` right.
+    pub apparmor: String,
+    /// (pid, ipc or uts; `host`, or the path of a namespace): need the `host` right.
+    pub namespaces: Vec<(String, String)>,
+    /// The path of its cgroup: needs the `host` right.
+    pub cgroup: String,
+    /// linux.seccomp of an OCI spec (JSON), in place of the default filter: needs the `host` right.
+    pub seccomp_profile: Vec<u8>,
+}
+
+/// A range of user and group ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdMap {
+    /// The first one in the container.
+    pub container: u32,
+    /// What that one is on the host.
+    pub host: u32,
+    /// How many.
+    pub size: u32,
+}
+
+/// A device of the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Its node on the host.
+    pub host_path: String,
+    /// Its node in the container; empty: the same.
+    pub target: String,
+    /// Made of r, w and m; empty is all.
+    pub access: String,
 }
 
 impl ContainerOptions {
@@ -134,6 +170,30 @@ impl ContainerOptions {
         set_labels(builder.reborrow().init_sysctls(self.sysctls.len() as u32), &self.sysctls);
         set_labels(builder.reborrow().init_annotations(self.annotations.len() as u32), &self.annotations);
         builder.set_shm_size(self.shm_size);
+        let mut userns = builder.reborrow().init_userns(self.userns.len() as u32);
+        for (n, range) in self.userns.iter().enumerate() {
+            let mut map = userns.reborrow().get(n as u32);
+            map.set_container(range.container);
+            map.set_host(range.host);
+            map.set_size(range.size);
+        }
+        builder.set_oom_score_adj(self.oom_score_adj);
+        let mut devices = builder.reborrow().init_devices(self.devices.len() as u32);
+        for (n, wish) in self.devices.iter().enumerate() {
+            let mut device = devices.reborrow().get(n as u32);
+            device.set_host_path(&wish.host_path);
+            device.set_target(&wish.target);
+            device.set_access(&wish.access);
+        }
+        builder.set_apparmor(&self.apparmor);
+        let mut namespaces = builder.reborrow().init_namespaces(self.namespaces.len() as u32);
+        for (n, (kind, place)) in self.namespaces.iter().enumerate() {
+            let mut choice = namespaces.reborrow().get(n as u32);
+            choice.set_kind(kind);
+            choice.set_place(place);
+        }
+        builder.set_cgroup(&self.cgroup);
+        builder.set_seccomp_profile(&self.seccomp_profile);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Sizes, times, signals and other small texts, read and written.
 
-use cofferdam_client::{BindMount, MountSource, Rlimit};
+use cofferdam_client::{BindMount, Device, IdMap, MountSource, Rlimit};
 use cofferdam_types::Timestamp;
 
 /// A size such as `512m`, `1.5GiB` or `4096`; units are powers of 1024.
@@ -176,6 +176,48 @@ pub fn ulimit(text: &str) -> Result<Rlimit, String> {
     let name = name.to_ascii_uppercase();
     let name = if name.starts_with("RLIMIT_") { name } else { format!("RLIMIT_{name}") };
     Ok(Rlimit { name, soft: read(soft)?, hard: read(hard)? })
+}
+
+/// `0:100000:65536`: the first id in the container, what it is on the host, how many.
+pub fn id_map(text: &str) -> Result<IdMap, String> {
+    const FORM: &str = "give CONTAINER:HOST:SIZE, such as 0:100000:65536";
+    let numbers: Option<Vec<u32>> = text.split(':').map(|number| number.parse().ok()).collect();
+    match numbers.as_deref() {
+        Some([container, host, size @ 1..=u32::MAX]) => Ok(IdMap { container: *container, host: *host, size: *size }),
+        _ => Err(FORM.into()),
+    }
+}
+
+/// `/dev/fuse`, `/dev/sda:/dev/disk` or `/dev/sda:/dev/disk:r`.
+pub fn device(text: &str) -> Result<Device, String> {
+    let parts: Vec<&str> = text.split(':').collect();
+    let rights = |text: &str| !text.starts_with('/');
+    let (host, target, access) = match parts[..] {
+        [host] => (host, "", ""),
+        [host, access] if rights(access) => (host, "", access),
+        [host, target] => (host, target, ""),
+        [host, target, access] => (host, target, access),
+        _ => ("", "", ""),
+    };
+    if !host.starts_with('/') || !access.chars().all(|c| "rwm".contains(c)) {
+        return Err("give HOST[:CONTAINER][:rwm], such as /dev/fuse or /dev/sda:/dev/disk:r".into());
+    }
+    Ok(Device { host_path: host.to_owned(), target: target.to_owned(), access: access.to_owned() })
+}
+
+/// -1000 to 1000.
+pub fn oom_score(text: &str) -> Result<i32, String> {
+    let score = text.parse().ok().filter(|score| (-1000..=1000).contains(score));
+    score.ok_or_else(|| "give a number from -1000 to 1000".into())
+}
+
+/// `host` or a path.
+pub fn namespace(text: &str) -> Result<String, String> {
+    match text {
+        "host" => Ok(text.to_owned()),
+        path if path.starts_with('/') => Ok(text.to_owned()),
+        _ => Err("give host, or the path of a namespace".into()),
+    }
 }
 
 /// A size for people, such as `12.3 MiB`.

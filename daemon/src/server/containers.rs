@@ -6,13 +6,13 @@ use cofferdam_metadata::records::{
     containers::{self as records, Container as Record},
     tasks,
 };
-use cofferdam_oci::spec::{Mount, Network, Options, Seccomp, Ulimit};
+use cofferdam_oci::spec::{self, Device, IdMap, Mount, Network, Options, Seccomp, Ulimit};
 use cofferdam_tasks::{Changes, NewContainer, ProcessState, RunRecord};
-use cofferdam_types::{Any, Code, Id, Result, filter};
+use cofferdam_types::{Any, Code, Error, Id, Result, filter};
 use cofferdam_wire::{
     container_capnp::{
         bind_mount, container, container_changes, container_cursor, container_info, container_options, containers,
-        create_params,
+        create_params, device, id_map,
     },
     convert::{any, labels, set_any, set_labels, text, texts},
     error::malformed,
@@ -94,8 +94,38 @@ fn options(reader: container_options::Reader<'_>) -> Result<Options> {
         sysctls: labels(reader.get_sysctls())?,
         shm_size: number(reader.get_shm_size()),
         annotations: labels(reader.get_annotations())?,
+        userns: reader.get_userns().map_err(malformed)?.iter().map(id_map).collect(),
+        oom_score_adj: Some(reader.get_oom_score_adj()).filter(|score| *score != 0),
+        devices: reader.get_devices().map_err(malformed)?.iter().map(device).collect::<Result<_>>()?,
+        apparmor: some(text(reader.get_apparmor())?),
+        namespaces: namespaces(reader)?,
+        cgroup: some(text(reader.get_cgroup())?),
+        seccomp_profile: spec::seccomp_profile(reader.get_seccomp_profile().map_err(malformed)?)?,
         ..Options::default()
     })
+}
+
+fn id_map(reader: id_map::Reader<'_>) -> IdMap {
+    IdMap { container: reader.get_container(), host: reader.get_host(), size: reader.get_size() }
+}
+
+fn device(reader: device::Reader<'_>) -> Result<Device> {
+    Ok(Device {
+        source: text(reader.get_host_path())?.to_owned(),
+        target: text(reader.get_target())?.to_owned(),
+        access: text(reader.get_access())?.to_owned(),
+    })
+}
+
+fn namespaces(reader: container_options::Reader<'_>) -> Result<BTreeMap<String, String>> {
+    let mut chosen = BTreeMap::new();
+    for choice in reader.get_namespaces().map_err(malformed)?.iter() {
+        let kind = text(choice.get_kind())?;
+        if chosen.insert(kind.to_owned(), text(choice.get_place())?.to_owned()).is_some() {
+            return Err(Error::invalid("options", "namespaces", format!("name {kind:?} twice")));
+        }
+    }
+    Ok(chosen)
 }
 
 fn mount(reader: bind_mount::Reader<'_>) -> Result<Mount> {

@@ -13,6 +13,7 @@ mod states;
 mod stop;
 mod streams;
 mod terminal;
+mod userns;
 
 use cofferdam_client::{Client, Container, ContainerRequest, Namespace, Run, RunRequest, Stdio, Task};
 use cofferdam_integration::{BUSYBOX, Daemon};

@@ -2,7 +2,8 @@
 //!
 //! The functions nearest to the kernel return [`std::io::Result`], so that a caller sees the errno and names the thing
 //! itself; mounts and cgroups, where the kernel says more than an errno, return [`cofferdam_types::Result`].
-//! Needs Linux 5.12 (mount_setattr(2)); overlays of many layers need 6.8 (`lowerdir+`).
+//! Needs Linux 5.12 (mount_setattr(2)); overlays of many layers need 6.8 (`lowerdir+`), and
+//! overlays of idmapped layers 6.15.
 
 pub mod cgroup;
 pub mod devices;
@@ -17,6 +18,7 @@ pub mod process;
 pub mod procfs;
 pub mod program;
 pub mod pty;
+pub mod userns;
 pub mod xattr;
 
 pub(crate) fn check(result: libc::c_long) -> std::io::Result<libc::c_long> {

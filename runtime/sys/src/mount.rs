@@ -6,12 +6,13 @@
 use std::{
     ffi::CString,
     io::{self, Read},
-    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    path::Path,
 };
 
 use cofferdam_types::{Error, Mount, Result};
 
-use crate::{c_string, check};
+use crate::{c_string, check, process, userns::UserNamespace};
 
 /// Option strings, told apart by what they act on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,6 +29,14 @@ pub struct Options {
     pub propagation: Option<u64>,
     /// A bind mount, and whether of everything below as well.
     pub bind: Option<bool>,
+    /// Whether a mount that is there is to be changed.
+    pub remount: bool,
+    /// Whether ids are to be mapped, and of the mounts below as well.
+    pub map: Option<bool>,
+    /// Whether a tmpfs begins with what was in its place.
+    pub copy_up: bool,
+    /// Whether a source that is a symlink is to be copied as one.
+    pub copy_symlink: bool,
     /// What the file system itself is to read: flags and `key=value`.
     pub data: Vec<(String, Option<String>)>,
 }
@@ -89,9 +98,11 @@ impl Options {
             "rshared" => self.propagation = Some(libc::MS_SHARED | libc::MS_REC),
             "unbindable" => self.propagation = Some(libc::MS_UNBINDABLE),
             "runbindable" => self.propagation = Some(libc::MS_UNBINDABLE | libc::MS_REC),
-            "remount" | "tmpcopyup" | "idmap" | "ridmap" | "copy-symlink" => {
-                return Err(Error::unimplemented("mount option", option, "this driver doesn't have it: leave it out"));
-            }
+            "remount" => self.remount = true,
+            "idmap" => self.map = Some(self.map.unwrap_or(false)),
+            "ridmap" => self.map = Some(true),
+            "tmpcopyup" => self.copy_up = true,
+            "copy-symlink" => self.copy_symlink = true,
             _ if option.contains('\0') => {
                 return Err(Error::invalid("mount option", option.escape_default(), "holds a NUL byte"));
             }
@@ -150,9 +161,27 @@ impl Filesystem {
         check(unsafe { libc::syscall(libc::SYS_fsconfig, fd, command, key, value, 0) }).map(drop)
     }
 
+    /// Sets `key` to what a descriptor stands for.
+    fn set_fd(&self, key: &str, fd: BorrowedFd<'_>) -> io::Result<()> {
+        let key = c_string(key.as_bytes())?;
+        let (fs, command, none) = (self.fd.as_raw_fd(), libc::FSCONFIG_SET_FD, std::ptr::null::<u8>());
+        // SAFETY: the pointer is valid for the call.
+        check(unsafe { libc::syscall(libc::SYS_fsconfig, fs, command, key.as_ptr(), none, fd.as_raw_fd()) }).map(drop)
+    }
+
     /// Makes the mount, detached.
     pub fn mount(self, attributes: u64) -> Result<OwnedFd> {
-        self.config(libc::FSCONFIG_CMD_CREATE, None, None).map_err(|e| self.explain("creating the file system", &e))?;
+        self.mount_as(attributes, None)
+    }
+
+    /// The same, as this user and group to the file systems below, where it isn't ourselves.
+    fn mount_as(self, attributes: u64, ids: Option<(u32, u32)>) -> Result<OwnedFd> {
+        let create = || self.config(libc::FSCONFIG_CMD_CREATE, None, None);
+        let created = match ids {
+            Some((uid, gid)) => process::with_file_ids(uid, gid, create).and_then(|result| result),
+            None => create(),
+        };
+        created.map_err(|e| self.explain("creating the file system", &e))?;
         // SAFETY: no memory is involved; a good result is a fresh descriptor.
         let fd = check(unsafe {
             libc::syscall(libc::SYS_fsmount, self.fd.as_raw_fd(), libc::FSMOUNT_CLOEXEC, attributes as u32)
@@ -207,6 +236,34 @@ pub fn set_attributes(fd: impl AsFd, set: u64, clear: u64, propagation: u64, rec
         .map(drop)
 }
 
+/// Has the mount that `fd` is the root of (`recursive`: and those below) show files as belonging to whom they belong to
+/// inside `namespace`: what is 0 on disk is the namespace's root. Possible once per mount, and before it is attached.
+pub fn map_ids(fd: impl AsFd, namespace: impl AsFd, recursive: bool) -> io::Result<()> {
+    let attr = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: namespace.as_fd().as_raw_fd() as u64,
+    };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    let size = size_of::<libc::mount_attr>();
+    // SAFETY: the pointers are valid for the call and the size is that of the struct.
+    check(unsafe { libc::syscall(libc::SYS_mount_setattr, fd.as_fd().as_raw_fd(), c"".as_ptr(), flags, &attr, size) })
+        .map(drop)
+}
+
+/// What [`map_ids`] may answer, as a sentence.
+pub fn explain_map_ids(what: impl std::fmt::Display, error: &io::Error) -> Error {
+    match error.raw_os_error() {
+        Some(libc::EINVAL) => Error::unimplemented(
+            "mount",
+            what,
+            "is on a file system whose ids can't be mapped (ext4, xfs, btrfs and tmpfs can): use another one",
+        ),
+        _ => Error::io("mount", what, "mapping its ids", error),
+    }
+}
+
 /// Applies everything of `options` that acts on a mount; without a propagation of its own the copy is made private, so
 /// that nothing mounted in it or in its source reaches the other.
 pub fn apply_options(fd: impl AsFd, options: &Options) -> io::Result<()> {
@@ -219,7 +276,21 @@ pub fn apply_options(fd: impl AsFd, options: &Options) -> io::Result<()> {
 
 /// Makes `mount` detached: an overlay, a bind, or any other file system by its type.
 pub fn detached(mount: &Mount) -> Result<OwnedFd> {
+    detached_in(mount, None)
+}
+
+/// The same with the ids of a user namespace, see [`map_ids`].
+pub fn detached_in(mount: &Mount, namespace: Option<&UserNamespace>) -> Result<OwnedFd> {
     let options = Options::parse(&mount.options)?;
+    let foreign = [
+        ("remount", options.remount),
+        ("idmap", options.map.is_some()),
+        ("tmpcopyup", options.copy_up),
+        ("copy-symlink", options.copy_symlink),
+    ];
+    if let Some((option, _)) = foreign.iter().find(|(_, set)| *set) {
+        return Err(Error::invalid("mount option", option, "doesn't go with this mount: leave it out"));
+    }
     let fail = |what: &str, e: &io::Error| Error::io("mount", &mount.source, what, e);
     if let Some(recursive) = options.bind.or_else(|| (mount.kind == "bind").then_some(false)) {
         if let Some((key, _)) = options.data.first() {
@@ -227,6 +298,9 @@ pub fn detached(mount: &Mount) -> Result<OwnedFd> {
         }
         let source = crate::fd::open_path(mount.source.as_ref()).map_err(|e| fail("opening the source", &e))?;
         let fd = clone_tree(source, recursive).map_err(|e| fail("open_tree", &e))?;
+        if let Some(namespace) = namespace {
+            map_ids(&fd, namespace, recursive).map_err(|e| explain_map_ids(&mount.source, &e))?;
+        }
         apply_options(&fd, &options).map_err(|e| fail("mount_setattr", &e))?;
         return Ok(fd);
     }
@@ -234,13 +308,30 @@ pub fn detached(mount: &Mount) -> Result<OwnedFd> {
     if !mount.source.is_empty() {
         fs.set("source", Some(&mount.source))?;
     }
+    let overlay = mount.kind == "overlay";
+    let layers = match namespace.filter(|_| overlay) {
+        Some(namespace) => mapped_layers(&options.data, namespace.as_fd())?,
+        None => Layers::default(),
+    };
     for (key, value) in &options.data {
         match value {
-            Some(layers) if mount.kind == "overlay" && key == "lowerdir" => lower_directories(&fs, layers)?,
+            Some(_) if !layers.named.is_empty() && LAYERS.contains(&key.as_str()) => {}
+            Some(layers) if overlay && key == "lowerdir" => lower_directories(&fs, layers)?,
             value => fs.set(key, value.as_deref())?,
         }
     }
-    let fd = fs.mount(options.set)?;
+    for (key, layer) in &layers.named {
+        fs.set_fd(key, layer.as_fd()).map_err(|e| match e.raw_os_error() {
+            Some(libc::EINVAL) => no_mapped_layers(),
+            _ => fs.explain(&format!("a layer with mapped ids as {key}"), &e),
+        })?;
+    }
+    // What the overlay makes for itself must have an owner whom the namespace knows.
+    let ids = namespace.filter(|_| overlay).map(UserNamespace::outer_root);
+    let fd = fs.mount_as(options.set, ids)?;
+    if let Some(namespace) = namespace.filter(|_| !overlay) {
+        map_ids(&fd, namespace, false).map_err(|e| explain_map_ids(&mount.kind, &e))?;
+    }
     if options.propagation.is_some() || options.recursive_set | options.recursive_clear != 0 {
         apply_options(&fd, &options).map_err(|e| fail("mount_setattr", &e))?;
     }
@@ -262,6 +353,56 @@ fn lower_directories(fs: &Filesystem, layers: &str) -> Result<()> {
     Ok(())
 }
 
+/// The options of an overlay that name directories.
+const LAYERS: &[&str] = &["lowerdir", "upperdir", "workdir"];
+
+fn no_mapped_layers() -> Error {
+    let why = "this kernel has no overlays of layers with mapped ids (Linux 6.15 has): use the snapshotter native";
+    Error::unimplemented("mount", "overlay", why)
+}
+
+/// Directories of an overlay, by the names of its options.
+#[derive(Default)]
+struct Layers {
+    named: Vec<(&'static str, OwnedFd)>,
+    /// The mount that the upper layer lies in: without its own descriptor it would be none any more.
+    _above: Option<OwnedFd>,
+}
+
+/// The directories of an overlay, each through a detached mount of its own with the ids of `namespace`; an overlay
+/// itself can't have any. What is written lands on disk as it would without a namespace.
+fn mapped_layers(options: &[(String, Option<String>)], namespace: BorrowedFd<'_>) -> Result<Layers> {
+    let mapped = |directory: &str| {
+        let fail = |e: io::Error| Error::io("mount", directory, "opening the layer", &e);
+        let tree = clone_tree(crate::fd::open_dir(directory.as_ref()).map_err(fail)?, false).map_err(fail)?;
+        map_ids(&tree, namespace, false).map_err(|e| explain_map_ids(directory, &e))?;
+        Ok::<_, Error>(tree)
+    };
+    let named = |key: &str| options.iter().find(|(k, _)| k == key).and_then(|(_, value)| value.as_deref());
+    let mut layers = Layers::default();
+    for directory in named("lowerdir").map(split_layers).unwrap_or_default() {
+        layers.named.push(("lowerdir+", mapped(&directory)?));
+    }
+    if let (Some(upper), Some(work)) = (named("upperdir"), named("workdir")) {
+        // These two must lie in one mount.
+        let (upper, work) = (Path::new(upper), Path::new(work));
+        let (Some(above), Some(upper_name), Some(work_name)) = (upper.parent(), upper.file_name(), work.file_name())
+        else {
+            return Err(Error::invalid("mount", upper.display(), "is no directory for an overlay's upper layer"));
+        };
+        if work.parent() != Some(above) {
+            return Err(Error::invalid("mount", work.display(), "must be beside the upper layer for ids to be mapped"));
+        }
+        let tree = mapped(&above.to_string_lossy())?;
+        for (key, name) in [("upperdir", upper_name), ("workdir", work_name)] {
+            let layer = crate::fd::open_no_symlinks(&tree, name.as_ref(), libc::O_DIRECTORY, 0);
+            layers.named.push((key, layer.map_err(|e| Error::io("mount", upper.display(), "opening the layer", &e))?));
+        }
+        layers._above = Some(tree);
+    }
+    Ok(layers)
+}
+
 /// Splits at colons; `\:` is a colon and `\\` a backslash.
 fn split_layers(layers: &str) -> Vec<String> {
     let mut all = Vec::new();
@@ -281,7 +422,6 @@ fn split_layers(layers: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::Path;
 
     #[test]
     fn options_are_told_apart() {
@@ -293,7 +433,12 @@ mod tests {
         assert_eq!(o.recursive_set, libc::MOUNT_ATTR_RDONLY);
         assert_eq!(o.propagation, Some(libc::MS_SLAVE | libc::MS_REC));
         assert_eq!(o.data, [("mode".into(), Some("755".into())), ("nr_inodes".into(), None)]);
-        assert_eq!(Options::parse(["remount"]).unwrap_err().code, cofferdam_types::Code::Unimplemented);
+        let o = Options::parse(["remount", "idmap", "ridmap", "idmap", "tmpcopyup", "copy-symlink"]).unwrap();
+        assert!(o.remount && o.copy_up && o.copy_symlink && o.map == Some(true) && o.data.is_empty());
+        for option in ["remount", "idmap", "tmpcopyup", "copy-symlink"] {
+            let mount = Mount { kind: "tmpfs".into(), source: String::new(), options: vec![option.into()] };
+            assert_eq!(detached(&mount).unwrap_err().id, option);
+        }
         assert!(Options::parse(["a\0b"]).is_err());
     }
 

@@ -32,7 +32,10 @@ pub unsafe fn clone3(flags: i32, cgroup: Option<BorrowedFd<'_>>) -> io::Result<O
     let mut pidfd: RawFd = -1;
     args.flags = flags as u32 as u64 | libc::CLONE_PIDFD as u64;
     args.pidfd = &raw mut pidfd as u64;
-    args.exit_signal = libc::SIGCHLD as u64;
+    // With CLONE_PARENT it is the caller's own, and to name one is an error.
+    if flags & libc::CLONE_PARENT == 0 {
+        args.exit_signal = libc::SIGCHLD as u64;
+    }
     if let Some(cgroup) = cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = cgroup.as_raw_fd() as u64;
@@ -102,6 +105,29 @@ pub fn waitid(pidfd: impl AsFd, block: bool) -> io::Result<Option<Exit>> {
     }
 }
 
+/// Waits until the child behind `pidfd` stops (true) or ends (false); it is not reaped.
+pub fn stopped(pidfd: impl AsFd) -> io::Result<bool> {
+    loop {
+        // SAFETY: siginfo_t is plain numbers, for which zero is a value.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        let id = pidfd.as_fd().as_raw_fd() as libc::id_t;
+        let flags = libc::WSTOPPED | libc::WEXITED | libc::WNOWAIT;
+        // SAFETY: the pointer is valid for the call.
+        match check(unsafe { libc::waitid(libc::P_PIDFD, id, &mut info, flags) }.into()) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+            Ok(_) => return Ok(info.si_code == libc::CLD_STOPPED),
+        }
+    }
+}
+
+/// The pid of the process behind `pidfd`, in the caller's pid namespace; `ESRCH` if it is gone.
+pub fn pid_of(pidfd: impl AsFd) -> io::Result<i32> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_fd().as_raw_fd()))?;
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
+    pid.filter(|pid| *pid > 0).ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))
+}
+
 /// Whether the process behind `pidfd` has not ended yet (reaped or not).
 pub fn is_alive(pidfd: impl AsFd) -> bool {
     let mut poll = libc::pollfd { fd: pidfd.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
@@ -128,6 +154,55 @@ pub fn ended_within(pidfd: impl AsFd, time: Duration) -> io::Result<bool> {
 pub fn setns(fd: impl AsFd, flags: i32) -> io::Result<()> {
     // SAFETY: no memory is involved.
     check(unsafe { libc::setns(fd.as_fd().as_raw_fd(), flags) }.into()).map(drop)
+}
+
+/// How a process is scheduled, see sched_setattr(2).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Scheduling {
+    /// `SCHED_…`.
+    pub policy: u32,
+    /// `SCHED_FLAG_…`.
+    pub flags: u64,
+    /// Of the ordinary policies.
+    pub nice: i32,
+    /// Of the real-time ones.
+    pub priority: u32,
+    /// Nanoseconds, of the deadline policy.
+    pub runtime: u64,
+    /// Nanoseconds, of the deadline policy.
+    pub deadline: u64,
+    /// Nanoseconds, of the deadline policy.
+    pub period: u64,
+}
+
+/// Changes how a process is scheduled.
+pub fn set_scheduling(pid: i32, to: &Scheduling) -> io::Result<()> {
+    /// struct sched_attr of linux/sched/types.h, in its first version.
+    #[repr(C)]
+    struct Attributes {
+        size: u32,
+        policy: u32,
+        flags: u64,
+        nice: i32,
+        priority: u32,
+        runtime: u64,
+        deadline: u64,
+        period: u64,
+    }
+    let Scheduling { policy, flags, nice, priority, runtime, deadline, period } = *to;
+    let size = size_of::<Attributes>() as u32;
+    let attributes = Attributes { size, policy, flags, nice, priority, runtime, deadline, period };
+    // SAFETY: the pointer is valid for the call, and the size is that of the struct.
+    check(unsafe { libc::syscall(libc::SYS_sched_setattr, pid, &raw const attributes, 0) }).map(drop)
+}
+
+/// Changes the I/O priority of a process, see ioprio_set(2).
+pub fn set_io_priority(pid: i32, class: u16, level: u16) -> io::Result<()> {
+    const PROCESS: i32 = 1;
+    const CLASS_SHIFT: u32 = 13;
+    let priority = u32::from(class) << CLASS_SHIFT | u32::from(level);
+    // SAFETY: no memory is involved.
+    check(unsafe { libc::syscall(libc::SYS_ioprio_set, PROCESS, pid, priority) }).map(drop)
 }
 
 /// Closes every descriptor from `first` to `last`.
@@ -165,6 +240,38 @@ pub fn rlimit(name: &str) -> Option<u32> {
     })
 }
 
+/// Calls `f` as another user and group where files are concerned, with the rights of this thread all the same.
+pub fn with_file_ids<T>(uid: u32, gid: u32, f: impl FnOnce() -> T) -> io::Result<T> {
+    // SAFETY: no memory is involved. These two say what was, and nothing else; an id above all others changes nothing.
+    let set = |uid: u32, gid: u32| unsafe {
+        (libc::syscall(libc::SYS_setfsuid, uid) as u32, libc::syscall(libc::SYS_setfsgid, gid) as u32)
+    };
+    let before = capabilities()?;
+    let own = set(uid, gid);
+    // The kernel has taken those away that act on files.
+    let done = set_capabilities(&before).map(|()| f());
+    set(own.0, own.1);
+    set_capabilities(&before)?;
+    done
+}
+
+/// Effective, permitted and inheritable capabilities, as capget(2) has them.
+type Capabilities = [u32; 6];
+const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
+
+fn capabilities() -> io::Result<Capabilities> {
+    let (mut header, mut data) = ([CAPABILITY_VERSION_3, 0], [0; 6]);
+    // SAFETY: header and data are laid out as capget(2) says, and live for the call.
+    check(unsafe { libc::syscall(libc::SYS_capget, header.as_mut_ptr(), data.as_mut_ptr()) })?;
+    Ok(data)
+}
+
+fn set_capabilities(data: &Capabilities) -> io::Result<()> {
+    let mut header = [CAPABILITY_VERSION_3, 0];
+    // SAFETY: header and data are laid out as capset(2) says, and live for the call.
+    check(unsafe { libc::syscall(libc::SYS_capset, header.as_mut_ptr(), data.as_ptr()) }).map(drop)
+}
+
 /// The capability set that this process may use and give away, as bits.
 pub fn permitted_capabilities() -> io::Result<u64> {
     let status = std::fs::read_to_string("/proc/thread-self/status")?;
@@ -178,6 +285,20 @@ pub fn permitted_capabilities() -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn files_are_made_as_somebody_else_with_all_rights() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().unwrap();
+        let (before, file) = (capabilities().unwrap(), dir.path().join("file"));
+        // The directory is closed to others: what opens it is the capability.
+        with_file_ids(12345, 54321, || std::fs::write(&file, "")).unwrap().unwrap();
+        let meta = std::fs::metadata(&file).unwrap();
+        assert_eq!((meta.uid(), meta.gid()), (12345, 54321));
+        assert_eq!(capabilities().unwrap(), before);
+        std::fs::write(dir.path().join("mine"), "").unwrap();
+        assert_ne!(std::fs::metadata(dir.path().join("mine")).unwrap().uid(), 12345);
+    }
 
     #[test]
     fn a_clone_is_signalled_and_reaped_through_its_pidfd() {

@@ -27,6 +27,30 @@ struct Rlimit @0x96b1e4fa0d8c7253 {
   hard @2 :UInt64;
 }
 
+struct IdMap @0x8f3b1c74d9e2a650 {
+  container @0 :UInt32;
+  # The first id in the container.
+  host @1 :UInt32;
+  # What that one is on the host.
+  size @2 :UInt32;
+  # How many.
+}
+
+struct Device @0xa1d84c0be7635f92 {
+  hostPath @0 :Text;
+  target @1 :Text;
+  # Below /dev; empty: the same.
+  access @2 :Text;
+  # Made of r, w and m; empty is rwm.
+}
+
+struct NamespaceChoice @0xc6e90b52af18d473 {
+  kind @0 :Text;
+  # pid, ipc or uts.
+  place @1 :Text;
+  # host, or the path of a namespace.
+}
+
 struct ContainerOptions @0xd7f29c60e1b4853a {
   # The typed options from which the daemon makes the OCI runtime spec. An empty field is the image's choice, or the
   # default. See docs/run-options.md.
@@ -63,6 +87,20 @@ struct ContainerOptions @0xd7f29c60e1b4853a {
   annotations @20 :List(Label);
   shmSize @21 :UInt64;
   # Of /dev/shm in bytes; 0 is 64 MiB.
+  userns @22 :List(IdMap);
+  # A user namespace of its own, with these ids, of users and of groups alike; none: ids are the host's.
+  oomScoreAdj @23 :Int32;
+  # -1000 to 1000. Below 0 needs "host".
+  devices @24 :List(Device);
+  # Need "host".
+  apparmor @25 :Text;
+  # The name of a profile. Needs "host".
+  namespaces @26 :List(NamespaceChoice);
+  # Those that are not its own. Need "host".
+  cgroup @27 :Text;
+  # Its path; empty: the daemon chooses it. Needs "host".
+  seccompProfile @28 :Data;
+  # In place of the default filter: linux.seccomp of an OCI runtime spec (JSON). Needs "host".
 
   enum Network @0xb92d0c5ae76f3841 {
     none @0;

@@ -65,7 +65,20 @@ pub static RUN: Command = Command {
         many("sysctl", None, "KEY=VALUE", "a kernel setting of its namespaces"),
         many("cap-add", None, "NAME", "a capability more; ALL is all"),
         many("cap-drop", None, "NAME", "a capability less; ALL is all"),
-        value("seccomp", None, "default|unconfined", "the filter of system calls"),
+        value(
+            "seccomp",
+            None,
+            "default|unconfined|FILE",
+            "the filter of system calls; a file has linux.seccomp of an OCI spec",
+        ),
+        value("apparmor", None, "PROFILE", "the AppArmor profile that it runs under"),
+        many("userns", None, "FIRST:HOST:SIZE", "a user namespace with these ids, such as 0:100000:65536"),
+        value("pid", None, "host|PATH", "a pid namespace that is not its own"),
+        value("ipc", None, "host|PATH", "an ipc namespace that is not its own"),
+        value("uts", None, "host|PATH", "a uts namespace that is not its own"),
+        many("device", None, "HOST[:PATH][:rwm]", "a device of the host"),
+        value("oom-score-adj", None, "NUMBER", "-1000 to 1000: how soon it is killed when memory is short"),
+        value("cgroup", None, "PATH", "the path of its cgroup"),
         switch("allow-new-privileges", None, "let set-uid programs work"),
         many("label", Some('l'), "KEY=VALUE", "a label of the container"),
         many("annotation", None, "KEY=VALUE", "an annotation of the OCI spec"),
@@ -363,16 +376,30 @@ fn options(args: &Args) -> Result<ContainerOptions, Failure> {
         nano_cpus: args.read("cpus", units::cpus)?.unwrap_or_default(),
         pids: args.read("pids-limit", units::number)?.unwrap_or_default(),
         allow_new_privileges: args.has("allow-new-privileges"),
-        seccomp_unconfined: match args.value("seccomp") {
-            None | Some("default") => false,
-            Some("unconfined") => true,
-            Some(other) => return Err(Failure::usage(format!("run: --seccomp {other:?}: give default or unconfined"))),
+        seccomp_unconfined: args.value("seccomp") == Some("unconfined"),
+        seccomp_profile: match args.value("seccomp") {
+            None | Some("default" | "unconfined") => Vec::new(),
+            Some(file) => std::fs::read(file).map_err(|e| Failure::io(&format!("--seccomp {file}"), e))?,
         },
+        userns: args.read_all("userns", units::id_map)?,
+        oom_score_adj: args.read("oom-score-adj", units::oom_score)?.unwrap_or_default(),
+        devices: args.read_all("device", units::device)?,
+        apparmor: args.text("apparmor"),
+        namespaces: namespaces(args)?,
+        cgroup: args.text("cgroup"),
         rlimits: args.read_all("ulimit", units::ulimit)?,
         sysctls: pairs(args, "sysctl")?,
         annotations: pairs(args, "annotation")?,
         shm_size: args.read("shm-size", units::room)?.unwrap_or_default(),
     })
+}
+
+fn namespaces(args: &Args) -> Result<Vec<(String, String)>, Failure> {
+    let mut chosen = Vec::new();
+    for kind in ["pid", "ipc", "uts"] {
+        chosen.extend(args.read(kind, units::namespace)?.map(|place| (kind.to_owned(), place)));
+    }
+    Ok(chosen)
 }
 
 fn pairs(args: &Args, name: &str) -> Result<Labels, Failure> {
@@ -396,7 +423,7 @@ pub fn env(args: &Args) -> Result<Vec<String>, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use cofferdam_client::{MountSource, Rlimit};
+    use cofferdam_client::{Device, IdMap, MountSource, Rlimit};
 
     use super::*;
     use crate::commands;
@@ -447,6 +474,22 @@ mod tests {
             "--seccomp",
             "unconfined",
             "--allow-new-privileges",
+            "--userns",
+            "0:100000:65536",
+            "--oom-score-adj",
+            "-5",
+            "--device",
+            "/dev/fuse:r",
+            "--device",
+            "/dev/sda:/dev/disk:rw",
+            "--apparmor",
+            "strict",
+            "--pid",
+            "host",
+            "--uts",
+            "/proc/7/ns/uts",
+            "--cgroup",
+            "/a/b",
             "-l",
             "a=b",
             "--annotation",
@@ -494,6 +537,16 @@ mod tests {
             sysctls: Labels::from([("net.core.x".into(), "1".into())]),
             annotations: Labels::from([("c".into(), "d".into())]),
             shm_size: 1 << 20,
+            userns: vec![IdMap { container: 0, host: 100_000, size: 65_536 }],
+            oom_score_adj: -5,
+            devices: vec![
+                Device { host_path: "/dev/fuse".into(), target: String::new(), access: "r".into() },
+                Device { host_path: "/dev/sda".into(), target: "/dev/disk".into(), access: "rw".into() },
+            ],
+            apparmor: "strict".into(),
+            namespaces: vec![("pid".into(), "host".into()), ("uts".into(), "/proc/7/ns/uts".into())],
+            cgroup: "/a/b".into(),
+            seccomp_profile: Vec::new(),
         };
         assert_eq!(request.container.options, options);
         assert_eq!(request.container.platform, "linux/arm64");
@@ -527,7 +580,13 @@ mod tests {
             (["--cpus", "none", "x"], "--cpus"),
             (["--net", "bridge", "x"], "--net"),
             (["--pull", "maybe", "x"], "--pull"),
-            (["--seccomp", "file", "x"], "--seccomp"),
+            (["--seccomp", "/nonexistent/file", "x"], "--seccomp"),
+            (["--userns", "0:1", "x"], "--userns"),
+            (["--userns", "0:1:0", "x"], "--userns"),
+            (["--oom-score-adj", "1001", "x"], "--oom-score-adj"),
+            (["--device", "fuse", "x"], "--device"),
+            (["--device", "/dev/fuse:rx", "x"], "--device"),
+            (["--pid", "container", "x"], "--pid"),
             (["--mount", "nonsense", "x"], "--mount"),
             (["--ulimit", "x", "x"], "--ulimit"),
             (["-d", "-i", "x"], "-d"),

@@ -1,9 +1,11 @@
 //! What the native driver can't honour in a spec it refuses by name: nothing is ever ignored.
 
 use cofferdam_types::{Error, Result};
-use oci_spec::runtime::{Hooks, Linux, LinuxNamespaceType, LinuxResources, LinuxSeccompAction, Mount, Process, Spec};
+use oci_spec::runtime::{
+    Hooks, Linux, LinuxNamespace, LinuxNamespaceType, LinuxResources, LinuxSeccompAction, Mount, Process, Spec,
+};
 
-use crate::caps;
+use super::properties;
 
 fn unimplemented<T>(field: impl ToString, why: &str) -> Result<T> {
     Err(Error::unimplemented("spec", field, format!("the native runtime doesn't have it: {why}")))
@@ -55,18 +57,28 @@ fn check_hooks(hooks: &Hooks) -> Result<()> {
         ("hooks.poststart", hooks.poststart()),
         ("hooks.poststop", hooks.poststop()),
     ];
-    all.into_iter().try_for_each(|(name, list)| refuse(some(list), name, LEAVE_OUT))
+    for (name, list) in all {
+        for hook in list.iter().flatten() {
+            if !hook.path().is_absolute() {
+                return invalid(name, format!("has a path that is not absolute: {}", hook.path().display()));
+            }
+            if hook.timeout().is_some_and(|seconds| seconds <= 0) {
+                return invalid(name, "has a timeout of no second: leave it out, or give one above 0");
+            }
+            let bad = |v: &String| v.contains('\0') || v.split_once('=').is_none_or(|(key, _)| key.is_empty());
+            if let Some(variable) = hook.env().iter().flatten().find(|v| bad(v)) {
+                return invalid(name, format!("has the variable {variable:?}, which is not KEY=value"));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Checks the process of a spec, or that of an exec.
 pub fn check_process(process: &Process) -> Result<()> {
     let set = |text: &Option<String>| text.as_ref().is_some_and(|t| !t.is_empty());
     refuse(set(process.command_line()), "process.commandLine", "it is for Windows; give process.args")?;
-    refuse(set(process.apparmor_profile()), "process.apparmorProfile", LEAVE_OUT)?;
-    refuse(set(process.selinux_label()), "process.selinuxLabel", LEAVE_OUT)?;
-    refuse(process.io_priority().is_some(), "process.ioPriority", LEAVE_OUT)?;
-    refuse(process.scheduler().is_some(), "process.scheduler", LEAVE_OUT)?;
-    refuse(process.exec_cpu_affinity().is_some(), "process.execCPUAffinity", LEAVE_OUT)?;
+    properties::check(process)?;
     let user = process.user();
     refuse(set(user.username()), "process.user.username", "it is for Windows; give process.user.uid")?;
     // -1 means "leave as it is" to the kernel.
@@ -83,20 +95,11 @@ pub fn check_process(process: &Process) -> Result<()> {
     if process.oom_score_adj().is_some_and(|s| !(-1000..=1000).contains(&s)) {
         return invalid("process.oomScoreAdj", "must lie between -1000 and 1000");
     }
-    if let Some(capabilities) = process.capabilities() {
-        let bits = |set: &Option<_>| set.as_ref().map_or(caps::Set::EMPTY, caps::Set::from).bits();
-        // Inheritable capabilities turn file capabilities of the container into rights that nobody granted; ambient
-        // ones can't be had without, and bring theirs.
-        let more = bits(capabilities.inheritable()) & !bits(capabilities.ambient());
-        refuse(more != 0, "process.capabilities.inheritable", "it may name no more than ambient does; leave it out")?;
-    }
     Ok(())
 }
 
 fn check_mount(mount: &Mount) -> Result<()> {
     let field = |what: &str| format!("mounts {}: {what}", mount.destination().display());
-    refuse(some(mount.uid_mappings()), &field("uidMappings"), LEAVE_OUT)?;
-    refuse(some(mount.gid_mappings()), &field("gidMappings"), LEAVE_OUT)?;
     if !mount.destination().is_absolute() {
         return invalid(field("destination"), "must be absolute");
     }
@@ -104,14 +107,17 @@ fn check_mount(mount: &Mount) -> Result<()> {
 }
 
 fn check_linux(spec: &Spec, linux: &Linux) -> Result<()> {
-    refuse(linux.net_devices().as_ref().is_some_and(|d| !d.is_empty()), "linux.netDevices", LEAVE_OUT)?;
-    refuse(some(linux.uid_mappings()), "linux.uidMappings", "user namespaces are not supported")?;
-    refuse(some(linux.gid_mappings()), "linux.gidMappings", "user namespaces are not supported")?;
-    refuse(linux.mount_label().as_ref().is_some_and(|l| !l.is_empty()), "linux.mountLabel", LEAVE_OUT)?;
-    refuse(linux.intel_rdt().is_some(), "linux.intelRdt", LEAVE_OUT)?;
-    refuse(linux.memory_policy().is_some(), "linux.memoryPolicy", LEAVE_OUT)?;
-    refuse(linux.personality().is_some(), "linux.personality", LEAVE_OUT)?;
-    refuse(linux.time_offsets().as_ref().is_some_and(|t| !t.is_empty()), "linux.timeOffsets", LEAVE_OUT)?;
+    refuse(
+        linux.net_devices().as_ref().is_some_and(|d| !d.is_empty()),
+        "linux.netDevices",
+        "give the container a network namespace that has them",
+    )?;
+    refuse(
+        linux.mount_label().as_ref().is_some_and(|l| !l.is_empty()),
+        "linux.mountLabel",
+        "give the mounts the option context=LABEL",
+    )?;
+    refuse(linux.intel_rdt().is_some(), "linux.intelRdt", "groups of resctrl are not made; leave it out")?;
     check_namespaces(linux)?;
     let uts = linux.namespaces().iter().flatten().any(|n| n.typ() == LinuxNamespaceType::Uts);
     for (field, name) in [("hostname", spec.hostname()), ("domainname", spec.domainname())] {
@@ -136,6 +142,7 @@ fn check_linux(spec: &Spec, linux: &Linux) -> Result<()> {
 }
 
 fn check_namespaces(linux: &Linux) -> Result<()> {
+    let mapped = some(linux.uid_mappings()) && some(linux.gid_mappings());
     let mut seen = 0;
     for namespace in linux.namespaces().iter().flatten() {
         let kind = namespace.typ();
@@ -145,15 +152,27 @@ fn check_namespaces(linux: &Linux) -> Result<()> {
         seen |= kind as i32;
         let by_path = namespace.path().as_ref().is_some_and(|p| !p.as_os_str().is_empty());
         match kind {
-            LinuxNamespaceType::User => return unimplemented("linux.namespaces user", LEAVE_OUT),
-            LinuxNamespaceType::Time => return unimplemented("linux.namespaces time", LEAVE_OUT),
-            LinuxNamespaceType::Mount if by_path => {
-                return unimplemented(
-                    "linux.namespaces mount",
-                    "it mounts in a namespace of its own: leave out the path",
-                );
+            LinuxNamespaceType::User if !(by_path || mapped) => {
+                return invalid("linux.namespaces user", "needs linux.uidMappings and linux.gidMappings");
             }
             _ => {}
+        }
+    }
+    let own_time = |n: &LinuxNamespace| {
+        n.typ() == LinuxNamespaceType::Time && n.path().as_ref().is_none_or(|p| p.as_os_str().is_empty())
+    };
+    if linux.time_offsets().as_ref().is_some_and(|t| !t.is_empty())
+        && !linux.namespaces().iter().flatten().any(own_time)
+    {
+        return invalid("linux.timeOffsets", "needs a new time namespace: add one, without a path");
+    }
+    if seen & LinuxNamespaceType::User as i32 == 0 {
+        for (field, mappings) in
+            [("linux.uidMappings", linux.uid_mappings()), ("linux.gidMappings", linux.gid_mappings())]
+        {
+            if some(mappings) {
+                return invalid(field, "needs a user namespace: add one to linux.namespaces");
+            }
         }
     }
     if seen & LinuxNamespaceType::Mount as i32 == 0 {
@@ -211,16 +230,16 @@ pub fn check_resources(resources: &LinuxResources) -> Result<()> {
             return invalid("linux.resources.memory.swap", "is memory and swap together: give a limit not above it");
         }
     }
-    if let Some(io) = resources.block_io() {
-        refuse(io.leaf_weight().is_some(), "linux.resources.blockIO.leafWeight", LEAVE_OUT)?;
-        refuse(some(io.weight_device()), "linux.resources.blockIO.weightDevice", LEAVE_OUT)?;
+    for (device, _) in resources.rdma().iter().flatten() {
+        if device.is_empty() || device.contains(char::is_whitespace) || device.contains('\0') {
+            return invalid("linux.resources.rdma", "has a name that no device can have");
+        }
     }
-    refuse(
-        resources.network().as_ref().is_some_and(|n| n.class_id().is_some() || some(n.priorities())),
-        "linux.resources.network",
-        LEAVE_OUT,
-    )?;
-    refuse(resources.rdma().as_ref().is_some_and(|r| !r.is_empty()), "linux.resources.rdma", LEAVE_OUT)?;
+    for interface in resources.network().iter().flat_map(|n| n.priorities().iter().flatten()) {
+        if interface.name().is_empty() || interface.name().contains(char::is_whitespace) {
+            return invalid("linux.resources.network", "has a name that no interface can have");
+        }
+    }
     for page in resources.hugepage_limits().iter().flatten() {
         if page.page_size().contains(['/', '\0']) || page.page_size().is_empty() {
             return invalid("linux.resources.hugepageLimits", "has a bad page size");
@@ -279,38 +298,16 @@ mod tests {
 
     #[test]
     fn what_the_driver_does_not_have_is_refused_by_name() {
-        let hook = json!([{"path": "/bin/true"}]);
-        let ids = json!([{"containerID": 0, "hostID": 1000, "size": 1}]);
         for (path, value, name) in [
             (
                 "vm",
                 json!({"hypervisor": {"path": "/x"}, "kernel": {"path": "/x"}, "image": {"path": "/x", "format": "raw"}}),
                 "vm",
             ),
-            ("hooks", json!({"prestart": hook}), "hooks.prestart"),
-            ("hooks", json!({"createRuntime": hook}), "hooks.createRuntime"),
-            ("hooks", json!({"createContainer": hook}), "hooks.createContainer"),
-            ("hooks", json!({"startContainer": hook}), "hooks.startContainer"),
-            ("hooks", json!({"poststart": hook}), "hooks.poststart"),
-            ("hooks", json!({"poststop": hook}), "hooks.poststop"),
-            ("process.apparmorProfile", json!("p"), "process.apparmorProfile"),
-            ("process.selinuxLabel", json!("l"), "process.selinuxLabel"),
             ("process.commandLine", json!("c"), "process.commandLine"),
-            ("process.ioPriority", json!({"class": "IOPRIO_CLASS_BE", "priority": 1}), "process.ioPriority"),
-            ("process.scheduler", json!({"policy": "SCHED_OTHER"}), "process.scheduler"),
-            ("process.execCPUAffinity", json!({"initial": "0"}), "process.execCPUAffinity"),
             ("process.user.username", json!("u"), "process.user.username"),
-            ("process.capabilities", json!({"inheritable": ["CAP_KILL"]}), "process.capabilities.inheritable"),
-            ("mounts.0.uidMappings", ids.clone(), "mounts /proc: uidMappings"),
-            ("mounts.0.gidMappings", ids.clone(), "mounts /proc: gidMappings"),
-            ("linux.uidMappings", ids.clone(), "linux.uidMappings"),
-            ("linux.gidMappings", ids, "linux.gidMappings"),
             ("linux.mountLabel", json!("l"), "linux.mountLabel"),
             ("linux.intelRdt", json!({}), "linux.intelRdt"),
-            ("linux.personality", json!({"domain": "LINUX32"}), "linux.personality"),
-            ("linux.namespaces.1", json!({"type": "user"}), "linux.namespaces user"),
-            ("linux.namespaces.1", json!({"type": "time"}), "linux.namespaces time"),
-            ("linux.namespaces.0", json!({"type": "mount", "path": "/x"}), "linux.namespaces mount"),
             ("linux.cgroupsPath", json!("system.slice:coffer:x"), "linux.cgroupsPath"),
             ("linux.seccomp", json!({"defaultAction": "SCMP_ACT_NOTIFY"}), "linux.seccomp: SCMP_ACT_NOTIFY"),
             (
@@ -320,9 +317,6 @@ mod tests {
             ),
             ("linux.resources", json!({"memory": {"kernel": 1}}), "linux.resources.memory.kernel"),
             ("linux.resources", json!({"memory": {"kernelTCP": 1}}), "linux.resources.memory.kernelTCP"),
-            ("linux.resources", json!({"network": {"classID": 1}}), "linux.resources.network"),
-            ("linux.resources", json!({"rdma": {"mlx": {"hcaHandles": 1}}}), "linux.resources.rdma"),
-            ("linux.resources", json!({"blockIO": {"leafWeight": 10}}), "linux.resources.blockIO.leafWeight"),
         ] {
             let error = verdict(with(path, value.clone())).expect_err(name);
             assert_eq!((error.code, error.id.as_str()), (Code::Unimplemented, name), "{value}");
@@ -341,6 +335,15 @@ mod tests {
             ("process.user.additionalGids", json!([1, u32::MAX]), "process.user"),
             ("process.user.umask", json!(0o1000), "process.user.umask"),
             ("process.oomScoreAdj", json!(1001), "process.oomScoreAdj"),
+            ("hooks", json!({"prestart": [{"path": "bin/true"}]}), "hooks.prestart"),
+            ("hooks", json!({"createRuntime": [{"path": "/bin/true", "timeout": 0}]}), "hooks.createRuntime"),
+            ("hooks", json!({"createContainer": [{"path": "/bin/true", "timeout": -1}]}), "hooks.createContainer"),
+            ("hooks", json!({"startContainer": [{"path": "true"}]}), "hooks.startContainer"),
+            ("hooks", json!({"poststart": [{"path": "/bin/true", "env": ["A"]}]}), "hooks.poststart"),
+            ("hooks", json!({"poststop": [{"path": "/bin/true", "env": ["=A"]}]}), "hooks.poststop"),
+            ("process.ioPriority", json!({"class": "IOPRIO_CLASS_BE", "priority": 8}), "process.ioPriority"),
+            ("process.execCPUAffinity", json!({"initial": "5000"}), "process.execCPUAffinity.initial"),
+            ("linux.timeOffsets", json!({"monotonic": {"secs": 1}}), "linux.timeOffsets"),
             ("mounts.0.destination", json!("proc"), "mounts proc: destination"),
             ("linux.namespaces", json!([{"type": "pid"}]), "linux.namespaces"),
             ("linux.namespaces", json!([{"type": "mount"}, {"type": "pid"}, {"type": "pid"}]), "linux.namespaces"),
@@ -353,6 +356,12 @@ mod tests {
             ("linux.sysctl", json!({"kernel.hostname": "x"}), "linux.sysctl kernel.hostname"),
             ("linux.sysctl", json!({"net.core.somaxconn": "1\n2"}), "linux.sysctl net.core.somaxconn"),
             ("linux.resources", json!({"memory": {"swap": 5, "limit": 6}}), "linux.resources.memory.swap"),
+            ("linux.resources", json!({"rdma": {"a b": {"hcaHandles": 1}}}), "linux.resources.rdma"),
+            (
+                "linux.resources",
+                json!({"network": {"priorities": [{"name": "a b", "priority": 1}]}}),
+                "linux.resources.network",
+            ),
             ("linux.resources", json!({"unified": {"../x.y": "1"}}), "linux.resources.unified ../x.y"),
             ("linux.resources", json!({"unified": {"cgroup.procs": "1"}}), "linux.resources.unified cgroup.procs"),
             (
@@ -363,6 +372,15 @@ mod tests {
         ] {
             let error = verdict(with(path, value.clone())).expect_err(name);
             assert_eq!((error.code, error.id.as_str()), (Code::InvalidArgument, name), "{value}");
+        }
+        let ids = json!([{"containerID": 0, "hostID": 1000, "size": 1}]);
+        for (field, value) in [("uidMappings", ids.clone()), ("gidMappings", ids.clone())] {
+            let name = format!("linux.{field}");
+            assert_eq!(verdict(with(&name, value.clone())).unwrap_err().id, name);
+            // One of the two is not enough.
+            let mut half = with(&name, value);
+            half["linux"]["namespaces"][1] = json!({"type": "user"});
+            assert_eq!(verdict(half).unwrap_err().id, "linux.namespaces user");
         }
         for field in ["hostname", "domainname"] {
             let mut host = with(field, json!("x"));

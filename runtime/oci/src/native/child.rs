@@ -3,10 +3,18 @@
 //! Another thread of the parent may have held any lock when the child was made, so nothing here allocates, panics,
 //! prints or calls into a library for more than a system call. Buffers live on the stack.
 
-use std::{ffi::CStr, mem, ptr};
+use std::{
+    ffi::CStr,
+    mem,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    ptr,
+};
+
+use cofferdam_sys::process;
 
 use super::{
     child_fs::{self, Root},
+    properties::Call,
     step::{Command, Kind, Message, Step},
 };
 
@@ -32,6 +40,8 @@ struct State {
     /// The terminal's slave, or -1.
     terminal: i32,
     root: Root,
+    /// Where the root is mounted for hooks, or -1.
+    place: i32,
     /// Whether the early attempt at the working directory worked.
     moved: bool,
 }
@@ -41,9 +51,13 @@ pub(super) fn run(steps: &[Step], control: i32, parents_end: i32) -> ! {
     // SAFETY: closes a descriptor that only the parent uses, so that the parent's death ends the waits below.
     unsafe { libc::close(parents_end) };
     reset_signals();
-    let mut state = State { control, terminal: -1, root: Root::new(), moved: false };
+    let mut state = State { control, terminal: -1, root: Root::new(), place: -1, moved: false };
     for (index, step) in steps.iter().enumerate() {
-        if let Err(errno) = perform(step, &mut state) {
+        let done = match step {
+            Step::Early => early(steps),
+            step => perform(step, &mut state),
+        };
+        if let Err(errno) = done {
             send(state.control, Message { kind: Kind::FAILED, step: index as u32, errno });
             // The conventions of shells: 127 not found, 126 found but not executable.
             exit(if errno == libc::ENOENT { 127 } else { 126 });
@@ -91,8 +105,17 @@ fn wait(control: i32) {
     }
 }
 
+/// Makes every mount that is to come. One that can't be made fails at its own step, which tries again.
+fn early(steps: &[Step]) -> Done {
+    for step in steps {
+        if let Step::Mount { kind, data, attributes, made, .. } = step {
+            made.set(child_fs::make_mount(kind, data, attributes).unwrap_or(-1));
+        }
+    }
+    Ok(())
+}
+
 fn perform(step: &Step, state: &mut State) -> Done {
-    use std::os::fd::AsRawFd;
     match step {
         Step::Gate => wait(state.control),
         // SAFETY: the buffer is static.
@@ -101,6 +124,25 @@ fn perform(step: &Step, state: &mut State) -> Done {
         Step::Undumpable => drop(ok(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) }.into())?),
         // SAFETY: no memory is involved.
         Step::Enter { fd, flags, .. } => drop(ok(unsafe { libc::setns(fd.as_raw_fd(), *flags) }.into())?),
+        Step::Born { flags, cgroup } => born(state.control, *flags, cgroup.as_ref())?,
+        Step::Raise(limits) => raise(limits)?,
+        // SAFETY: numbers, and no groups.
+        Step::Become { uid, gid } => unsafe {
+            ok(libc::syscall(libc::SYS_setgroups, 0, ptr::null::<u32>()))?;
+            ok(libc::syscall(libc::SYS_setresgid, *gid, *gid, *gid))?;
+            ok(libc::syscall(libc::SYS_setresuid, *uid, *uid, *uid))?;
+        },
+        Step::Call(call) => self::call(call)?,
+        Step::Label { file, value, .. } => child_fs::write(file, value)?,
+        Step::Time(offsets) => time(offsets)?,
+        Step::Reach(path) => state.place = child_fs::open_directory(path)?,
+        Step::Place(mount) => state.root = Root::at(child_fs::place(mount.as_raw_fd(), state.place)?),
+        Step::Pause => {
+            send(state.control, Message { kind: Kind::PAUSED, ..Message::default() });
+            wait(state.control);
+        }
+        Step::Pivot => child_fs::enter(state.root.fd()?)?,
+        Step::Early => {}
         // SAFETY: no memory is involved.
         Step::Unshare { flags } => drop(ok(unsafe { libc::unshare(*flags) }.into())?),
         Step::Loopback => cofferdam_sys::network::loopback_up().map_err(|e| e.raw_os_error().unwrap_or(libc::EIO))?,
@@ -110,8 +152,11 @@ fn perform(step: &Step, state: &mut State) -> Done {
         Step::Domainname(name) => drop(ok(unsafe { libc::setdomainname(name.as_ptr(), name.count_bytes()) }.into())?),
         Step::Root(mount) => child_fs::pivot(mount.as_raw_fd())?,
         Step::Attach { target, mount } => child_fs::attach(state.root.fd()?, target, mount.as_raw_fd())?,
-        Step::Mount { target, kind, data, attributes } => {
-            let mount = child_fs::make_mount(kind, data, attributes)?;
+        Step::Mount { target, kind, data, attributes, made } => {
+            let mount = match made.replace(-1) {
+                -1 => child_fs::make_mount(kind, data, attributes)?,
+                made => made,
+            };
             child_fs::attach(state.root.fd()?, target, mount)?;
             child_fs::close(mount);
         }
@@ -126,7 +171,7 @@ fn perform(step: &Step, state: &mut State) -> Done {
         Step::ReadOnly(path) => child_fs::read_only(state.root.fd()?, path)?,
         Step::Terminal { rows, cols, uid, console } => {
             let (master, slave) = child_fs::terminal(state.root.fd()?, *rows, *cols, *uid, *console)?;
-            send_fd(state.control, master)?;
+            send_fd(state.control, Kind::CONSOLE, master)?;
             child_fs::close(master);
             state.terminal = slave;
         }
@@ -149,7 +194,9 @@ fn perform(step: &Step, state: &mut State) -> Done {
         Step::WorkingDirectory { path, early } => working_directory(state, path, *early)?,
         Step::Bounding { keep } => bounding(*keep)?,
         Step::User { uid, gid, groups, umask } => user(*uid, *gid, groups, *umask)?,
-        Step::Capabilities { effective, permitted, ambient } => capabilities(*effective, *permitted, *ambient)?,
+        Step::Capabilities { effective, permitted, inheritable, ambient } => {
+            capabilities(*effective, *permitted, *inheritable, *ambient)?;
+        }
         // SAFETY: no memory is involved.
         Step::NoNewPrivileges => drop(ok(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }.into())?),
         Step::Seccomp { filter, flags } => {
@@ -163,6 +210,65 @@ fn perform(step: &Step, state: &mut State) -> Done {
             wait(state.control);
         }
         Step::Execute(command) => return Err(execute(command)),
+    }
+    Ok(())
+}
+
+/// Returns in the new process alone.
+fn born(control: i32, flags: i32, cgroup: Option<&OwnedFd>) -> Done {
+    // SAFETY: the new process goes on with the walk, as this one would have.
+    let made = unsafe { process::clone3(flags | libc::CLONE_PARENT, cgroup.map(AsFd::as_fd)) };
+    match made {
+        Err(e) => Err(e.raw_os_error().unwrap_or(libc::EIO)),
+        Ok(None) => Ok(()),
+        Ok(Some(child)) => {
+            let sent = send_fd(control, Kind::BORN, child.pidfd.as_raw_fd());
+            // Whoever can't be handed over is nobody's.
+            if sent.is_err() {
+                let _ = process::pidfd_send_signal(&child.pidfd, libc::SIGKILL);
+            }
+            exit(0)
+        }
+    }
+}
+
+fn call(call: &Call) -> Done {
+    let mut arguments = call.arguments;
+    if let Some(argument) = call.at.and_then(|at| arguments.get_mut(at)) {
+        *argument = call.buffer.as_ptr() as usize;
+    }
+    let [a, b, c, d] = arguments;
+    // SAFETY: the one pointer among them leads to the buffer, whose length another argument tells.
+    ok(unsafe { libc::syscall(call.number, a, b, c, d) }).map(drop)
+}
+
+/// The offsets must be set before anything is in the namespace, and this process goes there itself.
+fn time(offsets: &CStr) -> Done {
+    // SAFETY: the pointer is valid for the call.
+    unsafe {
+        ok(libc::unshare(libc::CLONE_NEWTIME).into())?;
+        if !offsets.is_empty() {
+            child_fs::write(c"/proc/self/timens_offsets", offsets)?;
+        }
+        let flags = libc::O_RDONLY | libc::O_CLOEXEC;
+        let own = ok(libc::open(c"/proc/self/ns/time_for_children".as_ptr(), flags).into())? as i32;
+        ok(libc::setns(own, libc::CLONE_NEWTIME).into())?;
+        child_fs::close(own);
+    }
+    Ok(())
+}
+
+fn raise(limits: &[(u32, libc::rlimit)]) -> Done {
+    for (resource, wanted) in limits {
+        // SAFETY: rlimit is plain numbers, for which zero is a value; the pointers are valid for the calls.
+        unsafe {
+            let mut limit: libc::rlimit = mem::zeroed();
+            ok(libc::getrlimit(*resource, &mut limit).into())?;
+            if wanted.rlim_max > limit.rlim_max {
+                limit.rlim_max = wanted.rlim_max;
+                ok(libc::setrlimit(*resource, &limit).into())?;
+            }
+        }
     }
     Ok(())
 }
@@ -253,10 +359,10 @@ fn user(uid: u32, gid: u32, groups: &[u32], umask: u32) -> Done {
     Ok(())
 }
 
-fn capabilities(effective: u64, permitted: u64, ambient: u64) -> Done {
+fn capabilities(effective: u64, permitted: u64, inheritable: u64, ambient: u64) -> Done {
     const VERSION_3: u32 = 0x2008_0522;
     let header = [VERSION_3, 0];
-    let half = |high: u32| [(effective >> high) as u32, (permitted >> high) as u32, (ambient >> high) as u32];
+    let half = |high: u32| [(effective >> high) as u32, (permitted >> high) as u32, (inheritable >> high) as u32];
     let data = [half(0), half(32)];
     // SAFETY: header and data are laid out as capset(2) says, and live for the call; the rest is numbers.
     unsafe {
@@ -288,9 +394,9 @@ fn execute(command: &Command) -> Errno {
     worst
 }
 
-/// Sends a descriptor along with a [`Kind::CONSOLE`] message.
-fn send_fd(control: i32, fd: i32) -> Done {
-    let mut message = Message { kind: Kind::CONSOLE, ..Message::default() };
+/// Sends a descriptor along with a message.
+fn send_fd(control: i32, kind: u32, fd: i32) -> Done {
+    let mut message = Message { kind, ..Message::default() };
     // u64 for the alignment that cmsghdr needs.
     let mut space = [0u64; 8];
     // SAFETY: all buffers live on the stack for the call; `space` holds CMSG_SPACE(4) bytes with room to spare.

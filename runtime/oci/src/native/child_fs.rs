@@ -29,6 +29,11 @@ impl Root {
         Root { root: -1, null: -1, empty: -1 }
     }
 
+    /// A directory that is to become the root.
+    pub fn at(root: i32) -> Root {
+        Root { root, ..Root::new() }
+    }
+
     pub fn fd(&mut self) -> Done<i32> {
         if self.root < 0 {
             let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
@@ -232,16 +237,56 @@ fn clone_tree(path: i32, recursive: bool) -> Done<i32> {
     ok(unsafe { libc::syscall(libc::SYS_open_tree, path, c"".as_ptr(), flags) }).map(|fd| fd as i32)
 }
 
+/// This is a copy of the host's namespace: nothing done here may get back to it.
+fn make_private() -> Done {
+    let private = libc::MS_REC | libc::MS_PRIVATE;
+    // SAFETY: the pointers are valid for the call, or null where mount(2) takes none.
+    ok(unsafe { libc::mount(ptr::null(), c"/".as_ptr(), ptr::null(), private, ptr::null()) }.into()).map(drop)
+}
+
+/// Opens a directory of the host.
+pub(super) fn open_directory(path: &CStr) -> Done<i32> {
+    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
+    // SAFETY: the pointer is valid for the call.
+    ok(unsafe { libc::open(path.as_ptr(), flags) }.into()).map(|fd| fd as i32)
+}
+
+/// Writes a file that is there.
+pub(super) fn write(path: &CStr, text: &CStr) -> Done {
+    // SAFETY: the pointers are valid for the calls and the length.
+    unsafe {
+        let fd = ok(libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC).into())? as i32;
+        let written = ok(libc::write(fd, text.as_ptr().cast(), text.count_bytes()) as libc::c_long);
+        close(fd);
+        written.map(drop)
+    }
+}
+
+/// Mounts the root on a directory, where hooks find it; the root's descriptor.
+pub(super) fn place(mount: i32, directory: i32) -> Done<i32> {
+    make_private()?;
+    move_mount(mount, directory)?;
+    close(directory);
+    // SAFETY: no memory is involved.
+    ok(unsafe { libc::fcntl(mount, libc::F_DUPFD_CLOEXEC, 3) }.into()).map(|fd| fd as i32)
+}
+
 /// Makes `mount` the root of this mount namespace and lets go of what was there.
 pub(super) fn pivot(mount: i32) -> Done {
-    // SAFETY: the pointers are valid for the calls, or null where mount(2) takes none.
+    make_private()?;
+    // SAFETY: the pointers are valid for the call.
     unsafe {
-        // This is a copy of the host's namespace: nothing done here may get back to it.
-        let private = libc::MS_REC | libc::MS_PRIVATE;
-        ok(libc::mount(ptr::null(), c"/".as_ptr(), ptr::null(), private, ptr::null()).into())?;
         // Any place will do to attach it for the moment; `/` is always there.
         let flags = libc::MOVE_MOUNT_F_EMPTY_PATH;
         ok(libc::syscall(libc::SYS_move_mount, mount, c"".as_ptr(), libc::AT_FDCWD, c"/".as_ptr(), flags))?;
+    }
+    enter(mount)
+}
+
+/// Makes an attached mount the root, by the descriptor of its own root.
+pub(super) fn enter(mount: i32) -> Done {
+    // SAFETY: the pointers are valid for the calls.
+    unsafe {
         ok(libc::fchdir(mount).into())?;
         // Both in one place: the old root ends up on top of the new one (pivot_root(2)).
         ok(libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr()))?;

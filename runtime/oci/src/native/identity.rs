@@ -5,10 +5,14 @@ use std::{
     os::fd::{AsRawFd, RawFd},
 };
 
+use cofferdam_sys::userns::UserNamespace;
 use cofferdam_types::{Error, Result};
 use oci_spec::runtime::{LinuxSeccomp, PosixRlimit, Process};
 
-use super::step::{Command, Step};
+use super::{
+    step::{Command, Step},
+    user,
+};
 use crate::{Stdio, caps, seccomp};
 
 /// Where a command without a slash is looked for if the environment doesn't say.
@@ -37,7 +41,13 @@ pub(super) enum Role {
 }
 
 /// The steps that give the process its streams. Before these, descriptors of the host are still open; after, none.
-pub(super) fn streams(process: &Process, stdio: &Stdio<'_>, role: Role, steps: &mut Vec<Step>) -> Result<()> {
+pub(super) fn streams(
+    process: &Process,
+    stdio: &Stdio<'_>,
+    role: Role,
+    user: Option<&UserNamespace>,
+    steps: &mut Vec<Step>,
+) -> Result<()> {
     if process.terminal().unwrap_or(false) != matches!(stdio, Stdio::Terminal { .. }) {
         return Err(Error::invalid("spec", "process.terminal", "does not agree with the streams that are given"));
     }
@@ -52,6 +62,10 @@ pub(super) fn streams(process: &Process, stdio: &Stdio<'_>, role: Role, steps: &
         }
         Stdio::Terminal { .. } => None,
     };
+    if let Some(user) = user {
+        user::own_pipes(process, stdio, user)?;
+    }
+    let uid = if user.is_some() { 0 } else { uid };
     steps.push(Step::Streams { fds, uid });
     Ok(())
 }
@@ -62,11 +76,15 @@ pub(super) fn identity(
     process: &Process,
     filter: Option<&Filter>,
     role: Role,
+    namespace: Option<&UserNamespace>,
     steps: &mut Vec<Step>,
 ) -> Result<()> {
     let user = process.user();
-    let limits = process.rlimits().iter().flatten().map(limit).collect::<Result<Vec<_>>>()?;
-    let capabilities = capabilities(process)?;
+    let limits = limits(process)?;
+    let capabilities = capabilities(process, namespace.is_some())?;
+    if let Some(namespace) = namespace {
+        user::check(process, namespace)?;
+    }
     let no_new_privileges = process.no_new_privileges().unwrap_or(false);
     let load = || filter.map(|f| Step::Seccomp { filter: f.program.clone(), flags: f.flags });
     let cwd = c_string("process.cwd", &process.cwd().to_string_lossy())?;
@@ -90,6 +108,7 @@ pub(super) fn identity(
     steps.push(Step::Capabilities {
         effective: capabilities.effective,
         permitted: capabilities.permitted,
+        inheritable: capabilities.inheritable,
         ambient: capabilities.ambient,
     });
     steps.push(Step::WorkingDirectory { path: cwd, early: false });
@@ -111,25 +130,35 @@ struct Capabilities {
     bounding: u64,
     effective: u64,
     permitted: u64,
+    inheritable: u64,
     ambient: u64,
 }
 
-fn capabilities(process: &Process) -> Result<Capabilities> {
+/// The resource limits of a process.
+pub(super) fn limits(process: &Process) -> Result<Vec<(u32, libc::rlimit)>> {
+    process.rlimits().iter().flatten().map(limit).collect()
+}
+
+fn capabilities(process: &Process, in_user_namespace: bool) -> Result<Capabilities> {
     let Some(spec) = process.capabilities() else {
-        return Ok(Capabilities { bounding: 0, effective: 0, permitted: 0, ambient: 0 });
+        return Ok(Capabilities { bounding: 0, effective: 0, permitted: 0, inheritable: 0, ambient: 0 });
     };
     let bits = |set: &Option<_>| set.as_ref().map_or(0, |set| caps::Set::from(set).bits());
     let all = Capabilities {
         bounding: bits(spec.bounding()),
         effective: bits(spec.effective()),
         permitted: bits(spec.permitted()),
+        // Ambient ones can't be had without.
+        inheritable: bits(spec.inheritable()) | bits(spec.ambient()),
         ambient: bits(spec.ambient()),
     };
-    let own = cofferdam_sys::process::permitted_capabilities()
-        .map_err(|e| Error::io("capability", "", "reading this process's own", &e))?;
-    let wanted = all.effective | all.permitted | all.ambient;
+    // Whoever enters a user namespace has all of its capabilities.
+    let own = if in_user_namespace { Ok(u64::MAX) } else { cofferdam_sys::process::permitted_capabilities() };
+    let own = own.map_err(|e| Error::io("capability", "", "reading this process's own", &e))?;
+    let wanted = all.effective | all.permitted | all.inheritable | all.ambient;
     if let Some(bit) = (0..64).find(|bit| wanted & !own & 1 << bit != 0) {
-        let name = spec.permitted().iter().chain(spec.effective()).chain(spec.ambient()).flatten();
+        let name =
+            [spec.permitted(), spec.effective(), spec.inheritable(), spec.ambient()].into_iter().flatten().flatten();
         let name = name.copied().find(|c| caps::number(*c) == bit).map_or("?", caps::name);
         return Err(Error::failed_precondition(
             "capability",

@@ -10,8 +10,10 @@ use cofferdam_sys::{cgroup::Cgroup, fd, process};
 use cofferdam_types::{Error, Result};
 use nix::sys::socket::{self, AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType};
 
+use oci_spec::runtime::Process;
+
 use super::{
-    child,
+    child, properties,
     step::{Kind, Message, Step},
 };
 
@@ -25,9 +27,13 @@ pub(super) struct Launched {
 }
 
 /// How far the child got.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Progress {
     Ready,
+    /// It waits for the hooks.
+    Paused,
+    /// This process goes on.
+    Born(OwnedFd),
     /// The control socket is closed: the program runs, or the child was killed.
     Closed,
     Failed {
@@ -42,7 +48,7 @@ pub(super) fn launch(
     flags: i32,
     pid_namespace: Option<&OwnedFd>,
     cgroup: &Cgroup,
-    oom_score: Option<i32>,
+    process: &Process,
 ) -> Result<Launched> {
     let fail = |what: &'static str| move |e: io::Error| Error::io("process", "", what, &e);
     let (ours, theirs) = socket::socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
@@ -56,12 +62,11 @@ pub(super) fn launch(
         Err(e) => return Err(fail("clone3")(e)),
     };
     drop((theirs, born_into));
-    let launched = Launched { child, control: ours, console: None };
-    let placed = match oom_score {
-        Some(score) => oom_score_adj(launched.child.pid, score),
-        None => Ok(()),
-    };
-    let placed = placed.and_then(|()| launched.release());
+    let mut launched = Launched { child, control: ours, console: None };
+    if steps.iter().any(|step| matches!(step, Step::Born { .. })) {
+        launched.succeed(steps).inspect_err(|_| launched.destroy())?;
+    }
+    let placed = properties::place(launched.child.pid, process).and_then(|()| launched.release());
     if let Err(e) = placed {
         launched.destroy();
         return Err(e);
@@ -69,7 +74,7 @@ pub(super) fn launch(
     Ok(launched)
 }
 
-fn oom_score_adj(pid: i32, score: i32) -> Result<()> {
+pub(super) fn oom_score_adj(pid: i32, score: i32) -> Result<()> {
     fd::open_proc_write(format!("/proc/{pid}/oom_score_adj").as_ref())
         .and_then(|mut file| file.write_all(score.to_string().as_bytes()))
         .map_err(|e| match e.raw_os_error() {
@@ -87,6 +92,27 @@ impl Launched {
     pub fn release(&self) -> Result<()> {
         // A dead child must be an error, not a SIGPIPE.
         socket::send(self.control.as_raw_fd(), b"g", MsgFlags::MSG_NOSIGNAL).map(drop).map_err(|_| self.killed())
+    }
+
+    /// Waits until the child stands where hooks are run. On an error the child is gone, but not reaped.
+    pub fn wait_paused(&mut self, steps: &[Step]) -> Result<()> {
+        match self.receive() {
+            Ok(Progress::Paused) => Ok(()),
+            other => Err(self.explain(other, |index| steps.get(index))),
+        }
+    }
+
+    /// Waits for the process that goes on in the child's place, and takes the child in.
+    fn succeed(&mut self, steps: &[Step]) -> Result<()> {
+        let pidfd = match self.receive() {
+            Ok(Progress::Born(pidfd)) => pidfd,
+            other => return Err(self.explain(other, |index| steps.get(index))),
+        };
+        let _ = process::waitid(&self.child.pidfd, true);
+        let pid = process::pid_of(&pidfd);
+        self.child.pidfd = pidfd;
+        self.child.pid = pid.map_err(|_| self.killed())?;
+        Ok(())
     }
 
     /// Waits until the child is set up; `steps` explain a failure. On an error the child is gone.
@@ -117,7 +143,7 @@ impl Launched {
                 let what = step(index).map_or_else(|| format!("step {index}"), Step::describe);
                 Error::io("container", "", what, &io::Error::from_raw_os_error(errno))
             }
-            Ok(Progress::Closed | Progress::Ready) => self.killed(),
+            Ok(Progress::Closed | Progress::Ready | Progress::Paused | Progress::Born(_)) => self.killed(),
             Err(e) => Error::io("process", self.child.pid, "waiting for its set-up", &e),
         }
     }
@@ -136,7 +162,7 @@ impl Launched {
     fn receive(&mut self) -> io::Result<Progress> {
         loop {
             let mut bytes = [0u8; size_of::<Message>()];
-            let (got, console) = receive_packet(self.control.as_raw_fd(), &mut bytes)?;
+            let (got, carried) = receive_packet(self.control.as_raw_fd(), &mut bytes)?;
             if got == 0 {
                 return Ok(Progress::Closed);
             }
@@ -145,9 +171,11 @@ impl Launched {
                 four.copy_from_slice(&bytes[at..at + 4]);
                 u32::from_ne_bytes(four)
             };
-            match (word(0), console) {
+            match (word(0), carried) {
+                (Kind::PAUSED, _) => return Ok(Progress::Paused),
                 (Kind::READY, _) => return Ok(Progress::Ready),
                 (Kind::CONSOLE, Some(console)) => self.console = Some(console),
+                (Kind::BORN, Some(pidfd)) => return Ok(Progress::Born(pidfd)),
                 (Kind::FAILED, _) => return Ok(Progress::Failed { step: word(4) as usize, errno: word(8) as i32 }),
                 (kind, _) => return Err(io::Error::other(format!("a control message of kind {kind}"))),
             }
@@ -205,12 +233,12 @@ fn command_error(name: &str, errno: i32) -> Error {
 }
 
 /// While this lives, the caller's children are born into another pid namespace.
-struct ChildrenIn {
+pub(super) struct ChildrenIn {
     own: File,
 }
 
 impl ChildrenIn {
-    fn enter(namespace: &OwnedFd) -> io::Result<ChildrenIn> {
+    pub fn enter(namespace: &OwnedFd) -> io::Result<ChildrenIn> {
         let own = File::open("/proc/thread-self/ns/pid")?;
         process::setns(namespace.as_fd(), libc::CLONE_NEWPID)?;
         Ok(ChildrenIn { own })

@@ -8,17 +8,31 @@ mod before;
 mod check;
 mod child;
 mod child_fs;
+mod copyup;
+mod hooks;
 mod identity;
 mod launch;
+mod mounts;
+mod nodes;
 mod plan;
+mod properties;
 mod resources;
 mod step;
 #[cfg(test)]
 mod tests;
+mod user;
+
+use std::{
+    cell::RefCell,
+    fs::File,
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+};
 
 use cofferdam_sys::{
     cgroup::{Cgroup, Layout},
     process,
+    userns::UserNamespace,
 };
 use cofferdam_types::{Error, Result};
 use oci_spec::runtime::{LinuxResources, Process as ProcessSpec};
@@ -26,11 +40,13 @@ use oci_spec::runtime::{LinuxResources, Process as ProcessSpec};
 pub use check::{check, check_resources};
 
 use self::{
+    hooks::{Hooks, Inside},
     identity::{Filter, Role},
     launch::Launched,
+    properties::Call,
     step::Step,
 };
-use crate::{Container, CreateRequest, ExecRequest, Process, Runtime};
+use crate::{Container, CreateRequest, ExecRequest, Process, Runtime, Stdio};
 
 /// The native driver.
 #[derive(Debug)]
@@ -45,6 +61,11 @@ pub(crate) struct Kept {
     /// Namespaces that the container has of its own.
     join: i32,
     filter: Option<Filter>,
+    user: Option<UserNamespace>,
+    /// What the first process and all others have alike.
+    shared: Vec<Call>,
+    /// Until its end has been told to them.
+    hooks: RefCell<Option<Hooks>>,
     /// Until it is started: the child, and the steps that it has yet to walk (with those before it left in, since the
     /// child counts from the first).
     waiting: Option<Waiting>,
@@ -70,10 +91,59 @@ impl Native {
             .as_ref()
             .ok_or_else(|| Error::failed_precondition("container", &container.id, "was not made by the native driver"))
     }
+
+    /// Runs another process; `program` in place of the one that its arguments name.
+    fn spawn(&self, container: &Container, request: &ExecRequest<'_>, program: Option<&Path>) -> Result<Process> {
+        let cgroup = self.cgroup(container)?;
+        let fail = |e: std::io::Error| Error::io("container", &container.id, "duplicating its pidfd", &e);
+        let init = container.init.pidfd.try_clone().map_err(fail)?;
+        let join = container.kept.join;
+        let [initial, last] = properties::affinity(request.process)?;
+        let mut steps = vec![Step::Gate, Step::Undumpable];
+        steps.extend(initial);
+        steps.extend(cgroup.tasks_v1()?.into_iter().map(Step::Join));
+        steps.extend(last);
+        steps.append(&mut properties::labels(request.process)?);
+        let pid_namespace = (join & libc::CLONE_NEWPID != 0).then_some(&container.init.pidfd);
+        let flags = join & !libc::CLONE_NEWPID;
+        let user = container.kept.user.as_ref();
+        if user.is_some() {
+            steps.push(Step::Raise(identity::limits(request.process)?));
+        }
+        steps.push(Step::Enter { fd: init, flags, what: "the namespaces of the first process (does it run?)".into() });
+        steps.extend(user.map(user::root));
+        identity::streams(request.process, &request.stdio, Role::Exec, user, &mut steps)?;
+        steps.extend(container.kept.shared.iter().cloned().map(Step::Call));
+        let filter = container.kept.filter.as_ref();
+        identity::identity(&container.id, request.process, filter, Role::Exec, user, &mut steps)?;
+        if let (Some(program), Some(Step::Execute(command))) = (program, steps.last_mut()) {
+            command.candidates = vec![identity::c_string("path", &program.to_string_lossy())?];
+        }
+        let launched = launch::launch(&steps, 0, pid_namespace, cgroup, request.process);
+        let mut launched = launched.map_err(|e| match process::is_alive(&container.init.pidfd) {
+            false => Error::failed_precondition("container", &container.id, "its first process has ended"),
+            true => e,
+        })?;
+        if let Err(e) = launched.wait_running(&steps, &command(Some(request.process))) {
+            launched.destroy();
+            return Err(about(&container.id)(e));
+        }
+        let console = launched.console.take();
+        Ok(Process { pid: launched.child.pid, pidfd: launched.child.pidfd, console })
+    }
+
+    /// Runs a hook of the container's own.
+    fn hook(&self, container: &Container, process: &ProcessSpec, program: &Path, input: &File) -> Result<OwnedFd> {
+        let null = File::options().write(true).open("/dev/null");
+        let null = null.map_err(|e| Error::io("fd", "/dev/null", "can't be opened", &e))?;
+        let stdio = Stdio::Fds { stdin: input.as_fd(), stdout: null.as_fd(), stderr: null.as_fd() };
+        let request = ExecRequest { id: &container.id, process, stdio };
+        self.spawn(container, &request, Some(program)).map(|process| process.pidfd)
+    }
 }
 
 /// Makes the first process of a container in a cgroup that exists.
-fn launch_init(request: &CreateRequest<'_>, cgroup: &Cgroup) -> Result<(Process, Kept)> {
+fn launch_init(request: &CreateRequest<'_>, cgroup: &Cgroup, hooks: Option<&Hooks>) -> Result<(Process, Kept)> {
     let process = request.spec.process().as_ref();
     let process = process.ok_or_else(|| Error::invalid("spec", "process", "is missing"))?;
     let linux = request.spec.linux().as_ref();
@@ -82,17 +152,29 @@ fn launch_init(request: &CreateRequest<'_>, cgroup: &Cgroup) -> Result<(Process,
     }
     resources::devices(cgroup, linux.and_then(|l| l.resources().as_ref()))?;
     let filter = linux.and_then(|l| l.seccomp().as_ref()).map(Filter::compile).transpose()?;
-    let mut plan = plan::plan(request, cgroup)?;
-    identity::streams(process, &request.stdio, Role::Init, &mut plan.steps)?;
+    let user = linux.map(user::namespace).transpose()?.flatten();
+    let shared = linux.map(properties::shared).transpose()?.unwrap_or_default();
+    let before_root = hooks.is_some_and(Hooks::before_root);
+    let mut plan = plan::plan(request, cgroup, user.as_ref(), before_root)?;
+    identity::streams(process, &request.stdio, Role::Init, user.as_ref(), &mut plan.steps)?;
     // The terminal is made before /dev may become read-only, the streams are connected after the last use of the
     // root's descriptor.
     let streams = plan.steps.pop();
     plan::seal(request.spec, &mut plan)?;
     plan.steps.extend(streams);
-    identity::identity(request.id, process, filter.as_ref(), Role::Init, &mut plan.steps)?;
+    plan.steps.extend(shared.iter().cloned().map(Step::Call));
+    identity::identity(request.id, process, filter.as_ref(), Role::Init, user.as_ref(), &mut plan.steps)?;
     let pid_namespace = plan.pid_namespace.as_ref();
-    let mut launched = launch::launch(&plan.steps, plan.flags, pid_namespace, cgroup, process.oom_score_adj())?;
-    let pidfd = launched.wait_ready(&plan.steps).and_then(|()| {
+    let mut launched = launch::launch(&plan.steps, plan.flags, pid_namespace, cgroup, process)?;
+    let told = match hooks.filter(|_| before_root) {
+        Some(hooks) => launched.wait_paused(&plan.steps).and_then(|()| {
+            let (pid, pidfd) = (launched.child.pid, &launched.child.pidfd);
+            hooks.create(&Inside { pid, pidfd, namespaces: plan.join, user: user.as_ref() })?;
+            launched.release()
+        }),
+        None => Ok(()),
+    };
+    let pidfd = told.and_then(|()| launched.wait_ready(&plan.steps)).and_then(|()| {
         let pidfd = launched.child.pidfd.try_clone();
         pidfd.map_err(|e| Error::io("container", request.id, "duplicating its pidfd", &e))
     });
@@ -112,7 +194,7 @@ fn launch_init(request: &CreateRequest<'_>, cgroup: &Cgroup) -> Result<(Process,
         *step = Step::Gate;
     }
     let waiting = Some(Waiting { launched, steps, command: command(Some(process)) });
-    Ok((init, Kept { cgroup: None, join: plan.join, filter, waiting }))
+    Ok((init, Kept { cgroup: None, join: plan.join, filter, user, shared, hooks: RefCell::default(), waiting }))
 }
 
 /// The cgroup of a container whose spec doesn't name one.
@@ -152,17 +234,22 @@ impl Runtime for Native {
     fn create(&self, request: &CreateRequest<'_>) -> Result<Container> {
         check(request.spec)?;
         let cgroup = Cgroup::create(&self.layout, &cgroup_path(request))?;
-        let (init, mut kept) = match launch_init(request, &cgroup) {
+        let hooks = Hooks::new(request);
+        let (init, mut kept) = match launch_init(request, &cgroup, hooks.as_ref()) {
             Ok(launched) => launched,
             Err(e) => {
                 if let Err(left) = cgroup.remove() {
                     tracing::warn!(container = %request.id, error = %left, "the cgroup of a failed create is left behind");
+                }
+                if let Some(hooks) = hooks {
+                    hooks.stopped();
                 }
                 return Err(about(request.id)(e));
             }
         };
         let path = cgroup.path().to_owned();
         kept.cgroup = Some(cgroup);
+        kept.hooks = RefCell::new(hooks);
         Ok(Container {
             id: request.id.clone(),
             namespace: request.namespace.clone(),
@@ -178,8 +265,18 @@ impl Runtime for Native {
         let mut waiting = waiting.ok_or_else(|| {
             Error::failed_precondition("container", &container.id, "is started already: create another one")
         })?;
-        waiting.launched.release()?;
-        waiting.launched.wait_running(&waiting.steps, &waiting.command).map_err(about(&container.id))
+        let mut run = || {
+            let hooks = container.kept.hooks.borrow();
+            let pid = container.init.pid;
+            if let Some(hooks) = &*hooks {
+                hooks.start(pid, |process, path, input| self.hook(container, process, path, input))?;
+            }
+            waiting.launched.release()?;
+            waiting.launched.wait_running(&waiting.steps, &waiting.command).map_err(about(&container.id))?;
+            hooks.as_ref().map_or(Ok(()), |hooks| hooks.started(pid))
+        };
+        // The caller reaps it.
+        run().inspect_err(|_| drop(process::pidfd_send_signal(&container.init.pidfd, libc::SIGKILL)))
     }
 
     fn exec(&self, container: &Container, request: &ExecRequest<'_>) -> Result<Process> {
@@ -187,28 +284,7 @@ impl Runtime for Native {
         if container.kept.waiting.is_some() {
             return Err(Error::failed_precondition("container", &container.id, "is not started yet: start it first"));
         }
-        let cgroup = self.cgroup(container)?;
-        let fail = |e: std::io::Error| Error::io("container", &container.id, "duplicating its pidfd", &e);
-        let init = container.init.pidfd.try_clone().map_err(fail)?;
-        let join = container.kept.join;
-        let mut steps = vec![Step::Gate, Step::Undumpable];
-        steps.extend(cgroup.tasks_v1()?.into_iter().map(Step::Join));
-        let pid_namespace = (join & libc::CLONE_NEWPID != 0).then_some(&container.init.pidfd);
-        let flags = join & !libc::CLONE_NEWPID;
-        steps.push(Step::Enter { fd: init, flags, what: "the namespaces of the first process (does it run?)".into() });
-        identity::streams(request.process, &request.stdio, Role::Exec, &mut steps)?;
-        identity::identity(&container.id, request.process, container.kept.filter.as_ref(), Role::Exec, &mut steps)?;
-        let launched = launch::launch(&steps, 0, pid_namespace, cgroup, request.process.oom_score_adj());
-        let mut launched = launched.map_err(|e| match process::is_alive(&container.init.pidfd) {
-            false => Error::failed_precondition("container", &container.id, "its first process has ended"),
-            true => e,
-        })?;
-        if let Err(e) = launched.wait_running(&steps, &command(Some(request.process))) {
-            launched.destroy();
-            return Err(about(&container.id)(e));
-        }
-        let console = launched.console.take();
-        Ok(Process { pid: launched.child.pid, pidfd: launched.child.pidfd, console })
+        self.spawn(container, request, None)
     }
 
     fn kill(&self, container: &Container, signal: i32) -> Result<()> {
@@ -252,6 +328,10 @@ impl Runtime for Native {
             Ok(pids) if pids.is_empty() => {}
             _ => cgroup.kill()?,
         }
-        cgroup.remove()
+        cgroup.remove()?;
+        if let Some(hooks) = container.kept.hooks.take() {
+            hooks.stopped();
+        }
+        Ok(())
     }
 }

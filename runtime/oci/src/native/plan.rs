@@ -3,23 +3,22 @@
 use std::{
     ffi::CString,
     os::{
-        fd::{AsRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
     path::{Component, Path},
 };
 
-use cofferdam_sys::{
-    cgroup::Cgroup,
-    fd::{self, Scope},
-    mount,
-};
-use cofferdam_types::{Error, Mount as RootMount, Result};
-use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, Mount, Spec};
+use cofferdam_sys::{cgroup::Cgroup, fd, mount, userns::UserNamespace};
+use cofferdam_types::{Error, Result};
+use oci_spec::runtime::{Linux, LinuxNamespaceType, Spec};
 
 use super::{
-    identity::c_string,
+    identity::{c_string, limits},
+    mounts::{self, Wish},
+    nodes, properties,
     step::{Attributes, Make, Step, Target},
+    user,
 };
 use crate::CreateRequest;
 
@@ -37,48 +36,54 @@ pub(super) struct Plan {
     pub join: i32,
 }
 
-/// Device nodes that every container has: name, major, minor.
-const DEVICES: &[(&str, u32, u32)] =
-    &[("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
-
-/// Symlinks that every container has.
-const LINKS: &[(&str, &str)] = &[
-    ("fd", "/proc/self/fd"),
-    ("stdin", "/proc/self/fd/0"),
-    ("stdout", "/proc/self/fd/1"),
-    ("stderr", "/proc/self/fd/2"),
-    ("core", "/proc/kcore"),
-    ("ptmx", "pts/ptmx"),
-];
-
-pub(super) fn plan(request: &CreateRequest<'_>, cgroup: &Cgroup) -> Result<Plan> {
+/// `hooks`: there are some that run before the root is the root.
+pub(super) fn plan(
+    request: &CreateRequest<'_>,
+    cgroup: &Cgroup,
+    user: Option<&UserNamespace>,
+    hooks: bool,
+) -> Result<Plan> {
     let spec = request.spec;
     let nothing = Linux::default();
     let linux = spec.linux().as_ref().unwrap_or(&nothing);
-    let mut plan = Plan { steps: vec![Step::Undumpable, Step::Gate], ..Plan::default() };
-    // Before there is a network namespace: the other order costs 8 ms.
-    plan.steps.extend(cgroup.tasks_v1()?.into_iter().map(Step::Join));
-    namespaces(linux, &mut plan)?;
+    let mut plan = Plan { steps: vec![Step::Undumpable], ..Plan::default() };
+    namespaces(spec, linux, cgroup, user, &mut plan)?;
     let steps = &mut plan.steps;
+    if let Some(process) = spec.process() {
+        steps.append(&mut properties::labels(process)?);
+    }
+    if hooks {
+        steps.push(Step::Reach(place(request)?));
+    }
+    // From here on files of the host are out of reach.
+    steps.extend(user.map(user::root));
     if let Some(name) = spec.hostname().as_ref().filter(|n| !n.is_empty()) {
         steps.push(Step::Hostname(c_string("hostname", name)?));
     }
     if let Some(name) = spec.domainname().as_ref().filter(|n| !n.is_empty()) {
         steps.push(Step::Domainname(c_string("domainname", name)?));
     }
-    steps.push(Step::Root(root(request)?));
-    let mounts = spec.mounts().as_deref().unwrap_or_default();
-    let mut late = Vec::new();
-    for mount in mounts {
-        self::mount(mount, request, cgroup, steps, &mut late)?;
-    }
-    devices(linux, mounts, steps)?;
     for (name, value) in linux.sysctl().iter().flatten() {
         let (path, value) = (c_string("linux.sysctl", &sysctl_path(name))?, c_string("linux.sysctl", value)?);
         steps.push(Step::Sysctl { name: name.clone(), path, value });
     }
+    if user.is_some() {
+        steps.push(Step::Early);
+    }
+    let root = root(request, user)?;
+    let (mut inside, mut late) = (Vec::new(), Vec::new());
+    let wish = Wish { request, cgroup, user, root: root.as_fd() };
+    for mount in spec.mounts().iter().flatten() {
+        mounts::mount(&wish, mount, &mut inside, &mut late)?;
+    }
+    steps.push(if hooks { Step::Place(root) } else { Step::Root(root) });
+    steps.append(&mut inside);
+    nodes::devices(request, linux, user, steps)?;
     if let Some(process) = spec.process() {
         steps.push(Step::Directory(target(process.cwd(), Make::Directory)?));
+    }
+    if hooks {
+        steps.extend([Step::Pause, Step::Pivot]);
     }
     plan.late = late;
     Ok(plan)
@@ -119,38 +124,76 @@ pub(super) fn seal(spec: &Spec, plan: &mut Plan) -> Result<()> {
     Ok(())
 }
 
-fn namespaces(linux: &Linux, plan: &mut Plan) -> Result<()> {
-    let mut late = 0;
+/// Joins and makes namespaces, and joins the cgroups of v1.
+fn namespaces(
+    spec: &Spec,
+    linux: &Linux,
+    cgroup: &Cgroup,
+    user: Option<&UserNamespace>,
+    plan: &mut Plan,
+) -> Result<()> {
+    let (mut enter, mut late, mut time) = (Vec::new(), 0, None);
     for namespace in linux.namespaces().iter().flatten() {
         let flag = namespace.typ() as i32;
         plan.join |= flag;
+        if namespace.typ() == LinuxNamespaceType::User {
+            continue;
+        }
         if let Some(path) = namespace.path().as_ref().filter(|p| !p.as_os_str().is_empty()) {
             let fd = open_namespace(path, flag)?;
+            if namespace.typ() == LinuxNamespaceType::Mount && user::is_own(&fd, "mnt") {
+                let why = "is the host's, whose root would become the container's: leave out the path";
+                return Err(Error::invalid("namespace", path.display(), why));
+            }
             if namespace.typ() == LinuxNamespaceType::Pid {
                 plan.pid_namespace = Some(fd);
             } else {
                 let what = format!("the {} namespace {}", namespace.typ(), path.display());
-                plan.steps.push(Step::Enter { fd, flags: flag, what });
+                enter.push(Step::Enter { fd, flags: flag, what });
             }
             continue;
         }
         match namespace.typ() {
+            LinuxNamespaceType::Time => time = Some(Step::Time(properties::time_offsets(linux)?)),
             // After the cgroups: the cgroup namespace's root is where its maker is, and joining v1 groups right after
             // making a network namespace takes the kernel 8 ms longer than the other way round.
             LinuxNamespaceType::Network | LinuxNamespaceType::Cgroup => late |= flag,
             _ => plan.flags |= flag,
         }
     }
+    let groups = cgroup.tasks_v1()?.into_iter().map(Step::Join);
+    let steps = &mut plan.steps;
+    match user {
+        None => {
+            steps.push(Step::Gate);
+            steps.extend(groups);
+            steps.append(&mut enter);
+        }
+        Some(user) => {
+            steps.append(&mut enter);
+            if let Some(process) = spec.process() {
+                steps.push(Step::Raise(limits(process)?));
+            }
+            let what = "the user namespace".to_owned();
+            steps.push(Step::Enter { fd: user::duplicate(user)?, flags: libc::CLONE_NEWUSER, what });
+            let fail = |e: std::io::Error| Error::io("cgroup", cgroup.path(), "duplicating it", &e);
+            let unified = cgroup.unified().map(|dir| dir.try_clone_to_owned()).transpose().map_err(fail)?;
+            steps.push(Step::Born { flags: std::mem::take(&mut plan.flags), cgroup: unified });
+            steps.push(Step::Gate);
+            steps.extend(groups);
+        }
+    }
+    steps.extend(time);
     if late != 0 {
-        plan.steps.push(Step::Unshare { flags: late });
+        steps.push(Step::Unshare { flags: late });
     }
     if late & libc::CLONE_NEWNET != 0 {
-        plan.steps.push(Step::Loopback);
+        steps.push(Step::Loopback);
     }
     Ok(())
 }
 
-fn open_namespace(path: &Path, flag: i32) -> Result<OwnedFd> {
+pub(super) fn open_namespace(path: &Path, flag: i32) -> Result<OwnedFd> {
     const NSFS_MAGIC: i64 = 0x6e73_6673;
     const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
     let fail = |e: &std::io::Error| Error::io("namespace", path.display(), "opening it", e);
@@ -163,19 +206,27 @@ fn open_namespace(path: &Path, flag: i32) -> Result<OwnedFd> {
     Ok(fd)
 }
 
+/// Where hooks find the root file system: `root.path` in the bundle, made if it is missing.
+fn place(request: &CreateRequest<'_>) -> Result<CString> {
+    let named = request.spec.root().as_ref().map(|root| root.path().clone());
+    let path = request.bundle_path.join(named.unwrap_or_else(|| "rootfs".into()));
+    std::fs::create_dir_all(&path).map_err(|e| Error::io("bundle", path.display(), "making the directory", &e))?;
+    c_string("root.path", &path.to_string_lossy())
+}
+
 /// The root file system, detached.
-fn root(request: &CreateRequest<'_>) -> Result<OwnedFd> {
+fn root(request: &CreateRequest<'_>, user: Option<&UserNamespace>) -> Result<OwnedFd> {
     match request.rootfs {
         [] => {
             let path = request.spec.root().as_ref().map(|r| r.path().as_path());
             let path = path.ok_or_else(|| Error::invalid("spec", "root", "is missing"))?;
-            let source = open_source(request, path)?;
+            let source = mounts::open_source(request, path)?;
             let fail = |what: &'static str| move |e: std::io::Error| Error::io("spec", "root.path", what, &e);
             let fd = mount::clone_tree(source, true).map_err(fail("open_tree"))?;
             mount::set_attributes(&fd, 0, 0, libc::MS_PRIVATE, true).map_err(fail("mount_setattr"))?;
             Ok(fd)
         }
-        [one] => mount::detached(one),
+        [one] => mount::detached_in(one, user),
         many => Err(Error::unimplemented(
             "container",
             request.id,
@@ -184,198 +235,12 @@ fn root(request: &CreateRequest<'_>) -> Result<OwnedFd> {
     }
 }
 
-/// A path of the host; a relative one starts at the bundle.
-fn open_source(request: &CreateRequest<'_>, path: &Path) -> Result<OwnedFd> {
-    let opened = if path.is_absolute() {
-        fd::open_path(path)
-    } else {
-        fd::open(request.bundle, path, libc::O_PATH, 0, Scope::Beneath)
-    };
-    opened.map_err(|e| match e.kind() {
-        std::io::ErrorKind::NotFound => {
-            Error::not_found("mount", path.display(), "does not exist on the host: create it first")
-        }
-        _ => Error::io("mount", path.display(), "opening the source", &e),
-    })
-}
-
-fn mount(
-    spec: &Mount,
-    request: &CreateRequest<'_>,
-    cgroup: &Cgroup,
-    steps: &mut Vec<Step>,
-    late: &mut Vec<Step>,
-) -> Result<()> {
-    let options = mount::Options::parse(spec.options().as_deref().unwrap_or_default())?;
-    let kind = spec.typ().as_deref().unwrap_or("none");
-    let context = |e: Error| e.context(format!("mount {}", spec.destination().display()));
-    let mut target = target(spec.destination(), Make::Directory)?;
-    if let Some(recursive) = options.bind.or_else(|| (kind == "bind").then_some(false)) {
-        if let Some((key, _)) = options.data.first() {
-            return Err(context(Error::unimplemented(
-                "mount option",
-                key,
-                "a bind mount doesn't have it: leave it out",
-            )));
-        }
-        let missing = || Error::invalid("mount", spec.destination().display(), "a bind mount needs a source");
-        let source = open_source(request, spec.source().as_deref().ok_or_else(missing)?)?;
-        let fail = |e: std::io::Error| context(Error::io("mount", "", "binding it", &e));
-        if fd::file_type(&fd::stat(&source).map_err(fail)?) != libc::S_IFDIR {
-            target.make = Make::File;
-        }
-        let mount = mount::clone_tree(source, recursive).map_err(fail)?;
-        mount::apply_options(&mount, &options).map_err(fail)?;
-        steps.push(Step::Attach { target, mount });
-        return Ok(());
-    }
-    match kind {
-        "cgroup" => return cgroups(&options, target, cgroup, steps, late).map_err(context),
-        "proc" | "sysfs" | "mqueue" => {
-            target.no_symlinks |= kind != "mqueue";
-            let data = options.data.iter().map(|(key, value)| {
-                let value = value.as_ref().map(|v| c_string("mounts", v)).transpose()?;
-                Ok((c_string("mounts", key)?, value))
-            });
-            let attributes = Attributes {
-                set: options.set | options.recursive_set,
-                clear: 0,
-                propagation: options.propagation.unwrap_or(0) & !libc::MS_REC,
-                recursive: false,
-            };
-            let data = data.collect::<Result<Vec<_>>>()?;
-            steps.push(Step::Mount { target, kind: c_string("mounts", kind)?, data, attributes });
-        }
-        "none" => {
-            return Err(context(Error::invalid("mount", kind, "has neither a type nor the option bind or rbind")));
-        }
-        _ => {
-            let source = spec.source().as_ref().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
-            let mut options = spec.options().clone().unwrap_or_default();
-            if kind == "tmpfs" {
-                // Later mounts and devices lie in it: closed once they are there.
-                let parsed = options.iter().rev().find(|o| *o == "ro" || *o == "rw");
-                if parsed.is_some_and(|o| o == "ro") {
-                    options.retain(|o| o != "ro");
-                    late.push(read_only_later(&target));
-                }
-            }
-            let mount = RootMount { kind: kind.to_owned(), source, options };
-            steps.push(Step::Attach { target, mount: mount::detached(&mount).map_err(context)? });
-        }
-    }
-    Ok(())
-}
-
-fn read_only_later(target: &Target) -> Step {
-    let target = Target { path: target.path.clone(), make: target.make, no_symlinks: target.no_symlinks };
-    Step::Change { target, attributes: Attributes { set: libc::MOUNT_ATTR_RDONLY, ..Attributes::default() } }
-}
-
-/// `/sys/fs/cgroup` as the host has it, but for each hierarchy the container's own group alone.
-fn cgroups(
-    options: &mount::Options,
-    target: Target,
-    cgroup: &Cgroup,
-    steps: &mut Vec<Step>,
-    late: &mut Vec<Step>,
-) -> Result<()> {
-    let fail = |e: std::io::Error| Error::io("cgroup", cgroup.path(), "binding it", &e);
-    let bind = |dir| {
-        let mount = mount::clone_tree(dir, false).map_err(fail)?;
-        mount::set_attributes(&mount, 0, 0, libc::MS_PRIVATE, false).map_err(fail)?;
-        mount::set_attributes(&mount, options.set, options.clear, 0, false).map_err(fail)?;
-        Ok::<_, Error>(mount)
-    };
-    let parts: Vec<_> = cgroup.parts().collect();
-    if let [(hierarchy, dir)] = parts[..]
-        && hierarchy.unified
-    {
-        steps.push(Step::Attach { target, mount: bind(dir)? });
-        return Ok(());
-    }
-    let base = target.path.to_string_lossy().into_owned();
-    let tmpfs = RootMount { kind: "tmpfs".into(), source: "tmpfs".into(), options: vec!["mode=755".into()] };
-    let mount = mount::detached(&tmpfs)?;
-    mount::set_attributes(&mount, options.set & !libc::MOUNT_ATTR_RDONLY, 0, 0, false).map_err(fail)?;
-    if options.set & libc::MOUNT_ATTR_RDONLY != 0 {
-        late.push(read_only_later(&target));
-    }
-    steps.push(Step::Attach { target, mount });
-    for (hierarchy, dir) in parts {
-        let name = hierarchy.root.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let place = |name: &str| self::target(Path::new(&format!("{base}/{name}")), Make::Directory);
-        steps.push(Step::Attach { target: place(&name)?, mount: bind(dir)? });
-        if hierarchy.controllers.len() > 1 {
-            for controller in hierarchy.controllers.iter().filter(|c| **c != name) {
-                let directory = self::target(Path::new(&base), Make::Directory)?;
-                let (link, to) = (c_string("cgroup", controller)?, c_string("cgroup", &name)?);
-                steps.push(Step::Symlink { directory, name: link, to });
-            }
-        }
-    }
-    Ok(())
-}
-
-fn devices(linux: &Linux, mounts: &[Mount], steps: &mut Vec<Step>) -> Result<()> {
-    // A /dev that comes from the host has its nodes; making or changing them there would reach the host.
-    let is_bind = |m: &Mount| {
-        m.typ().as_deref() == Some("bind") || m.options().iter().flatten().any(|o| o == "bind" || o == "rbind")
-    };
-    if mounts.iter().any(|m| m.destination() == Path::new("/dev") && is_bind(m)) {
-        return Ok(());
-    }
-    let dev = || target(Path::new("/dev"), Make::Directory);
-    for (name, major, minor) in DEVICES {
-        steps.push(Step::Device {
-            directory: dev()?,
-            name: c_string("devices", name)?,
-            mode: libc::S_IFCHR | 0o666,
-            device: libc::makedev(*major, *minor),
-            uid: 0,
-            gid: 0,
-        });
-    }
-    for device in linux.devices().iter().flatten() {
-        if !DEVICES.iter().any(|(name, ..)| device.path() == &Path::new("/dev").join(name)) {
-            steps.push(self::device(device)?);
-        }
-    }
-    for (name, to) in LINKS {
-        let (name, to) = (c_string("devices", name)?, c_string("devices", to)?);
-        steps.push(Step::Symlink { directory: dev()?, name, to });
-    }
-    Ok(())
-}
-
-fn device(spec: &LinuxDevice) -> Result<Step> {
-    let bad = |why: &str| Error::invalid("spec", format!("linux.devices {}", spec.path().display()), why);
-    let kind = match spec.typ() {
-        LinuxDeviceType::C | LinuxDeviceType::U => libc::S_IFCHR,
-        LinuxDeviceType::B => libc::S_IFBLK,
-        LinuxDeviceType::P => libc::S_IFIFO,
-        LinuxDeviceType::A => return Err(bad("needs a type: c, b or p")),
-    };
-    let number = |n: i64| u32::try_from(n).map_err(|_| bad("has a device number out of range"));
-    let (parent, name) = (spec.path().parent(), spec.path().file_name());
-    let (Some(parent), Some(name)) = (parent, name) else { return Err(bad("is not a path of a device")) };
-    let device = if kind == libc::S_IFIFO { 0 } else { libc::makedev(number(spec.major())?, number(spec.minor())?) };
-    Ok(Step::Device {
-        directory: target(parent, Make::Directory)?,
-        name: CString::new(name.as_bytes()).map_err(|_| bad("holds a NUL byte"))?,
-        mode: kind | spec.file_mode().unwrap_or(0o666) & 0o7777,
-        device,
-        uid: spec.uid().unwrap_or(0),
-        gid: spec.gid().unwrap_or(0),
-    })
-}
-
 /// `net.ipv4.ip_forward` and `net/ipv4/ip_forward` are the same.
 pub(super) fn sysctl_path(name: &str) -> String {
     format!("sys/{}", name.replace('.', "/"))
 }
 
-fn target(path: &Path, make: Make) -> Result<Target> {
+pub(super) fn target(path: &Path, make: Make) -> Result<Target> {
     let path = normal(path)?;
     let no_symlinks = matches!(path.to_bytes(), b"/dev" | b"/proc" | b"/sys");
     Ok(Target { path, make, no_symlinks })

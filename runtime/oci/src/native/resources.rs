@@ -72,6 +72,23 @@ pub(super) fn apply(cgroup: &Cgroup, resources: &LinuxResources) -> Result<()> {
         let (v1, v2) = (format!("hugetlb.{size}.limit_in_bytes"), format!("hugetlb.{size}.max"));
         w.set("hugetlb", Some((&v1, limit.to_string())), Some((&v2, or_max(limit))))?;
     }
+    for (device, limit) in resources.rdma().iter().flatten() {
+        let part = |name: &str, value: Option<u32>| value.map(|value| format!(" {name}={value}"));
+        let parts = [part("hca_handle", limit.hca_handles()), part("hca_object", limit.hca_objects())];
+        let text: String = parts.into_iter().flatten().collect();
+        if !text.is_empty() {
+            w.same("rdma", "rdma.max", format!("{device}{text}"))?;
+        }
+    }
+    if let Some(network) = resources.network() {
+        if let Some(class) = network.class_id() {
+            w.v1_only("net_cls", "net_cls.classid", class)?;
+        }
+        for interface in network.priorities().iter().flatten() {
+            let text = format!("{} {}", interface.name(), interface.priority());
+            w.v1_only("net_prio", "net_prio.ifpriomap", text)?;
+        }
+    }
     for (file, value) in resources.unified().iter().flatten() {
         let Some(dir) = cgroup.unified() else { return w.no_controller("v2") };
         cgroup.write_at(dir, file, value)?;
@@ -181,6 +198,20 @@ fn block_io(w: &Writer<'_>, io: &LinuxBlockIo) -> Result<()> {
         set(("blkio.bfq.weight", weight.to_string()), ("io.bfq.weight", weight.to_string()))
             .or_else(|_| set(("blkio.weight", weight.to_string()), ("io.weight", format!("default {weight}"))))?;
     }
+    if let Some(weight) = io.leaf_weight().filter(|weight| *weight != 0) {
+        leaf(w, "blkio.leaf_weight", weight)?;
+    }
+    for device in io.weight_device().iter().flatten() {
+        let name = format!("{}:{}", device.major(), device.minor());
+        if let Some(weight) = device.weight() {
+            let text = format!("{name} {weight}");
+            set(("blkio.bfq.weight_device", text.clone()), ("io.bfq.weight", text.clone()))
+                .or_else(|_| set(("blkio.weight_device", text.clone()), ("io.weight", text)))?;
+        }
+        if let Some(weight) = device.leaf_weight() {
+            leaf(w, "blkio.leaf_weight_device", format!("{name} {weight}"))?;
+        }
+    }
     let throttle = |list: &Option<Vec<LinuxThrottleDevice>>, v1: &str, key: &str| {
         list.iter().flatten().try_for_each(|d| {
             let device = format!("{}:{}", d.major(), d.minor());
@@ -191,6 +222,18 @@ fn block_io(w: &Writer<'_>, io: &LinuxBlockIo) -> Result<()> {
     throttle(io.throttle_write_bps_device(), "blkio.throttle.write_bps_device", "wbps")?;
     throttle(io.throttle_read_iops_device(), "blkio.throttle.read_iops_device", "riops")?;
     throttle(io.throttle_write_iops_device(), "blkio.throttle.write_iops_device", "wiops")
+}
+
+/// What the scheduler cfq had, and no kernel since 5.0.
+fn leaf(w: &Writer<'_>, file: &str, value: impl Display) -> Result<()> {
+    match w.cgroup.v1("blkio") {
+        Some(dir) if w.cgroup.read_at(dir, file).is_ok() => w.v1_only("blkio", file, value),
+        _ => Err(Error::unimplemented(
+            "spec",
+            "linux.resources.blockIO.leafWeight",
+            "this kernel doesn't have it: leave it out",
+        )),
+    }
 }
 
 const fn allow(kind: char, major: Option<u32>, minor: Option<u32>, open: bool) -> Rule {
@@ -336,6 +379,55 @@ mod tests {
         {
             let error = apply(&cgroup, &serde_json::from_value(v1_only).unwrap()).unwrap_err();
             assert_eq!(error.code, cofferdam_types::Code::Unimplemented);
+        }
+    }
+
+    /// Directories of plain files take what hosts with controllers that this one lacks would.
+    #[test]
+    fn what_few_hosts_have_is_written_where_it_is_and_refused_elsewhere() {
+        use cofferdam_sys::cgroup::{Hierarchy, Layout};
+        let dir = tempfile::tempdir().unwrap();
+        let group = |name: &str, controllers: &[&str], files: &[&str]| {
+            let root = dir.path().join(name);
+            std::fs::create_dir_all(root.join("g")).unwrap();
+            for file in files {
+                std::fs::write(root.join("g").join(file), "").unwrap();
+            }
+            Hierarchy { root, controllers: controllers.iter().map(|c| (*c).to_owned()).collect(), unified: false }
+        };
+        let written =
+            |hierarchy: &Hierarchy, file: &str| std::fs::read_to_string(hierarchy.root.join("g").join(file)).unwrap();
+        let net = group("net", &["net_cls", "net_prio"], &["net_cls.classid", "net_prio.ifpriomap"]);
+        let rdma = group("rdma", &["rdma"], &["rdma.max"]);
+        let blkio =
+            group("blkio", &["blkio"], &["blkio.bfq.weight_device", "blkio.leaf_weight", "blkio.leaf_weight_device"]);
+        let resources = serde_json::json!({
+            "network": {"classID": 1_048_577, "priorities": [{"name": "eth0", "priority": 5}]},
+            "rdma": {"mlx5_1": {"hcaHandles": 3, "hcaObjects": 10_000}},
+            "blockIO": {"leafWeight": 10, "weightDevice": [{"major": 8, "minor": 0, "weight": 500, "leafWeight": 300}]},
+        });
+        let resources: LinuxResources = serde_json::from_value(resources).unwrap();
+        let layout = Layout { hierarchies: vec![net.clone(), rdma.clone(), blkio.clone()] };
+        apply(&Cgroup::open(&layout, "/g").unwrap(), &resources).unwrap();
+        assert_eq!((&*written(&net, "net_cls.classid"), &*written(&net, "net_prio.ifpriomap")), ("1048577", "eth0 5"));
+        assert_eq!(written(&rdma, "rdma.max"), "mlx5_1 hca_handle=3 hca_object=10000");
+        assert_eq!(written(&blkio, "blkio.bfq.weight_device"), "8:0 500");
+        assert_eq!(
+            (&*written(&blkio, "blkio.leaf_weight"), &*written(&blkio, "blkio.leaf_weight_device")),
+            ("10", "8:0 300")
+        );
+
+        // A host with none of them.
+        let bare = Layout { hierarchies: vec![group("bare", &["pids"], &[])] };
+        for alone in [
+            serde_json::json!({"network": {"classID": 1}}),
+            serde_json::json!({"rdma": {"mlx5_1": {"hcaHandles": 3}}}),
+            serde_json::json!({"blockIO": {"leafWeight": 10}}),
+            serde_json::json!({"blockIO": {"weightDevice": [{"major": 8, "minor": 0, "weight": 500}]}}),
+        ] {
+            let resources = serde_json::from_value(alone).unwrap();
+            let error = apply(&Cgroup::open(&bare, "/g").unwrap(), &resources).unwrap_err();
+            assert_eq!(error.code, cofferdam_types::Code::Unimplemented, "{error}");
         }
     }
 }

@@ -5,12 +5,15 @@
 //! one fails, sends back its number and the errno; [`Step::describe`] makes a sentence of it.
 
 use std::{
+    cell::Cell,
     ffi::{CString, c_char},
     os::fd::{OwnedFd, RawFd},
     ptr,
 };
 
 use cofferdam_types::Error;
+
+use super::properties::Call;
 
 /// A place in the container's root; looked up by descriptor, as the container's own programs would see it.
 #[derive(Debug)]
@@ -97,6 +100,38 @@ pub(super) enum Step {
         flags: i32,
         what: String,
     },
+    /// Clones a brother with new namespaces, in a cgroup of v2, that goes on from here; this process ends.
+    Born {
+        flags: i32,
+        cgroup: Option<OwnedFd>,
+    },
+    /// Raises hard limits as far as needed, while the rights of the host are there to do it.
+    Raise(Vec<(u32, libc::rlimit)>),
+    /// Becomes a user namespace's root.
+    Become {
+        uid: u32,
+        gid: u32,
+    },
+    /// A property of the process, by one system call.
+    Call(Call),
+    /// Writes to a file of this process in the host's proc file system: the label of the next program.
+    Label {
+        file: CString,
+        value: CString,
+        what: String,
+    },
+    /// Makes a time namespace with these offsets, and enters it.
+    Time(CString),
+    /// Opens a directory of the host, for [`Step::Place`].
+    Reach(CString),
+    /// Mounts the root there; what follows is made in it. [`Step::Pivot`] makes it the root.
+    Place(OwnedFd),
+    /// Says that hooks can run, and waits for them.
+    Pause,
+    Pivot,
+    /// Makes the mounts of every [`Step::Mount`], for one to whom the kernel gives them only while the host's are
+    /// there to be seen as well.
+    Early,
     /// Makes new ones.
     Unshare {
         flags: i32,
@@ -118,6 +153,8 @@ pub(super) enum Step {
         kind: CString,
         data: Vec<(CString, Option<CString>)>,
         attributes: Attributes,
+        /// What [`Step::Early`] made of it, else -1.
+        made: Cell<i32>,
     },
     /// Changes a mount that is in place.
     Change {
@@ -182,10 +219,11 @@ pub(super) enum Step {
         groups: Vec<u32>,
         umask: u32,
     },
-    /// Effective, permitted, and ambient (which must be inheritable; nothing else is).
+    /// Ambient ones must be permitted and inheritable.
     Capabilities {
         effective: u64,
         permitted: u64,
+        inheritable: u64,
         ambient: u64,
     },
     NoNewPrivileges,
@@ -207,6 +245,17 @@ impl Step {
             Step::Join(_) => "joining its cgroup".into(),
             Step::Undumpable => "hiding the process from the container".into(),
             Step::Enter { what, .. } => format!("joining {what}"),
+            Step::Born { .. } => "making its namespaces".into(),
+            Step::Raise(_) => "raising resource limits".into(),
+            Step::Become { uid, gid } => format!("becoming {uid}:{gid} of the user namespace"),
+            Step::Early => "making the mounts".into(),
+            Step::Call(call) => call.what.into(),
+            Step::Label { what, .. } => format!("setting {what}"),
+            Step::Time(_) => "making the time namespace".into(),
+            Step::Reach(path) => format!("opening {}", text(path)),
+            Step::Place(_) => "mounting the root file system in the bundle".into(),
+            Step::Pause => "waiting for the hooks".into(),
+            Step::Pivot => "changing to the root file system".into(),
             Step::Unshare { .. } => "making the network and cgroup namespaces".into(),
             Step::Loopback => "bringing up the loopback interface".into(),
             Step::Hostname(name) => format!("setting the host name {}", text(name)),
@@ -269,7 +318,25 @@ impl Step {
             (Step::WorkingDirectory { path, .. }, libc::EACCES | libc::EPERM) => {
                 state(format!("the working directory {}", text(path)), "its user may not enter it")
             }
-            (Step::Limits(_), libc::EPERM) => state(
+            (Step::Mount { kind, target, .. }, libc::EPERM) => state(
+                format!("mounting {} at {}", text(kind), text(&target.path)),
+                "in a user namespace the kernel allows it only with the namespaces that it shows (sysfs: network, proc: \
+                 pid, mqueue: ipc) made along with it, and where the daemon sees the host's: bind the host's instead",
+            ),
+            (Step::Label { what, .. }, _) => state(
+                format!("setting {what}"),
+                "the kernel refuses it: is it loaded, and may the daemon change to it?",
+            ),
+            (Step::Time(_), libc::EINVAL | libc::ERANGE) => {
+                spec("linux.timeOffsets".to_owned(), "would set a clock back before its beginning, or too far ahead")
+            }
+            (Step::Call(call), libc::ENOSYS) => {
+                state(call.what.to_owned(), "this kernel doesn't have it: leave it out")
+            }
+            (Step::Call(call), libc::EINVAL) => {
+                spec(call.what.to_owned(), "has values that this kernel or host doesn't take")
+            }
+            (Step::Limits(_) | Step::Raise(_), libc::EPERM) => state(
                 "setting resource limits".to_owned(),
                 "one is higher than the daemon may give: ask for less, or start the daemon with more (CAP_SYS_RESOURCE)",
             ),
@@ -306,4 +373,8 @@ impl Kind {
     pub const READY: u32 = 2;
     /// Carries the terminal's master.
     pub const CONSOLE: u32 = 3;
+    /// Carries the pidfd of the process that goes on.
+    pub const BORN: u32 = 4;
+    /// It stands where hooks are run.
+    pub const PAUSED: u32 = 5;
 }

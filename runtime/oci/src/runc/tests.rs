@@ -397,3 +397,15 @@ fn f4_a_symlink_in_the_bundle_is_not_followed() {
     assert_eq!(std::fs::read_to_string(&canary).unwrap(), "untouched");
     fixture.end(&container);
 }
+
+#[test]
+fn a_user_namespace_is_refused_where_ids_cant_be_mapped() {
+    let f = Fixture::with(Path::new("/bin/true"));
+    let mut spec = serde_json::to_value(f.spec(&["true"], false)).unwrap();
+    spec["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+    let null = File::options().read(true).write(true).open("/dev/null").unwrap();
+    let stdio = Stdio::Fds { stdin: null.as_fd(), stdout: null.as_fd(), stderr: null.as_fd() };
+    let error = f.create(&serde_json::from_value(spec).unwrap(), stdio).unwrap_err();
+    assert_eq!((error.code, error.id.as_str()), (Code::Unimplemented, "linux.namespaces user"));
+    assert_eq!(std::fs::read_dir(f.bundle()).unwrap().count(), 0);
+}

@@ -4,13 +4,14 @@ use std::path::Path;
 
 use cofferdam_types::{Error, Result};
 use oci_spec::runtime::{
-    Linux, LinuxCpuBuilder, LinuxDeviceCgroup, LinuxDeviceType, LinuxMemoryBuilder, LinuxNamespace,
-    LinuxNamespaceType as Kind, LinuxPidsBuilder, LinuxResources,
+    Linux, LinuxCpuBuilder, LinuxDeviceCgroup, LinuxDeviceType, LinuxMemoryBuilder, LinuxNamespace, LinuxPidsBuilder,
+    LinuxResources,
 };
 
 use super::{
     Network, Options, Seccomp,
     check::{clean, shown, wrong},
+    devices, namespaces,
 };
 use crate::{caps, seccomp};
 
@@ -64,30 +65,36 @@ pub const MAX_PIDS: u64 = 1 << 22;
 
 /// The Linux part of a container's spec.
 pub(super) fn linux(cgroup: &str, options: &Options, capabilities: caps::Set) -> Result<Linux> {
-    let mut kinds = vec![Kind::Pid, Kind::Ipc, Kind::Uts, Kind::Mount, Kind::Cgroup];
-    if options.network == Network::None {
-        kinds.push(Kind::Network);
-    }
-    let namespaces = kinds.into_iter().map(|kind| {
+    let namespaces = namespaces::all(options).into_iter().map(|(kind, path)| {
         let mut namespace = LinuxNamespace::default();
-        namespace.set_typ(kind);
+        namespace.set_typ(kind).set_path(path.map(Into::into));
         namespace
     });
+    let (nodes, rules): (Vec<_>, Vec<_>) = devices::all(options)?.into_iter().unzip();
+    let mut resources = resources(options)?;
+    resources.devices_mut().get_or_insert_default().extend(rules);
     let mut linux = Linux::default();
     linux
         .set_namespaces(Some(namespaces.collect()))
         .set_cgroups_path(Some(cgroup.into()))
-        .set_resources(Some(resources(options)?))
+        .set_resources(Some(resources))
+        .set_devices(Some(nodes).filter(|nodes| !nodes.is_empty()))
+        .set_uid_mappings(namespaces::mappings(options)?)
+        .set_gid_mappings(namespaces::mappings(options)?)
         .set_sysctl(None)
-        .set_seccomp(match options.seccomp {
-            Seccomp::Default => Some(seccomp::default_profile(capabilities, seccomp::NATIVE)),
-            Seccomp::Unconfined => None,
+        .set_seccomp(match (&options.seccomp_profile, options.seccomp) {
+            (Some(_), Seccomp::Unconfined) => {
+                return Err(wrong("seccomp_profile", "doesn't go with no filter at all: choose one"));
+            }
+            (Some(profile), _) => Some(profile.clone()),
+            (None, Seccomp::Default) => Some(seccomp::default_profile(capabilities, seccomp::NATIVE)),
+            (None, Seccomp::Unconfined) => None,
         })
         .set_masked_paths(Some(masked()))
         .set_readonly_paths(Some(READONLY.iter().map(|p| (*p).to_owned()).collect()));
     if !options.sysctls.is_empty() {
         for (key, value) in &options.sysctls {
-            sysctl(key, value, options.network)?;
+            sysctl(key, value, options)?;
         }
         linux.set_sysctl(Some(options.sysctls.clone().into_iter().collect()));
     }
@@ -115,7 +122,7 @@ fn cpus(list: &str) -> impl Iterator<Item = u32> {
 }
 
 /// P9: only what a namespace of the container has of its own.
-fn sysctl(key: &str, value: &str, network: Network) -> Result<()> {
+fn sysctl(key: &str, value: &str, options: &Options) -> Result<()> {
     let plain = key
         .split('.')
         .all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-')));
@@ -123,8 +130,11 @@ fn sysctl(key: &str, value: &str, network: Network) -> Result<()> {
         return Err(wrong("sysctls", format!("have the name {}; names look like net.ipv4.ip_forward", shown(key))));
     }
     clean("sysctls", value).map_err(|e| e.context(key))?;
-    let mine = IPC_SYSCTLS.contains(&key) || key.starts_with("fs.mqueue.");
-    if mine || (key.starts_with("net.") && network == Network::None) {
+    let ipc = IPC_SYSCTLS.contains(&key) || key.starts_with("fs.mqueue.");
+    if ipc && options.namespaces.contains_key("ipc") {
+        return Err(wrong("sysctls", format!("have {key}, which in an ipc namespace of others would change theirs")));
+    }
+    if ipc || (key.starts_with("net.") && options.network == Network::None) {
         return Ok(());
     }
     Err(wrong(
@@ -140,7 +150,7 @@ fn sysctl(key: &str, value: &str, network: Network) -> Result<()> {
 fn resources(options: &Options) -> Result<LinuxResources> {
     let internal = |e: oci_spec::OciSpecError| Error::internal("spec", "resources", e.to_string());
     let mut resources = LinuxResources::default();
-    resources.set_devices(Some(devices()));
+    resources.set_devices(Some(standard()));
     if let Some(bytes) = options.memory {
         let limit = i64::try_from(bytes).ok().filter(|_| bytes >= MIN_MEMORY).ok_or_else(|| {
             wrong("memory", format!("is {bytes} bytes: between {MIN_MEMORY} and {} are possible", i64::MAX))
@@ -174,7 +184,7 @@ fn resources(options: &Options) -> Result<LinuxResources> {
 }
 
 /// Nothing but the standard ones. Nodes of any device may be *made* (an unpacking tar does); they can't be opened.
-fn devices() -> Vec<LinuxDeviceCgroup> {
+fn standard() -> Vec<LinuxDeviceCgroup> {
     let rule = |allow, typ, major: Option<i64>, minor: Option<i64>, access: &str| {
         let mut rule = LinuxDeviceCgroup::default();
         rule.set_allow(allow).set_typ(typ).set_major(major).set_minor(minor).set_access(Some(access.to_owned()));

@@ -9,8 +9,10 @@
 //! nothing to a runtime.
 
 mod check;
+mod devices;
 mod linux;
 mod mounts;
+mod namespaces;
 mod options;
 mod process;
 
@@ -22,14 +24,14 @@ use std::os::fd::AsFd;
 use cofferdam_types::{Id, Result};
 use oci_spec::{
     image::{Config, ImageConfiguration},
-    runtime::{Root, Spec},
+    runtime::{LinuxSeccomp, Root, Spec},
 };
 
 use self::check::{clean, shown, wrong};
 use crate::caps;
 
 pub use linux::{MAX_PIDS, MIN_MEMORY};
-pub use options::{ExecOptions, Mount, Network, Options, Seccomp, Ulimit};
+pub use options::{Device, ExecOptions, IdMap, Mount, Network, Options, Seccomp, Ulimit};
 pub use process::exec;
 
 /// The oldest version of the runtime spec that has all we use: old runtimes take it as well as new ones.
@@ -49,17 +51,20 @@ const ORDERS: &[&str] = &["org.systemd.property.", "org.criu.", "run.oci.", "io.
 pub fn generate(cgroup: &str, id: &Id, image: &ImageConfiguration, options: &Options, root: impl AsFd) -> Result<Spec> {
     let none = Config::default();
     let image = image.config().as_ref().unwrap_or(&none);
+    namespaces::check(options)?;
     let hostname = hostname(id, options)?;
     let capabilities = caps::Set::adjusted(&options.cap_add, &options.cap_drop)?;
-    let process = process::first(image, options, &hostname, capabilities, root.as_fd())?;
+    let process = process::first(image, options, hostname.as_deref(), capabilities, root.as_fd())?;
     let mut root = Root::default();
     root.set_path("rootfs".into()).set_readonly(Some(options.readonly));
+    namespaces::covers(options, process.user())?;
+    let cgroup = namespaces::cgroup(options)?.unwrap_or_else(|| cgroup.to_owned());
     let mut spec = Spec::default();
     spec.set_version(VERSION.to_owned())
         .set_root(Some(root))
-        .set_hostname(Some(hostname))
+        .set_hostname(hostname.filter(|_| !options.namespaces.contains_key("uts")))
         .set_mounts(Some(mounts::all(options)?))
-        .set_linux(Some(linux::linux(cgroup, options, capabilities)?))
+        .set_linux(Some(linux::linux(&cgroup, options, capabilities)?))
         .set_annotations(Some(annotations(options)?.into_iter().collect()))
         .set_process(Some(process));
     Ok(spec)
@@ -91,10 +96,18 @@ fn signal(text: &str) -> Option<i32> {
     format!("SIG{bare}").parse::<nix::sys::signal::Signal>().ok().map(|signal| signal as i32)
 }
 
-fn hostname(id: &Id, options: &Options) -> Result<String> {
+/// `None` if the name is that of a namespace which somebody else has named.
+fn hostname(id: &Id, options: &Options) -> Result<Option<String>> {
+    if let Some(uts) = options.namespaces.get("uts") {
+        if options.hostname.is_some() {
+            return Err(wrong("hostname", "can't be given with a uts namespace that is not the container's own"));
+        }
+        let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+        return Ok(host.filter(|_| uts == namespaces::HOST));
+    }
     let Some(name) = options.hostname.as_deref() else {
         let cut = id.as_str().get(..MAX_HOSTNAME).unwrap_or(id);
-        return Ok(cut.trim_end_matches(['.', '-', '_']).to_owned());
+        return Ok(Some(cut.trim_end_matches(['.', '-', '_']).to_owned()));
     };
     let label = |l: &str| !l.is_empty() && l.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));
     if name.len() > MAX_HOSTNAME || name.starts_with('-') || !name.split('.').all(label) {
@@ -103,7 +116,16 @@ fn hostname(id: &Id, options: &Options) -> Result<String> {
             format!("is {}: it must be 1 to {MAX_HOSTNAME} letters, digits, `-`, `_` and single dots", shown(name)),
         ));
     }
-    Ok(name.to_owned())
+    Ok(Some(name.to_owned()))
+}
+
+/// Reads a filter of system calls as `linux.seccomp` of a spec has it; nothing is none.
+pub fn seccomp_profile(json: &[u8]) -> Result<Option<LinuxSeccomp>> {
+    if json.is_empty() {
+        return Ok(None);
+    }
+    let bad = |e| wrong("seccomp_profile", format!("is not what linux.seccomp of an OCI spec can be: {e}"));
+    serde_json::from_slice(json).map(Some).map_err(bad)
 }
 
 fn annotations(options: &Options) -> Result<std::collections::BTreeMap<String, String>> {

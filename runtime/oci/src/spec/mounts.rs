@@ -8,6 +8,7 @@ use oci_spec::runtime::Mount as SpecMount;
 use super::{
     Mount, Network, Options,
     check::{clean, path, shown, wrong},
+    namespaces,
 };
 
 const SHM_SIZE: u64 = 64 << 20;
@@ -53,6 +54,26 @@ pub(super) fn all(options: &Options) -> Result<Vec<SpecMount>> {
     }
     for place in mounts.iter_mut().filter(|m| m.destination() == Path::new("/dev/shm")) {
         place.options_mut().get_or_insert_default().push(format!("size={shm}"));
+    }
+    if !namespaces::has(&options.userns, 5) {
+        // The group that terminals belong to is nobody there.
+        for place in mounts.iter_mut().filter(|m| m.destination() == Path::new("/dev/pts")) {
+            place.options_mut().get_or_insert_default().retain(|option| option != "gid=5");
+        }
+    }
+    let host = |target: &str| mount(target, "bind", target, ["bind", "rprivate", "nosuid", "noexec", "nodev"]);
+    let mut replace = |new: SpecMount| {
+        for place in mounts.iter_mut().filter(|m| m.destination() == new.destination()) {
+            *place = new.clone();
+        }
+    };
+    if options.namespaces.get("ipc").is_some_and(|place| place == namespaces::HOST) {
+        replace(host("/dev/shm"));
+        // A mqueue file system shows the namespace of its maker anyway.
+    }
+    if options.network == Network::Host && !options.userns.is_empty() {
+        // The kernel gives a sysfs only to whom the network belongs that it shows.
+        replace(mount("/sys", "bind", "/sys", ["bind", "rprivate", "nosuid", "noexec", "nodev", "ro"]));
     }
     if options.network == Network::Host {
         // By the host's names. One that the host doesn't have has nothing to say.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use oci_spec::runtime::LinuxSeccomp;
 use serde::{Deserialize, Serialize};
 
 /// How a container differs from what its image and our defaults say.
@@ -55,6 +56,20 @@ pub struct Options {
     pub shm_size: Option<u64>,
     /// Annotations of the spec. The image's labels do not become annotations.
     pub annotations: BTreeMap<String, String>,
+    /// What its user and group ids are on the host, for a user namespace of its own; none: they are the host's.
+    pub userns: Vec<IdMap>,
+    /// How much sooner (or, below 0, later) than others it is killed when memory is short: -1000 to 1000.
+    pub oom_score_adj: Option<i32>,
+    /// Devices of the host.
+    pub devices: Vec<Device>,
+    /// The AppArmor profile that its processes run under.
+    pub apparmor: Option<String>,
+    /// Namespaces (`pid`, `ipc`, `uts`) that are not its own: `host`, or the path of one.
+    pub namespaces: BTreeMap<String, String>,
+    /// The path of its cgroup, from the root of the hierarchies.
+    pub cgroup: Option<String>,
+    /// System calls that are allowed, in place of [`Seccomp::Default`].
+    pub seccomp_profile: Option<LinuxSeccomp>,
 }
 
 impl Default for Options {
@@ -82,6 +97,13 @@ impl Default for Options {
             sysctls: BTreeMap::new(),
             shm_size: None,
             annotations: BTreeMap::new(),
+            userns: Vec::new(),
+            oom_score_adj: None,
+            devices: Vec::new(),
+            apparmor: None,
+            namespaces: BTreeMap::new(),
+            cgroup: None,
+            seccomp_profile: None,
         }
     }
 }
@@ -150,6 +172,32 @@ pub enum Mount {
         #[serde(default)]
         options: Vec<String>,
     },
+}
+
+/// A range of user and group ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IdMap {
+    /// The first one in the container.
+    pub container: u32,
+    /// What that one is on the host.
+    pub host: u32,
+    /// How many.
+    pub size: u32,
+}
+
+/// A device of the host in the container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Device {
+    /// Its node on the host; absolute.
+    pub source: String,
+    /// Its node in the container; the same if it is empty.
+    #[serde(default)]
+    pub target: String,
+    /// Made of `r`, `w` and `m`; all if it is empty.
+    #[serde(default)]
+    pub access: String,
 }
 
 /// A resource limit.

@@ -36,7 +36,7 @@ fn own_descriptors() -> u64 {
 pub(super) fn first(
     image: &Config,
     options: &Options,
-    hostname: &str,
+    hostname: Option<&str>,
     set: caps::Set,
     root: BorrowedFd<'_>,
 ) -> Result<Process> {
@@ -47,7 +47,9 @@ pub(super) fn first(
     };
     let mut env = Env::default();
     env.add("env", PATH)?;
-    env.add("hostname", &format!("HOSTNAME={hostname}"))?;
+    if let Some(hostname) = hostname {
+        env.add("hostname", &format!("HOSTNAME={hostname}"))?;
+    }
     for variable in image.env().iter().flatten() {
         env.add("env", variable).map_err(|e| e.context("the image's environment"))?;
     }
@@ -68,8 +70,27 @@ pub(super) fn first(
         .set_cwd(cwd(image, options)?.into())
         .set_capabilities(Some(capabilities(set)?))
         .set_rlimits(Some(rlimits(options)?))
-        .set_no_new_privileges(Some(options.no_new_privileges));
+        .set_no_new_privileges(Some(options.no_new_privileges))
+        .set_oom_score_adj(oom_score_adj(options)?)
+        .set_apparmor_profile(apparmor(options)?);
     Ok(process)
+}
+
+fn oom_score_adj(options: &Options) -> Result<Option<i32>> {
+    match options.oom_score_adj {
+        Some(score) if !(-1000..=1000).contains(&score) => {
+            Err(wrong("oom_score_adj", format!("is {score}: between -1000 and 1000 are possible")))
+        }
+        score => Ok(score),
+    }
+}
+
+fn apparmor(options: &Options) -> Result<Option<String>> {
+    let Some(profile) = options.apparmor.as_deref() else { return Ok(None) };
+    if profile.is_empty() || profile.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        return Err(wrong("apparmor", format!("is {}, which is no name of a profile", shown(profile))));
+    }
+    Ok(Some(profile.to_owned()))
 }
 
 /// One more process, made after the container's first one: the same limits and seccomp, and the same capabilities but for

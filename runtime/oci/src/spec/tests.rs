@@ -136,8 +136,8 @@ fn p8_devices_are_denied_by_default() {
         let opens = rule["access"].as_str().unwrap().contains(['r', 'w']);
         assert!(!opens || (rule["type"] == "c" && rule["major"].is_number()), "{rule}");
     }
-    let unknown = serde_json::from_value::<Options>(json!({"devices": ["/dev/sda"]})).unwrap_err();
-    assert!(unknown.to_string().contains("devices"));
+    let unknown = serde_json::from_value::<Options>(json!({"volumes": ["/data"]})).unwrap_err();
+    assert!(unknown.to_string().contains("volumes"));
 }
 
 #[test]
@@ -409,7 +409,7 @@ fn stop_signals_are_read() {
 #[test]
 fn a_long_id_still_makes_a_host_name() {
     let id = Id::new(format!("{}-{}", "a".repeat(63), "b".repeat(12))).unwrap();
-    assert_eq!(hostname(&id, &Options::default()).unwrap(), "a".repeat(63));
+    assert_eq!(hostname(&id, &Options::default()).unwrap(), Some("a".repeat(63)));
 }
 
 #[test]
@@ -424,4 +424,95 @@ fn the_native_driver_takes_what_is_generated() {
     ] {
         crate::native::check(&make(json!({"Cmd": ["sh"], "User": "web"}), options).unwrap()).unwrap();
     }
+}
+
+#[test]
+fn a_user_namespace_has_its_map_and_what_fits_in_it() {
+    let map = json!([{"container": 0, "host": 100_000, "size": 65_536}]);
+    let made = spec(json!({"Cmd": ["sh"], "User": "web"}), json!({"userns": map}));
+    let mapping = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+    assert_eq!((&made["linux"]["uidMappings"], &made["linux"]["gidMappings"]), (&mapping, &mapping));
+    assert!(made["linux"]["namespaces"].as_array().unwrap().contains(&json!({"type": "user"})));
+    let with = |made: &Value, target: &str| -> Value {
+        made["mounts"].as_array().unwrap().iter().find(|m| m["destination"] == target).unwrap().clone()
+    };
+    assert!(with(&made, "/dev/pts")["options"].as_array().unwrap().contains(&json!("gid=5")));
+    // Group 5 is nobody where there is only one id.
+    let small =
+        spec(json!({"Cmd": ["sh"], "User": "7:7"}), json!({"userns": [{"container": 7, "host": 7, "size": 1}]}));
+    assert!(!with(&small, "/dev/pts")["options"].as_array().unwrap().contains(&json!("gid=5")));
+    let host = spec(json!({"Cmd": ["sh"]}), json!({"userns": map, "network": "host"}));
+    assert_eq!(with(&host, "/sys")["type"], "bind");
+    refused(
+        "userns",
+        &[
+            json!([{"container": 0, "host": 1, "size": 0}]),
+            json!([{"container": 0, "host": 4_294_967_290u32, "size": 6}]),
+            json!([{"container": 0, "host": 1, "size": 5}, {"container": 4, "host": 100, "size": 5}]),
+            json!([{"container": 0, "host": 1, "size": 5}, {"container": 5, "host": 5, "size": 5}]),
+            // Its user, root, is nobody there.
+            json!([{"container": 1, "host": 1, "size": 5}]),
+            json!(vec![json!({"container": 0, "host": 1, "size": 1}); 341]),
+        ],
+    );
+}
+
+#[test]
+fn devices_of_the_host_have_a_node_and_a_rule() {
+    let made = spec(
+        json!({"Cmd": ["sh"]}),
+        json!({"devices": [{"source": "/dev/null", "target": "/dev/void", "access": "r"}, {"source": "/dev/tty"}]}),
+    );
+    let devices = made["linux"]["devices"].as_array().unwrap();
+    let place = |n: usize| (devices[n]["path"].clone(), devices[n]["type"].clone(), devices[n]["major"].clone());
+    assert_eq!(place(0), (json!("/dev/void"), json!("c"), json!(1)));
+    assert_eq!(place(1), (json!("/dev/tty"), json!("c"), json!(5)));
+    let rules = made["linux"]["resources"]["devices"].as_array().unwrap();
+    assert!(rules.contains(&json!({"allow": true, "type": "c", "major": 1, "minor": 3, "access": "r"})));
+    refused(
+        "devices",
+        &[
+            json!([{"source": "/etc/passwd"}]),
+            json!([{"source": "/dev/nonexistent"}]),
+            json!([{"source": "dev/null"}]),
+            json!([{"source": "/dev/null", "access": "x"}]),
+            json!([{"source": "/dev/null", "access": "rr"}]),
+            json!([{"source": "/dev/null", "target": "/etc/null"}]),
+            json!([{"source": "/dev/null"}, {"source": "/dev/null"}]),
+        ],
+    );
+}
+
+#[test]
+fn namespaces_cgroup_and_profiles_can_be_chosen() {
+    let made = spec(
+        json!({"Cmd": ["sh"]}),
+        json!({"namespaces": {"pid": "host", "uts": "/proc/7/ns/uts", "ipc": "host"}, "cgroup": "/a//b", "apparmor": "strict",
+            "oom_score_adj": -5, "seccomp_profile": {"defaultAction": "SCMP_ACT_ALLOW"}}),
+    );
+    let names = made["linux"]["namespaces"].clone();
+    assert_eq!(
+        names,
+        json!([{"type": "uts", "path": "/proc/7/ns/uts"}, {"type": "mount"}, {"type": "cgroup"}, {"type": "network"}])
+    );
+    assert_eq!((&made["hostname"], &made["linux"]["cgroupsPath"]), (&Value::Null, &json!("/a/b")));
+    assert_eq!((&made["process"]["apparmorProfile"], &made["process"]["oomScoreAdj"]), (&json!("strict"), &json!(-5)));
+    assert_eq!(made["linux"]["seccomp"]["defaultAction"], "SCMP_ACT_ALLOW");
+    let shm = made["mounts"].as_array().unwrap().iter().find(|m| m["destination"] == "/dev/shm").unwrap();
+    assert_eq!(shm["type"], "bind");
+    let host = spec(json!({"Cmd": ["sh"]}), json!({"namespaces": {"uts": "host"}}));
+    let name = nix::unistd::gethostname().unwrap().into_string().unwrap();
+    assert!(host["process"]["env"].as_array().unwrap().contains(&json!(format!("HOSTNAME={name}"))));
+    refused("namespaces", &[json!({"mount": "host"}), json!({"pid": "relative"}), json!({"pid": ""})]);
+    refused("cgroup", &[json!("relative"), json!("/a/../b"), json!("/"), json!("/a:b:c")]);
+    refused("oom_score_adj", &[json!(1001), json!(-1001)]);
+    refused("apparmor", &[json!(""), json!("a b")]);
+    let both = json!({"seccomp": "unconfined", "seccomp_profile": {"defaultAction": "SCMP_ACT_ALLOW"}});
+    assert_eq!(make(json!({"Cmd": ["sh"]}), both).unwrap_err().id, "seccomp_profile");
+    let ipc = json!({"namespaces": {"ipc": "host"}, "sysctls": {"kernel.msgmax": "1"}});
+    assert_eq!(make(json!({"Cmd": ["sh"]}), ipc).unwrap_err().id, "sysctls");
+    let named = json!({"namespaces": {"uts": "host"}, "hostname": "x"});
+    assert_eq!(make(json!({"Cmd": ["sh"]}), named).unwrap_err().id, "hostname");
+    assert!(seccomp_profile(b"").unwrap().is_none());
+    assert_eq!(seccomp_profile(b"[1]").unwrap_err().id, "seccomp_profile");
 }

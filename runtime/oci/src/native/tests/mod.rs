@@ -1,8 +1,12 @@
 //! Real containers: busybox in a directory, run as root with the features of the host's kernel.
 
 mod files;
+mod hooks;
 mod life;
+mod mounts;
 mod program;
+mod properties;
+mod user;
 
 use std::{
     fs::File,
@@ -48,7 +52,8 @@ fn busybox(root: &Path) {
     install(Path::new("/bin/busybox"), &root.join("bin/busybox"));
     for name in [
         "sh", "cat", "ls", "id", "true", "sleep", "stat", "stty", "hostname", "mkdir", "touch", "grep", "tty", "env",
-        "readlink", "dd", "ps", "mount", "echo", "kill", "mknod", "pwd", "unshare", "test", "head", "wc",
+        "readlink", "dd", "ps", "mount", "echo", "kill", "mknod", "pwd", "unshare", "test", "head", "wc", "rm",
+        "uname", "ionice", "awk", "sort",
     ] {
         std::os::unix::fs::symlink("busybox", root.join("bin").join(name)).unwrap();
     }

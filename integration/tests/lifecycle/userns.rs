@@ -1,0 +1,109 @@
+//! User namespaces, from the option to the files on disk (TestUserNamespaces of the reference).
+
+use std::os::unix::fs::MetadataExt as _;
+
+use cofferdam_client::{Device, IdMap, Stdio};
+use cofferdam_integration::{Daemon, bounded, output};
+
+use crate::script;
+
+const HOST: u32 = 100_000;
+
+fn map() -> Vec<IdMap> {
+    vec![IdMap { container: 0, host: HOST, size: 65_536 }]
+}
+
+/// Runs a script as user 1000 of a user namespace whose root file system can be written or not.
+fn run(read_only: bool, line: &str) -> (u32, String) {
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    let result = bounded(async {
+        let client = daemon.client().await;
+        let mut request = script(&daemon, "box", line);
+        request.container.options.userns = map();
+        request.container.options.user = "1000:1000".into();
+        request.container.options.read_only = read_only;
+        let (stdout, said) = output();
+        request.stdio = Stdio { stdout, ..Stdio::default() };
+        let run = client.run(request).unwrap();
+        let pid = run.started().await.unwrap();
+        let owner = std::fs::metadata(format!("/proc/{pid}")).map(|meta| meta.uid());
+        assert!(owner.is_err() || owner.is_ok_and(|uid| uid == HOST + 1000), "it runs as somebody of the host");
+        let exit = run.wait().await.unwrap();
+        run.container().remove(true).await.unwrap();
+        (exit.status, said.text().await)
+    });
+    daemon.settles(&before);
+    result
+}
+
+#[test]
+fn a_writable_root_in_a_user_namespace() {
+    let line = "touch /tmp/made /made 2>&1; stat -c %u /tmp/made /bin; echo again > /proc/self/fd/1; id -u; exit 7";
+    let (status, said) = run(false, line);
+    assert!(said.contains("/made: Permission denied") && said.ends_with("1000\n0\nagain\n1000\n"), "{said}");
+    assert_eq!(status, 7);
+}
+
+#[test]
+fn a_read_only_root_in_a_user_namespace() {
+    let (status, said) = run(true, "touch /tmp/made 2>&1; echo x > /dev/shm/x && stat -c %u /dev/shm/x; exit 7");
+    assert!(said.contains("Read-only file system") && said.ends_with("1000\n"), "{said}");
+    assert_eq!(status, 7);
+}
+
+#[test]
+fn what_was_written_in_a_user_namespace_is_root_on_disk_and_another_process_can_be_run() {
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    bounded(async {
+        let namespace = daemon.open().await;
+        let container = crate::with(&namespace, "box", "echo x > /made; exec sleep 1000", |c| c.options.userns = map());
+        let task = container.create_task(Stdio::default(), false);
+        let pid = task.start().await.unwrap();
+        let (stdout, said) = output();
+        let options = cofferdam_client::ProcessOptions {
+            args: ["sh", "-c", "until test -e /made; do :; done; id -u; stat -c %u /made; echo y > /dev/stdout"]
+                .map(str::to_owned)
+                .into(),
+            user: "1000:1000".into(),
+            ..Default::default()
+        };
+        let exec = task.exec("", &options, Stdio { stdout, ..Stdio::default() });
+        exec.start().await.unwrap();
+        assert_eq!(exec.wait().await.unwrap().status, 0);
+        assert_eq!(said.text().await, "1000\n0\ny\n");
+        // Seen through the container's root it is the mapped user's.
+        assert_eq!(std::fs::metadata(format!("/proc/{pid}/root/made")).unwrap().uid(), HOST);
+        task.kill(9, false).await.unwrap();
+        task.wait().await.unwrap();
+        container.remove(true).await.unwrap();
+    });
+    daemon.settles(&before);
+}
+
+#[test]
+fn options_that_reach_the_host_work() {
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    bounded(async {
+        let client = daemon.client().await;
+        let line = "cat /proc/self/oom_score_adj; head -c 2 /dev/nothing | wc -c; echo x > /dev/nothing; readlink /proc/self/ns/ipc; cat /proc/self/cgroup | sort -u | tail -n 1";
+        let mut request = script(&daemon, "box", line);
+        let options = &mut request.container.options;
+        options.oom_score_adj = 300;
+        options.devices =
+            vec![Device { host_path: "/dev/zero".into(), target: "/dev/nothing".into(), access: "r".into() }];
+        options.namespaces = vec![("ipc".into(), "host".into()), ("uts".into(), "/proc/self/ns/uts".into())];
+        options.cgroup = "/cofferdam-chosen".into();
+        let (stdout, said) = output();
+        request.stdio = Stdio { stdout, ..Stdio::default() };
+        let run = client.run(request).unwrap();
+        run.wait().await.unwrap();
+        let ipc = std::fs::read_link("/proc/self/ns/ipc").unwrap();
+        let said = said.text().await;
+        assert!(said.starts_with(&format!("300\n2\n{}\n", ipc.display())), "{said}");
+        run.container().remove(true).await.unwrap();
+    });
+    daemon.settles(&before);
+}
