@@ -2,7 +2,6 @@
 
 use std::{
     os::fd::OwnedFd,
-    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -32,6 +31,7 @@ use crate::{
         LogLost, Measure, NewContainer, Observe, Pause, Pids, ProcessEntry, ProcessState, Processes, Query, Remove,
         Removed, Resize, Start, Stdin, Stdio, UpdateResources,
     },
+    shim::Program,
 };
 
 /// Requests under way: each may wait for its shim.
@@ -53,7 +53,7 @@ pub struct Deps {
     /// Directories.
     pub layout: Layout,
     /// The shim program.
-    pub shim: PathBuf,
+    pub shim: Program,
     /// Where journald listens.
     pub journal: PathBuf,
 }

@@ -31,3 +31,4 @@ mod sweep;
 pub use handle::{Deps, Tasks};
 pub use layout::Layout;
 pub use messages::{Attached, ExecRequest, Input, NewContainer, Output, ProcessEntry, ProcessState, RunRecord, Stdio};
+pub use shim::Program;

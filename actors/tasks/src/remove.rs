@@ -180,14 +180,15 @@ pub(crate) async fn cleanup(cgroup: &str) -> Result<()> {
     done.unwrap_or_else(|e| Err(Error::internal("cgroup", cgroup, e.to_string())))
 }
 
-fn remove_dirs(deps: &Deps, ns: &Namespace, id: &Id, shim: Option<&str>) {
-    // What a binary that is lost had kept of it would be in the way of the next one.
-    let mut dirs = vec![deps.layout.bundle(ns, id), deps.layout.runc_of(ns, id)];
-    dirs.extend(shim.map(|shim| deps.layout.shim(shim)));
-    for dir in dirs {
-        if let Err(error) = layout::remove(&dir) {
-            tracing::warn!(%error, "a directory is left behind");
-        }
+fn remove_dirs(deps: &Deps, ns: &Namespace, id: &Id, entry: Option<&Rc<Entry>>) {
+    let mut removed = vec![layout::remove(&deps.layout.bundle(ns, id))];
+    if let Some(entry) = entry {
+        // What a binary that is lost had kept of it would be in the way of the next one.
+        removed.push(deps.layout.remove_runc(&entry.runc));
+        removed.push(layout::remove(&deps.layout.shim(&entry.shim)));
+    }
+    for error in removed.into_iter().filter_map(Result::err) {
+        tracing::warn!(%error, "a directory is left behind");
     }
 }
 
@@ -226,7 +227,7 @@ pub(crate) async fn delete_task(deps: &Deps, auth: &Authority, entry: &Rc<Entry>
         Ok(exit)
     };
     let exit = deleted.await.inspect_err(|_: &Error| entry.removing.set(false))?;
-    remove_dirs(deps, &entry.namespace, &entry.id, Some(&entry.shim));
+    remove_dirs(deps, &entry.namespace, &entry.id, Some(entry));
     deps.layout.tidy_soon(&entry.namespace);
     Ok(exit)
 }
@@ -262,7 +263,7 @@ pub(crate) async fn remove(
     {
         tracing::warn!(container = %id, %error, "its snapshot's directory stays until it is swept");
     }
-    remove_dirs(deps, ns, id, entry.map(|entry| entry.shim.as_str()));
+    remove_dirs(deps, ns, id, entry);
     if let Err(error) = layout::remove(&deps.layout.log_dir(ns, id)) {
         tracing::warn!(%error, "a log is left behind");
     }

@@ -1,13 +1,17 @@
 //! The life of containers, through the client library, against a real daemon.
 
 mod attach;
+mod bounds;
 mod contract;
 mod drivers;
 mod exec;
 mod failures;
+mod inside;
 mod log;
+mod options;
 mod paths;
 mod resources;
+mod shims;
 mod stop;
 mod streams;
 mod terminal;

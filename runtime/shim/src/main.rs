@@ -13,6 +13,7 @@ mod process;
 mod service;
 mod sink;
 mod stdio;
+mod surroundings;
 
 use std::{
     cell::Cell,
@@ -45,6 +46,8 @@ const GRACE: Duration = Duration::from_secs(10);
 pub struct Shared {
     containers: Registry,
     connections: Cell<usize>,
+    /// What containers start with, see [`surroundings::protect`].
+    oom_score: Option<i32>,
     /// Told when a connection or a container went: there may be nothing left to do.
     idle: Notify,
 }
@@ -91,6 +94,12 @@ fn run() -> Result<()> {
         }
         libc::close_range(keep + 1, libc::c_uint::MAX, 0);
     }
+    // It is started through a descriptor, after which the kernel would name it.
+    let _ = nix::sys::prctl::set_name(c"coffer-shim");
+    let oom_score = surroundings::protect();
+    // The daemon's is 077; what drivers make of a container (mount points, cgroups) is for its users. What is ours has
+    // explicit modes.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     let _ = nix::unistd::setsid();
     nix::sys::prctl::set_child_subreaper(true).map_err(|e| os("can't become a subreaper")(e.into()))?;
 
@@ -101,8 +110,12 @@ fn run() -> Result<()> {
         let listener = UnixListener::from_std(listener).map_err(os("can't listen"))?;
         let children = signal(SignalKind::child()).map_err(os("can't watch its children"))?;
         let here = std::fs::File::open(".").map_err(os("can't open its directory"))?;
-        let shared =
-            Rc::new(Shared { containers: Registry::new(here.into()), connections: Cell::new(0), idle: Notify::new() });
+        let shared = Rc::new(Shared {
+            containers: Registry::new(here.into()),
+            connections: Cell::new(0),
+            oom_score,
+            idle: Notify::new(),
+        });
         tokio::task::spawn_local(reap(children, shared.clone()));
         tokio::task::spawn_local(accept(listener, shared.clone()));
         until_idle(&shared).await;

@@ -91,6 +91,9 @@ struct CreateParams @0xc3a8f0d74e6b1592 {
   # How what it writes is kept, where its task has a log: local (also if empty), json-file, cri, journald or none.
   logOptions @9 :List(Label);
   # max-size and max-file bound the files; labels names those that stand in each record. See docs/logs.md.
+  runtimeOptions @10 :Common.Any;
+  # What the driver and the shim can be told beside the spec: JSON of the type types.cofferdam.dev/runtime-options/1, see
+  # docs/drivers.md. Needs "host".
 }
 
 struct ContainerInfo @0x8b4de1f5a0c97263 {
@@ -156,7 +159,7 @@ interface Containers @0xe1f8b36d7a50c924 {
   createFromSpec @1 (params :CreateParams, spec :Data, runtimeOptions :Common.Any) -> (container :Container)
     $Common.needs("host");
   # The same with an OCI runtime spec (JSON) of your own instead of the options. `root` is ours. So is the cgroup, where
-  # the spec names none (linux.cgroupsPath).
+  # the spec names none (linux.cgroupsPath). `runtimeOptions` are those of `params`, in either place.
 
   get @2 (id :Text) -> (container :Container) $Common.needs("read");
   list @3 (filters :List(Text)) -> (cursor :ContainerCursor) $Common.needs("read");

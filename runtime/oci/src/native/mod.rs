@@ -30,12 +30,14 @@ use self::{
     launch::Launched,
     step::Step,
 };
-use crate::{Container, CreateRequest, ExecRequest, Process, Runtime};
+use crate::{Container, CreateRequest, ExecRequest, Process, Runtime, RuntimeOptions};
 
 /// The native driver.
 #[derive(Debug)]
 pub struct Native {
     layout: Layout,
+    keyring: bool,
+    oom_score: Option<i32>,
 }
 
 /// What the native driver keeps of a container.
@@ -60,7 +62,33 @@ struct Waiting {
 impl Native {
     /// Finds out what this host has.
     pub fn new() -> Result<Native> {
-        Ok(Native { layout: Layout::detect()? })
+        Ok(Native { layout: Layout::detect()?, keyring: true, oom_score: None })
+    }
+
+    /// The same with a container's runtime options; an error names one that is for other drivers.
+    pub fn with_options(self, options: &RuntimeOptions) -> Result<Native> {
+        options.check_native()?;
+        Ok(Native { keyring: !options.no_new_keyring, ..self })
+    }
+
+    /// The same whose processes start with this `oom_score_adj`, where their spec has none, instead of the caller's.
+    pub fn with_oom_score(self, score: Option<i32>) -> Native {
+        Native { oom_score: score, ..self }
+    }
+
+    fn identity(
+        &self,
+        id: &str,
+        process: &ProcessSpec,
+        filter: Option<&Filter>,
+        role: Role,
+        steps: &mut Vec<Step>,
+    ) -> Result<()> {
+        identity::identity(id, process, filter, role, steps)?;
+        if !self.keyring {
+            steps.retain(|step| !matches!(step, Step::Keyring(_)));
+        }
+        Ok(())
     }
 
     fn cgroup<'c>(&self, container: &'c Container) -> Result<&'c Cgroup> {
@@ -73,7 +101,7 @@ impl Native {
 }
 
 /// Makes the first process of a container in a cgroup that exists.
-fn launch_init(request: &CreateRequest<'_>, cgroup: &Cgroup) -> Result<(Process, Kept)> {
+fn launch_init(native: &Native, request: &CreateRequest<'_>, cgroup: &Cgroup) -> Result<(Process, Kept)> {
     let process = request.spec.process().as_ref();
     let process = process.ok_or_else(|| Error::invalid("spec", "process", "is missing"))?;
     let linux = request.spec.linux().as_ref();
@@ -89,9 +117,10 @@ fn launch_init(request: &CreateRequest<'_>, cgroup: &Cgroup) -> Result<(Process,
     let streams = plan.steps.pop();
     plan::seal(request.spec, &mut plan)?;
     plan.steps.extend(streams);
-    identity::identity(request.id, process, filter.as_ref(), Role::Init, &mut plan.steps)?;
+    native.identity(request.id, process, filter.as_ref(), Role::Init, &mut plan.steps)?;
     let pid_namespace = plan.pid_namespace.as_ref();
-    let mut launched = launch::launch(&plan.steps, plan.flags, pid_namespace, cgroup, process.oom_score_adj())?;
+    let score = process.oom_score_adj().or(native.oom_score);
+    let mut launched = launch::launch(&plan.steps, plan.flags, pid_namespace, cgroup, score)?;
     let pidfd = launched.wait_ready(&plan.steps).and_then(|()| {
         let pidfd = launched.child.pidfd.try_clone();
         pidfd.map_err(|e| Error::io("container", request.id, "duplicating its pidfd", &e))
@@ -152,7 +181,7 @@ impl Runtime for Native {
     fn create(&self, request: &CreateRequest<'_>) -> Result<Container> {
         check(request.spec)?;
         let cgroup = Cgroup::create(&self.layout, &cgroup_path(request))?;
-        let (init, mut kept) = match launch_init(request, &cgroup) {
+        let (init, mut kept) = match launch_init(self, request, &cgroup) {
             Ok(launched) => launched,
             Err(e) => {
                 if let Err(left) = cgroup.remove() {
@@ -197,8 +226,9 @@ impl Runtime for Native {
         let flags = join & !libc::CLONE_NEWPID;
         steps.push(Step::Enter { fd: init, flags, what: "the namespaces of the first process (does it run?)".into() });
         identity::streams(request.process, &request.stdio, Role::Exec, &mut steps)?;
-        identity::identity(&container.id, request.process, container.kept.filter.as_ref(), Role::Exec, &mut steps)?;
-        let launched = launch::launch(&steps, 0, pid_namespace, cgroup, request.process.oom_score_adj());
+        self.identity(&container.id, request.process, container.kept.filter.as_ref(), Role::Exec, &mut steps)?;
+        let score = request.process.oom_score_adj().or(self.oom_score);
+        let launched = launch::launch(&steps, 0, pid_namespace, cgroup, score);
         let mut launched = launched.map_err(|e| match process::is_alive(&container.init.pidfd) {
             false => Error::failed_precondition("container", &container.id, "its first process has ended"),
             true => e,

@@ -243,7 +243,11 @@ fn mount(
                 propagation: options.propagation.unwrap_or(0) & !libc::MS_REC,
                 recursive: false,
             };
-            let data = data.collect::<Result<Vec<_>>>()?;
+            let mut data = data.collect::<Result<Vec<_>>>()?;
+            if attributes.set & libc::MOUNT_ATTR_RDONLY != 0 {
+                // The file system too: a remount of the mount alone would not open it.
+                data.push((c"ro".to_owned(), None));
+            }
             steps.push(Step::Mount { target, kind: c_string("mounts", kind)?, data, attributes });
         }
         "none" => {
@@ -342,6 +346,9 @@ fn devices(linux: &Linux, mounts: &[Mount], steps: &mut Vec<Step>) -> Result<()>
         }
     }
     for (name, to) in LINKS {
+        if *to == "/proc/kcore" && !Path::new(to).exists() {
+            continue;
+        }
         let (name, to) = (c_string("devices", name)?, c_string("devices", to)?);
         steps.push(Step::Symlink { directory: dev()?, name, to });
     }
