@@ -120,6 +120,7 @@ fn a_shim_holds_what_its_container_needs() {
             "pipe:",
             "anon_inode:[eventpoll]",
             "anon_inode:[eventfd]",
+            "anon_inode:inotify",
             "anon_inode:[pidfd]",
             "pidfd:",
             "/dev/null",
