@@ -24,7 +24,7 @@ use cofferdam_images::Images;
 use cofferdam_kernel::{Kernel, Pool};
 use cofferdam_metadata::Metadata;
 use cofferdam_snapshots::Snapshots;
-use cofferdam_tasks::{Deps, Layout, Tasks};
+use cofferdam_tasks::{Deps, Layout, Program, Tasks};
 use cofferdam_transfer::Transfer;
 use cofferdam_types::{Error, Result, Timestamp};
 
@@ -86,7 +86,7 @@ impl Daemon {
             snapshots: snapshots.clone(),
             images: images.clone(),
             layout: Layout::open(&config.root, &config.state, &metadata.instance()?)?,
-            shim: config.shim.clone(),
+            shim: Program::open(&config.shim)?,
             journal: config.journal.clone(),
         };
         let tasks = Tasks::start(&kernel, TABLE.tasks, deps)?;

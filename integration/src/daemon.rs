@@ -25,6 +25,9 @@ use crate::{
 /// The name of the image that [`Daemon::import_busybox`] makes.
 pub const BUSYBOX: &str = "test/busybox:latest";
 
+/// What runs its arguments where there are no cgroups but those of v2.
+const UNIFIED: &str = r#"umount --lazy /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup; exec "$0" "$@""#;
+
 /// A daemon with a root, a state directory and a namespace of its own: tests run side by side, and cgroups are named
 /// after namespace and id. Its end is the end of all that it started.
 pub struct Daemon {
@@ -33,6 +36,8 @@ pub struct Daemon {
     child: Mutex<Option<Child>>,
     log: String,
     flags: &'static [&'static str],
+    /// Whether it sees no cgroups but those of v2.
+    unified: bool,
 }
 
 impl Daemon {
@@ -43,13 +48,17 @@ impl Daemon {
 
     /// Starts one with more flags.
     pub fn with_flags(flags: &'static [&'static str]) -> Daemon {
+        Daemon::new(flags, false)
+    }
+
+    fn new(flags: &'static [&'static str], unified: bool) -> Daemon {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let dir = tempfile::Builder::new().prefix("cofferdam-").tempdir().expect("a directory for a daemon");
         // The root file systems of containers lie below: their users must get there.
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).expect("its mode");
         let namespace = format!("t{}-n{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let log = std::env::var("COFFERD_LOG").unwrap_or_else(|_| "info".into());
-        let daemon = Daemon { dir, namespace, child: Mutex::new(None), log, flags };
+        let daemon = Daemon { dir, namespace, child: Mutex::new(None), log, flags, unified };
         daemon.restart();
         let name = daemon.namespace.clone();
         daemon
@@ -61,6 +70,14 @@ impl Daemon {
     /// Starts one that has busybox, as [`BUSYBOX`].
     pub fn with_busybox() -> Daemon {
         let daemon = Daemon::start();
+        daemon.import_busybox();
+        daemon
+    }
+
+    /// The same on a host that has nothing but cgroup v2, as far as it can see: in a mount namespace of its own. The
+    /// groups are those that this host's v2 hierarchy has too.
+    pub fn unified_with_busybox() -> Daemon {
+        let daemon = Daemon::new(&[], true);
         daemon.import_busybox();
         daemon
     }
@@ -151,7 +168,11 @@ impl Daemon {
         self.kill9();
         let began = Instant::now();
         let log = File::options().create(true).append(true).open(self.dir.path().join("log")).expect("its log");
-        let mut child = Command::new(binary("cofferd"))
+        let mut command = Command::new(if self.unified { "unshare".into() } else { binary("cofferd") });
+        if self.unified {
+            command.args(["--mount", "--propagation", "private", "sh", "-ec", UNIFIED]).arg(binary("cofferd"));
+        }
+        let mut child = command
             .arg("--root")
             .arg(self.root())
             .arg("--state")

@@ -9,11 +9,13 @@
 mod daemon;
 mod files;
 mod leftovers;
+mod runtimes;
 mod streams;
 mod wait;
 
 pub use daemon::{BUSYBOX, Daemon};
 pub use files::{binary, images};
 pub use leftovers::{Leftovers, cgroups, processes};
+pub use runtimes::{crun, program};
 pub use streams::{Arrivals, input, output, pipe, terminal, write};
 pub use wait::{DEADLINE, bounded, until, until_async};

@@ -3,6 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
+    path::PathBuf,
     rc::Rc,
 };
 
@@ -66,6 +67,8 @@ pub(crate) struct Entry {
     pub remove_on_exit: bool,
     /// The cgroup, for the case that the shim is lost.
     pub cgroup: String,
+    /// What a runc-compatible binary keeps of it.
+    pub runc: PathBuf,
     pub link: Link,
     pub init: Rc<Process>,
     pub execs: RefCell<BTreeMap<String, Rc<Process>>>,

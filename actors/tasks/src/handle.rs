@@ -2,7 +2,6 @@
 
 use std::{
     os::fd::OwnedFd,
-    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -33,6 +32,7 @@ use crate::{
         ProcessState, Processes, Query, Remove, Removed, Rename, Resize, ShimInfo, ShimState, Shims, Start, Stdin,
         Stdio, UpdateResources,
     },
+    shim::Program,
 };
 
 /// Requests under way: each may wait for its shim.
@@ -54,7 +54,7 @@ pub struct Deps {
     /// Directories.
     pub layout: Layout,
     /// The shim program.
-    pub shim: PathBuf,
+    pub shim: Program,
     /// Where journald listens.
     pub journal: PathBuf,
 }

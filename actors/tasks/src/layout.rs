@@ -112,9 +112,16 @@ impl Layout {
         pairs.collect()
     }
 
-    /// The state that a runc-compatible binary keeps of a container.
+    /// The state that a runc-compatible binary keeps of a container, unless the container names another place.
     pub(crate) fn runc_of(&self, namespace: &Namespace, id: &Id) -> PathBuf {
         self.runc.join(&**namespace).join(&**id)
+    }
+
+    /// Removes what a runc-compatible binary kept of a container. Where a client named the place, a directory that is
+    /// something else is left alone.
+    pub(crate) fn remove_runc(&self, dir: &Path) -> Result<()> {
+        let is_state = || ["state.json", "status"].iter().any(|name| dir.join(name).is_file());
+        if dir.starts_with(&self.runc) || is_state() { remove(dir) } else { Ok(()) }
     }
 
     /// While the answer lives a task is being made in that namespace, and nothing is tidied up around it.

@@ -36,3 +36,4 @@ pub use messages::{
     Attached, Changes, ExecRequest, Input, NewContainer, Output, ProcessEntry, ProcessState, RunRecord, ShimContainer,
     ShimInfo, ShimState, Stdio,
 };
+pub use shim::Program;

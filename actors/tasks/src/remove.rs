@@ -225,20 +225,20 @@ pub(crate) async fn cleanup(cgroup: &str) -> Result<()> {
 
 /// The directories of a task that is over. That of a shim goes with the last of its containers.
 fn remove_dirs(deps: &Deps, ns: &Namespace, id: &Id, entry: Option<&Entry>) {
+    let mut removed = vec![layout::remove(&deps.layout.bundle(ns, id))];
     // What a binary that is lost had kept of it would be in the way of the next one.
-    let mut dirs = vec![deps.layout.bundle(ns, id), deps.layout.runc_of(ns, id)];
+    let runc = entry.map_or_else(|| deps.layout.runc_of(ns, id), |entry| entry.runc.clone());
+    removed.push(deps.layout.remove_runc(&runc));
     if let Some(entry) = entry {
         let dir = deps.layout.shim(&entry.shim);
         if entry.group.is_some() && shared(deps, ns, id, &entry.shim) {
             let _ = std::fs::remove_file(dir.join(life_file(id, "")));
         } else {
-            dirs.push(dir);
+            removed.push(layout::remove(&dir));
         }
     }
-    for dir in dirs {
-        if let Err(error) = layout::remove(&dir) {
-            tracing::warn!(%error, "a directory is left behind");
-        }
+    for error in removed.into_iter().filter_map(Result::err) {
+        tracing::warn!(%error, "a directory is left behind");
     }
 }
 

@@ -1,6 +1,12 @@
 //! The run job: a container from an image, and the container's first process.
 
-use std::{fs::File, os::fd::OwnedFd, rc::Rc, time::Duration};
+use std::{
+    fs::File,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    rc::Rc,
+    time::Duration,
+};
 
 use cofferdam_images::ResolvedImage;
 use cofferdam_log::{Driver, Journal};
@@ -12,7 +18,11 @@ use cofferdam_metadata::{
         tasks::{self, Task},
     },
 };
-use cofferdam_oci::spec::{self, Mount as OptionMount, Network, Options, Seccomp};
+use cofferdam_oci::{
+    RuntimeOptions,
+    spec::{self, Mount as OptionMount, Network, Options, Seccomp},
+    systemd,
+};
 use cofferdam_types::{Any, Authority, Ceiling, Code, Error, Event, Id, Name, Namespace, Result};
 use cofferdam_wire::{
     common_capnp::{input, output, stdio},
@@ -41,6 +51,10 @@ const MAKE: Duration = Duration::from_secs(60);
 pub(crate) async fn create(deps: &Deps, auth: &Authority, ns: &Namespace, new: NewContainer) -> Result<Container> {
     within(&new, &auth.ceiling)?;
     let attributes = new.log.attributes(&new.labels)?;
+    let options = RuntimeOptions::read(&new.runtime_options)?;
+    if matches!(&*new.runtime, "" | "native") {
+        options.check_native()?;
+    }
     let id = match new.id {
         Some(id) => id,
         None => Id::new(shim::new_id()?)?,
@@ -63,9 +77,11 @@ pub(crate) async fn create(deps: &Deps, auth: &Authority, ns: &Namespace, new: N
         other => other?,
     };
 
+    let cgroup = deps.layout.cgroup(ns, &id);
+    let cgroup = if options.systemd_cgroup { systemd::named(&cgroup) } else { cgroup };
     let spec = match &new.spec {
-        Some(raw) => given(raw, &id, deps.layout.cgroup(ns, &id))?,
-        None => generate(deps.layout.cgroup(ns, &id), &id, &image, &new.options, &reserved.mounts)?,
+        Some(raw) => given(raw, &id, cgroup)?,
+        None => generate(cgroup, &id, &image, &new.options, &reserved.mounts)?,
     };
     let stop_signal = Some(stop_signal(&id, &image));
     let run = RunRecord { remove_on_exit: new.remove_on_exit, stop_signal, log: new.log };
@@ -135,7 +151,8 @@ pub(crate) fn cgroup_in(spec: &[u8]) -> Option<String> {
 /// The cgroup that a spec names, from the root of its hierarchy.
 fn cgroup_of(spec: &Spec) -> Option<String> {
     let path = spec.linux().as_ref()?.cgroups_path().as_ref()?.to_str()?;
-    (!path.is_empty()).then(|| format!("/{}", path.trim_start_matches('/')))
+    let made = || systemd::path(path).unwrap_or_else(|| format!("/{}", path.trim_start_matches('/')));
+    (!path.is_empty()).then(made)
 }
 
 fn generate(
@@ -226,6 +243,19 @@ pub(crate) struct Prepared {
     pub run: RunRecord,
     pub cgroup: String,
     pub terminal: bool,
+    pub options: RuntimeOptions,
+}
+
+impl Prepared {
+    /// Where a runc-compatible binary keeps its state.
+    fn runc_root<'a>(&'a self, deps: &'a Deps) -> &'a Path {
+        self.options.root.as_deref().unwrap_or_else(|| deps.layout.runc())
+    }
+
+    /// What it keeps of the container.
+    pub fn runc(&self, deps: &Deps, ns: &Namespace) -> PathBuf {
+        self.runc_root(deps).join(&**ns).join(&*self.record.id)
+    }
 }
 
 /// Reads a container's record.
@@ -237,7 +267,8 @@ pub(crate) fn prepare(deps: &Deps, ns: &Namespace, id: &Id) -> Result<Prepared> 
         .map_err(|e| Error::data_loss("container", id, format!("its stored spec can't be read: {e}")))?;
     let cgroup = cgroup_of(&spec).unwrap_or_else(|| deps.layout.cgroup(ns, id));
     let terminal = spec.process().as_ref().and_then(|p| p.terminal()).unwrap_or(false);
-    Ok(Prepared { record, run, cgroup, terminal })
+    let options = RuntimeOptions::read(&record.runtime_options)?;
+    Ok(Prepared { record, run, cgroup, terminal, options })
 }
 
 /// Starts the shim and has it make the first process, while the intent is committed: a crash in between leaves either
@@ -331,6 +362,7 @@ pub(crate) async fn create_task(
                 shim: shim_id,
                 group: prepared.record.group,
                 remove_on_exit: prepared.run.remove_on_exit,
+                runc: prepared.runc(deps, ns),
                 cgroup: prepared.cgroup,
                 link: Link::there(remote),
                 init: Process::new(life),
@@ -368,7 +400,7 @@ pub(crate) async fn create_task(
                 };
                 remove::persist(deps, &Authority::system(), undo).await?;
             }
-            let _ = layout::remove(&deps.layout.runc_of(ns, id));
+            let _ = deps.layout.remove_runc(&prepared.runc(deps, ns));
             if own {
                 let _ = layout::remove(&deps.layout.shim(&shim_id));
             }
@@ -447,7 +479,8 @@ async fn request_create(
     create.set_spec(&prepared.record.spec.value);
     set_mounts(create.reborrow().init_rootfs(mounts.len() as u32), mounts);
     create.set_runtime(&binary);
-    create.set_runtime_root(deps.layout.runc().to_string_lossy().as_ref());
+    create.set_runtime_root(prepared.runc_root(deps).to_string_lossy().as_ref());
+    create.set_runtime_options(&prepared.record.runtime_options.value);
     create.set_terminal(prepared.terminal);
     set_stdio(create.reborrow().init_stdio(), streams, fds);
     if log {

@@ -3,21 +3,27 @@
 use std::{
     fs::File,
     os::{
-        fd::OwnedFd,
+        fd::{AsRawFd as _, OwnedFd},
         unix::{
             fs::{DirBuilderExt as _, MetadataExt as _},
             net::UnixListener,
             net::UnixStream as StdStream,
+            process::CommandExt as _,
         },
     },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
 use capnp_rpc::{RpcSystem, rpc_twoparty_capnp::Side};
-use cofferdam_sys::process::{ended_within, pidfd_open, pidfd_send_signal};
+use cofferdam_sys::{
+    fd::open_path,
+    mount::{clone_tree, set_attributes},
+    process::{ended_within, pidfd_open, pidfd_send_signal},
+};
 use cofferdam_types::{Code, Error, Result};
 use cofferdam_wire::{SHIM_VERSION, connect, error, fdstream::Fds, shim_capnp::shim};
 use futures::{FutureExt as _, future::Shared};
@@ -47,6 +53,33 @@ pub(crate) struct Close {
     _hold: Rc<tokio::sync::oneshot::Sender<()>>,
 }
 
+/// The program that shims run, held through a mount that can't be written: what a container reaches of it, by
+/// `/proc/<pid>/exe` of a process that is just becoming its own or by a command that names it, is for reading (X2).
+#[derive(Clone, Debug)]
+pub struct Program(Arc<Held>);
+
+#[derive(Debug)]
+struct Held {
+    path: PathBuf,
+    read_only: OwnedFd,
+}
+
+impl Program {
+    /// Takes the program at `path`, as it is now.
+    pub fn open(path: &Path) -> Result<Program> {
+        let fail = |e: std::io::Error| Error::io("shim", path.display(), "can't be held by a read-only mount", &e);
+        let read_only = open_path(path).and_then(|file| clone_tree(file, false)).map_err(fail)?;
+        set_attributes(&read_only, libc::MOUNT_ATTR_RDONLY, 0, 0, false).map_err(fail)?;
+        Ok(Program(Arc::new(Held { path: path.to_owned(), read_only })))
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(format!("/proc/self/fd/{}", self.0.read_only.as_raw_fd()));
+        command.arg0(&self.0.path);
+        command
+    }
+}
+
 /// A new shim's id: 64 random bits.
 pub(crate) fn new_id() -> Result<String> {
     let mut bytes = [0; 8];
@@ -61,21 +94,22 @@ pub(crate) fn place(layout: &Layout, id: &str) -> Result<()> {
 }
 
 /// Starts a shim in its own directory, see [`place`]. Its socket listens before it runs: nobody has to wait for it.
-pub(crate) fn spawn(layout: &Layout, program: &Path, id: &str) -> Result<(Child, Connection)> {
+pub(crate) fn spawn(layout: &Layout, program: &Program, id: &str) -> Result<(Child, Connection)> {
     let os = |what: &str, e: &std::io::Error| Error::io("shim", id, what, e);
     let dir = layout.shim(id);
     let started = (|| {
         let held = File::open(&dir).map_err(|e| os("its directory can't be opened", &e))?;
         let listener = UnixListener::bind(through(&held, SOCKET)).map_err(|e| os("its socket can't be bound", &e))?;
         let log = File::options().create(true).append(true).open(dir.join("log"));
-        let mut child = Command::new(program)
+        let mut child = program
+            .command()
             .env_clear()
             .current_dir(&dir)
             .stdin(OwnedFd::from(listener))
             .stdout(Stdio::null())
             .stderr(log.map_or_else(|_| Stdio::null(), Stdio::from))
             .spawn()
-            .map_err(|e| os(&format!("{} can't be started", program.display()), &e))?;
+            .map_err(|e| os(&format!("{} can't be started", program.0.path.display()), &e))?;
         match open(&held, id) {
             Ok(connection) => Ok((child, connection)),
             Err(error) => {

@@ -21,6 +21,9 @@ use crate::{
     stdio::Stdio,
 };
 
+/// The type of [`ContainerRequest::runtime_options`], which are JSON: see docs/drivers.md.
+pub const RUNTIME_OPTIONS: &str = "types.cofferdam.dev/runtime-options/1";
+
 /// What a container is made from.
 #[derive(Clone, Debug, Default)]
 pub struct ContainerRequest {
@@ -32,6 +35,8 @@ pub struct ContainerRequest {
     pub labels: Labels,
     /// native (also if empty) or runc; a path needs the `host` right.
     pub runtime: String,
+    /// What the driver and its shim are told beside the spec; needs the `host` right.
+    pub runtime_options: Any,
     /// Of its snapshot; empty is the default.
     pub driver: String,
     /// Of its image, os/arch[/variant]; empty is the host's.
@@ -143,17 +148,10 @@ impl Containers {
     }
 
     /// The same with an OCI runtime spec (JSON) of your own instead of the options. Needs the `host` right.
-    pub fn create_from_spec(
-        &self,
-        image: Option<&Image>,
-        request: &ContainerRequest,
-        spec: &[u8],
-        runtime_options: &Any,
-    ) -> Container {
+    pub fn create_from_spec(&self, image: Option<&Image>, request: &ContainerRequest, spec: &[u8]) -> Container {
         let mut call = self.client.create_from_spec_request();
         fill(call.get().init_params(), image, request);
         call.get().set_spec(spec);
-        set_any(call.get().init_runtime_options(), runtime_options);
         Container { link: self.link.clone(), client: call.send().pipeline.get_container() }
     }
 
@@ -188,6 +186,9 @@ fn fill(mut params: create_params::Builder<'_>, image: Option<&Image>, request: 
     request.options.fill(params.reborrow().init_options());
     set_labels(params.reborrow().init_labels(request.labels.len() as u32), &request.labels);
     params.set_runtime(&request.runtime);
+    if request.runtime_options != Any::default() {
+        set_any(params.reborrow().init_runtime_options(), &request.runtime_options);
+    }
     params.set_driver(&request.driver);
     params.set_platform(&request.platform);
     params.set_remove_on_exit(request.remove_on_exit);

@@ -52,7 +52,7 @@ mod tests;
 
 pub use call::{Cursor, Reply};
 pub use connect::{Client, DaemonInfo, block_on, is_lost};
-pub use container::{Container, ContainerChanges, ContainerInfo, ContainerRequest, Containers};
+pub use container::{Container, ContainerChanges, ContainerInfo, ContainerRequest, Containers, RUNTIME_OPTIONS};
 pub use content::{Blob, BlobInfo, Content, Ingest, IngestInfo};
 pub use event::{Events, FROM_NOW, Gap, Subscription};
 pub use image::{Image, ImageDetail, ImageInfo, Images, ImportFormat, ImportOptions, PullOptions, PullPolicy, Secret};

@@ -43,7 +43,7 @@ impl Containers {
             platform: images::platform(text(reader.get_platform())?)?,
             options: options(reader.get_options().map_err(malformed)?)?,
             spec: None,
-            runtime_options: Any::default(),
+            runtime_options: any(reader.get_runtime_options().map_err(malformed)?)?,
             labels: labels(reader.get_labels())?,
             runtime: text(reader.get_runtime())?.to_owned(),
             driver: text(reader.get_driver())?.to_owned(),
@@ -166,7 +166,10 @@ impl containers::Server for Containers {
         let params = params.get()?;
         let mut new = rpc(self.params(params.get_params()?).await)?;
         new.spec = Some(params.get_spec()?.to_vec());
-        new.runtime_options = rpc(any(params.get_runtime_options()?))?;
+        let options = rpc(any(params.get_runtime_options()?))?;
+        if options != Any::default() {
+            new.runtime_options = options;
+        }
         let tasks = &self.0.services().tasks;
         let record = rpc(tasks.create_container(self.0.authority(), &self.0.namespace, new).await)?;
         results.get().set_container(self.hand_out(record.id));

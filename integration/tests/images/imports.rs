@@ -4,11 +4,12 @@ use std::{fs, os::fd::OwnedFd, path::Path};
 
 use cofferdam_client::{ImportFormat, ImportOptions};
 use cofferdam_integration::bounded;
+use cofferdam_types::{Descriptor, Labels, media};
 
 use crate::support::{
-    craft::{Tar, gzip},
+    craft::{Picture, Tar, gzip, layout, sha},
     tree::{Tree, assert_same, tree},
-    world::{Listed, World, directory, file_of, listed, opened, pipe_of, umoci},
+    world::{Listed, World, directory, file_of, listed, opened, packed, pipe_of, umoci},
 };
 
 fn of_kind(kind: &str) -> impl Iterator<Item = Listed> {
@@ -212,5 +213,44 @@ fn what_is_stored_only_is_unpacked_when_it_is_asked_for() {
         let detail = image.detail("").await.unwrap();
         assert!(detail.unpacked && detail.chain_id == chain);
         assert_same("unpacked later", &world.container_tree(&names[0], "").await, &umoci("odd-whiteouts"));
+    });
+}
+
+// L1: labels that would act, were they a record's, in every place where an image can have one.
+#[test]
+fn l1_labels_of_an_image_are_no_labels_of_a_record() {
+    bounded(async {
+        let world = World::start().await;
+        let labels = serde_json::json!({
+            "containerd.io/restart.status": "running", "containerd.io/restart.loguri": "binary:///bin/sh",
+            "containerd.io/gc.root": "now", "cofferdam.dev/anything": "at all", "plain": "label",
+        });
+        let mut picture = Picture::sample("labels", 1000);
+        let mut config: serde_json::Value = serde_json::from_slice(&picture.config).unwrap();
+        config["config"]["Labels"] = labels.clone();
+        config["container_config"] = serde_json::json!({"Labels": labels});
+        picture.config = config.to_string().into_bytes();
+        let mut manifest: serde_json::Value = serde_json::from_slice(&picture.manifest).unwrap();
+        let target = Descriptor::new(media::OCI_CONFIG, sha(&picture.config), picture.config.len() as u64);
+        manifest["config"] = serde_json::json!(target);
+        manifest["annotations"] = labels.clone();
+        for layer in manifest["layers"].as_array_mut().unwrap() {
+            layer["annotations"] = labels.clone();
+        }
+        picture.manifest = manifest.to_string().into_bytes();
+        let mut entry = serde_json::json!(picture.target());
+        entry["annotations"] = labels.clone();
+        let files = layout(&serde_json::json!([entry]), &picture.blobs());
+        let names = world.import("labels", packed(&files)).wait().await.unwrap();
+
+        let image = world.ns.images().get(&names[0]);
+        assert!(String::from_utf8(image.detail("").await.unwrap().config).unwrap().contains("restart.loguri"));
+        assert_eq!(image.info().await.unwrap().labels, Labels::default());
+        let container = world.container(&names[0], "box", &["/bin/true"]);
+        let info = container.info().await.unwrap();
+        assert_eq!(info.labels, Labels::default());
+        let spec = String::from_utf8(info.spec.value).unwrap();
+        assert!(!spec.contains("restart") && !spec.contains("cofferdam.dev"), "{spec}");
+        container.remove(false).await.unwrap();
     });
 }

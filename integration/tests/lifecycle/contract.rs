@@ -1,4 +1,5 @@
-//! What every runtime driver must do, ours and runc alike.
+//! What every runtime driver must do, ours and those of others alike, and each on every kind of cgroups that it works
+//! with: hybrid or v1 as the host has them, and v2 alone.
 
 use cofferdam_client::{ProcessOptions, Status, Stdio};
 use cofferdam_integration::{Daemon, bounded, input, output, until_async};
@@ -6,33 +7,64 @@ use cofferdam_types::{Code, Timestamp};
 
 use crate::{script, with};
 
+/// A driver, and a host.
+#[derive(Clone, Copy)]
+struct On {
+    runtime: fn() -> String,
+    unified: bool,
+}
+
+impl On {
+    fn daemon(self) -> Daemon {
+        if self.unified { Daemon::unified_with_busybox() } else { Daemon::with_busybox() }
+    }
+
+    fn runtime(self) -> String {
+        (self.runtime)()
+    }
+}
+
 macro_rules! contract {
-    ($($name:ident)*) => {
-        mod native {
+    ($driver:ident: $runtime:expr, $unified:expr; $($name:ident)*) => {
+        mod $driver {
+            const ON: super::On = super::On { runtime: $runtime, unified: $unified };
             $(#[test]
             fn $name() {
-                super::$name("native");
-            })*
-        }
-        mod runc {
-            $(#[test]
-            fn $name() {
-                super::$name("runc");
+                super::$name(ON);
             })*
         }
     };
 }
 
 contract! {
-    states waiters exit_codes kills execs pipes logs frozen removed_on_exit unstartable
+    native: || "native".into(), false;
+    states waiters exit_codes kills execs terminals pipes logs frozen removed_on_exit unstartable refused
+}
+contract! {
+    runc: || "runc".into(), false;
+    states waiters exit_codes kills execs terminals pipes logs frozen removed_on_exit unstartable refused
+}
+contract! {
+    // It refuses hybrid cgroups.
+    crun: cofferdam_integration::crun, true;
+    states waiters exit_codes kills execs terminals pipes logs frozen removed_on_exit unstartable refused
+}
+// What has to do with cgroups.
+contract! {
+    native_on_v2: || "native".into(), true;
+    states kills execs frozen
+}
+contract! {
+    runc_on_v2: || "runc".into(), true;
+    states kills execs frozen
 }
 
-fn states(runtime: &str) {
-    let daemon = Daemon::with_busybox();
+fn states(on: On) {
+    let daemon = on.daemon();
     let before = daemon.leftovers();
     bounded(async {
         let namespace = daemon.open().await;
-        let container = with(&namespace, "box", "exec sleep 1000", |c| c.runtime = runtime.into());
+        let container = with(&namespace, "box", "exec sleep 1000", |c| c.runtime = on.runtime());
         assert_eq!(container.info().await.unwrap().task, None);
         let missing = container.task().state().await.unwrap_err();
         assert_eq!((missing.code, &*missing.kind), (Code::NotFound, "task"));
@@ -76,11 +108,11 @@ fn states(runtime: &str) {
     daemon.settles(&before);
 }
 
-fn waiters(runtime: &str) {
-    let daemon = Daemon::with_busybox();
+fn waiters(on: On) {
+    let daemon = on.daemon();
     bounded(async {
         let namespace = daemon.open().await;
-        let container = with(&namespace, "box", "exit 5", |c| c.runtime = runtime.into());
+        let container = with(&namespace, "box", "exit 5", |c| c.runtime = on.runtime());
         let task = container.create_task(Stdio::default(), false);
         // Before the start, by several, on several connections.
         let early: Vec<_> = (0..5).map(|_| task.wait()).collect();
@@ -102,14 +134,14 @@ fn waiters(runtime: &str) {
     });
 }
 
-fn exit_codes(runtime: &str) {
-    let daemon = Daemon::with_busybox();
+fn exit_codes(on: On) {
+    let daemon = on.daemon();
     let before = daemon.leftovers();
     bounded(async {
         let client = daemon.client().await;
         for code in [0, 1, 42, 255] {
             let mut request = script(&daemon, &format!("code{code}"), &format!("exit {code}"));
-            request.container.runtime = runtime.into();
+            request.container.runtime = on.runtime();
             request.container.remove_on_exit = true;
             let exit = client.run(request).unwrap().wait().await.unwrap();
             assert_eq!((exit.status, &*exit.reason), (code, ""));
@@ -118,14 +150,14 @@ fn exit_codes(runtime: &str) {
     daemon.settles(&before);
 }
 
-fn kills(runtime: &str) {
-    let daemon = Daemon::with_busybox();
+fn kills(on: On) {
+    let daemon = on.daemon();
     bounded(async {
         let namespace = daemon.open().await;
         // As the first of its pid namespace a process dies of nothing but SIGKILL that it has no handler for.
         let ready = "trap 'exit 7' TERM; trap 'exit 8' USR1; sleep 1000 & echo ready; wait";
         for (id, signal, status) in [("term", 15, 7), ("usr1", 10, 8), ("kill", 9, 137)] {
-            let container = with(&namespace, id, ready, |c| c.runtime = runtime.into());
+            let container = with(&namespace, id, ready, |c| c.runtime = on.runtime());
             let (stdout, arrivals) = output();
             let task = container.create_task(Stdio { stdout, ..Stdio::default() }, false);
             task.start().await.unwrap();
@@ -137,7 +169,7 @@ fn kills(runtime: &str) {
         }
 
         // Others die as they should, and `all` reaches every one.
-        let container = with(&namespace, "all", "exec sleep 1000", |c| c.runtime = runtime.into());
+        let container = with(&namespace, "all", "exec sleep 1000", |c| c.runtime = on.runtime());
         let task = container.create_task(Stdio::default(), false);
         task.start().await.unwrap();
         let options = ProcessOptions { args: vec!["sleep".into(), "1000".into()], ..ProcessOptions::default() };
@@ -158,12 +190,12 @@ fn kills(runtime: &str) {
     });
 }
 
-fn execs(runtime: &str) {
-    let daemon = Daemon::with_busybox();
+fn execs(on: On) {
+    let daemon = on.daemon();
     bounded(async {
         let namespace = daemon.open().await;
         let container = with(&namespace, "box", "exec sleep 1000", |c| {
-            c.runtime = runtime.into();
+            c.runtime = on.runtime();
             c.options.env = vec!["SHARED=container".into(), "MINE=container".into()];
         });
         let task = container.create_task(Stdio::default(), false);
@@ -191,14 +223,47 @@ fn execs(runtime: &str) {
     });
 }
 
-fn pipes(runtime: &str) {
-    let daemon = Daemon::with_busybox();
+fn terminals(on: On) {
+    let daemon = on.daemon();
+    let before = daemon.leftovers();
+    bounded(async {
+        let namespace = daemon.open().await;
+        let container = with(&namespace, "box", "tty; stty size; read line; echo \"got $line\"; exit 3", |c| {
+            c.runtime = on.runtime();
+            c.options.terminal = true;
+        });
+        let ((stdin, feed), (stdout, screen)) = (input(), output());
+        let task = container.create_task(Stdio { stdin, stdout, size: (30, 100), ..Stdio::default() }, false);
+        let wait = task.wait();
+        task.start().await.unwrap();
+        let text = screen.contains("30 100\r\n").await;
+        assert!(text.starts_with("/dev/pts/0\r\n") || text.starts_with("/dev/console\r\n"), "{text:?}");
+
+        let (stdout, second) = output();
+        let args = ["sh", "-c", "tty; stty size"].map(String::from).into();
+        let options = ProcessOptions { args, terminal: true, ..ProcessOptions::default() };
+        let exec = task.exec("probe", &options, Stdio { stdout, size: (7, 9), ..Stdio::default() });
+        let ended = exec.wait();
+        exec.start().await.unwrap();
+        assert_eq!(ended.await.unwrap().status, 0);
+        assert_eq!(second.text().await, "/dev/pts/1\r\n7 9\r\n");
+
+        std::io::Write::write_all(&mut { feed }, b"this\r").unwrap();
+        assert_eq!(wait.await.unwrap().status, 3);
+        assert!(screen.text().await.ends_with("got this\r\n"));
+        container.remove(true).await.unwrap();
+    });
+    daemon.settles(&before);
+}
+
+fn pipes(on: On) {
+    let daemon = on.daemon();
     bounded(async {
         let client = daemon.client().await;
         let (stdin, feed) = input();
         let ((stdout, out), (stderr, err)) = (output(), output());
         let mut request = script(&daemon, "cat", "cat; echo gone >&2; exit 4");
-        request.container.runtime = runtime.into();
+        request.container.runtime = on.runtime();
         request.stdio = Stdio { stdin, stdout, stderr, size: (0, 0) };
         let run = crate::start(&client, request).await;
         let text = "over and over\n".repeat(10_000);
@@ -210,12 +275,12 @@ fn pipes(runtime: &str) {
     });
 }
 
-fn logs(runtime: &str) {
-    let daemon = Daemon::with_busybox();
+fn logs(on: On) {
+    let daemon = on.daemon();
     bounded(async {
         let client = daemon.client().await;
         let mut request = script(&daemon, "talk", "echo one; echo two >&2; echo three");
-        request.container.runtime = runtime.into();
+        request.container.runtime = on.runtime();
         request.log = true;
         let run = client.run(request).unwrap();
         run.wait().await.unwrap();
@@ -224,18 +289,20 @@ fn logs(runtime: &str) {
     });
 }
 
-fn frozen(runtime: &str) {
-    let daemon = Daemon::with_busybox();
+fn frozen(on: On) {
+    let daemon = on.daemon();
     let before = daemon.leftovers();
     bounded(async {
         let namespace = daemon.open().await;
         let script = "n=0; while :; do n=$((n+1)); echo tick $n; usleep 2000; done";
-        let container = with(&namespace, "clock", script, |c| c.runtime = runtime.into());
+        let container = with(&namespace, "clock", script, |c| c.runtime = on.runtime());
         let (stdout, arrivals) = output();
         let task = container.create_task(Stdio { stdout, ..Stdio::default() }, false);
         let pid = task.start().await.unwrap();
         arrivals.contains("tick 3\n").await;
-        assert!(task.pids().await.unwrap().contains(&pid));
+        // The shell, and what it runs at the moment.
+        let pids = task.pids().await.unwrap();
+        assert!(pids.contains(&pid) && pids.len() <= 2, "{pids:?}");
 
         assert_eq!(task.resume().await.unwrap_err().code, Code::FailedPrecondition);
         task.pause().await.unwrap();
@@ -264,14 +331,14 @@ fn frozen(runtime: &str) {
     daemon.settles(&before);
 }
 
-fn removed_on_exit(runtime: &str) {
-    let daemon = Daemon::with_busybox();
+fn removed_on_exit(on: On) {
+    let daemon = on.daemon();
     let before = daemon.leftovers();
     bounded(async {
         let client = daemon.client().await;
         for n in 0..3 {
             let mut request = script(&daemon, &format!("brief{n}"), "echo hello > /file; exit 6");
-            request.container.runtime = runtime.into();
+            request.container.runtime = on.runtime();
             request.container.remove_on_exit = true;
             request.log = true;
             let run = client.run(request).unwrap();
@@ -283,8 +350,8 @@ fn removed_on_exit(runtime: &str) {
     daemon.settles(&before);
 }
 
-fn unstartable(runtime: &str) {
-    let daemon = Daemon::with_busybox();
+fn unstartable(on: On) {
+    let daemon = on.daemon();
     let before = daemon.leftovers();
     bounded(async {
         let client = daemon.client().await;
@@ -294,7 +361,7 @@ fn unstartable(runtime: &str) {
             ("directory", "/etc", Code::FailedPrecondition),
         ] {
             let mut request = daemon.run(id, [command]);
-            request.container.runtime = runtime.into();
+            request.container.runtime = on.runtime();
             request.log = true;
             let run = client.run(request).unwrap();
             let error = run.wait().await.unwrap_err();
@@ -302,6 +369,25 @@ fn unstartable(runtime: &str) {
             assert!(error.to_string().contains(command), "{error}");
             assert_eq!(run.container().info().await.unwrap_err().code, Code::NotFound, "{command}");
         }
+    });
+    daemon.settles(&before);
+}
+
+/// A spec that the host can't honour is an error of the one who asked, and nothing of it stays.
+fn refused(on: On) {
+    let daemon = on.daemon();
+    let before = daemon.leftovers();
+    bounded(async {
+        let namespace = daemon.open().await;
+        let container = with(&namespace, "box", "exit 0", |c| {
+            c.runtime = on.runtime();
+            c.options.sysctls = [("net.nonsense".to_owned(), "1".to_owned())].into();
+        });
+        let task = container.create_task(Stdio::default(), false);
+        let error = task.state().await.unwrap_err();
+        assert!(error.to_string().contains("nonsense"), "{error}");
+        assert_eq!(container.info().await.unwrap().task, None);
+        container.remove(false).await.unwrap();
     });
     daemon.settles(&before);
 }

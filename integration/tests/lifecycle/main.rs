@@ -1,14 +1,18 @@
 //! The life of containers, through the client library, against a real daemon.
 
 mod attach;
+mod bounds;
 mod changes;
 mod contract;
 mod drivers;
 mod exec;
 mod failures;
+mod inside;
 mod log;
+mod options;
 mod paths;
 mod resources;
+mod shims;
 mod states;
 mod stop;
 mod streams;

@@ -6,11 +6,14 @@
 
 pub mod caps;
 pub mod native;
+mod options;
 pub mod runc;
 mod runtime;
 pub mod seccomp;
 pub mod spec;
+pub mod systemd;
 pub mod update;
 pub mod users;
 
+pub use options::RuntimeOptions;
 pub use runtime::{Container, CreateRequest, ExecRequest, Process, Runtime, Stdio};

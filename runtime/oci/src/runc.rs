@@ -13,6 +13,7 @@ mod console;
 mod tests;
 
 use std::{
+    ffi::OsStr,
     fs::File,
     io::{Read, Write},
     os::{
@@ -31,7 +32,7 @@ use self::{
     command::{Invocation, Streams},
     console::Console,
 };
-use crate::{Container, CreateRequest, ExecRequest, Process, Runtime, Stdio, native::Kept};
+use crate::{Container, CreateRequest, ExecRequest, Process, Runtime, RuntimeOptions, Stdio, native::Kept, systemd};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -49,6 +50,8 @@ pub struct RuncDriver {
     binary: PathBuf,
     root: PathBuf,
     deadline: Duration,
+    options: RuntimeOptions,
+    oom_score: Option<i32>,
 }
 
 impl RuncDriver {
@@ -71,7 +74,7 @@ impl RuncDriver {
             .mode(0o700)
             .create(&root)
             .map_err(|e| Error::io("runtime root", root.display(), "making the directory", &e))?;
-        Ok(RuncDriver { binary, root, deadline: DEADLINE })
+        Ok(RuncDriver { binary, root, deadline: DEADLINE, options: RuntimeOptions::default(), oom_score: None })
     }
 
     /// The same with another deadline for each invocation.
@@ -79,16 +82,41 @@ impl RuncDriver {
         RuncDriver { deadline, ..self }
     }
 
+    /// The same with a container's runtime options; where they name a root, it was given to [`RuncDriver::new`].
+    pub fn with_options(self, options: RuntimeOptions) -> RuncDriver {
+        RuncDriver { options, ..self }
+    }
+
+    /// The same whose processes start with this `oom_score_adj` instead of the caller's own.
+    pub fn with_oom_score(self, score: Option<i32>) -> RuncDriver {
+        RuncDriver { oom_score: score, ..self }
+    }
+
     fn run(&self, place: &Place<'_>, args: &[&str], streams: Streams) -> Result<Vec<u8>> {
         let root = self.root.join(place.namespace);
+        let global = self.global();
         let invocation = Invocation {
             binary: &self.binary,
             root: &root,
             bundle: place.bundle,
             id: place.id,
             deadline: self.deadline,
+            global: &global,
+            oom_score: self.oom_score,
         };
         invocation.run(args, streams)
+    }
+
+    /// The arguments in front of the command that every invocation has.
+    fn global(&self) -> Vec<&OsStr> {
+        let mut args = Vec::new();
+        if self.options.systemd_cgroup {
+            args.push(OsStr::new("--systemd-cgroup"));
+        }
+        if let Some(criu) = &self.options.criu_path {
+            args.extend([OsStr::new("--criu"), criu.as_os_str()]);
+        }
+        args
     }
 
     fn act(&self, container: &Container, args: &[&str]) -> Result<Vec<u8>> {
@@ -217,9 +245,12 @@ impl Runtime for RuncDriver {
             write(request.bundle, CONFIG, &json(&spec)?)?;
             let bundle = utf8(request.bundle_path)?;
             let size = request.stdio.size(request.spec.process().as_ref());
-            self.make(&place, &["create", "--bundle", &bundle], INIT_PID, &request.stdio, size)
+            let mut args = vec!["create", "--bundle", &bundle];
+            args.extend(self.options.no_pivot.then_some("--no-pivot"));
+            args.extend(self.options.no_new_keyring.then_some("--no-new-keyring"));
+            self.make(&place, &args, INIT_PID, &request.stdio, size)
         })();
-        let init = made.inspect_err(|_| {
+        let init = made.map_err(|e| about(e, request.spec.process().as_ref())).inspect_err(|_| {
             if let Err(left) = self.remove(&place) {
                 tracing::warn!(container = %request.id, error = %left, "a failed create left something behind");
             }
@@ -228,7 +259,10 @@ impl Runtime for RuncDriver {
         Ok(Container {
             id: request.id.clone(),
             namespace: request.namespace.clone(),
-            cgroup: cgroup.map_or_else(|| format!("/{}", request.id), |path| path.to_string_lossy().into_owned()),
+            cgroup: cgroup.map_or_else(
+                || format!("/{}", request.id),
+                |path| systemd::path(&path.to_string_lossy()).unwrap_or_else(|| path.to_string_lossy().into_owned()),
+            ),
             bundle: request.bundle_path.to_owned(),
             init,
             kept: Kept::default(),
@@ -318,6 +352,15 @@ fn refuse_mapped(request: &CreateRequest<'_>) -> Result<()> {
     }
     let why = "the ids of its root file system are mapped by the native runtime alone: use that";
     Err(Error::unimplemented("spec", "linux.namespaces user", why))
+}
+
+/// Not every binary says which command it can't execute.
+fn about(mut error: Error, process: Option<&ProcessSpec>) -> Error {
+    if error.kind == "command" && error.id.is_empty() {
+        let name = process.and_then(|process| process.args().as_ref()?.first().cloned());
+        error.id = name.unwrap_or_default();
+    }
+    error
 }
 
 fn json(value: &impl serde::Serialize) -> Result<Vec<u8>> {

@@ -19,7 +19,7 @@ use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Process as ProcessSp
 use crate::{
     oom::Oom,
     process::{End, Process},
-    stdio::{Given, Prepared, Wishes, prepare},
+    stdio::{Given, Owner, Prepared, Wishes, prepare},
 };
 
 /// How long a deletion waits for processes that it killed.
@@ -56,6 +56,8 @@ pub struct Create {
     pub stdio: Wishes,
     /// Whether it has a terminal.
     pub terminal: bool,
+    /// Who owns the pipes of its processes, where somebody is to: user and group.
+    pub pipes: Owner,
     /// Where its output is kept.
     pub log: Option<Writer>,
 }
@@ -129,6 +131,7 @@ pub struct Container {
     /// Held for as long as the driver names it by path.
     _bundle: OwnedFd,
     runtime: Box<dyn Runtime>,
+    pipes: Owner,
     made: RefCell<oci::Container>,
     /// Without a pid namespace of its own its processes outlive the first one unless somebody kills them.
     own_pids: bool,
@@ -168,9 +171,9 @@ struct Exec {
 
 impl Container {
     fn create(dir: Rc<OwnedFd>, request: Create) -> Result<Rc<Container>> {
-        let Create { namespace, id, bundle, spec, rootfs, runtime, stdio, terminal, log } = request;
+        let Create { namespace, id, bundle, spec, rootfs, runtime, stdio, terminal, pipes, log } = request;
         let log = log.map(|writer| Rc::new(RefCell::new(writer)));
-        let prepared = prepare(stdio, terminal, log.is_some())?;
+        let prepared = prepare(stdio, terminal, log.is_some(), pipes)?;
         let init = Process::new(dir.clone(), life::file_name(&id, ""), "", terminal)?;
         let made = std::fs::read_link(format!("/proc/self/fd/{}", bundle.as_raw_fd()))
             .map_err(|e| Error::io("bundle", &id, "has no path", &e))
@@ -205,6 +208,7 @@ impl Container {
             dir,
             _bundle: bundle,
             runtime,
+            pipes,
             made: RefCell::new(made),
             own_pids,
             init,
@@ -291,7 +295,7 @@ impl Container {
         if self.execs.borrow().contains_key(&id) {
             return Err(Error::already_exists("process", &id, "is there already: choose another id"));
         }
-        let prepared = prepare(stdio, terminal, false)?;
+        let prepared = prepare(stdio, terminal, false, self.pipes)?;
         let process = Process::new(self.dir.clone(), life::file_name(&self.id, &id), &id, terminal)?;
         let life = process.life();
         self.execs.borrow_mut().insert(id, Exec { process, pending: Some((spec, prepared)) });

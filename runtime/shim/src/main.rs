@@ -14,6 +14,7 @@ mod process;
 mod service;
 mod sink;
 mod stdio;
+mod surroundings;
 
 use std::{
     cell::Cell,
@@ -46,6 +47,8 @@ const GRACE: Duration = Duration::from_secs(10);
 pub struct Shared {
     containers: Registry,
     connections: Cell<usize>,
+    /// What containers start with, see [`surroundings::protect`].
+    oom_score: Option<i32>,
     /// Told when a connection or a container went: there may be nothing left to do.
     idle: Notify,
     started: Timestamp,
@@ -95,6 +98,12 @@ fn run() -> Result<()> {
         }
         libc::close_range(keep + 1, libc::c_uint::MAX, 0);
     }
+    // It is started through a descriptor, after which the kernel would name it.
+    let _ = nix::sys::prctl::set_name(c"coffer-shim");
+    let oom_score = surroundings::protect();
+    // The daemon's is 077; what drivers make of a container (mount points, cgroups) is for its users. What is ours has
+    // explicit modes.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     let _ = nix::unistd::setsid();
     nix::sys::prctl::set_child_subreaper(true).map_err(|e| os("can't become a subreaper")(e.into()))?;
 
@@ -108,6 +117,7 @@ fn run() -> Result<()> {
         let shared = Rc::new(Shared {
             containers: Registry::new(here.into()),
             connections: Cell::new(0),
+            oom_score,
             idle: Notify::new(),
             started: Timestamp::now(),
             own_mounts: Cell::new(false),

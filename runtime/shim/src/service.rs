@@ -6,7 +6,7 @@ use std::{
 };
 
 use cofferdam_log::{Driver, Journal, Writer};
-use cofferdam_oci::{Runtime, native, runc};
+use cofferdam_oci::{Runtime, RuntimeOptions, native, runc};
 use cofferdam_types::{Error, Id, Namespace, Result};
 use cofferdam_wire::{
     SHIM_VERSION,
@@ -23,6 +23,7 @@ use crate::{
     process::{Attachment, Process},
     sink::duplicate,
     stdio::Wishes,
+    surroundings,
 };
 
 /// What one connection sees.
@@ -43,7 +44,12 @@ impl Service {
 
     fn request(&self, reader: create_request::Reader<'_>) -> Result<Create> {
         let spec = reader.get_spec().map_err(malformed)?;
-        let (runtime, own_mounts) = self.driver(reader)?;
+        let options = match reader.get_runtime_options().map_err(malformed)? {
+            [] => RuntimeOptions::default(),
+            json => RuntimeOptions::parse(json)?,
+        };
+        surroundings::apply(&options)?;
+        let (runtime, own_mounts) = self.driver(reader, &options)?;
         let bundle = self.fds.take(reader.get_bundle())?;
         Ok(Create {
             namespace: Namespace::new(text(reader.get_namespace())?)?,
@@ -55,6 +61,7 @@ impl Service {
             runtime,
             stdio: Wishes::read(reader.get_stdio().map_err(malformed)?, &self.fds)?,
             terminal: reader.get_terminal(),
+            pipes: (options.io_uid, options.io_gid),
             log: if reader.get_log() { Some(self.log(reader)?) } else { None },
         })
     }
@@ -83,9 +90,16 @@ impl Service {
     }
 
     /// The driver, and whether it needed a mount namespace of ours.
-    fn driver(&self, reader: create_request::Reader<'_>) -> Result<(Box<dyn Runtime>, bool)> {
+    fn driver(
+        &self,
+        reader: create_request::Reader<'_>,
+        options: &RuntimeOptions,
+    ) -> Result<(Box<dyn Runtime>, bool)> {
+        let score = self.shared.oom_score;
         match text(reader.get_runtime())? {
-            "" | "native" => Ok((Box::new(native::Native::new()?), false)),
+            "" | "native" => {
+                Ok((Box::new(native::Native::new()?.with_options(options)?.with_oom_score(score)), false))
+            }
             binary => {
                 // This driver wants the root file system mounted in its bundle: in a mount namespace of ours, so that
                 // the mount ends with us, whatever happens. One for all of a group.
@@ -94,7 +108,8 @@ impl Service {
                     self.shared.own_mounts.set(true);
                 }
                 let root = text(reader.get_runtime_root())?;
-                Ok((Box::new(runc::RuncDriver::new(binary, root)?), true))
+                let driver = runc::RuncDriver::new(binary, root)?.with_options(options.clone()).with_oom_score(score);
+                Ok((Box::new(driver), true))
             }
         }
     }

@@ -138,8 +138,12 @@ pub struct Prepared {
     pub feed: Feed,
 }
 
-/// Makes the pipes. With `keep` every output goes through the shim, so that it can be logged and attached to.
-pub fn prepare(wishes: Wishes, terminal: bool, keep: bool) -> Result<Prepared> {
+/// User and group; `None` leaves them as they are.
+pub type Owner = (Option<u32>, Option<u32>);
+
+/// Makes the pipes. With `keep` every output goes through the shim, so that it can be logged and attached to. Whichever
+/// pipes the process gets belong to `owner`.
+pub fn prepare(wishes: Wishes, terminal: bool, keep: bool, owner: Owner) -> Result<Prepared> {
     if terminal {
         let feed = match wishes.stdin {
             Wish::Fd(fd) => Feed::Terminal(fd, None),
@@ -173,7 +177,22 @@ pub fn prepare(wishes: Wishes, terminal: bool, keep: bool) -> Result<Prepared> {
         }
     };
     let (stdout, stderr) = (out(wishes.stdout, Stream::Stdout)?, out(wishes.stderr, Stream::Stderr)?);
-    Ok(Prepared { given: Given::Fds([stdin, stdout, stderr]), relays, feed })
+    let given = [stdin, stdout, stderr];
+    if owner != (None, None) {
+        given.iter().try_for_each(|fd| own(fd, owner))?;
+    }
+    Ok(Prepared { given: Given::Fds(given), relays, feed })
+}
+
+/// A FIFO of the host is no pipe of the container's.
+fn own(fd: &OwnedFd, (uid, gid): Owner) -> Result<()> {
+    use nix::unistd::{Gid, Uid, fchown};
+    let fail = |e: std::io::Error| Error::io("pipe", "", "can't be given to ioUid and ioGid", &e);
+    const PIPEFS: i64 = 0x5049_5045;
+    if cofferdam_sys::fd::filesystem(fd).map_err(fail)? != PIPEFS {
+        return Ok(());
+    }
+    fchown(fd, uid.map(Uid::from_raw), gid.map(Gid::from_raw)).map_err(|e| fail(e.into()))
 }
 
 fn null() -> Result<OwnedFd> {

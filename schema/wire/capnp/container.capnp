@@ -132,6 +132,9 @@ struct CreateParams @0xc3a8f0d74e6b1592 {
   group @10 :Text;
   # Containers of one group share a shim, as the containers of a pod do: they end together if that is killed. A name as
   # an id is; empty: none.
+  runtimeOptions @11 :Common.Any;
+  # What the driver and the shim can be told beside the spec: JSON of the type types.cofferdam.dev/runtime-options/1, see
+  # docs/drivers.md. Needs "host".
 }
 
 struct ContainerInfo @0x8b4de1f5a0c97263 {
@@ -200,7 +203,7 @@ interface Containers @0xe1f8b36d7a50c924 {
   createFromSpec @1 (params :CreateParams, spec :Data, runtimeOptions :Common.Any) -> (container :Container)
     $Common.needs("host");
   # The same with an OCI runtime spec (JSON) of your own instead of the options. `root` is ours. So is the cgroup, where
-  # the spec names none (linux.cgroupsPath).
+  # the spec names none (linux.cgroupsPath). `runtimeOptions` are those of `params`, in either place.
 
   get @2 (id :Text) -> (container :Container) $Common.needs("read");
   list @3 (filters :List(Text)) -> (cursor :ContainerCursor) $Common.needs("read");

@@ -45,6 +45,8 @@ struct CreateRequest @0xe6a1c0f2d93b7584 {
   # The bundle's directory.
   logging @11 :Logging;
   # Where `log` is set and this is not null, how the output is kept; `logFd` is not used then.
+  runtimeOptions @12 :Data;
+  # JSON, as the container has them; empty: none.
 }
 
 struct Logging @0xc7f8e7afe65a13b1 {

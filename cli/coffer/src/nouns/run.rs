@@ -5,7 +5,7 @@ use std::{io::IsTerminal as _, os::fd::OwnedFd, rc::Rc, time::Duration};
 use cofferdam_client::{
     ContainerOptions, ContainerRequest, Exit, Input, Network, Output, PullOptions, PullPolicy, RunRequest, Stdio,
 };
-use cofferdam_types::{Error, Labels};
+use cofferdam_types::{Any, Error, Labels};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -82,7 +82,13 @@ pub static RUN: Command = Command {
         switch("allow-new-privileges", None, "let set-uid programs work"),
         many("label", Some('l'), "KEY=VALUE", "a label of the container"),
         many("annotation", None, "KEY=VALUE", "an annotation of the OCI spec"),
-        value("runtime", None, "NAME", "native or runc"),
+        value(
+            "runtime",
+            None,
+            "NAME|PATH",
+            "native (the default), or a runc-compatible binary: runc, crun, youki, ...",
+        ),
+        many("runtime-opt", None, "KEY=VALUE", "an option of the runtime or its shim, such as systemdCgroup=true"),
         value("group", None, "NAME", "share the shim of the containers of this group, as those of a pod do"),
         value("snapshotter", None, "NAME", "the snapshot driver"),
         value("pull", None, "POLICY", "missing (the default), always or never"),
@@ -341,6 +347,7 @@ fn request(args: &Args, namespace: &str) -> Result<RunRequest, Failure> {
         options: options(args)?,
         labels: pairs(args, "label")?,
         runtime: args.text("runtime"),
+        runtime_options: runtime_options(args)?,
         driver: args.text("snapshotter"),
         platform: args.text("platform"),
         remove_on_exit: args.has("rm"),
@@ -350,6 +357,21 @@ fn request(args: &Args, namespace: &str) -> Result<RunRequest, Failure> {
     };
     request.log = !args.has("null-io") && (!args.has("rm") || args.has("detach") || args.has("log-driver"));
     Ok(request)
+}
+
+/// A value that reads as a number or a truth value is one; the daemon knows which options there are.
+fn runtime_options(args: &Args) -> Result<Any, Failure> {
+    let pairs = pairs(args, "runtime-opt")?;
+    if pairs.is_empty() {
+        return Ok(Any::default());
+    }
+    let value = |text: &String| match serde_json::from_str(text) {
+        Ok(plain @ (serde_json::Value::Bool(_) | serde_json::Value::Number(_))) => plain,
+        _ => text.clone().into(),
+    };
+    let object: serde_json::Map<_, _> = pairs.iter().map(|(key, text)| (key.clone(), value(text))).collect();
+    let value = serde_json::Value::from(object).to_string().into_bytes();
+    Ok(Any { type_url: cofferdam_client::RUNTIME_OPTIONS.to_owned(), value })
 }
 
 fn options(args: &Args) -> Result<ContainerOptions, Failure> {

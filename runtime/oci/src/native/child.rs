@@ -180,9 +180,16 @@ fn perform(step: &Step, state: &mut State) -> Done {
             const JOIN_SESSION_KEYRING: i32 = 1;
             // SAFETY: the pointer is valid for the call.
             match ok(unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, name.as_ptr()) }) {
+                Ok(keyring) => {
+                    // Its user may search it even where it isn't in possession, as after a change of user.
+                    const SETPERM: i32 = 5;
+                    const PERMISSIONS: u32 = 0x3f1b_0000;
+                    // SAFETY: no memory is involved.
+                    ok(unsafe { libc::syscall(libc::SYS_keyctl, SETPERM, keyring, PERMISSIONS) })?;
+                }
                 // A kernel without keys has nothing to keep apart.
-                Err(e) if e != libc::ENOSYS => return Err(e),
-                _ => {}
+                Err(libc::ENOSYS) => {}
+                Err(e) => return Err(e),
             }
         }
         Step::Limits(limits) => {

@@ -186,13 +186,21 @@ fn limit(spec: &PosixRlimit) -> Result<(u32, libc::rlimit)> {
     Ok((resource, libc::rlimit { rlim_cur: spec.soft(), rlim_max: spec.hard() }))
 }
 
+/// Of several values of a variable the last: to a C program the first would count, to others the last.
+fn last_of_each(env: &[String]) -> Vec<String> {
+    let name = |variable: &'_ str| variable.split('=').next().unwrap_or_default().to_owned();
+    let later: Vec<String> = env.iter().map(|variable| name(variable)).collect();
+    let last = |at: usize| !later[at + 1..].contains(&later[at]);
+    env.iter().enumerate().filter(|(at, _)| last(*at)).map(|(_, variable)| variable.clone()).collect()
+}
+
 /// The command, with every path where it may lie.
 fn command(process: &Process) -> Result<Command> {
     let strings = |field: &'static str, list: &Option<Vec<String>>| {
         list.iter().flatten().map(|s| c_string(field, s)).collect::<Result<Vec<_>>>()
     };
     let arguments = strings("process.args", process.args())?;
-    let environment = strings("process.env", process.env())?;
+    let environment = strings("process.env", &process.env().as_ref().map(|env| last_of_each(env)))?;
     let name = process.args().as_ref().and_then(|a| a.first()).filter(|name| !name.is_empty());
     let name = name.ok_or_else(|| Error::invalid("spec", "process.args", "is empty: name a command"))?;
     let mut candidates = Vec::new();

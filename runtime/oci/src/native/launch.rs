@@ -49,6 +49,7 @@ pub(super) fn launch(
     pid_namespace: Option<&OwnedFd>,
     cgroup: &Cgroup,
     process: &Process,
+    oom_score: Option<i32>,
 ) -> Result<Launched> {
     let fail = |what: &'static str| move |e: io::Error| Error::io("process", "", what, &e);
     let (ours, theirs) = socket::socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
@@ -66,7 +67,7 @@ pub(super) fn launch(
     if steps.iter().any(|step| matches!(step, Step::Born { .. })) {
         launched.succeed(steps).inspect_err(|_| launched.destroy())?;
     }
-    let placed = properties::place(launched.child.pid, process).and_then(|()| launched.release());
+    let placed = properties::place(launched.child.pid, process, oom_score).and_then(|()| launched.release());
     if let Err(e) = placed {
         launched.destroy();
         return Err(e);

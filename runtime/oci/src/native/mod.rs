@@ -46,12 +46,14 @@ use self::{
     properties::Call,
     step::Step,
 };
-use crate::{Container, CreateRequest, ExecRequest, Process, Runtime, Stdio};
+use crate::{Container, CreateRequest, ExecRequest, Process, Runtime, RuntimeOptions, Stdio};
 
 /// The native driver.
 #[derive(Debug)]
 pub struct Native {
     layout: Layout,
+    keyring: bool,
+    oom_score: Option<i32>,
 }
 
 /// What the native driver keeps of a container.
@@ -81,7 +83,34 @@ struct Waiting {
 impl Native {
     /// Finds out what this host has.
     pub fn new() -> Result<Native> {
-        Ok(Native { layout: Layout::detect()? })
+        Ok(Native { layout: Layout::detect()?, keyring: true, oom_score: None })
+    }
+
+    /// The same with a container's runtime options; an error names one that is for other drivers.
+    pub fn with_options(self, options: &RuntimeOptions) -> Result<Native> {
+        options.check_native()?;
+        Ok(Native { keyring: !options.no_new_keyring, ..self })
+    }
+
+    /// The same whose processes start with this `oom_score_adj`, where their spec has none, instead of the caller's.
+    pub fn with_oom_score(self, score: Option<i32>) -> Native {
+        Native { oom_score: score, ..self }
+    }
+
+    fn identity(
+        &self,
+        id: &str,
+        process: &ProcessSpec,
+        filter: Option<&Filter>,
+        role: Role,
+        user: Option<&UserNamespace>,
+        steps: &mut Vec<Step>,
+    ) -> Result<()> {
+        identity::identity(id, process, filter, role, user, steps)?;
+        if !self.keyring {
+            steps.retain(|step| !matches!(step, Step::Keyring(_)));
+        }
+        Ok(())
     }
 
     fn cgroup<'c>(&self, container: &'c Container) -> Result<&'c Cgroup> {
@@ -115,11 +144,11 @@ impl Native {
         identity::streams(request.process, &request.stdio, Role::Exec, user, &mut steps)?;
         steps.extend(container.kept.shared.iter().cloned().map(Step::Call));
         let filter = container.kept.filter.as_ref();
-        identity::identity(&container.id, request.process, filter, Role::Exec, user, &mut steps)?;
+        self.identity(&container.id, request.process, filter, Role::Exec, user, &mut steps)?;
         if let (Some(program), Some(Step::Execute(command))) = (program, steps.last_mut()) {
             command.candidates = vec![identity::c_string("path", &program.to_string_lossy())?];
         }
-        let launched = launch::launch(&steps, 0, pid_namespace, cgroup, request.process);
+        let launched = launch::launch(&steps, 0, pid_namespace, cgroup, request.process, self.oom_score);
         let mut launched = launched.map_err(|e| match process::is_alive(&container.init.pidfd) {
             false => Error::failed_precondition("container", &container.id, "its first process has ended"),
             true => e,
@@ -143,7 +172,12 @@ impl Native {
 }
 
 /// Makes the first process of a container in a cgroup that exists.
-fn launch_init(request: &CreateRequest<'_>, cgroup: &Cgroup, hooks: Option<&Hooks>) -> Result<(Process, Kept)> {
+fn launch_init(
+    native: &Native,
+    request: &CreateRequest<'_>,
+    cgroup: &Cgroup,
+    hooks: Option<&Hooks>,
+) -> Result<(Process, Kept)> {
     let process = request.spec.process().as_ref();
     let process = process.ok_or_else(|| Error::invalid("spec", "process", "is missing"))?;
     let linux = request.spec.linux().as_ref();
@@ -163,9 +197,9 @@ fn launch_init(request: &CreateRequest<'_>, cgroup: &Cgroup, hooks: Option<&Hook
     plan::seal(request.spec, &mut plan)?;
     plan.steps.extend(streams);
     plan.steps.extend(shared.iter().cloned().map(Step::Call));
-    identity::identity(request.id, process, filter.as_ref(), Role::Init, user.as_ref(), &mut plan.steps)?;
+    native.identity(request.id, process, filter.as_ref(), Role::Init, user.as_ref(), &mut plan.steps)?;
     let pid_namespace = plan.pid_namespace.as_ref();
-    let mut launched = launch::launch(&plan.steps, plan.flags, pid_namespace, cgroup, process)?;
+    let mut launched = launch::launch(&plan.steps, plan.flags, pid_namespace, cgroup, process, native.oom_score)?;
     let told = match hooks.filter(|_| before_root) {
         Some(hooks) => launched.wait_paused(&plan.steps).and_then(|()| {
             let (pid, pidfd) = (launched.child.pid, &launched.child.pidfd);
@@ -235,7 +269,7 @@ impl Runtime for Native {
         check(request.spec)?;
         let cgroup = Cgroup::create(&self.layout, &cgroup_path(request))?;
         let hooks = Hooks::new(request);
-        let (init, mut kept) = match launch_init(request, &cgroup, hooks.as_ref()) {
+        let (init, mut kept) = match launch_init(self, request, &cgroup, hooks.as_ref()) {
             Ok(launched) => launched,
             Err(e) => {
                 if let Err(left) = cgroup.remove() {

@@ -246,7 +246,11 @@ fn inside(kind: &str, options: &mount::Options, target: Target, open: bool) -> R
         propagation: options.propagation.unwrap_or(0) & !libc::MS_REC,
         recursive: false,
     };
-    let data = data.collect::<Result<Vec<_>>>()?;
+    let mut data = data.collect::<Result<Vec<_>>>()?;
+    if INSIDE.contains(&kind) && attributes.set & libc::MOUNT_ATTR_RDONLY != 0 {
+        // The file system too: a remount of the mount alone would not open it.
+        data.push((c"ro".to_owned(), None));
+    }
     Ok(Step::Mount { target, kind: c_string("mounts", kind)?, data, attributes, made: Cell::new(-1) })
 }
 

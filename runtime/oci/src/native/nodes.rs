@@ -74,6 +74,9 @@ pub(super) fn devices(
         }
     }
     for (name, to) in LINKS {
+        if *to == "/proc/kcore" && !Path::new(to).exists() {
+            continue;
+        }
         let (name, to) = (c_string("devices", name)?, c_string("devices", to)?);
         steps.push(Step::Symlink { directory: dev()?, name, to });
     }

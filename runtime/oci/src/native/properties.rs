@@ -116,7 +116,8 @@ pub(super) fn check(process: &Process) -> Result<()> {
 }
 
 /// Gives a process that waits to go on its place among others, with the rights of the host, which it may not have.
-pub(super) fn place(pid: i32, process: &Process) -> Result<()> {
+/// `oom_score` is for one that names none.
+pub(super) fn place(pid: i32, process: &Process, oom_score: Option<i32>) -> Result<()> {
     let fail = |field: &'static str, e: &io::Error| match e.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => {
             Error::failed_precondition("spec", field, "takes CAP_SYS_NICE, which the daemon doesn't have")
@@ -124,7 +125,7 @@ pub(super) fn place(pid: i32, process: &Process) -> Result<()> {
         Some(libc::EINVAL | libc::E2BIG) => Error::invalid("spec", field, "has values that this kernel doesn't take"),
         _ => Error::io("spec", field, "setting it", e),
     };
-    if let Some(score) = process.oom_score_adj() {
+    if let Some(score) = process.oom_score_adj().or(oom_score) {
         super::launch::oom_score_adj(pid, score)?;
     }
     if let Some(scheduler) = process.scheduler() {

@@ -130,7 +130,14 @@ fn memory(w: &Writer<'_>, memory: &LinuxMemory) -> Result<()> {
         }
         if let Some(swap) = memory.swap() {
             // v2 counts swap alone.
-            let alone = if swap < 0 { swap } else { swap - memory.limit().unwrap_or(0).max(0) };
+            let alone = match memory.limit() {
+                _ if swap <= 0 => swap,
+                Some(limit) if (1..=swap).contains(&limit) => swap - limit,
+                _ => {
+                    let why = "is memory and swap together: it takes a memory.limit, and is no less than that";
+                    return Err(Error::invalid("spec", "linux.resources.memory.swap", why));
+                }
+            };
             w.set("memory", None, Some(("memory.swap.max", or_max(alone))))?;
         }
     }
@@ -187,6 +194,11 @@ fn cpu(w: &Writer<'_>, cpu: &LinuxCpu) -> Result<()> {
     Ok(())
 }
 
+/// 10..1000 to 1..10000, as every other runtime does.
+fn io_weight(weight: u16) -> u32 {
+    1 + (u32::from(weight.clamp(10, 1000)) - 10) * 9999 / 990
+}
+
 fn block_io(w: &Writer<'_>, io: &LinuxBlockIo) -> Result<()> {
     // v2 calls the controller io.
     let set = |v1: (&str, String), v2: (&str, String)| match w.cgroup.v1("blkio") {
@@ -196,7 +208,7 @@ fn block_io(w: &Writer<'_>, io: &LinuxBlockIo) -> Result<()> {
     if let Some(weight) = io.weight().filter(|weight| *weight != 0) {
         // Which scheduler reads it depends on the kernel.
         set(("blkio.bfq.weight", weight.to_string()), ("io.bfq.weight", weight.to_string()))
-            .or_else(|_| set(("blkio.weight", weight.to_string()), ("io.weight", format!("default {weight}"))))?;
+            .or_else(|_| set(("blkio.weight", weight.to_string()), ("io.weight", io_weight(weight).to_string())))?;
     }
     if let Some(weight) = io.leaf_weight().filter(|weight| *weight != 0) {
         leaf(w, "blkio.leaf_weight", weight)?;
@@ -373,6 +385,45 @@ mod tests {
         apply(&cgroup, &serde_json::from_value(resources).unwrap()).unwrap();
         for (file, value) in files {
             assert_eq!(std::fs::read_to_string(group.join(file)).unwrap(), value, "{file}");
+        }
+        // The values that runc's conversions give (libcontainer/cgroups: fs2, and ConvertCPUSharesToCgroupV2Value,
+        // ConvertBlkIOToIOWeightValue, ConvertMemorySwapToCgroupV2Value of its utils).
+        for file in ["io.weight", "cpu.max.burst", "cpu.idle", "cpuset.mems"] {
+            std::fs::write(group.join(file), "").unwrap();
+        }
+        for (resources, file, expected) in [
+            (serde_json::json!({"memory": {"limit": -1}}), "memory.max", "max"),
+            (serde_json::json!({"memory": {"swap": -1}}), "memory.swap.max", "max"),
+            (serde_json::json!({"memory": {"limit": 7, "swap": 7}}), "memory.swap.max", "0"),
+            (serde_json::json!({"memory": {"reservation": -1}}), "memory.low", "max"),
+            (serde_json::json!({"cpu": {"shares": 2}}), "cpu.weight", "1"),
+            (serde_json::json!({"cpu": {"shares": 262_144}}), "cpu.weight", "10000"),
+            (serde_json::json!({"cpu": {"quota": -1}}), "cpu.max", "max 100000"),
+            (serde_json::json!({"cpu": {"period": 5000}}), "cpu.max", "max 5000"),
+            (serde_json::json!({"cpu": {"quota": 20_000, "period": 40_000}}), "cpu.max", "20000 40000"),
+            (serde_json::json!({"cpu": {"burst": 77}}), "cpu.max.burst", "77"),
+            (serde_json::json!({"cpu": {"idle": 1}}), "cpu.idle", "1"),
+            (serde_json::json!({"cpu": {"mems": "0"}}), "cpuset.mems", "0"),
+            (serde_json::json!({"pids": {"limit": 99}}), "pids.max", "99"),
+            (serde_json::json!({"blockIO": {"weight": 10}}), "io.weight", "1"),
+            (serde_json::json!({"blockIO": {"weight": 500}}), "io.weight", "4950"),
+            (serde_json::json!({"blockIO": {"weight": 1000}}), "io.weight", "10000"),
+            (
+                serde_json::json!({"blockIO": {"throttleWriteIOPSDevice": [{"major": 8, "minor": 1, "rate": 9}]}}),
+                "io.max",
+                "8:1 wiops=9",
+            ),
+            (serde_json::json!({"hugepageLimits": [{"pageSize": "2MB", "limit": 0}]}), "hugetlb.2MB.max", "0"),
+        ] {
+            std::fs::write(group.join(file), "").unwrap();
+            apply(&cgroup, &serde_json::from_value(resources.clone()).unwrap()).unwrap();
+            assert_eq!(std::fs::read_to_string(group.join(file)).unwrap(), expected, "{resources}");
+        }
+        for nonsense in
+            [serde_json::json!({"memory": {"swap": 5}}), serde_json::json!({"memory": {"limit": 6, "swap": 5}})]
+        {
+            let error = apply(&cgroup, &serde_json::from_value(nonsense).unwrap()).unwrap_err();
+            assert_eq!(error.code, cofferdam_types::Code::InvalidArgument, "{error}");
         }
         for v1_only in
             [serde_json::json!({"memory": {"swappiness": 5}}), serde_json::json!({"cpu": {"realtimeRuntime": 5}})]

@@ -1,10 +1,12 @@
 //! One invocation of the binary, and what its errors mean.
 
 use std::{
+    ffi::OsStr,
     fs::File,
     io::{self, Read},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::{fs::OpenOptionsExt, process::CommandExt},
     path::{Path, PathBuf},
+    process::Command,
     time::Duration,
 };
 
@@ -19,6 +21,10 @@ pub(super) struct Invocation<'a> {
     pub binary: &'a Path,
     /// `--root`.
     pub root: &'a Path,
+    /// Arguments of ours in front of the command.
+    pub global: &'a [&'a OsStr],
+    /// What it starts with instead of the caller's own `oom_score_adj`.
+    pub oom_score: Option<i32>,
     /// Where it works and writes its log.
     pub bundle: &'a Path,
     /// Names the container in errors.
@@ -33,6 +39,21 @@ struct Line {
     msg: String,
 }
 
+fn start_with_score(command: &mut Command, score: i32) {
+    let score = score.to_string();
+    // SAFETY: the closure makes three system calls and allocates nothing.
+    unsafe {
+        command.pre_exec(move || {
+            let file = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+            if file < 0 || libc::write(file, score.as_ptr().cast(), score.len()) < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            libc::close(file);
+            Ok(())
+        });
+    }
+}
+
 impl Invocation<'_> {
     /// Runs `<binary> <global arguments> <args>` to its end and gives back its output. A failure has the last error
     /// that it logged as its text.
@@ -45,8 +66,11 @@ impl Invocation<'_> {
         // Only what this invocation adds is its own.
         let before = std::fs::symlink_metadata(&log).map_or(0, |meta| meta.len());
         let mut command = program::command(self.binary);
-        command.arg("--root").arg(self.root).arg("--log").arg(&log).args(["--log-format", "json"]).args(args);
-        command.current_dir(self.bundle);
+        command.arg("--root").arg(self.root).arg("--log").arg(&log).args(["--log-format", "json"]);
+        command.args(self.global).args(args).current_dir(self.bundle);
+        if let Some(score) = self.oom_score {
+            start_with_score(&mut command, score);
+        }
         let Some(ended) = program::run(command, streams, self.deadline).map_err(|e| fail("running it", &e))? else {
             let message = format!("`{what}` took longer than {:?} and was killed", self.deadline);
             return Err(Error::deadline_exceeded("container", self.id, message));
@@ -65,13 +89,14 @@ impl Invocation<'_> {
         let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(4096).collect();
         let message = format!("{}: `{what}`: {clean}", self.binary.display());
         let has = |part: &str| clean.contains(part);
-        let program = || clean.split('"').nth(1).unwrap_or_default().to_owned();
+        let program = || clean.split(['"', '`']).nth(1).unwrap_or_default().to_owned();
         // Of looking the program up, and of executing it.
-        let command = has("exec: ") || has("exec /");
-        if has("executable file not found") || (command && (has("no such file or directory") || has("not a directory")))
+        let command = has("exec: ") || has("exec /") || has("open executable");
+        if (has("executable file") && has("not found"))
+            || (command && (has("no such file or directory") || has("not a directory")))
         {
             Error::not_found("command", program(), message)
-        } else if command && UNUSABLE.iter().any(|why| has(why)) {
+        } else if command && UNUSABLE.iter().any(|why| clean.to_lowercase().contains(why)) {
             Error::failed_precondition("command", program(), message)
         } else if has("does not exist") {
             Error::not_found("container", self.id, message)

@@ -3,6 +3,13 @@
 use super::*;
 
 #[test]
+fn of_several_values_of_a_variable_the_last_counts() {
+    let mut f = Fixture::new();
+    f.spec["process"]["env"] = json!(["PATH=/bin", "A=1", "B=x", "AB=2", "A=", "A=3"]);
+    assert_eq!(f.args(&["env"]).run().1, "PATH=/bin\nB=x\nAB=2\nA=3\n");
+}
+
+#[test]
 fn a_container_runs_and_its_status_comes_back() {
     let mut f = Fixture::new();
     assert_eq!(f.args(&["true"]).run(), (0, String::new()));
