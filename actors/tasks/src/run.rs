@@ -360,7 +360,7 @@ pub(crate) async fn create_task(
                 namespace: ns.clone(),
                 id: id.clone(),
                 shim: shim_id,
-                group: prepared.record.group,
+                group: prepared.record.group.clone(),
                 remove_on_exit: prepared.run.remove_on_exit,
                 runc: prepared.runc(deps, ns),
                 cgroup: prepared.cgroup,
@@ -545,6 +545,7 @@ mod tests {
                 driver: String::new(),
                 remove_on_exit: false,
                 log: Default::default(),
+                group: None,
             };
             within(&new, &Ceiling::FULL).unwrap();
             within(&new, &Ceiling { host: false }).map_err(|e| e.code)
