@@ -190,6 +190,10 @@ impl Ingest {
         self.file.sync_data().map_err(|e| self.fault("sync", &e))
     }
 
+    pub(crate) fn sync_all(&self) -> Result<()> {
+        self.file.sync_all().map_err(|e| self.fault("sync", &e))
+    }
+
     /// Makes it a blob of its namespace, durably, if size and digest are as said: otherwise `data_loss`, and the
     /// ingest stays as it is for a writer that opens it again. `already_exists`, and the ingest is gone, if the
     /// namespace has the blob already. Runs on the store's own workers.
