@@ -10,6 +10,7 @@ use std::{
 use cofferdam_types::{
     Algorithm, Authority, Code, Digest, Digester, Error, Labels, Name, Namespace, Result, Timestamp,
 };
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use crate::{
     commit::Commit,
@@ -183,6 +184,11 @@ impl Ingest {
         self.digester = Digester::new(self.algorithm);
         self.offset = 0;
         Ok(())
+    }
+
+    /// Has the kernel begin to write it to disk, so that a sync finds less to do. That it can't is no error.
+    pub fn write_out(&self) {
+        let _ = posix_fadvise(&self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
     }
 
     /// Makes what was written durable, for a resume after a power cut.

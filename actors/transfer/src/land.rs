@@ -276,6 +276,7 @@ impl Landing<'_> {
             ingest.truncate()?;
             return self.pour(layer, Lane { index: lane.index, item, feed: None }, supply, ingest);
         }
+        ingest.write_out();
         // Only now may the tree count as whole.
         if let Some(feed) = feed {
             let _ = feed.finish();
