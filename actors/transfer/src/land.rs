@@ -27,7 +27,7 @@ use crate::{
     transfer::Core,
 };
 
-const BUFFER: usize = 256 << 10;
+const BUFFER: usize = 64 << 10;
 /// How long the ingests of a failed job wait for room to be deleted in: there will be some as soon as its trees are gone,
 /// which are being deleted beside this.
 const ROOM: Duration = Duration::from_secs(10);
