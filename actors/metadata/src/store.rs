@@ -139,9 +139,6 @@ impl Shared {
     }
 }
 
-/// What a new file has room for: some hundred images.
-const ROOM: usize = 1 << 20;
-
 /// The row of `meta` that tells this root directory from every other one.
 const INSTANCE: &[u8] = b"instance";
 
@@ -181,7 +178,6 @@ fn prepare(database: &Database) -> Result<()> {
         }
         None => {}
     }
-    make_room(&txn)?;
     for table in Table::ALL {
         txn.open_table(table.definition()).map_err(storage)?;
     }
@@ -190,13 +186,6 @@ fn prepare(database: &Database) -> Result<()> {
     choose_instance(&mut tx)?;
     records::namespaces::create_default(&mut tx)?;
     txn.commit().map_err(storage)
-}
-
-/// Lets a new file have room at once: a commit under which it grows syncs once more.
-fn make_room(txn: &redb::WriteTransaction) -> Result<()> {
-    const FILLER: redb::TableDefinition<u8, &[u8]> = redb::TableDefinition::new("filler");
-    txn.open_table(FILLER).map_err(storage)?.insert(0, &vec![0; ROOM][..]).map_err(storage)?;
-    txn.delete_table(FILLER).map_err(storage).map(drop)
 }
 
 fn begin(database: &Database) -> Result<redb::WriteTransaction> {
