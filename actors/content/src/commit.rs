@@ -1,7 +1,9 @@
-//! From ingest to blob: bytes durable first, then the name, then the record that makes them visible.
+//! From ingest to blob: bytes and name durable first, then the record that makes them visible.
+
+use std::sync::Arc;
 
 use cofferdam_metadata::{Tx, records};
-use cofferdam_types::{Authority, Code, Digest, Error, Labels, Name, Namespace, Result};
+use cofferdam_types::{Authority, Digest, Error, Labels, Name, Namespace, Result};
 
 use crate::{
     files,
@@ -24,7 +26,7 @@ pub struct Commit {
 
 impl Commit {
     /// Whether what arrived is what was announced.
-    fn check(&self) -> Result<Digest> {
+    pub(crate) fn check(&self) -> Result<Digest> {
         let (ingest, digest) = (&self.ingest, self.ingest.digest_so_far());
         let lost = |why: String| Err(Error::data_loss("ingest", ingest.id(), why));
         if let Some(size) = self.size.filter(|size| *size != ingest.offset()) {
@@ -46,7 +48,7 @@ impl Commit {
 
 impl Store {
     /// One blob that the namespace must not have yet.
-    pub(crate) fn commit_one(&self, auth: &Authority, mut commit: Commit) -> Result<Digest> {
+    pub(crate) fn commit_one(self: &Arc<Store>, auth: &Authority, mut commit: Commit) -> Result<Digest> {
         let digest = commit.check()?;
         if let Err(error) = self.refuse_linked(&self.meta.read()?, &commit.ingest.namespace, &digest) {
             // What it holds is there already, to the byte.
@@ -58,79 +60,34 @@ impl Store {
     }
 
     /// Several blobs, each new to its namespace or not, with one sync of their bytes and one commit. All or none.
-    pub(crate) fn commit_many(&self, auth: &Authority, mut commits: Vec<Commit>) -> Result<Vec<Digest>> {
-        let digests: Vec<Digest> = commits.iter().map(Commit::check).collect::<Result<_>>()?;
+    pub(crate) fn commit_many(self: &Arc<Store>, auth: &Authority, commits: Vec<Commit>) -> Result<Vec<Digest>> {
         let alone = commits.len() == 1;
-        for commit in &commits {
-            files::seal(&commit.ingest.file, alone)?;
+        for commit in commits.iter().filter(|_| alone) {
+            // One file costs less than the file system.
+            files::seal(&commit.ingest.file)?;
+            commit.ingest.sync_all()?;
         }
-        if !alone {
-            self.files.sync_all()?;
+        let placed = self.place(auth, commits)?;
+        if alone {
+            self.files.sync_names(placed.digests().map(Digest::algorithm))?;
+        } else {
+            placed.sync_blocking()?;
         }
-        // From here on nobody removes a file of these digests, until the records say that they are wanted.
-        let _reserved = self.reserved.hold_all(digests.clone());
-        let mut published = 0;
-        let result =
-            self.publish(&commits, &digests, &mut published).and_then(|()| self.record(auth, &commits, &digests));
-        if let Err(error) = result {
-            for (commit, digest) in commits.iter().zip(&digests).take(published) {
-                self.withdraw(&commit.ingest, digest);
-            }
-            return Err(error);
-        }
-        for commit in &mut commits {
-            commit.ingest.done = true;
-        }
-        Ok(digests)
-    }
-
-    fn publish(&self, commits: &[Commit], digests: &[Digest], published: &mut usize) -> Result<()> {
-        for (commit, digest) in commits.iter().zip(digests) {
-            self.files.publish(&commit.ingest.name, digest)?;
-            *published += 1;
-        }
-        self.files.sync_names(digests.iter().map(Digest::algorithm))
-    }
-
-    fn record(&self, auth: &Authority, commits: &[Commit], digests: &[Digest]) -> Result<()> {
-        let rows: Vec<Row> = commits.iter().zip(digests).map(|(commit, digest)| Row::new(commit, digest)).collect();
-        self.meta.write_blocking(auth, move |tx| rows.iter().try_for_each(|row| row.write(tx)))
-    }
-
-    /// After a failed commit: the file goes back to its ingest, unless a record counts on it by now; or goes, if the
-    /// ingest was aborted meanwhile.
-    fn withdraw(&self, ingest: &Ingest, digest: &Digest) {
-        let result = self.meta.read().and_then(|view| {
-            if records::content::blob(&view, digest)?.is_some() {
-                return Ok(());
-            }
-            match &ingest.origin {
-                Origin::Recorded { reference, id }
-                    if records::ingests::find(&view, &ingest.namespace, reference)?.is_none_or(|r| r.id != *id) =>
-                {
-                    self.files.remove_blob(digest)
-                }
-                _ => self.files.unpublish(&ingest.name, digest),
-            }
-        });
-        // While the metadata are down nobody knows whether it was committed. What no record counts on is swept.
-        if let Err(error) = result
-            && error.code != Code::NotFound
-        {
-            tracing::warn!(%error, %digest, "a file may stay without a record until the next start");
-        }
+        self.meta.write_blocking(auth, placed.rows())?;
+        Ok(placed.done())
     }
 }
 
 /// What a commit writes for one blob.
-struct Row {
+#[derive(Clone)]
+pub(crate) struct Row {
     namespace: Namespace,
     ingest: Option<(Name, u64)>,
     link: records::content::Link,
 }
 
 impl Row {
-    fn new(commit: &Commit, digest: &Digest) -> Row {
+    pub(crate) fn new(commit: &Commit, digest: &Digest) -> Row {
         let mut link = records::content::Link::new(digest.clone(), commit.ingest.offset());
         link.labels = commit.labels.clone();
         let ingest = match &commit.ingest.origin {
@@ -141,7 +98,7 @@ impl Row {
     }
 
     /// Drops the ingest and links the blob. A link that is there gets the labels beside its own.
-    fn write(&self, tx: &mut Tx<'_>) -> Result<()> {
+    pub(crate) fn write(&self, tx: &mut Tx<'_>) -> Result<()> {
         let (ns, link) = (&self.namespace, &self.link);
         if let Some((reference, id)) = &self.ingest {
             let aborted = || Error::failed_precondition("ingest", reference, "was aborted: begin again");

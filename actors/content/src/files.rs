@@ -17,8 +17,8 @@ use cofferdam_types::{Algorithm, Code, Digest, Error, Result};
 use nix::{
     dir::Dir,
     errno::Errno,
-    fcntl::{AtFlags, OFlag, openat, renameat},
-    sys::stat::{FileStat, Mode, fchmod, fstatat, mkdirat},
+    fcntl::{AtFlags, OFlag, RenameFlags, openat, renameat, renameat2},
+    sys::stat::{FileStat, Mode, fchmod, fstat, fstatat, mkdirat},
     unistd::{UnlinkatFlags, fsync, syncfs, unlinkat},
 };
 
@@ -109,9 +109,19 @@ impl Files {
     }
 
     /// Makes an ingest's file the blob's, in place of one that may be there: the new bytes were verified just now,
-    /// which heals a blob that the disk has damaged.
-    pub(crate) fn publish(&self, name: &str, digest: &Digest) -> Result<()> {
-        renameat(&self.ingest, name, self.blobs(digest.algorithm()), digest.hex()).map_err(|e| match e {
+    /// which heals a blob that the disk has damaged. Whoever counts on the old file must find one after a power cut too:
+    /// then the new one is synced first.
+    pub(crate) fn publish(&self, name: &str, file: &File, digest: &Digest) -> Result<()> {
+        let (to, hex) = (self.blobs(digest.algorithm()), digest.hex());
+        let moved = match renameat2(&self.ingest, name, to, hex, RenameFlags::RENAME_NOREPLACE) {
+            // EINVAL: a file system without the flag.
+            Err(Errno::EEXIST | Errno::EINVAL) => {
+                file.sync_all().map_err(|e| Error::io("blob", digest, "can't sync its file", &e))?;
+                renameat(&self.ingest, name, to, hex)
+            }
+            other => other,
+        };
+        moved.map_err(|e| match e {
             Errno::ENOENT => Error::failed_precondition("ingest", "", "was aborted: begin again"),
             e => Error::io("blob", digest, "can't move it into place", &e.into()),
         })
@@ -132,19 +142,20 @@ impl Files {
         Ok(())
     }
 
+    /// The device of the files, as stat(2) names it.
+    pub(crate) fn device(&self) -> Result<u64> {
+        fstat(&self.ingest).map(|stat| stat.st_dev).map_err(|e| fault("look at its directories", e))
+    }
+
     /// Makes all that was written to this file system durable.
     pub(crate) fn sync_all(&self) -> Result<()> {
         syncfs(&self.ingest).map_err(|e| fault("sync the file system", e))
     }
 }
 
-/// Makes a file durable and read-only, before it becomes a blob.
-pub(crate) fn seal(file: &File, sync: bool) -> Result<()> {
-    fchmod(file.as_fd(), Mode::S_IRUSR).map_err(|e| fault("set the mode of a blob", e))?;
-    if sync {
-        file.sync_all().map_err(|e| Error::io("content", "", "can't sync a blob", &e))?;
-    }
-    Ok(())
+/// Makes a file read-only, before it becomes a blob.
+pub(crate) fn seal(file: &File) -> Result<()> {
+    fchmod(file.as_fd(), Mode::S_IRUSR).map_err(|e| fault("set the mode of a blob", e))
 }
 
 /// Opens a directory beneath another, making it if it isn't there, with mode 0700 in either case.
@@ -228,8 +239,8 @@ mod tests {
             umask(before);
             file.write_all(b"x").unwrap();
             assert_eq!(mode(root.path().join("ingest/1")), 0o600);
-            seal(&file, true).unwrap();
-            files.publish("1", &digest).unwrap();
+            seal(&file).unwrap();
+            files.publish("1", &file, &digest).unwrap();
             for dir in ["", "blobs", "blobs/sha256", "blobs/sha512", "blobs/blake3", "ingest"] {
                 assert_eq!(mode(root.path().join(dir)), 0o700, "{dir}");
             }
@@ -244,6 +255,8 @@ mod tests {
         let files = open(root.path());
         let victim = root.path().join("victim");
         fs::write(&victim, "secret").unwrap();
+        // Said, since another test may have changed the umask of this process.
+        fs::set_permissions(&victim, fs::Permissions::from_mode(0o644)).unwrap();
         let digest = Digest::of(Algorithm::Sha512, b"x");
         std::os::unix::fs::symlink(&victim, root.path().join("blobs/sha512").join(digest.hex())).unwrap();
         std::os::unix::fs::symlink(&victim, root.path().join("ingest/7")).unwrap();
@@ -257,8 +270,9 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let files = open(root.path());
         let digest = Digest::of(Algorithm::Blake3, b"abc");
-        files.ingest("5").unwrap().write_all(b"abc").unwrap();
-        files.publish("5", &digest).unwrap();
+        let mut file = files.ingest("5").unwrap();
+        file.write_all(b"abc").unwrap();
+        files.publish("5", &file, &digest).unwrap();
         assert!(files.blob_size(&digest).unwrap() == Some(3) && files.ingest_names().unwrap().is_empty());
         assert_eq!(files.blob_names(Algorithm::Blake3).unwrap(), [digest.hex()]);
         files.unpublish("5", &digest).unwrap();
@@ -266,6 +280,11 @@ mod tests {
         assert_eq!(files.ingest_names().unwrap(), ["5"]);
         files.remove_ingest("5").unwrap();
         files.remove_ingest("5").unwrap();
-        assert_eq!(files.publish("5", &digest).unwrap_err().code, Code::FailedPrecondition);
+        assert_eq!(files.publish("5", &file, &digest).unwrap_err().code, Code::FailedPrecondition);
+        let mut again = files.ingest("6").unwrap();
+        again.write_all(b"abc").unwrap();
+        fs::write(root.path().join("blobs/blake3").join(digest.hex()), "damaged").unwrap();
+        files.publish("6", &again, &digest).unwrap();
+        assert_eq!(files.blob_size(&digest).unwrap(), Some(3), "the new one is in the place of the old");
     }
 }

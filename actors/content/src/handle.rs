@@ -7,7 +7,7 @@ use cofferdam_metadata::{Metadata, records};
 use cofferdam_types::{Algorithm, Authority, COMES_BACK, Digest, Error, Labels, Name, Namespace, Result, filter};
 
 use crate::{
-    BlobReader, Commit, Info, Ingest, IngestOptions, Status, Swept,
+    BlobReader, Commit, Info, Ingest, IngestOptions, Placed, Status, Swept,
     actor::ContentActor,
     files::Files,
     messages::{Abort, CommitMany, Delete, Open, Put, Sweep},
@@ -76,6 +76,11 @@ impl Content {
         self.up()?.commit_many(auth, commits)
     }
 
+    /// Moves ingests to where blobs are, to be recorded in a transaction of the caller's. Blocks.
+    pub fn place(&self, auth: &Authority, commits: Vec<Commit>) -> Result<Placed> {
+        self.up()?.place(auth, commits)
+    }
+
     /// Stores a small blob such as a manifest, with one commit, whether the namespace has it already or not.
     pub async fn put_bytes(
         &self,
@@ -104,6 +109,19 @@ impl Content {
     /// Opens a blob of the namespace for reading.
     pub fn reader(&self, ns: &Namespace, digest: &Digest) -> Result<BlobReader> {
         self.up()?.reader(ns, digest)
+    }
+
+    /// [`Content::reader`] for a job of the namespace, which may read what is only placed yet.
+    pub fn job_reader(&self, ns: &Namespace, digest: &Digest) -> Result<BlobReader> {
+        self.up()?.job_reader(ns, digest)
+    }
+
+    /// Whether the namespace has a blob, or a job has placed it: `not_found` otherwise.
+    pub fn job_holds(&self, ns: &Namespace, digest: &Digest) -> Result<()> {
+        match self.store.placed.size(ns, digest) {
+            Some(_) => Ok(()),
+            None => self.info(ns, digest).map(drop),
+        }
     }
 
     /// Reads a blob of at most `max` bytes and verifies it: for manifests and the like.

@@ -10,6 +10,7 @@ use std::{
 use cofferdam_types::{
     Algorithm, Authority, Code, Digest, Digester, Error, Labels, Name, Namespace, Result, Timestamp,
 };
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use crate::{
     commit::Commit,
@@ -185,9 +186,18 @@ impl Ingest {
         Ok(())
     }
 
+    /// Has the kernel begin to write it to disk, so that a sync finds less to do. That it can't is no error.
+    pub fn write_out(&self) {
+        let _ = posix_fadvise(&self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+    }
+
     /// Makes what was written durable, for a resume after a power cut.
     pub fn sync(&self) -> Result<()> {
         self.file.sync_data().map_err(|e| self.fault("sync", &e))
+    }
+
+    pub(crate) fn sync_all(&self) -> Result<()> {
+        self.file.sync_all().map_err(|e| self.fault("sync", &e))
     }
 
     /// Makes it a blob of its namespace, durably, if size and digest are as said: otherwise `data_loss`, and the

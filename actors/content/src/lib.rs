@@ -9,8 +9,9 @@
 //! - [`Ingest`]: the one writer of a ref. It counts and hashes what passes; what it leaves is taken up by the next who
 //!   opens the ref, after hashing it again. Bytes go from the job that receives them to the file on that job's own
 //!   thread, never through a mailbox.
-//! - A commit is durable when it answers: the bytes are synced, moved into place, their directory is synced, then the
-//!   record makes them visible. Many blobs share one sync and one commit ([`Content::commit_many`]).
+//! - A commit is durable when it answers: the bytes are moved into place and synced with their directory, then the
+//!   record makes them visible. Many blobs share one sync and one commit ([`Content::commit_many`]), which a job may
+//!   share with what else it does ([`Content::place`]).
 //! - [`BlobReader`]: reading at any offset. It outlives the blob's deletion.
 //! - A deletion drops the link first; the file goes with the last one. Both hold the digest's reservation, which a
 //!   commit of the same digest takes too.
@@ -24,6 +25,7 @@ mod handle;
 mod held;
 mod ingest;
 pub mod messages;
+mod placed;
 mod reader;
 mod store;
 mod sweep;
@@ -36,6 +38,7 @@ pub use cofferdam_metadata::records::content::Link as Info;
 pub use commit::Commit;
 pub use handle::{Content, field};
 pub use ingest::{Ingest, IngestOptions};
+pub use placed::Placed;
 pub use reader::BlobReader;
 pub use store::Status;
 pub use sweep::Swept;

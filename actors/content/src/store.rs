@@ -1,8 +1,9 @@
 //! The store itself: files and records brought together, each in the order that a crash can't hurt.
 //!
 //! A blob's file is in place before its record says so, and its record is gone before the file is. An ingest's record
-//! comes before its file, and goes after it. Whoever links or unlinks a digest holds its reservation meanwhile, so
-//! that a file is never removed under one who just made use of it.
+//! comes before its file, and goes after it. Whoever moves a file to its place or from it holds the digest's reservation
+//! meanwhile; between the place and the record it is [`placed`](crate::placed): so a file is never removed under one who
+//! just made use of it.
 
 use std::sync::{
     Arc, Mutex,
@@ -19,6 +20,7 @@ use crate::{
     files::Files,
     held::{Guard, Held},
     ingest::{Ingest, IngestOptions, Origin},
+    placed::Placements,
     reader::BlobReader,
 };
 
@@ -56,6 +58,7 @@ pub(crate) struct Store {
     pub(crate) pool: Pool,
     pub(crate) refs: Held<RefKey>,
     pub(crate) reserved: Held<Digest>,
+    pub(crate) placed: Placements,
     /// One sweep at a time, so that a sweep that was waited for leaves nothing to another.
     pub(crate) sweeping: Mutex<()>,
     scratch: AtomicU64,
@@ -75,6 +78,7 @@ impl Store {
             pool,
             refs: Held::default(),
             reserved: Held::default(),
+            placed: Placements::default(),
             sweeping: Mutex::new(()),
             scratch: AtomicU64::new(0),
         }
@@ -192,9 +196,17 @@ impl Store {
         Ok(())
     }
 
-    /// Removes a blob's file if no record counts on it. The caller holds the digest's reservation.
+    /// Opens a blob that the namespace has, or that a job has placed for it.
+    pub(crate) fn job_reader(&self, ns: &Namespace, digest: &Digest) -> Result<BlobReader> {
+        match self.placed.size(ns, digest) {
+            Some(size) => BlobReader::new(self.files.blob(digest)?, digest.clone(), size),
+            None => self.reader(ns, digest),
+        }
+    }
+
+    /// Removes a blob's file if nobody counts on it. The caller holds the digest's reservation.
     pub(crate) fn remove_unlinked(&self, digest: &Digest) -> Result<bool> {
-        let unlinked = records::content::blob(&self.meta.read()?, digest)?.is_none();
+        let unlinked = !self.placed.any(digest) && records::content::blob(&self.meta.read()?, digest)?.is_none();
         if unlinked {
             self.files.remove_blob(digest)?;
         }

@@ -485,6 +485,48 @@ fn the_start_sweeps_what_a_crash_left() {
     });
 }
 
+/// What a job has placed: kept from being removed, seen by jobs of its namespace alone, and an ingest again if it fails.
+#[test]
+fn what_is_placed_is_neither_seen_nor_removed() {
+    run(|rig| async move {
+        let other = rig.namespace("other").await;
+        let digest = rig.put(&rig.ns, b"abc").await;
+        let place = |ns: &Namespace| {
+            let mut ingest = rig.content.scratch(ns, Algorithm::Sha256).unwrap();
+            ingest.append(b"abc").unwrap();
+            let commit = Commit { ingest, size: Some(3), expected: None, labels: Labels::new() };
+            rig.content.place(&rig.auth, vec![commit]).unwrap()
+        };
+        let (first, second) = (place(&other), place(&other));
+        rig.content.delete(&rig.auth, &rig.ns, &digest).await.unwrap();
+        rig.content.sweep().await.unwrap();
+        assert_eq!(rig.content.reader(&other, &digest).unwrap_err().code, Code::NotFound);
+        assert_eq!(rig.content.job_reader(&rig.ns, &digest).unwrap_err().code, Code::NotFound);
+        rig.content.job_holds(&other, &digest).unwrap();
+        assert_eq!(rig.content.job_reader(&other, &digest).unwrap().read_verified(10).unwrap(), b"abc");
+        drop(first);
+        rig.content.job_reader(&other, &digest).unwrap();
+        second.sync().await.unwrap();
+        rig.meta.write(&rig.auth, second.rows()).await.unwrap();
+        second.done();
+        assert_eq!(rig.content.read_verified(&other, &digest, 10).unwrap(), b"abc");
+        assert_eq!(rig.files(), (1, 0));
+        rig.content.delete(&rig.auth, &other, &digest).await.unwrap();
+
+        let mut ingest = rig.open("far").await.unwrap();
+        ingest.append(b"abc").unwrap();
+        let commit = Commit { ingest, size: None, expected: None, labels: Labels::new() };
+        drop(rig.content.place(&rig.auth, vec![commit]).unwrap());
+        assert_eq!(rig.open("far").await.unwrap().offset(), 3, "it can be gone on with");
+        let commit =
+            Commit { ingest: rig.open("far").await.unwrap(), size: None, expected: None, labels: Labels::new() };
+        rig.content.place(&rig.auth, vec![commit]).unwrap().withdraw(std::time::Duration::ZERO);
+        assert_eq!(rig.content.statuses(&rig.ns, None, 10).unwrap().len(), 0);
+        assert_eq!(rig.files(), (0, 0));
+        rig
+    });
+}
+
 #[test]
 fn a_crash_of_the_actor_does_not_touch_open_ingests_and_readers() {
     run(|rig| async move {

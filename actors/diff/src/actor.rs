@@ -27,7 +27,7 @@ impl Handler<Apply> for DiffActor {
         Box::pin(async move {
             let content = core.content.clone();
             let job = move || {
-                let source = content.reader(&m.namespace, &m.layer.digest)?;
+                let source = content.job_reader(&m.namespace, &m.layer.digest)?;
                 extract::extract(source, &m.layer, &m.diff_id, m.stage, &m.cancel)
             };
             core.pool.run(job).await
@@ -42,7 +42,7 @@ impl Handler<Verify> for DiffActor {
         Box::pin(async move {
             let content = core.content.clone();
             let job = move || {
-                let source = content.reader(&m.namespace, &m.layer.digest)?;
+                let source = content.job_reader(&m.namespace, &m.layer.digest)?;
                 extract::verify(source, &m.layer, &m.diff_id, &m.cancel)
             };
             core.pool.run(job).await
@@ -56,7 +56,8 @@ impl Handler<Settle> for DiffActor {
         let core = self.0.clone();
         Box::pin(async move {
             let content = core.content.clone();
-            let job = move || extract::settle(m.rungs, |layer| content.reader(&m.namespace, &layer.digest), &m.cancel);
+            let job =
+                move || extract::settle(m.rungs, |layer| content.job_reader(&m.namespace, &layer.digest), &m.cancel);
             core.pool.run(job).await
         })
     }

@@ -7,9 +7,9 @@ use std::{
 };
 
 /// Large enough that a hand-over between threads is rare beside the work on what is handed over.
-const CHUNK: usize = 256 << 10;
+const CHUNK: usize = 64 << 10;
 /// How many chunks may wait: the writer blocks behind them, which is how a slow disk slows a fast network.
-const WAITING: usize = 4;
+const WAITING: usize = 8;
 
 /// Both ends of a pipe.
 pub fn pipe() -> (Sender, Source) {

@@ -83,7 +83,7 @@ impl Diff {
     pub async fn verify(&self, ns: &Namespace, layer: &Descriptor, diff_id: &Digest) -> Result<()> {
         if self.core.known().diff_ids.get(&layer.digest) == Some(diff_id) {
             // Knowing grants nothing: the namespace must hold it.
-            return self.core.content.info(ns, &layer.digest).map(drop);
+            return self.core.content.job_holds(ns, &layer.digest);
         }
         let cancel = CancelOnDrop::default();
         let (namespace, diff) = (ns.clone(), diff_id.clone());

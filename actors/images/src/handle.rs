@@ -32,6 +32,7 @@ const QUEUE: usize = 256;
 pub struct Images {
     slot: Slot<ImagesActor>,
     pub(crate) meta: Metadata,
+    pub(crate) content: Content,
     pub(crate) snapshots: Snapshots,
     pub(crate) diff: Diff,
 }
@@ -48,8 +49,9 @@ impl Images {
     ) -> Images {
         let config = SlotConfig { heartbeat: Duration::from_secs(30), ..SlotConfig::new("images", placement) };
         let pool = Pool::new("images", THREADS, QUEUE);
-        let slot = kernel.spawn(config, move || ImagesActor { content: content.clone(), pool: pool.clone() });
-        Images { slot, meta, snapshots, diff }
+        let theirs = content.clone();
+        let slot = kernel.spawn(config, move || ImagesActor { content: theirs.clone(), pool: pool.clone() });
+        Images { slot, meta, content, snapshots, diff }
     }
 
     /// The record of an image.
@@ -87,6 +89,24 @@ impl Images {
         let mut image = Image::new(name.clone(), target.clone());
         image.labels = labels;
         self.meta.write(auth, move |tx| put(tx, &ns, &image)).await
+    }
+
+    /// [`Images::put`] of several names without labels, in one commit, in which `also` writes first.
+    pub async fn put_all(
+        &self,
+        auth: &Authority,
+        ns: &Namespace,
+        names: &[Name],
+        target: &Descriptor,
+        also: impl Fn(&mut cofferdam_metadata::Tx<'_>) -> Result<()> + Send + 'static,
+    ) -> Result<()> {
+        let ns = ns.clone();
+        let images: Vec<Image> = names.iter().map(|name| Image::new(name.clone(), target.clone())).collect();
+        let write = move |tx: &mut cofferdam_metadata::Tx<'_>| {
+            also(tx)?;
+            images.iter().try_for_each(|image| put(tx, &ns, image).map(drop))
+        };
+        self.meta.write(auth, write).await
     }
 
     /// Removes a record. Content and snapshots go when they are collected.
@@ -167,7 +187,7 @@ impl Images {
         driver: &str,
     ) -> Result<Option<Digest>> {
         let layers = rows(&image.layers, &image.config, &image.chain_ids);
-        Unpack::begin(self, auth, ns, driver, &image.config_descriptor.digest, layers)?.finish().await
+        Unpack::begin(self, auth, ns, driver, &image.config_descriptor.digest, layers)?.finish(None).await
     }
 
     /// Begins to unpack an image whose layers are about to arrive; see [`Unpack`].

@@ -257,12 +257,12 @@ fn layers_are_extracted_while_they_arrive() {
         });
         drop(job.feed(&manifest.layers[2].digest).unwrap());
         world.store(&first(), &made).await;
-        let top = job.finish().await.unwrap().unwrap();
+        let top = job.finish(None).await.unwrap().unwrap();
         world.look(&first(), "overlay", &top, looks_right).await;
         // A second job has nothing to feed.
         let mut job = begin().await;
         assert!(job.feed(&manifest.layers[0].digest).is_none());
-        assert_eq!(job.finish().await.unwrap(), Some(top));
+        assert_eq!(job.finish(None).await.unwrap(), Some(top));
         assert_eq!(world.trees("overlay"), 3, "what was given up is gone");
         world.kernel.stop().await;
     });
@@ -446,7 +446,7 @@ fn a_feed_that_stalls_holds_up_no_other_namespace() {
         feed.write_all(&made.layers[0].packed[20..]).unwrap();
         feed.finish().unwrap();
         world.store(&first(), &made).await;
-        assert_eq!(stalled.finish().await.unwrap().unwrap(), top);
+        assert_eq!(stalled.finish(None).await.unwrap().unwrap(), top);
         world.look(&first(), "overlay", &top, looks_right).await;
         let dir = |ns: &Namespace| world.snapshots.stat(ns, "overlay", &name(&top.to_string())).unwrap().dir;
         assert_eq!(dir(&first()), dir(&second()));

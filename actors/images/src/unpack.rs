@@ -6,8 +6,10 @@
 //!
 //! The job runs where it is called from (it only waits for actors) and may be split in two: [`Images::begin_unpack`]
 //! as soon as manifest and config are there, [`Unpack::feed`] while the layers arrive, [`Unpack::finish`] when all
-//! blobs are in the content store. Whatever was not fed is taken from there.
+//! blobs are in the content store, or in their places there. Whatever was not fed is taken from there. Blobs that are
+//! only placed come on record in the same commit.
 
+use cofferdam_content::Placed;
 use cofferdam_diff::{Diff, Extracted, LayerFeed, Pending, Rung};
 use cofferdam_metadata::records::{
     content,
@@ -137,13 +139,13 @@ impl Unpack {
         self.named.extend(names.iter().map(|name| Image::new(name.clone(), target.clone())));
     }
 
-    /// Completes it: every layer's blob and the config must be in the namespace by now. Gives the name of the topmost
-    /// snapshot.
-    pub async fn finish(mut self) -> Result<Option<Digest>> {
+    /// Completes it: every layer's blob and the config must be in the namespace by now, or among those that are `placed`
+    /// for it. Gives the name of the topmost snapshot.
+    pub async fn finish(mut self, placed: Option<&Placed>) -> Result<Option<Digest>> {
         self.hold_blobs()?;
         let mut tries = 1;
         loop {
-            match self.attempt().await {
+            match self.attempt(placed).await {
                 // A layer that was there was removed before we could link it.
                 Err(e) if e.code == Code::NotFound && e.kind == "layer" && tries < TRIES => {
                     tries += 1;
@@ -157,15 +159,14 @@ impl Unpack {
 
     /// A namespace gets at a tree only by the blobs: M8 and the confinement of content in one check.
     fn hold_blobs(&self) -> Result<()> {
-        let view = self.images.meta.read()?;
-        let blobs = self.layers.iter().map(|layer| &layer.blob.digest).chain([&self.config]);
-        for digest in blobs {
-            content::get(&view, &self.ns, digest).map_err(|e| e.context("it is needed to unpack the image"))?;
-        }
-        Ok(())
+        let content = &self.images.content;
+        let mut blobs = self.layers.iter().map(|layer| &layer.blob.digest).chain([&self.config]);
+        blobs.try_for_each(|digest| {
+            content.job_holds(&self.ns, digest).map_err(|e| e.context("it is needed to unpack the image"))
+        })
     }
 
-    async fn attempt(&mut self) -> Result<()> {
+    async fn attempt(&mut self, placed: Option<&Placed>) -> Result<()> {
         if !self.done {
             self.take_turns().await?;
             if self.images.snapshots.detached(&self.driver)? {
@@ -180,7 +181,7 @@ impl Unpack {
             true => self.layers.iter().map(|_| None).collect(),
             false => self.images.diff.settle(&self.ns, rungs).await?,
         };
-        self.commit(stages).await
+        self.commit(stages, placed).await
     }
 
     /// All turns within the namespace, from the lowest layer up, before the first stage for which other namespaces
@@ -242,11 +243,21 @@ impl Unpack {
         self.layers.iter_mut().map(rung).collect()
     }
 
-    async fn commit(&mut self, stages: Vec<Option<Stage>>) -> Result<()> {
-        let (ns, named) = (self.ns.clone(), self.named.clone());
-        let name = move |tx: &mut cofferdam_metadata::Tx<'_>| named.iter().try_for_each(|i| put(tx, &ns, i).map(drop));
+    async fn commit(&mut self, stages: Vec<Option<Stage>>, placed: Option<&Placed>) -> Result<()> {
+        if let Some(placed) = placed {
+            // New trees are synced with their whole file system.
+            let device = stages.iter().flatten().next().map(Stage::device).transpose()?;
+            if device != Some(placed.device()?) {
+                placed.sync().await?;
+            }
+        }
+        let (ns, named, rows) = (self.ns.clone(), self.named.clone(), placed.map(Placed::rows));
+        let name = move |tx: &mut cofferdam_metadata::Tx<'_>| {
+            rows.iter().try_for_each(|rows| rows(tx))?;
+            named.iter().try_for_each(|i| put(tx, &ns, i).map(drop))
+        };
         let Some(top) = self.top().cloned() else {
-            return match self.named.is_empty() {
+            return match self.named.is_empty() && placed.is_none() {
                 true => Ok(()),
                 false => self.images.meta.write(&self.authority, name).await,
             };

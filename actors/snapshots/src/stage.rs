@@ -6,7 +6,8 @@ use std::{
 };
 
 use cofferdam_metadata::records::snapshots::Snapshot;
-use cofferdam_types::{Digest, Mount, Result};
+use cofferdam_types::{Digest, Error, Mount, Result};
+use nix::sys::stat::fstat;
 
 use crate::{Usage, area::Held, flights::Flight};
 
@@ -121,6 +122,12 @@ impl Stage {
     /// The number of the directory.
     pub fn dir(&self) -> u64 {
         self.held.id()
+    }
+
+    /// The device that it lies on, as stat(2) names it.
+    pub fn device(&self) -> Result<u64> {
+        let stat = fstat(&self.tree).map_err(|e| Error::io("layer", self.chain(), "look at its tree", &e.into()))?;
+        Ok(stat.st_dev)
     }
 
     /// The space that it takes now.

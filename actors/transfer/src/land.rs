@@ -1,18 +1,18 @@
 //! Bringing one image in: each layer in one pass from wherever it comes to the store and, while it comes, to its tree;
 //! then everything visible at once.
 //!
-//! The order that a crash can't hurt: layers and documents become durable blobs with one sync and one commit, then the
-//! trees and the name with another. What fails before that is dropped: ingests are aborted, stages go to the
-//! trash.
+//! The order that a crash can't hurt: layers and documents are moved to where blobs are, trees are completed, one sync makes
+//! all of it durable, one commit makes it visible, with the name. What fails before that is dropped: ingests are aborted,
+//! stages go to the trash.
 
 use std::{
     collections::{HashMap, HashSet},
     io::{Read, Write},
     sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use cofferdam_content::{Commit, Ingest, IngestOptions};
+use cofferdam_content::{Commit, Ingest, IngestOptions, Placed};
 use cofferdam_diff::LayerFeed;
 use cofferdam_images::{Manifest, content_labels};
 use cofferdam_kernel::block_on;
@@ -27,10 +27,10 @@ use crate::{
     transfer::Core,
 };
 
-const BUFFER: usize = 256 << 10;
-/// How long the blobs of a failed job wait for room to be deleted in, all together.
+const BUFFER: usize = 64 << 10;
+/// How long the ingests of a failed job wait for room to be deleted in: there will be some as soon as its trees are gone,
+/// which are being deleted beside this.
 const ROOM: Duration = Duration::from_secs(10);
-const PAUSE: Duration = Duration::from_millis(50);
 
 /// Where the layers of an image come from.
 pub(crate) trait Supply: Sync {
@@ -120,21 +120,20 @@ impl Landing<'_> {
             return Err(error);
         }
         board.stage("storing");
-        let wanted = commits.iter().filter_map(|commit| commit.expected.clone());
-        let new: Vec<Digest> = wanted.filter(|digest| self.core.content.info(self.ns, digest).is_err()).collect();
-        self.core.content.commit_many_blocking(self.auth, commits)?;
+        let placed = self.core.content.place(self.auth, commits)?;
         let named = match unpack {
-            None => self.name(names, &image.target),
+            None => self.name(names, &image.target, &placed),
             Some(mut unpack) => {
                 board.stage("unpacking");
                 unpack.name(names, &image.target);
-                block_on(unpack.finish()).map(drop)
+                block_on(unpack.finish(Some(&placed))).map(drop)
             }
         };
         if let Err(error) = named {
-            self.withdraw(&new);
+            placed.withdraw(ROOM);
             return Err(error);
         }
+        placed.done();
         for item in items.values() {
             board.phase(*item, Phase::Done);
         }
@@ -142,9 +141,9 @@ impl Landing<'_> {
     }
 
     /// The names of an image that stays packed.
-    fn name(&self, names: &[Name], target: &Descriptor) -> Result<()> {
-        let put = |name| block_on(self.core.images.put(self.auth, self.ns, name, target, Labels::new())).map(drop);
-        names.iter().try_for_each(put)
+    fn name(&self, names: &[Name], target: &Descriptor, placed: &Placed) -> Result<()> {
+        placed.sync_blocking()?;
+        block_on(self.core.images.put_all(self.auth, self.ns, names, target, placed.rows()))
     }
 
     fn arrived(&self, name: &Name, choice: &Choice) -> Arrived {
@@ -277,6 +276,7 @@ impl Landing<'_> {
             ingest.truncate()?;
             return self.pour(layer, Lane { index: lane.index, item, feed: None }, supply, ingest);
         }
+        ingest.write_out();
         // Only now may the tree count as whole.
         if let Some(feed) = feed {
             let _ = feed.finish();
@@ -314,29 +314,6 @@ impl Landing<'_> {
         let mut ingest = self.core.content.scratch(self.ns, descriptor.digest.algorithm())?;
         ingest.append(bytes)?;
         Ok(Commit { ingest, size: Some(descriptor.size), expected: Some(descriptor.digest.clone()), labels })
-    }
-
-    /// Blobs of an image that turned out to be none. Others that want the same wait for our turn to end.
-    fn withdraw(&self, blobs: &[Digest]) {
-        let until = Instant::now() + ROOM;
-        for digest in blobs {
-            let result = loop {
-                match block_on(self.core.content.delete(self.auth, self.ns, digest)) {
-                    // On a full disk a deletion has no room for its own record: there will be some as soon as the
-                    // job's trees are gone, which are being deleted beside this. And the tables are opened anew.
-                    Err(error)
-                        if matches!(error.code, Code::ResourceExhausted | Code::Unavailable)
-                            && Instant::now() < until =>
-                    {
-                        std::thread::sleep(PAUSE);
-                    }
-                    result => break result,
-                }
-            };
-            if let Err(error) = result {
-                tracing::warn!(%digest, %error, "a blob of a failed job stays until it is collected");
-            }
-        }
     }
 
     fn drop_all(&self, commits: Vec<Commit>) {

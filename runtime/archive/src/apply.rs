@@ -22,7 +22,7 @@ use nix::{
         stat::{Mode, SFlag, UtimensatFlags, fchmod, fstat, futimens, makedev, mknodat, utimensat},
         time::TimeSpec,
     },
-    unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, linkat, symlinkat, unlinkat, write},
+    unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, getegid, geteuid, linkat, symlinkat, unlinkat, write},
 };
 
 use crate::{
@@ -65,6 +65,7 @@ pub fn apply(
             hasher: RandomState::new(),
             entries: 0,
             dropped_xattrs: 0,
+            born: if options.detached { born(root)? } else { None },
         };
         while let Some(entry) = reader.next()? {
             match run.entry(&entry, &mut reader) {
@@ -85,6 +86,14 @@ pub fn apply(
     Ok(applied)
 }
 
+/// Whom what is made in an empty tree belongs to: us, if its root hands down no other group.
+fn born(root: BorrowedFd) -> Result<Option<(u32, u32)>> {
+    let stat = fstat(root).map_err(|errno| fail(b"", "looking at the tree", errno))?;
+    let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+    let plain = stat.st_gid == gid && stat.st_mode & Mode::S_ISGID.bits() == 0;
+    Ok(plain.then_some((uid, gid)))
+}
+
 struct Apply<'a> {
     tree: Tree<'a>,
     options: &'a ApplyOptions,
@@ -94,6 +103,8 @@ struct Apply<'a> {
     hasher: RandomState,
     entries: u64,
     dropped_xattrs: u64,
+    /// Whom new things in the tree belong to by themselves, while that is sure.
+    born: Option<(u32, u32)>,
 }
 
 impl Apply<'_> {
@@ -209,15 +220,17 @@ impl Apply<'_> {
                 }
             }
         }
-        self.attributes(entry, &fd, real)?;
+        self.attributes(entry, &fd, real, true)?;
         futimens(&fd, &entry.atime, &entry.mtime).map_err(|errno| fail(real, "setting times", errno))
     }
 
     /// Owner, mode and extended attributes, in the order in which none undoes another: a write or a chown clears
     /// set-id bits and file capabilities.
-    fn attributes(&mut self, entry: &Entry, fd: &OwnedFd, real: &[u8]) -> Result<()> {
-        fchown(fd, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))
-            .map_err(|errno| fail(real, "setting the owner", errno))?;
+    fn attributes(&mut self, entry: &Entry, fd: &OwnedFd, real: &[u8], new: bool) -> Result<()> {
+        if !new || self.born != Some((entry.uid, entry.gid)) {
+            fchown(fd, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))
+                .map_err(|errno| fail(real, "setting the owner", errno))?;
+        }
         fchmod(fd, entry.mode).map_err(|errno| fail(real, "setting the mode", errno))?;
         for (key, value) in &entry.xattrs {
             if !may_set(key) {
@@ -259,7 +272,11 @@ impl Apply<'_> {
             }
             fd
         };
-        self.attributes(entry, &fd, real)?;
+        self.attributes(entry, &fd, real, !there)?;
+        // What is made in it may get its group instead of ours: by the bit, or on a file system that is mounted so.
+        if entry.mode.contains(Mode::S_ISGID) || self.born.is_some_and(|(_, gid)| gid != entry.gid) {
+            self.born = None;
+        }
         self.tree.note(real, |note| {
             note.times = Some((entry.atime, entry.mtime));
             note.late |= std::mem::take(&mut note.implicit);
@@ -298,8 +315,10 @@ impl Apply<'_> {
     fn unopened(&mut self, entry: &Entry, parent: &Place, name: &[u8], real: &[u8]) -> Result<()> {
         self.dropped_xattrs += entry.xattrs.len() as u64;
         let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
-        fchownat(&parent.fd, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)
-            .map_err(|errno| fail(real, "setting the owner", errno))?;
+        if self.born != Some((entry.uid, entry.gid)) {
+            fchownat(&parent.fd, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)
+                .map_err(|errno| fail(real, "setting the owner", errno))?;
+        }
         set_times(&parent.fd, name, &entry.atime, &entry.mtime, real)
     }
 

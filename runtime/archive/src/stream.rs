@@ -1,6 +1,6 @@
 //! The pipeline: inflate on one thread, hash on a second, hand the bytes to the caller's.
 //!
-//! A fixed number of chunks goes round, so a slow stage holds the others back and memory stays at 3 MiB a layer.
+//! A fixed number of chunks goes round, so a slow stage holds the others back and memory stays at 1 MiB a layer.
 
 use std::{
     cell::{Cell, RefCell},
@@ -20,8 +20,8 @@ use crate::{
 };
 
 /// A multiple of the block size, so that no header ever straddles two chunks.
-const CHUNK: usize = 256 << 10;
-const CHUNKS: usize = 12;
+const CHUNK: usize = 64 << 10;
+const CHUNKS: usize = 16;
 /// The largest zstd window: what `zstd` itself accepts without being told to.
 const WINDOW_LOG: u32 = 27;
 
@@ -193,11 +193,9 @@ fn open<'a>(source: impl Read + 'a, compression: Compression, head: &[u8]) -> io
         (told, _) => told,
     };
     Ok(match compression {
-        Compression::Gzip => {
-            Box::new(flate2::bufread::MultiGzDecoder::new(BufReader::with_capacity(CHUNK / 2, source)))
-        }
+        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(BufReader::with_capacity(CHUNK, source))),
         Compression::Zstd => {
-            let mut decoder = zstd::stream::read::Decoder::with_buffer(BufReader::with_capacity(CHUNK / 2, source))?;
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(BufReader::with_capacity(CHUNK, source))?;
             decoder.window_log_max(WINDOW_LOG)?;
             Box::new(decoder)
         }

@@ -2,14 +2,14 @@
 
 use std::{
     fs,
-    os::unix::fs::{MetadataExt, symlink},
+    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
     path::Path,
     process::Command,
 };
 
 use cofferdam_types::{Algorithm, Code, Digest};
 
-use super::support::{Jail, TIME, apply_to, differences, gzip, snapshot};
+use super::support::{Jail, TIME, Tar, apply_to, differences, gzip, snapshot};
 use crate::ApplyOptions;
 
 fn run(program: &str, args: &[&str], dir: &Path) {
@@ -112,5 +112,35 @@ fn sparse_archives_of_gnu_tar() {
         let target = tempfile::tempdir().unwrap();
         let error = apply_to(target.path(), &fs::read(&path).unwrap(), &ApplyOptions::default()).unwrap_err();
         assert_eq!(error.code, Code::Unimplemented);
+    }
+}
+
+/// A file gets its directory's group where that has the set-group-id bit, or where the file system is mounted so: entries
+/// that say otherwise are believed.
+#[test]
+fn owners_are_what_the_archive_says_whatever_a_directory_hands_down() {
+    for (root_mode, root_group) in [(0o755, 0), (0o2755, 7), (0o755, 7)] {
+        let jail = Jail::new();
+        std::os::unix::fs::chown(jail.root(), None, Some(root_group)).unwrap();
+        fs::set_permissions(jail.root(), fs::Permissions::from_mode(root_mode)).unwrap();
+        let tar = Tar::new()
+            .file("first", "x")
+            .owner(5)
+            .dir("theirs", 0o2755)
+            .file("theirs/own", "x")
+            .owner(0)
+            .file("theirs/root", "x")
+            .symlink("x", "theirs/soft")
+            .special("theirs/pipe", b'6', 0o644, 0, 0)
+            .dir("theirs/dir", 0o755)
+            .file("theirs/dir/root", "x")
+            .dir("theirs", 0o755)
+            .file("theirs/last", "x");
+        jail.apply_as(&tar.end(), &ApplyOptions::detached()).unwrap();
+        let owner = |path| (jail.meta(path).uid(), jail.meta(path).gid());
+        for path in ["first", "theirs", "theirs/root", "theirs/soft", "theirs/pipe", "theirs/dir", "theirs/dir/root"] {
+            assert_eq!(owner(path), (0, 0), "{path} below {root_mode:o} of group {root_group}");
+        }
+        assert_eq!((owner("theirs/own"), owner("theirs/last")), ((5, 5), (0, 0)));
     }
 }
