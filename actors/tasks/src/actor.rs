@@ -24,7 +24,7 @@ use crate::{
         Attach, Attached, CloseStdin, CreateContainer, CreateTask, DeleteProcess, Exec, Execs, Kill, LogLost, Observe,
         Pause, ProcessState, Query, Remove, Removed, Resize, Start, Stdin,
     },
-    recover, remove,
+    recover, remove, rights,
     run::{self, set_stdio},
     shim::from_shim,
     sweep,
@@ -223,7 +223,7 @@ impl Ctx {
     }
 
     async fn attach(&self, message: Attach) -> Result<Attached> {
-        run::streams_within(&message.stdio, &message.authority.ceiling)?;
+        rights::streams_within(&message.stdio, &message.authority.ceiling)?;
         let entry = self.entry(&message.namespace, &message.id)?;
         let remote = entry.remote().await?;
         let mut request = remote.container.attach_request();
@@ -460,7 +460,7 @@ impl Handler<Exec> for TasksActor {
         let ctx = self.ctx.clone();
         Box::pin(async move {
             let entry = ctx.entry(&message.namespace, &message.id)?;
-            run::streams_within(&message.stdio, &message.authority.ceiling)?;
+            rights::streams_within(&message.stdio, &message.authority.ceiling)?;
             exec::exec(&ctx.deps, &entry, &message.authority, message.exec, message.request, message.stdio).await
         })
     }

@@ -25,6 +25,7 @@ mod link;
 mod messages;
 mod recover;
 mod remove;
+mod rights;
 mod run;
 mod shim;
 mod shims;

@@ -90,16 +90,10 @@ impl Service {
     }
 
     /// The driver, and whether it needed a mount namespace of ours.
-    fn driver(
-        &self,
-        reader: create_request::Reader<'_>,
-        options: &RuntimeOptions,
-    ) -> Result<(Box<dyn Runtime>, bool)> {
+    fn driver(&self, reader: create_request::Reader<'_>, options: &RuntimeOptions) -> Result<(Box<dyn Runtime>, bool)> {
         let score = self.shared.oom_score;
         match text(reader.get_runtime())? {
-            "" | "native" => {
-                Ok((Box::new(native::Native::new()?.with_options(options)?.with_oom_score(score)), false))
-            }
+            "" | "native" => Ok((Box::new(native::Native::new()?.with_options(options)?.with_oom_score(score)), false)),
             binary => {
                 // This driver wants the root file system mounted in its bundle: in a mount namespace of ours, so that
                 // the mount ends with us, whatever happens. One for all of a group.

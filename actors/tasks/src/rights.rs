@@ -1,0 +1,123 @@
+//! What a container asks of the host, and the right that it takes.
+
+use cofferdam_oci::spec::{Mount as OptionMount, Network, Seccomp};
+use cofferdam_types::{Any, Ceiling, Error, Result};
+
+use crate::messages::{Input, NewContainer, Output, Stdio};
+
+/// Z3: what touches the host is checked on every path that can set it, against the ceiling that the record keeps.
+pub(crate) fn within(new: &NewContainer, ceiling: &Ceiling) -> Result<()> {
+    if ceiling.host {
+        return Ok(());
+    }
+    let options = &new.options;
+    let wish = if new.spec.is_some() {
+        "a spec of its own"
+    } else if options.network == Network::Host {
+        "the host's network"
+    } else if options.mounts.iter().any(|m| matches!(m, OptionMount::Bind { .. })) {
+        "a mount of a host path"
+    } else if !options.cap_add.is_empty() {
+        "more capabilities"
+    } else if options.seccomp == Seccomp::Unconfined {
+        "no system call filter"
+    } else if options.seccomp_profile.is_some() {
+        "a system call filter of its own"
+    } else if options.oom_score_adj.is_some_and(|score| score < 0) {
+        "to be spared when memory is short"
+    } else if !options.devices.is_empty() {
+        "a device of the host"
+    } else if options.apparmor.is_some() {
+        "an AppArmor profile of its own"
+    } else if !options.namespaces.is_empty() {
+        "a namespace that is not its own"
+    } else if options.cgroup.is_some() {
+        "a cgroup of its own choice"
+    } else if new.runtime.contains('/') {
+        "a runtime binary by path"
+    } else if new.runtime_options != Any::default() {
+        "options of the runtime"
+    } else {
+        return Ok(());
+    };
+    Err(Error::denied("container", "", format!("asks for {wish}, which needs the host right")))
+}
+
+/// The same for streams that are paths of the host.
+pub(crate) fn streams_within(stdio: &Stdio, ceiling: &Ceiling) -> Result<()> {
+    let outputs = [&stdio.stdout, &stdio.stderr];
+    let host = matches!(stdio.stdin, Input::Fifo(_) | Input::File(_))
+        || outputs.iter().any(|output| matches!(output, Output::Fifo(_) | Output::File(_)));
+    if host && !ceiling.host {
+        return Err(Error::denied("stream", "", "is a path of the host, which needs the host right"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use cofferdam_types::{Code, Name};
+
+    use super::*;
+
+    // Z3: every option that reaches the host.
+    #[test]
+    fn what_reaches_the_host_needs_the_right() {
+        let asked = |options: serde_json::Value| {
+            let new = NewContainer {
+                id: None,
+                image: Name::new("busybox").unwrap(),
+                platform: cofferdam_types::Platform::host(),
+                options: serde_json::from_value(options).unwrap(),
+                spec: None,
+                runtime_options: Any::default(),
+                labels: Default::default(),
+                runtime: String::new(),
+                driver: String::new(),
+                remove_on_exit: false,
+                log: Default::default(),
+                group: None,
+            };
+            within(&new, &Ceiling::FULL).unwrap();
+            within(&new, &Ceiling { host: false }).map_err(|e| e.code)
+        };
+        for harmless in [
+            serde_json::json!({}),
+            serde_json::json!({"oom_score_adj": 5, "userns": [{"container": 0, "host": 1, "size": 1}]}),
+        ] {
+            assert_eq!(asked(harmless), Ok(()));
+        }
+        for reaching in [
+            serde_json::json!({"network": "host"}),
+            serde_json::json!({"mounts": [{"type": "bind", "source": "/a", "target": "/b"}]}),
+            serde_json::json!({"cap_add": ["KILL"]}),
+            serde_json::json!({"seccomp": "unconfined"}),
+            serde_json::json!({"seccomp_profile": {"defaultAction": "SCMP_ACT_ALLOW"}}),
+            serde_json::json!({"oom_score_adj": -1}),
+            serde_json::json!({"devices": [{"source": "/dev/null"}]}),
+            serde_json::json!({"apparmor": "unconfined"}),
+            serde_json::json!({"namespaces": {"pid": "host"}}),
+            serde_json::json!({"cgroup": "/a"}),
+        ] {
+            assert_eq!(asked(reaching.clone()), Err(Code::Denied), "{reaching}");
+        }
+    }
+
+    #[test]
+    fn streams_that_are_paths_need_the_host_right() {
+        let path = || "/run/x".to_owned();
+        let streams = [
+            Stdio { stdin: Input::Fifo(path()), ..Stdio::default() },
+            Stdio { stdin: Input::File(path()), ..Stdio::default() },
+            Stdio { stdout: Output::Fifo(path()), ..Stdio::default() },
+            Stdio { stderr: Output::File(path()), ..Stdio::default() },
+        ];
+        for stdio in streams {
+            let error = streams_within(&stdio, &Ceiling { host: false }).unwrap_err();
+            assert_eq!(error.code, Code::Denied, "{stdio:?}");
+            streams_within(&stdio, &Ceiling { host: true }).unwrap();
+        }
+        let own = Stdio { stdin: Input::Pipe, ..Stdio::default() };
+        streams_within(&own, &Ceiling { host: false }).unwrap();
+    }
+}
