@@ -14,6 +14,7 @@ use std::{
 
 use cofferdam_client::{Client, ImportFormat, ImportOptions, Namespace, RunRequest};
 use cofferdam_sys::cgroup::{Cgroup, Layout};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use tempfile::TempDir;
 
 use crate::{
@@ -190,7 +191,10 @@ impl Daemon {
             if let Some(status) = child.try_wait().expect("it is ours") {
                 panic!("cofferd ended with {status}: {}", self.log());
             }
-            std::os::unix::net::UnixStream::connect(self.socket()).ok()
+            let stream = std::os::unix::net::UnixStream::connect(self.socket()).ok()?;
+            // A child that its killed predecessor was just starting has that one's socket until it executes.
+            let listener = getsockopt(&stream, PeerCredentials).ok()?;
+            (listener.pid() == child.id() as i32).then_some(())
         });
         *self.child.lock().expect("not poisoned") = Some(child);
         began.elapsed()
