@@ -8,7 +8,7 @@ use crate::{
     cx::Cx,
     failure::Failure,
     keys::{DETACH_KEYS, Keyboard},
-    nouns::run::{Passed, attended, stdio, tell},
+    nouns::foreground::{Passed, attended, stdio, tell},
     signals::{FORWARDED, Signals},
     terminal::Raw,
 };

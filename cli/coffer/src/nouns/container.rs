@@ -9,7 +9,7 @@ use crate::{
     args::{Command, Positional, Times, many, switch, value},
     cx::{Cx, Table, line},
     failure::Failure,
-    nouns::run::tell,
+    nouns::foreground::tell,
     units::{number, show_age, show_span, signal},
 };
 

@@ -7,7 +7,10 @@ use crate::{
     args::{Command, Positional, Times, many, switch, value},
     cx::{Cx, line},
     failure::Failure,
-    nouns::run::{Passed, attended, env, needs_terminal, stdio, tell},
+    nouns::{
+        foreground::{Passed, attended, needs_terminal, stdio, tell},
+        run::env,
+    },
     signals::{FORWARDED, Signals},
     terminal::Raw,
 };

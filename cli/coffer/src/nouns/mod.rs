@@ -5,6 +5,7 @@ pub mod container;
 pub mod content;
 pub mod events;
 pub mod exec;
+pub mod foreground;
 pub mod image;
 pub mod job;
 pub mod lifecycle;
