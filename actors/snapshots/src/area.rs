@@ -61,6 +61,8 @@ pub struct Area {
     /// Ids in somebody's hands, between their making and their commit.
     live: Mutex<BTreeSet<u64>>,
     stock: Mutex<Vec<u64>>,
+    /// One fills it at a time, or there would be more than it takes.
+    filling: Mutex<()>,
 }
 
 impl Area {
@@ -87,6 +89,7 @@ impl Area {
             next: AtomicU64::new(last.max(taken) + 1),
             live: Mutex::default(),
             stock: Mutex::default(),
+            filling: Mutex::default(),
         })
     }
 
@@ -140,6 +143,7 @@ impl Area {
 
     /// Fills the stock.
     pub fn refill(self: &Arc<Area>) -> Result<()> {
+        let _filling = lock(&self.filling);
         while lock(&self.stock).len() < STOCK {
             let held = self.make(self.driver.scratch())?;
             lock(&self.stock).push(held.forget());

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use cofferdam_client::{Containers, Stdio, is_lost};
+use cofferdam_client::{Client, Containers, Stdio, is_lost};
 use cofferdam_integration::{BUSYBOX, Daemon, bounded};
 use cofferdam_types::{Code, Error, Result};
 
@@ -85,7 +85,9 @@ fn nothing_acknowledged_is_lost_and_nothing_is_left() {
                 daemon.kill9();
             });
             bounded(async {
-                let namespace = daemon.open().await;
+                // It may be killed before it is connected to.
+                let Ok(client) = Client::connect(daemon.socket()).await else { return };
+                let namespace = client.namespace(daemon.namespace());
                 let (containers, image) = (namespace.containers(), namespace.images().get(BUSYBOX));
                 for n in 0.. {
                     let id = format!("life{kill}-{n}");
