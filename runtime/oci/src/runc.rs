@@ -26,7 +26,7 @@ use std::{
 
 use cofferdam_sys::{fd, mount, process, pty};
 use cofferdam_types::{Code, Error, Mount, Result};
-use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Process as ProcessSpec};
+use oci_spec::runtime::{BoxBuilder, LinuxNamespaceType, LinuxResources, Process as ProcessSpec};
 
 use self::{
     command::{Invocation, Streams},
@@ -237,9 +237,8 @@ impl Runtime for RuncDriver {
         }
         let made = (|| {
             let mut spec = request.spec.clone();
-            let terminal = matches!(request.stdio, Stdio::Terminal { .. });
             if let Some(process) = spec.process_mut() {
-                process.set_terminal(Some(terminal));
+                set_terminal(process, &request.stdio);
             }
             mount_root(request.bundle, request.rootfs)?;
             write(request.bundle, CONFIG, &json(&spec)?)?;
@@ -278,7 +277,7 @@ impl Runtime for RuncDriver {
         let bundle = fd::open_dir(&container.bundle)
             .map_err(|e| Error::io("container", &container.id, "opening its bundle", &e))?;
         let mut process: ProcessSpec = request.process.clone();
-        process.set_terminal(Some(matches!(request.stdio, Stdio::Terminal { .. })));
+        set_terminal(&mut process, &request.stdio);
         // Not a name that is another's: ids have no `/`, and ours all begin alike.
         let (file, pid_file) = (format!("exec-{}.json", request.id), format!("exec-{}.pid", request.id));
         write(bundle.as_fd(), &file, &json(&process)?)?;
@@ -352,6 +351,15 @@ fn refuse_mapped(request: &CreateRequest<'_>) -> Result<()> {
     }
     let why = "the ids of its root file system are mapped by the native runtime alone: use that";
     Err(Error::unimplemented("spec", "linux.namespaces user", why))
+}
+
+/// The binary makes the terminal in its size: a process that runs at once would see another before we could set it.
+fn set_terminal(process: &mut ProcessSpec, stdio: &Stdio<'_>) {
+    process.set_terminal(Some(matches!(stdio, Stdio::Terminal { .. })));
+    if let Some((rows, cols)) = stdio.size(Some(process)) {
+        let size = BoxBuilder::default().height(rows).width(cols).build();
+        process.set_console_size(size.ok());
+    }
 }
 
 /// Not every binary says which command it can't execute.
