@@ -98,6 +98,12 @@ impl Files {
         stat(&self.ingest, name)
     }
 
+    /// Gives back the room of an ingest's file, if there is one and it can be done.
+    pub(crate) fn empty_ingest(&self, name: &str) {
+        let flags = OFlag::O_WRONLY | OFlag::O_TRUNC | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+        let _ = openat(&self.ingest, name, flags, Mode::empty());
+    }
+
     /// Removes the file of an ingest; it is no error that there is none.
     pub(crate) fn remove_ingest(&self, name: &str) -> Result<()> {
         unlink(&self.ingest, name)

@@ -5,6 +5,7 @@ use std::{
     io::{self, Read, Seek, SeekFrom, Write},
     os::unix::fs::FileExt,
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use cofferdam_types::{
@@ -17,6 +18,9 @@ use crate::{
     held::Guard,
     store::{RefKey, Store},
 };
+
+/// Between two attempts to give an ingest up.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// How the file of an ingest is known, and what becomes of it when its writer goes away without a commit.
 #[derive(Debug)]
@@ -231,7 +235,28 @@ impl Ingest {
         self.discard(auth)
     }
 
+    /// [`Ingest::abort`] by who can't do more about it than wait: on a full disk the record can't be deleted before there
+    /// is room, and while the tables are opened anew none can.
+    pub fn give_up(mut self, auth: &Authority, until: Instant) {
+        let result = loop {
+            match self.discard(auth) {
+                Err(error)
+                    if matches!(error.code, Code::ResourceExhausted | Code::Unavailable) && Instant::now() < until =>
+                {
+                    std::thread::sleep(PAUSE);
+                }
+                result => break result,
+            }
+        };
+        if let Err(error) = result {
+            tracing::warn!(%error, "an ingest could not be aborted: it stays until it is taken up or swept");
+        }
+    }
+
     pub(crate) fn discard(&mut self, auth: &Authority) -> Result<()> {
+        // First of all the room that it takes: on a full disk there would be none to delete its record in. By its name: our
+        // own descriptor may be that of a blob by now, which others count on.
+        self.store.files.empty_ingest(&self.name);
         if let Origin::Recorded { reference, id } = &self.origin {
             match self.store.drop_record(auth, &self.namespace, reference, Some(*id)) {
                 Err(error) if error.code != Code::NotFound => return Err(error),

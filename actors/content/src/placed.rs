@@ -7,7 +7,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use cofferdam_metadata::{Tx, records};
@@ -19,9 +19,6 @@ use crate::{
     ingest::{Ingest, Origin},
     store::Store,
 };
-
-/// Between two attempts to take an ingest back.
-const PAUSE: Duration = Duration::from_millis(50);
 
 /// Which blobs are in their places for which namespaces, and how often.
 #[derive(Debug, Default)]
@@ -126,26 +123,10 @@ impl Placed {
         done.collect()
     }
 
-    /// Takes them back, and aborts their ingests. On a full disk the record of an ingest can't be deleted before there is
-    /// room, and while the tables are opened anew none can: that is tried for so long.
-    pub fn withdraw(mut self, patience: Duration) {
-        let until = Instant::now() + patience;
-        for mut commit in self.restore() {
-            loop {
-                match commit.ingest.discard(&self.authority) {
-                    Err(error)
-                        if matches!(error.code, Code::ResourceExhausted | Code::Unavailable)
-                            && Instant::now() < until =>
-                    {
-                        std::thread::sleep(PAUSE);
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, "an ingest of a failed job stays until it is taken up or swept");
-                        break;
-                    }
-                    Ok(()) => break,
-                }
-            }
+    /// Takes them back, and aborts their ingests as [`Ingest::give_up`] does.
+    pub fn withdraw(mut self, until: Instant) {
+        for commit in self.restore() {
+            commit.ingest.give_up(&self.authority, until);
         }
     }
 

@@ -9,7 +9,7 @@ use std::{
     collections::{HashMap, HashSet},
     io::{Read, Write},
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use cofferdam_content::{Commit, Ingest, IngestOptions, Placed};
@@ -130,7 +130,7 @@ impl Landing<'_> {
             }
         };
         if let Err(error) = named {
-            placed.withdraw(ROOM);
+            placed.withdraw(Instant::now() + ROOM);
             return Err(error);
         }
         placed.done();
@@ -317,13 +317,12 @@ impl Landing<'_> {
     }
 
     fn drop_all(&self, commits: Vec<Commit>) {
-        commits.into_iter().for_each(|commit| self.abort(commit.ingest));
+        let until = Instant::now() + ROOM;
+        commits.into_iter().for_each(|commit| commit.ingest.give_up(self.auth, until));
     }
 
     fn abort(&self, ingest: Ingest) {
-        if let Err(error) = ingest.abort(self.auth) {
-            tracing::warn!(%error, "an ingest could not be aborted; the next start sweeps it");
-        }
+        ingest.give_up(self.auth, Instant::now() + ROOM);
     }
 }
 
