@@ -6,7 +6,6 @@ use cofferdam_metadata::{Tx, records};
 use cofferdam_types::{Authority, Digest, Error, Labels, Name, Namespace, Result};
 
 use crate::{
-    files,
     ingest::{Ingest, Origin},
     store::Store,
 };
@@ -61,18 +60,8 @@ impl Store {
 
     /// Several blobs, each new to its namespace or not, with one sync of their bytes and one commit. All or none.
     pub(crate) fn commit_many(self: &Arc<Store>, auth: &Authority, commits: Vec<Commit>) -> Result<Vec<Digest>> {
-        let alone = commits.len() == 1;
-        for commit in commits.iter().filter(|_| alone) {
-            // One file costs less than the file system.
-            files::seal(&commit.ingest.file)?;
-            commit.ingest.sync_all()?;
-        }
         let placed = self.place(auth, commits)?;
-        if alone {
-            self.files.sync_names(placed.digests().map(Digest::algorithm))?;
-        } else {
-            placed.sync_blocking()?;
-        }
+        placed.sync_blocking()?;
         self.meta.write_blocking(auth, placed.rows())?;
         Ok(placed.done())
     }

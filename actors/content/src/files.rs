@@ -8,7 +8,6 @@
 //! descriptors. A name is a digest's hex or a number of ours, never a text that a client chose.
 
 use std::{
-    collections::HashSet,
     fs::File,
     os::fd::{AsFd, OwnedFd},
 };
@@ -139,13 +138,9 @@ impl Files {
             .map_err(|e| Error::io("blob", digest, "can't move it back", &e.into()))
     }
 
-    /// Makes the names of blobs of these algorithms durable.
-    pub(crate) fn sync_names(&self, algorithms: impl IntoIterator<Item = Algorithm>) -> Result<()> {
-        let wanted: HashSet<Algorithm> = algorithms.into_iter().collect();
-        for algorithm in wanted {
-            fsync(self.blobs(algorithm)).map_err(|e| fault("sync the directory of blobs", e))?;
-        }
-        Ok(())
+    /// Makes the names of blobs of this algorithm durable.
+    pub(crate) fn sync_names(&self, algorithm: Algorithm) -> Result<()> {
+        fsync(self.blobs(algorithm)).map_err(|e| fault("sync the directory of blobs", e))
     }
 
     /// The device of the files, as stat(2) names it.

@@ -84,11 +84,6 @@ impl Store {
 }
 
 impl Placed {
-    /// Which they are.
-    pub fn digests(&self) -> impl Iterator<Item = &Digest> {
-        self.commits.iter().map(|(_, digest)| digest)
-    }
-
     /// The device that they lie on, as stat(2) names it.
     pub fn device(&self) -> Result<u64> {
         self.store.files.device()
@@ -101,9 +96,15 @@ impl Placed {
         self.store.pool.run(move || store.files.sync_all()).await
     }
 
-    /// [`Placed::sync`] on this thread.
+    /// [`Placed::sync`] on this thread. One file with its name costs less than the file system.
     pub fn sync_blocking(&self) -> Result<()> {
-        self.store.files.sync_all()
+        match &self.commits[..] {
+            [(commit, digest)] => {
+                commit.ingest.sync_all()?;
+                self.store.files.sync_names(digest.algorithm())
+            }
+            _ => self.store.files.sync_all(),
+        }
     }
 
     /// What makes them visible: to be called in the transaction.
