@@ -1,7 +1,8 @@
 //! What the daemon is told at its start.
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
+use cofferdam_net::Plugins;
 use cofferdam_types::{Error, Result};
 
 /// The command line, in full: an appliance fills this in itself.
@@ -17,8 +18,19 @@ pub struct Config {
     pub connections: u32,
     /// Where journald listens, for containers that log to it.
     pub journal: PathBuf,
+    /// Where networks are configured, and what makes them.
+    pub networks: Networks,
     /// What is logged, as tracing-subscriber's `EnvFilter` reads it.
     pub log: String,
+}
+
+/// Networks of the host, as CNI has them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Networks {
+    /// The directory of configurations.
+    pub configs: PathBuf,
+    /// Plugins, and how long each may take.
+    pub plugins: Plugins,
 }
 
 /// What to do.
@@ -33,7 +45,8 @@ pub enum Command {
 const HELP: &str = "\
 cofferd: the container daemon
 
-Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--connections NUMBER] [--journal SOCKET] [--log FILTER]
+Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--connections NUMBER] [--journal SOCKET] [--cni-config DIR]
+               [--cni-plugins DIR[:DIR]...] [--cni-timeout SECONDS] [--log FILTER]
 
   --root DIR            what must last (default /var/lib/cofferdam)
   --state DIR           what ends with a reboot, and the socket cofferd.sock (default /run/cofferdam)
@@ -41,6 +54,10 @@ Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--connections NUMBER] [
   --connections NUMBER  how many may be open at once (default 1024); other users than its own have three quarters of
                         them at most, and one user an eighth
   --journal SOCKET      where journald listens, for containers that log to it (default /run/systemd/journal/socket)
+  --cni-config DIR      where networks are configured (default /etc/cni/net.d)
+  --cni-plugins DIRS    where CNI plugins lie, directories with a colon between them (default
+                        /opt/cni/bin:/usr/lib/cni:/usr/libexec/cni)
+  --cni-timeout SECONDS how long one run of a plugin may take before it is killed (default 60)
   --log FILTER          what is logged to standard error, such as info or cofferd=debug (default warn)
   --version             the version
   --help                this text
@@ -61,6 +78,13 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
         shim: beside.unwrap_or_else(|| PathBuf::from("coffer-shim")),
         connections: 1024,
         journal: PathBuf::from(cofferdam_log::JOURNAL),
+        networks: Networks {
+            configs: PathBuf::from("/etc/cni/net.d"),
+            plugins: Plugins {
+                dirs: ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"].map(PathBuf::from).to_vec(),
+                deadline: Duration::from_secs(60),
+            },
+        },
         log: std::env::var("COFFERD_LOG").unwrap_or_else(|_| "warn".into()),
     };
     let mut args = args.into_iter();
@@ -84,6 +108,18 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
                 config.connections = number.ok_or_else(wrong)?;
             }
             "--journal" => config.journal = value()?.into(),
+            "--cni-config" => config.networks.configs = value()?.into(),
+            "--cni-plugins" => {
+                config.networks.plugins.dirs = std::env::split_paths(&value()?).filter(|dir| dir != "").collect();
+                if config.networks.plugins.dirs.is_empty() {
+                    return Err(Error::invalid("option", "--cni-plugins", "names no directory"));
+                }
+            }
+            "--cni-timeout" => {
+                let number = value()?.to_string_lossy().parse().ok().filter(|seconds| (1..=3600).contains(seconds));
+                let wrong = || Error::invalid("option", "--cni-timeout", "needs a number of seconds, 1 to 3600");
+                config.networks.plugins.deadline = Duration::from_secs(number.ok_or_else(wrong)?);
+            }
             "--log" => config.log = value()?.to_string_lossy().into_owned(),
             "--version" => return Ok(Command::Print(format!("cofferd {}\n", env!("CARGO_PKG_VERSION")))),
             "--help" | "-h" => return Ok(Command::Print(HELP.into())),
@@ -91,7 +127,9 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
         }
     }
     // Shims and containers outlive any working directory: everything is named absolutely.
-    for path in [&mut config.root, &mut config.state, &mut config.shim, &mut config.journal] {
+    let Networks { configs, plugins } = &mut config.networks;
+    let paths = [&mut config.root, &mut config.state, &mut config.shim, &mut config.journal, configs];
+    for path in paths.into_iter().chain(&mut plugins.dirs) {
         *path =
             std::path::absolute(&*path).map_err(|e| Error::io("path", path.display(), "has no absolute form", &e))?;
     }
@@ -119,10 +157,22 @@ mod tests {
     }
 
     #[test]
+    fn plugins_lie_in_directories() {
+        let line = "--cni-config /c --cni-plugins /a::/b --cni-timeout 5";
+        let Command::Run(config) = words(line).unwrap() else { panic!("a run") };
+        assert_eq!(config.networks.configs, PathBuf::from("/c"));
+        assert_eq!(config.networks.plugins.dirs, ["/a", "/b"].map(PathBuf::from));
+        assert_eq!(config.networks.plugins.deadline, Duration::from_secs(5));
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         assert_eq!(words("--rot /a").unwrap_err().id, "--rot");
         for wrong in ["--connections 0", "--connections many", "--connections=-1"] {
             assert!(words(wrong).unwrap_err().message.contains("needs a number"), "{wrong}");
+        }
+        for wrong in ["--cni-timeout 0", "--cni-timeout x", "--cni-timeout 99999", "--cni-plugins :"] {
+            assert!(words(wrong).unwrap_err().id.starts_with("--cni"), "{wrong}");
         }
         assert!(words("--root").unwrap_err().message.contains("needs a value"));
         assert!(matches!(words("--help").unwrap(), Command::Print(text) if text.contains("--state DIR")));

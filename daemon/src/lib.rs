@@ -23,6 +23,7 @@ use cofferdam_events::{Events, Retention};
 use cofferdam_images::Images;
 use cofferdam_kernel::{Kernel, Pool};
 use cofferdam_metadata::Metadata;
+use cofferdam_networks::Networks;
 use cofferdam_snapshots::Snapshots;
 use cofferdam_tasks::{Deps, Layout, Program, Tasks};
 use cofferdam_transfer::Transfer;
@@ -81,10 +82,17 @@ impl Daemon {
         let diff = Diff::start(&kernel, TABLE.diff, content.clone());
         let images =
             Images::start(&kernel, TABLE.images, metadata.clone(), content.clone(), snapshots.clone(), diff.clone());
+        let networks = cofferdam_networks::Config {
+            configs: config.networks.configs.clone(),
+            plugins: config.networks.plugins.clone(),
+            pins: config.state.join("netns"),
+        };
+        let networks = Networks::start(&kernel, TABLE.networks, metadata.clone(), networks)?;
         let deps = Deps {
             metadata: metadata.clone(),
             snapshots: snapshots.clone(),
             images: images.clone(),
+            networks: networks.clone(),
             layout: Layout::open(&config.root, &config.state, &metadata.instance()?)?,
             shim: Program::open(&config.shim)?,
             journal: config.journal.clone(),
@@ -106,6 +114,7 @@ impl Daemon {
             events,
             snapshots,
             images,
+            networks,
             tasks,
             transfer: transfer.clone(),
             pool: Pool::new("rpc", 4, 256),

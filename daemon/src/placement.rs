@@ -16,6 +16,7 @@ pub struct Table {
     pub snapshots: Placement,
     pub diff: Placement,
     pub images: Placement,
+    pub networks: Placement,
     pub tasks: Placement,
     pub transfer: Placement,
 }
@@ -28,6 +29,7 @@ pub const TABLE: Table = Table {
     snapshots: KERNEL,
     diff: KERNEL,
     images: KERNEL,
+    networks: KERNEL,
     tasks: Placement::Own,
     transfer: KERNEL,
 };

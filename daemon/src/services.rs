@@ -10,6 +10,7 @@ use cofferdam_events::Events;
 use cofferdam_images::Images;
 use cofferdam_kernel::{Kernel, Pool};
 use cofferdam_metadata::Metadata;
+use cofferdam_networks::Networks;
 use cofferdam_snapshots::Snapshots;
 use cofferdam_tasks::Tasks;
 use cofferdam_transfer::Transfer;
@@ -47,6 +48,8 @@ pub struct Services {
     pub snapshots: Snapshots,
     /// Names for manifests.
     pub images: Images,
+    /// Networks, and who is connected to them.
+    pub networks: Networks,
     /// Containers and what runs in them.
     pub tasks: Tasks,
     /// Pulls and imports.

@@ -2,7 +2,10 @@
 
 use std::{
     fs::File,
-    os::unix::fs::PermissionsExt as _,
+    os::{
+        fd::{AsRawFd as _, BorrowedFd},
+        unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::{
@@ -39,6 +42,8 @@ pub struct Daemon {
     flags: &'static [&'static str],
     /// Whether it sees no cgroups but those of v2.
     unified: bool,
+    /// A network namespace that it runs in, in place of the test's.
+    netns: Option<File>,
 }
 
 impl Daemon {
@@ -49,17 +54,30 @@ impl Daemon {
 
     /// Starts one with more flags.
     pub fn with_flags(flags: &'static [&'static str]) -> Daemon {
-        Daemon::new(flags, false)
+        Daemon::new(flags, false, None)
     }
 
-    fn new(flags: &'static [&'static str], unified: bool) -> Daemon {
+    /// Starts one, with busybox, in a network namespace of its own, so that what its plugins do to the host's network is
+    /// done there. Its networks are configured in [`Daemon::networks`].
+    pub fn with_network(flags: &'static [&'static str]) -> Daemon {
+        let thread = std::thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace");
+            cofferdam_sys::network::loopback_up().expect("a loopback");
+            File::open("/proc/thread-self/ns/net").expect("its own")
+        });
+        let daemon = Daemon::new(flags, false, Some(thread.join().expect("it doesn't panic")));
+        daemon.import_busybox();
+        daemon
+    }
+
+    fn new(flags: &'static [&'static str], unified: bool, netns: Option<File>) -> Daemon {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let dir = tempfile::Builder::new().prefix("cofferdam-").tempdir().expect("a directory for a daemon");
         // The root file systems of containers lie below: their users must get there.
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).expect("its mode");
         let namespace = format!("t{}-n{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let log = std::env::var("COFFERD_LOG").unwrap_or_else(|_| "info".into());
-        let daemon = Daemon { dir, namespace, child: Mutex::new(None), log, flags, unified };
+        let daemon = Daemon { dir, namespace, child: Mutex::new(None), log, flags, unified, netns };
         daemon.restart();
         let name = daemon.namespace.clone();
         daemon
@@ -78,7 +96,7 @@ impl Daemon {
     /// The same on a host that has nothing but cgroup v2, as far as it can see: in a mount namespace of its own. The
     /// groups are those that this host's v2 hierarchy has too.
     pub fn unified_with_busybox() -> Daemon {
-        let daemon = Daemon::new(&[], true);
+        let daemon = Daemon::new(&[], true, None);
         daemon.import_busybox();
         daemon
     }
@@ -127,6 +145,23 @@ impl Daemon {
         self.dir.path()
     }
 
+    /// Where its networks are configured, and, before all others, where their plugins lie.
+    pub fn networks(&self) -> (PathBuf, PathBuf) {
+        (self.path().join("net.d"), self.path().join("cni"))
+    }
+
+    /// Does something in the network namespace that it runs in.
+    pub fn inside<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
+        let netns = self.netns.as_ref().expect("it was started with a network");
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                cofferdam_sys::process::setns(netns, libc::CLONE_NEWNET).expect("its namespace");
+                act()
+            });
+            thread.join().expect("it doesn't panic")
+        })
+    }
+
     /// Where it listens.
     pub fn socket(&self) -> PathBuf {
         self.state().join("cofferd.sock")
@@ -169,9 +204,19 @@ impl Daemon {
         self.kill9();
         let began = Instant::now();
         let log = File::options().create(true).append(true).open(self.dir.path().join("log")).expect("its log");
+        let (configs, plugins) = self.networks();
         let mut command = Command::new(if self.unified { "unshare".into() } else { binary("cofferd") });
         if self.unified {
             command.args(["--mount", "--propagation", "private", "sh", "-ec", UNIFIED]).arg(binary("cofferd"));
+        }
+        if let Some(netns) = self.netns.as_ref().map(|netns| netns.as_raw_fd()) {
+            let enter = move || {
+                // SAFETY: the descriptor is open: its owner outlives the start.
+                let netns = unsafe { BorrowedFd::borrow_raw(netns) };
+                cofferdam_sys::process::setns(netns, libc::CLONE_NEWNET)
+            };
+            // SAFETY: the closure makes one system call.
+            unsafe { command.pre_exec(enter) };
         }
         let mut child = command
             .arg("--root")
@@ -180,6 +225,10 @@ impl Daemon {
             .arg(self.state())
             .arg("--shim")
             .arg(binary("coffer-shim"))
+            .arg("--cni-config")
+            .arg(configs)
+            .arg("--cni-plugins")
+            .arg(std::env::join_paths([plugins, "/usr/lib/cni".into()]).expect("no colons"))
             .args(["--log", &self.log])
             .args(self.flags)
             .stdin(Stdio::null())

@@ -13,8 +13,8 @@ use crate::Daemon;
 const STOCK: usize = 4;
 
 /// Everything of one daemon that a container, a task, an image or a transfer in the making has on the host: snapshot
-/// directories (but for the empty ones made ahead), ingests, trash, mounts, cgroups, processes, and the directories of
-/// shims, bundles and logs.
+/// directories (but for the empty ones made ahead), ingests, trash, mounts, cgroups, processes, network namespaces, and
+/// the directories of shims, bundles and logs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Leftovers(BTreeSet<String>);
 
@@ -36,6 +36,7 @@ impl Leftovers {
             ("log", root.join("logs"), 2),
             ("logs of", root.join("logs"), 1),
             ("shim", state.join("shims"), 1),
+            ("network namespace", state.join("netns"), 1),
             ("bundle", state.join("tasks"), 2),
             ("bundles of", state.join("tasks"), 1),
             ("runc", state.join("runc"), 2),

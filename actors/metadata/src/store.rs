@@ -24,7 +24,7 @@ use crate::{
 
 /// The format of the tables. A file with a higher number was written by a newer daemon and is refused; for a lower
 /// one migrations run forward here.
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 /// redb's cache; unset it may take a gigabyte.
 const CACHE: usize = 4 << 20;
 
@@ -168,6 +168,15 @@ fn prepare(database: &Database) -> Result<()> {
         Some(VERSION) => {
             txn.abort().map_err(storage)?;
             return Ok(());
+        }
+        // One more table, see [`Table::ATTACHMENTS`].
+        Some(1) => {
+            if tx.get(Table::META, INSTANCE)?.is_none() {
+                choose_instance(&mut tx)?;
+            }
+            txn.open_table(Table::ATTACHMENTS.definition()).map_err(storage)?;
+            tx.put(Table::META, b"version", &VERSION.to_be_bytes())?;
+            return txn.commit().map_err(storage);
         }
         Some(version) => {
             let message = format!(

@@ -29,9 +29,10 @@ impl Table {
     pub(crate) const TASKS: Table = Table("tasks");
     pub(crate) const OUTBOX: Table = Table("outbox");
     pub(crate) const DELTA: Table = Table("delta");
+    pub(crate) const ATTACHMENTS: Table = Table("attachments");
 
     /// All of them; made at the first start, so that a reader finds each.
-    pub(crate) const ALL: [Table; 17] = [
+    pub(crate) const ALL: [Table; 18] = [
         Table::META,
         Table::COUNTERS,
         Table::NAMESPACES,
@@ -49,6 +50,7 @@ impl Table {
         Table::TASKS,
         Table::OUTBOX,
         Table::DELTA,
+        Table::ATTACHMENTS,
     ];
 
     pub(crate) fn definition(self) -> TableDefinition<'static, &'static [u8], &'static [u8]> {

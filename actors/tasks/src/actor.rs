@@ -17,6 +17,7 @@ use cofferdam_wire::convert::life;
 use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 
 use crate::{
+    create,
     entry::{Entry, Process},
     exec,
     handle::Deps,
@@ -81,6 +82,10 @@ impl Actor for TasksActor {
             tracing::warn!(%error, "what a crash left can't be removed");
         }
         let shims = sweep::unknown(&self.ctx.deps, &recorded.iter().map(|(_, task)| task.shim.clone()).collect());
+        let orphans = self.ctx.deps.networks.orphans().unwrap_or_else(|error| {
+            tracing::warn!(%error, "networks that a crash left can't be looked for");
+            Vec::new()
+        });
         let unborn = if self.first { sweep::unborn(&self.ctx.deps) } else { Ok(Vec::new()) };
         let unborn = unborn.unwrap_or_else(|error| {
             tracing::warn!(%error, "what a crash left can't be looked for");
@@ -100,7 +105,7 @@ impl Actor for TasksActor {
             context.spawn(actix::fut::wrap_future(async move { ctx.find(entry, was_recorded).await }));
         }
         let ctx = self.ctx.clone();
-        context.spawn(actix::fut::wrap_future(async move { ctx.sweep(shims, unborn).await }));
+        context.spawn(actix::fut::wrap_future(async move { ctx.sweep(shims, orphans, unborn).await }));
     }
 
     fn stopped(&mut self, _: &mut Context<Self>) {
@@ -252,7 +257,7 @@ impl Handler<CreateContainer> for TasksActor {
     type Result = ResponseFuture<Result<Container>>;
     fn handle(&mut self, message: CreateContainer, _: &mut Context<Self>) -> Self::Result {
         let deps = self.ctx.deps.clone();
-        Box::pin(async move { run::create(&deps, &message.authority, &message.namespace, *message.new).await })
+        Box::pin(async move { create::create(&deps, &message.authority, &message.namespace, *message.new).await })
     }
 }
 
@@ -266,7 +271,12 @@ impl Handler<CreateTask> for TasksActor {
             let group = ctx.group_turn(&namespace, &id).await?;
             let joined = group.as_ref().and_then(|(group, _)| ctx.shim_of(&namespace, group));
             let making = ctx.deps.layout.making(&namespace);
-            let made = run::create_task(&ctx.deps, &authority, &namespace, &id, stdio, log, joined).await;
+            let made = async {
+                let prepared = run::prepare(&ctx.deps, &namespace, &id)?;
+                let neighbour = ctx.neighbour(&namespace, &prepared).await?;
+                run::create_task(&ctx.deps, &authority, &namespace, &id, prepared, neighbour, stdio, log, joined).await
+            };
+            let made = made.await;
             drop(making);
             let (entry, connection, task) = match made {
                 Ok(made) => made,

@@ -14,11 +14,10 @@ use cofferdam_types::{Authority, Error, Id, Name, Namespace, Result};
 
 use crate::{
     actor::{Ctx, TasksActor, note},
+    create::{self, given},
     entry::Entry,
     messages::{ChangeContainer, Changes, Rename},
-    recover, remove,
-    run::{self, given},
-    shim,
+    recover, remove, run, shim,
 };
 
 impl Handler<ChangeContainer> for TasksActor {
@@ -68,7 +67,7 @@ impl Ctx {
                 record.spec.type_url = changes.spec.type_url;
             }
             // By it the task is found, and killed if it is lost.
-            if self.entry(ns, id).is_ok() && run::cgroup_in(&record.spec.value).as_ref() != Some(&before) {
+            if self.entry(ns, id).is_ok() && create::cgroup_in(&record.spec.value).as_ref() != Some(&before) {
                 let why = format!("has a task in the cgroup {before}: delete the task, or leave linux.cgroupsPath out");
                 return Err(Error::failed_precondition("container", id, why));
             }
@@ -110,6 +109,7 @@ impl Ctx {
         if let Some(entry) = over.filter(|entry| entry.removing.get()) {
             // Its shim is gone, and what that knew is on record.
             remove::forget_files_of(&self.deps, &entry);
+            self.deps.networks.released(entry.attachment.as_ref()).await;
             if let Ok(task) = tasks::get(&self.deps.metadata.read()?, ns, kept) {
                 let fresh = recover::entry(&self.deps, ns, &task);
                 fresh.link.lose("its shim went with its old name");
@@ -134,8 +134,8 @@ impl Ctx {
         over: Option<&Rc<Entry>>,
     ) -> Result<()> {
         let ours = self.deps.layout.cgroup(ns, id);
-        if run::cgroup_in(&renamed.spec.value).as_ref() == Some(&ours) {
-            renamed.spec.value = run::with_cgroup(&renamed.spec.value, to, self.deps.layout.cgroup(ns, to))?;
+        if create::cgroup_in(&renamed.spec.value).as_ref() == Some(&ours) {
+            renamed.spec.value = create::with_cgroup(&renamed.spec.value, to, self.deps.layout.cgroup(ns, to))?;
         }
         renamed.id = to.clone();
         let old_key = renamed.snapshot_key.clone().filter(|key| key.as_str() == id.as_str());

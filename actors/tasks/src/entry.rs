@@ -61,6 +61,8 @@ pub(crate) struct Entry {
     pub namespace: Namespace,
     pub id: Id,
     pub shim: String,
+    /// Its connection to a network.
+    pub attachment: Option<Id>,
     /// Others of it share the shim.
     pub group: Option<Id>,
     /// The container, its task and its snapshot go when the task has ended.

@@ -19,6 +19,7 @@ use cofferdam_metadata::{
         tasks::{Exit, Task},
     },
 };
+use cofferdam_networks::Networks;
 use cofferdam_snapshots::Snapshots;
 use cofferdam_sys::metrics::Metrics;
 use cofferdam_types::{Authority, Code, Error, Id, Namespace, Result};
@@ -52,6 +53,8 @@ pub struct Deps {
     pub snapshots: Snapshots,
     /// What containers are made from.
     pub images: Images,
+    /// What containers are connected to.
+    pub networks: Networks,
     /// Directories.
     pub layout: Layout,
     /// The shim program.

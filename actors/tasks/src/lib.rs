@@ -14,6 +14,7 @@
 
 mod actor;
 mod change;
+mod create;
 mod entry;
 mod exec;
 mod follow;
@@ -23,6 +24,7 @@ mod layout;
 mod limits;
 mod link;
 mod messages;
+mod network;
 mod recover;
 mod remove;
 mod rights;
@@ -37,4 +39,5 @@ pub use messages::{
     Attached, Changes, ExecRequest, Input, NewContainer, Output, ProcessEntry, ProcessState, RunRecord, ShimContainer,
     ShimInfo, ShimState, Stdio,
 };
+pub use network::NetworkRecord;
 pub use shim::Program;

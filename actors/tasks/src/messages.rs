@@ -14,6 +14,8 @@ use cofferdam_wire::convert::Life;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::network::NetworkRecord;
+
 /// Where a process reads its standard input from.
 #[derive(Debug, Default)]
 pub enum Input {
@@ -100,6 +102,12 @@ pub struct RunRecord {
     /// How its output is kept, where its task has a log.
     #[serde(default)]
     pub log: cofferdam_log::Options,
+    /// It was made from a spec of the client's own.
+    #[serde(default)]
+    pub own_spec: bool,
+    /// Its network, and what it is told of names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkRecord>,
 }
 
 /// What of a container's record can change.

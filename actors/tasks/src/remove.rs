@@ -139,6 +139,8 @@ pub(crate) async fn record_exit(deps: &Deps, entry: &Rc<Entry>, exec: &str) {
     match written {
         Ok(()) if first => {
             entry.recorded.send_replace(true);
+            let (networks, attachment) = (deps.networks.clone(), entry.attachment.clone());
+            tokio::task::spawn_local(async move { networks.released(attachment.as_ref()).await });
         }
         Ok(()) => {}
         Err(error) => tracing::error!(container = %entry.id, %error, "an exit can't be recorded"),
@@ -298,6 +300,7 @@ pub(crate) async fn delete_task(deps: &Deps, auth: &Authority, entry: &Rc<Entry>
     };
     let exit = deleted.await.inspect_err(|_: &Error| entry.removing.set(false))?;
     remove_dirs(deps, &entry.namespace, &entry.id, Some(entry));
+    deps.networks.released(entry.attachment.as_ref()).await;
     deps.layout.tidy_soon(&entry.namespace);
     Ok(exit)
 }
@@ -334,6 +337,7 @@ pub(crate) async fn remove(
         tracing::warn!(container = %id, %error, "its snapshot's directory stays until it is swept");
     }
     forget_files(deps, ns, id, entry.map(|entry| &**entry));
+    deps.networks.released(entry.and_then(|entry| entry.attachment.as_ref())).await;
     Ok(())
 }
 

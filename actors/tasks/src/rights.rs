@@ -11,10 +11,16 @@ pub(crate) fn within(new: &NewContainer, ceiling: &Ceiling) -> Result<()> {
         return Ok(());
     }
     let options = &new.options;
+    if matches!(options.network, Network::Named(_)) && !ceiling.may_connect() {
+        let why = "asks for a network of the host's configuration, which needs the networks right";
+        return Err(Error::denied("container", "", why));
+    }
     let wish = if new.spec.is_some() {
         "a spec of its own"
     } else if options.network == Network::Host {
         "the host's network"
+    } else if matches!(options.network, Network::Path(_)) {
+        "a network namespace by path"
     } else if options.mounts.iter().any(|m| matches!(m, OptionMount::Bind { .. })) {
         "a mount of a host path"
     } else if !options.cap_add.is_empty() {
@@ -56,6 +62,7 @@ pub(crate) fn streams_within(stdio: &Stdio, ceiling: &Ceiling) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use cofferdam_oci::spec::Options;
     use cofferdam_types::{Code, Name};
 
     use super::*;
@@ -79,7 +86,7 @@ mod tests {
                 group: None,
             };
             within(&new, &Ceiling::FULL).unwrap();
-            within(&new, &Ceiling { host: false }).map_err(|e| e.code)
+            within(&new, &Ceiling::default()).map_err(|e| e.code)
         };
         for harmless in [
             serde_json::json!({}),
@@ -103,6 +110,45 @@ mod tests {
         }
     }
 
+    // Z3 of the negative tests.
+    #[test]
+    fn networks_take_their_rights() {
+        let asks = |network: Network| NewContainer {
+            id: None,
+            image: Name::new("image").unwrap(),
+            platform: cofferdam_types::Platform::host(),
+            options: Options { network, ..Options::default() },
+            spec: None,
+            runtime_options: Any::default(),
+            labels: Default::default(),
+            runtime: String::new(),
+            driver: String::new(),
+            remove_on_exit: false,
+            log: Default::default(),
+            group: None,
+        };
+        let may = |network: Network, ceiling: &Ceiling| match within(&asks(network), ceiling) {
+            Ok(()) => true,
+            Err(error) => {
+                assert_eq!(error.code, Code::Denied);
+                false
+            }
+        };
+        let none = Ceiling::default();
+        let networks = Ceiling { networks: true, ..none.clone() };
+        let named = || Network::Named("blue".into());
+        for (network, least) in [(Network::None, 0), (named(), 1), (Network::Path("/x".into()), 2), (Network::Host, 2)]
+        {
+            for (rights, ceiling) in [&none, &networks, &Ceiling::FULL].into_iter().enumerate() {
+                assert_eq!(may(network.clone(), ceiling), rights >= least, "{network:?} with {ceiling:?}");
+            }
+        }
+        // Before there was that right whoever might reach the host might do all.
+        let old = Ceiling { host: true, networks: false };
+        assert!(may(named(), &old) && old.intersect(&Ceiling::FULL).may_connect());
+        assert!(!none.intersect(&Ceiling::FULL).may_connect());
+    }
+
     #[test]
     fn streams_that_are_paths_need_the_host_right() {
         let path = || "/run/x".to_owned();
@@ -113,11 +159,11 @@ mod tests {
             Stdio { stderr: Output::File(path()), ..Stdio::default() },
         ];
         for stdio in streams {
-            let error = streams_within(&stdio, &Ceiling { host: false }).unwrap_err();
+            let error = streams_within(&stdio, &Ceiling::default()).unwrap_err();
             assert_eq!(error.code, Code::Denied, "{stdio:?}");
-            streams_within(&stdio, &Ceiling { host: true }).unwrap();
+            streams_within(&stdio, &Ceiling::FULL).unwrap();
         }
         let own = Stdio { stdin: Input::Pipe, ..Stdio::default() };
-        streams_within(&own, &Ceiling { host: false }).unwrap();
+        streams_within(&own, &Ceiling::default()).unwrap();
     }
 }

@@ -57,8 +57,18 @@ pub(crate) fn unknown(deps: &Deps, known: &BTreeSet<String>) -> Vec<String> {
 impl Ctx {
     /// Removes the rest, beside ordinary work. `unborn` come with their turns, which nobody else gets before they are
     /// gone.
-    pub(crate) async fn sweep(&self, shims: Vec<String>, unborn: Vec<(Namespace, Id, OwnedMutexGuard<()>)>) {
+    pub(crate) async fn sweep(
+        &self,
+        shims: Vec<String>,
+        orphans: Vec<Id>,
+        unborn: Vec<(Namespace, Id, OwnedMutexGuard<()>)>,
+    ) {
         futures::future::join_all(shims.iter().map(|id| end(&self.deps, id))).await;
+        if !orphans.is_empty() {
+            // Beside the rest: a plugin may take its time.
+            let networks = self.deps.networks.clone();
+            tokio::task::spawn_local(async move { networks.give_up(orphans).await });
+        }
         for (ns, id, turn) in unborn {
             tracing::info!(container = %id, "was to go with its task and has none: it goes");
             match remove::remove(&self.deps, &Authority::system(), &ns, &id, None, true).await {

@@ -16,6 +16,7 @@ use crate::{
     connect::Link,
     image::Image,
     logs::{LogOptions, LogRecord, Records},
+    network::{self, Network, Networking},
     options::ContainerOptions,
     process::{Task, TaskInfo, task_info},
     stdio::Stdio,
@@ -83,6 +84,10 @@ pub struct ContainerInfo {
     pub log_options: Labels,
     /// The group that it shares a shim with; empty: none.
     pub group: String,
+    /// What it sees of networks; `None` where a spec of its own says it.
+    pub network: Option<Network>,
+    /// What it wants of that.
+    pub networking: Networking,
     /// Its task, if it has one.
     pub task: Option<TaskInfo>,
     /// The OCI runtime spec; lists leave it out.
@@ -112,6 +117,8 @@ fn extensions(list: capnp::Result<struct_list::Reader<'_, extension::Owned>>) ->
 }
 
 fn info(reader: container_info::Reader<'_>) -> Result<ContainerInfo> {
+    let said = reader.has_network().then(|| reader.get_network().map_err(malformed)).transpose()?;
+    let (network, networking) = said.map(network::options).transpose()?.unzip();
     Ok(ContainerInfo {
         id: text(reader.get_id())?.to_owned(),
         labels: labels(reader.get_labels())?,
@@ -129,6 +136,8 @@ fn info(reader: container_info::Reader<'_>) -> Result<ContainerInfo> {
         log_options: labels(reader.get_log_options())?,
         group: text(reader.get_group())?.to_owned(),
         extensions: extensions(reader.get_extensions())?,
+        network,
+        networking: networking.unwrap_or_default(),
     })
 }
 

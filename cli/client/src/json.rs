@@ -34,6 +34,11 @@ pub fn anys<S: Serializer>(all: &BTreeMap<String, Any>, serializer: S) -> Result
     serializer.collect_map(all.iter().map(|(name, value)| (name, One(value))))
 }
 
+/// A text that holds JSON, as that JSON.
+pub fn of_text<S: Serializer>(text: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    bytes(text.as_bytes(), serializer)
+}
+
 /// Whether there is no payload.
 pub fn is_empty(any: &Any) -> bool {
     any.value.is_empty()

@@ -19,6 +19,7 @@ use crate::{
     event::Events,
     image::Images,
     job::Jobs,
+    network::Networks,
     snapshot::Snapshots,
 };
 
@@ -138,6 +139,11 @@ impl Namespace {
     pub fn containers(&self) -> Containers {
         let client = self.client.containers_request().send().pipeline.get_containers();
         Containers { link: self.link.clone(), client }
+    }
+
+    /// The networks that its containers can be connected to.
+    pub fn networks(&self) -> Networks {
+        Networks { link: self.link.clone(), client: self.client.networks_request().send().pipeline.get_networks() }
     }
 
     /// Its content.

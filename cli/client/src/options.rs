@@ -6,6 +6,8 @@ use cofferdam_wire::{
     convert::{set_labels, set_texts},
 };
 
+use crate::network::{Network, Networking};
+
 /// What is mounted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MountSource {
@@ -39,16 +41,6 @@ pub struct Rlimit {
     pub hard: u64,
 }
 
-/// What a container sees of networks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Network {
-    /// Nothing but a loopback interface.
-    #[default]
-    None,
-    /// The host's own: needs the `host` right.
-    Host,
-}
-
 /// How a container runs. What is left empty is the image's choice, or the default.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ContainerOptions {
@@ -76,6 +68,8 @@ pub struct ContainerOptions {
     pub cap_drop: Vec<String>,
     /// What it sees of networks.
     pub network: Network,
+    /// What it wants of that, and what it is told of names.
+    pub networking: Networking,
     /// Bytes; 0 is no limit.
     pub memory: u64,
     /// 1,000,000,000 is one processor; 0 is no limit.
@@ -152,9 +146,10 @@ impl ContainerOptions {
         set_texts(builder.reborrow().init_cap_add(self.cap_add.len() as u32), &self.cap_add);
         set_texts(builder.reborrow().init_cap_drop(self.cap_drop.len() as u32), &self.cap_drop);
         builder.set_network(match self.network {
-            Network::None => container_options::Network::None,
             Network::Host => container_options::Network::Host,
+            _ => container_options::Network::None,
         });
+        self.networking.fill(&self.network, builder.reborrow().init_networking());
         builder.set_memory(self.memory);
         builder.set_nano_cpus(self.nano_cpus);
         builder.set_pids(self.pids);

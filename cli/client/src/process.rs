@@ -15,6 +15,7 @@ use crate::{
     call::{Reply, done, reply},
     connect::Link,
     metrics::{Metrics, ProcessInfo, metrics, process_info},
+    network::{self, NetworkStatus},
     stdio::{Sink, Stdio},
 };
 
@@ -101,6 +102,8 @@ pub struct TaskInfo {
     pub ooms: u64,
     /// So many bytes of its output could not be kept; lists leave it out.
     pub log_lost: u64,
+    /// What it is connected to, until it ends.
+    pub network: Option<NetworkStatus>,
 }
 
 fn exit(reader: wire::exit::Reader<'_>) -> Result<Exit> {
@@ -134,6 +137,7 @@ pub(crate) fn task_info(reader: wire::task_info::Reader<'_>) -> Result<TaskInfo>
         oomed: Timestamp(reader.get_oomed()),
         ooms: reader.get_ooms(),
         log_lost: reader.get_log_lost(),
+        network: reader.has_network().then(|| network::status(reader.get_network().map_err(malformed)?)).transpose()?,
     })
 }
 

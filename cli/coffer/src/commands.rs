@@ -37,6 +37,8 @@ pub static ALL: &[&Command] = &[
     &nouns::namespace::LS,
     &nouns::namespace::CREATE,
     &nouns::namespace::RM,
+    &nouns::network::LS,
+    &nouns::network::INSPECT,
     &nouns::events::EVENTS,
     &nouns::job::LS,
     &nouns::job::CANCEL,

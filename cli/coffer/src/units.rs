@@ -1,6 +1,6 @@
 //! Sizes, times, signals and other small texts, read and written.
 
-use cofferdam_client::{BindMount, Device, IdMap, MountSource, Rlimit};
+use cofferdam_client::{BindMount, Device, IdMap, MountSource, Network, PortMapping, Protocol, Rlimit};
 use cofferdam_types::Timestamp;
 
 /// A size such as `512m`, `1.5GiB` or `4096`; units are powers of 1024.
@@ -220,6 +220,55 @@ pub fn namespace(text: &str) -> Result<String, String> {
     }
 }
 
+/// `none`, `host`, `path:PATH`, `container:ID`, or the name of a network.
+pub fn network(text: &str) -> Result<Network, String> {
+    Ok(match text.split_once(':') {
+        None if text == "none" => Network::None,
+        None if text == "host" => Network::Host,
+        None if !text.is_empty() => Network::Named(text.to_owned()),
+        Some(("path", path)) if path.starts_with('/') => Network::Path(path.to_owned()),
+        Some(("container", id)) if !id.is_empty() => Network::Container(id.to_owned()),
+        _ => return Err("give none, host, path:/PATH, container:ID or the name of a network".into()),
+    })
+}
+
+/// `[ADDRESS:]HOST[-HOST]:CONTAINER[-CONTAINER][/PROTOCOL]`: one mapping for each port of the range.
+pub fn ports(text: &str) -> Result<Vec<PortMapping>, String> {
+    const FORM: &str = "give [ADDRESS:]HOST:CONTAINER[/tcp|udp|sctp], such as 8080:80 or 127.0.0.1:5353:53/udp; for both \
+                        ports a range such as 8000-8009 will do";
+    let (text, protocol) = match text.rsplit_once('/') {
+        None => (text, Protocol::Tcp),
+        Some((text, "tcp")) => (text, Protocol::Tcp),
+        Some((text, "udp")) => (text, Protocol::Udp),
+        Some((text, "sctp")) => (text, Protocol::Sctp),
+        Some(_) => return Err(FORM.into()),
+    };
+    let (host, container) = text.rsplit_once(':').ok_or(FORM)?;
+    let (address, host) = host.rsplit_once(':').map_or((None, host), |(address, host)| (Some(address), host));
+    let bare = address.map(|a| a.strip_prefix('[').and_then(|a| a.strip_suffix(']')).unwrap_or(a));
+    let host_address = bare.map(str::parse).transpose().map_err(|_| FORM)?;
+    let range = |text: &str| {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let (first, last): (u16, u16) = (first.parse().ok()?, last.parse().ok()?);
+        (0 < first && first <= last).then_some(first..=last)
+    };
+    let (host, container) = (range(host).ok_or(FORM)?, range(container).ok_or(FORM)?);
+    if host.len() != container.len() {
+        return Err(format!("{} ports can't lead to {}: give ranges of one length", host.len(), container.len()));
+    }
+    let both = host.zip(container);
+    Ok(both
+        .map(|(host_port, container_port)| PortMapping { host_port, container_port, protocol, host_address })
+        .collect())
+}
+
+/// `NAME:ADDRESS`, where the address may have colons of its own; or `NAME=ADDRESS`.
+pub fn host(text: &str) -> Result<(String, String), String> {
+    let (name, address) = text.split_once(['=', ':']).ok_or("give NAME:ADDRESS, such as db:10.1.2.3")?;
+    let bare = address.strip_prefix('[').and_then(|a| a.strip_suffix(']')).unwrap_or(address);
+    Ok((name.to_owned(), bare.to_owned()))
+}
+
 /// A size for people, such as `12.3 MiB`.
 pub fn show_size(bytes: u64) -> String {
     let (mut value, mut unit) = (bytes as f64, "B");
@@ -262,6 +311,30 @@ pub fn shorten(text: &str, most: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ports_are_read_one_by_one_and_in_ranges() {
+        let shown = |text: &str| ports(text).unwrap().iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(shown("8080:80"), ["8080->80/tcp"]);
+        assert_eq!(shown("127.0.0.1:5353:53/udp"), ["127.0.0.1:5353->53/udp"]);
+        assert_eq!(shown("[::1]:8000-8001:80-81"), ["[::1]:8000->80/tcp", "[::1]:8001->81/tcp"]);
+        for bad in ["", "80", "0:80", "80:0", "80:65536", "2-1:2-1", "1-2:1", "x:80:80", "80:80/icmp", ":80:80", "a:b"]
+        {
+            assert!(ports(bad).is_err(), "{bad}");
+        }
+        assert_eq!(host("db:fd00::3").unwrap(), ("db".into(), "fd00::3".into()));
+        assert_eq!(host("db=[fd00::3]").unwrap(), ("db".into(), "fd00::3".into()));
+    }
+
+    #[test]
+    fn networks_are_told_apart() {
+        assert_eq!(network("blue").unwrap(), Network::Named("blue".into()));
+        assert_eq!(network("path:/run/netns/x").unwrap(), Network::Path("/run/netns/x".into()));
+        assert_eq!(network("container:box").unwrap(), Network::Container("box".into()));
+        for bad in ["", "path:x", "path:", "container:", "other:x"] {
+            assert!(network(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn sizes() {

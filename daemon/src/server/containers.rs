@@ -21,7 +21,7 @@ use cofferdam_wire::{
 use super::{
     Place,
     cursor::Cursor,
-    filters, images, logs, rpc, stdio,
+    filters, images, logs, networks, rpc, stdio,
     tasks::{Process, set_exit, status},
 };
 
@@ -61,6 +61,7 @@ fn options(reader: container_options::Reader<'_>) -> Result<Options> {
     let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     let number = |n: u64| (n != 0).then_some(n);
     let entrypoint = texts(reader.get_entrypoint())?;
+    let (network, wish, names) = networks::options(reader.get_networking().map_err(malformed)?)?;
     let mut ulimits = Vec::new();
     for limit in reader.get_rlimits().map_err(malformed)?.iter() {
         ulimits.push(Ulimit {
@@ -84,10 +85,13 @@ fn options(reader: container_options::Reader<'_>) -> Result<Options> {
         memory: number(reader.get_memory()),
         cpus: number(reader.get_nano_cpus()).map(|n| n as f64 / 1e9),
         pids: number(reader.get_pids()),
-        network: match reader.get_network().map_err(|e| malformed(e.into()))? {
-            container_options::Network::None => Network::None,
-            container_options::Network::Host => Network::Host,
+        network: match (network, reader.get_network().map_err(|e| malformed(e.into()))?) {
+            (Some(network), _) => network,
+            (None, container_options::Network::None) => Network::None,
+            (None, container_options::Network::Host) => Network::Host,
         },
+        wish,
+        names,
         no_new_privileges: !reader.get_allow_new_privileges(),
         seccomp: if reader.get_seccomp_unconfined() { Seccomp::Unconfined } else { Seccomp::Default },
         ulimits,
@@ -261,6 +265,9 @@ async fn set_info(place: &Place, mut builder: container_info::Builder<'_>, recor
     builder.set_log_driver(run.log.driver.as_str());
     let log = run.log.pairs();
     set_labels(builder.reborrow().init_log_options(log.len() as u32), &log);
+    if !run.own_spec {
+        networks::set_options(builder.reborrow().init_network(), &run.network.clone().unwrap_or_default());
+    }
 
     let (tasks, namespace) = (&place.services().tasks, &place.namespace);
     let state = match tasks.query(namespace, &record.id, String::new()).await {
@@ -296,6 +303,12 @@ async fn set_info(place: &Place, mut builder: container_info::Builder<'_>, recor
         set_exit(task.reborrow().init_exit(), exit);
     }
     if let Some(stored) = stored {
+        if let Some(attachment) = &stored.attachment {
+            let connected = place.services().networks.connected(&place.services().metadata.read()?, attachment)?;
+            if let Some(connected) = connected {
+                networks::set_status(task.reborrow().init_network(), &connected);
+            }
+        }
         task.set_terminal(stored.terminal);
         task.set_log(stored.log);
     }

@@ -17,6 +17,7 @@ mod logs;
 mod meter;
 mod metrics;
 mod namespaces;
+mod networks;
 mod outflow;
 mod session;
 mod snapshots;

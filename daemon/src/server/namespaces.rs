@@ -19,6 +19,7 @@ use super::{
     filters,
     images::Images,
     jobs::Jobs,
+    networks::Networks,
     rpc,
     session::{Held, Session},
     snapshots::Snapshots,
@@ -222,6 +223,15 @@ impl namespace::Server for Namespace {
 
     async fn jobs(self: Rc<Self>, _: namespace::JobsParams, mut results: namespace::JobsResults) -> capnp::Result<()> {
         results.get().set_jobs(self.0.hand_out(Jobs(self.0.clone())));
+        Ok(())
+    }
+
+    async fn networks(
+        self: Rc<Self>,
+        _: namespace::NetworksParams,
+        mut results: namespace::NetworksResults,
+    ) -> capnp::Result<()> {
+        results.get().set_networks(self.0.hand_out(Networks(self.0.clone())));
         Ok(())
     }
 }

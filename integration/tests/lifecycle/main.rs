@@ -9,6 +9,8 @@ mod exec;
 mod failures;
 mod inside;
 mod log;
+mod network;
+mod network_faults;
 mod options;
 mod paths;
 mod resources;

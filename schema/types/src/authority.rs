@@ -22,22 +22,30 @@ impl fmt::Display for GrantId {
 pub struct Ceiling {
     /// May reach the host: raw specs, host paths, host namespaces, runtime binaries, mounts.
     pub host: bool,
+    /// May connect containers to the networks that the host has configured; what may reach the host may.
+    #[serde(default)]
+    pub networks: bool,
 }
 
 impl Ceiling {
     /// Everything that the daemon itself may do.
-    pub const FULL: Ceiling = Ceiling { host: true };
+    pub const FULL: Ceiling = Ceiling { host: true, networks: true };
 
     /// What both allow.
     pub fn intersect(&self, other: &Ceiling) -> Ceiling {
-        Ceiling { host: self.host && other.host }
+        Ceiling { host: self.host && other.host, networks: self.may_connect() && other.may_connect() }
+    }
+
+    /// Whether networks of the host's configuration may be used.
+    pub fn may_connect(&self) -> bool {
+        self.host || self.networks
     }
 }
 
 impl Default for Ceiling {
     /// Deny is the default: a record whose ceiling is missing reaches nothing of the host.
     fn default() -> Ceiling {
-        Ceiling { host: false }
+        Ceiling { host: false, networks: false }
     }
 }
 

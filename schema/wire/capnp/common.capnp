@@ -14,6 +14,8 @@
 #   "run"    to run code in it
 #   "host"   to touch the host: raw paths, raw specs, host namespaces, runtime binaries, mounts, file descriptors out
 #   "root"   only a `Root` has it
+# A right to connect containers to networks of the host's configuration, "networks", is checked where that is asked for;
+# whoever has "host" has it.
 #
 # ERRORS are Cap'n Proto exceptions whose reason has the form
 #   cofferdam:<code> <kind>/<id>: <sentence>

@@ -101,6 +101,8 @@ struct ContainerOptions @0xd7f29c60e1b4853a {
   # Its path; empty: the daemon chooses it. Needs "host".
   seccompProfile @28 :Data;
   # In place of the default filter: linux.seccomp of an OCI runtime spec (JSON). Needs "host".
+  networking @29 :NetworkOptions;
+  # Where it chooses a network, `network` doesn't count.
 
   enum Network @0xb92d0c5ae76f3841 {
     none @0;
@@ -108,6 +110,82 @@ struct ContainerOptions @0xd7f29c60e1b4853a {
     host @1;
     # The host's own: needs "host".
   }
+}
+
+struct NetworkOptions @0xcb3f5ed0a1794286 {
+  union {
+    unset @0 :Void;
+    # As the field `network` says.
+    name @1 :Text;
+    # A network of the host's configuration (`Namespace.networks`), with a network namespace of its own: needs
+    # "networks".
+    path @2 :Text;
+    # The network namespace of the host's at this absolute path, such as /run/netns/blue: needs "host".
+    container @3 :Text;
+    # That of another container of the same namespace, by id. It must run when the task is created.
+    host @11 :Void;
+    # The host's own: needs "host".
+  }
+  ports @4 :List(PortMapping);
+  # Published on the host. They, `addresses` and `mac` need a named network whose plugins have that capability.
+  addresses @5 :List(Text);
+  # That it is to have, each with or without the length of its prefix.
+  mac @6 :Text;
+  # The hardware address that its interface is to have.
+  dnsServers @7 :List(Text);
+  # In place of those that the network says, or the host. Likewise the next two. A single "." as `dnsSearch` is none.
+  dnsSearch @8 :List(Text);
+  dnsOptions @9 :List(Text);
+  hosts @10 :List(Label);
+  # More lines of its /etc/hosts: name and address. A name may come more than once.
+}
+
+struct PortMapping @0xf08c6b2d47e5a913 {
+  hostPort @0 :UInt16;
+  containerPort @1 :UInt16;
+  protocol @2 :Protocol;
+  hostAddress @3 :Text;
+  # Of the host, that it is published on; empty is every one.
+
+  enum Protocol @0x9e61d7f4c05b382a {
+    tcp @0;
+    udp @1;
+    sctp @2;
+  }
+}
+
+struct NetworkStatus @0xa5d40e79b6c1f832 {
+  # What a task is connected to.
+  network @0 :Text;
+  device @1 :Text;
+  # The interface in the container.
+  mac @2 :Text;
+  # Empty if the plugins don't tell it.
+  addresses @3 :List(Text);
+  # Each with the length of its prefix, such as 10.88.0.2/16.
+  gateways @4 :List(Text);
+  ports @5 :List(PortMapping);
+}
+
+struct NetworkInfo @0xd93b827c5f0e6a14 {
+  # A network that the host has configured.
+  name @0 :Text;
+  versions @1 :List(Text);
+  # Of CNI, that it may be used in.
+  plugins @2 :List(Text);
+  # The types of its chain, in their order.
+  config @3 :Text;
+  # The chain as JSON; empty in lists.
+}
+
+interface Networks @0x8fe5c3160d7ab249 {
+  # The networks of the host's configuration: files in a directory, that can't be changed from here.
+  list @0 () -> (cursor :NetworkCursor) $Common.needs("read");
+  get @1 (name :Text) -> (info :NetworkInfo) $Common.needs("read");
+}
+
+interface NetworkCursor @0xb21f7c8ea3d64905 {
+  next @0 (max :UInt16) -> (items :List(NetworkInfo), end :Bool) $Common.needs("read");
 }
 
 struct CreateParams @0xc3a8f0d74e6b1592 {
@@ -159,6 +237,8 @@ struct ContainerInfo @0x8b4de1f5a0c97263 {
   extensions @14 :List(Extension);
   # Lists leave them out, as they do the spec.
   group @15 :Text;
+  network @16 :NetworkOptions;
+  # What was asked for; null for one of createFromSpec. `unset` is a loopback interface alone.
 }
 
 enum Status @0xf5c6270b9ea8d413 {
@@ -194,6 +274,8 @@ struct TaskInfo @0x9d07e5c2b4f1a836 {
   # How often the kernel killed one of its processes for that.
   logLost @10 :UInt64;
   # So many bytes of its output could not be kept.
+  network @11 :NetworkStatus;
+  # Null where it is not connected to a named network, or not any more: a network is given up when the task ends.
 }
 
 interface Containers @0xe1f8b36d7a50c924 {

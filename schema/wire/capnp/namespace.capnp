@@ -5,6 +5,7 @@ using Common = import "common.capnp";
 using Label = Common.Label;
 using Images = import "image.capnp".Images;
 using Containers = import "container.capnp".Containers;
+using Networks = import "container.capnp".Networks;
 using Content = import "content.capnp".Content;
 using Snapshots = import "snapshot.capnp".Snapshots;
 using Events = import "event.capnp".Events;
@@ -31,4 +32,5 @@ interface Namespace @0x90a3e332970f62d5 {
 
   events @6 () -> (events :Events) $Common.needs("none");
   jobs @7 () -> (jobs :Jobs) $Common.needs("none");
+  networks @8 () -> (networks :Networks) $Common.needs("none");
 }

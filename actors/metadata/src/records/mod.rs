@@ -4,6 +4,7 @@
 //! `delete`. The server sets `created` and `updated`; `ceiling` comes from the authority that created the record, and
 //! an update can only narrow it. A namespace must exist before anything is created in it.
 
+pub mod attachments;
 pub mod containers;
 pub mod content;
 pub mod delta;

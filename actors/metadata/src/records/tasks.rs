@@ -68,6 +68,9 @@ pub struct Task {
     pub terminal: bool,
     /// Whether its output goes to a log.
     pub log: bool,
+    /// Its connection to a network; none where it has no such.
+    #[serde(default)]
+    pub attachment: Option<Id>,
     /// How often it ran out of memory, as far as that was told.
     #[serde(default)]
     pub ooms: u64,
@@ -95,6 +98,7 @@ impl Task {
             exit: None,
             terminal: false,
             log: false,
+            attachment: None,
             ooms: 0,
             oomed: Timestamp::default(),
         }
@@ -126,14 +130,24 @@ pub fn create(tx: &mut Tx<'_>, ns: &Namespace, mut task: Task) -> Result<Task> {
     store(tx, ns, task)
 }
 
-/// Replaces everything but the time of creation.
+/// Replaces everything but the time of creation. One that has ended is not connected to a network any more.
 pub fn update(tx: &mut Tx<'_>, ns: &Namespace, mut task: Task) -> Result<Task> {
     task.created = get(tx, ns, &task.id)?.created;
     store(tx, ns, task)
 }
 
+fn given_up(tx: &mut Tx<'_>, task: &Task) -> Result<()> {
+    match &task.attachment {
+        Some(id) => super::attachments::release(tx, id).map(drop),
+        None => Ok(()),
+    }
+}
+
 fn store(tx: &mut Tx<'_>, ns: &Namespace, mut task: Task) -> Result<Task> {
     task.updated = tx.now();
+    if task.exit.is_some() {
+        given_up(tx, &task)?;
+    }
     super::save(tx, &codec::key(&[ns, &task.id]), &task)?;
     Ok(task)
 }
@@ -147,6 +161,7 @@ pub fn rename(tx: &mut Tx<'_>, ns: &Namespace, id: &str, to: Id, shim: String) -
 /// Removes a task and gives what was known of it.
 pub fn delete(tx: &mut Tx<'_>, ns: &Namespace, id: &str) -> Result<Task> {
     let task = get(tx, ns, id)?;
+    given_up(tx, &task)?;
     tx.remove(Table::TASKS, &codec::key(&[ns, id]))?;
     Ok(task)
 }

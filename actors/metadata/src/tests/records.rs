@@ -5,6 +5,7 @@ use cofferdam_types::{Any, Ceiling, Descriptor};
 use super::*;
 use crate::records::{
     Resource,
+    attachments::{self, Attachment, Stage},
     containers::{self, Container},
     content::{self, Link},
     delta, events,
@@ -200,7 +201,7 @@ fn container_updates_follow_the_reference() {
 #[test]
 fn a_ceiling_is_only_narrowed() {
     let mut f = Fixture::new();
-    let narrow = Authority { ceiling: Ceiling { host: false }, ..Authority::system() };
+    let narrow = Authority { ceiling: Ceiling::default(), ..Authority::system() };
     let made = f
         .write_as(&narrow, |tx| {
             let mut c = container("low");
@@ -359,6 +360,52 @@ fn a_task_belongs_to_a_container_and_keeps_it() {
     assert_eq!((task.state, task.exit.unwrap().status), (State::Stopped, 137));
     f.write(|tx| tasks::delete(tx, &default(), "c")).unwrap();
     f.write(|tx| containers::delete(tx, &default(), "c")).unwrap();
+}
+
+fn attachment(shim: &str) -> Attachment {
+    Attachment {
+        id: id(shim),
+        namespace: default(),
+        container: id("c"),
+        network: "net".into(),
+        stage: Stage::Attached,
+        config: b"{}".to_vec(),
+        answer: Vec::new(),
+        created: Default::default(),
+    }
+}
+
+#[test]
+fn an_attachment_is_released_with_the_end_of_its_task_and_outlives_it() {
+    let mut f = Fixture::new();
+    f.write(|tx| containers::create(tx, &default(), container("c"))).unwrap();
+    let stage = |f: &Fixture, id: &str| attachments::find(&f.view(), id).unwrap().map(|a| a.stage);
+    for (shim, ends) in [("one", true), ("two", false)] {
+        f.write(move |tx| attachments::create(tx, attachment(shim))).unwrap();
+        assert_eq!(stage(&f, shim), Some(Stage::Attaching), "nothing has been done yet");
+        let task = Task { attachment: Some(id(shim)), ..Task::new(id("c"), "shared") };
+        f.write(move |tx| tasks::create(tx, &default(), task.clone())).unwrap();
+        f.write(move |tx| attachments::answered(tx, shim, b"{}", false)).unwrap();
+        assert_eq!(stage(&f, shim), Some(Stage::Attaching));
+        f.write(move |tx| attachments::answered(tx, shim, b"{}", true)).unwrap();
+        assert_eq!(stage(&f, shim), Some(Stage::Attached));
+        if ends {
+            f.write(|tx| {
+                let mut task = tasks::get(tx, &default(), "c")?;
+                task.exit = Some(Exit { status: 0, at: tx.now(), reason: String::new() });
+                tasks::update(tx, &default(), task)
+            })
+            .unwrap();
+            assert_eq!(stage(&f, shim), Some(Stage::Releasing));
+        }
+        f.write(|tx| tasks::delete(tx, &default(), "c")).unwrap();
+        assert_eq!(stage(&f, shim), Some(Stage::Releasing));
+        code(f.write(move |tx| attachments::answered(tx, shim, b"{}", true)), Code::Cancelled);
+        f.write(move |tx| attachments::delete(tx, shim)).unwrap();
+        assert_eq!(stage(&f, shim), None);
+        assert!(!f.write(move |tx| attachments::release(tx, shim)).unwrap());
+        f.write(move |tx| attachments::delete(tx, shim)).unwrap();
+    }
 }
 
 #[test]

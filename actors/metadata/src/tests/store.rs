@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use cofferdam_types::Descriptor;
 
 use super::*;
-use crate::records::{events, images, namespaces};
+use crate::records::{attachments, events, images, namespaces};
 
 fn image(tx: &mut Tx<'_>, text: &str) -> Result<()> {
     let target = Descriptor::new("application/json", digest(text), 1);
@@ -118,13 +118,37 @@ fn a_newer_format_is_refused() {
     code(open().map(drop), Code::Unavailable); // Two at once.
     drop(store);
     let mut store = open().unwrap();
-    let newer = job(&Authority::system(), |tx| tx.put(crate::Table::META, b"version", &2u64.to_be_bytes()));
+    let newer = job(&Authority::system(), |tx| tx.put(crate::Table::META, b"version", &u64::MAX.to_be_bytes()));
     store.commit(&[newer]).remove(0).unwrap();
     drop(store);
     let error = code(open().map(drop), Code::FailedPrecondition);
     assert!(error.message.contains("a newer daemon wrote it"), "{error}");
     // Nothing was changed by the refusal.
     code(open().map(drop), Code::FailedPrecondition);
+}
+
+#[test]
+fn an_older_format_gets_what_it_lacks() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("meta.redb");
+    let open = || Arc::new(Shared::new(Opener::file(&path))).open();
+    let write = job(&Authority::system(), |tx| {
+        image(tx, "kept")?;
+        tx.put(crate::Table::META, b"version", &1u64.to_be_bytes())
+    });
+    open().unwrap().commit(&[write]).remove(0).unwrap();
+    let database = redb::Database::open(&path).unwrap();
+    let txn = database.begin_write().unwrap();
+    assert!(txn.delete_table(crate::Table::ATTACHMENTS.definition()).unwrap());
+    txn.commit().unwrap();
+    drop(database);
+    let shared = Arc::new(Shared::new(Opener::file(&path)));
+    let store = shared.open().unwrap();
+    assert!(attachments::list(&shared.read().unwrap(), None, 9).unwrap().is_empty());
+    assert_eq!(images::list(&shared.read().unwrap(), &default(), None, 9).unwrap().len(), 1);
+    drop(store);
+    // It is of the newer format from then on.
+    open().unwrap();
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cofferdam_client::{Client, Namespace, Status, TaskInfo};
+use cofferdam_client::{Client, ContainerInfo, Namespace, Status, TaskInfo};
 use cofferdam_types::Code;
 
 use crate::{
@@ -40,7 +40,7 @@ async fn ps(cx: Cx) -> Result<i32, Failure> {
     } else if cx.json {
         cx.document(&list)?;
     } else {
-        let mut table = Table::new(&["CONTAINER", "IMAGE", "CREATED", "STATUS", "PID"]);
+        let mut table = Table::new(&["CONTAINER", "IMAGE", "CREATED", "STATUS", "PID", "ADDRESS"]);
         for info in &list {
             let pid = info.task.as_ref().map(|task| task.pid).filter(|pid| *pid != 0);
             table.row([
@@ -49,11 +49,19 @@ async fn ps(cx: Cx) -> Result<i32, Failure> {
                 show_age(info.created),
                 status(info.task.as_ref()),
                 pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
+                addresses(info),
             ]);
         }
         table.print()?;
     }
     Ok(0)
+}
+
+/// Where it can be reached.
+fn addresses(info: &ContainerInfo) -> String {
+    let Some(network) = info.task.as_ref().and_then(|task| task.network.as_ref()) else { return "-".to_owned() };
+    let bare = network.addresses.iter().map(|address| address.split('/').next().unwrap_or_default().to_owned());
+    bare.chain(network.ports.iter().map(ToString::to_string)).collect::<Vec<_>>().join(",")
 }
 
 fn status(task: Option<&TaskInfo>) -> String {
@@ -248,6 +256,7 @@ mod tests {
             oomed: Timestamp(0),
             ooms: 0,
             log_lost: 0,
+            network: None,
         };
         assert_eq!(status(None), "no task");
         assert!(status(Some(&task)).starts_with("up 0 seconds"));

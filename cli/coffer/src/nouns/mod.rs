@@ -11,6 +11,7 @@ pub mod job;
 pub mod lifecycle;
 pub mod logs;
 pub mod namespace;
+pub mod network;
 pub mod run;
 pub mod shim;
 pub mod snapshot;

@@ -3,7 +3,7 @@
 use std::{os::fd::OwnedFd, rc::Rc, time::Duration};
 
 use cofferdam_client::{
-    ContainerOptions, ContainerRequest, Input, Network, Output, PullOptions, PullPolicy, RunRequest, Stdio,
+    ContainerOptions, ContainerRequest, Input, Networking, Output, PullOptions, PullPolicy, RunRequest, Stdio,
 };
 use cofferdam_types::{Any, Error, Labels};
 use nix::sys::signal::Signal;
@@ -59,7 +59,14 @@ pub static RUN: Command = Command {
         value("entrypoint", None, "PROGRAM", "in place of the image's entrypoint; empty for none"),
         many("mount", None, "SPEC", "type=bind,src=PATH,dst=PATH[,ro] or type=tmpfs,dst=PATH[,size=64m]"),
         switch("read-only", None, "its root file system can't be written"),
-        value("net", None, "host|none", "the host's network, or a loopback interface alone (the default)"),
+        value("net", None, "NETWORK", "none (the default), host, the name of one, path:PATH or container:ID"),
+        many("publish", Some('p'), "[ADDRESS:]HOST:CONTAINER[/udp]", "lead a port of the host, or a range, to it"),
+        many("ip", None, "ADDRESS", "an address that it is to have"),
+        value("mac", None, "ADDRESS", "the hardware address that its interface is to have"),
+        many("dns", None, "ADDRESS", "a name server"),
+        many("dns-search", None, "DOMAIN", "a domain to look through; a single . for none"),
+        many("dns-option", None, "OPTION", "an option of resolv.conf, such as ndots:2"),
+        many("add-host", None, "NAME:ADDRESS", "a name that its /etc/hosts knows"),
         value("memory", Some('m'), "SIZE", "limit of memory, such as 512m; 0 for none"),
         value("cpus", None, "NUMBER", "limit of processors, such as 1.5; 0 for none"),
         value("pids-limit", None, "NUMBER", "limit of processes; 0 for none"),
@@ -294,10 +301,15 @@ fn options(args: &Args) -> Result<ContainerOptions, Failure> {
         mounts: args.read_all("mount", units::mount)?,
         cap_add: args.all("cap-add").to_vec(),
         cap_drop: args.all("cap-drop").to_vec(),
-        network: match args.value("net") {
-            None | Some("none") => Network::None,
-            Some("host") => Network::Host,
-            Some(other) => return Err(Failure::usage(format!("run: --net {other:?}: give host or none"))),
+        network: args.read("net", units::network)?.unwrap_or_default(),
+        networking: Networking {
+            ports: args.read_all("publish", units::ports)?.into_iter().flatten().collect(),
+            addresses: args.all("ip").to_vec(),
+            mac: args.text("mac"),
+            dns_servers: args.all("dns").to_vec(),
+            dns_search: args.all("dns-search").to_vec(),
+            dns_options: args.all("dns-option").to_vec(),
+            hosts: args.read_all("add-host", units::host)?,
         },
         memory: args.read("memory", units::size)?.unwrap_or_default(),
         nano_cpus: args.read("cpus", units::cpus)?.unwrap_or_default(),
@@ -350,7 +362,7 @@ pub fn env(args: &Args) -> Result<Vec<String>, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use cofferdam_client::{Device, IdMap, MountSource, Rlimit};
+    use cofferdam_client::{Device, IdMap, MountSource, Network, PortMapping, Rlimit};
 
     use super::*;
     use crate::commands;
@@ -381,7 +393,21 @@ mod tests {
             "type=bind,src=/a,dst=/b,ro",
             "--read-only",
             "--net",
-            "host",
+            "blue",
+            "-p",
+            "8080:80",
+            "--ip",
+            "10.1.2.3",
+            "--mac",
+            "02:00:00:00:00:01",
+            "--dns",
+            "1.1.1.1",
+            "--dns-search",
+            "a.example",
+            "--dns-option",
+            "rotate",
+            "--add-host",
+            "db:10.1.2.4",
             "-m",
             "64M",
             "--cpus",
@@ -454,7 +480,16 @@ mod tests {
             }],
             cap_add: vec!["NET_ADMIN".into()],
             cap_drop: vec!["ALL".into()],
-            network: Network::Host,
+            network: Network::Named("blue".into()),
+            networking: Networking {
+                ports: vec![PortMapping { host_port: 8080, container_port: 80, ..PortMapping::default() }],
+                addresses: vec!["10.1.2.3".into()],
+                mac: "02:00:00:00:00:01".into(),
+                dns_servers: vec!["1.1.1.1".into()],
+                dns_search: vec!["a.example".into()],
+                dns_options: vec!["rotate".into()],
+                hosts: vec![("db".into(), "10.1.2.4".into())],
+            },
             memory: 64 << 20,
             nano_cpus: 1_500_000_000,
             pids: 7,
@@ -505,7 +540,9 @@ mod tests {
         for (line, word) in [
             (["--memory", "much", "x"], "--memory"),
             (["--cpus", "none", "x"], "--cpus"),
-            (["--net", "bridge", "x"], "--net"),
+            (["--net", "path:", "x"], "--net"),
+            (["-p", "80", "x"], "--publish"),
+            (["--add-host", "db", "x"], "--add-host"),
             (["--pull", "maybe", "x"], "--pull"),
             (["--seccomp", "/nonexistent/file", "x"], "--seccomp"),
             (["--userns", "0:1", "x"], "--userns"),

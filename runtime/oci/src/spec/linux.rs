@@ -9,7 +9,7 @@ use oci_spec::runtime::{
 };
 
 use super::{
-    Network, Options, Seccomp,
+    Options, Seccomp,
     check::{clean, shown, wrong},
     devices, namespaces,
 };
@@ -134,14 +134,16 @@ fn sysctl(key: &str, value: &str, options: &Options) -> Result<()> {
     if ipc && options.namespaces.contains_key("ipc") {
         return Err(wrong("sysctls", format!("have {key}, which in an ipc namespace of others would change theirs")));
     }
-    if ipc || (key.starts_with("net.") && options.network == Network::None) {
+    if ipc || (key.starts_with("net.") && options.network.is_own()) {
         return Ok(());
     }
     Err(wrong(
         "sysctls",
         match key {
             "kernel.hostname" | "kernel.domainname" => format!("have {key}: use the option `hostname`"),
-            _ if key.starts_with("net.") => format!("have {key}, which on the host's network would change the host"),
+            _ if key.starts_with("net.") => {
+                format!("have {key}, which in a network that isn't the container's own would change the host or others")
+            }
             _ => format!("have {key}, which is not of a namespace and would change the host"),
         },
     ))

@@ -31,6 +31,7 @@ use self::check::{clean, shown, wrong};
 use crate::caps;
 
 pub use linux::{MAX_PIDS, MIN_MEMORY};
+pub use mounts::{NAMES, makes_names};
 pub use options::{Device, ExecOptions, IdMap, Mount, Network, Options, Seccomp, Ulimit};
 pub use process::exec;
 
@@ -52,6 +53,7 @@ pub fn generate(cgroup: &str, id: &Id, image: &ImageConfiguration, options: &Opt
     let none = Config::default();
     let image = image.config().as_ref().unwrap_or(&none);
     namespaces::check(options)?;
+    network(options)?;
     let hostname = hostname(id, options)?;
     let capabilities = caps::Set::adjusted(&options.cap_add, &options.cap_drop)?;
     let process = process::first(image, options, hostname.as_deref(), capabilities, root.as_fd())?;
@@ -94,6 +96,35 @@ fn signal(text: &str) -> Option<i32> {
         }
     }
     format!("SIG{bare}").parse::<nix::sys::signal::Signal>().ok().map(|signal| signal as i32)
+}
+
+/// Whether what is said of networks goes together.
+fn network(options: &Options) -> Result<()> {
+    options.wish.check()?;
+    options.names.check()?;
+    match &options.network {
+        Network::Path(path) => drop(check::path("network", path)?),
+        Network::Named(name) => cofferdam_net::check_name("network", name)?,
+        _ => {}
+    }
+    let named = matches!(options.network, Network::Named(_));
+    for (what, said) in [
+        ("ports", !options.wish.ports.is_empty()),
+        ("addresses", !options.wish.addresses.is_empty()),
+        ("mac", options.wish.mac.is_some()),
+    ] {
+        if said && !named {
+            return Err(wrong(what, "need a network that can give them: name one"));
+        }
+    }
+    // Its processes could do nothing to a namespace that belongs to the host's user namespace, nor see a sysfs of it.
+    if !options.userns.is_empty() && !matches!(options.network, Network::None | Network::Host) {
+        return Err(wrong("userns", "goes with the network none or host alone: others are made outside of it"));
+    }
+    if matches!(options.network, Network::Container(_)) && !options.names.is_empty() {
+        return Err(wrong("network", "is another container's, whose names it has: give these to that one"));
+    }
+    Ok(())
 }
 
 /// `None` if the name is that of a namespace which somebody else has named.

@@ -25,6 +25,15 @@ const DEFAULT: &[(&str, &str, &str, &[&str])] = &[
     ("/run", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
 ];
 
+/// Where the files lie by which a container knows names, and what they are called in its bundle.
+pub const NAMES: [(&str, &str); 3] =
+    [("/etc/resolv.conf", "resolv.conf"), ("/etc/hosts", "hosts"), ("/etc/hostname", "hostname")];
+
+/// Whether [`NAMES`] are made for it: it is connected to something, or names were given.
+pub fn makes_names(options: &Options) -> bool {
+    !matches!(options.network, Network::None | Network::Host) || !options.names.is_empty()
+}
+
 /// Options that a mount of either kind may have.
 const FLAGS: &[&str] = &[
     "ro",
@@ -75,7 +84,12 @@ pub(super) fn all(options: &Options) -> Result<Vec<SpecMount>> {
         // The kernel gives a sysfs only to whom the network belongs that it shows.
         replace(mount("/sys", "bind", "/sys", ["bind", "rprivate", "nosuid", "noexec", "nodev", "ro"]));
     }
-    if options.network == Network::Host {
+    if makes_names(options) {
+        // Of the bundle, where they are written when its task is made.
+        for (target, file) in NAMES {
+            mounts.push(mount(target, "bind", file, ["bind", "rprivate", "ro", "nosuid", "nodev", "noexec"]));
+        }
+    } else if options.network == Network::Host {
         // By the host's names. One that the host doesn't have has nothing to say.
         for file in ["/etc/resolv.conf", "/etc/hosts"].into_iter().filter(|f| Path::new(f).exists()) {
             mounts.push(mount(file, "bind", file, ["rbind", "rprivate", "ro", "nosuid", "nodev", "noexec"]));

@@ -88,8 +88,10 @@ pub(super) fn all(options: &Options) -> Vec<(Kind, Option<String>)> {
         }
     }
     all.extend([(Kind::Mount, None), (Kind::Cgroup, None)]);
-    if options.network == Network::None {
-        all.push((Kind::Network, None));
+    match &options.network {
+        Network::Host => {}
+        Network::Path(path) => all.push((Kind::Network, Some(path.clone()))),
+        _ => all.push((Kind::Network, None)),
     }
     if !options.userns.is_empty() {
         all.push((Kind::User, None));

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use cofferdam_net::{Names, Wish};
+use cofferdam_types::Id;
 use oci_spec::runtime::LinuxSeccomp;
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +46,10 @@ pub struct Options {
     pub pids: Option<u64>,
     /// The network that the container sees.
     pub network: Network,
+    /// What is asked of a network that is named.
+    pub wish: Wish,
+    /// What the container is told of names.
+    pub names: Names,
     /// Whether set-uid programs and file capabilities are without effect. True unless said otherwise.
     pub no_new_privileges: bool,
     /// Which system calls are allowed.
@@ -91,6 +97,8 @@ impl Default for Options {
             cpu_shares: None,
             pids: None,
             network: Network::None,
+            wish: Wish::default(),
+            names: Names::default(),
             no_new_privileges: true,
             seccomp: Seccomp::Default,
             ulimits: Vec::new(),
@@ -129,7 +137,7 @@ pub struct ExecOptions {
 }
 
 /// Which network a container sees.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Network {
     /// One of its own with nothing in it but a loopback interface, which is up.
@@ -137,6 +145,19 @@ pub enum Network {
     None,
     /// The host's, with the host's `/etc/resolv.conf` and `/etc/hosts` bound in.
     Host,
+    /// That of a network namespace of the host's, by path.
+    Path(String),
+    /// That of another container of its namespace, by id.
+    Container(Id),
+    /// One of its own that is connected to this network of the host's configuration.
+    Named(String),
+}
+
+impl Network {
+    /// Whether nobody else is in its network namespace.
+    pub fn is_own(&self) -> bool {
+        matches!(self, Network::None | Network::Named(_))
+    }
 }
 
 /// Which system calls a container may make.

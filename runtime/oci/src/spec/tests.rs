@@ -314,6 +314,56 @@ fn the_host_network_brings_its_names() {
 }
 
 #[test]
+fn a_network_that_is_named_brings_names_of_its_own() {
+    let places = |options: Value| {
+        let spec = make(json!({"Cmd": ["sh"]}), options).unwrap();
+        let network = spec.linux().as_ref().unwrap().namespaces().as_ref().unwrap().iter();
+        let network = network.filter(|n| n.typ() == LinuxNamespaceType::Network).map(|n| n.path().clone()).next();
+        let named = ["/etc/resolv.conf", "/etc/hosts", "/etc/hostname"];
+        let mounts = spec.mounts().as_ref().unwrap().iter();
+        let mounts = mounts.filter(|m| named.iter().any(|n| m.destination().as_path() == std::path::Path::new(n)));
+        (network, mounts.filter(|m| m.source().as_ref().is_some_and(|s| s.is_relative())).count())
+    };
+    assert_eq!(places(json!({})), (Some(None), 0));
+    assert_eq!(places(json!({"network": {"named": "blue"}})), (Some(None), 3));
+    assert_eq!(places(json!({"network": {"container": "other"}})), (Some(None), 3));
+    assert_eq!(places(json!({"network": {"path": "/run/netns/x"}})), (Some(Some("/run/netns/x".into())), 3));
+    let names = json!({"hosts": [["db", "10.1.2.3"]]});
+    assert_eq!(places(json!({"names": names})), (Some(None), 3));
+    assert_eq!(places(json!({"network": "host", "names": names})), (None, 3));
+    // A mount of one's own is there in their place.
+    let own =
+        json!({"network": {"named": "blue"}, "mounts": [{"type": "bind", "source": "/a", "target": "/etc/hosts"}]});
+    assert_eq!(places(own).1, 2);
+}
+
+#[test]
+fn what_does_not_go_with_a_network_is_refused_by_field() {
+    let refused = |field: &str, options: Value| {
+        let error = make(json!({"Cmd": ["sh"]}), options.clone()).unwrap_err();
+        assert_eq!((error.code, error.id.as_str()), (Code::InvalidArgument, field), "{options}");
+    };
+    let port = json!({"hostPort": 80, "containerPort": 80, "protocol": "tcp"});
+    for network in [json!("none"), json!("host"), json!({"path": "/x"}), json!({"container": "x"})] {
+        for (field, wish) in [
+            ("ports", json!({"ports": [port]})),
+            ("addresses", json!({"addresses": ["10.1.2.3"]})),
+            ("mac", json!({"mac": "02:00:00:00:00:01"})),
+        ] {
+            refused(field, json!({"network": network, "wish": wish}));
+        }
+    }
+    refused("network", json!({"network": {"path": "x"}}));
+    refused("network", json!({"network": {"path": "/a/../b"}}));
+    refused("network", json!({"network": {"container": "x"}, "names": {"servers": ["1.1.1.1"]}}));
+    for network in [json!({"path": "/x"}), json!({"container": "x"})] {
+        refused("sysctls", json!({"network": network, "sysctls": {"net.ipv4.ip_forward": "1"}}));
+    }
+    let own = json!({"network": {"named": "blue"}, "sysctls": {"net.ipv4.ip_forward": "1"}});
+    make(json!({"Cmd": ["sh"]}), own).unwrap();
+}
+
+#[test]
 fn mounts_are_added_and_replace_default_ones_in_place() {
     let spec = make(
         json!({"Cmd": ["sh"]}),

@@ -1,0 +1,205 @@
+//! A container's record and its snapshot, from an image.
+
+use std::os::fd::OwnedFd;
+
+use cofferdam_images::ResolvedImage;
+use cofferdam_log::{Driver, Journal};
+use cofferdam_metadata::{
+    Tx,
+    records::{
+        containers::{self, Container},
+        snapshots,
+    },
+};
+use cofferdam_oci::{
+    RuntimeOptions,
+    spec::{self, Network, Options},
+    systemd,
+};
+use cofferdam_types::{Any, Authority, Code, Error, Id, Name, Namespace, Result};
+use oci_spec::runtime::Spec;
+
+use crate::{
+    handle::Deps,
+    messages::{NewContainer, RunRecord},
+    network::NetworkRecord,
+    rights::within,
+    shim,
+};
+
+/// The type of the spec that a record keeps (reference, section 14.4).
+const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
+
+/// Makes record and snapshot. The directory is there before the commit that makes both visible.
+pub(crate) async fn create(deps: &Deps, auth: &Authority, ns: &Namespace, new: NewContainer) -> Result<Container> {
+    within(&new, &auth.ceiling)?;
+    let attributes = new.log.attributes(&new.labels)?;
+    let options = RuntimeOptions::read(&new.runtime_options)?;
+    if matches!(&*new.runtime, "" | "native") {
+        options.check_native()?;
+    }
+    let id = match new.id {
+        Some(id) => id,
+        None => Id::new(shim::new_id()?)?,
+    };
+    if containers::find(&deps.metadata.read()?, ns, &id)?.is_some() {
+        return Err(Error::already_exists("container", &id, containers::TAKEN));
+    }
+    if new.log.driver == Driver::Journald {
+        Journal::open(&deps.journal, ns, &id, &attributes)?;
+    }
+    let network = if new.spec.is_some() { None } else { NetworkRecord::of(&new.options) };
+    if let Some(NetworkRecord { network: Network::Named(name), wish, .. }) = &network {
+        deps.networks.check(name, wish).await?;
+    }
+    let image = deps.images.resolve(ns, &new.image, &new.platform).await?;
+    let driver = if new.driver.is_empty() { deps.snapshots.drivers()[0].to_owned() } else { new.driver };
+    let parent = parent(deps, auth, ns, &image, &driver).await?;
+    let key = Name::new(id.as_str())?;
+    let reserved = match deps.snapshots.reserve(ns, &driver, &key, parent.as_ref(), false).await {
+        // Whose container it is was made meanwhile.
+        Err(e) if e.code == Code::AlreadyExists && containers::find(&deps.metadata.read()?, ns, &id)?.is_some() => {
+            return Err(Error::already_exists("container", &id, containers::TAKEN));
+        }
+        other => other?,
+    };
+
+    let cgroup = deps.layout.cgroup(ns, &id);
+    let cgroup = if options.systemd_cgroup { systemd::named(&cgroup) } else { cgroup };
+    let spec = match &new.spec {
+        Some(raw) => given(raw, &id, cgroup)?,
+        None => generate(cgroup, &id, &image, &new.options, &reserved.mounts)?,
+    };
+    let stop_signal = Some(stop_signal(&id, &image));
+    let run = RunRecord {
+        remove_on_exit: new.remove_on_exit,
+        stop_signal,
+        log: new.log,
+        own_spec: new.spec.is_some(),
+        network,
+    };
+    let mut record = Container::new(
+        id,
+        if new.runtime.is_empty() { "native".to_owned() } else { new.runtime },
+        Any { type_url: SPEC_TYPE.to_owned(), value: spec },
+    );
+    record.labels = new.labels;
+    record.image = new.image.to_string();
+    record.runtime_options = new.runtime_options;
+    record.driver = driver;
+    record.group = new.group;
+    record.snapshot_key = Some(key);
+    record.options = serde_json::to_vec(&run).map_err(|e| Error::internal("container", "", e.to_string()))?;
+    let namespace = ns.clone();
+    deps.metadata
+        .write(auth, move |tx: &mut Tx<'_>| {
+            let record = containers::create(tx, &namespace, record.clone())?;
+            snapshots::create(tx, &namespace, reserved.record.clone())?;
+            Ok(record)
+        })
+        .await
+}
+
+/// The snapshot that containers of the image start from; unpacks the image if it isn't there.
+async fn parent(
+    deps: &Deps,
+    auth: &Authority,
+    ns: &Namespace,
+    image: &ResolvedImage,
+    driver: &str,
+) -> Result<Option<Name>> {
+    let Some(top) = image.chain_ids.last() else { return Ok(None) };
+    let name = Name::new(top.to_string())?;
+    if snapshots::find(&deps.metadata.read()?, ns, driver, &name)?.is_none() {
+        deps.images.unpack(auth, ns, image, driver).await?;
+    }
+    Ok(Some(name))
+}
+
+/// A spec of the client's own. One that names no cgroup gets ours: what the record says is then true of every driver.
+pub(crate) fn given(raw: &[u8], id: &Id, cgroup: String) -> Result<Vec<u8>> {
+    let bad = |e: serde_json::Error| Error::invalid("spec", id, format!("is not an OCI runtime spec: {e}"));
+    let spec: Spec = serde_json::from_slice(raw).map_err(bad)?;
+    if cgroup_of(&spec).is_some() { Ok(raw.to_vec()) } else { with_cgroup(raw, id, cgroup) }
+}
+
+/// A spec with this cgroup: as it came, with what our own types don't know.
+pub(crate) fn with_cgroup(raw: &[u8], id: &Id, cgroup: String) -> Result<Vec<u8>> {
+    let bad = |e: serde_json::Error| Error::invalid("spec", id, format!("is not an OCI runtime spec: {e}"));
+    let mut whole: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(raw).map_err(bad)?;
+    let linux = whole.entry("linux").or_insert(serde_json::Value::Null);
+    if linux.is_null() {
+        *linux = serde_json::json!({});
+    }
+    let linux = linux.as_object_mut().ok_or_else(|| Error::invalid("spec", id, "has a `linux` that is no object"))?;
+    linux.insert("cgroupsPath".to_owned(), cgroup.into());
+    serde_json::to_vec(&whole).map_err(bad)
+}
+
+/// The cgroup that a container's spec names.
+pub(crate) fn cgroup_in(spec: &[u8]) -> Option<String> {
+    cgroup_of(&serde_json::from_slice(spec).ok()?)
+}
+
+/// The cgroup that a spec names, from the root of its hierarchy.
+pub(crate) fn cgroup_of(spec: &Spec) -> Option<String> {
+    let path = spec.linux().as_ref()?.cgroups_path().as_ref()?.to_str()?;
+    let made = || systemd::path(path).unwrap_or_else(|| format!("/{}", path.trim_start_matches('/')));
+    (!path.is_empty()).then(made)
+}
+
+fn generate(
+    cgroup: String,
+    id: &Id,
+    image: &ResolvedImage,
+    options: &Options,
+    mounts: &[cofferdam_types::Mount],
+) -> Result<Vec<u8>> {
+    let root = mounted(mounts)?;
+    let spec = spec::generate(&cgroup, id, &image.config.image, options, &root);
+    // Unmounting waits for every processor of the host, for milliseconds: nobody waits for it here.
+    tokio::task::spawn_blocking(move || drop(root));
+    let spec = spec?;
+    serde_json::to_vec(&spec).map_err(|e| Error::internal("spec", id, e.to_string()))
+}
+
+/// What asks the container to end. An image that names nonsense can be run all the same: nobody who runs it could mend
+/// it.
+fn stop_signal(id: &Id, image: &ResolvedImage) -> u32 {
+    let number = spec::stop_signal(&image.config.image).unwrap_or_else(|error| {
+        tracing::warn!(container = %id, %error, "it is asked to end by SIGTERM");
+        libc::SIGTERM
+    });
+    number.unsigned_abs()
+}
+
+/// The root file system as a mount that is attached nowhere: it goes with the descriptor.
+fn mounted(mounts: &[cofferdam_types::Mount]) -> Result<OwnedFd> {
+    match mounts {
+        [one] => cofferdam_sys::mount::detached(one),
+        _ => Err(Error::internal("snapshot", "", format!("has {} mounts where one is expected", mounts.len()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spec_without_a_cgroup_gets_ours_and_keeps_the_rest() {
+        let id = Id::new("box").unwrap();
+        let ours = |raw: &str| {
+            let spec = given(raw.as_bytes(), &id, "/cofferdam/1/shop/box".into()).unwrap();
+            (
+                serde_json::from_slice::<serde_json::Value>(&spec).unwrap(),
+                cgroup_of(&serde_json::from_slice(&spec).unwrap()),
+            )
+        };
+        let (spec, cgroup) = ours(r#"{"ociVersion":"1.0.2","newer":{"than":"us"}}"#);
+        assert_eq!((&spec["newer"]["than"], cgroup.as_deref()), (&"us".into(), Some("/cofferdam/1/shop/box")));
+        let raw = r#"{"ociVersion":"1.0.2","linux":{"cgroupsPath":"mine/box"}}"#;
+        assert_eq!(given(raw.as_bytes(), &id, String::new()).unwrap(), raw.as_bytes());
+        assert_eq!(ours(raw).1.as_deref(), Some("/mine/box"));
+        assert!(given(b"[]", &id, String::new()).is_err());
+    }
+}
