@@ -15,6 +15,7 @@
 //! `unavailable`.
 
 mod actor;
+mod ahead;
 mod codec;
 mod fields;
 mod handle;

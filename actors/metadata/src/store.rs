@@ -15,6 +15,7 @@ use redb::{Builder, Database, DatabaseError, Durability, ReadableDatabase, backe
 use tokio::sync::watch;
 
 use crate::{
+    ahead::{Ahead, Length},
     codec,
     messages::Write,
     records,
@@ -33,6 +34,9 @@ const DYING: Duration = Duration::from_secs(3);
 const LOOK: Duration = Duration::from_millis(10);
 /// A file larger than this is looked at when it is opened: a store that only ever grows fills the disk in the end.
 const LARGE: u64 = 64 << 20;
+/// After a kill a file up to this length is scanned, which takes some 3 ms for each MiB; that saves every commit the
+/// second of two syncs. A longer one is committed so that it can be opened at once.
+const SCANNED: u64 = 8 << 20;
 
 /// Gives back what the file does not need, if that is more than three quarters of it.
 fn shrink(database: &mut Database, length: u64) -> Result<()> {
@@ -47,7 +51,12 @@ fn shrink(database: &mut Database, length: u64) -> Result<()> {
 }
 
 /// How the database is opened, each time.
-pub(crate) struct Opener(Box<dyn Fn() -> Result<Database> + Send + Sync>);
+pub(crate) struct Opener {
+    open: Box<dyn Fn(Length) -> Result<Database> + Send + Sync>,
+    /// The file's, while it is open.
+    length: Length,
+    scanned: u64,
+}
 
 fn builder() -> Builder {
     let mut builder = Builder::new();
@@ -59,7 +68,7 @@ impl Opener {
     /// A file, made if it is not there.
     pub(crate) fn file(path: &Path) -> Opener {
         let path = PathBuf::from(path);
-        Opener(Box::new(move || {
+        let open = move |now: Length| {
             let fresh = !path.exists();
             // Records hold what clients put into environments and labels: nobody else reads them.
             let end = Instant::now() + DYING;
@@ -67,7 +76,7 @@ impl Opener {
                 let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
                 let file = file.map_err(|e| Error::io("metadata", "", "opening meta.redb", &e))?;
                 let length = file.metadata().map_or(0, |m| m.len());
-                let backend = FileBackend::new(file).map_err(storage)?;
+                let backend = ahead(FileBackend::new(file).map_err(storage)?, SCANNED, now.clone())?;
                 match builder().create_with_backend(backend) {
                     Err(DatabaseError::DatabaseAlreadyOpen) if Instant::now() < end => std::thread::sleep(LOOK),
                     opened => break (opened.map_err(storage)?, length),
@@ -84,14 +93,23 @@ impl Opener {
                     .map_err(|e| Error::io("metadata", "", "syncing the directory of meta.redb", &e))?;
             }
             Ok(database)
-        }))
+        };
+        Opener { open: Box::new(open), length: Length::default(), scanned: SCANNED }
     }
 
     /// Any backend: how tests come between the database and the disk.
     #[cfg(test)]
-    pub(crate) fn backend<B: redb::StorageBackend>(backend: impl Fn() -> B + Send + Sync + 'static) -> Opener {
-        Opener(Box::new(move || builder().create_with_backend(backend()).map_err(storage)))
+    pub(crate) fn backend<B: redb::StorageBackend>(
+        scanned: u64,
+        backend: impl Fn() -> B + Send + Sync + 'static,
+    ) -> Opener {
+        let open = move |now: Length| builder().create_with_backend(ahead(backend(), scanned, now)?).map_err(storage);
+        Opener { open: Box::new(open), length: Length::default(), scanned }
     }
+}
+
+fn ahead<B: redb::StorageBackend>(below: B, small: u64, length: Length) -> Result<Ahead<B>> {
+    Ahead::new(below, small, length).map_err(|e| Error::io("metadata", "", "opening meta.redb", &e))
 }
 
 /// What readers and the lives of the writer share.
@@ -115,6 +133,11 @@ impl Shared {
         Ok(View::new(database.begin_read().map_err(storage)?))
     }
 
+    /// Whether a commit is to be one that opens at once after a kill.
+    fn quick(&self) -> bool {
+        self.opener.length.get() > self.opener.scanned
+    }
+
     fn set(&self, database: Option<Arc<Database>>) {
         let mut place = self.database.write().unwrap_or_else(PoisonError::into_inner);
         let before = std::mem::replace(&mut *place, database);
@@ -127,8 +150,8 @@ impl Shared {
         self.set(None);
         // redb may panic over a file that something else has altered.
         let opened = catch_unwind(AssertUnwindSafe(|| {
-            let database = (self.opener.0)()?;
-            prepare(&database)?;
+            let database = (self.opener.open)(self.opener.length.clone())?;
+            prepare(&database, self.quick())?;
             let last = records::events::last(&View::new(database.begin_read().map_err(storage)?))?;
             Ok((Arc::new(database), last))
         }));
@@ -155,8 +178,8 @@ fn choose_instance(tx: &mut Tx<'_>) -> Result<()> {
 }
 
 /// Checks the version; on a new file makes the tables and the default namespace.
-fn prepare(database: &Database) -> Result<()> {
-    let txn = begin(database)?;
+fn prepare(database: &Database, quick: bool) -> Result<()> {
+    let txn = begin(database, quick)?;
     let authority = Authority::system();
     let mut tx = Tx::new(&txn, &authority);
     match tx.get(Table::META, b"version")?.map(|bytes| codec::number(&bytes)).transpose()? {
@@ -197,11 +220,11 @@ fn prepare(database: &Database) -> Result<()> {
     txn.commit().map_err(storage)
 }
 
-fn begin(database: &Database) -> Result<redb::WriteTransaction> {
+fn begin(database: &Database, quick: bool) -> Result<redb::WriteTransaction> {
     let mut txn = database.begin_write().map_err(storage)?;
     txn.set_durability(Durability::Immediate).map_err(storage)?;
     // After a kill -9 the file opens in a millisecond instead of by a scan of everything.
-    txn.set_quick_repair(true);
+    txn.set_quick_repair(quick);
     Ok(txn)
 }
 
@@ -251,7 +274,7 @@ impl Store {
         // way, so its error is the one of a serial order.
         let mut spoiled: Vec<Option<Error>> = writes.iter().map(|_| None).collect();
         'again: loop {
-            let txn = begin(database)?;
+            let txn = begin(database, self.shared.quick())?;
             let mut results = Vec::with_capacity(writes.len());
             let (mut changed, mut last_event) = (false, None);
             for (write, spoiled) in writes.iter().zip(&mut spoiled) {

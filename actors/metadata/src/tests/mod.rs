@@ -28,7 +28,7 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Fixture {
-        let shared = Arc::new(Shared::new(Opener::backend(redb::backends::InMemoryBackend::new)));
+        let shared = Arc::new(Shared::new(Opener::backend(u64::MAX, redb::backends::InMemoryBackend::new)));
         let store = shared.open().unwrap();
         Fixture { shared, store }
     }
