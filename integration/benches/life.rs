@@ -2,9 +2,10 @@
 //! that `peers/measure` prints for containerd; `figures` runs both and prints the ratios.
 //!
 //! `life` awaits every call before the next, as containerd's client must; `life_burst` sends them as this API is meant
-//! to be used. Both create, start, wait and delete `/bin/true` with null streams, and remove the container.
+//! to be used. Both create, start, wait and delete `/bin/true` with null streams, and remove the container. The phases of
+//! `life` have containerd's names. `side_by_side` is the time for each of many lives, eight at once, call by call.
 
-use std::time::Instant;
+use std::{collections::BTreeMap, time::Instant};
 
 use cofferdam_client::{Client, ContainerRequest, Image, Namespace, Stdio, block_on};
 use cofferdam_types::Result;
@@ -25,20 +26,33 @@ async fn measure(socket: &str, name: &str, count: usize) -> Result<()> {
     let namespace = client.namespace("default");
     let image = namespace.images().get(name);
     image.info().await?;
-    step_by_step(&namespace, &image).await?;
-    let (mut steps, mut bursts) = (Vec::new(), Vec::new());
+    step_by_step(&namespace, &image, &mut Samples::new()).await?;
+    let (mut steps, mut bursts) = (Samples::new(), Vec::new());
     for _ in 0..count {
-        let began = Instant::now();
-        step_by_step(&namespace, &image).await?;
-        steps.push(began.elapsed().as_secs_f64() * 1e3);
+        let took = step_by_step(&namespace, &image, &mut steps).await?;
+        steps.entry("life").or_default().push(took);
         let began = Instant::now();
         burst(&namespace, &image).await?;
         bursts.push(began.elapsed().as_secs_f64() * 1e3);
     }
-    report("life", steps);
-    report("life_burst", bursts);
+    let began = Instant::now();
+    let workers = (0..AT_ONCE).map(|_| async {
+        for _ in 0..count {
+            step_by_step(&namespace, &image, &mut Samples::new()).await?;
+        }
+        Ok::<(), cofferdam_types::Error>(())
+    });
+    futures::future::try_join_all(workers).await?;
+    let each = began.elapsed().as_secs_f64() * 1e3 / (AT_ONCE * count) as f64;
+    steps.insert("life_burst", bursts);
+    steps.insert("side_by_side", vec![each]);
+    steps.into_iter().for_each(|(what, samples)| report(what, samples));
     Ok(())
 }
+
+const AT_ONCE: usize = 8;
+
+type Samples = BTreeMap<&'static str, Vec<f64>>;
 
 fn request() -> ContainerRequest {
     let mut request = ContainerRequest::default();
@@ -46,16 +60,30 @@ fn request() -> ContainerRequest {
     request
 }
 
-async fn step_by_step(namespace: &Namespace, image: &Image) -> Result<()> {
+/// Gives how long it took, in milliseconds, and notes how long each phase did.
+async fn step_by_step(namespace: &Namespace, image: &Image, phases: &mut Samples) -> Result<f64> {
+    let began = Instant::now();
+    let mut last = began;
+    let mut lap = |phase: &'static str| {
+        phases.entry(phase).or_default().push(last.elapsed().as_secs_f64() * 1e3);
+        last = Instant::now();
+    };
     let container = namespace.containers().create(image, &request());
     container.info().await?;
+    lap("container_create");
     let task = container.create_task(Stdio::default(), false);
     task.state().await?;
+    lap("task_create");
     let exit = task.wait();
     task.start().await?;
+    lap("task_start");
     assert_eq!(exit.await?.status, 0);
+    lap("task_wait");
     task.delete().await?;
-    container.remove(false).await
+    lap("task_delete");
+    container.remove(false).await?;
+    lap("container_delete");
+    Ok(began.elapsed().as_secs_f64() * 1e3)
 }
 
 async fn burst(namespace: &Namespace, image: &Image) -> Result<()> {
