@@ -22,7 +22,7 @@ use tempfile::TempDir;
 
 use crate::{
     Leftovers, binary, files,
-    leftovers::{cgroups, mounts, processes},
+    leftovers::{all_processes, cgroups, mounts},
     wait::{DEADLINE, until},
 };
 
@@ -316,7 +316,7 @@ impl Drop for Daemon {
         }
         self.kill9();
         // Shims first: they would report the end of their containers to each other's records otherwise.
-        for (pid, _) in processes(self.path()) {
+        for (pid, _) in all_processes(self.path()) {
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
         }
         let Ok(layout) = Layout::detect() else { return };

@@ -102,8 +102,19 @@ pub fn cgroups(namespace: &str) -> Vec<String> {
     found.into_iter().rev().collect()
 }
 
-/// Processes whose working directory lies below `dir`: a daemon's shims, alive or not yet reaped.
+/// Processes whose working directory lies below `dir`, alive or not yet reaped: a daemon's shims, but for one that was
+/// made ahead.
 pub fn processes(dir: &Path) -> Vec<(i32, String)> {
+    let mut all = all_processes(dir);
+    all.retain(|(pid, _)| {
+        let cwd = std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
+        !cwd.components().any(|part| part.as_os_str() == "spares")
+    });
+    all
+}
+
+/// The same, with those that were made ahead.
+pub fn all_processes(dir: &Path) -> Vec<(i32, String)> {
     let mut found = Vec::new();
     for process in children(Path::new("/proc")) {
         let Some(pid) = process.file_name().and_then(|name| name.to_str()?.parse::<i32>().ok()) else { continue };

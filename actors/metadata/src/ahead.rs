@@ -16,7 +16,7 @@ use std::{
 use redb::{BackendError, StorageBackend};
 
 const STEP: u64 = 1 << 20;
-const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// How long the file is, for those who can't ask the backend.
 #[derive(Clone, Debug, Default)]

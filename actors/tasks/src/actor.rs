@@ -28,6 +28,7 @@ use crate::{
     recover, remove, rights,
     run::{self, set_stdio},
     shim::from_shim,
+    spare::Spares,
     sweep,
 };
 
@@ -48,6 +49,7 @@ pub(crate) struct Ctx {
     turns: Rc<RefCell<BTreeMap<Key, Arc<Mutex<()>>>>>,
     /// The same of groups.
     pub groups: Rc<RefCell<BTreeMap<Key, Arc<Mutex<()>>>>>,
+    spares: Rc<Spares>,
 }
 
 /// See the crate's page.
@@ -61,8 +63,14 @@ hosted!(TasksActor);
 
 impl TasksActor {
     pub(crate) fn new(deps: Arc<Deps>, first: bool) -> TasksActor {
-        let ctx =
-            Ctx { deps, entries: Rc::default(), removals: Rc::default(), turns: Rc::default(), groups: Rc::default() };
+        let ctx = Ctx {
+            deps,
+            entries: Rc::default(),
+            removals: Rc::default(),
+            turns: Rc::default(),
+            groups: Rc::default(),
+            spares: Rc::default(),
+        };
         TasksActor { ctx, first }
     }
 }
@@ -82,6 +90,7 @@ impl Actor for TasksActor {
             tracing::warn!(%error, "what a crash left can't be removed");
         }
         let shims = sweep::unknown(&self.ctx.deps, &recorded.iter().map(|(_, task)| task.shim.clone()).collect());
+        let spares = self.ctx.deps.layout.spares();
         let orphans = self.ctx.deps.networks.orphans().unwrap_or_else(|error| {
             tracing::warn!(%error, "networks that a crash left can't be looked for");
             Vec::new()
@@ -105,10 +114,11 @@ impl Actor for TasksActor {
             context.spawn(actix::fut::wrap_future(async move { ctx.find(entry, was_recorded).await }));
         }
         let ctx = self.ctx.clone();
-        context.spawn(actix::fut::wrap_future(async move { ctx.sweep(shims, orphans, unborn).await }));
+        context.spawn(actix::fut::wrap_future(async move { ctx.sweep(shims, spares, orphans, unborn).await }));
     }
 
     fn stopped(&mut self, _: &mut Context<Self>) {
+        self.ctx.spares.end(&self.ctx.deps);
         // What was to be tidied up in a moment.
         self.ctx.deps.layout.tidy_all();
     }
@@ -145,6 +155,9 @@ impl Ctx {
         if let Some(waiting) = self.removals.borrow_mut().remove(&key) {
             waiting.send_replace(true);
         }
+        // Whoever runs one container after the other has the next one's shim made between them.
+        let ctx = self.clone();
+        tokio::task::spawn_local(async move { ctx.spares.refill(&ctx.deps).await });
     }
 
     fn turn_of(&self, ns: &Namespace, id: &Id) -> Arc<Mutex<()>> {
@@ -274,7 +287,9 @@ impl Handler<CreateTask> for TasksActor {
             let made = async {
                 let prepared = run::prepare(&ctx.deps, &namespace, &id)?;
                 let neighbour = ctx.neighbour(&namespace, &prepared).await?;
-                run::create_task(&ctx.deps, &authority, &namespace, &id, prepared, neighbour, stdio, log, joined).await
+                let (deps, spares) = (&ctx.deps, &ctx.spares);
+                run::create_task(deps, spares, &authority, &namespace, &id, prepared, neighbour, stdio, log, joined)
+                    .await
             };
             let made = made.await;
             drop(making);

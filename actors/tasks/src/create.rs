@@ -173,10 +173,25 @@ fn stop_signal(id: &Id, image: &ResolvedImage) -> u32 {
     number.unsigned_abs()
 }
 
+/// The same without the writable layer, in which there is nothing yet: to unmount an overlay that has one syncs the
+/// whole disk.
+fn to_read(mount: &cofferdam_types::Mount) -> cofferdam_types::Mount {
+    let lower = mount.options.iter().find_map(|option| option.strip_prefix("lowerdir="));
+    let (kind, source, options) = match lower.filter(|_| mount.kind == "overlay") {
+        None => return mount.clone(),
+        Some(one) if !one.contains(':') => ("bind", one, vec!["ro".to_owned()]),
+        Some(_) => {
+            let writable = |option: &str| option.starts_with("upperdir=") || option.starts_with("workdir=");
+            ("overlay", "overlay", mount.options.iter().filter(|option| !writable(option)).cloned().collect())
+        }
+    };
+    cofferdam_types::Mount { kind: kind.to_owned(), source: source.to_owned(), options }
+}
+
 /// The root file system as a mount that is attached nowhere: it goes with the descriptor.
 fn mounted(mounts: &[cofferdam_types::Mount]) -> Result<OwnedFd> {
     match mounts {
-        [one] => cofferdam_sys::mount::detached(one),
+        [one] => cofferdam_sys::mount::detached(&to_read(one)),
         _ => Err(Error::internal("snapshot", "", format!("has {} mounts where one is expected", mounts.len()))),
     }
 }
@@ -184,6 +199,22 @@ fn mounted(mounts: &[cofferdam_types::Mount]) -> Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_only_read_has_no_writable_layer() {
+        let mount = |kind: &str, options: &[&str]| cofferdam_types::Mount {
+            kind: kind.to_owned(),
+            source: "/s/1/fs".to_owned(),
+            options: options.iter().map(|o| (*o).to_owned()).collect(),
+        };
+        let one =
+            to_read(&mount("overlay", &["workdir=/s/3/work", "upperdir=/s/3/fs", "lowerdir=/s/1/fs", "index=off"]));
+        assert_eq!(one, mount("bind", &["ro"]));
+        let two = to_read(&mount("overlay", &["workdir=/w", "upperdir=/u", "lowerdir=/s/2/fs:/s/1/fs", "index=off"]));
+        assert_eq!(two.options, ["lowerdir=/s/2/fs:/s/1/fs", "index=off"]);
+        let bind = mount("bind", &["rw"]);
+        assert_eq!(to_read(&bind), bind);
+    }
 
     #[test]
     fn a_spec_without_a_cgroup_gets_ours_and_keeps_the_rest() {

@@ -21,10 +21,12 @@ use cofferdam_types::{Error, Id, Namespace, Result};
 #[derive(Clone, Debug)]
 pub struct Layout {
     shims: PathBuf,
+    spares: PathBuf,
     bundles: PathBuf,
     logs: PathBuf,
     runc: PathBuf,
     cgroups: String,
+    host: cgroup::Layout,
     /// Namespaces in which something is done, until they are tidied up.
     stirs: Arc<Mutex<BTreeMap<Namespace, Stir>>>,
 }
@@ -50,13 +52,15 @@ impl Layout {
     pub fn open(root: &Path, state: &Path, instance: &str) -> Result<Layout> {
         let layout = Layout {
             shims: state.join("shims"),
+            spares: state.join("spares"),
             bundles: state.join("tasks"),
             logs: root.join("logs"),
             runc: state.join("runc"),
             cgroups: format!("/cofferdam/{instance}"),
+            host: cgroup::Layout::detect()?,
             stirs: Arc::default(),
         };
-        for dir in [&layout.shims, &layout.bundles, &layout.logs] {
+        for dir in [&layout.shims, &layout.spares, &layout.bundles, &layout.logs] {
             make(dir)?;
         }
         Ok(layout)
@@ -65,6 +69,17 @@ impl Layout {
     /// A shim's directory.
     pub(crate) fn shim(&self, shim: &str) -> PathBuf {
         self.shims.join(shim)
+    }
+
+    /// The directory of a shim that was made ahead, until it is used.
+    pub(crate) fn spare(&self, shim: &str) -> PathBuf {
+        self.spares.join(shim)
+    }
+
+    /// Those of shims that were made ahead.
+    pub(crate) fn spares(&self) -> Vec<PathBuf> {
+        std::fs::read_dir(&self.spares)
+            .map_or_else(|_| Vec::new(), |all| all.filter_map(|e| Some(e.ok()?.path())).collect())
     }
 
     /// Where runc-compatible runtimes keep their own state.
@@ -100,10 +115,14 @@ impl Layout {
         format!("{}/{namespace}/{id}", self.cgroups)
     }
 
+    /// Whether a container has that cgroup.
+    pub(crate) fn has_cgroup(&self, namespace: &Namespace, id: &Id) -> Result<bool> {
+        cgroup::Cgroup::exists(&self.host, &self.cgroup(namespace, id))
+    }
+
     /// Every container that has a cgroup of ours.
     pub(crate) fn cgroups(&self) -> Pairs {
-        let Ok(host) = cgroup::Layout::detect() else { return Pairs::new() };
-        let names = |path: &str| cgroup::below(&host, path).unwrap_or_default().into_iter();
+        let names = |path: &str| cgroup::below(&self.host, path).unwrap_or_default().into_iter();
         let namespaces = names(&self.cgroups).filter_map(|name| Namespace::new(name).ok());
         let pairs = namespaces.flat_map(|ns| {
             let ids = names(&format!("{}/{ns}", self.cgroups)).filter_map(|id| Id::new(id).ok());

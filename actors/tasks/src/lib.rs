@@ -31,6 +31,7 @@ mod rights;
 mod run;
 mod shim;
 mod shims;
+mod spare;
 mod sweep;
 
 pub use handle::{Deps, Tasks};

@@ -17,7 +17,9 @@ use cofferdam_wire::{convert::life, life::file_name as life_file};
 use crate::{
     entry::Entry,
     handle::Deps,
-    layout, recover,
+    layout,
+    link::Remote,
+    recover,
     shim::{self, from_shim},
 };
 
@@ -91,7 +93,9 @@ impl End {
 /// Ends a shim whose task is over; the container and its record stay.
 pub(crate) async fn end(deps: &Deps, entry: &Rc<Entry>) -> Result<()> {
     entry.removing.set(true);
-    end_shim(deps, entry).await.inspect_err(|_| entry.removing.set(false))
+    let ended = end_shim(deps, entry).await.inspect_err(|_| entry.removing.set(false))?;
+    ended.released().await;
+    Ok(())
 }
 
 /// Removes the files of a name that no record has.
@@ -171,27 +175,41 @@ pub(crate) async fn persist<R: Send + 'static>(
     }
 }
 
+/// A shim that has deleted a container, or is dead. It may still hold the root file system.
+struct Ended(Option<Remote>);
+
+impl Ended {
+    /// Waits until the snapshot is free for another mount.
+    async fn released(self) {
+        if let Some(remote) = self.0 {
+            // An error is a shim that ends, or one so old that it holds nothing.
+            let _ = tokio::time::timeout(DELETE, remote.container.release_request().send().promise).await;
+        }
+    }
+}
+
 /// Has the shim delete the container: kills what runs, removes cgroups and mounts. Where there is no shim any more, or
 /// it doesn't do it, it is done here.
-async fn end_shim(deps: &Deps, entry: &Rc<Entry>) -> Result<()> {
+async fn end_shim(deps: &Deps, entry: &Rc<Entry>) -> Result<Ended> {
+    let by_force = async || end_by_force(deps, entry).await.map(|()| Ended(None));
     let remote = match entry.link.remote().await {
         Ok(remote) => remote,
-        Err(_) => return end_by_force(deps, entry).await,
+        Err(_) => return by_force().await,
     };
     match tokio::time::timeout(DELETE, remote.container.delete_request().send().promise).await {
         Ok(Ok(answer)) => {
             entry.init.update(life(answer.get().and_then(|a| a.get_life()).map_err(from_shim)?)?);
             // Lets go of the connection, and with it ends the shim.
             entry.link.lose("its task was deleted");
-            Ok(())
+            Ok(Ended(Some(remote)))
         }
         Ok(Err(error)) => match from_shim(error) {
-            error if error.code == Code::Unavailable => end_by_force(deps, entry).await,
+            error if error.code == Code::Unavailable => by_force().await,
             error => Err(error),
         },
         Err(_) => {
             tracing::warn!(container = %entry.id, shim = %entry.shim, "its shim doesn't delete it: both are killed");
-            end_by_force(deps, entry).await
+            by_force().await
         }
     }
 }
@@ -281,7 +299,7 @@ pub(crate) async fn delete_task(deps: &Deps, auth: &Authority, entry: &Rc<Entry>
     over(entry, "stop or kill it first").await?;
     entry.removing.set(true);
     let deleted = async {
-        end_shim(deps, entry).await?;
+        let ended_shim = end_shim(deps, entry).await?;
         let never = || Exit { status: 0, at: Timestamp::now(), reason: String::new() };
         let exit = entry.init.ended().unwrap_or_else(never);
         let payload = exit_payload(entry, "", entry.init.life.borrow().pid, &exit);
@@ -295,8 +313,8 @@ pub(crate) async fn delete_task(deps: &Deps, auth: &Authority, entry: &Rc<Entry>
             tasks::delete(tx, &ns, &id)?;
             events::emit(tx, Event::new(&ns, "/tasks/delete", payload.clone()))
         };
-        persist(deps, auth, commit).await?;
-        Ok(exit)
+        let (persisted, ()) = futures::future::join(persist(deps, auth, commit), ended_shim.released()).await;
+        persisted.map(|()| exit)
     };
     let exit = deleted.await.inspect_err(|_: &Error| entry.removing.set(false))?;
     remove_dirs(deps, &entry.namespace, &entry.id, Some(entry));

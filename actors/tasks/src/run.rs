@@ -5,6 +5,7 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
@@ -36,6 +37,7 @@ use crate::{
     remove,
     rights::streams_within,
     shim::{self, Connection, from_shim},
+    spare::{Spare, Spares},
 };
 
 /// How long a shim may take to make a container. Far beyond what any driver takes: it is for one that is stuck.
@@ -78,7 +80,8 @@ pub(crate) fn prepare(deps: &Deps, ns: &Namespace, id: &Id) -> Result<Prepared> 
 /// Connects the task to its network and makes it. After an error nothing is left of either.
 #[allow(clippy::too_many_arguments, reason = "one message, taken apart in one place")]
 pub(crate) async fn create_task(
-    deps: &Deps,
+    deps: &Arc<Deps>,
+    spares: &Rc<Spares>,
     auth: &Authority,
     ns: &Namespace,
     id: &Id,
@@ -96,7 +99,7 @@ pub(crate) async fn create_task(
     let attachment = Id::new(shim::new_id()?)?;
     let joined = network::join(deps, auth, ns, id, &attachment, &prepared, neighbour).await?;
     let connected = joined.attached.clone();
-    let made = make_task(deps, auth, ns, id, prepared, joined, stdio, log, shared).await;
+    let made = make_task(deps, spares, auth, ns, id, prepared, joined, stdio, log, shared).await;
     if let (Err(_), Some(connected)) = (&made, connected) {
         deps.networks.give_up(vec![connected]).await;
     }
@@ -107,7 +110,8 @@ pub(crate) async fn create_task(
 /// a record, which the next start looks into, or a shim's directory without one, which it sweeps.
 #[allow(clippy::too_many_arguments, reason = "one message, taken apart in one place")]
 async fn make_task(
-    deps: &Deps,
+    deps: &Arc<Deps>,
+    spares: &Rc<Spares>,
     auth: &Authority,
     ns: &Namespace,
     id: &Id,
@@ -125,10 +129,6 @@ async fn make_task(
     // A shim that others have as well is left as it is, whatever comes of this.
     let shared = shared.and_then(|shim| shim::find(&deps.layout, &shim).ok().map(|connection| (shim, connection)));
     let own = shared.is_none();
-    let shim_id = match &shared {
-        Some((shim, _)) => shim.clone(),
-        None => shim::new_id()?,
-    };
     let bundle_path = deps.layout.bundle(ns, id);
     layout::remove(&bundle_path)?;
     layout::make(&bundle_path)?;
@@ -137,12 +137,19 @@ async fn make_task(
     let keeps_files = log && prepared.run.log.driver.format().is_some();
     let log_dir = if keeps_files { Some(deps.layout.open_log(ns, id)?) } else { None };
 
+    // From here on until the shim is asked nothing else can fail.
+    let spare = if own { spares.take(deps) } else { None };
+    let shim_id = match (&shared, &spare) {
+        (Some((shim, _)), _) => shim.clone(),
+        (None, Some(spare)) => spare.id.clone(),
+        (None, None) => shim::new_id()?,
+    };
     let mut task = Task::new(id.clone(), &shim_id);
     task.terminal = prepared.terminal;
     task.log = log;
     task.attachment = joined.attached.clone();
-    if own {
-        shim::place(&deps.layout, &shim_id)?;
+    if own && spare.is_none() {
+        shim::place(&deps.layout.shim(&shim_id), &shim_id)?;
     }
     let (namespace, intent) = (ns.clone(), task.clone());
     let commit = deps.metadata.write(auth, move |tx: &mut Tx<'_>| {
@@ -152,15 +159,18 @@ async fn make_task(
         Ok(task)
     });
     let made = async {
-        let connection = match shared {
-            Some((_, connection)) => connection,
-            None => {
-                let (child, connection) = shim::spawn(&deps.layout, &deps.shim, &shim_id)?;
+        let connection = match (shared, spare) {
+            (Some((_, connection)), _) => connection,
+            (None, spare) => {
+                let (child, connection) = match spare {
+                    Some(Spare { child, connection, .. }) => (child, connection),
+                    None => shim::spawn(&deps.layout, &deps.shim, &shim_id)?,
+                };
                 reap(child, &connection);
                 connection
             }
         };
-        // Beside the shim's own start.
+        // Beside the shim's own start, if it was not made ahead.
         clear(deps, ns, id, &prepared).await?;
         let request = connection.shim.create_request();
         let made = request_create(
@@ -251,7 +261,7 @@ async fn make_task(
 /// be in the way of the next. One that a client's own spec names may be somebody else's.
 async fn clear(deps: &Deps, ns: &Namespace, id: &Id, prepared: &Prepared) -> Result<()> {
     let ours = prepared.cgroup == deps.layout.cgroup(ns, id);
-    if ours { remove::cleanup(&prepared.cgroup).await } else { Ok(()) }
+    if ours && deps.layout.has_cgroup(ns, id)? { remove::cleanup(&prepared.cgroup).await } else { Ok(()) }
 }
 
 /// Takes the shim's end in. It may outlive its first connection, where it has containers of others.

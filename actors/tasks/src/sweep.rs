@@ -1,6 +1,6 @@
 //! What a crash left, removed at the start: directories, shims, cgroups and containers that nobody comes back for.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, path::PathBuf};
 
 use cofferdam_metadata::records::{containers, namespaces, tasks};
 use cofferdam_types::{Authority, Id, Namespace, Result};
@@ -60,10 +60,16 @@ impl Ctx {
     pub(crate) async fn sweep(
         &self,
         shims: Vec<String>,
+        spares: Vec<PathBuf>,
         orphans: Vec<Id>,
         unborn: Vec<(Namespace, Id, OwnedMutexGuard<()>)>,
     ) {
         futures::future::join_all(shims.iter().map(|id| end(&self.deps, id))).await;
+        for spare in spares {
+            if let Err(error) = shim::kill(spare.clone()).await.and_then(|()| layout::remove(&spare)) {
+                tracing::warn!(%error, "a shim that was made ahead is left behind");
+            }
+        }
         if !orphans.is_empty() {
             // Beside the rest: a plugin may take its time.
             let networks = self.deps.networks.clone();

@@ -116,6 +116,11 @@ impl Container {
         }
     }
 
+    /// Lets go of the root file system of one that is deleted, which may take as long as a sync of its disk.
+    pub fn release_root(&self) {
+        drop(self.kept.root.take());
+    }
+
     /// How often something in it was killed for want of memory.
     pub fn oom_kills(&self) -> Result<u64> {
         self.with_cgroup(Cgroup::oom_kills)

@@ -460,6 +460,11 @@ impl Container {
         Ok(self.init.life())
     }
 
+    /// Unmounts the root file system of one that is deleted.
+    pub fn release(&self) {
+        self.made.borrow().release_root();
+    }
+
     fn exited(&self, pid: u32, end: End) -> bool {
         let ended = |process: &Process| {
             let life = process.life();

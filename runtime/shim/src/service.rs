@@ -372,6 +372,15 @@ impl shim_container::Server for Held {
         set_life(results.get().init_life(), &life);
         Ok(())
     }
+
+    async fn release(
+        self: Rc<Self>,
+        _: shim_container::ReleaseParams,
+        _: shim_container::ReleaseResults,
+    ) -> capnp::Result<()> {
+        self.container.release();
+        Ok(())
+    }
 }
 
 struct Attached(Attachment);

@@ -118,6 +118,13 @@ impl Cgroup {
         Ok(group)
     }
 
+    /// Whether any hierarchy has the group.
+    pub fn exists(layout: &Layout, path: &str) -> Result<bool> {
+        check_path(path)?;
+        let is_there = |hierarchy: &Hierarchy| std::fs::symlink_metadata(join(&hierarchy.root, path)).is_ok();
+        Ok(layout.hierarchies.iter().any(is_there))
+    }
+
     /// Opens a group in whichever hierarchies it exists.
     pub fn open(layout: &Layout, path: &str) -> Result<Cgroup> {
         check_path(path)?;

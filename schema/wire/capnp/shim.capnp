@@ -131,6 +131,10 @@ interface ShimContainer @0x8a3ec7d15b902f64 {
 
   oom @15 (seen :UInt64) -> (life :Life);
   # Returns the first process's life when its `ooms` are not `seen`.
+
+  release @16 () -> ();
+  # Behind `delete`: lets go of the root file system, and answers when it is unmounted. That syncs the disk that its
+  # writable layer lies on, so `delete` doesn't wait for it. It goes with the last capability, at the latest.
 }
 
 interface ShimAttachment @0xb25ed7039cf4a816 {

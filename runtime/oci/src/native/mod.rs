@@ -66,6 +66,9 @@ pub(crate) struct Kept {
     user: Option<UserNamespace>,
     /// What the first process and all others have alike.
     shared: Vec<Call>,
+    /// An overlay, until it is let go of: the container's own mounts of it end when its processes have, and the last
+    /// one syncs the disk. The end of a process is not to wait for that.
+    pub(crate) root: RefCell<Option<OwnedFd>>,
     /// Until its end has been told to them.
     hooks: RefCell<Option<Hooks>>,
     /// Until it is started: the child, and the steps that it has yet to walk (with those before it left in, since the
@@ -223,12 +226,18 @@ fn launch_init(
     // From here on only the last steps are of interest; what the others hold (mounts, descriptors) is in use by
     // the child or not needed any more.
     let mut steps = plan.steps;
+    let mut root = None;
     let ready = steps.iter().position(|s| matches!(s, Step::Ready)).unwrap_or(0);
     for step in &mut steps[..ready] {
-        *step = Step::Gate;
+        if let Step::Root(mount) = std::mem::replace(step, Step::Gate) {
+            root = Some(mount);
+        }
     }
+    // Anything else may be on a disk of somebody's who wants it back when the processes have ended.
+    let root = RefCell::new(root.filter(|_| matches!(request.rootfs, [one] if one.kind == "overlay")));
     let waiting = Some(Waiting { launched, steps, command: command(Some(process)) });
-    Ok((init, Kept { cgroup: None, join: plan.join, filter, user, shared, hooks: RefCell::default(), waiting }))
+    let hooks = RefCell::default();
+    Ok((init, Kept { cgroup: None, join: plan.join, filter, user, shared, root, hooks, waiting }))
 }
 
 /// The cgroup of a container whose spec doesn't name one.

@@ -1,0 +1,125 @@
+//! A shim made ahead. To start one takes longer than anything else in making a container, and needs nothing of it.
+//!
+//! Nobody has one who doesn't run containers: it is made when one was used, and goes when it was not for a while. Until
+//! it is used its directory lies apart from those of the others, which a task's record names.
+
+use std::{
+    cell::{Cell, RefCell},
+    process::Child,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use cofferdam_types::{Error, Result};
+use futures::FutureExt as _;
+
+use crate::{
+    handle::Deps,
+    layout,
+    shim::{self, Connection},
+};
+
+/// It goes if none was needed for so long.
+const KEEP: Duration = Duration::from_secs(30);
+/// Not while the container is made that the last one was for; its removal is a better time.
+const AFTER: Duration = Duration::from_millis(100);
+
+/// A shim that nothing was asked of yet.
+pub(crate) struct Spare {
+    pub id: String,
+    pub child: Child,
+    pub connection: Connection,
+}
+
+#[derive(Default)]
+pub(crate) struct Spares {
+    one: RefCell<Option<Spare>>,
+    /// Counts what is taken: who waits sees whether something happened meanwhile.
+    taken: Cell<u64>,
+    making: Cell<bool>,
+}
+
+impl Spares {
+    /// One that is ready, its directory where those of others are.
+    pub fn take(self: &Rc<Self>, deps: &Arc<Deps>) -> Option<Spare> {
+        self.taken.set(self.taken.get() + 1);
+        let (spares, deps_later) = (self.clone(), deps.clone());
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(AFTER).await;
+            spares.refill(&deps_later).await;
+        });
+        let spare = self.one.borrow_mut().take()?;
+        let placed = std::fs::rename(deps.layout.spare(&spare.id), deps.layout.shim(&spare.id));
+        if placed.is_err() || spare.connection.ended.clone().now_or_never().is_some() {
+            // Somebody killed it.
+            let at = if placed.is_ok() { deps.layout.shim(&spare.id) } else { deps.layout.spare(&spare.id) };
+            end(spare, at);
+            return None;
+        }
+        Some(spare)
+    }
+
+    /// Makes one, if there is none and they are needed.
+    pub async fn refill(self: &Rc<Self>, deps: &Arc<Deps>) {
+        if self.taken.get() == 0 || self.one.borrow().is_some() || self.making.replace(true) {
+            return;
+        }
+        let made = make(deps).await;
+        self.making.set(false);
+        match made {
+            Ok(spare) => *self.one.borrow_mut() = Some(spare),
+            // Who needs a shim is told why there is none.
+            Err(error) => return tracing::warn!(%error, "no shim can be made ahead"),
+        }
+        let (spares, deps, seen) = (self.clone(), deps.clone(), self.taken.get());
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(KEEP).await;
+            if spares.taken.get() == seen
+                && let Some(spare) = spares.one.borrow_mut().take()
+            {
+                spares.taken.set(0);
+                let at = deps.layout.spare(&spare.id);
+                end(spare, at);
+            }
+        });
+    }
+}
+
+impl Spares {
+    /// Ends what is there, now.
+    pub fn end(&self, deps: &Deps) {
+        self.taken.set(0);
+        if let Some(mut spare) = self.one.borrow_mut().take() {
+            let _ = spare.child.kill();
+            let _ = spare.child.wait();
+            let _ = layout::remove(&deps.layout.spare(&spare.id));
+        }
+    }
+}
+
+async fn make(deps: &Arc<Deps>) -> Result<Spare> {
+    let (id, theirs) = (shim::new_id()?, deps.clone());
+    let (name, dir) = (id.clone(), deps.layout.spare(&id));
+    // Beside what else this thread does.
+    let started = tokio::task::spawn_blocking(move || {
+        shim::place(&theirs.layout.spare(&name), &name)?;
+        shim::start(&theirs.layout.spare(&name), &theirs.shim, &name)
+    });
+    let (mut child, held) = started.await.map_err(|e| Error::internal("shim", &id, e.to_string()))??;
+    match shim::meet(&mut child, &held, &id) {
+        Ok(connection) => Ok(Spare { id, child, connection }),
+        Err(error) => {
+            let _ = layout::remove(&dir);
+            Err(error)
+        }
+    }
+}
+
+fn end(mut spare: Spare, dir: std::path::PathBuf) {
+    let _ = spare.child.kill();
+    tokio::task::spawn_blocking(move || {
+        let _ = spare.child.wait();
+        let _ = layout::remove(&dir);
+    });
+}
