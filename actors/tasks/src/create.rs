@@ -62,6 +62,7 @@ pub(crate) async fn create(deps: &Deps, auth: &Authority, ns: &Namespace, new: N
     };
     if let Some(checkpoint) = &checkpoint {
         restore::fits(checkpoint, &runtime, &new.image)?;
+        restore::connected(network.as_ref(), &id)?;
     }
     let driver = if new.driver.is_empty() { deps.snapshots.drivers()[0].to_owned() } else { new.driver };
     let parent = parent(deps, auth, ns, &image, &driver).await?;

@@ -14,7 +14,10 @@ use std::{
 
 use cofferdam_images::Checkpoint;
 use cofferdam_metadata::records::containers;
-use cofferdam_oci::{RuntimeOptions, criu};
+use cofferdam_oci::{
+    RuntimeOptions, criu,
+    spec::{NAMES, Network},
+};
 use cofferdam_types::{Authority, Error, Name, Namespace, Result};
 use cofferdam_wire::shim_capnp::shim_hold;
 use oci_spec::runtime::Spec;
@@ -26,6 +29,8 @@ use crate::{
     handle::Deps,
     layout,
     link::Remote,
+    messages::RunRecord,
+    network::NetworkRecord,
     run::Prepared,
     shim::{self, from_shim},
 };
@@ -93,6 +98,8 @@ fn form(runtime: &str) -> &'static str {
 /// Has the shim write what runs in a container into a directory of ours.
 pub(crate) async fn dump(deps: &Deps, entry: &Rc<Entry>, remote: &Remote, options: DumpOptions) -> Result<Dumped> {
     let record = containers::get(&deps.metadata.read()?, &entry.namespace, &entry.id)?;
+    let run: RunRecord = serde_json::from_slice(&record.options).unwrap_or_default();
+    connected(run.network.as_ref(), &entry.id)?;
     let ((hold, dropped), (tell, over)) = (oneshot::channel::<()>(), oneshot::channel());
     let dumped = Dumped {
         dir: deps.layout.checkpoint(&format!("dump-{}", shim::new_id()?)),
@@ -162,6 +169,7 @@ pub(crate) async fn lay_out(
             "is to be restored from a checkpoint, which needs the host right",
         ));
     }
+    connected(prepared.run.network.as_ref(), &record.id)?;
     let checkpoint = deps.images.checkpoint(ns, name)?;
     fits(&checkpoint, &record.runtime, name)?;
     let memory = deps.images.checkpoint_memory(ns, &checkpoint)?;
@@ -182,6 +190,18 @@ pub(crate) fn fits(checkpoint: &Checkpoint, runtime: &str, name: &Name) -> Resul
     let (made, asked) = (&checkpoint.runtime, form(runtime));
     let why = format!("was made by the driver {made} and can't be restored by {asked}: ask for the runtime {made}");
     Err(Error::failed_precondition("checkpoint", name, why))
+}
+
+/// A network namespace is not in a checkpoint: it is made and connected anew. One that is another container's may not be
+/// there any more when that one's processes come back.
+pub(crate) fn connected(network: Option<&NetworkRecord>, id: &str) -> Result<()> {
+    match network.map(|record| &record.network) {
+        Some(Network::Container(other)) => {
+            let why = format!("shares the network of {other}, with which it can be neither checkpointed nor restored");
+            Err(Error::unimplemented("container", id, why))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// K3: plain files alone, each made anew beneath our directory.
@@ -252,13 +272,17 @@ pub(crate) fn carry(spec: &mut Spec, stored: &[u8], name: &Name) -> Result<()> {
         mounts.collect::<std::collections::BTreeSet<_>>()
     };
     let (before, now) = (seen(&old), seen(spec));
+    let differs = |with: &str, point: &str, what: &str| {
+        let network = NAMES.iter().any(|(target, _)| *target == point);
+        let what = if network { format!("{what}; it comes with a network or with names") } else { what.to_owned() };
+        let why = format!("was made of a container {with} a mount at {point}: {what}");
+        Err(Error::failed_precondition("checkpoint", name, why))
+    };
     if let Some(missing) = before.difference(&now).next() {
-        let why = format!("was made of a container with a mount at {missing}: name one for it again");
-        return Err(Error::failed_precondition("checkpoint", name, why));
+        return differs("with", missing, "ask for one again");
     }
     if let Some(more) = now.difference(&before).next() {
-        let why = format!("was made of a container without a mount at {more}: leave that out");
-        return Err(Error::failed_precondition("checkpoint", name, why));
+        return differs("without", more, "leave that out");
     }
     Ok(())
 }

@@ -30,8 +30,9 @@ pub(crate) fn unborn(deps: &Deps) -> Result<Vec<(Namespace, Id)>> {
     Ok(found)
 }
 
-/// Bundles without a task, logs without a container, and files of checkpoints that nobody waits for: a crash came between a commit and their removal, or before one.
-/// Runs before any request is served, so that nothing is taken that is just being made.
+/// Bundles without a task, logs without a container, and files of checkpoints that nobody waits for: a crash came between
+/// a commit and their removal, or before one. Runs before any request is served, so that nothing is taken that is just
+/// being made.
 pub(crate) fn dirs(deps: &Deps, shims: &BTreeSet<String>, first: bool) -> Result<()> {
     let view = deps.metadata.read()?;
     let (bundles, logs) = deps.layout.kept();

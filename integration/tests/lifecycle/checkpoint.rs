@@ -3,13 +3,13 @@
 use std::{fs::File, path::PathBuf};
 
 use cofferdam_client::{
-    CheckpointOptions, Container, ContainerRequest, ImportOptions, Namespace, Network, Output, ProcessOptions, Status,
-    Stdio, Task,
+    CheckpointOptions, Container, ContainerRequest, ImportOptions, Namespace, Network, Output, PortMapping,
+    ProcessOptions, Protocol, Status, Stdio, Task,
 };
 use cofferdam_integration::{Arrivals, BUSYBOX, Daemon, bounded, criu, output, until_async};
 use cofferdam_types::{Code, Error};
 
-use crate::{start, with};
+use crate::{network, start, with};
 
 #[test]
 fn native_goes_on_in_its_place() {
@@ -49,6 +49,16 @@ fn native_terminal_is_kept() {
 #[test]
 fn runc_terminal_is_kept() {
     terminal_is_kept("runc");
+}
+
+#[test]
+fn native_network_is_connected_anew() {
+    network_is_connected_anew("native");
+}
+
+#[test]
+fn runc_network_is_connected_anew() {
+    network_is_connected_anew("runc");
 }
 
 /// Counts, on its output and in a file.
@@ -199,13 +209,8 @@ fn goes_on_elsewhere_with_its_files(runtime: &str) {
         let task = container.create_task_from(&image, streams(stdout), false);
         task.start().await.unwrap();
         follows(&arrivals, last).await;
-        let (stdout, seen) = output();
         let script = "cat /kept/file; ls /bin/wc; ls /bin/ls; cat /proc/1/environ | tr '\\0' '\\n' | grep PATH";
-        let options = ProcessOptions { args: vec!["sh".into(), "-c".into(), script.into()], ..Default::default() };
-        let exec = task.exec("", &options, streams(stdout));
-        exec.start().await.unwrap();
-        exec.wait().await.unwrap();
-        let seen = seen.text().await;
+        let seen = exec(&task, script).await;
         assert!(seen.starts_with("hello\n/bin/ls\nPATH="), "{seen}");
         end(&task).await;
 
@@ -295,6 +300,105 @@ fn terminal_is_kept(runtime: &str) {
     daemon.settles(&before);
 }
 
+// As podman has it: what listened listens again, on a connection of its own.
+fn network_is_connected_anew(runtime: &str) {
+    let daemon = Daemon::with_network(Box::leak(Box::new(["--criu", criu()])));
+    network::blue(&daemon);
+    let before = daemon.leftovers();
+    bounded(async {
+        let namespace = daemon.open().await;
+        let serve = "n=0; while :; do n=$((n+1)); echo waits $n; echo $n | nc -l -p 80 > /dev/null; done";
+        let on_blue = |c: &mut ContainerRequest| {
+            network::on_blue(c);
+            let port = PortMapping { host_port: 8080, container_port: 80, protocol: Protocol::Tcp, host_address: None };
+            c.options.networking.ports = vec![port];
+        };
+        let server = with(&namespace, "server", serve, |c| {
+            c.runtime = runtime.into();
+            on_blue(c);
+        });
+        let (stdout, shown) = output();
+        let task = server.create_task(streams(stdout), false);
+        task.start().await.unwrap();
+        let ask =
+            || cofferdam_integration::until("it answers", || network::ask(&daemon, ([127, 0, 0, 1], 8080).into()));
+        let address = async |container: &Container| {
+            container.info().await.unwrap().task.unwrap().network.unwrap().addresses.remove(0)
+        };
+        assert_eq!(ask(), "1\n");
+        // The first connection is over.
+        shown.contains("waits 2\n").await;
+        let first = address(&server).await;
+        task.checkpoint(&named(false)).wait().await.unwrap();
+        task.wait().await.unwrap();
+        task.delete().await.unwrap();
+        network::no_traces(&daemon);
+
+        let image = namespace.images().get(CHECKPOINT);
+        let (stdout, shown) = output();
+        let task = server.create_task_from(&image, streams(stdout), false);
+        task.start().await.unwrap();
+        assert_ne!(address(&server).await, first, "it has another address");
+        assert_eq!(ask(), "2\n");
+        shown.contains("waits 3\n").await;
+        server.remove(true).await.unwrap();
+
+        // In another container it is asked for again.
+        let make = |change: &dyn Fn(&mut ContainerRequest)| {
+            let mut request = ContainerRequest { id: "other".into(), checkpoint: true, ..ContainerRequest::default() };
+            change(&mut request);
+            namespace.containers().create(&image, &request)
+        };
+        refused(&make(&|_| {}).info().await.unwrap_err(), "comes with a network");
+        let other = make(&|c| {
+            on_blue(c);
+            c.options.sysctls = [("net.ipv4.ip_default_ttl".to_owned(), "77".to_owned())].into();
+        });
+        let task = other.create_task_from(&image, Stdio::default(), false);
+        task.start().await.unwrap();
+        assert_eq!(ask(), "2\n");
+        if runtime == "native" {
+            let ttl = exec(&task, "cat /proc/sys/net/ipv4/ip_default_ttl; grep server /etc/hosts").await;
+            assert!(ttl.starts_with("77\n10.213.0."), "{ttl}");
+        }
+        // Who shares another's network can't be taken out of it, nor put into it.
+        let guest = with(&namespace, "guest", COUNT, |c| {
+            c.runtime = runtime.into();
+            c.options.network = Network::Container("other".into());
+        });
+        let shares =
+            |error: Error| assert_eq!((error.code, &*error.kind), (Code::Unimplemented, "container"), "{error}");
+        let sharing = guest.create_task(Stdio::default(), false);
+        sharing.start().await.unwrap();
+        let dump = CheckpointOptions { name: "x/guest".into(), ..CheckpointOptions::default() };
+        shares(sharing.checkpoint(&dump).wait().await.unwrap_err());
+        assert_eq!(sharing.state().await.unwrap().status, Status::Running);
+        end(&sharing).await;
+        sharing.delete().await.unwrap();
+        shares(guest.create_task_from(&image, Stdio::default(), false).state().await.unwrap_err());
+        guest.remove(false).await.unwrap();
+        let second = |c: &mut ContainerRequest| {
+            c.id = "second".into();
+            c.options.network = Network::Container("other".into());
+        };
+        shares(make(&second).info().await.unwrap_err());
+        other.remove(true).await.unwrap();
+        image_ends(&namespace).await;
+    });
+    network::no_traces(&daemon);
+    daemon.settles(&before);
+}
+
+/// What a script says in a container that runs.
+async fn exec(task: &Task, script: &str) -> String {
+    let options = ProcessOptions { args: vec!["sh".into(), "-c".into(), script.into()], ..Default::default() };
+    let (stdout, seen) = output();
+    let exec = task.exec("", &options, streams(stdout));
+    exec.start().await.unwrap();
+    exec.wait().await.unwrap();
+    seen.text().await
+}
+
 fn refused(error: &Error, word: &str) {
     assert_eq!(error.code, Code::FailedPrecondition, "{error}");
     assert!(error.message.contains(word), "{error}");
@@ -328,7 +432,7 @@ fn what_does_not_fit_a_checkpoint_is_refused_and_leaves_nothing() {
         task.checkpoint(&named(false)).wait().await.unwrap();
         task.wait().await.unwrap();
         let late = CheckpointOptions { name: "x/late".into(), ..CheckpointOptions::default() };
-        refused(&task.checkpoint(&late).wait().await.unwrap_err(), "not running");
+        refused(&task.checkpoint(&late).wait().await.unwrap_err(), "is stopped: there is nothing to checkpoint");
         container.remove(false).await.unwrap();
 
         let image = namespace.images().get(CHECKPOINT);
@@ -429,33 +533,5 @@ fn a_daemon_that_dies_meanwhile_leaves_a_container_that_runs() {
         end(&task).await;
         container.remove(false).await.unwrap();
     });
-    daemon.settles(&before);
-}
-
-#[test]
-fn coffer_checkpoints_and_restores() {
-    let daemon = daemon();
-    let before = daemon.leftovers();
-    let coffer = |args: &[&str]| {
-        let output = daemon.coffer(args);
-        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    };
-    coffer(&["run", "-d", "--name", "box", BUSYBOX, "sh", "-c", COUNT]);
-    cofferdam_integration::until("it counts", || (numbers(&coffer(&["logs", "box"])).len() >= 3).then_some(()));
-    assert_eq!(coffer(&["checkpoint", "box", "test/checkpoint"]), format!("{CHECKPOINT}\n"));
-    let last = *numbers(&coffer(&["logs", "box"])).last().unwrap();
-    coffer(&["rm", "box"]);
-    let file = daemon.path().join("archive");
-    coffer(&["image", "export", "test/checkpoint", file.to_str().unwrap()]);
-    coffer(&["image", "rm", "test/checkpoint"]);
-    assert_eq!(coffer(&["image", "import", file.to_str().unwrap(), "back"]), "docker.io/library/back:latest\n");
-    coffer(&["restore", "-d", "--name", "again", "back"]);
-    let after = cofferdam_integration::until("it goes on", || {
-        Some(numbers(&coffer(&["logs", "again"]))).filter(|numbers| numbers.len() >= 3)
-    });
-    assert_eq!(after[..3], [last + 1, last + 2, last + 3]);
-    coffer(&["rm", "-f", "again"]);
-    std::fs::remove_file(file).unwrap();
     daemon.settles(&before);
 }

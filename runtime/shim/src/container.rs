@@ -230,10 +230,7 @@ impl Container {
 
     /// Freezes it for a checkpoint. Whether it is paused is another matter: that is somebody's wish.
     pub fn hold(&self) -> Result<()> {
-        if !self.init.alive() || self.init.life().started == Timestamp(0) {
-            let why = "is not running: there is nothing to checkpoint";
-            return Err(Error::failed_precondition("container", &self.id, why));
-        }
+        self.only_in("", &[State::Running, State::Paused], "there is nothing to checkpoint")?;
         self.held.take(&self.id)?;
         if self.paused.get() {
             return Ok(());

@@ -59,11 +59,13 @@ pub fn require(criu: &Path) -> Result<()> {
 /// How much of criu's log is looked at for its errors, and how much of it is told.
 const TAIL: u64 = 64 << 10;
 const TOLD: usize = 1024;
+/// In an error that is none: it can't raise its own limit in some places, and goes on without.
+const HARMLESS: &str = "RLIMIT_NOFILE";
 
 /// A failure as criu's own log explains it.
 fn explained(what: &str, log: &Path, said: Option<String>) -> String {
     let mut lines = errors(log);
-    lines.extend(said);
+    lines.extend(said.filter(|said| !said.contains(HARMLESS)));
     if lines.is_empty() {
         lines.push("it doesn't say why".into());
     }
@@ -81,8 +83,7 @@ pub(crate) fn errors(log: &Path) -> Vec<String> {
     let _ = file.seek(SeekFrom::Start(length.saturating_sub(TAIL)));
     let _ = file.take(TAIL).read_to_end(&mut bytes);
     let text = String::from_utf8_lossy(&bytes);
-    // It can't raise its own limit in a place like this and goes on without.
-    let lines = text.lines().filter(|line| line.contains("Error (") && !line.contains("RLIMIT_NOFILE"));
+    let lines = text.lines().filter(|line| line.contains("Error (") && !line.contains(HARMLESS));
     lines.filter_map(|line| line.split_once("): ")).map(|(_, said)| said.trim().to_owned()).take(3).collect()
 }
 

@@ -16,7 +16,7 @@ use super::{
     rpc::{Inherit, Notify, Options, Request, Session, Surroundings, kind},
     verify,
 };
-use crate::{CreateRequest, Process, RestoreFrom, Stdio};
+use crate::{CreateRequest, Process, RestoreFrom, Stdio, native::sysctl_path};
 
 const LOG: &str = "restore.log";
 
@@ -50,6 +50,7 @@ pub(crate) fn restore(
     let mut inherit = Vec::new();
     let mut held: Vec<OwnedFd> = Vec::new();
     if let Some(network) = network {
+        tune(request.spec, &network)?;
         inherit.push(Inherit { key: NETWORK.into(), fd: network.as_raw_fd() });
         held.push(network);
     }
@@ -78,7 +79,7 @@ pub(crate) fn restore(
         restore_sibling: Some(true),
         inherit,
         cgroups_mode: Some(0),
-        external: external(request.spec, cgroup),
+        external: external(request.spec, cgroup, request.bundle_path),
         orphan_pts_master: Some(true),
         ..Options::default()
     };
@@ -140,9 +141,32 @@ fn network(spec: &Spec) -> Result<Option<OwnedFd>> {
     made.map(|made| Some(made.into())).map_err(|e| Error::io("namespace", "network", "making it", &e))
 }
 
+/// Sets the parameters of the network that the spec names: criu sets those of the namespaces that it makes, from its images.
+fn tune(spec: &Spec, network: &OwnedFd) -> Result<()> {
+    let all = spec.linux().as_ref().and_then(|l| l.sysctl().as_ref()).into_iter().flatten();
+    let wanted: Vec<_> = all
+        .map(|(name, value)| (name, sysctl_path(name), value))
+        .filter(|(_, p, _)| p.starts_with("sys/net/"))
+        .collect();
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let fail = |what: &str, e: &std::io::Error| Error::io("spec", format!("sysctl {what}"), "can't be set", e);
+    // A thread of its own, since the namespace is a thread's; it ends with it.
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            process::setns(network, libc::CLONE_NEWNET).map_err(|e| fail("of the network", &e))?;
+            wanted.iter().try_for_each(|(name, path, value)| {
+                std::fs::write(format!("/proc/{path}"), value).map_err(|e| fail(name, &e))
+            })
+        });
+        thread.join().unwrap_or_else(|_| Err(Error::internal("spec", "sysctl", "its thread panicked")))
+    })
+}
+
 /// What takes the place of the mounts that the checkpoint left out: the container's own cgroups, and the host's files
-/// that the spec names.
-fn external(spec: &Spec, cgroup: &Cgroup) -> Vec<String> {
+/// that the spec names, where a relative one starts at the bundle.
+fn external(spec: &Spec, cgroup: &Cgroup, bundle: &Path) -> Vec<String> {
     let groups = spec.mounts().iter().flatten().filter(|m| m.typ().as_deref() == Some("cgroup")).flat_map(|mount| {
         let base = normal(mount.destination());
         let parts: Vec<_> = cgroup.parts().collect();
@@ -155,7 +179,7 @@ fn external(spec: &Spec, cgroup: &Cgroup) -> Vec<String> {
         parts.iter().map(|(hierarchy, _)| entry(&hierarchy.root)).collect::<Vec<_>>()
     });
     let binds = binds(spec).filter_map(|mount| {
-        let source = mount.source().as_ref()?;
+        let source = bundle.join(mount.source().as_ref()?);
         Some(format!("mnt[{}]:{}", normal(mount.destination()).display(), source.display()))
     });
     groups.chain(binds).collect()

@@ -46,7 +46,7 @@ use self::{
     properties::Call,
     step::Step,
 };
-pub(crate) use plan::open_namespace;
+pub(crate) use plan::{open_namespace, sysctl_path};
 
 use crate::{
     CheckpointRequest, Container, CreateRequest, ExecRequest, Process, RestoreFrom, Runtime, RuntimeOptions, Stdio,

@@ -236,7 +236,7 @@ fn root(request: &CreateRequest<'_>, user: Option<&UserNamespace>) -> Result<Own
 }
 
 /// `net.ipv4.ip_forward` and `net/ipv4/ip_forward` are the same.
-pub(super) fn sysctl_path(name: &str) -> String {
+pub(crate) fn sysctl_path(name: &str) -> String {
     format!("sys/{}", name.replace('.', "/"))
 }
 
