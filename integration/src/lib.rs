@@ -14,7 +14,7 @@ mod streams;
 mod wait;
 
 pub use daemon::{BUSYBOX, Daemon};
-pub use files::{binary, images};
+pub use files::{binary, criu, images};
 pub use leftovers::{Leftovers, cgroups, processes};
 pub use runtimes::{crun, program};
 pub use streams::{Arrivals, input, output, pipe, terminal, write};

@@ -23,6 +23,7 @@ use crate::{
     handle::Deps,
     messages::{NewContainer, RunRecord},
     network::NetworkRecord,
+    restore,
     rights::within,
     shim,
 };
@@ -53,6 +54,16 @@ pub(crate) async fn create(deps: &Deps, auth: &Authority, ns: &Namespace, new: N
         deps.networks.check(name, wish).await?;
     }
     let image = deps.images.resolve(ns, &new.image, &new.platform).await?;
+    let checkpoint = if new.checkpoint { Some(deps.images.checkpoint(ns, &new.image)?) } else { None };
+    let runtime = match (&*new.runtime, &checkpoint) {
+        ("", Some(checkpoint)) => checkpoint.runtime.clone(),
+        ("", None) => "native".to_owned(),
+        (named, _) => named.to_owned(),
+    };
+    if let Some(checkpoint) = &checkpoint {
+        restore::fits(checkpoint, &runtime, &new.image)?;
+        restore::connected(network.as_ref(), &id)?;
+    }
     let driver = if new.driver.is_empty() { deps.snapshots.drivers()[0].to_owned() } else { new.driver };
     let parent = parent(deps, auth, ns, &image, &driver).await?;
     let key = Name::new(id.as_str())?;
@@ -70,6 +81,18 @@ pub(crate) async fn create(deps: &Deps, auth: &Authority, ns: &Namespace, new: N
         Some(raw) => given(raw, &id, cgroup)?,
         None => generate(cgroup, &id, &image, &new.options, &reserved.mounts)?,
     };
+    let spec = match &checkpoint {
+        None => spec,
+        Some(checkpoint) => {
+            let root = mounted(&reserved.mounts)?;
+            deps.images.apply_changes(ns, checkpoint, root).await?;
+            let stored = deps.images.checkpoint_spec(ns, checkpoint)?;
+            let bad = |e: serde_json::Error| Error::internal("spec", &id, e.to_string());
+            let mut made: Spec = serde_json::from_slice(&spec).map_err(bad)?;
+            restore::carry(&mut made, &stored, &new.image)?;
+            serde_json::to_vec(&made).map_err(bad)?
+        }
+    };
     let stop_signal = Some(stop_signal(&id, &image));
     let run = RunRecord {
         remove_on_exit: new.remove_on_exit,
@@ -78,11 +101,7 @@ pub(crate) async fn create(deps: &Deps, auth: &Authority, ns: &Namespace, new: N
         own_spec: new.spec.is_some(),
         network,
     };
-    let mut record = Container::new(
-        id,
-        if new.runtime.is_empty() { "native".to_owned() } else { new.runtime },
-        Any { type_url: SPEC_TYPE.to_owned(), value: spec },
-    );
+    let mut record = Container::new(id, runtime, Any { type_url: SPEC_TYPE.to_owned(), value: spec });
     record.labels = new.labels;
     record.image = new.image.to_string();
     record.runtime_options = new.runtime_options;
