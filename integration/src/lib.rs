@@ -15,7 +15,7 @@ mod wait;
 
 pub use daemon::{BUSYBOX, Daemon};
 pub use files::{binary, criu, images};
-pub use leftovers::{Leftovers, cgroups, processes};
+pub use leftovers::{Leftovers, all_processes, cgroups, processes};
 pub use runtimes::{crun, program};
 pub use streams::{Arrivals, input, output, pipe, terminal, write};
 pub use wait::{DEADLINE, bounded, until, until_async};

@@ -159,9 +159,6 @@ impl Ctx {
         if let Some(waiting) = self.removals.borrow_mut().remove(&key) {
             waiting.send_replace(true);
         }
-        // Whoever runs one container after the other has the next one's shim made between them.
-        let ctx = self.clone();
-        tokio::task::spawn_local(async move { ctx.spares.refill(&ctx.deps).await });
     }
 
     fn turn_of(&self, ns: &Namespace, id: &Id) -> Arc<Mutex<()>> {
@@ -313,6 +310,8 @@ impl Handler<CreateTask> for TasksActor {
             };
             ctx.entries.borrow_mut().insert((namespace, id), entry.clone());
             ctx.follow(entry, &connection);
+            // While this one starts, for the next.
+            tokio::task::spawn_local(ctx.spares.clone().refill(ctx.deps.clone()));
             Ok(task)
         })
     }

@@ -174,7 +174,7 @@ fn generate(
     options: &Options,
     mounts: &[cofferdam_types::Mount],
 ) -> Result<Vec<u8>> {
-    let root = mounted(mounts)?;
+    let root = mounted(&mounts.iter().map(to_read).collect::<Vec<_>>())?;
     let spec = spec::generate(&cgroup, id, &image.config.image, options, &root);
     // Unmounting waits for every processor of the host, for milliseconds: nobody waits for it here.
     tokio::task::spawn_blocking(move || drop(root));
@@ -210,7 +210,7 @@ fn to_read(mount: &cofferdam_types::Mount) -> cofferdam_types::Mount {
 /// The root file system as a mount that is attached nowhere: it goes with the descriptor.
 fn mounted(mounts: &[cofferdam_types::Mount]) -> Result<OwnedFd> {
     match mounts {
-        [one] => cofferdam_sys::mount::detached(&to_read(one)),
+        [one] => cofferdam_sys::mount::detached(one),
         _ => Err(Error::internal("snapshot", "", format!("has {} mounts where one is expected", mounts.len()))),
     }
 }

@@ -13,6 +13,7 @@ use std::{
 
 use cofferdam_types::{Error, Result};
 use futures::FutureExt as _;
+use tokio::sync::Mutex;
 
 use crate::{
     handle::Deps,
@@ -22,9 +23,6 @@ use crate::{
 
 /// It goes if none was needed for so long.
 const KEEP: Duration = Duration::from_secs(30);
-/// Not while the container is made that the last one was for; its removal is a better time.
-const AFTER: Duration = Duration::from_millis(100);
-
 /// A shim that nothing was asked of yet.
 pub(crate) struct Spare {
     pub id: String,
@@ -37,18 +35,15 @@ pub(crate) struct Spares {
     one: RefCell<Option<Spare>>,
     /// Counts what is taken: who waits sees whether something happened meanwhile.
     taken: Cell<u64>,
-    making: Cell<bool>,
+    making: Mutex<()>,
 }
 
 impl Spares {
     /// One that is ready, its directory where those of others are.
-    pub fn take(self: &Rc<Self>, deps: &Arc<Deps>) -> Option<Spare> {
+    pub async fn take(&self, deps: &Deps) -> Option<Spare> {
         self.taken.set(self.taken.get() + 1);
-        let (spares, deps_later) = (self.clone(), deps.clone());
-        tokio::task::spawn_local(async move {
-            tokio::time::sleep(AFTER).await;
-            spares.refill(&deps_later).await;
-        });
+        // What is being made is ready sooner than another one would be.
+        drop(self.making.lock().await);
         let spare = self.one.borrow_mut().take()?;
         let placed = std::fs::rename(deps.layout.spare(&spare.id), deps.layout.shim(&spare.id));
         if placed.is_err() || spare.connection.ended.clone().now_or_never().is_some() {
@@ -60,36 +55,32 @@ impl Spares {
         Some(spare)
     }
 
-    /// Makes one, if there is none and they are needed.
-    pub async fn refill(self: &Rc<Self>, deps: &Arc<Deps>) {
-        if self.taken.get() == 0 || self.one.borrow().is_some() || self.making.replace(true) {
+    /// Makes one, if there is none.
+    pub async fn refill(self: Rc<Self>, deps: Arc<Deps>) {
+        let Ok(making) = self.making.try_lock() else { return };
+        if self.one.borrow().is_some() {
             return;
         }
-        let made = make(deps).await;
-        self.making.set(false);
-        match made {
+        match make(&deps).await {
             Ok(spare) => *self.one.borrow_mut() = Some(spare),
             // Who needs a shim is told why there is none.
             Err(error) => return tracing::warn!(%error, "no shim can be made ahead"),
         }
+        drop(making);
         let (spares, deps, seen) = (self.clone(), deps.clone(), self.taken.get());
         tokio::task::spawn_local(async move {
             tokio::time::sleep(KEEP).await;
             if spares.taken.get() == seen
                 && let Some(spare) = spares.one.borrow_mut().take()
             {
-                spares.taken.set(0);
                 let at = deps.layout.spare(&spare.id);
                 end(spare, at);
             }
         });
     }
-}
 
-impl Spares {
     /// Ends what is there, now.
     pub fn end(&self, deps: &Deps) {
-        self.taken.set(0);
         if let Some(mut spare) = self.one.borrow_mut().take() {
             let _ = spare.child.kill();
             let _ = spare.child.wait();
