@@ -91,7 +91,7 @@ impl End {
 /// Ends a shim whose task is over; the container and its record stay.
 pub(crate) async fn end(deps: &Deps, entry: &Rc<Entry>) -> Result<()> {
     entry.removing.set(true);
-    end_shim(deps, entry).await.inspect_err(|_| entry.removing.set(false))
+    end_shim(deps, entry, false).await.inspect_err(|_| entry.removing.set(false))
 }
 
 /// Removes the files of a name that no record has.
@@ -172,8 +172,9 @@ pub(crate) async fn persist<R: Send + 'static>(
 }
 
 /// Has the shim delete the container: kills what runs, removes cgroups and mounts. Where there is no shim any more, or
-/// it doesn't do it, it is done here.
-async fn end_shim(deps: &Deps, entry: &Rc<Entry>) -> Result<()> {
+/// it doesn't answer, it is done here; with `force` also where its runtime fails at it, as it would again, unless others
+/// would die with its shim.
+async fn end_shim(deps: &Deps, entry: &Rc<Entry>, force: bool) -> Result<()> {
     let remote = match entry.link.remote().await {
         Ok(remote) => remote,
         Err(_) => return end_by_force(deps, entry).await,
@@ -187,6 +188,10 @@ async fn end_shim(deps: &Deps, entry: &Rc<Entry>) -> Result<()> {
         }
         Ok(Err(error)) => match from_shim(error) {
             error if error.code == Code::Unavailable => end_by_force(deps, entry).await,
+            error if force && entry.group.is_none() => {
+                tracing::warn!(container = %entry.id, %error, "it can't be deleted by its runtime: it is killed with its shim");
+                end_by_force(deps, entry).await
+            }
             error => Err(error),
         },
         Err(_) => {
@@ -281,7 +286,7 @@ pub(crate) async fn delete_task(deps: &Deps, auth: &Authority, entry: &Rc<Entry>
     over(entry, "stop or kill it first").await?;
     entry.removing.set(true);
     let deleted = async {
-        end_shim(deps, entry).await?;
+        end_shim(deps, entry, false).await?;
         let never = || Exit { status: 0, at: Timestamp::now(), reason: String::new() };
         let exit = entry.init.ended().unwrap_or_else(never);
         let payload = exit_payload(entry, "", entry.init.life.borrow().pid, &exit);
@@ -323,7 +328,7 @@ pub(crate) async fn remove(
     }
     let forgotten = async {
         if let Some(entry) = entry {
-            end_shim(deps, entry).await?;
+            end_shim(deps, entry, force).await?;
         }
         forget(deps, auth, ns, id, entry).await
     };

@@ -1,0 +1,126 @@
+//! The same storm over a runtime that hangs, one that fails half-way, and a disk that fills up.
+
+use std::{fs, path::PathBuf, time::Duration};
+
+use cofferdam_integration::{Daemon, fill, script, small_disk};
+use cofferdam_types::Code;
+
+use crate::{
+    random::{Random, seed},
+    storm::{Life, Storm, count, is_long, kill_one},
+};
+
+/// What goes wrong the container's id says, as `<id>-<fault>-<verb>`: it is in every invocation.
+const WRAPPER: &str = r#"#!/bin/sh
+for word; do
+    case $word in create | start | kill | delete) verb=$word; break ;; esac
+done
+case "$*" in
+    *-hang-$verb*) exec sleep 1000 ;;
+    *-refuse-$verb*) exit 77 ;;
+    *-halfway-$verb*) runc "$@"; exit 77 ;;
+    *) exec runc "$@" ;;
+esac
+"#;
+
+/// What goes wrong, at which verbs, and with one container of how many.
+struct Faults {
+    kinds: &'static [&'static str],
+    verbs: &'static [&'static str],
+    one_in: u64,
+}
+
+impl Faults {
+    /// A life that may meet one.
+    fn life(&self, random: &mut Random, n: u64, runtime: &str) -> Life {
+        let fault = random.below(self.one_in) == 0;
+        let mut one_of = |all: &[&'static str]| all[random.below(all.len() as u64) as usize];
+        let (kind, verb) = (one_of(self.kinds), one_of(self.verbs));
+        let id = if fault { format!("f{n}-{kind}-{verb}") } else { format!("f{n}") };
+        let mut life = Life { runtime: runtime.into(), ..Life::random(random, id) };
+        if fault && verb == "kill" {
+            // Removed under who waits for it: that one finds the end in the journal, as of all that goes by itself.
+            (life.kept, life.killed) = (false, true);
+            (life.script, life.code) = ("exec sleep 1000".into(), 137);
+        }
+        life
+    }
+
+    /// So many lives, with a strike every so often.
+    fn rage(&self, daemon: &Daemon, name: &str, lives: u64, pause: Duration) {
+        let runtime = daemon.path().join("runtime");
+        script(&runtime, WRAPPER);
+        let mut random = Random::new(seed());
+        let storm = Storm {
+            name,
+            lives: (0..lives).map(|n| self.life(&mut random, n, runtime.to_str().unwrap())).collect(),
+            pause,
+            strike: Box::new(|random| kill_one(daemon, random)),
+            accounts_for: |life, outcome| match outcome {
+                // One that could not be started is killed: it would look as if it ran.
+                Ok(exit) => exit.status == 137 && exit.reason.is_empty() && life.id.ends_with("-start"),
+                Err(error) => {
+                    let planned = error.code == Code::DeadlineExceeded || error.message.contains("exit status: 77");
+                    planned && (life.id.ends_with("-create") || life.id.ends_with("-start"))
+                }
+            },
+        };
+        storm.rage(daemon);
+    }
+}
+
+const VERBS: &[&str] = &["create", "start", "kill", "delete"];
+
+#[test]
+fn each_run_has_one_end_though_the_runtime_hangs() {
+    let daemon = Daemon::with_busybox();
+    let name = "a runtime that hangs";
+    // At a deletion the daemon's own patience ends first; at the others a deadline of half a minute strikes.
+    let faults = Faults { kinds: &["hang"], verbs: if is_long() { VERBS } else { &["delete"] }, one_in: count(25, 4) };
+    // Seldom: the death of its shim frees whoever hangs.
+    faults.rage(&daemon, name, count(1000, 12), Duration::from_secs(2));
+}
+
+#[test]
+fn each_run_has_one_end_though_the_runtime_fails() {
+    let daemon = Daemon::with_busybox();
+    let faults = Faults { kinds: &["refuse", "halfway"], verbs: VERBS, one_in: 2 };
+    faults.rage(&daemon, "a runtime that fails half-way", count(1000, 24), Duration::from_millis(200));
+}
+
+/// A neighbour who takes all room, and gives it back when it goes.
+struct Neighbour(Option<PathBuf>);
+
+impl Drop for Neighbour {
+    fn drop(&mut self) {
+        if let Some(filler) = self.0.take() {
+            fs::remove_file(filler).unwrap();
+        }
+    }
+}
+
+#[test]
+fn each_run_has_one_end_though_the_disk_fills_up() {
+    let daemon = small_disk(64, 4096);
+    daemon.import_busybox();
+    let mut random = Random::new(seed());
+    let mut neighbour = Neighbour(None);
+    let host = &daemon;
+    let storm = Storm {
+        name: "a disk that fills up",
+        lives: (0..count(2000, 40)).map(|n| Life::random(&mut random, format!("d{n}"))).collect(),
+        pause: Duration::from_millis(100),
+        strike: Box::new(move |random| {
+            if random.below(4) != 0 {
+                return kill_one(host, random);
+            }
+            match neighbour.0.take() {
+                Some(filler) => fs::remove_file(filler).unwrap(),
+                None => neighbour.0 = Some(fill(&host.root(), random.below(3) * (64 << 10))),
+            }
+            "times that the disk was filled or emptied"
+        }),
+        accounts_for: |_, outcome| outcome.as_ref().is_err_and(|error| error.code == Code::ResourceExhausted),
+    };
+    storm.rage(&daemon);
+}
