@@ -7,7 +7,7 @@ use cofferdam_types::Code;
 
 use crate::{
     random::{Random, seed},
-    storm::{Life, Storm, count, is_long, kill_one},
+    storm::{Life, Storm, children, count, is_long, kill_one},
 };
 
 /// What goes wrong the container's id says, as `<id>-<fault>-<verb>`: it is in every invocation.
@@ -48,6 +48,8 @@ impl Faults {
 
     /// So many lives, with a strike every so often.
     fn rage(&self, daemon: &Daemon, name: &str, lives: u64, pause: Duration) {
+        // The death of its shim would free whoever hangs: most come to their deadline.
+        let hangs = |pid: i32| children(pid).iter().any(|pid| name_of(*pid) == "sleep");
         let runtime = daemon.path().join("runtime");
         script(&runtime, WRAPPER);
         let mut random = Random::new(seed());
@@ -55,7 +57,10 @@ impl Faults {
             name,
             lives: (0..lives).map(|n| self.life(&mut random, n, runtime.to_str().unwrap())).collect(),
             pause,
-            strike: Box::new(|random| kill_one(daemon, random)),
+            strike: Box::new(move |random| {
+                let spare = random.below(32) != 0;
+                kill_one(daemon, random, |pid| spare && hangs(pid))
+            }),
             accounts_for: |life, outcome| match outcome {
                 // One that could not be started is killed: it would look as if it ran.
                 Ok(exit) => exit.status == 137 && exit.reason.is_empty() && life.id.ends_with("-start"),
@@ -69,6 +74,10 @@ impl Faults {
     }
 }
 
+fn name_of(pid: i32) -> String {
+    std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
+}
+
 const VERBS: &[&str] = &["create", "start", "kill", "delete"];
 
 #[test]
@@ -76,16 +85,15 @@ fn each_run_has_one_end_though_the_runtime_hangs() {
     let daemon = Daemon::with_busybox();
     let name = "a runtime that hangs";
     // At a deletion the daemon's own patience ends first; at the others a deadline of half a minute strikes.
-    let faults = Faults { kinds: &["hang"], verbs: if is_long() { VERBS } else { &["delete"] }, one_in: count(25, 4) };
-    // Seldom: the death of its shim frees whoever hangs.
-    faults.rage(&daemon, name, count(1000, 12), Duration::from_secs(2));
+    let faults = Faults { kinds: &["hang"], verbs: if is_long() { VERBS } else { &["delete"] }, one_in: count(40, 3) };
+    faults.rage(&daemon, name, count(2000, 8), Duration::from_secs(count(2, 30)));
 }
 
 #[test]
 fn each_run_has_one_end_though_the_runtime_fails() {
     let daemon = Daemon::with_busybox();
     let faults = Faults { kinds: &["refuse", "halfway"], verbs: VERBS, one_in: 2 };
-    faults.rage(&daemon, "a runtime that fails half-way", count(1000, 24), Duration::from_millis(200));
+    faults.rage(&daemon, "a runtime that fails half-way", count(2000, 24), Duration::from_millis(200));
 }
 
 /// A neighbour who takes all room, and gives it back when it goes.
@@ -112,7 +120,7 @@ fn each_run_has_one_end_though_the_disk_fills_up() {
         pause: Duration::from_millis(100),
         strike: Box::new(move |random| {
             if random.below(4) != 0 {
-                return kill_one(host, random);
+                return kill_one(host, random, |_| false);
             }
             match neighbour.0.take() {
                 Some(filler) => fs::remove_file(filler).unwrap(),

@@ -3,9 +3,9 @@
 
 use std::{
     cell::RefCell,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    sync::mpsc::{RecvTimeoutError, channel},
     time::{Duration, Instant},
 };
 
@@ -75,14 +75,18 @@ fn is_ordinary(life: &Life, outcome: &Result<Exit>) -> bool {
     }
 }
 
-/// Kills the daemon, which comes back, or a shim, which doesn't; one that has just ended by itself is let be.
-pub fn kill_one(daemon: &Daemon, random: &mut Random) -> &'static str {
+/// Kills the daemon, which comes back, or a shim, which doesn't, unless it is to be spared; one that has just ended by
+/// itself is let be.
+pub fn kill_one(daemon: &Daemon, random: &mut Random, spared: impl Fn(i32) -> bool) -> &'static str {
     if random.below(40) == 0 {
         daemon.restart();
         return "daemons killed";
     }
     let mut shims = processes(&daemon.state());
     shims.retain(|(_, name)| name == "coffer-shim");
+    // A child that is about to execute something else looks like its shim.
+    let nested: BTreeSet<i32> = shims.iter().flat_map(|(pid, _)| children(*pid)).collect();
+    shims.retain(|(pid, _)| !nested.contains(pid) && !spared(*pid));
     if shims.is_empty() {
         return "strikes at nothing";
     }
@@ -93,13 +97,10 @@ pub fn kill_one(daemon: &Daemon, random: &mut Random) -> &'static str {
     }
 }
 
-/// Ends the strikes when the lives are over, well or badly.
-struct Over<'a>(&'a AtomicBool);
-
-impl Drop for Over<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Relaxed);
-    }
+/// The processes that one is the parent of.
+pub fn children(pid: i32) -> Vec<i32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
 impl Storm<'_> {
@@ -115,19 +116,19 @@ impl Storm<'_> {
         let before = daemon.leftovers();
 
         let began = Instant::now();
-        let over = AtomicBool::new(false);
         let (told, strikes) = std::thread::scope(|scope| {
-            let (pause, strike, over) = (pause.as_micros() as u64, &mut strike, &over);
+            let (pause, strike) = (pause.as_micros() as u64, &mut strike);
+            // Closed when the lives are over, well or badly.
+            let (going, over) = channel::<()>();
             let striking = scope.spawn(move || {
                 let mut strikes: BTreeMap<&str, u64> = BTreeMap::new();
-                while !over.load(Relaxed) {
-                    std::thread::sleep(Duration::from_micros(random.below(pause)));
+                while over.recv_timeout(Duration::from_micros(random.below(pause))) == Err(RecvTimeoutError::Timeout) {
                     *strikes.entry(strike(&mut random)).or_default() += 1;
                 }
                 strikes
             });
             let told = {
-                let _over = Over(over);
+                let _going = going;
                 let lanes = all(daemon, &lives, accounts_for);
                 let lanes = async { tokio::time::timeout(LIMIT, lanes).await };
                 cofferdam_client::block_on(lanes).unwrap().expect("the storm doesn't end")
@@ -322,7 +323,7 @@ fn each_run_has_one_end_whatever_is_killed() {
         name: "the native runtime",
         lives: (0..count(2000, 60)).map(|n| Life::random(&mut random, format!("s{n}"))).collect(),
         pause: Duration::from_millis(50),
-        strike: Box::new(|random| kill_one(&daemon, random)),
+        strike: Box::new(|random| kill_one(&daemon, random, |_| false)),
         accounts_for: |_, _| false,
     };
     storm.rage(&daemon);
