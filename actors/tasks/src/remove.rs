@@ -121,10 +121,11 @@ fn record(tx: &mut Tx<'_>, ns: &Namespace, id: &Id, ooms: Ooms, exit: &Exit, pay
     events::emit(tx, Event::new(ns, "/tasks/exit", payload))
 }
 
-/// Records an end. It is in the life record already: what waits for the process has been told.
-pub(crate) async fn record_exit(deps: &Deps, entry: &Rc<Entry>, exec: &str) {
-    let Ok(process) = entry.process(exec) else { return };
-    let Some(exit) = process.ended() else { return };
+/// Records an end. It is in the life record already: what waits for the process has been told. Whether there was no room
+/// for it.
+pub(crate) async fn record_exit(deps: &Deps, entry: &Rc<Entry>, exec: &str) -> bool {
+    let Ok(process) = entry.process(exec) else { return false };
+    let Some(exit) = process.ended() else { return false };
     let pid = process.life.borrow().pid;
     let payload = exit_payload(entry, exec, pid, &exit);
     let (ns, id, first) = (entry.namespace.clone(), entry.id.clone(), exec.is_empty());
@@ -143,8 +144,12 @@ pub(crate) async fn record_exit(deps: &Deps, entry: &Rc<Entry>, exec: &str) {
             tokio::task::spawn_local(async move { networks.released(attachment.as_ref()).await });
         }
         Ok(()) => {}
-        Err(error) => tracing::error!(container = %entry.id, %error, "an exit can't be recorded"),
+        Err(error) => {
+            tracing::error!(container = %entry.id, %error, "an exit can't be recorded");
+            return error.code == Code::ResourceExhausted;
+        }
     }
+    false
 }
 
 /// How long a shim may take to delete its container.

@@ -142,6 +142,8 @@ impl fmt::Display for Reference {
 
 /// Writes an operator's shorthand out in full: the default host, its `library/`, and `:latest` where nothing is named.
 pub fn normalize(text: &str) -> Result<String> {
+    // As the parser does, but before a `/` behind it is taken for one of the path.
+    let text = text.split_once('?').map_or(text, |(bare, _)| bare);
     if text.ends_with([':', '@']) {
         return Err(Error::invalid("reference", text, "ends before its tag or digest"));
     }

@@ -147,10 +147,13 @@ fn log(data: &[u8]) {
     let scratch = scratch();
     fs::write(scratch.path().join("output.log"), bytes).expect("a log");
     let mut reader = Reader::new(scratch.path(), format, None);
-    let mut at = reader.position();
+    let (mut at, mut blocked) = (reader.position(), false);
     while let Ok(entries) = reader.read(4096) {
         let Some(last) = entries.last() else { break };
-        assert!(last.next > at && entries.is_sorted_by_key(|entry| entry.next), "it goes forward");
+        assert!(last.next >= at && entries.is_sorted_by_key(|entry| entry.next), "it goes back");
+        // That nothing more can be read is said once, and in place.
+        assert!(!blocked, "it goes on behind its end");
+        blocked = last.next == at;
         at = last.next;
     }
 }

@@ -2,12 +2,15 @@
 
 use std::{fs, path::PathBuf, time::Duration};
 
-use cofferdam_integration::{Daemon, fill, script, small_disk};
+use cofferdam_integration::{Daemon, bounded, fill, script, small_disk, until, until_async};
 use cofferdam_types::Code;
 
 use crate::{
+    ends_when_told,
     random::{Random, seed},
+    start,
     storm::{Life, Storm, children, count, is_long, kill_one},
+    tell,
 };
 
 /// What goes wrong the container's id says, as `<id>-<fault>-<verb>`: it is in every invocation.
@@ -131,4 +134,44 @@ fn each_run_has_one_end_though_the_disk_fills_up() {
         accounts_for: |_, outcome| outcome.as_ref().is_err_and(|error| error.code == Code::ResourceExhausted),
     };
     storm.rage(&daemon);
+}
+
+/// Nobody asks for it any more, and it comes.
+#[test]
+fn an_end_on_a_full_disk_is_recorded_when_there_is_room() {
+    let daemon = small_disk(64, 4096);
+    daemon.import_busybox();
+    bounded(async {
+        let client = daemon.client().await;
+        let (request, file) = ends_when_told(&daemon, "box");
+        let (run, _) = start(&client, request).await;
+        let events = client.namespace(daemon.namespace()).events();
+        until_async("its start is recorded", async || {
+            let info = run.container().info().await.unwrap();
+            info.task.is_some_and(|task| task.pid != 0).then_some(())
+        })
+        .await;
+        let neighbour = Neighbour(Some(fill(&daemon.root(), 0)));
+        // The tables have room of their own: until that is gone too.
+        for size in [15 << 10, 1 << 10, 16] {
+            let much = serde_json::json!({ "text": "x".repeat(size) });
+            until_async("there is no room", async || match events.publish("/test/much", &much).await {
+                Ok(_) => None,
+                Err(error) => {
+                    assert_eq!(error.code, Code::ResourceExhausted, "{error}");
+                    Some(())
+                }
+            })
+            .await;
+        }
+        let last = events.last().await.unwrap();
+        tell(&file, 7);
+        // That doesn't keep anybody from being told.
+        assert_eq!(run.wait().await.unwrap().status, 7);
+        until("it can't be recorded", || daemon.log().contains("an exit can't be recorded").then_some(()));
+        drop(neighbour);
+        let exit = events.subscribe(last, &["topic==\"/tasks/exit\""]).next().await.unwrap().expect("no gap");
+        assert_eq!(exit.payload["exit_status"], 7);
+        run.container().remove(false).await.unwrap();
+    });
 }

@@ -5,7 +5,7 @@ use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
-    sync::mpsc::{RecvTimeoutError, channel},
+    sync::mpsc::{RecvTimeoutError, sync_channel},
     time::{Duration, Instant},
 };
 
@@ -78,7 +78,7 @@ fn is_ordinary(life: &Life, outcome: &Result<Exit>) -> bool {
 /// Kills the daemon, which comes back, or a shim, which doesn't, unless it is to be spared; one that has just ended by
 /// itself is let be.
 pub fn kill_one(daemon: &Daemon, random: &mut Random, spared: impl Fn(i32) -> bool) -> &'static str {
-    if random.below(40) == 0 {
+    if random.below(count(40, 15)) == 0 {
         daemon.restart();
         return "daemons killed";
     }
@@ -119,7 +119,7 @@ impl Storm<'_> {
         let (told, strikes) = std::thread::scope(|scope| {
             let (pause, strike) = (pause.as_micros() as u64, &mut strike);
             // Closed when the lives are over, well or badly.
-            let (going, over) = channel::<()>();
+            let (going, over) = sync_channel::<()>(0);
             let striking = scope.spawn(move || {
                 let mut strikes: BTreeMap<&str, u64> = BTreeMap::new();
                 while over.recv_timeout(Duration::from_micros(random.below(pause))) == Err(RecvTimeoutError::Timeout) {
