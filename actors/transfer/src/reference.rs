@@ -348,6 +348,7 @@ mod tests {
             ("redis", "docker.io/library/redis:latest".to_owned()),
             ("redis:7", "docker.io/library/redis:7".to_owned()),
             (&format!("redis@sha256:{hex}"), format!("docker.io/library/redis@sha256:{hex}")),
+            ("redis?a/b", "docker.io/library/redis:latest".to_owned()),
             ("me/app", "docker.io/me/app:latest".to_owned()),
             ("docker.io/redis", "docker.io/library/redis:latest".to_owned()),
             ("index.docker.io/me/app:1", "docker.io/me/app:1".to_owned()),

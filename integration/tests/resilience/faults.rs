@@ -99,6 +99,30 @@ fn each_run_has_one_end_though_the_runtime_fails() {
     faults.rage(&daemon, "a runtime that fails half-way", count(2000, 24), Duration::from_millis(200));
 }
 
+/// By force alone: without, the error is the operator's to look at.
+#[test]
+fn a_runtime_that_fails_at_deletions_keeps_no_container() {
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    let runtime = daemon.path().join("runtime");
+    script(&runtime, WRAPPER);
+    bounded(async {
+        let client = daemon.client().await;
+        let mut request = daemon.run("box-refuse-delete", ["sh", "-c", "exit 4"]);
+        request.container.runtime = runtime.to_str().unwrap().into();
+        let run = client.run(request).unwrap();
+        let exit = run.wait().await.unwrap();
+        assert_eq!(exit.status, 4);
+        for error in [run.task().delete().await.unwrap_err(), run.container().remove(false).await.unwrap_err()] {
+            assert_eq!(error.code, Code::Internal, "{error}");
+        }
+        assert_eq!(run.task().state().await.unwrap().exit, Some(exit));
+        run.container().remove(true).await.unwrap();
+        assert_eq!(run.container().info().await.unwrap_err().code, Code::NotFound);
+    });
+    daemon.settles(&before);
+}
+
 /// A neighbour who takes all room, and gives it back when it goes.
 struct Neighbour(Option<PathBuf>);
 

@@ -78,17 +78,18 @@ fn is_ordinary(life: &Life, outcome: &Result<Exit>) -> bool {
 /// Kills the daemon, which comes back, or a shim, which doesn't, unless it is to be spared; one that has just ended by
 /// itself is let be.
 pub fn kill_one(daemon: &Daemon, random: &mut Random, spared: impl Fn(i32) -> bool) -> &'static str {
-    if random.below(count(40, 15)) == 0 {
-        daemon.restart();
-        return "daemons killed";
-    }
     let mut shims = processes(&daemon.state());
     shims.retain(|(_, name)| name == "coffer-shim");
     // A child that is about to execute something else looks like its shim.
     let nested: BTreeSet<i32> = shims.iter().flat_map(|(pid, _)| children(*pid)).collect();
     shims.retain(|(pid, _)| !nested.contains(pid) && !spared(*pid));
+    // Nor is the daemon killed while nothing lives: a client that can't begin would be kept from it for good.
     if shims.is_empty() {
         return "strikes at nothing";
+    }
+    if random.below(count(40, 15)) == 0 {
+        daemon.restart();
+        return "daemons killed";
     }
     let (pid, _) = shims[random.below(shims.len() as u64) as usize];
     match nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL) {
