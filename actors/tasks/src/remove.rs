@@ -224,8 +224,10 @@ pub(crate) async fn cleanup(cgroup: &str) -> Result<()> {
         let layout = cgroup::Layout::detect()?;
         match Cgroup::open(&layout, &path) {
             Ok(cgroup) => {
-                cgroup.kill()?;
-                cgroup.remove()
+                let clear = || cgroup.kill().and_then(|()| cgroup.remove());
+                // What a lost shim's runtime had begun may have put something into it behind the first kill.
+                let late = |error: Error| if error.code == Code::FailedPrecondition { clear() } else { Err(error) };
+                clear().or_else(late).or_else(late)
             }
             Err(error) if error.code == Code::NotFound => Ok(()),
             Err(error) => Err(error),

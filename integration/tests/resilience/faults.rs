@@ -13,7 +13,8 @@ use crate::{
     tell,
 };
 
-/// What goes wrong the container's id says, as `<id>-<fault>-<verb>`: it is in every invocation.
+/// What goes wrong the container's id says, as `<id>-<fault>-<verb>`: it is in every invocation. What it runs dies with it, as a
+/// runtime dies with its shim.
 const WRAPPER: &str = r#"#!/bin/sh
 for word; do
     case $word in create | start | kill | delete) verb=$word; break ;; esac
@@ -21,7 +22,7 @@ done
 case "$*" in
     *-hang-$verb*) exec sleep 1000 ;;
     *-refuse-$verb*) exit 77 ;;
-    *-halfway-$verb*) runc "$@"; exit 77 ;;
+    *-halfway-$verb*) setpriv --pdeathsig KILL runc "$@"; exit 77 ;;
     *) exec runc "$@" ;;
 esac
 "#;
