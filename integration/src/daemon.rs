@@ -79,11 +79,15 @@ impl Daemon {
         let log = std::env::var("COFFERD_LOG").unwrap_or_else(|_| "info".into());
         let daemon = Daemon { dir, namespace, child: Mutex::new(None), log, flags, unified, netns };
         daemon.restart();
-        let name = daemon.namespace.clone();
+        daemon.create_namespace();
         daemon
-            .ask(async move |client| client.namespaces().create(&name, &Default::default()).await)
+    }
+
+    /// Makes the test's namespace, on a root that has none.
+    pub(crate) fn create_namespace(&self) {
+        let name = self.namespace.clone();
+        self.ask(async move |client| client.namespaces().create(&name, &Default::default()).await)
             .expect("a namespace");
-        daemon
     }
 
     /// Starts one that has busybox, as [`BUSYBOX`].

@@ -1,7 +1,8 @@
 //! What containers need on a host, and what must be gone with them.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
+    os::unix::fs::FileTypeExt as _,
     path::{Path, PathBuf},
 };
 
@@ -13,8 +14,8 @@ use crate::Daemon;
 const STOCK: usize = 4;
 
 /// Everything of one daemon that a container, a task, an image or a transfer in the making has on the host: snapshot
-/// directories (but for the empty ones made ahead), ingests, trash, mounts, cgroups, processes, network namespaces, and
-/// the directories of shims, bundles and logs.
+/// directories (but for the empty ones made ahead), ingests, trash, mounts, cgroups, processes, network namespaces, named
+/// pipes, and the directories of shims, bundles and logs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Leftovers(BTreeSet<String>);
 
@@ -45,6 +46,7 @@ impl Leftovers {
         ] {
             found.extend(below(&dir, depth).iter().map(|path| format!("{what} {}", path.display())));
         }
+        found.extend(fifos(&state).iter().map(|path| format!("pipe {}", path.display())));
         found.extend(mounts(daemon.path()).iter().map(|path| format!("mount {}", path.display())));
         found.extend(cgroups(daemon.namespace()).iter().map(|path| format!("cgroup {path}")));
         found.extend(processes(daemon.path()).iter().map(|(pid, name)| format!("process {pid} {name}")));
@@ -78,6 +80,32 @@ fn below(dir: &Path, depth: usize) -> Vec<PathBuf> {
 
 fn is_empty(dir: &Path) -> bool {
     std::fs::read_dir(dir).map_or(true, |mut all| all.next().is_none())
+}
+
+/// Named pipes anywhere below a directory.
+fn fifos(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for path in children(dir) {
+        match path.symlink_metadata().map(|meta| meta.file_type()) {
+            Ok(kind) if kind.is_fifo() => found.push(path),
+            Ok(kind) if kind.is_dir() => found.extend(fifos(&path)),
+            _ => {}
+        }
+    }
+    found
+}
+
+/// How many descriptors of each kind a process has open: of files the kind is the path, of all else what it is.
+pub fn descriptors(pid: u32) -> BTreeMap<String, usize> {
+    let mut found = BTreeMap::new();
+    for fd in children(Path::new(&format!("/proc/{pid}/fd"))) {
+        let Ok(target) = std::fs::read_link(fd) else { continue };
+        let target = target.to_string_lossy();
+        // `socket:[12345]`
+        let kind = if target.starts_with('/') { &*target } else { target.split(":[").next().unwrap_or_default() };
+        *found.entry(kind.to_owned()).or_default() += 1;
+    }
+    found
 }
 
 /// Mounts of this mount namespace below a directory.

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test a failure is a panic")]
 
 mod daemon;
+mod disk;
 mod files;
 mod leftovers;
 mod runtimes;
@@ -14,8 +15,9 @@ mod streams;
 mod wait;
 
 pub use daemon::{BUSYBOX, Daemon};
+pub use disk::{fill, small_disk};
 pub use files::{binary, criu, images};
-pub use leftovers::{Leftovers, all_processes, cgroups, processes};
-pub use runtimes::{crun, program};
+pub use leftovers::{Leftovers, all_processes, cgroups, descriptors, processes};
+pub use runtimes::{crun, program, script};
 pub use streams::{Arrivals, input, output, pipe, terminal, write};
 pub use wait::{DEADLINE, bounded, until, until_async};

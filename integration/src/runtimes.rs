@@ -1,6 +1,10 @@
 //! Runtime binaries of others.
 
-use std::{path::PathBuf, process::Command, sync::OnceLock};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+};
 
 use tempfile::TempDir;
 
@@ -36,17 +40,21 @@ pub fn program(name: &str, source: &str) -> TempDir {
     dir
 }
 
+/// Makes a script that can be executed at once.
+pub fn script(path: &Path, text: &str) {
+    let new = path.with_extension("new");
+    std::fs::write(&new, text).expect("the script");
+    // In another process: a child that is forked meanwhile would hold it open for writing, and it could not be executed.
+    let installed = Command::new("install").args(["-m", "755"]).args([new.as_path(), path]).status();
+    assert!(installed.expect("install").success());
+}
+
 fn wrap() -> TempDir {
     let dir = tempfile::Builder::new().prefix("crun-").tempdir().expect("a directory");
-    let (source, library, script) =
-        (dir.path().join("memlock.c"), dir.path().join("memlock.so"), dir.path().join("new"));
+    let (source, library) = (dir.path().join("memlock.c"), dir.path().join("memlock.so"));
     std::fs::write(&source, MEMLOCK).expect("the source");
     let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&library, &source]).status();
     assert!(built.expect("cc: run deploy/setup").success());
-    let text = format!("#!/bin/sh\nLD_PRELOAD={} exec crun \"$@\"\n", library.display());
-    std::fs::write(&script, text).expect("the script");
-    // In another process: a child that is forked meanwhile would hold it open for writing, and it could not be executed.
-    let installed = Command::new("install").args(["-m", "755"]).args([&script, &dir.path().join("crun")]).status();
-    assert!(installed.expect("install").success());
+    script(&dir.path().join("crun"), &format!("#!/bin/sh\nLD_PRELOAD={} exec crun \"$@\"\n", library.display()));
     dir
 }

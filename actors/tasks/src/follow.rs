@@ -12,7 +12,8 @@ use crate::{
     shim::{Connection, from_shim},
 };
 
-/// The first and the longest pause between two attempts to remove what ended; the longest is the last.
+/// The first and the longest pause between two attempts to remove what ended, of which the longest is the last, or to
+/// record it while the disk is full.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
 
 impl Ctx {
@@ -105,8 +106,13 @@ impl Ctx {
                 tokio::time::sleep(pause).await;
                 pause *= 2;
             }
-        } else if !entry.removing.get() {
-            remove::record_exit(&self.deps, entry, exec).await;
+        } else {
+            // Who removes it records its end too.
+            let mut pause = AGAIN.0;
+            while !entry.removing.get() && remove::record_exit(&self.deps, entry, exec).await {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(AGAIN.1);
+            }
         }
     }
 

@@ -148,6 +148,11 @@ impl Layout {
         pairs.collect()
     }
 
+    /// Every container of which a runc-compatible binary keeps its state here.
+    pub(crate) fn runc_kept(&self) -> Pairs {
+        pairs(&self.runc)
+    }
+
     /// The state that a runc-compatible binary keeps of a container, unless the container names another place.
     pub(crate) fn runc_of(&self, namespace: &Namespace, id: &Id) -> PathBuf {
         self.runc.join(&**namespace).join(&**id)

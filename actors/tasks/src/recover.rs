@@ -159,15 +159,20 @@ pub(crate) fn gone(deps: &Deps, entry: &Rc<Entry>) {
         if process.ended().is_some() {
             return;
         }
-        let dir = File::open(deps.layout.shim(&entry.shim));
-        let seen =
-            dir.as_ref().ok().and_then(|dir| record::load(dir.as_fd(), &record::file_name(&entry.id, exec)).ok());
+        let (dir, name) = (File::open(deps.layout.shim(&entry.shim)), record::file_name(&entry.id, exec));
+        let seen = dir.as_ref().ok().and_then(|dir| record::load(dir.as_fd(), &name).ok());
         let mut life = seen.unwrap_or_else(|| process.life.borrow().clone());
         if life.exited == Timestamp(0) {
             life.exited = Timestamp::now();
             life.status = 128 + libc::SIGKILL as u32;
             // The state directory ends with a reboot: no directory, no host that the shim could have run on.
             life.reason = if dir.is_ok() { "shim lost" } else { "host restarted" }.to_owned();
+            // As its shim would have: a daemon that comes after us, before the tables have it, tells the same end.
+            if let Ok(dir) = &dir
+                && let Err(error) = record::store(dir.as_fd(), &name, &life)
+            {
+                tracing::warn!(container = %entry.id, %error, "its life record can't be completed");
+            }
         }
         process.update(life);
     };

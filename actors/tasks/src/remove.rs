@@ -93,7 +93,7 @@ impl End {
 /// Ends a shim whose task is over; the container and its record stay.
 pub(crate) async fn end(deps: &Deps, entry: &Rc<Entry>) -> Result<()> {
     entry.removing.set(true);
-    let ended = end_shim(deps, entry).await.inspect_err(|_| entry.removing.set(false))?;
+    let ended = end_shim(deps, entry, false).await.inspect_err(|_| entry.removing.set(false))?;
     ended.released().await;
     Ok(())
 }
@@ -125,10 +125,11 @@ fn record(tx: &mut Tx<'_>, ns: &Namespace, id: &Id, ooms: Ooms, exit: &Exit, pay
     events::emit(tx, Event::new(ns, "/tasks/exit", payload))
 }
 
-/// Records an end. It is in the life record already: what waits for the process has been told.
-pub(crate) async fn record_exit(deps: &Deps, entry: &Rc<Entry>, exec: &str) {
-    let Ok(process) = entry.process(exec) else { return };
-    let Some(exit) = process.ended() else { return };
+/// Records an end. It is in the life record already: what waits for the process has been told. Whether there was no room
+/// for it.
+pub(crate) async fn record_exit(deps: &Deps, entry: &Rc<Entry>, exec: &str) -> bool {
+    let Ok(process) = entry.process(exec) else { return false };
+    let Some(exit) = process.ended() else { return false };
     let pid = process.life.borrow().pid;
     let payload = exit_payload(entry, exec, pid, &exit);
     let (ns, id, first) = (entry.namespace.clone(), entry.id.clone(), exec.is_empty());
@@ -147,8 +148,12 @@ pub(crate) async fn record_exit(deps: &Deps, entry: &Rc<Entry>, exec: &str) {
             tokio::task::spawn_local(async move { networks.released(attachment.as_ref()).await });
         }
         Ok(()) => {}
-        Err(error) => tracing::error!(container = %entry.id, %error, "an exit can't be recorded"),
+        Err(error) => {
+            tracing::error!(container = %entry.id, %error, "an exit can't be recorded");
+            return error.code == Code::ResourceExhausted;
+        }
     }
+    false
 }
 
 /// How long a shim may take to delete its container.
@@ -189,8 +194,9 @@ impl Ended {
 }
 
 /// Has the shim delete the container: kills what runs, removes cgroups and mounts. Where there is no shim any more, or
-/// it doesn't do it, it is done here.
-async fn end_shim(deps: &Deps, entry: &Rc<Entry>) -> Result<Ended> {
+/// it doesn't answer, it is done here; with `force` also where its runtime fails at it, as it would again, unless others
+/// would die with its shim.
+async fn end_shim(deps: &Deps, entry: &Rc<Entry>, force: bool) -> Result<Ended> {
     let by_force = async || end_by_force(deps, entry).await.map(|()| Ended(None));
     let remote = match entry.link.remote().await {
         Ok(remote) => remote,
@@ -205,6 +211,10 @@ async fn end_shim(deps: &Deps, entry: &Rc<Entry>) -> Result<Ended> {
         }
         Ok(Err(error)) => match from_shim(error) {
             error if error.code == Code::Unavailable => by_force().await,
+            error if force && entry.group.is_none() => {
+                tracing::warn!(container = %entry.id, %error, "it can't be deleted by its runtime: it is killed with its shim");
+                by_force().await
+            }
             error => Err(error),
         },
         Err(_) => {
@@ -232,8 +242,10 @@ pub(crate) async fn cleanup(cgroup: &str) -> Result<()> {
         let layout = cgroup::Layout::detect()?;
         match Cgroup::open(&layout, &path) {
             Ok(cgroup) => {
-                cgroup.kill()?;
-                cgroup.remove()
+                let clear = || cgroup.kill().and_then(|()| cgroup.remove());
+                // What a lost shim's runtime had begun may have put something into it behind the first kill.
+                let late = |error: Error| if error.code == Code::FailedPrecondition { clear() } else { Err(error) };
+                clear().or_else(late).or_else(late)
             }
             Err(error) if error.code == Code::NotFound => Ok(()),
             Err(error) => Err(error),
@@ -300,7 +312,7 @@ pub(crate) async fn delete_task(deps: &Deps, auth: &Authority, entry: &Rc<Entry>
     over(entry, "stop or kill it first").await?;
     entry.removing.set(true);
     let deleted = async {
-        let ended_shim = end_shim(deps, entry).await?;
+        let ended_shim = end_shim(deps, entry, false).await?;
         let never = || Exit { status: 0, at: Timestamp::now(), reason: String::new() };
         let exit = entry.init.ended().unwrap_or_else(never);
         let payload = exit_payload(entry, "", entry.init.life.borrow().pid, &exit);
@@ -342,7 +354,7 @@ pub(crate) async fn remove(
     }
     let forgotten = async {
         if let Some(entry) = entry {
-            end_shim(deps, entry).await?;
+            end_shim(deps, entry, force).await?;
         }
         forget(deps, auth, ns, id, entry).await
     };

@@ -107,6 +107,14 @@ impl Ctx {
                 tracing::error!(%error, "a cgroup is left behind");
             }
         }
+        for (ns, id) in self.deps.layout.runc_kept() {
+            let _turn = self.turn(&ns, &id).await;
+            let state = self.deps.layout.runc_of(&ns, &id);
+            let used = self.entries.borrow().values().any(|entry| entry.runc == state);
+            if !used && let Err(error) = self.deps.layout.remove_runc(&state) {
+                tracing::warn!(%error, "the state of a runtime is left behind");
+            }
+        }
         self.deps.layout.tidy_all();
     }
 }

@@ -142,6 +142,8 @@ impl fmt::Display for Reference {
 
 /// Writes an operator's shorthand out in full: the default host, its `library/`, and `:latest` where nothing is named.
 pub fn normalize(text: &str) -> Result<String> {
+    // As the parser does, but before a `/` behind it is taken for one of the path.
+    let text = text.split_once('?').map_or(text, |(bare, _)| bare);
     if text.ends_with([':', '@']) {
         return Err(Error::invalid("reference", text, "ends before its tag or digest"));
     }
@@ -346,6 +348,7 @@ mod tests {
             ("redis", "docker.io/library/redis:latest".to_owned()),
             ("redis:7", "docker.io/library/redis:7".to_owned()),
             (&format!("redis@sha256:{hex}"), format!("docker.io/library/redis@sha256:{hex}")),
+            ("redis?a/b", "docker.io/library/redis:latest".to_owned()),
             ("me/app", "docker.io/me/app:latest".to_owned()),
             ("docker.io/redis", "docker.io/library/redis:latest".to_owned()),
             ("index.docker.io/me/app:1", "docker.io/me/app:1".to_owned()),

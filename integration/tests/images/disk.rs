@@ -1,72 +1,36 @@
 //! A disk that is full: a typed error, nothing left, and all is well once there is room.
 
-use std::{fs, path::PathBuf};
+use std::fs;
 
 use cofferdam_client::{ImportOptions, PullOptions};
-use cofferdam_integration::{Daemon, bounded};
+use cofferdam_integration::{bounded, fill, small_disk};
 use cofferdam_types::Code;
 
 use crate::support::{
     craft::{Picture, Tar, noise},
     server::Server,
     tree::Kind,
-    world::{World, packed, pipe_of, tool},
+    world::{World, packed, pipe_of},
 };
 
 const MIB: usize = 1 << 20;
 
-/// A daemon whose root lies on a small disk of its own. The daemon's end unmounts it, and its loop device ends with that.
-async fn small_disk(mib: usize, inodes: usize) -> World {
-    let daemon = Daemon::start();
-    daemon.stop();
-    let image = daemon.path().join("disk");
-    fs::File::create(&image).unwrap().set_len((mib * MIB) as u64).unwrap();
-    fs::remove_dir_all(daemon.root()).unwrap();
-    fs::create_dir(daemon.root()).unwrap();
-    let (image, root) = (image.to_str().unwrap(), daemon.root());
-    tool("mkfs.ext4", &["-q", "-m", "0", "-N", &inodes.to_string(), image]);
-    tool("mount", &["-o", "loop", image, root.to_str().unwrap()]);
-    fs::remove_dir(root.join("lost+found")).unwrap();
-    daemon.restart();
-    let mut world = World::with(daemon).await;
-    world.client.namespaces().create(world.daemon.namespace(), &Default::default()).await.unwrap();
-    // The view of a namespace that was not there stays one of nothing.
-    world.connect().await;
-    world
-}
-
-/// Takes all room but so much.
-fn fill(world: &World, left: u64) -> PathBuf {
-    let path = world.daemon.root().join("filler");
-    let file = fs::File::create(&path).unwrap();
-    let (mut size, mut step) = (0, i64::MAX);
-    loop {
-        let stat = nix::sys::statvfs::statvfs(&world.daemon.root()).unwrap();
-        let free = (stat.blocks_available() * stat.fragment_size()).saturating_sub(left);
-        // The file system needs some of what it calls free for itself: less and less is asked for until nothing is given.
-        step = step.min(i64::try_from(free).unwrap());
-        if step == 0 {
-            return path;
-        }
-        match nix::fcntl::fallocate(&file, nix::fcntl::FallocateFlags::empty(), size, step) {
-            Ok(()) => size += step,
-            Err(nix::errno::Errno::ENOSPC) => step /= 2,
-            Err(errno) => panic!("fallocate: {errno}"),
-        }
-    }
+/// A world on a small disk.
+async fn small(mib: usize, inodes: usize) -> World {
+    World::with(small_disk(mib, inodes)).await
 }
 
 #[test]
 fn what_does_not_fit_is_refused_and_comes_in_when_there_is_room() {
     bounded(async {
-        let world = small_disk(160, 8192).await;
+        let world = small(160, 8192).await;
         let before = world.holdings().await;
         // One whose blobs don't fit, and one whose blobs do and whose tree doesn't.
         let blobs = Picture::sample("large", 24 * MIB);
         let zeros = Tar::new().file("etc/marker", "zeros").bytes("zeros", &vec![0; 48 * MIB]);
         let trees = Picture::of(vec![Tar::new().bytes("first", &noise(MIB)).end(), zeros.end()]);
         let server = Server::of(blobs.clone());
-        let filler = fill(&world, 16 << 20);
+        let filler = fill(&world.daemon.root(), 16 << 20);
         for (what, picture) in [("blobs", &blobs), ("trees", &trees)] {
             for driver in ["overlay", "native"] {
                 let options = ImportOptions { name: "image".into(), driver: driver.into(), ..ImportOptions::default() };
@@ -98,7 +62,7 @@ fn what_does_not_fit_is_refused_and_comes_in_when_there_is_room() {
 #[test]
 fn a_disk_without_inodes_is_full_too() {
     bounded(async {
-        let world = small_disk(64, 512).await;
+        let world = small(64, 512).await;
         let before = world.holdings().await;
         let crowd = (0..1000).fold(Tar::new(), |tar, n| tar.file(&format!("d/{n}"), ""));
         let crowd = Picture::of(vec![crowd.end()]);
@@ -113,11 +77,11 @@ fn a_disk_without_inodes_is_full_too() {
 #[test]
 fn a_disk_with_no_room_at_all() {
     bounded(async {
-        let world = small_disk(64, 4096).await;
+        let world = small(64, 4096).await;
         let small = Picture::sample("small", MIB);
         let names = world.import("small", packed(&small.layout())).wait().await.unwrap();
         let before = world.holdings().await;
-        let filler = fill(&world, 0);
+        let filler = fill(&world.daemon.root(), 0);
         let more = Picture::sample("more", 4 * MIB);
         world
             .refused("import", &before, world.import("more", packed(&more.layout())), Code::ResourceExhausted, "")

@@ -5,6 +5,7 @@ mod burst;
 mod crashes;
 mod deaths;
 mod drills;
+mod faults;
 mod groups;
 mod neighbours;
 mod proxy;

@@ -1,96 +1,331 @@
-//! Daemon and shims are killed at random under runs that go side by side: each run has one end, and nothing stays.
+//! A storm: containers live side by side while daemon and shims are killed at random. Each has one end, of which all
+//! that speaks of it says the same, and nothing stays.
 
-use std::{collections::BTreeMap, time::Duration};
-
-use cofferdam_client::Exit;
-use cofferdam_integration::{Daemon, bounded, processes};
-use cofferdam_types::{Code, Error};
-use nix::sys::signal::Signal;
-
-use crate::{
-    exits,
-    random::{Random, seed},
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    sync::mpsc::{RecvTimeoutError, sync_channel},
+    time::{Duration, Instant},
 };
 
-/// Runs side by side.
-const RUNS: u64 = 4;
+use cofferdam_client::{Client, Exit, Namespace};
+use cofferdam_integration::{DEADLINE, Daemon, bounded, descriptors, processes, until};
+use cofferdam_types::{Code, Error, Result, Timestamp};
+use nix::sys::signal::Signal;
 
-/// What a client may be told: the container's own end, that its shim was killed, or that this happened before there
-/// was anything that could end.
-fn check(id: &str, code: u32, outcome: &Result<Exit, Error>) {
+use crate::random::{Random, seed};
+
+/// Lives side by side.
+const LANES: usize = 8;
+/// What a whole storm may take.
+const LIMIT: Duration = Duration::from_secs(1500);
+/// What one answer may take: the deadlines of a runtime that hangs strike before.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Whether there is time for the full counts.
+pub fn is_long() -> bool {
+    std::env::var_os("COFFERDAM_LONG").is_some()
+}
+
+/// The full count, or that of every day.
+pub fn count(long: u64, short: u64) -> u64 {
+    if is_long() { long } else { short }
+}
+
+/// A container's life, as it is planned.
+pub struct Life {
+    pub id: String,
+    pub runtime: String,
+    pub script: String,
+    /// With which code it ends by itself.
+    pub code: u32,
+    /// Whether all of it is killed once it has started.
+    pub killed: bool,
+    /// Whether it stays until it is removed.
+    pub kept: bool,
+}
+
+impl Life {
+    pub fn random(random: &mut Random, id: String) -> Life {
+        let code = 1 + random.below(100) as u32;
+        let script = format!("sleep 0.0{}; exit {code}", random.below(10));
+        Life { id, runtime: "native".into(), script, code, killed: false, kept: random.below(2) == 0 }
+    }
+}
+
+/// What dies, and what a client may be told besides.
+pub struct Storm<'a> {
+    pub name: &'a str,
+    pub lives: Vec<Life>,
+    /// Between two strikes there is up to so much time.
+    pub pause: Duration,
+    /// Does harm, and says what it did.
+    pub strike: Box<dyn FnMut(&mut Random) -> &'static str + Send + 'a>,
+    /// Whether an outcome is one that the storm's own harm accounts for.
+    pub accounts_for: fn(&Life, &Result<Exit>) -> bool,
+}
+
+/// The container's own end, that its shim was killed, or that this happened before there was anything that could end.
+fn is_ordinary(life: &Life, outcome: &Result<Exit>) -> bool {
     match outcome {
-        Ok(exit) if exit.reason.is_empty() => assert_eq!(exit.status, code, "{id}"),
-        Ok(exit) => assert_eq!((exit.status, &*exit.reason), (137, "shim lost"), "{id}"),
-        Err(error) => {
-            assert!(error.code == Code::Unavailable && ["shim", "process"].contains(&&*error.kind), "{id}: {error}");
+        Ok(exit) if exit.reason.is_empty() => exit.status == life.code,
+        Ok(exit) => (exit.status, &*exit.reason) == (137, "shim lost"),
+        Err(error) => error.code == Code::Unavailable && ["shim", "process"].contains(&&*error.kind),
+    }
+}
+
+/// Kills the daemon, which comes back, or a shim, which doesn't, unless it is to be spared; one that has just ended by
+/// itself is let be.
+pub fn kill_one(daemon: &Daemon, random: &mut Random, spared: impl Fn(i32) -> bool) -> &'static str {
+    let mut shims = processes(&daemon.state());
+    shims.retain(|(_, name)| name == "coffer-shim");
+    // A child that is about to execute something else looks like its shim.
+    let nested: BTreeSet<i32> = shims.iter().flat_map(|(pid, _)| children(*pid)).collect();
+    shims.retain(|(pid, _)| !nested.contains(pid) && !spared(*pid));
+    // Nor is the daemon killed while nothing lives: a client that can't begin would be kept from it for good.
+    if shims.is_empty() {
+        return "strikes at nothing";
+    }
+    if random.below(count(40, 15)) == 0 {
+        daemon.restart();
+        return "daemons killed";
+    }
+    let (pid, _) = shims[random.below(shims.len() as u64) as usize];
+    match nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL) {
+        Ok(()) => "shims killed",
+        Err(_) => "strikes at nothing",
+    }
+}
+
+/// The processes that one is the parent of.
+pub fn children(pid: i32) -> Vec<i32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+impl Storm<'_> {
+    /// Has the lives lived through it, and looks at what is left.
+    pub fn rage(self, daemon: &Daemon) {
+        let Storm { name, lives, pause, mut strike, accounts_for } = self;
+        let seed = seed();
+        println!("seed {seed}");
+        let mut random = Random::new(seed);
+        // What a daemon opens when it first works is open from here on.
+        calm(daemon, "before");
+        let open = descriptors(daemon.pid());
+        let before = daemon.leftovers();
+
+        let began = Instant::now();
+        let (told, strikes) = std::thread::scope(|scope| {
+            let (pause, strike) = (pause.as_micros() as u64, &mut strike);
+            // Closed when the lives are over, well or badly.
+            let (going, over) = sync_channel::<()>(0);
+            let striking = scope.spawn(move || {
+                let mut strikes: BTreeMap<&str, u64> = BTreeMap::new();
+                while over.recv_timeout(Duration::from_micros(random.below(pause))) == Err(RecvTimeoutError::Timeout) {
+                    *strikes.entry(strike(&mut random)).or_default() += 1;
+                }
+                strikes
+            });
+            let told = {
+                let _going = going;
+                let lanes = all(daemon, &lives, accounts_for);
+                let lanes = async { tokio::time::timeout(LIMIT, lanes).await };
+                cofferdam_client::block_on(lanes).unwrap().expect("the storm doesn't end")
+            };
+            (told, striking.join().unwrap())
+        });
+        let took = began.elapsed();
+        // Its harm may be undone with it: a disk has room again.
+        drop(strike);
+
+        bounded(async {
+            let journal = journal(&daemon.client().await, daemon.namespace()).await;
+            for (id, outcome) in &told {
+                let found = journal.get(id).map(Vec::as_slice).unwrap_or_default();
+                match outcome {
+                    Ok(exit) => assert_eq!(found, std::slice::from_ref(exit), "{id}"),
+                    Err(_) => assert!(found.len() <= 1, "{id}: {found:?}"),
+                }
+            }
+        });
+        until("no container is left", || {
+            let list = async { daemon.open().await.containers().list::<&str>(&[]).all().await.unwrap() };
+            bounded(list).is_empty().then_some(())
+        });
+        daemon.settles(&before);
+        calm(daemon, "after");
+        let end = Instant::now() + DEADLINE;
+        loop {
+            let mut more = descriptors(daemon.pid());
+            // The journal's files come and go as somebody reads.
+            more.retain(|kind, n| !kind.ends_with(".seg") && open.get(kind).is_none_or(|most| *n > *most));
+            if more.is_empty() {
+                break;
+            }
+            assert!(Instant::now() < end, "descriptors are left open: {more:?} beyond {open:?}");
+            std::thread::sleep(Duration::from_millis(5));
         }
+        report(name, &told, &strikes, took);
+    }
+}
+
+fn report(name: &str, told: &BTreeMap<String, Result<Exit>>, strikes: &BTreeMap<&str, u64>, took: Duration) {
+    let mut line = format!("long-run: storm, {} | {} containers in {} s", name, told.len(), took.as_secs());
+    let mut ends: BTreeMap<String, u64> = BTreeMap::new();
+    for outcome in told.values() {
+        let how = match outcome {
+            Ok(exit) if exit.reason.is_empty() => "ends of their own".into(),
+            Ok(_) => "lost with their shim".into(),
+            Err(error) => format!("told `{}`", error.code.as_str()),
+        };
+        *ends.entry(how).or_default() += 1;
+    }
+    let strikes = strikes.iter().map(|(what, n)| (*what, n));
+    for (what, n) in ends.iter().map(|(how, n)| (&**how, n)).chain(strikes) {
+        write!(line, ", {n} {what}").unwrap();
+    }
+    println!("{line}");
+}
+
+/// A life while nothing dies.
+fn calm(daemon: &Daemon, id: &str) {
+    bounded(async {
+        let mut request = daemon.run(id, ["sh", "-c", "exit 3"]);
+        request.container.remove_on_exit = true;
+        assert_eq!(daemon.client().await.run(request).unwrap().wait().await.unwrap().status, 3);
+    });
+}
+
+/// Lives all of them, and gives what a client was told of each.
+async fn all(
+    daemon: &Daemon,
+    lives: &[Life],
+    accounts_for: fn(&Life, &Result<Exit>) -> bool,
+) -> BTreeMap<String, Result<Exit>> {
+    let (next, told) = (RefCell::new(lives.iter()), RefCell::new(BTreeMap::new()));
+    let lane = async || {
+        loop {
+            let Some(life) = next.borrow_mut().next() else { return };
+            let outcome = tokio::time::timeout(PATIENCE, live(daemon, life)).await;
+            let outcome = outcome.unwrap_or_else(|_| panic!("{} hangs", life.id));
+            assert!(
+                is_ordinary(life, &outcome) || accounts_for(life, &outcome),
+                "{} ({}): {outcome:?}",
+                life.id,
+                life.code
+            );
+            told.borrow_mut().insert(life.id.clone(), outcome);
+        }
+    };
+    futures::future::join_all((0..LANES).map(|_| lane())).await;
+    told.into_inner()
+}
+
+async fn live(daemon: &Daemon, life: &Life) -> Result<Exit> {
+    let mut request = daemon.run(&life.id, ["sh", "-c", &life.script]);
+    request.container.remove_on_exit = !life.kept;
+    request.container.runtime = life.runtime.clone();
+    let client = loop {
+        match Client::connect(daemon.socket()).await {
+            Ok(client) => break client,
+            Err(_) => tokio::time::sleep(Duration::from_millis(2)).await,
+        }
+    };
+    let run = client.run(request).unwrap();
+    if life.killed && run.started().await.is_ok() {
+        // The runtime may be what fails here; the removal has to do without it.
+        let _ = run.task().kill(9, true).await;
+        gone(&life.id, ask(daemon, async |ns| ns.containers().get(&life.id).remove(true).await).await);
+    }
+    let outcome = run.wait().await;
+    if life.kept {
+        match &outcome {
+            Ok(exit) if !life.killed => bury(daemon, life, exit).await,
+            _ => gone(&life.id, ask(daemon, async |ns| ns.containers().get(&life.id).remove(true).await).await),
+        }
+    }
+    outcome
+}
+
+/// Takes a container away whose task has ended like that, as everybody who is asked says.
+async fn bury(daemon: &Daemon, life: &Life, exit: &Exit) {
+    let id = &*life.id;
+    let (state, _) = ask(daemon, async |ns| ns.containers().get(id).task().state().await).await;
+    assert_eq!(state.unwrap_or_else(|e| panic!("{id}: {e}")).exit.as_ref(), Some(exit), "{id}");
+    match ask(daemon, async |ns| ns.containers().get(id).task().delete().await).await {
+        (Ok(told), _) => assert_eq!(&told, exit, "{id}"),
+        (Err(error), repeated) => {
+            // Done the first time; or its runtime fails at it, and force is called for.
+            let done = repeated && error.code == Code::NotFound;
+            assert!(done || life.runtime != "native", "{id}: {error}");
+        }
+    }
+    match ask(daemon, async |ns| ns.containers().get(id).remove(false).await).await {
+        (Err(error), _) if life.runtime != "native" && error.code != Code::NotFound => {
+            gone(id, ask(daemon, async |ns| ns.containers().get(id).remove(true).await).await);
+        }
+        other => gone(id, other),
+    }
+}
+
+fn gone(id: &str, answer: (Result<()>, bool)) {
+    match answer.0 {
+        Err(error) if error.code != Code::NotFound => panic!("{id} can't be removed: {error}"),
+        _ => {}
+    }
+}
+
+/// Asks on a new connection, and again while the answer is that something is away. Says whether it was asked again: what
+/// was asked for may have been done before.
+async fn ask<T>(daemon: &Daemon, ask: impl AsyncFn(&Namespace) -> Result<T>) -> (Result<T>, bool) {
+    let until = Instant::now() + PATIENCE;
+    let mut repeated = false;
+    loop {
+        let answer = match Client::connect(daemon.socket()).await {
+            Ok(client) => ask(&client.namespace(daemon.namespace())).await,
+            Err(error) => Err(error),
+        };
+        match answer {
+            Err(Error { code: Code::Unavailable, .. }) if Instant::now() < until => repeated = true,
+            Err(Error { code: Code::ResourceExhausted, .. }) if Instant::now() < until => {}
+            other => return (other, repeated),
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Every end of a first process that the journal knows.
+async fn journal(client: &Client, namespace: &str) -> BTreeMap<String, Vec<Exit>> {
+    let events = client.namespace(namespace).events();
+    let mut found: BTreeMap<String, Vec<Exit>> = BTreeMap::new();
+    let last = events.publish("/test/end", &serde_json::json!({})).await.unwrap();
+    let mut events = events.subscribe(0, &["topic==\"/tasks/exit\"", "topic==\"/test/end\""]);
+    loop {
+        let event = events.next().await.unwrap().expect("no gap");
+        if event.sequence == last {
+            return found;
+        }
+        let text = |field: &str| event.payload[field].as_str().unwrap_or_default().to_owned();
+        found.entry(text("container_id")).or_default().push(Exit {
+            status: event.payload["exit_status"].as_u64().unwrap() as u32,
+            at: Timestamp::parse_rfc3339(&text("exited_at")).unwrap(),
+            reason: text("reason"),
+        });
     }
 }
 
 #[test]
 fn each_run_has_one_end_whatever_is_killed() {
-    let seed = seed();
-    let rounds = if std::env::var_os("COFFERDAM_LONG").is_some() { 150 } else { 15 };
-    let mut random = Random::new(seed);
-    println!("seed {seed}");
     let daemon = Daemon::with_busybox();
-    let before = daemon.leftovers();
-    let (mut ends, mut told) = (BTreeMap::<String, u32>::new(), BTreeMap::new());
-    for round in 0..rounds {
-        bounded(async {
-            let client = daemon.client().await;
-            let runs: Vec<_> = (0..RUNS)
-                .map(|n| {
-                    let (id, code) = (format!("r{round}-{n}"), 1 + (round * RUNS + n) as u32 % 100);
-                    let script = format!("sleep 0.0{}; exit {code}", random.below(10));
-                    let mut request = daemon.run(&id, ["sh", "-c", &script]);
-                    request.container.remove_on_exit = true;
-                    (id, code, client.run(request).unwrap())
-                })
-                .collect();
-            let waits = futures::future::join_all(runs.iter().map(|(.., run)| run.wait()));
-            let kills: Vec<_> = (0..3).map(|_| (random.below(25_000), random.below(3), random.below(100))).collect();
-            let storm = async {
-                for (pause, what, which) in kills {
-                    tokio::time::sleep(Duration::from_micros(pause)).await;
-                    if what == 0 {
-                        daemon.restart();
-                        continue;
-                    }
-                    let mut shims = processes(daemon.path());
-                    shims.retain(|(_, name)| name == "coffer-shim");
-                    if !shims.is_empty() {
-                        let (pid, _) = shims[which as usize % shims.len()];
-                        // It may have ended by itself.
-                        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL);
-                    }
-                }
-            };
-            let (outcomes, ()) = tokio::join!(waits, storm);
-            for ((id, code, _), outcome) in runs.iter().zip(&outcomes) {
-                check(id, *code, outcome);
-                let how = match outcome {
-                    Ok(exit) if exit.reason.is_empty() => "its own end",
-                    Ok(_) => "shim lost",
-                    Err(_) => "an error",
-                };
-                *ends.entry(how.to_owned()).or_default() += 1;
-                told.insert(id.clone(), outcome.as_ref().ok().map(|exit| u64::from(exit.status)));
-            }
-        });
-    }
-    bounded(async {
-        let journal = exits(&daemon.client().await, daemon.namespace()).await;
-        for (id, status) in &told {
-            let found = journal.get(id).map(Vec::as_slice).unwrap_or_default();
-            match status {
-                Some(status) => assert_eq!(found, [*status], "{id}"),
-                None => assert!(found.len() <= 1, "{id}: {found:?}"),
-            }
-        }
-        let left = daemon.open().await.containers().list::<&str>(&[]).all().await.unwrap();
-        assert!(left.is_empty(), "{left:?}");
-    });
-    println!("{rounds} rounds: {ends:?}");
-    daemon.settles(&before);
+    let mut random = Random::new(seed());
+    let storm = Storm {
+        name: "the native runtime",
+        lives: (0..count(2000, 60)).map(|n| Life::random(&mut random, format!("s{n}"))).collect(),
+        pause: Duration::from_millis(50),
+        strike: Box::new(|random| kill_one(&daemon, random, |_| false)),
+        accounts_for: |_, _| false,
+    };
+    storm.rage(&daemon);
 }

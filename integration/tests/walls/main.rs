@@ -5,11 +5,14 @@
 // All of this is test code.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod fuzz;
 mod layers;
 mod lints;
 mod repository;
 mod source;
 mod specification;
+#[path = "../../fuzz/src/targets.rs"]
+mod targets;
 
 use std::{path::Path, process::Command};
 

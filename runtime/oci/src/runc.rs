@@ -305,7 +305,9 @@ impl Runtime for RuncDriver {
     }
 
     fn start(&self, container: &mut Container) -> Result<()> {
-        self.act(container, &["start", &container.id]).map(drop)
+        // Whether it runs or waits is not known. As a caller of the native runtime finds it: dead, for the caller to reap.
+        let kill = |_: &Error| drop(process::pidfd_send_signal(&container.init.pidfd, libc::SIGKILL));
+        self.act(container, &["start", &container.id]).map(drop).inspect_err(kill)
     }
 
     fn exec(&self, container: &Container, request: &ExecRequest<'_>) -> Result<Process> {

@@ -282,6 +282,17 @@ fn a_failed_create_leaves_nothing_and_says_why() {
 }
 
 /// A driver whose binary is this script.
+#[test]
+fn what_could_not_be_started_is_dead() {
+    let fixture = Fixture::new();
+    let mut container = fixture.quiet(&["sleep", "1000"]);
+    let fails = RuncDriver::new("/bin/false", fixture.dir.path().join("state")).unwrap();
+    fails.start(&mut container).unwrap_err();
+    let exit = process::waitid(&container.init.pidfd, true).unwrap().unwrap();
+    assert_eq!(exit.status(), 128 + libc::SIGKILL as u32, "it waited, and would for ever");
+    fixture.driver.delete(&container).unwrap();
+}
+
 fn script(text: &str) -> Fixture {
     let mut fixture = Fixture::with(Path::new("/bin/sh"));
     let binary = fixture.dir.path().join("runtime");

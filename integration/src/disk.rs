@@ -1,0 +1,58 @@
+//! Small disks, and neighbours who fill them.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{FallocateFlags, fallocate},
+};
+
+use crate::Daemon;
+
+/// Runs a tool that must succeed.
+fn tool(program: &str, args: &[&str]) {
+    let output = Command::new(program).args(args).output().unwrap_or_else(|e| panic!("{program}: {e}"));
+    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A daemon whose root lies on a small disk of its own. The daemon's end unmounts it, and its loop device ends with that.
+pub fn small_disk(mib: usize, inodes: usize) -> Daemon {
+    let daemon = Daemon::start();
+    daemon.stop();
+    let image = daemon.path().join("disk");
+    File::create(&image).expect("a file for the disk").set_len((mib << 20) as u64).expect("its size");
+    fs::remove_dir_all(daemon.root()).expect("the root of before");
+    fs::create_dir(daemon.root()).expect("a mount point");
+    let (image, root) = (image.to_str().expect("UTF-8"), daemon.root());
+    tool("mkfs.ext4", &["-q", "-m", "0", "-N", &inodes.to_string(), image]);
+    tool("mount", &["-o", "loop", image, root.to_str().expect("UTF-8")]);
+    fs::remove_dir(root.join("lost+found")).expect("made by mkfs");
+    daemon.restart();
+    daemon.create_namespace();
+    daemon
+}
+
+/// Takes all room of a disk but so much, with a file in its top directory that is to be removed.
+pub fn fill(top: &Path, left: u64) -> PathBuf {
+    let path = top.join("filler");
+    let file = File::create(&path).expect("the filler");
+    let (mut size, mut step) = (0, i64::MAX);
+    loop {
+        let stat = nix::sys::statvfs::statvfs(top).expect("how full it is");
+        let free = (stat.blocks_available() * stat.fragment_size()).saturating_sub(left);
+        // The file system needs some of what it calls free for itself: less and less is asked for until nothing is given.
+        step = step.min(i64::try_from(free).expect("a small disk"));
+        if step == 0 {
+            return path;
+        }
+        match fallocate(&file, FallocateFlags::empty(), size, step) {
+            Ok(()) => size += step,
+            Err(Errno::ENOSPC) => step /= 2,
+            Err(errno) => panic!("fallocate: {errno}"),
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! The same storm over a runtime that hangs, one that fails half-way, and a disk that fills up.
+
+use std::{fs, path::PathBuf, time::Duration};
+
+use cofferdam_integration::{Daemon, bounded, fill, script, small_disk, until, until_async};
+use cofferdam_types::Code;
+
+use crate::{
+    ends_when_told,
+    random::{Random, seed},
+    start,
+    storm::{Life, Storm, children, count, is_long, kill_one},
+    tell,
+};
+
+/// What goes wrong the container's id says, as `<id>-<fault>-<verb>`: it is in every invocation. What it runs dies with it, as a
+/// runtime dies with its shim.
+const WRAPPER: &str = r#"#!/bin/sh
+for word; do
+    case $word in create | start | kill | delete) verb=$word; break ;; esac
+done
+case "$*" in
+    *-hang-$verb*) exec sleep 1000 ;;
+    *-refuse-$verb*) exit 77 ;;
+    *-halfway-$verb*) setpriv --pdeathsig KILL runc "$@"; exit 77 ;;
+    *) exec runc "$@" ;;
+esac
+"#;
+
+/// What goes wrong, at which verbs, and with one container of how many.
+struct Faults {
+    kinds: &'static [&'static str],
+    verbs: &'static [&'static str],
+    one_in: u64,
+}
+
+impl Faults {
+    /// A life that may meet one.
+    fn life(&self, random: &mut Random, n: u64, runtime: &str) -> Life {
+        let fault = random.below(self.one_in) == 0;
+        let mut one_of = |all: &[&'static str]| all[random.below(all.len() as u64) as usize];
+        let (kind, verb) = (one_of(self.kinds), one_of(self.verbs));
+        let id = if fault { format!("f{n}-{kind}-{verb}") } else { format!("f{n}") };
+        let mut life = Life { runtime: runtime.into(), ..Life::random(random, id) };
+        if fault && verb == "kill" {
+            // Removed under who waits for it: that one finds the end in the journal, as of all that goes by itself.
+            (life.kept, life.killed) = (false, true);
+            (life.script, life.code) = ("exec sleep 1000".into(), 137);
+        }
+        life
+    }
+
+    /// So many lives, with a strike every so often.
+    fn rage(&self, daemon: &Daemon, name: &str, lives: u64, pause: Duration) {
+        // The death of its shim would free whoever hangs: most come to their deadline.
+        let hangs = |pid: i32| children(pid).iter().any(|pid| name_of(*pid) == "sleep");
+        let runtime = daemon.path().join("runtime");
+        script(&runtime, WRAPPER);
+        let mut random = Random::new(seed());
+        let storm = Storm {
+            name,
+            lives: (0..lives).map(|n| self.life(&mut random, n, runtime.to_str().unwrap())).collect(),
+            pause,
+            strike: Box::new(move |random| {
+                let spare = random.below(32) != 0;
+                kill_one(daemon, random, |pid| spare && hangs(pid))
+            }),
+            accounts_for: |life, outcome| match outcome {
+                // One that could not be started is killed: it would look as if it ran.
+                Ok(exit) => exit.status == 137 && exit.reason.is_empty() && life.id.ends_with("-start"),
+                Err(error) => {
+                    let planned = error.code == Code::DeadlineExceeded || error.message.contains("exit status: 77");
+                    planned && (life.id.ends_with("-create") || life.id.ends_with("-start"))
+                }
+            },
+        };
+        storm.rage(daemon);
+    }
+}
+
+fn name_of(pid: i32) -> String {
+    std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
+}
+
+const VERBS: &[&str] = &["create", "start", "kill", "delete"];
+
+#[test]
+fn each_run_has_one_end_though_the_runtime_hangs() {
+    let daemon = Daemon::with_busybox();
+    let name = "a runtime that hangs";
+    // At a deletion the daemon's own patience ends first; at the others a deadline of half a minute strikes.
+    let faults = Faults { kinds: &["hang"], verbs: if is_long() { VERBS } else { &["delete"] }, one_in: count(40, 3) };
+    faults.rage(&daemon, name, count(2000, 8), Duration::from_secs(count(2, 30)));
+}
+
+#[test]
+fn each_run_has_one_end_though_the_runtime_fails() {
+    let daemon = Daemon::with_busybox();
+    let faults = Faults { kinds: &["refuse", "halfway"], verbs: VERBS, one_in: 2 };
+    faults.rage(&daemon, "a runtime that fails half-way", count(2000, 24), Duration::from_millis(200));
+}
+
+/// By force alone: without, the error is the operator's to look at.
+#[test]
+fn a_runtime_that_fails_at_deletions_keeps_no_container() {
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    let runtime = daemon.path().join("runtime");
+    script(&runtime, WRAPPER);
+    bounded(async {
+        let client = daemon.client().await;
+        let mut request = daemon.run("box-refuse-delete", ["sh", "-c", "exit 4"]);
+        request.container.runtime = runtime.to_str().unwrap().into();
+        let run = client.run(request).unwrap();
+        let exit = run.wait().await.unwrap();
+        assert_eq!(exit.status, 4);
+        for error in [run.task().delete().await.unwrap_err(), run.container().remove(false).await.unwrap_err()] {
+            assert_eq!(error.code, Code::Internal, "{error}");
+        }
+        assert_eq!(run.task().state().await.unwrap().exit, Some(exit));
+        run.container().remove(true).await.unwrap();
+        assert_eq!(run.container().info().await.unwrap_err().code, Code::NotFound);
+    });
+    daemon.settles(&before);
+}
+
+/// A neighbour who takes all room, and gives it back when it goes.
+struct Neighbour(Option<PathBuf>);
+
+impl Drop for Neighbour {
+    fn drop(&mut self) {
+        if let Some(filler) = self.0.take() {
+            fs::remove_file(filler).unwrap();
+        }
+    }
+}
+
+#[test]
+fn each_run_has_one_end_though_the_disk_fills_up() {
+    let daemon = small_disk(64, 4096);
+    daemon.import_busybox();
+    let mut random = Random::new(seed());
+    let mut neighbour = Neighbour(None);
+    let host = &daemon;
+    let storm = Storm {
+        name: "a disk that fills up",
+        lives: (0..count(2000, 40)).map(|n| Life::random(&mut random, format!("d{n}"))).collect(),
+        pause: Duration::from_millis(100),
+        strike: Box::new(move |random| {
+            if random.below(4) != 0 {
+                return kill_one(host, random, |_| false);
+            }
+            match neighbour.0.take() {
+                Some(filler) => fs::remove_file(filler).unwrap(),
+                None => neighbour.0 = Some(fill(&host.root(), random.below(3) * (64 << 10))),
+            }
+            "times that the disk was filled or emptied"
+        }),
+        accounts_for: |_, outcome| outcome.as_ref().is_err_and(|error| error.code == Code::ResourceExhausted),
+    };
+    storm.rage(&daemon);
+}
+
+/// Nobody asks for it any more, and it comes.
+#[test]
+fn an_end_on_a_full_disk_is_recorded_when_there_is_room() {
+    let daemon = small_disk(64, 4096);
+    daemon.import_busybox();
+    bounded(async {
+        let client = daemon.client().await;
+        let (request, file) = ends_when_told(&daemon, "box");
+        let (run, _) = start(&client, request).await;
+        let events = client.namespace(daemon.namespace()).events();
+        until_async("its start is recorded", async || {
+            let info = run.container().info().await.unwrap();
+            info.task.is_some_and(|task| task.pid != 0).then_some(())
+        })
+        .await;
+        let neighbour = Neighbour(Some(fill(&daemon.root(), 0)));
+        // The tables have room of their own: until that is gone too.
+        for size in [15 << 10, 1 << 10, 16] {
+            let much = serde_json::json!({ "text": "x".repeat(size) });
+            until_async("there is no room", async || match events.publish("/test/much", &much).await {
+                Ok(_) => None,
+                Err(error) => {
+                    assert_eq!(error.code, Code::ResourceExhausted, "{error}");
+                    Some(())
+                }
+            })
+            .await;
+        }
+        let last = events.last().await.unwrap();
+        tell(&file, 7);
+        // That doesn't keep anybody from being told.
+        assert_eq!(run.wait().await.unwrap().status, 7);
+        until("it can't be recorded", || daemon.log().contains("an exit can't be recorded").then_some(()));
+        drop(neighbour);
+        let exit = events.subscribe(last, &["topic==\"/tasks/exit\""]).next().await.unwrap().expect("no gap");
+        assert_eq!(exit.payload["exit_status"], 7);
+        run.container().remove(false).await.unwrap();
+    });
+}
