@@ -9,6 +9,7 @@
 mod daemon;
 mod files;
 mod leftovers;
+mod registry;
 mod runtimes;
 mod streams;
 mod wait;
@@ -16,6 +17,7 @@ mod wait;
 pub use daemon::{BUSYBOX, Daemon};
 pub use files::{binary, images};
 pub use leftovers::{Leftovers, cgroups, processes};
+pub use registry::Registry;
 pub use runtimes::{crun, program};
 pub use streams::{Arrivals, input, output, pipe, terminal, write};
 pub use wait::{DEADLINE, bounded, until, until_async};

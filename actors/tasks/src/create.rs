@@ -16,6 +16,7 @@ use cofferdam_oci::{
     spec::{self, Network, Options},
     systemd,
 };
+use cofferdam_snapshots::Reserved;
 use cofferdam_types::{Any, Authority, Code, Error, Id, Name, Namespace, Result};
 use oci_spec::runtime::Spec;
 
@@ -38,7 +39,7 @@ pub(crate) async fn create(deps: &Deps, auth: &Authority, ns: &Namespace, new: N
     if matches!(&*new.runtime, "" | "native") {
         options.check_native()?;
     }
-    let id = match new.id {
+    let id = match new.id.clone() {
         Some(id) => id,
         None => Id::new(shim::new_id()?)?,
     };
@@ -52,25 +53,22 @@ pub(crate) async fn create(deps: &Deps, auth: &Authority, ns: &Namespace, new: N
     if let Some(NetworkRecord { network: Network::Named(name), wish, .. }) = &network {
         deps.networks.check(name, wish).await?;
     }
-    let image = deps.images.resolve(ns, &new.image, &new.platform).await?;
-    let driver = if new.driver.is_empty() { deps.snapshots.drivers()[0].to_owned() } else { new.driver };
-    let parent = parent(deps, auth, ns, &image, &driver).await?;
-    let key = Name::new(id.as_str())?;
-    let reserved = match deps.snapshots.reserve(ns, &driver, &key, parent.as_ref(), false).await {
-        // Whose container it is was made meanwhile.
-        Err(e) if e.code == Code::AlreadyExists && containers::find(&deps.metadata.read()?, ns, &id)?.is_some() => {
-            return Err(Error::already_exists("container", &id, containers::TAKEN));
-        }
-        other => other?,
+    let files = match &new.image {
+        Some(image) => Some(files(deps, auth, ns, &id, image, &new).await?),
+        None => None,
     };
 
     let cgroup = deps.layout.cgroup(ns, &id);
     let cgroup = if options.systemd_cgroup { systemd::named(&cgroup) } else { cgroup };
-    let spec = match &new.spec {
-        Some(raw) => given(raw, &id, cgroup)?,
-        None => generate(cgroup, &id, &image, &new.options, &reserved.mounts)?,
+    let spec = match (&new.spec, &files) {
+        (Some(raw), Some(_)) => given(raw, &id, cgroup)?,
+        (Some(raw), None) => given(rooted(raw, &id)?, &id, cgroup)?,
+        (None, Some(files)) => generate(cgroup, &id, &files.image, &new.options, &files.reserved.mounts)?,
+        (None, None) => {
+            return Err(Error::invalid("container", &id, "names no image: only one with a spec of its own needs none"));
+        }
     };
-    let stop_signal = Some(stop_signal(&id, &image));
+    let stop_signal = files.as_ref().map(|files| stop_signal(&id, &files.image));
     let run = RunRecord {
         remove_on_exit: new.remove_on_exit,
         stop_signal,
@@ -84,20 +82,56 @@ pub(crate) async fn create(deps: &Deps, auth: &Authority, ns: &Namespace, new: N
         Any { type_url: SPEC_TYPE.to_owned(), value: spec },
     );
     record.labels = new.labels;
-    record.image = new.image.to_string();
     record.runtime_options = new.runtime_options;
-    record.driver = driver;
     record.group = new.group;
-    record.snapshot_key = Some(key);
+    let reserved = files.map(|files| {
+        record.image = files.name;
+        record.driver = files.driver;
+        record.snapshot_key = Some(files.key);
+        files.reserved
+    });
     record.options = serde_json::to_vec(&run).map_err(|e| Error::internal("container", "", e.to_string()))?;
     let namespace = ns.clone();
     deps.metadata
         .write(auth, move |tx: &mut Tx<'_>| {
             let record = containers::create(tx, &namespace, record.clone())?;
-            snapshots::create(tx, &namespace, reserved.record.clone())?;
+            if let Some(reserved) = &reserved {
+                snapshots::create(tx, &namespace, reserved.record.clone())?;
+            }
             Ok(record)
         })
         .await
+}
+
+/// An image, and the directory that the container writes to.
+struct Files {
+    name: String,
+    image: ResolvedImage,
+    driver: String,
+    key: Name,
+    reserved: Reserved,
+}
+
+async fn files(
+    deps: &Deps,
+    auth: &Authority,
+    ns: &Namespace,
+    id: &Id,
+    name: &Name,
+    new: &NewContainer,
+) -> Result<Files> {
+    let image = deps.images.resolve(ns, name, &new.platform).await?;
+    let driver = if new.driver.is_empty() { deps.snapshots.drivers()[0].to_owned() } else { new.driver.clone() };
+    let parent = parent(deps, auth, ns, &image, &driver).await?;
+    let key = Name::new(id.as_str())?;
+    let reserved = match deps.snapshots.reserve(ns, &driver, &key, parent.as_ref(), false).await {
+        // Whose container it is was made meanwhile.
+        Err(e) if e.code == Code::AlreadyExists && containers::find(&deps.metadata.read()?, ns, id)?.is_some() => {
+            return Err(Error::already_exists("container", id, containers::TAKEN));
+        }
+        other => other?,
+    };
+    Ok(Files { name: name.to_string(), image, driver, key, reserved })
 }
 
 /// The snapshot that containers of the image start from; unpacks the image if it isn't there.
@@ -121,6 +155,17 @@ pub(crate) fn given(raw: &[u8], id: &Id, cgroup: String) -> Result<Vec<u8>> {
     let bad = |e: serde_json::Error| Error::invalid("spec", id, format!("is not an OCI runtime spec: {e}"));
     let spec: Spec = serde_json::from_slice(raw).map_err(bad)?;
     if cgroup_of(&spec).is_some() { Ok(raw.to_vec()) } else { with_cgroup(raw, id, cgroup) }
+}
+
+/// A spec that is to do without an image.
+fn rooted<'a>(raw: &'a [u8], id: &Id) -> Result<&'a [u8]> {
+    let bad = |e: serde_json::Error| Error::invalid("spec", id, format!("is not an OCI runtime spec: {e}"));
+    let spec: Spec = serde_json::from_slice(raw).map_err(bad)?;
+    if spec.root().as_ref().is_some_and(|root| root.path().is_absolute()) {
+        return Ok(raw);
+    }
+    let why = "has no absolute path on the host: give one, or an image";
+    Err(Error::invalid("spec", "root.path", why))
 }
 
 /// A spec with this cgroup: as it came, with what our own types don't know.

@@ -66,8 +66,9 @@ pub struct Stdio {
 pub struct NewContainer {
     /// `None`: one is chosen.
     pub id: Option<Id>,
-    /// The image's name, in the same namespace.
-    pub image: Name,
+    /// The image's name, in the same namespace. Only what has a spec of its own can do without: that names the root file
+    /// system then.
+    pub image: Option<Name>,
     /// The platform to run it as.
     pub platform: Platform,
     /// The typed options.

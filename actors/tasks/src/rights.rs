@@ -73,7 +73,7 @@ mod tests {
         let asked = |options: serde_json::Value| {
             let new = NewContainer {
                 id: None,
-                image: Name::new("busybox").unwrap(),
+                image: Some(Name::new("busybox").unwrap()),
                 platform: cofferdam_types::Platform::host(),
                 options: serde_json::from_value(options).unwrap(),
                 spec: None,
@@ -115,7 +115,7 @@ mod tests {
     fn networks_take_their_rights() {
         let asks = |network: Network| NewContainer {
             id: None,
-            image: Name::new("image").unwrap(),
+            image: Some(Name::new("image").unwrap()),
             platform: cofferdam_types::Platform::host(),
             options: Options { network, ..Options::default() },
             spec: None,

@@ -156,7 +156,8 @@ impl Containers {
         Container { link: self.link.clone(), client: call.send().pipeline.get_container() }
     }
 
-    /// The same with an OCI runtime spec (JSON) of your own instead of the options. Needs the `host` right.
+    /// The same with an OCI runtime spec (JSON) of your own instead of the options. Without an image it has no snapshot:
+    /// its root file system is the host's directory at `root.path`. Needs the `host` right.
     pub fn create_from_spec(&self, image: Option<&Image>, request: &ContainerRequest, spec: &[u8]) -> Container {
         let mut call = self.client.create_from_spec_request();
         fill(call.get().init_params(), image, request);

@@ -33,9 +33,12 @@ impl Containers {
         self.0.hand_out(Container { place: self.0.clone(), id })
     }
 
-    /// Reads the parameters. The image must be one of ours, and of this namespace.
+    /// Reads the parameters. The image, where there is one, must be one of ours, and of this namespace.
     async fn params(&self, reader: create_params::Reader<'_>) -> Result<NewContainer> {
-        let image = images::recognise(&self.0, reader.get_image().map_err(malformed)?).await?;
+        let image = match reader.has_image() {
+            true => Some(images::recognise(&self.0, reader.get_image().map_err(malformed)?).await?),
+            false => None,
+        };
         let id = text(reader.get_id())?;
         Ok(NewContainer {
             id: if id.is_empty() { None } else { Some(Id::new(id)?) },

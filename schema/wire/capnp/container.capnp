@@ -284,8 +284,9 @@ interface Containers @0xe1f8b36d7a50c924 {
 
   createFromSpec @1 (params :CreateParams, spec :Data, runtimeOptions :Common.Any) -> (container :Container)
     $Common.needs("host");
-  # The same with an OCI runtime spec (JSON) of your own instead of the options. `root` is ours. So is the cgroup, where
-  # the spec names none (linux.cgroupsPath). `runtimeOptions` are those of `params`, in either place.
+  # The same with an OCI runtime spec (JSON) of your own instead of the options. `root` is ours; without an image there is
+  # no snapshot, and it is the host's directory at `root.path`. The cgroup is ours where the spec names none
+  # (linux.cgroupsPath). `runtimeOptions` are those of `params`, in either place.
 
   get @2 (id :Text) -> (container :Container) $Common.needs("read");
   list @3 (filters :List(Text)) -> (cursor :ContainerCursor) $Common.needs("read");
