@@ -14,6 +14,8 @@ pub struct Config {
     pub state: PathBuf,
     /// The shim program.
     pub shim: PathBuf,
+    /// criu, for checkpoints; it need not be there.
+    pub criu: PathBuf,
     /// How many connections may be open.
     pub connections: u32,
     /// Where journald listens, for containers that log to it.
@@ -45,12 +47,13 @@ pub enum Command {
 const HELP: &str = "\
 cofferd: the container daemon
 
-Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--connections NUMBER] [--journal SOCKET] [--cni-config DIR]
-               [--cni-plugins DIR[:DIR]...] [--cni-timeout SECONDS] [--log FILTER]
+Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--criu FILE] [--connections NUMBER] [--journal SOCKET]
+               [--cni-config DIR] [--cni-plugins DIR[:DIR]...] [--cni-timeout SECONDS] [--log FILTER]
 
   --root DIR            what must last (default /var/lib/cofferdam)
   --state DIR           what ends with a reboot, and the socket cofferd.sock (default /run/cofferdam)
   --shim FILE           the shim program (default: coffer-shim beside this program)
+  --criu FILE           the program that checkpoints and restores (default: criu in the system's own directories)
   --connections NUMBER  how many may be open at once (default 1024); other users than its own have three quarters of
                         them at most, and one user an eighth
   --journal SOCKET      where journald listens, for containers that log to it (default /run/systemd/journal/socket)
@@ -69,6 +72,13 @@ anybody else.
 /// The socket's name in the state directory.
 pub const SOCKET: &str = "cofferd.sock";
 
+/// A fixed path, not the daemon's environment: what runs as root is not up to a variable.
+fn criu() -> PathBuf {
+    let dirs = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin"];
+    let found = dirs.iter().map(|dir| PathBuf::from(dir).join("criu")).find(|path| path.is_file());
+    found.unwrap_or_else(|| PathBuf::from("/usr/sbin/criu"))
+}
+
 /// Reads the arguments behind the program's name.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
     let beside = std::env::current_exe().ok().and_then(|exe| exe.parent().map(|dir| dir.join("coffer-shim")));
@@ -76,6 +86,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
         root: PathBuf::from("/var/lib/cofferdam"),
         state: PathBuf::from("/run/cofferdam"),
         shim: beside.unwrap_or_else(|| PathBuf::from("coffer-shim")),
+        criu: criu(),
         connections: 1024,
         journal: PathBuf::from(cofferdam_log::JOURNAL),
         networks: Networks {
@@ -102,6 +113,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
             "--root" => config.root = value()?.into(),
             "--state" => config.state = value()?.into(),
             "--shim" => config.shim = value()?.into(),
+            "--criu" => config.criu = value()?.into(),
             "--connections" => {
                 let number = value()?.to_string_lossy().parse().ok().filter(|number| *number > 0);
                 let wrong = || Error::invalid("option", "--connections", "needs a number, 1 or more");
@@ -127,9 +139,8 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
         }
     }
     // Shims and containers outlive any working directory: everything is named absolutely.
-    let Networks { configs, plugins } = &mut config.networks;
-    let paths = [&mut config.root, &mut config.state, &mut config.shim, &mut config.journal, configs];
-    for path in paths.into_iter().chain(&mut plugins.dirs) {
+    let Config { root, state, shim, criu, journal, networks: Networks { configs, plugins }, .. } = &mut config;
+    for path in [root, state, shim, criu, journal, configs].into_iter().chain(&mut plugins.dirs) {
         *path =
             std::path::absolute(&*path).map_err(|e| Error::io("path", path.display(), "has no absolute form", &e))?;
     }

@@ -103,6 +103,7 @@ impl Daemon {
             networks: networks.clone(),
             layout: Layout::open(&config.root, &config.state, &metadata.instance()?)?,
             shim: Program::open(&config.shim)?,
+            criu: config.criu.clone(),
             journal: config.journal.clone(),
         };
         let tasks = Tasks::start(&kernel, TABLE.tasks, deps)?;

@@ -1,6 +1,9 @@
 //! Where programs and images are.
 
-use std::path::PathBuf;
+use std::{
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
 
 /// `target/<profile>`: a test lies in `deps` below it.
 fn profile() -> PathBuf {
@@ -23,4 +26,14 @@ pub fn images() -> PathBuf {
     let dir = std::env::var_os("COFFERDAM_TEST_IMAGES").map_or_else(beside, PathBuf::from);
     assert!(dir.is_dir(), "{} is not there: run deploy/images", dir.display());
     dir
+}
+
+/// criu, as deploy/setup installs it, or the one that `COFFERDAM_CRIU` names. Not the system's own: that is often too old.
+pub fn criu() -> &'static str {
+    static PATH: OnceLock<String> = OnceLock::new();
+    let path = PATH.get_or_init(|| {
+        std::env::var("COFFERDAM_CRIU").unwrap_or_else(|_| "/usr/local/lib/cofferdam-criu/criu".into())
+    });
+    assert!(Path::new(path).is_file(), "{path} is not there: run deploy/setup, or name a criu in COFFERDAM_CRIU");
+    path
 }

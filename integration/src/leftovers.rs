@@ -33,6 +33,7 @@ impl Leftovers {
         for (what, dir, depth) in [
             ("ingest", root.join("content/ingest"), 1),
             ("trash", root.join("trash"), 1),
+            ("checkpoint", root.join("checkpoints"), 1),
             ("log", root.join("logs"), 2),
             ("logs of", root.join("logs"), 1),
             ("shim", state.join("shims"), 1),

@@ -15,7 +15,7 @@ mod streams;
 mod wait;
 
 pub use daemon::{BUSYBOX, Daemon};
-pub use files::{binary, images};
+pub use files::{binary, criu, images};
 pub use leftovers::{Leftovers, cgroups, processes};
 pub use registry::Registry;
 pub use runtimes::{crun, program};

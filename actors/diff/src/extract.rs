@@ -46,6 +46,20 @@ pub fn extract(
     Ok(Extracted { layer: layer.clone(), stage, applied })
 }
 
+/// Extracts a layer in place, on top of a whole tree.
+pub fn onto(
+    source: impl Read + Send,
+    layer: &Descriptor,
+    diff_id: &Digest,
+    root: impl AsFd,
+    cancel: &AtomicBool,
+) -> Result<()> {
+    check(layer, diff_id)?;
+    let applied = cofferdam_archive::apply(root.as_fd(), source, &ApplyOptions::default(), cancel)
+        .map_err(|e| e.context(format_args!("layer {}", layer.digest)))?;
+    same(layer, diff_id, &applied.diff_id)
+}
+
 fn same(layer: &Descriptor, expected: &Digest, found: &Digest) -> Result<()> {
     if expected == found {
         return Ok(());

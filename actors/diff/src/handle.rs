@@ -3,7 +3,8 @@
 use std::{
     collections::{HashMap, VecDeque},
     future::Future,
-    io::{self, Write},
+    io::{self, BufWriter, Write},
+    os::fd::{AsFd, OwnedFd},
     pin::pin,
     sync::{
         Arc, Mutex, PoisonError,
@@ -14,17 +15,19 @@ use std::{
     time::Duration,
 };
 
-use cofferdam_content::Content;
+use cofferdam_content::{Content, Ingest};
 use cofferdam_kernel::{Kernel, Placement, Pool, Slot, SlotConfig};
-use cofferdam_snapshots::Stage;
-use cofferdam_types::{Code, Descriptor, Digest, Error, Namespace, Result};
+use cofferdam_snapshots::{Changes, Stage};
+use cofferdam_types::{Algorithm, Code, Descriptor, Digest, Digester, Error, Namespace, Result, media};
 use tokio::sync::oneshot;
 
 use crate::{
     actor::DiffActor,
+    create::{self, Trees},
     extract,
     feed::{Sender, Source, pipe},
     messages::{Apply, Extracted, Rung, Settle, Verify},
+    pack::Word,
 };
 
 /// How many jobs may wait for a thread.
@@ -125,11 +128,80 @@ impl Diff {
         (feed, Pending { layer: layer.digest.clone(), answered, finished, _cancel: cancel })
     }
 
+    /// Extracts a blob of the namespace on top of what `root` shows, such as the mount of a new snapshot, and verifies
+    /// its diff id. Dropped, it stops.
+    pub async fn apply_onto(&self, ns: &Namespace, layer: &Descriptor, diff_id: &Digest, root: OwnedFd) -> Result<()> {
+        let cancel = CancelOnDrop::default();
+        let (content, ns, layer, diff_id) = (self.core.content.clone(), ns.clone(), layer.clone(), diff_id.clone());
+        let flag = cancel.flag();
+        let job = move || extract::onto(content.reader(&ns, &layer.digest)?, &layer, &diff_id, root, &flag);
+        self.core.pool.run(job).await
+    }
+
+    /// What was changed in a snapshot, as a layer (gzip) that is not a blob of the namespace yet. On the caller's thread.
+    pub fn create(&self, ns: &Namespace, changes: &Changes, word: Word<'_>) -> Result<Created> {
+        let broken = |e: io::Error| match e.get_ref().and_then(|e| e.downcast_ref::<Error>()) {
+            Some(ours) => ours.clone(),
+            None => Error::io("layer", "", "can't be written", &e),
+        };
+        let ingest = self.core.content.scratch(ns, Algorithm::Sha256)?;
+        let packed = flate2::write::GzEncoder::new(Appended(ingest), flate2::Compression::fast());
+        let mut out = Hashed { inner: packed, digester: Digester::new(Algorithm::Sha256) };
+        let lower = changes.lower.as_ref().map(AsFd::as_fd);
+        let trees = Trees { lower, upper: changes.upper.as_fd(), overlay: changes.overlay };
+        create::create(&trees, BufWriter::with_capacity(256 << 10, &mut out), word)?;
+        let Hashed { inner, digester } = out;
+        let Appended(ingest) = inner.finish().map_err(broken)?;
+        let layer = Descriptor::new(media::OCI_LAYER_GZIP, ingest.digest_so_far(), ingest.offset());
+        Ok(Created { ingest, layer, diff_id: digester.finish() })
+    }
+
     /// Completes layers that were extracted without their parents, the lowest first, and gives back the stages of the
     /// new ones at their places. The blobs of the new ones are in the namespace. Dropped, it stops.
     pub async fn settle(&self, ns: &Namespace, rungs: Vec<Rung>) -> Result<Vec<Option<Stage>>> {
         let cancel = CancelOnDrop::default();
         self.slot.call(Settle { namespace: ns.clone(), rungs, cancel: cancel.flag() }).await
+    }
+}
+
+/// A layer that [`Diff::create`] wrote, on its way to be a blob.
+pub struct Created {
+    /// Its bytes.
+    pub ingest: Ingest,
+    /// What it will be.
+    pub layer: Descriptor,
+    /// The digest of its tar.
+    pub diff_id: Digest,
+}
+
+/// What passes is hashed.
+struct Hashed<W> {
+    inner: W,
+    digester: Digester,
+}
+
+impl<W: Write> Write for Hashed<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.inner.write(bytes)?;
+        self.digester.update(&bytes[..n]);
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+struct Appended(Ingest);
+
+impl Write for Appended {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.append(bytes).map_err(io::Error::other)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

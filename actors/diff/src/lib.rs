@@ -1,23 +1,27 @@
 //! Layers into trees: what stands between a blob and a snapshot.
 //!
 //! Owns the threads on which layers are inflated and extracted, and nothing on disk: blobs are content's, trees are
-//! snapshots'. (Comparing two snapshots, tree into layer, will live here too.)
+//! snapshots'.
 //!
 //! - [`Diff::apply`]: a blob of the content store into a [`Stage`](cofferdam_snapshots::Stage).
 //! - [`Diff::feed`]: the same while the bytes arrive, so that a layer is read once on its way from the network.
 //! - [`Diff::settle`]: layers that were extracted side by side, without their parents, are completed in order.
 //! - [`Diff::verify`]: whether a blob is what an image says, without extracting it: a namespace gets a link to a tree
 //!   that another unpacked only if its own blob inflates to it.
+//! - [`Diff::create`]: the other way, what was changed in a snapshot as a layer; [`pack`], all of a tree.
 //!
 //! Every extraction is verified by its diff id, can be cancelled (by dropping the future) and leaves nothing behind: the
 //! stage goes to the trash. After a crash of the actor jobs under way end, their stages with them.
 
 mod actor;
+mod create;
 mod extract;
 mod feed;
 mod handle;
 pub mod messages;
+mod pack;
 
 pub use actor::DiffActor;
-pub use handle::{Diff, LayerFeed, Pending};
+pub use handle::{Created, Diff, LayerFeed, Pending};
 pub use messages::{Extracted, Rung};
+pub use pack::{Word, pack};

@@ -17,6 +17,7 @@
 //! Documents are read on a pool of the actor. After a crash of the actor nothing is lost: it has no state.
 
 mod actor;
+mod checkpoint;
 mod document;
 mod handle;
 mod json;
@@ -29,6 +30,7 @@ mod unpack;
 use cofferdam_types::{Descriptor, Labels, Result};
 
 pub use actor::ImagesActor;
+pub use checkpoint::{Checkpoint, pack_spec};
 pub use cofferdam_metadata::records::images::Image;
 pub use document::{
     Config, Document, MAX_ENTRIES, MAX_LAYERS, Manifest, chain_ids, children, config, document, gc_labels,

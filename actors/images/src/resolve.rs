@@ -2,6 +2,7 @@
 
 use cofferdam_types::{Code, Descriptor, Digest, Error, Name, Platform, Result, media};
 
+use crate::checkpoint::is_part;
 use crate::document::{Config, Document, Manifest, chain_ids, config, document};
 
 /// Indexes within indexes.
@@ -95,7 +96,9 @@ impl Walk<'_> {
                     return Ok(Some((descriptor.clone(), manifest)));
                 }
             }
-            Document::Index(entries) => {
+            Document::Index(mut entries) => {
+                // In an index that is a checkpoint, beside the image.
+                entries.retain(|entry| !is_part(entry));
                 let named = entries.iter().filter(|e| e.platform.as_ref().is_some_and(|p| platform.accepts(p)));
                 let unnamed = entries.iter().filter(|e| e.platform.is_none());
                 for entry in named.chain(unnamed) {

@@ -21,7 +21,7 @@ use crate::{
     drivers::{self, Access},
     flights::Flights,
     messages::{Commit, CommitLayers, Measure, Prepare, Remove, Reserve, StageLayer},
-    stage::{Reserved, Stage, Staged, Turn},
+    stage::{Changes, Reserved, Stage, Staged, Turn},
     trash::Trash,
 };
 
@@ -166,6 +166,22 @@ impl Core {
             }
         };
         Ok(self.depot(driver)?.area.mounts(access, own, &parents))
+    }
+
+    /// What an active snapshot holds, beside what it was made on.
+    pub fn changes(&self, ns: &Namespace, driver: &str, key: &Name) -> Result<Changes> {
+        let view = self.meta.read()?;
+        let record = snapshots::get(&view, ns, driver, key)?;
+        if record.kind != Kind::Active {
+            return Err(Error::failed_precondition("snapshot", key, "is not active: nothing was changed in it"));
+        }
+        let parents = parents(&view, ns, driver, record.parent.as_ref())?;
+        let area = &self.depot(driver)?.area;
+        let lower = match area.mounts(Access::Read, None, &parents).first() {
+            Some(mount) if !parents.is_empty() => Some(cofferdam_sys::mount::detached(mount)?),
+            _ => None,
+        };
+        Ok(Changes { lower, upper: area.tree(record.dir)?, overlay: area.driver().detached() })
     }
 
     /// See [`Commit`].

@@ -16,7 +16,7 @@ use crate::{
     actor::SnapshotsActor,
     core::Core,
     messages::{ChainLayer, Commit, CommitLayers, Discard, Measure, Prepare, Remove, Reserve, StageLayer},
-    stage::{Reserved, Stage, Staged, Turn},
+    stage::{Changes, Reserved, Stage, Staged, Turn},
 };
 
 /// Threads for copies, syncs and scans; and how many such jobs may wait.
@@ -104,6 +104,11 @@ impl Snapshots {
     /// The mounts of an active snapshot or a view; they stay valid until it is removed.
     pub fn mounts(&self, ns: &Namespace, driver: &str, key: &Name) -> Result<Vec<Mount>> {
         self.core.mounts(ns, driver, key)
+    }
+
+    /// What was changed in an active snapshot.
+    pub fn changes(&self, ns: &Namespace, driver: &str, key: &Name) -> Result<Changes> {
+        self.core.changes(ns, driver, key)
     }
 
     /// Turns an active snapshot into a committed one; its key is gone, its content durable.

@@ -31,4 +31,4 @@ pub use actor::SnapshotsActor;
 pub use cofferdam_metadata::records::snapshots::{Kind, Removed, Snapshot, Usage};
 pub use handle::Snapshots;
 pub use messages::ChainLayer;
-pub use stage::{Reserved, Stage, Staged, Turn};
+pub use stage::{Changes, Reserved, Stage, Staged, Turn};

@@ -38,6 +38,16 @@ impl Reserved {
     }
 }
 
+/// What an active snapshot holds, to be compared with what it was made on.
+pub struct Changes {
+    /// What it was made on, as one tree; it is mounted nowhere.
+    pub lower: Option<OwnedFd>,
+    /// Its own tree.
+    pub upper: OwnedFd,
+    /// Whether that holds the changes alone, as overlayfs keeps them; otherwise it holds everything.
+    pub overlay: bool,
+}
+
 /// The answer to a request for a layer's directory.
 pub enum Staged {
     /// The layer is there already, unpacked by this daemon.

@@ -21,11 +21,14 @@ use crate::{
     entry::{Entry, Process},
     exec,
     handle::Deps,
+    layout,
     messages::{
-        Attach, Attached, CloseStdin, CreateContainer, CreateTask, DeleteProcess, Exec, Execs, Kill, LogLost, Observe,
-        Pause, ProcessState, Query, Remove, Removed, Resize, Start, Stdin,
+        Attach, Attached, CloseStdin, CreateContainer, CreateTask, DeleteProcess, Dump, Exec, Execs, Kill, LogLost,
+        Observe, Pause, ProcessState, Query, Remove, Removed, Resize, Start, Stdin,
     },
-    recover, remove, rights,
+    recover, remove,
+    restore::{self, Dumped},
+    rights,
     run::{self, set_stdio},
     shim::from_shim,
     sweep,
@@ -78,10 +81,11 @@ impl Actor for TasksActor {
                 panic!("the task records can't be read: {error}");
             }
         };
-        if let Err(error) = sweep::dirs(&self.ctx.deps) {
+        let known = recorded.iter().map(|(_, task)| task.shim.clone()).collect();
+        if let Err(error) = sweep::dirs(&self.ctx.deps, &known, self.first) {
             tracing::warn!(%error, "what a crash left can't be removed");
         }
-        let shims = sweep::unknown(&self.ctx.deps, &recorded.iter().map(|(_, task)| task.shim.clone()).collect());
+        let shims = sweep::unknown(&self.ctx.deps, &known);
         let orphans = self.ctx.deps.networks.orphans().unwrap_or_else(|error| {
             tracing::warn!(%error, "networks that a crash left can't be looked for");
             Vec::new()
@@ -195,6 +199,10 @@ impl Ctx {
         };
         let life = life(answer.get().and_then(|a| a.get_life()).map_err(from_shim)?)?;
         let pid = life.pid;
+        if exec.is_empty() {
+            // What it was restored from, if it was.
+            layout::remove(&self.deps.layout.restored(&entry.shim, &entry.id))?;
+        }
         if process.ended().is_none() {
             process.update(life);
         }
@@ -266,7 +274,7 @@ impl Handler<CreateTask> for TasksActor {
     fn handle(&mut self, message: CreateTask, _: &mut Context<Self>) -> Self::Result {
         let ctx = self.ctx.clone();
         Box::pin(async move {
-            let CreateTask { namespace, id, authority, stdio, log } = message;
+            let CreateTask { namespace, id, authority, stdio, log, checkpoint } = message;
             let _turn = ctx.turn(&namespace, &id).await;
             let group = ctx.group_turn(&namespace, &id).await?;
             let joined = group.as_ref().and_then(|(group, _)| ctx.shim_of(&namespace, group));
@@ -274,7 +282,9 @@ impl Handler<CreateTask> for TasksActor {
             let made = async {
                 let prepared = run::prepare(&ctx.deps, &namespace, &id)?;
                 let neighbour = ctx.neighbour(&namespace, &prepared).await?;
-                run::create_task(&ctx.deps, &authority, &namespace, &id, prepared, neighbour, stdio, log, joined).await
+                let deps = &ctx.deps;
+                run::create_task(deps, &authority, &namespace, &id, prepared, neighbour, stdio, log, joined, checkpoint)
+                    .await
             };
             let made = made.await;
             drop(making);
@@ -403,6 +413,7 @@ calls! {
         let answer = request.send().promise.await.map_err(from_shim)?;
         remote.fds.take(answer.get().map_err(from_shim)?.get_write())
     };
+    Dump -> Dumped = |ctx, entry, remote, m| restore::dump(&ctx.deps, &entry, &remote, m.options).await;
     Pause -> () = |ctx, entry, remote, m| {
         if m.pause {
             remote.container.pause_request().send().promise.await.map_err(from_shim)?;

@@ -24,6 +24,7 @@ use crate::{
     handle::Deps,
     messages::{NewContainer, RunRecord},
     network::NetworkRecord,
+    restore,
     rights::within,
     shim,
 };
@@ -53,6 +54,22 @@ pub(crate) async fn create(deps: &Deps, auth: &Authority, ns: &Namespace, new: N
     if let Some(NetworkRecord { network: Network::Named(name), wish, .. }) = &network {
         deps.networks.check(name, wish).await?;
     }
+    let checkpoint = match &new.image {
+        Some(image) if new.checkpoint => Some((image, deps.images.checkpoint(ns, image)?)),
+        None if new.checkpoint => {
+            return Err(Error::invalid("container", &id, "names no image: a checkpoint is one"));
+        }
+        _ => None,
+    };
+    let runtime = match (&*new.runtime, &checkpoint) {
+        ("", Some((_, checkpoint))) => checkpoint.runtime.clone(),
+        ("", None) => "native".to_owned(),
+        (named, _) => named.to_owned(),
+    };
+    if let Some((image, checkpoint)) = &checkpoint {
+        restore::fits(checkpoint, &runtime, image)?;
+        restore::connected(network.as_ref(), &id)?;
+    }
     let files = match &new.image {
         Some(image) => Some(files(deps, auth, ns, &id, image, &new).await?),
         None => None,
@@ -68,6 +85,18 @@ pub(crate) async fn create(deps: &Deps, auth: &Authority, ns: &Namespace, new: N
             return Err(Error::invalid("container", &id, "names no image: only one with a spec of its own needs none"));
         }
     };
+    let spec = match (&checkpoint, &files) {
+        (Some((image, checkpoint)), Some(files)) => {
+            let root = mounted(&files.reserved.mounts)?;
+            deps.images.apply_changes(ns, checkpoint, root).await?;
+            let stored = deps.images.checkpoint_spec(ns, checkpoint)?;
+            let bad = |e: serde_json::Error| Error::internal("spec", &id, e.to_string());
+            let mut made: Spec = serde_json::from_slice(&spec).map_err(bad)?;
+            restore::carry(&mut made, &stored, image)?;
+            serde_json::to_vec(&made).map_err(bad)?
+        }
+        _ => spec,
+    };
     let stop_signal = files.as_ref().map(|files| stop_signal(&id, &files.image));
     let run = RunRecord {
         remove_on_exit: new.remove_on_exit,
@@ -76,11 +105,7 @@ pub(crate) async fn create(deps: &Deps, auth: &Authority, ns: &Namespace, new: N
         own_spec: new.spec.is_some(),
         network,
     };
-    let mut record = Container::new(
-        id,
-        if new.runtime.is_empty() { "native".to_owned() } else { new.runtime },
-        Any { type_url: SPEC_TYPE.to_owned(), value: spec },
-    );
+    let mut record = Container::new(id, runtime, Any { type_url: SPEC_TYPE.to_owned(), value: spec });
     record.labels = new.labels;
     record.runtime_options = new.runtime_options;
     record.group = new.group;

@@ -15,25 +15,26 @@ use cofferdam_kernel::{Kernel, Placement, Slot, SlotConfig};
 use cofferdam_metadata::{
     Metadata,
     records::{
-        containers::Container,
+        containers::{self, Container},
         tasks::{Exit, Task},
     },
 };
 use cofferdam_networks::Networks;
 use cofferdam_snapshots::Snapshots;
 use cofferdam_sys::metrics::Metrics;
-use cofferdam_types::{Authority, Code, Error, Id, Namespace, Result};
+use cofferdam_types::{Authority, Code, Error, Id, Name, Namespace, Result};
 use tokio::sync::watch;
 
 use crate::{
     actor::TasksActor,
     layout::Layout,
     messages::{
-        Attach, Attached, ChangeContainer, Changes, CloseStdin, CreateContainer, CreateTask, DeleteProcess, DumpShim,
-        Exec, ExecRequest, Execs, Kill, LogLost, Measure, NewContainer, Observe, Pause, Pids, ProcessEntry,
+        Attach, Attached, ChangeContainer, Changes, CloseStdin, CreateContainer, CreateTask, DeleteProcess, Dump,
+        DumpShim, Exec, ExecRequest, Execs, Kill, LogLost, Measure, NewContainer, Observe, Pause, Pids, ProcessEntry,
         ProcessState, Processes, Query, Remove, Removed, Rename, Resize, ShimInfo, ShimState, Shims, Start, Stdin,
         Stdio, UpdateResources,
     },
+    restore::{DumpOptions, Dumped},
     shim::Program,
 };
 
@@ -61,6 +62,8 @@ pub struct Deps {
     pub shim: Program,
     /// Where journald listens.
     pub journal: PathBuf,
+    /// criu, whether or not it is there.
+    pub criu: PathBuf,
 }
 
 /// Tasks and containers. Cheap to clone.
@@ -103,8 +106,10 @@ impl Tasks {
     }
 
     requests! {
-        /// Makes the container's first process, ready but not started.
-        create_task(authority: Authority, stdio: Stdio, log: bool) = CreateTask -> Task;
+        /// Makes the container's first process, ready but not started; from a `checkpoint` there is none before the start.
+        create_task(authority: Authority, stdio: Stdio, log: bool, checkpoint: Option<Name>) = CreateTask -> Task;
+        /// Writes what runs in the container into files. It stands still until the answer falls.
+        dump(authority: Authority, options: DumpOptions) = Dump -> Dumped;
         /// Starts a process; gives its pid. The empty `exec` is the first one, here and below.
         start_process(authority: Authority, exec: String) = Start -> u32;
         /// What is known of a process.
@@ -154,6 +159,11 @@ impl Tasks {
     /// What a shim says of itself.
     pub async fn shim(&self, id: &str) -> Result<(ShimInfo, ShimState)> {
         self.slot.call(DumpShim(id.to_owned())).await
+    }
+
+    /// The record of a container.
+    pub fn container(&self, ns: &Namespace, id: &Id) -> Result<Container> {
+        containers::get(&self.deps.metadata.read()?, ns, id)
     }
 
     /// Waits for the end of a process. A crash of the actor meanwhile is bridged: it finds the process again.

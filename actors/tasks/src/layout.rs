@@ -24,6 +24,7 @@ pub struct Layout {
     bundles: PathBuf,
     logs: PathBuf,
     runc: PathBuf,
+    checkpoints: PathBuf,
     cgroups: String,
     /// Namespaces in which something is done, until they are tidied up.
     stirs: Arc<Mutex<BTreeMap<Namespace, Stir>>>,
@@ -53,10 +54,11 @@ impl Layout {
             bundles: state.join("tasks"),
             logs: root.join("logs"),
             runc: state.join("runc"),
+            checkpoints: root.join("checkpoints"),
             cgroups: format!("/cofferdam/{instance}"),
             stirs: Arc::default(),
         };
-        for dir in [&layout.shims, &layout.bundles, &layout.logs] {
+        for dir in [&layout.shims, &layout.bundles, &layout.logs, &layout.checkpoints] {
             make(dir)?;
         }
         Ok(layout)
@@ -70,6 +72,21 @@ impl Layout {
     /// Where runc-compatible runtimes keep their own state.
     pub(crate) fn runc(&self) -> &Path {
         &self.runc
+    }
+
+    /// The files of a checkpoint that a shim is to restore.
+    pub(crate) fn restored(&self, shim: &str, id: &Id) -> PathBuf {
+        self.checkpoint(&format!("{shim}@{id}"))
+    }
+
+    /// The files of a checkpoint by their name: of one that is being made, or as above.
+    pub(crate) fn checkpoint(&self, name: &str) -> PathBuf {
+        self.checkpoints.join(name)
+    }
+
+    /// Every checkpoint that has files.
+    pub(crate) fn checkpoints(&self) -> Vec<String> {
+        names(&self.checkpoints)
     }
 
     /// Every shim that has a directory.

@@ -27,6 +27,7 @@ mod messages;
 mod network;
 mod recover;
 mod remove;
+mod restore;
 mod rights;
 mod run;
 mod shim;
@@ -40,4 +41,5 @@ pub use messages::{
     ShimInfo, ShimState, Stdio,
 };
 pub use network::NetworkRecord;
+pub use restore::{DumpOptions, Dumped};
 pub use shim::Program;

@@ -14,7 +14,10 @@ use cofferdam_wire::convert::Life;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::network::NetworkRecord;
+use crate::{
+    network::NetworkRecord,
+    restore::{DumpOptions, Dumped},
+};
 
 /// Where a process reads its standard input from.
 #[derive(Debug, Default)]
@@ -89,6 +92,8 @@ pub struct NewContainer {
     pub log: cofferdam_log::Options,
     /// Containers of one group share a shim.
     pub group: Option<Id>,
+    /// The image is a checkpoint: files and process come from it.
+    pub checkpoint: bool,
 }
 
 /// What the container's record keeps of how it was made (its opaque `options`).
@@ -276,7 +281,9 @@ impl Message for CreateContainer {
 
 messages! {
     /// Makes the first process.
-    CreateTask { authority: Authority, stdio: Stdio, log: bool } -> Task;
+    CreateTask { authority: Authority, stdio: Stdio, log: bool, checkpoint: Option<Name> } -> Task;
+    /// Writes what runs in the container into files, and lets it stand still.
+    Dump { authority: Authority, options: DumpOptions } -> Dumped;
     /// Starts a process; the empty `exec` is the first one, here and below.
     Start { authority: Authority, exec: String } -> u32;
     /// Follows a process to its end.

@@ -232,6 +232,7 @@ fn remove_dirs(deps: &Deps, ns: &Namespace, id: &Id, entry: Option<&Entry>) {
     let runc = entry.map_or_else(|| deps.layout.runc_of(ns, id), |entry| entry.runc.clone());
     removed.push(deps.layout.remove_runc(&runc));
     if let Some(entry) = entry {
+        removed.push(layout::remove(&deps.layout.restored(&entry.shim, id)));
         let dir = deps.layout.shim(&entry.shim);
         if entry.group.is_some() && shared(deps, ns, id, &entry.shim) {
             let _ = std::fs::remove_file(dir.join(life_file(id, "")));

@@ -15,7 +15,9 @@ pub(crate) fn within(new: &NewContainer, ceiling: &Ceiling) -> Result<()> {
         let why = "asks for a network of the host's configuration, which needs the networks right";
         return Err(Error::denied("container", "", why));
     }
-    let wish = if new.spec.is_some() {
+    let wish = if new.checkpoint {
+        "a checkpoint to be restored"
+    } else if new.spec.is_some() {
         "a spec of its own"
     } else if options.network == Network::Host {
         "the host's network"
@@ -67,24 +69,29 @@ mod tests {
 
     use super::*;
 
+    fn asks(options: Options) -> NewContainer {
+        NewContainer {
+            id: None,
+            image: Some(Name::new("image").unwrap()),
+            platform: cofferdam_types::Platform::host(),
+            options,
+            spec: None,
+            runtime_options: Any::default(),
+            labels: Default::default(),
+            runtime: String::new(),
+            driver: String::new(),
+            remove_on_exit: false,
+            log: Default::default(),
+            group: None,
+            checkpoint: false,
+        }
+    }
+
     // Z3: every option that reaches the host.
     #[test]
     fn what_reaches_the_host_needs_the_right() {
         let asked = |options: serde_json::Value| {
-            let new = NewContainer {
-                id: None,
-                image: Some(Name::new("busybox").unwrap()),
-                platform: cofferdam_types::Platform::host(),
-                options: serde_json::from_value(options).unwrap(),
-                spec: None,
-                runtime_options: Any::default(),
-                labels: Default::default(),
-                runtime: String::new(),
-                driver: String::new(),
-                remove_on_exit: false,
-                log: Default::default(),
-                group: None,
-            };
+            let new = asks(serde_json::from_value(options).unwrap());
             within(&new, &Ceiling::FULL).unwrap();
             within(&new, &Ceiling::default()).map_err(|e| e.code)
         };
@@ -108,26 +115,18 @@ mod tests {
         ] {
             assert_eq!(asked(reaching.clone()), Err(Code::Denied), "{reaching}");
         }
+        let restored = NewContainer { checkpoint: true, ..asks(Options::default()) };
+        within(&restored, &Ceiling::FULL).unwrap();
+        assert_eq!(within(&restored, &Ceiling::default()).unwrap_err().code, Code::Denied);
     }
 
     // Z3 of the negative tests.
     #[test]
     fn networks_take_their_rights() {
-        let asks = |network: Network| NewContainer {
-            id: None,
-            image: Some(Name::new("image").unwrap()),
-            platform: cofferdam_types::Platform::host(),
-            options: Options { network, ..Options::default() },
-            spec: None,
-            runtime_options: Any::default(),
-            labels: Default::default(),
-            runtime: String::new(),
-            driver: String::new(),
-            remove_on_exit: false,
-            log: Default::default(),
-            group: None,
-        };
-        let may = |network: Network, ceiling: &Ceiling| match within(&asks(network), ceiling) {
+        let may = |network: Network, ceiling: &Ceiling| match within(
+            &asks(Options { network, ..Options::default() }),
+            ceiling,
+        ) {
             Ok(()) => true,
             Err(error) => {
                 assert_eq!(error.code, Code::Denied);

@@ -16,7 +16,7 @@ use cofferdam_metadata::{
     },
 };
 use cofferdam_oci::RuntimeOptions;
-use cofferdam_types::{Authority, Code, Error, Event, Id, Namespace, Result};
+use cofferdam_types::{Authority, Code, Error, Event, Id, Name, Namespace, Result};
 use cofferdam_wire::{
     common_capnp::{input, output, stdio},
     convert::{life, set_labels, set_mounts},
@@ -33,7 +33,7 @@ use crate::{
     link::{Link, Remote},
     messages::{Input, Output, RunRecord, Stdio},
     network::{self, Joined, Neighbour},
-    remove,
+    remove, restore,
     rights::streams_within,
     shim::{self, Connection, from_shim},
 };
@@ -87,6 +87,7 @@ pub(crate) async fn create_task(
     stdio: Stdio,
     log: bool,
     shared: Option<String>,
+    checkpoint: Option<Name>,
 ) -> Result<(Rc<Entry>, Connection, Task)> {
     streams_within(&stdio, &auth.ceiling)?;
     if tasks::find(&deps.metadata.read()?, ns, id)?.is_some() {
@@ -96,7 +97,7 @@ pub(crate) async fn create_task(
     let attachment = Id::new(shim::new_id()?)?;
     let joined = network::join(deps, auth, ns, id, &attachment, &prepared, neighbour).await?;
     let connected = joined.attached.clone();
-    let made = make_task(deps, auth, ns, id, prepared, joined, stdio, log, shared).await;
+    let made = make_task(deps, auth, ns, id, prepared, joined, stdio, log, shared, checkpoint).await;
     if let (Err(_), Some(connected)) = (&made, connected) {
         deps.networks.give_up(vec![connected]).await;
     }
@@ -116,6 +117,7 @@ async fn make_task(
     stdio: Stdio,
     log: bool,
     shared: Option<String>,
+    checkpoint: Option<Name>,
 ) -> Result<(Rc<Entry>, Connection, Task)> {
     let key = prepared.record.snapshot_key.clone();
     let mounts = match &key {
@@ -136,6 +138,16 @@ async fn make_task(
     let bundle = File::open(&bundle_path).map_err(|e| Error::io("bundle", id, "can't be opened", &e))?;
     let keeps_files = log && prepared.run.log.driver.format().is_some();
     let log_dir = if keeps_files { Some(deps.layout.open_log(ns, id)?) } else { None };
+    let source = match &checkpoint {
+        None => None,
+        Some(name) => {
+            let laid = restore::lay_out(deps, auth, ns, name, &prepared, &shim_id).await;
+            Some(laid.inspect_err(|_| {
+                let _ = layout::remove(&deps.layout.restored(&shim_id, id));
+                let _ = layout::remove(&bundle_path);
+            })?)
+        }
+    };
 
     let mut task = Task::new(id.clone(), &shim_id);
     task.terminal = prepared.terminal;
@@ -176,6 +188,7 @@ async fn make_task(
             stdio,
             log,
             log_dir,
+            source,
         );
         let (container, life) = made.await?;
         Ok((connection, container, life))
@@ -212,6 +225,7 @@ async fn make_task(
             if own {
                 let _ = layout::remove(&deps.layout.shim(&shim_id));
             }
+            let _ = layout::remove(&deps.layout.restored(&shim_id, id));
             let _ = layout::remove(&bundle_path);
             Err(error)
         }
@@ -238,6 +252,7 @@ async fn make_task(
             if own {
                 let _ = layout::remove(&deps.layout.shim(&shim_id));
             }
+            let _ = layout::remove(&deps.layout.restored(&shim_id, id));
             let _ = layout::remove(&bundle_path);
             if log && prepared.run.remove_on_exit {
                 let _ = layout::remove(&deps.layout.log_dir(ns, id));
@@ -306,6 +321,7 @@ async fn request_create(
     streams: Stdio,
     log: bool,
     log_dir: Option<OwnedFd>,
+    source: Option<restore::Source>,
 ) -> Result<(cofferdam_wire::shim_capnp::shim_container::Client, cofferdam_wire::convert::Life)> {
     let binary = runtime(&prepared.record.runtime)?;
     let mut create = request.get().init_request();
@@ -332,6 +348,13 @@ async fn request_create(
         set_labels(logging.init_attributes(attributes.len() as u32), &attributes);
     }
     create.set_bundle(fds.push(bundle));
+    if let Some(restore::Source { dir, options, criu }) = source {
+        create.set_restore(true);
+        create.set_checkpoint(fds.push(dir));
+        create.set_criu(criu.to_string_lossy().as_ref());
+        create.set_tcp_established(options.tcp_established);
+        create.set_unix_sockets(options.unix_sockets);
+    }
     let answer = request.send().promise.await.map_err(from_shim)?;
     let answer = answer.get().map_err(from_shim)?;
     let life = life(answer.get_life().map_err(from_shim)?)?;

@@ -30,14 +30,22 @@ pub(crate) fn unborn(deps: &Deps) -> Result<Vec<(Namespace, Id)>> {
     Ok(found)
 }
 
-/// Bundles without a task and logs without a container: a crash came between a commit and their removal, or before one.
-/// Runs before any request is served, so that nothing is taken that is just being made.
-pub(crate) fn dirs(deps: &Deps) -> Result<()> {
+/// Bundles without a task, logs without a container, and files of checkpoints that nobody waits for: a crash came between
+/// a commit and their removal, or before one. Runs before any request is served, so that nothing is taken that is just
+/// being made.
+pub(crate) fn dirs(deps: &Deps, shims: &BTreeSet<String>, first: bool) -> Result<()> {
     let view = deps.metadata.read()?;
     let (bundles, logs) = deps.layout.kept();
     for (ns, id) in bundles {
         if tasks::find(&view, &ns, &id)?.is_none() {
             layout::remove(&deps.layout.bundle(&ns, &id))?;
+        }
+    }
+    // What is to be restored stays for as long as its shim does; what is being made is lost with the daemon.
+    for name in deps.layout.checkpoints() {
+        let shim = name.split_once('@').map_or("", |(shim, _)| shim);
+        if first && !shims.contains(shim) {
+            layout::remove(&deps.layout.checkpoint(&name))?;
         }
     }
     for (ns, id) in logs {

@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, collections::HashMap};
 
-use cofferdam_images::{Blobs, Document, ResolvedImage, document, resolve};
+use cofferdam_images::{Blobs, Checkpoint, Document, ResolvedImage, document, resolve};
 use cofferdam_types::{Descriptor, Digest, Error, Platform, Result, media};
 
 /// Where documents are: an archive, a registry, the store.
@@ -20,6 +20,8 @@ pub(crate) struct Choice {
     pub image: ResolvedImage,
     /// From the target down to the manifest.
     pub path: Vec<Page>,
+    /// Blobs that belong to it and are not unpacked: those of a checkpoint.
+    pub parts: Vec<Descriptor>,
 }
 
 /// The image that `target` has for `platform`.
@@ -35,7 +37,8 @@ pub(crate) fn choose(library: &dyn Library, target: &Descriptor, platform: &Plat
     let path = way(&reader.read.into_inner(), target, &image.manifest.digest, 0)?;
     let path =
         path.ok_or_else(|| Error::internal("image", &target.digest, "leads to a manifest that it does not name"))?;
-    Ok(Choice { image, path })
+    let checkpoint = path.first().map(|(top, bytes)| Checkpoint::find(top, bytes)).transpose()?.flatten();
+    Ok(Choice { image, path, parts: checkpoint.map(|checkpoint| checkpoint.parts()).unwrap_or_default() })
 }
 
 /// Reads each document once and keeps it.

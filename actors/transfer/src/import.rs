@@ -55,7 +55,8 @@ pub(crate) fn import(
             let images = plan(&layout, platform, name)?;
             job.board().stage("importing");
             let land = |image: &crate::plan::Planned| {
-                let paths = image.choice.image.layers.iter().map(|l| l.digest.clone()).zip(image.paths.clone());
+                let blobs = image.choice.image.layers.iter().chain(&image.choice.parts);
+                let paths = blobs.map(|l| l.digest.clone()).zip(image.paths.clone());
                 landing.land(&image.names, &image.choice, &AtHand { layout: &layout, paths: paths.collect() })
             };
             images.iter().map(land).collect::<Result<Vec<_>>>().map(|all| all.concat())
@@ -95,7 +96,7 @@ pub(crate) fn rootfs(
     let (compression, diff_id) = match source {
         Source::Directory(dir) => {
             let mut out = io::BufWriter::with_capacity(BUFFER, Told { ingest: &mut ingest, job, item });
-            rootfs::pack(dir.as_fd(), &mut out, &word)?;
+            cofferdam_diff::pack(dir.as_fd(), &mut out, &|| word.check())?;
             out.flush().map_err(|e| from_io("rootfs", "", "can't be packed", e))?;
             drop(out);
             (Compression::None, ingest.digest_so_far())

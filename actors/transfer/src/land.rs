@@ -82,10 +82,11 @@ impl Landing<'_> {
         let image = &choice.image;
         let board = self.job.board();
         let mut items: HashMap<Digest, usize> = HashMap::new();
-        for layer in &image.layers {
+        let blobs: Vec<Descriptor> = image.layers.iter().chain(&choice.parts).cloned().collect();
+        for layer in &blobs {
             items.entry(layer.digest.clone()).or_insert_with(|| board.item(&layer.digest, layer.size));
         }
-        let digests = image.layers.iter().map(|layer| layer.digest.clone());
+        let digests = blobs.iter().map(|layer| layer.digest.clone());
         let _turn = self.core.flights.take(self.ns, digests, self.word, |digest| {
             if let Some(item) = items.get(digest) {
                 board.phase(*item, Phase::Elsewhere);
@@ -101,16 +102,17 @@ impl Landing<'_> {
         };
         let mut seen = HashSet::new();
         let mut lanes = Vec::new();
-        for (index, layer) in image.layers.iter().enumerate() {
+        for (index, layer) in blobs.iter().enumerate() {
             let Some(item) = items.get(&layer.digest).copied().filter(|_| seen.insert(&layer.digest)) else { continue };
             if self.core.content.info(self.ns, &layer.digest).is_ok() {
                 board.phase(item, Phase::Present);
                 continue;
             }
-            let feed = unpack.as_mut().and_then(|unpack| unpack.feed(&layer.digest));
+            let unpacked = index < image.layers.len();
+            let feed = unpack.as_mut().filter(|_| unpacked).and_then(|unpack| unpack.feed(&layer.digest));
             lanes.push(Lane { index, item, feed });
         }
-        let mut commits = self.fetch(image.layers.as_slice(), lanes, supply)?;
+        let mut commits = self.fetch(&blobs, lanes, supply)?;
         let taken = self.documents(choice).and_then(|documents| {
             commits.extend(documents);
             self.word.check()

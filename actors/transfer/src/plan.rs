@@ -14,8 +14,8 @@ use crate::{
 };
 
 /// containerd's annotation for a full name, and the image specification's for a tag (or whatever a tool puts there).
-const FULL_NAME: &str = "io.containerd.image.name";
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
+pub(crate) const FULL_NAME: &str = "io.containerd.image.name";
+pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// Images of one archive.
 const MAX_IMAGES: usize = 1000;
 
@@ -41,7 +41,7 @@ pub(crate) struct Lump {
 pub(crate) struct Planned {
     pub names: Vec<Name>,
     pub choice: Choice,
-    /// Per layer of the manifest, its path in the archive.
+    /// Per layer of the manifest, and per part of a checkpoint, its path in the archive.
     pub paths: Vec<String>,
 }
 
@@ -107,6 +107,7 @@ fn layout(shelf: &dyn Shelf, index: &[u8], platform: &Platform, name: Option<&st
     let library = OciLibrary(shelf);
     let mut planned = Vec::new();
     for (own, entries) in groups {
+        let given = name;
         let name = named(own.as_deref(), name, alone)?;
         let mut chosen = Err(refused("holds no image"));
         for entry in entries.iter().rev() {
@@ -119,7 +120,12 @@ fn layout(shelf: &dyn Shelf, index: &[u8], platform: &Platform, name: Option<&st
             }
         }
         let choice = bare(chosen.map_err(|e| e.context(&name))?);
-        let paths = choice.image.layers.iter().map(|layer| blob_path(&layer.digest)).collect();
+        // K2: what its processes are is up to whoever made it, but not what it is called here.
+        if !choice.parts.is_empty() && given.is_none() {
+            return Err(refused("is a checkpoint: give it a name"));
+        }
+        let blobs = choice.image.layers.iter().chain(&choice.parts);
+        let paths = blobs.map(|blob| blob_path(&blob.digest)).collect();
         planned.push(Planned { names: vec![name], choice, paths });
     }
     Ok(planned)
@@ -240,5 +246,5 @@ pub(crate) fn composed(
         layers: manifest.layers,
         chain_ids,
     };
-    Ok(Choice { image, path: vec![(target, bytes)] })
+    Ok(Choice { image, path: vec![(target, bytes)], parts: Vec::new() })
 }

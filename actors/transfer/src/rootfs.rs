@@ -5,27 +5,12 @@
 //! and a layer that older runtimes refuse; a push may pack it when that is worth something.) A tarball is taken as it
 //! is, with whatever compression it has.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    fs::File,
-    io::{self, Read, Write},
-    os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::ffi::OsStringExt,
-    },
-    path::{Path, PathBuf},
-};
+use std::collections::BTreeMap;
 
-use cofferdam_sys::xattr;
-use cofferdam_types::{Algorithm, Descriptor, Digest, Error, Platform, Result, Timestamp, media};
-use nix::{
-    dir::Dir,
-    fcntl::{OFlag, readlinkat},
-    sys::stat::{FileStat, Mode, SFlag, fstat},
-};
+use cofferdam_types::{Algorithm, Descriptor, Digest, Platform, Result, Timestamp, media};
 use serde::{Deserialize, Serialize};
 
-use crate::{Cancel, choose::Choice, plan::composed};
+use crate::{choose::Choice, plan::composed};
 
 /// What an image from a root filesystem runs, and how.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,8 +30,6 @@ pub struct RootfsConfig {
 }
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// Directories within directories.
-const MAX_DEPTH: usize = 256;
 
 /// The image of one layer.
 pub(crate) fn image(platform: &Platform, config: &RootfsConfig, layer: Descriptor, diff_id: &Digest) -> Result<Choice> {
@@ -85,241 +68,9 @@ pub(crate) fn image(platform: &Platform, config: &RootfsConfig, layer: Descripto
     composed(descriptor, bytes, vec![layer])
 }
 
-/// Packs the tree below `root` as a tar. Nothing outside is read: every name is opened beneath its directory's own
-/// descriptor, without following it, and a file system mounted inside is left out.
-pub(crate) fn pack(root: BorrowedFd<'_>, out: impl Write, cancel: &Cancel) -> Result<()> {
-    let mut packer = Packer { tar: tar::Builder::new(out), links: HashMap::new(), device: 0, cancel };
-    let dir = open(root, Path::new("."), OFlag::O_RDONLY | OFlag::O_DIRECTORY)
-        .map_err(|e| packer.fault(Path::new("/"), &e.into()))?;
-    let stat = fstat(&dir).map_err(|e| packer.fault(Path::new("/"), &e.into()))?;
-    packer.device = stat.st_dev;
-    packer.directory(dir, &stat, PathBuf::new(), 0)?;
-    packer.tar.finish().map_err(|e| packer.fault(Path::new("/"), &e))
-}
-
-struct Packer<'a, W: Write> {
-    tar: tar::Builder<W>,
-    /// The first name of each file that has several.
-    links: HashMap<u64, PathBuf>,
-    device: u64,
-    cancel: &'a Cancel,
-}
-
-impl<W: Write> Packer<'_, W> {
-    fn fault(&self, path: &Path, error: &io::Error) -> Error {
-        match error.get_ref().and_then(|e| e.downcast_ref::<Error>()) {
-            Some(ours) => ours.clone(),
-            None => Error::io("rootfs", path.display(), "can't be packed", error),
-        }
-    }
-
-    fn directory(&mut self, dir: OwnedFd, stat: &FileStat, path: PathBuf, depth: usize) -> Result<()> {
-        if depth > MAX_DEPTH {
-            return Err(Error::invalid("rootfs", path.display(), format!("is deeper than {MAX_DEPTH} directories")));
-        }
-        let fault = |e: nix::Error| Error::io("rootfs", path.display(), "can't be packed", &e.into());
-        self.attributes(&dir, &path)?;
-        self.entry(stat, &path, tar::EntryType::Directory, None)?;
-        let mut names = Vec::new();
-        let listing = dir.try_clone().map_err(|e| self.fault(&path, &e))?;
-        for entry in Dir::from_fd(listing).map_err(fault)?.iter() {
-            let name = entry.map_err(fault)?.file_name().to_bytes().to_vec();
-            if name != b"." && name != b".." {
-                names.push(name);
-            }
-        }
-        // The same tree makes the same bytes.
-        names.sort_unstable();
-        for name in names {
-            self.cancel.check()?;
-            self.child(&dir, PathBuf::from(std::ffi::OsString::from_vec(name)), &path, depth)?;
-        }
-        Ok(())
-    }
-
-    fn child(&mut self, dir: &OwnedFd, name: PathBuf, parent: &Path, depth: usize) -> Result<()> {
-        let path = parent.join(&name);
-        let fault = |e: nix::Error| Error::io("rootfs", path.display(), "can't be packed", &e.into());
-        let handle = open(dir.as_fd(), &name, OFlag::O_PATH).map_err(fault)?;
-        let stat = fstat(&handle).map_err(fault)?;
-        if stat.st_dev != self.device {
-            tracing::info!(path = %path.display(), "left out: another file system is mounted there");
-            return Ok(());
-        }
-        let kind = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits());
-        if kind == SFlag::S_IFDIR {
-            let inner = open(handle.as_fd(), Path::new("."), OFlag::O_RDONLY | OFlag::O_DIRECTORY).map_err(fault)?;
-            return self.directory(inner, &stat, path, depth + 1);
-        }
-        if stat.st_nlink > 1 {
-            if let Some(first) = self.links.get(&stat.st_ino).cloned() {
-                return self.entry(&stat, &path, tar::EntryType::Link, Some(&first));
-            }
-            self.links.insert(stat.st_ino, path.clone());
-        }
-        match kind {
-            SFlag::S_IFREG => {
-                let flags = libc::O_RDONLY | libc::O_NONBLOCK;
-                let file = File::from(cofferdam_sys::fd::reopen(&handle, flags).map_err(|e| self.fault(&path, &e))?);
-                self.attributes(&file, &path)?;
-                let mut header = header(&stat, tar::EntryType::Regular);
-                header.set_size(stat.st_size as u64);
-                // What grows meanwhile is cut, what shrinks is padded by nothing: it is an error.
-                let body = file.take(stat.st_size as u64);
-                let mut body = Exactly { inner: body, left: stat.st_size as u64, cancel: self.cancel };
-                self.tar.append_data(&mut header, &path, &mut body).map_err(|e| self.fault(&path, &e))
-            }
-            SFlag::S_IFLNK => {
-                let target = readlinkat(&handle, "").map_err(fault)?;
-                self.entry(&stat, &path, tar::EntryType::Symlink, Some(Path::new(&target)))
-            }
-            SFlag::S_IFCHR => self.entry(&stat, &path, tar::EntryType::Char, None),
-            SFlag::S_IFBLK => self.entry(&stat, &path, tar::EntryType::Block, None),
-            SFlag::S_IFIFO => self.entry(&stat, &path, tar::EntryType::Fifo, None),
-            // A socket is only of use to whoever made it, and tar has no word for it.
-            _ => Ok(()),
-        }
-    }
-
-    fn entry(&mut self, stat: &FileStat, path: &Path, kind: tar::EntryType, link: Option<&Path>) -> Result<()> {
-        let mut header = header(stat, kind);
-        if matches!(kind, tar::EntryType::Char | tar::EntryType::Block) {
-            let (major, minor) = (libc::major(stat.st_rdev), libc::minor(stat.st_rdev));
-            header
-                .set_device_major(major)
-                .and_then(|()| header.set_device_minor(minor))
-                .map_err(|e| self.fault(path, &e))?;
-        }
-        let name = if path.as_os_str().is_empty() { Path::new("./") } else { path };
-        let done = match link {
-            Some(link) => self.tar.append_link(&mut header, name, link),
-            None => self.tar.append_data(&mut header, name, io::empty()),
-        };
-        done.map_err(|e| self.fault(path, &e))
-    }
-
-    /// Extended attributes, as the PAX records that GNU tar and every runtime use.
-    fn attributes(&mut self, fd: impl AsFd, path: &Path) -> Result<()> {
-        let found = xattrs(fd).map_err(|e| self.fault(path, &e))?;
-        if found.is_empty() {
-            return Ok(());
-        }
-        let records: Vec<(String, &[u8])> =
-            found.iter().map(|(key, value)| (format!("SCHILY.xattr.{key}"), value.as_slice())).collect();
-        let records = records.iter().map(|(key, value)| (key.as_str(), *value));
-        self.tar.append_pax_extensions(records).map_err(|e| self.fault(path, &e))
-    }
-}
-
-fn header(stat: &FileStat, kind: tar::EntryType) -> tar::Header {
-    let mut header = tar::Header::new_gnu();
-    header.set_entry_type(kind);
-    header.set_mode(stat.st_mode & 0o7777);
-    header.set_uid(u64::from(stat.st_uid));
-    header.set_gid(u64::from(stat.st_gid));
-    header.set_mtime(u64::try_from(stat.st_mtime).unwrap_or(0));
-    header.set_size(0);
-    header
-}
-
-fn open(dir: BorrowedFd<'_>, name: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
-    nix::fcntl::openat(dir, name, flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
-}
-
-/// The attributes of an open file or directory that are the image's own; what the host's file system and security
-/// module note about it is not. (Other kinds of file can't have any of these.)
-fn xattrs(fd: impl AsFd) -> io::Result<Vec<(String, Vec<u8>)>> {
-    let mut found = Vec::new();
-    for name in xattr::list(&fd)? {
-        if let Ok(text) = name.to_str()
-            && (text.starts_with("user.") || text == "security.capability")
-            && let Some(value) = xattr::get(&fd, &name)?
-        {
-            found.push((text.to_owned(), value));
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
-/// Exactly as many bytes as were announced.
-struct Exactly<'a, R> {
-    inner: R,
-    left: u64,
-    cancel: &'a Cancel,
-}
-
-impl<R: Read> Read for Exactly<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if buffer.is_empty() || self.left == 0 {
-            return Ok(0);
-        }
-        self.cancel.check().map_err(io::Error::other)?;
-        match self.inner.read(buffer)? {
-            0 => Err(io::Error::other("it shrank while it was read: try again when nothing writes to it")),
-            n => {
-                self.left -= n as u64;
-                Ok(n)
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{PermissionsExt, symlink};
-
     use super::*;
-
-    #[test]
-    fn a_tree_is_packed_as_it_is_and_always_the_same() {
-        let dir = tempfile::tempdir().unwrap();
-        let at = |name: &str| dir.path().join(name);
-        std::fs::create_dir_all(at("a/b")).unwrap();
-        std::fs::write(at("a/b/f"), b"content").unwrap();
-        std::fs::set_permissions(at("a/b/f"), std::fs::Permissions::from_mode(0o4755)).unwrap();
-        std::fs::hard_link(at("a/b/f"), at("a/g")).unwrap();
-        symlink("/etc/passwd", at("l")).unwrap();
-        nix::unistd::mkfifo(&at("p"), Mode::S_IRWXU).unwrap();
-        std::os::unix::net::UnixListener::bind(at("s")).unwrap();
-        let fd = cofferdam_sys::fd::open_dir(dir.path()).unwrap();
-        let mut bytes = Vec::new();
-        pack(fd.as_fd(), &mut bytes, &Cancel::new()).unwrap();
-        let mut again = Vec::new();
-        pack(fd.as_fd(), &mut again, &Cancel::new()).unwrap();
-        assert!(bytes == again);
-        let mut archive = tar::Archive::new(&bytes[..]);
-        let mut seen = Vec::new();
-        for entry in archive.entries().unwrap() {
-            let mut entry = entry.unwrap();
-            let mut text = String::new();
-            entry.read_to_string(&mut text).unwrap();
-            let header = entry.header();
-            let link = entry.link_name().unwrap().map(|l| l.display().to_string()).unwrap_or_default();
-            seen.push((
-                entry.path().unwrap().display().to_string(),
-                header.entry_type(),
-                header.mode().unwrap(),
-                link,
-                text,
-            ));
-        }
-        use tar::EntryType as E;
-        let row = |p: &str, e, m, l: &str, t: &str| (p.to_owned(), e, m, l.to_owned(), t.to_owned());
-        let root = std::fs::metadata(dir.path()).unwrap().permissions().mode() & 0o7777;
-        assert_eq!(
-            seen,
-            [
-                row("./", E::Directory, root, "", ""),
-                row("a", E::Directory, 0o755, "", ""),
-                row("a/b", E::Directory, 0o755, "", ""),
-                row("a/b/f", E::Regular, 0o4755, "", "content"),
-                row("a/g", E::Link, 0o4755, "a/b/f", ""),
-                row("l", E::Symlink, 0o777, "/etc/passwd", ""),
-                row("p", E::Fifo, 0o700, "", ""),
-            ]
-        );
-    }
 
     #[test]
     fn the_image_says_what_it_runs_on_and_what_it_runs() {

@@ -1,16 +1,17 @@
 //! The handle that the layer above holds, and what all jobs share.
 
-use std::sync::Arc;
+use std::{os::fd::OwnedFd, sync::Arc};
 
 use cofferdam_content::Content;
 use cofferdam_images::Images;
 use cofferdam_kernel::{Kernel, Placement, Pool, Slot, SlotConfig};
 use cofferdam_metadata::{Metadata, records::namespaces};
-use cofferdam_types::{Authority, Name, Namespace, Platform, Result};
+use cofferdam_tasks::Tasks;
+use cofferdam_types::{Authority, Id, Name, Namespace, Platform, Result};
 
 use crate::{
-    Endpoint, Job, Reference, RootfsConfig, Source, actor::TransferActor, flights::Flights, import, job::Jobs,
-    messages::Begin, pull,
+    CheckpointOptions, Endpoint, Job, Reference, RootfsConfig, Source, actor::TransferActor, checkpoint, export,
+    flights::Flights, import, job::Jobs, messages::Begin, pull,
 };
 
 /// Jobs at once, and how many more may wait.
@@ -121,6 +122,27 @@ impl Transfer {
         let subject = options.name.to_string();
         let auth = auth.clone();
         self.begin("import", subject, ns, move |core, job| import::rootfs(core, job, &auth, source, &options)).await
+    }
+
+    /// Begins to make an image of a running container.
+    pub async fn checkpoint(
+        &self,
+        auth: &Authority,
+        ns: &Namespace,
+        tasks: &Tasks,
+        id: &Id,
+        options: CheckpointOptions,
+    ) -> Result<Job> {
+        let (auth, tasks, id) = (auth.clone(), tasks.clone(), id.clone());
+        let subject = id.to_string();
+        let work = move |core: &Core, job: &Job| checkpoint::checkpoint(core, job, &auth, &tasks, &id, &options);
+        self.begin("checkpoint", subject, ns, work).await
+    }
+
+    /// Begins to write an image into a descriptor, as an OCI layout in a tar archive.
+    pub async fn export(&self, ns: &Namespace, name: &Name, to: OwnedFd) -> Result<Job> {
+        let name = name.clone();
+        self.begin("export", name.to_string(), ns, move |core, job| export::export(core, job, &name, to)).await
     }
 
     /// A job of the namespace.

@@ -50,6 +50,8 @@ pub struct ContainerRequest {
     pub log_options: Labels,
     /// Containers of one group share a shim; empty: none.
     pub group: String,
+    /// The image is a checkpoint, and what it was made of is to go on: give it to the task too. Needs the `host` right.
+    pub checkpoint: bool,
 }
 
 /// What a container is.
@@ -203,6 +205,7 @@ fn fill(mut params: create_params::Builder<'_>, image: Option<&Image>, request: 
     params.set_platform(&request.platform);
     params.set_remove_on_exit(request.remove_on_exit);
     params.set_group(&request.group);
+    params.set_checkpoint(request.checkpoint);
     params.set_log_driver(&request.log_driver);
     set_labels(params.init_log_options(request.log_options.len() as u32), &request.log_options);
 }
@@ -225,6 +228,15 @@ impl Container {
         let mut request = self.client.create_task_request();
         stdio.fill(request.get().init_stdio(), &self.link.fds);
         request.get().set_log(log);
+        Task::new(&self.link, request.send().pipeline.get_task())
+    }
+
+    /// The same from a checkpoint: the start restores what ran then, and until then there is no process.
+    pub fn create_task_from(&self, checkpoint: &Image, stdio: Stdio, log: bool) -> Task {
+        let mut request = self.client.create_task_request();
+        stdio.fill(request.get().init_stdio(), &self.link.fds);
+        request.get().set_log(log);
+        request.get().set_checkpoint(checkpoint.client.clone());
         Task::new(&self.link, request.send().pipeline.get_task())
     }
 

@@ -278,4 +278,18 @@ impl Image {
         request.get().set_driver(driver);
         reply(&self.link, request, |answer| Ok(text(answer.get_chain_id())?.to_owned()))
     }
+
+    /// Writes it as an OCI layout in a tar archive into a file or a pipe of yours.
+    pub fn export_fd(&self, target: OwnedFd) -> Job {
+        let mut request = self.client.export_fd_request();
+        request.get().set_target(self.link.fds.push(target));
+        Job { link: self.link.clone(), client: request.send().pipeline.get_job() }
+    }
+
+    /// The same into a sink of yours, see [`crate::channel`].
+    pub fn export(&self, sink: Sink) -> Job {
+        let mut request = self.client.export_request();
+        request.get().set_sink(sink.client);
+        Job { link: self.link.clone(), client: request.send().pipeline.get_job() }
+    }
 }

@@ -63,7 +63,7 @@ pub use metrics::{Cpu, Hugetlb, Io, Memory, Metrics, Pids, ProcessInfo};
 pub use namespace::{Context, Namespace, NamespaceInfo, Namespaces};
 pub use network::{Network, NetworkInfo, NetworkStatus, Networking, Networks, PortMapping, Protocol};
 pub use options::{BindMount, ContainerOptions, Device, IdMap, MountSource, Rlimit};
-pub use process::{Attachment, Exit, Process, ProcessOptions, State, Status, Task, TaskInfo};
+pub use process::{Attachment, CheckpointOptions, Exit, Process, ProcessOptions, State, Status, Task, TaskInfo};
 pub use run::{Again, Run, RunRequest, random_id};
 pub use snapshot::{Snapshot, SnapshotInfo, SnapshotKind, Snapshots};
 pub use stdio::{Input, Output, Receiver, Sink, Stdio, channel};

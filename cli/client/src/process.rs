@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::{
     call::{Reply, done, reply},
     connect::Link,
+    job::Job,
     metrics::{Metrics, ProcessInfo, metrics, process_info},
     network::{self, NetworkStatus},
     stdio::{Sink, Stdio},
@@ -320,4 +321,28 @@ impl Task {
     pub fn metrics(&self) -> Reply<Metrics> {
         reply(&self.link, self.client.metrics_request(), |answer| metrics(answer.get_metrics().map_err(malformed)?))
     }
+
+    /// Makes an image of what runs in the container, with its changed files. It stands still meanwhile.
+    pub fn checkpoint(&self, options: &CheckpointOptions) -> Job {
+        let mut request = self.client.checkpoint_request();
+        let mut builder = request.get().init_options();
+        builder.set_name(&options.name);
+        builder.set_leave_running(options.leave_running);
+        builder.set_tcp_established(options.tcp_established);
+        builder.set_unix_sockets(options.unix_sockets);
+        Job { link: self.process.link.clone(), client: request.send().pipeline.get_job() }
+    }
+}
+
+/// How a container is checkpointed.
+#[derive(Clone, Debug, Default)]
+pub struct CheckpointOptions {
+    /// Of the image; there must be none.
+    pub name: String,
+    /// It goes on afterwards; otherwise it is killed once the image is stored.
+    pub leave_running: bool,
+    /// Keep established TCP connections.
+    pub tcp_established: bool,
+    /// Keep unix sockets whose other end is outside the container.
+    pub unix_sockets: bool,
 }

@@ -143,7 +143,10 @@ fn burst(client: &Client, request: &RunRequest, stdio: Stdio, there: bool) -> (N
     let containers = namespace.containers();
     let container =
         if there { containers.get(&request.container.id) } else { containers.create(&image, &request.container) };
-    let task = container.create_task(stdio, request.log);
+    let task = match request.container.checkpoint {
+        true => container.create_task_from(&image, stdio, request.log),
+        false => container.create_task(stdio, request.log),
+    };
     let started = task.start().boxed_local().shared();
     let exit = task.wait().boxed_local().shared();
     let removed = request.container.remove_on_exit.then(|| container.removed().boxed_local().shared());

@@ -51,6 +51,7 @@ impl Containers {
             runtime: text(reader.get_runtime())?.to_owned(),
             driver: text(reader.get_driver())?.to_owned(),
             remove_on_exit: reader.get_remove_on_exit(),
+            checkpoint: reader.get_checkpoint(),
             log: cofferdam_log::Options::parse(text(reader.get_log_driver())?, &labels(reader.get_log_options())?)?,
             group: match text(reader.get_group())? {
                 "" => None,
@@ -361,7 +362,12 @@ impl container::Server for Container {
         let params = params.get()?;
         let streams = rpc(stdio::read(&self.place.session, params.get_stdio()?))?;
         let auth = self.place.authority().clone();
-        rpc(self.tasks().create_task(&self.place.namespace, &self.id, auth, streams, params.get_log()).await)?;
+        let checkpoint = match params.has_checkpoint() {
+            true => Some(rpc(images::recognise(&self.place, params.get_checkpoint()?).await)?),
+            false => None,
+        };
+        let (tasks, log) = (self.tasks(), params.get_log());
+        rpc(tasks.create_task(&self.place.namespace, &self.id, auth, streams, log, checkpoint).await)?;
         results.get().set_task(self.place.hand_out(self.first()));
         Ok(())
     }

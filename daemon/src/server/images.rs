@@ -16,7 +16,7 @@ use cofferdam_wire::{
 
 use super::{
     Place,
-    bytes::{End, PipeSink, pipe},
+    bytes::{End, PipeSink, pipe, pump},
     cursor::Cursor,
     filters,
     jobs::Job,
@@ -293,6 +293,35 @@ impl image::Server for Image {
         let parts = resolved.layers.iter().chain([&resolved.manifest, &resolved.config_descriptor]);
         detail.set_size(parts.map(|part| part.size).sum());
         set_platform(detail.init_platform(), &resolved.config.platform);
+        Ok(())
+    }
+
+    async fn export_fd(
+        self: Rc<Self>,
+        params: image::ExportFdParams,
+        mut results: image::ExportFdResults,
+    ) -> capnp::Result<()> {
+        let target = rpc(self.place.session.fds.take(params.get()?.get_target()))?;
+        let job = self.place.services().transfer.export(&self.place.namespace, &self.name, target).await;
+        results.get().set_job(self.place.hand_out(Job(rpc(job)?)));
+        Ok(())
+    }
+
+    async fn export(
+        self: Rc<Self>,
+        params: image::ExportParams,
+        mut results: image::ExportResults,
+    ) -> capnp::Result<()> {
+        let sink = params.get()?.get_sink()?;
+        let (read, write) = rpc(pipe(End::Read))?;
+        let job = rpc(self.place.services().transfer.export(&self.place.namespace, &self.name, write).await)?;
+        tokio::task::spawn_local(async move {
+            // A client that takes no more: the job finds a pipe that nobody reads.
+            if let Err(error) = pump(read, sink).await {
+                tracing::debug!(%error, "an export ended early");
+            }
+        });
+        results.get().set_job(self.place.hand_out(Job(job)));
         Ok(())
     }
 

@@ -3,8 +3,9 @@
 use std::{cell::RefCell, rc::Rc};
 
 use cofferdam_metadata::records::tasks::{Exit, State};
-use cofferdam_tasks::ExecRequest;
-use cofferdam_types::{Id, Result};
+use cofferdam_tasks::{DumpOptions, ExecRequest};
+use cofferdam_transfer::{CheckpointOptions, normalize};
+use cofferdam_types::{Id, Name, Result};
 use cofferdam_wire::{
     container_capnp::{Status, exit, process, task},
     convert::{text, texts},
@@ -14,6 +15,7 @@ use super::{
     Place,
     attachments::Attachment,
     bytes::{self, PipeSink},
+    jobs::Job,
     metrics, rpc, stdio,
 };
 
@@ -214,6 +216,29 @@ impl task::Server for Process {
         for (n, entry) in processes.iter().enumerate() {
             metrics::set_process(list.reborrow().get(n as u32), entry);
         }
+        Ok(())
+    }
+
+    async fn checkpoint(
+        self: Rc<Self>,
+        params: task::CheckpointParams,
+        mut results: task::CheckpointResults,
+    ) -> capnp::Result<()> {
+        let reader = params.get()?.get_options()?;
+        let options = rpc((|| {
+            Ok(CheckpointOptions {
+                name: Name::new(normalize(text(reader.get_name())?)?)?,
+                leave_running: reader.get_leave_running(),
+                dump: DumpOptions {
+                    tcp_established: reader.get_tcp_established(),
+                    unix_sockets: reader.get_unix_sockets(),
+                },
+            })
+        })())?;
+        let services = self.place.services();
+        let (auth, namespace) = (self.place.authority(), &self.place.namespace);
+        let job = services.transfer.checkpoint(auth, namespace, &services.tasks, &self.id, options).await;
+        results.get().set_job(self.place.hand_out(Job(rpc(job)?)));
         Ok(())
     }
 }

@@ -1,7 +1,9 @@
 //! The connection, images and content.
 
-use cofferdam_client::{Client, Output, PullOptions, channel};
-use cofferdam_integration::{output, until_async};
+use std::{fs::File, process::Command};
+
+use cofferdam_client::{Client, ImportOptions, Output, PullOptions, channel};
+use cofferdam_integration::{BUSYBOX, output, until_async};
 use cofferdam_types::Code;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -73,6 +75,37 @@ pub async fn image_is_unpacked(place: &Place) {
     assert!(image.detail("").await.unwrap().unpacked);
     let snapshot = place.namespace.snapshots("").get(&fetched.chain_id).info().await.unwrap();
     assert_eq!(snapshot.key, fetched.chain_id);
+}
+
+/// Exports busybox as a tar archive: its members, and where it lies.
+async fn exported(place: &Place) -> (tempfile::TempDir, Vec<String>) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image.tar");
+    let image = place.namespace.images().get(BUSYBOX);
+    image.export_fd(File::create_new(&path).unwrap().into()).wait().await.unwrap();
+    let listed = Command::new("tar").arg("-tf").arg(&path).output().unwrap();
+    assert!(listed.status.success(), "{listed:?}");
+    (dir, String::from_utf8(listed.stdout).unwrap().lines().map(str::to_owned).collect())
+}
+
+pub async fn oci_export(place: &Place) {
+    let (_dir, members) = exported(place).await;
+    for member in ["oci-layout", "index.json"] {
+        assert_eq!(members.iter().filter(|name| *name == member).count(), 1, "{members:?}");
+    }
+}
+
+pub async fn oci_export_and_import(place: &Place) {
+    let (dir, _) = exported(place).await;
+    let images = place.namespace.images();
+    let before = images.get(BUSYBOX).detail("").await.unwrap();
+    let options = ImportOptions { name: "test/imported".into(), ..ImportOptions::default() };
+    let archive = File::open(dir.path().join("image.tar")).unwrap();
+    let names = images.import_fd(&options, archive.into()).wait().await.unwrap();
+    assert_eq!(names, ["docker.io/test/imported:latest"]);
+    assert_eq!(images.get(&names[0]).detail("").await.unwrap().manifest, before.manifest);
+    images.remove(&names[0]).await.unwrap();
+    assert_eq!(images.get(&names[0]).info().await.unwrap_err().code, Code::NotFound);
 }
 
 pub async fn content_client(place: &Place) {

@@ -6,6 +6,7 @@
 //! left out there.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test a failure is a panic")]
 
+mod checkpoints;
 mod clients;
 mod containers;
 mod daemons;
@@ -37,6 +38,8 @@ const SHARED: &[(&str, Test)] = tests![
     clients::image_pull,
     clients::image_is_unpacked,
     clients::content_client,
+    clients::oci_export,
+    clients::oci_export_and_import,
     containers::container_list,
     containers::new_container,
     containers::container_image,
@@ -82,6 +85,13 @@ const SHARED: &[(&str, Test)] = tests![
     host::user_namespaces_readonly_root_fs,
 ];
 
+/// As above; the daemon must know a criu.
+const CHECKPOINTS: &[(&str, Test)] = tests![
+    checkpoints::checkpoint_restore,
+    checkpoints::checkpoint_restore_new_container,
+    checkpoints::checkpoint_leave_running,
+];
+
 /// On a daemon with busybox that nobody else has.
 type Alone = for<'a> fn(&'a Daemon) -> LocalBoxFuture<'a, ()>;
 
@@ -101,19 +111,26 @@ struct Arguments {
     /// Ask the daemon that listens at this socket, and start none
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
+    /// Leave out what takes criu: the daemon has none
+    #[arg(long)]
+    no_criu: bool,
     #[command(flatten)]
     harness: libtest_mimic::Arguments,
 }
 
 fn main() -> ExitCode {
-    let Arguments { socket, harness } = Arguments::parse();
+    let Arguments { socket, no_criu, harness } = Arguments::parse();
     let own = socket.is_none();
-    let suite = Arc::new(Suite::new(socket));
-    let shared = SHARED.iter().map(|(name, test)| {
+    let suite = Arc::new(Suite::new(socket, !no_criu));
+    let shared = SHARED.iter().map(|test| (test, false)).chain(CHECKPOINTS.iter().map(|test| (test, no_criu)));
+    let shared = shared.map(|((name, test), left_out)| {
         let suite = suite.clone();
-        Trial::test(*name, move || {
+        Trial::ignorable_test(*name, move || {
+            if left_out {
+                return Ok(Completion::ignored_with("--no-criu"));
+            }
             bounded(suite.run(*test));
-            Ok(())
+            Ok(Completion::Completed)
         })
     });
     let alone = ALONE.iter().map(|(name, test)| {

@@ -28,19 +28,24 @@ const USERS: &str = "squid:x:31:31:squid:/var/cache/squid:/bin/false\nadm:x:3:4:
 #[derive(Default)]
 pub struct Suite {
     running: Option<PathBuf>,
+    criu: bool,
     daemon: OnceLock<Daemon>,
     root: OnceLock<TempDir>,
     registry: OnceLock<Registry>,
 }
 
 impl Suite {
-    /// Of the daemon that listens at this socket, or of one that is started for it.
-    pub fn new(running: Option<PathBuf>) -> Suite {
-        Suite { running, ..Suite::default() }
+    /// Of the daemon that listens at this socket, or of one that is started for it, with criu or without.
+    pub fn new(running: Option<PathBuf>, criu: bool) -> Suite {
+        Suite { running, criu, ..Suite::default() }
     }
 
     fn socket(&self) -> PathBuf {
-        self.running.clone().unwrap_or_else(|| self.daemon.get_or_init(Daemon::start).socket())
+        let start = || match self.criu {
+            true => Daemon::with_flags(Box::leak(Box::new(["--criu", cofferdam_integration::criu()]))),
+            false => Daemon::start(),
+        };
+        self.running.clone().unwrap_or_else(|| self.daemon.get_or_init(start).socket())
     }
 
     /// A root file system.

@@ -61,7 +61,7 @@ impl Jail {
         };
         assert_eq!(names(self.world.daemon.path().to_owned()), ["log", "outside", "root", "state"], "{what}");
         let root = names(self.world.daemon.root());
-        assert_eq!(root, ["content", "events", "logs", "meta.redb", "snapshots", "trash"], "{what}");
+        assert_eq!(root, ["checkpoints", "content", "events", "logs", "meta.redb", "snapshots", "trash"], "{what}");
     }
 
     async fn import(&self, picture: &Picture, driver: &str) -> Result<String> {

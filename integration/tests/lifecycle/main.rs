@@ -3,6 +3,7 @@
 mod attach;
 mod bounds;
 mod changes;
+mod checkpoint;
 mod contract;
 mod drivers;
 mod exec;

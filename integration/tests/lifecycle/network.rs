@@ -111,7 +111,8 @@ pub async fn started(container: &Container) -> (Task, NetworkStatus) {
     (task, container.info().await.unwrap().task.unwrap().network.unwrap())
 }
 
-fn ask(daemon: &Daemon, address: SocketAddr) -> Option<String> {
+/// Says hello to who listens there, and gives what he says.
+pub fn ask(daemon: &Daemon, address: SocketAddr) -> Option<String> {
     daemon.inside(|| {
         let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2)).ok()?;
         stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();

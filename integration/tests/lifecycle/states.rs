@@ -1,7 +1,7 @@
 //! What can be done to a container, and to an exec, in which state: the table, and the words.
 
-use cofferdam_client::{Container, Namespace, Process, ProcessOptions, Stdio, Task};
-use cofferdam_integration::{Daemon, bounded};
+use cofferdam_client::{CheckpointOptions, Container, Namespace, Process, ProcessOptions, Stdio, Task};
+use cofferdam_integration::{Daemon, bounded, criu};
 use cofferdam_types::{Code, Result};
 
 use crate::with;
@@ -86,6 +86,13 @@ const ACTS: &[Act] = &[
     }),
     ("pause", &[Running], |_, t| Box::pin(async { t.pause().await })),
     ("resume", &[Paused], |_, t| Box::pin(async { t.resume().await })),
+    ("checkpoint", &[Running, Paused], |_, t| {
+        Box::pin(async {
+            let name = cofferdam_client::random_id()?;
+            let options = CheckpointOptions { name, leave_running: true, ..CheckpointOptions::default() };
+            t.checkpoint(&options).wait().await.map(drop)
+        })
+    }),
     ("pids", &[Created, Running, Paused], |_, t| Box::pin(async { t.pids().await.map(drop) })),
     ("processes", &[Created, Running, Paused], |_, t| Box::pin(async { t.processes().await.map(drop) })),
     ("update", &[Created, Running, Paused, Stopped], |_, t| Box::pin(async { t.update(LIMITS).await })),
@@ -108,7 +115,8 @@ async fn attached(process: &Process) -> Result<()> {
 
 #[test]
 fn each_method_in_each_state() {
-    let daemon = Daemon::with_busybox();
+    let daemon = Daemon::with_flags(Box::leak(Box::new(["--criu", criu()])));
+    daemon.import_busybox();
     bounded(async {
         let namespace = daemon.open().await;
         for (what, allowed, act) in ACTS {

@@ -5,8 +5,10 @@
 //! synchronous and belongs in a single-threaded process (the shim): the native driver clones.
 
 pub mod caps;
+pub mod criu;
 pub mod native;
 mod options;
+mod rootfs;
 pub mod runc;
 mod runtime;
 pub mod seccomp;
@@ -16,4 +18,4 @@ pub mod update;
 pub mod users;
 
 pub use options::RuntimeOptions;
-pub use runtime::{Container, CreateRequest, ExecRequest, Process, Runtime, Stdio};
+pub use runtime::{CheckpointRequest, Container, CreateRequest, ExecRequest, Process, RestoreFrom, Runtime, Stdio};

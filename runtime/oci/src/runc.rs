@@ -17,31 +17,31 @@ use std::{
     fs::File,
     io::{Read, Write},
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, BorrowedFd},
         unix::fs::{DirBuilderExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use cofferdam_sys::{fd, mount, process, pty};
-use cofferdam_types::{Code, Error, Mount, Result};
+use cofferdam_sys::{fd, process, pty};
+use cofferdam_types::{Code, Error, Result};
 use oci_spec::runtime::{BoxBuilder, LinuxNamespaceType, LinuxResources, Process as ProcessSpec};
 
 use self::{
     command::{Invocation, Streams},
     console::Console,
 };
-use crate::{Container, CreateRequest, ExecRequest, Process, Runtime, RuntimeOptions, Stdio, native::Kept, systemd};
+use crate::{
+    CheckpointRequest, Container, CreateRequest, ExecRequest, Process, RestoreFrom, Runtime, RuntimeOptions, Stdio,
+    criu, native::Kept, rootfs, systemd,
+};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Names in a bundle.
 const CONFIG: &str = "config.json";
 const INIT_PID: &str = "init.pid";
-const ROOTFS: &str = "rootfs";
-/// There while we have mounts at `rootfs`: one that the caller made is not ours to unmount.
-const MOUNTED: &str = "rootfs.mounted";
 const LOG: &str = "log.json";
 
 /// A runc-compatible binary as a driver.
@@ -52,6 +52,8 @@ pub struct RuncDriver {
     deadline: Duration,
     options: RuntimeOptions,
     oom_score: Option<i32>,
+    /// The criu that the binary is to find.
+    criu: Option<PathBuf>,
 }
 
 impl RuncDriver {
@@ -74,7 +76,14 @@ impl RuncDriver {
             .mode(0o700)
             .create(&root)
             .map_err(|e| Error::io("runtime root", root.display(), "making the directory", &e))?;
-        Ok(RuncDriver { binary, root, deadline: DEADLINE, options: RuntimeOptions::default(), oom_score: None })
+        Ok(RuncDriver {
+            binary,
+            root,
+            deadline: DEADLINE,
+            options: RuntimeOptions::default(),
+            oom_score: None,
+            criu: None,
+        })
     }
 
     /// The same with another deadline for each invocation.
@@ -92,6 +101,12 @@ impl RuncDriver {
         RuncDriver { oom_score: score, ..self }
     }
 
+    /// The same for what criu does: its `criu` is checked, and gets its time.
+    fn with_criu(&self, criu: &Path) -> Result<RuncDriver> {
+        criu::require(criu)?;
+        Ok(RuncDriver { deadline: criu::DEADLINE, criu: Some(criu.to_owned()), ..self.clone() })
+    }
+
     fn run(&self, place: &Place<'_>, args: &[&str], streams: Streams) -> Result<Vec<u8>> {
         let root = self.root.join(place.namespace);
         let global = self.global();
@@ -103,6 +118,7 @@ impl RuncDriver {
             deadline: self.deadline,
             global: &global,
             oom_score: self.oom_score,
+            criu: self.criu.as_deref(),
         };
         invocation.run(args, streams)
     }
@@ -180,6 +196,50 @@ impl RuncDriver {
         }
     }
 
+    /// Makes a container by `args`, to which the bundle and the rest are added.
+    fn begin(&self, request: &CreateRequest<'_>, args: &[&str]) -> Result<Container> {
+        refuse_mapped(request)?;
+        let place = Place { namespace: request.namespace, id: request.id, bundle: request.bundle_path };
+        let state = self.root.join(place.namespace).join(place.id);
+        if state.exists() {
+            // Before anything is touched: the failure of this create must not remove that container.
+            return Err(Error::already_exists(
+                "container",
+                request.id,
+                "exists in this runtime already: delete it first",
+            ));
+        }
+        let made = (|| {
+            let mut spec = request.spec.clone();
+            if let Some(process) = spec.process_mut() {
+                set_terminal(process, &request.stdio);
+            }
+            rootfs::mount(request.bundle, request.rootfs)?;
+            write(request.bundle, CONFIG, &json(&spec)?)?;
+            let bundle = utf8(request.bundle_path)?;
+            let size = request.stdio.size(request.spec.process().as_ref());
+            let args = [args, &["--bundle", &bundle]].concat();
+            self.make(&place, &args, INIT_PID, &request.stdio, size)
+        })();
+        let init = made.map_err(|e| about(e, request.spec.process().as_ref())).inspect_err(|_| {
+            if let Err(left) = self.remove(&place) {
+                tracing::warn!(container = %request.id, error = %left, "a failed create left something behind");
+            }
+        })?;
+        let cgroup = request.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
+        Ok(Container {
+            id: request.id.clone(),
+            namespace: request.namespace.clone(),
+            cgroup: cgroup.map_or_else(
+                || format!("/{}", request.id),
+                |path| systemd::path(&path.to_string_lossy()).unwrap_or_else(|| path.to_string_lossy().into_owned()),
+            ),
+            bundle: request.bundle_path.to_owned(),
+            init,
+            kept: Kept::default(),
+        })
+    }
+
     /// Removes what is left of a container, as far as it is there.
     fn remove(&self, place: &Place<'_>) -> Result<()> {
         match self.run(place, &["delete", "--force", place.id], Streams::Captured) {
@@ -187,17 +247,9 @@ impl RuncDriver {
             _ => {}
         }
         let fail = |what: &str, e: &std::io::Error| Error::io("container", place.id, what, e);
-        if place.bundle.join(MOUNTED).exists() {
-            let root = place.bundle.join(ROOTFS);
-            // Nothing of the container runs any more; a lazy unmount gets past whoever else looks into it.
-            while unmount(&root).map_err(|e| fail("unmounting its root", &e))? {}
-            match std::fs::remove_dir(&root) {
-                // A directory of the caller's, with something in it under our mount.
-                Err(e) if e.kind() == std::io::ErrorKind::DirectoryNotEmpty => {}
-                result => absent_is_fine(result).map_err(|e| fail("removing the mount point of its root", &e))?,
-            }
-        }
-        for file in [CONFIG, INIT_PID, LOG, MOUNTED] {
+        // Nothing of the container runs any more.
+        rootfs::unmount(place.bundle).map_err(|e| fail("unmounting its root", &e))?;
+        for file in [CONFIG, INIT_PID, LOG] {
             absent_is_fine(std::fs::remove_file(place.bundle.join(file)))
                 .map_err(|e| fail("removing its files", &e))?;
         }
@@ -224,48 +276,32 @@ impl Runtime for RuncDriver {
     }
 
     fn create(&self, request: &CreateRequest<'_>) -> Result<Container> {
-        refuse_mapped(request)?;
-        let place = Place { namespace: request.namespace, id: request.id, bundle: request.bundle_path };
-        let state = self.root.join(place.namespace).join(place.id);
-        if state.exists() {
-            // Before anything is touched: the failure of this create must not remove that container.
-            return Err(Error::already_exists(
-                "container",
-                request.id,
-                "exists in this runtime already: delete it first",
-            ));
-        }
-        let made = (|| {
-            let mut spec = request.spec.clone();
-            if let Some(process) = spec.process_mut() {
-                set_terminal(process, &request.stdio);
-            }
-            mount_root(request.bundle, request.rootfs)?;
-            write(request.bundle, CONFIG, &json(&spec)?)?;
-            let bundle = utf8(request.bundle_path)?;
-            let size = request.stdio.size(request.spec.process().as_ref());
-            let mut args = vec!["create", "--bundle", &bundle];
-            args.extend(self.options.no_pivot.then_some("--no-pivot"));
-            args.extend(self.options.no_new_keyring.then_some("--no-new-keyring"));
-            self.make(&place, &args, INIT_PID, &request.stdio, size)
-        })();
-        let init = made.map_err(|e| about(e, request.spec.process().as_ref())).inspect_err(|_| {
-            if let Err(left) = self.remove(&place) {
-                tracing::warn!(container = %request.id, error = %left, "a failed create left something behind");
-            }
-        })?;
-        let cgroup = request.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
-        Ok(Container {
-            id: request.id.clone(),
-            namespace: request.namespace.clone(),
-            cgroup: cgroup.map_or_else(
-                || format!("/{}", request.id),
-                |path| systemd::path(&path.to_string_lossy()).unwrap_or_else(|| path.to_string_lossy().into_owned()),
-            ),
-            bundle: request.bundle_path.to_owned(),
-            init,
-            kept: Kept::default(),
-        })
+        let mut args = vec!["create"];
+        args.extend(self.options.no_pivot.then_some("--no-pivot"));
+        args.extend(self.options.no_new_keyring.then_some("--no-new-keyring"));
+        self.begin(request, &args)
+    }
+
+    fn checkpoint(&self, request: &CheckpointRequest) -> Result<()> {
+        let driver = self.with_criu(&request.criu)?;
+        let (images, work) = (utf8(&request.dir.join(criu::IMAGES))?, utf8(&request.dir.join(criu::WORK))?);
+        let mut args =
+            vec!["checkpoint", "--leave-running", "--file-locks", "--image-path", &images, "--work-path", &work];
+        args.extend(request.tcp_established.then_some("--tcp-established"));
+        args.extend(request.unix_sockets.then_some("--ext-unix-sk"));
+        args.push(&request.id);
+        let place = Place { namespace: &request.namespace, id: &request.id, bundle: &request.bundle };
+        let done = driver.run(&place, &args, Streams::Captured);
+        done.map(drop).map_err(|e| told(e, &request.dir.join(criu::WORK).join("dump.log")))
+    }
+
+    fn restore(&self, request: &CreateRequest<'_>, from: &RestoreFrom<'_>) -> Result<Container> {
+        let driver = self.with_criu(from.criu)?;
+        let (images, work) = (utf8(&from.dir.join(criu::IMAGES))?, utf8(&from.dir.join(criu::WORK))?);
+        let mut args = vec!["restore", "--detach", "--file-locks", "--image-path", &images, "--work-path", &work];
+        args.extend(from.tcp_established.then_some("--tcp-established"));
+        args.extend(from.unix_sockets.then_some("--ext-unix-sk"));
+        driver.begin(request, &args).map_err(|e| told(e, &from.dir.join(criu::WORK).join("restore.log")))
     }
 
     fn start(&self, container: &mut Container) -> Result<()> {
@@ -371,6 +407,15 @@ fn about(mut error: Error, process: Option<&ProcessSpec>) -> Error {
     error
 }
 
+/// What criu says of a failure, where it says something: the binary only names its log.
+fn told(error: Error, log: &Path) -> Error {
+    let errors = criu::errors(log);
+    if errors.is_empty() {
+        return error;
+    }
+    Error::failed_precondition("container", &error.id, format!("criu can't do it: {}", errors.join("; ")))
+}
+
 fn json(value: &impl serde::Serialize) -> Result<Vec<u8>> {
     serde_json::to_vec(value).map_err(|e| Error::internal("spec", "", e.to_string()))
 }
@@ -394,47 +439,6 @@ fn read_pid(bundle: &Path, name: &str) -> std::io::Result<i32> {
     let mut text = String::new();
     file.take(32).read_to_string(&mut text)?;
     text.trim().parse().ok().filter(|pid| *pid > 0).ok_or_else(|| std::io::Error::other("the pid file holds no pid"))
-}
-
-/// Mounts the layers of the root, in order, at `rootfs` in the bundle.
-fn mount_root(bundle: BorrowedFd<'_>, mounts: &[Mount]) -> Result<()> {
-    if mounts.is_empty() {
-        return Ok(());
-    }
-    let fail = |what: &str, e: &std::io::Error| Error::io("mount", ROOTFS, what, e);
-    match nix::sys::stat::mkdirat(bundle, ROOTFS, nix::sys::stat::Mode::S_IRWXU) {
-        Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
-        Err(e) => return Err(fail("making the mount point", &e.into())),
-    }
-    write(bundle, MOUNTED, b"")?;
-    for wanted in mounts {
-        let detached = mount::detached(wanted)?;
-        // Opened anew each time: a mount on top of the one before, not under it.
-        let flags = libc::O_PATH | libc::O_DIRECTORY;
-        let target = fd::open_no_symlinks(bundle, Path::new(ROOTFS), flags, 0).map_err(|e| fail("opening it", &e))?;
-        attach(&detached, &target).map_err(|e| fail("attaching the root file system", &e))?;
-    }
-    Ok(())
-}
-
-fn attach(detached: &OwnedFd, target: &OwnedFd) -> std::io::Result<()> {
-    let flags = libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_EMPTY_PATH;
-    let (from, to) = (detached.as_raw_fd(), target.as_raw_fd());
-    // SAFETY: the strings are static and the descriptors are held by the caller.
-    match unsafe { libc::syscall(libc::SYS_move_mount, from, c"".as_ptr(), to, c"".as_ptr(), flags) } {
-        0 => Ok(()),
-        _ => Err(std::io::Error::last_os_error()),
-    }
-}
-
-/// Takes the uppermost mount off; false when there was none.
-fn unmount(path: &Path) -> std::io::Result<bool> {
-    use nix::{errno::Errno, mount::MntFlags};
-    match nix::mount::umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
-        Ok(()) => Ok(true),
-        Err(Errno::EINVAL | Errno::ENOENT) => Ok(false),
-        Err(e) => Err(e.into()),
-    }
 }
 
 fn absent_is_fine(result: std::io::Result<()>) -> std::io::Result<()> {

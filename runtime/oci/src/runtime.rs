@@ -11,6 +11,7 @@ use cofferdam_sys::{
 };
 use cofferdam_types::{Id, Mount, Namespace, Result};
 use oci_spec::runtime::{LinuxResources, Process as ProcessSpec, Spec};
+use serde::{Deserialize, Serialize};
 
 use crate::native::Kept;
 
@@ -67,6 +68,44 @@ pub struct CreateRequest<'a> {
     pub rootfs: &'a [Mount],
     /// The first process's streams.
     pub stdio: Stdio<'a>,
+}
+
+/// What is to be checkpointed. Plain data: another process than the container's parent does it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CheckpointRequest {
+    /// The container's id.
+    pub id: Id,
+    /// The namespace that it lies in.
+    pub namespace: Namespace,
+    /// The bundle directory.
+    pub bundle: PathBuf,
+    /// Its cgroup.
+    pub cgroup: String,
+    /// Its first process.
+    pub pid: i32,
+    /// What it was made from.
+    pub spec: Spec,
+    /// A directory of ours alone: the images come into [`crate::criu::IMAGES`] in it.
+    pub dir: PathBuf,
+    /// criu.
+    pub criu: PathBuf,
+    /// Established TCP connections are kept.
+    pub tcp_established: bool,
+    /// Unix sockets whose other end is outside are kept.
+    pub unix_sockets: bool,
+}
+
+/// What a container is restored from.
+#[derive(Clone, Copy, Debug)]
+pub struct RestoreFrom<'a> {
+    /// A directory of ours alone, with [`crate::criu::IMAGES`] in it.
+    pub dir: &'a Path,
+    /// criu.
+    pub criu: &'a Path,
+    /// There may be established TCP connections in it.
+    pub tcp_established: bool,
+    /// There may be unix sockets in it whose other end is outside.
+    pub unix_sockets: bool,
 }
 
 /// One more process for a container.
@@ -145,6 +184,14 @@ pub trait Runtime {
     /// Starts the program, and says whether that worked: `not_found command/…` if there is no such file,
     /// `failed_precondition command/…` if it can't be executed. A container whose start failed has a dead init and can be deleted.
     fn start(&self, container: &mut Container) -> Result<()>;
+
+    /// Writes what runs in a container, paused or not, into images. It stays as it is. May take as long as its memory
+    /// takes to be written.
+    fn checkpoint(&self, request: &CheckpointRequest) -> Result<()>;
+
+    /// Makes the container with what runs in it from images; it runs when this returns. On an error nothing is left of
+    /// it.
+    fn restore(&self, request: &CreateRequest<'_>, from: &RestoreFrom<'_>) -> Result<Container>;
 
     /// Runs one more process in a container that is running.
     fn exec(&self, container: &Container, request: &ExecRequest<'_>) -> Result<Process>;

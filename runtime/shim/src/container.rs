@@ -1,7 +1,7 @@
-//! The containers that a shim made, and what can be done with each.
+//! A container, and what can be done with it.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, Ref, RefCell},
     collections::BTreeMap,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::PathBuf,
@@ -17,6 +17,7 @@ use cofferdam_wire::{convert::Life, life};
 use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Process as ProcessSpec, Spec};
 
 use crate::{
+    checkpoint::{Driver, Held},
     oom::Oom,
     process::{End, Process},
     stdio::{Given, Owner, Prepared, Wishes, prepare},
@@ -28,15 +29,6 @@ const KILL: Duration = Duration::from_secs(10);
 /// All but the end.
 const ALIVE: [State; 3] = [State::Created, State::Running, State::Paused];
 const KILLED: End = End::Signal(libc::SIGKILL as u32);
-
-type Key = (Namespace, Id);
-
-/// Every container of this shim.
-pub struct Registry {
-    containers: RefCell<BTreeMap<Key, Rc<Container>>>,
-    dir: Rc<OwnedFd>,
-    any: Cell<bool>,
-}
 
 /// What makes a container.
 pub struct Create {
@@ -52,6 +44,10 @@ pub struct Create {
     pub rootfs: Vec<Mount>,
     /// The driver.
     pub runtime: Box<dyn Runtime>,
+    /// The driver, for another process.
+    pub driver: Driver,
+    /// What it is restored from, if it is.
+    pub source: Option<Source>,
     /// The first process's streams.
     pub stdio: Wishes,
     /// Whether it has a terminal.
@@ -62,63 +58,24 @@ pub struct Create {
     pub log: Option<Writer>,
 }
 
-impl Registry {
-    /// None yet; life records go into `dir`.
-    pub fn new(dir: OwnedFd) -> Registry {
-        Registry { containers: RefCell::default(), dir: Rc::new(dir), any: Cell::new(false) }
-    }
+/// A checkpoint that a container is restored from.
+pub struct Source {
+    /// Its directory.
+    pub dir: OwnedFd,
+    /// criu.
+    pub criu: PathBuf,
+    /// See [`oci::RestoreFrom`].
+    pub tcp_established: bool,
+    /// See [`oci::RestoreFrom`].
+    pub unix_sockets: bool,
+}
 
-    /// Whether there is no container.
-    pub fn is_empty(&self) -> bool {
-        self.containers.borrow().is_empty()
-    }
-
-    /// One was asked for: from now on the shim has nothing to wait for when there is none.
-    pub fn wanted(&self) {
-        self.any.set(true);
-    }
-
-    /// Whether one was ever asked for.
-    pub fn had_any(&self) -> bool {
-        self.any.get()
-    }
-
-    /// One that was made earlier.
-    pub fn get(&self, namespace: &Namespace, id: &Id) -> Result<Rc<Container>> {
-        let key = (namespace.clone(), id.clone());
-        let found = self.containers.borrow().get(&key).cloned();
-        found.ok_or_else(|| Error::not_found("container", id, "is not one of this shim's"))
-    }
-
-    /// All of them.
-    pub fn all(&self) -> Vec<Rc<Container>> {
-        self.containers.borrow().values().cloned().collect()
-    }
-
-    /// Makes one. On an error nothing is left of it.
-    pub fn create(&self, request: Create) -> Result<Rc<Container>> {
-        let key = (request.namespace.clone(), request.id.clone());
-        if self.containers.borrow().contains_key(&key) {
-            return Err(Error::already_exists("container", &request.id, "is made already"));
-        }
-        let container = Container::create(self.dir.clone(), request)?;
-        self.containers.borrow_mut().insert(key, container.clone());
-        Ok(container)
-    }
-
-    /// Forgets one whose deletion is done.
-    pub fn remove(&self, container: &Container) {
-        self.containers.borrow_mut().remove(&(container.namespace.clone(), container.id.clone()));
-    }
-
-    /// A child ended.
-    pub fn exited(&self, pid: i32, end: End) {
-        for container in self.containers.borrow().values() {
-            if container.exited(pid as u32, end) {
-                return;
-            }
-        }
-    }
+/// All that a restore needs, until the start.
+struct Pending {
+    spec: Spec,
+    rootfs: Vec<Mount>,
+    source: Source,
+    prepared: Prepared,
 }
 
 /// One container.
@@ -129,10 +86,15 @@ pub struct Container {
     pub id: Id,
     dir: Rc<OwnedFd>,
     /// Held for as long as the driver names it by path.
-    _bundle: OwnedFd,
+    bundle: OwnedFd,
     runtime: Box<dyn Runtime>,
     pipes: Owner,
-    made: RefCell<oci::Container>,
+    /// For a process that works on it.
+    pub driver: Driver,
+    /// `None` until it is restored.
+    made: RefCell<Option<oci::Container>>,
+    pending: RefCell<Option<Pending>>,
+    held: Held,
     /// Without a pid namespace of its own its processes outlive the first one unless somebody kills them.
     own_pids: bool,
     init: Rc<Process>,
@@ -170,53 +132,131 @@ struct Exec {
 }
 
 impl Container {
-    fn create(dir: Rc<OwnedFd>, request: Create) -> Result<Rc<Container>> {
-        let Create { namespace, id, bundle, spec, rootfs, runtime, stdio, terminal, pipes, log } = request;
+    /// Makes one whose life records go into `dir`. On an error nothing is left of it.
+    pub fn create(dir: Rc<OwnedFd>, request: Create) -> Result<Rc<Container>> {
+        let Create { namespace, id, bundle, spec, rootfs, runtime, driver, source, stdio, terminal, pipes, log } =
+            request;
         let log = log.map(|writer| Rc::new(RefCell::new(writer)));
         let prepared = prepare(stdio, terminal, log.is_some(), pipes)?;
         let init = Process::new(dir.clone(), life::file_name(&id, ""), "", terminal)?;
-        let made = std::fs::read_link(format!("/proc/self/fd/{}", bundle.as_raw_fd()))
-            .map_err(|e| Error::io("bundle", &id, "has no path", &e))
-            .and_then(|path: PathBuf| {
-                runtime.create(&oci::CreateRequest {
-                    id: &id,
-                    namespace: &namespace,
-                    bundle: bundle.as_fd(),
-                    bundle_path: &path,
-                    spec: &spec,
-                    rootfs: &rootfs,
-                    stdio: borrow(&prepared.given),
-                })
-            })
-            .inspect_err(|_| init.forget())?;
         let own_pids = spec
             .linux()
             .as_ref()
             .and_then(|l| l.namespaces().as_ref())
             .is_some_and(|all| all.iter().any(|n| n.typ() == LinuxNamespaceType::Pid && n.path().is_none()));
-        let Prepared { given, relays, feed } = prepared;
-        // The process's ends are its own now: kept open here they would hide its end of file from us.
-        drop(given);
-        if let Err(error) = init.made(&made.init, relays, feed, log.as_ref()) {
-            let _ = runtime.delete(&made);
-            init.forget();
-            return Err(error);
-        }
-        Ok(Rc::new(Container {
+        let container = Rc::new(Container {
             namespace,
             id,
             dir,
-            _bundle: bundle,
+            bundle,
             runtime,
             pipes,
-            made: RefCell::new(made),
+            driver,
+            made: RefCell::new(None),
+            pending: RefCell::new(None),
+            held: Held::default(),
             own_pids,
             init,
             log,
             execs: RefCell::default(),
             paused: Cell::new(false),
             oom: Oom::default(),
-        }))
+        });
+        if let Some(source) = source {
+            *container.pending.borrow_mut() = Some(Pending { spec, rootfs, source, prepared });
+            return Ok(container);
+        }
+        container.make(&spec, &rootfs, None, prepared).inspect_err(|_| container.init.forget())?;
+        Ok(container)
+    }
+
+    /// Makes it, or restores it from a checkpoint. On an error nothing is left of it.
+    fn make(&self, spec: &Spec, rootfs: &[Mount], source: Option<&Source>, prepared: Prepared) -> Result<()> {
+        let path = path_of(&self.bundle, &self.id)?;
+        let request = oci::CreateRequest {
+            id: &self.id,
+            namespace: &self.namespace,
+            bundle: self.bundle.as_fd(),
+            bundle_path: &path,
+            spec,
+            rootfs,
+            stdio: borrow(&prepared.given),
+        };
+        let made = match source {
+            None => self.runtime.create(&request)?,
+            Some(source) => self.runtime.restore(
+                &request,
+                &oci::RestoreFrom {
+                    dir: &path_of(&source.dir, &self.id)?,
+                    criu: &source.criu,
+                    tcp_established: source.tcp_established,
+                    unix_sockets: source.unix_sockets,
+                },
+            )?,
+        };
+        let Prepared { given, relays, feed } = prepared;
+        // The process's ends are its own now: kept open here they would hide its end of file from us.
+        drop(given);
+        if let Err(error) = self.init.made(&made.init, relays, feed, self.log.as_ref()) {
+            let _ = self.runtime.delete(&made);
+            return Err(error);
+        }
+        *self.made.borrow_mut() = Some(made);
+        Ok(())
+    }
+
+    /// What the driver made of it.
+    fn made(&self) -> Result<Ref<'_, oci::Container>> {
+        Ref::filter_map(self.made.borrow(), Option::as_ref).map_err(|_| {
+            let why = "is not restored from its checkpoint yet: start it first";
+            Error::failed_precondition("container", &self.id, why)
+        })
+    }
+
+    fn restore(self: &Rc<Self>, pending: Pending) -> Result<Life> {
+        let Pending { spec, rootfs, source, prepared } = pending;
+        self.init.started()?;
+        match self.make(&spec, &rootfs, Some(&source), prepared) {
+            Ok(()) => {
+                self.oom.start(self);
+                Ok(self.init.life())
+            }
+            Err(error) => {
+                self.init.exited(End::Code(126), "could not be restored");
+                Err(error)
+            }
+        }
+    }
+
+    /// Freezes it for a checkpoint. Whether it is paused is another matter: that is somebody's wish.
+    pub fn hold(&self) -> Result<()> {
+        self.only_in("", &[State::Running, State::Paused], "there is nothing to checkpoint")?;
+        self.held.take(&self.id)?;
+        if self.paused.get() {
+            return Ok(());
+        }
+        let frozen = self.made().and_then(|made| self.runtime.pause(&made));
+        frozen.inspect_err(|_| self.held.give_back())
+    }
+
+    /// What [`Container::hold`] did is over.
+    pub fn release(&self) -> Result<()> {
+        self.held.give_back();
+        if self.paused.get() || !self.init.alive() {
+            return Ok(());
+        }
+        self.runtime.resume(&*self.made()?)
+    }
+
+    /// The bundle's path.
+    pub fn bundle(&self) -> Result<PathBuf> {
+        path_of(&self.bundle, &self.id)
+    }
+
+    /// Its cgroup, and its first process.
+    pub fn place(&self) -> Result<(String, i32)> {
+        let made = self.made()?;
+        Ok((made.cgroup.clone(), made.init.pid))
     }
 
     /// The name of its driver.
@@ -258,9 +298,14 @@ impl Container {
     pub fn start(self: &Rc<Self>, id: &str) -> Result<Life> {
         let process = self.only_in(id, &[State::Created], "it can't be started again")?;
         if id.is_empty() {
+            if let Some(pending) = self.pending.take() {
+                return self.restore(pending);
+            }
             // `started` first: a process that runs must not look as if it hadn't been started.
             process.started()?;
-            self.runtime.start(&mut self.made.borrow_mut())?;
+            if let Some(made) = self.made.borrow_mut().as_mut() {
+                self.runtime.start(made)?;
+            }
             self.oom.start(self);
             return Ok(process.life());
         }
@@ -271,7 +316,7 @@ impl Container {
             pending.ok_or_else(|| Error::failed_precondition("process", id, "could not be started before"))?;
         let exec_id = Id::new(id)?;
         let request = oci::ExecRequest { id: &exec_id, process: &spec, stdio: borrow(&prepared.given) };
-        let run = self.runtime.exec(&self.made.borrow(), &request);
+        let run = self.made().and_then(|made| self.runtime.exec(&made, &request));
         let Prepared { given, relays, feed } = prepared;
         drop(given);
         match run {
@@ -305,6 +350,7 @@ impl Container {
     /// Sends a signal to one process, or to all.
     pub fn kill(&self, id: &str, signal: i32, all: bool) -> Result<()> {
         let process = self.there(id)?;
+        drop(self.made()?);
         if !all {
             return process.kill(signal);
         }
@@ -323,28 +369,29 @@ impl Container {
     fn kill_all(&self) -> Result<()> {
         self.init.doom();
         self.execs.borrow().values().for_each(|exec| exec.process.doom());
-        self.runtime.kill_all(&self.made.borrow())
+        self.runtime.kill_all(&*self.made()?)
     }
 
     /// Changes limits.
     pub fn update(&self, resources: &LinuxResources) -> Result<()> {
+        drop(self.made()?);
         self.only_in("", &ALIVE, "it has no limits to change")?;
-        self.runtime.update(&self.made.borrow(), resources)
+        self.runtime.update(&*self.made()?, resources)
     }
 
     /// The news that it ran out of memory.
     pub fn watch_oom(&self) -> Result<Option<OomWatch>> {
-        self.made.borrow().watch_oom()
+        self.made()?.watch_oom()
     }
 
     /// Whether it stands still for want of memory.
     pub fn under_oom(&self) -> bool {
-        self.made.borrow().under_oom().unwrap_or_default()
+        self.made().and_then(|made| made.under_oom()).unwrap_or_default()
     }
 
     /// Takes in whether it ran out of memory.
     pub fn look_for_ooms(&self) -> bool {
-        let kills = self.made.borrow().oom_kills().unwrap_or_default();
+        let kills = self.made().and_then(|made| made.oom_kills()).unwrap_or_default();
         let new = self.oom.count(kills);
         if let Some(ooms) = new {
             self.init.out_of_memory(ooms);
@@ -366,8 +413,9 @@ impl Container {
 
     /// Every process's pid, on the host.
     pub fn pids(&self) -> Result<Vec<i32>> {
+        drop(self.made()?);
         self.only_in("", &ALIVE, "it has no processes")?;
-        self.runtime.pids(&self.made.borrow())
+        self.runtime.pids(&*self.made()?)
     }
 
     /// Freezes, or lets go on.
@@ -377,7 +425,8 @@ impl Container {
         } else {
             self.only_in("", &[State::Paused], "only what is paused can be resumed")?;
         }
-        let made = self.made.borrow();
+        self.held.free(&self.id)?;
+        let made = self.made()?;
         if pause {
             self.runtime.pause(&made)?
         } else {
@@ -444,7 +493,7 @@ impl Container {
     pub async fn delete(&self) -> Result<Life> {
         if self.init.alive() {
             if self.paused.replace(false) {
-                let _ = self.runtime.resume(&self.made.borrow());
+                let _ = self.made().and_then(|made| self.runtime.resume(&made));
             }
             self.kill_all()?;
             let _ = self.init.kill(libc::SIGKILL);
@@ -453,14 +502,20 @@ impl Container {
             })?;
         }
         self.oom.stop();
-        self.runtime.delete(&self.made.borrow())?;
+        match self.made.borrow().as_ref() {
+            Some(made) => self.runtime.delete(made)?,
+            // Whoever waits for its end would wait for ever.
+            None if self.pending.take().is_some() => self.init.exited(End::Code(0), "was never started"),
+            None => {}
+        }
         for exec in self.execs.borrow().values() {
             exec.process.forget();
         }
         Ok(self.init.life())
     }
 
-    fn exited(&self, pid: u32, end: End) -> bool {
+    /// A child ended; whether it was one of its processes.
+    pub fn exited(&self, pid: u32, end: End) -> bool {
         let ended = |process: &Process| {
             let life = process.life();
             life.pid == pid && life.exited == Timestamp(0)
@@ -479,6 +534,12 @@ impl Container {
         }
         found.is_some()
     }
+}
+
+/// Where a directory is.
+fn path_of(dir: &OwnedFd, id: &str) -> Result<PathBuf> {
+    std::fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd()))
+        .map_err(|e| Error::io("bundle", id, "has no path", &e))
 }
 
 fn borrow(given: &Given) -> oci::Stdio<'_> {

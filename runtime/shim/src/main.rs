@@ -5,19 +5,22 @@
 //! its listening socket as descriptor 0, and it accepts nobody but its own uid. One thread, always: the native driver
 //! clones, and a lock held by another thread would stay locked in the child.
 
+mod checkpoint;
 mod container;
 mod dump;
 mod host;
 mod oom;
 mod output;
 mod process;
+mod registry;
 mod service;
 mod sink;
 mod stdio;
 mod surroundings;
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
     os::{
         fd::{FromRawFd, OwnedFd},
         unix::net::UnixListener as StdListener,
@@ -33,10 +36,10 @@ use cofferdam_wire::{connect, shim_capnp};
 use tokio::{
     net::{UnixListener, UnixStream},
     signal::unix::{SignalKind, signal},
-    sync::Notify,
+    sync::{Notify, oneshot},
 };
 
-use crate::{container::Registry, process::End, service::Service};
+use crate::{process::End, registry::Registry, service::Service};
 
 /// The daemon sends specs and environments; more than this is not one.
 const MESSAGE: usize = 16 << 20;
@@ -49,6 +52,8 @@ pub struct Shared {
     connections: Cell<usize>,
     /// What containers start with, see [`surroundings::protect`].
     oom_score: Option<i32>,
+    /// Processes of ours that work on a container, and who waits for each.
+    helpers: RefCell<BTreeMap<i32, oneshot::Sender<End>>>,
     /// Told when a connection or a container went: there may be nothing left to do.
     idle: Notify,
     started: Timestamp,
@@ -56,7 +61,21 @@ pub struct Shared {
     own_mounts: Cell<bool>,
 }
 
+impl Shared {
+    /// A child ended.
+    fn exited(&self, pid: i32, end: End) {
+        match self.helpers.borrow_mut().remove(&pid) {
+            // Nobody waits for it any more.
+            Some(waiting) => drop(waiting.send(end)),
+            None => self.containers.exited(pid, end),
+        }
+    }
+}
+
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == checkpoint::ARGUMENT) {
+        return checkpoint::run();
+    }
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -121,6 +140,7 @@ fn run() -> Result<()> {
             idle: Notify::new(),
             started: Timestamp::now(),
             own_mounts: Cell::new(false),
+            helpers: RefCell::default(),
         });
         tokio::task::spawn_local(reap(children, shared.clone()));
         tokio::task::spawn_local(accept(listener, shared.clone()));
@@ -177,9 +197,9 @@ async fn reap(mut children: tokio::signal::unix::Signal, shared: Rc<Shared>) {
     use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(pid, code)) => shared.containers.exited(pid.as_raw(), End::Code(code as u32)),
+            Ok(WaitStatus::Exited(pid, code)) => shared.exited(pid.as_raw(), End::Code(code as u32)),
             Ok(WaitStatus::Signaled(pid, signal, _)) => {
-                shared.containers.exited(pid.as_raw(), End::Signal(signal as u32));
+                shared.exited(pid.as_raw(), End::Signal(signal as u32));
             }
             Ok(WaitStatus::StillAlive) | Err(nix::Error::ECHILD) => {
                 children.recv().await;

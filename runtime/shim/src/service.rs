@@ -5,8 +5,8 @@ use std::{
     rc::Rc,
 };
 
-use cofferdam_log::{Driver, Journal, Writer};
-use cofferdam_oci::{Runtime, RuntimeOptions, native, runc};
+use cofferdam_log::{Driver as LogDriver, Journal, Writer};
+use cofferdam_oci::{CheckpointRequest, RuntimeOptions};
 use cofferdam_types::{Error, Id, Namespace, Result};
 use cofferdam_wire::{
     SHIM_VERSION,
@@ -18,7 +18,8 @@ use cofferdam_wire::{
 
 use crate::{
     Shared,
-    container::{Container, Create},
+    checkpoint::{self, Driver},
+    container::{Container, Create, Source},
     dump,
     process::{Attachment, Process},
     sink::duplicate,
@@ -49,7 +50,29 @@ impl Service {
             json => RuntimeOptions::parse(json)?,
         };
         surroundings::apply(&options)?;
-        let (runtime, own_mounts) = self.driver(reader, &options)?;
+        let driver = Driver {
+            runtime: text(reader.get_runtime())?.to_owned(),
+            root: text(reader.get_runtime_root())?.into(),
+            options: options.clone(),
+            oom_score: self.shared.oom_score,
+        };
+        // A mount of the root file system by a path, as those drivers and criu want it: in a mount namespace of ours,
+        // so that it ends with us, whatever happens. One for all of a group.
+        let own_mounts = !driver.native() || reader.get_restore();
+        if own_mounts && !self.shared.own_mounts.get() {
+            private_mounts()?;
+            self.shared.own_mounts.set(true);
+        }
+        let source = if reader.get_restore() {
+            Some(Source {
+                dir: self.fds.take(reader.get_checkpoint())?,
+                criu: text(reader.get_criu())?.into(),
+                tcp_established: reader.get_tcp_established(),
+                unix_sockets: reader.get_unix_sockets(),
+            })
+        } else {
+            None
+        };
         let bundle = self.fds.take(reader.get_bundle())?;
         Ok(Create {
             namespace: Namespace::new(text(reader.get_namespace())?)?,
@@ -58,7 +81,9 @@ impl Service {
             spec: serde_json::from_slice(spec)
                 .map_err(|e| Error::invalid("spec", "", format!("is not an OCI runtime spec: {e}")))?,
             rootfs: mounts(reader.get_rootfs())?,
-            runtime,
+            runtime: driver.make()?,
+            driver,
+            source,
             stdio: Wishes::read(reader.get_stdio().map_err(malformed)?, &self.fds)?,
             terminal: reader.get_terminal(),
             pipes: (options.io_uid, options.io_gid),
@@ -74,38 +99,19 @@ impl Service {
         }
         let logging = reader.get_logging().map_err(malformed)?;
         let attributes = labels(logging.get_attributes())?;
-        let driver: Driver = text(logging.get_driver())?.parse()?;
+        let driver: LogDriver = text(logging.get_driver())?.parse()?;
         Ok(match (driver, driver.format()) {
             (_, Some(format)) => {
                 let dir = self.fds.take(logging.get_directory())?;
                 Writer::files(dir, format, logging.get_max_size(), logging.get_max_files(), &attributes)
             }
-            (Driver::Journald, None) => {
+            (LogDriver::Journald, None) => {
                 let (namespace, id) = (text(reader.get_namespace())?, text(reader.get_id())?);
                 let path = text(logging.get_journal())?;
                 Writer::journal(Journal::open(path.as_ref(), namespace, id, &attributes)?)
             }
             (_, None) => Writer::nowhere(),
         })
-    }
-
-    /// The driver, and whether it needed a mount namespace of ours.
-    fn driver(&self, reader: create_request::Reader<'_>, options: &RuntimeOptions) -> Result<(Box<dyn Runtime>, bool)> {
-        let score = self.shared.oom_score;
-        match text(reader.get_runtime())? {
-            "" | "native" => Ok((Box::new(native::Native::new()?.with_options(options)?.with_oom_score(score)), false)),
-            binary => {
-                // This driver wants the root file system mounted in its bundle: in a mount namespace of ours, so that
-                // the mount ends with us, whatever happens. One for all of a group.
-                if !self.shared.own_mounts.get() {
-                    private_mounts()?;
-                    self.shared.own_mounts.set(true);
-                }
-                let root = text(reader.get_runtime_root())?;
-                let driver = runc::RuncDriver::new(binary, root)?.with_options(options.clone()).with_oom_score(score);
-                Ok((Box::new(driver), true))
-            }
-        }
     }
 }
 
@@ -338,6 +344,39 @@ impl shim_container::Server for Held {
         for (n, pid) in pids.iter().enumerate() {
             list.set(n as u32, *pid as u32);
         }
+        Ok(())
+    }
+
+    async fn checkpoint(
+        self: Rc<Self>,
+        params: shim_container::CheckpointParams,
+        mut results: shim_container::CheckpointResults,
+    ) -> capnp::Result<()> {
+        let reader = params.get()?.get_request()?;
+        let request = (|| {
+            let container = &self.container;
+            let spec = serde_json::from_slice(reader.get_spec().map_err(malformed)?)
+                .map_err(|e| Error::invalid("spec", &container.id, format!("is not an OCI runtime spec: {e}")))?;
+            let (cgroup, pid) = container.place()?;
+            let dir = self.fds.take(reader.get_directory())?;
+            let dir = std::fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd()))
+                .map_err(|e| Error::io("checkpoint", &container.id, "its directory has no path", &e))?;
+            Ok(CheckpointRequest {
+                id: container.id.clone(),
+                namespace: container.namespace.clone(),
+                bundle: container.bundle()?,
+                cgroup,
+                pid,
+                spec,
+                dir,
+                criu: text(reader.get_criu())?.into(),
+                tcp_established: reader.get_tcp_established(),
+                unix_sockets: reader.get_unix_sockets(),
+            })
+        })();
+        let request = request.map_err(to_rpc)?;
+        let hold = checkpoint::checkpoint(&self.shared, self.container.clone(), request).await.map_err(to_rpc)?;
+        results.get().set_hold(capnp_rpc::new_client(hold));
         Ok(())
     }
 

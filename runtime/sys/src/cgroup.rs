@@ -164,6 +164,15 @@ impl Cgroup {
         self.parts.iter().find(has).map(|p| p.dir.as_fd())
     }
 
+    /// For a process that joins by itself: the files that it writes `0` to, one for each hierarchy.
+    pub fn entrances(&self) -> Result<Vec<OwnedFd>> {
+        let open = |part: &Part| {
+            let file = fd::open_no_symlinks(&part.dir, Path::new("cgroup.procs"), libc::O_WRONLY, 0);
+            file.map_err(|e| Error::io("cgroup", &self.path, "opening cgroup.procs", &e))
+        };
+        self.parts.iter().map(open).collect()
+    }
+
     /// The files by which a thread joins the v1 hierarchies: it writes a `0` into each. (Into the v2 one it is cloned, or
     /// see [`Cgroup::add`].) A thread that moves itself is the one move for which the kernel takes no lock against every
     /// fork and exec of the host; to get that lock takes an RCU grace period, 4 to 15 ms.

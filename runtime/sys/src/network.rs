@@ -24,6 +24,20 @@ pub fn loopback_up() -> io::Result<()> {
     }
 }
 
+/// Makes a network namespace with a loopback interface that is up. It goes with its last descriptor, and the last process
+/// in it.
+pub fn fresh() -> io::Result<File> {
+    // A thread of its own, since the namespace is a thread's; it ends with it.
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, || {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            loopback_up()?;
+            File::open("/proc/thread-self/ns/net")
+        })?;
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("its thread panicked")))
+    })
+}
+
 /// Makes a network namespace with a loopback interface that is up, and pins it at `path`, which must not be there: it
 /// lasts until [`unpin`], whoever dies.
 pub fn pin(path: &Path) -> io::Result<()> {

@@ -46,10 +46,13 @@ pub struct Ended {
     pub cut: bool,
 }
 
+/// Where a program finds others.
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// A program to be run: add arguments, variables and a directory, and give it to [`run`].
 pub fn command(binary: &Path) -> Command {
     let mut command = Command::new(binary);
-    command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").process_group(0);
+    command.env_clear().env("PATH", PATH).process_group(0);
     command
 }
 

@@ -19,6 +19,11 @@ pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list
 /// Docker image config.
 pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 
+/// What criu wrote of a container, plain tar.
+pub const CHECKPOINT_CRIU: &str = "application/vnd.containerd.container.criu.checkpoint.criu.tar";
+/// The spec of a container that was checkpointed, a protobuf `Any`.
+pub const CHECKPOINT_SPEC: &str = "application/vnd.containerd.container.checkpoint.config.v1+proto";
+
 /// What kind of object a media type names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {

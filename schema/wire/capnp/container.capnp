@@ -4,6 +4,7 @@
 using Common = import "common.capnp";
 using Label = Common.Label;
 using Image = import "image.capnp".Image;
+using Job = import "job.capnp".Job;
 using Metrics = import "metrics.capnp".Metrics;
 
 struct BindMount @0xe8c07d3b5f92a164 {
@@ -213,6 +214,22 @@ struct CreateParams @0xc3a8f0d74e6b1592 {
   runtimeOptions @11 :Common.Any;
   # What the driver and the shim can be told beside the spec: JSON of the type types.cofferdam.dev/runtime-options/1, see
   # docs/drivers.md. Needs "host".
+  checkpoint @12 :Bool;
+  # `image` is one that `Task.checkpoint` made. The container is made from its image and gets the files that were changed;
+  # of what its process was, its arguments, environment, user, directory and terminal. All else (mounts, network,
+  # capabilities, limits …) is as `options` say, and must fit. Needs "host": a checkpoint says itself which mounts and
+  # open files its processes have.
+}
+
+struct CheckpointOptions @0xd4b87e1ca5f60293 {
+  name @0 :Text;
+  # Of the image that it becomes. already_exists if there is one.
+  leaveRunning @1 :Bool;
+  # Else the container is killed once the image is stored.
+  tcpEstablished @2 :Bool;
+  # Keep established TCP connections. Without it a container that has some is refused.
+  unixSockets @3 :Bool;
+  # Keep unix sockets whose other end is outside the container.
 }
 
 struct ContainerInfo @0x8b4de1f5a0c97263 {
@@ -300,9 +317,10 @@ interface ContainerCursor @0xb7a46e0fd9c23581 {
 interface Container @0xcd9183f6e5b7a042 {
   info @0 () -> (info :ContainerInfo) $Common.needs("read");
 
-  createTask @1 (stdio :Common.Stdio, log :Bool) -> (task :Task) $Common.needs("run");
+  createTask @1 (stdio :Common.Stdio, log :Bool, checkpoint :Image) -> (task :Task) $Common.needs("run");
   # Makes the container's first process, ready but not yet started. With `log` its output is kept (`logs`).
-  # failed_precondition if there is a task already.
+  # failed_precondition if there is a task already. With a `checkpoint` (an image that `Task.checkpoint` made, of the same
+  # namespace) the start restores what ran then; until then there is no process, and the pid is 0. That needs "host".
 
   task @2 () -> (task :Task) $Common.needs("read");
 
@@ -449,6 +467,10 @@ interface Task @0xba1f6c70e48d9325 extends (Process) {
 
   processes @7 () -> (processes :List(ProcessInfo)) $Common.needs("read");
   # The processes of the container, 4,096 at most, with the execs that they belong to.
+
+  checkpoint @8 (options :CheckpointOptions) -> (job :Job) $Common.needs("run");
+  # Writes what runs in the container, with its changed files, into an image of a new name. It stands still meanwhile.
+  # Needs criu on the daemon's host.
 }
 
 struct ProcessInfo @0xb8e1427a96fd053c {

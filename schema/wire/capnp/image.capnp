@@ -104,4 +104,11 @@ interface Image @0x9e84d7a02b5cf163 {
   # Empty is the host's platform.
 
   unpack @2 (platform :Text, driver :Text) -> (chainId :Text) $Common.needs("write");
+
+  exportFd @3 (target :Common.Fd) -> (job :Job) $Common.needs("read");
+  # Writes the image as an OCI layout in a tar archive into a file or a pipe of yours: what its name stands for, with all
+  # that it leads to and that is here. A checkpoint goes with the image that its container was made from.
+
+  export @4 (sink :Common.ByteStream) -> (job :Job) $Common.needs("read");
+  # The twin: the archive is written into your sink.
 }

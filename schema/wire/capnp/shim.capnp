@@ -47,6 +47,15 @@ struct CreateRequest @0xe6a1c0f2d93b7584 {
   # Where `log` is set and this is not null, how the output is kept; `logFd` is not used then.
   runtimeOptions @12 :Data;
   # JSON, as the container has them; empty: none.
+  restore @13 :Bool;
+  # What runs comes from the checkpoint in `checkpoint`, at the start. Until then there is no process, and its pid is 0.
+  checkpoint @14 :Common.Fd;
+  # A directory that holds `images`.
+  criu @15 :Text;
+  # Its path.
+  tcpEstablished @16 :Bool;
+  unixSockets @17 :Bool;
+  # As the checkpoint was made.
 }
 
 struct Logging @0xc7f8e7afe65a13b1 {
@@ -61,6 +70,16 @@ struct Logging @0xc7f8e7afe65a13b1 {
   # What stands in each record.
   journal @5 :Text;
   # The path of the journal's socket.
+}
+
+struct CheckpointRequest @0xc1d0a4e7f23b5896 {
+  spec @0 :Data;
+  # What the container was made from, JSON.
+  directory @1 :Common.Fd;
+  # Empty; `images` comes into it.
+  criu @2 :Text;
+  tcpEstablished @3 :Bool;
+  unixSockets @4 :Bool;
 }
 
 struct ExecRequest @0x8c75d0be3f9a2164 {
@@ -131,6 +150,13 @@ interface ShimContainer @0x8a3ec7d15b902f64 {
 
   oom @15 (seen :UInt64) -> (life :Life);
   # Returns the first process's life when its `ooms` are not `seen`.
+
+  checkpoint @16 (request :CheckpointRequest) -> (hold :ShimHold);
+  # Freezes the container and writes what runs in it into `directory`.
+}
+
+interface ShimHold @0xe9c41b7d05a8f362 {
+  # A container that was checkpointed stands still for as long as this is held, and then goes on.
 }
 
 interface ShimAttachment @0xb25ed7039cf4a816 {

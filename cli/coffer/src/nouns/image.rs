@@ -114,6 +114,35 @@ fn source(path: &str) -> Result<OwnedFd, Failure> {
     std::fs::File::open(path).map(OwnedFd::from).map_err(|e| Failure::io(path, e))
 }
 
+/// `coffer image export`.
+pub static EXPORT: Command = Command {
+    path: &["image", "export"],
+    about: "write an image into an archive",
+    positionals: &[Positional { name: "NAME", times: Times::Once }, Positional { name: "FILE", times: Times::Once }],
+    flags: &[],
+    notes: "An OCI layout in a tar archive, as \"coffer image import\" and others read it. FILE must not be there; - is standard\n\
+            output. Progress goes to standard error. ctrl-c cancels.",
+    failure: 1,
+    action: |cx| Box::pin(export(cx)),
+};
+
+async fn export(cx: Cx) -> Result<i32, Failure> {
+    let path = cx.args.at(1);
+    let image = cx.namespace().await?.images().get(cx.args.at(0));
+    let target = match path {
+        "-" => std::io::stdout().as_fd().try_clone_to_owned().map_err(|e| Failure::io("standard output", e))?,
+        path => {
+            let file = std::fs::File::options().write(true).create_new(true).open(path);
+            file.map_err(|e| Failure::io(path, e))?.into()
+        }
+    };
+    let done = progress::follow(&image.export_fd(target)).await;
+    if done.is_err() && path != "-" {
+        let _ = std::fs::remove_file(path);
+    }
+    done.map(|_| 0)
+}
+
 /// `coffer image ls`.
 pub static LS: Command = Command {
     path: &["image", "ls"],

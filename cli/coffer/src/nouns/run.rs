@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::{
-    args::{Args, Command, Positional, Times, many, switch, value},
+    args::{Args, Command, Flag, Positional, Times, many, switch, value},
     cx::{Cx, line},
     failure::Failure,
     keys::{DETACH_KEYS, Keyboard, Screen},
@@ -26,6 +26,71 @@ use crate::{
 /// How long giving up may take that has nothing to undo.
 const GIVE_UP: Duration = Duration::from_secs(1);
 
+/// How a container is made and attended.
+pub(super) const FLAGS: &[Flag] = &[
+    switch("interactive", Some('i'), "give it coffer's standard input"),
+    switch("tty", Some('t'), "give it a terminal"),
+    switch("detach", Some('d'), "print its id and leave it running"),
+    switch("checkpoint", None, "IMAGE is a checkpoint: go on with what ran in it"),
+    switch("rm", None, "remove it when it has ended"),
+    value("log-driver", None, "NAME", "how its output is kept: local (the default), json-file, cri, journald or none"),
+    many("log-opt", None, "KEY=VALUE", "of the log driver: max-size (20m), max-file (5), labels"),
+    switch("null-io", None, "no streams: it reads nothing, and what it writes is nowhere"),
+    value("stdin", None, "URI", "fifo:///PATH or file:///PATH of the daemon's host in place of coffer's own"),
+    value("stdout", None, "URI", "likewise; a file is appended to"),
+    value("stderr", None, "URI", "likewise"),
+    value("name", None, "NAME", "its id; a random one otherwise"),
+    many("env", Some('e'), "KEY[=VALUE]", "set a variable; KEY alone takes its value from here"),
+    many("env-file", None, "FILE", "set variables from a file with a KEY[=VALUE] on each line"),
+    value("workdir", Some('w'), "DIR", "where it starts"),
+    value("user", Some('u'), "USER[:GROUP]", "who it runs as: names or numbers"),
+    value("hostname", None, "NAME", "its host name"),
+    value("entrypoint", None, "PROGRAM", "in place of the image's entrypoint; empty for none"),
+    many("mount", None, "SPEC", "type=bind,src=PATH,dst=PATH[,ro] or type=tmpfs,dst=PATH[,size=64m]"),
+    switch("read-only", None, "its root file system can't be written"),
+    value("net", None, "NETWORK", "none (the default), host, the name of one, path:PATH or container:ID"),
+    many("publish", Some('p'), "[ADDRESS:]HOST:CONTAINER[/udp]", "lead a port of the host, or a range, to it"),
+    many("ip", None, "ADDRESS", "an address that it is to have"),
+    value("mac", None, "ADDRESS", "the hardware address that its interface is to have"),
+    many("dns", None, "ADDRESS", "a name server"),
+    many("dns-search", None, "DOMAIN", "a domain to look through; a single . for none"),
+    many("dns-option", None, "OPTION", "an option of resolv.conf, such as ndots:2"),
+    many("add-host", None, "NAME:ADDRESS", "a name that its /etc/hosts knows"),
+    value("memory", Some('m'), "SIZE", "limit of memory, such as 512m; 0 for none"),
+    value("cpus", None, "NUMBER", "limit of processors, such as 1.5; 0 for none"),
+    value("pids-limit", None, "NUMBER", "limit of processes; 0 for none"),
+    many("ulimit", None, "NAME=SOFT[:HARD]", "a resource limit, such as nofile=1024:2048"),
+    value("shm-size", None, "SIZE", "of /dev/shm"),
+    many("sysctl", None, "KEY=VALUE", "a kernel setting of its namespaces"),
+    many("cap-add", None, "NAME", "a capability more; ALL is all"),
+    many("cap-drop", None, "NAME", "a capability less; ALL is all"),
+    value(
+        "seccomp",
+        None,
+        "default|unconfined|FILE",
+        "the filter of system calls; a file has linux.seccomp of an OCI spec",
+    ),
+    value("apparmor", None, "PROFILE", "the AppArmor profile that it runs under"),
+    many("userns", None, "FIRST:HOST:SIZE", "a user namespace with these ids, such as 0:100000:65536"),
+    value("pid", None, "host|PATH", "a pid namespace that is not its own"),
+    value("ipc", None, "host|PATH", "an ipc namespace that is not its own"),
+    value("uts", None, "host|PATH", "a uts namespace that is not its own"),
+    many("device", None, "HOST[:PATH][:rwm]", "a device of the host"),
+    value("oom-score-adj", None, "NUMBER", "-1000 to 1000: how soon it is killed when memory is short"),
+    value("cgroup", None, "PATH", "the path of its cgroup"),
+    switch("allow-new-privileges", None, "let set-uid programs work"),
+    many("label", Some('l'), "KEY=VALUE", "a label of the container"),
+    many("annotation", None, "KEY=VALUE", "an annotation of the OCI spec"),
+    value("runtime", None, "NAME|PATH", "native (the default), or a runc-compatible binary: runc, crun, youki, ..."),
+    many("runtime-opt", None, "KEY=VALUE", "an option of the runtime or its shim, such as systemdCgroup=true"),
+    value("group", None, "NAME", "share the shim of the containers of this group, as those of a pod do"),
+    value("snapshotter", None, "NAME", "the snapshot driver"),
+    value("pull", None, "POLICY", "missing (the default), always or never"),
+    value("platform", None, "OS/ARCH[/VARIANT]", "of the image; the host's otherwise"),
+    switch("plain-http", None, "pull over http alone"),
+    DETACH_KEYS,
+];
+
 /// `coffer run`.
 pub static RUN: Command = Command {
     path: &["run"],
@@ -34,78 +99,7 @@ pub static RUN: Command = Command {
         Positional { name: "IMAGE", times: Times::Once },
         Positional { name: "COMMAND", times: Times::Rest },
     ],
-    flags: &[
-        switch("interactive", Some('i'), "give it coffer's standard input"),
-        switch("tty", Some('t'), "give it a terminal"),
-        switch("detach", Some('d'), "print its id and leave it running"),
-        switch("rm", None, "remove it when it has ended"),
-        value(
-            "log-driver",
-            None,
-            "NAME",
-            "how its output is kept: local (the default), json-file, cri, journald or none",
-        ),
-        many("log-opt", None, "KEY=VALUE", "of the log driver: max-size (20m), max-file (5), labels"),
-        switch("null-io", None, "no streams: it reads nothing, and what it writes is nowhere"),
-        value("stdin", None, "URI", "fifo:///PATH or file:///PATH of the daemon's host in place of coffer's own"),
-        value("stdout", None, "URI", "likewise; a file is appended to"),
-        value("stderr", None, "URI", "likewise"),
-        value("name", None, "NAME", "its id; a random one otherwise"),
-        many("env", Some('e'), "KEY[=VALUE]", "set a variable; KEY alone takes its value from here"),
-        many("env-file", None, "FILE", "set variables from a file with a KEY[=VALUE] on each line"),
-        value("workdir", Some('w'), "DIR", "where it starts"),
-        value("user", Some('u'), "USER[:GROUP]", "who it runs as: names or numbers"),
-        value("hostname", None, "NAME", "its host name"),
-        value("entrypoint", None, "PROGRAM", "in place of the image's entrypoint; empty for none"),
-        many("mount", None, "SPEC", "type=bind,src=PATH,dst=PATH[,ro] or type=tmpfs,dst=PATH[,size=64m]"),
-        switch("read-only", None, "its root file system can't be written"),
-        value("net", None, "NETWORK", "none (the default), host, the name of one, path:PATH or container:ID"),
-        many("publish", Some('p'), "[ADDRESS:]HOST:CONTAINER[/udp]", "lead a port of the host, or a range, to it"),
-        many("ip", None, "ADDRESS", "an address that it is to have"),
-        value("mac", None, "ADDRESS", "the hardware address that its interface is to have"),
-        many("dns", None, "ADDRESS", "a name server"),
-        many("dns-search", None, "DOMAIN", "a domain to look through; a single . for none"),
-        many("dns-option", None, "OPTION", "an option of resolv.conf, such as ndots:2"),
-        many("add-host", None, "NAME:ADDRESS", "a name that its /etc/hosts knows"),
-        value("memory", Some('m'), "SIZE", "limit of memory, such as 512m; 0 for none"),
-        value("cpus", None, "NUMBER", "limit of processors, such as 1.5; 0 for none"),
-        value("pids-limit", None, "NUMBER", "limit of processes; 0 for none"),
-        many("ulimit", None, "NAME=SOFT[:HARD]", "a resource limit, such as nofile=1024:2048"),
-        value("shm-size", None, "SIZE", "of /dev/shm"),
-        many("sysctl", None, "KEY=VALUE", "a kernel setting of its namespaces"),
-        many("cap-add", None, "NAME", "a capability more; ALL is all"),
-        many("cap-drop", None, "NAME", "a capability less; ALL is all"),
-        value(
-            "seccomp",
-            None,
-            "default|unconfined|FILE",
-            "the filter of system calls; a file has linux.seccomp of an OCI spec",
-        ),
-        value("apparmor", None, "PROFILE", "the AppArmor profile that it runs under"),
-        many("userns", None, "FIRST:HOST:SIZE", "a user namespace with these ids, such as 0:100000:65536"),
-        value("pid", None, "host|PATH", "a pid namespace that is not its own"),
-        value("ipc", None, "host|PATH", "an ipc namespace that is not its own"),
-        value("uts", None, "host|PATH", "a uts namespace that is not its own"),
-        many("device", None, "HOST[:PATH][:rwm]", "a device of the host"),
-        value("oom-score-adj", None, "NUMBER", "-1000 to 1000: how soon it is killed when memory is short"),
-        value("cgroup", None, "PATH", "the path of its cgroup"),
-        switch("allow-new-privileges", None, "let set-uid programs work"),
-        many("label", Some('l'), "KEY=VALUE", "a label of the container"),
-        many("annotation", None, "KEY=VALUE", "an annotation of the OCI spec"),
-        value(
-            "runtime",
-            None,
-            "NAME|PATH",
-            "native (the default), or a runc-compatible binary: runc, crun, youki, ...",
-        ),
-        many("runtime-opt", None, "KEY=VALUE", "an option of the runtime or its shim, such as systemdCgroup=true"),
-        value("group", None, "NAME", "share the shim of the containers of this group, as those of a pod do"),
-        value("snapshotter", None, "NAME", "the snapshot driver"),
-        value("pull", None, "POLICY", "missing (the default), always or never"),
-        value("platform", None, "OS/ARCH[/VARIANT]", "of the image; the host's otherwise"),
-        switch("plain-http", None, "pull over http alone"),
-        DETACH_KEYS,
-    ],
+    flags: FLAGS,
     notes: "What follows IMAGE is the container's command. What it writes is kept for \"coffer logs\" unless --rm is given\n\
             without -d or a --log-driver, at most 100 MiB unless --log-opt says otherwise. SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 are passed on to it. A restart of the\n\
             daemon is waited out, and of a part of it.\n\n\
@@ -118,7 +112,7 @@ pub static RUN: Command = Command {
     action: |cx| Box::pin(run(cx)),
 };
 
-async fn run(cx: Cx) -> Result<i32, Failure> {
+pub(super) async fn run(cx: Cx) -> Result<i32, Failure> {
     let (detach, tty) = (cx.args.has("detach"), cx.args.has("tty"));
     let mut request = request(&cx.args, &cx.namespace)?;
     let interactive = cx.args.has("interactive");
@@ -226,7 +220,7 @@ async fn gives_up(signals: &Signals) -> Result<u32, Failure> {
     }
 }
 
-fn request(args: &Args, namespace: &str) -> Result<RunRequest, Failure> {
+pub(super) fn request(args: &Args, namespace: &str) -> Result<RunRequest, Failure> {
     if args.has("detach") && args.has("interactive") && !args.has("tty") {
         return Err(Failure::usage("run: -d leaves nobody to give standard input: leave out -i"));
     }
@@ -241,7 +235,13 @@ fn request(args: &Args, namespace: &str) -> Result<RunRequest, Failure> {
         return Err(Failure::usage("run: -i and --stdin are two standard inputs: leave out one"));
     }
     let mut request = RunRequest::new(namespace, args.at(0));
+    let checkpoint = args.has("checkpoint") || args.command.path == ["restore"];
+    if checkpoint && !args.from(1).is_empty() {
+        return Err(Failure::usage("run: --checkpoint goes on with what ran: leave out the command"));
+    }
     request.pull = match args.value("pull") {
+        // It is made here, or imported.
+        None if checkpoint => PullPolicy::Never,
         None | Some("missing") => PullPolicy::Missing,
         Some("always") => PullPolicy::Always,
         Some("never") => PullPolicy::Never,
@@ -266,6 +266,7 @@ fn request(args: &Args, namespace: &str) -> Result<RunRequest, Failure> {
         log_driver: args.text("log-driver"),
         log_options: pairs(args, "log-opt")?,
         group: args.text("group"),
+        checkpoint,
     };
     request.log = !args.has("null-io") && (!args.has("rm") || args.has("detach") || args.has("log-driver"));
     Ok(request)

@@ -46,7 +46,12 @@ use self::{
     properties::Call,
     step::Step,
 };
-use crate::{Container, CreateRequest, ExecRequest, Process, Runtime, RuntimeOptions, Stdio};
+pub(crate) use plan::{open_namespace, sysctl_path};
+
+use crate::{
+    CheckpointRequest, Container, CreateRequest, ExecRequest, Process, RestoreFrom, Runtime, RuntimeOptions, Stdio,
+    criu, rootfs,
+};
 
 /// The native driver.
 #[derive(Debug)]
@@ -311,6 +316,42 @@ impl Runtime for Native {
         };
         // The caller reaps it.
         run().inspect_err(|_| drop(process::pidfd_send_signal(&container.init.pidfd, libc::SIGKILL)))
+    }
+
+    fn checkpoint(&self, request: &CheckpointRequest) -> Result<()> {
+        criu::dump::dump(&self.layout, request)
+    }
+
+    fn restore(&self, request: &CreateRequest<'_>, from: &RestoreFrom<'_>) -> Result<Container> {
+        check(request.spec)?;
+        criu::restore::check(request)?;
+        let linux = request.spec.linux().as_ref();
+        let shared = linux.map(properties::shared).transpose()?.unwrap_or_default();
+        let filter = linux.and_then(|l| l.seccomp().as_ref()).map(Filter::compile).transpose()?;
+        let join = linux.and_then(|l| l.namespaces().as_ref()).into_iter().flatten().map(|n| n.typ() as i32);
+        let join = join.fold(0, |all, flag| all | flag);
+        let cgroup = Cgroup::create(&self.layout, &cgroup_path(request))?;
+        let restored = rootfs::Mounted::new(request).and_then(|root| {
+            criu::restore::restore(request, from, &cgroup, root.path(), || {
+                let limits = linux.and_then(|l| l.resources().as_ref());
+                limits.map_or(Ok(()), |limits| resources::apply(&cgroup, limits))?;
+                resources::devices(&cgroup, limits)
+            })
+        });
+        let init = restored.inspect_err(|_| {
+            // Whatever of it was there already, and criu.
+            if let Err(left) = cgroup.kill().and_then(|()| cgroup.remove()) {
+                tracing::warn!(container = %request.id, error = %left, "a failed restore left something behind");
+            }
+        })?;
+        Ok(Container {
+            id: request.id.clone(),
+            namespace: request.namespace.clone(),
+            cgroup: cgroup.path().to_owned(),
+            bundle: request.bundle_path.to_owned(),
+            init,
+            kept: Kept { cgroup: Some(cgroup), join, filter, shared, ..Kept::default() },
+        })
     }
 
     fn exec(&self, container: &Container, request: &ExecRequest<'_>) -> Result<Process> {

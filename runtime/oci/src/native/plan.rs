@@ -193,7 +193,7 @@ fn namespaces(
     Ok(())
 }
 
-pub(super) fn open_namespace(path: &Path, flag: i32) -> Result<OwnedFd> {
+pub(crate) fn open_namespace(path: &Path, flag: i32) -> Result<OwnedFd> {
     const NSFS_MAGIC: i64 = 0x6e73_6673;
     const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
     let fail = |e: &std::io::Error| Error::io("namespace", path.display(), "opening it", e);
@@ -236,7 +236,7 @@ fn root(request: &CreateRequest<'_>, user: Option<&UserNamespace>) -> Result<Own
 }
 
 /// `net.ipv4.ip_forward` and `net/ipv4/ip_forward` are the same.
-pub(super) fn sysctl_path(name: &str) -> String {
+pub(crate) fn sysctl_path(name: &str) -> String {
     format!("sys/{}", name.replace('.', "/"))
 }
 

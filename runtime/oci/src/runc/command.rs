@@ -30,6 +30,8 @@ pub(super) struct Invocation<'a> {
     /// Names the container in errors.
     pub id: &'a str,
     pub deadline: Duration,
+    /// The criu that it is to find: it looks by name.
+    pub criu: Option<&'a Path>,
 }
 
 /// A line of the log, as `--log-format json` has it.
@@ -70,6 +72,9 @@ impl Invocation<'_> {
         command.args(self.global).args(args).current_dir(self.bundle);
         if let Some(score) = self.oom_score {
             start_with_score(&mut command, score);
+        }
+        if let Some(dir) = self.criu.and_then(Path::parent) {
+            command.env("PATH", format!("{}:{}", dir.display(), program::PATH));
         }
         let Some(ended) = program::run(command, streams, self.deadline).map_err(|e| fail("running it", &e))? else {
             let message = format!("`{what}` took longer than {:?} and was killed", self.deadline);

@@ -1,12 +1,12 @@
 //! The driver with the real runc and a busybox root, and with scripts in its place where runc would behave too well.
 
 use std::{
-    os::unix::fs::symlink,
+    os::{fd::AsRawFd as _, unix::fs::symlink},
     sync::atomic::{AtomicU32, Ordering},
 };
 
 use cofferdam_sys::process::Exit;
-use cofferdam_types::{Id, Namespace};
+use cofferdam_types::{Id, Mount, Namespace};
 use oci_spec::{image::ImageConfiguration, runtime::Spec};
 use serde_json::json;
 use tempfile::TempDir;
@@ -390,7 +390,7 @@ fn f4_a_symlink_in_the_bundle_is_not_followed() {
     let fixture = Fixture::new();
     let canary = fixture.dir.path().join("canary");
     std::fs::write(&canary, "untouched").unwrap();
-    for name in [CONFIG, MOUNTED] {
+    for name in [CONFIG, rootfs::MOUNTED] {
         symlink(&canary, fixture.bundle().join(name)).unwrap();
     }
     let container = fixture.quiet(&["sleep", "1000"]);
