@@ -244,7 +244,7 @@ fn stop_signal(id: &Id, image: &ResolvedImage) -> u32 {
 }
 
 /// The root file system as a mount that is attached nowhere: it goes with the descriptor.
-fn mounted(mounts: &[cofferdam_types::Mount]) -> Result<OwnedFd> {
+pub(crate) fn mounted(mounts: &[cofferdam_types::Mount]) -> Result<OwnedFd> {
     match mounts {
         [one] => cofferdam_sys::mount::detached(one),
         _ => Err(Error::internal("snapshot", "", format!("has {} mounts where one is expected", mounts.len()))),

@@ -14,6 +14,7 @@
 
 mod actor;
 mod change;
+mod copy;
 mod create;
 mod entry;
 mod exec;
@@ -34,6 +35,7 @@ mod shim;
 mod shims;
 mod sweep;
 
+pub use copy::{Arrival, CopyOptions};
 pub use handle::{Deps, Tasks};
 pub use layout::Layout;
 pub use messages::{

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::{
+    copy::Files,
     network::NetworkRecord,
     restore::{DumpOptions, Dumped},
 };
@@ -284,6 +285,8 @@ messages! {
     CreateTask { authority: Authority, stdio: Stdio, log: bool, checkpoint: Option<Name> } -> Task;
     /// Writes what runs in the container into files, and lets it stand still.
     Dump { authority: Authority, options: DumpOptions } -> Dumped;
+    /// Opens the root file system for a copy.
+    OpenFiles { authority: Authority } -> Files;
     /// Starts a process; the empty `exec` is the first one, here and below.
     Start { authority: Authority, exec: String } -> u32;
     /// Follows a process to its end.
