@@ -12,7 +12,10 @@ mod services;
 
 use std::{
     fs::{DirBuilder, File},
-    os::{fd::OwnedFd, unix::fs::DirBuilderExt as _},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    },
     path::Path,
     sync::{Arc, atomic::AtomicU32},
 };
@@ -60,6 +63,11 @@ impl Daemon {
         }
         // Nothing that the daemon makes is for anybody else; sockets get their modes explicitly (F1).
         nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+        if same(&config.root, &config.state) {
+            let why = "is named for the root and for the state: what must last needs another directory than what ends with a \
+                       reboot";
+            return Err(Error::invalid("directory", config.state.display(), why));
+        }
         exists(&config.state, 0o711)?;
         let claim = claim::claim(&config.state)?;
         make(&config.state, 0o711)?;
@@ -165,6 +173,12 @@ fn cgroups() -> Result<&'static str> {
         (true, false) => "v1",
         (false, _) => "v2",
     })
+}
+
+/// Whether both are one directory, by whatever names.
+fn same(a: &Path, b: &Path) -> bool {
+    let file = |path: &Path| std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
+    a == b || file(a).is_some_and(|one| file(b) == Some(one))
 }
 
 fn exists(path: &Path, mode: u32) -> Result<()> {

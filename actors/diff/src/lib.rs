@@ -24,4 +24,4 @@ mod pack;
 pub use actor::DiffActor;
 pub use handle::{Created, Diff, LayerFeed, Pending};
 pub use messages::{Extracted, Rung};
-pub use pack::{Word, pack};
+pub use pack::{Word, pack, pack_as};

@@ -28,12 +28,22 @@ pub type Word<'a> = &'a (dyn Fn() -> Result<()> + Sync);
 /// Packs the tree below `root` as a tar. Nothing outside is read: every name is opened beneath its directory's own
 /// descriptor, without following it, and a file system mounted inside is left out.
 pub fn pack(root: BorrowedFd<'_>, out: impl Write, word: Word<'_>) -> Result<()> {
+    pack_as(root, Path::new(""), out, word)
+}
+
+/// The same of whatever `handle` is, under that name; the empty name is the top of the archive.
+pub fn pack_as(handle: BorrowedFd<'_>, name: &Path, out: impl Write, word: Word<'_>) -> Result<()> {
     let mut packer = Packer::new(out, word);
-    let dir = open(root, Path::new("."), OFlag::O_RDONLY | OFlag::O_DIRECTORY)
-        .map_err(|e| packer.fault(Path::new("/"), &e.into()))?;
-    let stat = fstat(&dir).map_err(|e| packer.fault(Path::new("/"), &e.into()))?;
+    let fault = |e: nix::Error| Error::io("rootfs", format!("/{}", name.display()), "can't be packed", &e.into());
+    let stat = fstat(handle).map_err(fault)?;
     packer.device = stat.st_dev;
-    packer.directory(dir, &stat, PathBuf::new(), 0)?;
+    if SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) == SFlag::S_IFDIR {
+        let dir = open(handle, Path::new("."), OFlag::O_RDONLY | OFlag::O_DIRECTORY).map_err(fault)?;
+        packer.directory(dir, &stat, name.to_owned(), 0)?;
+    } else {
+        let handle = handle.try_clone_to_owned().map_err(|e| packer.fault(name, &e))?;
+        packer.leaf(&handle, &stat, name.to_owned())?;
+    }
     packer.finish().map(drop)
 }
 

@@ -16,6 +16,7 @@ use cofferdam_oci::{
     spec::{self, Network, Options},
     systemd,
 };
+use cofferdam_snapshots::Reserved;
 use cofferdam_types::{Any, Authority, Code, Error, Id, Name, Namespace, Result};
 use oci_spec::runtime::Spec;
 
@@ -39,7 +40,7 @@ pub(crate) async fn create(deps: &Deps, auth: &Authority, ns: &Namespace, new: N
     if matches!(&*new.runtime, "" | "native") {
         options.check_native()?;
     }
-    let id = match new.id {
+    let id = match new.id.clone() {
         Some(id) => id,
         None => Id::new(shim::new_id()?)?,
     };
@@ -53,47 +54,50 @@ pub(crate) async fn create(deps: &Deps, auth: &Authority, ns: &Namespace, new: N
     if let Some(NetworkRecord { network: Network::Named(name), wish, .. }) = &network {
         deps.networks.check(name, wish).await?;
     }
-    let image = deps.images.resolve(ns, &new.image, &new.platform).await?;
-    let checkpoint = if new.checkpoint { Some(deps.images.checkpoint(ns, &new.image)?) } else { None };
+    let checkpoint = match &new.image {
+        Some(image) if new.checkpoint => Some((image, deps.images.checkpoint(ns, image)?)),
+        None if new.checkpoint => {
+            return Err(Error::invalid("container", &id, "names no image: a checkpoint is one"));
+        }
+        _ => None,
+    };
     let runtime = match (&*new.runtime, &checkpoint) {
-        ("", Some(checkpoint)) => checkpoint.runtime.clone(),
+        ("", Some((_, checkpoint))) => checkpoint.runtime.clone(),
         ("", None) => "native".to_owned(),
         (named, _) => named.to_owned(),
     };
-    if let Some(checkpoint) = &checkpoint {
-        restore::fits(checkpoint, &runtime, &new.image)?;
+    if let Some((image, checkpoint)) = &checkpoint {
+        restore::fits(checkpoint, &runtime, image)?;
         restore::connected(network.as_ref(), &id)?;
     }
-    let driver = if new.driver.is_empty() { deps.snapshots.drivers()[0].to_owned() } else { new.driver };
-    let parent = parent(deps, auth, ns, &image, &driver).await?;
-    let key = Name::new(id.as_str())?;
-    let reserved = match deps.snapshots.reserve(ns, &driver, &key, parent.as_ref(), false).await {
-        // Whose container it is was made meanwhile.
-        Err(e) if e.code == Code::AlreadyExists && containers::find(&deps.metadata.read()?, ns, &id)?.is_some() => {
-            return Err(Error::already_exists("container", &id, containers::TAKEN));
-        }
-        other => other?,
+    let files = match &new.image {
+        Some(image) => Some(files(deps, auth, ns, &id, image, &new).await?),
+        None => None,
     };
 
     let cgroup = deps.layout.cgroup(ns, &id);
     let cgroup = if options.systemd_cgroup { systemd::named(&cgroup) } else { cgroup };
-    let spec = match &new.spec {
-        Some(raw) => given(raw, &id, cgroup)?,
-        None => generate(cgroup, &id, &image, &new.options, &reserved.mounts)?,
+    let spec = match (&new.spec, &files) {
+        (Some(raw), Some(_)) => given(raw, &id, cgroup)?,
+        (Some(raw), None) => given(rooted(raw, &id)?, &id, cgroup)?,
+        (None, Some(files)) => generate(cgroup, &id, &files.image, &new.options, &files.reserved.mounts)?,
+        (None, None) => {
+            return Err(Error::invalid("container", &id, "names no image: only one with a spec of its own needs none"));
+        }
     };
-    let spec = match &checkpoint {
-        None => spec,
-        Some(checkpoint) => {
-            let root = mounted(&reserved.mounts)?;
+    let spec = match (&checkpoint, &files) {
+        (Some((image, checkpoint)), Some(files)) => {
+            let root = mounted(&files.reserved.mounts)?;
             deps.images.apply_changes(ns, checkpoint, root).await?;
             let stored = deps.images.checkpoint_spec(ns, checkpoint)?;
             let bad = |e: serde_json::Error| Error::internal("spec", &id, e.to_string());
             let mut made: Spec = serde_json::from_slice(&spec).map_err(bad)?;
-            restore::carry(&mut made, &stored, &new.image)?;
+            restore::carry(&mut made, &stored, image)?;
             serde_json::to_vec(&made).map_err(bad)?
         }
+        _ => spec,
     };
-    let stop_signal = Some(stop_signal(&id, &image));
+    let stop_signal = files.as_ref().map(|files| stop_signal(&id, &files.image));
     let run = RunRecord {
         remove_on_exit: new.remove_on_exit,
         stop_signal,
@@ -103,20 +107,56 @@ pub(crate) async fn create(deps: &Deps, auth: &Authority, ns: &Namespace, new: N
     };
     let mut record = Container::new(id, runtime, Any { type_url: SPEC_TYPE.to_owned(), value: spec });
     record.labels = new.labels;
-    record.image = new.image.to_string();
     record.runtime_options = new.runtime_options;
-    record.driver = driver;
     record.group = new.group;
-    record.snapshot_key = Some(key);
+    let reserved = files.map(|files| {
+        record.image = files.name;
+        record.driver = files.driver;
+        record.snapshot_key = Some(files.key);
+        files.reserved
+    });
     record.options = serde_json::to_vec(&run).map_err(|e| Error::internal("container", "", e.to_string()))?;
     let namespace = ns.clone();
     deps.metadata
         .write(auth, move |tx: &mut Tx<'_>| {
             let record = containers::create(tx, &namespace, record.clone())?;
-            snapshots::create(tx, &namespace, reserved.record.clone())?;
+            if let Some(reserved) = &reserved {
+                snapshots::create(tx, &namespace, reserved.record.clone())?;
+            }
             Ok(record)
         })
         .await
+}
+
+/// An image, and the directory that the container writes to.
+struct Files {
+    name: String,
+    image: ResolvedImage,
+    driver: String,
+    key: Name,
+    reserved: Reserved,
+}
+
+async fn files(
+    deps: &Deps,
+    auth: &Authority,
+    ns: &Namespace,
+    id: &Id,
+    name: &Name,
+    new: &NewContainer,
+) -> Result<Files> {
+    let image = deps.images.resolve(ns, name, &new.platform).await?;
+    let driver = if new.driver.is_empty() { deps.snapshots.drivers()[0].to_owned() } else { new.driver.clone() };
+    let parent = parent(deps, auth, ns, &image, &driver).await?;
+    let key = Name::new(id.as_str())?;
+    let reserved = match deps.snapshots.reserve(ns, &driver, &key, parent.as_ref(), false).await {
+        // Whose container it is was made meanwhile.
+        Err(e) if e.code == Code::AlreadyExists && containers::find(&deps.metadata.read()?, ns, id)?.is_some() => {
+            return Err(Error::already_exists("container", id, containers::TAKEN));
+        }
+        other => other?,
+    };
+    Ok(Files { name: name.to_string(), image, driver, key, reserved })
 }
 
 /// The snapshot that containers of the image start from; unpacks the image if it isn't there.
@@ -140,6 +180,17 @@ pub(crate) fn given(raw: &[u8], id: &Id, cgroup: String) -> Result<Vec<u8>> {
     let bad = |e: serde_json::Error| Error::invalid("spec", id, format!("is not an OCI runtime spec: {e}"));
     let spec: Spec = serde_json::from_slice(raw).map_err(bad)?;
     if cgroup_of(&spec).is_some() { Ok(raw.to_vec()) } else { with_cgroup(raw, id, cgroup) }
+}
+
+/// A spec that is to do without an image.
+fn rooted<'a>(raw: &'a [u8], id: &Id) -> Result<&'a [u8]> {
+    let bad = |e: serde_json::Error| Error::invalid("spec", id, format!("is not an OCI runtime spec: {e}"));
+    let spec: Spec = serde_json::from_slice(raw).map_err(bad)?;
+    if spec.root().as_ref().is_some_and(|root| root.path().is_absolute()) {
+        return Ok(raw);
+    }
+    let why = "has no absolute path on the host: give one, or an image";
+    Err(Error::invalid("spec", "root.path", why))
 }
 
 /// A spec with this cgroup: as it came, with what our own types don't know.
@@ -208,7 +259,7 @@ fn to_read(mount: &cofferdam_types::Mount) -> cofferdam_types::Mount {
 }
 
 /// The root file system as a mount that is attached nowhere: it goes with the descriptor.
-fn mounted(mounts: &[cofferdam_types::Mount]) -> Result<OwnedFd> {
+pub(crate) fn mounted(mounts: &[cofferdam_types::Mount]) -> Result<OwnedFd> {
     match mounts {
         [one] => cofferdam_sys::mount::detached(one),
         _ => Err(Error::internal("snapshot", "", format!("has {} mounts where one is expected", mounts.len()))),

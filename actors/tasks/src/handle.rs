@@ -11,7 +11,7 @@ use std::{
 };
 
 use cofferdam_images::Images;
-use cofferdam_kernel::{Kernel, Placement, Slot, SlotConfig};
+use cofferdam_kernel::{Kernel, Placement, Pool, Slot, SlotConfig};
 use cofferdam_metadata::{
     Metadata,
     records::{
@@ -27,12 +27,13 @@ use tokio::sync::watch;
 
 use crate::{
     actor::TasksActor,
+    copy::{self, Arrival, CopyOptions, Files},
     layout::Layout,
     messages::{
         Attach, Attached, ChangeContainer, Changes, CloseStdin, CreateContainer, CreateTask, DeleteProcess, Dump,
-        DumpShim, Exec, ExecRequest, Execs, Kill, LogLost, Measure, NewContainer, Observe, Pause, Pids, ProcessEntry,
-        ProcessState, Processes, Query, Remove, Removed, Rename, Resize, ShimInfo, ShimState, Shims, Start, Stdin,
-        Stdio, UpdateResources,
+        DumpShim, Exec, ExecRequest, Execs, Kill, LogLost, Measure, NewContainer, Observe, OpenFiles, Pause, Pids,
+        ProcessEntry, ProcessState, Processes, Query, Remove, Removed, Rename, Resize, ShimInfo, ShimState, Shims,
+        Start, Stdin, Stdio, UpdateResources,
     },
     restore::{DumpOptions, Dumped},
     shim::Program,
@@ -40,6 +41,9 @@ use crate::{
 
 /// Requests under way: each may wait for its shim.
 const BOUND: usize = 4096;
+/// Copies at a time, and how many more may wait.
+const COPIES: usize = 8;
+const COPIES_WAITING: usize = 32;
 /// How long a waiter leaves alone who refused it.
 const PAUSE: Duration = Duration::from_millis(20);
 /// How long a waiter bridges a crash of the actor.
@@ -71,6 +75,8 @@ pub struct Deps {
 pub struct Tasks {
     slot: Slot<TasksActor>,
     deps: Arc<Deps>,
+    /// Where files are copied. Apart from everything else: a file system of a container's may never answer.
+    copies: Pool,
 }
 
 macro_rules! requests {
@@ -91,7 +97,7 @@ impl Tasks {
         let theirs = deps.clone();
         let first = AtomicBool::new(true);
         let slot = kernel.spawn(config, move || TasksActor::new(theirs.clone(), first.swap(false, Ordering::Relaxed)));
-        Ok(Tasks { slot, deps })
+        Ok(Tasks { slot, deps, copies: Pool::new("copies", COPIES, COPIES_WAITING) })
     }
 
     /// Where files lie.
@@ -149,6 +155,23 @@ impl Tasks {
         rename(authority: Authority, to: Id) = Rename -> ();
         /// Removes container, task and snapshot in one commit.
         remove(authority: Authority, force: bool) = Remove -> ();
+    }
+
+    async fn open_files(&self, ns: &Namespace, id: &Id, authority: Authority) -> Result<Files> {
+        self.slot.call(OpenFiles { namespace: ns.clone(), id: id.clone(), authority }).await
+    }
+
+    /// Packs what is at a path of the container into `out`, as a tar archive with one entry at its top.
+    pub async fn copy_out(&self, auth: &Authority, ns: &Namespace, id: &Id, path: String, out: OwnedFd) -> Result<()> {
+        let files = self.open_files(ns, id, auth.clone()).await?;
+        self.copies.run(move || copy::out(&files, &path, out)).await
+    }
+
+    /// Looks where a tar archive is to be unpacked in the container.
+    pub async fn copy_in(&self, auth: &Authority, ns: &Namespace, id: &Id, options: CopyOptions) -> Result<Arrival> {
+        let files = self.open_files(ns, id, auth.clone()).await?;
+        let pool = self.copies.clone();
+        self.copies.run(move || Arrival::new(files, &options, pool)).await
     }
 
     /// Every shim that has a task on record, by id.

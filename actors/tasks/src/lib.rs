@@ -14,6 +14,7 @@
 
 mod actor;
 mod change;
+mod copy;
 mod create;
 mod entry;
 mod exec;
@@ -35,6 +36,7 @@ mod shims;
 mod spare;
 mod sweep;
 
+pub use copy::{Arrival, CopyOptions};
 pub use handle::{Deps, Tasks};
 pub use layout::Layout;
 pub use messages::{

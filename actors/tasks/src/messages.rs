@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::{
+    copy::Files,
     network::NetworkRecord,
     restore::{DumpOptions, Dumped},
 };
@@ -69,8 +70,9 @@ pub struct Stdio {
 pub struct NewContainer {
     /// `None`: one is chosen.
     pub id: Option<Id>,
-    /// The image's name, in the same namespace.
-    pub image: Name,
+    /// The image's name, in the same namespace. Only what has a spec of its own can do without: that names the root file
+    /// system then.
+    pub image: Option<Name>,
     /// The platform to run it as.
     pub platform: Platform,
     /// The typed options.
@@ -283,6 +285,8 @@ messages! {
     CreateTask { authority: Authority, stdio: Stdio, log: bool, checkpoint: Option<Name> } -> Task;
     /// Writes what runs in the container into files, and lets it stand still.
     Dump { authority: Authority, options: DumpOptions } -> Dumped;
+    /// Opens the root file system for a copy.
+    OpenFiles { authority: Authority } -> Files;
     /// Starts a process; the empty `exec` is the first one, here and below.
     Start { authority: Authority, exec: String } -> u32;
     /// Follows a process to its end.

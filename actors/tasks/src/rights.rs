@@ -72,7 +72,7 @@ mod tests {
     fn asks(options: Options) -> NewContainer {
         NewContainer {
             id: None,
-            image: Name::new("image").unwrap(),
+            image: Some(Name::new("image").unwrap()),
             platform: cofferdam_types::Platform::host(),
             options,
             spec: None,

@@ -19,7 +19,7 @@ use crate::{
     network::{self, Network, Networking},
     options::ContainerOptions,
     process::{Task, TaskInfo, task_info},
-    stdio::Stdio,
+    stdio::{Sink, Stdio},
 };
 
 /// The type of [`ContainerRequest::runtime_options`], which are JSON: see docs/drivers.md.
@@ -158,7 +158,8 @@ impl Containers {
         Container { link: self.link.clone(), client: call.send().pipeline.get_container() }
     }
 
-    /// The same with an OCI runtime spec (JSON) of your own instead of the options. Needs the `host` right.
+    /// The same with an OCI runtime spec (JSON) of your own instead of the options. Without an image it has no snapshot:
+    /// its root file system is the host's directory at `root.path`. Needs the `host` right.
     pub fn create_from_spec(&self, image: Option<&Image>, request: &ContainerRequest, spec: &[u8]) -> Container {
         let mut call = self.client.create_from_spec_request();
         fill(call.get().init_params(), image, request);
@@ -298,6 +299,27 @@ impl Container {
         }
         set_texts(request.get().init_fields(fields.len() as u32), fields);
         reply(&self.link, request, |answer| info(answer.get_info().map_err(malformed)?))
+    }
+
+    /// Writes what is at an absolute path of the container into the sink, as a tar archive, and ends that. At its top is
+    /// one entry with the path's last name; with "/." at the path's end, what is in the directory.
+    pub fn copy_out(&self, path: &str, sink: &Sink) -> Reply<()> {
+        let mut request = self.client.copy_out_request();
+        request.get().set_path(path);
+        request.get().set_sink(sink.client.clone());
+        done(&self.link, request)
+    }
+
+    /// Unpacks the tar archive that you write into the sink, whose end says how that went. `path` is a directory that is
+    /// there; or, without `into`, the one thing at the archive's top takes that name in the directory above. All belongs
+    /// to root unless `keep_owners`.
+    pub fn copy_in(&self, path: &str, into: bool, keep_owners: bool) -> Reply<Sink> {
+        let mut request = self.client.copy_in_request();
+        request.get().set_path(path);
+        request.get().set_into(into);
+        request.get().set_keep_owners(keep_owners);
+        let link = self.link.clone();
+        reply(&self.link, request, move |answer| Ok(Sink::new(&link, answer.get_sink().map_err(malformed)?)))
     }
 
     /// Gives it another id. Its task must have ended.

@@ -22,6 +22,7 @@ pub static ALL: &[&Command] = &[
     &nouns::stats::STATS,
     &nouns::top::TOP,
     &nouns::update::UPDATE,
+    &nouns::cp::CP,
     &nouns::lifecycle::RENAME,
     &nouns::lifecycle::LABEL,
     &nouns::container::RM,

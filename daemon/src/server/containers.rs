@@ -2,12 +2,13 @@
 
 use std::{collections::BTreeMap, rc::Rc};
 
+use capnp::capability::Promise;
 use cofferdam_metadata::records::{
     containers::{self as records, Container as Record},
     tasks,
 };
 use cofferdam_oci::spec::{self, Device, IdMap, Mount, Network, Options, Seccomp, Ulimit};
-use cofferdam_tasks::{Changes, NewContainer, ProcessState, RunRecord};
+use cofferdam_tasks::{Changes, CopyOptions, NewContainer, ProcessState, RunRecord};
 use cofferdam_types::{Any, Code, Error, Id, Result, filter};
 use cofferdam_wire::{
     container_capnp::{
@@ -20,6 +21,7 @@ use cofferdam_wire::{
 
 use super::{
     Place,
+    bytes::{End, PipeSink, pipe, pump},
     cursor::Cursor,
     filters, images, logs, networks, rpc, stdio,
     tasks::{Process, set_exit, status},
@@ -33,9 +35,12 @@ impl Containers {
         self.0.hand_out(Container { place: self.0.clone(), id })
     }
 
-    /// Reads the parameters. The image must be one of ours, and of this namespace.
+    /// Reads the parameters. The image, where there is one, must be one of ours, and of this namespace.
     async fn params(&self, reader: create_params::Reader<'_>) -> Result<NewContainer> {
-        let image = images::recognise(&self.0, reader.get_image().map_err(malformed)?).await?;
+        let image = match reader.has_image() {
+            true => Some(images::recognise(&self.0, reader.get_image().map_err(malformed)?).await?),
+            false => None,
+        };
         let id = text(reader.get_id())?;
         Ok(NewContainer {
             id: if id.is_empty() { None } else { Some(Id::new(id)?) },
@@ -420,6 +425,43 @@ impl container::Server for Container {
         let auth = self.place.authority().clone();
         rpc(self.tasks().rename(&self.place.namespace, &self.id, auth, id.clone()).await)?;
         results.get().set_container(self.place.hand_out(Container { place: self.place.clone(), id }));
+        Ok(())
+    }
+
+    async fn copy_out(
+        self: Rc<Self>,
+        params: container::CopyOutParams,
+        _: container::CopyOutResults,
+    ) -> capnp::Result<()> {
+        let params = params.get()?;
+        let path = rpc(text(params.get_path()))?.to_owned();
+        let (read, write) = rpc(pipe(End::Read))?;
+        let (tasks, auth) = (self.tasks(), self.place.authority());
+        let packed = tasks.copy_out(auth, &self.place.namespace, &self.id, path, write);
+        let (packed, pumped) = tokio::join!(packed, pump(read, params.get_sink()?));
+        // Whoever takes no more is told so; otherwise what went wrong with the files comes first.
+        rpc(packed.and(pumped))
+    }
+
+    async fn copy_in(
+        self: Rc<Self>,
+        params: container::CopyInParams,
+        mut results: container::CopyInResults,
+    ) -> capnp::Result<()> {
+        let params = params.get()?;
+        let options = CopyOptions {
+            path: rpc(text(params.get_path()))?.to_owned(),
+            into: params.get_into(),
+            keep_owners: params.get_keep_owners(),
+        };
+        let auth = self.place.authority();
+        let arrival = rpc(self.tasks().copy_in(auth, &self.place.namespace, &self.id, options).await)?;
+        let (read, write) = rpc(pipe(End::Write))?;
+        let unpacked = tokio::task::spawn_local(arrival.unpack(read));
+        let then = Promise::from_future(async move {
+            rpc(unpacked.await.unwrap_or_else(|e| Err(Error::internal("path", "", e.to_string()))))
+        });
+        results.get().set_sink(self.place.hand_out(rpc(PipeSink::new(write, Some(then)))?));
         Ok(())
     }
 }

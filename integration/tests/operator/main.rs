@@ -2,6 +2,7 @@
 
 mod checkpoints;
 mod containers;
+mod cp;
 mod images;
 mod lifecycle;
 mod limits;

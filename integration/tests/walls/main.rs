@@ -5,6 +5,7 @@
 // All of this is test code.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod acceptance;
 mod fuzz;
 mod layers;
 mod lints;

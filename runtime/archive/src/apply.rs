@@ -30,6 +30,7 @@ use crate::{
     at::fail,
     header::{exhausted, malformed, refused},
     merged::undecided,
+    put::stays,
     reader::{Entry, Reader, Type},
     stream::{cancelled, pump},
     tree::{Found, Place, Tree, below, clean, join, split},
@@ -68,6 +69,12 @@ pub fn apply(
             born: if options.detached { born(root)? } else { None },
         };
         while let Some(entry) = reader.next()? {
+            let entry = match &options.put {
+                Some(put) => put.entry(entry),
+                None => Some(entry),
+            };
+            // Its bytes, if any, are passed over.
+            let Some(entry) = entry else { continue };
             match run.entry(&entry, &mut reader) {
                 // The rest is still read: what it was must be known before it is read again, in place.
                 Err(error) if error.code == Code::FailedPrecondition && options.detached => {
@@ -129,15 +136,17 @@ impl Apply<'_> {
             // The root itself is the caller's.
             return Ok(());
         }
-        if name == OPAQUE {
-            return self.opaque(dir);
-        }
-        if path.starts_with(META) || name.starts_with(META) {
-            // What aufs kept for itself.
-            return Ok(());
-        }
-        if let Some(name) = name.strip_prefix(WHITEOUT) {
-            return self.whiteout(&path, dir, name);
+        if self.options.put.is_none() {
+            if name == OPAQUE {
+                return self.opaque(dir);
+            }
+            if path.starts_with(META) || name.starts_with(META) {
+                // What aufs kept for itself.
+                return Ok(());
+            }
+            if let Some(name) = name.strip_prefix(WHITEOUT) {
+                return self.whiteout(&path, dir, name);
+            }
         }
         let parent = self.tree.make(dir)?;
         let real = join(&parent.real, name);
@@ -195,6 +204,9 @@ impl Apply<'_> {
             }
             Err(errno) => return Err(fail(real, "looking at what is replaced", errno)),
         };
+        if at::is_dir(&stat) && self.options.put.is_some() {
+            return stays(real, true);
+        }
         if at::is_dir(&stat) && self.options.detached && self.tree.has_unsure(real) {
             return Err(undecided(real, "has entries, perhaps elsewhere through a link, and is then replaced"));
         }
@@ -254,11 +266,13 @@ impl Apply<'_> {
             let fd = at::open_dir(&parent.fd, name).map_err(|errno| fail(real, "opening a directory", errno))?;
             // The entry says all that there is to say of a directory, so what an older one said goes.
             for old in at::xattrs(&fd).map_err(|errno| fail(real, "listing extended attributes", errno))? {
-                if may_set(old.to_bytes()) {
+                if may_set(old.to_bytes()) && self.options.put.is_none() {
                     at::remove_xattr(&fd, &old).map_err(|errno| fail(real, "removing an extended attribute", errno))?;
                 }
             }
             fd
+        } else if self.options.put.is_some() && at::stat(&parent.fd, name).is_ok() {
+            return stays(real, false);
         } else {
             let waiting = self.tree.notes().get(real).is_some_and(|note| note.link.is_some());
             let mut replaced = waiting;

@@ -17,6 +17,7 @@ mod at;
 mod header;
 mod merged;
 mod pax;
+mod put;
 mod reader;
 mod settle;
 mod stream;
@@ -29,6 +30,7 @@ use std::path::PathBuf;
 use cofferdam_types::{Digest, Error};
 
 pub use apply::apply;
+pub use put::Put;
 pub use settle::settle;
 
 /// How a layer is compressed.
@@ -93,6 +95,8 @@ pub struct ApplyOptions {
     pub detached: bool,
     /// Make device nodes; otherwise an archive that has one is refused.
     pub devices: bool,
+    /// Not a layer but files that are put into a tree. Not together with `overlay`.
+    pub put: Option<Put>,
     /// What it may cost.
     pub limits: Limits,
 }
@@ -105,6 +109,7 @@ impl Default for ApplyOptions {
             overlay: false,
             detached: false,
             devices: true,
+            put: None,
             limits: Limits::default(),
         }
     }

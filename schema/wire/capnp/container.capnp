@@ -301,8 +301,9 @@ interface Containers @0xe1f8b36d7a50c924 {
 
   createFromSpec @1 (params :CreateParams, spec :Data, runtimeOptions :Common.Any) -> (container :Container)
     $Common.needs("host");
-  # The same with an OCI runtime spec (JSON) of your own instead of the options. `root` is ours. So is the cgroup, where
-  # the spec names none (linux.cgroupsPath). `runtimeOptions` are those of `params`, in either place.
+  # The same with an OCI runtime spec (JSON) of your own instead of the options. `root` is ours; without an image there is
+  # no snapshot, and it is the host's directory at `root.path`. The cgroup is ours where the spec names none
+  # (linux.cgroupsPath). `runtimeOptions` are those of `params`, in either place.
 
   get @2 (id :Text) -> (container :Container) $Common.needs("read");
   list @3 (filters :List(Text)) -> (cursor :ContainerCursor) $Common.needs("read");
@@ -345,6 +346,19 @@ interface Container @0xcd9183f6e5b7a042 {
   rename @8 (id :Text) -> (container :Container) $Common.needs("write");
   # Gives it another id. What it is inside, such as its host name, stays. failed_precondition while its task has not
   # ended; an ended one keeps its exit.
+
+  copyOut @9 (path :Text, sink :Common.ByteStream) -> () $Common.needs("run");
+  # Writes what is at an absolute path of the container into your sink, as a tar archive, and ends that. At its top is one
+  # entry with the path's last name; with "/." at the path's end, what is in the directory. A link is what it is, unless a
+  # slash follows. What is mounted beneath the path is left out. While the task runs the path is looked for as its first
+  # process would, mounts and all; otherwise in the snapshot, and no task is made until the copy is done.
+  # failed_precondition while it runs in a user namespace.
+
+  copyIn @10 (path :Text, into :Bool, keepOwners :Bool) -> (sink :Common.ByteStream) $Common.needs("run");
+  # Unpacks the tar archive (plain, gzip or zstd) that you write. `path` is a directory that is there; or, without `into`,
+  # the one thing at the archive's top takes that name in the directory above, which is there. A directory's place is
+  # taken by nothing else, nor does a directory take another thing's. All belongs to root unless `keepOwners`. Device
+  # nodes need "host". The sink's `end` returns when all is there, or says why it isn't; what was unpacked by then stays.
 }
 
 struct LogOptions @0xd16d6402091dea87 {

@@ -4,6 +4,7 @@ pub mod attach;
 pub mod checkpoint;
 pub mod container;
 pub mod content;
+pub mod cp;
 pub mod events;
 pub mod exec;
 pub mod foreground;

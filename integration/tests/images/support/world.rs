@@ -14,6 +14,7 @@ use cofferdam_client::{
     Client, Container, ContainerRequest, ImportOptions, Job, Namespace, Output, PullOptions, RunRequest, Sink,
     Stdio as Streams, channel,
 };
+pub use cofferdam_integration::Registry;
 use cofferdam_integration::{Daemon, Leftovers, images, until, until_async};
 use cofferdam_types::{Code, Error, Result};
 use serde_json::Value;
@@ -315,52 +316,6 @@ pub fn tool(program: &str, args: &[&str]) -> String {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{program} {args:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
     text
-}
-
-/// Debian's registry, until dropped.
-pub struct Registry {
-    dir: tempfile::TempDir,
-    /// scheme://host:port
-    pub address: String,
-}
-
-impl Registry {
-    pub fn start(args: &[&str], images: &[&str]) -> Registry {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().to_str().unwrap().to_owned();
-        let address = Registry::ask(&[&["start", &path], args].concat()).trim().to_owned();
-        let registry = Registry { dir, address };
-        let layouts = cofferdam_integration::images();
-        Registry::ask(&[&["push", &path, layouts.to_str().unwrap()], images].concat());
-        registry
-    }
-
-    fn ask(args: &[&str]) -> String {
-        tool(&format!("{}/../deploy/registry", env!("CARGO_MANIFEST_DIR")), args)
-    }
-
-    pub fn host(&self) -> &str {
-        self.address.split_once("://").unwrap().1
-    }
-
-    pub fn reference(&self, image: &str) -> String {
-        format!("{}/{image}", self.host())
-    }
-
-    pub fn authority(&self) -> Vec<u8> {
-        std::fs::read(self.dir.path().join("ca.crt")).unwrap()
-    }
-
-    pub fn stop(&self) {
-        Registry::ask(&["stop", self.dir.path().to_str().unwrap()]);
-    }
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        let script = format!("{}/../deploy/registry", env!("CARGO_MANIFEST_DIR"));
-        let _ = Command::new(script).arg("stop").arg(self.dir.path()).status();
-    }
 }
 
 /// Waits for a line on loopback.

@@ -1,0 +1,218 @@
+//! Files go into a container and out of it, as a tar archive.
+//!
+//! Nothing is run for that, and nothing of the container's is believed: its root is held as a descriptor, every path is
+//! resolved beneath that, by the kernel as if it were the root (`RESOLVE_IN_ROOT`, no magic links) or one name at a time,
+//! whatever is put in the way meanwhile. While it runs the root is the one that its first process sees, volumes and
+//! all; otherwise it is its snapshot, and no task is made until the copy is done.
+
+use std::{
+    ffi::OsString,
+    fs::File,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::{Component, Path, PathBuf},
+    rc::Rc,
+    sync::atomic::AtomicBool,
+};
+
+use actix::{Context, Handler, ResponseFuture};
+use cofferdam_archive::{ApplyOptions, Put};
+use cofferdam_kernel::Pool;
+use cofferdam_metadata::records::containers::{self, Container};
+use cofferdam_types::{Error, Result};
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2},
+    sys::stat::Mode,
+};
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use tokio::sync::OwnedMutexGuard;
+
+use crate::{
+    actor::{Ctx, TasksActor, note},
+    create::mounted,
+    entry::Entry,
+    messages::OpenFiles,
+    shim::from_shim,
+};
+
+/// The longest path that is taken.
+const LONGEST: usize = 4096;
+/// How often a path is resolved again while somebody moves what is on it.
+const TRIES: usize = 64;
+
+/// A container's root file system, held for a copy.
+#[derive(Debug)]
+pub(crate) struct Files {
+    root: OwnedFd,
+    /// Whether device nodes may be made.
+    devices: bool,
+    /// Nobody makes or removes its task meanwhile.
+    _turn: Option<OwnedMutexGuard<()>>,
+}
+
+/// How an archive is unpacked in a container.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CopyOptions {
+    /// Where.
+    pub path: String,
+    /// It is a directory that is there, and all goes into it. Otherwise the one thing at the archive's top goes into the
+    /// directory that is there, or takes that name in the one above.
+    pub into: bool,
+    /// Owners are those that the archive says, and not root.
+    pub keep_owners: bool,
+}
+
+impl Handler<OpenFiles> for TasksActor {
+    type Result = ResponseFuture<Result<Files>>;
+    fn handle(&mut self, message: OpenFiles, _: &mut Context<Self>) -> Self::Result {
+        note("OpenFiles", &message.namespace, &message.id, &message.authority);
+        let ctx = self.ctx.clone();
+        Box::pin(async move { ctx.files(message).await })
+    }
+}
+
+impl Ctx {
+    async fn files(&self, message: OpenFiles) -> Result<Files> {
+        let OpenFiles { namespace, id, authority } = message;
+        let turn = self.turn(&namespace, &id).await;
+        let container = containers::get(&self.deps.metadata.read()?, &namespace, &id)?;
+        let devices = authority.ceiling.host;
+        let entry = self.entries.borrow().get(&(namespace.clone(), id.clone())).cloned();
+        if let Some(entry) = entry {
+            if entry.init.ended().is_none() {
+                entry.link.settled().await?;
+            }
+            if entry.init.ended().is_none() {
+                return Ok(Files { root: of_task(&entry, &container).await?, devices, _turn: None });
+            }
+        }
+        let Some(key) = &container.snapshot_key else {
+            let why = "has no files of its own: it runs on a directory of the host";
+            return Err(Error::failed_precondition("container", &id, why));
+        };
+        let mounts = self.deps.snapshots.mounts(&namespace, &container.driver, key)?;
+        let root = tokio::task::spawn_blocking(move || mounted(&mounts)).await;
+        let root = root.unwrap_or_else(|e| Err(Error::internal("container", &id, e.to_string())))?;
+        Ok(Files { root, devices, _turn: Some(turn) })
+    }
+}
+
+/// The root that a task's first process has.
+async fn of_task(entry: &Rc<Entry>, container: &Container) -> Result<OwnedFd> {
+    let id = &entry.id;
+    if has_user_namespace(&container.spec.value) {
+        let why = "runs in a user namespace, whose ids are not those of the files: copy when it has ended";
+        return Err(Error::failed_precondition("container", id, why));
+    }
+    let remote = entry.remote().await?;
+    let pid = entry.init.life.borrow().pid;
+    if pid == 0 {
+        return Err(Error::failed_precondition("task", id, "is created and has no process yet: start it first"));
+    }
+    let ended = || Error::failed_precondition("task", id, "has just ended: try again");
+    let process = File::open(format!("/proc/{pid}")).map_err(|_| ended())?;
+    // Only now it is sure whose number it is: what is in the cgroup has not been taken in.
+    let answer = remote.container.pids_request().send().promise.await.map_err(from_shim)?;
+    let pids = answer.get().and_then(|answer| answer.get_pids()).map_err(from_shim)?;
+    if !pids.iter().any(|other| other == pid) {
+        return Err(ended());
+    }
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    openat(&process, "root", flags, Mode::empty()).map_err(|_| ended())
+}
+
+fn has_user_namespace(spec: &[u8]) -> bool {
+    let spec: Option<Spec> = serde_json::from_slice(spec).ok();
+    let namespaces = spec.as_ref().and_then(|spec| spec.linux().as_ref()?.namespaces().as_ref());
+    namespaces.is_none_or(|all| all.iter().any(|one| one.typ() == LinuxNamespaceType::User))
+}
+
+/// A path of the container as names from its root on; whether it must be a directory.
+fn names(path: &str) -> Result<(PathBuf, bool)> {
+    if path.is_empty() || path.len() > LONGEST || path.contains('\0') {
+        return Err(Error::invalid("path", path.get(..64).unwrap_or(path), "is empty, too long, or has a NUL in it"));
+    }
+    let mut names = PathBuf::new();
+    for component in Path::new(path).components() {
+        match component {
+            Component::Normal(name) => names.push(name),
+            Component::ParentDir => drop(names.pop()),
+            _ => {}
+        }
+    }
+    Ok((names, path.ends_with('/') || path.ends_with("/.")))
+}
+
+/// What is at a path, as if `root` were the root.
+fn resolve(root: BorrowedFd<'_>, path: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
+    let how = OpenHow::new()
+        .flags(flags | OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    let mut tries = 0;
+    loop {
+        match openat2(root, path, how) {
+            Err(Errno::EAGAIN) if tries < TRIES => tries += 1,
+            other => return other,
+        }
+    }
+}
+
+fn fault(path: &str, errno: Errno) -> Error {
+    match errno {
+        Errno::ENOENT => Error::not_found("path", path, "does not exist in the container"),
+        Errno::ENOTDIR => Error::invalid("path", path, "is not a directory"),
+        Errno::ELOOP => Error::invalid("path", path, "leads through too many links, or through one of /proc"),
+        _ => Error::io("path", path, "can't be opened", &errno.into()),
+    }
+}
+
+/// Packs what is at `path`. A link itself, unless what it leads to must be a directory.
+pub(crate) fn out(files: &Files, path: &str, out: OwnedFd) -> Result<()> {
+    let (names, directory) = names(path)?;
+    let flags = if directory { OFlag::O_DIRECTORY } else { OFlag::O_NOFOLLOW };
+    let handle = resolve(files.root.as_fd(), &names, flags).map_err(|errno| fault(path, errno))?;
+    let contents = path.ends_with("/.") || path == ".";
+    let top = if contents { None } else { names.file_name() };
+    cofferdam_diff::pack_as(handle.as_fd(), Path::new(top.unwrap_or_default()), File::from(out), &|| Ok(()))
+}
+
+/// Where an archive is to be unpacked: looked at, not yet touched.
+pub struct Arrival {
+    files: Files,
+    put: Put,
+    pool: Pool,
+}
+
+impl Arrival {
+    pub(crate) fn new(files: Files, options: &CopyOptions, pool: Pool) -> Result<Arrival> {
+        let path = &*options.path;
+        let (at, directory) = names(path)?;
+        let owner = (!options.keep_owners).then_some((0, 0));
+        let found = resolve(files.root.as_fd(), &at, OFlag::O_DIRECTORY);
+        let put = match found {
+            Ok(_) => Put { at, name: None, owner },
+            Err(Errno::ENOENT | Errno::ENOTDIR) if !options.into && !directory => {
+                let (Some(above), Some(name)) = (at.parent(), at.file_name()) else {
+                    return Err(fault(path, Errno::ENOENT));
+                };
+                resolve(files.root.as_fd(), above, OFlag::O_DIRECTORY).map_err(|errno| fault(path, errno))?;
+                Put { at: above.to_owned(), name: Some(OsString::from(name)), owner }
+            }
+            Err(errno) => return Err(fault(path, errno)),
+        };
+        Ok(Arrival { files, put, pool })
+    }
+
+    /// Unpacks what `source` gives. What was unpacked before an error stays.
+    pub async fn unpack(self, source: OwnedFd) -> Result<()> {
+        let Arrival { files, put, pool } = self;
+        pool.run(move || {
+            let options = ApplyOptions { put: Some(put), devices: files.devices, ..ApplyOptions::default() };
+            let applied =
+                cofferdam_archive::apply(files.root.as_fd(), File::from(source), &options, &AtomicBool::new(false));
+            applied.map(drop).map_err(|error| Error { kind: "path".into(), ..error })
+        })
+        .await
+    }
+}

@@ -1,0 +1,66 @@
+//! Debian's registry, with test images in it.
+
+use std::{
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+use tempfile::TempDir;
+
+/// Debian's registry, until dropped.
+pub struct Registry {
+    dir: TempDir,
+    /// scheme://host:port
+    pub address: String,
+}
+
+impl Registry {
+    /// Starts one, as `deploy/registry start` says, and pushes these test images.
+    pub fn start(args: &[&str], names: &[&str]) -> Registry {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().to_str().expect("UTF-8").to_owned();
+        let address = ask(&[&["start", &path], args].concat()).trim().to_owned();
+        let registry = Registry { dir, address };
+        let layouts = crate::images();
+        ask(&[&["push", &path, layouts.to_str().expect("UTF-8")], names].concat());
+        registry
+    }
+
+    /// host:port
+    pub fn host(&self) -> &str {
+        self.address.split_once("://").expect("a scheme").1
+    }
+
+    /// What an image in it is called.
+    pub fn reference(&self, image: &str) -> String {
+        format!("{}/{image}", self.host())
+    }
+
+    /// The certificate that vouches for it, with `--tls`.
+    pub fn authority(&self) -> Vec<u8> {
+        std::fs::read(self.dir.path().join("ca.crt")).expect("it was started with --tls")
+    }
+
+    /// Ends it; what it has stays.
+    pub fn stop(&self) {
+        ask(&["stop", self.dir.path().to_str().expect("UTF-8")]);
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = Command::new(script()).arg("stop").arg(self.dir.path()).status();
+    }
+}
+
+fn script() -> PathBuf {
+    [env!("CARGO_MANIFEST_DIR"), "../deploy/registry"].iter().collect()
+}
+
+fn ask(args: &[&str]) -> String {
+    let output = Command::new(script()).args(args).stdin(Stdio::null()).output().expect("deploy/registry");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let why = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "deploy/registry {args:?}: {text}{why}");
+    text
+}

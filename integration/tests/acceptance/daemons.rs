@@ -1,0 +1,115 @@
+//! What a daemon to itself takes: it is ended and started, or its shims are killed.
+
+use std::{
+    process::{Command, Stdio as Pipes},
+    time::{Duration, Instant},
+};
+
+use cofferdam_client::{Container, Task, is_lost};
+use cofferdam_integration::{Daemon, binary, until};
+
+use crate::place::{end, runs};
+
+/// A container that sleeps until it is killed, its task and its pid.
+async fn asleep(daemon: &Daemon, id: &str) -> (Container, Task, u32) {
+    let run = daemon.client().await.run(daemon.run(id, ["sleep", "1000"])).unwrap();
+    let pid = run.started().await.unwrap();
+    let container = daemon.open().await.containers().get(id);
+    let task = container.task();
+    (container, task, pid)
+}
+
+/// Ends the daemon in one way or another while somebody waits, and goes on with the next one.
+async fn restarted(daemon: &Daemon, stop: impl FnOnce()) {
+    let (_, task, pid) = asleep(daemon, "box").await;
+    let wait = task.wait();
+    stop();
+    let lost = wait.await.unwrap_err();
+    assert!(is_lost(&lost), "{lost}");
+    assert!(runs(pid), "the container needs no daemon");
+    let took = daemon.restart();
+    assert!(took < Duration::from_secs(2), "it serves after {took:?}");
+    let container = daemon.open().await.containers().get("box");
+    let task = container.task();
+    let wait = task.wait();
+    assert_eq!(task.state().await.unwrap().pid, pid);
+    task.kill(9, false).await.unwrap();
+    assert_eq!(wait.await.unwrap().status, 137);
+    assert!(!runs(pid));
+    container.remove(false).await.unwrap();
+}
+
+pub async fn daemon_restart(daemon: &Daemon) {
+    restarted(daemon, || daemon.stop()).await;
+}
+
+pub async fn daemon_restart_with_running_shim(daemon: &Daemon) {
+    restarted(daemon, || daemon.kill9()).await;
+}
+
+/// Of several the quickest counts: the machine may be busy with something else.
+pub async fn shim_sigkilled(daemon: &Daemon) {
+    let mut quickest = Duration::MAX;
+    for id in ["one", "two", "three"] {
+        let (container, task, pid) = asleep(daemon, id).await;
+        let system = daemon.client().await.system();
+        let shim = system.shims().all().await.unwrap().remove(0);
+        let shim = system.shim(&shim.id).await.unwrap().pid;
+        let wait = task.wait();
+        task.state().await.unwrap();
+        let killed = Instant::now();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim as i32), nix::sys::signal::SIGKILL).unwrap();
+        until("the container's process ends", || (!runs(pid)).then_some(()));
+        quickest = quickest.min(killed.elapsed());
+        let exit = wait.await.unwrap();
+        assert_eq!((exit.status, &*exit.reason), (137, "shim lost"));
+        container.remove(false).await.unwrap();
+    }
+    assert!(quickest < Duration::from_millis(100), "{quickest:?}");
+}
+
+pub async fn new_errors_with_same_path_for_root_and_state(daemon: &Daemon) {
+    let (both, link) = (daemon.path().join("both"), daemon.path().join("link"));
+    let start = |root, state| {
+        let mut command = Command::new(binary("cofferd"));
+        command.arg("--root").arg(root).arg("--state").arg(state).arg("--shim").arg(binary("coffer-shim"));
+        command.stdin(Pipes::null()).stdout(Pipes::null()).stderr(Pipes::piped());
+        let mut child = command.spawn().unwrap();
+        let ended = until("it ends", || child.try_wait().unwrap().map(|status| !status.success()));
+        let said = child.wait_with_output().unwrap().stderr;
+        assert!(ended && String::from_utf8_lossy(&said).contains("root and for the state"), "{said:?}");
+    };
+    start(&both, &both);
+    assert!(!both.exists(), "nothing is made");
+    // By another name it is the same all the same.
+    std::fs::create_dir(&both).unwrap();
+    std::os::unix::fs::symlink(&both, &link).unwrap();
+    start(&both, &link);
+    assert!(std::fs::read_dir(&both).unwrap().next().is_none());
+}
+
+/// This suite, with `--socket`: what can't be done there is left out, and it leaves the daemon as it was.
+pub async fn against_a_daemon_that_already_runs(daemon: &Daemon) {
+    let (kept, task, pid) = asleep(daemon, "kept").await;
+    let run = |filter: &str| {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        let output = command.arg("--socket").arg(daemon.socket()).arg(filter).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap() + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{text}");
+        text
+    };
+    let said = run("containers::");
+    assert!(said.contains("containers::new_container ") && said.contains(" 0 failed; 0 ignored"), "{said}");
+    let said = run("daemons::");
+    assert!(said.contains("daemons::daemon_restart") && said.contains(crate::WHY), "{said}");
+    assert!(said.contains(" 0 passed; 0 failed; "), "{said}");
+
+    assert_eq!(task.state().await.unwrap().pid, pid);
+    let client = daemon.client().await;
+    let names: Vec<_> = client.namespaces().list::<&str>(&[]).all().await.unwrap();
+    let mut names: Vec<_> = names.into_iter().map(|info| info.name).collect();
+    names.retain(|name| name != "default");
+    assert_eq!(names, [daemon.namespace()]);
+    end(&task).await;
+    kept.remove(false).await.unwrap();
+}
