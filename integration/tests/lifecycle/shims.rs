@@ -138,6 +138,25 @@ fn a_shim_holds_what_its_container_needs() {
     });
 }
 
+/// Making a container takes deep calls, which nobody makes again while it idles.
+#[test]
+fn a_shim_gives_back_what_making_a_container_took() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let namespace = daemon.open().await;
+        let (container, _task) = idle(&namespace, "box").await;
+        let shim = of(&daemon);
+        let stack = || {
+            let maps = std::fs::read_to_string(format!("/proc/{shim}/smaps")).unwrap();
+            let of_stack = maps.lines().skip_while(|line| !line.ends_with("[stack]"));
+            let rss = of_stack.into_iter().find_map(|line| line.strip_prefix("Rss:")).unwrap();
+            rss.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+        };
+        until_async("its stack is small", async || (stack() <= 52).then_some(())).await;
+        container.remove(true).await.unwrap();
+    });
+}
+
 /// It is a subreaper: what a container leaves behind falls to it, and is taken in when it ends.
 #[test]
 fn orphans_fall_to_the_shim_and_leave_no_zombie() {

@@ -119,8 +119,8 @@ impl Service {
 /// once need not be tidied up.
 async fn trim() {
     tokio::time::sleep(std::time::Duration::from_millis(500)).await;
-    // SAFETY: malloc_trim(3) has no preconditions.
-    unsafe { libc::malloc_trim(0) };
+    cofferdam_sys::memory::trim();
+    let _ = cofferdam_sys::memory::trim_stack();
 }
 
 fn private_mounts() -> Result<()> {
