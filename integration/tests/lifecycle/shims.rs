@@ -138,6 +138,38 @@ fn a_shim_holds_what_its_container_needs() {
     });
 }
 
+#[test]
+fn a_shim_is_made_ahead_and_its_death_costs_nothing() {
+    let daemon = Daemon::with_busybox();
+    let spares = daemon.state().join("spares");
+    let ahead = || -> Option<String> {
+        let name = std::fs::read_dir(&spares).unwrap().next()?.unwrap().file_name();
+        (!all_processes(&spares).is_empty()).then(|| name.into_string().unwrap())
+    };
+    bounded(async {
+        let namespace = daemon.open().await;
+        assert!(ahead().is_none(), "there is none before a container");
+        let _one = idle(&namespace, "one").await;
+        let spare = until_async("one is made", async || ahead()).await;
+        let _two = idle(&namespace, "two").await;
+        assert!(daemon.state().join("shims").join(&spare).exists(), "the second container has it");
+        let next = until_async("another is made", async || ahead()).await;
+        assert_ne!(next, spare);
+        for (pid, _) in all_processes(&spares) {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+        }
+        until_async("it is dead", async || all_processes(&spares).is_empty().then_some(())).await;
+        let _three = idle(&namespace, "three").await;
+        until_async("another is made", async || ahead()).await;
+        daemon.restart();
+        let containers = daemon.open().await.containers();
+        for id in ["one", "two", "three"] {
+            containers.get(id).remove(true).await.unwrap();
+        }
+        until_async("the old one is swept", async || ahead().is_none().then_some(())).await;
+    });
+}
+
 /// Making a container takes deep calls, which nobody makes again while it idles.
 #[test]
 fn a_shim_gives_back_what_making_a_container_took() {
