@@ -134,22 +134,21 @@ pub fn cgroups(namespace: &str) -> Vec<String> {
 /// Processes whose working directory lies below `dir`, alive or not yet reaped: a daemon's shims, but for one that was
 /// made ahead.
 pub fn processes(dir: &Path) -> Vec<(i32, String)> {
-    let mut all = all_processes(dir);
-    all.retain(|(pid, _)| {
-        let cwd = std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
-        !cwd.components().any(|part| part.as_os_str() == "spares")
-    });
-    all
+    processes_in(dir, |cwd| !cwd.components().any(|part| part.as_os_str() == "spares"))
 }
 
 /// The same, with those that were made ahead.
 pub fn all_processes(dir: &Path) -> Vec<(i32, String)> {
+    processes_in(dir, |_| true)
+}
+
+fn processes_in(dir: &Path, counts: impl Fn(&Path) -> bool) -> Vec<(i32, String)> {
     let mut found = Vec::new();
     for process in children(Path::new("/proc")) {
         let Some(pid) = process.file_name().and_then(|name| name.to_str()?.parse::<i32>().ok()) else { continue };
         let Ok(cwd) = std::fs::read_link(process.join("cwd")) else { continue };
         // A removed directory is shown with a suffix, which `starts_with` on its parents does not mind.
-        if cwd.starts_with(dir) {
+        if cwd.starts_with(dir) && counts(&cwd) {
             let name = std::fs::read_to_string(process.join("comm")).unwrap_or_default().trim().to_owned();
             found.push((pid, name));
         }

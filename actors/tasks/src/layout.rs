@@ -10,7 +10,7 @@ use std::{
         unix::fs::DirBuilderExt as _,
     },
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -27,7 +27,7 @@ pub struct Layout {
     runc: PathBuf,
     checkpoints: PathBuf,
     cgroups: String,
-    host: cgroup::Layout,
+    host: Arc<OnceLock<cgroup::Layout>>,
     /// Namespaces in which something is done, until they are tidied up.
     stirs: Arc<Mutex<BTreeMap<Namespace, Stir>>>,
 }
@@ -59,7 +59,7 @@ impl Layout {
             runc: state.join("runc"),
             checkpoints: root.join("checkpoints"),
             cgroups: format!("/cofferdam/{instance}"),
-            host: cgroup::Layout::detect()?,
+            host: Arc::default(),
             stirs: Arc::default(),
         };
         for dir in [&layout.shims, &layout.spares, &layout.bundles, &layout.logs, &layout.checkpoints] {
@@ -132,14 +132,24 @@ impl Layout {
         format!("{}/{namespace}/{id}", self.cgroups)
     }
 
+    /// The host's hierarchies, which stay as they are. One without any serves what needs none.
+    fn host(&self) -> Result<&cgroup::Layout> {
+        if let Some(host) = self.host.get() {
+            return Ok(host);
+        }
+        let found = cgroup::Layout::detect()?;
+        Ok(self.host.get_or_init(|| found))
+    }
+
     /// Whether a container has that cgroup.
     pub(crate) fn has_cgroup(&self, namespace: &Namespace, id: &Id) -> Result<bool> {
-        cgroup::Cgroup::exists(&self.host, &self.cgroup(namespace, id))
+        cgroup::Cgroup::exists(self.host()?, &self.cgroup(namespace, id))
     }
 
     /// Every container that has a cgroup of ours.
     pub(crate) fn cgroups(&self) -> Pairs {
-        let names = |path: &str| cgroup::below(&self.host, path).unwrap_or_default().into_iter();
+        let Ok(host) = self.host() else { return Pairs::new() };
+        let names = |path: &str| cgroup::below(host, path).unwrap_or_default().into_iter();
         let namespaces = names(&self.cgroups).filter_map(|name| Namespace::new(name).ok());
         let pairs = namespaces.flat_map(|ns| {
             let ids = names(&format!("{}/{ns}", self.cgroups)).filter_map(|id| Id::new(id).ok());
@@ -196,7 +206,7 @@ impl Layout {
         // What other namespaces share goes only when no container is being made anywhere.
         let keep = if stirs.values().all(|stir| stir.making == 0) { 0 } else { self.cgroups.matches('/').count() };
         let child = format!("{}/{namespace}/-", self.cgroups);
-        if let Err(error) = cgroup::Layout::detect().and_then(|host| cgroup::prune_above(&host, &child, keep)) {
+        if let Err(error) = self.host().and_then(|host| cgroup::prune_above(host, &child, keep)) {
             tracing::warn!(%error, "an empty cgroup is left behind");
         }
     }
@@ -221,8 +231,9 @@ impl Layout {
 
     /// [`Layout::tidy`] for every namespace that has anything: what a crash left.
     pub(crate) fn tidy_all(&self) {
-        let mut namespaces = cgroup::Layout::detect()
-            .and_then(|host| cgroup::below(&host, &self.cgroups))
+        let mut namespaces = self
+            .host()
+            .and_then(|host| cgroup::below(host, &self.cgroups))
             .inspect_err(|error| tracing::warn!(%error, "cgroups can't be looked through"))
             .unwrap_or_default();
         namespaces.extend([&self.bundles, &self.logs, &self.runc].into_iter().flat_map(|dir| names(dir)));

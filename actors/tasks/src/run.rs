@@ -176,7 +176,7 @@ async fn make_task(
             (None, spare) => {
                 let (child, connection) = match spare {
                     Some(Spare { child, connection, .. }) => (child, connection),
-                    None => shim::spawn(&deps.layout, &deps.shim, &shim_id)?,
+                    None => shim::spawn(deps.layout.shim(&shim_id), &deps.shim, &shim_id).await?,
                 };
                 reap(child, &connection);
                 connection

@@ -93,43 +93,40 @@ pub(crate) fn place(dir: &Path, id: &str) -> Result<()> {
     made.map_err(|e| Error::io("shim", id, "its directory can't be made", &e))
 }
 
-/// Starts a shim in its own directory, see [`place`]. Its socket listens before it runs: nobody has to wait for it.
-pub(crate) fn start(dir: &Path, program: &Program, id: &str) -> Result<(Child, File)> {
+/// Starts a shim in its own directory, see [`place`]. Its socket listens before it runs: nobody has to wait for it. On an
+/// error nothing is left, nor the directory.
+pub(crate) async fn spawn(dir: PathBuf, program: &Program, id: &str) -> Result<(Child, Connection)> {
+    let (at, program, name) = (dir.clone(), program.clone(), id.to_owned());
+    // A fork takes a millisecond in which others are served.
+    let started = tokio::task::spawn_blocking(move || start(&at, &program, &name)).await;
+    let started = started.unwrap_or_else(|e| Err(Error::internal("shim", id, e.to_string())));
+    let met = started.and_then(|(mut child, held)| match open(&held, id) {
+        Ok(connection) => Ok((child, connection)),
+        Err(error) => {
+            // Its end, which it has met already, is taken in by nobody else.
+            let _ = child.kill();
+            let _ = child.wait();
+            Err(Error::unavailable("shim", id, format!("ended before it was asked for anything: {}", error.message)))
+        }
+    });
+    met.inspect_err(|_| drop(layout::remove(&dir)))
+}
+
+fn start(dir: &Path, program: &Program, id: &str) -> Result<(Child, File)> {
     let os = |what: &str, e: &std::io::Error| Error::io("shim", id, what, e);
-    let started = (|| {
-        let held = File::open(dir).map_err(|e| os("its directory can't be opened", &e))?;
-        let listener = UnixListener::bind(through(&held, SOCKET)).map_err(|e| os("its socket can't be bound", &e))?;
-        let log = File::options().create(true).append(true).open(dir.join("log"));
-        let child = program
-            .command()
-            .env_clear()
-            .current_dir(dir)
-            .stdin(OwnedFd::from(listener))
-            .stdout(Stdio::null())
-            .stderr(log.map_or_else(|_| Stdio::null(), Stdio::from))
-            .spawn()
-            .map_err(|e| os(&format!("{} can't be started", program.0.path.display()), &e))?;
-        Ok((child, held))
-    })();
-    started.inspect_err(|_| drop(layout::remove(dir)))
-}
-
-/// The first connection to a shim that was just started.
-pub(crate) fn meet(child: &mut Child, dir: &File, id: &str) -> Result<Connection> {
-    open(dir, id).map_err(|error| {
-        // Its end, which it has met already, is taken in by nobody else.
-        let _ = child.kill();
-        let _ = child.wait();
-        Error::unavailable("shim", id, format!("ended before it was asked for anything: {}", error.message))
-    })
-}
-
-/// Both.
-pub(crate) fn spawn(layout: &Layout, program: &Program, id: &str) -> Result<(Child, Connection)> {
-    let dir = layout.shim(id);
-    let (mut child, held) = start(&dir, program, id)?;
-    let connection = meet(&mut child, &held, id).inspect_err(|_| drop(layout::remove(&dir)))?;
-    Ok((child, connection))
+    let held = File::open(dir).map_err(|e| os("its directory can't be opened", &e))?;
+    let listener = UnixListener::bind(through(&held, SOCKET)).map_err(|e| os("its socket can't be bound", &e))?;
+    let log = File::options().create(true).append(true).open(dir.join("log"));
+    let child = program
+        .command()
+        .env_clear()
+        .current_dir(dir)
+        .stdin(OwnedFd::from(listener))
+        .stdout(Stdio::null())
+        .stderr(log.map_or_else(|_| Stdio::null(), Stdio::from))
+        .spawn()
+        .map_err(|e| os(&format!("{} can't be started", program.0.path.display()), &e))?;
+    Ok((child, held))
 }
 
 /// Connects to the shim that has this directory; `not_found` if nobody listens.

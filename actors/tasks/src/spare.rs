@@ -3,15 +3,9 @@
 //! Nobody has one who doesn't run containers: it is made when one was used, and goes when it was not for a while. Until
 //! it is used its directory lies apart from those of the others, which a task's record names.
 
-use std::{
-    cell::{Cell, RefCell},
-    process::Child,
-    rc::Rc,
-    sync::Arc,
-    time::Duration,
-};
+use std::{cell::RefCell, process::Child, rc::Rc, sync::Arc, time::Duration};
 
-use cofferdam_types::{Error, Result};
+use cofferdam_types::Result;
 use futures::FutureExt as _;
 use tokio::sync::Mutex;
 
@@ -33,15 +27,12 @@ pub(crate) struct Spare {
 #[derive(Default)]
 pub(crate) struct Spares {
     one: RefCell<Option<Spare>>,
-    /// Counts what is taken: who waits sees whether something happened meanwhile.
-    taken: Cell<u64>,
     making: Mutex<()>,
 }
 
 impl Spares {
     /// One that is ready, its directory where those of others are.
     pub async fn take(&self, deps: &Deps) -> Option<Spare> {
-        self.taken.set(self.taken.get() + 1);
         // What is being made is ready sooner than another one would be.
         drop(self.making.lock().await);
         let spare = self.one.borrow_mut().take()?;
@@ -61,20 +52,18 @@ impl Spares {
         if self.one.borrow().is_some() {
             return;
         }
-        match make(&deps).await {
-            Ok(spare) => *self.one.borrow_mut() = Some(spare),
+        let id = match make(&deps).await {
+            Ok(spare) => self.one.borrow_mut().insert(spare).id.clone(),
             // Who needs a shim is told why there is none.
             Err(error) => return tracing::warn!(%error, "no shim can be made ahead"),
-        }
+        };
         drop(making);
-        let (spares, deps, seen) = (self.clone(), deps.clone(), self.taken.get());
+        let (spares, deps) = (self.clone(), deps.clone());
         tokio::task::spawn_local(async move {
             tokio::time::sleep(KEEP).await;
-            if spares.taken.get() == seen
-                && let Some(spare) = spares.one.borrow_mut().take()
-            {
-                let at = deps.layout.spare(&spare.id);
-                end(spare, at);
+            let unused = spares.one.borrow_mut().take_if(|spare| spare.id == id);
+            if let Some(spare) = unused {
+                end(spare, deps.layout.spare(&id));
             }
         });
     }
@@ -89,22 +78,12 @@ impl Spares {
     }
 }
 
-async fn make(deps: &Arc<Deps>) -> Result<Spare> {
-    let (id, theirs) = (shim::new_id()?, deps.clone());
-    let (name, dir) = (id.clone(), deps.layout.spare(&id));
-    // Beside what else this thread does.
-    let started = tokio::task::spawn_blocking(move || {
-        shim::place(&theirs.layout.spare(&name), &name)?;
-        shim::start(&theirs.layout.spare(&name), &theirs.shim, &name)
-    });
-    let (mut child, held) = started.await.map_err(|e| Error::internal("shim", &id, e.to_string()))??;
-    match shim::meet(&mut child, &held, &id) {
-        Ok(connection) => Ok(Spare { id, child, connection }),
-        Err(error) => {
-            let _ = layout::remove(&dir);
-            Err(error)
-        }
-    }
+async fn make(deps: &Deps) -> Result<Spare> {
+    let id = shim::new_id()?;
+    let dir = deps.layout.spare(&id);
+    shim::place(&dir, &id)?;
+    let (child, connection) = shim::spawn(dir, &deps.shim, &id).await?;
+    Ok(Spare { id, child, connection })
 }
 
 fn end(mut spare: Spare, dir: std::path::PathBuf) {

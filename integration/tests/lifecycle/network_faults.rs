@@ -226,9 +226,7 @@ fn a_lost_shim_and_a_lost_host_give_their_networks_up() {
         let namespace = daemon.open().await;
         let container = with(&namespace, "box", "exec sleep 1000", on_blue);
         let (task, _) = started(&container).await;
-        let pid = task.state().await.unwrap().pid;
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-        let shim: i32 = stat.rsplit(") ").next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+        let shim = crate::shims::of(&daemon);
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim), nix::sys::signal::SIGKILL).unwrap();
         assert_eq!(task.wait().await.unwrap().reason, "shim lost");
         no_traces(&daemon);

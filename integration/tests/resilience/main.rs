@@ -15,8 +15,9 @@ mod storm;
 
 use std::{collections::BTreeMap, io::Write as _};
 
-use cofferdam_client::{Client, Run, RunRequest};
+use cofferdam_client::{Client, Exit, Run, RunRequest};
 use cofferdam_integration::{Daemon, input, until};
+use cofferdam_types::Timestamp;
 
 /// Runs a script that ends with the code that the test writes into the file.
 pub fn ends_when_told(daemon: &Daemon, id: &str) -> (RunRequest, std::fs::File) {
@@ -49,10 +50,10 @@ pub fn send(pid: u32, signal: nix::sys::signal::Signal) {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), signal).unwrap();
 }
 
-/// How often each container's end is in the journal.
-pub async fn exits(client: &Client, namespace: &str) -> BTreeMap<String, Vec<u64>> {
+/// Every end of a container that is in the journal.
+pub async fn journal(client: &Client, namespace: &str) -> BTreeMap<String, Vec<Exit>> {
     let events = client.namespace(namespace).events();
-    let mut found: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+    let mut found: BTreeMap<String, Vec<Exit>> = BTreeMap::new();
     // A last event of our own: everything before it has been seen when it comes.
     let last = events.publish("/test/end", &serde_json::json!({})).await.unwrap();
     let mut events = events.subscribe(0, &["topic==\"/tasks/exit\"", "topic==\"/test/end\""]);
@@ -61,11 +62,19 @@ pub async fn exits(client: &Client, namespace: &str) -> BTreeMap<String, Vec<u64
         if event.sequence == last {
             return found;
         }
-        if event.topic == "/tasks/exit" {
-            let id = event.payload["container_id"].as_str().unwrap().to_owned();
-            found.entry(id).or_default().push(event.payload["exit_status"].as_u64().unwrap());
-        }
+        let text = |field: &str| event.payload[field].as_str().unwrap().to_owned();
+        found.entry(text("container_id")).or_default().push(Exit {
+            status: event.payload["exit_status"].as_u64().unwrap() as u32,
+            at: Timestamp::parse_rfc3339(&text("exited_at")).unwrap(),
+            reason: text("reason"),
+        });
     }
+}
+
+/// The statuses of these.
+pub async fn exits(client: &Client, namespace: &str) -> BTreeMap<String, Vec<u32>> {
+    let statuses = |ends: Vec<Exit>| ends.into_iter().map(|exit| exit.status).collect();
+    journal(client, namespace).await.into_iter().map(|(id, ends)| (id, statuses(ends))).collect()
 }
 
 /// Whether a process runs; one that ended and is not yet taken in doesn't.

@@ -73,7 +73,7 @@ fn twenty_containers_are_found_again() {
             containers.get(id).remove(false).await.unwrap();
         }
         let exits = exits(&client, daemon.namespace()).await;
-        let once = boxes.iter().enumerate().map(|(n, (id, ..))| (id.clone(), vec![10 + n as u64]));
+        let once = boxes.iter().enumerate().map(|(n, (id, ..))| (id.clone(), vec![10 + n as u32]));
         assert_eq!(exits, once.collect(), "each end is told once");
     });
     daemon.settles(&before);

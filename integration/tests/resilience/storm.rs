@@ -11,10 +11,13 @@ use std::{
 
 use cofferdam_client::{Client, Exit, Namespace};
 use cofferdam_integration::{DEADLINE, Daemon, bounded, descriptors, processes, until};
-use cofferdam_types::{Code, Error, Result, Timestamp};
+use cofferdam_types::{Code, Error, Result};
 use nix::sys::signal::Signal;
 
-use crate::random::{Random, seed};
+use crate::{
+    journal,
+    random::{Random, seed},
+};
 
 /// Lives side by side.
 const LANES: usize = 8;
@@ -293,26 +296,6 @@ async fn ask<T>(daemon: &Daemon, ask: impl AsyncFn(&Namespace) -> Result<T>) -> 
             other => return (other, repeated),
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
-/// Every end of a first process that the journal knows.
-async fn journal(client: &Client, namespace: &str) -> BTreeMap<String, Vec<Exit>> {
-    let events = client.namespace(namespace).events();
-    let mut found: BTreeMap<String, Vec<Exit>> = BTreeMap::new();
-    let last = events.publish("/test/end", &serde_json::json!({})).await.unwrap();
-    let mut events = events.subscribe(0, &["topic==\"/tasks/exit\"", "topic==\"/test/end\""]);
-    loop {
-        let event = events.next().await.unwrap().expect("no gap");
-        if event.sequence == last {
-            return found;
-        }
-        let text = |field: &str| event.payload[field].as_str().unwrap_or_default().to_owned();
-        found.entry(text("container_id")).or_default().push(Exit {
-            status: event.payload["exit_status"].as_u64().unwrap() as u32,
-            at: Timestamp::parse_rfc3339(&text("exited_at")).unwrap(),
-            reason: text("reason"),
-        });
     }
 }
 
