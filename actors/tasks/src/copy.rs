@@ -29,7 +29,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use crate::{
     actor::{Ctx, TasksActor, note},
-    create::mounted,
+    create::{mounted, root_mounts},
     entry::Entry,
     messages::OpenFiles,
     shim::from_shim,
@@ -86,11 +86,12 @@ impl Ctx {
                 return Ok(Files { root: of_task(&entry, &container).await?, devices, _turn: None });
             }
         }
-        let Some(key) = &container.snapshot_key else {
-            let why = "has no files of its own: it runs on a directory of the host";
+        let run = serde_json::from_slice(&container.options).unwrap_or_default();
+        let mounts = root_mounts(&self.deps, &namespace, &container, &run)?;
+        if mounts.is_empty() {
+            let why = "has no files of its own: its spec names a directory of the host";
             return Err(Error::failed_precondition("container", &id, why));
-        };
-        let mounts = self.deps.snapshots.mounts(&namespace, &container.driver, key)?;
+        }
         let root = tokio::task::spawn_blocking(move || mounted(&mounts)).await;
         let root = root.unwrap_or_else(|e| Err(Error::internal("container", &id, e.to_string())))?;
         Ok(Files { root, devices, _turn: Some(turn) })

@@ -1,6 +1,6 @@
-//! A container's record and its snapshot, from an image.
+//! A container's record and its snapshot, from an image; or on a directory of the host.
 
-use std::os::fd::OwnedFd;
+use std::{os::fd::OwnedFd, path::Path};
 
 use cofferdam_images::ResolvedImage;
 use cofferdam_log::{Driver, Journal};
@@ -18,7 +18,8 @@ use cofferdam_oci::{
 };
 use cofferdam_snapshots::Reserved;
 use cofferdam_types::{Any, Authority, Code, Error, Id, Name, Namespace, Result};
-use oci_spec::runtime::Spec;
+use nix::{errno::Errno, fcntl::OFlag, sys::stat::Mode};
+use oci_spec::{image::ImageConfiguration, runtime::Spec};
 
 use crate::{
     handle::Deps,
@@ -35,6 +36,7 @@ const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 /// Makes record and snapshot. The directory is there before the commit that makes both visible.
 pub(crate) async fn create(deps: &Deps, auth: &Authority, ns: &Namespace, new: NewContainer) -> Result<Container> {
     within(&new, &auth.ceiling)?;
+    check_rootfs(&new)?;
     let attributes = new.log.attributes(&new.labels)?;
     let options = RuntimeOptions::read(&new.runtime_options)?;
     if matches!(&*new.runtime, "" | "native") {
@@ -81,9 +83,13 @@ pub(crate) async fn create(deps: &Deps, auth: &Authority, ns: &Namespace, new: N
         (Some(raw), Some(_)) => given(raw, &id, cgroup)?,
         (Some(raw), None) => given(rooted(raw, &id)?, &id, cgroup)?,
         (None, Some(files)) => generate(cgroup, &id, &files.image, &new.options, &files.reserved.mounts)?,
-        (None, None) => {
-            return Err(Error::invalid("container", &id, "names no image: only one with a spec of its own needs none"));
-        }
+        (None, None) => match &new.rootfs {
+            Some(path) => generate_on(path, cgroup, &id, &new.options).await?,
+            None => {
+                let why = "names no image: only one with a root file system or a spec of its own needs none";
+                return Err(Error::invalid("container", &id, why));
+            }
+        },
     };
     let spec = match (&checkpoint, &files) {
         (Some((image, checkpoint)), Some(files)) => {
@@ -104,6 +110,7 @@ pub(crate) async fn create(deps: &Deps, auth: &Authority, ns: &Namespace, new: N
         log: new.log,
         own_spec: new.spec.is_some(),
         network,
+        rootfs: new.rootfs,
     };
     let mut record = Container::new(id, runtime, Any { type_url: SPEC_TYPE.to_owned(), value: spec });
     record.labels = new.labels;
@@ -126,6 +133,46 @@ pub(crate) async fn create(deps: &Deps, auth: &Authority, ns: &Namespace, new: N
             Ok(record)
         })
         .await
+}
+
+/// Whether what is said of the root file system goes together.
+fn check_rootfs(new: &NewContainer) -> Result<()> {
+    let Some(path) = &new.rootfs else { return Ok(()) };
+    let why = if new.image.is_some() {
+        "is a root file system beside that of an image: leave out one"
+    } else if new.checkpoint {
+        "can't be what is restored: a checkpoint is an image"
+    } else if new.spec.is_some() {
+        "doesn't go with a spec of its own: give root.path there"
+    } else if !new.driver.is_empty() {
+        "is no snapshot: leave out the snapshot driver"
+    } else if !Path::new(path).is_absolute() {
+        "is not absolute: give the whole path on the daemon's host"
+    } else if path.contains('\0') {
+        "holds a NUL byte"
+    } else {
+        return Ok(());
+    };
+    Err(Error::invalid("rootfs", path.escape_default(), why))
+}
+
+/// The mounts that are a container's root file system; none where its own spec names it.
+pub(crate) fn root_mounts(
+    deps: &Deps,
+    ns: &Namespace,
+    record: &Container,
+    run: &RunRecord,
+) -> Result<Vec<cofferdam_types::Mount>> {
+    match (&record.snapshot_key, &run.rootfs) {
+        (Some(key), _) => deps.snapshots.mounts(ns, &record.driver, key),
+        // What the container mounts in it is not to appear on the host.
+        (None, Some(path)) => Ok(vec![cofferdam_types::Mount {
+            kind: "bind".to_owned(),
+            source: path.clone(),
+            options: ["rbind", "rw", "rprivate"].map(str::to_owned).to_vec(),
+        }]),
+        (None, None) => Ok(Vec::new()),
+    }
 }
 
 /// An image, and the directory that the container writes to.
@@ -229,7 +276,30 @@ fn generate(
     let spec = spec::generate(&cgroup, id, &image.config.image, options, &root);
     // Unmounting waits for every processor of the host, for milliseconds: nobody waits for it here.
     tokio::task::spawn_blocking(move || drop(root));
-    let spec = spec?;
+    written(spec?, id)
+}
+
+/// The same on a directory of the host. It may lie on a file system that doesn't answer, and nobody waits for that but
+/// who asked.
+async fn generate_on(path: &str, cgroup: String, id: &Id, options: &Options) -> Result<Vec<u8>> {
+    let (path, container, options) = (path.to_owned(), id.clone(), options.clone());
+    let made = tokio::task::spawn_blocking(move || {
+        let root = directory(&path)?;
+        written(spec::generate(&cgroup, &container, &ImageConfiguration::default(), &options, &root)?, &container)
+    });
+    made.await.unwrap_or_else(|e| Err(Error::internal("spec", id, e.to_string())))
+}
+
+fn directory(path: &str) -> Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    nix::fcntl::open(path, flags, Mode::empty()).map_err(|e| match e {
+        Errno::ENOENT => Error::not_found("rootfs", path, "is not on the daemon's host: make it first"),
+        Errno::ENOTDIR => Error::invalid("rootfs", path, "is not a directory"),
+        other => Error::io("rootfs", path, "can't be opened", &other.into()),
+    })
+}
+
+fn written(spec: Spec, id: &Id) -> Result<Vec<u8>> {
     serde_json::to_vec(&spec).map_err(|e| Error::internal("spec", id, e.to_string()))
 }
 

@@ -70,9 +70,10 @@ pub struct Stdio {
 pub struct NewContainer {
     /// `None`: one is chosen.
     pub id: Option<Id>,
-    /// The image's name, in the same namespace. Only what has a spec of its own can do without: that names the root file
-    /// system then.
+    /// The image's name, in the same namespace. Without it there is a `rootfs`, or a spec that names the root file system.
     pub image: Option<Name>,
+    /// A directory of the host that is the root file system; only under the `host` right.
+    pub rootfs: Option<String>,
     /// The platform to run it as.
     pub platform: Platform,
     /// The typed options.
@@ -115,6 +116,9 @@ pub struct RunRecord {
     /// Its network, and what it is told of names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkRecord>,
+    /// The directory of the host that is its root file system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rootfs: Option<String>,
 }
 
 /// What of a container's record can change.

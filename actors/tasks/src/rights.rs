@@ -19,6 +19,8 @@ pub(crate) fn within(new: &NewContainer, ceiling: &Ceiling) -> Result<()> {
         "a checkpoint to be restored"
     } else if new.spec.is_some() {
         "a spec of its own"
+    } else if new.rootfs.is_some() {
+        "a directory of the host as its root"
     } else if options.network == Network::Host {
         "the host's network"
     } else if matches!(options.network, Network::Path(_)) {
@@ -73,6 +75,7 @@ mod tests {
         NewContainer {
             id: None,
             image: Some(Name::new("image").unwrap()),
+            rootfs: None,
             platform: cofferdam_types::Platform::host(),
             options,
             spec: None,
@@ -118,6 +121,9 @@ mod tests {
         let restored = NewContainer { checkpoint: true, ..asks(Options::default()) };
         within(&restored, &Ceiling::FULL).unwrap();
         assert_eq!(within(&restored, &Ceiling::default()).unwrap_err().code, Code::Denied);
+        let rooted = NewContainer { image: None, rootfs: Some("/srv".into()), ..asks(Options::default()) };
+        within(&rooted, &Ceiling::FULL).unwrap();
+        assert_eq!(within(&rooted, &Ceiling::default()).unwrap_err().code, Code::Denied);
     }
 
     // Z3 of the negative tests.

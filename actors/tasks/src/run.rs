@@ -27,7 +27,7 @@ use oci_spec::runtime::Spec;
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
-    create::cgroup_of,
+    create::{self, cgroup_of},
     entry::{Entry, Process},
     handle::Deps,
     layout,
@@ -123,11 +123,7 @@ async fn make_task(
     shared: Option<String>,
     checkpoint: Option<Name>,
 ) -> Result<(Rc<Entry>, Connection, Task)> {
-    let key = prepared.record.snapshot_key.clone();
-    let mounts = match &key {
-        Some(key) => deps.snapshots.mounts(ns, &prepared.record.driver, key)?,
-        None => Vec::new(),
-    };
+    let mounts = create::root_mounts(deps, ns, &prepared.record, &prepared.run)?;
     // A shim that others have as well is left as it is, whatever comes of this.
     let shared = shared.and_then(|shim| shim::find(&deps.layout, &shim).ok().map(|connection| (shim, connection)));
     let own = shared.is_none();

@@ -51,6 +51,10 @@ pub(crate) fn checkpoint(
     }
     let platform = Platform::host();
     let container = tasks.container(ns, id)?;
+    if container.image.is_empty() {
+        let why = "was made without an image: a checkpoint is one more layer of its image";
+        return Err(Error::failed_precondition("container", id, why));
+    }
     let image = block_on(core.images.resolve(ns, &Name::new(&*container.image)?, &platform))?;
     let snapshot = container.snapshot_key.clone();
     if let Some(key) = &snapshot {

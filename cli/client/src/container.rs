@@ -50,6 +50,9 @@ pub struct ContainerRequest {
     pub log_options: Labels,
     /// Containers of one group share a shim; empty: none.
     pub group: String,
+    /// A directory of the host that is the root file system, in place of an image; empty: there is an image. Needs the
+    /// `host` right.
+    pub rootfs: String,
     /// The image is a checkpoint, and what it was made of is to go on: give it to the task too. Needs the `host` right.
     pub checkpoint: bool,
 }
@@ -64,6 +67,9 @@ pub struct ContainerInfo {
     pub labels: Labels,
     /// The name of its image when it was made.
     pub image: String,
+    /// The directory of the host that is its root file system; empty: it has a snapshot, or a spec that names it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub rootfs: String,
     /// What runs it.
     pub runtime: String,
     /// Of its snapshot.
@@ -125,6 +131,7 @@ fn info(reader: container_info::Reader<'_>) -> Result<ContainerInfo> {
         id: text(reader.get_id())?.to_owned(),
         labels: labels(reader.get_labels())?,
         image: text(reader.get_image())?.to_owned(),
+        rootfs: text(reader.get_rootfs())?.to_owned(),
         runtime: text(reader.get_runtime())?.to_owned(),
         driver: text(reader.get_driver())?.to_owned(),
         snapshot_key: text(reader.get_snapshot_key())?.to_owned(),
@@ -155,6 +162,13 @@ impl Containers {
     pub fn create(&self, image: &Image, request: &ContainerRequest) -> Container {
         let mut call = self.client.create_request();
         fill(call.get().init_params(), Some(image), request);
+        Container { link: self.link.clone(), client: call.send().pipeline.get_container() }
+    }
+
+    /// The same without an image, on the directory that the request names as its root file system.
+    pub fn create_on_rootfs(&self, request: &ContainerRequest) -> Container {
+        let mut call = self.client.create_request();
+        fill(call.get().init_params(), None, request);
         Container { link: self.link.clone(), client: call.send().pipeline.get_container() }
     }
 
@@ -206,6 +220,7 @@ fn fill(mut params: create_params::Builder<'_>, image: Option<&Image>, request: 
     params.set_remove_on_exit(request.remove_on_exit);
     params.set_group(&request.group);
     params.set_checkpoint(request.checkpoint);
+    params.set_rootfs(&request.rootfs);
     params.set_log_driver(&request.log_driver);
     set_labels(params.init_log_options(request.log_options.len() as u32), &request.log_options);
 }

@@ -32,7 +32,7 @@ pub struct RunRequest {
     pub namespace: String,
     /// What lies over all of it.
     pub context: Context,
-    /// The image, and how it is pulled if it must be.
+    /// The image, and how it is pulled if it must be; nothing where the container has a root file system of the host's.
     pub image: PullOptions,
     /// Whether it is pulled.
     pub pull: PullPolicy,
@@ -81,7 +81,7 @@ struct Now {
 }
 
 /// The way to the container. Letting go of a call's result is a message too, and it would follow at once.
-type Way = (Namespaces, [Namespace; 2], Images, Image, Containers);
+type Way = (Namespaces, [Namespace; 2], Images, Option<Image>, Containers);
 
 /// A container that was asked to run.
 pub struct Run {
@@ -134,18 +134,21 @@ fn burst(client: &Client, request: &RunRequest, stdio: Stdio, there: bool) -> (N
     let outer = namespaces.get(&request.namespace);
     let namespace = outer.with(&request.context);
     let images = namespace.images();
-    let image = match request.pull {
+    let image = request.container.rootfs.is_empty().then(|| match request.pull {
         PullPolicy::Never => images.get(&request.image.reference),
         // What was pulled for the container that is there is not pulled for it again.
         _ if there => images.get(&request.image.reference),
         policy => images.obtain(&request.image, policy),
-    };
+    });
     let containers = namespace.containers();
-    let container =
-        if there { containers.get(&request.container.id) } else { containers.create(&image, &request.container) };
-    let task = match request.container.checkpoint {
-        true => container.create_task_from(&image, stdio, request.log),
-        false => container.create_task(stdio, request.log),
+    let container = match &image {
+        _ if there => containers.get(&request.container.id),
+        Some(image) => containers.create(image, &request.container),
+        None => containers.create_on_rootfs(&request.container),
+    };
+    let task = match &image {
+        Some(image) if request.container.checkpoint => container.create_task_from(image, stdio, request.log),
+        _ => container.create_task(stdio, request.log),
     };
     let started = task.start().boxed_local().shared();
     let exit = task.wait().boxed_local().shared();

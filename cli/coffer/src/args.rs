@@ -335,7 +335,6 @@ mod tests {
         assert!(error(&["run", "--rm=yes", "x"]).contains("takes no value"));
         assert!(error(&["run", "--name"]).contains("--name needs a value: NAME"));
         assert!(error(&["run", "--name", "a", "--name", "b", "x"]).contains("given twice"));
-        assert!(error(&["run"]).contains("IMAGE is missing"));
         assert!(error(&["inspect"]).contains("CONTAINER is missing"));
         assert!(error(&["ps", "x"]).contains("\"x\" is one argument too many"));
         assert!(error(&["rnu"]).contains("did you mean run?"));

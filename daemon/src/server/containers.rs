@@ -45,6 +45,10 @@ impl Containers {
         Ok(NewContainer {
             id: if id.is_empty() { None } else { Some(Id::new(id)?) },
             image,
+            rootfs: match text(reader.get_rootfs())? {
+                "" => None,
+                path => Some(path.to_owned()),
+            },
             platform: images::platform(text(reader.get_platform())?)?,
             options: options(reader.get_options().map_err(malformed)?)?,
             spec: None,
@@ -274,6 +278,7 @@ async fn set_info(place: &Place, mut builder: container_info::Builder<'_>, recor
     if !run.own_spec {
         networks::set_options(builder.reborrow().init_network(), &run.network.clone().unwrap_or_default());
     }
+    builder.set_rootfs(run.rootfs.as_deref().unwrap_or_default());
 
     let (tasks, namespace) = (&place.services().tasks, &place.namespace);
     let state = match tasks.query(namespace, &record.id, String::new()).await {

@@ -15,6 +15,7 @@ mod network_faults;
 mod options;
 mod paths;
 mod resources;
+mod rootfs;
 mod shims;
 mod states;
 mod stop;

@@ -256,3 +256,41 @@ fn a_part_of_the_daemon_that_is_down_is_waited_for() {
     }
     daemon.settles(&before);
 }
+
+#[test]
+fn a_directory_takes_the_place_of_an_image() {
+    let daemon = Daemon::start();
+    let before = daemon.leftovers();
+    let dir = daemon.path().join("system");
+    let mut copy = std::process::Command::new("cp");
+    copy.arg("-a").arg(cofferdam_integration::images().join("rootfs/busybox")).arg(&dir);
+    assert!(copy.status().unwrap().success());
+    let root = dir.to_str().unwrap();
+    let said = say(&daemon, &["run", "--rm", "--rootfs", root, "-u", "app", "sh", "-c", "id -un; exit 7"]);
+    assert_eq!((said.code, &*said.out), (7, "app\n"), "{said:?}");
+    // From where coffer was called.
+    let mut relative = daemon.command();
+    relative.current_dir(daemon.path()).args(["run", "--name", "box", "--rootfs", "system", "touch", "/made"]);
+    let said = Said::from(relative.output().unwrap());
+    assert_eq!(said.code, 0, "{said:?}");
+    assert!(dir.join("made").is_file());
+    assert_eq!(json(&daemon, &["inspect", "box"])["rootfs"], root);
+
+    // Files go in and out of it when it has ended, too.
+    let note = daemon.path().join("note");
+    fs::write(&note, "hello\n").unwrap();
+    ok(&daemon, &["cp", note.to_str().unwrap(), "box:/etc/note"]);
+    assert_eq!(fs::read_to_string(dir.join("etc/note")).unwrap(), "hello\n");
+    ok(&daemon, &["rm", "box"]);
+    assert!(dir.join("made").is_file() && dir.join("bin/busybox").is_file());
+
+    for (args, words) in [
+        (["--rootfs", "/nonexistent/root", "true"], "make it first"),
+        (["--rootfs", root, "--pull=never"], "leave out --pull"),
+        (["--rootfs", root, "--rm"], "say what to run"),
+    ] {
+        let said = say(&daemon, &[&["run"], &args[..]].concat());
+        assert!(said.code == 125 && said.err.contains(words), "{args:?}: {said:?}");
+    }
+    daemon.settles(&before);
+}

@@ -219,6 +219,9 @@ struct CreateParams @0xc3a8f0d74e6b1592 {
   # of what its process was, its arguments, environment, user, directory and terminal. All else (mounts, network,
   # capabilities, limits …) is as `options` say, and must fit. Needs "host": a checkpoint says itself which mounts and
   # open files its processes have.
+  rootfs @13 :Text;
+  # A directory of the host, in place of an image: it is itself the root file system, and all of it stays when the
+  # container goes. Absolute. Needs "host".
 }
 
 struct CheckpointOptions @0xd4b87e1ca5f60293 {
@@ -256,6 +259,8 @@ struct ContainerInfo @0x8b4de1f5a0c97263 {
   group @15 :Text;
   network @16 :NetworkOptions;
   # What was asked for; null for one of createFromSpec. `unset` is a loopback interface alone.
+  rootfs @17 :Text;
+  # The directory of the host that is its root file system; empty where it has a snapshot, or a spec that names it.
 }
 
 enum Status @0xf5c6270b9ea8d413 {

@@ -8,8 +8,8 @@ use crate::{
     cx::{Cx, line},
     failure::Failure,
     nouns::{
+        env::env,
         foreground::{Passed, attended, needs_terminal, stdio, tell},
-        run::env,
     },
     signals::{FORWARDED, Signals},
     terminal::Raw,

@@ -5,6 +5,7 @@ pub mod checkpoint;
 pub mod container;
 pub mod content;
 pub mod cp;
+pub mod env;
 pub mod events;
 pub mod exec;
 pub mod foreground;

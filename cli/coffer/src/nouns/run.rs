@@ -1,4 +1,4 @@
-//! `run`: a container from an image, and coffer in front of it until it ends.
+//! `run`: a container from an image or a directory, and coffer in front of it until it ends.
 
 use std::{os::fd::OwnedFd, rc::Rc, time::Duration};
 
@@ -16,6 +16,7 @@ use crate::{
     keys::{DETACH_KEYS, Keyboard, Screen},
     nouns::{
         attach::forward,
+        env::env,
         foreground::{HostStreams, Passed, attended, needs_terminal, stdio, tell},
     },
     signals::{FORWARDED, Signals},
@@ -47,6 +48,7 @@ pub(super) const FLAGS: &[Flag] = &[
     value("hostname", None, "NAME", "its host name"),
     value("entrypoint", None, "PROGRAM", "in place of the image's entrypoint; empty for none"),
     many("mount", None, "SPEC", "type=bind,src=PATH,dst=PATH[,ro] or type=tmpfs,dst=PATH[,size=64m]"),
+    value("rootfs", None, "DIR", "a directory of the host is its root file system, without an IMAGE"),
     switch("read-only", None, "its root file system can't be written"),
     value("net", None, "NETWORK", "none (the default), host, the name of one, path:PATH or container:ID"),
     many("publish", Some('p'), "[ADDRESS:]HOST:CONTAINER[/udp]", "lead a port of the host, or a range, to it"),
@@ -96,11 +98,11 @@ pub static RUN: Command = Command {
     path: &["run"],
     about: "make a container from an image and run it",
     positionals: &[
-        Positional { name: "IMAGE", times: Times::Once },
+        Positional { name: "IMAGE", times: Times::Maybe },
         Positional { name: "COMMAND", times: Times::Rest },
     ],
     flags: FLAGS,
-    notes: "What follows IMAGE is the container's command. What it writes is kept for \"coffer logs\" unless --rm is given\n\
+    notes: "What follows IMAGE is the container's command; with --rootfs there is no IMAGE, and all is the command. What it writes is kept for \"coffer logs\" unless --rm is given\n\
             without -d or a --log-driver, at most 100 MiB unless --log-opt says otherwise. SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 are passed on to it. A restart of the\n\
             daemon is waited out, and of a part of it.\n\n\
             A container that ctrl-c doesn't end (its first process must take SIGINT itself) ends by \"coffer kill NAME\"\n\
@@ -234,8 +236,10 @@ pub(super) fn request(args: &Args, namespace: &str) -> Result<RunRequest, Failur
     if args.has("interactive") && args.has("stdin") {
         return Err(Failure::usage("run: -i and --stdin are two standard inputs: leave out one"));
     }
-    let mut request = RunRequest::new(namespace, args.at(0));
     let checkpoint = args.has("checkpoint") || args.command.path == ["restore"];
+    let rootfs = rootfs(args, checkpoint)?;
+    let image = if rootfs.is_empty() { args.at(0) } else { "" };
+    let mut request = RunRequest::new(namespace, image);
     if checkpoint && !args.from(1).is_empty() {
         return Err(Failure::usage("run: --checkpoint goes on with what ran: leave out the command"));
     }
@@ -248,7 +252,7 @@ pub(super) fn request(args: &Args, namespace: &str) -> Result<RunRequest, Failur
         Some(other) => return Err(Failure::usage(format!("run: --pull {other:?}: give missing, always or never"))),
     };
     request.image = PullOptions {
-        reference: args.at(0).to_owned(),
+        reference: image.to_owned(),
         platform: args.text("platform"),
         plain_http: args.has("plain-http"),
         driver: args.text("snapshotter"),
@@ -266,10 +270,25 @@ pub(super) fn request(args: &Args, namespace: &str) -> Result<RunRequest, Failur
         log_driver: args.text("log-driver"),
         log_options: pairs(args, "log-opt")?,
         group: args.text("group"),
+        rootfs,
         checkpoint,
     };
     request.log = !args.has("null-io") && (!args.has("rm") || args.has("detach") || args.has("log-driver"));
     Ok(request)
+}
+
+/// The directory that takes the place of an image; empty where there is one.
+fn rootfs(args: &Args, checkpoint: bool) -> Result<String, Failure> {
+    let Some(dir) = args.value("rootfs") else {
+        let missing = || Failure::usage("run: IMAGE is missing, or --rootfs DIR (\"coffer run --help\" says more)");
+        return if args.at(0).is_empty() { Err(missing()) } else { Ok(String::new()) };
+    };
+    let of_images = ["pull", "platform", "plain-http", "snapshotter"].into_iter().find(|flag| args.has(flag));
+    if let Some(flag) = of_images.or(checkpoint.then_some("checkpoint")) {
+        return Err(Failure::usage(format!("run: --rootfs has no image: leave out --{flag}")));
+    }
+    let whole = std::path::absolute(dir).map_err(|e| Failure::io(&format!("--rootfs {dir:?}"), e))?;
+    whole.into_os_string().into_string().map_err(|_| Failure::usage(format!("run: --rootfs {dir:?}: is not UTF-8")))
 }
 
 /// A value that reads as a number or a truth value is one; the daemon knows which options there are.
@@ -289,7 +308,7 @@ fn runtime_options(args: &Args) -> Result<Any, Failure> {
 
 fn options(args: &Args) -> Result<ContainerOptions, Failure> {
     Ok(ContainerOptions {
-        args: args.from(1).to_vec(),
+        args: args.from(usize::from(!args.has("rootfs"))).to_vec(),
         entrypoint: args
             .value("entrypoint")
             .map(|program| if program.is_empty() { vec![] } else { vec![program.into()] }),
@@ -344,21 +363,6 @@ fn namespaces(args: &Args) -> Result<Vec<(String, String)>, Failure> {
 
 fn pairs(args: &Args, name: &str) -> Result<Labels, Failure> {
     Ok(args.read_all(name, units::pair)?.into_iter().collect())
-}
-
-/// The variables of the files, then those of the flags, so that a flag wins.
-pub fn env(args: &Args) -> Result<Vec<String>, Failure> {
-    let mut all = Vec::new();
-    for path in args.all("env-file") {
-        let text = std::fs::read_to_string(path).map_err(|e| Failure::io(&format!("--env-file {path}"), e))?;
-        for line in text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#')) {
-            let variable =
-                units::env(line).map_err(|why| Failure::usage(format!("--env-file {path}: {line:?}: {why}")))?;
-            all.extend(variable);
-        }
-    }
-    all.extend(args.read_all("env", units::env)?.into_iter().flatten());
-    Ok(all)
 }
 
 #[cfg(test)]
@@ -537,6 +541,22 @@ mod tests {
     }
 
     #[test]
+    fn a_root_file_system_takes_the_place_of_the_image() {
+        let request = read(&["--rootfs", "/srv/root", "sh", "-c", "true"]).unwrap();
+        assert_eq!((&*request.container.rootfs, &*request.image.reference), ("/srv/root", ""));
+        assert_eq!(request.container.options.args, ["sh", "-c", "true"]);
+        let here = std::env::current_dir().unwrap().join("root");
+        let request = read(&["--rootfs=root", "--entrypoint", "/bin/sh"]).unwrap();
+        assert_eq!((&*request.container.rootfs, request.container.options.args.len()), (here.to_str().unwrap(), 0));
+        for flag in ["--pull=never", "--platform=linux/arm64", "--plain-http", "--snapshotter=native", "--checkpoint"] {
+            let failure = read(&[flag, "--rootfs", "/srv/root"]).err().unwrap();
+            assert!(failure.text.contains(flag.split('=').next().unwrap()), "{}", failure.text);
+        }
+        assert!(read(&[]).err().unwrap().text.contains("IMAGE is missing"));
+        assert!(read(&["--rootfs="]).err().is_some());
+    }
+
+    #[test]
     fn bad_values_name_their_flag() {
         for (line, word) in [
             (["--memory", "much", "x"], "--memory"),
@@ -559,16 +579,5 @@ mod tests {
             let failure = read(&line).err().unwrap();
             assert!(failure.text.contains(word), "{}", failure.text);
         }
-    }
-
-    #[test]
-    fn files_of_variables() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("env");
-        std::fs::write(&path, "# comment\nA=1\n\nB=two words\nSURELY_NOT_SET_HERE\n").unwrap();
-        let path = path.to_str().unwrap();
-        let request = read(&["-e", "A=3", "--env-file", path, "x"]).unwrap();
-        assert_eq!(request.container.options.env, ["A=1", "B=two words", "A=3"]);
-        assert!(read(&["--env-file", "/nonexistent/env", "x"]).err().unwrap().text.contains("/nonexistent/env"));
     }
 }
