@@ -10,9 +10,10 @@ use std::{
     process::Command,
 };
 
-use cofferdam_client::{Network, RUNTIME_OPTIONS, Stdio};
+use cofferdam_client::{Network, ProcessOptions, RUNTIME_OPTIONS, Stdio};
 use cofferdam_integration::{BUSYBOX, Daemon, all_processes, binary, bounded, output, processes, until, until_async};
 use cofferdam_types::Any;
+use futures::future::join_all;
 use serde_json::{Value, json};
 
 use crate::{idle, script, with};
@@ -229,6 +230,39 @@ fn orphans_fall_to_the_shim_and_leave_no_zombie() {
             until("its shim ends", || processes(&daemon.state().join("shims")).is_empty().then_some(()));
         }
     });
+}
+
+/// Orphans end all the while beside them, with a status of their own.
+#[test]
+fn each_process_has_its_own_status_among_orphans() {
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    bounded(async {
+        let namespace = daemon.open().await;
+        for runtime in ["native", "runc"] {
+            // In a pid namespace of its own the container's first process would have the orphans.
+            let container = with(&namespace, "box", "while test ! -e /over; do ( (exit 99) & ); done; exit 42", |c| {
+                c.runtime = runtime.into();
+                c.options.namespaces = vec![("pid".into(), "host".into())];
+            });
+            let task = container.create_task(Stdio::default(), false);
+            task.start().await.unwrap();
+            let run = async |script: String| {
+                let options = ProcessOptions { args: vec!["sh".into(), "-c".into(), script], ..Default::default() };
+                let process = task.exec("", &options, Stdio::default());
+                process.start().await.unwrap();
+                process.wait().await.unwrap().status
+            };
+            let codes: Vec<u32> = (1..=8).collect();
+            let found = join_all(codes.iter().map(|code| run(format!("exit {code}")))).await;
+            assert_eq!(found, codes, "{runtime}");
+            assert_eq!(run("kill -TERM $$".into()).await, 143, "{runtime}");
+            assert_eq!(run("touch /over".into()).await, 0);
+            assert_eq!(task.wait().await.unwrap().status, 42, "{runtime}");
+            container.remove(false).await.unwrap();
+        }
+    });
+    daemon.settles(&before);
 }
 
 // X2: the program that a container's first process was a moment ago, or that it runs by that name, can't be written.

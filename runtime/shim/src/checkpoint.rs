@@ -12,6 +12,7 @@ use std::{
 };
 
 use cofferdam_oci::{CheckpointRequest, Runtime, RuntimeOptions, native::Native, runc::RuncDriver};
+use cofferdam_sys::process;
 use cofferdam_types::{Error, Result};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
@@ -75,6 +76,14 @@ pub fn run() -> ExitCode {
     }
 }
 
+/// A process that works on a container.
+pub struct Helper {
+    /// What it is reaped by.
+    pub pidfd: OwnedFd,
+    /// Who waits for it.
+    pub tell: oneshot::Sender<End>,
+}
+
 /// A container that stands still, and goes on when this falls.
 pub struct Hold(Rc<Container>);
 
@@ -94,9 +103,9 @@ pub async fn checkpoint(shared: &Rc<Shared>, container: Rc<Container>, request: 
     container.hold()?;
     let hold = Hold(container.clone());
     let errand = Errand { driver: container.driver.clone(), request };
-    let (child, output) = spawn(&errand)?;
+    let (child, pidfd, output) = spawn(&errand)?;
     let (tell, ended) = oneshot::channel();
-    shared.helpers.borrow_mut().insert(child, tell);
+    shared.helpers.borrow_mut().insert(child, Helper { pidfd, tell });
     let (answer, answered) = oneshot::channel();
     tokio::task::spawn_local(async move {
         let status = ended.await;
@@ -121,7 +130,7 @@ fn failure(output: File) -> Error {
 }
 
 /// Starts the other process; its end comes to the reaper.
-fn spawn(errand: &Errand) -> Result<(i32, File)> {
+fn spawn(errand: &Errand) -> Result<(i32, OwnedFd, File)> {
     let fail = |what: &'static str| move |e: std::io::Error| Error::io("checkpoint", "", what, &e);
     let memory = nix::sys::memfd::memfd_create(c"errand", nix::sys::memfd::MFdFlags::MFD_CLOEXEC);
     let mut input = File::from(memory.map_err(|e| fail("passing its request")(e.into()))?);
@@ -141,8 +150,14 @@ fn spawn(errand: &Errand) -> Result<(i32, File)> {
             Ok(())
         });
     }
-    let child = command.spawn().map_err(fail("starting it"))?;
-    Ok((child.id() as i32, File::from(read)))
+    let mut child = command.spawn().map_err(fail("starting it"))?;
+    let pid = child.id() as i32;
+    // It is not reaped yet, so this is it.
+    let pidfd = process::pidfd_open(pid).inspect_err(|_| {
+        let _ = child.kill();
+        let _ = child.wait();
+    });
+    Ok((pid, pidfd.map_err(fail("watching it"))?, File::from(read)))
 }
 
 /// Whether a container is being checkpointed, and by how many it is held: one.

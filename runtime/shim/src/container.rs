@@ -521,25 +521,21 @@ impl Container {
         }
     }
 
-    /// A child ended; whether it was one of its processes.
-    pub fn exited(&self, pid: u32, end: End) -> bool {
-        let ended = |process: &Process| {
-            let life = process.life();
-            life.pid == pid && life.exited == Timestamp(0)
-        };
-        if ended(&self.init) {
-            let reason = self.reason(&self.init, end);
-            if !self.own_pids {
-                let _ = self.kill_all();
-            }
-            self.init.exited(end, reason);
-            return true;
+    /// The process of its that is this child of ours.
+    pub fn child(&self, pid: i32) -> Option<Rc<Process>> {
+        if self.init.is(pid) {
+            return Some(self.init.clone());
         }
-        let found = self.execs.borrow().values().map(|exec| exec.process.clone()).find(|process| ended(process));
-        if let Some(process) = &found {
-            process.exited(end, self.reason(process, end));
+        self.execs.borrow().values().map(|exec| &exec.process).find(|process| process.is(pid)).cloned()
+    }
+
+    /// One of its processes has ended, and was taken in.
+    pub fn exited(&self, process: &Rc<Process>, end: End) {
+        let reason = self.reason(process, end);
+        if Rc::ptr_eq(process, &self.init) && !self.own_pids {
+            let _ = self.kill_all();
         }
-        found.is_some()
+        process.exited(end, reason);
     }
 }
 

@@ -31,15 +31,21 @@ use std::{
 };
 
 use capnp_rpc::{RpcSystem, rpc_twoparty_capnp::Side};
+use cofferdam_sys::process as sys;
 use cofferdam_types::{Error, Result, Timestamp};
 use cofferdam_wire::{connect, shim_capnp};
 use tokio::{
     net::{UnixListener, UnixStream},
     signal::unix::{SignalKind, signal},
-    sync::{Notify, oneshot},
+    sync::Notify,
 };
 
-use crate::{process::End, registry::Registry, service::Service};
+use crate::{
+    checkpoint::Helper,
+    process::{End, take},
+    registry::Registry,
+    service::Service,
+};
 
 /// The daemon sends specs and environments; more than this is not one.
 const MESSAGE: usize = 16 << 20;
@@ -52,8 +58,8 @@ pub struct Shared {
     connections: Cell<usize>,
     /// What containers start with, see [`surroundings::protect`].
     oom_score: Option<i32>,
-    /// Processes of ours that work on a container, and who waits for each.
-    helpers: RefCell<BTreeMap<i32, oneshot::Sender<End>>>,
+    /// Processes of ours that work on a container.
+    helpers: RefCell<BTreeMap<i32, Helper>>,
     /// Told when a connection or a container went: there may be nothing left to do.
     idle: Notify,
     started: Timestamp,
@@ -62,13 +68,23 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// A child ended.
-    fn exited(&self, pid: i32, end: End) {
-        match self.helpers.borrow_mut().remove(&pid) {
-            // Nobody waits for it any more.
-            Some(waiting) => drop(waiting.send(end)),
-            None => self.containers.exited(pid, end),
+    /// Takes in a child that has ended: what is ours by its pidfd, so that no other's status is taken for its; anything
+    /// else is an orphan that fell to us.
+    fn take_in(&self, pid: i32) -> std::io::Result<()> {
+        // Better than to come upon it for ever.
+        let by_pid = |_| sys::reap(pid).map(End::from);
+        let helper = self.helpers.borrow_mut().remove(&pid);
+        if let Some(Helper { pidfd, tell }) = helper {
+            let end = take(&pidfd).or_else(by_pid)?;
+            // Maybe nobody waits for it any more.
+            let _ = tell.send(end);
+            return Ok(());
         }
+        match self.containers.child(pid) {
+            Some((container, child)) => container.exited(&child, child.reap().or_else(by_pid)?),
+            None => drop(sys::reap(pid)?),
+        }
+        Ok(())
     }
 }
 
@@ -194,17 +210,11 @@ async fn serve(stream: UnixStream, shared: Rc<Shared>) {
 /// Drivers run to their end inside one poll of a task, so what they wait for themselves is never taken from them, and a
 /// process is registered before this loop can see its end.
 async fn reap(mut children: tokio::signal::unix::Signal, shared: Rc<Shared>) {
-    use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
     loop {
-        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(pid, code)) => shared.exited(pid.as_raw(), End::Code(code as u32)),
-            Ok(WaitStatus::Signaled(pid, signal, _)) => {
-                shared.exited(pid.as_raw(), End::Signal(signal as u32));
-            }
-            Ok(WaitStatus::StillAlive) | Err(nix::Error::ECHILD) => {
-                children.recv().await;
-            }
-            _ => {}
+        // An error is that there is no child, ended or not.
+        let taken = sys::ended_child().ok().flatten().map(|pid| shared.take_in(pid));
+        if !matches!(taken, Some(Ok(()))) {
+            children.recv().await;
         }
     }
 }

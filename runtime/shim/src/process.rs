@@ -10,6 +10,7 @@ use std::{
 
 use cofferdam_log::Writer;
 use cofferdam_oci as oci;
+use cofferdam_sys::process::{self as sys, Exit};
 use cofferdam_types::{Error, Result, Timestamp};
 use cofferdam_wire::{convert::Life, life};
 use nix::{
@@ -41,6 +42,21 @@ pub enum End {
     Code(u32),
     /// By this signal.
     Signal(u32),
+}
+
+impl std::convert::From<Exit> for End {
+    fn from(exit: Exit) -> End {
+        match exit {
+            Exit::Code(code) => End::Code(code as u32),
+            Exit::Signal(signal) => End::Signal(signal as u32),
+        }
+    }
+}
+
+/// Takes in a child of ours that has ended.
+pub fn take(pidfd: &OwnedFd) -> std::io::Result<End> {
+    let ended = sys::waitid(pidfd, false)?.map(End::from);
+    ended.ok_or_else(|| std::io::Error::from_raw_os_error(libc::ECHILD))
 }
 
 /// See the module.
@@ -138,6 +154,19 @@ impl Process {
     pub fn started(&self) -> Result<()> {
         self.life.borrow_mut().started = Timestamp::now();
         self.save()
+    }
+
+    /// Whether it is this child of ours, which has ended.
+    pub fn is(&self, pid: i32) -> bool {
+        self.alive() && self.life.borrow().pid == pid as u32
+    }
+
+    /// Takes it in, now that it has ended, by its pidfd.
+    pub fn reap(&self) -> std::io::Result<End> {
+        match &*self.pidfd.borrow() {
+            Some(pidfd) => take(pidfd),
+            None => Err(std::io::Error::from_raw_os_error(libc::ESRCH)),
+        }
     }
 
     /// It ended: on disk first, then to everybody, behind the output that it wrote before.

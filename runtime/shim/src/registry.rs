@@ -11,7 +11,7 @@ use cofferdam_types::{Error, Id, Namespace, Result};
 
 use crate::{
     container::{Container, Create},
-    process::End,
+    process::Process,
 };
 
 type Key = (Namespace, Id);
@@ -72,12 +72,9 @@ impl Registry {
         self.containers.borrow_mut().remove(&(container.namespace.clone(), container.id.clone()));
     }
 
-    /// A child ended.
-    pub fn exited(&self, pid: i32, end: End) {
-        for container in self.containers.borrow().values() {
-            if container.exited(pid as u32, end) {
-                return;
-            }
-        }
+    /// Whose process this child is.
+    pub fn child(&self, pid: i32) -> Option<(Rc<Container>, Rc<Process>)> {
+        let containers = self.containers.borrow();
+        containers.values().find_map(|container| Some((container.clone(), container.child(pid)?)))
     }
 }

@@ -84,12 +84,28 @@ impl Exit {
 /// Reaps the child behind `pidfd`: waits for its end, or with `block` false says `None` while it runs.
 pub fn waitid(pidfd: impl AsFd, block: bool) -> io::Result<Option<Exit>> {
     let flags = libc::WEXITED | if block { 0 } else { libc::WNOHANG };
+    let ended = wait(libc::P_PIDFD, pidfd.as_fd().as_raw_fd() as libc::id_t, flags)?;
+    Ok(ended.map(|(_, exit)| exit))
+}
+
+/// A child that has ended, if one has; it is not reaped, so its pid stays its own.
+pub fn ended_child() -> io::Result<Option<i32>> {
+    let ended = wait(libc::P_ALL, 0, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT)?;
+    Ok(ended.map(|(pid, _)| pid))
+}
+
+/// Reaps a child that [`ended_child`] named, for want of a pidfd.
+pub fn reap(pid: i32) -> io::Result<Exit> {
+    let ended = wait(libc::P_PID, pid as libc::id_t, libc::WEXITED | libc::WNOHANG)?;
+    ended.map(|(_, exit)| exit).ok_or_else(|| io::Error::from_raw_os_error(libc::ECHILD))
+}
+
+fn wait(kind: libc::idtype_t, id: libc::id_t, flags: i32) -> io::Result<Option<(i32, Exit)>> {
     loop {
         // SAFETY: siginfo_t is plain numbers, for which zero is a value.
         let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-        let id = pidfd.as_fd().as_raw_fd() as libc::id_t;
         // SAFETY: the pointer is valid for the call.
-        match check(unsafe { libc::waitid(libc::P_PIDFD, id, &mut info, flags) }.into()) {
+        match check(unsafe { libc::waitid(kind, id, &mut info, flags) }.into()) {
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
             Ok(_) => {
@@ -97,8 +113,8 @@ pub fn waitid(pidfd: impl AsFd, block: bool) -> io::Result<Option<Exit>> {
                 let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
                 return Ok(match (pid, info.si_code) {
                     (0, _) => None,
-                    (_, libc::CLD_EXITED) => Some(Exit::Code(status)),
-                    _ => Some(Exit::Signal(status)),
+                    (pid, libc::CLD_EXITED) => Some((pid, Exit::Code(status))),
+                    (pid, _) => Some((pid, Exit::Signal(status))),
                 });
             }
         }
@@ -318,5 +334,22 @@ mod tests {
         assert!(!is_alive(&child.pidfd));
         assert_eq!(pidfd_send_signal(&child.pidfd, 9).unwrap_err().raw_os_error(), Some(libc::ESRCH));
         assert_eq!((Exit::Signal(9).status(), Exit::Code(3).status()), (137, 3));
+    }
+
+    #[test]
+    fn to_look_for_ended_children_takes_no_status() {
+        // SAFETY: the child only exits.
+        let Some(child) = (unsafe { clone3(0, None) }).unwrap() else {
+            // SAFETY: no memory is involved.
+            unsafe { libc::_exit(7) }
+        };
+        assert!(ended_within(&child.pidfd, Duration::from_secs(60)).unwrap());
+        // Of this process's other tests there may be others.
+        for _ in 0..3 {
+            assert!(ended_child().unwrap().is_some());
+        }
+        assert_eq!(reap(child.pid).unwrap(), Exit::Code(7));
+        assert_eq!(reap(child.pid).unwrap_err().raw_os_error(), Some(libc::ECHILD));
+        assert_eq!(waitid(&child.pidfd, false).unwrap_err().raw_os_error(), Some(libc::ECHILD));
     }
 }
