@@ -4,6 +4,10 @@ use std::os::unix::fs::MetadataExt as _;
 
 use cofferdam_client::{Device, IdMap, Stdio};
 use cofferdam_integration::{Daemon, bounded, output};
+use cofferdam_sys::{
+    cgroup::{Cgroup, Layout},
+    metrics::Metrics,
+};
 
 use crate::script;
 
@@ -104,6 +108,56 @@ fn options_that_reach_the_host_work() {
         let said = said.text().await;
         assert!(said.starts_with(&format!("300\n2\n{}\n", ipc.display())), "{said}");
         run.container().remove(true).await.unwrap();
+    });
+    daemon.settles(&before);
+}
+
+// P7: the container's cgroup holds its processes and its limits, and it can't reach them.
+#[test]
+fn p7_limits_hold_in_a_user_namespace() {
+    const MEMORY: u64 = 32 << 20;
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    bounded(async {
+        let namespace = daemon.open().await;
+        let make = |id: &str, script: &str| {
+            let container = crate::with(&namespace, id, script, |c| {
+                c.options.userns = map();
+                c.options.memory = MEMORY;
+                c.options.pids = 12;
+            });
+            let (stdout, said) = output();
+            let task = container.create_task(Stdio { stdout, ..Stdio::default() }, false);
+            (container, task, said)
+        };
+        // As root of the namespace it can't raise them, nor leave.
+        let script = "for f in $(find /sys/fs/cgroup -name pids.max -o -name memory.limit_in_bytes -o -name memory.max \
+                      -o -name cgroup.procs); do (echo 1 > $f) 2>/dev/null && echo written $f; done; \
+                      sh -c 'n=0; while test $n -lt 30; do sleep 1000 & n=$((n + 1)); done' 2>/dev/null; echo forked; exec sleep 1000";
+        let (container, task, said) = make("box", script);
+        let pid = task.start().await.unwrap() as i32;
+        let said = said.contains("forked\n").await;
+        assert!(!said.contains("written"), "{said}");
+
+        let layout = Layout::detect().unwrap();
+        let cgroup = Cgroup::open(&layout, &daemon.cgroup("box")).unwrap();
+        let found = Metrics::read(&cgroup).unwrap();
+        let (memory, pids) = (found.memory.expect("this host counts memory"), found.pids.expect("and processes"));
+        assert_eq!((memory.limit, pids.limit), (MEMORY, 12));
+        assert_eq!(pids.current, 11, "as many as were allowed beside the one that made them");
+        assert!(cgroup.pids().unwrap().contains(&pid));
+        let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+        let own = groups.lines().filter(|line| line.ends_with(&format!(":{}", daemon.cgroup("box")))).count();
+        assert_eq!(own, layout.hierarchies.len(), "in each hierarchy: {groups}");
+        task.kill(9, true).await.unwrap();
+        task.wait().await.unwrap();
+        container.remove(false).await.unwrap();
+
+        let (container, task, _said) = make("greedy", "exec tail /dev/zero");
+        task.start().await.unwrap();
+        let exit = task.wait().await.unwrap();
+        assert_eq!((exit.status, &*exit.reason), (137, "oom killed"));
+        container.remove(false).await.unwrap();
     });
     daemon.settles(&before);
 }
