@@ -105,6 +105,7 @@ impl Daemon {
             shim: Program::open(&config.shim)?,
             criu: config.criu.clone(),
             journal: config.journal.clone(),
+            apparmor: cofferdam_oci::apparmor::Loader::detect().map(Arc::new),
         };
         let tasks = Tasks::start(&kernel, TABLE.tasks, deps)?;
         let transfer = Transfer::start(&kernel, TABLE.transfer, metadata.clone(), content.clone(), images.clone());

@@ -34,7 +34,7 @@ use crate::{
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 
 /// Makes record and snapshot. The directory is there before the commit that makes both visible.
-pub(crate) async fn create(deps: &Deps, auth: &Authority, ns: &Namespace, new: NewContainer) -> Result<Container> {
+pub(crate) async fn create(deps: &Deps, auth: &Authority, ns: &Namespace, mut new: NewContainer) -> Result<Container> {
     within(&new, &auth.ceiling)?;
     check_rootfs(&new)?;
     let attributes = new.log.attributes(&new.labels)?;
@@ -56,6 +56,7 @@ pub(crate) async fn create(deps: &Deps, auth: &Authority, ns: &Namespace, new: N
     if let Some(NetworkRecord { network: Network::Named(name), wish, .. }) = &network {
         deps.networks.check(name, wish).await?;
     }
+    confine(deps, &mut new).await?;
     let checkpoint = match &new.image {
         Some(image) if new.checkpoint => Some((image, deps.images.checkpoint(ns, image)?)),
         None if new.checkpoint => {
@@ -133,6 +134,16 @@ pub(crate) async fn create(deps: &Deps, auth: &Authority, ns: &Namespace, new: N
             Ok(record)
         })
         .await
+}
+
+/// Gives it the default AppArmor profile, where the kernel has AppArmor and nothing else is said.
+async fn confine(deps: &Deps, new: &mut NewContainer) -> Result<()> {
+    if let Some(loader) = deps.apparmor.clone().filter(|_| new.spec.is_none() && new.options.apparmor.is_none()) {
+        let loaded = tokio::task::spawn_blocking(move || loader.load()).await;
+        let name = loaded.unwrap_or_else(|e| Err(Error::internal("apparmor", "", e.to_string())))?;
+        new.options.apparmor = Some(name.to_owned());
+    }
+    Ok(())
 }
 
 /// Whether what is said of the root file system goes together.

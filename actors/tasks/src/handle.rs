@@ -20,6 +20,7 @@ use cofferdam_metadata::{
     },
 };
 use cofferdam_networks::Networks;
+use cofferdam_oci::apparmor;
 use cofferdam_snapshots::Snapshots;
 use cofferdam_sys::metrics::Metrics;
 use cofferdam_types::{Authority, Code, Error, Id, Name, Namespace, Result};
@@ -68,6 +69,8 @@ pub struct Deps {
     pub journal: PathBuf,
     /// criu, whether or not it is there.
     pub criu: PathBuf,
+    /// Loads the AppArmor profile of those who name none, where the host can have one.
+    pub apparmor: Option<Arc<apparmor::Loader>>,
 }
 
 /// Tasks and containers. Cheap to clone.

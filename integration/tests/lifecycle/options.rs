@@ -216,13 +216,53 @@ fn the_session_keyring_is_its_own_unless_told_otherwise() {
     });
 }
 
+/// On a host with AppArmor who names no profile has the default one; on another naming one is an error.
 #[test]
-fn a_shim_is_put_into_a_cgroup() {
+fn a_container_has_an_apparmor_profile_where_there_are_any() {
     let daemon = Daemon::with_busybox();
     let before = daemon.leftovers();
+    let there = Path::new("/sys/kernel/security/apparmor/profiles").exists();
+    bounded(async {
+        let namespace = daemon.open().await;
+        let profile = async |id: &str, name: &str| {
+            let container = with(&namespace, id, "exit 0", |c| c.options.apparmor = name.into());
+            let spec: Value = serde_json::from_slice(&container.info().await.unwrap().spec.value).unwrap();
+            let ended = container.create_task(Stdio::default(), false).start().await;
+            container.remove(true).await.unwrap();
+            (spec["process"]["apparmorProfile"].as_str().map(str::to_owned), ended)
+        };
+        let (name, started) = profile("a", "").await;
+        assert_eq!(name.as_deref(), there.then_some("cofferdam-default"));
+        started.unwrap();
+        let (name, started) = profile("b", "unconfined").await;
+        assert_eq!(name.as_deref(), Some("unconfined"));
+        started.unwrap();
+        let (_, started) = profile("c", "of-no-host").await;
+        let error = started.unwrap_err();
+        let expected = if there { Code::FailedPrecondition } else { Code::Unimplemented };
+        assert!(error.code == expected && error.to_string().to_lowercase().contains("apparmor"), "{error}");
+    });
+    daemon.settles(&before);
+}
+
+/// A cgroup of the test's own, which goes with it however it ends.
+struct Group(Cgroup);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let removed = self.0.kill().and_then(|()| self.0.remove());
+        assert!(removed.is_ok() || std::thread::panicking(), "{removed:?}");
+    }
+}
+
+#[test]
+fn a_shim_is_put_into_a_cgroup() {
     let layout = Layout::detect().unwrap();
     let path = format!("/shims-of-{}", std::process::id());
-    let group = Cgroup::create(&layout, &path).unwrap();
+    // Goes behind the daemon.
+    let group = Group(Cgroup::create(&layout, &path).unwrap());
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
     bounded(async {
         let namespace = daemon.open().await;
         for (id, runtime) in [("a", "native"), ("b", "runc")] {
@@ -233,7 +273,7 @@ fn a_shim_is_put_into_a_cgroup() {
             let task = container.create_task(Stdio::default(), false);
             let pid = task.start().await.unwrap();
             let shim = crate::shims::of(&daemon);
-            assert_eq!(group.pids().unwrap(), [shim], "the shim alone");
+            assert_eq!(group.0.pids().unwrap(), [shim], "the shim alone");
             let groups = |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
             let count = |text: &str| text.lines().filter(|line| line.ends_with(&format!(":{path}"))).count();
             assert_eq!(count(&groups(shim)), layout.hierarchies.len(), "{}", groups(shim));
@@ -248,7 +288,6 @@ fn a_shim_is_put_into_a_cgroup() {
         container.remove(false).await.unwrap();
     });
     daemon.settles(&before);
-    group.remove().unwrap();
 }
 
 /// The state of a binary whose shim was killed would be in the way of the next container, wherever it is; what is

@@ -4,6 +4,7 @@
 //! container of it. [`native`] is ours and the default; [`runc`] runs a runc-compatible binary. Everything here is
 //! synchronous and belongs in a single-threaded process (the shim): the native driver clones.
 
+pub mod apparmor;
 pub mod caps;
 pub mod criu;
 pub mod native;

@@ -10,6 +10,7 @@ use oci_spec::runtime::{
 };
 
 use super::{identity::c_string, step::Step};
+use crate::apparmor;
 
 /// A system call of the child's, with a buffer that one of its arguments points at.
 #[derive(Clone, Debug)]
@@ -176,8 +177,8 @@ pub(super) fn labels(process: &Process) -> Result<Vec<Step>> {
     let mut steps = Vec::new();
     let set = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
     // Without AppArmor everything is unconfined.
-    if let Some(profile) = set(process.apparmor_profile()).filter(|p| has_apparmor() || p != "unconfined") {
-        if !has_apparmor() {
+    if let Some(profile) = set(process.apparmor_profile()).filter(|p| apparmor::is_on() || p != "unconfined") {
+        if !apparmor::is_on() {
             let why = "this kernel has no AppArmor, or it is not on: leave it out";
             return Err(Error::unimplemented("spec", "process.apparmorProfile", why));
         }
@@ -188,7 +189,7 @@ pub(super) fn labels(process: &Process) -> Result<Vec<Step>> {
         steps.push(Step::Label { file: file.to_owned(), value, what: format!("the AppArmor profile {profile}") });
     }
     if let Some(label) = set(process.selinux_label()) {
-        if !Path::new("/sys/fs/selinux/enforce").exists() {
+        if !has_selinux() {
             let why = "this kernel has no SELinux, or it is not on: leave it out";
             return Err(Error::unimplemented("spec", "process.selinuxLabel", why));
         }
@@ -199,8 +200,8 @@ pub(super) fn labels(process: &Process) -> Result<Vec<Step>> {
     Ok(steps)
 }
 
-fn has_apparmor() -> bool {
-    std::fs::read("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with(b"Y"))
+pub(super) fn has_selinux() -> bool {
+    Path::new("/sys/fs/selinux/enforce").exists()
 }
 
 /// The offsets of a time namespace, as the kernel reads them.
