@@ -12,6 +12,7 @@ pub mod memory;
 pub mod metrics;
 pub mod mount;
 pub mod mountinfo;
+pub mod netdev;
 pub mod network;
 pub mod oom;
 pub mod process;

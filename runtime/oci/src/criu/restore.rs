@@ -29,6 +29,9 @@ pub(crate) fn check(request: &CreateRequest<'_>) -> Result<()> {
     if has(request.spec, LinuxNamespaceType::User) {
         return refuse("a user namespace");
     }
+    if request.spec.linux().as_ref().is_some_and(|l| l.net_devices().as_ref().is_some_and(|d| !d.is_empty())) {
+        return refuse("network devices of the host's");
+    }
     if request.spec.hooks().is_some() {
         return refuse("hooks");
     }

@@ -5,7 +5,7 @@ use oci_spec::runtime::{
     Hooks, Linux, LinuxNamespace, LinuxNamespaceType, LinuxResources, LinuxSeccompAction, Mount, Process, Spec,
 };
 
-use super::properties;
+use super::{netdevices, properties};
 
 fn unimplemented<T>(field: impl ToString, why: &str) -> Result<T> {
     Err(Error::unimplemented("spec", field, format!("the native runtime doesn't have it: {why}")))
@@ -107,17 +107,16 @@ fn check_mount(mount: &Mount) -> Result<()> {
 }
 
 fn check_linux(spec: &Spec, linux: &Linux) -> Result<()> {
-    refuse(
-        linux.net_devices().as_ref().is_some_and(|d| !d.is_empty()),
-        "linux.netDevices",
-        "give the container a network namespace that has them",
-    )?;
-    refuse(
-        linux.mount_label().as_ref().is_some_and(|l| !l.is_empty()),
-        "linux.mountLabel",
-        "give the mounts the option context=LABEL",
-    )?;
-    refuse(linux.intel_rdt().is_some(), "linux.intelRdt", "groups of resctrl are not made; leave it out")?;
+    netdevices::check(linux)?;
+    if linux.mount_label().as_ref().is_some_and(|l| !l.is_empty()) && !properties::has_selinux() {
+        let why = "this kernel has no SELinux, or it is not on: leave it out";
+        return Err(Error::unimplemented("spec", "linux.mountLabel", why));
+    }
+    let why = match std::path::Path::new("/sys/fs/resctrl/schemata").exists() {
+        true => "it makes no groups of resctrl: leave it out, or use another runtime",
+        false => "/sys/fs/resctrl is not mounted here, or the processor has no such thing: leave it out",
+    };
+    refuse(linux.intel_rdt().is_some(), "linux.intelRdt", why)?;
     check_namespaces(linux)?;
     let uts = linux.namespaces().iter().flatten().any(|n| n.typ() == LinuxNamespaceType::Uts);
     for (field, name) in [("hostname", spec.hostname()), ("domainname", spec.domainname())] {
@@ -306,7 +305,6 @@ mod tests {
             ),
             ("process.commandLine", json!("c"), "process.commandLine"),
             ("process.user.username", json!("u"), "process.user.username"),
-            ("linux.mountLabel", json!("l"), "linux.mountLabel"),
             ("linux.intelRdt", json!({}), "linux.intelRdt"),
             ("linux.cgroupsPath", json!("system.slice:coffer:x"), "linux.cgroupsPath"),
             ("linux.seccomp", json!({"defaultAction": "SCMP_ACT_NOTIFY"}), "linux.seccomp: SCMP_ACT_NOTIFY"),
@@ -323,6 +321,20 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_the_kernel_does_not_have_is_refused_by_name() {
+        let label = verdict(with("linux.mountLabel", json!("system_u:object_r:container_file_t:s0")));
+        if properties::has_selinux() {
+            label.unwrap();
+        } else {
+            let error = label.unwrap_err();
+            assert_eq!((error.code, error.id.as_str()), (Code::Unimplemented, "linux.mountLabel"));
+            assert!(error.message.contains("SELinux"), "{error}");
+        }
+        let error = verdict(with("linux.intelRdt", json!({"closID": "x", "schemata": ["L3:0=f"]}))).unwrap_err();
+        assert!(error.message.contains("resctrl"), "{error}");
+    }
+
     // P3 and P9 of the negative tests among them.
     #[test]
     fn what_makes_no_sense_is_refused_by_name() {
@@ -335,6 +347,11 @@ mod tests {
             ("process.user.additionalGids", json!([1, u32::MAX]), "process.user"),
             ("process.user.umask", json!(0o1000), "process.user.umask"),
             ("process.oomScoreAdj", json!(1001), "process.oomScoreAdj"),
+            ("linux.netDevices", json!({"": {}}), "linux.netDevices"),
+            ("linux.netDevices", json!({"a/b": {}}), "linux.netDevices"),
+            ("linux.netDevices", json!({"eth0": {"name": "eth%d"}}), "linux.netDevices"),
+            ("linux.netDevices", json!({"eth0": {"name": "a-name-too-long-"}}), "linux.netDevices"),
+            ("linux.netDevices", json!({"eth0": {"name": "x"}, "eth1": {"name": "x"}}), "linux.netDevices"),
             ("hooks", json!({"prestart": [{"path": "bin/true"}]}), "hooks.prestart"),
             ("hooks", json!({"createRuntime": [{"path": "/bin/true", "timeout": 0}]}), "hooks.createRuntime"),
             ("hooks", json!({"createContainer": [{"path": "/bin/true", "timeout": -1}]}), "hooks.createContainer"),

@@ -30,7 +30,7 @@ pub(super) struct Launched {
 #[derive(Debug)]
 enum Progress {
     Ready,
-    /// It waits for the hooks.
+    /// It waits for what the host does.
     Paused,
     /// This process goes on.
     Born(OwnedFd),
@@ -95,7 +95,7 @@ impl Launched {
         socket::send(self.control.as_raw_fd(), b"g", MsgFlags::MSG_NOSIGNAL).map(drop).map_err(|_| self.killed())
     }
 
-    /// Waits until the child stands where hooks are run. On an error the child is gone, but not reaped.
+    /// Waits until the child stands where the host does something. On an error the child is gone, but not reaped.
     pub fn wait_paused(&mut self, steps: &[Step]) -> Result<()> {
         match self.receive() {
             Ok(Progress::Paused) => Ok(()),

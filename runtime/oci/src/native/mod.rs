@@ -13,6 +13,7 @@ mod hooks;
 mod identity;
 mod launch;
 mod mounts;
+mod netdevices;
 mod nodes;
 mod plan;
 mod properties;
@@ -208,14 +209,22 @@ fn launch_init(
     native.identity(request.id, process, filter.as_ref(), Role::Init, user.as_ref(), &mut plan.steps)?;
     let pid_namespace = plan.pid_namespace.as_ref();
     let mut launched = launch::launch(&plan.steps, plan.flags, pid_namespace, cgroup, process, native.oom_score)?;
-    let told = match hooks.filter(|_| before_root) {
+    let mut given = None;
+    let moved = match linux.filter(|linux| netdevices::any(linux)) {
+        Some(linux) => launched.wait_paused(&plan.steps).and_then(|()| {
+            given = Some(netdevices::give(linux, launched.child.pid)?);
+            launched.release()
+        }),
+        None => Ok(()),
+    };
+    let told = moved.and_then(|()| match hooks.filter(|_| before_root) {
         Some(hooks) => launched.wait_paused(&plan.steps).and_then(|()| {
             let (pid, pidfd) = (launched.child.pid, &launched.child.pidfd);
             hooks.create(&Inside { pid, pidfd, namespaces: plan.join, user: user.as_ref() })?;
             launched.release()
         }),
         None => Ok(()),
-    };
+    });
     let pidfd = told.and_then(|()| launched.wait_ready(&plan.steps)).and_then(|()| {
         let pidfd = launched.child.pidfd.try_clone();
         pidfd.map_err(|e| Error::io("container", request.id, "duplicating its pidfd", &e))
@@ -223,6 +232,7 @@ fn launch_init(
     let pidfd = match pidfd {
         Ok(pidfd) => pidfd,
         Err(e) => {
+            given.into_iter().for_each(netdevices::Given::take_back);
             launched.destroy();
             return Err(e);
         }

@@ -2,6 +2,7 @@
 //! the user namespace of their maker.
 
 use std::{
+    borrow::Cow,
     cell::Cell,
     ffi::OsStr,
     io::ErrorKind,
@@ -19,7 +20,7 @@ use cofferdam_sys::{
     userns::UserNamespace,
 };
 use cofferdam_types::{Error, Mount as RootMount, Result};
-use oci_spec::runtime::Mount;
+use oci_spec::runtime::{Mount, Spec};
 
 use super::{
     copyup,
@@ -57,6 +58,7 @@ pub(super) struct Wish<'a> {
 
 /// The steps that make one mount of a spec; `late` ones come behind everything that makes files.
 pub(super) fn mount(wish: &Wish<'_>, spec: &Mount, steps: &mut Vec<Step>, late: &mut Vec<Step>) -> Result<()> {
+    let spec = &labelled(wish.request.spec, spec);
     let options = mount::Options::parse(spec.options().as_deref().unwrap_or_default())?;
     let kind = spec.typ().as_deref().unwrap_or("none");
     let context = |e: Error| e.context(format!("mount {}", spec.destination().display()));
@@ -150,6 +152,42 @@ pub(super) fn mount(wish: &Wish<'_>, spec: &Mount, steps: &mut Vec<Step>, late: 
         }
     }
     Ok(())
+}
+
+/// What SELinux labels by a mount option: file systems that have no labels of their own. The kernel's own have them by its
+/// policy.
+fn takes_label(kind: &str, options: &[String]) -> bool {
+    let bind = options.iter().any(|o| matches!(o.as_str(), "bind" | "rbind" | "remount") || o.starts_with("context="));
+    !bind && !matches!(kind, "bind" | "none" | "cgroup") && !INSIDE.contains(&kind)
+}
+
+fn label(spec: &Spec) -> Option<String> {
+    let label = spec.linux().as_ref()?.mount_label().as_deref().filter(|label| !label.is_empty())?;
+    Some(format!("context={label}"))
+}
+
+/// A mount with the spec's `linux.mountLabel`.
+fn labelled<'m>(spec: &Spec, mount: &'m Mount) -> Cow<'m, Mount> {
+    let options = mount.options().as_deref().unwrap_or_default();
+    match label(spec).filter(|_| takes_label(mount.typ().as_deref().unwrap_or("none"), options)) {
+        None => Cow::Borrowed(mount),
+        Some(label) => {
+            let mut labelled = mount.clone();
+            labelled.set_options(Some(options.iter().cloned().chain([label]).collect()));
+            Cow::Owned(labelled)
+        }
+    }
+}
+
+/// The root file system with it.
+pub(super) fn labelled_root<'m>(spec: &Spec, mount: &'m RootMount) -> Cow<'m, RootMount> {
+    match label(spec).filter(|_| takes_label(&mount.kind, &mount.options)) {
+        None => Cow::Borrowed(mount),
+        Some(label) => {
+            let options = mount.options.iter().cloned().chain([label]).collect();
+            Cow::Owned(RootMount { options, ..mount.clone() })
+        }
+    }
 }
 
 /// Changes a mount that is there by then.
@@ -308,4 +346,35 @@ fn cgroups(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_label_goes_to_what_has_none_of_its_own() {
+        let spec = |label: &str| -> Spec {
+            serde_json::from_value(json!({"ociVersion": "1.2.0", "linux": {"mountLabel": label}})).unwrap()
+        };
+        let of = |spec: &Spec, kind: &str, options: &[&str]| {
+            let mount = json!({"destination": "/x", "type": kind, "options": options});
+            labelled(spec, &serde_json::from_value(mount).unwrap()).options().clone().unwrap_or_default()
+        };
+        let spec_with = spec("system_u:object_r:container_file_t:s0:c1,c2");
+        let option = "context=system_u:object_r:container_file_t:s0:c1,c2";
+        assert_eq!(of(&spec_with, "tmpfs", &["nosuid"]), ["nosuid", option]);
+        assert_eq!(of(&spec_with, "devpts", &[]), [option]);
+        for (kind, options) in [("proc", &[][..]), ("sysfs", &[]), ("bind", &["rbind"]), ("tmpfs", &["context=mine"])] {
+            assert_eq!(of(&spec_with, kind, options), options, "{kind}");
+        }
+        assert!(of(&spec(""), "tmpfs", &[]).is_empty());
+        let root = |kind: &str| RootMount { kind: kind.into(), source: "x".into(), options: vec!["index=off".into()] };
+        assert_eq!(labelled_root(&spec_with, &root("overlay")).options, ["index=off", option]);
+        assert_eq!(labelled_root(&spec_with, &root("bind")).options, ["index=off"]);
+        // It is one option, whatever is in it.
+        assert_eq!(mount::Options::parse([option]).unwrap().data, [("context".into(), Some(option[8..].into()))]);
+    }
 }

@@ -16,7 +16,7 @@ use oci_spec::runtime::{Linux, LinuxNamespaceType, Spec};
 use super::{
     identity::{c_string, limits},
     mounts::{self, Wish},
-    nodes, properties,
+    netdevices, nodes, properties,
     step::{Attributes, Make, Step, Target},
     user,
 };
@@ -190,6 +190,9 @@ fn namespaces(
     if late & libc::CLONE_NEWNET != 0 {
         steps.push(Step::Loopback);
     }
+    if netdevices::any(linux) {
+        steps.push(Step::Pause);
+    }
     Ok(())
 }
 
@@ -226,7 +229,7 @@ fn root(request: &CreateRequest<'_>, user: Option<&UserNamespace>) -> Result<Own
             mount::set_attributes(&fd, 0, 0, libc::MS_PRIVATE, true).map_err(fail("mount_setattr"))?;
             Ok(fd)
         }
-        [one] => mount::detached_in(one, user),
+        [one] => mount::detached_in(&mounts::labelled_root(request.spec, one), user),
         many => Err(Error::unimplemented(
             "container",
             request.id,

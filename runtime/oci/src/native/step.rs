@@ -126,7 +126,7 @@ pub(super) enum Step {
     Reach(CString),
     /// Mounts the root there; what follows is made in it. [`Step::Pivot`] makes it the root.
     Place(OwnedFd),
-    /// Says that hooks can run, and waits for them.
+    /// Says that hooks can run, or that network devices can come, and waits for them.
     Pause,
     Pivot,
     /// Makes the mounts of every [`Step::Mount`], for one to whom the kernel gives them only while the host's are
@@ -254,7 +254,7 @@ impl Step {
             Step::Time(_) => "making the time namespace".into(),
             Step::Reach(path) => format!("opening {}", text(path)),
             Step::Place(_) => "mounting the root file system in the bundle".into(),
-            Step::Pause => "waiting for the hooks".into(),
+            Step::Pause => "waiting for the host's part".into(),
             Step::Pivot => "changing to the root file system".into(),
             Step::Unshare { .. } => "making the network and cgroup namespaces".into(),
             Step::Loopback => "bringing up the loopback interface".into(),

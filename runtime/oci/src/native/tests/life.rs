@@ -34,6 +34,10 @@ fn limits_are_set_and_changed() {
     }
     let read = |file: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{file}")).unwrap();
     assert_eq!(read(&format!("pids{}/pids.max", container.cgroup)), "7\n");
+    // Less than it uses is refused, where that is asked for.
+    let update = json!({"memory": {"limit": 1, "checkBeforeUpdate": true}});
+    let error = f.native.update(&container, &serde_json::from_value(update).unwrap()).unwrap_err();
+    assert!(error.code == Code::FailedPrecondition && error.message.contains("in use"), "{error}");
     // What fails half-way changes nothing.
     let update = json!({"memory": {"limit": 64 << 20}, "pids": {"limit": 9}, "cpu": {"shares": 99, "cpus": "4000"}});
     let error = f.native.update(&container, &serde_json::from_value(update).unwrap()).unwrap_err();

@@ -5,6 +5,7 @@ mod files;
 mod hooks;
 mod life;
 mod mounts;
+mod netdevices;
 mod program;
 mod properties;
 mod user;

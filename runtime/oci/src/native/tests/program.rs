@@ -90,6 +90,15 @@ fn every_namespace_is_its_own_or_the_hosts() {
 }
 
 #[test]
+fn host_and_domain_name_are_its_own() {
+    let mut f = Fixture::new();
+    f.spec["domainname"] = json!("yard.example");
+    let before = std::fs::read("/proc/sys/kernel/domainname").unwrap();
+    assert_eq!(f.output("hostname; cat /proc/sys/kernel/domainname"), "box\nyard.example\n");
+    assert_eq!(std::fs::read("/proc/sys/kernel/domainname").unwrap(), before);
+}
+
+#[test]
 fn namespaces_are_joined_by_path() {
     let f = Fixture::new();
     let mut f2 = Fixture::new();
