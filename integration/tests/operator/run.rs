@@ -275,6 +275,7 @@ fn a_directory_takes_the_place_of_an_image() {
     assert_eq!(said.code, 0, "{said:?}");
     assert!(dir.join("made").is_file());
     assert_eq!(json(&daemon, &["inspect", "box"])["rootfs"], root);
+    assert!(ok(&daemon, &["ps", "-a"]).contains(root), "it stands where an image would");
 
     // Files go in and out of it when it has ended, too.
     let note = daemon.path().join("note");

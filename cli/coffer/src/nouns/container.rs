@@ -45,7 +45,7 @@ async fn ps(cx: Cx) -> Result<i32, Failure> {
             let pid = info.task.as_ref().map(|task| task.pid).filter(|pid| *pid != 0);
             table.row([
                 info.id.clone(),
-                info.image.clone(),
+                if info.rootfs.is_empty() { info.image.clone() } else { info.rootfs.clone() },
                 show_age(info.created),
                 status(info.task.as_ref()),
                 pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
