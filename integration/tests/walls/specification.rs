@@ -1,12 +1,15 @@
-//! A promise counts for as much as the test that shows it: each test that SPECIFICATION.md and SECURITY.md name exists,
-//! and each promise names one.
+//! A promise counts for as much as the test that shows it: each test that a document names exists, each promise names one,
+//! and so does each property of the runtime spec.
 
 use std::collections::BTreeSet;
 
 use crate::{acceptance, none, tracked};
 
 /// The documents that name tests, as `path.rs::name`.
-const DOCUMENTS: &[&str] = &["SPECIFICATION.md", "SECURITY.md", "docs/acceptance.md"];
+const DOCUMENTS: &[&str] = &["SPECIFICATION.md", "SECURITY.md", "docs/acceptance.md", DRIVERS];
+const DRIVERS: &str = "docs/drivers.md";
+/// Where a file is looked for whose directories that one doesn't name.
+const NATIVE: &[&str] = &["runtime/oci/src/native/tests/", "runtime/oci/src/native/"];
 
 #[test]
 fn every_test_that_is_named_exists() {
@@ -21,6 +24,14 @@ fn every_promise_names_a_test() {
     let text = documents(&files).find(|(path, _)| *path == "SPECIFICATION.md").unwrap().1;
     let complaints = unshown(text);
     none("A promise is a numbered line `**N.** ...` with the tests that show it below:", &complaints);
+}
+
+#[test]
+fn every_property_names_a_test() {
+    let files = tracked();
+    let text = documents(&files).find(|(path, _)| *path == DRIVERS).unwrap().1;
+    let complaints = untested(text);
+    none("A row of a table of properties has a test, or says that it is `the same`:", &complaints);
 }
 
 fn documents(files: &[(String, String)]) -> impl Iterator<Item = (&str, &str)> {
@@ -40,7 +51,9 @@ fn missing(document: &str, text: &str, files: &[(String, String)]) -> Vec<String
     let mut found = Vec::new();
     for (n, line) in text.lines().enumerate() {
         for (path, name) in references(line) {
-            let tests = files.iter().find(|(file, _)| file == path).map(|(_, source)| tests(path, source));
+            let short = |file: &str| !path.contains('/') && NATIVE.iter().any(|dir| file == format!("{dir}{path}"));
+            let named = files.iter().filter(|(file, _)| file == path || document == DRIVERS && short(file));
+            let tests = named.map(|(file, source)| tests(file, source)).reduce(|all, more| &all | &more);
             let why = match tests {
                 None => "no such file",
                 Some(tests) if !tests.contains(name) => "no such test in it",
@@ -69,6 +82,28 @@ fn tests<'a>(path: &str, source: &'a str) -> BTreeSet<&'a str> {
         }
     }
     names
+}
+
+/// The rows of tables with the column `test` that have nothing in it.
+fn untested(text: &str) -> Vec<String> {
+    let (mut column, mut rows, mut found) = (None, 0, Vec::new());
+    for (n, line) in text.lines().enumerate() {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        if !line.starts_with('|') {
+            column = None;
+        } else if let Some(place) = cells.iter().position(|cell| *cell == "test") {
+            column = Some(place);
+        } else if let Some(cell) = column.and_then(|place| cells.get(place)).filter(|cell| **cell != "---") {
+            rows += 1;
+            if references(cell).next().is_none() && !cell.starts_with("the same") && *cell != "the refusal: the same" {
+                found.push(format!("{DRIVERS}:{}: {}", n + 1, cells[1]));
+            }
+        }
+    }
+    if rows == 0 {
+        found.push("there is no property".to_owned());
+    }
+    found
 }
 
 /// The number of a promise, if the line begins one.
@@ -106,6 +141,25 @@ fn a_test_that_is_gone_is_found() {
         found("one\n| `a/src/b.rs::not_one` | `a/src/c.rs::shown` |\n"),
         ["D.md:2: a/src/b.rs::not_one: no such test in it", "D.md:2: a/src/c.rs::shown: no such file"]
     );
+}
+
+#[test]
+fn the_drivers_tests_have_short_names() {
+    let source = "#[test]\nfn shown() {}\n".to_owned();
+    let files = [("runtime/oci/src/native/tests/b.rs".to_owned(), source)];
+    assert_eq!(missing(DRIVERS, "`b.rs::shown`", &files), [""; 0]);
+    assert_eq!(missing(DRIVERS, "`b.rs::gone`", &files).len(), 1);
+    assert_eq!(missing("SPECIFICATION.md", "`b.rs::shown`", &files).len(), 1);
+}
+
+#[test]
+fn a_property_without_a_test_is_found() {
+    let table = |cell: &str| format!("| property | test | on |\n| --- | --- | --- |\n| `a` | {cell} | any |\n");
+    for good in ["`a.rs::b`", "the same", "life: `a.rs::b`"] {
+        assert_eq!(untested(&table(good)), [""; 0]);
+    }
+    assert_eq!(untested(&table("later")), ["docs/drivers.md:3: `a`"]);
+    assert_eq!(untested("| key | value |\n| --- | --- |\n| a | b |\n"), ["there is no property"]);
 }
 
 #[test]
