@@ -28,6 +28,7 @@ use tokio::sync::watch;
 use crate::{
     actor::TasksActor,
     copy::{self, Arrival, CopyOptions, Files},
+    filters::Filters,
     layout::Layout,
     messages::{
         Attach, Attached, ChangeContainer, Changes, CloseStdin, CreateContainer, CreateTask, DeleteProcess, Dump,
@@ -68,6 +69,8 @@ pub struct Deps {
     pub journal: PathBuf,
     /// criu, whether or not it is there.
     pub criu: PathBuf,
+    /// What profiles compile to.
+    pub filters: Filters,
 }
 
 /// Tasks and containers. Cheap to clone.

@@ -98,6 +98,7 @@ impl Fixture {
             spec: &self.parsed(),
             rootfs: &self.rootfs,
             stdio,
+            filter: None,
         })
     }
 
