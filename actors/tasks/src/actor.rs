@@ -310,8 +310,7 @@ impl Handler<CreateTask> for TasksActor {
             };
             ctx.entries.borrow_mut().insert((namespace, id), entry.clone());
             ctx.follow(entry, &connection);
-            // While this one starts, for the next.
-            tokio::task::spawn_local(ctx.spares.clone().refill(ctx.deps.clone()));
+            tokio::task::spawn_local(ctx.spares.clone().refill_soon(ctx.deps.clone()));
             Ok(task)
         })
     }
@@ -341,7 +340,9 @@ impl Handler<Start> for TasksActor {
         let ctx = self.ctx.clone();
         Box::pin(async move {
             let entry = ctx.entry(&message.namespace, &message.id)?;
-            ctx.start(&entry, &message.exec).await
+            let started = ctx.start(&entry, &message.exec).await;
+            ctx.spares.refill_now();
+            started
         })
     }
 }

@@ -29,6 +29,7 @@ use tokio::sync::watch;
 use crate::{
     actor::TasksActor,
     copy::{self, Arrival, CopyOptions, Files},
+    filters::Filters,
     layout::Layout,
     messages::{
         Attach, Attached, ChangeContainer, Changes, CloseStdin, CreateContainer, CreateTask, DeleteProcess, Dump,
@@ -71,6 +72,8 @@ pub struct Deps {
     pub criu: PathBuf,
     /// Loads the AppArmor profile of those who name none, where the host can have one.
     pub apparmor: Option<Arc<apparmor::Loader>>,
+    /// What profiles compile to.
+    pub filters: Filters,
 }
 
 /// Tasks and containers. Cheap to clone.

@@ -18,6 +18,7 @@ mod copy;
 mod create;
 mod entry;
 mod exec;
+mod filters;
 mod follow;
 mod handle;
 mod inspect;
@@ -37,6 +38,7 @@ mod spare;
 mod sweep;
 
 pub use copy::{Arrival, CopyOptions};
+pub use filters::Filters;
 pub use handle::{Deps, Tasks};
 pub use layout::Layout;
 pub use messages::{

@@ -70,6 +70,11 @@ impl Joined {
         self.spec.as_deref().unwrap_or(&prepared.record.spec.value)
     }
 
+    /// Whether the container has a network of its own that nobody made yet.
+    pub fn is_alone(&self) -> bool {
+        self.spec.is_none()
+    }
+
     /// Writes the files by which the container knows names. Anybody in it may read them.
     pub fn write(&self, bundle: &Path) -> Result<()> {
         for (name, text) in &self.files {

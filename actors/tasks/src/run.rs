@@ -23,7 +23,7 @@ use cofferdam_wire::{
     convert::{life, set_labels, set_mounts},
     fdstream::Fds,
 };
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
@@ -49,6 +49,10 @@ pub(crate) struct Prepared {
     pub run: RunRecord,
     pub cgroup: String,
     pub terminal: bool,
+    /// What its seccomp profile compiles to, for the native driver.
+    pub filter: Option<Arc<[u8]>>,
+    /// Whether it gets a new network namespace, of the host's user namespace.
+    pub own_network: bool,
     pub options: RuntimeOptions,
 }
 
@@ -74,7 +78,12 @@ pub(crate) fn prepare(deps: &Deps, ns: &Namespace, id: &Id) -> Result<Prepared> 
     let cgroup = cgroup_of(&spec).unwrap_or_else(|| deps.layout.cgroup(ns, id));
     let terminal = spec.process().as_ref().and_then(|p| p.terminal()).unwrap_or(false);
     let options = RuntimeOptions::read(&record.runtime_options)?;
-    Ok(Prepared { record, run, cgroup, terminal, options })
+    let linux = spec.linux().as_ref().filter(|_| record.runtime == "native");
+    let filter = linux.and_then(|linux| deps.filters.of(linux.seccomp().as_ref()?));
+    let namespaces = linux.and_then(|linux| linux.namespaces().as_ref());
+    let new = |typ| namespaces.is_some_and(|all| all.iter().any(|n| n.typ() == typ && n.path().is_none()));
+    let own_network = new(LinuxNamespaceType::Network) && !new(LinuxNamespaceType::User);
+    Ok(Prepared { record, run, cgroup, terminal, filter, own_network, options })
 }
 
 /// Connects the task to its network and makes it. After an error nothing is left of either.
@@ -136,6 +145,7 @@ async fn make_task(
     let log_dir = if keeps_files { Some(deps.layout.open_log(ns, id)?) } else { None };
     // From here on until the shim is asked nothing can fail that doesn't come from a checkpoint.
     let spare = if own && checkpoint.is_none() { spares.take(deps).await } else { None };
+    spares.expect(prepared.own_network && joined.is_alone());
     let shim_id = match (&shared, &spare) {
         (Some((shim, _)), _) => shim.clone(),
         (None, Some(spare)) => spare.id.clone(),
@@ -339,6 +349,7 @@ async fn request_create(
     create.set_runtime_root(prepared.runc_root(deps).to_string_lossy().as_ref());
     create.set_runtime_options(&prepared.record.runtime_options.value);
     create.set_terminal(prepared.terminal);
+    create.set_filter(prepared.filter.as_deref().unwrap_or_default());
     set_stdio(create.reborrow().init_stdio(), streams, fds);
     if log {
         create.set_log(true);

@@ -3,11 +3,17 @@
 //! Nobody has one who doesn't run containers: it is made when one was used, and goes when it was not for a while. Until
 //! it is used its directory lies apart from those of the others, which a task's record names.
 
-use std::{cell::RefCell, process::Child, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    process::Child,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use cofferdam_types::Result;
 use futures::FutureExt as _;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 
 use crate::{
     handle::Deps,
@@ -17,6 +23,9 @@ use crate::{
 
 /// It goes if none was needed for so long.
 const KEEP: Duration = Duration::from_secs(30);
+/// What is made need not be started at once.
+const SOON: Duration = Duration::from_millis(20);
+
 /// A shim that nothing was asked of yet.
 pub(crate) struct Spare {
     pub id: String,
@@ -27,7 +36,11 @@ pub(crate) struct Spare {
 #[derive(Default)]
 pub(crate) struct Spares {
     one: RefCell<Option<Spare>>,
+    /// Whether the container before this one wanted a new network namespace: the next one probably will.
+    network: Cell<bool>,
     making: Mutex<()>,
+    /// The machine is busy with one container no longer.
+    started: Notify,
 }
 
 impl Spares {
@@ -46,13 +59,29 @@ impl Spares {
         Some(spare)
     }
 
+    /// What the next container will be like.
+    pub fn expect(&self, network: bool) {
+        self.network.set(network);
+    }
+
+    /// Makes one when the container that is being made has started: until then it would be in its way.
+    pub async fn refill_soon(self: Rc<Self>, deps: Arc<Deps>) {
+        let _ = tokio::time::timeout(SOON, self.started.notified()).await;
+        self.refill(deps).await;
+    }
+
+    /// A container has started.
+    pub fn refill_now(&self) {
+        self.started.notify_waiters();
+    }
+
     /// Makes one, if there is none.
-    pub async fn refill(self: Rc<Self>, deps: Arc<Deps>) {
+    async fn refill(self: Rc<Self>, deps: Arc<Deps>) {
         let Ok(making) = self.making.try_lock() else { return };
         if self.one.borrow().is_some() {
             return;
         }
-        let id = match make(&deps).await {
+        let id = match make(&deps, self.network.get()).await {
             Ok(spare) => self.one.borrow_mut().insert(spare).id.clone(),
             // Who needs a shim is told why there is none.
             Err(error) => return tracing::warn!(%error, "no shim can be made ahead"),
@@ -78,11 +107,16 @@ impl Spares {
     }
 }
 
-async fn make(deps: &Deps) -> Result<Spare> {
+async fn make(deps: &Deps, network: bool) -> Result<Spare> {
     let id = shim::new_id()?;
     let dir = deps.layout.spare(&id);
     shim::place(&dir, &id)?;
     let (child, connection) = shim::spawn(dir, &deps.shim, &id).await?;
+    let mut request = connection.shim.prepare_request();
+    request.get().set_network(network);
+    let prepared = request.send().promise;
+    // What can't be made ahead is made in time.
+    tokio::task::spawn_local(async move { drop(prepared.await) });
     Ok(Spare { id, child, connection })
 }
 

@@ -1,12 +1,15 @@
 //! The mailbox: names jobs and hands them to the pool.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use actix::{Actor, Context, Handler};
 use cofferdam_kernel::hosted;
 use cofferdam_types::Result;
 
 use crate::{Job, messages::Begin, transfer::Core};
+
+/// How long after a job its memory is given back.
+const SETTLED: Duration = Duration::from_millis(500);
 
 /// The actor that begins jobs. Those that run do not notice when it crashes.
 pub struct TransferActor(pub(crate) Arc<Core>);
@@ -29,13 +32,18 @@ impl Handler<Begin> for TransferActor {
         actix_rt::spawn(async move {
             let run = move || {
                 running.run(|job| work(&core, job));
-                // Whoever waited has the answer by now.
-                cofferdam_sys::memory::trim();
                 Ok(())
             };
             if let Err(error) = done.run(run).await {
                 refused.end(Err(error));
             }
+            // It holds the allocator's locks: whoever waited has the answer by then.
+            actix_rt::time::sleep(SETTLED).await;
+            let trim = || {
+                cofferdam_sys::memory::trim();
+                Ok(())
+            };
+            let _ = done.run(trim).await;
         });
         Ok(job)
     }

@@ -15,6 +15,7 @@
 mod apply;
 mod at;
 mod header;
+mod links;
 mod merged;
 mod pax;
 mod put;

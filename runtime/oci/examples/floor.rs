@@ -58,6 +58,7 @@ fn measure(dir: &std::path::Path, runs: usize) -> Result<()> {
             spec: &spec,
             rootfs: &rootfs,
             stdio,
+            filter: None,
         })?;
         let created = Instant::now();
         native.start(&mut container)?;
@@ -97,7 +98,7 @@ fn execs(
     let id = Id::new(format!("floor-{}-exec", std::process::id()))?;
     let stdio = Stdio::Fds { stdin: stdin.as_fd(), stdout: null.as_fd(), stderr: null.as_fd() };
     let bundle = bundle.as_fd();
-    let request = CreateRequest { id: &id, namespace, bundle, bundle_path, spec: &spec, rootfs, stdio };
+    let request = CreateRequest { id: &id, namespace, bundle, bundle_path, spec: &spec, rootfs, stdio, filter: None };
     let mut container = native.create(&request)?;
     native.start(&mut container)?;
     let mut times = [Vec::new(), Vec::new()];

@@ -68,6 +68,8 @@ pub struct CreateRequest<'a> {
     pub rootfs: &'a [Mount],
     /// The first process's streams.
     pub stdio: Stdio<'a>,
+    /// What the spec's seccomp profile compiles to, if somebody has compiled it.
+    pub filter: Option<&'a [libc::sock_filter]>,
 }
 
 /// What is to be checkpointed. Plain data: another process than the container's parent does it.

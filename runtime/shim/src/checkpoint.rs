@@ -43,10 +43,10 @@ impl Driver {
         matches!(&*self.runtime, "" | "native")
     }
 
-    /// The driver itself.
-    pub fn make(&self) -> Result<Box<dyn Runtime>> {
+    /// The driver itself, of what was made ahead if it is ours.
+    pub fn make(&self, ahead: Option<Native>) -> Result<Box<dyn Runtime>> {
         Ok(if self.native() {
-            Box::new(Native::new()?.with_options(&self.options)?.with_oom_score(self.oom_score))
+            Box::new(ahead.map_or_else(Native::new, Ok)?.with_options(&self.options)?.with_oom_score(self.oom_score))
         } else {
             let driver = RuncDriver::new(&self.runtime, &self.root)?;
             Box::new(driver.with_options(self.options.clone()).with_oom_score(self.oom_score))
@@ -65,7 +65,7 @@ pub fn run() -> ExitCode {
     let done = (|| {
         let errand: Errand = serde_json::from_reader(std::io::stdin().lock())
             .map_err(|e| Error::internal("checkpoint", "", format!("its request can't be read: {e}")))?;
-        errand.driver.make()?.checkpoint(&errand.request)
+        errand.driver.make(None)?.checkpoint(&errand.request)
     })();
     match done {
         Ok(()) => ExitCode::SUCCESS,

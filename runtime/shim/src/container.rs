@@ -54,6 +54,8 @@ pub struct Create {
     pub terminal: bool,
     /// Who owns the pipes of its processes, where somebody is to: user and group.
     pub pipes: Owner,
+    /// What its seccomp profile compiles to; empty if nobody has compiled it.
+    pub filter: Vec<libc::sock_filter>,
     /// Where its output is kept.
     pub log: Option<Writer>,
 }
@@ -75,6 +77,7 @@ struct Pending {
     spec: Spec,
     rootfs: Vec<Mount>,
     source: Source,
+    filter: Vec<libc::sock_filter>,
     prepared: Prepared,
 }
 
@@ -134,8 +137,21 @@ struct Exec {
 impl Container {
     /// Makes one whose life records go into `dir`. On an error nothing is left of it.
     pub fn create(dir: Rc<OwnedFd>, request: Create) -> Result<Rc<Container>> {
-        let Create { namespace, id, bundle, spec, rootfs, runtime, driver, source, stdio, terminal, pipes, log } =
-            request;
+        let Create {
+            namespace,
+            id,
+            bundle,
+            spec,
+            rootfs,
+            runtime,
+            driver,
+            source,
+            stdio,
+            terminal,
+            pipes,
+            filter,
+            log,
+        } = request;
         let log = log.map(|writer| Rc::new(RefCell::new(writer)));
         let prepared = prepare(stdio, terminal, log.is_some(), pipes)?;
         let init = Process::new(dir.clone(), life::file_name(&id, ""), "", terminal)?;
@@ -163,15 +179,22 @@ impl Container {
             oom: Oom::default(),
         });
         if let Some(source) = source {
-            *container.pending.borrow_mut() = Some(Pending { spec, rootfs, source, prepared });
+            *container.pending.borrow_mut() = Some(Pending { spec, rootfs, source, filter, prepared });
             return Ok(container);
         }
-        container.make(&spec, &rootfs, None, prepared).inspect_err(|_| container.init.forget())?;
+        container.make(&spec, &rootfs, None, &filter, prepared).inspect_err(|_| container.init.forget())?;
         Ok(container)
     }
 
     /// Makes it, or restores it from a checkpoint. On an error nothing is left of it.
-    fn make(&self, spec: &Spec, rootfs: &[Mount], source: Option<&Source>, prepared: Prepared) -> Result<()> {
+    fn make(
+        &self,
+        spec: &Spec,
+        rootfs: &[Mount],
+        source: Option<&Source>,
+        filter: &[libc::sock_filter],
+        prepared: Prepared,
+    ) -> Result<()> {
         let path = path_of(&self.bundle, &self.id)?;
         let request = oci::CreateRequest {
             id: &self.id,
@@ -181,6 +204,7 @@ impl Container {
             spec,
             rootfs,
             stdio: borrow(&prepared.given),
+            filter: (!filter.is_empty()).then_some(filter),
         };
         let made = match source {
             None => self.runtime.create(&request)?,
@@ -214,9 +238,9 @@ impl Container {
     }
 
     fn restore(self: &Rc<Self>, pending: Pending) -> Result<Life> {
-        let Pending { spec, rootfs, source, prepared } = pending;
+        let Pending { spec, rootfs, source, filter, prepared } = pending;
         self.init.started()?;
-        match self.make(&spec, &rootfs, Some(&source), prepared) {
+        match self.make(&spec, &rootfs, Some(&source), &filter, prepared) {
             Ok(()) => {
                 self.oom.start(self);
                 Ok(self.init.life())

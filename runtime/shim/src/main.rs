@@ -31,6 +31,7 @@ use std::{
 };
 
 use capnp_rpc::{RpcSystem, rpc_twoparty_capnp::Side};
+use cofferdam_oci::native::Native;
 use cofferdam_sys::process as sys;
 use cofferdam_types::{Error, Result, Timestamp};
 use cofferdam_wire::{connect, shim_capnp};
@@ -58,6 +59,8 @@ pub struct Shared {
     connections: Cell<usize>,
     /// What containers start with, see [`surroundings::protect`].
     oom_score: Option<i32>,
+    /// What the next container will need.
+    ahead: RefCell<Option<Native>>,
     /// Processes of ours that work on a container.
     helpers: RefCell<BTreeMap<i32, Helper>>,
     /// Told when a connection or a container went: there may be nothing left to do.
@@ -153,6 +156,7 @@ fn run() -> Result<()> {
             containers: Registry::new(here.into()),
             connections: Cell::new(0),
             oom_score,
+            ahead: RefCell::default(),
             idle: Notify::new(),
             started: Timestamp::now(),
             own_mounts: Cell::new(false),

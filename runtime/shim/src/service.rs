@@ -6,7 +6,7 @@ use std::{
 };
 
 use cofferdam_log::{Driver as LogDriver, Journal, Writer};
-use cofferdam_oci::{CheckpointRequest, RuntimeOptions};
+use cofferdam_oci::{CheckpointRequest, RuntimeOptions, native::Native, seccomp};
 use cofferdam_types::{Error, Id, Namespace, Result};
 use cofferdam_wire::{
     SHIM_VERSION,
@@ -81,12 +81,13 @@ impl Service {
             spec: serde_json::from_slice(spec)
                 .map_err(|e| Error::invalid("spec", "", format!("is not an OCI runtime spec: {e}")))?,
             rootfs: mounts(reader.get_rootfs())?,
-            runtime: driver.make()?,
+            runtime: driver.make(self.shared.ahead.take())?,
             driver,
             source,
             stdio: Wishes::read(reader.get_stdio().map_err(malformed)?, &self.fds)?,
             terminal: reader.get_terminal(),
             pipes: (options.io_uid, options.io_gid),
+            filter: seccomp::from_bytes(reader.get_filter().map_err(malformed)?),
             log: if reader.get_log() { Some(self.log(reader)?) } else { None },
         })
     }
@@ -178,6 +179,13 @@ impl shim::Server for Service {
             self.shared.containers.get(&namespace, &Id::new(text(params.get_id())?)?)
         })();
         results.get().set_container(self.hand_out(found.map_err(to_rpc)?));
+        Ok(())
+    }
+
+    async fn prepare(self: Rc<Self>, params: shim::PrepareParams, _: shim::PrepareResults) -> capnp::Result<()> {
+        let network = params.get()?.get_network();
+        let native = Native::new().and_then(|native| if network { native.with_network() } else { Ok(native) });
+        self.shared.ahead.replace(Some(native.map_err(to_rpc)?));
         Ok(())
     }
 

@@ -38,6 +38,19 @@ pub fn fresh() -> io::Result<File> {
     })
 }
 
+/// The same as [`fresh`], for a process that has one thread and is to keep it so.
+pub fn fresh_beside() -> io::Result<File> {
+    const OWN: &str = "/proc/thread-self/ns/net";
+    let own = File::open(OWN)?;
+    unshare(CloneFlags::CLONE_NEWNET)?;
+    let made = loopback_up().and_then(|()| File::open(OWN));
+    if crate::process::setns(&own, libc::CLONE_NEWNET).is_err() {
+        // Whatever it did from here on it would do in the wrong network.
+        std::process::abort();
+    }
+    made
+}
+
 /// Makes a network namespace with a loopback interface that is up, and pins it at `path`, which must not be there: it
 /// lasts until [`unpin`], whoever dies.
 pub fn pin(path: &Path) -> io::Result<()> {

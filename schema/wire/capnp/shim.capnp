@@ -56,6 +56,8 @@ struct CreateRequest @0xe6a1c0f2d93b7584 {
   tcpEstablished @16 :Bool;
   unixSockets @17 :Bool;
   # As the checkpoint was made.
+  filter @18 :Data;
+  # What the spec's seccomp profile compiles to, `struct sock_filter` after `struct sock_filter`; empty: the shim compiles it.
 }
 
 struct Logging @0xc7f8e7afe65a13b1 {
@@ -98,6 +100,8 @@ interface Shim @0xf97b3a5ed806c142 {
   container @2 (namespace :Text, id :Text) -> (container :ShimContainer);
   # One that it made earlier, for a daemon that came back.
   dump @3 () -> (dump :ShimDump);
+  prepare @4 (network :Bool) -> ();
+  # Makes what its next container will need, before one is asked for; with `network` a network namespace too.
 }
 
 struct ShimDump @0xb91f64ce0a7d8235 {

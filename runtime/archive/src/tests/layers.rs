@@ -587,6 +587,74 @@ fn random_layers_look_the_same_in_both_forms() {
     assert!(whole > 15 && conflicts < 200, "{whole} stacks, {conflicts} conflicts");
 }
 
+impl Random {
+    /// Runs of links, to what is there and to each other, through each other, and in each other's place.
+    fn links(&mut self) -> Tar {
+        let mut tar = Tar::new().dir("a", 0o755).dir("a/b", 0o755).dir("c", 0o755).file("f", "f").file("a/f", "a/f");
+        let mut files = vec!["f".to_owned(), "a/f".to_owned()];
+        let mut dirs: Vec<String> = ["", "a/", "a/b/", "c/", "c/new/"].iter().map(|dir| (*dir).to_owned()).collect();
+        for i in 0..40 + self.below(80) {
+            let name = if self.below(8) == 0 { self.below(12) } else { 12 + i };
+            let path = format!("{}{name}", dirs[self.below(dirs.len())]);
+            tar = match self.below(24) {
+                0 => tar.file(&path, &path),
+                1 => tar.dir(&path, 0o700),
+                2 => {
+                    dirs.push(format!("{path}/"));
+                    tar.symlink(["/a", "/c", "/a/b"][self.below(3)], &path)
+                }
+                3..14 => tar.owner(u32::try_from(i % 2).unwrap()).symlink(&files[self.below(files.len())], &path),
+                _ => tar.link(&files[self.below(files.len())], &path),
+            };
+            files.push(path);
+        }
+        tar
+    }
+}
+
+#[test]
+fn runs_of_links_look_the_same_in_both_forms() {
+    let (mut same, mut refused) = (0, 0);
+    for seed in 1..=150u64 {
+        let tar = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15)).links();
+        let mut layers = Layers::new();
+        let place = layers.in_place(&tar);
+        match (place, layers.push(&tar)) {
+            (Ok(_), Ok(_)) => {
+                let differ = layers.differences();
+                assert!(differ.is_empty(), "seed {seed}: {differ:#?}\n{}", list(&tar));
+                let inodes = |root: &Path| {
+                    let mut groups = std::collections::BTreeMap::<u64, Vec<_>>::new();
+                    for path in snapshot(root).keys() {
+                        let meta = fs::symlink_metadata(root.join(path)).unwrap();
+                        groups.entry(meta.ino()).or_default().push(path.clone());
+                    }
+                    groups.into_values().filter(|group| group.len() > 1).collect::<std::collections::BTreeSet<_>>()
+                };
+                assert_eq!(inodes(&layers.stack[0]), inodes(&layers.place()), "seed {seed}\n{}", list(&tar));
+                same += 1;
+            }
+            (Err(_), Err(_)) => refused += 1,
+            (_, Err(error)) if error.code == Code::FailedPrecondition => refused += 1,
+            (place, pushed) => panic!("seed {seed}: {place:?}, {pushed:?}\n{}", list(&tar)),
+        }
+    }
+    assert!(same > 40 && refused > 5, "{same} the same, {refused} refused");
+}
+
+#[test]
+fn a_long_run_of_links_is_whole() {
+    let mut tar = Tar::new().dir("bin", 0o755).file_mode("bin/box", "box", 0o755).dir("sbin", 0o755);
+    for i in 0..1500 {
+        tar = tar.link("bin/box", &format!("bin/{i}")).symlink("../bin/box", &format!("sbin/{i}"));
+    }
+    let mut layers = Layers::new();
+    layers.in_place(&tar).unwrap();
+    layers.push(&tar).unwrap();
+    layers.agree();
+    assert_eq!(fs::metadata(layers.top("bin/box")).unwrap().nlink(), 1501);
+}
+
 /// For a person to read: the entries of an archive.
 fn list(tar: &Tar) -> String {
     let text = |field: &[u8]| String::from_utf8_lossy(field).trim_end_matches('\0').to_owned();

@@ -26,8 +26,10 @@ pub(crate) struct Filter {
 }
 
 impl Filter {
-    pub fn compile(profile: &LinuxSeccomp) -> Result<Filter> {
-        Ok(Filter { program: seccomp::compile(profile)?, flags: seccomp::flags(profile)? })
+    /// `compiled`: what the profile compiles to, if that is known.
+    pub fn new(profile: &LinuxSeccomp, compiled: Option<&[libc::sock_filter]>) -> Result<Filter> {
+        let program = compiled.map_or_else(|| seccomp::compile(profile), |program| Ok(program.to_vec()))?;
+        Ok(Filter { program, flags: seccomp::flags(profile)? })
     }
 }
 

@@ -36,18 +36,21 @@ pub(super) struct Plan {
     pub join: i32,
 }
 
-/// `hooks`: there are some that run before the root is the root.
+/// `network`: a new network namespace, for whom needs one. `hooks`: there are some that run before the root is the root.
 pub(super) fn plan(
     request: &CreateRequest<'_>,
     cgroup: &Cgroup,
     user: Option<&UserNamespace>,
+    network: Option<OwnedFd>,
     hooks: bool,
 ) -> Result<Plan> {
     let spec = request.spec;
     let nothing = Linux::default();
     let linux = spec.linux().as_ref().unwrap_or(&nothing);
     let mut plan = Plan { steps: vec![Step::Undumpable], ..Plan::default() };
-    namespaces(spec, linux, cgroup, user, &mut plan)?;
+    // In a user namespace's container it must be that one's.
+    let network = network.filter(|_| user.is_none());
+    namespaces(spec, linux, cgroup, user, network, &mut plan)?;
     let steps = &mut plan.steps;
     if let Some(process) = spec.process() {
         steps.append(&mut properties::labels(process)?);
@@ -130,6 +133,7 @@ fn namespaces(
     linux: &Linux,
     cgroup: &Cgroup,
     user: Option<&UserNamespace>,
+    mut network: Option<OwnedFd>,
     plan: &mut Plan,
 ) -> Result<()> {
     let (mut enter, mut late, mut time) = (Vec::new(), 0, None);
@@ -154,6 +158,9 @@ fn namespaces(
             continue;
         }
         match namespace.typ() {
+            LinuxNamespaceType::Network if let Some(fd) = network.take() => {
+                enter.push(Step::Enter { fd, flags: flag, what: "the network namespace made ahead".into() });
+            }
             LinuxNamespaceType::Time => time = Some(Step::Time(properties::time_offsets(linux)?)),
             // After the cgroups: the cgroup namespace's root is where its maker is, and joining v1 groups right after
             // making a network namespace takes the kernel 8 ms longer than the other way round.

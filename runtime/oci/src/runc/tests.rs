@@ -86,6 +86,7 @@ impl Fixture {
             spec,
             rootfs: &rootfs,
             stdio,
+            filter: None,
         })
     }
 

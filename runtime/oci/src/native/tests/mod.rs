@@ -99,6 +99,7 @@ impl Fixture {
             spec: &self.parsed(),
             rootfs: &self.rootfs,
             stdio,
+            filter: None,
         })
     }
 
