@@ -141,7 +141,7 @@ fn code<T>(result: Result<T>) -> Option<Code> {
 
 pub async fn snapshotter_client_basic(place: &Place) {
     // Keys are no paths, whatever they look like.
-    let (first, base, second, top) = ("/work/preparing", "../committed", "/work/next", "/");
+    let (first, base, second, top) = ("/srv/preparing", "../committed", "/srv/next", "/");
     for driver in drivers(&place.namespace) {
         let begin = |root: &Path| {
             write(root, "foo", "foo\n", 0o777);
