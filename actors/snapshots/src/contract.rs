@@ -11,9 +11,9 @@ use std::{
 
 use cofferdam_kernel::{Kernel, Placement};
 use cofferdam_metadata::{Metadata, records::namespaces};
-use cofferdam_types::{Authority, Code, Labels, Mount, Name, Namespace, Result};
+use cofferdam_types::{Authority, Ceiling, Code, Labels, Mount, Name, Namespace, Result};
 
-use crate::{Kind, Snapshot, Snapshots};
+use crate::{Kind, Snapshot, Snapshots, core::DEPTH};
 
 /// A daemon with nothing but snapshots.
 pub struct World {
@@ -399,6 +399,50 @@ fn a_reservation_is_the_callers_to_record() {
         assert!(dir.exists());
         world.snapshots.discard(removed).await.unwrap();
         assert!(!dir.exists());
+        world.kernel.stop().await;
+    });
+}
+
+// Z3 of the negative tests.
+#[test]
+fn z3_mounts_take_the_host_right() {
+    run(async {
+        let world = World::start().await;
+        let suite = Suite { world: &world, driver: "overlay" };
+        suite.prepare("a", None).await.unwrap();
+        let mounts = |auth: &Authority| world.snapshots.mounts_for(auth, &ns(), "overlay", &name("a"));
+        assert_eq!(mounts(&Authority::system()).unwrap().len(), 1);
+        let without = Authority { ceiling: Ceiling::default(), ..Authority::system() };
+        assert_eq!(mounts(&without).unwrap_err().code, Code::Denied);
+        world.kernel.stop().await;
+    });
+}
+
+#[test]
+fn a_stack_that_no_kernel_mounts_is_refused() {
+    run(async {
+        let world = World::start().await;
+        let suite = Suite { world: &world, driver: "overlay" };
+        suite.layer("0", None, |_| {}).await;
+        let dir = suite.stat("0").unwrap().dir;
+        let auth = Authority::system();
+        let stack = move |tx: &mut cofferdam_metadata::Tx<'_>| {
+            (1..=DEPTH).try_for_each(|n| {
+                let (key, parent) = (name(&n.to_string()), name(&(n - 1).to_string()));
+                let record = Snapshot::new("overlay", key, Kind::Committed, Some(parent), dir);
+                cofferdam_metadata::records::snapshots::create(tx, &ns(), record).map(drop)
+            })
+        };
+        world.meta.write(&auth, stack).await.unwrap();
+        let prepare = async |key: &str, parent: usize| {
+            let parent = name(&parent.to_string());
+            world.snapshots.prepare(&auth, &ns(), "overlay", &name(key), Some(&parent), Labels::new()).await
+        };
+        prepare("high", DEPTH - 1).await.unwrap();
+        let before = dirs(&world, "overlay");
+        assert_eq!(prepare("higher", DEPTH).await.unwrap_err().code, Code::OutOfRange);
+        assert_eq!(suite.stat("higher").unwrap_err().code, Code::NotFound);
+        assert!(dirs(&world, "overlay") <= before, "and no directory is left");
         world.kernel.stop().await;
     });
 }

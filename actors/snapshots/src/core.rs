@@ -27,6 +27,8 @@ use crate::{
 
 /// Records that are read in one go at the start.
 const PAGE: usize = 1000;
+/// How many a snapshot may lie on: as many as overlayfs stacks.
+pub const DEPTH: usize = 500;
 
 /// All that the subsystem knows. It outlives the actor's crashes: what is in somebody's hands stays there.
 pub struct Core {
@@ -104,6 +106,11 @@ impl Core {
             }
             parents(&view, &m.namespace, &m.driver, m.parent.as_ref())?
         };
+        if parents.len() > DEPTH {
+            let why =
+                format!("would lie on more than {DEPTH} others, and could not be mounted: begin anew from a copy");
+            return Err(Error::out_of_range("snapshot", &m.key, why));
+        }
         let mut record = Snapshot::new(m.driver, m.key, m.kind, m.parent, 0);
         record.labels = m.labels;
         let (held, own) = match (m.kind, parents.first().copied()) {

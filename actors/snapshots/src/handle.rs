@@ -106,6 +106,15 @@ impl Snapshots {
         self.core.mounts(ns, driver, key)
     }
 
+    /// The same for a client, who learns paths of the host by it.
+    pub fn mounts_for(&self, auth: &Authority, ns: &Namespace, driver: &str, key: &Name) -> Result<Vec<Mount>> {
+        if !auth.ceiling.host {
+            let why = "is mounted from directories of the host, which needs the host right";
+            return Err(Error::denied("snapshot", key, why));
+        }
+        self.mounts(ns, driver, key)
+    }
+
     /// What was changed in an active snapshot.
     pub fn changes(&self, ns: &Namespace, driver: &str, key: &Name) -> Result<Changes> {
         self.core.changes(ns, driver, key)

@@ -35,6 +35,7 @@ mod connect;
 mod container;
 mod content;
 mod event;
+mod exits;
 mod image;
 mod job;
 mod json;

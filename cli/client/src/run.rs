@@ -13,6 +13,7 @@ use crate::{
     call::Reply,
     connect::{Client, PATIENCE, PAUSES, is_lost},
     container::{Container, ContainerRequest, Containers},
+    exits::{self, Search},
     image::{Image, Images, PullOptions, PullPolicy},
     namespace::{Context, Namespace, Namespaces},
     process::{Exit, Status, Task},
@@ -373,24 +374,22 @@ impl Run {
     /// The exit of a container that is gone. Its record went in the same commit that made the event, so the journal has
     /// it unless it is too old.
     async fn journalled(&self, client: &Client, patience: Duration) -> Result<Exit> {
-        let filter = format!("topic==\"/tasks/exit\",event.container_id==\"{0}\",event.id==\"{0}\"", self.id());
-        let mut events = client.namespace(&self.request.namespace).events().subscribe(0, &[filter]);
-        let search = async {
+        let filters = exits::filters(self.id());
+        let mut events = client.namespace(&self.request.namespace).events().subscribe(0, &filters);
+        let mut search = Search::new(self.began);
+        let looking = async {
             loop {
                 let Ok(event) = events.next().await? else { continue };
-                if event.timestamp < self.began {
-                    // An earlier container of that name.
-                    continue;
+                if let Some(exit) = search.take(&event)? {
+                    return Ok(exit);
                 }
-                let number = |field: &str| event.payload.get(field).and_then(serde_json::Value::as_u64);
-                let status = number("exit_status").and_then(|status| u32::try_from(status).ok());
-                let status = status.ok_or_else(|| Error::internal("event", event.sequence, "has no exit status"))?;
-                let reason = event.payload.get("reason").and_then(|reason| reason.as_str()).unwrap_or_default();
-                let at = event.payload.get("exited_at").and_then(|at| at.as_str()).and_then(Timestamp::parse_rfc3339);
-                return Ok(Exit { status, at: at.unwrap_or(event.timestamp), reason: reason.to_owned() });
             }
         };
-        tokio::time::timeout(patience, search).await.unwrap_or_else(|_| {
+        let looked = tokio::time::timeout(patience, looking).await;
+        looked.unwrap_or_else(|_| {
+            if let Some(exit) = search.last().filter(|_| self.heard.get()) {
+                return Ok(exit);
+            }
             let why = "is gone since the connection was lost, and the journal has no exit of it";
             Err(Error::not_found("container", self.id(), why))
         })

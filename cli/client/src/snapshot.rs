@@ -2,9 +2,9 @@
 
 use std::rc::Rc;
 
-use cofferdam_types::{Labels, Result, Timestamp};
+use cofferdam_types::{Labels, Mount, Result, Timestamp};
 use cofferdam_wire::{
-    convert::{labels, set_texts, text},
+    convert::{labels, mounts, set_labels, set_texts, text},
     error::malformed,
     snapshot_capnp::{snapshot, snapshot_info, snapshots},
 };
@@ -94,6 +94,25 @@ impl Snapshots {
         request.get().set_key(key);
         Snapshot { link: self.link.clone(), client: request.send().pipeline.get_snapshot() }
     }
+
+    /// Makes a writable one on top of a committed one, or of nothing where `parent` is empty. It stands until it is
+    /// committed or removed.
+    pub fn prepare(&self, key: &str, parent: &str, labels: &Labels) -> Snapshot {
+        let mut request = self.client.prepare_request();
+        request.get().set_key(key);
+        request.get().set_parent(parent);
+        set_labels(request.get().init_labels(labels.len() as u32), labels);
+        Snapshot { link: self.link.clone(), client: request.send().pipeline.get_snapshot() }
+    }
+
+    /// Makes a read-only one, likewise.
+    pub fn view(&self, key: &str, parent: &str, labels: &Labels) -> Snapshot {
+        let mut request = self.client.view_request();
+        request.get().set_key(key);
+        request.get().set_parent(parent);
+        set_labels(request.get().init_labels(labels.len() as u32), labels);
+        Snapshot { link: self.link.clone(), client: request.send().pipeline.get_snapshot() }
+    }
 }
 
 /// A snapshot.
@@ -117,5 +136,27 @@ impl Snapshot {
     /// Removes it.
     pub fn remove(&self) -> Reply<()> {
         done(&self.link, self.client.remove_request())
+    }
+
+    /// What shows it, on the daemon's host: to be mounted in order onto one directory. Needs the `host` right.
+    pub fn mounts(&self) -> Reply<Vec<Mount>> {
+        reply(&self.link, self.client.mounts_request(), |answer| mounts(answer.get_mounts()))
+    }
+
+    /// Makes it immutable and durable, under another key. Nothing should be written into it meanwhile, or afterwards.
+    pub fn commit(&self, name: &str, labels: &Labels) -> Snapshot {
+        let mut request = self.client.commit_request();
+        request.get().set_name(name);
+        set_labels(request.get().init_labels(labels.len() as u32), labels);
+        Snapshot { link: self.link.clone(), client: request.send().pipeline.get_snapshot() }
+    }
+
+    /// Takes what is named, labels or labels.KEY, from `labels`; all of them where nothing is. An entry that is absent
+    /// there is removed.
+    pub fn update<S: AsRef<str>>(&self, labels: &Labels, fields: &[S]) -> Reply<SnapshotInfo> {
+        let mut request = self.client.update_request();
+        set_labels(request.get().init_labels(labels.len() as u32), labels);
+        set_texts(request.get().init_fields(fields.len() as u32), fields);
+        reply(&self.link, request, |answer| info(answer.get_info().map_err(malformed)?))
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cofferdam_log::{Entry, Position, Query, Seen, Stream, What, start};
+use cofferdam_log::{Entry, Position, Query, Stream, What, start};
 use cofferdam_metadata::records::containers as records;
 use cofferdam_tasks::RunRecord;
 use cofferdam_types::{Code, Error, Id, Result, Timestamp};
@@ -61,28 +61,16 @@ pub async fn copy(place: &Place, id: &Id, follow: bool, query: Query, sink: &log
         loop {
             let read = move || {
                 let entries = reader.read(BLOCK)?;
-                let (any, mut shown, mut over) = (!entries.is_empty(), Vec::new(), false);
-                for entry in entries {
-                    match selector.take(entry) {
-                        Seen::Show(entry) => shown.push(entry),
-                        Seen::Pass => {}
-                        Seen::Over => {
-                            over = true;
-                            break;
-                        }
-                    }
-                }
-                Ok((reader, selector, any, shown, over))
+                let any = !entries.is_empty();
+                let shown: Vec<_> = entries.into_iter().filter_map(|entry| selector.take(entry)).collect();
+                Ok((reader, selector, any, shown))
             };
-            let (same, passes, any, shown, over) = services.pool.run(read).await?;
+            let (same, passes, any, shown) = services.pool.run(read).await?;
             (reader, selector) = (same, passes);
             if !shown.is_empty() {
                 let mut request = sink.write_request();
                 set_records(&mut request, &shown);
                 request.send().await.map_err(from_rpc)?;
-            }
-            if over {
-                return end(sink).await;
             }
             if !any {
                 break;

@@ -2,13 +2,11 @@
 
 use std::rc::Rc;
 
-use cofferdam_metadata::records::{
-    containers,
-    snapshots::{Kind, Snapshot as Record},
-};
-use cofferdam_types::{Error, Name, Result, filter};
+use cofferdam_snapshots::{Kind, Snapshot as Record};
+use cofferdam_types::{Error, Labels, Name, Result, filter};
 use cofferdam_wire::{
-    convert::{set_labels, text},
+    common_capnp::label,
+    convert::{labels, set_labels, set_mounts, text, texts},
     snapshot_capnp::{snapshot, snapshot_cursor, snapshot_info, snapshots},
 };
 
@@ -32,6 +30,10 @@ impl Snapshots {
         let driver = driver.to_owned();
         Ok(Snapshots { place, driver })
     }
+
+    fn hand_out(&self, key: Name) -> snapshot::Client {
+        self.place.hand_out(Snapshot { place: self.place.clone(), driver: self.driver.clone(), key })
+    }
 }
 
 fn kind(kind: Kind) -> snapshot_info::Kind {
@@ -50,6 +52,16 @@ fn set_info(mut builder: snapshot_info::Builder<'_>, record: &Record) {
     builder.set_created(record.created.0);
     builder.set_updated(record.updated.0);
     builder.set_driver(&record.driver);
+}
+
+/// What a new snapshot is asked for with.
+fn wish(
+    key: capnp::Result<capnp::text::Reader<'_>>,
+    parent: capnp::Result<capnp::text::Reader<'_>>,
+    given: capnp::Result<capnp::struct_list::Reader<'_, label::Owned>>,
+) -> Result<(Name, Option<Name>, Labels)> {
+    let parent = Some(text(parent)?).filter(|parent| !parent.is_empty()).map(Name::new).transpose()?;
+    Ok((Name::new(text(key)?)?, parent, labels(given)?))
 }
 
 impl snapshots::Server for Snapshots {
@@ -86,8 +98,33 @@ impl snapshots::Server for Snapshots {
     ) -> capnp::Result<()> {
         let key = rpc(Name::new(rpc(text(params.get()?.get_key()))?))?;
         rpc(self.place.services().snapshots.stat(&self.place.namespace, &self.driver, &key))?;
-        let object = Snapshot { place: self.place.clone(), driver: self.driver.clone(), key };
-        results.get().set_snapshot(self.place.hand_out(object));
+        results.get().set_snapshot(self.hand_out(key));
+        Ok(())
+    }
+
+    async fn prepare(
+        self: Rc<Self>,
+        params: snapshots::PrepareParams,
+        mut results: snapshots::PrepareResults,
+    ) -> capnp::Result<()> {
+        let params = params.get()?;
+        let (key, parent, labels) = rpc(wish(params.get_key(), params.get_parent(), params.get_labels()))?;
+        let (all, ns, auth) = (&self.place.services().snapshots, &self.place.namespace, self.place.authority());
+        rpc(all.prepare(auth, ns, &self.driver, &key, parent.as_ref(), labels).await)?;
+        results.get().set_snapshot(self.hand_out(key));
+        Ok(())
+    }
+
+    async fn view(
+        self: Rc<Self>,
+        params: snapshots::ViewParams,
+        mut results: snapshots::ViewResults,
+    ) -> capnp::Result<()> {
+        let params = params.get()?;
+        let (key, parent, labels) = rpc(wish(params.get_key(), params.get_parent(), params.get_labels()))?;
+        let (all, ns, auth) = (&self.place.services().snapshots, &self.place.namespace, self.place.authority());
+        rpc(all.view(auth, ns, &self.driver, &key, parent.as_ref(), labels).await)?;
+        results.get().set_snapshot(self.hand_out(key));
         Ok(())
     }
 }
@@ -117,16 +154,6 @@ struct Snapshot {
     key: Name,
 }
 
-impl Snapshot {
-    /// The container whose root it is, if any. Containers name their snapshots by their own ids, unless they were made
-    /// over a record of their own.
-    fn user(&self) -> Result<Option<String>> {
-        let view = self.place.services().metadata.read()?;
-        let container = containers::find(&view, &self.place.namespace, &self.key)?;
-        Ok(container.filter(|c| c.snapshot_key.as_ref() == Some(&self.key)).map(|c| c.id.to_string()))
-    }
-}
-
 impl snapshot::Server for Snapshot {
     async fn info(self: Rc<Self>, _: snapshot::InfoParams, mut results: snapshot::InfoResults) -> capnp::Result<()> {
         let record = rpc(self.place.services().snapshots.stat(&self.place.namespace, &self.driver, &self.key))?;
@@ -143,11 +170,46 @@ impl snapshot::Server for Snapshot {
     }
 
     async fn remove(self: Rc<Self>, _: snapshot::RemoveParams, _: snapshot::RemoveResults) -> capnp::Result<()> {
-        if let Some(id) = rpc(self.user())? {
-            let why = format!("is the root of container {id}: remove that");
-            return rpc(Err(Error::failed_precondition("snapshot", &self.key, why)));
-        }
         let snapshots = &self.place.services().snapshots;
         rpc(snapshots.remove(self.place.authority(), &self.place.namespace, &self.driver, &self.key).await)
+    }
+
+    async fn mounts(
+        self: Rc<Self>,
+        _: snapshot::MountsParams,
+        mut results: snapshot::MountsResults,
+    ) -> capnp::Result<()> {
+        let (all, auth) = (&self.place.services().snapshots, self.place.authority());
+        let mounts = rpc(all.mounts_for(auth, &self.place.namespace, &self.driver, &self.key))?;
+        set_mounts(results.get().init_mounts(mounts.len() as u32), &mounts);
+        Ok(())
+    }
+
+    async fn commit(
+        self: Rc<Self>,
+        params: snapshot::CommitParams,
+        mut results: snapshot::CommitResults,
+    ) -> capnp::Result<()> {
+        let params = params.get()?;
+        let name = rpc(text(params.get_name()).and_then(Name::new))?;
+        let labels = rpc(labels(params.get_labels()))?;
+        let (all, auth) = (&self.place.services().snapshots, self.place.authority());
+        rpc(all.commit(auth, &self.place.namespace, &self.driver, &name, &self.key, labels).await)?;
+        let committed = Snapshot { place: self.place.clone(), driver: self.driver.clone(), key: name };
+        results.get().set_snapshot(self.place.hand_out(committed));
+        Ok(())
+    }
+
+    async fn update(
+        self: Rc<Self>,
+        params: snapshot::UpdateParams,
+        mut results: snapshot::UpdateResults,
+    ) -> capnp::Result<()> {
+        let params = params.get()?;
+        let (labels, fields) = (rpc(labels(params.get_labels()))?, rpc(texts(params.get_fields()))?);
+        let (all, auth) = (&self.place.services().snapshots, self.place.authority());
+        let record = rpc(all.update(auth, &self.place.namespace, &self.driver, &self.key, labels, fields).await)?;
+        set_info(results.get().init_info(), &record);
+        Ok(())
     }
 }

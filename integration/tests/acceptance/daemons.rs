@@ -8,7 +8,10 @@ use std::{
 use cofferdam_client::{Container, Task, is_lost};
 use cofferdam_integration::{Daemon, binary, until};
 
-use crate::place::{end, runs};
+use crate::{
+    place::{end, runs},
+    snapshots::{Mounted, drivers, write},
+};
 
 /// A container that sleeps until it is killed, its task and its pid.
 async fn asleep(daemon: &Daemon, id: &str) -> (Container, Task, u32) {
@@ -66,6 +69,37 @@ pub async fn shim_sigkilled(daemon: &Daemon) {
         container.remove(false).await.unwrap();
     }
     assert!(quickest < Duration::from_millis(100), "{quickest:?}");
+}
+
+/// What was made by hand is nobody's, and still no orphan.
+pub async fn snapshots_outlive_the_daemon(daemon: &Daemon) {
+    let mut mounts = Vec::new();
+    for driver in drivers(&daemon.open().await) {
+        driver.layer("base", "", |root| write(root, "base", "x", 0o644)).await;
+        write(&driver.prepare("active", "base").await.unwrap().root(), "written", "y", 0o644);
+        driver.view("view", "base").await.unwrap();
+        for key in ["active", "view"] {
+            let snapshot = driver.all.get(key);
+            mounts.push((driver.name, key, snapshot.mounts().await.unwrap()));
+        }
+    }
+    daemon.kill9();
+    daemon.restart();
+    let namespace = daemon.open().await;
+    for (driver, key, before) in mounts {
+        let all = namespace.snapshots(driver);
+        let snapshot = all.get(key);
+        let after = snapshot.mounts().await.unwrap();
+        assert_eq!(after, before, "they are valid until it is removed");
+        let mounted = Mounted::new(&after);
+        assert!(mounted.root().join("base").exists());
+        assert_eq!(mounted.root().join("written").exists(), key == "active", "{driver}");
+        drop(mounted);
+        snapshot.remove().await.unwrap();
+    }
+    for driver in drivers(&namespace) {
+        driver.remove("base").await.unwrap();
+    }
 }
 
 pub async fn new_errors_with_same_path_for_root_and_state(daemon: &Daemon) {

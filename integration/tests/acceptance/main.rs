@@ -14,6 +14,7 @@ mod execs;
 mod host;
 mod place;
 mod signals;
+mod snapshots;
 mod streams;
 mod tasks;
 
@@ -40,6 +41,25 @@ const SHARED: &[(&str, Test)] = tests![
     clients::content_client,
     clients::oci_export,
     clients::oci_export_and_import,
+    snapshots::snapshotter_client_basic,
+    snapshots::snapshotter_client_stat_active,
+    snapshots::snapshotter_client_stat_comitted,
+    snapshots::snapshotter_client_transitivity_test,
+    snapshots::snapshotter_client_preare_view_failingtest,
+    snapshots::snapshotter_client_update,
+    snapshots::snapshotter_client_remove,
+    snapshots::snapshotter_client_layer_fileupdate,
+    snapshots::snapshotter_client_remove_directory_in_lower_layer,
+    snapshots::snapshotter_client_chown,
+    snapshots::snapshotter_client_directory_permission_on_commit,
+    snapshots::snapshotter_client_remove_intermediate_snapshot,
+    snapshots::snapshotter_client_deleted_files_in_child_snapshot,
+    snapshots::snapshotter_client_move_file_from_lower_layer,
+    snapshots::snapshotter_client_view_readonly,
+    snapshots::snapshotter_client_stat_in_walk,
+    snapshots::what_a_snapshot_refuses,
+    snapshots::snapshot_usage,
+    snapshots::snapshot_of_a_container,
     containers::container_list,
     containers::new_container,
     containers::container_image,
@@ -99,6 +119,7 @@ const ALONE: &[(&str, Alone)] = tests![
     daemons::daemon_restart,
     daemons::daemon_restart_with_running_shim,
     daemons::shim_sigkilled,
+    daemons::snapshots_outlive_the_daemon,
     daemons::new_errors_with_same_path_for_root_and_state,
     daemons::against_a_daemon_that_already_runs,
 ];

@@ -24,6 +24,9 @@ pub type Test = for<'a> fn(&'a Place) -> LocalBoxFuture<'a, ()>;
 /// Users that the image has besides its own: one to be named, and one whose group has another number.
 const USERS: &str = "squid:x:31:31:squid:/var/cache/squid:/bin/false\nadm:x:3:4:adm:/var/adm:/bin/false\n";
 
+/// The snapshot drivers that every daemon has.
+pub const DRIVERS: [&str; 2] = ["overlay", "native"];
+
 /// What all tests share: each thing is made for the first one that asks.
 #[derive(Default)]
 pub struct Suite {
@@ -110,15 +113,17 @@ impl Place {
         for image in namespace.images().list(&ALL).all().await? {
             namespace.images().remove(&image.name).await?;
         }
-        let snapshots = namespace.snapshots("");
-        let mut list = snapshots.list(&ALL).all().await?;
-        while !list.is_empty() {
-            // Those that no other one lies on.
-            let parents: Vec<_> = list.iter().map(|snapshot| snapshot.parent.clone()).collect();
-            for snapshot in list.iter().filter(|snapshot| !parents.contains(&snapshot.key)) {
-                snapshots.get(&snapshot.key).remove().await?;
+        for driver in DRIVERS {
+            let snapshots = namespace.snapshots(driver);
+            let mut list = snapshots.list(&ALL).all().await?;
+            while !list.is_empty() {
+                // Those that no other one lies on.
+                let parents: Vec<_> = list.iter().map(|snapshot| snapshot.parent.clone()).collect();
+                for snapshot in list.iter().filter(|snapshot| !parents.contains(&snapshot.key)) {
+                    snapshots.get(&snapshot.key).remove().await?;
+                }
+                list.retain(|snapshot| parents.contains(&snapshot.key));
             }
-            list.retain(|snapshot| parents.contains(&snapshot.key));
         }
         for blob in namespace.content().list(&ALL).all().await? {
             namespace.content().remove(&blob.digest.to_string()).await?;

@@ -8,6 +8,7 @@ mod lifecycle;
 mod limits;
 mod logs;
 mod run;
+mod snapshots;
 mod terminal;
 
 use std::process::Output;

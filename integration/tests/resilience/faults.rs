@@ -1,8 +1,9 @@
 //! The same storm over a runtime that hangs, one that fails half-way, and a disk that fills up.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{cell::RefCell, fs, path::PathBuf, rc::Rc, time::Duration};
 
-use cofferdam_integration::{Daemon, bounded, fill, script, small_disk, until, until_async};
+use cofferdam_client::LogRecord;
+use cofferdam_integration::{Daemon, bounded, fill, input, script, small_disk, until, until_async};
 use cofferdam_types::Code;
 
 use crate::{
@@ -198,5 +199,60 @@ fn an_end_on_a_full_disk_is_recorded_when_there_is_room() {
         let exit = events.subscribe(last, &["topic==\"/tasks/exit\""]).next().await.unwrap().expect("no gap");
         assert_eq!(exit.payload["exit_status"], 7);
         run.container().remove(false).await.unwrap();
+    });
+}
+
+#[test]
+fn r7_a_container_that_logs_goes_on_though_the_disk_is_full() {
+    let daemon = small_disk(64, 4096);
+    daemon.import_busybox();
+    bounded(async {
+        let client = daemon.client().await;
+        let script =
+            "n=0; while ! read -t 0 told; do n=$((n + 1)); echo \"line $n of what it says\"; usleep 500; done; exit 7";
+        let mut request = daemon.run("box", ["sh", "-c", script]);
+        let (stdin, file) = input();
+        (request.stdio.stdin, request.log) = (stdin, true);
+        let (run, _) = start(&client, request).await;
+        let container = run.container();
+        let lost = async || container.info().await.unwrap().task.unwrap().log_lost;
+        let read = async || {
+            let seen = Rc::new(RefCell::new((String::new(), Vec::new())));
+            let into = seen.clone();
+            let take = move |record: LogRecord<'_>| {
+                let (text, said) = &mut *into.borrow_mut();
+                text.push_str(std::str::from_utf8(record.bytes).unwrap());
+                said.extend((!record.lost.is_empty()).then(|| record.lost.to_owned()));
+                Ok(())
+            };
+            container.logs(false, take).await.unwrap();
+            seen.take()
+        };
+        until_async("it writes", async || (!read().await.0.is_empty()).then_some(())).await;
+        let neighbour = Neighbour(Some(fill(&daemon.root(), 0)));
+        let some = until_async("some of it is lost", async || Some(lost().await).filter(|lost| *lost > 0)).await;
+        // It goes on, and who asks is answered.
+        until_async("more of it is lost", async || (lost().await > some).then_some(())).await;
+        let (text, said) = read().await;
+        assert!(text.starts_with("line 1 ") && text.ends_with('\n'), "{said:?}");
+        drop(neighbour);
+        until_async("the log says what is missing", async || (!read().await.1.is_empty()).then_some(())).await;
+        tell(&file, 1);
+        assert_eq!(run.wait().await.unwrap().status, 7);
+        let (text, said) = read().await;
+        let numbers: Vec<u64> = text.lines().map(|line| line.split(' ').nth(1).unwrap().parse().unwrap()).collect();
+        let whole: Vec<_> = numbers.iter().map(|n| format!("line {n} of what it says\n")).collect();
+        assert_eq!(whole.concat(), text, "whole lines");
+        assert!(numbers.is_sorted_by(|a, b| a < b), "each once");
+        // With what is said to be missing it is so many lines that the container wrote.
+        let number = |why: &String| why.split(' ').next().unwrap().parse::<usize>().unwrap();
+        let all = text.len() + said.iter().map(number).sum::<usize>();
+        let (mut wrote, mut n) = (0, 0);
+        while wrote < all {
+            n += 1;
+            wrote += format!("line {n} of what it says\n").len();
+        }
+        assert!(wrote == all && n >= *numbers.last().unwrap(), "{wrote} {all} {n}: {said:?}");
+        container.remove(false).await.unwrap();
     });
 }

@@ -20,7 +20,7 @@ mod writer;
 pub use format::{Format, PIECE};
 pub use journal::{JOURNAL, Journal};
 pub use options::{Driver, MAX_FILES, MAX_SIZE, MIN_SIZE, Options};
-pub use query::{Query, Seen, Selector, start};
+pub use query::{Query, Selector, start};
 pub use reader::{Entry, Position, Reader, What};
 pub use writer::Writer;
 

@@ -29,17 +29,6 @@ pub struct Query {
     pub after: Option<Position>,
 }
 
-/// What becomes of an entry.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Seen {
-    /// It is shown.
-    Show(Entry),
-    /// It is not.
-    Pass,
-    /// It and what follows are newer than what was asked for.
-    Over,
-}
-
 /// Passes what is asked for.
 #[derive(Clone, Debug)]
 pub struct Selector {
@@ -49,34 +38,29 @@ pub struct Selector {
 }
 
 impl Selector {
-    /// Takes an entry in.
-    pub fn take(&mut self, mut entry: Entry) -> Seen {
+    /// What of an entry is shown. One that is too new says nothing of those behind it: the clock may have been set back.
+    pub fn take(&mut self, mut entry: Entry) -> Option<Entry> {
         let (since, until) = (self.query.since, self.query.until);
         // A loss whose time nobody knows belongs to what is around it.
-        if entry.time != Timestamp(0) {
-            if until != Timestamp(0) && entry.time > until {
-                return Seen::Over;
-            }
-            if entry.time < since {
-                return Seen::Pass;
-            }
+        if entry.time != Timestamp(0) && (entry.time < since || until != Timestamp(0) && entry.time > until) {
+            return None;
         }
         match &mut entry.what {
-            What::Lost(_) if self.skip > 0 => return Seen::Pass,
+            What::Lost(_) if self.skip > 0 => return None,
             What::Lost(_) => {}
-            What::Output(stream, _) if self.query.stream.is_some_and(|wanted| wanted != *stream) => return Seen::Pass,
+            What::Output(stream, _) if self.query.stream.is_some_and(|wanted| wanted != *stream) => return None,
             What::Output(_, bytes) => {
                 while self.skip > 0 {
-                    let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else { return Seen::Pass };
+                    let end = bytes.iter().position(|byte| *byte == b'\n')?;
                     bytes.drain(..=end);
                     self.skip -= 1;
                 }
                 if bytes.is_empty() {
-                    return Seen::Pass;
+                    return None;
                 }
             }
         }
-        Seen::Show(entry)
+        Some(entry)
     }
 }
 
@@ -128,7 +112,7 @@ fn count(dir: &Path, format: Format, query: &Query, segment: u64, newest: bool) 
                 break 'all;
             }
             counted.end = entry.next;
-            if let Seen::Show(Entry { what: What::Output(_, bytes), .. }) = selector.take(entry) {
+            if let Some(Entry { what: What::Output(_, bytes), .. }) = selector.take(entry) {
                 counted.lines += bytes.iter().filter(|byte| **byte == b'\n').count() as u64;
                 open = bytes.last() != Some(&b'\n');
             }

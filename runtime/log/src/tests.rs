@@ -3,13 +3,13 @@
 use std::{
     fs::{File, OpenOptions},
     io::Write as _,
-    os::fd::OwnedFd,
-    path::Path,
+    os::fd::{AsRawFd as _, OwnedFd},
+    path::{Path, PathBuf},
 };
 
 use cofferdam_types::{Labels, Timestamp};
 
-use crate::{Format, MIN_SIZE, Position, Query, Reader, Seen, Stream, What, Writer, segments, start};
+use crate::{Format, MIN_SIZE, Position, Query, Reader, Stream, What, Writer, segments, start};
 
 const ALL: [Format; 3] = [Format::Local, Format::Json, Format::Cri];
 
@@ -46,15 +46,9 @@ fn asked(dir: &Path, format: Format, query: Query) -> String {
         if entries.is_empty() {
             return String::from_utf8(text).unwrap();
         }
-        for entry in entries {
-            match selector.take(entry) {
-                Seen::Show(entry) => {
-                    if let What::Output(_, bytes) = entry.what {
-                        text.extend(bytes);
-                    }
-                }
-                Seen::Pass => {}
-                Seen::Over => return String::from_utf8(text).unwrap(),
+        for entry in entries.into_iter().filter_map(|entry| selector.take(entry)) {
+            if let What::Output(_, bytes) = entry.what {
+                text.extend(bytes);
             }
         }
     }
@@ -247,5 +241,94 @@ fn reading_goes_on_at_a_place_that_was_kept() {
             }
         }
         assert!(text == wrote, "{format:?}");
+    }
+}
+
+/// A disk of so many bytes, that nobody else sees and that goes with its descriptor.
+fn disk(size: usize) -> (OwnedFd, PathBuf) {
+    let options = vec![format!("size={size}")];
+    let mount = cofferdam_types::Mount { kind: "tmpfs".into(), source: "tmpfs".into(), options };
+    let fd = cofferdam_sys::mount::detached(&mount).unwrap();
+    let path = format!("/proc/self/fd/{}/.", fd.as_raw_fd()).into();
+    (fd, path)
+}
+
+/// Takes what room there is but so much.
+fn fill(disk: &Path, left: usize) -> PathBuf {
+    let path = disk.join("filler");
+    let mut file = File::create(&path).unwrap();
+    while file.write(&[1; 4096]).is_ok_and(|n| n > 0) {}
+    let size = file.metadata().unwrap().len();
+    file.set_len(size - left as u64).unwrap();
+    path
+}
+
+#[test]
+fn r7_a_full_disk_loses_whole_records_and_the_log_says_how_much() {
+    // What was lost is no part of a line, and nothing is counted twice or not at all.
+    for (format, left) in ALL.into_iter().flat_map(|format| [0, 4096, 40 << 10].map(|left| (format, left))) {
+        let (_disk, dir) = disk(2 << 20);
+        let mut writer = writer(&dir, format, 2);
+        let (mut wrote, mut n) = (0, 0);
+        let mut write = |writer: &mut Writer, times: usize| {
+            for _ in 0..times {
+                writer.write(Stream::Stdout, line(n).as_bytes());
+                (wrote, n) = (wrote + line(n).len(), n + 1);
+            }
+            wrote as u64
+        };
+        write(&mut writer, 100);
+        assert_eq!(writer.lost(), 0);
+        let filler = fill(&dir, left);
+        let all_of_it = write(&mut writer, 2000);
+        let lost = writer.lost();
+        assert!(lost > 0 && lost < all_of_it, "{format:?}, {left}: {lost}");
+        let kept = |text: &str| {
+            let numbers: Vec<usize> = text.lines().map(|line| line[..7].parse().unwrap()).collect();
+            assert!(numbers.iter().is_sorted_by(|a, b| a < b), "{format:?}, {left}");
+            assert_eq!(numbers.iter().map(|n| line(*n)).collect::<String>(), text, "{format:?}, {left}: whole lines");
+            numbers.len()
+        };
+        let (text, said) = all(&dir, format);
+        assert!(kept(&text) >= 100, "{format:?}, {left}: what was there before is there");
+        assert_eq!(text.len() as u64 + lost, all_of_it, "{format:?}, {left}: {said:?}");
+
+        std::fs::remove_file(filler).unwrap();
+        let all_of_it = write(&mut writer, 100);
+        assert_eq!(writer.lost(), lost, "{format:?}, {left}: it is written again");
+        let (text, said) = all(&dir, format);
+        assert!(text.ends_with(&line(n - 1)));
+        kept(&text);
+        assert_eq!(text.len() as u64 + lost, all_of_it, "{format:?}, {left}");
+        let number = |why: &String| why.split(' ').next().unwrap().parse::<u64>().unwrap();
+        assert_eq!(said.iter().map(number).sum::<u64>(), lost, "{format:?}, {left}: {said:?}");
+        assert!(said.iter().all(|why| why.ends_with("bytes could not be written: was the disk full?")), "{said:?}");
+    }
+}
+
+#[test]
+fn r8_times_that_jump_choose_records_and_end_nothing() {
+    for format in ALL {
+        let dir = tempfile::tempdir().unwrap();
+        let mut bytes = Vec::new();
+        let second = |n: u64| Timestamp(n * 1_000_000_000);
+        // Ahead by years, back to where it was, and then behind all.
+        for (n, time) in [100, 101, 4_000_000_000, 4_000_000_001, 102, 103, 50, 51].into_iter().enumerate() {
+            format.encode(&mut bytes, second(time), Stream::Stdout, format!("{n}\n").as_bytes(), "");
+        }
+        std::fs::write(dir.path().join(segments::name(0)), bytes).unwrap();
+        let ask = |since: u64, until: u64, tail: Option<u64>| {
+            let query = Query { since: second(since), until: second(until), tail, ..Query::default() };
+            asked(dir.path(), format, query).replace('\n', "")
+        };
+        assert_eq!(ask(0, 0, None), "01234567", "{format:?}: in the order in which they were written");
+        assert_eq!(ask(0, 200, None), "014567", "{format:?}");
+        assert_eq!(ask(101, 200, None), "145", "{format:?}");
+        assert_eq!(ask(101, 0, None), "12345", "{format:?}");
+        assert_eq!(ask(0, 200, Some(3)), "567", "{format:?}");
+        assert_eq!(ask(101, 0, Some(2)), "45", "{format:?}");
+        // What is written now comes last, whatever the times before say.
+        writer(dir.path(), format, 2).write(Stream::Stdout, b"8\n");
+        assert_eq!(ask(0, 0, None), "012345678", "{format:?}");
     }
 }

@@ -28,6 +28,15 @@ interface Snapshots @0xd83a6e0f4c17b925 {
   # Fields: key, parent, kind, labels.<key>.
 
   get @1 (key :Text) -> (snapshot :Snapshot) $Common.needs("read");
+
+  prepare @2 (key :Text, parent :Text, labels :List(Label)) -> (snapshot :Snapshot) $Common.needs("write");
+  # A writable snapshot on top of a committed one; an empty parent: of nothing. The key is yours to choose, and not taken
+  # by another snapshot of the namespace in this driver, whatever its kind. already_exists where it is, not_found where
+  # the parent isn't there, invalid_argument where that isn't committed. It stands until it is committed or removed: nothing
+  # else ends it. What is written into it is sure to last with the commit.
+
+  view @3 (key :Text, parent :Text, labels :List(Label)) -> (snapshot :Snapshot) $Common.needs("write");
+  # A read-only one, likewise.
 }
 
 interface SnapshotCursor @0xe95b270ca4d6f318 {
@@ -40,5 +49,18 @@ interface Snapshot @0x8d2fc6b7e0a93514 {
   # Of this layer alone.
 
   remove @2 () -> () $Common.needs("write");
-  # failed_precondition while another snapshot has it as its parent, or a container uses it.
+  # failed_precondition while another snapshot has it as its parent, or a container uses it. Unmount it first.
+
+  mounts @3 () -> (mounts :List(Common.Mount)) $Common.needs("host");
+  # What shows it, on the daemon's host: the same until it is removed. failed_precondition where it is committed: prepare
+  # or view one on top of it. What a container is using should not be mounted a second time.
+
+  commit @4 (name :Text, labels :List(Label)) -> (snapshot :Snapshot) $Common.needs("write");
+  # Makes an active snapshot immutable, and durable, under another key. The old key is free then, and this object of no
+  # more use; labels and times are new. already_exists where the name is taken; failed_precondition where it isn't active,
+  # or is the root of a container. Write nothing into it meanwhile, or afterwards.
+
+  update @5 (labels :List(Label), fields :List(Text)) -> (info :SnapshotInfo) $Common.needs("write");
+  # Takes from `labels` what is named: "labels", "labels.KEY"; where an entry is absent it is removed. Without names all of
+  # them. Everything else about a snapshot never changes: invalid_argument.
 }

@@ -1,4 +1,8 @@
-use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+use std::{
+    fs,
+    os::{fd::AsRawFd as _, unix::fs::PermissionsExt},
+    path::Path,
+};
 
 use cofferdam_types::{Code, Namespace};
 
@@ -222,4 +226,81 @@ fn readers_and_the_one_that_appends_do_not_disturb_each_other() {
             journal.append(batch).unwrap();
         }
     });
+}
+
+#[test]
+fn r7_a_full_disk_keeps_what_was_appended_and_takes_the_rest_when_there_is_room() {
+    // A segment has one page or two, so that each step of an append meets the end of the disk; and then of its inodes.
+    for (pages, inodes) in (1..10).map(|pages| (pages, 100)).chain((3..8).map(|inodes| (100, inodes))) {
+        let options = vec![format!("size={}", pages * 4096), format!("nr_inodes={inodes}")];
+        let mount = cofferdam_types::Mount { kind: "tmpfs".into(), source: "tmpfs".into(), options };
+        let disk = cofferdam_sys::mount::detached(&mount).unwrap();
+        let dir = format!("/proc/self/fd/{}/.", disk.as_raw_fd());
+        let retention = Retention { segment: 6 << 10, ..Retention::default() };
+        let open = || open_with(Path::new(&dir), retention, u64::MAX).unwrap();
+        let journal = open();
+        let mut due = 1;
+        let refused = loop {
+            match journal.append(&events(due..=due + 6)) {
+                Ok(()) => due += 7,
+                Err(error) => break error,
+            }
+            assert!(due < 10_000, "it is never full");
+        };
+        assert_eq!(refused.code, Code::ResourceExhausted, "{pages} pages, {inodes} inodes: {refused}");
+        let last = journal.last();
+        for _ in 0..3 {
+            journal.append(&events(last + 1..=last + 50)).unwrap_err();
+        }
+        assert!(journal.last() >= due - 1, "what was acknowledged is there");
+        let all = |journal: &Journal| {
+            let (seen, gaps) = drain(journal, 1, 100);
+            assert_eq!((seen, gaps), ((1..=journal.last()).collect(), vec![]), "{pages} pages, {inodes} inodes");
+        };
+        all(&journal);
+        let again = open();
+        assert_eq!(again.last(), journal.last(), "nothing is half written");
+        all(&again);
+        // There is room once the oldest segments may go.
+        let Some(first) = segments(Path::new(&dir)).into_iter().next().filter(|_| segments(Path::new(&dir)).len() > 1)
+        else {
+            continue;
+        };
+        fs::remove_file(first).unwrap();
+        let again = open();
+        let next = again.last() + 1;
+        again.append(&events(next..=next + 6)).unwrap();
+        assert_eq!(drain(&again, next, 100).0, (next..=next + 6).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn r8_the_order_is_that_of_the_sequence_whatever_the_clock_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let retention = Retention { bytes: 8 << 10, segment: 1 << 10, ..Retention::default() };
+    let journal = open_with(dir.path(), retention, u64::MAX).unwrap();
+    let now = Timestamp::now().0;
+    let year = 365 * 24 * 3600 * 1_000_000_000;
+    let at = |sequence, timestamp| Event { timestamp: Timestamp(timestamp), ..event(sequence) };
+    // Ahead, behind, at the beginning of all time, and as it should be.
+    let times = [now, now + 20 * year, now, now - year / 365, 0, now];
+    let mut sequence = 0;
+    for time in times {
+        for _ in 0..4 {
+            sequence += 1;
+            journal.append(&[at(sequence, time)]).unwrap();
+        }
+    }
+    for journal in [&journal, &open_with(dir.path(), retention, u64::MAX).unwrap()] {
+        assert_eq!(drain(journal, 1, 100), ((1..=sequence).collect(), vec![]));
+    }
+    // Segments of a time to come never get old: they go by their size.
+    for _ in 0..50 {
+        let batch: Vec<_> = (1..=20).map(|n| at(sequence + n, now + 20 * year)).collect();
+        journal.append(&batch).unwrap();
+        sequence += 20;
+    }
+    let size: u64 = segments(dir.path()).iter().map(|path| fs::metadata(path).unwrap().len()).sum();
+    assert!(size <= retention.bytes + 2 * retention.segment, "{size}");
+    assert_eq!(drain(&journal, sequence - 5, 100), ((sequence - 5..=sequence).collect(), vec![]));
 }

@@ -10,7 +10,7 @@ use std::ops::ControlFlow;
 use cofferdam_types::{Ceiling, Digest, Error, Event, Labels, Name, Namespace, Result, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::{Record, Resource, delta, events, layers, namespaces};
+use super::{Record, Resource, containers, delta, events, layers, namespaces};
 use crate::{
     Read, Tx, codec, fields,
     table::{Table, scan},
@@ -180,6 +180,19 @@ fn check_parent(read: &dyn Read, ns: &Namespace, driver: &str, parent: &str) -> 
     Ok(())
 }
 
+/// Checks that a snapshot is no container's root: that one goes with its container alone. Containers name their
+/// snapshots by their own ids.
+fn check_unused(read: &dyn Read, ns: &Namespace, driver: &str, key: &str) -> Result<()> {
+    let container = containers::find(read, ns, key)?;
+    match container.filter(|c| c.driver == driver && c.snapshot_key.as_deref() == Some(key)) {
+        None => Ok(()),
+        Some(container) => {
+            let why = format!("is the root of container {}, and goes with that: remove the container", container.id);
+            Err(Error::failed_precondition("snapshot", key, why))
+        }
+    }
+}
+
 /// Records a snapshot whose directory is in place.
 pub fn create(tx: &mut Tx<'_>, ns: &Namespace, mut snapshot: Snapshot) -> Result<Snapshot> {
     namespaces::require(tx, ns)?;
@@ -231,6 +244,7 @@ pub fn commit(
     if find(tx, ns, driver, &name)?.is_some() {
         return Err(Error::already_exists("snapshot", &name, TAKEN));
     }
+    check_unused(tx, ns, driver, key)?;
     let mut labels = labels.clone();
     super::checked_labels(&mut labels)?;
     let now = tx.now();
@@ -284,9 +298,11 @@ pub fn update(
 /// Removes a snapshot that has no children.
 pub fn delete(tx: &mut Tx<'_>, ns: &Namespace, driver: &str, key: &str) -> Result<Removed> {
     let snapshot = get(tx, ns, driver, key)?;
-    if super::any(tx, Table::CHILDREN, &codec::prefix(&[ns, driver, key]))? {
-        return Err(Error::failed_precondition("snapshot", key, "cannot remove snapshot with child"));
+    if let Some(child) = children(tx, ns, driver, key, 1)?.first() {
+        let why = format!("cannot remove snapshot with child: remove {child} first");
+        return Err(Error::failed_precondition("snapshot", key, why));
     }
+    check_unused(tx, ns, driver, key)?;
     tx.remove(Table::SNAPSHOTS, &snapshot.key_in(ns))?;
     if let Some(parent) = &snapshot.parent {
         tx.remove(Table::CHILDREN, &codec::key(&[ns, driver, parent, key]))?;

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::records::{
+    containers::{self, Container},
     events,
     layers::{self, Layer},
     namespaces,
@@ -81,11 +82,43 @@ fn what_cannot_be_committed() {
 }
 
 #[test]
+fn the_root_of_a_container_goes_with_it_alone() {
+    let mut f = stack();
+    prepare(&mut f, Kind::Active, "box", Some("top")).unwrap();
+    let spec = cofferdam_types::Any { type_url: "t".into(), value: b"{}".to_vec() };
+    let mut container = Container::new(id("box"), "native", spec);
+    // In another driver it is another's.
+    container.driver = "other".into();
+    container.snapshot_key = Some(name("box"));
+    f.write({
+        let container = container.clone();
+        move |tx| containers::create(tx, &default(), container.clone())
+    })
+    .unwrap();
+    commit(&mut f, "box", "free").unwrap();
+    f.write(|tx| containers::delete(tx, &default(), &id("box"))).unwrap();
+
+    prepare(&mut f, Kind::Active, "box", Some("top")).unwrap();
+    container.driver = DRIVER.into();
+    f.write(move |tx| containers::create(tx, &default(), container.clone())).unwrap();
+    for refused in [remove(&mut f, "box").map(drop), commit(&mut f, "box", "new").map(drop)] {
+        let error = code(refused, Code::FailedPrecondition);
+        assert_eq!(error.message, "is the root of container box, and goes with that: remove the container");
+    }
+    assert_eq!(get(&f, "box").unwrap().kind, Kind::Active);
+    f.write(|tx| {
+        containers::delete(tx, &default(), &id("box"))?;
+        snapshots::delete(tx, &default(), DRIVER, "box").map(drop)
+    })
+    .unwrap();
+}
+
+#[test]
 fn a_parent_stays_while_it_has_children() {
     let mut f = stack();
     prepare(&mut f, Kind::View, "view", Some("top")).unwrap();
     let error = code(remove(&mut f, "base"), Code::FailedPrecondition);
-    assert_eq!(error.message, "cannot remove snapshot with child");
+    assert_eq!(error.message, "cannot remove snapshot with child: remove top first");
     code(remove(&mut f, "top"), Code::FailedPrecondition);
     assert_eq!(snapshots::children(&f.view(), &default(), DRIVER, "top", 9).unwrap(), [name("view")]);
     for key in ["view", "top", "base"] {
