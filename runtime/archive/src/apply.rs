@@ -10,10 +10,8 @@ use std::{
         unix::ffi::OsStrExt,
     },
     path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    rc::Rc,
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use cofferdam_types::{Algorithm, Code, Digest, Error, Result};
@@ -31,7 +29,6 @@ use crate::{
     Applied, ApplyOptions, LowerLink, at,
     at::fail,
     header::{exhausted, malformed, refused},
-    links::{Link, Links},
     merged::undecided,
     put::stays,
     reader::{Entry, Reader, Type},
@@ -70,7 +67,6 @@ pub fn apply(
             entries: 0,
             dropped_xattrs: 0,
             born: if options.detached { born(root)? } else { None },
-            links: Links::default(),
         };
         while let Some(entry) = reader.next()? {
             let entry = match &options.put {
@@ -116,7 +112,6 @@ struct Apply<'a> {
     dropped_xattrs: u64,
     /// Whom new things in the tree belong to by themselves, while that is sure.
     born: Option<(u32, u32)>,
-    links: Links,
 }
 
 impl Apply<'_> {
@@ -142,9 +137,6 @@ impl Apply<'_> {
             return Ok(());
         }
         if self.options.put.is_none() {
-            if name.starts_with(WHITEOUT) {
-                self.settle()?;
-            }
             if name == OPAQUE {
                 return self.opaque(dir);
             }
@@ -156,20 +148,12 @@ impl Apply<'_> {
                 return self.whiteout(&path, dir, name);
             }
         }
-        // In place the times of the directory would be those of a link in it that was made meanwhile.
-        let link = matches!(entry.kind, Type::Symlink | Type::Link) && self.options.overlay;
-        if !link || self.tree.known(dir).is_none() {
-            self.settle()?;
-        }
         let parent = self.tree.make(dir)?;
         let real = join(&parent.real, name);
         if real.len() > limits.max_path || real.split(|b| *b == b'/').count() > limits.max_depth {
             return Err(exhausted(&real, "links lead to a path that is too long or too deep"));
         }
         self.tree.touch(&parent.fd, &parent.real)?;
-        if link && self.later(entry, &parent, name, &real)? {
-            return Ok(());
-        }
         match entry.kind {
             Type::File => self.file(entry, reader, &parent, name, &real)?,
             Type::Dir => self.dir(entry, &path, &parent, name, &real)?,
@@ -179,49 +163,6 @@ impl Apply<'_> {
         }
         if !self.options.overlay {
             self.unpacked.insert(self.hasher.hash_one(&real));
-        }
-        Ok(())
-    }
-
-    /// Leaves a link for later, if nothing can depend on when it is made. If not, nothing waits any more.
-    fn later(&mut self, entry: &Entry, parent: &Arc<Place>, name: &[u8], real: &[u8]) -> Result<bool> {
-        let symbolic = matches!(entry.kind, Type::Symlink);
-        let target = if symbolic { None } else { self.target(entry) };
-        let ready = if symbolic { !entry.link.is_empty() } else { target.is_some() };
-        let free = !self.links.has(real) && matches!(at::stat(&parent.fd, name), Err(Errno::ENOENT));
-        if !ready || !free || self.tree.notes().get(real).is_some_and(|note| note.link.is_some()) {
-            self.settle()?;
-            return Ok(false);
-        }
-        let owner = (symbolic && self.born != Some((entry.uid, entry.gid)))
-            .then(|| (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid)));
-        if symbolic {
-            self.dropped_xattrs += entry.xattrs.len() as u64;
-        }
-        let (entry, parent) = (entry.clone(), parent.clone());
-        self.links.add(Link { entry, parent, name: name.to_vec(), real: real.to_vec(), target, owner });
-        Ok(true)
-    }
-
-    /// What a hard link names, if that is a file and known to be there.
-    fn target(&mut self, entry: &Entry) -> Option<(Arc<Place>, Vec<u8>)> {
-        let path = clean(&entry.link);
-        let (dir, last) = split(&path);
-        let place = self.tree.known(dir)?;
-        let there = !self.links.has(&join(&place.real, last))
-            && at::stat(&place.fd, last).is_ok_and(|stat| !at::is_dir(&stat) && !at::is_whiteout(&stat));
-        there.then(|| (place, last.to_vec()))
-    }
-
-    /// Makes the links that wait: anything else may depend on them.
-    fn settle(&mut self) -> Result<()> {
-        for Link { entry, parent, name, real, .. } in self.links.settle() {
-            if matches!(entry.kind, Type::Symlink) {
-                self.dropped_xattrs -= entry.xattrs.len() as u64;
-                self.symlink(&entry, &parent, &name, &real)?;
-            } else {
-                self.link(&entry, &parent, &name, &real)?;
-            }
         }
         Ok(())
     }
@@ -354,7 +295,7 @@ impl Apply<'_> {
             note.times = Some((entry.atime, entry.mtime));
             note.late |= std::mem::take(&mut note.implicit);
         })?;
-        self.tree.keep(path, Arc::new(Place { fd, real: real.to_vec() }));
+        self.tree.keep(path, Rc::new(Place { fd, real: real.to_vec() }));
         Ok(())
     }
 
@@ -550,7 +491,6 @@ impl Apply<'_> {
     }
 
     fn finish(mut self) -> Result<Applied> {
-        self.settle()?;
         let mut applied = self.nothing();
         for (path, note) in std::mem::take(self.tree.notes()) {
             if let Some((atime, mtime)) = note.times {

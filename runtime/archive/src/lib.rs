@@ -15,7 +15,6 @@
 mod apply;
 mod at;
 mod header;
-mod links;
 mod merged;
 mod pax;
 mod put;

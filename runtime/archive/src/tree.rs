@@ -12,7 +12,7 @@ use std::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::ffi::OsStringExt,
     },
-    sync::Arc,
+    rc::Rc,
 };
 
 use cofferdam_types::{Error, Result};
@@ -79,7 +79,7 @@ pub(crate) struct Place {
 
 /// What resolving came to.
 pub(crate) enum Found {
-    Place(Arc<Place>),
+    Place(Rc<Place>),
     /// Not in this tree; in an overlay a lower layer may have it, under this path, unless something here hides it.
     Missing {
         real: Vec<u8>,
@@ -108,7 +108,7 @@ pub(crate) struct Note {
 pub(crate) struct Tree<'a> {
     root: BorrowedFd<'a>,
     options: &'a ApplyOptions,
-    cache: HashMap<Vec<u8>, Arc<Place>>,
+    cache: HashMap<Vec<u8>, Rc<Place>>,
     notes: BTreeMap<Vec<u8>, Note>,
     names: usize,
     /// Directories made because an entry lies in them.
@@ -196,25 +196,20 @@ impl<'a> Tree<'a> {
     }
 
     /// Keeps a directory that was just opened, for the entries that will lie in it.
-    pub(crate) fn keep(&mut self, path: &[u8], place: Arc<Place>) {
+    pub(crate) fn keep(&mut self, path: &[u8], place: Rc<Place>) {
         if self.cache.len() >= CACHE {
             self.cache.clear();
         }
         self.cache.insert(path.to_vec(), place);
     }
 
-    /// The directory `path` (cleaned), if it was opened and nothing has moved since.
-    pub(crate) fn known(&self, path: &[u8]) -> Option<Arc<Place>> {
-        self.cache.get(path).cloned()
-    }
-
     /// The directory `path` (cleaned), its missing parts made.
-    pub(crate) fn make(&mut self, path: &[u8]) -> Result<Arc<Place>> {
+    pub(crate) fn make(&mut self, path: &[u8]) -> Result<Rc<Place>> {
         self.make_unless_blocked(path)?.ok_or_else(|| self.problem(path, Errno::ENOTDIR))
     }
 
     /// The same; `None` if something is in the way.
-    pub(crate) fn make_unless_blocked(&mut self, path: &[u8]) -> Result<Option<Arc<Place>>> {
+    pub(crate) fn make_unless_blocked(&mut self, path: &[u8]) -> Result<Option<Rc<Place>>> {
         match self.resolve(path, true)? {
             Found::Place(place) => Ok(Some(place)),
             Found::Blocked => Ok(None),
@@ -245,10 +240,10 @@ impl<'a> Tree<'a> {
 
     fn resolve(&mut self, path: &[u8], make: bool) -> Result<Found> {
         if let Some(place) = self.cache.get(path) {
-            return Ok(Found::Place(Arc::clone(place)));
+            return Ok(Found::Place(Rc::clone(place)));
         }
         let found = match at::open_beneath(self.root, path) {
-            Ok(fd) => Found::Place(Arc::new(Place { fd, real: path.to_vec() })),
+            Ok(fd) => Found::Place(Rc::new(Place { fd, real: path.to_vec() })),
             // ENOSYS: a sandbox that does not know the call. EAGAIN: something moved meanwhile.
             Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EAGAIN | Errno::ENOSYS) => {
                 self.walk(path, make)?
@@ -256,7 +251,7 @@ impl<'a> Tree<'a> {
             Err(errno) => return Err(fail(path, "opening a directory", errno)),
         };
         if let Found::Place(place) = &found {
-            self.keep(path, Arc::clone(place));
+            self.keep(path, Rc::clone(place));
         }
         Ok(found)
     }
@@ -334,7 +329,7 @@ impl<'a> Tree<'a> {
             Some(fd) => fd,
             None => at::open_beneath(self.root, b"").map_err(|errno| self.problem(path, errno))?,
         };
-        Ok(Found::Place(Arc::new(Place { fd, real: real.join(&b'/') })))
+        Ok(Found::Place(Rc::new(Place { fd, real: real.join(&b'/') })))
     }
 
     /// Makes a directory that no entry named, or not yet.
