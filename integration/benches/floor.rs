@@ -71,6 +71,12 @@ fn life(dir: &Path, table: &File, hierarchies: &[PathBuf]) -> f64 {
     }
     for group in &groups {
         fs::create_dir(group).expect("a cgroup");
+        // In v1 a group has none at first.
+        for cpuset in ["cpuset.cpus", "cpuset.mems"] {
+            if let Ok(all) = fs::read(group.with_file_name(cpuset)) {
+                fs::write(group.join(cpuset), all).expect("its processors");
+            }
+        }
     }
     let flags =
         CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC;
