@@ -119,16 +119,18 @@ mod tests {
 
     #[test]
     fn a_process_is_as_proc_says() {
-        let mut child = std::process::Command::new("sleep").args(["1000", "a (b) c"]).spawn().unwrap();
+        // It waits for a line that never comes.
+        let mut command = std::process::Command::new("sh");
+        let mut child = command.args(["-c", "read x", "a (b) c"]).stdin(std::process::Stdio::piped()).spawn().unwrap();
         let pid = child.id() as i32;
         // Between fork and exec it is still this program.
         let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
-        while process(pid).unwrap().command[0] != "sleep" {
+        while process(pid).unwrap().command[0] != "sh" {
             assert!(std::time::Instant::now() < end);
             std::thread::yield_now();
         }
         let seen = process(pid).unwrap();
-        assert_eq!(seen.command, ["sleep", "1000", "a (b) c"]);
+        assert_eq!(seen.command, ["sh", "-c", "read x", "a (b) c"]);
         assert_eq!((seen.pid, seen.inner_pid, seen.parent), (pid, pid, std::process::id() as i32));
         assert_eq!(seen.uid, nix::unistd::geteuid().as_raw());
         let age = Timestamp::now().0.abs_diff(seen.started.0);
@@ -140,7 +142,7 @@ mod tests {
             assert!(std::time::Instant::now() < end + std::time::Duration::from_secs(10));
             std::thread::yield_now();
         }
-        assert_eq!(process(pid).unwrap().command, ["[sleep]"]);
+        assert_eq!(process(pid).unwrap().command, ["[sh]"]);
         assert!(is_exiting(pid));
         child.wait().unwrap();
         assert_eq!(process(pid).unwrap_err().kind(), io::ErrorKind::NotFound);
