@@ -20,6 +20,7 @@ use crate::{
     actor::ImagesActor,
     document::{chain_ids, gc_labels},
     messages::{CheckContent, Documents, Platforms, Resolve, Size},
+    recent::Recent,
     unpack,
 };
 
@@ -35,6 +36,7 @@ pub struct Images {
     pub(crate) content: Content,
     pub(crate) snapshots: Snapshots,
     pub(crate) diff: Diff,
+    recent: Recent,
 }
 
 impl Images {
@@ -51,7 +53,7 @@ impl Images {
         let pool = Pool::new("images", THREADS, QUEUE);
         let theirs = content.clone();
         let slot = kernel.spawn(config, move || ImagesActor { content: theirs.clone(), pool: pool.clone() });
-        Images { slot, meta, content, snapshots, diff }
+        Images { slot, meta, content, snapshots, diff, recent: Recent::default() }
     }
 
     /// The record of an image.
@@ -133,7 +135,12 @@ impl Images {
         target: &Descriptor,
         platform: &Platform,
     ) -> Result<ResolvedImage> {
-        self.slot.call(question(ns, target, platform)).await
+        if let Some(image) = self.recent.find(&self.meta.read()?, ns, target, platform)? {
+            return Ok(image);
+        }
+        let image = self.slot.call(question(ns, target, platform)).await?;
+        self.recent.keep(platform, &image);
+        Ok(image)
     }
 
     /// What the image for a platform takes in the content store: index, manifest, config and layers.

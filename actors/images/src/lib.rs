@@ -22,6 +22,7 @@ mod document;
 mod handle;
 mod json;
 pub mod messages;
+mod recent;
 mod resolve;
 #[cfg(test)]
 mod tests;

@@ -25,6 +25,8 @@ pub struct ResolvedImage {
     pub name: Option<Name>,
     /// What the search began with.
     pub target: Descriptor,
+    /// The documents on the way from it to the manifest, both among them; empty if what else is there had a say.
+    pub path: Vec<Digest>,
     /// The manifest that it ended with.
     pub manifest: Descriptor,
     /// The config's descriptor.
@@ -137,14 +139,20 @@ fn none(blobs: &dyn Blobs, target: &Descriptor, platform: &Platform) -> Error {
 /// The image for `platform` behind `target`.
 pub fn resolve(blobs: &dyn Blobs, target: &Descriptor, platform: &Platform) -> Result<ResolvedImage> {
     let mut walk = Walk { blobs, left: MAX_DOCUMENTS };
+    let mut path = Vec::new();
     let (descriptor, manifest) =
-        walk.find(target, platform, 0, &mut Vec::new())?.ok_or_else(|| none(blobs, target, platform))?;
+        walk.find(target, platform, 0, &mut path)?.ok_or_else(|| none(blobs, target, platform))?;
+    // Of entries that name no platform those that aren't here are passed over.
+    if path.iter().skip(1).any(|entry| entry.platform.is_none()) {
+        path.clear();
+    }
     let config_bytes = blobs.read(&manifest.config)?;
     let config = config(&manifest.config, &config_bytes)?;
     let chain_ids = chain_ids(&manifest, &config)?;
     Ok(ResolvedImage {
         name: None,
         target: target.clone(),
+        path: path.into_iter().map(|document| document.digest).collect(),
         manifest: descriptor,
         config_descriptor: manifest.config,
         config,

@@ -229,6 +229,30 @@ fn an_image_becomes_snapshots_with_labels() {
 }
 
 #[test]
+fn z7_an_image_that_was_resolved_is_found_again_by_who_has_its_documents_alone() {
+    run(async {
+        let world = World::start().await;
+        let target = world.store(&first(), &three_layers()).await;
+        let resolved = world.images.resolve_target(&first(), &target, &platform()).await.unwrap();
+        // It is not read again: what would be read is no more.
+        let hex = target.digest.to_string().split_once(':').unwrap().1.to_owned();
+        let found = std::process::Command::new("find").arg(world.root.path()).args(["-name", &hex]).output().unwrap();
+        let file = PathBuf::from(String::from_utf8(found.stdout).unwrap().trim());
+        fs::remove_file(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        let again = world.images.resolve_target(&first(), &target, &platform()).await.unwrap();
+        assert_eq!((again.chain_ids, again.config_bytes), (resolved.chain_ids, resolved.config_bytes.clone()));
+        let refused = world.images.resolve_target(&second(), &target, &platform()).await.unwrap_err();
+        assert_eq!(refused.code, Code::NotFound);
+        let other = Platform::new("linux", "s390x", "");
+        assert!(world.images.resolve_target(&first(), &target, &other).await.is_err());
+        let config = resolved.config_descriptor.digest.clone();
+        world.content.delete(&auth(), &first(), &config).await.unwrap();
+        assert!(world.images.resolve_target(&first(), &target, &platform()).await.is_err());
+        world.kernel.stop().await;
+    });
+}
+
+#[test]
 fn layers_are_extracted_while_they_arrive() {
     run(async {
         let world = World::start().await;

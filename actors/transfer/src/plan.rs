@@ -239,6 +239,7 @@ pub(crate) fn composed(
     let image = ResolvedImage {
         name: None,
         target: target.clone(),
+        path: vec![target.digest.clone()],
         manifest: target.clone(),
         config_descriptor: manifest.config,
         config: read,
