@@ -145,7 +145,7 @@ async fn make_task(
     let log_dir = if keeps_files { Some(deps.layout.open_log(ns, id)?) } else { None };
     // From here on until the shim is asked nothing can fail that doesn't come from a checkpoint.
     let spare = if own && checkpoint.is_none() { spares.take(deps).await } else { None };
-    spares.expect(prepared.own_network && joined.is_alone());
+    spares.foresee(prepared.own_network && joined.is_alone());
     let shim_id = match (&shared, &spare) {
         (Some((shim, _)), _) => shim.clone(),
         (None, Some(spare)) => spare.id.clone(),

@@ -60,7 +60,7 @@ impl Spares {
     }
 
     /// What the next container will be like.
-    pub fn expect(&self, network: bool) {
+    pub fn foresee(&self, network: bool) {
         self.network.set(network);
     }
 
