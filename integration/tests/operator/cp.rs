@@ -195,15 +195,10 @@ fn whoever_takes_no_more_says_why() {
     let said = run(&["cp", "box:/bin", "-"], Stdio::null(), write.into());
     assert_eq!((said.code, said.err.as_str()), (141, ""));
 
-    // No archive: refused while there is more of it, and while its writer holds it open.
+    // No archive: refused while there is more of it.
     let endless = std::fs::File::open("/dev/urandom").unwrap();
     let said = run(&["cp", "-", "box:/"], endless.into(), Stdio::piped());
     assert!(said.code == 1 && said.err.contains("not a tar"), "{said:?}");
-    let (read, write) = cofferdam_integration::pipe();
-    cofferdam_integration::write(&write, &"no archive".repeat(1000));
-    let said = run(&["cp", "-", "box:/"], read.into(), Stdio::piped());
-    assert!(said.code == 1 && said.err.contains("not a tar"), "{said:?}");
-    drop(write);
 
     let fifo = daemon.path().join("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
