@@ -5,6 +5,7 @@
 
 mod claim;
 pub mod config;
+mod directories;
 mod placement;
 mod quiet;
 mod server;
@@ -68,16 +69,17 @@ impl Daemon {
                        reboot";
             return Err(Error::invalid("directory", config.state.display(), why));
         }
-        exists(&config.state, 0o711)?;
+        let root = directories::root(&config.root)?;
+        let state = directories::state(&config.state, &config.root)?;
         let claim = claim::claim(&config.state)?;
-        make(&config.state, 0o711)?;
-        make(&config.root, 0o711)?;
         if !config.shim.is_file() {
             let why = "the shim program is not there: build it, or name it with --shim";
             return Err(Error::not_found("shim", config.shim.display(), why));
         }
         let kernel = Kernel::new()?;
-        let metadata = Metadata::start(&kernel, TABLE.metadata, &config.root.join("meta.redb"))?;
+        let metadata = Metadata::start(&kernel, TABLE.metadata, &config.root.join(directories::TABLES))?;
+        root.keep();
+        state.keep();
         let events = Events::start(
             &kernel,
             TABLE.events,
@@ -183,23 +185,12 @@ fn same(a: &Path, b: &Path) -> bool {
     a == b || file(a).is_some_and(|one| file(b) == Some(one))
 }
 
-fn exists(path: &Path, mode: u32) -> Result<()> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(mode)
-        .create(path)
-        .map_err(|e| Error::io("directory", path.display(), "can't be made", &e))
-}
-
-fn make(path: &Path, mode: u32) -> Result<()> {
-    exists(path, mode)?;
-    use std::os::unix::fs::PermissionsExt as _;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
-        .map_err(|e| Error::io("directory", path.display(), "can't be given its mode", &e))
-}
-
+/// One of the root's own.
 fn dir(path: &Path) -> Result<OwnedFd> {
-    make(path, 0o700)?;
+    use std::os::unix::fs::PermissionsExt as _;
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.and_then(|()| std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)))
+        .map_err(|e| Error::io("directory", path.display(), "can't be made", &e))?;
     let opened =
         std::fs::File::open(path).map_err(|e| Error::io("directory", path.display(), "can't be opened", &e))?;
     Ok(opened.into())

@@ -34,6 +34,12 @@ fn run(config: &Config) -> Result<()> {
         let os = |e: std::io::Error| Error::io("signal", "", "can't be watched", &e);
         let mut terminate = signal(SignalKind::terminate()).map_err(os)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(os)?;
+        // The end of a terminal is not the daemon's. Taken and not ignored, as every program that it starts would inherit.
+        for kind in
+            [SignalKind::hangup(), SignalKind::user_defined1(), SignalKind::user_defined2(), SignalKind::alarm()]
+        {
+            drop(signal(kind).map_err(os)?);
+        }
         let daemon = Daemon::start(config)?;
         daemon.ready().await?;
         tracing::info!(root = %config.root.display(), state = %config.state.display(), "ready");

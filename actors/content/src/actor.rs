@@ -7,7 +7,7 @@ use cofferdam_kernel::hosted;
 use cofferdam_types::Result;
 
 use crate::{
-    messages::{Abort, CommitMany, Delete, Open, Put, Sweep},
+    messages::{Abort, CommitMany, Delete, Discard, Open, Put, Sweep},
     store::Store,
 };
 
@@ -65,6 +65,10 @@ jobs! {
     CommitMany => |store, m| store.commit_many(&m.authority, m.commits);
     Put => |store, m| store.put(&m.authority, &m.namespace, m.algorithm, &m.bytes, m.labels);
     Delete => |store, m| store.delete(&m.authority, &m.namespace, &m.digest);
+    Discard => |store, m| {
+        m.0.iter().for_each(|digest| store.discard(digest));
+        Ok(())
+    };
     Abort => |store, m| store.abort(&m.authority, &m.namespace, &m.reference);
     Sweep => |store, _m| store.sweep();
 }

@@ -10,7 +10,7 @@ use crate::{
     BlobReader, Commit, Info, Ingest, IngestOptions, Placed, Status, Swept,
     actor::ContentActor,
     files::Files,
-    messages::{Abort, CommitMany, Delete, Open, Put, Sweep},
+    messages::{Abort, CommitMany, Delete, Discard, Open, Put, Sweep},
     store::Store,
 };
 
@@ -156,6 +156,12 @@ impl Content {
     /// Takes a blob from the namespace. Its file goes when no namespace has it any more; open readers go on.
     pub async fn delete(&self, auth: &Authority, ns: &Namespace, digest: &Digest) -> Result<()> {
         self.slot.call(Delete { authority: auth.clone(), namespace: ns.clone(), digest: digest.clone() }).await
+    }
+
+    /// Removes the files of blobs whose last link the caller removed (`records::content::delete`) in a commit of its own,
+    /// unless somebody has linked them again. Until this is called they stay, at the latest to the next start.
+    pub async fn discard(&self, unlinked: Vec<Digest>) -> Result<()> {
+        self.slot.call(Discard(unlinked)).await
     }
 
     /// How an ingest of the namespace stands.

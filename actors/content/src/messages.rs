@@ -52,6 +52,10 @@ pub struct Delete {
     pub digest: Digest,
 }
 
+/// Removes the files of blobs that lost their last link in a commit of the caller's.
+#[derive(Debug)]
+pub struct Discard(pub Vec<Digest>);
+
 /// Drops an ingest and what was written.
 #[derive(Debug)]
 pub struct Abort {
@@ -80,6 +84,7 @@ replies! {
     CommitMany => Vec<Digest>;
     Put => Digest;
     Delete => ();
+    Discard => ();
     Abort => ();
     Sweep => Swept;
 }

@@ -189,11 +189,23 @@ impl Store {
         let _reserved = self.reserved.hold_all(vec![digest.clone()]);
         let (space, id) = (ns.clone(), digest.clone());
         let last = self.meta.write_blocking(auth, move |tx| records::content::delete(tx, &space, &id))?;
-        if last && let Err(error) = self.remove_unlinked(digest) {
+        if last {
+            self.remove_deleted(digest);
+        }
+        Ok(())
+    }
+
+    /// The file of a blob whose last link was removed elsewhere.
+    pub(crate) fn discard(&self, digest: &Digest) {
+        let _reserved = self.reserved.hold_all(vec![digest.clone()]);
+        self.remove_deleted(digest);
+    }
+
+    fn remove_deleted(&self, digest: &Digest) {
+        if let Err(error) = self.remove_unlinked(digest) {
             // The client has what it asked for; the next sweep takes the file.
             tracing::warn!(%error, %digest, "the file of a deleted blob stays until the next start");
         }
-        Ok(())
     }
 
     /// Opens a blob that the namespace has, or that a job has placed for it.

@@ -26,7 +26,8 @@ pub(crate) const MAX_DEPTH: usize = 256;
 pub type Word<'a> = &'a (dyn Fn() -> Result<()> + Sync);
 
 /// Packs the tree below `root` as a tar. Nothing outside is read: every name is opened beneath its directory's own
-/// descriptor, without following it, and a file system mounted inside is left out.
+/// descriptor, without following it, and of a file system mounted inside only
+/// the directory where it is.
 pub fn pack(root: BorrowedFd<'_>, out: impl Write, word: Word<'_>) -> Result<()> {
     pack_as(root, Path::new(""), out, word)
 }
@@ -110,11 +111,16 @@ impl<W: Write> Packer<'_, W> {
         let fault = |e: nix::Error| Error::io("rootfs", path.display(), "can't be packed", &e.into());
         let handle = open(dir.as_fd(), &name, OFlag::O_PATH).map_err(fault)?;
         let stat = fstat(&handle).map_err(fault)?;
-        if stat.st_dev != self.device {
-            tracing::info!(path = %path.display(), "left out: another file system is mounted there");
-            return Ok(());
-        }
         let kind = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits());
+        if stat.st_dev != self.device {
+            tracing::info!(path = %path.display(), "left out: what is in another file system that is mounted there");
+            // Its place stays: whoever runs what is packed may need it.
+            return if kind == SFlag::S_IFDIR {
+                self.entry(&stat, &path, tar::EntryType::Directory, None)
+            } else {
+                Ok(())
+            };
+        }
         if kind == SFlag::S_IFDIR {
             let inner = open(handle.as_fd(), Path::new("."), OFlag::O_RDONLY | OFlag::O_DIRECTORY).map_err(fault)?;
             return self.directory(inner, &stat, path, depth + 1);
@@ -259,7 +265,28 @@ impl<R: Read> Read for Exactly<'_, R> {
 mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
     use super::*;
+
+    #[test]
+    fn of_a_mount_the_directory_alone_is_packed() {
+        let dir = tempfile::tempdir().unwrap();
+        let point = dir.path().join("tmp");
+        std::fs::create_dir(&point).unwrap();
+        mount(Some("tmpfs"), &point, Some("tmpfs"), MsFlags::empty(), Some("mode=1777")).unwrap();
+        std::fs::write(point.join("file"), "not of this file system").unwrap();
+        let fd = cofferdam_sys::fd::open_dir(dir.path()).unwrap();
+        let mut bytes = Vec::new();
+        let packed = pack(fd.as_fd(), &mut bytes, &|| Ok(()));
+        umount2(&point, MntFlags::MNT_DETACH).unwrap();
+        packed.unwrap();
+        let mut archive = tar::Archive::new(&bytes[..]);
+        let entries = archive.entries().unwrap().map(std::result::Result::unwrap);
+        let seen: Vec<_> =
+            entries.map(|e| (e.path().unwrap().into_owned(), e.header().mode().unwrap() & 0o7777)).collect();
+        assert_eq!(seen[1..], [(PathBuf::from("tmp"), 0o1777)]);
+    }
 
     #[test]
     fn a_tree_is_packed_as_it_is_and_always_the_same() {

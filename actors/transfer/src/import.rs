@@ -141,6 +141,8 @@ fn taken_in(source: impl Read + Send, ingest: &mut Ingest) -> Result<(Compressio
     }
     digester.update(&buffer);
     let mut total = buffer.len() as u64;
+    let mut end = End::default();
+    end.pass(&buffer);
     buffer.resize(BUFFER, 0);
     loop {
         let n = match outer.read(&mut buffer) {
@@ -154,11 +156,42 @@ fn taken_in(source: impl Read + Send, ingest: &mut Ingest) -> Result<(Compressio
             return Err(Error::resource_exhausted("rootfs", "", format!("inflates to more than {MAX_ROOTFS} bytes")));
         }
         digester.update(&buffer[..n]);
+        end.pass(&buffer[..n]);
     }
     drop(outer);
+    end.check()?;
     // What follows the last member of a compressed stream belongs to the blob's digest too.
     io::copy(&mut tee, &mut io::sink()).map_err(walk::broken)?;
     Ok((compression, digester.finish()))
+}
+
+/// The last block of a tar. Of a layer its digest says whether it is whole, of this one nobody else does: the extraction
+/// sees where a member was cut, but not what is missing behind one.
+#[derive(Default)]
+struct End(Vec<u8>);
+
+impl End {
+    const BLOCK: usize = 512;
+
+    fn pass(&mut self, bytes: &[u8]) {
+        let bytes = &bytes[bytes.len().saturating_sub(Self::BLOCK)..];
+        let surplus = (self.0.len() + bytes.len()).saturating_sub(Self::BLOCK);
+        self.0.drain(..surplus);
+        self.0.extend_from_slice(bytes);
+    }
+
+    /// Two blocks of zeros end a tar; one is taken, as GNU tar does.
+    fn check(&self) -> Result<()> {
+        if self.0.len() == Self::BLOCK && self.0.iter().all(|b| *b == 0) {
+            return Ok(());
+        }
+        let why = if self.0.is_empty() {
+            "is empty: not even the end of a tar is in it"
+        } else {
+            "has no end (a block of zeros): it was cut off, make it anew"
+        };
+        Err(Error::data_loss("archive", "", why))
+    }
 }
 
 struct Head<'a>(&'a [u8]);

@@ -211,11 +211,14 @@ pub fn is_lost(error: &Error) -> bool {
     error.code == Code::Unavailable && error.kind == "connection"
 }
 
-/// Runs a future on a fresh current-thread runtime with a `LocalSet`, as the library needs it.
+/// Runs a future on a fresh current-thread runtime with a `LocalSet`, as the library needs it. A thread that the future
+/// left behind, which may wait for input for ever, is not waited for.
 pub fn block_on<T>(future: impl Future<Output = T>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| Error::io("runtime", "", "can't be made", &e))?;
-    Ok(tokio::task::LocalSet::new().block_on(&runtime, future))
+    let done = tokio::task::LocalSet::new().block_on(&runtime, future);
+    runtime.shutdown_background();
+    Ok(done)
 }

@@ -137,6 +137,17 @@ impl Args {
         self.all(name).iter().map(|text| read(text).map_err(|why| self.bad(name, text, &why))).collect()
     }
 
+    /// That no flag is empty whose empty value would be taken for none.
+    pub fn filled(&self) -> Result<(), Failure> {
+        const MAY_BE_EMPTY: [&str; 2] = ["entrypoint", "detach-keys"];
+        let flags = self.flags.iter().filter(|(name, _)| !MAY_BE_EMPTY.contains(name));
+        let valued = |name: &str| self.command.flags().any(|flag| flag.name == name && flag.value.is_some());
+        match flags.into_iter().find(|(name, given)| valued(name) && given.iter().any(String::is_empty)) {
+            Some((name, _)) => Err(self.wrong(&format!("--{name} is empty: give a value, or leave it out"))),
+            None => Ok(()),
+        }
+    }
+
     fn bad(&self, name: &str, text: &str, why: &str) -> Failure {
         Failure::usage(format!("{}: --{name} {text:?}: {why}", self.command.name()))
     }
@@ -341,6 +352,36 @@ mod tests {
         assert!(error(&["image", "plul", "x"]).contains("did you mean image pull?"));
         assert!(error(&["image"]).contains("import"));
         assert!(error(&[]).contains("coffer help"));
+    }
+
+    #[test]
+    fn a_wrong_command_line_has_the_code_of_its_command() {
+        let code = |line: &[&str]| parse(line).err().unwrap_or_else(|| panic!("{line:?} is taken")).code;
+        for line in [
+            &["run", "--bogus", "x"][..],
+            &["-n", "default", "run", "--bogus", "x"],
+            &["--socket", "S", "run", "--rm=1"],
+            &["restore", "--bogus", "x"],
+            &["restore"],
+        ] {
+            assert_eq!(code(line), Some(125), "{line:?}");
+        }
+        assert_eq!(code(&["-n", "run", "rm", "--bogus", "x"]), Some(1));
+        assert_eq!(code(&["-n", "run", "nonsense"]), None);
+        use std::os::unix::ffi::OsStringExt as _;
+        let words = ["run", "x"].map(std::ffi::OsString::from).into_iter();
+        let foreign = std::ffi::OsString::from_vec(b"\xff".to_vec());
+        let failure = commands::read(words.chain([foreign])).err().unwrap();
+        assert_eq!((failure.code, failure.text.contains("is not UTF-8")), (Some(125), true));
+    }
+
+    #[test]
+    fn a_noun_has_help_too() {
+        for line in [&["image", "--help"][..], &["image", "-h"], &["--help", "image"]] {
+            let args = parse(line).unwrap();
+            assert_eq!((args.command.path, args.from(0)), (&["help"][..], &["image".to_owned()][..]), "{line:?}");
+        }
+        assert!(error(&["image"]).contains("image what?"));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! All commands, and how one is chosen.
 
+use std::ffi::OsString;
+
 use crate::{
     args::{Args, Command, GLOBAL, closest},
     failure::Failure,
@@ -63,8 +65,28 @@ pub static ALL: &[&Command] = &[
     &nouns::system::HELP,
 ];
 
+/// Reads a command line as it came from the system.
+pub fn read(words: impl Iterator<Item = OsString>) -> Result<Args, Failure> {
+    let mut foreign = None;
+    let mut text = |word: OsString| {
+        word.into_string().unwrap_or_else(|word| {
+            let seen = word.to_string_lossy().into_owned();
+            foreign.get_or_insert_with(|| seen.clone());
+            seen
+        })
+    };
+    let args = parse(words.map(&mut text).collect())?;
+    match foreign {
+        Some(word) => Err(Failure::usage(format!("{word:?} is not UTF-8")).or_code(args.command.failure)),
+        None => Ok(args),
+    }
+}
+
 /// Finds the command and reads its arguments. Global flags may stand in front of it.
 pub fn parse(words: Vec<String>) -> Result<Args, Failure> {
+    let of = |command: &'static Command, before, words| {
+        Args::parse(command, before, words).map_err(|failure| failure.or_code(command.failure))
+    };
     let mut words = words.into_iter().peekable();
     let mut before = Vec::new();
     while let Some(word) = words.next_if(|word| word.starts_with('-')) {
@@ -86,7 +108,7 @@ pub fn parse(words: Vec<String>) -> Result<Args, Failure> {
         return Err(Failure::usage("what is to be done? \"coffer help\" lists the commands"));
     };
     if let Some(command) = ALL.iter().find(|command| command.path == [&*first]) {
-        return Args::parse(command, before, words.collect());
+        return of(command, before, words.collect());
     }
     let verbs = help::noun(&first);
     if verbs.is_empty() {
@@ -94,12 +116,17 @@ pub fn parse(words: Vec<String>) -> Result<Args, Failure> {
         let hint = closest(&first, names).map_or_else(String::new, |close| format!("; did you mean {close}?"));
         return Err(Failure::usage(format!("unknown command {first}{hint} (\"coffer help\" lists them)")));
     }
-    let second = words.next().filter(|word| word != "--help" && word != "-h");
-    let Some(second) = second else {
+    let Some(second) = words.next() else {
+        if help() {
+            return Args::parse(&nouns::system::HELP, Vec::new(), vec![first]);
+        }
         return Err(Failure::usage(format!("{first} what?\n{}", verbs.trim_end())));
     };
+    if second == "--help" || second == "-h" {
+        return Args::parse(&nouns::system::HELP, Vec::new(), vec![first]);
+    }
     if let Some(command) = ALL.iter().find(|command| command.path == [&*first, &*second]) {
-        return Args::parse(command, before, words.collect());
+        return of(command, before, words.collect());
     }
     let names = ALL.iter().filter(|command| command.path.len() > 1 && command.path[0] == first);
     let close = closest(&second, names.map(|command| command.path[1]));

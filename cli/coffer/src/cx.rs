@@ -78,11 +78,16 @@ pub fn watched() -> bool {
     std::io::stderr().is_terminal()
 }
 
+/// Tells people something on standard error. That they can't be told changes nothing else.
+pub fn say(text: &str) {
+    let _ = std::io::stderr().write_all(format!("coffer: {text}\n").as_bytes());
+}
+
 /// Writes a line to standard output.
 pub fn line(text: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     let written = out.write_all(text.as_bytes()).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush());
-    written.map_err(|e| Failure::io("standard output", e))
+    written.map_err(Failure::output)
 }
 
 /// A table with aligned columns.

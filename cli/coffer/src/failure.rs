@@ -6,7 +6,7 @@ use cofferdam_types::{Code, Error};
 /// A failure: the sentence, and the exit code if the command's own isn't right.
 #[derive(Debug)]
 pub struct Failure {
-    /// What stands behind `coffer: `.
+    /// What stands behind `coffer: `; empty where nothing is to be said.
     pub text: String,
     /// The exit code.
     pub code: Option<i32>,
@@ -21,6 +21,19 @@ impl Failure {
     /// A system call of coffer's own failed.
     pub fn io(what: &str, error: impl Into<std::io::Error>) -> Failure {
         Failure { text: format!("{what}: {}", error.into()), code: None }
+    }
+
+    /// What was written was not taken. A reader who has seen enough, as in `coffer logs x | head`, is not told of it.
+    pub fn output(error: std::io::Error) -> Failure {
+        match error.kind() {
+            std::io::ErrorKind::BrokenPipe => Failure { text: String::new(), code: Some(128 + libc::SIGPIPE) },
+            _ => Failure::io("standard output", error),
+        }
+    }
+
+    /// With this exit code where it has none of its own.
+    pub fn or_code(self, code: i32) -> Failure {
+        Failure { code: self.code.or(Some(code)), ..self }
     }
 }
 

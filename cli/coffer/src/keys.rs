@@ -13,6 +13,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 use crate::{
     args::{Args, Flag, value},
     failure::Failure,
+    terminal,
 };
 
 /// The flag that changes them.
@@ -56,7 +57,11 @@ impl Keyboard {
         loop {
             // The terminal stays blocking for who shares it: we read only what is there, once for each time that it is.
             let mut ready = stdin.readable().await.map_err(io)?;
-            let n = nix::unistd::read(ready.get_inner(), &mut buffer).map_err(|e| io(e.into()))?;
+            let n = match nix::unistd::read(ready.get_inner(), &mut buffer) {
+                // A terminal that is gone: the signal that says so is looked at elsewhere.
+                Err(nix::Error::EIO) => 0,
+                read => read.map_err(|e| io(e.into()))?,
+            };
             ready.clear_ready();
             drop(ready);
             if n == 0 {
@@ -117,7 +122,11 @@ impl Screen {
         let mut out = std::io::stdout().lock();
         while let Ok(n @ 1..) = nix::unistd::read(self.read.get_ref(), &mut buffer) {
             let shown = out.write_all(&buffer[..n]).and_then(|()| out.flush());
-            shown.map_err(|e| Failure::io("standard output", e))?;
+            match shown {
+                // Nobody is there to see it; the container goes on until it has heard of that.
+                Err(_) if terminal::hung_up() => {}
+                shown => shown.map_err(Failure::output)?,
+            }
         }
         Ok(())
     }

@@ -2,7 +2,12 @@
 //!
 //! `args` has the tables from which command lines are read and help is written, `nouns` one file per noun with its
 //! tables and what they do. Exit codes: the container's own for run, exec, attach and wait; 127 and 126 where its
-//! command is not there or can't be executed; 125 where `run` fails otherwise; 1 for any other failure.
+//! command is not there or can't be executed; 125 where `run` or `restore` fails otherwise; 1 for any other failure.
+#![deny(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "they panic where nothing can be written: `cx` has what doesn't"
+)]
 
 use std::process::ExitCode;
 
@@ -21,27 +26,15 @@ mod terminal;
 mod units;
 
 fn main() -> ExitCode {
-    // SAFETY: SIG_DFL is no handler; nothing runs yet that could rely on the disposition.
-    // A reader that goes away, as in `coffer logs x | head`, ends coffer quietly.
-    let _ =
-        unsafe { nix::sys::signal::signal(nix::sys::signal::Signal::SIGPIPE, nix::sys::signal::SigHandler::SigDfl) };
-    let words: Result<Vec<String>, _> = std::env::args_os().skip(1).map(std::ffi::OsString::into_string).collect();
-    let (code, failure) = match words {
-        Err(word) => (1, Some(Failure::usage(format!("{} is not UTF-8", word.display())))),
-        Ok(words) => {
-            // Whose exit code a wrong command line has is known by its first word alone.
-            let run = words.iter().find(|word| !word.starts_with('-')).is_some_and(|word| word == "run");
-            match commands::parse(words) {
-                Err(failure) => (if run { 125 } else { 1 }, Some(failure)),
-                Ok(args) => run_command(args),
-            }
-        }
+    let (code, failure) = match commands::read(std::env::args_os().skip(1)) {
+        Err(failure) => (1, Some(failure)),
+        Ok(args) => run_command(args),
     };
-    if let Some(failure) = failure {
-        eprintln!("coffer: {}", failure.text);
-        return exit(failure.code.unwrap_or(code));
+    let Some(failure) = failure else { return exit(code) };
+    if !failure.text.is_empty() {
+        cx::say(&failure.text);
     }
-    exit(code)
+    exit(failure.code.unwrap_or(code))
 }
 
 fn run_command(args: Args) -> (i32, Option<Failure>) {

@@ -46,6 +46,23 @@ impl Drop for Raw {
     }
 }
 
+/// Whether the terminal that coffer was started on is gone, as when its window is closed.
+pub fn hung_up() -> bool {
+    use nix::{
+        poll::{PollFd, PollFlags, PollTimeout, poll},
+        sys::stat::{SFlag, fstat},
+    };
+    let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()].into_iter().any(|fd| {
+        // A pipe hangs up too, when its writer has ended.
+        let device = fstat(fd).is_ok_and(|stat| stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFCHR.bits());
+        let mut asked = [PollFd::new(fd, PollFlags::empty())];
+        device
+            && poll(&mut asked, PollTimeout::ZERO).is_ok()
+            && asked[0].revents().is_some_and(|seen| seen.contains(PollFlags::POLLHUP))
+    })
+}
+
 nix::ioctl_read_bad!(window, libc::TIOCGWINSZ, libc::winsize);
 
 /// Rows and columns of the first of the standard descriptors that is a terminal.

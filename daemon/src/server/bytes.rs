@@ -74,6 +74,19 @@ impl PipeSink {
     }
 }
 
+impl PipeSink {
+    /// Why nobody reads any more. A stream ends with its first error: `end` could not say it any more.
+    async fn unread(&self, error: &std::io::Error) -> capnp::Error {
+        let then = self.then.borrow_mut().take();
+        let outcome = match then {
+            Some(then) => then.await,
+            None => Ok(()),
+        };
+        let plain = || to_rpc(Error::failed_precondition("stream", "", format!("nobody reads it: {error}")));
+        outcome.err().unwrap_or_else(plain)
+    }
+}
+
 impl byte_stream::Server for PipeSink {
     async fn write(self: Rc<Self>, params: byte_stream::WriteParams) -> capnp::Result<()> {
         let pipe = self.pipe.borrow().clone();
@@ -84,11 +97,11 @@ impl byte_stream::Server for PipeSink {
             return Err(to_rpc(Error::invalid("chunk", "", format!("has more than {CHUNK} bytes"))));
         }
         while !chunk.is_empty() {
-            let n = pipe
-                .async_io(Interest::WRITABLE, |fd| Ok(nix::unistd::write(fd, chunk)?))
-                .await
-                .map_err(|e| to_rpc(Error::failed_precondition("stream", "", format!("nobody reads it: {e}"))))?;
-            chunk = &chunk[n..];
+            let written = pipe.async_io(Interest::WRITABLE, |fd| Ok(nix::unistd::write(fd, chunk)?)).await;
+            match written {
+                Ok(n) => chunk = &chunk[n..],
+                Err(error) => return Err(self.unread(&error).await),
+            }
         }
         Ok(())
     }

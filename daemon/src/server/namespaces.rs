@@ -3,7 +3,7 @@
 use std::{rc::Rc, sync::Arc, time::Duration};
 
 use cofferdam_metadata::records::namespaces::{self as records, NamespaceRecord};
-use cofferdam_types::{Error, Namespace as Name, filter};
+use cofferdam_types::{Authority, Error, Namespace as Name, filter};
 use cofferdam_wire::{
     convert::{labels, set_labels, text},
     gate_capnp::{namespace_cursor, namespaces},
@@ -24,6 +24,7 @@ use super::{
     session::{Held, Session},
     snapshots::Snapshots,
 };
+use crate::services::Services;
 
 /// Every namespace.
 pub struct Namespaces {
@@ -100,9 +101,26 @@ impl namespaces::Server for Namespaces {
         _: namespaces::RemoveResults,
     ) -> capnp::Result<()> {
         let name = rpc(Name::new(rpc(text(params.get()?.get_name()))?))?;
-        let write = move |tx: &mut cofferdam_metadata::Tx<'_>| records::delete(tx, &name);
-        rpc(self.session.services.metadata.write(&self.held.authority, write).await)
+        let (services, authority) = (self.session.services.clone(), self.held.authority.clone());
+        // Beside the call: a client that leaves must not leave files either.
+        let removal = tokio::task::spawn_local(async move { remove(&services, &authority, name).await });
+        rpc(removal.await.unwrap_or_else(|e| Err(Error::internal("namespace", "", format!("its removal ended: {e}")))))
     }
+}
+
+async fn remove(services: &Services, authority: &Authority, name: Name) -> cofferdam_types::Result<()> {
+    let write = move |tx: &mut cofferdam_metadata::Tx<'_>| records::delete(tx, &name);
+    let emptied = services.metadata.write(authority, write).await?;
+    // It is gone. What can't be removed now the next start sweeps.
+    if let Err(error) = services.content.discard(emptied.blobs).await {
+        tracing::warn!(%error, "blobs of a removed namespace stay until the next start");
+    }
+    for snapshot in emptied.snapshots {
+        if let Err(error) = services.snapshots.discard(snapshot).await {
+            tracing::warn!(%error, "a snapshot of a removed namespace stays until the next start");
+        }
+    }
+    Ok(())
 }
 
 struct NamespaceCursor(Cursor<NamespaceRecord>);

@@ -127,8 +127,9 @@ const ALONE: &[(&str, Alone)] = tests![
 /// Why these are left out of a daemon that runs already.
 const WHY: &str = "ends daemons or shims";
 
+// Not called as the harness's own are: each struct is a group of arguments of its name.
 #[derive(clap::Parser)]
-struct Arguments {
+struct Options {
     /// Ask the daemon that listens at this socket, and start none
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
@@ -140,7 +141,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let Arguments { socket, no_criu, harness } = Arguments::parse();
+    let Options { socket, no_criu, harness } = Options::parse();
     let own = socket.is_none();
     let suite = Arc::new(Suite::new(socket, !no_criu));
     let shared = SHARED.iter().map(|test| (test, false)).chain(CHECKPOINTS.iter().map(|test| (test, no_criu)));

@@ -60,7 +60,7 @@ fn checkpointed_exported_imported_and_restored() {
     let said = say(&daemon, &["run", "--checkpoint", "-t", "-d", "--name", "wrong", "back"]);
     assert!(said.code == 125 && said.err.contains("without a terminal"), "{said:?}");
     let said = say(&daemon, &["restore", "back", "ls"]);
-    assert!(said.code == 1 && said.err.contains("one argument too many"), "{said:?}");
+    assert!(said.code == 125 && said.err.contains("one argument too many"), "{said:?}");
     assert_eq!(ok(&daemon, &["ps", "-aq"]), "");
     daemon.settles(&before);
 }

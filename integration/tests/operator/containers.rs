@@ -1,6 +1,6 @@
 //! What is done with containers that are there.
 
-use std::process::Stdio;
+use std::{fs::File, io::Read as _, process::Stdio};
 
 use cofferdam_integration::{BUSYBOX, Daemon, until};
 
@@ -126,6 +126,35 @@ fn namespaces_are_apart() {
 }
 
 #[test]
+fn a_namespace_goes_with_what_its_images_left() {
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    let blobs = || std::fs::read_dir(daemon.root().join("content/blobs/sha256")).unwrap().count();
+    let had = blobs();
+    ok(&daemon, &["namespace", "create", "shop"]);
+    let own = daemon.path().join("own");
+    std::fs::create_dir(&own).unwrap();
+    std::fs::write(own.join("file"), "of this image alone").unwrap();
+    ok(&daemon, &["-n", "shop", "image", "import", "--rootfs", own.to_str().unwrap(), "own:1"]);
+    let shared = cofferdam_integration::images().join("rootfs/busybox");
+    ok(&daemon, &["-n", "shop", "image", "import", "--rootfs", shared.to_str().unwrap(), BUSYBOX]);
+    assert!(blobs() > had);
+    let said = say(&daemon, &["namespace", "rm", "shop"]);
+    assert!(said.code == 1 && said.err.contains("holds images"), "{said:?}");
+    ok(&daemon, &["-n", "shop", "image", "rm", "own:1", BUSYBOX]);
+    ok(&daemon, &["-n", "shop", "snapshot", "prepare", "mine"]);
+    let said = say(&daemon, &["namespace", "rm", "shop"]);
+    assert!(said.code == 1 && said.err.contains("holds snapshots"), "{said:?}");
+    ok(&daemon, &["-n", "shop", "snapshot", "rm", "mine"]);
+
+    ok(&daemon, &["namespace", "rm", "shop"]);
+    daemon.settles(&before);
+    until("its blobs are gone", || (blobs() == had).then_some(()));
+    // What both had the other one still has.
+    assert_eq!(shell(&daemon, &["--rm"], "exit 3").code, 3);
+}
+
+#[test]
 fn events_are_a_line_each() {
     let daemon = Daemon::with_busybox();
     assert_eq!(shell(&daemon, &["--rm", "--name", "box"], "exit 5").code, 5);
@@ -228,4 +257,89 @@ fn a_name_that_is_taken_is_said_once() {
         assert_eq!(second.err, sentence, "{both:?}");
         ok(&daemon, &["rm", "-f", "rc"]);
     }
+}
+
+/// A program whose standard output, or error, takes nothing.
+fn deaf(daemon: &Daemon, args: &[&str], error: bool, to: impl Into<Stdio>) -> Said {
+    let mut command = daemon.command();
+    command.args(args);
+    if error {
+        command.stderr(to)
+    } else {
+        command.stdout(to)
+    };
+    command.output().unwrap().into()
+}
+
+#[test]
+fn what_can_not_be_said_changes_no_exit_code() {
+    let daemon = Daemon::with_busybox();
+    let full = || File::options().write(true).open("/dev/full").unwrap();
+    assert_eq!(deaf(&daemon, &["inspect", "nosuch"], true, full()).code, 1);
+    assert_eq!(deaf(&daemon, &["rm", "nosuch", "neither"], true, full()).code, 1);
+    assert_eq!(deaf(&daemon, &["run", "nosuch", "--pull", "never"], true, full()).code, 125);
+    let said = deaf(&daemon, &["image", "ls"], false, full());
+    assert!(said.code == 1 && said.err.contains("standard output: No space left"), "{said:?}");
+    // A reader who has left is nobody to tell anything: as a shell has it for `... | head`.
+    let (read, write) = cofferdam_integration::pipe();
+    drop(read);
+    let said = deaf(&daemon, &["image", "ls"], false, write);
+    assert_eq!((said.code, said.err.as_str()), (141, ""));
+}
+
+#[test]
+fn who_attaches_to_a_container_without_input_sees_its_output() {
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    let script = "while [ ! -e /end ]; do echo tick; sleep 0.02; done; exit 4";
+    ok(&daemon, &["run", "-d", "--name", "box", BUSYBOX, "sh", "-c", script]);
+    let mut command = daemon.command();
+    let mut program = command.args(["attach", "box"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut tick = [0; 5];
+    program.stdout.as_mut().unwrap().read_exact(&mut tick).unwrap();
+    assert_eq!(&tick, b"tick\n");
+    // Output that can't be written is no leaving.
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let said = deaf(&daemon, &["attach", "--no-stdin", "box"], false, full);
+    assert!(said.code == 1 && said.err.contains("can't be written"), "{said:?}");
+
+    ok(&daemon, &["exec", "box", "touch", "/end"]);
+    let said = Said::from(program.wait_with_output().unwrap());
+    assert_eq!((said.code, said.err.as_str()), (4, ""));
+    let said = say(&daemon, &["attach", "box"]);
+    assert!(said.code == 1 && said.err.contains("has ended") && said.err.contains("coffer logs box"), "{said:?}");
+    ok(&daemon, &["rm", "box"]);
+    daemon.settles(&before);
+}
+
+/// Whether a process has a socket that is connected to another.
+fn connected(pid: u32) -> bool {
+    let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let targets: Vec<_> = fds.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok()).collect();
+    let table = std::fs::read_to_string("/proc/net/unix").unwrap();
+    table.lines().any(|line| {
+        // Num RefCount Protocol Flags Type St Inode
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let socket = std::path::PathBuf::from(format!("socket:[{}]", fields[6]));
+        fields[5] == "03" && targets.contains(&socket)
+    })
+}
+
+#[test]
+fn an_exec_that_the_daemons_end_met_is_made_by_the_next_one() {
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    idle(&daemon, "box");
+    // It takes connections and reads nothing.
+    let pid = nix::unistd::Pid::from_raw(daemon.pid() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::SIGSTOP).unwrap();
+    let mut command = daemon.command();
+    let args = ["exec", "box", "sh", "-c", "echo made; exit 6"];
+    let program = command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    until("it is connected", || connected(program.id()).then_some(()));
+    daemon.restart();
+    let said = Said::from(program.wait_with_output().unwrap());
+    assert_eq!((said.code, said.out.as_str()), (6, "made\n"), "{said:?}");
+    ok(&daemon, &["rm", "-f", "box"]);
+    daemon.settles(&before);
 }

@@ -9,7 +9,7 @@ use std::{
 
 use cofferdam_integration::{BUSYBOX, Daemon};
 
-use crate::{idle, ok, say, shell};
+use crate::{Said, idle, ok, say, shell};
 
 fn text(path: impl AsRef<Path>) -> String {
     std::fs::read_to_string(path).unwrap()
@@ -175,6 +175,35 @@ fn what_can_not_be_copied_is_said() {
     pour.stdin.as_mut().unwrap().write_all(&[0; 100]).unwrap();
     pour.kill().unwrap();
     pour.wait().unwrap();
+    ok(&daemon, &["rm", "-f", "box"]);
+    daemon.settles(&before);
+}
+
+#[test]
+fn whoever_takes_no_more_says_why() {
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    idle(&daemon, "box");
+    let run = |args: &[&str], stdin: Stdio, stdout: Stdio| -> Said {
+        daemon.command().args(args).stdin(stdin).stdout(stdout).output().unwrap().into()
+    };
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let said = run(&["cp", "box:/bin", "-"], Stdio::null(), full.into());
+    assert!(said.code == 1 && said.err.contains("No space left"), "{said:?}");
+    let (read, write) = cofferdam_integration::pipe();
+    drop(read);
+    let said = run(&["cp", "box:/bin", "-"], Stdio::null(), write.into());
+    assert_eq!((said.code, said.err.as_str()), (141, ""));
+
+    // No archive: refused while there is more of it.
+    let endless = std::fs::File::open("/dev/urandom").unwrap();
+    let said = run(&["cp", "-", "box:/"], endless.into(), Stdio::piped());
+    assert!(said.code == 1 && said.err.contains("not a tar"), "{said:?}");
+
+    let fifo = daemon.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let said = say(&daemon, &["cp", fifo.to_str().unwrap(), "box:/"]);
+    assert!(said.code == 1 && said.err.contains("FIFO"), "{said:?}");
     ok(&daemon, &["rm", "-f", "box"]);
     daemon.settles(&before);
 }

@@ -17,7 +17,13 @@ struct Seat {
 }
 
 /// Runs a command in a session of its own, whose terminal is a new one.
-fn sit_down(mut command: Command) -> Seat {
+fn sit_down(command: Command) -> Seat {
+    let (keyboard, program) = open_window(command);
+    Seat { screen: Arrivals::new(keyboard.try_clone().unwrap()), keyboard, program }
+}
+
+/// The same, with all of the terminal's other side in hand: who drops it closes the window.
+fn open_window(mut command: Command) -> (OwnedFd, Child) {
     use std::os::unix::process::CommandExt as _;
     let size = nix::pty::Winsize { ws_row: 30, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 };
     let pty = nix::pty::openpty(&size, None).unwrap();
@@ -36,7 +42,22 @@ fn sit_down(mut command: Command) -> Seat {
     // SAFETY: only system calls that may follow a fork.
     let program = unsafe { command.pre_exec(enter) }.spawn().unwrap();
     drop(command);
-    Seat { screen: Arrivals::new(pty.master.try_clone().unwrap()), keyboard: pty.master, program }
+    (pty.master, program)
+}
+
+/// Runs something that says `ready`, and closes the window then.
+fn close_window(daemon: &Daemon, args: &[&str]) -> i32 {
+    let mut command = daemon.command();
+    command.args(args);
+    let (window, mut program) = open_window(command);
+    let mut window = std::fs::File::from(window);
+    let (mut seen, mut buffer) = (Vec::new(), [0; 256]);
+    while !String::from_utf8_lossy(&seen).contains("ready") {
+        let n = std::io::Read::read(&mut window, &mut buffer).unwrap();
+        seen.extend_from_slice(&buffer[..n]);
+    }
+    drop(window);
+    until("it ends", || program.try_wait().unwrap()).code().expect("no signal ended it")
 }
 
 impl Seat {
@@ -130,4 +151,21 @@ fn who_runs_can_leave_and_sees_no_more_of_it() {
         assert_eq!(seat_again.ends(), 3);
         ok(&daemon, &["rm", "box"]);
     });
+}
+
+#[test]
+fn a_window_that_is_closed_ends_it() {
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    // What ran there hears of it, and its end is coffer's.
+    let listens = "trap 'exit 7' HUP; echo rea''dy; while :; do sleep 0.02; done";
+    assert_eq!(close_window(&daemon, &["run", "-it", "--rm", BUSYBOX, "sh", "-c", listens]), 7);
+    daemon.settles(&before);
+    // What doesn't listen goes on, without coffer.
+    let deaf = "trap '' HUP; echo rea''dy; while :; do sleep 0.02; done";
+    assert_eq!(close_window(&daemon, &["run", "-it", "--name", "box", BUSYBOX, "sh", "-c", deaf]), 129);
+    assert_eq!(close_window(&daemon, &["exec", "-it", "box", "sh", "-c", deaf]), 129);
+    assert_eq!(ok(&daemon, &["ps", "-q"]), "box\n");
+    ok(&daemon, &["rm", "-f", "box"]);
+    daemon.settles(&before);
 }

@@ -309,8 +309,9 @@ impl Process {
     /// The write end of its standard input.
     pub fn stdin(&self) -> Result<Rc<AsyncFd<OwnedFd>>> {
         self.stdin.borrow().clone().ok_or_else(|| {
-            let why = "has no standard input to write to: it was not declared as a stream, or it is closed";
-            Error::failed_precondition("process", &self.life.borrow().id, why)
+            // Who attaches can tell this kind from all else that may be wrong.
+            let why = "is none that can be written to: it was not declared as a stream, or it is closed";
+            Error::failed_precondition("stdin", &self.life.borrow().id, why)
         })
     }
 
@@ -323,6 +324,8 @@ impl Process {
             return Err(Error::failed_precondition("process", &self.life.borrow().id, why));
         }
         let (feeder, held) = match stdin {
+            // Nothing is read any more; its end is what is to be had.
+            _ if self.life.borrow().exited != Timestamp(0) => (None, None),
             Wish::Fd(fd) => (Some(self.feed_from(fd)?), None),
             Wish::Fifo(fd, hold) => (Some(self.feed_from(fd)?), Some(hold)),
             _ => (None, None),

@@ -137,6 +137,9 @@ impl Error {
     /// An operating system error met while doing `what` to `kind`/`id`, with the code that its errno stands for.
     pub fn io(kind: &'static str, id: impl ToString, what: impl fmt::Display, error: &std::io::Error) -> Error {
         use std::io::ErrorKind as K;
+        // Too many open files, which has no kind of its own.
+        const ENFILE: i32 = 23;
+        const EMFILE: i32 = 24;
         let code = match error.kind() {
             K::NotFound => Code::NotFound,
             K::AlreadyExists => Code::AlreadyExists,
@@ -144,6 +147,7 @@ impl Error {
             K::TimedOut => Code::DeadlineExceeded,
             K::Unsupported => Code::Unimplemented,
             K::UnexpectedEof => Code::DataLoss,
+            _ if matches!(error.raw_os_error(), Some(ENFILE | EMFILE)) => Code::ResourceExhausted,
             _ => Code::Internal,
         };
         Error { code, kind: Cow::Borrowed(kind), id: id.to_string(), message: format!("{what}: {error}") }

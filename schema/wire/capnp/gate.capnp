@@ -34,7 +34,8 @@ interface Namespaces @0x9806de058114a631 {
   create @1 (name :Text, labels :List(Label)) -> (namespace :Namespace) $Common.needs("write");
   list @2 (filters :List(Text)) -> (cursor :NamespaceCursor) $Common.needs("read");
   remove @3 (name :Text) -> () $Common.needs("write");
-  # failed_precondition unless it is empty.
+  # failed_precondition while it holds what somebody named: containers, images, leases, snapshots made by hand. What images
+  # that are gone left in it, blobs and layers, goes with it; of what other namespaces have too only its share.
 }
 
 interface NamespaceCursor @0xa226d59f15330a7f {

@@ -28,7 +28,12 @@ pub fn from_rpc(error: capnp::Error) -> Error {
         ErrorKind::Unimplemented => Error::unimplemented("method", "", parsed.message),
         // capnp's own words for a message over the other side's limit: it ends the connection.
         _ if parsed.message.starts_with("Message has ") && parsed.message.contains("too large") => {
-            Error::resource_exhausted("message", "", "is larger than the other side takes, and ended the connection")
+            let why = format!(
+                "is larger than the other side takes, and ended the connection: a daemon takes {} MiB, arguments, variables \
+                 and labels together",
+                crate::connect::MESSAGE >> 20
+            );
+            Error::resource_exhausted("message", "", why)
         }
         ErrorKind::Overloaded => Error::unavailable("daemon", "", parsed.message),
         _ => parsed,

@@ -1,9 +1,14 @@
 //! Namespaces. They exist by `create` alone, and `default` always does; never by first use.
 
-use cofferdam_types::{Ceiling, Error, Event, Labels, Namespace, Result, Timestamp};
+use std::collections::HashMap;
+
+use cofferdam_types::{Ceiling, Digest, Error, Event, Labels, Name, Namespace, Result, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::{Record, events};
+use super::{
+    Record, content, events,
+    snapshots::{self, Removed, Snapshot},
+};
 use crate::{Read, Tx, codec, fields, table::Table};
 
 /// A namespace.
@@ -84,8 +89,18 @@ pub fn update(tx: &mut Tx<'_>, name: &Namespace, labels: &Labels, mask: &[String
     Ok(record)
 }
 
-/// Removes a namespace in which nothing is left. Its ingests go with it.
-pub fn delete(tx: &mut Tx<'_>, name: &Namespace) -> Result<()> {
+/// What the removal of a namespace leaves to its owners.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Emptied {
+    /// Blobs that no namespace links any more: their files may be removed after the commit (and a re-check).
+    pub blobs: Vec<Digest>,
+    /// The links to layers that were in it.
+    pub snapshots: Vec<Removed>,
+}
+
+/// Removes a namespace in which nothing is left that somebody named. What images that are gone left in it, blobs and links
+/// to layers, goes with it, and so do its ingests.
+pub fn delete(tx: &mut Tx<'_>, name: &Namespace) -> Result<Emptied> {
     get(tx, name)?;
     if *name == Namespace::default_namespace() {
         return Err(Error::failed_precondition("namespace", name, "always exists and cannot be removed"));
@@ -95,21 +110,52 @@ pub fn delete(tx: &mut Tx<'_>, name: &Namespace) -> Result<()> {
         ("containers", Table::CONTAINERS),
         ("tasks", Table::TASKS),
         ("images", Table::IMAGES),
-        ("snapshots", Table::SNAPSHOTS),
         ("leases", Table::LEASES),
-        ("content", Table::CONTENT),
     ] {
         if super::any(tx, table, &prefix)? {
-            let message = format!("must be empty, but holds {what}: remove them first");
-            return Err(Error::failed_precondition("namespace", name, message));
+            return Err(in_use(name, what));
         }
     }
+    let emptied = Emptied { snapshots: unlink_layers(tx, name)?, blobs: unlink_blobs(tx, name)? };
     for key in super::keys(tx, Table::INGESTS, &prefix)? {
         tx.remove(Table::INGESTS, &key)?;
     }
     tx.remove(Table::NAMESPACES, name.as_bytes())?;
     let payload = serde_json::json!({ "name": name });
-    events::emit(tx, Event::new(name, "/namespaces/delete", payload))
+    events::emit(tx, Event::new(name, "/namespaces/delete", payload))?;
+    Ok(emptied)
+}
+
+fn in_use(name: &Namespace, what: &str) -> Error {
+    Error::failed_precondition("namespace", name, format!("must be empty, but holds {what}: remove them first"))
+}
+
+/// Removes the links to layers; a snapshot of another kind was made by hand.
+fn unlink_layers(tx: &mut Tx<'_>, name: &Namespace) -> Result<Vec<Removed>> {
+    let mut links: Vec<Snapshot> = super::page(tx, &codec::prefix(&[name]), None, usize::MAX)?;
+    if links.iter().any(|snapshot| snapshot.layer.is_none()) {
+        return Err(in_use(name, "snapshots"));
+    }
+    let parents: HashMap<(String, Name), Option<Name>> =
+        links.iter().map(|link| ((link.driver.clone(), link.key.clone()), link.parent.clone())).collect();
+    let depth = |link: &Snapshot| {
+        let above = |key: &Name| parents.get(&(link.driver.clone(), key.clone())).cloned().flatten();
+        std::iter::successors(link.parent.clone(), above).count()
+    };
+    // What lies on another goes before that.
+    links.sort_by_cached_key(|link| std::cmp::Reverse(depth(link)));
+    links.iter().map(|link| snapshots::delete(tx, name, &link.driver, &link.key)).collect()
+}
+
+/// Removes the links to blobs, and says which had no other.
+fn unlink_blobs(tx: &mut Tx<'_>, name: &Namespace) -> Result<Vec<Digest>> {
+    let mut last = Vec::new();
+    for link in content::list(tx, name, None, usize::MAX)? {
+        if content::delete(tx, name, &link.digest)? {
+            last.push(link.digest);
+        }
+    }
+    Ok(last)
 }
 
 fn emit(tx: &mut Tx<'_>, topic: &str, record: &NamespaceRecord) -> Result<()> {

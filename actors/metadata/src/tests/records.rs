@@ -11,8 +11,10 @@ use crate::records::{
     delta, events,
     images::{self, Image},
     ingests,
+    layers::{self, Layer},
     leases::{self, Lease},
     namespaces,
+    snapshots::{self, Kind, Snapshot, Usage},
     tasks::{self, Exit, State, Task},
 };
 
@@ -65,16 +67,17 @@ fn a_namespace_is_removed_only_when_it_is_empty() {
     let shop = ns.clone();
     f.write(move |tx| namespaces::create(tx, &shop, &labels(""))).unwrap();
     type Step = fn(&mut Tx<'_>, &Namespace) -> Result<()>;
+    let by_hand = |tx: &mut Tx<'_>, ns: &Namespace| {
+        let dir = tx.next("dir", 1)?;
+        snapshots::create(tx, ns, Snapshot::new("overlay", name("s"), Kind::Active, None, dir)).map(drop)
+    };
     let steps: [(Step, Step); 4] = [
         (|tx, ns| containers::create(tx, ns, container("c")).map(drop), |tx, ns| containers::delete(tx, ns, "c")),
         (
             |tx, ns| images::create(tx, ns, Image::new(name("i"), target("i"))).map(drop),
             |tx, ns| images::delete(tx, ns, "i"),
         ),
-        (
-            |tx, ns| content::create(tx, ns, Link::new(digest("b"), 1)).map(drop),
-            |tx, ns| content::delete(tx, ns, &digest("b")).map(drop),
-        ),
+        (by_hand, |tx, ns| snapshots::delete(tx, ns, "overlay", "s").map(drop)),
         (|tx, ns| leases::create(tx, ns, Lease::new(name("l"))).map(drop), |tx, ns| leases::delete(tx, ns, "l")),
     ];
     for (make, unmake) in steps {
@@ -93,9 +96,32 @@ fn a_namespace_is_removed_only_when_it_is_empty() {
         namespaces::create(tx, &other, &labels(""))?;
         ingests::create(tx, &other, name("r"), None, None)?;
         ingests::create(tx, &shop, name("r"), None, None)?;
-        namespaces::delete(tx, &shop)
+        // What images left: of each something that the neighbour has too, and something that it hasn't.
+        content::create(tx, &other, Link::new(digest("both"), 1))?;
+        content::create(tx, &shop, Link::new(digest("both"), 1))?;
+        content::create(tx, &shop, Link::new(digest("own"), 1))?;
+        for (dir, chain, parent) in [(1, "low", None), (2, "high", Some("low"))] {
+            let (chain, parent) = (digest(chain), parent.map(digest));
+            let usage = Usage::default();
+            let layer = Layer { chain, parent, dir, detached: true, usage, created: Default::default() };
+            layers::create(tx, "overlay", layer)?;
+        }
+        layers::link(tx, &other, "overlay", &digest("low"), &labels(""))?;
+        layers::link(tx, &shop, "overlay", &digest("low"), &labels(""))?;
+        layers::link(tx, &shop, "overlay", &digest("high"), &labels(""))?;
+        let emptied = namespaces::delete(tx, &shop)?;
+        assert_eq!(emptied.blobs, [digest("own")]);
+        let dirs: Vec<_> = emptied.snapshots.iter().map(|r| (r.snapshot.dir, r.unreferenced)).collect();
+        assert_eq!(dirs, [(2, true), (1, false)]);
+        Ok(())
     })
     .unwrap();
+    let view = f.view();
+    assert_eq!(content::blob(&view, &digest("own")).unwrap(), None);
+    assert_eq!(content::blob(&view, &digest("both")).unwrap().unwrap().links, 1);
+    assert!(snapshots::list(&view, &ns, "overlay", None, 10).unwrap().is_empty());
+    assert_eq!(snapshots::list(&view, &near, "overlay", None, 10).unwrap().len(), 1);
+    assert!(content::list(&view, &ns, None, 10).unwrap().is_empty());
     code(namespaces::get(&f.view(), &ns), Code::NotFound);
     assert_eq!(ingests::ids(&f.view()).unwrap().len(), 1);
     code(f.write(move |tx| namespaces::delete(tx, &ns)), Code::NotFound);

@@ -293,6 +293,10 @@ fn a_root_filesystem_becomes_an_image() {
         for (what, bytes, code) in [
             ("no tar", b"no tar at all".repeat(100), Code::InvalidArgument),
             ("cut gzip", gzip(&tar)[..40].to_vec(), Code::DataLoss),
+            // Header and content of the one file.
+            ("cut behind a member", tar[..1024].to_vec(), Code::DataLoss),
+            ("cut behind a member, whole gzip", gzip(&tar[..1024]), Code::DataLoss),
+            ("empty", vec![], Code::DataLoss),
         ] {
             let job = world.transfer.rootfs(&auth(), &ns(), as_file(&bytes), options.clone()).await.unwrap();
             fails(job.wait().await.map_err(|e| e.context(what)), code, what);

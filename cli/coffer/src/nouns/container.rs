@@ -1,17 +1,21 @@
 //! Containers: list, inspect, and what ends them.
 
-use std::time::Duration;
+use std::{cell::RefCell, collections::VecDeque, rc::Rc, time::Duration};
 
 use cofferdam_client::{Client, ContainerInfo, Namespace, Status, TaskInfo};
 use cofferdam_types::Code;
+use tokio::sync::Semaphore;
 
 use crate::{
     args::{Command, Positional, Times, many, switch, value},
-    cx::{Cx, Table, line},
+    cx::{Cx, Table, line, say},
     failure::Failure,
     nouns::foreground::tell,
     units::{number, show_age, show_span, signal},
 };
+
+/// How many are stopped at once.
+const SIDE_BY_SIDE: usize = 32;
 
 const CONTAINERS: &[Positional] = &[Positional { name: "CONTAINER", times: Times::Many }];
 
@@ -94,10 +98,14 @@ pub static INSPECT: Command = Command {
 
 async fn inspect(cx: Cx) -> Result<i32, Failure> {
     let containers = cx.namespace().await?.containers();
+    let mut failures = Failures::default();
     for id in cx.args.from(0) {
-        cx.document(&containers.get(id).info().await?)?;
+        match containers.get(id).info().await {
+            Ok(info) => cx.document(&info)?,
+            Err(error) => failures.add(error),
+        }
     }
-    Ok(0)
+    failures.end(0)
 }
 
 /// `coffer kill`.
@@ -121,26 +129,37 @@ async fn kill(cx: Cx) -> Result<i32, Failure> {
     each(&cx, async |id| Ok(containers.get(id).task().kill(signal, all).await?)).await
 }
 
+/// What failed of several things: coffer goes on, and fails with the last.
+#[derive(Default)]
+struct Failures(Option<Failure>);
+
+impl Failures {
+    fn add(&mut self, failure: impl Into<Failure>) {
+        if let Some(earlier) = self.0.replace(failure.into()) {
+            say(&earlier.text);
+        }
+    }
+
+    fn end(self, code: i32) -> Result<i32, Failure> {
+        self.0.map_or(Ok(code), Err)
+    }
+}
+
 /// Does something to each that is named, goes on after a failure, and fails with the last. Names those that it was done
 /// to: each at once, or all in the end for programs.
 pub async fn each(cx: &Cx, act: impl AsyncFn(&str) -> Result<(), Failure>) -> Result<i32, Failure> {
-    let (mut failed, mut done) = (None, Vec::new());
+    let (mut failures, mut done) = (Failures::default(), Vec::new());
     for id in cx.args.from(0) {
         match act(id).await {
             Ok(()) if cx.json => done.push(id.as_str()),
             Ok(()) => line(id)?,
-            Err(failure) => {
-                if let Some(earlier) = failed.replace(failure) {
-                    let Failure { text, .. } = earlier;
-                    eprintln!("coffer: {text}");
-                }
-            }
+            Err(failure) => failures.add(failure),
         }
     }
     if cx.json {
         cx.names(done)?;
     }
-    failed.map_or(Ok(0), Err)
+    failures.end(0)
 }
 
 /// `coffer stop`.
@@ -161,7 +180,24 @@ async fn stop(cx: Cx) -> Result<i32, Failure> {
     let patience = Duration::from_secs(cx.args.read("time", number)?.unwrap_or(10));
     let asked = cx.args.read("signal", signal)?;
     let namespace = cx.namespace().await?;
-    each(&cx, async |id| stop_one(&namespace, id, asked, patience).await).await
+    // Side by side: together they take no longer than one may. A connection has a bound of calls.
+    let room = Rc::new(Semaphore::new(SIDE_BY_SIDE));
+    let stops = cx.args.from(0).iter().map(|id| {
+        let (namespace, id, room) = (namespace.clone(), id.clone(), room.clone());
+        tokio::task::spawn_local(async move {
+            let _held = room.acquire().await;
+            stop_one(&namespace, &id, asked, patience).await
+        })
+    });
+    let stops = RefCell::new(stops.collect::<VecDeque<_>>());
+    each(&cx, async |_| {
+        let next = stops.borrow_mut().pop_front();
+        match next {
+            Some(stop) => stop.await.map_err(|e| Failure::usage(format!("stop: {e}")))?,
+            None => Ok(()),
+        }
+    })
+    .await
 }
 
 /// Asks a container to end, and kills it where it doesn't.
@@ -197,17 +233,23 @@ pub static WAIT: Command = Command {
     positionals: CONTAINERS,
     flags: &[],
     notes: "Prints the exit code of each. A restart of the daemon is waited out.\n\n\
-            exit code: the container's own; of several the last one's",
+            exit code: the container's own, of several the last one's; 1 if coffer or the daemon fails",
     failure: 1,
     action: |cx| Box::pin(wait(cx)),
 };
 
 async fn wait(cx: Cx) -> Result<i32, Failure> {
     let client = cx.client().await?;
-    let mut code = 0;
+    let (mut code, mut failures) = (0, Failures::default());
     for id in cx.args.from(0) {
         let again = |client: Client| client.namespace(&cx.namespace).containers().get(id).task().wait();
-        let exit = client.persist(again).await?;
+        let exit = match client.persist(again).await {
+            Ok(exit) => exit,
+            Err(error) => {
+                failures.add(error);
+                continue;
+            }
+        };
         line(&if cx.json {
             serde_json::json!({ "id": id, "exit": exit }).to_string()
         } else {
@@ -215,7 +257,7 @@ async fn wait(cx: Cx) -> Result<i32, Failure> {
         })?;
         code = tell(id, &exit);
     }
-    Ok(code)
+    failures.end(code)
 }
 
 /// `coffer rm`.

@@ -74,7 +74,7 @@ async fn get(cx: Cx) -> Result<i32, Failure> {
     drop(sink);
     let writing = async {
         while let Some(chunk) = receiver.next().await {
-            out.lock().write_all(&chunk).map_err(|e| Failure::io("standard output", e))?;
+            out.lock().write_all(&chunk).map_err(Failure::output)?;
         }
         Ok::<_, Failure>(())
     };

@@ -24,7 +24,7 @@ pub static CP: Command = Command {
     notes: "One of FROM and TO is CONTAINER:PATH, with a path from the container's root on. The other one is a path, or - for\n\
             a tar archive on standard input or output. What is copied goes into TO if that is a directory, and takes its\n\
             name otherwise; with /. at the end of FROM it is what is in the directory. The container may run or not.\n\
-            Links stay links. What is mounted beneath FROM is left out, devices and FIFOs are not made here.",
+            Links stay links. What is in a mount beneath FROM is left out, devices and FIFOs are not made here.",
     failure: 1,
     action: |cx| Box::pin(cp(cx)),
 };
@@ -70,31 +70,33 @@ async fn fetch(container: &Container, path: &str, to: &End<'_>) -> Result<(), Fa
     };
     let (read, write) = pipe()?;
     let taken = tokio::task::spawn_blocking(move || match place {
-        Some(place) => place.take(read),
-        None => copy(read, std::io::stdout().lock()).map(|()| None),
+        Some(place) => Ok(place.take(read)?),
+        None => copy(read, std::io::stdout().lock()).map(|()| None).map_err(Failure::output),
     });
     let (sink, mut chunks) = cofferdam_client::channel();
     let answer = container.copy_out(path, &sink);
     drop(sink);
     let pour = tokio::task::spawn_local(async move {
-        let mut write = Some(write);
+        let mut write = write;
         while let Some(chunk) = chunks.next().await {
-            let Some(mut file) = write.take() else { continue };
-            let written = tokio::task::spawn_blocking(move || file.write_all(&chunk).map(|()| file)).await;
-            // Whoever took it has said why it takes no more.
-            write = written.ok().and_then(std::io::Result::ok);
+            let mut file = write;
+            match tokio::task::spawn_blocking(move || file.write_all(&chunk).map(|()| file)).await {
+                Ok(Ok(file)) => write = file,
+                _ => return true,
+            }
         }
+        false
     });
     let answer = answer.await;
     if answer.is_err() {
         // Nobody may be there any more who would end the stream.
         pour.abort();
     }
-    let _ = pour.await;
+    let refused = pour.await.unwrap_or(false);
     let taken = taken.await.map_err(|e| Failure::usage(format!("cp: {e}")))?;
-    // What is not whole does not get to its place.
-    answer?;
-    if let Some(beside) = taken? {
+    // What took no more knows why, and the container's side only that. What is not whole does not get to its place.
+    let beside = if refused { taken? } else { answer.map_err(Failure::from).and(taken)? };
+    if let Some(beside) = beside {
         beside.settle()?;
     }
     Ok(())
@@ -118,7 +120,10 @@ async fn send(container: &Container, from: &End<'_>, path: &str, archive: bool) 
             let from = PathBuf::from(from);
             tokio::task::spawn_blocking(move || pack(&from, contents, write))
         }
-        _ => tokio::task::spawn_blocking(move || copy(std::io::stdin().lock(), write)),
+        _ => tokio::task::spawn_blocking(move || {
+            let copied = copy(std::io::stdin().lock(), write);
+            copied.map_err(|e| Error::io("archive", "-", "can't be copied", &e))
+        }),
     };
     loop {
         let chunk = tokio::task::spawn_blocking(move || {
@@ -138,10 +143,9 @@ async fn send(container: &Container, from: &End<'_>, path: &str, archive: bool) 
         }
     }
     drop(read);
-    let ended = sink.end().await;
-    let packed = packed.await.map_err(|e| Failure::usage(format!("cp: {e}")))?;
-    ended?;
-    Ok(packed?)
+    // Who takes no more says why; what is packed may then go on for ever, as standard input may.
+    sink.end().await?;
+    Ok(packed.await.map_err(|e| Failure::usage(format!("cp: {e}")))??)
 }
 
 /// A pipe: read end, write end.
@@ -150,9 +154,8 @@ fn pipe() -> Result<(File, File), Failure> {
     Ok((File::from(std::os::fd::OwnedFd::from(read)), File::from(std::os::fd::OwnedFd::from(write))))
 }
 
-fn copy(mut from: impl Read, mut to: impl std::io::Write) -> Result<()> {
-    let copied = std::io::copy(&mut from, &mut to).and_then(|_| to.flush());
-    copied.map_err(|e| Error::io("archive", "-", "can't be copied", &e))
+fn copy(mut from: impl Read, mut to: impl std::io::Write) -> std::io::Result<()> {
+    std::io::copy(&mut from, &mut to).and_then(|_| to.flush())
 }
 
 /// Packs what is at a path here: under its own name, or what is in it.
@@ -163,7 +166,12 @@ fn pack(from: &Path, contents: bool, out: File) -> Result<()> {
     tar.sparse(false);
     let meta =
         if from.as_os_str().as_encoded_bytes().ends_with(b"/") { from.metadata() } else { from.symlink_metadata() };
-    if meta.map_err(fault)?.is_dir() {
+    let meta = meta.map_err(fault)?;
+    if !(meta.is_dir() || meta.is_file() || meta.is_symlink()) {
+        let why = "is a device, FIFO or socket: only files, links and directories are copied";
+        return Err(Error::invalid("path", from.display(), why));
+    }
+    if meta.is_dir() {
         let whole = from.canonicalize().map_err(fault)?;
         let name =
             if contents { Path::new(".") } else { Path::new(whole.file_name().unwrap_or_else(|| "root".as_ref())) };

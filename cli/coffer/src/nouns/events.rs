@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::{
     args::{Command, many, value},
-    cx::{Cx, line},
+    cx::{Cx, line, say},
     failure::Failure,
     units::number,
 };
@@ -68,7 +68,7 @@ fn show(next: Result<Event, Gap>, json: bool) -> Result<(), Failure> {
             line(&event.to_string())
         }
         (Err(gap), false) => {
-            eprintln!("coffer: events {} to {} were dropped", gap.from, gap.to);
+            say(&format!("events {} to {} were dropped", gap.from, gap.to));
             Ok(())
         }
         (Err(gap), true) => line(&json!({ "gap": { "from": gap.from, "to": gap.to } }).to_string()),

@@ -1,6 +1,6 @@
 //! `exec`: another process in a running container.
 
-use cofferdam_client::{ProcessOptions, Stdio, is_lost};
+use cofferdam_client::{Client, ProcessOptions, Stdio, Task, is_lost};
 use cofferdam_types::Code;
 
 use crate::{
@@ -67,18 +67,29 @@ async fn exec(cx: Cx) -> Result<i32, Failure> {
         return Ok(0);
     }
     let signals = Signals::take(FORWARDED)?;
-    let stdio = stdio(args.has("interactive"), tty)?;
-    let raw = if tty && args.has("interactive") { Raw::stdin()? } else { None };
-    let process = task.exec(&name, &options, stdio);
+    let interactive = args.has("interactive");
+    let streams = || stdio(interactive, tty);
+    let raw = if tty && interactive { Raw::stdin()? } else { None };
+    let process = task.exec(&name, &options, streams()?);
     let (starting, waiting) = (process.start(), process.wait());
-    starting.await?;
+    match starting.await {
+        // Whether it was made, and started, is not known.
+        Err(error) if is_lost(&error) => {
+            let again = async |client: Client| {
+                start_again(&client.namespace(&cx.namespace).containers().get(&id).task(), &name, &options, streams()?)
+                    .await
+            };
+            client.persist(again).await?;
+        }
+        started => drop(started?),
+    }
     if let Some(raw) = &raw {
         raw.started()?;
     }
     let wait = async {
         match waiting.await {
             Err(error) if is_lost(&error) => {
-                let again = |client: cofferdam_client::Client| {
+                let again = |client: Client| {
                     let task = client.namespace(&cx.namespace).containers().get(&id).task();
                     task.process(&name).wait()
                 };
@@ -99,4 +110,18 @@ async fn exec(cx: Cx) -> Result<i32, Failure> {
         _ => {}
     }
     Ok(tell(&id, &exit))
+}
+
+/// Has a process started that was asked for on a connection which was lost: it is made where it is not there, and started
+/// where it was not.
+async fn start_again(task: &Task, name: &str, options: &ProcessOptions, stdio: Stdio) -> cofferdam_types::Result<()> {
+    let started = match task.exec(name, options, stdio).start().await {
+        Err(error) if error.code == Code::AlreadyExists => task.process(name).start().await,
+        other => other,
+    };
+    match started {
+        // It was started, and may have ended.
+        Err(error) if error.code == Code::FailedPrecondition && error.kind == "process" => Ok(()),
+        other => other.map(drop),
+    }
 }

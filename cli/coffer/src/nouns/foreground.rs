@@ -1,18 +1,25 @@
 //! What `run`, `exec` and `attach` share: streams, waiting while signals and window sizes are passed on, and how it is told
 //! that something ended.
 
-use std::io::IsTerminal as _;
+use std::{
+    io::{IsTerminal as _, Write as _},
+    time::Duration,
+};
 
 use cofferdam_client::{Exit, Input, Output, Stdio};
 use nix::sys::signal::Signal;
 
 use crate::{
     args::Args,
+    cx::say,
     failure::Failure,
     signals::Signals,
     terminal,
     units::{self, HostStream},
 };
+
+/// How long what ran at a terminal that is gone has to end by the signal for that.
+const HANG_UP: Duration = Duration::from_secs(2);
 
 /// The streams that are named by paths of the daemon's host.
 #[derive(Clone)]
@@ -74,7 +81,7 @@ pub enum Passed {
     Size(u16, u16),
 }
 
-/// Waits, and passes on meanwhile what arrives.
+/// Waits, and passes on meanwhile what arrives. A terminal that is gone ends that.
 pub async fn attended<T, F>(
     signals: &Signals,
     tty: bool,
@@ -102,13 +109,26 @@ where
         // Beside the wait and not in front of it: it may have to find the daemon again first. That it fails because the
         // process has ended is seen in the wait.
         tokio::task::spawn_local(async move { drop(passing.await) });
+        if signal == Signal::SIGHUP as u32 && terminal::hung_up() {
+            let left = || Failure {
+                text: "the terminal is gone; what ran at it goes on".to_owned(),
+                code: Some(128 + Signal::SIGHUP as i32),
+            };
+            return Ok(tokio::time::timeout(HANG_UP, wait).await.map_err(|_| left())??);
+        }
     }
 }
 
 /// Says how something ended that did not end by itself, and gives coffer's exit code.
 pub fn tell(id: &str, exit: &Exit) -> i32 {
     if !exit.reason.is_empty() {
-        eprintln!("coffer: container {id}: {}", exit.reason);
+        say(&format!("container {id}: {}", exit.reason));
     }
     exit.status as i32
+}
+
+/// Says that the user has left and the container goes on, below what it has written.
+pub fn tell_detached(id: &str) {
+    let _ = std::io::stderr().write_all(b"\n");
+    say(&format!("detached from {id}"));
 }

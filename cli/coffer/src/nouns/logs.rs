@@ -11,7 +11,7 @@ use cofferdam_types::{Error, Timestamp};
 
 use crate::{
     args::{Args, Command, Positional, Times, switch, value},
-    cx::Cx,
+    cx::{Cx, say},
     failure::Failure,
     units,
 };
@@ -45,25 +45,29 @@ async fn logs(cx: Cx) -> Result<i32, Failure> {
     let wanted = options(&cx.args)?;
     let show =
         Rc::new(RefCell::new(Show { json: cx.json, stamps: cx.args.has("timestamps"), lines: Default::default() }));
+    let unwritten = Rc::new(RefCell::new(None));
     // After a restart of the daemon it goes on behind what was shown.
     let shown = Rc::new(Cell::new(None));
     let read = async |client: Client| {
         let container = client.namespace(&cx.namespace).containers().get(cx.args.at(0));
         let options = LogOptions { after: shown.get(), ..wanted };
-        let (show, shown) = (show.clone(), shown.clone());
+        let (show, shown, unwritten) = (show.clone(), shown.clone(), unwritten.clone());
         let take = move |record: LogRecord<'_>| {
             shown.set(Some(record.position));
-            show.borrow_mut().record(record).map_err(|e| Error::io("output", "", "can't be written", &e))
+            show.borrow_mut().record(record).map_err(|e| {
+                let error = Error::io("output", "", "can't be written", &e);
+                *unwritten.borrow_mut() = Some(Failure::output(e));
+                error
+            })
         };
         container.logs_with(&options, take).await
     };
     let client = cx.client().await?;
-    if wanted.follow {
-        client.persist(read).await?
-    } else {
-        read(client).await?
+    let done = if wanted.follow { client.persist(read).await } else { read(client).await };
+    if let Some(failure) = unwritten.take() {
+        return Err(failure);
     }
-    Ok(0)
+    Ok(done.map(|()| 0)?)
 }
 
 fn options(args: &Args) -> Result<LogOptions, Failure> {
@@ -104,7 +108,8 @@ impl Show {
                     serde_json::json!({ "time": time, "lost": record.lost })
                 );
             }
-            return writeln!(std::io::stderr(), "coffer: the log lacks something here: {}", record.lost);
+            say(&format!("the log lacks something here: {}", record.lost));
+            return Ok(());
         }
         if self.json {
             let stream = if out { "stdout" } else { "stderr" };

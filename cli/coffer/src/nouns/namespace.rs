@@ -64,7 +64,8 @@ pub static RM: Command = Command {
     about: "remove empty namespaces",
     positionals: &[Positional { name: "NAME", times: Times::Many }],
     flags: &[],
-    notes: "",
+    notes: "A namespace is empty when no containers, images, leases and snapshots made by hand are in it. What images that are\n\
+            gone left in it, blobs and layers, goes with it, unless another namespace has it too.",
     failure: 1,
     action: |cx| Box::pin(rm(cx)),
 };

@@ -17,7 +17,7 @@ use crate::{
     nouns::{
         attach::forward,
         env::env,
-        foreground::{HostStreams, Passed, attended, needs_terminal, stdio, tell},
+        foreground::{HostStreams, Passed, attended, needs_terminal, stdio, tell, tell_detached},
     },
     signals::{FORWARDED, Signals},
     terminal::{self, Raw},
@@ -107,9 +107,10 @@ pub static RUN: Command = Command {
             daemon is waited out, and of a part of it.\n\n\
             A container that ctrl-c doesn't end (its first process must take SIGINT itself) ends by \"coffer kill NAME\"\n\
             from elsewhere.\n\n\
-            On a terminal ctrl-p ctrl-q detaches and leaves it running.\n\n\
-            exit code: the container's own; 127 if its command is not there, 126 if that can't be executed, 125 if\n\
-            coffer or the daemon fails",
+            On a terminal ctrl-p ctrl-q detaches and leaves it running. Where the terminal itself goes, it gets SIGHUP, and\n\
+            coffer ends soon, whether or not it has.\n\n\
+            exit code: the container's own; 127 if its command is not there, 126 if that can't be executed, 129 if it\n\
+            outlives the terminal, 125 if coffer or the daemon fails",
     failure: 125,
     action: |cx| Box::pin(run(cx)),
 };
@@ -206,7 +207,7 @@ pub(super) async fn run(cx: Cx) -> Result<i32, Failure> {
     match exit {
         Some(exit) => Ok(tell(run.id(), &exit)),
         None => {
-            eprintln!("\ncoffer: detached from {}", run.id());
+            tell_detached(run.id());
             Ok(0)
         }
     }
@@ -223,6 +224,7 @@ async fn gives_up(signals: &Signals) -> Result<u32, Failure> {
 }
 
 pub(super) fn request(args: &Args, namespace: &str) -> Result<RunRequest, Failure> {
+    args.filled()?;
     if args.has("detach") && args.has("interactive") && !args.has("tty") {
         return Err(Failure::usage("run: -d leaves nobody to give standard input: leave out -i"));
     }
@@ -560,6 +562,7 @@ mod tests {
     fn bad_values_name_their_flag() {
         for (line, word) in [
             (["--memory", "much", "x"], "--memory"),
+            (["--name", "", "x"], "--name"),
             (["--cpus", "none", "x"], "--cpus"),
             (["--net", "path:", "x"], "--net"),
             (["-p", "80", "x"], "--publish"),

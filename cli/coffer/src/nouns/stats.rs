@@ -35,7 +35,8 @@ const CLEAR: &str = "\x1b[2J\x1b[H";
 const ONCE: Duration = Duration::from_millis(200);
 
 async fn stats(cx: Cx) -> Result<i32, Failure> {
-    let interval = Duration::from_secs(cx.args.read("interval", number)?.unwrap_or(1).max(1));
+    let seconds = |text: &str| number(text).and_then(|n| if n == 0 { Err("give 1 or more".to_owned()) } else { Ok(n) });
+    let interval = Duration::from_secs(cx.args.read("interval", seconds)?.unwrap_or(1));
     let once = cx.args.has("no-stream");
     let namespace = cx.namespace().await?;
     let clear = !once && !cx.json && std::io::stdout().is_terminal();

@@ -43,13 +43,15 @@ pub(super) fn devices(
     let is_bind = |m: &Mount| {
         m.typ().as_deref() == Some("bind") || m.options().iter().flatten().any(|o| o == "bind" || o == "rbind")
     };
-    let mounts = request.spec.mounts().iter().flatten();
-    if mounts.into_iter().any(|m| m.destination() == Path::new("/dev") && is_bind(m)) {
+    let mounts = || request.spec.mounts().iter().flatten();
+    if mounts().any(|m| m.destination() == Path::new("/dev") && is_bind(m)) {
         return Ok(());
     }
+    // What is mounted at a device's place is there in place of it, as with runc.
+    let taken = |path: &Path| mounts().any(|m| m.destination() == path);
     let dev = || plan::target(Path::new("/dev"), Make::Directory);
     let mut nodes = Vec::new();
-    for (name, major, minor) in DEVICES {
+    for (name, major, minor) in DEVICES.iter().filter(|(name, ..)| !taken(&Path::new("/dev").join(name))) {
         nodes.push(Step::Device {
             directory: dev()?,
             name: c_string("devices", name)?,
@@ -60,7 +62,8 @@ pub(super) fn devices(
         });
     }
     for device in linux.devices().iter().flatten() {
-        if !DEVICES.iter().any(|(name, ..)| device.path() == &Path::new("/dev").join(name)) {
+        let standard = DEVICES.iter().any(|(name, ..)| device.path() == &Path::new("/dev").join(name));
+        if !standard && !taken(device.path()) {
             nodes.push(self::device(device)?);
         }
     }

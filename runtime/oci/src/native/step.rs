@@ -313,6 +313,10 @@ impl Step {
                 "a directory can only be mounted on a directory and a file on a file, and this is not so here: choose \
                  another dst",
             ),
+            (Step::Mask(_), libc::ENODEV) => state(
+                self.describe(),
+                "it is hidden by /dev/null, and another thing is mounted there: choose another dst",
+            ),
             (Step::Directory(target), libc::ENOTDIR) => not_a_directory(&target.path),
             (Step::WorkingDirectory { path, .. }, libc::ENOTDIR) => not_a_directory(path),
             (Step::WorkingDirectory { path, .. }, libc::EACCES | libc::EPERM) => {

@@ -136,16 +136,29 @@ fn wanted(wish: &Mount) -> Result<SpecMount> {
         Mount::Tmpfs { target, options } => {
             let mut list = vec!["nosuid", "nodev", "noexec"];
             for option in options {
-                let value_is_plain =
-                    |v: &str| !v.is_empty() && v.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'%');
                 let known = FLAGS.contains(&option.as_str())
-                    || option.split_once('=').is_some_and(|(k, v)| TMPFS_KEYS.contains(&k) && value_is_plain(v));
+                    || option.split_once('=').is_some_and(|(k, v)| TMPFS_KEYS.contains(&k) && tmpfs_takes(k, v));
                 if !known {
                     return Err(unknown(option));
                 }
                 list.push(option);
             }
             Ok(mount(&self::target(target)?, "tmpfs", "tmpfs", list))
+        }
+    }
+}
+
+/// Whether a tmpfs takes this value: it would say no more than EINVAL.
+fn tmpfs_takes(key: &str, value: &str) -> bool {
+    match key {
+        "mode" => value.bytes().all(|b| b.is_ascii_digit()) && u32::from_str_radix(value, 8).is_ok_and(|m| m <= 0o7777),
+        "uid" | "gid" => {
+            value.bytes().all(|b| b.is_ascii_digit()) && value.parse::<u32>().is_ok_and(|id| id != u32::MAX)
+        }
+        _ => {
+            let unit = |c: char| "kKmMgGtTpPeE".contains(c) || c == '%' && key == "size";
+            let number = value.strip_suffix(unit).unwrap_or(value);
+            number.bytes().all(|b| b.is_ascii_digit()) && number.parse::<u64>().is_ok()
         }
     }
 }
@@ -165,7 +178,10 @@ fn target(text: &str) -> Result<String> {
 fn unknown(option: &str) -> cofferdam_types::Error {
     match clean("mounts", option) {
         Err(error) => error,
-        Ok(_) => wrong("mounts", format!("have the option {}, which is not known here", shown(option))),
+        Ok(_) => wrong(
+            "mounts",
+            format!("have the option {}, which is not known here, or has a value that it can't have", shown(option)),
+        ),
     }
 }
 

@@ -208,7 +208,24 @@ fn l3_injection_is_refused_by_field() {
         ],
     );
     let tmpfs = |option: &str| json!([{"type": "tmpfs", "target": "/x", "options": [option]}]);
-    refused("mounts", &["size=", "size=1,uid=0", "size=1\n", "mpol=bind:0", "context=x", "bind", "size"].map(tmpfs));
+    refused(
+        "mounts",
+        &[
+            "size=",
+            "size=1,uid=0",
+            "size=1\n",
+            "mode=9999",
+            "mode=+1",
+            "uid=-1",
+            "size=1x",
+            "nr_inodes=5%",
+            "mpol=bind:0",
+            "context=x",
+            "bind",
+            "size",
+        ]
+        .map(tmpfs),
+    );
     refused(
         "mounts",
         &[json!([{"type": "tmpfs", "target": "/x"}, {"type": "bind", "source": "/x", "target": "/x/."}])],

@@ -41,6 +41,12 @@ fn devices_links_and_default_mounts_are_there() {
     assert!(out.starts_with(&expected.replace("KCORE", kcore)), "{out}");
     // P8: what isn't allowed is denied, also through a node that the container makes itself.
     assert_eq!(out.matches("Operation not permitted").count(), 2, "{out}");
+    // What is mounted at a device's place is there.
+    let file = f.dir.path().join("in-its-place");
+    std::fs::write(&file, "a file\n").unwrap();
+    let place = json!({"destination": "/dev/zero", "type": "bind", "source": file, "options": ["bind"]});
+    f.spec["mounts"].as_array_mut().unwrap().push(place);
+    assert_eq!(f.output("cat /dev/zero"), "a file\n");
 }
 
 #[test]
