@@ -28,7 +28,7 @@ use cofferdam_kernel::{Kernel, Pool};
 use cofferdam_metadata::Metadata;
 use cofferdam_networks::Networks;
 use cofferdam_snapshots::Snapshots;
-use cofferdam_tasks::{Deps, Filters, Layout, Program, Tasks};
+use cofferdam_tasks::{Children, Deps, Filters, Layout, Makers, Program, Tasks};
 use cofferdam_transfer::Transfer;
 use cofferdam_types::{Error, Result, Timestamp};
 
@@ -66,6 +66,12 @@ impl Daemon {
         if same(&config.root, &config.state) {
             let why = "is named for the root and for the state: what must last needs another directory than what ends with a \
                        reboot";
+            return Err(Error::invalid("directory", config.state.display(), why));
+        }
+        let socket = config.state.join(SOCKET);
+        if socket.as_os_str().len() > SUN_LEN {
+            let why =
+                format!("is too long: the path of the socket in it may have {SUN_LEN} bytes, or nobody could connect");
             return Err(Error::invalid("directory", config.state.display(), why));
         }
         exists(&config.state, 0o711)?;
@@ -107,6 +113,8 @@ impl Daemon {
             journal: config.journal.clone(),
             apparmor: cofferdam_oci::apparmor::Loader::detect().map(Arc::new),
             filters: Filters::default(),
+            children: Children::default(),
+            makers: Makers::default(),
         };
         let tasks = Tasks::start(&kernel, TABLE.tasks, deps)?;
         let transfer = Transfer::start(&kernel, TABLE.transfer, metadata.clone(), content.clone(), images.clone());
@@ -153,6 +161,9 @@ impl Daemon {
         self.kernel.stop().await;
     }
 }
+
+/// What a socket's path can have.
+const SUN_LEN: usize = 107;
 
 /// How many connections there can be: half of the descriptors are for all else that a daemon opens.
 fn room(wanted: u32) -> u32 {

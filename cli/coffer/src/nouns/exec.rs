@@ -1,7 +1,7 @@
 //! `exec`: another process in a running container.
 
-use cofferdam_client::{ProcessOptions, Stdio, is_lost};
-use cofferdam_types::Code;
+use cofferdam_client::{Process, ProcessOptions, Stdio, is_lost};
+use cofferdam_types::{Code, Error};
 
 use crate::{
     args::{Command, Positional, Times, many, switch, value},
@@ -62,7 +62,10 @@ async fn exec(cx: Cx) -> Result<i32, Failure> {
     let name = cofferdam_client::random_id()?;
     let task = client.namespace(&cx.namespace).containers().get(&id).task();
     if detach {
-        task.exec(&name, &options, Stdio::default()).start().await?;
+        let process = task.exec(&name, &options, Stdio::default());
+        if let Err(error) = process.start().await {
+            return Err(forget(&process, error).await);
+        }
         line(&if cx.json { serde_json::json!({ "id": name }).to_string() } else { name })?;
         return Ok(0);
     }
@@ -71,7 +74,9 @@ async fn exec(cx: Cx) -> Result<i32, Failure> {
     let raw = if tty && args.has("interactive") { Raw::stdin()? } else { None };
     let process = task.exec(&name, &options, stdio);
     let (starting, waiting) = (process.start(), process.wait());
-    starting.await?;
+    if let Err(error) = starting.await {
+        return Err(forget(&process, error).await);
+    }
     if let Some(raw) = &raw {
         raw.started()?;
     }
@@ -99,4 +104,11 @@ async fn exec(cx: Cx) -> Result<i32, Failure> {
         _ => {}
     }
     Ok(tell(&id, &exit))
+}
+
+/// Deletes what could not be started, which nobody else would. The error is the same.
+async fn forget(process: &Process, error: Error) -> Failure {
+    // One that was never made can't be deleted.
+    let _ = process.delete().await;
+    error.into()
 }
