@@ -94,6 +94,7 @@ pub struct Tasks {
 macro_rules! requests {
     ($($(#[$doc:meta])* $name:ident($($field:ident: $type:ty),*) = $message:ident -> $reply:ty;)*) => {$(
         $(#[$doc])*
+        #[allow(clippy::too_many_arguments, reason = "one message, by its fields")]
         pub async fn $name(&self, ns: &Namespace, id: &Id, $($field: $type),*) -> Result<$reply> {
             self.slot.call($message { namespace: ns.clone(), id: id.clone(), $($field),* }).await
         }

@@ -21,27 +21,34 @@ const GRACE: Duration = Duration::from_secs(3);
 
 /// Who is waited for. A crash of the actor is no end of theirs.
 #[derive(Clone, Debug, Default)]
-pub struct Makers(Arc<Mutex<BTreeMap<Key, (Presence, watch::Sender<()>)>>>);
+pub struct Makers(Arc<Mutex<BTreeMap<Key, Maker>>>);
+
+#[derive(Debug)]
+struct Maker {
+    presence: Presence,
+    /// Its end tells who waits that it is over.
+    _hold: watch::Sender<()>,
+}
 
 impl Makers {
-    fn all(&self) -> MutexGuard<'_, BTreeMap<Key, (Presence, watch::Sender<()>)>> {
+    fn all(&self) -> MutexGuard<'_, BTreeMap<Key, Maker>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn of(&self, key: &Key) -> Option<Presence> {
-        self.all().get(key).map(|(presence, _)| presence.clone())
+        self.all().get(key).map(|maker| maker.presence.clone())
     }
 
     /// In place of whoever was waited for. What is given ends when this one is waited for no more.
     fn put(&self, key: Key, presence: Presence) -> watch::Receiver<()> {
-        let (hold, over) = watch::channel(());
-        self.all().insert(key, (presence, hold));
+        let (_hold, over) = watch::channel(());
+        self.all().insert(key, Maker { presence, _hold });
         over
     }
 
     /// Nobody is waited for any more; gives who was.
     pub(crate) fn take(&self, ns: &Namespace, id: &Id) -> Option<Presence> {
-        self.all().remove(&(ns.clone(), id.clone())).map(|(presence, _)| presence)
+        self.all().remove(&(ns.clone(), id.clone())).map(|maker| maker.presence)
     }
 }
 
