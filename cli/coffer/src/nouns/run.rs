@@ -284,7 +284,7 @@ fn rootfs(args: &Args, checkpoint: bool) -> Result<String, Failure> {
         return if args.at(0).is_empty() { Err(missing()) } else { Ok(String::new()) };
     };
     let of_images = ["pull", "platform", "plain-http", "snapshotter"].into_iter().find(|flag| args.has(flag));
-    if let Some(flag) = of_images.or(checkpoint.then_some("checkpoint")) {
+    if let Some(flag) = of_images.or_else(|| checkpoint.then_some("checkpoint")) {
         return Err(Failure::usage(format!("run: --rootfs has no image: leave out --{flag}")));
     }
     let whole = std::path::absolute(dir).map_err(|e| Failure::io(&format!("--rootfs {dir:?}"), e))?;
