@@ -29,7 +29,7 @@ use cofferdam_kernel::{Kernel, Pool};
 use cofferdam_metadata::Metadata;
 use cofferdam_networks::Networks;
 use cofferdam_snapshots::Snapshots;
-use cofferdam_tasks::{Deps, Filters, Layout, Program, Tasks};
+use cofferdam_tasks::{Children, Deps, Filters, Layout, Makers, Program, Tasks};
 use cofferdam_transfer::Transfer;
 use cofferdam_types::{Error, Result, Timestamp};
 
@@ -109,6 +109,8 @@ impl Daemon {
             journal: config.journal.clone(),
             apparmor: cofferdam_oci::apparmor::Loader::detect().map(Arc::new),
             filters: Filters::default(),
+            children: Children::default(),
+            makers: Makers::default(),
         };
         let tasks = Tasks::start(&kernel, TABLE.tasks, deps)?;
         let transfer = Transfer::start(&kernel, TABLE.transfer, metadata.clone(), content.clone(), images.clone());

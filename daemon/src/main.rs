@@ -1,6 +1,6 @@
 //! `cofferd`: see `cofferd --help`.
 
-use std::process::ExitCode;
+use std::{io::Write as _, process::ExitCode};
 
 use cofferd::{
     Daemon,
@@ -12,15 +12,14 @@ use tokio::signal::unix::{SignalKind, signal};
 fn main() -> ExitCode {
     let done = config::parse(std::env::args_os().skip(1)).and_then(|command| match command {
         Command::Print(text) => {
-            print!("{text}");
-            Ok(())
+            std::io::stdout().write_all(text.as_bytes()).map_err(|e| Error::io("output", "", "can't be written", &e))
         }
         Command::Run(config) => run(&config),
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("cofferd: {error}");
+            let _ = writeln!(std::io::stderr(), "cofferd: {error}");
             ExitCode::FAILURE
         }
     }
@@ -29,7 +28,13 @@ fn main() -> ExitCode {
 fn run(config: &Config) -> Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_new(&config.log)
         .map_err(|e| Error::invalid("option", "--log", format!("is not a filter: {e}")))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .with_writer(std::io::stderr)
+        // It would say on stderr, or panic, that stderr takes no line: a log that nobody keeps ends no daemon.
+        .log_internal_errors(false)
+        .init();
     actix::System::new().block_on(async {
         let os = |e: std::io::Error| Error::io("signal", "", "can't be watched", &e);
         let mut terminate = signal(SignalKind::terminate()).map_err(os)?;

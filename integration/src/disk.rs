@@ -36,6 +36,16 @@ pub fn small_disk(mib: usize, inodes: usize) -> Daemon {
     daemon
 }
 
+/// A daemon whose state lies on a small file system of its own, which its end unmounts.
+pub fn small_state(mib: usize) -> Daemon {
+    let daemon = Daemon::start();
+    daemon.stop();
+    let options = format!("size={mib}m,mode=711");
+    tool("mount", &["-t", "tmpfs", "-o", &options, "tmpfs", daemon.state().to_str().expect("UTF-8")]);
+    daemon.restart();
+    daemon
+}
+
 /// Takes all room of a disk but so much, with a file in its top directory that is to be removed.
 pub fn fill(top: &Path, left: u64) -> PathBuf {
     let path = top.join("filler");

@@ -99,11 +99,15 @@ impl Actor for TasksActor {
             tracing::warn!(%error, "networks that a crash left can't be looked for");
             Vec::new()
         });
-        let unborn = if self.first { sweep::unborn(&self.ctx.deps) } else { Ok(Vec::new()) };
-        let unborn = unborn.unwrap_or_else(|error| {
+        self.ctx.deps.children.reap_all();
+        let mut unborn = sweep::unborn(&self.ctx.deps).unwrap_or_else(|error| {
             tracing::warn!(%error, "what a crash left can't be looked for");
             Vec::new()
         });
+        if !self.first {
+            // Their makers are still there, or have gone meanwhile.
+            unborn.drain(..).for_each(|(ns, id)| self.ctx.expect_start(&ns, &id, None));
+        }
         // Nobody has asked for anything yet: the turns are free.
         let unborn = unborn.into_iter().filter_map(|(ns, id)| {
             let turn = self.ctx.turn_of(&ns, &id).try_lock_owned().ok()?;
@@ -112,6 +116,9 @@ impl Actor for TasksActor {
         let unborn = unborn.collect();
         for (namespace, task) in recorded {
             let entry = recover::entry(&self.ctx.deps, &namespace, &task);
+            if entry.remove_on_exit && task.started.is_none() && task.exit.is_none() {
+                self.ctx.expect_start(&namespace, &task.id, None);
+            }
             self.ctx.entries.borrow_mut().insert((namespace, task.id.clone()), entry.clone());
             let ctx = self.ctx.clone();
             let was_recorded = task.exit.is_some();
@@ -156,6 +163,7 @@ impl Ctx {
     pub(crate) fn removed(&self, ns: &Namespace, id: &Id) {
         let key = (ns.clone(), id.clone());
         self.entries.borrow_mut().remove(&key);
+        self.deps.makers.take(ns, id);
         if let Some(waiting) = self.removals.borrow_mut().remove(&key) {
             waiting.send_replace(true);
         }
@@ -252,7 +260,7 @@ impl Ctx {
         let mut request = remote.container.attach_request();
         request.get().set_id(&message.exec);
         set_stdio(request.get().init_stdio(), message.stdio, &remote.fds);
-        let answer = request.send().promise.await.map_err(from_shim)?;
+        let answer = entry.answer(&remote, request.send().promise).await?;
         let attachment = answer.get().and_then(|a| a.get_attachment()).map_err(from_shim)?;
         let (over, seen) = watch::channel(None);
         let (hold, dropped) = tokio::sync::oneshot::channel::<()>();
@@ -274,8 +282,16 @@ impl Ctx {
 impl Handler<CreateContainer> for TasksActor {
     type Result = ResponseFuture<Result<Container>>;
     fn handle(&mut self, message: CreateContainer, _: &mut Context<Self>) -> Self::Result {
-        let deps = self.ctx.deps.clone();
-        Box::pin(async move { create::create(&deps, &message.authority, &message.namespace, *message.new).await })
+        let ctx = self.ctx.clone();
+        Box::pin(async move {
+            let CreateContainer { authority, namespace, new, presence } = message;
+            let goes = new.remove_on_exit;
+            let made = create::create(&ctx.deps, &authority, &namespace, *new).await?;
+            if goes {
+                ctx.expect_start(&namespace, &made.id, Some(presence));
+            }
+            Ok(made)
+        })
     }
 }
 
@@ -284,7 +300,7 @@ impl Handler<CreateTask> for TasksActor {
     fn handle(&mut self, message: CreateTask, _: &mut Context<Self>) -> Self::Result {
         let ctx = self.ctx.clone();
         Box::pin(async move {
-            let CreateTask { namespace, id, authority, stdio, log, checkpoint } = message;
+            let CreateTask { namespace, id, authority, stdio, log, checkpoint, presence } = message;
             let _turn = ctx.turn(&namespace, &id).await;
             let group = ctx.group_turn(&namespace, &id).await?;
             let joined = group.as_ref().and_then(|(group, _)| ctx.shim_of(&namespace, group));
@@ -308,6 +324,9 @@ impl Handler<CreateTask> for TasksActor {
                     return Err(error);
                 }
             };
+            if entry.remove_on_exit {
+                ctx.expect_start(&namespace, &id, Some(presence));
+            }
             ctx.entries.borrow_mut().insert((namespace, id), entry.clone());
             ctx.follow(entry, &connection);
             tokio::task::spawn_local(ctx.spares.clone().refill_soon(ctx.deps.clone()));
@@ -340,7 +359,12 @@ impl Handler<Start> for TasksActor {
         let ctx = self.ctx.clone();
         Box::pin(async move {
             let entry = ctx.entry(&message.namespace, &message.id)?;
+            let first = message.exec.is_empty();
+            let maker = if first { ctx.deps.makers.take(&message.namespace, &message.id) } else { None };
             let started = ctx.start(&entry, &message.exec).await;
+            if let (Some(maker), Err(_)) = (maker, &started) {
+                ctx.expect_start(&message.namespace, &message.id, Some(maker));
+            }
             ctx.spares.refill_now();
             started
         })
@@ -413,27 +437,27 @@ calls! {
         request.get().set_id(&m.exec);
         request.get().set_rows(m.rows);
         request.get().set_columns(m.columns);
-        request.send().promise.await.map(drop).map_err(from_shim)
+        entry.answer(&remote, request.send().promise).await.map(drop)
     };
     CloseStdin -> () = |ctx, entry, remote, m| {
         let _ = (&ctx, &entry);
         let mut request = remote.container.close_stdin_request();
         request.get().set_id(&m.exec);
-        request.send().promise.await.map(drop).map_err(from_shim)
+        entry.answer(&remote, request.send().promise).await.map(drop)
     };
     Stdin -> OwnedFd = |ctx, entry, remote, m| {
         let _ = (&ctx, &entry);
         let mut request = remote.container.stdin_request();
         request.get().set_id(&m.exec);
-        let answer = request.send().promise.await.map_err(from_shim)?;
+        let answer = entry.answer(&remote, request.send().promise).await?;
         remote.fds.take(answer.get().map_err(from_shim)?.get_write())
     };
     Dump -> Dumped = |ctx, entry, remote, m| restore::dump(&ctx.deps, &entry, &remote, m.options).await;
     Pause -> () = |ctx, entry, remote, m| {
         if m.pause {
-            remote.container.pause_request().send().promise.await.map_err(from_shim)?;
+            entry.answer(&remote, remote.container.pause_request().send().promise).await?;
         } else {
-            remote.container.resume_request().send().promise.await.map_err(from_shim)?;
+            entry.answer(&remote, remote.container.resume_request().send().promise).await?;
         }
         entry.paused.set(m.pause);
         let (ns, id) = (m.namespace.clone(), m.id.clone());
@@ -463,7 +487,7 @@ impl Handler<Kill> for TasksActor {
             request.get().set_id(&exec);
             request.get().set_signal(signal);
             request.get().set_all(all);
-            request.send().promise.await.map(drop).map_err(from_shim)
+            entry.answer(&remote, request.send().promise).await.map(drop)
         })
     }
 }
@@ -473,8 +497,9 @@ impl Handler<LogLost> for TasksActor {
     fn handle(&mut self, message: LogLost, _: &mut Context<Self>) -> Self::Result {
         let ctx = self.ctx.clone();
         Box::pin(async move {
-            let remote = ctx.entry(&message.namespace, &message.id)?.link.remote().await?;
-            let answer = remote.container.state_request().send().promise.await.map_err(from_shim)?;
+            let entry = ctx.entry(&message.namespace, &message.id)?;
+            let remote = entry.remote().await?;
+            let answer = entry.answer(&remote, remote.container.state_request().send().promise).await?;
             Ok(answer.get().map_err(from_shim)?.get_log_lost())
         })
     }
@@ -520,7 +545,7 @@ impl Handler<DeleteProcess> for TasksActor {
             let remote = entry.remote().await?;
             let mut request = remote.container.delete_exec_request();
             request.get().set_id(&message.exec);
-            let answer = request.send().promise.await.map_err(from_shim)?;
+            let answer = entry.answer(&remote, request.send().promise).await?;
             let life = life(answer.get().and_then(|a| a.get_life()).map_err(from_shim)?)?;
             let gone = entry.execs.borrow_mut().remove(&message.exec);
             let never = Exit { status: 0, at: cofferdam_types::Timestamp::now(), reason: "was never started".into() };

@@ -113,7 +113,7 @@ async fn of_task(entry: &Rc<Entry>, container: &Container) -> Result<OwnedFd> {
     let ended = || Error::failed_precondition("task", id, "has just ended: try again");
     let process = File::open(format!("/proc/{pid}")).map_err(|_| ended())?;
     // Only now it is sure whose number it is: what is in the cgroup has not been taken in.
-    let answer = remote.container.pids_request().send().promise.await.map_err(from_shim)?;
+    let answer = entry.answer(&remote, remote.container.pids_request().send().promise).await?;
     let pids = answer.get().and_then(|answer| answer.get_pids()).map_err(from_shim)?;
     if !pids.iter().any(|other| other == pid) {
         return Err(ended());

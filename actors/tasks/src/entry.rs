@@ -16,6 +16,8 @@ use crate::{
     handle::ExitWatch,
     link::{Link, Remote},
     messages::ProcessState,
+    recover::{ANSWER, SILENT},
+    shim::from_shim,
 };
 
 /// One process.
@@ -119,6 +121,32 @@ impl Entry {
             }
             _ => Error { id: self.id.to_string(), ..error },
         })
+    }
+
+    /// What its shim answers. One that doesn't do so in time is out of reach until it does.
+    pub async fn answer<T>(
+        self: &Rc<Self>,
+        remote: &Remote,
+        asked: impl Future<Output = capnp::Result<T>>,
+    ) -> Result<T> {
+        if let Ok(answer) = tokio::time::timeout(ANSWER, asked).await {
+            return answer.map_err(from_shim);
+        }
+        if self.link.state() == "there" {
+            tracing::error!(container = %self.id, shim = %self.shim, "its shim doesn't answer: it is waited for");
+            self.link.mute(SILENT);
+            let (entry, remote) = (self.clone(), remote.clone());
+            tokio::task::spawn_local(async move {
+                // It answers when it goes on, or dies of what it is in: whoever watches the connection sees to that.
+                let Ok(answer) = remote.container.state_request().send().promise.await else { return };
+                if entry.link.state() == "mute" {
+                    // What it was asked for it may have done behind our back.
+                    entry.paused.set(answer.get().is_ok_and(|state| state.get_paused()));
+                    entry.link.found(remote);
+                }
+            });
+        }
+        Err(Error::unavailable("task", &self.id, SILENT))
     }
 
     pub fn state(&self, exec: &str) -> Result<ProcessState> {

@@ -1,25 +1,29 @@
 //! Another process in a container.
 
-use std::os::fd::AsFd as _;
+use std::{os::fd::AsFd as _, rc::Rc};
 
 use cofferdam_metadata::records::containers;
 use cofferdam_oci::spec::{self, ExecOptions};
-use cofferdam_types::{Authority, Error, Id, Result};
+use cofferdam_types::{Authority, Code, Error, Id, Result, Timestamp};
 use cofferdam_wire::convert::life;
 use oci_spec::runtime::Spec;
 
 use crate::{
     entry::{Entry, Process},
     handle::Deps,
+    link::Remote,
     messages::{ExecRequest, Stdio},
     run::set_stdio,
     shim::{self, from_shim},
 };
 
+/// How many that have ended are kept for whoever comes to ask. A client that wants no more of one deletes it.
+const KEPT: usize = 64;
+
 /// Makes a process, ready but not started; gives its id.
 pub(crate) async fn exec(
     deps: &Deps,
-    entry: &Entry,
+    entry: &Rc<Entry>,
     auth: &Authority,
     id: Option<Id>,
     request: ExecRequest,
@@ -46,10 +50,30 @@ pub(crate) async fn exec(
     message.set_process(&process);
     message.set_terminal(request.terminal);
     set_stdio(message.init_stdio(), stdio, &remote.fds);
-    let answer = call.send().promise.await.map_err(from_shim)?;
+    let answer = entry.answer(&remote, call.send().promise).await?;
     let life = life(answer.get().and_then(|a| a.get_life()).map_err(from_shim)?)?;
     entry.execs.borrow_mut().insert(id.clone(), Process::new(life));
+    forget_oldest(entry, &remote).await?;
     Ok(id)
+}
+
+/// Forgets those that ended first, as if they had been deleted: nobody may ever do that, and each makes the container's
+/// own deletion longer.
+async fn forget_oldest(entry: &Rc<Entry>, remote: &Remote) -> Result<()> {
+    let mut ended: Vec<(Timestamp, String)> = {
+        let execs = entry.execs.borrow();
+        execs.iter().filter_map(|(id, process)| Some((process.ended()?.at, id.clone()))).collect()
+    };
+    ended.sort();
+    for (_, id) in &ended[..ended.len().saturating_sub(KEPT)] {
+        let mut call = remote.container.delete_exec_request();
+        call.get().set_id(id);
+        match entry.answer(remote, call.send().promise).await {
+            Err(error) if error.code != Code::NotFound => return Err(error),
+            _ => drop(entry.execs.borrow_mut().remove(id)),
+        }
+    }
+    Ok(())
 }
 
 /// The `process` of the spec, from the container's own and what is asked for. Users are looked up in the container's

@@ -28,9 +28,11 @@ use tokio::sync::watch;
 
 use crate::{
     actor::TasksActor,
+    children::Children,
     copy::{self, Arrival, CopyOptions, Files},
     filters::Filters,
     layout::Layout,
+    makers::{Makers, Presence},
     messages::{
         Attach, Attached, ChangeContainer, Changes, CloseStdin, CreateContainer, CreateTask, DeleteProcess, Dump,
         DumpShim, Exec, ExecRequest, Execs, Kill, LogLost, Measure, NewContainer, Observe, OpenFiles, Pause, Pids,
@@ -74,6 +76,10 @@ pub struct Deps {
     pub apparmor: Option<Arc<apparmor::Loader>>,
     /// What profiles compile to.
     pub filters: Filters,
+    /// The shims.
+    pub children: Children,
+    /// Whose the containers are that have not started and go with their task.
+    pub makers: Makers,
 }
 
 /// Tasks and containers. Cheap to clone.
@@ -88,6 +94,7 @@ pub struct Tasks {
 macro_rules! requests {
     ($($(#[$doc:meta])* $name:ident($($field:ident: $type:ty),*) = $message:ident -> $reply:ty;)*) => {$(
         $(#[$doc])*
+        #[allow(clippy::too_many_arguments, reason = "one message, by its fields")]
         pub async fn $name(&self, ns: &Namespace, id: &Id, $($field: $type),*) -> Result<$reply> {
             self.slot.call($message { namespace: ns.clone(), id: id.clone(), $($field),* }).await
         }
@@ -112,14 +119,22 @@ impl Tasks {
     }
 
     /// Makes a container's record and its writable snapshot; nothing runs yet.
-    pub async fn create_container(&self, auth: &Authority, ns: &Namespace, new: NewContainer) -> Result<Container> {
-        let message = CreateContainer { authority: auth.clone(), namespace: ns.clone(), new: Box::new(new) };
+    pub async fn create_container(
+        &self,
+        auth: &Authority,
+        ns: &Namespace,
+        new: NewContainer,
+        presence: Presence,
+    ) -> Result<Container> {
+        let message = CreateContainer { authority: auth.clone(), namespace: ns.clone(), new: Box::new(new), presence };
         self.slot.call(message).await
     }
 
     requests! {
         /// Makes the container's first process, ready but not started; from a `checkpoint` there is none before the start.
-        create_task(authority: Authority, stdio: Stdio, log: bool, checkpoint: Option<Name>) = CreateTask -> Task;
+        create_task(
+            authority: Authority, stdio: Stdio, log: bool, checkpoint: Option<Name>, presence: Presence
+        ) = CreateTask -> Task;
         /// Writes what runs in the container into files. It stands still until the answer falls.
         dump(authority: Authority, options: DumpOptions) = Dump -> Dumped;
         /// Starts a process; gives its pid. The empty `exec` is the first one, here and below.

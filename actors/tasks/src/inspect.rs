@@ -1,6 +1,6 @@
 //! What a task uses, and the processes in it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, rc::Rc};
 
 use actix::{Context, Handler, ResponseFuture};
 use cofferdam_sys::{
@@ -46,7 +46,7 @@ impl Handler<Pids> for TasksActor {
     type Result = ResponseFuture<Result<Vec<u32>>>;
     fn handle(&mut self, message: Pids, _: &mut Context<Self>) -> Self::Result {
         let ctx = self.ctx.clone();
-        Box::pin(async move { pids(&*ctx.settled(&message.namespace, &message.id).await?).await })
+        Box::pin(async move { pids(&ctx.settled(&message.namespace, &message.id).await?).await })
     }
 }
 
@@ -99,10 +99,10 @@ fn look(pids: &[u32]) -> Vec<procfs::Process> {
     .collect()
 }
 
-async fn pids(entry: &Entry) -> Result<Vec<u32>> {
+async fn pids(entry: &Rc<Entry>) -> Result<Vec<u32>> {
     entry.running("has no processes")?;
     let remote = entry.remote().await?;
-    let answer = remote.container.pids_request().send().promise.await.map_err(from_shim)?;
+    let answer = entry.answer(&remote, remote.container.pids_request().send().promise).await?;
     let pids = answer.get().and_then(|a| a.get_pids()).map_err(from_shim)?;
     Ok(pids.iter().collect())
 }

@@ -211,6 +211,19 @@ impl Layout {
         }
     }
 
+    /// Removes what had to be made above a cgroup that a client named, where it is empty again. What is ours waits for
+    /// [`Layout::tidy`].
+    pub(crate) fn prune_given(&self, cgroup: &str) {
+        let ours = cgroup.strip_prefix(&*self.cgroups).is_some_and(|rest| rest.starts_with('/'));
+        // systemd's names are no paths.
+        if ours || !cgroup.starts_with('/') {
+            return;
+        }
+        if let Err(error) = self.host().and_then(|host| cgroup::prune_made(host, cgroup)) {
+            tracing::warn!(%error, "an empty cgroup is left behind");
+        }
+    }
+
     /// [`Layout::tidy`] once it is quiet there. Something of the namespace's has just gone.
     pub(crate) fn tidy_soon(&self, namespace: &Namespace) {
         let moves = {

@@ -14,6 +14,7 @@
 
 mod actor;
 mod change;
+mod children;
 mod copy;
 mod create;
 mod entry;
@@ -25,6 +26,7 @@ mod inspect;
 mod layout;
 mod limits;
 mod link;
+mod makers;
 mod messages;
 mod network;
 mod recover;
@@ -37,10 +39,12 @@ mod shims;
 mod spare;
 mod sweep;
 
+pub use children::Children;
 pub use copy::{Arrival, CopyOptions};
 pub use filters::Filters;
 pub use handle::{Deps, Tasks};
 pub use layout::Layout;
+pub use makers::{Makers, Presence};
 pub use messages::{
     Attached, Changes, ExecRequest, Input, NewContainer, Output, ProcessEntry, ProcessState, RunRecord, ShimContainer,
     ShimInfo, ShimState, Stdio,

@@ -1,6 +1,6 @@
 //! A change of a container's limits: in force first, then on record.
 
-use std::time::Duration;
+use std::{rc::Rc, time::Duration};
 
 use actix::{Context, Handler, ResponseFuture};
 use cofferdam_metadata::{Tx, records::containers};
@@ -12,7 +12,6 @@ use crate::{
     entry::Entry,
     messages::UpdateResources,
     remove,
-    shim::from_shim,
 };
 
 /// How long a shim may take: whoever wants to remove the container waits as long.
@@ -59,7 +58,7 @@ impl Ctx {
 }
 
 /// Has the shim do it, if there is something to limit.
-async fn change(entry: &Entry, resources: &[u8]) -> Result<()> {
+async fn change(entry: &Rc<Entry>, resources: &[u8]) -> Result<()> {
     entry.link.settled().await?;
     if entry.init.ended().is_some() {
         return Ok(());
@@ -67,7 +66,7 @@ async fn change(entry: &Entry, resources: &[u8]) -> Result<()> {
     let remote = entry.remote().await?;
     let mut request = remote.container.update_request();
     request.get().set_resources(resources);
-    match request.send().promise.await.map_err(from_shim) {
+    match entry.answer(&remote, request.send().promise).await {
         // It ended meanwhile: then what counts is on record.
         Err(_) if entry.init.ended().is_some() => Ok(()),
         other => other.map(drop),

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use crate::{
     copy::Files,
+    makers::Presence,
     network::NetworkRecord,
     restore::{DumpOptions, Dumped},
 };
@@ -278,6 +279,7 @@ pub(crate) struct CreateContainer {
     pub authority: Authority,
     pub namespace: Namespace,
     pub new: Box<NewContainer>,
+    pub presence: Presence,
 }
 
 impl Message for CreateContainer {
@@ -286,7 +288,7 @@ impl Message for CreateContainer {
 
 messages! {
     /// Makes the first process.
-    CreateTask { authority: Authority, stdio: Stdio, log: bool, checkpoint: Option<Name> } -> Task;
+    CreateTask { authority: Authority, stdio: Stdio, log: bool, checkpoint: Option<Name>, presence: Presence } -> Task;
     /// Writes what runs in the container into files, and lets it stand still.
     Dump { authority: Authority, options: DumpOptions } -> Dumped;
     /// Opens the root file system for a copy.

@@ -107,11 +107,11 @@ impl Ctx {
         let not_running =
             || Error::failed_precondition("container", other, "does not run: its network can't be shared");
         let entry = self.entries.borrow().get(&(ns.clone(), other.clone())).cloned().ok_or_else(not_running)?;
-        let remote = entry.link.remote().await?;
+        let remote = entry.remote().await?;
         let pid = entry.init.life.borrow().pid;
         let opened = File::open(format!("/proc/{pid}/ns/net"));
         // Asked behind the opening: as long as its first process is there nobody else has its number.
-        let answer = remote.container.state_request().send().promise.await.map_err(from_shim)?;
+        let answer = entry.answer(&remote, remote.container.state_request().send().promise).await?;
         let lives = answer.get().and_then(|a| a.get_processes()).map_err(from_shim)?.iter();
         let lives = lives.filter_map(|life| cofferdam_wire::convert::life(life).ok());
         let lives = lives.filter(|life| life.id.is_empty()).any(|life| life.pid == pid && life.exited.0 == 0);
@@ -246,7 +246,15 @@ mod tests {
         let network = network.map(|network| NetworkRecord { network, ..NetworkRecord::default() });
         let run = RunRecord { network, ..RunRecord::default() };
         let record = Container::new(Id::new("box").unwrap(), "native", spec);
-        Prepared { record, run, cgroup: String::new(), terminal: false, options: RuntimeOptions::default() }
+        Prepared {
+            record,
+            run,
+            cgroup: String::new(),
+            terminal: false,
+            filter: None,
+            own_network: false,
+            options: RuntimeOptions::default(),
+        }
     }
 
     const OWN: &str = r#"{"ociVersion":"1.0.2","linux":{"namespaces":[{"type":"pid"},{"type":"network"}]}}"#;

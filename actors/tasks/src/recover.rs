@@ -25,6 +25,7 @@ use crate::{
 
 /// A shim that doesn't answer within this makes its task unavailable, alone, until it does.
 pub(crate) const ANSWER: Duration = Duration::from_secs(5);
+pub(crate) const SILENT: &str = "its shim doesn't answer: wait, or remove the container by force";
 pub(crate) const PAGE: usize = 100;
 
 /// Every task on record, in every namespace.
@@ -102,7 +103,7 @@ pub(crate) async fn find(deps: &Deps, entry: &Rc<Entry>) -> Option<Connection> {
         Ok(answer) => answer,
         Err(_) => {
             tracing::error!(container = %entry.id, shim = %entry.shim, "its shim doesn't answer: it is waited for");
-            entry.link.mute("its shim doesn't answer: wait, or remove the container by force");
+            entry.link.mute(SILENT);
             // It has the question, and answers it when it goes on, or dies of what it is in.
             asking.await
         }

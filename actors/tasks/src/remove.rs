@@ -262,6 +262,7 @@ fn remove_dirs(deps: &Deps, ns: &Namespace, id: &Id, entry: Option<&Entry>) {
     let runc = entry.map_or_else(|| deps.layout.runc_of(ns, id), |entry| entry.runc.clone());
     removed.push(deps.layout.remove_runc(&runc));
     if let Some(entry) = entry {
+        deps.layout.prune_given(&entry.cgroup);
         removed.push(layout::remove(&deps.layout.restored(&entry.shim, id)));
         let dir = deps.layout.shim(&entry.shim);
         if entry.group.is_some() && shared(deps, ns, id, &entry.shim) {

@@ -24,7 +24,6 @@ use cofferdam_wire::{
     fdstream::Fds,
 };
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
-use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
     create::{self, cgroup_of},
@@ -182,9 +181,9 @@ async fn make_task(
             (None, spare) => {
                 let (child, connection) = match spare {
                     Some(Spare { child, connection, .. }) => (child, connection),
-                    None => shim::spawn(deps.layout.shim(&shim_id), &deps.shim, &shim_id).await?,
+                    None => shim::spawn(deps.layout.shim(&shim_id), deps, &shim_id).await?,
                 };
-                reap(child, &connection);
+                reap(deps, child, &connection);
                 connection
             }
         };
@@ -264,6 +263,7 @@ async fn make_task(
                 };
                 remove::persist(deps, &Authority::system(), undo).await?;
             }
+            deps.layout.prune_given(&prepared.cgroup);
             let _ = deps.layout.remove_runc(&prepared.runc(deps, ns));
             if own {
                 let _ = layout::remove(&deps.layout.shim(&shim_id));
@@ -286,22 +286,12 @@ async fn clear(deps: &Deps, ns: &Namespace, id: &Id, prepared: &Prepared) -> Res
 }
 
 /// Takes the shim's end in. It may outlive its first connection, where it has containers of others.
-fn reap(mut child: std::process::Child, connection: &Connection) {
-    let ended = connection.ended.clone();
+fn reap(deps: &Deps, child: u32, connection: &Connection) {
+    let (children, ended) = (deps.children.clone(), connection.ended.clone());
     tokio::task::spawn_local(async move {
         ended.await;
         // It ends behind its last connection, or was killed.
-        if let Ok(Some(_)) = child.try_wait() {
-            return;
-        }
-        if let Ok(pidfd) = cofferdam_sys::process::pidfd_open(child.id() as i32)
-            // SAFETY: an `OwnedFd` stays open and the same for as long as the `AsyncFd` owns it.
-            && let Ok(watched) = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }
-        {
-            let _ = watched.readable().await.map(|mut ready| ready.retain_ready());
-        }
-        // It has ended: this waits for nothing. Without a pidfd it waits, and holds up nobody.
-        let _ = tokio::task::spawn_blocking(move || child.wait()).await;
+        children.reap(child).await;
     });
 }
 

@@ -29,7 +29,10 @@ use cofferdam_wire::{SHIM_VERSION, connect, error, fdstream::Fds, shim_capnp::sh
 use futures::{FutureExt as _, future::Shared};
 use tokio::net::UnixStream;
 
-use crate::layout::{self, Layout, through};
+use crate::{
+    handle::Deps,
+    layout::{self, Layout, through},
+};
 
 const SOCKET: &str = "shim.sock";
 /// How long a shim may take to die of SIGKILL.
@@ -89,23 +92,33 @@ pub(crate) fn new_id() -> Result<String> {
 
 /// Makes a new shim's directory: before the commit that names it, or a crash between the two would look like a reboot.
 pub(crate) fn place(dir: &Path, id: &str) -> Result<()> {
-    let made = std::fs::DirBuilder::new().mode(0o700).create(dir);
+    let make = || std::fs::DirBuilder::new().mode(0o700).create(dir);
+    let made = match (make(), dir.parent()) {
+        // Somebody tidied up the state directory.
+        (Err(e), Some(above)) if e.kind() == std::io::ErrorKind::NotFound => {
+            std::fs::DirBuilder::new().mode(0o700).recursive(true).create(above).and_then(|()| make())
+        }
+        (made, _) => made,
+    };
     made.map_err(|e| Error::io("shim", id, "its directory can't be made", &e))
 }
 
 /// Starts a shim in its own directory, see [`place`]. Its socket listens before it runs: nobody has to wait for it. On an
 /// error nothing is left, nor the directory.
-pub(crate) async fn spawn(dir: PathBuf, program: &Program, id: &str) -> Result<(Child, Connection)> {
-    let (at, program, name) = (dir.clone(), program.clone(), id.to_owned());
+pub(crate) async fn spawn(dir: PathBuf, deps: &Deps, id: &str) -> Result<(u32, Connection)> {
+    let (at, program, children, name) = (dir.clone(), deps.shim.clone(), deps.children.clone(), id.to_owned());
     // A fork takes a millisecond in which others are served.
-    let started = tokio::task::spawn_blocking(move || start(&at, &program, &name)).await;
+    let started = tokio::task::spawn_blocking(move || {
+        let (child, held) = start(&at, &program, &name)?;
+        Ok((children.add(child), held))
+    })
+    .await;
     let started = started.unwrap_or_else(|e| Err(Error::internal("shim", id, e.to_string())));
-    let met = started.and_then(|(mut child, held)| match open(&held, id) {
+    let met = started.and_then(|(child, held)| match open(&held, id) {
         Ok(connection) => Ok((child, connection)),
         Err(error) => {
             // Its end, which it has met already, is taken in by nobody else.
-            let _ = child.kill();
-            let _ = child.wait();
+            deps.children.end(child);
             Err(Error::unavailable("shim", id, format!("ended before it was asked for anything: {}", error.message)))
         }
     });

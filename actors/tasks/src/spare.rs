@@ -5,7 +5,6 @@
 
 use std::{
     cell::{Cell, RefCell},
-    process::Child,
     rc::Rc,
     sync::Arc,
     time::Duration,
@@ -29,7 +28,8 @@ const SOON: Duration = Duration::from_millis(20);
 /// A shim that nothing was asked of yet.
 pub(crate) struct Spare {
     pub id: String,
-    pub child: Child,
+    /// Its pid, see [`crate::Children`].
+    pub child: u32,
     pub connection: Connection,
 }
 
@@ -53,7 +53,7 @@ impl Spares {
         if placed.is_err() || spare.connection.ended.clone().now_or_never().is_some() {
             // Somebody killed it.
             let at = if placed.is_ok() { deps.layout.shim(&spare.id) } else { deps.layout.spare(&spare.id) };
-            end(spare, at);
+            end(deps, spare, at);
             return None;
         }
         Some(spare)
@@ -92,16 +92,15 @@ impl Spares {
             tokio::time::sleep(KEEP).await;
             let unused = spares.one.borrow_mut().take_if(|spare| spare.id == id);
             if let Some(spare) = unused {
-                end(spare, deps.layout.spare(&id));
+                end(&deps, spare, deps.layout.spare(&id));
             }
         });
     }
 
     /// Ends what is there, now.
     pub fn end(&self, deps: &Deps) {
-        if let Some(mut spare) = self.one.borrow_mut().take() {
-            let _ = spare.child.kill();
-            let _ = spare.child.wait();
+        if let Some(spare) = self.one.borrow_mut().take() {
+            deps.children.end(spare.child);
             let _ = layout::remove(&deps.layout.spare(&spare.id));
         }
     }
@@ -111,7 +110,7 @@ async fn make(deps: &Deps, network: bool) -> Result<Spare> {
     let id = shim::new_id()?;
     let dir = deps.layout.spare(&id);
     shim::place(&dir, &id)?;
-    let (child, connection) = shim::spawn(dir, &deps.shim, &id).await?;
+    let (child, connection) = shim::spawn(dir, deps, &id).await?;
     let mut request = connection.shim.prepare_request();
     request.get().set_network(network);
     let prepared = request.send().promise;
@@ -120,10 +119,10 @@ async fn make(deps: &Deps, network: bool) -> Result<Spare> {
     Ok(Spare { id, child, connection })
 }
 
-fn end(mut spare: Spare, dir: std::path::PathBuf) {
-    let _ = spare.child.kill();
+fn end(deps: &Deps, spare: Spare, dir: std::path::PathBuf) {
+    let children = deps.children.clone();
     tokio::task::spawn_blocking(move || {
-        let _ = spare.child.wait();
+        children.end(spare.child);
         let _ = layout::remove(&dir);
     });
 }

@@ -167,7 +167,7 @@ impl containers::Server for Containers {
     ) -> capnp::Result<()> {
         let new = rpc(self.params(params.get()?.get_params()?).await)?;
         let tasks = &self.0.services().tasks;
-        let record = rpc(tasks.create_container(self.0.authority(), &self.0.namespace, new).await)?;
+        let record = rpc(tasks.create_container(self.0.authority(), &self.0.namespace, new, self.0.presence()).await)?;
         results.get().set_container(self.hand_out(record.id));
         Ok(())
     }
@@ -185,7 +185,7 @@ impl containers::Server for Containers {
             new.runtime_options = options;
         }
         let tasks = &self.0.services().tasks;
-        let record = rpc(tasks.create_container(self.0.authority(), &self.0.namespace, new).await)?;
+        let record = rpc(tasks.create_container(self.0.authority(), &self.0.namespace, new, self.0.presence()).await)?;
         results.get().set_container(self.hand_out(record.id));
         Ok(())
     }
@@ -374,7 +374,9 @@ impl container::Server for Container {
             false => None,
         };
         let (tasks, log) = (self.tasks(), params.get_log());
-        rpc(tasks.create_task(&self.place.namespace, &self.id, auth, streams, log, checkpoint).await)?;
+        rpc(tasks
+            .create_task(&self.place.namespace, &self.id, auth, streams, log, checkpoint, self.place.presence())
+            .await)?;
         results.get().set_task(self.place.hand_out(self.first()));
         Ok(())
     }

@@ -64,4 +64,9 @@ impl Place {
     fn authority(&self) -> &cofferdam_types::Authority {
         &self.held.authority
     }
+
+    /// Whether the client is still there.
+    fn presence(&self) -> cofferdam_tasks::Presence {
+        self.held.grant.ended()
+    }
 }

@@ -4,17 +4,14 @@ use std::{
     cell::RefCell,
     collections::HashMap,
     rc::{Rc, Weak},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
 use capnp::capability::{FromClientHook, FromServer};
 use cofferdam_types::{Authority, Error, Name, Namespace, Peer};
 use cofferdam_wire::{error::to_rpc, fdstream::Fds};
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
 use super::{guard, images::Image, meter::Meter};
 use crate::services::Services;
@@ -22,37 +19,39 @@ use crate::services::Services;
 /// A grant, as far as a call needs to know it. Revoking it ends every call that is under way through it.
 #[derive(Debug)]
 pub struct Grant {
-    live: AtomicBool,
-    ended: Notify,
+    ended: watch::Sender<bool>,
 }
 
 impl Grant {
     /// A live one.
     pub fn new() -> Arc<Grant> {
-        Arc::new(Grant { live: AtomicBool::new(true), ended: Notify::new() })
+        Arc::new(Grant { ended: watch::Sender::new(false) })
     }
 
     /// Takes it back.
     pub fn revoke(&self) {
-        self.live.store(false, Ordering::Release);
-        self.ended.notify_waiters();
+        self.ended.send_replace(true);
+    }
+
+    /// Turns true when it is taken back.
+    pub fn ended(&self) -> watch::Receiver<bool> {
+        self.ended.subscribe()
     }
 
     /// The error, if it was taken back.
     pub fn revoked(&self) -> Option<Error> {
-        (!self.live.load(Ordering::Acquire)).then(|| Error::revoked("grant", "", "was taken back"))
+        self.ended.borrow().then(taken_back)
     }
 
     /// Waits until it is taken back.
     pub async fn until_revoked(&self) -> Error {
-        loop {
-            let ended = self.ended.notified();
-            if let Some(why) = self.revoked() {
-                return why;
-            }
-            ended.await;
-        }
+        let _ = self.ended().wait_for(|ended| *ended).await;
+        taken_back()
     }
+}
+
+fn taken_back() -> Error {
+    Error::revoked("grant", "", "was taken back")
 }
 
 /// What an object was handed out with: its authority, its grant, and the context laid over it.

@@ -42,9 +42,10 @@ fn r1_output_that_nobody_reads_stays_out_of_memory() {
         let (shim_before, daemon_before) = (memory(shim, "VmHWM"), memory(daemon.pid() as i32, "VmHWM"));
         std::io::Write::write_all(&mut { go }, b"go\n").unwrap();
         arrivals.contains("done").await;
-        let grown = memory(shim, "VmHWM") - shim_before;
+        // What the kernel calls the peak may sink by some pages: its counters are split.
+        let grown = memory(shim, "VmHWM").saturating_sub(shim_before);
         assert!(grown < 2048, "the shim grew by {grown} KiB");
-        let grown = memory(daemon.pid() as i32, "VmHWM") - daemon_before;
+        let grown = memory(daemon.pid() as i32, "VmHWM").saturating_sub(daemon_before);
         assert!(grown < 8192, "the daemon grew by {grown} KiB");
 
         // One more process at a terminal whose client never reads is made to wait.
@@ -61,7 +62,7 @@ fn r1_output_that_nobody_reads_stays_out_of_memory() {
             };
             (children.split_whitespace().count() == 2 && children.split_whitespace().all(waits)).then_some(())
         });
-        let grown = memory(shim, "VmHWM") - shim_before;
+        let grown = memory(shim, "VmHWM").saturating_sub(shim_before);
         assert!(grown < 2048, "the shim grew by {grown} KiB");
         container.remove(true).await.unwrap();
     });

@@ -129,6 +129,31 @@ fn a_stopped_container_runs_nothing() {
 }
 
 #[test]
+fn only_the_last_ends_are_kept_of_what_nobody_deletes() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let namespace = daemon.open().await;
+        let (container, task) = idle(&namespace, "box").await;
+        let run = async |name: &str, args: &[&str]| {
+            let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+            let exec = task.exec(name, &ProcessOptions { args, ..ProcessOptions::default() }, Stdio::default());
+            let _ = exec.start().await;
+            exec.wait().await.unwrap().status
+        };
+        let busy = task.exec("busy", &sh("exec sleep 1000"), Stdio::default());
+        busy.start().await.unwrap();
+        for n in 0..70 {
+            assert_eq!(run(&format!("x{n}"), &["/no/such/program"]).await, 127);
+        }
+        assert_eq!(run("last", &["true"]).await, 0);
+        let execs = container.info().await.unwrap().task.unwrap().execs;
+        assert!(execs.len() <= 66 && execs.contains(&"busy".to_owned()), "{}: {execs:?}", execs.len());
+        assert!(execs.contains(&"last".to_owned()) && !execs.contains(&"x0".to_owned()), "{execs:?}");
+        container.remove(true).await.unwrap();
+    });
+}
+
+#[test]
 fn a_running_exec_is_not_deleted() {
     let daemon = Daemon::with_busybox();
     bounded(async {

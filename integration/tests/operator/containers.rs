@@ -343,3 +343,20 @@ fn an_exec_that_the_daemons_end_met_is_made_by_the_next_one() {
     ok(&daemon, &["rm", "-f", "box"]);
     daemon.settles(&before);
 }
+
+#[test]
+fn a_command_that_could_not_be_executed_leaves_no_trace() {
+    let daemon = Daemon::with_busybox();
+    idle(&daemon, "box");
+    for flags in [&[][..], &["-d"]] {
+        let said = say(&daemon, &[&["exec"], flags, &["box", "/no/such/program"]].concat());
+        assert_eq!(said.code, 127, "{said:?}");
+    }
+    let records = std::fs::read_dir(daemon.state().join("shims")).unwrap().flat_map(|shim| {
+        let files = std::fs::read_dir(shim.unwrap().path()).unwrap();
+        files.map(|file| file.unwrap().file_name().into_string().unwrap())
+    });
+    let records: Vec<_> = records.filter(|name| name.ends_with(".life")).collect();
+    assert_eq!(records, ["box.life"]);
+    ok(&daemon, &["rm", "-f", "box"]);
+}

@@ -103,6 +103,24 @@ fn limits_are_set_in_the_cgroup() {
     ok(&daemon, &["rm", "-f", "small"]);
 }
 
+/// What had to be made above the cgroup that was named goes with the container; what was there stays.
+#[test]
+fn a_cgroup_of_ones_own_leaves_nothing_above_it() {
+    let daemon = Daemon::with_busybox();
+    let layout = cofferdam_sys::cgroup::Layout::detect().unwrap();
+    let top = format!("/cofferdam-test-{}-given", std::process::id());
+    let there = |path: &str| layout.hierarchies.iter().any(|h| h.root.join(&path[1..]).exists());
+    let path = format!("{top}/above/shared");
+    assert_eq!(shell(&daemon, &["--rm", "--cgroup", &path], "exit 3").code, 3);
+    let bad = say(&daemon, &["run", "--rm", "--cgroup", &path, BUSYBOX, "/no/such/program"]);
+    assert_eq!((bad.code, there(&top)), (127, false), "{bad:?}");
+    let above = cofferdam_sys::cgroup::Cgroup::create(&layout, &top).unwrap();
+    assert_eq!(shell(&daemon, &["--rm", "--cgroup", &path], "exit 4").code, 4);
+    let left = (there(&format!("{top}/above")), there(&top));
+    above.remove().unwrap();
+    assert_eq!(left, (false, true));
+}
+
 #[test]
 fn the_exit_code_is_the_containers_own() {
     let daemon = Daemon::with_busybox();

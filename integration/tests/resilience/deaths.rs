@@ -374,6 +374,39 @@ fn a_stopped_shim_is_removed_by_force() {
 }
 
 #[test]
+fn a_stopped_shim_keeps_nobody_waiting() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let (request, file) = ends_when_told(&daemon, "box");
+        let (run, pid) = start(&daemon.client().await, request).await;
+        let shim = shim_of(pid);
+        send(shim, Signal::SIGSTOP);
+        let container = daemon.open().await.containers().get("box");
+        let task = container.task();
+        let options = cofferdam_client::ProcessOptions { args: vec!["true".into()], ..Default::default() };
+        let exec = task.exec("more", &options, Stdio::default());
+        let began = Instant::now();
+        let (killed, paused, pids, started) =
+            tokio::join!(task.kill(10, false), task.pause(), task.pids(), exec.start());
+        for error in [killed.unwrap_err(), paused.unwrap_err(), pids.unwrap_err(), started.unwrap_err()] {
+            assert_eq!(error.code, Code::Unavailable, "{error}");
+            assert!(error.message.contains("doesn't answer"), "{error}");
+        }
+        // Who comes now is told at once.
+        assert_eq!(container.info().await.unwrap_err().code, Code::Unavailable);
+        assert!(began.elapsed() < Duration::from_secs(9), "{:?}", began.elapsed());
+        send(shim, Signal::SIGCONT);
+        until_async("it answers", async || task.pids().await.ok()).await;
+        // It may have done now what it was asked for.
+        if task.state().await.unwrap().status == Status::Paused {
+            task.resume().await.unwrap();
+        }
+        tell(&file, 3);
+        assert_eq!(run.wait().await.unwrap().status, 3);
+    });
+}
+
+#[test]
 fn a_shim_that_dies_of_a_start_ends_the_run() {
     let daemon = Daemon::with_busybox();
     let before = daemon.leftovers();

@@ -3,7 +3,7 @@
 use std::{cell::RefCell, fs, path::PathBuf, rc::Rc, time::Duration};
 
 use cofferdam_client::LogRecord;
-use cofferdam_integration::{Daemon, bounded, fill, input, script, small_disk, until, until_async};
+use cofferdam_integration::{Daemon, bounded, fill, input, script, small_disk, small_state, until, until_async};
 use cofferdam_types::Code;
 
 use crate::{
@@ -199,6 +199,36 @@ fn an_end_on_a_full_disk_is_recorded_when_there_is_room() {
         let exit = events.subscribe(last, &["topic==\"/tasks/exit\""]).next().await.unwrap().expect("no gap");
         assert_eq!(exit.payload["exit_status"], 7);
         run.container().remove(false).await.unwrap();
+    });
+}
+
+/// A shim tells it from memory, and lives; so do the others of its group.
+#[test]
+fn an_end_on_a_full_state_is_told_and_written_when_there_is_room() {
+    let daemon = small_state(4);
+    daemon.import_busybox();
+    bounded(async {
+        let client = daemon.client().await;
+        let mut runs = Vec::new();
+        for id in ["short", "long"] {
+            let (mut request, file) = ends_when_told(&daemon, id);
+            request.container.group = "pod".into();
+            runs.push((start(&client, request).await.0, file));
+        }
+        let neighbour = Neighbour(Some(fill(&daemon.state(), 0)));
+        tell(&runs[0].1, 5);
+        let exit = runs[0].0.wait().await.unwrap();
+        assert_eq!((exit.status, &*exit.reason), (5, ""));
+        let shims = || fs::read_dir(daemon.state().join("shims")).unwrap().map(|entry| entry.unwrap().path());
+        let life = || {
+            let record = shims().map(|dir| dir.join("short.life")).find(|path| path.exists()).unwrap();
+            cofferdam_wire::life::decode(&fs::read(record).unwrap()).unwrap()
+        };
+        assert_eq!(life().exited.0, 0, "there was room");
+        drop(neighbour);
+        until("it is on record", || (life().exited.0 != 0 && life().status == 5).then_some(()));
+        tell(&runs[1].1, 7);
+        assert_eq!(runs[1].0.wait().await.unwrap().status, 7);
     });
 }
 

@@ -1,5 +1,6 @@
 //! What outlives what: restarts and crashes of the daemon, of its actors and of shims; bounds; the burst of a run.
 
+mod absent;
 mod bounds;
 mod burst;
 mod crashes;
@@ -8,6 +9,7 @@ mod drills;
 mod faults;
 mod groups;
 mod neighbours;
+mod outside;
 mod proxy;
 mod random;
 mod restart;

@@ -70,7 +70,8 @@ pub fn run() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            print!("{}", error.to_reason());
+            // Whoever was to read it may be gone.
+            let _ = write!(std::io::stdout(), "{}", error.to_reason());
             ExitCode::FAILURE
         }
     }
@@ -90,7 +91,7 @@ pub struct Hold(Rc<Container>);
 impl Drop for Hold {
     fn drop(&mut self) {
         if let Err(error) = self.0.release() {
-            eprintln!("coffer-shim: after a checkpoint: {error}");
+            crate::complain(format_args!("after a checkpoint: {error}"));
         }
     }
 }

@@ -345,8 +345,9 @@ impl Container {
         drop(given);
         match run {
             Ok(made) => {
-                process.made(&made, relays, feed, None)?;
-                process.started()?;
+                let known = process.made(&made, relays, feed, None).and_then(|()| process.started());
+                // Nobody would know that it runs.
+                known.inspect_err(|_| drop(process.kill(libc::SIGKILL)))?;
                 Ok(process.life())
             }
             Err(error) => {

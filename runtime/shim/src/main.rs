@@ -21,6 +21,8 @@ mod surroundings;
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
+    fmt::Display,
+    io::Write as _,
     os::{
         fd::{FromRawFd, OwnedFd},
         unix::net::UnixListener as StdListener,
@@ -98,10 +100,15 @@ fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("coffer-shim: {error}");
+            complain(error);
             ExitCode::FAILURE
         }
     }
+}
+
+/// Says something in the shim's log. A disk that takes no line of it is no reason to end, and containers with us.
+fn complain(what: impl Display) {
+    let _ = writeln!(std::io::stderr(), "coffer-shim: {what}");
 }
 
 /// The soft limit of descriptors that programs expect. The daemon has raised its own, for its connections; a container

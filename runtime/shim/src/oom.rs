@@ -76,7 +76,7 @@ async fn watch(container: Weak<Container>) {
         Ok(Some(fd)) => fd,
         Ok(None) => return,
         // Ends are told from the count all the same.
-        Err(error) => return eprintln!("coffer-shim: {error}"),
+        Err(error) => return crate::complain(error),
     };
     // What came before the watch.
     let mut news = false;

@@ -34,6 +34,8 @@ use crate::{
 
 /// How long the news of an exit waits for a client that doesn't read what was written before it.
 const DRAIN: Duration = Duration::from_secs(2);
+/// The first and the longest pause between two attempts to write a record that there was no room for.
+const AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +77,8 @@ pub struct Process {
     /// Copies the starting client's input into the terminal.
     feeder: Cell<Option<JoinHandle<()>>>,
     reported: Cell<bool>,
+    /// Its record is older than its life: it is written again and again.
+    unsaved: Cell<bool>,
     /// Somebody had it killed.
     doomed: Cell<bool>,
     changed: Notify,
@@ -96,6 +100,7 @@ impl Process {
             held: RefCell::new(None),
             feeder: Cell::new(None),
             reported: Cell::new(false),
+            unsaved: Cell::new(false),
             doomed: Cell::new(false),
             changed: Notify::new(),
             input_over: Arc::default(),
@@ -153,7 +158,8 @@ impl Process {
     /// It runs.
     pub fn started(&self) -> Result<()> {
         self.life.borrow_mut().started = Timestamp::now();
-        self.save()
+        // What is not on record has not started: it can be tried again.
+        self.save().inspect_err(|_| self.life.borrow_mut().started = Timestamp(0))
     }
 
     /// Whether it is this child of ours, which has ended.
@@ -200,7 +206,7 @@ impl Process {
     }
 
     /// The container ran out of memory, so often by now.
-    pub fn out_of_memory(&self, ooms: u64) {
+    pub fn out_of_memory(self: &Rc<Self>, ooms: u64) {
         self.note(|life| {
             life.oomed = Timestamp::now();
             life.ooms = ooms;
@@ -219,12 +225,32 @@ impl Process {
         }
     }
 
-    /// Changes its life: on disk before anybody hears of it.
-    fn note(&self, change: impl FnOnce(&mut Life)) {
+    /// Changes its life: on disk before anybody hears of it, if the disk takes it. Otherwise it is told from memory until
+    /// there is room.
+    fn note(self: &Rc<Self>, change: impl FnOnce(&mut Life)) {
         change(&mut self.life.borrow_mut());
         if let Err(error) = self.save() {
-            eprintln!("coffer-shim: {error}");
+            crate::complain(error);
+            self.save_later();
         }
+    }
+
+    fn save_later(self: &Rc<Self>) {
+        if self.unsaved.replace(true) {
+            return;
+        }
+        let process = Rc::downgrade(self);
+        tokio::task::spawn_local(async move {
+            let mut pause = AGAIN.0;
+            loop {
+                tokio::time::sleep(pause).await;
+                let Some(process) = process.upgrade().filter(|process| process.unsaved.get()) else { return };
+                if process.save().is_ok() {
+                    return;
+                }
+                pause = (pause * 2).min(AGAIN.1);
+            }
+        });
     }
 
     /// It is being killed by somebody's order.
@@ -368,11 +394,14 @@ impl Process {
     fn save(&self) -> Result<()> {
         // SAFETY: the directory is held open by `self.dir`.
         let dir = unsafe { BorrowedFd::borrow_raw(self.dir.as_raw_fd()) };
-        life::store(dir, &self.record, &self.life.borrow())
+        life::store(dir, &self.record, &self.life.borrow())?;
+        self.unsaved.set(false);
+        Ok(())
     }
 
     /// Removes its record.
     pub fn forget(&self) {
+        self.unsaved.set(false);
         let _ = nix::unistd::unlinkat(&*self.dir, self.record.as_str(), nix::unistd::UnlinkatFlags::NoRemoveDir);
     }
 }

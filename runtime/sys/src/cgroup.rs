@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeSet,
+    ffi::CStr,
     fs::File,
     io::{self, Read, Write},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -16,8 +17,10 @@ use cofferdam_types::{Error, Result};
 
 use crate::{
     fd::{self, Scope},
-    mountinfo,
+    mountinfo, xattr,
 };
+
+mod kill;
 
 /// One mounted hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -259,62 +262,6 @@ impl Cgroup {
         Ok(pids)
     }
 
-    /// Kills every process, frozen or not; that they have ended shows in [`Cgroup::remove`]. Somebody else may be
-    /// removing the group at the same time.
-    pub fn kill(&self) -> Result<()> {
-        match self.kill_all() {
-            // What is gone of it was empty, and can't freeze the rest.
-            Err(_) if self.parts.iter().any(|part| !join(&part.hierarchy.root, &self.path).exists()) => {
-                self.kill_unfrozen()
-            }
-            other => other,
-        }
-    }
-
-    fn kill_all(&self) -> Result<()> {
-        if let Some(dir) = self.unified() {
-            match self.write_at(dir, "cgroup.kill", "1") {
-                Ok(()) => {
-                    self.thaw_v1();
-                    return Ok(());
-                }
-                // cgroup.kill came with Linux 5.14.
-                Err(e) if e.code == cofferdam_types::Code::NotFound => {}
-                Err(e) => return Err(e),
-            }
-        }
-        if self.unified().is_none() && self.v1("freezer").is_none() {
-            return self.kill_unfrozen();
-        }
-        // Frozen, the group can't fork away from the signals; each is delivered when it thaws.
-        let frozen = self.freeze();
-        self.kill_once()?;
-        let thawed = self.thaw();
-        frozen.and(thawed)
-    }
-
-    /// Signals every process; how many there were.
-    fn kill_once(&self) -> Result<usize> {
-        let pids = self.pids()?;
-        for pid in &pids {
-            // SAFETY: no memory is involved.
-            unsafe { libc::kill(*pid, libc::SIGKILL) };
-        }
-        Ok(pids.len())
-    }
-
-    /// Of a group whose making was interrupted there may be nothing to freeze: signals until nobody is left.
-    fn kill_unfrozen(&self) -> Result<()> {
-        let end = Instant::now() + PATIENCE;
-        while self.kill_once()? > 0 {
-            if Instant::now() > end {
-                return Err(Error::failed_precondition("cgroup", &self.path, "processes still run in it"));
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        Ok(())
-    }
-
     /// v1 processes die only once they run again; a group that isn't frozen is none the worse.
     fn thaw_v1(&self) {
         if let Some(dir) = self.v1("freezer") {
@@ -385,15 +332,26 @@ impl Cgroup {
 /// Removes the groups above `path`, the nearest first, as long as they are empty; those of `keep` parts and fewer stay.
 /// A group of somebody else's in one of them is a reason to stop, not an error.
 pub fn prune_above(layout: &Layout, path: &str, keep: usize) -> Result<()> {
+    prune(layout, path, |above, _| above.matches('/').count() > keep)
+}
+
+/// The same of those that [`Cgroup::create`] made on its way, whoever called it.
+pub fn prune_made(layout: &Layout, path: &str) -> Result<()> {
+    let made = |dir: &Path| fd::open_dir(dir).and_then(|dir| xattr::get(dir, MADE)).is_ok_and(|mark| mark.is_some());
+    prune(layout, path, |_, dir| made(dir))
+}
+
+fn prune(layout: &Layout, path: &str, goes: impl Fn(&str, &Path) -> bool) -> Result<()> {
     check_path(path)?;
     for hierarchy in &layout.hierarchies {
         let mut above = path;
-        while let Some((next, _)) = above.rsplit_once('/') {
+        while let Some((next, _)) = above.rsplit_once('/').filter(|(next, _)| !next.is_empty()) {
             above = next;
-            if above.matches('/').count() <= keep {
+            let dir = join(&hierarchy.root, above);
+            if !goes(above, &dir) {
                 break;
             }
-            match std::fs::remove_dir(join(&hierarchy.root, above)) {
+            match std::fs::remove_dir(dir) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                 // The kernel says EBUSY for a group with groups in it, as for one with processes.
                 Err(e) if matches!(e.raw_os_error(), Some(libc::EBUSY | libc::ENOTEMPTY)) => break,
@@ -438,6 +396,9 @@ fn join(root: &Path, path: &str) -> PathBuf {
 /// How long a group is tried to be made whose parents are removed by somebody meanwhile, since they were empty.
 const TRY: Duration = Duration::from_secs(2);
 
+/// What a group is marked with that was made only since another was to lie in it: nobody else knows whose it is.
+const MADE: &CStr = c"trusted.cofferdam.made";
+
 /// The directory, made; those above it are made as needed.
 fn create_in(hierarchy: &Hierarchy, path: &str) -> io::Result<OwnedFd> {
     let end = Instant::now() + TRY;
@@ -462,8 +423,14 @@ fn try_create_in(hierarchy: &Hierarchy, path: &str) -> io::Result<OwnedFd> {
                 above.push(part);
                 match std::fs::create_dir(&above) {
                     Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
-                    // Whoever made it may not have come to this yet.
-                    _ => inherit_cpuset(hierarchy, &above, true)?,
+                    made => {
+                        if made.is_ok() {
+                            // Without the mark it stays, as one of somebody else's would.
+                            let _ = fd::open_dir(&above).and_then(|dir| xattr::set(dir, MADE, b"1"));
+                        }
+                        // Whoever made it may not have come to this yet.
+                        inherit_cpuset(hierarchy, &above, true)?;
+                    }
                 }
                 enable_controllers(hierarchy, &above)?;
             }

@@ -202,6 +202,8 @@ struct CreateParams @0xc3a8f0d74e6b1592 {
   # Of the snapshot; empty is the default.
   removeOnExit @6 :Bool;
   # The daemon removes container, task and snapshot when the task has ended, whether or not the client is still there.
+  # Before the start it is the client's that made it, or that made its task last: it goes a few seconds after that one's
+  # connection, unless somebody starts it meanwhile.
   platform @7 :Text;
   # Of the image, os/arch[/variant]; empty is the host's. not_found if the image is not there for it.
   logDriver @8 :Text;

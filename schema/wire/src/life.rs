@@ -15,6 +15,7 @@ use cofferdam_types::{Error, Result};
 use nix::{
     fcntl::{OFlag, openat, renameat},
     sys::stat::Mode,
+    unistd::{UnlinkatFlags, unlinkat},
 };
 
 use crate::{
@@ -68,14 +69,19 @@ pub fn decode(bytes: &[u8]) -> Result<Life> {
     life(message.get_root::<shim_capnp::life::Reader<'_>>().map_err(malformed)?)
 }
 
-/// Puts a record in place of the one that was there.
+/// Puts a record in place of the one that was there, which stays if that fails.
 pub fn store(dir: BorrowedFd<'_>, name: &str, record: &Life) -> Result<()> {
     let io = |what: &str, e: nix::Error| Error::io("life record", name, what, &e.into());
     let fresh = format!("{name}.new");
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
     let fd = openat(dir, fresh.as_str(), flags, Mode::from_bits_truncate(0o600)).map_err(|e| io("can't be made", e))?;
-    File::from(fd).write_all(&encode(record)).map_err(|e| Error::io("life record", name, "can't be written", &e))?;
-    renameat(dir, fresh.as_str(), dir.as_fd(), name).map_err(|e| io("can't be put in place", e))
+    let written = File::from(fd)
+        .write_all(&encode(record))
+        .map_err(|e| Error::io("life record", name, "can't be written", &e))
+        .and_then(|()| renameat(dir, &*fresh, dir.as_fd(), name).map_err(|e| io("can't be put in place", e)));
+    written.inspect_err(|_| {
+        let _ = unlinkat(dir, &*fresh, UnlinkatFlags::NoRemoveDir);
+    })
 }
 
 /// Reads the record of that name; `not_found` if there is none.

@@ -1,7 +1,7 @@
 //! `exec`: another process in a running container.
 
-use cofferdam_client::{Client, ProcessOptions, Stdio, Task, is_lost};
-use cofferdam_types::Code;
+use cofferdam_client::{Client, Process, ProcessOptions, Stdio, Task, is_lost};
+use cofferdam_types::{Code, Error};
 
 use crate::{
     args::{Command, Positional, Times, many, switch, value},
@@ -62,7 +62,10 @@ async fn exec(cx: Cx) -> Result<i32, Failure> {
     let name = cofferdam_client::random_id()?;
     let task = client.namespace(&cx.namespace).containers().get(&id).task();
     if detach {
-        task.exec(&name, &options, Stdio::default()).start().await?;
+        let process = task.exec(&name, &options, Stdio::default());
+        if let Err(error) = process.start().await {
+            return Err(forget(&process, error).await);
+        }
         line(&if cx.json { serde_json::json!({ "id": name }).to_string() } else { name })?;
         return Ok(0);
     }
@@ -81,7 +84,8 @@ async fn exec(cx: Cx) -> Result<i32, Failure> {
             };
             client.persist(again).await?;
         }
-        started => drop(started?),
+        Err(error) => return Err(forget(&process, error).await),
+        Ok(_) => {}
     }
     if let Some(raw) = &raw {
         raw.started()?;
@@ -124,4 +128,11 @@ async fn start_again(task: &Task, name: &str, options: &ProcessOptions, stdio: S
         Err(error) if error.code == Code::FailedPrecondition && error.kind == "process" => Ok(()),
         other => other.map(drop),
     }
+}
+
+/// Deletes what could not be started, which nobody else would. The error is the same.
+async fn forget(process: &Process, error: Error) -> Failure {
+    // One that was never made can't be deleted.
+    let _ = process.delete().await;
+    error.into()
 }

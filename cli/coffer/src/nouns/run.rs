@@ -340,7 +340,11 @@ fn options(args: &Args) -> Result<ContainerOptions, Failure> {
         seccomp_unconfined: args.value("seccomp") == Some("unconfined"),
         seccomp_profile: match args.value("seccomp") {
             None | Some("default" | "unconfined") => Vec::new(),
-            Some(file) => std::fs::read(file).map_err(|e| Failure::io(&format!("--seccomp {file}"), e))?,
+            Some(file) => match std::fs::read(file).map_err(|e| Failure::io(&format!("--seccomp {file}"), e))? {
+                // It would be taken for none that was named.
+                empty if empty.is_empty() => return Err(Failure::usage(format!("--seccomp {file}: is empty"))),
+                profile => profile,
+            },
         },
         userns: args.read_all("userns", units::id_map)?,
         oom_score_adj: args.read("oom-score-adj", units::oom_score)?.unwrap_or_default(),
@@ -569,6 +573,7 @@ mod tests {
             (["--add-host", "db", "x"], "--add-host"),
             (["--pull", "maybe", "x"], "--pull"),
             (["--seccomp", "/nonexistent/file", "x"], "--seccomp"),
+            (["--seccomp", "/dev/null", "x"], "is empty"),
             (["--userns", "0:1", "x"], "--userns"),
             (["--userns", "0:1:0", "x"], "--userns"),
             (["--oom-score-adj", "1001", "x"], "--oom-score-adj"),

@@ -106,6 +106,22 @@ pub fn compile_for(native: Arch, profile: &LinuxSeccomp) -> Result<Vec<sock_filt
     Ok(program)
 }
 
+/// Whether anything can begin under a profile: the program is executed when the filter is in force.
+pub fn lets_start(profile: &LinuxSeccomp) -> bool {
+    let denies = |action: Action| {
+        use Action::*;
+        matches!(action, ScmpActKill | ScmpActKillThread | ScmpActKillProcess | ScmpActTrap | ScmpActErrno)
+    };
+    let mut otherwise = denies(profile.default_action());
+    for rule in profile.syscalls().iter().flatten().filter(|rule| rule.names().iter().any(|name| name == "execve")) {
+        match (denies(rule.action()), rule.args().as_ref().is_none_or(Vec::is_empty)) {
+            (false, _) => return true,
+            (true, whole) => otherwise |= whole,
+        }
+    }
+    !otherwise
+}
+
 /// The names in a profile that no ABI listed in it knows: they have no effect on this machine.
 pub fn unknown(profile: &LinuxSeccomp) -> Result<Vec<String>> {
     let abis = listed(NATIVE, profile)?;

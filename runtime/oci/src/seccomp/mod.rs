@@ -13,7 +13,7 @@ mod against;
 #[cfg(test)]
 mod tests;
 
-pub use compile::{NATIVE, compile, compile_for, flags, unknown};
+pub use compile::{NATIVE, compile, compile_for, flags, lets_start, unknown};
 use libc::sock_filter;
 pub use profile::default_profile;
 

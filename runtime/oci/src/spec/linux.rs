@@ -86,6 +86,9 @@ pub(super) fn linux(cgroup: &str, options: &Options, capabilities: caps::Set) ->
             (Some(_), Seccomp::Unconfined) => {
                 return Err(wrong("seccomp_profile", "doesn't go with no filter at all: choose one"));
             }
+            (Some(profile), _) if !seccomp::lets_start(profile) => {
+                return Err(wrong("seccomp_profile", "doesn't allow execve, without which no program can start"));
+            }
             (Some(profile), _) => Some(profile.clone()),
             (None, Seccomp::Default) => Some(seccomp::default_profile(capabilities, seccomp::NATIVE)),
             (None, Seccomp::Unconfined) => None,

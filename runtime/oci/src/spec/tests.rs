@@ -576,6 +576,24 @@ fn namespaces_cgroup_and_profiles_can_be_chosen() {
     refused("apparmor", &[json!(""), json!("a b")]);
     let both = json!({"seccomp": "unconfined", "seccomp_profile": {"defaultAction": "SCMP_ACT_ALLOW"}});
     assert_eq!(make(json!({"Cmd": ["sh"]}), both).unwrap_err().id, "seccomp_profile");
+    let rule = |action: &str, args: serde_json::Value| json!([{"names": ["execve"], "action": action, "args": args}]);
+    let one = json!([{"index": 0, "value": 1, "op": "SCMP_CMP_EQ"}]);
+    for (default, rules, starts) in [
+        ("SCMP_ACT_KILL", json!([]), false),
+        ("SCMP_ACT_ERRNO", json!([]), false),
+        ("SCMP_ACT_TRAP", rule("SCMP_ACT_KILL", json!([])), false),
+        ("SCMP_ACT_ALLOW", rule("SCMP_ACT_ERRNO", json!([])), false),
+        ("SCMP_ACT_ALLOW", rule("SCMP_ACT_ERRNO", one.clone()), true),
+        ("SCMP_ACT_LOG", json!([]), true),
+        ("SCMP_ACT_KILL", rule("SCMP_ACT_ALLOW", one), true),
+    ] {
+        let profile = json!({"defaultAction": default, "syscalls": rules});
+        let made = make(json!({"Cmd": ["sh"]}), json!({"seccomp_profile": profile}));
+        match made {
+            Ok(_) => assert!(starts, "{default} {rules}"),
+            Err(error) => assert!(!starts && error.message.contains("execve"), "{default} {rules}: {error}"),
+        }
+    }
     let ipc = json!({"namespaces": {"ipc": "host"}, "sysctls": {"kernel.msgmax": "1"}});
     assert_eq!(make(json!({"Cmd": ["sh"]}), ipc).unwrap_err().id, "sysctls");
     let named = json!({"namespaces": {"uts": "host"}, "hostname": "x"});

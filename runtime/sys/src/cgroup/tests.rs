@@ -158,3 +158,53 @@ fn a_group_without_a_freezer_is_killed() {
     group.remove().unwrap();
     assert!(!reaper.join().unwrap().success());
 }
+
+/// A process of two threads whose main one has ended, in `group`.
+fn headless(group: &Cgroup) -> std::process::Child {
+    let program = format!(
+        "import ctypes, threading, time\nthreading.Thread(target=time.sleep, args=(1000,)).start()\n\
+         ctypes.CDLL(None).syscall({}, 0)",
+        libc::SYS_exit
+    );
+    let child = std::process::Command::new("python3").args(["-c", &program]).spawn().unwrap();
+    group.add(child.id() as i32).unwrap();
+    let stat = format!("/proc/{}/stat", child.id());
+    while !std::fs::read_to_string(&stat).unwrap().contains(") Z ") {
+        std::thread::yield_now();
+    }
+    child
+}
+
+#[test]
+fn a_process_whose_main_thread_has_ended_is_killed() {
+    let layout = Layout::detect().unwrap();
+    let group = Cgroup::create(&layout, &name("headless")).unwrap();
+    let mut child = headless(&group);
+    let killed = group.kill();
+    if killed.is_err() {
+        child.kill().unwrap();
+    }
+    let ended = crate::process::pidfd_open(child.id() as i32)
+        .and_then(|pidfd| crate::process::ended_within(&pidfd, Duration::from_secs(10)));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    group.remove().unwrap();
+    killed.unwrap();
+    assert!(ended.unwrap(), "it lives on");
+}
+
+#[test]
+fn what_was_made_above_goes_and_what_was_there_stays() {
+    let layout = Layout::detect().unwrap();
+    let (top, there) = (name("made"), |path: &str| layout.hierarchies.iter().any(|h| join(&h.root, path).exists()));
+    let above = Cgroup::create(&layout, &top).unwrap();
+    let (one, two) = (format!("{top}/i/a/one"), format!("{top}/i/two"));
+    let (first, second) = (Cgroup::create(&layout, &one).unwrap(), Cgroup::create(&layout, &two).unwrap());
+    first.remove().unwrap();
+    prune_made(&layout, &one).unwrap();
+    assert_eq!((there(&format!("{top}/i/a")), there(&format!("{top}/i"))), (false, true));
+    second.remove().unwrap();
+    prune_made(&layout, &two).unwrap();
+    assert_eq!((there(&format!("{top}/i")), there(&top)), (false, true), "what was there is somebody's");
+    above.remove().unwrap();
+}

@@ -1,0 +1,117 @@
+//! The end of all that runs in a group.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    os::fd::OwnedFd,
+    time::{Duration, Instant},
+};
+
+use cofferdam_types::{Error, Result};
+
+use super::{Cgroup, PATIENCE, join};
+use crate::process::{pidfd_open, pidfd_send_signal};
+
+/// Descriptors that are held at a time.
+const HELD: usize = 128;
+
+impl Cgroup {
+    /// Kills every process, frozen or not; that they have ended shows in [`Cgroup::remove`]. Somebody else may be
+    /// removing the group at the same time.
+    pub fn kill(&self) -> Result<()> {
+        match self.kill_all() {
+            // What is gone of it was empty, and can't freeze the rest.
+            Err(_) if self.parts.iter().any(|part| !join(&part.hierarchy.root, &self.path).exists()) => {
+                self.kill_unfrozen()
+            }
+            other => other,
+        }
+    }
+
+    fn kill_all(&self) -> Result<()> {
+        if let Some(dir) = self.unified() {
+            match self.write_at(dir, "cgroup.kill", "1") {
+                Ok(()) => {
+                    self.thaw_v1();
+                    // That signal is for the main thread of each process: where it has ended, the others live on.
+                    return self.kill_rest();
+                }
+                // cgroup.kill came with Linux 5.14.
+                Err(e) if e.code == cofferdam_types::Code::NotFound => {}
+                Err(e) => return Err(e),
+            }
+        }
+        if self.unified().is_none() && self.v1("freezer").is_none() {
+            return self.kill_unfrozen();
+        }
+        // Frozen, the group can't fork away from the signals; each is delivered when it thaws.
+        let frozen = self.freeze();
+        self.kill_once()?;
+        let thawed = self.thaw();
+        frozen.and(thawed)
+    }
+
+    /// Signals every process until there is none that was not: who has been signalled forks no more.
+    fn kill_rest(&self) -> Result<()> {
+        let end = Instant::now() + PATIENCE;
+        let mut signalled = BTreeSet::new();
+        loop {
+            let mut new = self.pids()?;
+            new.retain(|pid| !signalled.contains(pid));
+            if new.is_empty() {
+                return Ok(());
+            }
+            self.signal(&new)?;
+            signalled.extend(new);
+            if Instant::now() > end {
+                return Err(Error::failed_precondition("cgroup", &self.path, "processes still run in it"));
+            }
+        }
+    }
+
+    /// Signals every process; how many there were.
+    fn kill_once(&self) -> Result<usize> {
+        let pids = self.pids()?;
+        self.signal(&pids)?;
+        Ok(pids.len())
+    }
+
+    /// SIGKILL for each of these that is still in the group once it is held: before, its number may pass to another
+    /// process.
+    fn signal(&self, pids: &[i32]) -> Result<()> {
+        for some in pids.chunks(HELD) {
+            let mut held: Vec<(i32, OwnedFd)> = Vec::new();
+            for pid in some {
+                match pidfd_open(*pid) {
+                    Ok(pidfd) => held.push((*pid, pidfd)),
+                    Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
+                    Err(e) => return Err(self.unkilled(&e)),
+                }
+            }
+            let there = self.pids()?;
+            for (_, pidfd) in held.iter().filter(|(pid, _)| there.binary_search(pid).is_ok()) {
+                match pidfd_send_signal(pidfd, libc::SIGKILL) {
+                    Err(e) if e.raw_os_error() != Some(libc::ESRCH) => return Err(self.unkilled(&e)),
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn unkilled(&self, error: &io::Error) -> Error {
+        Error::io("cgroup", &self.path, "killing its processes", error)
+    }
+
+    /// Of a group whose making was interrupted there may be nothing to freeze: signals until nobody is left.
+    fn kill_unfrozen(&self) -> Result<()> {
+        let end = Instant::now() + PATIENCE;
+        while self.kill_once()? > 0 {
+            if Instant::now() > end {
+                return Err(Error::failed_precondition("cgroup", &self.path, "processes still run in it"));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+}
