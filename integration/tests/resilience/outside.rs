@@ -3,6 +3,7 @@
 use std::{fs, os::unix::fs::symlink, process::Command};
 
 use cofferdam_integration::{Daemon, binary, bounded, until};
+use cofferdam_types::Code;
 use nix::sys::signal::Signal;
 
 use crate::{ends_when_told, runs, send, shim_of, start, tell};
@@ -89,6 +90,10 @@ fn shims_of_an_actor_that_crashed_are_taken_in() {
         let spares = || fs::read_dir(daemon.state().join("spares")).unwrap().count();
         until("a shim is made ahead", || (spares() > 0).then_some(()));
         client.system().crash("tasks").await.unwrap();
+        // It is back when it answers.
+        while let Err(error) = run.container().task().state().await {
+            assert_eq!(error.code, Code::Unavailable, "{error}");
+        }
         tell(&file, 0);
         assert_eq!(run.wait().await.unwrap().status, 0);
         run.container().remove(true).await.unwrap();
