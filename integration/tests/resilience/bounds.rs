@@ -4,10 +4,12 @@ use std::{fs::File, io::Read as _, os::fd::OwnedFd};
 
 use capnp_rpc::{RpcSystem, rpc_twoparty_capnp::Side};
 use cofferdam_integration::{Daemon, bounded, pipe, until_async};
-use cofferdam_types::Code;
+use cofferdam_types::{Code, Error};
 use cofferdam_wire::{connect, fdstream::PARKED, gate_capnp::gate};
+use futures::{StreamExt as _, stream::FuturesUnordered};
+use nix::sys::signal::Signal;
 
-use crate::{ends_when_told, start, tell};
+use crate::{ends_when_told, send, shim_of, start, tell};
 
 #[test]
 fn a_connection_over_its_calls_is_cut_alone() {
@@ -187,4 +189,47 @@ fn a_connection_too_many_is_refused_with_a_reason() {
     });
     drop(idle);
     cofferdam_integration::until("there is room again", || status().0.then_some(()));
+}
+
+#[test]
+fn a_full_mailbox_refuses_and_leaves_nothing() {
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    bounded(async {
+        let (request, file) = ends_when_told(&daemon, "box");
+        let (run, pid) = start(&daemon.client().await, request).await;
+        let shim = shim_of(pid);
+        send(shim, Signal::SIGSTOP);
+        // More than the 4096 that can be under way.
+        let mut asked = FuturesUnordered::new();
+        for _ in 0..18 {
+            let task = daemon.open().await.containers().get("box").task();
+            for _ in 0..250 {
+                let task = task.clone();
+                asked.push(async move { task.pids().await });
+            }
+        }
+        let full = |error: Error| {
+            assert_eq!((error.code, &*error.kind, &*error.id), (Code::Unavailable, "actor", "tasks"), "{error}");
+            assert!(error.message.contains("overloaded"), "{error}");
+        };
+        full(asked.next().await.unwrap().unwrap_err());
+        let late = async || daemon.client().await.run(daemon.run("late", ["true"])).unwrap().wait().await;
+        full(late().await.unwrap_err());
+        send(shim, Signal::SIGCONT);
+        let mut served = 0;
+        while let Some(answer) = asked.next().await {
+            match answer {
+                Ok(_) => served += 1,
+                Err(error) => full(error),
+            }
+        }
+        assert!(served > 4000, "{served}");
+        assert_eq!(late().await.unwrap().status, 0);
+        daemon.open().await.containers().get("late").remove(false).await.unwrap();
+        tell(&file, 0);
+        assert_eq!(run.wait().await.unwrap().status, 0);
+        run.container().remove(false).await.unwrap();
+    });
+    daemon.settles(&before);
 }
