@@ -1,5 +1,6 @@
 //! Real containers: busybox in a directory, run as root with the features of the host's kernel.
 
+mod ahead;
 mod attacks;
 mod files;
 mod hooks;
