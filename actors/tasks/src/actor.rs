@@ -432,7 +432,7 @@ macro_rules! calls {
 
 calls! {
     Resize -> () = |ctx, entry, remote, m| {
-        let _ = (&ctx, &entry);
+        let _ = &ctx;
         let mut request = remote.container.resize_request();
         request.get().set_id(&m.exec);
         request.get().set_rows(m.rows);
@@ -440,13 +440,13 @@ calls! {
         entry.answer(&remote, request.send().promise).await.map(drop)
     };
     CloseStdin -> () = |ctx, entry, remote, m| {
-        let _ = (&ctx, &entry);
+        let _ = &ctx;
         let mut request = remote.container.close_stdin_request();
         request.get().set_id(&m.exec);
         entry.answer(&remote, request.send().promise).await.map(drop)
     };
     Stdin -> OwnedFd = |ctx, entry, remote, m| {
-        let _ = (&ctx, &entry);
+        let _ = &ctx;
         let mut request = remote.container.stdin_request();
         request.get().set_id(&m.exec);
         let answer = entry.answer(&remote, request.send().promise).await?;

@@ -13,7 +13,7 @@ const KEPT: usize = 4;
 
 type Compiled = (LinuxSeccomp, Arc<[u8]>);
 
-/// The profiles used last, and what they compile to.
+/// The profiles that came last, and what they compile to.
 #[derive(Clone, Debug, Default)]
 pub struct Filters(Arc<Mutex<VecDeque<Compiled>>>);
 

@@ -246,15 +246,7 @@ mod tests {
         let network = network.map(|network| NetworkRecord { network, ..NetworkRecord::default() });
         let run = RunRecord { network, ..RunRecord::default() };
         let record = Container::new(Id::new("box").unwrap(), "native", spec);
-        Prepared {
-            record,
-            run,
-            cgroup: String::new(),
-            terminal: false,
-            filter: None,
-            own_network: false,
-            options: RuntimeOptions::default(),
-        }
+        Prepared { record, run, cgroup: String::new(), spec: Default::default(), options: RuntimeOptions::default() }
     }
 
     const OWN: &str = r#"{"ociVersion":"1.0.2","linux":{"namespaces":[{"type":"pid"},{"type":"network"}]}}"#;

@@ -47,15 +47,32 @@ pub(crate) struct Prepared {
     pub record: Container,
     pub run: RunRecord,
     pub cgroup: String,
-    pub terminal: bool,
-    /// What its seccomp profile compiles to, for the native driver.
-    pub filter: Option<Arc<[u8]>>,
-    /// Whether it gets a new network namespace, of the host's user namespace.
-    pub own_network: bool,
+    pub spec: Spec,
     pub options: RuntimeOptions,
 }
 
 impl Prepared {
+    fn terminal(&self) -> bool {
+        self.spec.process().as_ref().and_then(|p| p.terminal()).unwrap_or(false)
+    }
+
+    fn native(&self) -> bool {
+        self.record.runtime == "native"
+    }
+
+    /// Whether the native driver is to make a network namespace, in the host's user namespace.
+    fn own_network(&self) -> bool {
+        let namespaces = self.spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+        let new = |typ| namespaces.is_some_and(|all| all.iter().any(|n| n.typ() == typ && n.path().is_none()));
+        self.native() && new(LinuxNamespaceType::Network) && !new(LinuxNamespaceType::User)
+    }
+
+    /// What its seccomp profile compiles to, for the native driver.
+    fn filter(&self, deps: &Deps) -> Option<Arc<[u8]>> {
+        let linux = self.spec.linux().as_ref().filter(|_| self.native())?;
+        deps.filters.of(linux.seccomp().as_ref()?)
+    }
+
     /// Where a runc-compatible binary keeps its state.
     fn runc_root<'a>(&'a self, deps: &'a Deps) -> &'a Path {
         self.options.root.as_deref().unwrap_or_else(|| deps.layout.runc())
@@ -75,14 +92,8 @@ pub(crate) fn prepare(deps: &Deps, ns: &Namespace, id: &Id) -> Result<Prepared> 
     let spec: Spec = serde_json::from_slice(&record.spec.value)
         .map_err(|e| Error::data_loss("container", id, format!("its stored spec can't be read: {e}")))?;
     let cgroup = cgroup_of(&spec).unwrap_or_else(|| deps.layout.cgroup(ns, id));
-    let terminal = spec.process().as_ref().and_then(|p| p.terminal()).unwrap_or(false);
     let options = RuntimeOptions::read(&record.runtime_options)?;
-    let linux = spec.linux().as_ref().filter(|_| record.runtime == "native");
-    let filter = linux.and_then(|linux| deps.filters.of(linux.seccomp().as_ref()?));
-    let namespaces = linux.and_then(|linux| linux.namespaces().as_ref());
-    let new = |typ| namespaces.is_some_and(|all| all.iter().any(|n| n.typ() == typ && n.path().is_none()));
-    let own_network = new(LinuxNamespaceType::Network) && !new(LinuxNamespaceType::User);
-    Ok(Prepared { record, run, cgroup, terminal, filter, own_network, options })
+    Ok(Prepared { record, run, cgroup, spec, options })
 }
 
 /// Connects the task to its network and makes it. After an error nothing is left of either.
@@ -144,7 +155,7 @@ async fn make_task(
     let log_dir = if keeps_files { Some(deps.layout.open_log(ns, id)?) } else { None };
     // From here on until the shim is asked nothing can fail that doesn't come from a checkpoint.
     let spare = if own && checkpoint.is_none() { spares.take(deps).await } else { None };
-    spares.foresee(prepared.own_network && joined.is_alone());
+    spares.foresee(prepared.own_network() && joined.is_alone());
     let shim_id = match (&shared, &spare) {
         (Some((shim, _)), _) => shim.clone(),
         (None, Some(spare)) => spare.id.clone(),
@@ -162,7 +173,7 @@ async fn make_task(
     };
 
     let mut task = Task::new(id.clone(), &shim_id);
-    task.terminal = prepared.terminal;
+    task.terminal = prepared.terminal();
     task.log = log;
     task.attachment = joined.attached.clone();
     if own && spare.is_none() {
@@ -338,8 +349,8 @@ async fn request_create(
     create.set_runtime(&binary);
     create.set_runtime_root(prepared.runc_root(deps).to_string_lossy().as_ref());
     create.set_runtime_options(&prepared.record.runtime_options.value);
-    create.set_terminal(prepared.terminal);
-    create.set_filter(prepared.filter.as_deref().unwrap_or_default());
+    create.set_terminal(prepared.terminal());
+    create.set_filter(prepared.filter(deps).as_deref().unwrap_or_default());
     set_stdio(create.reborrow().init_stdio(), streams, fds);
     if log {
         create.set_log(true);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use cofferdam_client::{SnapshotInfo, SnapshotKind, Snapshots};
+use cofferdam_client::{Snapshot, SnapshotInfo, SnapshotKind, Snapshots};
 use cofferdam_types::{Labels, Mount};
 use serde::Serialize;
 
@@ -102,16 +102,8 @@ pub static PREPARE: Command = Command {
     flags: &[SNAPSHOTTER, LABEL],
     notes: "It stands until it is committed or removed. \"coffer snapshot mounts KEY\" says how to mount it.",
     failure: 1,
-    action: |cx| Box::pin(prepare(cx)),
+    action: |cx| Box::pin(make(cx, Snapshots::prepare)),
 };
-
-async fn prepare(cx: Cx) -> Result<i32, Failure> {
-    let (key, labels) = (cx.args.at(0), labels(&cx)?);
-    let made = snapshots(&cx).await?.prepare(key, cx.args.at(1), &labels);
-    made.info().await?;
-    cx.names([key])?;
-    Ok(0)
-}
 
 /// `coffer snapshot view`.
 pub static VIEW: Command = Command {
@@ -121,13 +113,12 @@ pub static VIEW: Command = Command {
     flags: &[SNAPSHOTTER, LABEL],
     notes: "It stands until it is removed. \"coffer snapshot mounts KEY\" says how to mount it.",
     failure: 1,
-    action: |cx| Box::pin(view(cx)),
+    action: |cx| Box::pin(make(cx, Snapshots::view)),
 };
 
-async fn view(cx: Cx) -> Result<i32, Failure> {
+async fn make(cx: Cx, how: fn(&Snapshots, &str, &str, &Labels) -> Snapshot) -> Result<i32, Failure> {
     let (key, labels) = (cx.args.at(0), labels(&cx)?);
-    let made = snapshots(&cx).await?.view(key, cx.args.at(1), &labels);
-    made.info().await?;
+    how(&snapshots(&cx).await?, key, cx.args.at(1), &labels).info().await?;
     cx.names([key])?;
     Ok(0)
 }
