@@ -1,5 +1,5 @@
-//! Times the life of a container through the client library: `life SOCKET IMAGE N`. One JSON line per figure, in the form
-//! that `peers/measure` prints for containerd; `figures` runs both and prints the ratios.
+//! Times the life of a container through the client library: `life SOCKET IMAGE N [side]`. One JSON line per figure, in the form
+//! that `peers/measure` prints for containerd; `figures` runs both and prints the ratios. With `side` only those eight at once.
 //!
 //! `life` awaits every call before the next, as containerd's client must; `life_burst` sends them as this API is meant
 //! to be used. Both create, start, wait and delete `/bin/true` with null streams, and remove the container. The phases of
@@ -12,42 +12,52 @@ use cofferdam_types::Result;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
-    let [socket, image, count] = &arguments[..] else {
+    let [socket, image, count, rest @ ..] = &arguments[..] else {
         // `cargo bench` without arguments: there is no daemon to time.
         eprintln!("usage: life SOCKET IMAGE N (integration/benches/figures runs it)");
         return;
     };
     let count: usize = count.parse().expect("a number of rounds");
-    block_on(measure(socket, image, count)).and_then(|done| done).expect("a run without errors");
+    block_on(measure(socket, image, count, !rest.is_empty())).and_then(|done| done).expect("a run without errors");
 }
 
-async fn measure(socket: &str, name: &str, count: usize) -> Result<()> {
+async fn measure(socket: &str, name: &str, count: usize, side_only: bool) -> Result<()> {
     let client = Client::connect(socket).await?;
     let namespace = client.namespace("default");
     let image = namespace.images().get(name);
     image.info().await?;
     step_by_step(&namespace, &image, &mut Samples::new()).await?;
     let (mut steps, mut bursts) = (Samples::new(), Vec::new());
-    for _ in 0..count {
+    for _ in 0..if side_only { 0 } else { count } {
         let took = step_by_step(&namespace, &image, &mut steps).await?;
         steps.entry("life").or_default().push(took);
         let began = Instant::now();
         burst(&namespace, &image).await?;
         bursts.push(began.elapsed().as_secs_f64() * 1e3);
     }
+    let side =
+        at_once(count, || async { step_by_step(&namespace, &image, &mut Samples::new()).await.map(drop) }).await?;
+    let side_burst = at_once(count, || burst(&namespace, &image)).await?;
+    if !side_only {
+        steps.insert("life_burst", bursts);
+    }
+    steps.insert("side_by_side", vec![side]);
+    steps.insert("side_by_side_burst", vec![side_burst]);
+    steps.into_iter().for_each(|(what, samples)| report(what, samples));
+    Ok(())
+}
+
+/// What one of `count` lives takes for each of those that go side by side, in milliseconds.
+async fn at_once<F: Future<Output = Result<()>>>(count: usize, life: impl Fn() -> F) -> Result<f64> {
     let began = Instant::now();
     let workers = (0..AT_ONCE).map(|_| async {
         for _ in 0..count {
-            step_by_step(&namespace, &image, &mut Samples::new()).await?;
+            life().await?;
         }
         Ok::<(), cofferdam_types::Error>(())
     });
     futures::future::try_join_all(workers).await?;
-    let each = began.elapsed().as_secs_f64() * 1e3 / (AT_ONCE * count) as f64;
-    steps.insert("life_burst", bursts);
-    steps.insert("side_by_side", vec![each]);
-    steps.into_iter().for_each(|(what, samples)| report(what, samples));
-    Ok(())
+    Ok(began.elapsed().as_secs_f64() * 1e3 / (AT_ONCE * count) as f64)
 }
 
 const AT_ONCE: usize = 8;

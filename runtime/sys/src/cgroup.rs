@@ -202,17 +202,31 @@ impl Cgroup {
 
     /// Writes a file of the group's directory `dir`.
     pub fn write_at(&self, dir: BorrowedFd<'_>, file: &str, value: &str) -> Result<()> {
-        let fail = |e: &io::Error| Error::io("cgroup", &self.path, format!("writing {value:?} to {file}"), e);
-        let fd = fd::open(dir, file.as_ref(), libc::O_WRONLY, 0, Scope::Beneath).map_err(|e| fail(&e))?;
-        File::from(fd).write_all(value.as_bytes()).map_err(|e| match e.raw_os_error() {
-            Some(libc::EINVAL | libc::ERANGE) => {
-                Error::invalid("cgroup", &self.path, format!("the kernel doesn't take {value:?} for {file}"))
-            }
-            Some(libc::EBUSY) => {
-                let why = format!("{file} can't be {value:?} now: more than that is in use");
-                Error::failed_precondition("cgroup", &self.path, why)
-            }
-            _ => fail(&e),
+        self.write_each_at(dir, file, [value])
+    }
+
+    /// Writes values to it one after the other.
+    pub fn write_each_at<V: AsRef<str>>(
+        &self,
+        dir: BorrowedFd<'_>,
+        file: &str,
+        values: impl IntoIterator<Item = V>,
+    ) -> Result<()> {
+        let opened = fd::open(dir, file.as_ref(), libc::O_WRONLY, 0, Scope::Beneath);
+        let mut opened =
+            opened.map(File::from).map_err(|e| Error::io("cgroup", &self.path, format!("opening {file}"), &e))?;
+        values.into_iter().try_for_each(|value| {
+            let value = value.as_ref();
+            opened.write_all(value.as_bytes()).map_err(|e| match e.raw_os_error() {
+                Some(libc::EINVAL | libc::ERANGE) => {
+                    Error::invalid("cgroup", &self.path, format!("the kernel doesn't take {value:?} for {file}"))
+                }
+                Some(libc::EBUSY) => {
+                    let why = format!("{file} can't be {value:?} now: more than that is in use");
+                    Error::failed_precondition("cgroup", &self.path, why)
+                }
+                _ => Error::io("cgroup", &self.path, format!("writing {value:?} to {file}"), &e),
+            })
         })
     }
 

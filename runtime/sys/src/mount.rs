@@ -6,7 +6,10 @@
 use std::{
     ffi::CString,
     io::{self, Read},
-    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+        unix::ffi::OsStrExt,
+    },
     path::Path,
 };
 
@@ -272,6 +275,16 @@ pub fn apply_options(fd: impl AsFd, options: &Options) -> io::Result<()> {
     set_attributes(&fd, 0, 0, propagation & !libc::MS_REC, recursive)?;
     set_attributes(&fd, options.set, options.clear, 0, false)?;
     set_attributes(&fd, options.recursive_set, options.recursive_clear, 0, true)
+}
+
+/// Attaches a detached mount at a path below another one that is still detached (Linux 6.15). A link on the way would be
+/// followed: it is for a file system in which there is none.
+pub fn attach_in(mount: impl AsFd, above: impl AsFd, path: &Path) -> io::Result<()> {
+    let path = c_string(path.as_os_str().as_bytes())?;
+    let (mount, above) = (mount.as_fd().as_raw_fd(), above.as_fd().as_raw_fd());
+    let flags = libc::MOVE_MOUNT_F_EMPTY_PATH;
+    // SAFETY: the pointers are valid for the call.
+    check(unsafe { libc::syscall(libc::SYS_move_mount, mount, c"".as_ptr(), above, path.as_ptr(), flags) }).map(drop)
 }
 
 /// Makes `mount` detached: an overlay, a bind, or any other file system by its type.

@@ -52,9 +52,16 @@ pub(super) fn run(steps: &[Step], control: i32, parents_end: i32) -> ! {
     unsafe { libc::close(parents_end) };
     reset_signals();
     let mut state = State { control, terminal: -1, root: Root::new(), place: -1, moved: false };
-    for (index, step) in steps.iter().enumerate() {
+    let mut next = 0;
+    while let Some(step) = steps.get(next) {
+        let index = next;
+        next += 1;
         let done = match step {
             Step::Early => early(steps),
+            Step::Furnished { target, device, inode, steps } => {
+                let same = state.root.fd().and_then(|root| child_fs::is_same(root, target, *device, *inode));
+                same.map(|same| next += if same { *steps } else { 0 })
+            }
             step => perform(step, &mut state),
         };
         if let Err(errno) = done {
@@ -142,7 +149,7 @@ fn perform(step: &Step, state: &mut State) -> Done {
             wait(state.control);
         }
         Step::Pivot => child_fs::enter(state.root.fd()?)?,
-        Step::Early => {}
+        Step::Early | Step::Furnished { .. } => {}
         // SAFETY: no memory is involved.
         Step::Unshare { flags } => drop(ok(unsafe { libc::unshare(*flags) }.into())?),
         Step::Loopback => cofferdam_sys::network::loopback_up().map_err(|e| e.raw_os_error().unwrap_or(libc::EIO))?,
@@ -151,7 +158,7 @@ fn perform(step: &Step, state: &mut State) -> Done {
         // SAFETY: the pointer is valid for the length.
         Step::Domainname(name) => drop(ok(unsafe { libc::setdomainname(name.as_ptr(), name.count_bytes()) }.into())?),
         Step::Root(mount) => child_fs::pivot(mount.as_raw_fd())?,
-        Step::Attach { target, mount } => child_fs::attach(state.root.fd()?, target, mount.as_raw_fd())?,
+        Step::Attach { target, mount, .. } => child_fs::attach(state.root.fd()?, target, mount.as_raw_fd())?,
         Step::Mount { target, kind, data, attributes, made } => {
             let mount = match made.replace(-1) {
                 -1 => child_fs::make_mount(kind, data, attributes)?,

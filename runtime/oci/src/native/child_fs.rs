@@ -339,6 +339,14 @@ pub(super) fn sysctl(path: &CStr, value: &CStr) -> Done {
     Ok(())
 }
 
+/// Whether a target is this directory.
+pub(super) fn is_same(root: i32, target: &Target, device: u64, inode: u64) -> Done<bool> {
+    let fd = ensure(root, target)?;
+    let stat = stat(fd);
+    close(fd);
+    stat.map(|stat| (stat.st_dev, stat.st_ino) == (device, inode))
+}
+
 /// Makes a device node.
 pub(super) fn device(root: i32, dir: &Target, name: &CStr, mode: u32, device: u64, owner: (u32, u32)) -> Done {
     let dir = ensure(root, dir)?;

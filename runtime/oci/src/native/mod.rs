@@ -9,6 +9,7 @@ mod check;
 mod child;
 mod child_fs;
 mod copyup;
+mod furnish;
 mod hooks;
 mod identity;
 mod launch;

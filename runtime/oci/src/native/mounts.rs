@@ -92,7 +92,7 @@ pub(super) fn mount(wish: &Wish<'_>, spec: &Mount, steps: &mut Vec<Step>, late: 
             map.apply(&mount).map_err(context)?;
         }
         mount::apply_options(&mount, &options).map_err(fail)?;
-        steps.push(Step::Attach { target, mount });
+        steps.push(Step::Attach { target, mount, fresh: false });
         return Ok(());
     }
     match kind {
@@ -116,7 +116,7 @@ pub(super) fn mount(wish: &Wish<'_>, spec: &Mount, steps: &mut Vec<Step>, late: 
             if options.set & libc::MOUNT_ATTR_RDONLY != 0 {
                 late.push(read_only_later(&target));
             }
-            steps.push(Step::Attach { target, mount: made });
+            steps.push(Step::Attach { target, mount: made, fresh: false });
         }
         _ if INSIDE.contains(&kind) || (wish.user.is_some() && OWNED.contains(&kind)) => {
             if map.is_some() {
@@ -148,7 +148,7 @@ pub(super) fn mount(wish: &Wish<'_>, spec: &Mount, steps: &mut Vec<Step>, late: 
             if let Some(map) = &map {
                 map.apply(&made).map_err(context)?;
             }
-            steps.push(Step::Attach { target, mount: made });
+            steps.push(Step::Attach { target, mount: made, fresh: kind == "tmpfs" && map.is_none() });
         }
     }
     Ok(())
@@ -309,15 +309,14 @@ fn cgroups(
     let fail = |e: std::io::Error| Error::io("cgroup", cgroup.path(), "binding it", &e);
     let bind = |dir| {
         let mount = mount::clone_tree(dir, false).map_err(fail)?;
-        mount::set_attributes(&mount, 0, 0, libc::MS_PRIVATE, false).map_err(fail)?;
-        mount::set_attributes(&mount, options.set, options.clear, 0, false).map_err(fail)?;
+        mount::set_attributes(&mount, options.set, options.clear, libc::MS_PRIVATE, false).map_err(fail)?;
         Ok::<_, Error>(mount)
     };
     let parts: Vec<_> = cgroup.parts().collect();
     if let [(hierarchy, dir)] = parts[..]
         && hierarchy.unified
     {
-        steps.push(Step::Attach { target, mount: bind(dir)? });
+        steps.push(Step::Attach { target, mount: bind(dir)?, fresh: false });
         return Ok(());
     }
     let base = target.path.to_string_lossy().into_owned();
@@ -331,12 +330,12 @@ fn cgroups(
         let tmpfs = RootMount { kind: "tmpfs".into(), source: "tmpfs".into(), options: vec!["mode=755".into()] };
         let mount = mount::detached(&tmpfs)?;
         mount::set_attributes(&mount, options.set & !libc::MOUNT_ATTR_RDONLY, 0, 0, false).map_err(fail)?;
-        steps.push(Step::Attach { target, mount });
+        steps.push(Step::Attach { target, mount, fresh: true });
     }
     for (hierarchy, dir) in parts {
         let name = hierarchy.root.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let place = |name: &str| plan::target(Path::new(&format!("{base}/{name}")), Make::Directory);
-        steps.push(Step::Attach { target: place(&name)?, mount: bind(dir)? });
+        steps.push(Step::Attach { target: place(&name)?, mount: bind(dir)?, fresh: false });
         if hierarchy.controllers.len() > 1 {
             for controller in hierarchy.controllers.iter().filter(|c| **c != name) {
                 let directory = plan::target(Path::new(&base), Make::Directory)?;

@@ -95,7 +95,7 @@ fn bound(node: Step, outside: &mut Nodes<'_>) -> Result<Step> {
     }
     let path = [directory.path.to_bytes(), name.to_bytes()].join(&b'/');
     let target = plan::target(Path::new(OsStr::from_bytes(&path)), Make::File)?;
-    Ok(Step::Attach { target, mount: outside.make(mode, device, (uid, gid))? })
+    Ok(Step::Attach { target, mount: outside.make(mode, device, (uid, gid))?, fresh: false })
 }
 
 fn device(spec: &LinuxDevice) -> Result<Step> {

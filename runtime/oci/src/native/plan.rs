@@ -14,6 +14,7 @@ use cofferdam_types::{Error, Result};
 use oci_spec::runtime::{Linux, LinuxNamespaceType, Spec};
 
 use super::{
+    furnish,
     identity::{c_string, limits},
     mounts::{self, Wish},
     netdevices, nodes, properties,
@@ -79,9 +80,11 @@ pub(super) fn plan(
     for mount in spec.mounts().iter().flatten() {
         mounts::mount(&wish, mount, &mut inside, &mut late)?;
     }
+    let mut nodes = Vec::new();
+    nodes::devices(request, linux, user, &mut nodes)?;
+    furnish::furnish(&mut inside, nodes);
     steps.push(if hooks { Step::Place(root) } else { Step::Root(root) });
     steps.append(&mut inside);
-    nodes::devices(request, linux, user, steps)?;
     if let Some(process) = spec.process() {
         steps.push(Step::Directory(target(process.cwd(), Make::Directory)?));
     }

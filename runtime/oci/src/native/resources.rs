@@ -294,6 +294,14 @@ fn rule(spec: &LinuxDeviceCgroup) -> Result<Rule> {
     })
 }
 
+/// Adds a rule, unless it has been said and nothing was denied since: each is a write for every container.
+fn add(rules: &mut Vec<Rule>, rule: Rule) {
+    let mut since = rules.iter().rev().take_while(|earlier| earlier.allow);
+    if !rule.allow || !since.any(|earlier| *earlier == rule) {
+        rules.push(rule);
+    }
+}
+
 /// The rules from nothing allowed: those of the spec, then what every container has.
 pub(super) fn rules(resources: Option<&LinuxResources>) -> Result<Vec<Rule>> {
     let mut rules = Vec::new();
@@ -304,9 +312,9 @@ pub(super) fn rules(resources: Option<&LinuxResources>) -> Result<Vec<Rule>> {
         }
         // A rule for all kinds is one for each; v1 has no other way to say it with numbers.
         let kinds: &[char] = if rule.kind == 'a' && !rule.is_everything() { &['b', 'c'] } else { &[rule.kind] };
-        rules.extend(kinds.iter().map(|kind| Rule { kind: *kind, ..rule }));
+        kinds.iter().for_each(|kind| add(&mut rules, Rule { kind: *kind, ..rule }));
     }
-    rules.extend_from_slice(ALWAYS);
+    ALWAYS.iter().for_each(|rule| add(&mut rules, *rule));
     Ok(rules)
 }
 
@@ -314,12 +322,15 @@ pub(super) fn rules(resources: Option<&LinuxResources>) -> Result<Vec<Rule>> {
 pub(super) fn devices(cgroup: &Cgroup, resources: Option<&LinuxResources>) -> Result<()> {
     let rules = rules(resources)?;
     if let Some(dir) = cgroup.v1("devices") {
-        cgroup.write_at(dir, "devices.deny", "a")?;
-        for rule in rules {
-            let text = if rule.is_everything() { "a".into() } else { rule.to_string() };
-            cgroup.write_at(dir, if rule.allow { "devices.allow" } else { "devices.deny" }, &text)?;
+        // A new group has what the one above it has.
+        if rules.first().is_none_or(|rule| rule.allow || !rule.is_everything()) {
+            cgroup.write_at(dir, "devices.deny", "a")?;
         }
-        return Ok(());
+        return rules.chunk_by(|one, next| one.allow == next.allow).try_for_each(|alike| {
+            let file = if alike[0].allow { "devices.allow" } else { "devices.deny" };
+            let text = |rule: &Rule| if rule.is_everything() { "a".into() } else { rule.to_string() };
+            cgroup.write_each_at(dir, file, alike.iter().map(text))
+        });
     }
     let Some(dir) = cgroup.unified() else {
         return Err(Error::unimplemented("cgroup", cgroup.path(), "this host has no way to confine devices"));

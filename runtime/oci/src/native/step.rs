@@ -142,10 +142,11 @@ pub(super) enum Step {
     Domainname(CString),
     /// Makes a detached mount the root, and lets go of the host's.
     Root(OwnedFd),
-    /// Attaches a detached mount.
+    /// Attaches a detached mount. `fresh`: a new and empty file system, which anything can be put into out here.
     Attach {
         target: Target,
         mount: OwnedFd,
+        fresh: bool,
     },
     /// Makes a mount that depends on the namespaces of its maker (proc, sysfs, mqueue, cgroup2), and attaches it.
     Mount {
@@ -166,6 +167,13 @@ pub(super) enum Step {
         name: String,
         path: CString,
         value: CString,
+    },
+    /// The next steps are done already if this is the directory that they were done in.
+    Furnished {
+        target: Target,
+        device: u64,
+        inode: u64,
+        steps: usize,
     },
     /// Makes a device node, or makes sure that the one there is it.
     Device {
@@ -265,6 +273,7 @@ impl Step {
             Step::Mount { target, kind, .. } => format!("mounting {} at {}", text(kind), text(&target.path)),
             Step::Change { target, .. } => format!("changing the mount at {}", text(&target.path)),
             Step::Sysctl { name, .. } => format!("setting the kernel parameter {name}"),
+            Step::Furnished { target, .. } => format!("looking at {}", text(&target.path)),
             Step::Device { directory, name, .. } => {
                 format!("making the device {}/{}", text(&directory.path), text(name))
             }

@@ -43,10 +43,11 @@ pub(super) fn by_arch(blocks: Vec<(u32, Vec<sock_filter>)>, otherwise: u32) -> V
 }
 
 /// A binary search: `ranges` are the first number of each range and what happens in it, in ascending order, starting
-/// with 0.
+/// with 0. What is the same in several ranges is there once, as far as a comparison can jump: the kernel translates the
+/// program for every container that starts.
 pub(super) fn search(ranges: &[(u32, Verdict)]) -> Vec<sock_filter> {
-    if let [(_, verdict)] = ranges {
-        return leaf(verdict);
+    if let Some(code) = within_reach(ranges) {
+        return code;
     }
     let (low, high) = ranges.split_at(ranges.len() / 2);
     let (low, high_code) = (search(low), search(high));
@@ -58,6 +59,44 @@ pub(super) fn search(ranges: &[(u32, Verdict)]) -> Vec<sock_filter> {
     code.extend(low);
     code.extend(high_code);
     code
+}
+
+/// All comparisons of a search, and behind them the leaves; `None` if the first couldn't reach the last. One range
+/// always can be had: it is a leaf, whatever its length.
+fn within_reach(ranges: &[(u32, Verdict)]) -> Option<Vec<sock_filter>> {
+    let mut leaves: Vec<(&Verdict, usize)> = Vec::new();
+    let mut tail = Vec::new();
+    for (_, verdict) in ranges {
+        if !leaves.iter().any(|(known, _)| *known == verdict) {
+            leaves.push((verdict, ranges.len() - 1 + tail.len()));
+            tail.extend(leaf(verdict));
+        }
+        if ranges.len() > 1 && ranges.len() + tail.len() > u8::MAX.into() {
+            return None;
+        }
+    }
+    let mut code = Vec::with_capacity(ranges.len() + tail.len());
+    compare_numbers(ranges, &leaves, &mut code);
+    code.extend(tail);
+    Some(code)
+}
+
+/// One comparison for each range but the first; a jump is as far as `within_reach` has made sure of.
+fn compare_numbers(ranges: &[(u32, Verdict)], leaves: &[(&Verdict, usize)], code: &mut Vec<sock_filter>) {
+    if ranges.len() < 2 {
+        return;
+    }
+    let (low, high) = ranges.split_at(ranges.len() / 2);
+    let here = code.len();
+    let to = |part: &[(u32, Verdict)], first: usize| match part {
+        [(_, verdict)] => leaves.iter().find(|(known, _)| *known == verdict).map_or(first, |(_, at)| *at),
+        _ => first,
+    };
+    // The comparisons of the lower half come next, those of the upper behind them.
+    let (below, above) = (to(low, here + 1), to(high, here + low.len()));
+    code.push(branch(GE, high[0].0, (above - here - 1) as u8, (below - here - 1) as u8));
+    compare_numbers(low, leaves, code);
+    compare_numbers(high, leaves, code);
 }
 
 fn leaf(verdict: &Verdict) -> Vec<sock_filter> {

@@ -395,3 +395,10 @@ fn a_search_takes_few_steps() {
         (0..470).map(|number| trace(&program, X64, number, [u64::MAX; 6])).filter(|(verdict, _)| *verdict == ALLOW);
     assert!(most.map(|(_, steps)| steps).max().unwrap() <= 20);
 }
+
+#[test]
+fn what_is_the_same_is_there_once() {
+    let program = compile(&default_profile(caps::Set::container_default(), NATIVE)).unwrap();
+    let returns = program.iter().filter(|insn| u32::from(insn.code) == libc::BPF_RET | libc::BPF_K).count();
+    assert!(returns < 130 && program.len() < 700, "{returns} of {}", program.len());
+}
