@@ -209,8 +209,7 @@ fn names(
     addresses: &[IpAddr],
     own: bool,
 ) -> Vec<(&'static str, String)> {
-    let spec: Option<Spec> = serde_json::from_slice(&prepared.record.spec.value).ok();
-    let hostname = spec.and_then(|spec| spec.hostname().clone()).unwrap_or_default();
+    let hostname = prepared.spec.hostname().clone().unwrap_or_default();
     let host: Vec<String> = RESOLV.iter().filter_map(|file| std::fs::read_to_string(file).ok()).collect();
     vec![
         ("resolv.conf", text_of_resolv(&record.names, dns, &host, own)),
@@ -246,7 +245,8 @@ mod tests {
         let network = network.map(|network| NetworkRecord { network, ..NetworkRecord::default() });
         let run = RunRecord { network, ..RunRecord::default() };
         let record = Container::new(Id::new("box").unwrap(), "native", spec);
-        Prepared { record, run, cgroup: String::new(), spec: Default::default(), options: RuntimeOptions::default() }
+        let (cgroup, options) = (String::new(), RuntimeOptions::default());
+        Prepared { record, run, cgroup, spec: Default::default(), brief: None, options }
     }
 
     const OWN: &str = r#"{"ociVersion":"1.0.2","linux":{"namespaces":[{"type":"pid"},{"type":"network"}]}}"#;

@@ -28,6 +28,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use crate::{
     create::{self, cgroup_of},
     entry::{Entry, Process},
+    filters::Brief,
     handle::Deps,
     layout,
     link::{Link, Remote},
@@ -47,7 +48,10 @@ pub(crate) struct Prepared {
     pub record: Container,
     pub run: RunRecord,
     pub cgroup: String,
+    /// For the native driver without the rules of its seccomp profile, which are in `brief` as a program.
     pub spec: Spec,
+    /// What a shim of this daemon's own version is told.
+    pub brief: Option<Brief>,
     pub options: RuntimeOptions,
 }
 
@@ -67,12 +71,6 @@ impl Prepared {
         self.native() && new(LinuxNamespaceType::Network) && !new(LinuxNamespaceType::User)
     }
 
-    /// What its seccomp profile compiles to, for the native driver.
-    fn filter(&self, deps: &Deps) -> Option<Arc<[u8]>> {
-        let linux = self.spec.linux().as_ref().filter(|_| self.native())?;
-        deps.filters.of(linux.seccomp().as_ref()?)
-    }
-
     /// Where a runc-compatible binary keeps its state.
     fn runc_root<'a>(&'a self, deps: &'a Deps) -> &'a Path {
         self.options.root.as_deref().unwrap_or_else(|| deps.layout.runc())
@@ -89,11 +87,12 @@ pub(crate) fn prepare(deps: &Deps, ns: &Namespace, id: &Id) -> Result<Prepared> 
     let view = deps.metadata.read()?;
     let record = containers::get(&view, ns, id)?;
     let run = serde_json::from_slice(&record.options).unwrap_or_default();
-    let spec: Spec = serde_json::from_slice(&record.spec.value)
+    let brief = if record.runtime == "native" { deps.filters.brief(&record.spec.value) } else { None };
+    let spec: Spec = serde_json::from_slice(brief.as_ref().map_or(&record.spec.value, |brief| &brief.spec))
         .map_err(|e| Error::data_loss("container", id, format!("its stored spec can't be read: {e}")))?;
     let cgroup = cgroup_of(&spec).unwrap_or_else(|| deps.layout.cgroup(ns, id));
     let options = RuntimeOptions::read(&record.runtime_options)?;
-    Ok(Prepared { record, run, cgroup, spec, options })
+    Ok(Prepared { record, run, cgroup, spec, brief, options })
 }
 
 /// Connects the task to its network and makes it. After an error nothing is left of either.
@@ -208,6 +207,7 @@ async fn make_task(
             ns,
             id,
             &prepared,
+            own,
             &joined,
             bundle.into(),
             &mounts,
@@ -332,6 +332,7 @@ async fn request_create(
     ns: &Namespace,
     id: &Id,
     prepared: &Prepared,
+    own: bool,
     joined: &Joined,
     bundle: OwnedFd,
     mounts: &[cofferdam_types::Mount],
@@ -344,13 +345,18 @@ async fn request_create(
     let mut create = request.get().init_request();
     create.set_namespace(&**ns);
     create.set_id(&**id);
-    create.set_spec(joined.spec(prepared));
+    // One that others have already may be of an older version.
+    let brief = prepared.brief.as_ref().filter(|_| own);
+    match brief.filter(|_| joined.is_alone()) {
+        Some(brief) => create.set_spec(&brief.spec),
+        None => create.set_spec(joined.spec(prepared)),
+    }
+    create.set_filter(brief.map(|brief| &*brief.program).unwrap_or_default());
     set_mounts(create.reborrow().init_rootfs(mounts.len() as u32), mounts);
     create.set_runtime(&binary);
     create.set_runtime_root(prepared.runc_root(deps).to_string_lossy().as_ref());
     create.set_runtime_options(&prepared.record.runtime_options.value);
     create.set_terminal(prepared.terminal());
-    create.set_filter(prepared.filter(deps).as_deref().unwrap_or_default());
     set_stdio(create.reborrow().init_stdio(), streams, fds);
     if log {
         create.set_log(true);
