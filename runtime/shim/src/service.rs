@@ -184,7 +184,7 @@ impl shim::Server for Service {
 
     async fn prepare(self: Rc<Self>, params: shim::PrepareParams, _: shim::PrepareResults) -> capnp::Result<()> {
         let network = params.get()?.get_network();
-        let native = Native::new().and_then(|native| if network { native.with_network() } else { Ok(native) });
+        let native = Native::new().and_then(|native| if network { native.ahead() } else { Ok(native) });
         self.shared.ahead.replace(Some(native.map_err(to_rpc)?));
         Ok(())
     }

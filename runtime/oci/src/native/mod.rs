@@ -4,6 +4,7 @@
 //! that needs the host or memory; [`launch`] clones a child that walks them ([`child`]) and says where it failed.
 //! Mounts are made detached and attached in the container's own mount namespace: the host's table never shows them.
 
+mod ahead;
 mod before;
 mod check;
 mod child;
@@ -33,7 +34,7 @@ use std::{
 
 use cofferdam_sys::{
     cgroup::{Cgroup, Layout},
-    network, process,
+    process,
     userns::UserNamespace,
 };
 use cofferdam_types::{Error, Result};
@@ -42,6 +43,7 @@ use oci_spec::runtime::{LinuxResources, Process as ProcessSpec};
 pub use check::{check, check_resources};
 
 use self::{
+    ahead::Ahead,
     hooks::{Hooks, Inside},
     identity::{Filter, Role},
     launch::Launched,
@@ -61,8 +63,7 @@ pub struct Native {
     layout: Layout,
     keyring: bool,
     oom_score: Option<i32>,
-    /// Made ahead, for the first container that needs a new one.
-    network: RefCell<Option<OwnedFd>>,
+    ahead: Ahead,
 }
 
 /// What the native driver keeps of a container.
@@ -95,7 +96,7 @@ struct Waiting {
 impl Native {
     /// Finds out what this host has.
     pub fn new() -> Result<Native> {
-        Ok(Native { layout: Layout::detect()?, keyring: true, oom_score: None, network: RefCell::default() })
+        Ok(Native { layout: Layout::detect()?, keyring: true, oom_score: None, ahead: Ahead::default() })
     }
 
     /// The same with a container's runtime options; an error names one that is for other drivers.
@@ -104,11 +105,10 @@ impl Native {
         Ok(Native { keyring: !options.no_new_keyring, ..self })
     }
 
-    /// The same with a network namespace made ahead: the first container that needs a new one has it sooner by half a
-    /// millisecond. It is as one that is made now, by the host's defaults of this moment.
-    pub fn with_network(self) -> Result<Native> {
-        let made = network::fresh_beside().map_err(|e| Error::io("namespace", "network", "making one ahead", &e))?;
-        Ok(Native { network: RefCell::new(Some(made.into())), ..self })
+    /// The same with a network namespace and file systems made ahead: the first container that needs new ones has them
+    /// sooner by most of a millisecond.
+    pub fn ahead(self) -> Result<Native> {
+        Ok(Native { ahead: Ahead::make()?, ..self })
     }
 
     /// The same whose processes start with this `oom_score_adj`, where their spec has none, instead of the caller's.
@@ -208,7 +208,7 @@ fn launch_init(
     let user = linux.map(user::namespace).transpose()?.flatten();
     let shared = linux.map(properties::shared).transpose()?.unwrap_or_default();
     let before_root = hooks.is_some_and(Hooks::before_root);
-    let mut plan = plan::plan(request, cgroup, user.as_ref(), native.network.take(), before_root)?;
+    let mut plan = plan::plan(request, cgroup, user.as_ref(), &native.ahead, before_root)?;
     identity::streams(process, &request.stdio, Role::Init, user.as_ref(), &mut plan.steps)?;
     // The terminal is made before /dev may become read-only, the streams are connected after the last use of the
     // root's descriptor.

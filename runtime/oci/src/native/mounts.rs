@@ -23,13 +23,14 @@ use cofferdam_types::{Error, Mount as RootMount, Result};
 use oci_spec::runtime::{Mount, Spec};
 
 use super::{
+    ahead::Ahead,
     copyup,
     identity::c_string,
     plan,
     step::{Attributes, Make, Step, Target},
     user,
 };
-use crate::CreateRequest;
+use crate::{CreateRequest, spec};
 
 /// A path of the host; a relative one starts at the bundle.
 pub(super) fn open_source(request: &CreateRequest<'_>, path: &Path) -> Result<OwnedFd> {
@@ -54,6 +55,7 @@ pub(super) struct Wish<'a> {
     pub user: Option<&'a UserNamespace>,
     /// The root file system, detached.
     pub root: BorrowedFd<'a>,
+    pub ahead: &'a Ahead,
 }
 
 /// The steps that make one mount of a spec; `late` ones come behind everything that makes files.
@@ -144,7 +146,7 @@ pub(super) fn mount(wish: &Wish<'_>, spec: &Mount, steps: &mut Vec<Step>, late: 
             }
             options.retain(|option| !matches!(option.as_str(), "idmap" | "ridmap"));
             let mount = RootMount { kind: kind.to_owned(), source, options };
-            let made = mount::detached(&mount).map_err(context)?;
+            let made = wish.ahead.mount(&mount).map_err(context)?;
             if let Some(map) = &map {
                 map.apply(&made).map_err(context)?;
             }
@@ -297,6 +299,21 @@ fn read_only_later(target: &Target) -> Step {
     Step::Change { target, attributes: Attributes { set: libc::MOUNT_ATTR_RDONLY, ..Attributes::default() } }
 }
 
+/// What the groups of v1 are mounted in.
+fn above_hierarchies() -> RootMount {
+    RootMount { kind: "tmpfs".into(), source: "tmpfs".into(), options: vec!["mode=755".into()] }
+}
+
+/// The file systems that begin empty, of a container that has no wishes.
+pub(super) fn empty() -> Result<Vec<RootMount>> {
+    let own = spec::mounts_of(&spec::Options::default())?.into_iter().filter_map(|mount| {
+        let kind = mount.typ().as_deref().filter(|kind| OWNED.contains(kind))?.to_owned();
+        let source = mount.source().as_ref()?.to_string_lossy().into_owned();
+        Some(RootMount { kind, source, options: mount.options().clone().unwrap_or_default() })
+    });
+    Ok(own.chain([above_hierarchies()]).collect())
+}
+
 /// `/sys/fs/cgroup` as the host has it, but for each hierarchy the container's own group alone.
 fn cgroups(
     wish: &Wish<'_>,
@@ -327,8 +344,7 @@ fn cgroups(
         let options = mount::Options { data: vec![("mode".into(), Some("755".into()))], ..options.clone() };
         steps.push(inside("tmpfs", &options, target, true)?);
     } else {
-        let tmpfs = RootMount { kind: "tmpfs".into(), source: "tmpfs".into(), options: vec!["mode=755".into()] };
-        let mount = mount::detached(&tmpfs)?;
+        let mount = wish.ahead.mount(&above_hierarchies())?;
         mount::set_attributes(&mount, options.set & !libc::MOUNT_ATTR_RDONLY, 0, 0, false).map_err(fail)?;
         steps.push(Step::Attach { target, mount, fresh: true });
     }

@@ -14,6 +14,7 @@ use cofferdam_types::{Error, Result};
 use oci_spec::runtime::{Linux, LinuxNamespaceType, Spec};
 
 use super::{
+    ahead::Ahead,
     furnish,
     identity::{c_string, limits},
     mounts::{self, Wish},
@@ -37,12 +38,12 @@ pub(super) struct Plan {
     pub join: i32,
 }
 
-/// `network`: a new network namespace, for whom needs one. `hooks`: there are some that run before the root is the root.
+/// `hooks`: there are some that run before the root is the root.
 pub(super) fn plan(
     request: &CreateRequest<'_>,
     cgroup: &Cgroup,
     user: Option<&UserNamespace>,
-    network: Option<OwnedFd>,
+    ahead: &Ahead,
     hooks: bool,
 ) -> Result<Plan> {
     let spec = request.spec;
@@ -50,7 +51,7 @@ pub(super) fn plan(
     let linux = spec.linux().as_ref().unwrap_or(&nothing);
     let mut plan = Plan { steps: vec![Step::Undumpable], ..Plan::default() };
     // In a user namespace's container it must be that one's.
-    let network = network.filter(|_| user.is_none());
+    let network = ahead.network().filter(|_| user.is_none());
     namespaces(spec, linux, cgroup, user, network, &mut plan)?;
     let steps = &mut plan.steps;
     if let Some(process) = spec.process() {
@@ -76,7 +77,7 @@ pub(super) fn plan(
     }
     let root = root(request, user)?;
     let (mut inside, mut late) = (Vec::new(), Vec::new());
-    let wish = Wish { request, cgroup, user, root: root.as_fd() };
+    let wish = Wish { request, cgroup, user, root: root.as_fd(), ahead };
     for mount in spec.mounts().iter().flatten() {
         mounts::mount(&wish, mount, &mut inside, &mut late)?;
     }

@@ -31,6 +31,7 @@ use self::check::{clean, shown, wrong};
 use crate::caps;
 
 pub use linux::{MAX_PIDS, MIN_MEMORY};
+pub(crate) use mounts::all as mounts_of;
 pub use mounts::{NAMES, makes_names};
 pub use options::{Device, ExecOptions, IdMap, Mount, Network, Options, Seccomp, Ulimit};
 pub use process::exec;

@@ -55,7 +55,7 @@ const PROPAGATION: &[&str] =
 const TMPFS_KEYS: &[&str] = &["size", "mode", "uid", "gid", "nr_inodes", "nr_blocks"];
 
 /// All mounts of a container.
-pub(super) fn all(options: &Options) -> Result<Vec<SpecMount>> {
+pub(crate) fn all(options: &Options) -> Result<Vec<SpecMount>> {
     let mut mounts: Vec<SpecMount> = DEFAULT.iter().map(|(t, k, s, o)| mount(t, k, s, o.iter().copied())).collect();
     let shm = options.shm_size.unwrap_or(SHM_SIZE);
     if shm == 0 {
