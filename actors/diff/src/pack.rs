@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cofferdam_sys::xattr;
+use cofferdam_sys::{userns::IdMaps, xattr};
 use cofferdam_types::{Error, Result};
 use nix::{
     dir::Dir,
@@ -29,12 +29,20 @@ pub type Word<'a> = &'a (dyn Fn() -> Result<()> + Sync);
 /// descriptor, without following it, and of a file system mounted inside only
 /// the directory where it is.
 pub fn pack(root: BorrowedFd<'_>, out: impl Write, word: Word<'_>) -> Result<()> {
-    pack_as(root, Path::new(""), out, word)
+    pack_as(root, Path::new(""), None, out, word)
 }
 
-/// The same of whatever `handle` is, under that name; the empty name is the top of the archive.
-pub fn pack_as(handle: BorrowedFd<'_>, name: &Path, out: impl Write, word: Word<'_>) -> Result<()> {
+/// The same of whatever `handle` is, under that name; the empty name is the top of the archive. What is seen from outside
+/// of a user namespace has the `ids` inside.
+pub fn pack_as(
+    handle: BorrowedFd<'_>,
+    name: &Path,
+    ids: Option<&IdMaps>,
+    out: impl Write,
+    word: Word<'_>,
+) -> Result<()> {
     let mut packer = Packer::new(out, word);
+    packer.ids = ids;
     let fault = |e: nix::Error| Error::io("rootfs", format!("/{}", name.display()), "can't be packed", &e.into());
     let stat = fstat(handle).map_err(fault)?;
     packer.device = stat.st_dev;
@@ -53,12 +61,13 @@ pub(crate) struct Packer<'a, W: Write> {
     /// The first name of each file that has several.
     links: HashMap<u64, PathBuf>,
     device: u64,
+    ids: Option<&'a IdMaps>,
     word: Word<'a>,
 }
 
 impl<W: Write> Packer<'_, W> {
     pub fn new(out: W, word: Word<'_>) -> Packer<'_, W> {
-        Packer { tar: tar::Builder::new(out), links: HashMap::new(), device: 0, word }
+        Packer { tar: tar::Builder::new(out), links: HashMap::new(), device: 0, ids: None, word }
     }
 
     /// Ends the archive.
@@ -143,7 +152,7 @@ impl<W: Write> Packer<'_, W> {
                 let flags = libc::O_RDONLY | libc::O_NONBLOCK;
                 let file = File::from(cofferdam_sys::fd::reopen(handle, flags).map_err(|e| self.fault(&path, &e))?);
                 self.attributes(&file, &path)?;
-                let mut header = header(stat, tar::EntryType::Regular);
+                let mut header = self.header(stat, tar::EntryType::Regular);
                 header.set_size(stat.st_size as u64);
                 // What grows meanwhile is cut, what shrinks is padded by nothing: it is an error.
                 let body = file.take(stat.st_size as u64);
@@ -162,8 +171,20 @@ impl<W: Write> Packer<'_, W> {
         }
     }
 
+    fn header(&self, stat: &FileStat, kind: tar::EntryType) -> tar::Header {
+        let (uid, gid) = self.ids.map_or((stat.st_uid, stat.st_gid), |ids| ids.inner(stat.st_uid, stat.st_gid));
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(stat.st_mode & 0o7777);
+        header.set_uid(u64::from(uid));
+        header.set_gid(u64::from(gid));
+        header.set_mtime(u64::try_from(stat.st_mtime).unwrap_or(0));
+        header.set_size(0);
+        header
+    }
+
     fn entry(&mut self, stat: &FileStat, path: &Path, kind: tar::EntryType, link: Option<&Path>) -> Result<()> {
-        let mut header = header(stat, kind);
+        let mut header = self.header(stat, kind);
         if matches!(kind, tar::EntryType::Char | tar::EntryType::Block) {
             let (major, minor) = (libc::major(stat.st_rdev), libc::minor(stat.st_rdev));
             header
@@ -181,7 +202,12 @@ impl<W: Write> Packer<'_, W> {
 
     /// Extended attributes, as the PAX records that GNU tar and every runtime use.
     fn attributes(&mut self, fd: impl AsFd, path: &Path) -> Result<()> {
-        let found = xattrs(fd).map_err(|e| self.fault(path, &e))?;
+        let mut found = xattrs(fd).map_err(|e| self.fault(path, &e))?;
+        for (key, value) in &mut found {
+            if let Some(ids) = self.ids.filter(|_| key == "security.capability") {
+                *value = ids.capability_inside(value);
+            }
+        }
         if found.is_empty() {
             return Ok(());
         }
@@ -205,17 +231,6 @@ pub(crate) fn names(dir: &OwnedFd) -> nix::Result<Vec<Vec<u8>>> {
     }
     names.sort_unstable();
     Ok(names)
-}
-
-fn header(stat: &FileStat, kind: tar::EntryType) -> tar::Header {
-    let mut header = tar::Header::new_gnu();
-    header.set_entry_type(kind);
-    header.set_mode(stat.st_mode & 0o7777);
-    header.set_uid(u64::from(stat.st_uid));
-    header.set_gid(u64::from(stat.st_gid));
-    header.set_mtime(u64::try_from(stat.st_mtime).unwrap_or(0));
-    header.set_size(0);
-    header
 }
 
 pub(crate) fn open(dir: BorrowedFd<'_>, name: &Path, flags: OFlag) -> nix::Result<OwnedFd> {

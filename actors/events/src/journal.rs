@@ -18,7 +18,7 @@ use std::{
         unix::fs::FileExt,
     },
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant, SystemTime},
 };
 
 use cofferdam_types::{Error, Event, Result, Timestamp};
@@ -43,7 +43,7 @@ const RUN: usize = 256;
 pub struct Retention {
     /// Bytes of all segments together.
     pub bytes: u64,
-    /// Age of the newest event of a segment.
+    /// Age of the newest event of a segment, as the journal counts time.
     pub age: Duration,
     /// A segment of this size is closed and the next begun.
     pub segment: u64,
@@ -103,6 +103,27 @@ pub struct Journal {
     index: Mutex<VecDeque<Segment>>,
     /// Held by the one that appends.
     writer: Mutex<Option<File>>,
+    clock: Clock,
+}
+
+/// Time as it passed while there was a daemon. It goes on from the youngest segment of the last one, and no faster than
+/// time does: a clock that jumps ahead makes nothing old, whenever it does and however long it stays wrong. It is a
+/// segment's time of modification.
+#[derive(Debug)]
+struct Clock {
+    at_open: Timestamp,
+    opened: Instant,
+}
+
+impl Clock {
+    fn at(at_open: Timestamp) -> Clock {
+        Clock { at_open, opened: Instant::now() }
+    }
+
+    fn now(&self) -> Timestamp {
+        let passed = u64::try_from(self.opened.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        Timestamp(self.at_open.0.saturating_add(passed))
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -111,6 +132,7 @@ struct Segment {
     /// Known of the last segment alone: those before it end where the next begins. No segment is empty.
     last: u64,
     bytes: u64,
+    /// By the journal's clock, as `newest`; of a segment that was there before, the same.
     oldest: Timestamp,
     newest: Timestamp,
 }
@@ -139,7 +161,8 @@ impl Journal {
             }
         }
         firsts.sort_unstable();
-        let journal = Journal { dir, retention, index: Mutex::new(VecDeque::new()), writer: Mutex::new(None) };
+        let (index, writer, clock) = (Mutex::default(), Mutex::default(), Clock::at(Timestamp::now()));
+        let mut journal = Journal { dir, retention, index, writer, clock };
         while let Some(&first) = firsts.last() {
             if first <= committed && journal.recover(first, committed)? {
                 break;
@@ -149,6 +172,10 @@ impl Journal {
             firsts.pop();
         }
         firsts.pop();
+        let newest = lock(&journal.index).back().map(|segment| segment.newest);
+        if let Some(newest) = newest {
+            journal.clock = Clock::at(newest);
+        }
         for first in firsts.into_iter().rev() {
             let meta = journal.file(first, OFlag::O_RDONLY)?.metadata().map_err(|e| fault("stat", &e))?;
             let time = modified(&meta);
@@ -162,6 +189,7 @@ impl Journal {
     fn recover(&self, first: u64, committed: u64) -> Result<bool> {
         let file = self.file(first, OFlag::O_RDWR)?;
         let meta = file.metadata().map_err(|e| fault("stat", &e))?;
+        let time = modified(&meta);
         let mut head = [0; HEAD as usize];
         if file.read_exact_at(&mut head, 0).is_err() || &head[..7] != MAGIC || head[7] == 0 {
             return Ok(false);
@@ -181,9 +209,11 @@ impl Journal {
         }
         if bytes < meta.len() {
             tracing::warn!(first, last, cut = meta.len() - bytes, "the tail of the journal is cut off");
-            file.set_len(bytes).and_then(|()| file.sync_all()).map_err(|e| fault("cut the tail of", &e))?;
+            file.set_len(bytes)
+                .and_then(|()| file.set_modified(system(time)))
+                .and_then(|()| file.sync_all())
+                .map_err(|e| fault("cut the tail of", &e))?;
         }
-        let time = modified(&meta);
         lock(&self.index).push_back(Segment { first, last, bytes, oldest: time, newest: time });
         *lock(&self.writer) = Some(file);
         Ok(true)
@@ -215,8 +245,8 @@ impl Journal {
             }
             let active = lock(&self.index).back().copied();
             let active = active.filter(|segment| {
-                let aged =
-                    first.timestamp.0.saturating_sub(segment.oldest.0) > self.retention.age.as_nanos() as u64 / 8;
+                let age = self.clock.now().0.saturating_sub(segment.oldest.0);
+                let aged = u128::from(age) > self.retention.age.as_nanos() / 8;
                 first.sequence == segment.last + 1 && segment.bytes < self.retention.segment && !aged
             });
             // A segment may outgrow its size by one such run.
@@ -228,13 +258,17 @@ impl Journal {
             }
             rest = &rest[run.len()..];
         }
-        self.retain(Timestamp::now());
+        self.retain(self.clock.now());
         Ok(())
     }
 
     fn extend(&self, file: &File, segment: Segment, events: &[Event]) -> Result<()> {
         let records = encode(events)?;
-        let written = file.write_all_at(&records, segment.bytes).and_then(|()| file.sync_data());
+        let now = self.clock.now();
+        let written = file
+            .write_all_at(&records, segment.bytes)
+            .and_then(|()| file.set_modified(system(now)))
+            .and_then(|()| file.sync_data());
         if let Err(error) = written {
             // Whatever got there lies behind the end that the index knows; the next append overwrites it.
             let _ = file.set_len(segment.bytes);
@@ -243,19 +277,20 @@ impl Journal {
         if let Some(back) = lock(&self.index).back_mut() {
             back.bytes += records.len() as u64;
             back.last += events.len() as u64;
-            back.newest = events.last().map_or(back.newest, |event| event.timestamp);
+            back.newest = now;
         }
         Ok(())
     }
 
     fn begin(&self, events: &[Event]) -> Result<File> {
-        let (first, time) = (events[0].sequence, events[0].timestamp);
+        let (first, now) = (events[0].sequence, self.clock.now());
         let mut bytes = [MAGIC.as_slice(), &[VERSION]].concat();
         bytes.extend(encode(events)?);
         // A leftover of that name holds nothing that is in the index.
         let file = self.file(first, OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_TRUNC)?;
         let written = file
             .write_all_at(&bytes, 0)
+            .and_then(|()| file.set_modified(system(now)))
             .and_then(|()| file.sync_all())
             .and_then(|()| nix::unistd::fsync(&self.dir).map_err(Into::into));
         if let Err(error) = written {
@@ -266,8 +301,8 @@ impl Journal {
             first,
             last: first + events.len() as u64 - 1,
             bytes: bytes.len() as u64,
-            oldest: time,
-            newest: events.last().map_or(time, |event| event.timestamp),
+            oldest: now,
+            newest: now,
         });
         Ok(file)
     }
@@ -445,6 +480,10 @@ fn checksum(sequence: u64, payload: &[u8]) -> [u8; 8] {
 fn modified(meta: &std::fs::Metadata) -> Timestamp {
     let since = meta.modified().ok().and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
     Timestamp(since.map_or(0, |since| since.as_nanos() as u64))
+}
+
+fn system(time: Timestamp) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_nanos(time.0)
 }
 
 fn fault(what: &str, error: &std::io::Error) -> Error {

@@ -8,6 +8,7 @@
 use std::{
     ffi::OsString,
     fs::File,
+    io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Component, Path, PathBuf},
     rc::Rc,
@@ -17,14 +18,14 @@ use std::{
 use actix::{Context, Handler, ResponseFuture};
 use cofferdam_archive::{ApplyOptions, Put};
 use cofferdam_kernel::Pool;
-use cofferdam_metadata::records::containers::{self, Container};
+use cofferdam_metadata::records::containers;
+use cofferdam_sys::userns::IdMaps;
 use cofferdam_types::{Error, Result};
 use nix::{
     errno::Errno,
     fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2},
     sys::stat::Mode,
 };
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use tokio::sync::OwnedMutexGuard;
 
 use crate::{
@@ -44,6 +45,8 @@ const TRIES: usize = 64;
 #[derive(Debug)]
 pub(crate) struct Files {
     root: OwnedFd,
+    /// Those of the user namespace in which it is mounted.
+    ids: Option<IdMaps>,
     /// Whether device nodes may be made.
     devices: bool,
     /// Nobody makes or removes its task meanwhile.
@@ -83,7 +86,8 @@ impl Ctx {
                 entry.link.settled().await?;
             }
             if entry.init.ended().is_none() {
-                return Ok(Files { root: of_task(&entry, &container).await?, devices, _turn: None });
+                let (root, ids) = of_task(&entry).await?;
+                return Ok(Files { root, ids, devices, _turn: None });
             }
         }
         let run = serde_json::from_slice(&container.options).unwrap_or_default();
@@ -94,17 +98,13 @@ impl Ctx {
         }
         let root = tokio::task::spawn_blocking(move || mounted(&mounts)).await;
         let root = root.unwrap_or_else(|e| Err(Error::internal("container", &id, e.to_string())))?;
-        Ok(Files { root, devices, _turn: Some(turn) })
+        Ok(Files { root, ids: None, devices, _turn: Some(turn) })
     }
 }
 
-/// The root that a task's first process has.
-async fn of_task(entry: &Rc<Entry>, container: &Container) -> Result<OwnedFd> {
+/// The root that a task's first process has, and the ids that it has where they are not the daemon's.
+async fn of_task(entry: &Rc<Entry>) -> Result<(OwnedFd, Option<IdMaps>)> {
     let id = &entry.id;
-    if has_user_namespace(&container.spec.value) {
-        let why = "runs in a user namespace, whose ids are not those of the files: copy when it has ended";
-        return Err(Error::failed_precondition("container", id, why));
-    }
     let remote = entry.remote().await?;
     let pid = entry.init.life.borrow().pid;
     if pid == 0 {
@@ -119,13 +119,8 @@ async fn of_task(entry: &Rc<Entry>, container: &Container) -> Result<OwnedFd> {
         return Err(ended());
     }
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    openat(&process, "root", flags, Mode::empty()).map_err(|_| ended())
-}
-
-fn has_user_namespace(spec: &[u8]) -> bool {
-    let spec: Option<Spec> = serde_json::from_slice(spec).ok();
-    let namespaces = spec.as_ref().and_then(|spec| spec.linux().as_ref()?.namespaces().as_ref());
-    namespaces.is_none_or(|all| all.iter().any(|one| one.typ() == LinuxNamespaceType::User))
+    let root = openat(&process, "root", flags, Mode::empty()).map_err(|_| ended())?;
+    Ok((root, IdMaps::of_process(process.as_fd()).map_err(|_| ended())?))
 }
 
 /// A path of the container as names from its root on; whether it must be a directory.
@@ -175,7 +170,22 @@ pub(crate) fn out(files: &Files, path: &str, out: OwnedFd) -> Result<()> {
     let handle = resolve(files.root.as_fd(), &names, flags).map_err(|errno| fault(path, errno))?;
     let contents = path.ends_with("/.") || path == ".";
     let top = if contents { None } else { names.file_name() };
-    cofferdam_diff::pack_as(handle.as_fd(), Path::new(top.unwrap_or_default()), File::from(out), &|| Ok(()))
+    let (top, ids) = (Path::new(top.unwrap_or_default()), files.ids.as_ref());
+    cofferdam_diff::pack_as(handle.as_fd(), top, ids, File::from(out), &|| Ok(()))
+}
+
+/// Calls `f` with the ids that root has in a user namespace where files are concerned: on a thread of its own, so that no
+/// other work ever has them.
+fn as_root_of<T: Send>(ids: &IdMaps, f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let (uid, gid) = ids.outer_root();
+    let failed = |e: &io::Error| Error::io("path", "", "taking the ids of the container's root", e);
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .name("copy".into())
+            .spawn_scoped(scope, || cofferdam_sys::process::with_file_ids(uid, gid, f).map_err(|e| failed(&e))?);
+        let ended = thread.map_err(|e| failed(&e))?.join();
+        ended.unwrap_or_else(|_| Err(Error::internal("path", "", "the thread that copies panicked")))
+    })
 }
 
 /// Where an archive is to be unpacked: looked at, not yet touched.
@@ -189,16 +199,17 @@ impl Arrival {
     pub(crate) fn new(files: Files, options: &CopyOptions, pool: Pool) -> Result<Arrival> {
         let path = &*options.path;
         let (at, directory) = names(path)?;
-        let owner = (!options.keep_owners).then_some((0, 0));
+        let ids = files.ids.clone();
+        let owner = (!options.keep_owners).then(|| ids.as_ref().map_or((0, 0), IdMaps::root));
         let found = resolve(files.root.as_fd(), &at, OFlag::O_DIRECTORY);
         let put = match found {
-            Ok(_) => Put { at, name: None, owner },
+            Ok(_) => Put { at, name: None, owner, ids },
             Err(Errno::ENOENT | Errno::ENOTDIR) if !options.into && !directory => {
                 let (Some(above), Some(name)) = (at.parent(), at.file_name()) else {
                     return Err(fault(path, Errno::ENOENT));
                 };
                 resolve(files.root.as_fd(), above, OFlag::O_DIRECTORY).map_err(|errno| fault(path, errno))?;
-                Put { at: above.to_owned(), name: Some(OsString::from(name)), owner }
+                Put { at: above.to_owned(), name: Some(OsString::from(name)), owner, ids }
             }
             Err(errno) => return Err(fault(path, errno)),
         };
@@ -210,8 +221,13 @@ impl Arrival {
         let Arrival { files, put, pool } = self;
         pool.run(move || {
             let options = ApplyOptions { put: Some(put), devices: files.devices, ..ApplyOptions::default() };
-            let applied =
-                cofferdam_archive::apply(files.root.as_fd(), File::from(source), &options, &AtomicBool::new(false));
+            let apply =
+                || cofferdam_archive::apply(files.root.as_fd(), File::from(source), &options, &AtomicBool::new(false));
+            let applied = match &files.ids {
+                None => apply(),
+                // Whom the namespace doesn't have can't make a file in it.
+                Some(ids) => as_root_of(ids, apply),
+            };
             applied.map(drop).map_err(|error| Error { kind: "path".into(), ..error })
         })
         .await

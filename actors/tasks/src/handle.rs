@@ -16,7 +16,7 @@ use cofferdam_metadata::{
     Metadata,
     records::{
         containers::{self, Container},
-        tasks::{Exit, Task},
+        tasks::{self, Exit, Task},
     },
 };
 use cofferdam_networks::Networks;
@@ -208,6 +208,32 @@ impl Tasks {
     /// The record of a container.
     pub fn container(&self, ns: &Namespace, id: &Id) -> Result<Container> {
         containers::get(&self.deps.metadata.read()?, ns, id)
+    }
+
+    /// Checks that no container runs in a snapshot: what two mounts make of one writable tree is undefined. Containers name
+    /// their snapshots by their own ids.
+    pub async fn check_at_rest(&self, ns: &Namespace, driver: &str, key: &Name) -> Result<()> {
+        let Ok(id) = Id::new(key.as_str()) else { return Ok(()) };
+        let find = || containers::find(&self.deps.metadata.read()?, ns, &id);
+        if find()?.is_none_or(|c| c.driver != driver || c.snapshot_key.as_ref() != Some(key)) {
+            return Ok(());
+        }
+        let state = match self.query(ns, &id, String::new()).await {
+            Ok(process) => process.state,
+            Err(error) if error.code == Code::NotFound => match tasks::find(&self.deps.metadata.read()?, ns, &id)? {
+                Some(task) => task.state,
+                None => return Ok(()),
+            },
+            Err(error) => return Err(error),
+        };
+        if state == tasks::State::Stopped {
+            return Ok(());
+        }
+        let state = state.as_str();
+        let why = format!(
+            "is mounted by container {id}, which is {state}: mount it when that has ended, or copy files with \"cp\""
+        );
+        Err(Error::failed_precondition("snapshot", key, why))
     }
 
     /// Waits for the end of a process. A crash of the actor meanwhile is bridged: it finds the process again.

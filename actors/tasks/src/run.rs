@@ -261,6 +261,7 @@ async fn make_task(
                 if own && let Err(error) = shim::kill(deps.layout.shim(&shim_id)).await {
                     tracing::error!(container = %id, %error, "a shim is left behind");
                 }
+                shim::outlive(bundle_path.clone()).await;
                 clear(deps, ns, id, &prepared).await.unwrap_or_else(|error| {
                     tracing::error!(container = %id, %error, "a cgroup is left behind");
                 });

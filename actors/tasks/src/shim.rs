@@ -15,7 +15,7 @@ use std::{
     process::{Child, Command, Stdio},
     rc::Rc,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use capnp_rpc::{RpcSystem, rpc_twoparty_capnp::Side};
@@ -198,6 +198,27 @@ pub(crate) async fn kill(dir: PathBuf) -> Result<()> {
     killed.unwrap_or_else(|e| Err(Error::internal("shim", "", e.to_string())))
 }
 
+/// Waits until nothing is left of what a shim ran in a bundle: it dies with the shim, but may be in the middle of making
+/// a cgroup.
+pub(crate) async fn outlive(bundle: PathBuf) {
+    // Who is still there then will not end for being waited for.
+    let _ = tokio::task::spawn_blocking(move || outlive_in(&bundle)).await;
+}
+
+fn outlive_in(bundle: &Path) -> std::io::Result<()> {
+    let meta = std::fs::metadata(bundle)?;
+    let end = Instant::now() + DEATH;
+    for entry in std::fs::read_dir("/proc")?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let Ok(held) = pidfd_open(pid) else { continue };
+        let cwd = std::fs::metadata(entry.path().join("cwd"));
+        if cwd.is_ok_and(|cwd| (cwd.dev(), cwd.ino()) == (meta.dev(), meta.ino())) {
+            ended_within(&held, end.saturating_duration_since(Instant::now()))?;
+        }
+    }
+    Ok(())
+}
+
 /// Which process it is its working directory says, as does its environment, which is empty (see [`spawn`]): nobody else
 /// who happens to be in that directory is taken for it, and no number is kept that could be another process's by now.
 fn kill_in(dir: &Path) -> Result<()> {
@@ -228,4 +249,23 @@ fn kill_in(dir: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_runs_in_a_bundle_is_outlived() {
+        let (bundle, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let run =
+            |dir: &Path, time: &str| std::process::Command::new("sleep").arg(time).current_dir(dir).spawn().unwrap();
+        let (mut within, mut elsewhere) = (run(bundle.path(), "0.3"), run(other.path(), "1000"));
+        outlive_in(bundle.path()).unwrap();
+        let ended = [within.try_wait(), elsewhere.try_wait()].map(|status| status.unwrap().is_some());
+        elsewhere.kill().unwrap();
+        elsewhere.wait().unwrap();
+        within.wait().unwrap();
+        assert_eq!(ended, [true, false]);
+    }
 }

@@ -181,6 +181,11 @@ impl snapshot::Server for Snapshot {
     ) -> capnp::Result<()> {
         let (all, auth) = (&self.place.services().snapshots, self.place.authority());
         let mounts = rpc(all.mounts_for(auth, &self.place.namespace, &self.driver, &self.key))?;
+        // The other driver's is a directory, which any number of mounts may show.
+        if rpc(all.detached(&self.driver))? {
+            let tasks = &self.place.services().tasks;
+            rpc(tasks.check_at_rest(&self.place.namespace, &self.driver, &self.key).await)?;
+        }
         set_mounts(results.get().init_mounts(mounts.len() as u32), &mounts);
         Ok(())
     }

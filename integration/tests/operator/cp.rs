@@ -158,17 +158,73 @@ fn x4_a_path_that_is_swapped_meanwhile_leads_nowhere_else() {
     assert_eq!(names, ["f"]);
 }
 
+/// What tar lists of a path, with the owners' numbers.
+fn listed(daemon: &Daemon, path: &str) -> String {
+    let archive = tempfile::NamedTempFile::new().unwrap();
+    let copy = daemon.command().args(["cp", path, "-"]).stdout(archive.reopen().unwrap()).status().unwrap();
+    assert!(copy.success(), "{path}");
+    let tar = ["--numeric-owner", "--xattrs", "--xattrs-include=security.capability", "-tvvf"];
+    let said: Said = std::process::Command::new("tar").args(tar).arg(archive.path()).output().unwrap().into();
+    assert_eq!(said.code, 0, "{said:?}");
+    said.out
+}
+
 #[test]
-fn what_can_not_be_copied_is_said() {
+fn in_a_user_namespace_files_have_the_ids_inside() {
     let daemon = Daemon::with_busybox();
     let before = daemon.leftovers();
-    ok(&daemon, &["run", "-d", "--name", "mapped", "--userns", "0:100000:65536", BUSYBOX, "sleep", "1000"]);
-    let refused = say(&daemon, &["cp", "mapped:/etc/passwd", "-"]);
-    assert!(refused.code != 0 && refused.err.contains("user namespace"), "{refused:?}");
+    let script = "mkdir /d && echo one > /d/f && chown 7:8 /d/f && touch /d/ready && exec sleep 1000";
+    let run = ["run", "-d", "--name", "mapped", "--userns", "0:100000:65536", BUSYBOX, "sh", "-c", script];
+    ok(&daemon, &run);
+    cofferdam_integration::until("the files are there", || {
+        (say(&daemon, &["exec", "mapped", "test", "-e", "/d/ready"]).code == 0).then_some(())
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let at = |path: &str| dir.path().join(path).to_str().unwrap().to_owned();
+    std::fs::create_dir(at("new")).unwrap();
+    std::fs::copy("/bin/true", at("new/able")).unwrap();
+    std::os::unix::fs::chown(at("new/able"), Some(12), Some(34)).unwrap();
+    let able = std::process::Command::new("setcap").args(["cap_net_raw+ep", &at("new/able")]).status();
+    assert!(able.unwrap().success());
+    std::fs::write(at("stranger"), "").unwrap();
+    std::os::unix::fs::chown(at("stranger"), Some(70_000), Some(0)).unwrap();
+
+    ok(&daemon, &["cp", &at("new"), "mapped:/d/of-root"]);
+    ok(&daemon, &["cp", "-a", &at("new"), "mapped:/d/of-his"]);
+    // A file system that it has mounted itself.
+    ok(&daemon, &["cp", "-a", &at("new/able"), "mapped:/dev/shm/able"]);
+    let tar = ["--xattrs", "--xattrs-include=security.capability", "-cC", &at("new"), "able"];
+    let packed = std::process::Command::new("tar").args(tar).output().unwrap();
+    let mut pour = daemon.command();
+    let mut pour = pour.args(["cp", "-", "mapped:/d"]).stdin(Stdio::piped()).spawn().unwrap();
+    pour.stdin.take().unwrap().write_all(&packed.stdout).unwrap();
+    assert!(pour.wait().unwrap().success());
+    let refused = say(&daemon, &["cp", "-a", &at("stranger"), "mapped:/d"]);
+    assert!(refused.code != 0 && refused.err.contains("70000:0, whom its user namespace"), "{refused:?}");
+
+    let files = ["/d/f", "/d/of-root/able", "/d/of-his/able", "/dev/shm/able", "/d/able"];
+    let owners = ok(&daemon, &[&["exec", "mapped", "stat", "-c", "%u:%g"], &files[..]].concat());
+    assert_eq!(owners, "7:8\n0:0\n12:34\n12:34\n0:0\n");
+    // It comes out as it is inside, and as it lies on disk.
+    let running = listed(&daemon, "mapped:/d");
+    for owner in ["7/8", "12/34", "0/0"] {
+        assert!(running.contains(&format!(" {owner} ")), "{owner}: {running}");
+    }
+    assert!(running.contains("security.capability") && !running.contains("100000"), "{running}");
+    let program = |name: &str| daemon.coffer(&["cp", name, "-"]).stdout;
+    let able = program("mapped:/d/able");
     ok(&daemon, &["stop", "-t", "0", "mapped"]);
-    assert_ne!(ok(&daemon, &["cp", "mapped:/etc/passwd", "-"]), "");
+    assert_eq!(listed(&daemon, "mapped:/d"), running);
+    assert!(able == program("mapped:/d/able"), "its capabilities are the same bytes");
     ok(&daemon, &["rm", "mapped"]);
-    // Nor is anything left of those who go in the middle.
+    daemon.settles(&before);
+}
+
+#[test]
+fn a_copy_that_is_broken_off_leaves_nothing() {
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    // Nothing is left of those who go in the middle.
     idle(&daemon, "box");
     let mut pour = daemon.command();
     let mut pour = pour.args(["cp", "-", "box:/tmp"]).stdin(Stdio::piped()).spawn().unwrap();

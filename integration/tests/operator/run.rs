@@ -111,14 +111,17 @@ fn a_cgroup_of_ones_own_leaves_nothing_above_it() {
     let top = format!("/cofferdam-test-{}-given", std::process::id());
     let there = |path: &str| layout.hierarchies.iter().any(|h| h.root.join(&path[1..]).exists());
     let path = format!("{top}/above/shared");
-    assert_eq!(shell(&daemon, &["--rm", "--cgroup", &path], "exit 3").code, 3);
-    let bad = say(&daemon, &["run", "--rm", "--cgroup", &path, BUSYBOX, "/no/such/program"]);
-    assert_eq!((bad.code, there(&top)), (127, false), "{bad:?}");
-    let above = cofferdam_sys::cgroup::Cgroup::create(&layout, &top).unwrap();
-    assert_eq!(shell(&daemon, &["--rm", "--cgroup", &path], "exit 4").code, 4);
-    let left = (there(&format!("{top}/above")), there(&top));
-    above.remove().unwrap();
-    assert_eq!(left, (false, true));
+    for runtime in ["native", "runc"] {
+        let flags = ["--rm", "--runtime", runtime, "--cgroup", &path];
+        assert_eq!(shell(&daemon, &flags, "exit 3").code, 3, "{runtime}");
+        let bad = say(&daemon, &[&["run"], &flags[..], &[BUSYBOX, "/no/such/program"]].concat());
+        assert_eq!((bad.code, there(&top)), (127, false), "{runtime}: {bad:?}");
+        let above = cofferdam_sys::cgroup::Cgroup::create(&layout, &top).unwrap();
+        assert_eq!(shell(&daemon, &flags, "exit 4").code, 4, "{runtime}");
+        let left = (there(&format!("{top}/above")), there(&top));
+        above.remove().unwrap();
+        assert_eq!(left, (false, true), "{runtime}");
+    }
 }
 
 #[test]

@@ -69,6 +69,22 @@ fn the_root_of_a_container_is_not_touched_by_hand() {
         let why = "coffer: snapshot box: is the root of container box, and goes with that: remove the container\n";
         assert_eq!((refused.code, &*refused.err), (1, why), "{args:?}");
     }
+    // Nor mounted a second time while it runs, by whatever daemon; afterwards it is.
+    for state in ["running", "paused"] {
+        let refused = say(&daemon, &["snapshot", "mounts", "box"]);
+        let why = format!("coffer: snapshot box: is mounted by container box, which is {state}: ");
+        assert!(refused.code == 1 && refused.err.starts_with(&why), "{refused:?}");
+        daemon.kill9();
+        daemon.restart();
+        if state == "running" {
+            ok(&daemon, &["pause", "box"]);
+        }
+    }
+    ok(&daemon, &["resume", "box"]);
+    ok(&daemon, &["kill", "box"]);
+    assert_eq!(say(&daemon, &["wait", "box"]).code, 137);
+    let seen = within(&daemon, "overlay", "box", Path::new("/mnt"), "ls bin/sh");
+    assert_eq!((seen.code, &*seen.out), (0, "bin/sh\n"), "{seen:?}");
     ok(&daemon, &["rm", "-f", "box"]);
     assert_eq!(say(&daemon, &["snapshot", "info", "box"]).code, 1, "it went with the container");
 }

@@ -70,7 +70,7 @@ pub fn apply(
         };
         while let Some(entry) = reader.next()? {
             let entry = match &options.put {
-                Some(put) => put.entry(entry),
+                Some(put) => put.entry(entry)?,
                 None => Some(entry),
             };
             // Its bytes, if any, are passed over.

@@ -2,6 +2,7 @@
 
 use std::{ffi::OsString, os::unix::ffi::OsStrExt as _, path::PathBuf};
 
+use cofferdam_sys::userns::IdMaps;
 use cofferdam_types::Result;
 
 use crate::{
@@ -20,12 +21,15 @@ pub struct Put {
     pub name: Option<OsString>,
     /// Owner and group of all, in place of those that the archive says.
     pub owner: Option<(u32, u32)>,
+    /// The tree is seen from outside of this user namespace, and the archive's ids are those inside.
+    pub ids: Option<IdMaps>,
 }
 
 impl Put {
     /// The entry as it is to be made; `None` for the directory itself, which is there.
-    pub(crate) fn entry(&self, mut entry: Entry) -> Option<Entry> {
-        entry.path = self.place(&clean(&entry.path))?;
+    pub(crate) fn entry(&self, mut entry: Entry) -> Result<Option<Entry>> {
+        let Some(path) = self.place(&clean(&entry.path)) else { return Ok(None) };
+        entry.path = path;
         if matches!(entry.kind, Type::Link) {
             // To the directory itself: a hard link that is refused as such.
             entry.link = self.place(&clean(&entry.link)).unwrap_or_default();
@@ -33,7 +37,19 @@ impl Put {
         if let Some((uid, gid)) = self.owner {
             (entry.uid, entry.gid) = (uid, gid);
         }
-        Some(entry)
+        if let Some(ids) = &self.ids {
+            let Some(owner) = ids.outer(entry.uid, entry.gid) else {
+                let why = format!("is of {}:{}, whom its user namespace doesn't have", entry.uid, entry.gid);
+                return Err(refused(&entry.path, why));
+            };
+            (entry.uid, entry.gid) = owner;
+            for (key, value) in &mut entry.xattrs {
+                if key == b"security.capability" {
+                    *value = ids.capability_outside(value);
+                }
+            }
+        }
+        Ok(Some(entry))
     }
 
     /// The path in the tree of a path in the archive.
@@ -66,7 +82,7 @@ mod tests {
     #[test]
     fn the_first_name_is_replaced_and_no_path_leads_above() {
         let placed = |at: &str, name: Option<&str>, path: &str| {
-            let put = Put { at: at.into(), name: name.map(OsString::from), owner: None };
+            let put = Put { at: at.into(), name: name.map(OsString::from), ..Put::default() };
             put.place(&clean(path.as_bytes())).map(|path| String::from_utf8(path).unwrap())
         };
         for (at, name, path, place) in [

@@ -24,7 +24,7 @@ use std::{
     time::Duration,
 };
 
-use cofferdam_sys::{fd, process, pty};
+use cofferdam_sys::{cgroup, fd, process, pty};
 use cofferdam_types::{Code, Error, Result};
 use oci_spec::runtime::{BoxBuilder, LinuxNamespaceType, LinuxResources, Process as ProcessSpec};
 
@@ -210,6 +210,7 @@ impl RuncDriver {
             ));
         }
         let made = (|| {
+            made_above(request);
             let mut spec = request.spec.clone();
             if let Some(process) = spec.process_mut() {
                 set_terminal(process, &request.stdio);
@@ -389,6 +390,17 @@ fn refuse_mapped(request: &CreateRequest<'_>) -> Result<()> {
     }
     let why = "the ids of its root file system are mapped by the native runtime alone: use that";
     Err(Error::unimplemented("spec", "linux.namespaces user", why))
+}
+
+/// Makes what the container's cgroup is to lie in, so that it is known to be ours and can go with the container. Where it
+/// can't be made the binary makes it, or says why it can't, and it stays.
+fn made_above(request: &CreateRequest<'_>) {
+    let path = request.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
+    // systemd's names are no paths: it removes its slices by itself.
+    let Some(path) = path.and_then(|path| path.to_str()).filter(|path| path.starts_with('/')) else { return };
+    if let Err(error) = cgroup::Layout::detect().and_then(|layout| cgroup::make_above(&layout, path)) {
+        tracing::debug!(container = %request.id, %error, "what its cgroup lies in is left to the runtime");
+    }
 }
 
 /// The binary makes the terminal in its size: a process that runs at once would see another before we could set it.

@@ -130,6 +130,9 @@ fn check(resources: &LinuxResources) -> Result<()> {
             return Err(bad("cpu.period", "is in microseconds: give 1000 to 1000000"));
         }
     }
+    if resources.pids().as_ref().is_some_and(|pids| pids.limit() == 0) {
+        return Err(bad("pids.limit", "is 0: give -1 for no limit"));
+    }
     if resources.pids().as_ref().is_some_and(|pids| pids.limit() > MAX_PIDS as i64) {
         return Err(bad("pids.limit", format!("is more than the kernel has: {MAX_PIDS}")));
     }
@@ -231,6 +234,7 @@ mod tests {
             (json!({"cpu": {"quota": 5}}), "resources.cpu.quota"),
             (json!({"cpu": {"period": 5}}), "resources.cpu.period"),
             (json!({"pids": {"limit": 99999999}}), "resources.pids.limit"),
+            (json!({"pids": {"limit": 0}}), "resources.pids.limit"),
         ] {
             let error = read(value.clone()).expect_err(&value.to_string());
             assert_eq!((error.code, error.id.as_str()), (Code::InvalidArgument, field), "{value}");

@@ -349,7 +349,7 @@ pub fn prune_above(layout: &Layout, path: &str, keep: usize) -> Result<()> {
     prune(layout, path, |above, _| above.matches('/').count() > keep)
 }
 
-/// The same of those that [`Cgroup::create`] made on its way, whoever called it.
+/// The same of those that [`Cgroup::create`] or [`make_above`] made on its way, whoever called it.
 pub fn prune_made(layout: &Layout, path: &str) -> Result<()> {
     let made = |dir: &Path| fd::open_dir(dir).and_then(|dir| xattr::get(dir, MADE)).is_ok_and(|mark| mark.is_some());
     prune(layout, path, |_, dir| made(dir))
@@ -413,11 +413,26 @@ const TRY: Duration = Duration::from_secs(2);
 /// What a group is marked with that was made only since another was to lie in it: nobody else knows whose it is.
 const MADE: &CStr = c"trusted.cofferdam.made";
 
+/// Makes the groups above `path` for somebody who is going to make that one, with the mark by which [`prune_made`] knows
+/// them.
+pub fn make_above(layout: &Layout, path: &str) -> Result<()> {
+    check_path(path)?;
+    layout.hierarchies.iter().try_for_each(|hierarchy| {
+        patiently(|| create_above(hierarchy, path)).map_err(|e| {
+            Error::io("cgroup", path, format!("making what it lies in, in {}", hierarchy.root.display()), &e)
+        })
+    })
+}
+
 /// The directory, made; those above it are made as needed.
 fn create_in(hierarchy: &Hierarchy, path: &str) -> io::Result<OwnedFd> {
+    patiently(|| try_create_in(hierarchy, path))
+}
+
+fn patiently<T>(make: impl Fn() -> io::Result<T>) -> io::Result<T> {
     let end = Instant::now() + TRY;
     loop {
-        match try_create_in(hierarchy, path) {
+        match make() {
             // ENODEV: a file of a group that is gone.
             Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) && Instant::now() < end => {}
             made => return made,
@@ -430,24 +445,7 @@ fn try_create_in(hierarchy: &Hierarchy, path: &str) -> io::Result<OwnedFd> {
     match std::fs::create_dir(&dir) {
         Ok(()) => {}
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            let mut above = hierarchy.root.clone();
-            let parts: Vec<&str> = path[1..].split('/').collect();
-            enable_controllers(hierarchy, &above)?;
-            for part in &parts[..parts.len() - 1] {
-                above.push(part);
-                match std::fs::create_dir(&above) {
-                    Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
-                    made => {
-                        if made.is_ok() {
-                            // Without the mark it stays, as one of somebody else's would.
-                            let _ = fd::open_dir(&above).and_then(|dir| xattr::set(dir, MADE, b"1"));
-                        }
-                        // Whoever made it may not have come to this yet.
-                        inherit_cpuset(hierarchy, &above, true)?;
-                    }
-                }
-                enable_controllers(hierarchy, &above)?;
-            }
+            create_above(hierarchy, path)?;
             std::fs::create_dir(&dir)?;
         }
         Err(e) => return Err(e),
@@ -456,6 +454,28 @@ fn try_create_in(hierarchy: &Hierarchy, path: &str) -> io::Result<OwnedFd> {
     opened.inspect_err(|_| {
         let _ = std::fs::remove_dir(&dir);
     })
+}
+
+fn create_above(hierarchy: &Hierarchy, path: &str) -> io::Result<()> {
+    let mut above = hierarchy.root.clone();
+    let parts: Vec<&str> = path[1..].split('/').collect();
+    enable_controllers(hierarchy, &above)?;
+    for part in &parts[..parts.len() - 1] {
+        above.push(part);
+        match std::fs::create_dir(&above) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+            made => {
+                if made.is_ok() {
+                    // Without the mark it stays, as one of somebody else's would.
+                    let _ = fd::open_dir(&above).and_then(|dir| xattr::set(dir, MADE, b"1"));
+                }
+                // Whoever made it may not have come to this yet.
+                inherit_cpuset(hierarchy, &above, true)?;
+            }
+        }
+        enable_controllers(hierarchy, &above)?;
+    }
+    Ok(())
 }
 
 /// v2: what the parent has is handed down. A controller that can't be (the root of a container, a threaded group) is

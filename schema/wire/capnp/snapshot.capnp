@@ -53,7 +53,8 @@ interface Snapshot @0x8d2fc6b7e0a93514 {
 
   mounts @3 () -> (mounts :List(Common.Mount)) $Common.needs("host");
   # What shows it, on the daemon's host: the same until it is removed. failed_precondition where it is committed: prepare
-  # or view one on top of it. What a container is using should not be mounted a second time.
+  # or view one on top of it; and while a container runs in it, where the snapshotter is overlay: what two mounts make of
+  # one writable tree is undefined.
 
   commit @4 (name :Text, labels :List(Label)) -> (snapshot :Snapshot) $Common.needs("write");
   # Makes an active snapshot immutable, and durable, under another key. The old key is free then, and this object of no

@@ -294,7 +294,7 @@ fn r8_the_order_is_that_of_the_sequence_whatever_the_clock_says() {
     for journal in [&journal, &open_with(dir.path(), retention, u64::MAX).unwrap()] {
         assert_eq!(drain(journal, 1, 100), ((1..=sequence).collect(), vec![]));
     }
-    // Segments of a time to come never get old: they go by their size.
+    // They go by their size too.
     for _ in 0..50 {
         let batch: Vec<_> = (1..=20).map(|n| at(sequence + n, now + 20 * year)).collect();
         journal.append(&batch).unwrap();
@@ -303,4 +303,56 @@ fn r8_the_order_is_that_of_the_sequence_whatever_the_clock_says() {
     let size: u64 = segments(dir.path()).iter().map(|path| fs::metadata(path).unwrap().len()).sum();
     assert!(size <= retention.bytes + 2 * retention.segment, "{size}");
     assert_eq!(drain(&journal, sequence - 5, 100), ((sequence - 5..=sequence).collect(), vec![]));
+}
+
+const DAY: u64 = 24 * 3600 * 1_000_000_000;
+
+fn set_age(path: &Path, days: u64) {
+    let file = fs::File::options().write(true).open(path).unwrap();
+    file.set_modified(system(Timestamp(Timestamp::now().0 - days * DAY))).unwrap();
+}
+
+#[test]
+fn r8_a_clock_that_jumped_makes_nothing_old() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |sequence, days: u64| {
+        let timestamp = Timestamp(Timestamp::now().0 - days * DAY);
+        Event { timestamp, ..event(sequence) }
+    };
+    // The clock goes a month ahead while there is a journal, and before the next is opened.
+    for (n, days) in [60, 30, 30, 0, 0].into_iter().enumerate() {
+        let journal = open(dir.path());
+        for sequence in 1 + n as u64 * 20..=20 + n as u64 * 20 {
+            journal.append(&[at(sequence, if sequence % 20 < 10 { days } else { days.min(30) })]).unwrap();
+        }
+        drop(journal);
+        assert!(segments(dir.path()).len() > n + 1);
+    }
+    assert_eq!(drain(&open(dir.path()), 1, 30), ((1..=100).collect(), vec![]));
+    // So does the time without a daemon, which may be such a jump as well.
+    segments(dir.path()).iter().for_each(|path| set_age(path, 90));
+    open(dir.path()).append(&[event(101)]).unwrap();
+    assert_eq!(drain(&open(dir.path()), 1, 30), ((1..=101).collect(), vec![]));
+}
+
+#[test]
+fn segments_have_their_age_by_the_time_that_passed_between_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open(dir.path());
+    for event in events(1..=60) {
+        journal.append(&[event]).unwrap();
+    }
+    let all = segments(dir.path());
+    for (path, days) in all.iter().zip([28, 22, 20].into_iter().chain(std::iter::repeat(20))) {
+        set_age(path, days);
+    }
+    let second: u64 = all[1].file_stem().unwrap().to_str().unwrap().parse().unwrap();
+    let journal = open(dir.path());
+    assert_eq!(journal.first(), Some(1));
+    journal.append(&[event(61)]).unwrap();
+    assert_eq!(journal.first(), Some(second), "eight days before the youngest");
+    // What is written goes on from there.
+    let young = fs::metadata(segments(dir.path()).last().unwrap()).unwrap().modified().unwrap();
+    let days = young.elapsed().unwrap().as_secs() / (24 * 3600);
+    assert!((19..=20).contains(&days), "{days}");
 }

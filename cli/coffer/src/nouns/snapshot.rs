@@ -154,7 +154,7 @@ pub static MOUNTS: Command = Command {
     positionals: &[Positional { name: "KEY", times: Times::Once }, Positional { name: "TARGET", times: Times::Maybe }],
     flags: &[SNAPSHOTTER],
     notes: "TARGET is a directory of the daemon's host, /mnt if none is given. A committed snapshot isn't mounted: prepare\n\
-            or view one on top of it. -o json: one array of mounts, with type, source and options",
+            or view one on top of it. Nor is one in which a container runs: see \"coffer cp\". -o json: one array of mounts, with type, source and options",
     failure: 1,
     action: |cx| Box::pin(mounts(cx)),
 };

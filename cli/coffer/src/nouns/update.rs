@@ -24,7 +24,7 @@ pub static UPDATE: Command = Command {
     flags: &[
         value("memory", Some('m'), "SIZE", "limit of memory, such as 512m; 0 for none"),
         value("memory-swap", None, "SIZE", "limit of memory and swap together; 0 for none"),
-        value("memory-reservation", None, "SIZE", "what it is to keep when memory is short; 0 for nothing"),
+        value("memory-reservation", None, "SIZE", "what it is to keep when memory is short; 0 for all of it"),
         value("cpus", None, "NUMBER", "limit of processors, such as 1.5; 0 for none"),
         value("cpu-shares", None, "NUMBER", "its share against others; 1024 is the usual one"),
         value("cpuset-cpus", None, "LIST", "processors that it may run on, such as 0-1,3"),

@@ -25,6 +25,7 @@ fn some<T>(list: &Option<Vec<T>>) -> bool {
 }
 
 const LEAVE_OUT: &str = "leave it out, or use another runtime";
+const NO_LIMIT: &str = "is below -1, which is no limit";
 
 /// Walks a whole spec.
 #[allow(deprecated)] // uid_mappings and gid_mappings at the top: never in the standard, but the type has them.
@@ -225,9 +226,24 @@ pub fn check_resources(resources: &LinuxResources) -> Result<()> {
         refuse(memory.kernel_tcp().is_some(), "linux.resources.memory.kernelTCP", LEAVE_OUT)?;
         let flat = memory.use_hierarchy() == Some(false);
         refuse(flat, "linux.resources.memory.useHierarchy", "memory is always counted in the hierarchy")?;
+        for (field, value) in
+            [("limit", memory.limit()), ("swap", memory.swap()), ("reservation", memory.reservation())]
+        {
+            if value.is_some_and(|bytes| bytes < -1) {
+                return invalid(format!("linux.resources.memory.{field}"), NO_LIMIT);
+            }
+        }
         if memory.swap().is_some_and(|s| s > 0) && memory.limit().is_none_or(|l| l > memory.swap().unwrap_or(l)) {
             return invalid("linux.resources.memory.swap", "is memory and swap together: give a limit not above it");
         }
+    }
+    if resources.pids().as_ref().is_some_and(|pids| pids.limit() < -1) {
+        return invalid("linux.resources.pids.limit", NO_LIMIT);
+    }
+    let io = resources.block_io().as_ref();
+    let devices = io.and_then(|io| io.weight_device().as_ref()).into_iter().flatten().filter_map(|d| d.weight());
+    if io.and_then(|io| io.weight()).into_iter().chain(devices).any(|w| w != 0 && !(10..=1000).contains(&w)) {
+        return invalid("linux.resources.blockIO", "has a weight that is not between 10 and 1000");
     }
     for (device, _) in resources.rdma().iter().flatten() {
         if device.is_empty() || device.contains(char::is_whitespace) || device.contains('\0') {
@@ -361,6 +377,9 @@ mod tests {
             ("process.ioPriority", json!({"class": "IOPRIO_CLASS_BE", "priority": 8}), "process.ioPriority"),
             ("process.execCPUAffinity", json!({"initial": "5000"}), "process.execCPUAffinity.initial"),
             ("linux.timeOffsets", json!({"monotonic": {"secs": 1}}), "linux.timeOffsets"),
+            ("linux.resources", json!({"memory": {"reservation": -2}}), "linux.resources.memory.reservation"),
+            ("linux.resources", json!({"pids": {"limit": -2}}), "linux.resources.pids.limit"),
+            ("linux.resources", json!({"blockIO": {"weight": 9}}), "linux.resources.blockIO"),
             ("mounts.0.destination", json!("proc"), "mounts proc: destination"),
             ("linux.namespaces", json!([{"type": "pid"}]), "linux.namespaces"),
             ("linux.namespaces", json!([{"type": "mount"}, {"type": "pid"}, {"type": "pid"}]), "linux.namespaces"),

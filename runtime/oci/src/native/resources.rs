@@ -3,12 +3,17 @@
 //! Each value goes to the v1 controller if the host has it, else to the v2 one; a limit for which there is neither is
 //! an error, since a container without it would not be what was asked for.
 
-use std::fmt::Display;
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt::Display,
+    os::fd::BorrowedFd,
+};
 
 use cofferdam_sys::{cgroup::Cgroup, devices::Rule};
 use cofferdam_types::{Error, Result};
 use oci_spec::runtime::{
-    LinuxBlockIo, LinuxCpu, LinuxDeviceCgroup, LinuxDeviceType, LinuxMemory, LinuxResources, LinuxThrottleDevice,
+    LinuxBlockIo, LinuxCpu, LinuxDeviceCgroup, LinuxDeviceType, LinuxMemory, LinuxPids, LinuxResources,
+    LinuxThrottleDevice,
 };
 
 struct Writer<'c> {
@@ -26,18 +31,27 @@ impl Writer<'_> {
         ))
     }
 
+    fn write(&self, dir: BorrowedFd<'_>, file: &str, value: &str) -> Result<()> {
+        self.cgroup.write_at(dir, file, value)?;
+        #[cfg(test)]
+        tests::written(file, value);
+        Ok(())
+    }
+
     /// Writes `v1` or `v2`, (file, value), as the host has it; `None` there: no such limit.
     fn set(&self, controller: &str, v1: Option<(&str, String)>, v2: Option<(&str, String)>) -> Result<()> {
         if let Some(dir) = self.cgroup.v1(controller) {
             let Some((file, value)) = v1 else { return self.no_controller(controller) };
-            return self.cgroup.write_at(dir, file, &value);
+            return self.write(dir, file, &value);
         }
-        match (self.cgroup.unified(), v2) {
-            (Some(dir), Some((file, value))) if self.unified.iter().any(|c| c == controller) => {
-                self.cgroup.write_at(dir, file, &value)
-            }
+        match (self.v2(controller), v2) {
+            (Some(dir), Some((file, value))) => self.write(dir, file, &value),
             _ => self.no_controller(controller),
         }
+    }
+
+    fn v2(&self, controller: &str) -> Option<BorrowedFd<'_>> {
+        self.cgroup.unified().filter(|_| self.unified.iter().any(|c| c == controller))
     }
 
     /// The same file name and value in both.
@@ -49,30 +63,34 @@ impl Writer<'_> {
     fn v1_only(&self, controller: &str, file: &str, value: impl Display) -> Result<()> {
         self.set(controller, Some((file, value.to_string())), None)
     }
+
+    fn v2_only(&self, controller: &str, file: &str, value: impl Display) -> Result<()> {
+        self.set(controller, None, Some((file, value.to_string())))
+    }
 }
 
-/// Sets what `resources` names; devices are [`devices`].
+/// Sets what `resources` names, in the order in which runc does; devices are [`devices`]. A number that is 0 where 0
+/// can't be meant is as good as not there: specs are full of them.
 pub(super) fn apply(cgroup: &Cgroup, resources: &LinuxResources) -> Result<()> {
     let w = Writer { cgroup, unified: cgroup.controllers()? };
+    if let Some(limit) = resources.pids().as_ref().map(LinuxPids::limit).filter(|limit| *limit != 0) {
+        w.same("pids", "pids.max", or_max(limit))?;
+    }
     if let Some(memory) = resources.memory() {
         self::memory(&w, memory)?;
     }
-    if let Some(cpu) = resources.cpu() {
-        self::cpu(&w, cpu)?;
-    }
-    if let Some(pids) = resources.pids() {
-        let limit = if pids.limit() > 0 { pids.limit().to_string() } else { "max".into() };
-        w.same("pids", "pids.max", limit)?;
-    }
     if let Some(io) = resources.block_io() {
         block_io(&w, io)?;
+    }
+    if let Some(cpu) = resources.cpu() {
+        self::cpu(&w, cpu)?;
     }
     for page in resources.hugepage_limits().iter().flatten() {
         let (size, limit) = (page.page_size(), page.limit());
         let (v1, v2) = (format!("hugetlb.{size}.limit_in_bytes"), format!("hugetlb.{size}.max"));
         w.set("hugetlb", Some((&v1, limit.to_string())), Some((&v2, or_max(limit))))?;
     }
-    for (device, limit) in resources.rdma().iter().flatten() {
+    for (device, limit) in sorted(resources.rdma()) {
         let part = |name: &str, value: Option<u32>| value.map(|value| format!(" {name}={value}"));
         let parts = [part("hca_handle", limit.hca_handles()), part("hca_object", limit.hca_objects())];
         let text: String = parts.into_iter().flatten().collect();
@@ -89,11 +107,15 @@ pub(super) fn apply(cgroup: &Cgroup, resources: &LinuxResources) -> Result<()> {
             w.v1_only("net_prio", "net_prio.ifpriomap", text)?;
         }
     }
-    for (file, value) in resources.unified().iter().flatten() {
+    for (file, value) in sorted(resources.unified()) {
         let Some(dir) = cgroup.unified() else { return w.no_controller("v2") };
-        cgroup.write_at(dir, file, value)?;
+        w.write(dir, file, value)?;
     }
     Ok(())
+}
+
+fn sorted<V>(map: &Option<HashMap<String, V>>) -> BTreeMap<&String, &V> {
+    map.iter().flatten().collect()
 }
 
 fn or_max(value: i64) -> String {
@@ -101,7 +123,9 @@ fn or_max(value: i64) -> String {
 }
 
 fn memory(w: &Writer<'_>, memory: &LinuxMemory) -> Result<()> {
-    if let (Some(limit), Some(true)) = (memory.limit(), memory.check_before_update()) {
+    let [limit, swap, soft] =
+        [memory.limit(), memory.swap(), memory.reservation()].map(|value| value.filter(|bytes| *bytes != 0));
+    if let (Some(limit), Some(true)) = (limit, memory.check_before_update()) {
         let usage = match (w.cgroup.v1("memory"), w.cgroup.unified()) {
             (Some(dir), _) => w.cgroup.read_at(dir, "memory.usage_in_bytes")?,
             (None, Some(dir)) => w.cgroup.read_at(dir, "memory.current")?,
@@ -116,32 +140,27 @@ fn memory(w: &Writer<'_>, memory: &LinuxMemory) -> Result<()> {
         }
     }
     if w.cgroup.v1("memory").is_some() {
-        let limit = || memory.limit().map_or(Ok(()), |l| w.v1_only("memory", "memory.limit_in_bytes", l));
-        let swap = || memory.swap().map_or(Ok(()), |s| w.v1_only("memory", "memory.memsw.limit_in_bytes", s));
+        let limit = || limit.map_or(Ok(()), |l| w.v1_only("memory", "memory.limit_in_bytes", l));
+        let swap_too = || swap.map_or(Ok(()), |s| w.v1_only("memory", "memory.memsw.limit_in_bytes", s));
         // The sum may never be below the limit: which of the two goes first depends on where they stand.
         match limit() {
-            Ok(()) => swap()?,
-            Err(first) if memory.swap().is_some() => swap().and_then(|()| limit()).map_err(|_| first)?,
+            Ok(()) => swap_too()?,
+            Err(first) if swap.is_some() => swap_too().and_then(|()| limit()).map_err(|_| first)?,
             Err(e) => return Err(e),
         }
     } else {
-        if let Some(limit) = memory.limit() {
-            w.set("memory", None, Some(("memory.max", or_max(limit))))?;
+        if let Some(alone) = swap_alone(limit, swap)? {
+            let accounted = w.v2("memory").is_none_or(|dir| w.cgroup.read_at(dir, "memory.swap.max").is_ok());
+            // A kernel that counts no swap limits none.
+            if accounted || alone >= 0 {
+                w.v2_only("memory", "memory.swap.max", or_max(alone))?;
+            }
         }
-        if let Some(swap) = memory.swap() {
-            // v2 counts swap alone.
-            let alone = match memory.limit() {
-                _ if swap <= 0 => swap,
-                Some(limit) if (1..=swap).contains(&limit) => swap - limit,
-                _ => {
-                    let why = "is memory and swap together: it takes a memory.limit, and is no less than that";
-                    return Err(Error::invalid("spec", "linux.resources.memory.swap", why));
-                }
-            };
-            w.set("memory", None, Some(("memory.swap.max", or_max(alone))))?;
+        if let Some(limit) = limit {
+            w.v2_only("memory", "memory.max", or_max(limit))?;
         }
     }
-    if let Some(soft) = memory.reservation() {
+    if let Some(soft) = soft {
         let v1 = ("memory.soft_limit_in_bytes", soft.to_string());
         w.set("memory", Some(v1), Some(("memory.low", or_max(soft))))?;
     }
@@ -154,30 +173,44 @@ fn memory(w: &Writer<'_>, memory: &LinuxMemory) -> Result<()> {
     Ok(())
 }
 
+/// A spec limits memory and swap together, v2 swap alone.
+fn swap_alone(limit: Option<i64>, swap: Option<i64>) -> Result<Option<i64>> {
+    match (limit, swap) {
+        // On v1 whoever has all the memory has all the swap.
+        (Some(-1), None) => Ok(Some(-1)),
+        (_, None | Some(-1)) => Ok(swap),
+        (Some(limit), Some(swap)) if (1..=swap).contains(&limit) => Ok(Some(swap - limit)),
+        _ => {
+            let why = "is memory and swap together: it takes a memory.limit, and is no less than that";
+            Err(Error::invalid("spec", "linux.resources.memory.swap", why))
+        }
+    }
+}
+
 fn cpu(w: &Writer<'_>, cpu: &LinuxCpu) -> Result<()> {
-    if let Some(idle) = cpu.idle() {
-        w.same("cpu", "cpu.idle", idle)?;
+    let idle = || cpu.idle().map_or(Ok(()), |idle| w.same("cpu", "cpu.idle", idle));
+    // The kernel takes no weight for a group that is idle.
+    let idle_last = cpu.idle().is_some_and(|idle| idle != 0);
+    if !idle_last {
+        idle()?;
     }
     if let Some(shares) = cpu.shares().filter(|s| *s != 0) {
-        // 2..262144 to 1..10000, as every other runtime does.
+        // 2..262144 to 1..10000 in a straight line.
         let weight = 1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142;
         w.set("cpu", Some(("cpu.shares", shares.to_string())), Some(("cpu.weight", weight.to_string())))?;
     }
-    let period = cpu.period().filter(|p| *p != 0);
-    let quota = cpu.quota().filter(|q| *q != 0);
-    if w.cgroup.v1("cpu").is_some() {
-        if let Some(period) = period {
-            w.v1_only("cpu", "cpu.cfs_period_us", period)?;
-        }
-        if let Some(quota) = quota {
-            w.v1_only("cpu", "cpu.cfs_quota_us", quota)?;
-        }
-    } else if period.is_some() || quota.is_some() {
-        let quota = quota.map_or_else(|| "max".into(), or_max);
-        w.set("cpu", None, Some(("cpu.max", format!("{quota} {}", period.unwrap_or(100_000)))))?;
+    if idle_last {
+        idle()?;
     }
-    if let Some(burst) = cpu.burst() {
-        w.set("cpu", Some(("cpu.cfs_burst_us", burst.to_string())), Some(("cpu.max.burst", burst.to_string())))?;
+    let burst = || {
+        let both = |burst: u64| (("cpu.cfs_burst_us", burst.to_string()), ("cpu.max.burst", burst.to_string()));
+        cpu.burst().map(both).map_or(Ok(()), |(v1, v2)| w.set("cpu", Some(v1), Some(v2)))
+    };
+    // It may never be above the quota: which of the two goes first depends on where they stand.
+    let early = burst();
+    bandwidth(w, cpu.quota().filter(|q| *q != 0), cpu.period().filter(|p| *p != 0))?;
+    if early.is_err() {
+        burst()?;
     }
     if let Some(period) = cpu.realtime_period().filter(|p| *p != 0) {
         w.v1_only("cpu", "cpu.rt_period_us", period)?;
@@ -194,6 +227,25 @@ fn cpu(w: &Writer<'_>, cpu: &LinuxCpu) -> Result<()> {
     Ok(())
 }
 
+fn bandwidth(w: &Writer<'_>, quota: Option<i64>, period: Option<u64>) -> Result<()> {
+    if w.cgroup.v1("cpu").is_some() {
+        if let Some(period) = period {
+            w.v1_only("cpu", "cpu.cfs_period_us", period)?;
+        }
+        return quota.map_or(Ok(()), |quota| w.v1_only("cpu", "cpu.cfs_quota_us", quota));
+    }
+    if quota.is_none() && period.is_none() {
+        return Ok(());
+    }
+    // v2 has one file for both: what isn't named stays.
+    let now = w.v2("cpu").and_then(|dir| w.cgroup.read_at(dir, "cpu.max").ok()).unwrap_or_default();
+    let mut now = now.split_whitespace();
+    let (old_quota, old_period) = (now.next().unwrap_or("max"), now.next().unwrap_or("100000"));
+    let quota = quota.map_or_else(|| old_quota.to_owned(), or_max);
+    let period = period.map_or_else(|| old_period.to_owned(), |period| period.to_string());
+    w.v2_only("cpu", "cpu.max", format!("{quota} {period}"))
+}
+
 /// 10..1000 to 1..10000, as every other runtime does.
 fn io_weight(weight: u16) -> u32 {
     1 + (u32::from(weight.clamp(10, 1000)) - 10) * 9999 / 990
@@ -201,14 +253,19 @@ fn io_weight(weight: u16) -> u32 {
 
 fn block_io(w: &Writer<'_>, io: &LinuxBlockIo) -> Result<()> {
     // v2 calls the controller io.
-    let set = |v1: (&str, String), v2: (&str, String)| match w.cgroup.v1("blkio") {
-        Some(dir) => w.cgroup.write_at(dir, v1.0, &v1.1),
-        None => w.set("io", None, Some(v2)),
+    let v1 = w.cgroup.v1("blkio");
+    let set = |v1_file: (&str, String), v2_file: (&str, String)| match v1 {
+        Some(dir) => w.write(dir, v1_file.0, &v1_file.1),
+        None => w.set("io", None, Some(v2_file)),
     };
+    // Which scheduler reads it depends on the kernel.
+    let read = |file: &str| v1.or_else(|| w.v2("io")).and_then(|dir| w.cgroup.read_at(dir, file).ok());
     if let Some(weight) = io.weight().filter(|weight| *weight != 0) {
-        // Which scheduler reads it depends on the kernel.
-        set(("blkio.bfq.weight", weight.to_string()), ("io.bfq.weight", weight.to_string()))
-            .or_else(|_| set(("blkio.weight", weight.to_string()), ("io.weight", io_weight(weight).to_string())))?;
+        if read(if v1.is_some() { "blkio.bfq.weight" } else { "io.bfq.weight" }).is_some() {
+            set(("blkio.bfq.weight", weight.to_string()), ("io.bfq.weight", weight.to_string()))?;
+        } else {
+            set(("blkio.weight", weight.to_string()), ("io.weight", io_weight(weight).to_string()))?;
+        }
     }
     if let Some(weight) = io.leaf_weight().filter(|weight| *weight != 0) {
         leaf(w, "blkio.leaf_weight", weight)?;
@@ -217,8 +274,14 @@ fn block_io(w: &Writer<'_>, io: &LinuxBlockIo) -> Result<()> {
         let name = format!("{}:{}", device.major(), device.minor());
         if let Some(weight) = device.weight() {
             let text = format!("{name} {weight}");
-            set(("blkio.bfq.weight_device", text.clone()), ("io.bfq.weight", text.clone()))
-                .or_else(|_| set(("blkio.weight_device", text.clone()), ("io.weight", text)))?;
+            // Before Linux 5.4 bfq had one weight for all devices, and its file showed a number alone.
+            let by_device = |shown: String| v1.is_some() || shown.trim().parse::<u64>().is_err();
+            if read(if v1.is_some() { "blkio.bfq.weight_device" } else { "io.bfq.weight" }).is_some_and(by_device) {
+                set(("blkio.bfq.weight_device", text.clone()), ("io.bfq.weight", text))?;
+            } else {
+                let plain = if weight == 0 { "default".to_owned() } else { io_weight(weight).to_string() };
+                set(("blkio.weight_device", text), ("io.weight", format!("{name} {plain}")))?;
+            }
         }
         if let Some(weight) = device.leaf_weight() {
             leaf(w, "blkio.leaf_weight_device", format!("{name} {weight}"))?;
@@ -340,156 +403,6 @@ pub(super) fn devices(cgroup: &Cgroup, resources: Option<&LinuxResources>) -> Re
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    // P8: what nobody allows is denied, whatever the spec leaves out.
-    #[test]
-    fn p8_devices_are_denied_by_default() {
-        assert_eq!(rules(None).unwrap(), ALWAYS);
-        let resources: LinuxResources = serde_json::from_value(serde_json::json!({"devices": [
-            {"allow": true, "type": "c", "major": 9, "minor": 9},
-            {"allow": false, "access": "rwm"},
-            {"allow": true, "access": "r", "major": 10, "minor": -1},
-        ]}))
-        .unwrap();
-        let text: Vec<String> = rules(Some(&resources)).unwrap().iter().take(4).map(Rule::to_string).collect();
-        assert_eq!(text, ["a *:* rwm", "b 10:* r", "c 10:* r", "c *:* m"]);
-        for bad in [r#"{"allow": true, "access": "x"}"#, r#"{"allow": true, "major": 4294967296}"#] {
-            assert!(rule(&serde_json::from_str(bad).unwrap()).is_err(), "{bad}");
-        }
-    }
-
-    /// A directory of plain files takes what a v2 group of a host with all controllers would.
-    #[test]
-    fn limits_are_written_as_v2_has_them() {
-        use cofferdam_sys::cgroup::{Hierarchy, Layout};
-        let dir = tempfile::tempdir().unwrap();
-        let group = dir.path().join("g");
-        std::fs::create_dir(&group).unwrap();
-        std::fs::write(group.join("cgroup.controllers"), "cpuset cpu io memory pids hugetlb\n").unwrap();
-        let files = [
-            ("memory.max", "1000"),
-            ("memory.swap.max", "500"),
-            ("memory.low", "10"),
-            ("cpu.weight", "39"),
-            ("cpu.max", "50000 100000"),
-            ("cpuset.cpus", "0-1"),
-            ("pids.max", "max"),
-            ("io.max", "8:0 rbps=5"),
-            ("hugetlb.2MB.max", "7"),
-            ("memory.oom.group", "1"),
-        ];
-        for (file, _) in files {
-            std::fs::write(group.join(file), "").unwrap();
-        }
-        let hierarchy = Hierarchy { root: dir.path().to_owned(), controllers: Vec::new(), unified: true };
-        let cgroup = Cgroup::open(&Layout { hierarchies: vec![hierarchy] }, "/g").unwrap();
-        let resources = serde_json::json!({
-            "memory": {"limit": 1000, "swap": 1500, "reservation": 10},
-            "cpu": {"shares": 1024, "quota": 50000, "cpus": "0-1"},
-            "pids": {"limit": -1},
-            "blockIO": {"throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 5}]},
-            "hugepageLimits": [{"pageSize": "2MB", "limit": 7}],
-            "unified": {"memory.oom.group": "1"},
-        });
-        apply(&cgroup, &serde_json::from_value(resources).unwrap()).unwrap();
-        for (file, value) in files {
-            assert_eq!(std::fs::read_to_string(group.join(file)).unwrap(), value, "{file}");
-        }
-        // The values that runc's conversions give (libcontainer/cgroups: fs2, and ConvertCPUSharesToCgroupV2Value,
-        // ConvertBlkIOToIOWeightValue, ConvertMemorySwapToCgroupV2Value of its utils).
-        for file in ["io.weight", "cpu.max.burst", "cpu.idle", "cpuset.mems"] {
-            std::fs::write(group.join(file), "").unwrap();
-        }
-        for (resources, file, expected) in [
-            (serde_json::json!({"memory": {"limit": -1}}), "memory.max", "max"),
-            (serde_json::json!({"memory": {"swap": -1}}), "memory.swap.max", "max"),
-            (serde_json::json!({"memory": {"limit": 7, "swap": 7}}), "memory.swap.max", "0"),
-            (serde_json::json!({"memory": {"reservation": -1}}), "memory.low", "max"),
-            (serde_json::json!({"cpu": {"shares": 2}}), "cpu.weight", "1"),
-            (serde_json::json!({"cpu": {"shares": 262_144}}), "cpu.weight", "10000"),
-            (serde_json::json!({"cpu": {"quota": -1}}), "cpu.max", "max 100000"),
-            (serde_json::json!({"cpu": {"period": 5000}}), "cpu.max", "max 5000"),
-            (serde_json::json!({"cpu": {"quota": 20_000, "period": 40_000}}), "cpu.max", "20000 40000"),
-            (serde_json::json!({"cpu": {"burst": 77}}), "cpu.max.burst", "77"),
-            (serde_json::json!({"cpu": {"idle": 1}}), "cpu.idle", "1"),
-            (serde_json::json!({"cpu": {"mems": "0"}}), "cpuset.mems", "0"),
-            (serde_json::json!({"pids": {"limit": 99}}), "pids.max", "99"),
-            (serde_json::json!({"blockIO": {"weight": 10}}), "io.weight", "1"),
-            (serde_json::json!({"blockIO": {"weight": 500}}), "io.weight", "4950"),
-            (serde_json::json!({"blockIO": {"weight": 1000}}), "io.weight", "10000"),
-            (
-                serde_json::json!({"blockIO": {"throttleWriteIOPSDevice": [{"major": 8, "minor": 1, "rate": 9}]}}),
-                "io.max",
-                "8:1 wiops=9",
-            ),
-            (serde_json::json!({"hugepageLimits": [{"pageSize": "2MB", "limit": 0}]}), "hugetlb.2MB.max", "0"),
-        ] {
-            std::fs::write(group.join(file), "").unwrap();
-            apply(&cgroup, &serde_json::from_value(resources.clone()).unwrap()).unwrap();
-            assert_eq!(std::fs::read_to_string(group.join(file)).unwrap(), expected, "{resources}");
-        }
-        for nonsense in
-            [serde_json::json!({"memory": {"swap": 5}}), serde_json::json!({"memory": {"limit": 6, "swap": 5}})]
-        {
-            let error = apply(&cgroup, &serde_json::from_value(nonsense).unwrap()).unwrap_err();
-            assert_eq!(error.code, cofferdam_types::Code::InvalidArgument, "{error}");
-        }
-        for v1_only in
-            [serde_json::json!({"memory": {"swappiness": 5}}), serde_json::json!({"cpu": {"realtimeRuntime": 5}})]
-        {
-            let error = apply(&cgroup, &serde_json::from_value(v1_only).unwrap()).unwrap_err();
-            assert_eq!(error.code, cofferdam_types::Code::Unimplemented);
-        }
-    }
-
-    /// Directories of plain files take what hosts with controllers that this one lacks would.
-    #[test]
-    fn what_few_hosts_have_is_written_where_it_is_and_refused_elsewhere() {
-        use cofferdam_sys::cgroup::{Hierarchy, Layout};
-        let dir = tempfile::tempdir().unwrap();
-        let group = |name: &str, controllers: &[&str], files: &[&str]| {
-            let root = dir.path().join(name);
-            std::fs::create_dir_all(root.join("g")).unwrap();
-            for file in files {
-                std::fs::write(root.join("g").join(file), "").unwrap();
-            }
-            Hierarchy { root, controllers: controllers.iter().map(|c| (*c).to_owned()).collect(), unified: false }
-        };
-        let written =
-            |hierarchy: &Hierarchy, file: &str| std::fs::read_to_string(hierarchy.root.join("g").join(file)).unwrap();
-        let net = group("net", &["net_cls", "net_prio"], &["net_cls.classid", "net_prio.ifpriomap"]);
-        let rdma = group("rdma", &["rdma"], &["rdma.max"]);
-        let blkio =
-            group("blkio", &["blkio"], &["blkio.bfq.weight_device", "blkio.leaf_weight", "blkio.leaf_weight_device"]);
-        let resources = serde_json::json!({
-            "network": {"classID": 1_048_577, "priorities": [{"name": "eth0", "priority": 5}]},
-            "rdma": {"mlx5_1": {"hcaHandles": 3, "hcaObjects": 10_000}},
-            "blockIO": {"leafWeight": 10, "weightDevice": [{"major": 8, "minor": 0, "weight": 500, "leafWeight": 300}]},
-        });
-        let resources: LinuxResources = serde_json::from_value(resources).unwrap();
-        let layout = Layout { hierarchies: vec![net.clone(), rdma.clone(), blkio.clone()] };
-        apply(&Cgroup::open(&layout, "/g").unwrap(), &resources).unwrap();
-        assert_eq!((&*written(&net, "net_cls.classid"), &*written(&net, "net_prio.ifpriomap")), ("1048577", "eth0 5"));
-        assert_eq!(written(&rdma, "rdma.max"), "mlx5_1 hca_handle=3 hca_object=10000");
-        assert_eq!(written(&blkio, "blkio.bfq.weight_device"), "8:0 500");
-        assert_eq!(
-            (&*written(&blkio, "blkio.leaf_weight"), &*written(&blkio, "blkio.leaf_weight_device")),
-            ("10", "8:0 300")
-        );
-
-        // A host with none of them.
-        let bare = Layout { hierarchies: vec![group("bare", &["pids"], &[])] };
-        for alone in [
-            serde_json::json!({"network": {"classID": 1}}),
-            serde_json::json!({"rdma": {"mlx5_1": {"hcaHandles": 3}}}),
-            serde_json::json!({"blockIO": {"leafWeight": 10}}),
-            serde_json::json!({"blockIO": {"weightDevice": [{"major": 8, "minor": 0, "weight": 500}]}}),
-        ] {
-            let resources = serde_json::from_value(alone).unwrap();
-            let error = apply(&Cgroup::open(&bare, "/g").unwrap(), &resources).unwrap_err();
-            assert_eq!(error.code, cofferdam_types::Code::Unimplemented, "{error}");
-        }
-    }
-}
+mod against;
+#[cfg(test)]
+mod tests;

@@ -208,3 +208,22 @@ fn what_was_made_above_goes_and_what_was_there_stays() {
     assert_eq!((there(&format!("{top}/i")), there(&top)), (false, true), "what was there is somebody's");
     above.remove().unwrap();
 }
+
+#[test]
+fn what_is_made_above_for_somebody_else_goes_with_his() {
+    let layout = Layout::detect().unwrap();
+    let there = |path: &str| layout.hierarchies.iter().filter(|h| join(&h.root, path).exists()).count();
+    let (top, all) = (name("given"), layout.hierarchies.len());
+    let path = format!("{top}/i/one");
+    make_above(&layout, &path).unwrap();
+    assert_eq!((there(&format!("{top}/i")), there(&path)), (all, 0));
+    // As another program makes it, and somebody lies beside it.
+    layout.hierarchies.iter().for_each(|h| std::fs::create_dir(join(&h.root, &path)).unwrap());
+    let beside = Cgroup::create(&layout, &format!("{top}/two")).unwrap();
+    Cgroup::open(&layout, &path).unwrap().remove().unwrap();
+    prune_made(&layout, &path).unwrap();
+    assert_eq!((there(&format!("{top}/i")), there(&top)), (0, all));
+    beside.remove().unwrap();
+    prune_made(&layout, beside.path()).unwrap();
+    assert_eq!(there(&top), 0);
+}
