@@ -136,7 +136,8 @@ fn copy_file(at: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &CStr, stat: &FileSta
     Ok(())
 }
 
-fn errno(error: io::Error) -> Errno {
+/// The number of an error of the kernel's.
+pub fn errno(error: io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 

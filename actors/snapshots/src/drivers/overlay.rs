@@ -4,7 +4,7 @@ use std::{fs, os::fd::BorrowedFd};
 
 use cofferdam_types::{Mount, Result};
 
-use super::{Access, Driver, Trees, bind};
+use super::{Access, Driver, Trees, bind, failed, make_dir};
 
 /// Features that a kernel may have on by default and that our trees must never be written or read with:
 /// - `index` ties an upper directory to the inodes of one set of lower ones (ESTALE when it is mounted over a copy)
@@ -46,8 +46,8 @@ impl Driver for Overlay {
         true
     }
 
-    fn populate(&self, _tree: BorrowedFd<'_>, _parent: BorrowedFd<'_>) -> Result<()> {
-        Ok(())
+    fn make(&self, own: BorrowedFd<'_>, _parent: Option<BorrowedFd<'_>>) -> Result<()> {
+        make_dir(own).map_err(failed)
     }
 
     fn mounts(&self, access: Access, trees: Trees<'_>) -> Vec<Mount> {
