@@ -185,7 +185,7 @@ impl Area {
     /// Opens a tree.
     pub fn tree(&self, id: u64) -> Result<OwnedFd> {
         open_dir(self.dir.as_fd(), &name(id))
-            .and_then(|own| open_dir(own.as_fd(), c"fs"))
+            .and_then(|own| self.driver.open(own.as_fd()))
             .map_err(|e| Error::io("snapshot", id, "open the tree of a snapshot", &e.into()))
     }
 
@@ -226,6 +226,7 @@ impl Area {
 
     /// Throws a directory away whose record is gone.
     pub fn discard(&self, id: u64) -> Result<()> {
+        self.release(id)?;
         self.trash.take(self.dir.as_fd(), &name(id))
     }
 
@@ -244,10 +245,12 @@ impl Area {
         }
         let mut lost = Vec::new();
         for (id, record) in known {
-            if found.contains(&id) && self.tree(id).is_ok() {
-                if !live.contains(&id) {
-                    self.settle(id, record == Known::Content)?;
-                }
+            let there = found.contains(&id);
+            let settled = if there && !live.contains(&id) { self.settle(id, record == Known::Content) } else { Ok(()) };
+            if let Err(error) = &settled {
+                tracing::error!(driver = self.driver.name(), id, %error, "can't bring a directory into its form");
+            }
+            if there && settled.is_ok() && self.tree(id).is_ok() {
                 continue;
             }
             let parent = match record {
@@ -288,7 +291,19 @@ impl Area {
             // Removed meanwhile.
             Err(Errno::ENOENT) => Ok(()),
             Err(e) => Err(Error::io("snapshot", id, "open the directory of a snapshot", &e.into())),
-            Ok(own) => self.driver.settle(own.as_fd(), committed),
+            Ok(own) => {
+                let over = self.driver.settle(own.as_fd(), committed)?;
+                over.iter().try_for_each(|name| self.trash.take(own.as_fd(), name))
+            }
+        }
+    }
+
+    /// Ends what the driver keeps mounted in a directory.
+    fn release(&self, id: u64) -> Result<()> {
+        match self.driver.attaches().then(|| open_dir(self.dir.as_fd(), &name(id))) {
+            None | Some(Err(Errno::ENOENT)) => Ok(()),
+            Some(Err(e)) => Err(Error::io("snapshot", id, "open the directory of a snapshot", &e.into())),
+            Some(Ok(own)) => self.driver.release(own.as_fd()),
         }
     }
 
@@ -306,6 +321,20 @@ impl Sealing {
     pub fn settle(&self, committed: bool) {
         if let Err(error) = self.area.settle(self.id, committed) {
             tracing::warn!(id = self.id, %error, "the next start tidies up a snapshot's directory");
+        }
+    }
+}
+
+/// The next start mounts again what it needs.
+impl Drop for Area {
+    fn drop(&mut self) {
+        if !self.driver.attaches() {
+            return;
+        }
+        for id in numbers(self.dir.as_fd()).unwrap_or_default() {
+            if let Err(error) = self.release(id) {
+                tracing::warn!(id, %error, "something stays mounted in a snapshot's directory");
+            }
         }
     }
 }

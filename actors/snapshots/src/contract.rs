@@ -17,6 +17,7 @@ use crate::{Kind, Snapshot, Snapshots, core::DEPTH};
 
 mod btrfs;
 mod disk;
+mod erofs;
 
 use disk::Disk;
 
@@ -63,7 +64,7 @@ impl World {
 }
 
 /// All of them.
-const DRIVERS: [&str; 3] = ["overlay", "native", "btrfs"];
+const DRIVERS: [&str; 4] = ["overlay", "native", "btrfs", "erofs"];
 
 /// Runs a test on an actix system, which the kernel needs.
 pub fn run(test: impl Future<Output = ()>) {
@@ -101,6 +102,20 @@ impl Mounted {
 
     fn dir(&self, path: &str) {
         fs::create_dir_all(self.at(path)).unwrap();
+    }
+}
+
+/// The directory with a number.
+fn own(world: &World, driver: &str, dir: u64) -> PathBuf {
+    world.root.path().join("snapshots").join(driver).join(dir.to_string())
+}
+
+/// Waits for the thread that empties the trash.
+fn until_empty(world: &World) {
+    let begun = std::time::Instant::now();
+    while fs::read_dir(world.root.path().join("trash")).unwrap().count() > 0 {
+        assert!(begun.elapsed().as_secs() < 30, "something in the trash resists");
+        std::thread::yield_now();
     }
 }
 
@@ -355,6 +370,11 @@ fn btrfs_keeps_the_contract() {
 }
 
 #[test]
+fn erofs_keeps_the_contract() {
+    run(suite("erofs"));
+}
+
+#[test]
 fn every_driver_is_under_contract() {
     let names: Vec<_> = crate::drivers::all().iter().map(|d| d.name()).collect();
     assert_eq!(names, DRIVERS, "a new driver needs a line above");
@@ -518,7 +538,7 @@ fn layers_are_shared_between_namespaces_and_unpacked_once() {
             let turn = all.turn(&ns(), driver, &chain[1]).await.unwrap();
             let second = all.stage_layer(driver, turn, Some(&chain[0]), under, true).await.unwrap();
             let Staged::New(second) = second else { panic!() };
-            assert_eq!(second.detached(), driver == "overlay");
+            assert_eq!(second.detached(), matches!(driver, "overlay" | "erofs"));
             fs::write(format!("{}/g", tree(&second)), "second").unwrap();
             let waiter = {
                 let (all, chain, other) = (all.clone(), chain[0].clone(), other.clone());

@@ -22,6 +22,7 @@ mod core;
 mod drivers;
 mod flights;
 mod handle;
+mod image;
 pub mod messages;
 mod stage;
 mod trash;

@@ -6,6 +6,7 @@ mod bad;
 mod btrfs;
 mod confined;
 mod disk;
+mod erofs;
 mod imports;
 mod inside;
 mod pulls;

@@ -11,33 +11,13 @@ use cofferdam_sys::btrfs;
 use cofferdam_types::{Authority, Code};
 use nix::sys::stat::Mode;
 
-use super::{Disk, Suite, World, name, ns, run};
-use crate::{
-    trash::open_path,
-    walk::{Cursor, names},
-};
+use super::{Disk, Suite, World, name, ns, own, run, until_empty};
+use crate::{trash::open_path, walk::Cursor};
 
 const ON: &str = "btrfs";
 
 fn c(text: &str) -> CString {
     CString::new(text).unwrap()
-}
-
-fn own(world: &World, dir: u64) -> std::path::PathBuf {
-    world.root.path().join("snapshots/btrfs").join(dir.to_string())
-}
-
-fn trash_is_empty(world: &World) -> bool {
-    names(open_path(&world.root.path().join("trash")).unwrap().as_fd()).unwrap().is_empty()
-}
-
-/// Waits for the thread that empties the trash.
-fn until_empty(world: &World) {
-    let begun = std::time::Instant::now();
-    while !trash_is_empty(world) {
-        assert!(begun.elapsed().as_secs() < 30, "something in the trash resists");
-        std::thread::yield_now();
-    }
 }
 
 /// How many subvolumes there are, with those that are nested.
@@ -57,7 +37,7 @@ fn a_root_on_another_file_system_is_refused_with_the_reason() {
         let error = suite.prepare("a", None).await.err().unwrap();
         assert_eq!(error.code, Code::Unimplemented);
         assert!(error.message.contains("another file system"), "{error}");
-        assert_eq!(world.snapshots.drivers(), ["overlay", "native"]);
+        assert_eq!(world.snapshots.drivers(), ["overlay", "native", "erofs"]);
         assert!(!world.root.path().join("snapshots/btrfs").exists());
         world.kernel.stop().await;
     });
@@ -76,7 +56,7 @@ fn what_is_committed_is_read_only_even_for_who_has_it_open() {
         let _ = open.write_all(b" and after");
         drop((open, mounted));
         suite.seen("c", |view| assert_eq!(view.read("f").as_deref(), Some("before"))).await;
-        let dir = own(&world, suite.stat("c").unwrap().dir);
+        let dir = own(&world, ON, suite.stat("c").unwrap().dir);
         assert_eq!(fs::write(dir.join("fs/g"), "x").unwrap_err().raw_os_error(), Some(libc::EROFS));
         assert!(!dir.join("other").exists());
         world.kernel.stop().await;
@@ -97,7 +77,7 @@ fn a_commit_that_failed_leaves_it_writable() {
         assert_eq!(refused.code, Code::InvalidArgument);
         mounted.write("g", "still");
         // A subvolume in it would be left out.
-        let dir = own(&world, suite.stat("a").unwrap().dir);
+        let dir = own(&world, ON, suite.stat("a").unwrap().dir);
         fs::create_dir(dir.join("fs/deep")).unwrap();
         btrfs::create(open_path(&dir.join("fs/deep")).unwrap(), c"sub").unwrap();
         let refused = suite.commit("c", "a").await.unwrap_err();
@@ -127,7 +107,7 @@ fn a_start_settles_what_a_crash_left_of_a_commit() {
             if committed {
                 suite.commit(&format!("c{key}"), key).await.unwrap();
             }
-            let own = open_path(&own(&world, dir)).unwrap();
+            let own = open_path(&own(&world, ON, dir)).unwrap();
             let tree = crate::walk::open_dir(own.as_fd(), c"fs").unwrap();
             btrfs::snapshot(&tree, &own, c"other", !committed).unwrap();
             if exchanged != committed {
@@ -142,10 +122,10 @@ fn a_start_settles_what_a_crash_left_of_a_commit() {
             let mounted = super::Mounted::new(&mounts);
             assert_eq!(mounted.read("f").as_deref(), Some("x"));
             mounted.write("g", "y");
-            assert!(!own(&world, suite.stat(key).unwrap().dir).join("other").exists());
+            assert!(!own(&world, ON, suite.stat(key).unwrap().dir).join("other").exists());
         }
         for key in ["c3", "c4"] {
-            let dir = own(&world, suite.stat(key).unwrap().dir);
+            let dir = own(&world, ON, suite.stat(key).unwrap().dir);
             assert_eq!(fs::write(dir.join("fs/g"), "x").unwrap_err().raw_os_error(), Some(libc::EROFS), "{key}");
             assert!(dir.join("fs/f").exists() && !dir.join("other").exists(), "{key}");
         }
@@ -160,7 +140,7 @@ fn subvolumes_within_go_too_however_deep_and_read_only() {
         let suite = Suite { world: &world, driver: ON };
         let before = subvolumes(&world);
         suite.prepare("a", None).await.unwrap();
-        let tree = own(&world, suite.stat("a").unwrap().dir).join("fs");
+        let tree = own(&world, ON, suite.stat("a").unwrap().dir).join("fs");
         // In a chain, one read-only, and one below a path that is longer than a path can be.
         let mut at = tree.clone();
         for n in 0..5 {
@@ -185,7 +165,7 @@ fn subvolumes_within_go_too_however_deep_and_read_only() {
         until_empty(&world);
         assert_eq!(subvolumes(&world), before);
         // One without a record, as a crash leaves it.
-        let orphan = own(&world, 999_999);
+        let orphan = own(&world, ON, 999_999);
         fs::create_dir(&orphan).unwrap();
         btrfs::create(open_path(&orphan).unwrap(), c"fs").unwrap();
         btrfs::create(open_path(&orphan.join("fs")).unwrap(), c"within").unwrap();

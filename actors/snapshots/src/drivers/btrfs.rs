@@ -1,6 +1,7 @@
 //! btrfs: each tree is a subvolume, a child begins as a snapshot of its parent, what is committed is read-only.
 
 use std::{
+    ffi::CStr,
     io,
     os::fd::{AsFd, BorrowedFd},
     time::Duration,
@@ -21,8 +22,8 @@ pub struct Btrfs;
 
 /// Beside the tree `fs` while a snapshot is being committed: its read-only copy at first, and once the two have changed
 /// places what was writable. Which is which their flags say.
-const OTHER: &std::ffi::CStr = c"other";
-const TREE: &std::ffi::CStr = c"fs";
+const OTHER: &CStr = c"other";
+const TREE: &CStr = c"fs";
 
 impl Driver for Btrfs {
     fn name(&self) -> &'static str {
@@ -70,16 +71,18 @@ impl Driver for Btrfs {
         exchange(own)
     }
 
-    fn settle(&self, own: BorrowedFd<'_>, committed: bool) -> Result<()> {
+    fn settle(&self, own: BorrowedFd<'_>, committed: bool) -> Result<&'static [&'static CStr]> {
         match open_dir(own, OTHER) {
-            Err(Errno::ENOENT) => return Ok(()),
+            Err(Errno::ENOENT) => return Ok(&[]),
             other => other.map_err(|e| failed("open a subvolume")(e.into()))?,
         };
         let tree = open_dir(own, TREE).map_err(|e| failed("open a subvolume")(e.into()))?;
         if btrfs::is_readonly(&tree).map_err(failed("look at a subvolume"))? != committed {
             exchange(own)?;
         }
-        btrfs::destroy(own, OTHER).map_err(failed("remove a subvolume"))
+        // Not by way of the trash: one that is read-only can't be moved.
+        btrfs::destroy(own, OTHER).map_err(failed("remove a subvolume"))?;
+        Ok(&[])
     }
 
     fn since(&self, tree: BorrowedFd<'_>) -> Result<Duration> {

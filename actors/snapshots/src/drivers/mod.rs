@@ -1,10 +1,15 @@
 //! What a driver is, and which there are: a new one is one file here and one line in [`all`].
 
 mod btrfs;
+mod erofs;
 mod native;
 mod overlay;
 
-use std::{os::fd::BorrowedFd, time::Duration};
+use std::{
+    ffi::CStr,
+    os::fd::{BorrowedFd, OwnedFd},
+    time::Duration,
+};
 
 use cofferdam_types::{Error, Mount, Result};
 use nix::{
@@ -13,8 +18,11 @@ use nix::{
 };
 
 use btrfs::Btrfs;
+use erofs::Erofs;
 use native::Native;
 pub(crate) use overlay::Overlay;
+
+use crate::walk::open_dir;
 
 /// The states of a snapshot that can be mounted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,15 +54,10 @@ impl Trees<'_> {
     pub fn work(&self, id: u64) -> String {
         format!("{}/{id}/work", self.base)
     }
-
-    /// The one tree that can be bound as it is: the snapshot's own, or else its nearest parent's.
-    fn single(&self) -> String {
-        self.tree(self.own.or_else(|| self.parents.first().copied()).unwrap_or_default())
-    }
 }
 
-/// How trees are stacked. Every driver keeps each tree in `<id>/fs`; what differs is what `fs` holds and how it is
-/// shown. A driver holds no state: what it needs to know stands in the records.
+/// How trees are stacked. Every driver keeps each writable tree in `<id>/fs`; what differs is what `fs` holds, how it is
+/// shown, and what becomes of it. A driver holds no state: what it needs to know stands in the records.
 pub trait Driver: Send + Sync + 'static {
     /// Its name: in records, in labels, and of its directory. Matches `[a-z0-9-]+`.
     fn name(&self) -> &'static str;
@@ -86,8 +89,23 @@ pub trait Driver: Send + Sync + 'static {
     }
 
     /// Brings the directory `own` into the form of a snapshot that is committed, or of one that isn't: after a commit,
-    /// after one that failed, and at each start.
-    fn settle(&self, _own: BorrowedFd<'_>, _committed: bool) -> Result<()> {
+    /// after one that failed, and at each start. Gives the names in it that are of no more use.
+    fn settle(&self, _own: BorrowedFd<'_>, _committed: bool) -> Result<&'static [&'static CStr]> {
+        Ok(&[])
+    }
+
+    /// Opens the tree in `own`, whatever form it has.
+    fn open(&self, own: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+        open_dir(own, c"fs")
+    }
+
+    /// Whether the daemon keeps something mounted in the directories.
+    fn attaches(&self) -> bool {
+        false
+    }
+
+    /// Ends that. Who has mounted it elsewhere keeps it.
+    fn release(&self, _own: BorrowedFd<'_>) -> Result<()> {
         Ok(())
     }
 
@@ -113,7 +131,7 @@ pub trait Driver: Send + Sync + 'static {
 
 /// The drivers of this build, the default first.
 pub fn all() -> Vec<Box<dyn Driver>> {
-    vec![Box::new(Overlay::detect()), Box::new(Native), Box::new(Btrfs)]
+    vec![Box::new(Overlay::detect()), Box::new(Native), Box::new(Btrfs), Box::new(Erofs::detect())]
 }
 
 /// Makes the tree as a directory.
@@ -137,6 +155,16 @@ fn failed(e: Errno) -> Error {
 /// One bind mount, as every driver gives it where a single tree is the whole answer. A tree that is not the snapshot's
 /// own is never bound writable, whatever is asked.
 fn bind(access: Access, trees: Trees<'_>) -> Vec<Mount> {
+    bind_of(access, trees, |id| trees.tree(id))
+}
+
+/// The same where the trees of ancestors lie elsewhere.
+fn bind_of(access: Access, trees: Trees<'_>, parent: impl Fn(u64) -> String) -> Vec<Mount> {
+    // The snapshot's own, or else its nearest parent's.
+    let source = match trees.own {
+        Some(own) => trees.tree(own),
+        None => parent(trees.parents.first().copied().unwrap_or_default()),
+    };
     let mode = if access == Access::Write && trees.own.is_some() { "rw" } else { "ro" };
-    vec![Mount { kind: "bind".into(), source: trees.single(), options: vec![mode.into(), "rbind".into()] }]
+    vec![Mount { kind: "bind".into(), source, options: vec![mode.into(), "rbind".into()] }]
 }
