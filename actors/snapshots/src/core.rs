@@ -62,6 +62,10 @@ impl Core {
             let theirs = meta.clone();
             let referenced = Box::new(move |id| Ok(snapshots::dir_references(&theirs.read()?, name, id)? > 0));
             let area = Arc::new(Area::open(root, driver, trash.clone(), last, referenced)?);
+            // Who asks for mounts doesn't wait for the actor's first sweep, and must not find something unmounted.
+            if area.driver().attaches() {
+                area.sweep(|| known(&view, name))?;
+            }
             depots.push(Depot { area, flights: Flights::default() });
         }
         Ok(Core { meta, pool, depots, unfit })

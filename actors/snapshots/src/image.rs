@@ -133,8 +133,7 @@ impl Writer<'_> {
         // Directories, whose size doesn't depend on where things lie, and then where each inode lies.
         let mut nodes = std::mem::take(&mut self.nodes);
         let mut blocks = Vec::with_capacity(nodes.len());
-        for index in 0..nodes.len() {
-            let node = &mut nodes[index];
+        for (index, node) in nodes.iter_mut().enumerate() {
             let parent = node.parent;
             if let Content::Directory(entries) = &mut node.content {
                 entries.extend([(c".".to_owned(), index), (c"..".to_owned(), parent)]);

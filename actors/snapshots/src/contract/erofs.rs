@@ -42,6 +42,9 @@ fn a_committed_layer_is_an_image_and_nothing_else() {
         // Who still has it mounted writes to what nobody sees.
         let _ = fs::write(mounted.at("g"), "after");
         suite.seen("c", |view| assert!(view.read("f").as_deref() == Some("before") && !view.at("g").exists())).await;
+        // Unmounted behind the daemon's back it is not taken for an empty one.
+        umount2(&dir.join("layer"), MntFlags::MNT_DETACH).unwrap();
+        assert!(suite.prepare("b", Some("c")).await.is_err());
         world.kernel.stop().await;
     });
 }

@@ -65,6 +65,8 @@ impl Driver for Erofs {
     fn open(&self, own: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
         match open_dir(own, LAYER) {
             Err(Errno::ENOENT) => open_dir(own, c"fs"),
+            // Unmounted by somebody else, it would be taken for an empty tree.
+            Ok(layer) if !is_mounted(own, &layer)? => Err(Errno::ENODEV),
             other => other,
         }
     }
@@ -120,6 +122,10 @@ impl Driver for Erofs {
     }
 }
 
+fn is_mounted(own: BorrowedFd<'_>, layer: &OwnedFd) -> Result<bool, Errno> {
+    Ok(fstat(layer)?.st_dev != fstat(own)?.st_dev)
+}
+
 /// Mounts the image, unless it is.
 fn attach(own: BorrowedFd<'_>) -> Result<()> {
     let look = || -> Result<(OwnedFd, bool), Errno> {
@@ -128,7 +134,7 @@ fn attach(own: BorrowedFd<'_>) -> Result<()> {
             Err(e) => return Err(e),
         }
         let layer = open_dir(own, LAYER)?;
-        let there = fstat(&layer)?.st_dev != fstat(own)?.st_dev;
+        let there = is_mounted(own, &layer)?;
         Ok((layer, there))
     };
     let (layer, there) = look().map_err(failed("look at the mount of a layer"))?;
