@@ -21,6 +21,15 @@ fn tool(program: &str, args: &[&str]) {
 
 /// A daemon whose root lies on a small disk of its own. The daemon's end unmounts it, and its loop device ends with that.
 pub fn small_disk(mib: usize, inodes: usize) -> Daemon {
+    on_disk(mib, "mkfs.ext4", &["-m", "0", "-N", &inodes.to_string()])
+}
+
+/// The same on btrfs.
+pub fn btrfs_disk(mib: usize) -> Daemon {
+    on_disk(mib, "mkfs.btrfs", &[])
+}
+
+fn on_disk(mib: usize, mkfs: &str, flags: &[&str]) -> Daemon {
     let daemon = Daemon::start();
     daemon.stop();
     let image = daemon.path().join("disk");
@@ -28,9 +37,9 @@ pub fn small_disk(mib: usize, inodes: usize) -> Daemon {
     fs::remove_dir_all(daemon.root()).expect("the root of before");
     fs::create_dir(daemon.root()).expect("a mount point");
     let (image, root) = (image.to_str().expect("UTF-8"), daemon.root());
-    tool("mkfs.ext4", &["-q", "-m", "0", "-N", &inodes.to_string(), image]);
+    tool(mkfs, &[&["-q"], flags, &[image]].concat());
     tool("mount", &["-o", "loop", image, root.to_str().expect("UTF-8")]);
-    fs::remove_dir(root.join("lost+found")).expect("made by mkfs");
+    let _ = fs::remove_dir(root.join("lost+found"));
     daemon.restart();
     daemon.create_namespace();
     daemon

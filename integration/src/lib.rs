@@ -16,7 +16,7 @@ mod streams;
 mod wait;
 
 pub use daemon::{BUSYBOX, Daemon};
-pub use disk::{fill, small_disk, small_state};
+pub use disk::{btrfs_disk, fill, small_disk, small_state};
 pub use files::{binary, criu, images};
 pub use leftovers::{Leftovers, all_processes, cgroups, descriptors, processes};
 pub use registry::Registry;

@@ -8,7 +8,7 @@ use cofferdam_types::Result;
 
 use crate::{
     core::Core,
-    messages::{Commit, CommitLayers, Discard, Measure, Prepare, Remove, Reserve, StageLayer},
+    messages::{Commit, CommitLayers, Discard, Limit, Measure, Prepare, Remove, Reserve, StageLayer},
 };
 
 /// The actor that owns the drivers' directories.
@@ -56,6 +56,7 @@ handle! {
     Commit => commit,
     Remove => remove,
     Measure => measure,
+    Limit => limit,
     StageLayer => stage_layer,
     CommitLayers => commit_layers,
 }

@@ -22,7 +22,7 @@ use cofferdam_metadata::records::snapshots::Usage;
 use cofferdam_types::{Code, Error, Mount, Result};
 use nix::{
     errno::Errno,
-    sys::stat::{FchmodatFlags, Mode, fchmodat, mkdirat},
+    sys::stat::{Mode, fstat, mkdirat},
     unistd::syncfs,
 };
 
@@ -103,10 +103,10 @@ impl Area {
         self.driver.mounts(access, Trees { base: &self.path, own, parents })
     }
 
-    /// Makes a directory with an empty tree. Dropped unkept, it goes to the trash.
-    pub fn make(self: &Arc<Area>, scratch: bool) -> Result<Held> {
+    /// Makes a directory with a tree that shows what it shows of its parent. Dropped unkept, it goes to the trash.
+    pub fn make(self: &Arc<Area>, scratch: bool, parent: Option<u64>) -> Result<Held> {
         let held = self.number();
-        self.make_at(held.id(), scratch)?;
+        self.make_at(held.id(), scratch, parent)?;
         Ok(held)
     }
 
@@ -118,13 +118,14 @@ impl Area {
     }
 
     /// Like [`Area::make`] with a `work` directory, out of the stock where there is one.
-    pub fn take(self: &Arc<Area>) -> Result<Held> {
+    pub fn take(self: &Arc<Area>, parent: Option<u64>) -> Result<Held> {
         let id = lock(&self.stock).pop();
         // Those in stock are in `live` from their making.
-        match id {
-            Some(id) => Ok(self.held(id)),
-            None => self.make(self.driver.scratch()),
+        let Some(held) = id.map(|id| self.held(id)) else { return self.make(self.driver.scratch(), parent) };
+        if parent.is_some() {
+            self.make_at(held.id(), self.driver.scratch(), parent)?;
         }
+        Ok(held)
     }
 
     /// Whether a directory can be taken without making one.
@@ -134,7 +135,7 @@ impl Area {
 
     /// Whether it is time to fill the stock.
     pub fn low(&self) -> bool {
-        lock(&self.stock).len() < STOCK / 2
+        self.driver.ahead() && lock(&self.stock).len() < STOCK / 2
     }
 
     fn held(self: &Arc<Area>, id: u64) -> Held {
@@ -145,29 +146,31 @@ impl Area {
     pub fn refill(self: &Arc<Area>) -> Result<()> {
         let _filling = lock(&self.filling);
         while lock(&self.stock).len() < STOCK {
-            let held = self.make(self.driver.scratch())?;
+            let held = self.make(self.driver.scratch(), None)?;
             lock(&self.stock).push(held.forget());
         }
         Ok(())
     }
 
-    fn make_at(&self, id: u64, scratch: bool) -> Result<()> {
+    /// What is there already, empty, is taken as it is. A tree gets the content of its parent's where the driver copies;
+    /// the attributes of the root are the parent's in any case.
+    fn make_at(&self, id: u64, scratch: bool, parent: Option<u64>) -> Result<()> {
         let made = |result| match result {
             Err(Errno::EEXIST) => Ok(()),
             other => other,
         };
-        let make = || -> Result<(), Errno> {
-            made(mkdirat(&self.dir, name(id).as_c_str(), Mode::S_IRWXU))?;
-            let own = open_dir(self.dir.as_fd(), &name(id))?;
-            made(mkdirat(&own, "fs", Mode::S_IRWXU))?;
-            // mkdir(2) takes the umask off, and a root that is closed to all but root breaks most images.
-            fchmodat(&own, "fs", Mode::from_bits_truncate(0o755), FchmodatFlags::NoFollowSymlink)?;
-            if scratch {
-                made(mkdirat(&own, "work", Mode::from_bits_truncate(0o711)))?;
-            }
-            Ok(())
-        };
-        make().map_err(|e| Error::io("snapshot", id, "make a directory for a snapshot", &e.into()))
+        let failed = |e: Errno| Error::io("snapshot", id, "make a directory for a snapshot", &e.into());
+        let parent = parent.map(|parent| self.tree(parent)).transpose()?;
+        made(mkdirat(&self.dir, name(id).as_c_str(), Mode::S_IRWXU)).map_err(failed)?;
+        let own = open_dir(self.dir.as_fd(), &name(id)).map_err(failed)?;
+        self.driver.make(own.as_fd(), parent.as_ref().map(AsFd::as_fd))?;
+        if scratch {
+            made(mkdirat(&own, "work", Mode::from_bits_truncate(0o711))).map_err(failed)?;
+        }
+        let Some(parent) = parent else { return Ok(()) };
+        let tree = open_dir(own.as_fd(), c"fs").map_err(failed)?;
+        inherit(parent.as_fd(), tree.as_fd())
+            .map_err(|e| Error::io("snapshot", id, "set owner and mode of the root", &e.into()))
     }
 
     /// Replaces the tree of `id`, which no record names yet, by an empty one, and gives a scratch directory beside it.
@@ -175,34 +178,45 @@ impl Area {
         let failed = |e: Errno| Error::io("snapshot", id, "begin a tree anew", &e.into());
         let own = open_dir(self.dir.as_fd(), &name(id)).map_err(failed)?;
         self.trash.take(own.as_fd(), c"fs")?;
-        self.make_at(id, true)?;
+        self.make_at(id, true, None)?;
         open_dir(own.as_fd(), c"work").map_err(failed)
     }
 
     /// Opens a tree.
     pub fn tree(&self, id: u64) -> Result<OwnedFd> {
         open_dir(self.dir.as_fd(), &name(id))
-            .and_then(|own| open_dir(own.as_fd(), c"fs"))
+            .and_then(|own| self.driver.open(own.as_fd()))
             .map_err(|e| Error::io("snapshot", id, "open the tree of a snapshot", &e.into()))
     }
 
-    /// Gives the empty tree of `id` what it shows of its parent: content where the driver copies, else the attributes
-    /// of the root.
-    pub fn populate(&self, id: u64, parent: u64) -> Result<()> {
-        let (tree, parent) = (self.tree(id)?, self.tree(parent)?);
-        self.driver.populate(tree.as_fd(), parent.as_fd())?;
-        inherit(parent.as_fd(), tree.as_fd())
-            .map_err(|e| Error::io("snapshot", id, "set owner and mode of the root", &e.into()))
-    }
-
-    /// The space that a tree takes now.
+    /// The space that a tree takes now, without its parent's.
     pub fn usage(&self, id: u64) -> Result<Usage> {
-        usage(self.tree(id)?.as_fd()).map_err(|e| match e {
+        let tree = self.tree(id)?;
+        usage(tree.as_fd(), self.driver.since(tree.as_fd())?).map_err(|e| match e {
             Errno::ESTALE => {
                 Error::unavailable("snapshot", id, "changed while its size was taken: try again when it is quiet")
             }
             e => Error::io("snapshot", id, "take the size of a tree", &e.into()),
         })
+    }
+
+    /// The same of one on which nothing lies yet: there the file system's own count holds, where it counts.
+    pub fn usage_of_active(&self, id: u64) -> Result<Usage> {
+        let (usage, counted) = (self.usage(id)?, self.driver.counted(self.tree(id)?.as_fd())?);
+        Ok(Usage { size: counted.unwrap_or(usage.size), ..usage })
+    }
+
+    /// Bounds what may be written into a tree, durably; 0 is no bound.
+    pub fn limit(&self, id: u64, bytes: u64) -> Result<()> {
+        self.driver.limit(self.tree(id)?.as_fd(), bytes)?;
+        self.sync()
+    }
+
+    /// The device that the driver's directory lies on, as stat(2) names it.
+    pub fn device(&self) -> Result<u64> {
+        let stat =
+            fstat(&self.dir).map_err(|e| Error::io("snapshot", "", "look at a driver's directory", &e.into()))?;
+        Ok(stat.st_dev)
     }
 
     /// Makes everything in this filesystem durable, directory entries included.
@@ -212,6 +226,7 @@ impl Area {
 
     /// Throws a directory away whose record is gone.
     pub fn discard(&self, id: u64) -> Result<()> {
+        self.release(id)?;
         self.trash.take(self.dir.as_fd(), &name(id))
     }
 
@@ -230,7 +245,12 @@ impl Area {
         }
         let mut lost = Vec::new();
         for (id, record) in known {
-            if found.contains(&id) && self.tree(id).is_ok() {
+            let there = found.contains(&id);
+            let settled = if there && !live.contains(&id) { self.settle(id, record == Known::Content) } else { Ok(()) };
+            if let Err(error) = &settled {
+                tracing::error!(driver = self.driver.name(), id, %error, "can't bring a directory into its form");
+            }
+            if there && settled.is_ok() && self.tree(id).is_ok() {
                 continue;
             }
             let parent = match record {
@@ -242,15 +262,86 @@ impl Area {
                 Known::Scratch(parent) => parent,
             };
             tracing::info!(driver = self.driver.name(), id, "an active snapshot lost its directory: made again, empty");
-            self.make_at(id, self.driver.scratch())?;
-            if let Some(parent) = parent {
-                // A lost parent is reported by itself and must not keep the others from starting.
-                if let Err(error) = self.populate(id, parent) {
-                    tracing::error!(driver = self.driver.name(), id, %error, "can't fill it from its parent");
-                }
+            let Err(error) = self.make_at(id, self.driver.scratch(), parent) else { continue };
+            // A lost parent is reported by itself and must not keep the others from starting.
+            tracing::error!(driver = self.driver.name(), id, %error, "can't fill it from its parent");
+            if self.tree(id).is_err() {
+                self.make_at(id, self.driver.scratch(), None)?;
             }
         }
         Ok(lost)
+    }
+}
+
+/// A recorded directory whose snapshot is being committed: for one at a time, and no sweep touches it.
+pub struct Sealing {
+    area: Arc<Area>,
+    id: u64,
+}
+
+impl Area {
+    /// See [`Sealing`].
+    pub fn sealing(self: &Arc<Area>, id: u64) -> Option<Sealing> {
+        lock(&self.live).insert(id).then(|| Sealing { area: self.clone(), id })
+    }
+
+    /// Brings a directory into the form that its record says.
+    pub fn settle(&self, id: u64, committed: bool) -> Result<()> {
+        match open_dir(self.dir.as_fd(), &name(id)) {
+            // Removed meanwhile.
+            Err(Errno::ENOENT) => Ok(()),
+            Err(e) => Err(Error::io("snapshot", id, "open the directory of a snapshot", &e.into())),
+            Ok(own) => {
+                let over = self.driver.settle(own.as_fd(), committed)?;
+                over.iter().try_for_each(|name| self.trash.take(own.as_fd(), name))
+            }
+        }
+    }
+
+    /// Ends what the driver keeps mounted in a directory.
+    fn release(&self, id: u64) -> Result<()> {
+        match self.driver.attaches().then(|| open_dir(self.dir.as_fd(), &name(id))) {
+            None | Some(Err(Errno::ENOENT)) => Ok(()),
+            Some(Err(e)) => Err(Error::io("snapshot", id, "open the directory of a snapshot", &e.into())),
+            Some(Ok(own)) => self.driver.release(own.as_fd()),
+        }
+    }
+
+    /// What is in a tree from now on doesn't change any more.
+    pub fn seal(&self, id: u64) -> Result<()> {
+        let own = open_dir(self.dir.as_fd(), &name(id))
+            .map_err(|e| Error::io("snapshot", id, "open the directory of a snapshot", &e.into()))?;
+        self.driver.seal(own.as_fd())
+    }
+}
+
+impl Sealing {
+    /// The directory is that of a committed snapshot now, or of an active one still. In doubt, and where this fails, the
+    /// next start looks.
+    pub fn settle(&self, committed: bool) {
+        if let Err(error) = self.area.settle(self.id, committed) {
+            tracing::warn!(id = self.id, %error, "the next start tidies up a snapshot's directory");
+        }
+    }
+}
+
+/// The next start mounts again what it needs.
+impl Drop for Area {
+    fn drop(&mut self) {
+        if !self.driver.attaches() {
+            return;
+        }
+        for id in numbers(self.dir.as_fd()).unwrap_or_default() {
+            if let Err(error) = self.release(id) {
+                tracing::warn!(id, %error, "something stays mounted in a snapshot's directory");
+            }
+        }
+    }
+}
+
+impl Drop for Sealing {
+    fn drop(&mut self) {
+        lock(&self.area.live).remove(&self.id);
     }
 }
 
@@ -393,7 +484,7 @@ mod tests {
         for umask in [0, 0o077, 0o022] {
             let before = nix::sys::stat::umask(Mode::from_bits_truncate(umask));
             let area = area(dir.path());
-            let id = area.make(true).unwrap().forget();
+            let id = area.make(true, None).unwrap().forget();
             nix::sys::stat::umask(before);
             let base = dir.path().join("snapshots/overlay");
             assert_eq!((mode(&base), mode(&base.join(id.to_string()))), (0o700, 0o700));
@@ -407,8 +498,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let area = area(dir.path());
         let base = dir.path().join("snapshots/overlay");
-        let (kept, dropped) = (area.make(false).unwrap(), area.make(false).unwrap());
-        drop(area.make(false).unwrap());
+        let (kept, dropped) = (area.make(false, None).unwrap(), area.make(false, None).unwrap());
+        drop(area.make(false, None).unwrap());
         assert!(base.join(REFERENCED.to_string()).exists(), "its commit went through though its answer was lost");
         let (kept_id, dropped_id) = (kept.id(), dropped.id());
         kept.keep();
@@ -422,11 +513,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let area = area(dir.path());
         let base = dir.path().join("snapshots/overlay");
-        let parent = area.make(false).unwrap();
+        let parent = area.make(false, None).unwrap();
         std::os::unix::fs::chown(base.join(format!("{}/fs", parent.id())), Some(5), Some(6)).unwrap();
-        let orphan = area.make(true).unwrap().forget();
+        let orphan = area.make(true, None).unwrap().forget();
         lock(&area.live).remove(&orphan);
-        let held = area.make(true).unwrap();
+        let held = area.make(true, None).unwrap();
         area.refill().unwrap();
         fs::create_dir(base.join("lost+found")).unwrap();
         let known = BTreeMap::from([
@@ -441,7 +532,7 @@ mod tests {
         assert!(base.join("lost+found").exists(), "not ours");
         assert!(base.join("900/work").exists());
         assert_eq!(fs::metadata(base.join("900/fs")).unwrap().uid(), 5);
-        let taken = area.take().unwrap();
+        let taken = area.take(None).unwrap();
         assert!(base.join(format!("{}/work", taken.id())).exists(), "the stock was spared");
     }
 

@@ -15,36 +15,56 @@ use cofferdam_types::{Authority, Ceiling, Code, Labels, Mount, Name, Namespace, 
 
 use crate::{Kind, Snapshot, Snapshots, core::DEPTH};
 
+mod btrfs;
+mod disk;
+mod erofs;
+
+use disk::Disk;
+
 /// A daemon with nothing but snapshots.
 pub struct World {
     pub kernel: Kernel,
     pub meta: Metadata,
     pub snapshots: Snapshots,
     pub root: tempfile::TempDir,
+    pub disk: Option<Disk>,
 }
 
 impl World {
     async fn start() -> World {
-        World::at(tempfile::tempdir().unwrap()).await
+        World::at(tempfile::tempdir().unwrap(), None).await
     }
 
-    async fn at(root: tempfile::TempDir) -> World {
+    /// One where the driver can work.
+    async fn start_for(driver: &str) -> World {
+        if driver == "btrfs" { World::on(Disk::btrfs()).await } else { World::start().await }
+    }
+
+    /// One that lies on a disk of its own.
+    async fn on(disk: Disk) -> World {
+        World::at(tempfile::tempdir_in(disk.path()).unwrap(), Some(disk)).await
+    }
+
+    async fn at(root: tempfile::TempDir, disk: Option<Disk>) -> World {
         let kernel = Kernel::new().unwrap();
         let place = Placement::Shared("test");
         let meta = Metadata::start(&kernel, place, &root.path().join("meta.redb")).unwrap();
         let snapshots = Snapshots::start(&kernel, place, meta.clone(), root.path()).unwrap();
         kernel.ready().await.unwrap();
-        World { kernel, meta, snapshots, root }
+        World { kernel, meta, snapshots, root, disk }
     }
 
     /// Ends everything and starts again on the same directory.
     async fn restart(self) -> World {
         self.kernel.stop().await;
-        let World { kernel, meta, snapshots, root } = self;
+        let World { kernel, meta, snapshots, root, disk } = self;
         drop((kernel, meta, snapshots));
-        World::at(root).await
+        World::at(root, disk).await
     }
 }
+
+/// All of them.
+const DRIVERS: [&str; 4] = ["overlay", "native", "btrfs", "erofs"];
 
 /// Runs a test on an actix system, which the kernel needs.
 pub fn run(test: impl Future<Output = ()>) {
@@ -82,6 +102,20 @@ impl Mounted {
 
     fn dir(&self, path: &str) {
         fs::create_dir_all(self.at(path)).unwrap();
+    }
+}
+
+/// The directory with a number.
+fn own(world: &World, driver: &str, dir: u64) -> PathBuf {
+    world.root.path().join("snapshots").join(driver).join(dir.to_string())
+}
+
+/// Waits for the thread that empties the trash.
+fn until_empty(world: &World) {
+    let begun = std::time::Instant::now();
+    while fs::read_dir(world.root.path().join("trash")).unwrap().count() > 0 {
+        assert!(begun.elapsed().as_secs() < 30, "something in the trash resists");
+        std::thread::yield_now();
     }
 }
 
@@ -308,7 +342,7 @@ impl Suite<'_> {
 }
 
 async fn suite(driver: &'static str) {
-    let world = World::start().await;
+    let world = World::start_for(driver).await;
     let suite = Suite { world: &world, driver };
     suite.basic().await;
     suite.states().await;
@@ -331,9 +365,19 @@ fn native_keeps_the_contract() {
 }
 
 #[test]
+fn btrfs_keeps_the_contract() {
+    run(suite("btrfs"));
+}
+
+#[test]
+fn erofs_keeps_the_contract() {
+    run(suite("erofs"));
+}
+
+#[test]
 fn every_driver_is_under_contract() {
     let names: Vec<_> = crate::drivers::all().iter().map(|d| d.name()).collect();
-    assert_eq!(names, ["overlay", "native"], "a new driver needs a line above");
+    assert_eq!(names, DRIVERS, "a new driver needs a line above");
 }
 
 fn dirs(world: &World, driver: &str) -> usize {
@@ -343,8 +387,8 @@ fn dirs(world: &World, driver: &str) -> usize {
 #[test]
 fn a_start_sweeps_orphans_and_restores_what_a_power_cut_took() {
     run(async {
-        let mut world = World::start().await;
-        for driver in ["overlay", "native"] {
+        let mut world = World::on(Disk::btrfs()).await;
+        for driver in DRIVERS {
             let suite = Suite { world: &world, driver };
             suite.layer("parent", None, |m| m.write("f", "x")).await;
             suite.prepare("active", Some("parent")).await.unwrap();
@@ -355,7 +399,7 @@ fn a_start_sweeps_orphans_and_restores_what_a_power_cut_took() {
             fs::remove_dir_all(base.join(dir.to_string())).unwrap();
         }
         world = world.restart().await;
-        for driver in ["overlay", "native"] {
+        for driver in DRIVERS {
             let mounts = world.snapshots.mounts(&ns(), driver, &name("active")).unwrap();
             let mounted = Mounted::new(&mounts);
             assert_eq!(mounted.read("f").as_deref(), Some("x"), "{driver}");
@@ -476,14 +520,14 @@ fn layers_are_shared_between_namespaces_and_unpacked_once() {
 
     use crate::{ChainLayer, Staged};
     run(async {
-        let world = World::start().await;
+        let world = World::on(Disk::btrfs()).await;
         let other = Namespace::new("other").unwrap();
         let made = other.clone();
         let auth = Authority::system();
         world.meta.write(&auth, move |tx| namespaces::create(tx, &made, &Labels::new()).map(drop)).await.unwrap();
         let diffs: Vec<_> = ["1", "2"].iter().map(|t| Digest::of(Algorithm::Sha256, t.as_bytes())).collect();
         let chain = [diffs[0].clone(), Digest::chain(Some(&diffs[0]), &diffs[1])];
-        for driver in ["overlay", "native"] {
+        for driver in DRIVERS {
             let all = &world.snapshots;
             let turn = all.turn(&ns(), driver, &chain[0]).await.unwrap();
             let Staged::New(first) = all.stage_layer(driver, turn, None, None, true).await.unwrap() else { panic!() };
@@ -494,7 +538,7 @@ fn layers_are_shared_between_namespaces_and_unpacked_once() {
             let turn = all.turn(&ns(), driver, &chain[1]).await.unwrap();
             let second = all.stage_layer(driver, turn, Some(&chain[0]), under, true).await.unwrap();
             let Staged::New(second) = second else { panic!() };
-            assert_eq!(second.detached(), driver == "overlay");
+            assert_eq!(second.detached(), matches!(driver, "overlay" | "erofs"));
             fs::write(format!("{}/g", tree(&second)), "second").unwrap();
             let waiter = {
                 let (all, chain, other) = (all.clone(), chain[0].clone(), other.clone());

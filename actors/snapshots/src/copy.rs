@@ -136,7 +136,8 @@ fn copy_file(at: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &CStr, stat: &FileSta
     Ok(())
 }
 
-fn errno(error: io::Error) -> Errno {
+/// The number of an error of the kernel's.
+pub fn errno(error: io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 
@@ -168,7 +169,7 @@ fn attributes(at: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &CStr, stat: &FileSt
     }
 }
 
-mod xattrs {
+pub mod xattrs {
     //! Extended attributes of anything that an `O_PATH` descriptor stands for, through its name in /proc (xattr(7)
     //! calls refuse such descriptors themselves).
 
@@ -185,25 +186,35 @@ mod xattrs {
         CString::new(format!("/proc/self/fd/{}", fd.as_raw_fd())).map_err(|_| Errno::EINVAL)
     }
 
-    pub fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno> {
-        let (from, to) = (name_of(from)?, name_of(to)?);
+    /// Names and values.
+    pub fn read(from: BorrowedFd<'_>) -> Result<Vec<(CString, Vec<u8>)>, Errno> {
+        let from = name_of(from)?;
         let mut list = vec![0_u8; MOST];
         // SAFETY: the path ends in NUL and the buffer has MOST bytes.
         let length = unsafe { libc::listxattr(from.as_ptr(), list.as_mut_ptr().cast::<c_char>(), MOST) };
         let length = match Errno::result(length) {
-            Err(Errno::ENOTSUP) => return Ok(()),
+            Err(Errno::ENOTSUP) => return Ok(Vec::new()),
             other => usize::try_from(other?).unwrap_or(0),
         };
         let mut value = vec![0_u8; MOST];
+        let mut found = Vec::new();
         for name in list[..length].split_inclusive(|b| *b == 0) {
             let name = CStr::from_bytes_with_nul(name).map_err(|_| Errno::EINVAL)?;
             // SAFETY: path and name end in NUL and the buffer has MOST bytes.
             let size = Errno::result(unsafe {
                 libc::getxattr(from.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast::<c_void>(), MOST)
             })?;
-            // SAFETY: path and name end in NUL; getxattr filled the first `size` bytes of the buffer.
+            found.push((name.to_owned(), value[..size.unsigned_abs()].to_vec()));
+        }
+        Ok(found)
+    }
+
+    pub fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno> {
+        let to = name_of(to)?;
+        for (name, value) in read(from)? {
+            // SAFETY: path and name end in NUL, and the value has as many bytes as it says.
             Errno::result(unsafe {
-                libc::setxattr(to.as_ptr(), name.as_ptr(), value.as_ptr().cast::<c_void>(), size.unsigned_abs(), 0)
+                libc::setxattr(to.as_ptr(), name.as_ptr(), value.as_ptr().cast::<c_void>(), value.len(), 0)
             })?;
         }
         Ok(())

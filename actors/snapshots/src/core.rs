@@ -3,7 +3,7 @@
 //! The order of things is always the same. To create: directory first, commit second. To remove: commit first,
 //! directory second. Whatever happens in between leaves at most a directory that no record names.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{collections::BTreeMap, os::fd::AsFd, path::Path, sync::Arc};
 
 use cofferdam_kernel::Pool;
 use cofferdam_metadata::{
@@ -20,7 +20,7 @@ use crate::{
     area::{Area, Known, private_dir},
     drivers::{self, Access},
     flights::Flights,
-    messages::{Commit, CommitLayers, Measure, Prepare, Remove, Reserve, StageLayer},
+    messages::{Commit, CommitLayers, Limit, Measure, Prepare, Remove, Reserve, StageLayer},
     stage::{Changes, Reserved, Stage, Staged, Turn},
     trash::Trash,
 };
@@ -35,6 +35,8 @@ pub struct Core {
     meta: Metadata,
     pool: Pool,
     depots: Vec<Depot>,
+    /// Drivers that can't work here, with the reason.
+    unfit: Vec<(&'static str, Error)>,
 }
 
 /// A driver's directory, and the layers that somebody is unpacking into it.
@@ -47,18 +49,26 @@ impl Core {
     /// Opens the directories of all drivers below `root`.
     pub fn open(meta: Metadata, pool: Pool, root: &Path) -> Result<Core> {
         let trash = Trash::start(private_dir(&root.join("trash"))?)?;
-        private_dir(&root.join("snapshots"))?;
+        let all = private_dir(&root.join("snapshots"))?;
         let view = meta.read()?;
-        let mut depots = Vec::new();
+        let (mut depots, mut unfit) = (Vec::new(), Vec::new());
         for driver in drivers::all() {
             let name = driver.name();
+            if let Err(reason) = driver.fits(all.as_fd()) {
+                unfit.push((name, reason));
+                continue;
+            }
             let last = snapshots::dirs(&view, name)?.last().copied().unwrap_or(0);
             let theirs = meta.clone();
             let referenced = Box::new(move |id| Ok(snapshots::dir_references(&theirs.read()?, name, id)? > 0));
             let area = Arc::new(Area::open(root, driver, trash.clone(), last, referenced)?);
+            // Who asks for mounts doesn't wait for the actor's first sweep, and must not find something unmounted.
+            if area.driver().attaches() {
+                area.sweep(|| known(&view, name))?;
+            }
             depots.push(Depot { area, flights: Flights::default() });
         }
-        Ok(Core { meta, pool, depots })
+        Ok(Core { meta, pool, depots, unfit })
     }
 
     /// Brings directories and records together; see [`Area::sweep`].
@@ -79,6 +89,9 @@ impl Core {
 
     /// The directory of a driver.
     pub fn depot(&self, driver: &str) -> Result<&Depot> {
+        if let Some((_, reason)) = self.unfit.iter().find(|(name, _)| *name == driver) {
+            return Err(reason.clone());
+        }
         self.depots.iter().find(|depot| depot.area.driver().name() == driver).ok_or_else(|| {
             let why = format!("is not a driver of this daemon; it has {}", self.drivers().join(", "));
             Error::not_found("driver", driver, why)
@@ -120,21 +133,16 @@ impl Core {
             (Kind::View, Some(_)) => (area.number(), false),
             // In stock: a few system calls on directories that are in memory, less than a hop to another thread.
             (_, parent) if area.in_stock() && (parent.is_none() || area.driver().detached()) => {
-                let held = area.take()?;
-                parent.map_or(Ok(()), |parent| area.populate(held.id(), parent))?;
-                (held, true)
+                (area.take(parent)?, true)
             }
             (_, parent) => {
                 let area = area.clone();
                 let make = move || {
-                    let held = area.take()?;
-                    if let Some(parent) = parent {
-                        area.populate(held.id(), parent)?;
-                        // A copy is part of what the record will promise; and unlike an empty directory, one that a
-                        // power cut left half written can't be recognised at the next start.
-                        if !area.driver().detached() {
-                            area.sync()?;
-                        }
+                    let held = area.take(parent)?;
+                    // A copy is part of what the record will promise; and unlike an empty directory, one that a
+                    // power cut left half written can't be recognised at the next start.
+                    if parent.is_some() && !area.driver().detached() {
+                        area.sync()?;
                     }
                     Ok(held)
                 };
@@ -198,13 +206,26 @@ impl Core {
         let active = snapshots::get(&view, &m.namespace, &m.driver, &m.key)?;
         if active.kind == Kind::Active && snapshots::find(&view, &m.namespace, &m.driver, &m.name)?.is_none() {
             drop(view);
-            let usage = self
-                .pool
-                .run(move || {
-                    area.sync()?;
-                    area.usage(active.dir)
-                })
-                .await?;
+            let Some(sealing) = area.sealing(active.dir) else {
+                return Err(Error::unavailable(
+                    "snapshot",
+                    &m.key,
+                    "is being committed just now: wait for that to end",
+                ));
+            };
+            // Durable first; the size then, which what is sealed may share with what it was made of.
+            let seal = move || {
+                let sealed = area.sync().and_then(|()| {
+                    let usage = area.usage_of_active(active.dir)?;
+                    area.seal(active.dir).map(|()| usage)
+                });
+                if sealed.is_err() {
+                    sealing.settle(false);
+                }
+                sealed.map(|usage| (sealing, usage))
+            };
+            let (sealing, usage) = self.pool.run(seal).await?;
+            let mine = (m.namespace.clone(), m.driver.clone(), m.name.clone());
             let Commit { authority, namespace, driver, name, key, labels } = m;
             let commit = move |tx: &mut cofferdam_metadata::Tx<'_>| {
                 // The one that was synced, not another that has taken its key meanwhile.
@@ -213,7 +234,21 @@ impl Core {
                 }
                 snapshots::commit(tx, &namespace, &driver, &key, name.clone(), &labels, usage).map(drop)
             };
-            return self.meta.write(&authority, commit).await;
+            let committed = self.meta.write(&authority, commit).await;
+            let (meta, dir) = (self.meta.clone(), active.dir);
+            // An error may be about the answer alone: the record tells.
+            let settle = move || {
+                let (namespace, driver, name) = mine;
+                let found = meta.read().and_then(|view| snapshots::find(&view, &namespace, &driver, &name));
+                if let Ok(found) = found {
+                    sealing.settle(found.is_some_and(|found| found.dir == dir));
+                }
+                Ok(())
+            };
+            if let Err(error) = self.pool.run(settle).await {
+                tracing::warn!(dir, %error, "the next start tidies up a snapshot's directory");
+            }
+            return committed;
         }
         if active.kind != Kind::Active {
             return Err(Error::failed_precondition(
@@ -245,7 +280,13 @@ impl Core {
     /// See [`Measure`].
     pub async fn measure(&self, m: Measure) -> Result<Usage> {
         let area = self.depot(&m.driver)?.area.clone();
-        self.pool.run(move || area.usage(m.dir)).await
+        self.pool.run(move || area.usage_of_active(m.dir)).await
+    }
+
+    /// See [`Limit`].
+    pub async fn limit(&self, m: Limit) -> Result<()> {
+        let area = self.depot(&m.driver)?.area.clone();
+        self.pool.run(move || area.limit(m.dir, m.bytes)).await
     }
 
     /// The turn to unpack a layer for a namespace; `None` if another has it and `wait` is not set.
@@ -291,8 +332,13 @@ impl Core {
         let detached = area.driver().detached();
         let usages = if dirs.iter().any(Option::is_some) {
             let syncing = area.clone();
-            let measure =
-                move || dirs.iter().map(|dir| dir.map(|dir| Ok((dir, area.usage(dir)?))).transpose()).collect();
+            let (area, dirs) = (area.clone(), dirs.clone());
+            // What is sealed may share its size with what it was made of.
+            let seal = move |dir| {
+                let usage = area.usage(dir)?;
+                area.seal(dir).map(|()| (dir, usage))
+            };
+            let measure = move || dirs.iter().map(|dir| dir.map(&seal).transpose()).collect();
             let (synced, usages) = tokio::join!(self.pool.run(move || syncing.sync()), self.pool.run(measure));
             synced?;
             usages?
@@ -320,8 +366,13 @@ impl Core {
             }
             also(tx)
         };
+        self.meta.write(&authority, commit).await?;
         // The stages know by themselves which of them a record names now: they look when they are dropped.
-        self.meta.write(&authority, commit).await
+        let settle = move || dirs.into_iter().flatten().try_for_each(|dir| area.settle(dir, true));
+        if let Err(error) = self.pool.run(settle).await {
+            tracing::warn!(%error, "the next start tidies up a layer's directory");
+        }
+        Ok(())
     }
 }
 
@@ -359,10 +410,7 @@ fn show_layer(
 }
 
 fn stage(area: &Arc<Area>, base: Option<u64>, turn: Turn) -> Result<Staged> {
-    let held = area.make(false)?;
-    if let Some(base) = base {
-        area.populate(held.id(), base)?;
-    }
+    let held = area.make(false, base)?;
     let tree = area.tree(held.id())?;
     Ok(Staged::New(Stage::new(turn, held, tree)))
 }

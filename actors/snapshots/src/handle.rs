@@ -15,7 +15,7 @@ use cofferdam_types::{Authority, Digest, Error, Labels, Mount, Name, Namespace, 
 use crate::{
     actor::SnapshotsActor,
     core::Core,
-    messages::{ChainLayer, Commit, CommitLayers, Discard, Measure, Prepare, Remove, Reserve, StageLayer},
+    messages::{ChainLayer, Commit, CommitLayers, Discard, Limit, Measure, Prepare, Remove, Reserve, StageLayer},
     stage::{Changes, Reserved, Stage, Staged, Turn},
 };
 
@@ -182,6 +182,22 @@ impl Snapshots {
             Kind::Committed => Ok(record.usage),
             Kind::View => Ok(Usage::default()),
         }
+    }
+
+    /// Bounds what may be written into an active snapshot, besides what it lies on; 0 is no bound.
+    pub async fn limit(&self, ns: &Namespace, driver: &str, key: &Name, bytes: u64) -> Result<()> {
+        let record = self.stat(ns, driver, key)?;
+        if record.kind != Kind::Active {
+            let why = "is not active: nothing can be written into it";
+            return Err(Error::failed_precondition("snapshot", key, why));
+        }
+        self.slot.call(Limit { driver: record.driver, dir: record.dir, bytes }).await
+    }
+
+    /// The same of one that isn't recorded yet.
+    pub async fn limit_reserved(&self, reserved: &Reserved, bytes: u64) -> Result<()> {
+        let Snapshot { driver, dir, .. } = &reserved.record;
+        self.slot.call(Limit { driver: driver.clone(), dir: *dir, bytes }).await
     }
 
     /// Whether this daemon has unpacked a layer, for whatever namespace.

@@ -1,8 +1,8 @@
 //! Snapshots: named states of a filesystem, and the trees that they are made of.
 //!
 //! Owns `snapshots/<driver>/` and `trash/`, and nothing else: the records of snapshots and layers are metadata's, and
-//! mounting is up to whoever gets the mounts. Never owns the content of a writable tree: what a container writes there
-//! is acknowledged by nobody until the snapshot is committed.
+//! mounting is up to whoever gets the mounts, but for layers that are images. Never owns the content of a writable tree:
+//! what a container writes there is acknowledged by nobody until the snapshot is committed.
 //!
 //! - To create, the directory comes first and the commit second; to remove, the commit first and a rename into the trash
 //!   second. The start sweeps what lies in between. The start after a crash of the actor is the same; what is in
@@ -22,6 +22,7 @@ mod core;
 mod drivers;
 mod flights;
 mod handle;
+mod image;
 pub mod messages;
 mod stage;
 mod trash;

@@ -72,6 +72,16 @@ pub struct Measure {
     pub dir: u64,
 }
 
+/// Bound what may be written into a directory.
+pub struct Limit {
+    /// With which driver.
+    pub driver: String,
+    /// Which directory.
+    pub dir: u64,
+    /// The most that it may have for itself; 0 is no bound.
+    pub bytes: u64,
+}
+
 /// Make the directory of a layer that the daemon unpacks.
 pub struct StageLayer {
     /// With which driver.
@@ -131,6 +141,7 @@ answers! {
     Remove => Result<()>,
     Discard => Result<()>,
     Measure => Result<Usage>,
+    Limit => Result<()>,
     StageLayer => Result<Staged>,
     CommitLayers => Result<()>,
 }

@@ -6,8 +6,7 @@ use std::{
 };
 
 use cofferdam_metadata::records::snapshots::Snapshot;
-use cofferdam_types::{Digest, Error, Mount, Result};
-use nix::sys::stat::fstat;
+use cofferdam_types::{Digest, Mount, Result};
 
 use crate::{Usage, area::Held, flights::Flight};
 
@@ -136,8 +135,7 @@ impl Stage {
 
     /// The device that it lies on, as stat(2) names it.
     pub fn device(&self) -> Result<u64> {
-        let stat = fstat(&self.tree).map_err(|e| Error::io("layer", self.chain(), "look at its tree", &e.into()))?;
-        Ok(stat.st_dev)
+        self.held.area().device()
     }
 
     /// The space that it takes now.

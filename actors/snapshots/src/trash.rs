@@ -12,6 +12,7 @@ use std::{
     thread,
 };
 
+use cofferdam_sys::btrfs;
 use cofferdam_types::{Error, Result, Timestamp};
 use nix::{
     errno::Errno,
@@ -20,7 +21,10 @@ use nix::{
     unistd::{UnlinkatFlags, unlinkat},
 };
 
-use crate::walk::{file_type, names, open_dir};
+use crate::{
+    copy::errno,
+    walk::{file_type, names, open_dir},
+};
 
 /// Directories deeper than this are moved up instead of descended into.
 const DEEPEST: usize = 64;
@@ -210,6 +214,10 @@ fn remove(
     let stat = fstatat(at, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
     if file_type(&stat) != SFlag::S_IFDIR {
         return Err(Errno::EPERM);
+    }
+    // A subvolume of btrfs, which a container may have made too, goes as a whole, whatever it holds.
+    if stat.st_ino == btrfs::ROOT_INODE && btrfs::is(at).map_err(errno)? {
+        return gone(btrfs::destroy(at, name).map_err(errno));
     }
     if depth >= DEEPEST {
         return deep(at, name);

@@ -4,6 +4,7 @@ use std::{
     collections::HashSet,
     ffi::{CStr, CString},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    time::Duration,
 };
 
 use cofferdam_metadata::records::snapshots::Usage;
@@ -130,13 +131,16 @@ pub fn walk(root: BorrowedFd<'_>, visitor: &mut impl Visitor) -> Result<(), Errn
 struct Sum {
     usage: Usage,
     linked: HashSet<(u64, u64)>,
+    since: Duration,
 }
 
 impl Visitor for Sum {
     fn visit(&mut self, _at: BorrowedFd<'_>, _name: &CStr, stat: &FileStat) -> Result<Step, Errno> {
         let directory = file_type(stat) == SFlag::S_IFDIR;
+        let nanoseconds = u32::try_from(stat.st_ctime_nsec).unwrap_or(0);
+        let own = Duration::new(u64::try_from(stat.st_ctime).unwrap_or(0), nanoseconds) >= self.since;
         // Only what has several names can be met twice.
-        if directory || stat.st_nlink == 1 || self.linked.insert((stat.st_dev, stat.st_ino)) {
+        if own && (directory || stat.st_nlink == 1 || self.linked.insert((stat.st_dev, stat.st_ino))) {
             self.usage.inodes += 1;
             self.usage.size += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
         }
@@ -144,11 +148,12 @@ impl Visitor for Sum {
     }
 }
 
-/// The space that the tree `root` takes, itself included.
-pub fn usage(root: BorrowedFd<'_>) -> Result<Usage, Errno> {
+/// The space that the tree `root` takes, itself included; of what is in it that which has changed since a moment, counted
+/// from 1970.
+pub fn usage(root: BorrowedFd<'_>, since: Duration) -> Result<Usage, Errno> {
     let stat = fstat(root)?;
     let size = u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
-    let mut sum = Sum { usage: Usage { size, inodes: 1 }, linked: HashSet::new() };
+    let mut sum = Sum { usage: Usage { size, inodes: 1 }, linked: HashSet::new(), since };
     walk(root, &mut sum)?;
     Ok(sum.usage)
 }
@@ -166,7 +171,7 @@ mod tests {
         fs::write(dir.path().join("a/b/f"), vec![1; 10_000]).unwrap();
         fs::hard_link(dir.path().join("a/b/f"), dir.path().join("g")).unwrap();
         symlink("/usr", dir.path().join("away")).unwrap();
-        let usage = usage(fs::File::open(dir.path()).unwrap().as_fd()).unwrap();
+        let usage = usage(fs::File::open(dir.path()).unwrap().as_fd(), Duration::ZERO).unwrap();
         assert_eq!(usage.inodes, 5);
         assert!((10_000..100_000).contains(&usage.size), "{usage:?}");
     }
@@ -180,8 +185,8 @@ mod tests {
             nix::sys::stat::mkdirat(cursor.here(), c"d", Mode::from_bits_truncate(0o755)).unwrap();
             cursor.down(c"d").unwrap();
         }
-        assert_eq!(usage(root.as_fd()).unwrap().inodes, 1501);
+        assert_eq!(usage(root.as_fd(), Duration::ZERO).unwrap().inodes, 1501);
         crate::trash::remove_tree(root.as_fd(), c"d", root.as_fd(), &|| false).unwrap();
-        assert_eq!(usage(root.as_fd()).unwrap().inodes, 1);
+        assert_eq!(usage(root.as_fd(), Duration::ZERO).unwrap().inodes, 1);
     }
 }

@@ -157,6 +157,8 @@ fn check_rootfs(new: &NewContainer) -> Result<()> {
         "doesn't go with a spec of its own: give root.path there"
     } else if !new.driver.is_empty() {
         "is no snapshot: leave out the snapshot driver"
+    } else if new.storage != 0 {
+        "is no snapshot: leave out the limit of its storage"
     } else if !Path::new(path).is_absolute() {
         "is not absolute: give the whole path on the daemon's host"
     } else if path.contains('\0') {
@@ -214,6 +216,9 @@ async fn files(
         }
         other => other?,
     };
+    if new.storage != 0 {
+        deps.snapshots.limit_reserved(&reserved, new.storage).await?;
+    }
     Ok(Files { name: name.to_string(), image, driver, key, reserved })
 }
 

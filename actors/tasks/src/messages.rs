@@ -89,6 +89,8 @@ pub struct NewContainer {
     pub runtime: String,
     /// The snapshot driver; empty is the default.
     pub driver: String,
+    /// The most bytes that it may have for itself in its snapshot; 0 is no limit.
+    pub storage: u64,
     /// See [`RunRecord`].
     pub remove_on_exit: bool,
     /// See [`RunRecord`].

@@ -83,6 +83,7 @@ mod tests {
             labels: Default::default(),
             runtime: String::new(),
             driver: String::new(),
+            storage: 0,
             remove_on_exit: false,
             log: Default::default(),
             group: None,

@@ -40,6 +40,8 @@ pub struct ContainerRequest {
     pub runtime_options: Any,
     /// Of its snapshot; empty is the default.
     pub driver: String,
+    /// The most bytes that it may have written into its root file system; 0 is no limit.
+    pub storage: u64,
     /// Of its image, os/arch[/variant]; empty is the host's.
     pub platform: String,
     /// The daemon removes it when it has ended, whether or not you are still there.
@@ -216,6 +218,7 @@ fn fill(mut params: create_params::Builder<'_>, image: Option<&Image>, request: 
         set_any(params.reborrow().init_runtime_options(), &request.runtime_options);
     }
     params.set_driver(&request.driver);
+    params.set_storage(request.storage);
     params.set_platform(&request.platform);
     params.set_remove_on_exit(request.remove_on_exit);
     params.set_group(&request.group);

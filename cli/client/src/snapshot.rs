@@ -143,6 +143,13 @@ impl Snapshot {
         reply(&self.link, self.client.mounts_request(), |answer| mounts(answer.get_mounts()))
     }
 
+    /// The most bytes that it may have for itself while it is active; 0 is no limit.
+    pub fn limit(&self, bytes: u64) -> Reply<()> {
+        let mut request = self.client.limit_request();
+        request.get().set_bytes(bytes);
+        done(&self.link, request)
+    }
+
     /// Makes it immutable and durable, under another key. Nothing should be written into it meanwhile, or afterwards.
     pub fn commit(&self, name: &str, labels: &Labels) -> Snapshot {
         let mut request = self.client.commit_request();

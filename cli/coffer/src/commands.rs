@@ -48,6 +48,7 @@ pub static ALL: &[&Command] = &[
     &nouns::snapshot::INFO,
     &nouns::snapshot::USAGE,
     &nouns::snapshot::SET,
+    &nouns::snapshot::LIMIT,
     &nouns::snapshot::RM,
     &nouns::namespace::LS,
     &nouns::namespace::CREATE,

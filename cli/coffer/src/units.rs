@@ -33,6 +33,11 @@ pub fn room(text: &str) -> Result<u64, String> {
     }
 }
 
+/// The room that a container has for what it writes: `size=` and a size.
+pub fn storage(text: &str) -> Result<u64, String> {
+    text.strip_prefix("size=").ok_or_else(|| "give size=SIZE, such as size=10g".to_owned()).and_then(room)
+}
+
 /// A number of processors such as `1.5`, in billionths; 0 is no limit.
 pub fn cpus(text: &str) -> Result<u64, String> {
     let value: f64 = text.parse().map_err(|_| "give a number of processors, such as 1.5")?;

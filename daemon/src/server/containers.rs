@@ -56,6 +56,7 @@ impl Containers {
             labels: labels(reader.get_labels())?,
             runtime: text(reader.get_runtime())?.to_owned(),
             driver: text(reader.get_driver())?.to_owned(),
+            storage: reader.get_storage(),
             remove_on_exit: reader.get_remove_on_exit(),
             checkpoint: reader.get_checkpoint(),
             log: cofferdam_log::Options::parse(text(reader.get_log_driver())?, &labels(reader.get_log_options())?)?,

@@ -174,6 +174,11 @@ impl snapshot::Server for Snapshot {
         rpc(snapshots.remove(self.place.authority(), &self.place.namespace, &self.driver, &self.key).await)
     }
 
+    async fn limit(self: Rc<Self>, params: snapshot::LimitParams, _: snapshot::LimitResults) -> capnp::Result<()> {
+        let (all, bytes) = (&self.place.services().snapshots, params.get()?.get_bytes());
+        rpc(all.limit(&self.place.namespace, &self.driver, &self.key, bytes).await)
+    }
+
     async fn mounts(
         self: Rc<Self>,
         _: snapshot::MountsParams,

@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test a failure is a panic")]
 
 mod bad;
+mod btrfs;
 mod confined;
 mod disk;
+mod erofs;
 mod imports;
 mod inside;
 mod pulls;

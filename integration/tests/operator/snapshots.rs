@@ -2,7 +2,7 @@
 
 use std::{path::Path, process::Command};
 
-use cofferdam_integration::Daemon;
+use cofferdam_integration::{Daemon, btrfs_disk};
 
 use crate::{Said, idle, json, ok, say};
 
@@ -15,9 +15,9 @@ fn within(daemon: &Daemon, driver: &str, key: &str, target: &Path, script: &str)
 
 #[test]
 fn a_snapshot_from_prepare_to_rm() {
-    let daemon = Daemon::start();
+    let daemon = btrfs_disk(512);
     let dir = tempfile::Builder::new().prefix("it's a target ").tempdir().unwrap();
-    for driver in ["overlay", "native"] {
+    for driver in ["overlay", "native", "btrfs"] {
         let coffer = |args: &[&str]| ok(&daemon, &[args, &["--snapshotter", driver]].concat());
         let all = |args: &[&str]| json(&daemon, &[args, &["--snapshotter", driver]].concat());
         let script = |key: &str, script: &str| within(&daemon, driver, key, dir.path(), script);
@@ -58,6 +58,26 @@ fn a_snapshot_from_prepare_to_rm() {
         assert_eq!(coffer(&["snapshot", "rm", "seen", "top", "base"]), "seen\ntop\nbase\n");
         assert_eq!(all(&["snapshot", "ls"]), serde_json::json!([]));
     }
+}
+
+#[test]
+fn a_limit_is_set_where_the_driver_can_keep_it() {
+    let daemon = btrfs_disk(512);
+    let limit = |driver: &str| say(&daemon, &["snapshot", "limit", "--snapshotter", driver, "work", "8m"]);
+    for driver in ["overlay", "btrfs"] {
+        ok(&daemon, &["snapshot", "prepare", "--snapshotter", driver, "work"]);
+    }
+    let refused = limit("overlay");
+    assert!(refused.code == 1 && refused.err.contains("use the driver btrfs"), "{refused:?}");
+    let refused = limit("btrfs");
+    assert!(refused.code == 1 && refused.err.contains("quotas are off"), "{refused:?}");
+    let root = daemon.root();
+    assert!(Command::new("btrfs").args(["quota", "enable"]).arg(&root).status().unwrap().success());
+    assert_eq!(limit("btrfs").code, 0);
+    let dir = tempfile::tempdir().unwrap();
+    let script = "dd if=/dev/zero of=a bs=1M count=4 && dd if=/dev/zero of=b bs=1M count=16";
+    let wrote = within(&daemon, "btrfs", "work", dir.path(), script);
+    assert!(wrote.code != 0 && wrote.err.contains("quota exceeded"), "{wrote:?}");
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! Needs Linux 5.12 (mount_setattr(2)); overlays of many layers need 6.8 (`lowerdir+`), and
 //! overlays of idmapped layers 6.15.
 
+pub mod btrfs;
 pub mod cgroup;
 pub mod devices;
 pub mod fd;

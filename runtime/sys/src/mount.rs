@@ -351,6 +351,14 @@ pub fn detached_in(mount: &Mount, namespace: Option<&UserNamespace>) -> Result<O
     Ok(fd)
 }
 
+/// Attaches a detached mount to the directory that `place` is.
+pub fn attach(mount: impl AsFd, place: impl AsFd) -> io::Result<()> {
+    let (mount, place, here) = (mount.as_fd().as_raw_fd(), place.as_fd().as_raw_fd(), c"".as_ptr());
+    let flags = libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_EMPTY_PATH;
+    // SAFETY: the descriptors are open and the paths end in NUL.
+    check(unsafe { libc::syscall(libc::SYS_move_mount, mount, here, place, here, flags) }).map(drop)
+}
+
 /// Gives an overlay its lower directories one by one: neither their number nor the sum of their lengths is bounded by
 /// the page that mount(2) has, nor by the 255 bytes that fsconfig(2) has.
 fn lower_directories(fs: &Filesystem, layers: &str) -> Result<()> {

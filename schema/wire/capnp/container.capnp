@@ -224,6 +224,8 @@ struct CreateParams @0xc3a8f0d74e6b1592 {
   rootfs @13 :Text;
   # A directory of the host, in place of an image: it is itself the root file system, and all of it stays when the
   # container goes. Absolute. Needs "host".
+  storage @14 :UInt64;
+  # The most bytes that it may have written into its root file system; 0 is no limit. See Snapshot.limit.
 }
 
 struct CheckpointOptions @0xd4b87e1ca5f60293 {

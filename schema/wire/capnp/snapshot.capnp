@@ -64,4 +64,9 @@ interface Snapshot @0x8d2fc6b7e0a93514 {
   update @5 (labels :List(Label), fields :List(Text)) -> (info :SnapshotInfo) $Common.needs("write");
   # Takes from `labels` what is named: "labels", "labels.KEY"; where an entry is absent it is removed. Without names all of
   # them. Everything else about a snapshot never changes: invalid_argument.
+
+  limit @6 (bytes :UInt64) -> () $Common.needs("write");
+  # The most bytes that an active snapshot may have for itself, besides what it lies on; 0 is no limit. Who writes more gets
+  # EDQUOT. unimplemented where the driver can't see to that; failed_precondition where the file system could, but its quotas
+  # are off, and where the snapshot isn't active.
 }

@@ -1,11 +1,11 @@
 //! Full copies: works on every filesystem and kernel; shares blocks where the filesystem can (reflinks).
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use cofferdam_types::{Mount, Result};
 
-use super::{Access, Driver, Trees, bind};
-use crate::copy::copy_tree;
+use super::{Access, Driver, Trees, bind, failed, make_dir};
+use crate::{copy::copy_tree, walk::open_dir};
 
 /// The driver that copies.
 pub struct Native;
@@ -23,8 +23,10 @@ impl Driver for Native {
         false
     }
 
-    fn populate(&self, tree: BorrowedFd<'_>, parent: BorrowedFd<'_>) -> Result<()> {
-        copy_tree(parent, tree)
+    fn make(&self, own: BorrowedFd<'_>, parent: Option<BorrowedFd<'_>>) -> Result<()> {
+        make_dir(own).map_err(failed)?;
+        let Some(parent) = parent else { return Ok(()) };
+        copy_tree(parent, open_dir(own, c"fs").map_err(failed)?.as_fd())
     }
 
     fn mounts(&self, access: Access, trees: Trees<'_>) -> Vec<Mount> {

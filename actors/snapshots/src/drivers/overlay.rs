@@ -4,7 +4,7 @@ use std::{fs, os::fd::BorrowedFd};
 
 use cofferdam_types::{Mount, Result};
 
-use super::{Access, Driver, Trees, bind};
+use super::{Access, Driver, Trees, bind_of, failed, make_dir};
 
 /// Features that a kernel may have on by default and that our trees must never be written or read with:
 /// - `index` ties an upper directory to the inodes of one set of lower ones (ESTALE when it is mounted over a copy)
@@ -46,19 +46,28 @@ impl Driver for Overlay {
         true
     }
 
-    fn populate(&self, _tree: BorrowedFd<'_>, _parent: BorrowedFd<'_>) -> Result<()> {
-        Ok(())
+    fn make(&self, own: BorrowedFd<'_>, _parent: Option<BorrowedFd<'_>>) -> Result<()> {
+        make_dir(own).map_err(failed)
     }
 
     fn mounts(&self, access: Access, trees: Trees<'_>) -> Vec<Mount> {
+        self.stack(access, trees, |id| trees.tree(id))
+    }
+}
+
+impl Overlay {
+    /// The mounts of a snapshot, where the trees of ancestors are what `parent` says.
+    pub fn stack(&self, access: Access, trees: Trees<'_>, parent: impl Fn(u64) -> String) -> Vec<Mount> {
         let mut options = match (access, trees.own, trees.parents) {
-            (_, _, []) | (Access::Read, None, [_]) | (Access::Write, None, _) => return bind(access, trees),
+            (_, _, []) | (Access::Read, None, [_]) | (Access::Write, None, _) => {
+                return bind_of(access, trees, parent);
+            }
             (Access::Read, _, _) => Vec::new(),
             (Access::Write, Some(own), _) => {
                 vec![format!("workdir={}", trees.work(own)), format!("upperdir={}", trees.tree(own))]
             }
         };
-        let lower: Vec<String> = trees.parents.iter().map(|id| trees.tree(*id)).collect();
+        let lower: Vec<String> = trees.parents.iter().map(|id| parent(*id)).collect();
         options.push(format!("lowerdir={}", lower.join(":")));
         options.extend(self.off.iter().cloned());
         vec![Mount { kind: "overlay".into(), source: "overlay".into(), options }]

@@ -87,6 +87,12 @@ pub(super) const FLAGS: &[Flag] = &[
     many("runtime-opt", None, "KEY=VALUE", "an option of the runtime or its shim, such as systemdCgroup=true"),
     value("group", None, "NAME", "share the shim of the containers of this group, as those of a pod do"),
     value("snapshotter", None, "NAME", "the snapshot driver"),
+    value(
+        "storage-opt",
+        None,
+        "size=SIZE",
+        "the most that it may write into its root file system, where the driver can see to that",
+    ),
     value("pull", None, "POLICY", "missing (the default), always or never"),
     value("platform", None, "OS/ARCH[/VARIANT]", "of the image; the host's otherwise"),
     switch("plain-http", None, "pull over http alone"),
@@ -267,6 +273,7 @@ pub(super) fn request(args: &Args, namespace: &str) -> Result<RunRequest, Failur
         runtime: args.text("runtime"),
         runtime_options: runtime_options(args)?,
         driver: args.text("snapshotter"),
+        storage: args.read("storage-opt", units::storage)?.unwrap_or_default(),
         platform: args.text("platform"),
         remove_on_exit: args.has("rm"),
         log_driver: args.text("log-driver"),
@@ -582,6 +589,7 @@ mod tests {
             (["--pid", "container", "x"], "--pid"),
             (["--mount", "nonsense", "x"], "--mount"),
             (["--ulimit", "x", "x"], "--ulimit"),
+            (["--storage-opt", "10g", "x"], "--storage-opt"),
             (["-d", "-i", "x"], "-d"),
         ] {
             let failure = read(&line).err().unwrap();

@@ -12,7 +12,7 @@ use crate::{
     cx::{Cx, Table, line},
     failure::Failure,
     progress::short_name,
-    units::{pair, show_age, show_size},
+    units::{pair, show_age, show_size, size},
 };
 
 const SNAPSHOTTER: Flag = value("snapshotter", None, "NAME", "of another driver than the default one");
@@ -241,6 +241,24 @@ async fn usage(cx: Cx) -> Result<i32, Failure> {
     } else {
         table.print()?
     }
+    Ok(0)
+}
+
+/// `coffer snapshot limit`.
+pub static LIMIT: Command = Command {
+    path: &["snapshot", "limit"],
+    about: "bound what may be written into an active snapshot",
+    positionals: &[Positional { name: "KEY", times: Times::Once }, Positional { name: "SIZE", times: Times::Once }],
+    flags: &[SNAPSHOTTER],
+    notes: "SIZE is such as 512m, and 0 for no limit. What it lies on doesn't count. The driver btrfs can do that, with quotas on.",
+    failure: 1,
+    action: |cx| Box::pin(limit(cx)),
+};
+
+async fn limit(cx: Cx) -> Result<i32, Failure> {
+    let text = cx.args.at(1);
+    let bytes = size(text).map_err(|why| Failure::usage(format!("snapshot limit: {text:?}: {why}")))?;
+    snapshots(&cx).await?.get(cx.args.at(0)).limit(bytes).await?;
     Ok(0)
 }
 

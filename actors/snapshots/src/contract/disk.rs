@@ -1,0 +1,49 @@
+//! A file system of its own, in a file.
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// Mounted until it is dropped.
+pub struct Disk {
+    dir: tempfile::TempDir,
+}
+
+impl Disk {
+    /// An empty btrfs.
+    pub fn btrfs() -> Disk {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image");
+        File::create(&image).unwrap().set_len(512 << 20).unwrap();
+        let disk = Disk { dir };
+        std::fs::create_dir(disk.path()).unwrap();
+        tool("mkfs.btrfs", &["-q".as_ref(), &image]);
+        tool("mount", &["-o".as_ref(), "loop".as_ref(), &image, &disk.path()]);
+        disk
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> PathBuf {
+        self.dir.path().join("disk")
+    }
+
+    /// Turns quotas on.
+    pub fn count(&self) {
+        tool("btrfs", &["quota".as_ref(), "enable".as_ref(), &self.path()]);
+        tool("btrfs", &["quota".as_ref(), "rescan".as_ref(), "-w".as_ref(), &self.path()]);
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Threads of the test that end just now may still hold something open on it.
+        nix::mount::umount2(&self.path(), nix::mount::MntFlags::MNT_DETACH).unwrap();
+    }
+}
+
+fn tool(program: &str, args: &[&Path]) {
+    let output = Command::new(program).args(args).output().unwrap_or_else(|e| panic!("{program}: {e}"));
+    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+}

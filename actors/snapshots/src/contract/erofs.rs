@@ -1,0 +1,135 @@
+//! What only the driver of images does.
+
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::Path,
+};
+
+use cofferdam_sys::mountinfo;
+use cofferdam_types::{Authority, Code};
+use nix::mount::{MntFlags, umount2};
+
+use super::{Mounted, Suite, World, name, ns, own, run, until_empty};
+
+const ON: &str = "erofs";
+
+/// What is mounted in a directory.
+fn mounts(dir: &Path) -> usize {
+    mountinfo::read().unwrap().iter().filter(|mount| mount.point.starts_with(dir)).count()
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_committed_layer_is_an_image_and_nothing_else() {
+    run(async {
+        let world = World::start().await;
+        let suite = Suite { world: &world, driver: ON };
+        let mounted = suite.prepare("a", None).await.unwrap();
+        mounted.write("f", "before");
+        suite.commit("c", "a").await.unwrap();
+        let dir = own(&world, ON, suite.stat("c").unwrap().dir);
+        assert_eq!(names(&dir), ["image", "layer"]);
+        let image = fs::metadata(dir.join("image")).unwrap();
+        assert_eq!((image.permissions().mode() & 0o777, image.size() % 4096), (0o400, 0));
+        assert_eq!(fs::write(dir.join("layer/g"), "x").unwrap_err().raw_os_error(), Some(libc::EROFS));
+        // Who still has it mounted writes to what nobody sees.
+        let _ = fs::write(mounted.at("g"), "after");
+        suite.seen("c", |view| assert!(view.read("f").as_deref() == Some("before") && !view.at("g").exists())).await;
+        // Unmounted behind the daemon's back it is not taken for an empty one.
+        umount2(&dir.join("layer"), MntFlags::MNT_DETACH).unwrap();
+        assert!(suite.prepare("b", Some("c")).await.is_err());
+        world.kernel.stop().await;
+    });
+}
+
+#[test]
+fn a_commit_that_failed_leaves_it_writable() {
+    run(async {
+        let world = World::start().await;
+        let suite = Suite { world: &world, driver: ON };
+        let mounted = suite.prepare("a", None).await.unwrap();
+        mounted.write("f", "x");
+        let labels = std::collections::BTreeMap::from([("k".to_owned(), "v".repeat(10_000))]);
+        let all = &world.snapshots;
+        let refused = all.commit(&Authority::system(), &ns(), ON, &name("c"), &name("a"), labels).await.unwrap_err();
+        assert_eq!(refused.code, Code::InvalidArgument);
+        let dir = own(&world, ON, suite.stat("a").unwrap().dir);
+        assert_eq!((names(&dir), mounts(&dir)), (vec!["fs".to_owned(), "work".to_owned()], 0));
+        mounted.write("g", "still");
+        suite.commit("c", "a").await.unwrap();
+        suite.seen("c", |view| assert_eq!(view.read("g").as_deref(), Some("still"))).await;
+        world.kernel.stop().await;
+    });
+}
+
+#[test]
+fn a_start_mounts_what_is_committed_and_takes_back_what_is_not() {
+    run(async {
+        let mut world = World::start().await;
+        let suite = Suite { world: &world, driver: ON };
+        suite.layer("low", None, |m| m.write("f", "low")).await;
+        suite.layer("high", Some("low"), |m| m.write("g", "high")).await;
+        suite.layer("lost", None, |m| m.write("f", "x")).await;
+        suite.prepare("active", Some("high")).await.unwrap().write("h", "mine");
+        let at = |key: &str| own(&world, ON, suite.stat(key).unwrap().dir);
+        let (low, high, lost, active) = (at("low"), at("high"), at("lost"), at("active"));
+        // A crash before the trees went, one between sealing and commit, one before there was a record; and damage.
+        fs::create_dir_all(low.join("fs/old")).unwrap();
+        fs::copy(low.join("image"), active.join("image")).unwrap();
+        fs::create_dir(active.join("layer")).unwrap();
+        fs::write(active.join("image.new"), "half").unwrap();
+        let orphan = own(&world, ON, 999_999);
+        fs::create_dir_all(orphan.join("fs")).unwrap();
+        umount2(&lost.join("layer"), MntFlags::MNT_DETACH).unwrap();
+        fs::remove_file(lost.join("image")).unwrap();
+        let root = world.root.path().to_owned();
+        assert_eq!(mounts(&root), 2);
+        world = world.restart().await;
+        until_empty(&world);
+        assert_eq!((names(&low), names(&high)), (names(&high), vec!["image".to_owned(), "layer".to_owned()]));
+        assert_eq!((names(&active), mounts(&active)), (vec!["fs".to_owned(), "work".to_owned()], 0));
+        assert!(!orphan.exists());
+        let mounted = Mounted::new(&world.snapshots.mounts(&ns(), ON, &name("active")).unwrap());
+        for (path, text) in [("f", "low"), ("g", "high"), ("h", "mine")] {
+            assert_eq!(mounted.read(path).as_deref(), Some(text));
+        }
+        drop(mounted);
+        // One that ends in order leaves nothing mounted; what is committed is there all the same when it comes back.
+        let World { kernel, meta, snapshots, root: dir, disk } = world;
+        kernel.stop().await;
+        drop((kernel, meta, snapshots));
+        let begun = std::time::Instant::now();
+        while mounts(&root) > 0 {
+            assert!(begun.elapsed().as_secs() < 30, "something stays mounted");
+            std::thread::yield_now();
+        }
+        let world = World::at(dir, disk).await;
+        let suite = Suite { world: &world, driver: ON };
+        suite.seen("high", |view| assert_eq!(view.read("f").as_deref(), Some("low"))).await;
+        world.kernel.stop().await;
+    });
+}
+
+#[test]
+fn what_is_removed_stays_where_it_is_mounted_and_nowhere_else() {
+    run(async {
+        let world = World::start().await;
+        let suite = Suite { world: &world, driver: ON };
+        suite.layer("low", None, |m| m.write("f", "x")).await;
+        let dir = own(&world, ON, suite.stat("low").unwrap().dir);
+        let view = suite.view("v", Some("low")).await.unwrap();
+        suite.remove("v").await.unwrap();
+        suite.remove("low").await.unwrap();
+        until_empty(&world);
+        assert_eq!(view.read("f").as_deref(), Some("x"));
+        assert_eq!((dir.exists(), mounts(world.root.path())), (false, 0));
+        world.kernel.stop().await;
+    });
+}
