@@ -203,7 +203,7 @@ impl Ctx {
         request.get().set_id(exec);
         // Watched from before the start, so that no end is missed; the first process has been watched since it was made.
         if !exec.is_empty() {
-            self.watch(entry, exec.to_owned());
+            self.watch(entry, exec.to_owned(), true);
         }
         let process = entry.process(exec)?;
         let answer = match request.send().promise.await.map_err(from_shim) {

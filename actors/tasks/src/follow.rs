@@ -2,7 +2,7 @@
 
 use std::{rc::Rc, time::Duration};
 
-use cofferdam_types::{Authority, Code};
+use cofferdam_types::{Authority, Code, Timestamp};
 use cofferdam_wire::convert::life;
 
 use crate::{
@@ -38,7 +38,9 @@ impl Ctx {
             .filter(|exec| entry.process(exec).is_ok_and(|p| p.ended().is_none()))
             .collect();
         for exec in running {
-            self.watch(&entry, exec);
+            // What was not started may never be, and has no end then.
+            let begun = entry.process(&exec).is_ok_and(|p| p.life.borrow().started != Timestamp(0));
+            self.watch(&entry, exec.clone(), begun || exec.is_empty());
         }
         if entry.init.ended().is_none() {
             self.watch_memory(&entry);
@@ -55,13 +57,14 @@ impl Ctx {
         });
     }
 
-    /// Waits for a process's end and makes it known.
-    pub(crate) fn watch(&self, entry: &Rc<Entry>, exec: String) {
+    /// Waits for a process's end and makes it known. With `holds` the connection stays until then, and with it the shim.
+    pub(crate) fn watch(&self, entry: &Rc<Entry>, exec: String, holds: bool) {
         let (ctx, entry) = (self.clone(), entry.clone());
         tokio::task::spawn_local(async move {
             let Ok(remote) = entry.link.remote().await else { return };
             let mut request = remote.container.wait_request();
             request.get().set_id(&exec);
+            let _held = Some(remote).filter(|_| holds);
             // An error means that the shim is gone: whoever watches the connection sees to that.
             let Ok(answer) = request.send().promise.await else { return };
             let Ok(life) = answer.get().and_then(|a| a.get_life()).map_err(from_shim).and_then(life) else { return };

@@ -11,6 +11,12 @@ use cofferdam_types::{Digest, Error, Result};
 /// The host whose names may be written without it.
 const DEFAULT_HOST: &str = "docker.io";
 const MAX_TAG: usize = 128;
+/// Of the path alone, as in the distribution project's `RepositoryNameTotalLengthMax`.
+const MAX_PATH: usize = 255;
+/// Of all of it; more can't be a name in the store.
+const MAX_TEXT: usize = 1024;
+/// How much of a text that is none is shown.
+const SHOWN: usize = 256;
 
 /// A parsed reference. The *object* is what follows the path: `tag`, `tag@digest` or `@digest`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -24,10 +30,12 @@ impl Reference {
     /// Parses the strict grammar. A query string is dropped, as in containerd.
     pub fn parse(text: &str) -> Result<Reference> {
         let bad = |why: &str| {
-            let shown: String = text.chars().take(256).collect();
-            Error::invalid("reference", shown, format!("{why}; write host/path:tag or host/path@sha256:..."))
+            Error::invalid("reference", shown(text), format!("{why}; write host/path:tag or host/path@sha256:..."))
         };
         let bare = text.split_once('?').map_or(text, |(bare, _)| bare);
+        if bare.len() > MAX_TEXT {
+            return Err(bad(&format!("has {} characters, and may have {MAX_TEXT}", bare.len())));
+        }
         if bare.is_empty() || bare.bytes().any(|b| b.is_ascii_control() || b == b' ' || b == b'#') {
             return Err(bad("is not a reference"));
         }
@@ -40,6 +48,9 @@ impl Reference {
         }
         let cut = rest.find([':', '@']).unwrap_or(rest.len());
         let (path, object) = rest.split_at(cut);
+        if path.len() > MAX_PATH {
+            return Err(bad(&format!("has a repository name of {} characters, which may have {MAX_PATH}", path.len())));
+        }
         // `..` and empty components would be cleaned away by some and not by others: two names, one image.
         if path.split('/').any(|part| matches!(part, "" | "." | "..")) {
             return Err(bad("has an empty or dotted path component"));
@@ -82,7 +93,7 @@ impl Reference {
     /// What a registry is to be asked for. Here the grammar is the distribution specification's: whatever becomes
     /// part of a URL is checked first, and a tag can never pass for a digest nor a digest for a tag.
     pub fn target(&self) -> Result<Target> {
-        let bad = |why: String| Error::invalid("reference", self, why);
+        let bad = |why: String| Error::invalid("reference", shown(&self.to_string()), why);
         if !self.path.split('/').all(valid_component) {
             return Err(bad(format!(
                 "the repository name {:?} must be lowercase letters and digits with '.', '_', '__' or dashes between them",
@@ -92,6 +103,9 @@ impl Reference {
         if let Some(tag) = self.tag()
             && !valid_tag(tag)
         {
+            if tag.len() > MAX_TAG {
+                return Err(bad(format!("the tag has {} characters, and may have {MAX_TAG}", tag.len())));
+            }
             return Err(bad(format!("the tag {tag:?} must be 1 to {MAX_TAG} letters, digits, '_', '.' and '-'")));
         }
         match self.digest_text() {
@@ -145,7 +159,7 @@ pub fn normalize(text: &str) -> Result<String> {
     // As the parser does, but before a `/` behind it is taken for one of the path.
     let text = text.split_once('?').map_or(text, |(bare, _)| bare);
     if text.ends_with([':', '@']) {
-        return Err(Error::invalid("reference", text, "ends before its tag or digest"));
+        return Err(Error::invalid("reference", shown(text), "ends before its tag or digest"));
     }
     let first = text.split_once('/').map(|(first, _)| first);
     let has_host = first.is_some_and(|f| f.contains(['.', ':', '[']) || f == "localhost");
@@ -159,6 +173,10 @@ pub fn normalize(text: &str) -> Result<String> {
     let full = if reference.object.is_empty() { format!("{reference}:latest") } else { reference.to_string() };
     Reference::parse(&full)?.target()?;
     Ok(full)
+}
+
+fn shown(text: &str) -> String {
+    text.chars().take(SHOWN).collect()
 }
 
 fn valid_host(host: &str) -> bool {
@@ -327,6 +345,44 @@ mod tests {
         assert!(Reference::parse(&format!("h.io/a:{}", "t".repeat(129))).unwrap().target().is_err());
         for good in ["h.io/a--b/c__d/e.f:t", "h.io/0/1:2"] {
             assert!(Reference::parse(good).unwrap().target().is_ok(), "{good}");
+        }
+    }
+
+    #[test]
+    fn names_that_are_too_long_are_told_so_and_not_repeated() {
+        let told = |text: &str, words: &str| {
+            let error = normalize(text).unwrap_err();
+            assert_eq!(error.code, cofferdam_types::Code::InvalidArgument);
+            assert!(error.message.contains(words), "{error}");
+            assert!(error.to_string().len() < 600, "{} bytes", error.to_string().len());
+        };
+        let host = format!("{}.example:5000", "h".repeat(200));
+        assert!(normalize(&format!("{host}/{}:1", "a".repeat(255))).is_ok(), "the host is not counted");
+        told(&format!("{host}/{}:1", "a".repeat(256)), "a repository name of 256 characters, which may have 255");
+        assert!(normalize(&"a".repeat(255 - "library/".len())).is_ok());
+        told(&"a".repeat(300), "a repository name of 308 characters");
+        told(&format!("h.io/{}", ["a"; 150].join("/")), "a repository name of 299 characters");
+        told(&format!("h.io/a:{}", "t".repeat(300)), "the tag has 300 characters, and may have 128");
+        told(&"a".repeat(100_000), "100018 characters, and may have 1024");
+        told(&format!("{}:", "a".repeat(100_000)), "ends before its tag");
+        told(&format!("{}.io/a", "h".repeat(300)), "has a host that is not one");
+    }
+
+    #[test]
+    fn upper_case_and_odd_characters_are_told_so() {
+        for text in
+            ["Redis", "h.io/Me/app", "h.io/a%2fb", "h.io/a+b", "h.io/\u{e9}", "h.io/a\\b", "h.io/$(id)", "h.io/a;b"]
+        {
+            let error = normalize(text).unwrap_err();
+            assert!(error.message.contains("must be lowercase letters and digits"), "{error}");
+        }
+        for text in ["h.io/a:t+1", "h.io/a:\u{e9}", "h.io/a:t/x"] {
+            let error = normalize(text).unwrap_err();
+            assert!(error.message.contains("the tag \""), "{error}");
+        }
+        assert!(normalize("h.io/a:UPPER").is_ok(), "a tag may");
+        for text in ["h.io/a\u{0}", "h.io/a b", "h.io/a\tb", "\u{1b}[2Jx"] {
+            assert!(normalize(text).unwrap_err().message.contains("is not a reference"), "{text:?}");
         }
     }
 

@@ -80,7 +80,9 @@ pub fn watched() -> bool {
 
 /// Tells people something on standard error. That they can't be told changes nothing else.
 pub fn say(text: &str) {
-    let _ = std::io::stderr().write_all(format!("coffer: {text}\n").as_bytes());
+    // A terminal that is in raw mode doesn't go back to the line's beginning by itself.
+    let back = if crate::terminal::is_raw(std::io::stderr()) { "\r" } else { "" };
+    let _ = std::io::stderr().write_all(format!("coffer: {text}{back}\n").as_bytes());
 }
 
 /// Writes a line to standard output.

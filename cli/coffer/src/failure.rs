@@ -31,6 +31,11 @@ impl Failure {
         }
     }
 
+    /// A signal has ended coffer.
+    pub fn signal(text: impl Into<String>, signal: u32) -> Failure {
+        Failure { text: text.into(), code: Some(128 + signal as i32) }
+    }
+
     /// With this exit code where it has none of its own.
     pub fn or_code(self, code: i32) -> Failure {
         Failure { code: self.code.or(Some(code)), ..self }

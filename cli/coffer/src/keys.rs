@@ -1,5 +1,4 @@
-//! A terminal between its user and a container: keys go into a pipe, and some of them detach; what the container writes
-//! comes out of another, so that who has detached sees no more of it.
+//! A terminal between its user and a container: keys go into a pipe, and some of them detach.
 
 use std::{
     io::IsTerminal as _,
@@ -13,7 +12,6 @@ use tokio::io::{Interest, unix::AsyncFd};
 use crate::{
     args::{Args, Flag, value},
     failure::Failure,
-    terminal,
 };
 
 /// The flag that changes them.
@@ -85,54 +83,8 @@ impl Keyboard {
     }
 }
 
-/// A pipe that the container writes to, and that is shown.
-pub struct Screen {
-    read: AsyncFd<OwnedFd>,
-    write: OwnedFd,
-}
-
-impl Screen {
-    /// Nothing is shown yet.
-    pub fn open() -> Result<Screen, Failure> {
-        let io = |e: nix::Error| Failure::io("a pipe", e);
-        let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(io)?;
-        fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(io)?;
-        let read = watched(read, Interest::READABLE).map_err(|e| Failure::io("a pipe", e))?;
-        Ok(Screen { read, write })
-    }
-
-    /// The end that the container writes to, once more.
-    pub fn output(&self) -> Result<OwnedFd, Error> {
-        self.write.try_clone().map_err(|e| Error::io("pipe", "", "can't be duplicated", &e))
-    }
-
-    /// Shows what comes, for as long as somebody waits for it.
-    pub async fn show(&self) -> Result<(), Failure> {
-        loop {
-            let mut ready = self.read.readable().await.map_err(|e| Failure::io("a pipe", e))?;
-            self.rest()?;
-            ready.clear_ready();
-        }
-    }
-
-    /// Shows what there is.
-    pub fn rest(&self) -> Result<(), Failure> {
-        use std::io::Write as _;
-        let mut buffer = [0; 16 << 10];
-        let mut out = std::io::stdout().lock();
-        while let Ok(n @ 1..) = nix::unistd::read(self.read.get_ref(), &mut buffer) {
-            let shown = out.write_all(&buffer[..n]).and_then(|()| out.flush());
-            match shown {
-                // Nobody is there to see it; the container goes on until it has heard of that.
-                Err(_) if terminal::hung_up() => {}
-                shown => shown.map_err(Failure::output)?,
-            }
-        }
-        Ok(())
-    }
-}
-
-fn watched(fd: OwnedFd, interest: Interest) -> std::io::Result<AsyncFd<OwnedFd>> {
+/// Tells when a descriptor can be read or written.
+pub fn watched(fd: OwnedFd, interest: Interest) -> std::io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd is the same open descriptor from its beginning to its end.
     Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
 }

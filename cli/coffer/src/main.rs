@@ -21,6 +21,7 @@ mod help;
 mod keys;
 mod nouns;
 mod progress;
+mod screen;
 mod signals;
 mod terminal;
 mod units;

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cofferdam_client::{Job, JobInfo, JobItem};
+use cofferdam_client::{Job, JobInfo, JobItem, is_lost};
 
 use crate::{
     cx::watched,
@@ -18,18 +18,28 @@ use crate::{
 };
 
 const BAR: usize = 16;
+/// How long the daemon may take to say that a job is cancelled.
+const CANCEL: Duration = Duration::from_secs(3);
 
-/// Follows a job to its end and gives the names of its images. A signal that would end coffer cancels the job first.
+/// Follows a job to its end and gives the names of its images. A signal that would end coffer cancels the job first; the
+/// next one ends it whatever the daemon does.
 pub async fn follow(job: &Job) -> Result<Vec<String>, Failure> {
     let signals = Signals::take(ENDING)?;
     let mut progress = Progress::new(watched());
     let every = if progress.bars { Duration::from_millis(100) } else { Duration::from_millis(500) };
     let ended = tokio::select! {
         ended = job.follow(every, |info| progress.show(info)) => ended,
-        signal = signals.next() => {
+        signal = signals.ending() => {
             let signal = signal?;
-            job.cancel().await?;
-            return Err(Failure { text: "cancelled".to_owned(), code: Some(128 + signal as i32) });
+            let cancelled = tokio::select! {
+                cancelled = tokio::time::timeout(CANCEL, job.cancel()) => cancelled.ok(),
+                _ = signals.ending() => None,
+            };
+            return Err(match cancelled {
+                Some(Ok(())) => Failure::signal("cancelled", signal),
+                Some(Err(error)) if !is_lost(&error) => error.into(),
+                _ => Failure::signal("the daemon has not said that the job is cancelled: \"coffer job ls\" shows it", signal),
+            });
         }
     };
     Ok(ended?)

@@ -34,6 +34,16 @@ impl Signals {
             }
         }
     }
+
+    /// The next of those by which a user ends something.
+    pub async fn ending(&self) -> Result<u32, Failure> {
+        loop {
+            let signal = self.next().await?;
+            if ends(signal) {
+                return Ok(signal);
+            }
+        }
+    }
 }
 
 /// What is passed on to a container, and the news that the window has another size.
@@ -47,5 +57,15 @@ pub const FORWARDED: &[Signal] = &[
     Signal::SIGWINCH,
 ];
 
-/// What ends coffer.
-pub const ENDING: &[Signal] = &[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+/// By these a user ends something.
+pub const ENDING: &[Signal] = &[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
+
+/// Whether the signal is one of them.
+pub fn ends(signal: u32) -> bool {
+    ENDING.iter().any(|ending| *ending as u32 == signal)
+}
+
+/// Its name, for people.
+pub fn name(signal: u32) -> &'static str {
+    Signal::try_from(signal as i32).map_or("the signal", Signal::as_str)
+}

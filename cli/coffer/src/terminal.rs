@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use nix::sys::termios::{LocalFlags, SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
+use nix::sys::termios::{LocalFlags, OutputFlags, SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 
 use crate::failure::Failure;
 
@@ -48,6 +48,11 @@ impl Drop for Raw {
         // There is nobody left to tell.
         let _ = tcsetattr(&self.terminal, SetArg::TCSADRAIN, &self.before);
     }
+}
+
+/// Whether this is a terminal that shows what is written to it as it is.
+pub fn is_raw(fd: impl AsFd) -> bool {
+    tcgetattr(fd).is_ok_and(|now| !now.output_flags.contains(OutputFlags::OPOST))
 }
 
 /// Whether the terminal that coffer was started on is gone, as when its window is closed.

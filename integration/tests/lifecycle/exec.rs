@@ -44,6 +44,21 @@ fn ids_are_unique_until_deleted() {
 }
 
 #[test]
+fn what_was_never_started_holds_no_shim_over_a_restart() {
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    bounded(async {
+        let (_, task) = idle(&daemon.open().await, "box").await;
+        task.exec("never", &sh("exit 1"), Stdio::default()).state().await.unwrap();
+        daemon.restart();
+        let container = daemon.open().await.containers().get("box");
+        assert_eq!(container.info().await.unwrap().task.unwrap().execs, ["never"]);
+        container.remove(true).await.unwrap();
+    });
+    daemon.settles(&before);
+}
+
+#[test]
 fn a_command_that_is_not_there_is_told_to_the_starter_and_to_the_waiters() {
     let daemon = Daemon::with_busybox();
     bounded(async {

@@ -1,9 +1,9 @@
 //! Images, blobs, snapshots and the daemon itself.
 
-use cofferdam_integration::{Daemon, images};
+use cofferdam_integration::{BUSYBOX, Daemon, images};
 use serde_json::Value;
 
-use crate::{Said, json, ok, say};
+use crate::{Said, idle, json, ok, say};
 
 #[test]
 fn an_image_from_import_to_rm() {
@@ -49,14 +49,22 @@ fn an_archive_can_come_from_standard_input() {
 #[test]
 fn errors_say_what_is_wrong() {
     let daemon = Daemon::start();
+    let archive = images().join("archive/stack.oci.tar");
     let not_an_archive = daemon.path().join("text");
     std::fs::write(&not_an_archive, "no archive\n".repeat(100)).unwrap();
+    let (long, tag) = ("a".repeat(300), format!("x:{}", "t".repeat(300)));
     let absent = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
     for (args, words) in [
         (vec!["image", "import", "/no/such/file"], vec!["/no/such/file", "No such file"]),
         (vec!["image", "import", not_an_archive.to_str().unwrap()], vec!["archive"]),
         (vec!["image", "pull", "127.0.0.1:1/nothing"], vec!["127.0.0.1:1"]),
         (vec!["image", "pull", "UPPER/case"], vec!["UPPER/case"]),
+        (vec!["image", "pull", &long], vec!["a repository name of 308 characters, which may have 255"]),
+        (vec!["run", &long], vec!["which may have 255"]),
+        (vec!["run", "--pull", "never", &long], vec!["which may have 255"]),
+        (vec!["run", "--pull", "never", "UPPER"], vec!["must be lowercase"]),
+        (vec!["image", "import", archive.to_str().unwrap(), &long], vec!["which may have 255"]),
+        (vec!["image", "import", "--rootfs", "/etc", &tag], vec!["the tag has 300 characters, and may have 128"]),
         (vec!["content", "get", absent], vec![absent, "is not in this namespace"]),
         (vec!["content", "get", "sha256:short"], vec!["sha256:short"]),
         (vec!["frobnicate"], vec!["frobnicate", "coffer help"]),
@@ -73,6 +81,33 @@ fn errors_say_what_is_wrong() {
     // A daemon that is not there is told apart, and what to do.
     let said = Said::from(daemon.command().args(["--socket", "/no/such.sock", "ps"]).output().unwrap());
     assert!(said.code != 0 && said.err.contains("/no/such.sock") && said.err.contains("cofferd"), "{said:?}");
+}
+
+#[test]
+fn of_several_names_each_is_looked_at() {
+    let daemon = Daemon::with_busybox();
+    idle(&daemon, "box");
+    let key = json(&daemon, &["snapshot", "ls"])[0]["key"].as_str().unwrap().to_owned();
+    for (command, there) in [
+        (&["inspect"][..], "box"),
+        (&["image", "inspect"], BUSYBOX),
+        (&["snapshot", "info"], &key),
+        (&["snapshot", "usage"], &key),
+        (&["pause"], "box"),
+        (&["resume"], "box"),
+        (&["update", "--pids-limit", "100"], "box"),
+        (&["kill"], "box"),
+        (&["stop"], "box"),
+        (&["wait"], "box"),
+        (&["restart"], "box"),
+        (&["rm", "-f"], "box"),
+        (&["image", "rm"], BUSYBOX),
+    ] {
+        let said = say(&daemon, &[command, &["missing", there, "gone"]].concat());
+        assert!(said.code == 1 && !said.out.is_empty(), "{command:?}: {said:?}");
+        assert!(["missing", "gone"].iter().all(|name| said.err.contains(name)), "{command:?}: {said:?}");
+        assert_eq!(said.err.lines().count(), 2, "{command:?}: {said:?}");
+    }
 }
 
 #[test]

@@ -34,7 +34,14 @@ fn stats_and_top_show_what_runs() {
     let rows: Vec<&str> = table.lines().map(|line| line.split_whitespace().next().unwrap()).collect();
     assert_eq!(rows, ["CONTAINER", "one", "two"], "{table}");
     let said = say(&daemon, &["stats", "--no-stream", "three"]);
-    assert!(said.code == 1 && said.err.contains("does not exist"), "{said:?}");
+    assert!(said.code == 1 && said.out.is_empty() && said.err.contains("does not exist"), "{said:?}");
+    // What is missing keeps nothing from being shown, and is said once.
+    let said = say(&daemon, &["stats", "--no-stream", "three", "one", "four", "two"]);
+    let rows: Vec<&str> = said.out.lines().map(|line| line.split_whitespace().next().unwrap()).collect();
+    assert_eq!((said.code, &*rows), (1, &["CONTAINER", "one", "two"][..]), "{said:?}");
+    for missing in ["three", "four"] {
+        assert_eq!(said.err.matches(missing).count(), 1, "{said:?}");
+    }
 
     ok(&daemon, &["exec", "-d", "one", "sleep", "1001"]);
     let all = until("the exec is there", || {

@@ -7,7 +7,9 @@ mod images;
 mod lifecycle;
 mod limits;
 mod logs;
+mod output;
 mod run;
+mod silent;
 mod snapshots;
 mod terminal;
 

@@ -10,10 +10,10 @@ use cofferdam_integration::{Arrivals, BUSYBOX, Daemon, bounded, until, write};
 use crate::{json, ok};
 
 /// Somebody at a terminal, and the program that has it.
-struct Seat {
-    keyboard: OwnedFd,
-    screen: Arrivals,
-    program: Child,
+pub struct Seat {
+    pub keyboard: OwnedFd,
+    pub screen: Arrivals,
+    pub program: Child,
 }
 
 /// Runs a command in a session of its own, whose terminal is a new one.
@@ -68,13 +68,13 @@ impl Seat {
         assert_eq!(unsafe { libc::ioctl(self.keyboard.as_raw_fd(), libc::TIOCSWINSZ, &size) }, 0);
     }
 
-    fn ends(&mut self) -> i32 {
+    pub fn ends(&mut self) -> i32 {
         let program = &mut self.program;
         until("it ends", || program.try_wait().unwrap()).code().unwrap()
     }
 }
 
-fn coffer(daemon: &Daemon, args: &[&str]) -> Seat {
+pub fn coffer(daemon: &Daemon, args: &[&str]) -> Seat {
     let mut command = daemon.command();
     command.args(args);
     sit_down(command)

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use cofferdam_client::{Client, Input, Status, Stdio};
+use cofferdam_client::{Client, Status};
 use cofferdam_types::Error;
 
 use crate::{
@@ -10,7 +10,8 @@ use crate::{
     cx::{Cx, say},
     failure::Failure,
     keys::{DETACH_KEYS, Keyboard},
-    nouns::foreground::{Passed, attended, stdio, tell, tell_detached},
+    nouns::foreground::{Ends, Passed, attended, ended, tell_detached},
+    screen::Screen,
     signals::{FORWARDED, Signals},
     terminal::Raw,
 };
@@ -22,7 +23,8 @@ pub static ATTACH: Command = Command {
     positionals: &[Positional { name: "CONTAINER", times: Times::Once }],
     flags: &[switch("no-stdin", None, "only follow"), DETACH_KEYS],
     notes: "On a terminal ctrl-p ctrl-q detaches and leaves the container running. Signals are passed on. A restart of the\n\
-            daemon is waited out. A container without standard input (it was run without -i) is only followed.\n\n\
+            daemon is waited out. A container without standard input (it was run without -i) is only followed.\n\
+            Where the daemon doesn't pass a signal on within a second, one more ends coffer.\n\n\
             exit code: the container's own; 0 after detaching, 129 if the container outlives coffer's terminal, 1 if\n\
             coffer or the daemon fails",
     failure: 1,
@@ -48,16 +50,11 @@ async fn attach(cx: Cx) -> Result<i32, Failure> {
     if let Some(raw) = &raw {
         raw.started()?;
     }
-    let input = keyboard.as_ref().map(Keyboard::input).transpose()?;
+    // What the container writes ends here with coffer, whatever the daemon does.
+    let screen = Screen::open(terminal, false)?;
+    let ends = Ends::of(keyboard.as_ref(), Some(&screen))?;
     let fed = Cell::new(stdin);
-    let streams = || -> Result<Stdio, Error> {
-        let mut streams = stdio(fed.get() && !keys, terminal)?;
-        if let Some(input) = input.as_ref().filter(|_| fed.get()) {
-            let input = input.try_clone().map_err(|e| Error::io("pipe", "", "can't be duplicated", &e))?;
-            streams.stdin = Input::Fd(input);
-        }
-        Ok(streams)
-    };
+    let streams = || ends.stdio(fed.get(), terminal);
     // After a restart of the daemon the attachment is made anew: the old one ended with the connection.
     let follow = client.persist(async |client: Client| {
         let task = client.namespace(&cx.namespace).containers().get(&id).task();
@@ -81,19 +78,29 @@ async fn attach(cx: Cx) -> Result<i32, Failure> {
             }
         }
     });
-    let passing = container.task();
-    let pass = move |passed| match passed {
-        Passed::Signal(signal) => passing.kill(signal, false),
-        Passed::Size(rows, columns) => passing.resize(rows, columns),
+    let place = (client.clone(), cx.namespace.clone(), id.clone());
+    let pass = move |passed| {
+        let (client, namespace, id) = place.clone();
+        let again = async move |client: Client| {
+            let task = client.namespace(&namespace).containers().get(&id).task();
+            match passed {
+                Passed::Signal(signal) => task.kill(signal, false).await,
+                Passed::Size(rows, columns) => task.resize(rows, columns).await,
+            }
+        };
+        async move { client.persist(again).await }
     };
+    let what = format!("container {id}");
     let exit = tokio::select! {
-        exit = attended(&signals, terminal, follow, pass) => Some(exit?),
+        exit = attended(&signals, &what, terminal, Vec::new(), follow, pass) => Some(exit?),
+        failure = screen.show() => return Err(failure),
         detached = forward(keyboard) => { detached?; None }
     };
-    drop(raw);
+    drop(ends);
     match exit {
-        Some(exit) => Ok(tell(&id, &exit)),
+        Some(exit) => ended(&signals, Some(screen), raw, &id, &exit, ATTACH.failure).await,
         None => {
+            drop(raw);
             tell_detached(&id);
             Ok(0)
         }

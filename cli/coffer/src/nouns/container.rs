@@ -4,6 +4,7 @@ use std::{cell::RefCell, collections::VecDeque, rc::Rc, time::Duration};
 
 use cofferdam_client::{Client, ContainerInfo, Namespace, Status, TaskInfo};
 use cofferdam_types::Code;
+use serde::Serialize;
 use tokio::sync::Semaphore;
 
 use crate::{
@@ -98,14 +99,7 @@ pub static INSPECT: Command = Command {
 
 async fn inspect(cx: Cx) -> Result<i32, Failure> {
     let containers = cx.namespace().await?.containers();
-    let mut failures = Failures::default();
-    for id in cx.args.from(0) {
-        match containers.get(id).info().await {
-            Ok(info) => cx.document(&info)?,
-            Err(error) => failures.add(error),
-        }
-    }
-    failures.end(0)
+    show_each(&cx, async |id| containers.get(id).info().await).await
 }
 
 /// `coffer kill`.
@@ -131,18 +125,35 @@ async fn kill(cx: Cx) -> Result<i32, Failure> {
 
 /// What failed of several things: coffer goes on, and fails with the last.
 #[derive(Default)]
-struct Failures(Option<Failure>);
+pub struct Failures(Option<Failure>);
 
 impl Failures {
-    fn add(&mut self, failure: impl Into<Failure>) {
+    /// One more: the one before is said.
+    pub fn add(&mut self, failure: impl Into<Failure>) {
         if let Some(earlier) = self.0.replace(failure.into()) {
             say(&earlier.text);
         }
     }
 
-    fn end(self, code: i32) -> Result<i32, Failure> {
+    /// How coffer ends: with this exit code, or the last failure.
+    pub fn end(self, code: i32) -> Result<i32, Failure> {
         self.0.map_or(Ok(code), Err)
     }
+}
+
+/// Shows a document of each that is named, goes on after a failure, and fails with the last.
+pub async fn show_each<T: Serialize>(
+    cx: &Cx,
+    look: impl AsyncFn(&str) -> cofferdam_types::Result<T>,
+) -> Result<i32, Failure> {
+    let mut failures = Failures::default();
+    for name in cx.args.from(0) {
+        match look(name).await {
+            Ok(document) => cx.document(&document)?,
+            Err(error) => failures.add(error),
+        }
+    }
+    failures.end(0)
 }
 
 /// Does something to each that is named, goes on after a failure, and fails with the last. Names those that it was done

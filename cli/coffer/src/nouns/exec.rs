@@ -2,15 +2,19 @@
 
 use cofferdam_client::{Client, Process, ProcessOptions, Stdio, Task, is_lost};
 use cofferdam_types::{Code, Error};
+use nix::sys::signal::Signal;
 
 use crate::{
     args::{Command, Positional, Times, many, switch, value},
     cx::{Cx, line},
     failure::Failure,
+    keys::{DETACH_KEYS, Keyboard},
     nouns::{
+        attach::forward,
         env::env,
-        foreground::{Passed, attended, needs_terminal, stdio, tell},
+        foreground::{Ends, Passed, attended, ended, needs_terminal, show, started, tell_detached},
     },
+    screen::Screen,
     signals::{FORWARDED, Signals},
     terminal::Raw,
 };
@@ -33,8 +37,11 @@ pub static EXEC: Command = Command {
         value("workdir", Some('w'), "DIR", "where it starts; where the container does otherwise"),
         many("cap-add", None, "NAME", "a capability more than the container has; ALL is all"),
         many("cap-drop", None, "NAME", "a capability less; ALL is all"),
+        DETACH_KEYS,
     ],
-    notes: "exit code: the command's own; 127 if it is not there, 126 if it can't be executed, 1 for any other failure",
+    notes: "With -it ctrl-p ctrl-q detaches and leaves the command running. Signals are passed on. Where the daemon doesn't do\n\
+            that within a second, one more ends coffer and leaves the command as it is; before the start the first gives it up.\n\n\
+            exit code: the command's own; 127 if it is not there, 126 if it can't be executed, 1 for any other failure",
     failure: 1,
     action: |cx| Box::pin(exec(cx)),
 };
@@ -71,22 +78,34 @@ async fn exec(cx: Cx) -> Result<i32, Failure> {
     }
     let signals = Signals::take(FORWARDED)?;
     let interactive = args.has("interactive");
-    let streams = || stdio(interactive, tty);
+    let keyboard = if tty && interactive { Keyboard::open(args)? } else { None };
+    let screen = tty.then(|| Screen::open(tty, true)).transpose()?;
+    let ends = Ends::of(keyboard.as_ref(), screen.as_ref())?;
+    let streams = || ends.stdio(interactive, tty);
     let raw = if tty && interactive { Raw::stdin()? } else { None };
     let process = task.exec(&name, &options, streams()?);
     let (starting, waiting) = (process.start(), process.wait());
-    match starting.await {
-        // Whether it was made, and started, is not known.
-        Err(error) if is_lost(&error) => {
-            let again = async |client: Client| {
-                start_again(&client.namespace(&cx.namespace).containers().get(&id).task(), &name, &options, streams()?)
-                    .await
-            };
-            client.persist(again).await?;
+    let start = async {
+        match starting.await {
+            // Whether it was made, and started, is not known.
+            Err(error) if is_lost(&error) => {
+                let again = async |client: Client| {
+                    let task = client.namespace(&cx.namespace).containers().get(&id).task();
+                    start_again(&task, &name, &options, streams()?).await
+                };
+                Ok(client.persist(again).await?)
+            }
+            Err(error) => Err(forget(&process, error).await),
+            Ok(_) => Ok(()),
         }
-        Err(error) => return Err(forget(&process, error).await),
-        Ok(_) => {}
-    }
+    };
+    let undo = async {
+        // Both are on their way before the first is answered.
+        let (killed, deleted) = (process.kill(Signal::SIGKILL as u32, false), process.delete());
+        let killed = killed.await;
+        deleted.await.map(drop).or(killed)
+    };
+    let late = started(&signals, tty, start, undo).await?;
     if let Some(raw) = &raw {
         raw.started()?;
     }
@@ -102,18 +121,40 @@ async fn exec(cx: Cx) -> Result<i32, Failure> {
             other => other,
         }
     };
-    let passing = process.clone();
-    let pass = move |passed| match passed {
-        Passed::Signal(signal) => passing.kill(signal, false),
-        Passed::Size(rows, columns) => passing.resize(rows, columns),
+    let place = (client.clone(), cx.namespace.clone(), id.clone(), name.clone());
+    let pass = move |passed| {
+        let (client, namespace, id, name) = place.clone();
+        let again = async move |client: Client| {
+            let process = client.namespace(&namespace).containers().get(&id).task().process(&name);
+            match passed {
+                Passed::Signal(signal) => process.kill(signal, false).await,
+                Passed::Size(rows, columns) => process.resize(rows, columns).await,
+            }
+        };
+        async move { client.persist(again).await }
     };
-    let exit = attended(&signals, tty, wait, pass).await?;
-    drop(raw);
-    match process.delete().await {
-        Err(error) if error.code != Code::NotFound && !is_lost(&error) => return Err(error.into()),
-        _ => {}
+    let what = format!("what runs in container {id}");
+    let exit = tokio::select! {
+        exit = attended(&signals, &what, tty, late, wait, pass) => Some(exit?),
+        detached = forward(keyboard) => { detached?; None }
+        failure = show(screen.as_ref()) => return Err(failure),
+    };
+    drop(ends);
+    let Some(exit) = exit else {
+        drop(raw);
+        tell_detached(&what);
+        return Ok(0);
+    };
+    let code = ended(&signals, screen, raw, &id, &exit, EXEC.failure).await?;
+    tokio::select! {
+        deleted = process.delete() => match deleted {
+            Err(error) if error.code != Code::NotFound && !is_lost(&error) => return Err(error.into()),
+            _ => {}
+        },
+        // It has ended, and what is left of it goes with the container.
+        signal = signals.ending() => drop(signal?),
     }
-    Ok(tell(&id, &exit))
+    Ok(code)
 }
 
 /// Has a process started that was asked for on a connection which was lost: it is made where it is not there, and started

@@ -10,7 +10,7 @@ use crate::{
     args::{Args, Command, Positional, Times, many, switch, value},
     cx::{Cx, Table},
     failure::Failure,
-    nouns::container::each,
+    nouns::container::{each, show_each},
     progress::{self, short_name},
     units::{show_age, show_size},
 };
@@ -250,8 +250,6 @@ pub static INSPECT: Command = Command {
 
 async fn inspect(cx: Cx) -> Result<i32, Failure> {
     let images = cx.namespace().await?.images();
-    for name in cx.args.from(0) {
-        cx.document(&images.get(name).detail(&cx.args.text("platform")).await?)?;
-    }
-    Ok(0)
+    let platform = cx.args.text("platform");
+    show_each(&cx, async |name| images.get(name).detail(&platform).await).await
 }

@@ -4,6 +4,7 @@ use crate::{
     args::{Command, Positional, Times, switch},
     cx::{Cx, Table},
     failure::Failure,
+    nouns::container::show_each,
 };
 
 /// `coffer network ls`.
@@ -47,8 +48,5 @@ pub static INSPECT: Command = Command {
 
 async fn inspect(cx: Cx) -> Result<i32, Failure> {
     let networks = cx.namespace().await?.networks();
-    for name in cx.args.from(0) {
-        cx.document(&networks.get(name).await?)?;
-    }
-    Ok(0)
+    show_each(&cx, async |name| networks.get(name).await).await
 }

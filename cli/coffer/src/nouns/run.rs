@@ -1,31 +1,26 @@
 //! `run`: a container from an image or a directory, and coffer in front of it until it ends.
 
-use std::{os::fd::OwnedFd, rc::Rc, time::Duration};
+use std::rc::Rc;
 
-use cofferdam_client::{
-    ContainerOptions, ContainerRequest, Input, Networking, Output, PullOptions, PullPolicy, RunRequest, Stdio,
-};
-use cofferdam_types::{Any, Error, Labels};
-use nix::sys::signal::Signal;
+use cofferdam_client::{ContainerOptions, ContainerRequest, Networking, PullOptions, PullPolicy, RunRequest, Stdio};
+use cofferdam_types::{Any, Labels};
 use serde_json::json;
 
 use crate::{
     args::{Args, Command, Flag, Positional, Times, many, switch, value},
     cx::{Cx, line},
     failure::Failure,
-    keys::{DETACH_KEYS, Keyboard, Screen},
+    keys::{DETACH_KEYS, Keyboard},
     nouns::{
         attach::forward,
         env::env,
-        foreground::{HostStreams, Passed, attended, needs_terminal, stdio, tell, tell_detached},
+        foreground::{Ends, HostStreams, Passed, attended, ended, needs_terminal, show, started, tell_detached},
     },
+    screen::Screen,
     signals::{FORWARDED, Signals},
     terminal::{self, Raw},
     units,
 };
-
-/// How long giving up may take that has nothing to undo.
-const GIVE_UP: Duration = Duration::from_secs(1);
 
 /// How a container is made and attended.
 pub(super) const FLAGS: &[Flag] = &[
@@ -112,11 +107,14 @@ pub static RUN: Command = Command {
             without -d or a --log-driver, at most 100 MiB unless --log-opt says otherwise. SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 are passed on to it. A restart of the\n\
             daemon is waited out, and of a part of it.\n\n\
             A container that ctrl-c doesn't end (its first process must take SIGINT itself) ends by \"coffer kill NAME\"\n\
-            from elsewhere.\n\n\
+            from elsewhere. Where the daemon doesn't pass a signal on within a second, one more ends coffer and leaves the\n\
+            container as it is; before the start the first gives the run up.\n\n\
+            Where the reader of standard output has left, coffer ends with 141, and the container goes on. What can't be\n\
+            written otherwise is said and dropped.\n\n\
             On a terminal ctrl-p ctrl-q detaches and leaves it running. Where the terminal itself goes, it gets SIGHUP, and\n\
             coffer ends soon, whether or not it has.\n\n\
             exit code: the container's own; 127 if its command is not there, 126 if that can't be executed, 129 if it\n\
-            outlives the terminal, 125 if coffer or the daemon fails",
+            outlives the terminal, 125 if coffer or the daemon fails, or not all of the output could be written",
     failure: 125,
     action: |cx| Box::pin(run(cx)),
 };
@@ -130,24 +128,13 @@ pub(super) async fn run(cx: Cx) -> Result<i32, Failure> {
     }
     let null = cx.args.has("null-io");
     let host = HostStreams::read(&cx.args)?;
-    // Of who can leave again nothing is handed over: what leaves stays with us.
-    let keyboard = if interactive && tty && !detach && !null { Keyboard::open(&cx.args)? } else { None };
-    let screen = keyboard.as_ref().map(|_| Screen::open()).transpose()?;
-    let pipes = match (&keyboard, &screen) {
-        (Some(keyboard), Some(screen)) => Some((keyboard.input()?, screen.output()?)),
-        _ => None,
-    };
-    let streams = move || {
-        if detach || null {
-            return host.over(Stdio::default());
-        }
-        let mut streams = stdio(interactive && pipes.is_none(), tty)?;
-        if let Some((input, output)) = &pipes {
-            let copy = |fd: &OwnedFd| fd.try_clone().map_err(|e| Error::io("pipe", "", "can't be duplicated", &e));
-            (streams.stdin, streams.stdout) = (Input::Fd(copy(input)?), Output::Fd(copy(output)?));
-        }
-        host.over(streams)
-    };
+    // Nothing of ours is handed over to who would write or read there when we have left: neither keys, nor what passes the
+    // shim anyway.
+    let here = !detach && !null;
+    let keyboard = if interactive && tty && here { Keyboard::open(&cx.args)? } else { None };
+    let screen = (here && (tty || request.log)).then(|| Screen::open(tty, true)).transpose()?;
+    let ends = Ends::of(keyboard.as_ref(), screen.as_ref())?;
+    let streams = move || host.over(if here { ends.stdio(interactive, tty)? } else { Stdio::default() });
     let client = cx.client().await?;
     request.stdio = streams()?;
     let size = request.stdio.size;
@@ -163,21 +150,9 @@ pub(super) async fn run(cx: Cx) -> Result<i32, Failure> {
     let signals = Signals::take(FORWARDED)?;
     let raw = if tty && interactive { Raw::stdin()? } else { None };
     let run = Rc::new(client.run(request)?);
-    tokio::select! {
-        started = run.started() => started?,
-        ended = gives_up(&signals) => {
-            let signal = ended?;
-            // It may run already, with the answer on its way: then the signal is its own.
-            let Ok(started) = tokio::time::timeout(GIVE_UP, run.started()).await else {
-                let _ = tokio::time::timeout(GIVE_UP, run.container().remove(true)).await;
-                return Err(Failure { text: "given up".to_owned(), code: Some(128 + signal as i32) });
-            };
-            let pid = started?;
-            // Where it has ended meanwhile, that is its end.
-            let _ = run.kill(signal).await;
-            pid
-        }
-    };
+    let start = async { Ok(run.started().await.map(drop)?) };
+    let undo = async { run.container().remove(true).await };
+    let mut before = started(&signals, tty, start, undo).await?;
     if let Some(raw) = &raw {
         raw.started()?;
     }
@@ -191,40 +166,25 @@ pub(super) async fn run(cx: Cx) -> Result<i32, Failure> {
             }
         }
     };
-    // What `gives_up` read of the window before the start was not passed on.
+    // Of the time before the signals were taken nothing is known.
     if let Some((rows, columns)) = terminal::size().filter(|now| tty && *now != size) {
-        let resizing = pass(Passed::Size(rows, columns));
-        tokio::task::spawn_local(async move { drop(resizing.await) });
+        before.push(Passed::Size(rows, columns));
     }
+    let what = format!("container {}", run.id());
     let exit = tokio::select! {
-        exit = attended(&signals, tty, run.wait(), pass) => Some(exit?),
+        exit = attended(&signals, &what, tty, before, run.wait(), pass) => Some(exit?),
         detached = forward(keyboard) => { detached?; None }
-        failed = async {
-            match &screen {
-                Some(screen) => screen.show().await,
-                None => std::future::pending().await,
-            }
-        } => return failed.map(|()| 0),
+        failure = show(screen.as_ref()) => return Err(failure),
     };
-    if let Some(screen) = screen.filter(|_| exit.is_some()) {
-        screen.rest()?;
-    }
-    drop(raw);
+    let id = run.id().to_owned();
+    // With it go the last openings of what is shown.
+    drop(run);
     match exit {
-        Some(exit) => Ok(tell(run.id(), &exit)),
+        Some(exit) => ended(&signals, screen, raw, &id, &exit, RUN.failure).await,
         None => {
-            tell_detached(run.id());
+            drop(raw);
+            tell_detached(&id);
             Ok(0)
-        }
-    }
-}
-
-/// The signal by which the user ends what has not started yet.
-async fn gives_up(signals: &Signals) -> Result<u32, Failure> {
-    loop {
-        let signal = signals.next().await?;
-        if [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT].iter().any(|s| *s as u32 == signal) {
-            return Ok(signal);
         }
     }
 }

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use cofferdam_client::{Snapshot, SnapshotInfo, SnapshotKind, Snapshots};
-use cofferdam_types::{Labels, Mount};
+use cofferdam_types::{Code, Labels, Mount};
 use serde::Serialize;
 
-use super::container::each;
+use super::container::{Failures, each, show_each};
 use crate::{
     args::{Command, Flag, Positional, Times, many, switch, value},
     cx::{Cx, Table, line},
@@ -198,10 +198,7 @@ pub static INFO: Command = Command {
 
 async fn info(cx: Cx) -> Result<i32, Failure> {
     let snapshots = snapshots(&cx).await?;
-    for key in cx.args.from(0) {
-        cx.document(&snapshots.get(key).info().await?)?;
-    }
-    Ok(0)
+    show_each(&cx, async |key| snapshots.get(key).info().await).await
 }
 
 /// `coffer snapshot usage`.
@@ -230,9 +227,17 @@ async fn usage(cx: Cx) -> Result<i32, Failure> {
         keys = snapshots.list::<&str>(&[]).all().await?.into_iter().map(|info| info.key).collect();
     }
     let mut table = Table::new(&["KEY", "SIZE", "INODES"]);
-    let mut documents = Vec::new();
+    let (mut documents, mut failures) = (Vec::new(), Failures::default());
     for key in &keys {
-        let (size, inodes) = snapshots.get(key).usage().await?;
+        let (size, inodes) = match snapshots.get(key).usage().await {
+            Ok(usage) => usage,
+            // It went while we looked.
+            Err(error) if cx.args.from(0).is_empty() && error.code == Code::NotFound => continue,
+            Err(error) => {
+                failures.add(error);
+                continue;
+            }
+        };
         table.row([key.clone(), show_size(size), inodes.to_string()]);
         documents.push(Used { key, size, inodes });
     }
@@ -241,7 +246,7 @@ async fn usage(cx: Cx) -> Result<i32, Failure> {
     } else {
         table.print()?
     }
-    Ok(0)
+    failures.end(0)
 }
 
 /// `coffer snapshot limit`.

@@ -2,13 +2,13 @@
 
 use std::{collections::BTreeMap, io::IsTerminal as _, time::Duration};
 
-use cofferdam_client::{Metrics, Namespace, Status};
+use cofferdam_client::{Metrics, Namespace, Status, is_lost};
 use cofferdam_types::Code;
 use serde_json::json;
 
 use crate::{
     args::{Command, Positional, Times, switch, value},
-    cx::{Cx, Table, line},
+    cx::{Cx, Table, line, say},
     failure::Failure,
     units::{number, show_size},
 };
@@ -22,7 +22,8 @@ pub static STATS: Command = Command {
         switch("no-stream", None, "once, and not again"),
         value("interval", None, "SECONDS", "between two looks; 1 otherwise"),
     ],
-    notes: "Without a name all that run. CPU is of one processor: 200% are two. Memory is without what the kernel can drop\n\
+    notes: "Without a name all that run. What was named and isn't there, or ends, is said; it goes on with the others while there\n\
+            are any, and the exit code is 1 then. CPU is of one processor: 200% are two. Memory is without what the kernel can drop\n\
             at once.\n\n\
             -o json: one line for each container and look, with all that the host counts",
     failure: 1,
@@ -40,41 +41,51 @@ async fn stats(cx: Cx) -> Result<i32, Failure> {
     let once = cx.args.has("no-stream");
     let namespace = cx.namespace().await?;
     let clear = !once && !cx.json && std::io::stdout().is_terminal();
-    let mut before = look(&namespace, cx.args.from(0)).await?;
-    loop {
+    let mut named = cx.args.from(0).to_vec();
+    let all = named.is_empty();
+    let mut before = look(&namespace, &mut named).await?;
+    // As long as there is one left of those that were named.
+    while all || !named.is_empty() {
         tokio::time::sleep(if once { ONCE } else { interval }).await;
-        let now = look(&namespace, cx.args.from(0)).await?;
+        let now = look(&namespace, &mut named).await?;
         show(&cx, &before, &now, clear)?;
         if once {
-            return Ok(0);
+            break;
         }
         before = now;
     }
+    let whole = all || named.len() == cx.args.from(0).len();
+    if whole { Ok(0) } else { Err(Failure { text: String::new(), code: None }) }
 }
 
-/// The figures of each that has any. One that was named and isn't there is an error.
-async fn look(namespace: &Namespace, named: &[String]) -> Result<BTreeMap<String, Metrics>, Failure> {
-    let ids = if named.is_empty() {
-        let all = namespace.containers().list::<&str>(&[]).all().await?;
+/// The figures of each that has any. Of what was named and has none it is said, and it is no longer among them.
+async fn look(namespace: &Namespace, named: &mut Vec<String>) -> Result<BTreeMap<String, Metrics>, Failure> {
+    let all = named.is_empty();
+    let ids = if all {
+        let list = namespace.containers().list::<&str>(&[]).all().await?;
         let runs = |status| matches!(status, Status::Created | Status::Running | Status::Paused);
-        all.into_iter().filter(|info| info.task.as_ref().is_some_and(|t| runs(t.status))).map(|info| info.id).collect()
+        list.into_iter().filter(|info| info.task.as_ref().is_some_and(|t| runs(t.status))).map(|info| info.id).collect()
     } else {
-        named.to_vec()
+        named.clone()
     };
     let containers = namespace.containers();
     let asked: Vec<_> = ids.into_iter().map(|id| (containers.get(&id).task().metrics(), id)).collect();
-    let mut all = BTreeMap::new();
+    let mut figures = BTreeMap::new();
     for (answer, id) in asked {
         match answer.await {
             Ok(metrics) => {
-                all.insert(id, metrics);
+                figures.insert(id, metrics);
             }
             // It ended while we looked.
-            Err(error) if named.is_empty() && matches!(error.code, Code::NotFound | Code::FailedPrecondition) => {}
-            Err(error) => return Err(error.into()),
+            Err(error) if all && matches!(error.code, Code::NotFound | Code::FailedPrecondition) => {}
+            Err(error) if all || is_lost(&error) => return Err(error.into()),
+            Err(error) => {
+                named.retain(|name| *name != id);
+                say(&Failure::from(error).text);
+            }
         }
     }
-    Ok(all)
+    Ok(figures)
 }
 
 /// In hundredths of one processor.
