@@ -35,6 +35,9 @@ pub(crate) fn check(request: &CreateRequest<'_>) -> Result<()> {
     if request.spec.hooks().is_some() {
         return refuse("hooks");
     }
+    if request.spec.linux().as_ref().is_some_and(|l| l.intel_rdt().is_some()) {
+        return refuse("a class of service (intelRdt)");
+    }
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use oci_spec::runtime::{
     Hooks, Linux, LinuxNamespace, LinuxNamespaceType, LinuxResources, LinuxSeccompAction, Mount, Process, Spec,
 };
 
-use super::{netdevices, properties};
+use super::{netdevices, properties, rdt};
 
 fn unimplemented<T>(field: impl ToString, why: &str) -> Result<T> {
     Err(Error::unimplemented("spec", field, format!("the native runtime doesn't have it: {why}")))
@@ -113,11 +113,10 @@ fn check_linux(spec: &Spec, linux: &Linux) -> Result<()> {
         let why = "this kernel has no SELinux, or it is not on: leave it out";
         return Err(Error::unimplemented("spec", "linux.mountLabel", why));
     }
-    let why = match std::path::Path::new("/sys/fs/resctrl/schemata").exists() {
-        true => "it makes no groups of resctrl: leave it out, or use another runtime",
-        false => "/sys/fs/resctrl is not mounted here, or the processor has no such thing: leave it out",
-    };
-    refuse(linux.intel_rdt().is_some(), "linux.intelRdt", why)?;
+    if let Some(rdt) = linux.intel_rdt() {
+        rdt::check(rdt)?;
+        rdt::root()?;
+    }
     check_namespaces(linux)?;
     let uts = linux.namespaces().iter().flatten().any(|n| n.typ() == LinuxNamespaceType::Uts);
     for (field, name) in [("hostname", spec.hostname()), ("domainname", spec.domainname())] {
@@ -321,7 +320,6 @@ mod tests {
             ),
             ("process.commandLine", json!("c"), "process.commandLine"),
             ("process.user.username", json!("u"), "process.user.username"),
-            ("linux.intelRdt", json!({}), "linux.intelRdt"),
             ("linux.cgroupsPath", json!("system.slice:coffer:x"), "linux.cgroupsPath"),
             ("linux.seccomp", json!({"defaultAction": "SCMP_ACT_NOTIFY"}), "linux.seccomp: SCMP_ACT_NOTIFY"),
             (
@@ -347,8 +345,14 @@ mod tests {
             assert_eq!((error.code, error.id.as_str()), (Code::Unimplemented, "linux.mountLabel"));
             assert!(error.message.contains("SELinux"), "{error}");
         }
-        let error = verdict(with("linux.intelRdt", json!({"closID": "x", "schemata": ["L3:0=f"]}))).unwrap_err();
-        assert!(error.message.contains("resctrl"), "{error}");
+        let class = verdict(with("linux.intelRdt", json!({"closID": "x", "schemata": ["L3:0=f"]})));
+        if rdt::root().is_ok() {
+            class.unwrap();
+        } else {
+            let error = class.unwrap_err();
+            assert_eq!((error.code, error.id.as_str()), (Code::Unimplemented, "linux.intelRdt"));
+            assert!(error.message.contains("resctrl"), "{error}");
+        }
     }
 
     // P3 and P9 of the negative tests among them.

@@ -14,6 +14,7 @@ use oci_spec::runtime::Process;
 
 use super::{
     child, properties,
+    rdt::Class,
     step::{Kind, Message, Step},
 };
 
@@ -48,6 +49,7 @@ pub(super) fn launch(
     flags: i32,
     pid_namespace: Option<&OwnedFd>,
     cgroup: &Cgroup,
+    class: Option<&Class>,
     process: &Process,
     oom_score: Option<i32>,
 ) -> Result<Launched> {
@@ -67,7 +69,10 @@ pub(super) fn launch(
     if steps.iter().any(|step| matches!(step, Step::Born { .. })) {
         launched.succeed(steps).inspect_err(|_| launched.destroy())?;
     }
-    let placed = properties::place(launched.child.pid, process, oom_score).and_then(|()| launched.release());
+    let pid = launched.child.pid;
+    let placed = properties::place(pid, process, oom_score)
+        .and_then(|()| class.map_or(Ok(()), |class| class.add(pid)))
+        .and_then(|()| launched.release());
     if let Err(e) = placed {
         launched.destroy();
         return Err(e);

@@ -19,6 +19,7 @@ mod netdevices;
 mod nodes;
 mod plan;
 mod properties;
+mod rdt;
 mod resources;
 mod step;
 #[cfg(test)]
@@ -48,6 +49,7 @@ use self::{
     identity::{Filter, Role},
     launch::Launched,
     properties::Call,
+    rdt::Class,
     step::Step,
 };
 pub(crate) use plan::{open_namespace, sysctl_path};
@@ -70,6 +72,7 @@ pub struct Native {
 #[derive(Debug, Default)]
 pub(crate) struct Kept {
     pub(crate) cgroup: Option<Cgroup>,
+    class: Option<Class>,
     /// Namespaces that the container has of its own.
     join: i32,
     filter: Option<Filter>,
@@ -167,7 +170,15 @@ impl Native {
         if let (Some(program), Some(Step::Execute(command))) = (program, steps.last_mut()) {
             command.candidates = vec![identity::c_string("path", &program.to_string_lossy())?];
         }
-        let launched = launch::launch(&steps, 0, pid_namespace, cgroup, request.process, self.oom_score);
+        let launched = launch::launch(
+            &steps,
+            0,
+            pid_namespace,
+            cgroup,
+            container.kept.class.as_ref(),
+            request.process,
+            self.oom_score,
+        );
         let mut launched = launched.map_err(|e| match process::is_alive(&container.init.pidfd) {
             false => Error::failed_precondition("container", &container.id, "its first process has ended"),
             true => e,
@@ -195,6 +206,7 @@ fn launch_init(
     native: &Native,
     request: &CreateRequest<'_>,
     cgroup: &Cgroup,
+    class: Option<&Class>,
     hooks: Option<&Hooks>,
 ) -> Result<(Process, Kept)> {
     let process = request.spec.process().as_ref();
@@ -218,7 +230,8 @@ fn launch_init(
     plan.steps.extend(shared.iter().cloned().map(Step::Call));
     native.identity(request.id, process, filter.as_ref(), Role::Init, user.as_ref(), &mut plan.steps)?;
     let pid_namespace = plan.pid_namespace.as_ref();
-    let mut launched = launch::launch(&plan.steps, plan.flags, pid_namespace, cgroup, process, native.oom_score)?;
+    let mut launched =
+        launch::launch(&plan.steps, plan.flags, pid_namespace, cgroup, class, process, native.oom_score)?;
     let mut given = None;
     let moved = match linux.filter(|linux| netdevices::any(linux)) {
         Some(linux) => launched.wait_paused(&plan.steps).and_then(|()| {
@@ -262,12 +275,18 @@ fn launch_init(
     let root = RefCell::new(root.filter(|_| matches!(request.rootfs, [one] if one.kind == "overlay")));
     let waiting = Some(Waiting { launched, steps, command: command(Some(process)) });
     let hooks = RefCell::default();
-    Ok((init, Kept { cgroup: None, join: plan.join, filter, user, shared, root, hooks, waiting }))
+    Ok((init, Kept { cgroup: None, class: None, join: plan.join, filter, user, shared, root, hooks, waiting }))
 }
 
 fn filter(request: &CreateRequest<'_>) -> Result<Option<Filter>> {
     let profile = request.spec.linux().as_ref().and_then(|l| l.seccomp().as_ref());
     profile.map(|profile| Filter::new(profile, request.filter)).transpose()
+}
+
+/// The class of service of a container that is to have one.
+fn class(request: &CreateRequest<'_>) -> Result<Option<Class>> {
+    let rdt = request.spec.linux().as_ref().and_then(|l| l.intel_rdt().as_ref());
+    rdt.map(|rdt| Class::new(&rdt::root()?, rdt, request.id)).transpose()
 }
 
 /// The cgroup of a container whose spec doesn't name one.
@@ -307,10 +326,12 @@ impl Runtime for Native {
     fn create(&self, request: &CreateRequest<'_>) -> Result<Container> {
         check(request.spec)?;
         let cgroup = Cgroup::create(&self.layout, &cgroup_path(request))?;
+        let class = class(request).inspect_err(|_| drop(cgroup.remove()))?;
         let hooks = Hooks::new(request);
-        let (init, mut kept) = match launch_init(self, request, &cgroup, hooks.as_ref()) {
+        let (init, mut kept) = match launch_init(self, request, &cgroup, class.as_ref(), hooks.as_ref()) {
             Ok(launched) => launched,
             Err(e) => {
+                class.inspect(Class::remove);
                 if let Err(left) = cgroup.remove() {
                     tracing::warn!(container = %request.id, error = %left, "the cgroup of a failed create is left behind");
                 }
@@ -322,6 +343,7 @@ impl Runtime for Native {
         };
         let path = cgroup.path().to_owned();
         kept.cgroup = Some(cgroup);
+        kept.class = class;
         kept.hooks = RefCell::new(hooks);
         Ok(Container {
             id: request.id.clone(),
@@ -438,6 +460,7 @@ impl Runtime for Native {
             _ => cgroup.kill()?,
         }
         cgroup.remove()?;
+        container.kept.class.as_ref().inspect(|class| class.remove());
         if let Some(hooks) = container.kept.hooks.take() {
             hooks.stopped();
         }
