@@ -236,9 +236,8 @@ impl Tasks {
         Err(Error::failed_precondition("snapshot", key, why))
     }
 
-    /// Waits for the end of a process. A crash of the actor meanwhile is bridged: it finds the process again.
+    /// Waits for the end of a process. Crashes of the actor meanwhile are bridged: it finds the process again.
     pub async fn wait(&self, ns: &Namespace, id: &Id, exec: &str) -> Result<Exit> {
-        let mut last = None;
         loop {
             let observe = Observe { namespace: ns.clone(), id: id.clone(), exec: exec.to_owned() };
             match self.slot.call(observe).await {
@@ -247,11 +246,8 @@ impl Tasks {
                     if let Some(exit) = seen {
                         return Ok(exit);
                     }
-                    // The sender fell: the process was deleted, or the actor crashed. Ask again.
+                    // The sender fell: the process was deleted, which the next answer says, or the actor crashed.
                     self.up().await?;
-                    if last.replace(()).is_some() {
-                        return Err(Error::not_found("process", exec, "was deleted"));
-                    }
                 }
                 Err(error) if error.code == Code::Unavailable => self.up().await?,
                 Err(error) => return Err(error),

@@ -8,7 +8,8 @@ use crate::failure::Failure;
 
 /// A terminal in raw mode: every key goes to the container. Dropping it puts back what was.
 ///
-/// Every way out passes the drop: signals that end a program are read as data meanwhile (`signals`), and a panic unwinds.
+/// Every way out passes the drop: signals that end a program are read as data meanwhile (`signals`). A panic, which drops
+/// nothing, has a hook.
 pub struct Raw {
     terminal: OwnedFd,
     before: Termios,
@@ -21,6 +22,11 @@ impl Raw {
         let stdin = std::io::stdin();
         let Ok(before) = tcgetattr(&stdin) else { return Ok(None) };
         let terminal = stdin.as_fd().try_clone_to_owned().map_err(|e| Failure::io("the terminal", e))?;
+        let (was, others) = (libc::termios::from(before.clone()), std::panic::take_hook());
+        std::panic::set_hook(Box::new(move |panic| {
+            let _ = tcsetattr(std::io::stdin(), SetArg::TCSANOW, &was.into());
+            others(panic);
+        }));
         let raw = Raw { terminal, before };
         raw.set(LocalFlags::ISIG)?;
         Ok(Some(raw))

@@ -67,6 +67,17 @@ fn each_actor_crashes_alone() {
             println!("{name}: back after {back:?}, {refused} calls refused");
         }
         assert_eq!(system.status().await.unwrap().state, "ready");
+        // However often.
+        for _ in 0..2 {
+            let earlier = restarts(&system.status().await.unwrap());
+            system.crash("tasks").await.unwrap();
+            until_async("the actor is back", async || {
+                let status = system.status().await.unwrap();
+                (restarts(&status) != earlier && status.state == "ready").then_some(())
+            })
+            .await;
+            assert!(futures::poll!(waiting.as_mut()).is_pending());
+        }
         tell(&file, 12);
         assert_eq!(waiting.await.unwrap().status, 12);
         assert_eq!(witness.wait().await.unwrap().status, 12);
