@@ -1,7 +1,7 @@
 //! Gives memory back once the daemon has become quiet.
 //!
 //! The allocator keeps what was freed for the next one who asks: after a thousand connections that is most of an idle
-//! daemon. After a quiet hour it is the code that ran once, at the start. While anything happens nothing is given back, and a daemon that idles is not woken for this.
+//! daemon. Much of the rest is code that ran once, at the start. While anything happens nothing is given back, and a daemon that idles is not woken for this.
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},

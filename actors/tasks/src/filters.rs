@@ -9,7 +9,7 @@ use std::{
 };
 
 use cofferdam_oci::seccomp;
-use oci_spec::runtime::LinuxSeccomp;
+use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -24,7 +24,7 @@ pub struct Filters(Arc<Mutex<VecDeque<Compiled>>>);
 struct Compiled {
     /// As a spec has it, to the letter.
     profile: Box<str>,
-    /// The same without its rules.
+    /// The same without its rules: by itself it kills.
     brief: Arc<str>,
     program: Arc<[u8]>,
 }
@@ -54,6 +54,9 @@ impl Filters {
         let mut parsed: LinuxSeccomp = serde_json::from_str(profile).ok()?;
         let program = seccomp::to_bytes(&seccomp::compile(&parsed).ok()?).into();
         parsed.set_syscalls(None);
+        // An older shim, which doesn't know of programs, is to let nothing through.
+        parsed.set_default_action(LinuxSeccompAction::ScmpActKillProcess);
+        parsed.set_default_errno_ret(None);
         let brief = serde_json::to_string(&parsed).ok()?.into();
         let compiled = Compiled { profile: profile.into(), brief, program };
         kept.truncate(KEPT - 1);
@@ -120,6 +123,8 @@ mod tests {
         let mut wanted: Value = serde_json::from_slice(&whole).unwrap();
         let left_out = wanted["linux"]["seccomp"].as_object_mut().unwrap().remove("syscalls").unwrap();
         assert!(left_out.as_array().unwrap().len() > 2);
+        wanted["linux"]["seccomp"]["defaultAction"] = "SCMP_ACT_KILL_PROCESS".into();
+        wanted["linux"]["seccomp"].as_object_mut().unwrap().remove("defaultErrnoRet").unwrap();
         assert_eq!(serde_json::from_slice::<Value>(&brief.spec).unwrap(), wanted);
         for none in [r#"{"ociVersion":"1.2.0"}"#, r#"{"linux":{"seccomp":null}}"#, r#"{"linux":{}}"#, "{", "[]"] {
             assert!(filters.brief(none.as_bytes()).is_none(), "{none}");

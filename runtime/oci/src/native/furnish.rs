@@ -24,13 +24,19 @@ use super::step::{Make, Step, Target};
 /// the devices and links, come behind the mounts.
 pub(super) fn furnish(steps: &mut Vec<Step>, nodes: Vec<Step>) {
     let mut done = vec![false; steps.len()];
-    // The latest last. Only the fresh ones are ours to fill.
-    let mut mounted: Vec<usize> = Vec::new();
+    // Where a link of the image's may lead a mount, that may cover any that is there by then.
+    let (mut mounted, mut sure): (Vec<usize>, usize) = (Vec::new(), 0);
     for at in 0..steps.len() {
         let Some(target) = target(&steps[at]) else { continue };
-        let above = nearest(steps, &mounted, target);
-        done[at] = above.is_some_and(|(above, path)| put(&steps[at], above, path).unwrap_or(false));
+        let above = above(steps, &mounted, target).filter(|(above, _)| *above >= sure);
+        let below = above.filter(|(_, path)| !path.is_empty());
+        done[at] = above.is_some_and(|(above, path)| {
+            fresh(&steps[above]).is_some_and(|above| put(&steps[at], above, path).unwrap_or(false))
+        });
         if matches!(steps[at], Step::Attach { .. } | Step::Mount { .. }) {
+            if !target.no_symlinks && !below.is_some_and(|(above, _)| has_no_links_out(&steps[above])) {
+                sure = at;
+            }
             mounted.push(at);
         }
     }
@@ -50,20 +56,25 @@ fn target(step: &Step) -> Option<&Target> {
     }
 }
 
-/// The new file system that `wanted` lies in or is, with the path below it; `None` if it lies in anything else.
-fn nearest<'s>(steps: &'s [Step], mounted: &[usize], wanted: &'s Target) -> Option<(BorrowedFd<'s>, &'s [u8])> {
+/// The mount that `wanted` lies in or is, with the path below it: the latest of those above it, which covers the others.
+fn above<'s>(steps: &[Step], mounted: &[usize], wanted: &'s Target) -> Option<(usize, &'s [u8])> {
     let wanted = wanted.path.to_bytes();
-    let below = |at: &usize| {
-        let path = target(&steps[*at])?.path.to_bytes();
-        let rest = wanted.strip_prefix(path)?;
-        (path == b"/" || rest.is_empty() || rest[0] == b'/').then_some((path.len(), *at, rest))
-    };
-    // Of two mounts in one place the later one is seen.
-    let (_, at, rest) = mounted.iter().filter_map(below).max_by_key(|(length, at, _)| (*length, *at))?;
-    match &steps[at] {
-        Step::Attach { mount, fresh: true, .. } => Some((mount.as_fd(), rest.strip_prefix(b"/").unwrap_or(rest))),
+    mounted.iter().rev().find_map(|at| {
+        let rest = wanted.strip_prefix(target(&steps[*at])?.path.to_bytes())?;
+        (rest.is_empty() || rest[0] == b'/').then(|| (*at, rest.strip_prefix(b"/").unwrap_or(rest)))
+    })
+}
+
+/// A new file system.
+fn fresh(step: &Step) -> Option<BorrowedFd<'_>> {
+    match step {
+        Step::Attach { mount, fresh: true, .. } => Some(mount.as_fd()),
         _ => None,
     }
+}
+
+fn has_no_links_out(step: &Step) -> bool {
+    fresh(step).is_some() || matches!(step, Step::Mount { kind, .. } if kind.as_c_str() == c"sysfs")
 }
 
 /// Does the step's work below `above`; `false` if the child has to do it.
@@ -101,7 +112,8 @@ fn link(directory: BorrowedFd<'_>, name: &CStr, to: &CStr) -> nix::Result<()> {
 /// link may have led another mount to its place.
 fn nodes_in(steps: &[Step], mounted: &[usize], nodes: &[Step]) -> Option<Step> {
     let place = target(nodes.first()?)?;
-    let (directory, rest) = nearest(steps, mounted, place)?;
+    let (directory, rest) = above(steps, mounted, place)?;
+    let directory = fresh(&steps[directory])?;
     let here = |step: &Step| target(step).is_some_and(|t| t.path == place.path);
     if !rest.is_empty() || !nodes.iter().all(here) {
         return None;

@@ -139,7 +139,10 @@ fn memory(w: &Writer<'_>, memory: &LinuxMemory) -> Result<()> {
             ));
         }
     }
-    if w.cgroup.v1("memory").is_some() {
+    if let Some(dir) = w.cgroup.v1("memory") {
+        // Whoever has all the memory has all the swap, where it is counted.
+        let counted = || w.cgroup.read_at(dir, "memory.memsw.limit_in_bytes").is_ok();
+        let swap = swap.or_else(|| (limit == Some(-1) && counted()).then_some(-1));
         let limit = || limit.map_or(Ok(()), |l| w.v1_only("memory", "memory.limit_in_bytes", l));
         let swap_too = || swap.map_or(Ok(()), |s| w.v1_only("memory", "memory.memsw.limit_in_bytes", s));
         // The sum may never be below the limit: which of the two goes first depends on where they stand.
@@ -176,7 +179,7 @@ fn memory(w: &Writer<'_>, memory: &LinuxMemory) -> Result<()> {
 /// A spec limits memory and swap together, v2 swap alone.
 fn swap_alone(limit: Option<i64>, swap: Option<i64>) -> Result<Option<i64>> {
     match (limit, swap) {
-        // On v1 whoever has all the memory has all the swap.
+        // As on v1.
         (Some(-1), None) => Ok(Some(-1)),
         (_, None | Some(-1)) => Ok(swap),
         (Some(limit), Some(swap)) if (1..=swap).contains(&limit) => Ok(Some(swap - limit)),

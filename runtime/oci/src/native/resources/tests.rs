@@ -180,3 +180,21 @@ fn what_stands_there_counts() {
     assert_eq!(apply(serde_json::json!({"cpu": {"period": 5000}})).unwrap(), ["cpu.max=1000 5000"]);
     assert_eq!(apply(serde_json::json!({"cpu": {"quota": -1}})).unwrap(), ["cpu.max=max 5000"]);
 }
+
+#[test]
+fn all_memory_is_given_although_swap_was_limited() {
+    use cofferdam_sys::cgroup::{Cgroup, Layout};
+    let layout = Layout::detect().unwrap();
+    let cgroup = Cgroup::create(&layout, &format!("/cofferdam-swap-{}", std::process::id())).unwrap();
+    let limit = |text: &str| apply(&cgroup, &serde_json::from_str(text).unwrap());
+    let done = match cgroup.v1("memory") {
+        Some(dir) if cgroup.read_at(dir, "memory.memsw.limit_in_bytes").is_ok() => {
+            limit(r#"{"memory": {"limit": 67108864, "swap": 134217728}}"#)
+                .and_then(|()| limit(r#"{"memory": {"limit": -1}}"#))
+                .and_then(|()| cgroup.read_at(dir, "memory.memsw.limit_in_bytes"))
+        }
+        _ => Ok("9223372036854771712".to_owned()),
+    };
+    cgroup.remove().unwrap();
+    assert!(done.unwrap().trim().parse::<i64>().unwrap() > 1 << 60);
+}

@@ -191,3 +191,27 @@ fn a_slave_mount_sees_what_the_host_mounts_later() {
     call(&["umount", &path]);
     assert_eq!(seen.unwrap().1, "/private/sub:\n\n/slave/sub:\nfile\n");
 }
+
+/// A mount goes where it would be seen, whatever was mounted over what before, and wherever the image's links lead.
+#[test]
+fn what_is_mounted_later_is_seen() {
+    let mut f = Fixture::new();
+    let source = f.dir.path().join("source");
+    std::fs::create_dir(&source).unwrap();
+    std::fs::write(source.join("file"), "seen").unwrap();
+    std::fs::create_dir(f.root().join("data")).unwrap();
+    std::os::unix::fs::symlink("data", f.root().join("alias")).unwrap();
+    let tmpfs = |at: &str| json!({"destination": at, "type": "tmpfs", "source": "tmpfs"});
+    let bind = |at: &str| json!({"destination": at, "type": "bind", "source": source, "options": ["bind"]});
+    let before = f.spec["mounts"].as_array().unwrap().clone();
+    for (mounts, place) in [
+        (vec![tmpfs("/a/b"), tmpfs("/a"), bind("/a/b/c")], "/a/b/c"),
+        (vec![tmpfs("/g"), tmpfs("/g/a/b"), tmpfs("/g/a"), bind("/g/a/b/c")], "/g/a/b/c"),
+        (vec![tmpfs("/data"), tmpfs("/alias"), bind("/data/c")], "/data/c"),
+        (vec![tmpfs("/data"), tmpfs("/alias"), bind("/alias/c")], "/data/c"),
+        (vec![tmpfs("/a"), bind("/a/x/y")], "/a/x/y"),
+    ] {
+        f.spec["mounts"] = [before.clone(), mounts].concat().into();
+        assert_eq!(f.output(&format!("cat {place}/file")), "seen", "{place}");
+    }
+}
