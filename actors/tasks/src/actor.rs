@@ -18,6 +18,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 
 use crate::{
     create,
+    departed::Departed,
     entry::{Entry, Process},
     exec,
     handle::Deps,
@@ -53,6 +54,7 @@ pub(crate) struct Ctx {
     /// The same of groups.
     pub groups: Rc<RefCell<BTreeMap<Key, Arc<Mutex<()>>>>>,
     spares: Rc<Spares>,
+    pub departed: Departed,
 }
 
 /// See the crate's page.
@@ -73,6 +75,7 @@ impl TasksActor {
             turns: Rc::default(),
             groups: Rc::default(),
             spares: Rc::default(),
+            departed: Departed::default(),
         };
         TasksActor { ctx, first }
     }
@@ -287,6 +290,7 @@ impl Handler<CreateContainer> for TasksActor {
             let CreateContainer { authority, namespace, new, presence } = message;
             let goes = new.remove_on_exit;
             let made = create::create(&ctx.deps, &authority, &namespace, *new).await?;
+            ctx.departed.forget(&namespace, &made.id);
             if goes {
                 ctx.expect_start(&namespace, &made.id, Some(presence));
             }
@@ -358,7 +362,8 @@ impl Handler<Start> for TasksActor {
         note("Start", &message.namespace, &message.id, &message.authority);
         let ctx = self.ctx.clone();
         Box::pin(async move {
-            let entry = ctx.entry(&message.namespace, &message.id)?;
+            let (ns, id) = (&message.namespace, &message.id);
+            let entry = ctx.entry(ns, id).map_err(|e| ctx.departed.refusal(ns, id).unwrap_or(e))?;
             let first = message.exec.is_empty();
             let maker = if first { ctx.deps.makers.take(&message.namespace, &message.id) } else { None };
             let started = ctx.start(&entry, &message.exec).await;
@@ -376,7 +381,14 @@ impl Handler<Observe> for TasksActor {
     fn handle(&mut self, message: Observe, _: &mut Context<Self>) -> Self::Result {
         let ctx = self.ctx.clone();
         Box::pin(async move {
-            let entry = ctx.entry(&message.namespace, &message.id)?;
+            let entry = match (ctx.entry(&message.namespace, &message.id), &*message.exec) {
+                (Ok(entry), _) => entry,
+                (Err(error), "") => {
+                    let exit = ctx.departed.exit(&message.namespace, &message.id).ok_or(error)?;
+                    return Ok(watch::channel(Some(exit)).1);
+                }
+                (Err(error), _) => return Err(error),
+            };
             if !message.exec.is_empty() {
                 ctx.settled(&message.namespace, &message.id).await?;
             }

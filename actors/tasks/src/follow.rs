@@ -135,6 +135,7 @@ impl Ctx {
                 false
             }
             _ => {
+                self.departed.note(entry);
                 self.removed(ns, id);
                 true
             }

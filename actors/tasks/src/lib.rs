@@ -17,6 +17,7 @@ mod change;
 mod children;
 mod copy;
 mod create;
+mod departed;
 mod entry;
 mod exec;
 mod filters;

@@ -31,7 +31,7 @@ use tokio::net::UnixStream;
 
 use crate::{
     handle::Deps,
-    layout::{self, Layout, through},
+    layout::{Layout, through},
 };
 
 const SOCKET: &str = "shim.sock";
@@ -104,25 +104,24 @@ pub(crate) fn place(dir: &Path, id: &str) -> Result<()> {
 }
 
 /// Starts a shim in its own directory, see [`place`]. Its socket listens before it runs: nobody has to wait for it. On an
-/// error nothing is left, nor the directory.
+/// error only the directory is left: a record that names it goes before it.
 pub(crate) async fn spawn(dir: PathBuf, deps: &Deps, id: &str) -> Result<(u32, Connection)> {
-    let (at, program, children, name) = (dir.clone(), deps.shim.clone(), deps.children.clone(), id.to_owned());
+    let (program, children, name) = (deps.shim.clone(), deps.children.clone(), id.to_owned());
     // A fork takes a millisecond in which others are served.
     let started = tokio::task::spawn_blocking(move || {
-        let (child, held) = start(&at, &program, &name)?;
+        let (child, held) = start(&dir, &program, &name)?;
         Ok((children.add(child), held))
     })
     .await;
     let started = started.unwrap_or_else(|e| Err(Error::internal("shim", id, e.to_string())));
-    let met = started.and_then(|(child, held)| match open(&held, id) {
+    started.and_then(|(child, held)| match open(&held, id) {
         Ok(connection) => Ok((child, connection)),
         Err(error) => {
             // Its end, which it has met already, is taken in by nobody else.
             deps.children.end(child);
             Err(Error::unavailable("shim", id, format!("ended before it was asked for anything: {}", error.message)))
         }
-    });
-    met.inspect_err(|_| drop(layout::remove(&dir)))
+    })
 }
 
 fn start(dir: &Path, program: &Program, id: &str) -> Result<(Child, File)> {

@@ -110,7 +110,8 @@ async fn make(deps: &Deps, network: bool) -> Result<Spare> {
     let id = shim::new_id()?;
     let dir = deps.layout.spare(&id);
     shim::place(&dir, &id)?;
-    let (child, connection) = shim::spawn(dir, deps, &id).await?;
+    let spawned = shim::spawn(dir.clone(), deps, &id).await;
+    let (child, connection) = spawned.inspect_err(|_| drop(layout::remove(&dir)))?;
     let mut request = connection.shim.prepare_request();
     request.get().set_network(network);
     let prepared = request.send().promise;
