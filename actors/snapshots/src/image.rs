@@ -12,15 +12,16 @@ use std::{
     },
 };
 
+use cofferdam_types::{Error, Result};
 use nix::{
     errno::Errno,
-    fcntl::{OFlag, openat, readlinkat},
-    sys::stat::{FileStat, Mode, SFlag, fstat},
+    fcntl::readlinkat,
+    sys::stat::{FileStat, SFlag, fstat},
     unistd::{Whence, lseek64},
 };
 
 use crate::{
-    copy::{errno, xattrs},
+    copy::{errno, hold, open_file, xattrs},
     walk::{Step, Visitor, file_type, walk},
 };
 
@@ -36,14 +37,14 @@ const SLOT: usize = 32;
 const ENTRY: usize = 12;
 
 /// Writes the tree `root` into `image`, which is empty. The caller syncs.
-pub fn write(root: BorrowedFd<'_>, image: &File) -> Result<(), Errno> {
-    let mut writer = Writer { image, blocks: 1, nodes: Vec::new(), open: Vec::new(), linked: HashMap::new(), seen: 0 };
-    let here = openat(root, c".", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
-    let stat = fstat(&here)?;
-    writer.add(&stat, here.as_fd(), Content::Directory(vec![]))?;
-    writer.open.push(0);
-    walk(root, &mut writer)?;
-    writer.finish()
+pub fn write(root: BorrowedFd<'_>, image: &File) -> Result<()> {
+    let mut writer = Writer::new(image);
+    writer.take_in(root).map_err(|e| writer.fault(e))?;
+    writer.finish().map_err(|e| failed("", e))
+}
+
+fn failed(path: impl ToString, error: Errno) -> Error {
+    Error::io("file", path, "can't be put into the image of a layer", &error.into())
 }
 
 enum Content {
@@ -79,9 +80,37 @@ struct Writer<'i> {
     linked: HashMap<(u64, u64), usize>,
     /// The directory that was seen last.
     seen: usize,
+    /// The names on the way to where the walk is, and the one that it is at.
+    path: Vec<CString>,
+    at: CString,
 }
 
-impl Writer<'_> {
+impl<'i> Writer<'i> {
+    fn new(image: &'i File) -> Writer<'i> {
+        Writer {
+            image,
+            blocks: 1,
+            nodes: Vec::new(),
+            open: Vec::new(),
+            linked: HashMap::new(),
+            seen: 0,
+            path: Vec::new(),
+            at: CString::default(),
+        }
+    }
+
+    fn take_in(&mut self, root: BorrowedFd<'_>) -> Result<(), Errno> {
+        self.add(&fstat(root)?, root, Content::Directory(vec![]))?;
+        self.open.push(0);
+        walk(root, self)
+    }
+
+    /// What went wrong where the walk is.
+    fn fault(&self, error: Errno) -> Error {
+        let path = self.path.iter().chain([&self.at]).map(|part| format!("/{}", part.to_string_lossy()));
+        failed(path.collect::<String>(), error)
+    }
+
     fn add(&mut self, stat: &FileStat, fd: BorrowedFd<'_>, content: Content) -> Result<usize, Errno> {
         let directory = matches!(content, Content::Directory(_));
         self.nodes.push(Node {
@@ -113,6 +142,8 @@ impl Writer<'_> {
         while offset < size {
             let start = match lseek64(&from, offset, Whence::SeekData) {
                 Err(Errno::ENXIO) => break,
+                // It grew: what is there has no room.
+                Ok(start) if start >= size => break,
                 other => other?,
             };
             let end = lseek64(&from, start, Whence::SeekHole)?.min(size);
@@ -191,24 +222,21 @@ impl Writer<'_> {
 }
 
 impl Visitor for Writer<'_> {
-    fn visit(&mut self, at: BorrowedFd<'_>, name: &CStr, stat: &FileStat) -> Result<Step, Errno> {
+    fn visit(&mut self, at: BorrowedFd<'_>, name: &CStr, _stat: &FileStat) -> Result<Step, Errno> {
+        self.at = name.to_owned();
+        let Some((handle, stat)) = hold(at, name)? else { return Ok(Step::Skip) };
         let known = self.linked.get(&(stat.st_dev, stat.st_ino)).copied();
         let here = self.open.last().copied().unwrap_or(0);
-        let (node, step) = match (known, file_type(stat)) {
+        let (node, step) = match (known, file_type(&stat)) {
             (Some(node), _) => (node, Step::Skip),
             (None, kind) => {
-                let fd = openat(at, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
                 let content = match kind {
                     SFlag::S_IFDIR => Content::Directory(vec![]),
-                    SFlag::S_IFREG => {
-                        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-                        let file = File::from(openat(at, name, flags, Mode::empty())?);
-                        Content::Blocks(self.copy(file, stat.st_size.unsigned_abs())?)
-                    }
-                    SFlag::S_IFLNK => Content::Text(readlinkat(at, name)?.into_vec()),
+                    SFlag::S_IFREG => Content::Blocks(self.copy(open_file(&handle)?, stat.st_size.unsigned_abs())?),
+                    SFlag::S_IFLNK => Content::Text(readlinkat(&handle, "")?.into_vec()),
                     _ => Content::Device(device(stat.st_rdev)),
                 };
-                let node = self.add(stat, fd.as_fd(), content)?;
+                let node = self.add(&stat, handle.as_fd(), content)?;
                 if kind == SFlag::S_IFDIR {
                     self.nodes[here].links += 1;
                     self.seen = node;
@@ -228,13 +256,16 @@ impl Visitor for Writer<'_> {
         Ok(step)
     }
 
-    fn entered(&mut self, _name: &CStr) -> Result<(), Errno> {
+    fn entered(&mut self, name: &CStr) -> Result<(), Errno> {
         self.open.push(self.seen);
+        self.path.push(name.to_owned());
+        self.at = CString::default();
         Ok(())
     }
 
     fn leave(&mut self, _at: BorrowedFd<'_>) -> Result<(), Errno> {
         self.open.pop();
+        self.at = self.path.pop().unwrap_or_default();
         Ok(())
     }
 }
@@ -367,7 +398,10 @@ mod tests {
     };
 
     use cofferdam_types::Mount;
-    use nix::sys::stat::mknodat;
+    use nix::{
+        fcntl::{OFlag, openat},
+        sys::stat::{Mode, mknodat},
+    };
 
     use super::*;
 
@@ -469,6 +503,36 @@ mod tests {
         let top = format!("/proc/self/fd/{}", mount.as_raw_fd());
         let ino = |path: &str| fs::symlink_metadata(format!("{top}/{path}")).unwrap().ino();
         assert_eq!((ino("again"), ino("d/e/again")), (ino("d/4097"), ino("d/4097")));
+    }
+
+    /// The walk saw regular files where by now there are other things. A FIFO that is opened would block for ever.
+    #[test]
+    fn what_changed_under_the_walk_is_taken_in_as_what_it_is_now() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = dir.path().join("tree");
+        fs::create_dir(&tree).unwrap();
+        fs::write(dir.path().join("file"), "x").unwrap();
+        let root = File::open(&tree).unwrap();
+        mknodat(&root, c"fifo", SFlag::S_IFIFO, Mode::S_IRWXU, 0).unwrap();
+        mknodat(&root, c"null", SFlag::S_IFCHR, Mode::S_IRWXU, libc::makedev(1, 3)).unwrap();
+        symlink("nowhere", tree.join("link")).unwrap();
+        // With this one open nobody blocks at it.
+        let _kept = File::options().read(true).write(true).open(tree.join("fifo")).unwrap();
+        let stale = fstat(File::open(dir.path().join("file")).unwrap()).unwrap();
+        let image = File::options().create_new(true).read(true).write(true).open(dir.path().join("image")).unwrap();
+        let mut writer = Writer::new(&image);
+        writer.add(&fstat(&root).unwrap(), root.as_fd(), Content::Directory(vec![])).unwrap();
+        writer.open.push(0);
+        for name in [c"fifo", c"null", c"link", c"gone"] {
+            writer.visit(root.as_fd(), name, &stale).unwrap();
+        }
+        writer.finish().unwrap();
+        drop(image);
+        let mount = mounted(&File::open(dir.path().join("image")).unwrap());
+        let top = format!("/proc/self/fd/{}", mount.as_raw_fd());
+        let kind = |name: &str| fs::symlink_metadata(format!("{top}/{name}")).unwrap().file_type();
+        assert!(kind("fifo").is_fifo() && kind("null").is_char_device() && kind("link").is_symlink());
+        assert_eq!(fs::read_dir(&top).unwrap().count(), 3);
     }
 
     #[test]
