@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     ffi::{CStr, CString},
     fs::File,
-    io::{self, Read, Seek, SeekFrom},
+    io::{self, BufWriter, Read, Seek, SeekFrom, Write},
     os::{
         fd::{AsFd, BorrowedFd},
         unix::{ffi::OsStringExt, fs::FileExt},
@@ -21,7 +21,7 @@ use nix::{
 };
 
 use crate::{
-    copy::{errno, hold, open_file, xattrs},
+    copy::{errno, hold, open_file},
     walk::{Step, Visitor, file_type, walk},
 };
 
@@ -35,36 +35,48 @@ const INODE: usize = 64;
 /// What the number of an inode counts.
 const SLOT: usize = 32;
 const ENTRY: usize = 12;
+/// Up to which length the target of a link is kept, and put beside its inode.
+const SHORT: usize = 255;
+/// All attributes of one layer together.
+const MOST_ATTRIBUTES: u64 = 1 << 30;
+const TOO_MUCH: &str = "is where the extended attributes of a layer become more than 1 GiB: remove some";
+
+/// Device and inode.
+type Id = (u64, u64);
+
+mod attributes;
+mod place;
+
+use place::Place;
 
 /// Writes the tree `root` into `image`, which is empty. The caller syncs.
 pub fn write(root: BorrowedFd<'_>, image: &File) -> Result<()> {
     let mut writer = Writer::new(image);
-    writer.take_in(root).map_err(|e| writer.fault(e))?;
-    writer.finish().map_err(|e| failed("", e))
-}
-
-fn failed(path: impl ToString, error: Errno) -> Error {
-    Error::io("file", path, "can't be put into the image of a layer", &error.into())
+    writer.take_in(root).map_err(|e| writer.place.fault(e))?;
+    writer.finish(root)
 }
 
 enum Content {
     /// Names, and the nodes that have them.
     Directory(Vec<(CString, usize)>),
-    /// A file's bytes, from this block on.
+    /// The bytes of a file, or of the target of a link, from this block on.
     Blocks(u32),
-    /// The target of a link.
+    /// The target of a link that is short.
     Text(Vec<u8>),
     /// The number of a device, or none.
     Device(u32),
 }
 
+/// What is kept of a file until all of the tree was seen. With its name, where it lies, and its number if that is needed
+/// to know it again, that is some 250 bytes: attributes are read again instead, and the target of a link is short.
 struct Node {
     mode: u16,
     owner: (u32, u32),
     mtime: (i64, i64),
     links: u32,
     size: u64,
-    attributes: Vec<u8>,
+    /// How many bytes they have.
+    attributes: usize,
     content: Content,
     /// Of a directory: the one that it lies in.
     parent: usize,
@@ -77,12 +89,23 @@ struct Writer<'i> {
     nodes: Vec<Node>,
     /// The directories on the way to where the walk is.
     open: Vec<usize>,
-    linked: HashMap<(u64, u64), usize>,
+    linked: HashMap<Id, usize>,
     /// The directory that was seen last.
     seen: usize,
-    /// The names on the way to where the walk is, and the one that it is at.
-    path: Vec<CString>,
-    at: CString,
+    /// Those that have attributes.
+    attributed: HashMap<Id, usize>,
+    /// How many bytes of attributes there may still come.
+    room: u64,
+    place: Place,
+}
+
+/// What has been written of a tree, and what it was made of.
+struct Inodes {
+    nodes: Vec<Node>,
+    /// Where each begins, counted from that of the root, and whether its content lies behind it.
+    places: Vec<(usize, bool)>,
+    /// The block that they begin in.
+    first: u32,
 }
 
 impl<'i> Writer<'i> {
@@ -94,8 +117,9 @@ impl<'i> Writer<'i> {
             open: Vec::new(),
             linked: HashMap::new(),
             seen: 0,
-            path: Vec::new(),
-            at: CString::default(),
+            attributed: HashMap::new(),
+            room: MOST_ATTRIBUTES,
+            place: Place::default(),
         }
     }
 
@@ -105,14 +129,17 @@ impl<'i> Writer<'i> {
         walk(root, self)
     }
 
-    /// What went wrong where the walk is.
-    fn fault(&self, error: Errno) -> Error {
-        let path = self.path.iter().chain([&self.at]).map(|part| format!("/{}", part.to_string_lossy()));
-        failed(path.collect::<String>(), error)
-    }
-
     fn add(&mut self, stat: &FileStat, fd: BorrowedFd<'_>, content: Content) -> Result<usize, Errno> {
         let directory = matches!(content, Content::Directory(_));
+        let attributes = attributes::read(fd)?.len();
+        if attributes > 0 {
+            let id = (stat.st_dev, stat.st_ino);
+            let left = self.room.checked_sub(attributes as u64);
+            self.room = left.ok_or_else(|| self.place.refuse(Error::resource_exhausted, TOO_MUCH))?;
+            if self.attributed.insert(id, self.nodes.len()).is_some() {
+                return Err(self.place.refuse(Error::failed_precondition, attributes::CHANGED));
+            }
+        }
         self.nodes.push(Node {
             mode: u16::try_from(stat.st_mode).map_err(|_| Errno::EINVAL)?,
             owner: (stat.st_uid, stat.st_gid),
@@ -120,7 +147,7 @@ impl<'i> Writer<'i> {
             // Those of a directory are counted as its directories come.
             links: if directory { 2 } else { u32::try_from(stat.st_nlink).map_err(|_| Errno::EMLINK)? },
             size: u64::try_from(stat.st_size).map_err(|_| Errno::EINVAL)?,
-            attributes: attributes(&xattrs::read(fd)?)?,
+            attributes,
             content,
             parent: self.open.last().copied().unwrap_or(0),
         });
@@ -133,6 +160,16 @@ impl<'i> Writer<'i> {
         let count = u32::try_from(bytes.div_ceil(BLOCK as u64)).map_err(|_| Errno::EFBIG)?;
         self.blocks = first.checked_add(count).ok_or(Errno::EFBIG)?;
         Ok(first)
+    }
+
+    /// The target of a link: at once into a block if it is a long one.
+    fn text(&mut self, text: Vec<u8>) -> Result<Content, Errno> {
+        if text.len() <= SHORT {
+            return Ok(Content::Text(text));
+        }
+        let block = self.take(text.len() as u64)?;
+        self.image.write_all_at(&text, u64::from(block) * BLOCK as u64).map_err(errno)?;
+        Ok(Content::Blocks(block))
     }
 
     fn copy(&mut self, mut from: File, size: u64) -> Result<u32, Errno> {
@@ -160,7 +197,22 @@ impl<'i> Writer<'i> {
         Ok(first)
     }
 
-    fn finish(mut self) -> Result<(), Errno> {
+    fn finish(mut self, root: BorrowedFd<'_>) -> Result<()> {
+        let failed = |error| Place::default().fault(error);
+        let Inodes { nodes, places, first } = self.inodes().map_err(failed)?;
+        let base = u64::from(first) * BLOCK as u64;
+        attributes::write(root, self.image, std::mem::take(&mut self.attributed), &nodes, |node| {
+            base + (places[node].0 + INODE) as u64
+        })?;
+        let superblock = superblock(nodes.len() as u64, self.blocks, first);
+        self.image
+            .write_all_at(&superblock, SUPERBLOCK)
+            .and_then(|()| self.image.set_len(u64::from(self.blocks) * BLOCK as u64))
+            .map_err(|e| failed(errno(e)))
+    }
+
+    /// Writes all but the attributes.
+    fn inodes(&mut self) -> Result<Inodes, Errno> {
         // Directories, whose size doesn't depend on where things lie, and then where each inode lies.
         let mut nodes = std::mem::take(&mut self.nodes);
         let mut blocks = Vec::with_capacity(nodes.len());
@@ -169,13 +221,13 @@ impl<'i> Writer<'i> {
             if let Content::Directory(entries) = &mut node.content {
                 entries.extend([(c".".to_owned(), index), (c"..".to_owned(), parent)]);
                 entries.sort_unstable();
-                node.size = directory(entries, |_| (0, 0)).len() as u64;
+                node.size = directory(entries, |_| (0, 0)).map(|block| block.len() as u64).sum();
             }
         }
         let mut places = Vec::with_capacity(nodes.len());
         let mut end = 0_usize;
         for node in &nodes {
-            let head = INODE + node.attributes.len();
+            let head = INODE + node.attributes;
             let beside = matches!(node.content, Content::Directory(_) | Content::Text(_));
             let size = usize::try_from(node.size).map_err(|_| Errno::EFBIG)?;
             // What lies beside an inode lies in the same block.
@@ -196,34 +248,48 @@ impl<'i> Writer<'i> {
         }
         let first = self.take(end as u64)?;
         let number = |node: usize| places[node].0 / SLOT;
-        let mut inodes = vec![0_u8; end.next_multiple_of(BLOCK)];
+        let mut image = self.image;
+        image.seek(SeekFrom::Start(u64::from(first) * BLOCK as u64)).map_err(errno)?;
+        let mut inodes = BufWriter::with_capacity(64 * BLOCK, image);
+        let mut at = 0;
         for (index, node) in nodes.iter().enumerate() {
             let ((place, inline), block) = (places[index], blocks[index]);
-            let mut bytes = node.inode(inline, block, index)?;
-            let text = match &node.content {
+            zeros(&mut inodes, place - at).map_err(errno)?;
+            inodes.write_all(&node.inode(inline, block, index)?).map_err(errno)?;
+            zeros(&mut inodes, node.attributes).map_err(errno)?;
+            at = place + INODE + node.attributes;
+            let mut beside = |bytes: &[u8], n: usize| {
+                if inline {
+                    at += bytes.len();
+                    inodes.write_all(bytes)
+                } else {
+                    self.image.write_all_at(bytes, (u64::from(block) + n as u64) * BLOCK as u64)
+                }
+            };
+            match &node.content {
                 Content::Directory(entries) => {
                     directory(entries, |child| (number(child) as u64, kind(nodes[child].mode)))
+                        .enumerate()
+                        .try_for_each(|(n, bytes)| beside(&bytes, n))
                 }
-                Content::Text(text) => text.clone(),
-                Content::Blocks(_) | Content::Device(_) => Vec::new(),
-            };
-            if inline {
-                bytes.extend_from_slice(&text);
-            } else if !text.is_empty() {
-                self.image.write_all_at(&text, u64::from(block) * BLOCK as u64).map_err(errno)?;
+                Content::Text(text) => beside(text, 0),
+                Content::Blocks(_) | Content::Device(_) => Ok(()),
             }
-            inodes[place..place + bytes.len()].copy_from_slice(&bytes);
+            .map_err(errno)?;
         }
-        self.image.write_all_at(&inodes, u64::from(first) * BLOCK as u64).map_err(errno)?;
-        let superblock = superblock(nodes.len() as u64, self.blocks, first);
-        self.image.write_all_at(&superblock, SUPERBLOCK).map_err(errno)?;
-        self.image.set_len(u64::from(self.blocks) * BLOCK as u64).map_err(errno)
+        inodes.flush().map_err(errno)?;
+        drop(inodes);
+        Ok(Inodes { nodes, places, first })
     }
+}
+
+fn zeros(out: &mut impl Write, count: usize) -> io::Result<()> {
+    io::copy(&mut io::repeat(0).take(count as u64), out).map(drop)
 }
 
 impl Visitor for Writer<'_> {
     fn visit(&mut self, at: BorrowedFd<'_>, name: &CStr, _stat: &FileStat) -> Result<Step, Errno> {
-        self.at = name.to_owned();
+        self.place.at(name);
         let Some((handle, stat)) = hold(at, name)? else { return Ok(Step::Skip) };
         let known = self.linked.get(&(stat.st_dev, stat.st_ino)).copied();
         let here = self.open.last().copied().unwrap_or(0);
@@ -233,7 +299,7 @@ impl Visitor for Writer<'_> {
                 let content = match kind {
                     SFlag::S_IFDIR => Content::Directory(vec![]),
                     SFlag::S_IFREG => Content::Blocks(self.copy(open_file(&handle)?, stat.st_size.unsigned_abs())?),
-                    SFlag::S_IFLNK => Content::Text(readlinkat(&handle, "")?.into_vec()),
+                    SFlag::S_IFLNK => self.text(readlinkat(&handle, "")?.into_vec())?,
                     _ => Content::Device(device(stat.st_rdev)),
                 };
                 let node = self.add(&stat, handle.as_fd(), content)?;
@@ -258,24 +324,23 @@ impl Visitor for Writer<'_> {
 
     fn entered(&mut self, name: &CStr) -> Result<(), Errno> {
         self.open.push(self.seen);
-        self.path.push(name.to_owned());
-        self.at = CString::default();
+        self.place.down(name);
         Ok(())
     }
 
     fn leave(&mut self, _at: BorrowedFd<'_>) -> Result<(), Errno> {
         self.open.pop();
-        self.at = self.path.pop().unwrap_or_default();
+        self.place.up();
         Ok(())
     }
 }
 
 impl Node {
-    /// `struct erofs_inode_extended` with its attributes.
+    /// `struct erofs_inode_extended`, behind which its attributes go.
     fn inode(&self, inline: bool, block: u32, index: usize) -> Result<Vec<u8>, Errno> {
-        let mut bytes = Vec::with_capacity(INODE + self.attributes.len());
+        let mut bytes = Vec::with_capacity(INODE);
         let format = 1 | if inline { 2 << 1 } else { 0 };
-        let words = match self.attributes.len() {
+        let words = match self.attributes {
             0 => 0,
             length => 1 + (length - 12) / 4,
         };
@@ -292,28 +357,24 @@ impl Node {
         bytes.extend(u32::try_from(self.mtime.1).unwrap_or(0).to_le_bytes());
         bytes.extend(self.links.to_le_bytes());
         bytes.resize(INODE, 0);
-        bytes.extend_from_slice(&self.attributes);
         Ok(bytes)
     }
 }
 
-/// The blocks of a directory: in each first where its names lie and whose they are, then the names, in order.
-fn directory(entries: &[(CString, usize)], node: impl Fn(usize) -> (u64, u8)) -> Vec<u8> {
-    let mut bytes = Vec::new();
+/// The blocks of a directory, the last not filled up: in each first where its names lie and whose they are, then the names,
+/// in order.
+fn directory(entries: &[(CString, usize)], node: impl Fn(usize) -> (u64, u8)) -> impl Iterator<Item = Vec<u8>> {
     let mut rest = entries;
-    while !rest.is_empty() {
-        bytes.resize(bytes.len().next_multiple_of(BLOCK), 0);
+    std::iter::from_fn(move || {
         let mut room = BLOCK;
-        let mut count = 0;
-        for (name, _) in rest {
-            let need = ENTRY + name.as_bytes().len();
-            if need > room {
-                break;
-            }
-            (room, count) = (room - need, count + 1);
-        }
-        let (now, later) = rest.split_at(count);
+        let fits = |(name, _): &&(CString, usize)| {
+            let left = room.checked_sub(ENTRY + name.as_bytes().len());
+            room = left.unwrap_or(0);
+            left.is_some()
+        };
+        let (now, later) = rest.split_at(rest.iter().take_while(fits).count());
         rest = later;
+        let mut bytes = Vec::new();
         let mut offset = now.len() * ENTRY;
         for (name, child) in now {
             let (number, kind) = node(*child);
@@ -323,33 +384,11 @@ fn directory(entries: &[(CString, usize)], node: impl Fn(usize) -> (u64, u8)) ->
             offset += name.as_bytes().len();
         }
         now.iter().for_each(|(name, _)| bytes.extend_from_slice(name.as_bytes()));
-    }
-    bytes
-}
-
-/// `struct erofs_xattr_ibody_header` and the entries behind it; nothing for none.
-fn attributes(all: &[(CString, Vec<u8>)]) -> Result<Vec<u8>, Errno> {
-    let mut bytes = Vec::new();
-    for (name, value) in all {
-        let (index, name) = match name.to_bytes() {
-            b"system.posix_acl_access" => (2, &b""[..]),
-            b"system.posix_acl_default" => (3, &b""[..]),
-            name => [(1, &b"user."[..]), (4, b"trusted."), (6, b"security.")]
-                .into_iter()
-                .find_map(|(index, prefix)| Some((index, name.strip_prefix(prefix)?)))
-                .ok_or(Errno::ENOTSUP)?,
-        };
-        if bytes.is_empty() {
-            bytes.resize(12, 0);
+        if !later.is_empty() {
+            bytes.resize(BLOCK, 0);
         }
-        bytes.extend([u8::try_from(name.len()).map_err(|_| Errno::ERANGE)?, index]);
-        // The largest value that Linux has, 64 KiB, doesn't go in here.
-        bytes.extend(u16::try_from(value.len()).map_err(|_| Errno::E2BIG)?.to_le_bytes());
-        bytes.extend_from_slice(name);
-        bytes.extend_from_slice(value);
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
-    }
-    Ok(bytes)
+        Some(bytes).filter(|_| !now.is_empty())
+    })
 }
 
 /// `struct erofs_super_block`. The root is the first inode.
@@ -404,6 +443,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::copy::xattrs;
 
     /// All that can be seen of a tree.
     fn seen(root: &Path, path: &str, found: &mut BTreeMap<String, String>) {
@@ -526,7 +566,7 @@ mod tests {
         for name in [c"fifo", c"null", c"link", c"gone"] {
             writer.visit(root.as_fd(), name, &stale).unwrap();
         }
-        writer.finish().unwrap();
+        writer.finish(root.as_fd()).unwrap();
         drop(image);
         let mount = mounted(&File::open(dir.path().join("image")).unwrap());
         let top = format!("/proc/self/fd/{}", mount.as_raw_fd());
