@@ -25,16 +25,11 @@ use crate::{
     walk::{Step, Visitor, file_type, walk},
 };
 
-const BLOCK: usize = 4096;
 const SUPERBLOCK: u64 = 1024;
-const MAGIC: u32 = 0xe0f5_e1e2;
-/// Times of inodes are those of their last change of content.
-const MTIME: u32 = 2;
 /// Inodes of 64 bytes are the only ones that keep times and whole ids.
 const INODE: usize = 64;
 /// What the number of an inode counts.
 const SLOT: usize = 32;
-const ENTRY: usize = 12;
 /// Up to which length the target of a link is kept, and put beside its inode.
 const SHORT: usize = 255;
 /// All attributes of one layer together.
@@ -45,8 +40,10 @@ const TOO_MUCH: &str = "is where the extended attributes of a layer become more 
 type Id = (u64, u64);
 
 mod attributes;
+mod format;
 mod place;
 
+use format::{BLOCK, device, directory, kind, superblock};
 use place::Place;
 
 /// Writes the tree `root` into `image`, which is empty. The caller syncs.
@@ -124,12 +121,13 @@ impl<'i> Writer<'i> {
     }
 
     fn take_in(&mut self, root: BorrowedFd<'_>) -> Result<(), Errno> {
-        self.add(&fstat(root)?, root, Content::Directory(vec![]))?;
+        self.add(&fstat(root)?, root, Content::Directory(vec![]), 0)?;
         self.open.push(0);
         walk(root, self)
     }
 
-    fn add(&mut self, stat: &FileStat, fd: BorrowedFd<'_>, content: Content) -> Result<usize, Errno> {
+    /// The size is that of the content, which may have changed since it was looked at.
+    fn add(&mut self, stat: &FileStat, fd: BorrowedFd<'_>, content: Content, size: u64) -> Result<usize, Errno> {
         let directory = matches!(content, Content::Directory(_));
         let attributes = attributes::read(fd)?.len();
         if attributes > 0 {
@@ -146,7 +144,7 @@ impl<'i> Writer<'i> {
             mtime: (stat.st_mtime, stat.st_mtime_nsec),
             // Those of a directory are counted as its directories come.
             links: if directory { 2 } else { u32::try_from(stat.st_nlink).map_err(|_| Errno::EMLINK)? },
-            size: u64::try_from(stat.st_size).map_err(|_| Errno::EINVAL)?,
+            size,
             attributes,
             content,
             parent: self.open.last().copied().unwrap_or(0),
@@ -163,13 +161,14 @@ impl<'i> Writer<'i> {
     }
 
     /// The target of a link: at once into a block if it is a long one.
-    fn text(&mut self, text: Vec<u8>) -> Result<Content, Errno> {
+    fn text(&mut self, text: Vec<u8>) -> Result<(Content, u64), Errno> {
+        let size = text.len() as u64;
         if text.len() <= SHORT {
-            return Ok(Content::Text(text));
+            return Ok((Content::Text(text), size));
         }
-        let block = self.take(text.len() as u64)?;
+        let block = self.take(size)?;
         self.image.write_all_at(&text, u64::from(block) * BLOCK as u64).map_err(errno)?;
-        Ok(Content::Blocks(block))
+        Ok((Content::Blocks(block), size))
     }
 
     fn copy(&mut self, mut from: File, size: u64) -> Result<u32, Errno> {
@@ -296,13 +295,16 @@ impl Visitor for Writer<'_> {
         let (node, step) = match (known, file_type(&stat)) {
             (Some(node), _) => (node, Step::Skip),
             (None, kind) => {
-                let content = match kind {
-                    SFlag::S_IFDIR => Content::Directory(vec![]),
-                    SFlag::S_IFREG => Content::Blocks(self.copy(open_file(&handle)?, stat.st_size.unsigned_abs())?),
+                let (content, size) = match kind {
+                    SFlag::S_IFDIR => (Content::Directory(vec![]), 0),
+                    SFlag::S_IFREG => {
+                        let size = stat.st_size.unsigned_abs();
+                        (Content::Blocks(self.copy(open_file(&handle)?, size)?), size)
+                    }
                     SFlag::S_IFLNK => self.text(readlinkat(&handle, "")?.into_vec())?,
-                    _ => Content::Device(device(stat.st_rdev)),
+                    _ => (Content::Device(device(stat.st_rdev)), 0),
                 };
-                let node = self.add(&stat, handle.as_fd(), content)?;
+                let node = self.add(&stat, handle.as_fd(), content, size)?;
                 if kind == SFlag::S_IFDIR {
                     self.nodes[here].links += 1;
                     self.seen = node;
@@ -344,11 +346,10 @@ impl Node {
             0 => 0,
             length => 1 + (length - 12) / 4,
         };
-        let size = if matches!(self.content, Content::Device(_)) { 0 } else { self.size };
         for half in [format, u16::try_from(words).map_err(|_| Errno::E2BIG)?, self.mode, 0] {
             bytes.extend(half.to_le_bytes());
         }
-        bytes.extend(size.to_le_bytes());
+        bytes.extend(self.size.to_le_bytes());
         let serial = u32::try_from(index + 1).map_err(|_| Errno::EOVERFLOW)?;
         for word in [block, serial, self.owner.0, self.owner.1] {
             bytes.extend(word.to_le_bytes());
@@ -358,69 +359,6 @@ impl Node {
         bytes.extend(self.links.to_le_bytes());
         bytes.resize(INODE, 0);
         Ok(bytes)
-    }
-}
-
-/// The blocks of a directory, the last not filled up: in each first where its names lie and whose they are, then the names,
-/// in order.
-fn directory(entries: &[(CString, usize)], node: impl Fn(usize) -> (u64, u8)) -> impl Iterator<Item = Vec<u8>> {
-    let mut rest = entries;
-    std::iter::from_fn(move || {
-        let mut room = BLOCK;
-        let fits = |(name, _): &&(CString, usize)| {
-            let left = room.checked_sub(ENTRY + name.as_bytes().len());
-            room = left.unwrap_or(0);
-            left.is_some()
-        };
-        let (now, later) = rest.split_at(rest.iter().take_while(fits).count());
-        rest = later;
-        let mut bytes = Vec::new();
-        let mut offset = now.len() * ENTRY;
-        for (name, child) in now {
-            let (number, kind) = node(*child);
-            bytes.extend(number.to_le_bytes());
-            bytes.extend((offset as u16).to_le_bytes());
-            bytes.extend([kind, 0]);
-            offset += name.as_bytes().len();
-        }
-        now.iter().for_each(|(name, _)| bytes.extend_from_slice(name.as_bytes()));
-        if !later.is_empty() {
-            bytes.resize(BLOCK, 0);
-        }
-        Some(bytes).filter(|_| !now.is_empty())
-    })
-}
-
-/// `struct erofs_super_block`. The root is the first inode.
-fn superblock(inodes: u64, blocks: u32, first: u32) -> [u8; 128] {
-    let mut bytes = [0; 128];
-    let mut set = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
-    set(0, &MAGIC.to_le_bytes());
-    set(8, &MTIME.to_le_bytes());
-    set(12, &[BLOCK.trailing_zeros() as u8]);
-    set(16, &inodes.to_le_bytes());
-    set(36, &blocks.to_le_bytes());
-    set(40, &first.to_le_bytes());
-    bytes
-}
-
-/// A device's number as the kernel keeps it in 32 bits.
-fn device(number: u64) -> u32 {
-    let (major, minor) = (libc::major(number), libc::minor(number));
-    (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
-}
-
-/// What directories say of an inode.
-fn kind(mode: u16) -> u8 {
-    match SFlag::from_bits_truncate(u32::from(mode) & SFlag::S_IFMT.bits()) {
-        SFlag::S_IFREG => 1,
-        SFlag::S_IFDIR => 2,
-        SFlag::S_IFCHR => 3,
-        SFlag::S_IFBLK => 4,
-        SFlag::S_IFIFO => 5,
-        SFlag::S_IFSOCK => 6,
-        SFlag::S_IFLNK => 7,
-        _ => 0,
     }
 }
 
@@ -545,6 +483,33 @@ mod tests {
         assert_eq!((ino("again"), ino("d/e/again")), (ino("d/4097"), ino("d/4097")));
     }
 
+    impl Writer<'_> {
+        /// Begins with a directory that isn't walked.
+        fn take_empty(&mut self, root: &File) {
+            self.add(&fstat(root).unwrap(), root.as_fd(), Content::Directory(vec![]), 0).unwrap();
+            self.open.push(0);
+        }
+    }
+
+    /// Those of procfs say 64 bytes, however long they are.
+    #[test]
+    fn a_link_is_as_long_as_its_text() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = File::create(dir.path().join("t".repeat(150))).unwrap();
+        let image = File::options().create_new(true).read(true).write(true).open(dir.path().join("image")).unwrap();
+        let root = File::open("/proc/self/fd").unwrap();
+        let mut writer = Writer::new(&image);
+        writer.take_empty(&root);
+        let name = target.as_raw_fd().to_string();
+        let stat = fstat(&target).unwrap();
+        writer.visit(root.as_fd(), &CString::new(name.as_str()).unwrap(), &stat).unwrap();
+        writer.finish(root.as_fd()).unwrap();
+        drop(image);
+        let mount = mounted(&File::open(dir.path().join("image")).unwrap());
+        let link = fs::read_link(format!("/proc/self/fd/{}/{name}", mount.as_raw_fd())).unwrap();
+        assert_eq!(link, fs::read_link(format!("/proc/self/fd/{name}")).unwrap());
+    }
+
     /// The walk saw regular files where by now there are other things. A FIFO that is opened would block for ever.
     #[test]
     fn what_changed_under_the_walk_is_taken_in_as_what_it_is_now() {
@@ -561,8 +526,7 @@ mod tests {
         let stale = fstat(File::open(dir.path().join("file")).unwrap()).unwrap();
         let image = File::options().create_new(true).read(true).write(true).open(dir.path().join("image")).unwrap();
         let mut writer = Writer::new(&image);
-        writer.add(&fstat(&root).unwrap(), root.as_fd(), Content::Directory(vec![])).unwrap();
-        writer.open.push(0);
+        writer.take_empty(&root);
         for name in [c"fifo", c"null", c"link", c"gone"] {
             writer.visit(root.as_fd(), name, &stale).unwrap();
         }
