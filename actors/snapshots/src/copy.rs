@@ -203,32 +203,38 @@ pub mod xattrs {
         CString::new(format!("/proc/self/fd/{}", fd.as_raw_fd())).map_err(|_| Errno::EINVAL)
     }
 
-    /// Names and values.
-    pub fn read(from: BorrowedFd<'_>) -> Result<Vec<(CString, Vec<u8>)>, Errno> {
-        let from = name_of(from)?;
+    pub fn names(of: BorrowedFd<'_>) -> Result<Vec<CString>, Errno> {
+        let of = name_of(of)?;
         let mut list = vec![0_u8; MOST];
         // SAFETY: the path ends in NUL and the buffer has MOST bytes.
-        let length = unsafe { libc::listxattr(from.as_ptr(), list.as_mut_ptr().cast::<c_char>(), MOST) };
+        let length = unsafe { libc::listxattr(of.as_ptr(), list.as_mut_ptr().cast::<c_char>(), MOST) };
         let length = match Errno::result(length) {
             Err(Errno::ENOTSUP) => return Ok(Vec::new()),
             other => usize::try_from(other?).unwrap_or(0),
         };
+        let names = list[..length].split_inclusive(|b| *b == 0).map(CStr::from_bytes_with_nul);
+        names.map(|name| Ok(name.map_err(|_| Errno::EINVAL)?.to_owned())).collect()
+    }
+
+    pub fn value(of: BorrowedFd<'_>, name: &CStr) -> Result<Vec<u8>, Errno> {
+        let of = name_of(of)?;
         let mut value = vec![0_u8; MOST];
-        let mut found = Vec::new();
-        for name in list[..length].split_inclusive(|b| *b == 0) {
-            let name = CStr::from_bytes_with_nul(name).map_err(|_| Errno::EINVAL)?;
-            // SAFETY: path and name end in NUL and the buffer has MOST bytes.
-            let size = Errno::result(unsafe {
-                libc::getxattr(from.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast::<c_void>(), MOST)
-            })?;
-            found.push((name.to_owned(), value[..size.unsigned_abs()].to_vec()));
-        }
-        Ok(found)
+        // SAFETY: path and name end in NUL and the buffer has MOST bytes.
+        let size = Errno::result(unsafe {
+            libc::getxattr(of.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast::<c_void>(), MOST)
+        })?;
+        value.truncate(size.unsigned_abs());
+        Ok(value)
     }
 
     pub fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno> {
         let to = name_of(to)?;
-        for (name, value) in read(from)? {
+        for name in names(from)? {
+            let value = match value(from, &name) {
+                // It was removed meanwhile.
+                Err(Errno::ENODATA) => continue,
+                other => other?,
+            };
             // SAFETY: path and name end in NUL, and the value has as many bytes as it says.
             Errno::result(unsafe {
                 libc::setxattr(to.as_ptr(), name.as_ptr(), value.as_ptr().cast::<c_void>(), value.len(), 0)

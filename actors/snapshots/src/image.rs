@@ -129,7 +129,7 @@ impl<'i> Writer<'i> {
     /// The size is that of the content, which may have changed since it was looked at.
     fn add(&mut self, stat: &FileStat, fd: BorrowedFd<'_>, content: Content, size: u64) -> Result<usize, Errno> {
         let directory = matches!(content, Content::Directory(_));
-        let attributes = attributes::read(fd)?.len();
+        let attributes = attributes::read(fd, &mut self.place)?.len();
         if attributes > 0 {
             let id = (stat.st_dev, stat.st_ino);
             let left = self.room.checked_sub(attributes as u64);
@@ -388,8 +388,10 @@ mod tests {
         let full = root.join(path);
         let meta = fs::symlink_metadata(&full).unwrap();
         let fd = openat(nix::fcntl::AT_FDCWD, &full, OFlag::O_PATH | OFlag::O_NOFOLLOW, Mode::empty()).unwrap();
-        let mut attributes = xattrs::read(fd.as_fd()).unwrap();
-        attributes.sort();
+        let mut names = xattrs::names(fd.as_fd()).unwrap();
+        names.sort();
+        let value = |name: &CString| xattrs::value(fd.as_fd(), name).unwrap();
+        let attributes: Vec<_> = names.iter().map(|name| (name, value(name))).collect();
         let kind = meta.file_type();
         let content = if kind.is_file() {
             fs::read(&full).unwrap()

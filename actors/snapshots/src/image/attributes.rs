@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashMap,
-    ffi::{CStr, CString},
+    ffi::CStr,
     fs::File,
     os::{
         fd::{AsFd, BorrowedFd},
@@ -25,9 +25,29 @@ use crate::{
 
 pub const CHANGED: &str = "changed while it was put into the image of a layer: try again when nothing writes to it";
 
-/// Those of a file, in the form that they have behind its inode.
-pub fn read(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
-    encode(&xattrs::read(fd)?)
+/// Those of a file, in the form that they have behind its inode; nothing for none.
+pub fn read(fd: BorrowedFd<'_>, place: &mut Place) -> Result<Vec<u8>, Errno> {
+    let mut bytes = Vec::new();
+    for name in xattrs::names(fd)? {
+        // How btrfs is to store a file: of no meaning elsewhere.
+        if name.to_bytes().starts_with(b"btrfs.") {
+            continue;
+        }
+        let value = match xattrs::value(fd, &name) {
+            // It was removed meanwhile.
+            Err(Errno::ENODATA) => continue,
+            other => other,
+        };
+        if let Err(e) = value.and_then(|value| encode(&mut bytes, &name, &value)) {
+            let why = format!(
+                "its extended attribute {} can't be put into the image of a layer: {}: remove it",
+                name.to_string_lossy(),
+                e.desc()
+            );
+            return Err(place.refuse(Error::failed_precondition, why));
+        }
+    }
+    Ok(bytes)
 }
 
 /// Writes those of the tree `root` to where they have their room: `at` says it of a node. `pending` are the nodes that have
@@ -61,7 +81,7 @@ struct Again<'a, F> {
 impl<F: Fn(usize) -> u64> Again<'_, F> {
     fn put(&mut self, fd: BorrowedFd<'_>, stat: &FileStat) -> Result<(), Errno> {
         let Some(node) = self.pending.remove(&(stat.st_dev, stat.st_ino)) else { return Ok(()) };
-        let bytes = read(fd)?;
+        let bytes = read(fd, &mut self.place)?;
         if bytes.len() != self.nodes[node].attributes {
             return Err(self.place.refuse(Error::failed_precondition, CHANGED));
         }
@@ -106,29 +126,28 @@ fn path(nodes: &[Node], mut node: usize) -> String {
     path
 }
 
-/// `struct erofs_xattr_ibody_header` and the entries behind it; nothing for none.
-fn encode(all: &[(CString, Vec<u8>)]) -> Result<Vec<u8>, Errno> {
-    let mut bytes = Vec::new();
-    for (name, value) in all {
-        let (index, name) = match name.to_bytes() {
-            b"system.posix_acl_access" => (2, &b""[..]),
-            b"system.posix_acl_default" => (3, &b""[..]),
-            name => [(1, &b"user."[..]), (4, b"trusted."), (6, b"security.")]
-                .into_iter()
-                .find_map(|(index, prefix)| Some((index, name.strip_prefix(prefix)?)))
-                .ok_or(Errno::ENOTSUP)?,
-        };
-        if bytes.is_empty() {
-            bytes.resize(12, 0);
-        }
-        bytes.extend([u8::try_from(name.len()).map_err(|_| Errno::ERANGE)?, index]);
-        // The largest value that Linux has, 64 KiB, doesn't go in here.
-        bytes.extend(u16::try_from(value.len()).map_err(|_| Errno::E2BIG)?.to_le_bytes());
-        bytes.extend_from_slice(name);
-        bytes.extend_from_slice(value);
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
+/// Puts one more behind those that are there, as entries behind a `struct erofs_xattr_ibody_header`.
+fn encode(bytes: &mut Vec<u8>, name: &CStr, value: &[u8]) -> Result<(), Errno> {
+    let (index, name) = match name.to_bytes() {
+        b"system.posix_acl_access" => (2, &b""[..]),
+        b"system.posix_acl_default" => (3, &b""[..]),
+        name => [(1, &b"user."[..]), (4, b"trusted."), (6, b"security.")]
+            .into_iter()
+            .find_map(|(index, prefix)| Some((index, name.strip_prefix(prefix)?)))
+            .ok_or(Errno::ENOTSUP)?,
+    };
+    let name_length = u8::try_from(name.len()).map_err(|_| Errno::ERANGE)?;
+    // The largest value that Linux has, 64 KiB, doesn't go in here.
+    let length = u16::try_from(value.len()).map_err(|_| Errno::E2BIG)?;
+    if bytes.is_empty() {
+        bytes.resize(12, 0);
     }
-    Ok(bytes)
+    bytes.extend([name_length, index]);
+    bytes.extend(length.to_le_bytes());
+    bytes.extend_from_slice(name);
+    bytes.extend_from_slice(value);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    Ok(())
 }
 
 #[cfg(test)]
@@ -139,7 +158,10 @@ mod tests {
     use cofferdam_types::Code;
 
     use super::*;
-    use crate::image::{MOST_ATTRIBUTES, Writer};
+    use crate::{
+        contract::Disk,
+        image::{MOST_ATTRIBUTES, Writer},
+    };
 
     /// A tree with attributes, and a writer that has seen it and has room for so many bytes of them.
     fn attributed<'i>(dir: &Path, image: &'i File, room: u64) -> (File, Writer<'i>, Result<(), Errno>) {
@@ -179,6 +201,32 @@ mod tests {
         taken.unwrap();
         fs::rename(dir.path().join("tree/d/e"), dir.path().join("tree/other")).unwrap();
         writer.finish(root.as_fd()).unwrap();
+    }
+
+    /// As a root on btrfs has it: there `btrfs.compression` would fail each commit.
+    #[test]
+    fn what_only_btrfs_knows_is_left_out_and_what_has_no_place_is_named() {
+        let disk = Disk::btrfs();
+        let (dir, image) = (tempfile::tempdir_in(disk.path()).unwrap(), tempfile::tempfile().unwrap());
+        fs::create_dir(dir.path().join("tree")).unwrap();
+        let file = File::create(dir.path().join("tree/compressed")).unwrap();
+        xattr::set(&file, c"btrfs.compression", b"zstd").unwrap();
+        xattr::set(&file, c"user.kept", b"x").unwrap();
+        drop(file);
+        let (root, writer, taken) = attributed(dir.path(), &image, MOST_ATTRIBUTES);
+        taken.unwrap();
+        writer.finish(root.as_fd()).unwrap();
+
+        let (dir, image) = (tempfile::tempdir_in("/dev/shm").unwrap(), tempfile::tempfile().unwrap());
+        let file = dir.path().join("tree/d/large");
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        xattr::set(File::create(file).unwrap(), c"user.large", &[0; 65_536]).unwrap();
+        let (_root, mut writer, taken) = attributed(dir.path(), &image, MOST_ATTRIBUTES);
+        let error = writer.place.fault(taken.unwrap_err());
+        assert_eq!((error.code, error.id.as_str()), (Code::FailedPrecondition, "/d/large"), "{error}");
+        assert!(error.message.contains("user.large"), "{error}");
+        let unknown = encode(&mut Vec::new(), c"other.name", b"");
+        assert_eq!(unknown.unwrap_err(), Errno::ENOTSUP);
     }
 
     #[test]
