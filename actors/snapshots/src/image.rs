@@ -542,6 +542,15 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_grew_stays_within_its_room() {
+        let (grown, image) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        grown.write_at(b"later", 1 << 20).unwrap();
+        let mut writer = Writer::new(&image);
+        writer.copy(grown, BLOCK as u64).unwrap();
+        assert_eq!((writer.blocks, image.metadata().unwrap().len()), (2, 0));
+    }
+
+    #[test]
     fn an_empty_tree_has_an_image() {
         let dir = tempfile::tempdir().unwrap();
         let image = File::options().create_new(true).read(true).write(true).open(dir.path().join("image")).unwrap();
