@@ -19,7 +19,7 @@ mod btrfs;
 mod disk;
 mod erofs;
 
-use disk::Disk;
+pub use disk::Disk;
 
 /// A daemon with nothing but snapshots.
 pub struct World {

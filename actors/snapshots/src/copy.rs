@@ -67,9 +67,10 @@ impl Copy {
 }
 
 impl Visitor for Copy {
-    fn visit(&mut self, at: BorrowedFd<'_>, name: &CStr, stat: &FileStat) -> Result<Step, Errno> {
+    fn visit(&mut self, at: BorrowedFd<'_>, name: &CStr, _stat: &FileStat) -> Result<Step, Errno> {
+        let Some((from, stat)) = hold(at, name)? else { return Ok(Step::Skip) };
         let to = self.to.here();
-        let kind = file_type(stat);
+        let kind = file_type(&stat);
         if kind == SFlag::S_IFDIR {
             mkdirat(to, name, Mode::S_IRWXU)?;
             return Ok(Step::Enter);
@@ -83,11 +84,11 @@ impl Visitor for Copy {
             self.linked.insert((stat.st_dev, stat.st_ino), path);
         }
         match kind {
-            SFlag::S_IFREG => copy_file(at, to, name, stat)?,
-            SFlag::S_IFLNK => symlinkat(readlinkat(at, name)?.as_os_str(), to, name)?,
+            SFlag::S_IFREG => copy_file(&from, to, name, &stat)?,
+            SFlag::S_IFLNK => symlinkat(readlinkat(&from, "")?.as_os_str(), to, name)?,
             _ => mknodat(to, name, kind, Mode::from_bits_truncate(stat.st_mode), stat.st_rdev)?,
         }
-        attributes(at, to, name, stat)?;
+        attributes(from.as_fd(), to, name, &stat)?;
         Ok(Step::Skip)
     }
 
@@ -108,10 +109,25 @@ impl Visitor for Copy {
     }
 }
 
-fn copy_file(at: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &CStr, stat: &FileStat) -> Result<(), Errno> {
-    let from = openat(at, name, OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
+/// A handle on `name`, and what that is. Whoever writes to the tree may have put something else there since the walk looked
+/// at it, such as a FIFO or a device, which mustn't be opened. None: nothing is there any more.
+pub fn hold(at: BorrowedFd<'_>, name: &CStr) -> Result<Option<(OwnedFd, FileStat)>, Errno> {
+    let handle = match openat(at, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty()) {
+        Err(Errno::ENOENT) => return Ok(None),
+        other => other?,
+    };
+    let stat = fstat(&handle)?;
+    Ok((stat.st_nlink > 0).then_some((handle, stat)))
+}
+
+/// Opens the regular file that `handle` is. It waits for nobody, such as one who has a lease on it.
+pub fn open_file(handle: &OwnedFd) -> Result<File, Errno> {
+    cofferdam_sys::fd::reopen(handle, libc::O_RDONLY | libc::O_NONBLOCK).map(File::from).map_err(errno)
+}
+
+fn copy_file(from: &OwnedFd, to: BorrowedFd<'_>, name: &CStr, stat: &FileStat) -> Result<(), Errno> {
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let (from, to) = (File::from(from), File::from(openat(to, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?));
+    let (from, to) = (open_file(from)?, File::from(openat(to, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?));
     // SAFETY: FICLONE takes the source's descriptor number as its argument; both are open for the call's length.
     if unsafe { ficlone(to.as_raw_fd(), from.as_raw_fd()) }.is_ok() {
         return Ok(());
@@ -121,9 +137,11 @@ fn copy_file(at: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &CStr, stat: &FileSta
     while offset < stat.st_size {
         let start = match lseek64(&from, offset, Whence::SeekData) {
             Err(Errno::ENXIO) => break,
+            // It grew.
+            Ok(start) if start >= stat.st_size => break,
             other => other?,
         };
-        let end = lseek64(&from, start, Whence::SeekHole)?;
+        let end = lseek64(&from, start, Whence::SeekHole)?.min(stat.st_size);
         lseek64(&from, start, Whence::SeekSet)?;
         lseek64(&to, start, Whence::SeekSet)?;
         let length = u64::try_from(end - start).map_err(|_| Errno::EIO)?;
@@ -142,11 +160,10 @@ pub fn errno(error: io::Error) -> Errno {
 }
 
 /// Owner first (it clears set-uid bits and capabilities), then extended attributes, mode, times.
-fn attributes(at: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &CStr, stat: &FileStat) -> Result<(), Errno> {
+fn attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &CStr, stat: &FileStat) -> Result<(), Errno> {
     fchownat(to, name, Some(stat.st_uid.into()), Some(stat.st_gid.into()), AtFlags::AT_SYMLINK_NOFOLLOW)?;
-    let path_only = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let target = openat(to, name, path_only, Mode::empty())?;
-    xattrs::copy(openat(at, name, path_only, Mode::empty())?.as_fd(), target.as_fd())?;
+    let target = openat(to, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
+    xattrs::copy(from, target.as_fd())?;
     let times = (TimeSpec::new(stat.st_atime, stat.st_atime_nsec), TimeSpec::new(stat.st_mtime, stat.st_mtime_nsec));
     match file_type(stat) {
         SFlag::S_IFLNK => utimensat(to, name, &times.0, &times.1, UtimensatFlags::NoFollowSymlink),
@@ -186,32 +203,38 @@ pub mod xattrs {
         CString::new(format!("/proc/self/fd/{}", fd.as_raw_fd())).map_err(|_| Errno::EINVAL)
     }
 
-    /// Names and values.
-    pub fn read(from: BorrowedFd<'_>) -> Result<Vec<(CString, Vec<u8>)>, Errno> {
-        let from = name_of(from)?;
+    pub fn names(of: BorrowedFd<'_>) -> Result<Vec<CString>, Errno> {
+        let of = name_of(of)?;
         let mut list = vec![0_u8; MOST];
         // SAFETY: the path ends in NUL and the buffer has MOST bytes.
-        let length = unsafe { libc::listxattr(from.as_ptr(), list.as_mut_ptr().cast::<c_char>(), MOST) };
+        let length = unsafe { libc::listxattr(of.as_ptr(), list.as_mut_ptr().cast::<c_char>(), MOST) };
         let length = match Errno::result(length) {
             Err(Errno::ENOTSUP) => return Ok(Vec::new()),
             other => usize::try_from(other?).unwrap_or(0),
         };
+        let names = list[..length].split_inclusive(|b| *b == 0).map(CStr::from_bytes_with_nul);
+        names.map(|name| Ok(name.map_err(|_| Errno::EINVAL)?.to_owned())).collect()
+    }
+
+    pub fn value(of: BorrowedFd<'_>, name: &CStr) -> Result<Vec<u8>, Errno> {
+        let of = name_of(of)?;
         let mut value = vec![0_u8; MOST];
-        let mut found = Vec::new();
-        for name in list[..length].split_inclusive(|b| *b == 0) {
-            let name = CStr::from_bytes_with_nul(name).map_err(|_| Errno::EINVAL)?;
-            // SAFETY: path and name end in NUL and the buffer has MOST bytes.
-            let size = Errno::result(unsafe {
-                libc::getxattr(from.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast::<c_void>(), MOST)
-            })?;
-            found.push((name.to_owned(), value[..size.unsigned_abs()].to_vec()));
-        }
-        Ok(found)
+        // SAFETY: path and name end in NUL and the buffer has MOST bytes.
+        let size = Errno::result(unsafe {
+            libc::getxattr(of.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast::<c_void>(), MOST)
+        })?;
+        value.truncate(size.unsigned_abs());
+        Ok(value)
     }
 
     pub fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno> {
         let to = name_of(to)?;
-        for (name, value) in read(from)? {
+        for name in names(from)? {
+            let value = match value(from, &name) {
+                // It was removed meanwhile.
+                Err(Errno::ENODATA) => continue,
+                other => other?,
+            };
             // SAFETY: path and name end in NUL, and the value has as many bytes as it says.
             Errno::result(unsafe {
                 libc::setxattr(to.as_ptr(), name.as_ptr(), value.as_ptr().cast::<c_void>(), value.len(), 0)
@@ -229,6 +252,32 @@ mod tests {
     };
 
     use super::*;
+
+    /// The walk saw regular files where by now there are other things. A FIFO that is opened would block for ever.
+    #[test]
+    fn what_changed_under_the_walk_is_copied_as_what_it_is_now() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        fs::create_dir(&from).unwrap();
+        fs::create_dir(&to).unwrap();
+        fs::write(dir.path().join("file"), "x").unwrap();
+        let (f, t) = (fs::File::open(&from).unwrap(), fs::File::open(&to).unwrap());
+        mknodat(f.as_fd(), c"fifo", SFlag::S_IFIFO, Mode::S_IRWXU, 0).unwrap();
+        mknodat(f.as_fd(), c"null", SFlag::S_IFCHR, Mode::S_IRWXU, libc::makedev(1, 3)).unwrap();
+        symlink("nowhere", from.join("link")).unwrap();
+        // With this one open nobody blocks at it.
+        let _kept = fs::File::options().read(true).write(true).open(from.join("fifo")).unwrap();
+        let stale = fstat(fs::File::open(dir.path().join("file")).unwrap()).unwrap();
+        let to_root = t.try_clone().unwrap().into();
+        let cursor = Cursor::new(t.as_fd()).unwrap();
+        let mut copy = Copy { root: to_root, to: cursor, path: Vec::new(), linked: HashMap::new() };
+        for name in [c"fifo", c"null", c"link", c"gone"] {
+            copy.visit(f.as_fd(), name, &stale).unwrap();
+        }
+        let kind = |name: &str| fs::symlink_metadata(to.join(name)).unwrap().file_type();
+        assert!(kind("fifo").is_fifo() && kind("null").is_char_device() && kind("link").is_symlink());
+        assert!(!to.join("gone").exists());
+    }
 
     #[test]
     fn everything_about_a_tree_is_kept() {

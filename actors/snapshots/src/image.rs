@@ -5,65 +5,75 @@ use std::{
     collections::HashMap,
     ffi::{CStr, CString},
     fs::File,
-    io::{self, Read, Seek, SeekFrom},
+    io::{self, BufWriter, Read, Seek, SeekFrom, Write},
     os::{
         fd::{AsFd, BorrowedFd},
         unix::{ffi::OsStringExt, fs::FileExt},
     },
 };
 
+use cofferdam_types::{Error, Result};
 use nix::{
     errno::Errno,
-    fcntl::{OFlag, openat, readlinkat},
-    sys::stat::{FileStat, Mode, SFlag, fstat},
+    fcntl::readlinkat,
+    sys::stat::{FileStat, SFlag, fstat},
     unistd::{Whence, lseek64},
 };
 
 use crate::{
-    copy::{errno, xattrs},
+    copy::{errno, hold, open_file},
     walk::{Step, Visitor, file_type, walk},
 };
 
-const BLOCK: usize = 4096;
 const SUPERBLOCK: u64 = 1024;
-const MAGIC: u32 = 0xe0f5_e1e2;
-/// Times of inodes are those of their last change of content.
-const MTIME: u32 = 2;
 /// Inodes of 64 bytes are the only ones that keep times and whole ids.
 const INODE: usize = 64;
 /// What the number of an inode counts.
 const SLOT: usize = 32;
-const ENTRY: usize = 12;
+/// Up to which length the target of a link is kept, and put beside its inode.
+const SHORT: usize = 255;
+/// All attributes of one layer together.
+const MOST_ATTRIBUTES: u64 = 1 << 30;
+const TOO_MUCH: &str = "is where the extended attributes of a layer become more than 1 GiB: remove some";
+
+/// Device and inode.
+type Id = (u64, u64);
+
+mod attributes;
+mod format;
+mod place;
+
+use format::{BLOCK, device, directory, kind, superblock};
+use place::Place;
 
 /// Writes the tree `root` into `image`, which is empty. The caller syncs.
-pub fn write(root: BorrowedFd<'_>, image: &File) -> Result<(), Errno> {
-    let mut writer = Writer { image, blocks: 1, nodes: Vec::new(), open: Vec::new(), linked: HashMap::new(), seen: 0 };
-    let here = openat(root, c".", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
-    let stat = fstat(&here)?;
-    writer.add(&stat, here.as_fd(), Content::Directory(vec![]))?;
-    writer.open.push(0);
-    walk(root, &mut writer)?;
-    writer.finish()
+pub fn write(root: BorrowedFd<'_>, image: &File) -> Result<()> {
+    let mut writer = Writer::new(image);
+    writer.take_in(root).map_err(|e| writer.place.fault(e))?;
+    writer.finish(root)
 }
 
 enum Content {
     /// Names, and the nodes that have them.
     Directory(Vec<(CString, usize)>),
-    /// A file's bytes, from this block on.
+    /// The bytes of a file, or of the target of a link, from this block on.
     Blocks(u32),
-    /// The target of a link.
+    /// The target of a link that is short.
     Text(Vec<u8>),
     /// The number of a device, or none.
     Device(u32),
 }
 
+/// What is kept of a file until all of the tree was seen. With its name, where it lies, and its number if that is needed
+/// to know it again, that is some 250 bytes: attributes are read again instead, and the target of a link is short.
 struct Node {
     mode: u16,
     owner: (u32, u32),
     mtime: (i64, i64),
     links: u32,
     size: u64,
-    attributes: Vec<u8>,
+    /// How many bytes they have.
+    attributes: usize,
     content: Content,
     /// Of a directory: the one that it lies in.
     parent: usize,
@@ -76,22 +86,66 @@ struct Writer<'i> {
     nodes: Vec<Node>,
     /// The directories on the way to where the walk is.
     open: Vec<usize>,
-    linked: HashMap<(u64, u64), usize>,
+    linked: HashMap<Id, usize>,
     /// The directory that was seen last.
     seen: usize,
+    /// Those that have attributes.
+    attributed: HashMap<Id, usize>,
+    /// How many bytes of attributes there may still come.
+    room: u64,
+    place: Place,
 }
 
-impl Writer<'_> {
-    fn add(&mut self, stat: &FileStat, fd: BorrowedFd<'_>, content: Content) -> Result<usize, Errno> {
+/// What has been written of a tree, and what it was made of.
+struct Inodes {
+    nodes: Vec<Node>,
+    /// Where each begins, counted from that of the root, and whether its content lies behind it.
+    places: Vec<(usize, bool)>,
+    /// The block that they begin in.
+    first: u32,
+}
+
+impl<'i> Writer<'i> {
+    fn new(image: &'i File) -> Writer<'i> {
+        Writer {
+            image,
+            blocks: 1,
+            nodes: Vec::new(),
+            open: Vec::new(),
+            linked: HashMap::new(),
+            seen: 0,
+            attributed: HashMap::new(),
+            room: MOST_ATTRIBUTES,
+            place: Place::default(),
+        }
+    }
+
+    fn take_in(&mut self, root: BorrowedFd<'_>) -> Result<(), Errno> {
+        self.add(&fstat(root)?, root, Content::Directory(vec![]), 0)?;
+        self.open.push(0);
+        walk(root, self)
+    }
+
+    /// The size is that of the content, which may have changed since it was looked at.
+    fn add(&mut self, stat: &FileStat, fd: BorrowedFd<'_>, content: Content, size: u64) -> Result<usize, Errno> {
         let directory = matches!(content, Content::Directory(_));
+        let attributes = attributes::read(fd, &mut self.place)?.len();
+        if attributes > 0 {
+            let id = (stat.st_dev, stat.st_ino);
+            let left = self.room.checked_sub(attributes as u64);
+            self.room = left.ok_or_else(|| self.place.refuse(Error::resource_exhausted, TOO_MUCH))?;
+            if self.attributed.insert(id, self.nodes.len()).is_some() {
+                return Err(self.place.refuse(Error::failed_precondition, attributes::CHANGED));
+            }
+        }
         self.nodes.push(Node {
             mode: u16::try_from(stat.st_mode).map_err(|_| Errno::EINVAL)?,
             owner: (stat.st_uid, stat.st_gid),
             mtime: (stat.st_mtime, stat.st_mtime_nsec),
             // Those of a directory are counted as its directories come.
             links: if directory { 2 } else { u32::try_from(stat.st_nlink).map_err(|_| Errno::EMLINK)? },
-            size: u64::try_from(stat.st_size).map_err(|_| Errno::EINVAL)?,
-            attributes: attributes(&xattrs::read(fd)?)?,
+            size,
+            attributes,
             content,
             parent: self.open.last().copied().unwrap_or(0),
         });
@@ -106,6 +160,17 @@ impl Writer<'_> {
         Ok(first)
     }
 
+    /// The target of a link: at once into a block if it is a long one.
+    fn text(&mut self, text: Vec<u8>) -> Result<(Content, u64), Errno> {
+        let size = text.len() as u64;
+        if text.len() <= SHORT {
+            return Ok((Content::Text(text), size));
+        }
+        let block = self.take(size)?;
+        self.image.write_all_at(&text, u64::from(block) * BLOCK as u64).map_err(errno)?;
+        Ok((Content::Blocks(block), size))
+    }
+
     fn copy(&mut self, mut from: File, size: u64) -> Result<u32, Errno> {
         let first = self.take(size)?;
         let (base, size) = (u64::from(first) * BLOCK as u64, i64::try_from(size).map_err(|_| Errno::EFBIG)?);
@@ -113,6 +178,8 @@ impl Writer<'_> {
         while offset < size {
             let start = match lseek64(&from, offset, Whence::SeekData) {
                 Err(Errno::ENXIO) => break,
+                // It grew: what is there has no room.
+                Ok(start) if start >= size => break,
                 other => other?,
             };
             let end = lseek64(&from, start, Whence::SeekHole)?.min(size);
@@ -129,7 +196,22 @@ impl Writer<'_> {
         Ok(first)
     }
 
-    fn finish(mut self) -> Result<(), Errno> {
+    fn finish(mut self, root: BorrowedFd<'_>) -> Result<()> {
+        let failed = |error| Place::default().fault(error);
+        let Inodes { nodes, places, first } = self.inodes().map_err(failed)?;
+        let base = u64::from(first) * BLOCK as u64;
+        attributes::write(root, self.image, std::mem::take(&mut self.attributed), &nodes, |node| {
+            base + (places[node].0 + INODE) as u64
+        })?;
+        let superblock = superblock(nodes.len() as u64, self.blocks, first);
+        self.image
+            .write_all_at(&superblock, SUPERBLOCK)
+            .and_then(|()| self.image.set_len(u64::from(self.blocks) * BLOCK as u64))
+            .map_err(|e| failed(errno(e)))
+    }
+
+    /// Writes all but the attributes.
+    fn inodes(&mut self) -> Result<Inodes, Errno> {
         // Directories, whose size doesn't depend on where things lie, and then where each inode lies.
         let mut nodes = std::mem::take(&mut self.nodes);
         let mut blocks = Vec::with_capacity(nodes.len());
@@ -138,13 +220,13 @@ impl Writer<'_> {
             if let Content::Directory(entries) = &mut node.content {
                 entries.extend([(c".".to_owned(), index), (c"..".to_owned(), parent)]);
                 entries.sort_unstable();
-                node.size = directory(entries, |_| (0, 0)).len() as u64;
+                node.size = directory(entries, |_| (0, 0)).map(|block| block.len() as u64).sum();
             }
         }
         let mut places = Vec::with_capacity(nodes.len());
         let mut end = 0_usize;
         for node in &nodes {
-            let head = INODE + node.attributes.len();
+            let head = INODE + node.attributes;
             let beside = matches!(node.content, Content::Directory(_) | Content::Text(_));
             let size = usize::try_from(node.size).map_err(|_| Errno::EFBIG)?;
             // What lies beside an inode lies in the same block.
@@ -165,50 +247,64 @@ impl Writer<'_> {
         }
         let first = self.take(end as u64)?;
         let number = |node: usize| places[node].0 / SLOT;
-        let mut inodes = vec![0_u8; end.next_multiple_of(BLOCK)];
+        let mut image = self.image;
+        image.seek(SeekFrom::Start(u64::from(first) * BLOCK as u64)).map_err(errno)?;
+        let mut inodes = BufWriter::with_capacity(64 * BLOCK, image);
+        let mut at = 0;
         for (index, node) in nodes.iter().enumerate() {
             let ((place, inline), block) = (places[index], blocks[index]);
-            let mut bytes = node.inode(inline, block, index)?;
-            let text = match &node.content {
+            zeros(&mut inodes, place - at).map_err(errno)?;
+            inodes.write_all(&node.inode(inline, block, index)?).map_err(errno)?;
+            zeros(&mut inodes, node.attributes).map_err(errno)?;
+            at = place + INODE + node.attributes;
+            let mut beside = |bytes: &[u8], n: usize| {
+                if inline {
+                    at += bytes.len();
+                    inodes.write_all(bytes)
+                } else {
+                    self.image.write_all_at(bytes, (u64::from(block) + n as u64) * BLOCK as u64)
+                }
+            };
+            match &node.content {
                 Content::Directory(entries) => {
                     directory(entries, |child| (number(child) as u64, kind(nodes[child].mode)))
+                        .enumerate()
+                        .try_for_each(|(n, bytes)| beside(&bytes, n))
                 }
-                Content::Text(text) => text.clone(),
-                Content::Blocks(_) | Content::Device(_) => Vec::new(),
-            };
-            if inline {
-                bytes.extend_from_slice(&text);
-            } else if !text.is_empty() {
-                self.image.write_all_at(&text, u64::from(block) * BLOCK as u64).map_err(errno)?;
+                Content::Text(text) => beside(text, 0),
+                Content::Blocks(_) | Content::Device(_) => Ok(()),
             }
-            inodes[place..place + bytes.len()].copy_from_slice(&bytes);
+            .map_err(errno)?;
         }
-        self.image.write_all_at(&inodes, u64::from(first) * BLOCK as u64).map_err(errno)?;
-        let superblock = superblock(nodes.len() as u64, self.blocks, first);
-        self.image.write_all_at(&superblock, SUPERBLOCK).map_err(errno)?;
-        self.image.set_len(u64::from(self.blocks) * BLOCK as u64).map_err(errno)
+        inodes.flush().map_err(errno)?;
+        drop(inodes);
+        Ok(Inodes { nodes, places, first })
     }
 }
 
+fn zeros(out: &mut impl Write, count: usize) -> io::Result<()> {
+    io::copy(&mut io::repeat(0).take(count as u64), out).map(drop)
+}
+
 impl Visitor for Writer<'_> {
-    fn visit(&mut self, at: BorrowedFd<'_>, name: &CStr, stat: &FileStat) -> Result<Step, Errno> {
+    fn visit(&mut self, at: BorrowedFd<'_>, name: &CStr, _stat: &FileStat) -> Result<Step, Errno> {
+        self.place.at(name);
+        let Some((handle, stat)) = hold(at, name)? else { return Ok(Step::Skip) };
         let known = self.linked.get(&(stat.st_dev, stat.st_ino)).copied();
         let here = self.open.last().copied().unwrap_or(0);
-        let (node, step) = match (known, file_type(stat)) {
+        let (node, step) = match (known, file_type(&stat)) {
             (Some(node), _) => (node, Step::Skip),
             (None, kind) => {
-                let fd = openat(at, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
-                let content = match kind {
-                    SFlag::S_IFDIR => Content::Directory(vec![]),
+                let (content, size) = match kind {
+                    SFlag::S_IFDIR => (Content::Directory(vec![]), 0),
                     SFlag::S_IFREG => {
-                        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-                        let file = File::from(openat(at, name, flags, Mode::empty())?);
-                        Content::Blocks(self.copy(file, stat.st_size.unsigned_abs())?)
+                        let size = stat.st_size.unsigned_abs();
+                        (Content::Blocks(self.copy(open_file(&handle)?, size)?), size)
                     }
-                    SFlag::S_IFLNK => Content::Text(readlinkat(at, name)?.into_vec()),
-                    _ => Content::Device(device(stat.st_rdev)),
+                    SFlag::S_IFLNK => self.text(readlinkat(&handle, "")?.into_vec())?,
+                    _ => (Content::Device(device(stat.st_rdev)), 0),
                 };
-                let node = self.add(stat, fd.as_fd(), content)?;
+                let node = self.add(&stat, handle.as_fd(), content, size)?;
                 if kind == SFlag::S_IFDIR {
                     self.nodes[here].links += 1;
                     self.seen = node;
@@ -228,31 +324,32 @@ impl Visitor for Writer<'_> {
         Ok(step)
     }
 
-    fn entered(&mut self, _name: &CStr) -> Result<(), Errno> {
+    fn entered(&mut self, name: &CStr) -> Result<(), Errno> {
         self.open.push(self.seen);
+        self.place.down(name);
         Ok(())
     }
 
     fn leave(&mut self, _at: BorrowedFd<'_>) -> Result<(), Errno> {
         self.open.pop();
+        self.place.up();
         Ok(())
     }
 }
 
 impl Node {
-    /// `struct erofs_inode_extended` with its attributes.
+    /// `struct erofs_inode_extended`, behind which its attributes go.
     fn inode(&self, inline: bool, block: u32, index: usize) -> Result<Vec<u8>, Errno> {
-        let mut bytes = Vec::with_capacity(INODE + self.attributes.len());
+        let mut bytes = Vec::with_capacity(INODE);
         let format = 1 | if inline { 2 << 1 } else { 0 };
-        let words = match self.attributes.len() {
+        let words = match self.attributes {
             0 => 0,
             length => 1 + (length - 12) / 4,
         };
-        let size = if matches!(self.content, Content::Device(_)) { 0 } else { self.size };
         for half in [format, u16::try_from(words).map_err(|_| Errno::E2BIG)?, self.mode, 0] {
             bytes.extend(half.to_le_bytes());
         }
-        bytes.extend(size.to_le_bytes());
+        bytes.extend(self.size.to_le_bytes());
         let serial = u32::try_from(index + 1).map_err(|_| Errno::EOVERFLOW)?;
         for word in [block, serial, self.owner.0, self.owner.1] {
             bytes.extend(word.to_le_bytes());
@@ -261,96 +358,7 @@ impl Node {
         bytes.extend(u32::try_from(self.mtime.1).unwrap_or(0).to_le_bytes());
         bytes.extend(self.links.to_le_bytes());
         bytes.resize(INODE, 0);
-        bytes.extend_from_slice(&self.attributes);
         Ok(bytes)
-    }
-}
-
-/// The blocks of a directory: in each first where its names lie and whose they are, then the names, in order.
-fn directory(entries: &[(CString, usize)], node: impl Fn(usize) -> (u64, u8)) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let mut rest = entries;
-    while !rest.is_empty() {
-        bytes.resize(bytes.len().next_multiple_of(BLOCK), 0);
-        let mut room = BLOCK;
-        let mut count = 0;
-        for (name, _) in rest {
-            let need = ENTRY + name.as_bytes().len();
-            if need > room {
-                break;
-            }
-            (room, count) = (room - need, count + 1);
-        }
-        let (now, later) = rest.split_at(count);
-        rest = later;
-        let mut offset = now.len() * ENTRY;
-        for (name, child) in now {
-            let (number, kind) = node(*child);
-            bytes.extend(number.to_le_bytes());
-            bytes.extend((offset as u16).to_le_bytes());
-            bytes.extend([kind, 0]);
-            offset += name.as_bytes().len();
-        }
-        now.iter().for_each(|(name, _)| bytes.extend_from_slice(name.as_bytes()));
-    }
-    bytes
-}
-
-/// `struct erofs_xattr_ibody_header` and the entries behind it; nothing for none.
-fn attributes(all: &[(CString, Vec<u8>)]) -> Result<Vec<u8>, Errno> {
-    let mut bytes = Vec::new();
-    for (name, value) in all {
-        let (index, name) = match name.to_bytes() {
-            b"system.posix_acl_access" => (2, &b""[..]),
-            b"system.posix_acl_default" => (3, &b""[..]),
-            name => [(1, &b"user."[..]), (4, b"trusted."), (6, b"security.")]
-                .into_iter()
-                .find_map(|(index, prefix)| Some((index, name.strip_prefix(prefix)?)))
-                .ok_or(Errno::ENOTSUP)?,
-        };
-        if bytes.is_empty() {
-            bytes.resize(12, 0);
-        }
-        bytes.extend([u8::try_from(name.len()).map_err(|_| Errno::ERANGE)?, index]);
-        // The largest value that Linux has, 64 KiB, doesn't go in here.
-        bytes.extend(u16::try_from(value.len()).map_err(|_| Errno::E2BIG)?.to_le_bytes());
-        bytes.extend_from_slice(name);
-        bytes.extend_from_slice(value);
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
-    }
-    Ok(bytes)
-}
-
-/// `struct erofs_super_block`. The root is the first inode.
-fn superblock(inodes: u64, blocks: u32, first: u32) -> [u8; 128] {
-    let mut bytes = [0; 128];
-    let mut set = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
-    set(0, &MAGIC.to_le_bytes());
-    set(8, &MTIME.to_le_bytes());
-    set(12, &[BLOCK.trailing_zeros() as u8]);
-    set(16, &inodes.to_le_bytes());
-    set(36, &blocks.to_le_bytes());
-    set(40, &first.to_le_bytes());
-    bytes
-}
-
-/// A device's number as the kernel keeps it in 32 bits.
-fn device(number: u64) -> u32 {
-    let (major, minor) = (libc::major(number), libc::minor(number));
-    (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
-}
-
-/// What directories say of an inode.
-fn kind(mode: u16) -> u8 {
-    match SFlag::from_bits_truncate(u32::from(mode) & SFlag::S_IFMT.bits()) {
-        SFlag::S_IFREG => 1,
-        SFlag::S_IFDIR => 2,
-        SFlag::S_IFCHR => 3,
-        SFlag::S_IFBLK => 4,
-        SFlag::S_IFIFO => 5,
-        SFlag::S_IFSOCK => 6,
-        SFlag::S_IFLNK => 7,
-        _ => 0,
     }
 }
 
@@ -367,17 +375,23 @@ mod tests {
     };
 
     use cofferdam_types::Mount;
-    use nix::sys::stat::mknodat;
+    use nix::{
+        fcntl::{OFlag, openat},
+        sys::stat::{Mode, mknodat},
+    };
 
     use super::*;
+    use crate::copy::xattrs;
 
     /// All that can be seen of a tree.
     fn seen(root: &Path, path: &str, found: &mut BTreeMap<String, String>) {
         let full = root.join(path);
         let meta = fs::symlink_metadata(&full).unwrap();
         let fd = openat(nix::fcntl::AT_FDCWD, &full, OFlag::O_PATH | OFlag::O_NOFOLLOW, Mode::empty()).unwrap();
-        let mut attributes = xattrs::read(fd.as_fd()).unwrap();
-        attributes.sort();
+        let mut names = xattrs::names(fd.as_fd()).unwrap();
+        names.sort();
+        let value = |name: &CString| xattrs::value(fd.as_fd(), name).unwrap();
+        let attributes: Vec<_> = names.iter().map(|name| (name, value(name))).collect();
         let kind = meta.file_type();
         let content = if kind.is_file() {
             fs::read(&full).unwrap()
@@ -469,6 +483,71 @@ mod tests {
         let top = format!("/proc/self/fd/{}", mount.as_raw_fd());
         let ino = |path: &str| fs::symlink_metadata(format!("{top}/{path}")).unwrap().ino();
         assert_eq!((ino("again"), ino("d/e/again")), (ino("d/4097"), ino("d/4097")));
+    }
+
+    impl Writer<'_> {
+        /// Begins with a directory that isn't walked.
+        fn take_empty(&mut self, root: &File) {
+            self.add(&fstat(root).unwrap(), root.as_fd(), Content::Directory(vec![]), 0).unwrap();
+            self.open.push(0);
+        }
+    }
+
+    /// Those of procfs say 64 bytes, however long they are.
+    #[test]
+    fn a_link_is_as_long_as_its_text() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = File::create(dir.path().join("t".repeat(150))).unwrap();
+        let image = File::options().create_new(true).read(true).write(true).open(dir.path().join("image")).unwrap();
+        let root = File::open("/proc/self/fd").unwrap();
+        let mut writer = Writer::new(&image);
+        writer.take_empty(&root);
+        let name = target.as_raw_fd().to_string();
+        let stat = fstat(&target).unwrap();
+        writer.visit(root.as_fd(), &CString::new(name.as_str()).unwrap(), &stat).unwrap();
+        writer.finish(root.as_fd()).unwrap();
+        drop(image);
+        let mount = mounted(&File::open(dir.path().join("image")).unwrap());
+        let link = fs::read_link(format!("/proc/self/fd/{}/{name}", mount.as_raw_fd())).unwrap();
+        assert_eq!(link, fs::read_link(format!("/proc/self/fd/{name}")).unwrap());
+    }
+
+    /// The walk saw regular files where by now there are other things. A FIFO that is opened would block for ever.
+    #[test]
+    fn what_changed_under_the_walk_is_taken_in_as_what_it_is_now() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = dir.path().join("tree");
+        fs::create_dir(&tree).unwrap();
+        fs::write(dir.path().join("file"), "x").unwrap();
+        let root = File::open(&tree).unwrap();
+        mknodat(&root, c"fifo", SFlag::S_IFIFO, Mode::S_IRWXU, 0).unwrap();
+        mknodat(&root, c"null", SFlag::S_IFCHR, Mode::S_IRWXU, libc::makedev(1, 3)).unwrap();
+        symlink("nowhere", tree.join("link")).unwrap();
+        // With this one open nobody blocks at it.
+        let _kept = File::options().read(true).write(true).open(tree.join("fifo")).unwrap();
+        let stale = fstat(File::open(dir.path().join("file")).unwrap()).unwrap();
+        let image = File::options().create_new(true).read(true).write(true).open(dir.path().join("image")).unwrap();
+        let mut writer = Writer::new(&image);
+        writer.take_empty(&root);
+        for name in [c"fifo", c"null", c"link", c"gone"] {
+            writer.visit(root.as_fd(), name, &stale).unwrap();
+        }
+        writer.finish(root.as_fd()).unwrap();
+        drop(image);
+        let mount = mounted(&File::open(dir.path().join("image")).unwrap());
+        let top = format!("/proc/self/fd/{}", mount.as_raw_fd());
+        let kind = |name: &str| fs::symlink_metadata(format!("{top}/{name}")).unwrap().file_type();
+        assert!(kind("fifo").is_fifo() && kind("null").is_char_device() && kind("link").is_symlink());
+        assert_eq!(fs::read_dir(&top).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn a_file_that_grew_stays_within_its_room() {
+        let (grown, image) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        grown.write_at(b"later", 1 << 20).unwrap();
+        let mut writer = Writer::new(&image);
+        writer.copy(grown, BLOCK as u64).unwrap();
+        assert_eq!((writer.blocks, image.metadata().unwrap().len()), (2, 0));
     }
 
     #[test]

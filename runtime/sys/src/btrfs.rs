@@ -177,6 +177,13 @@ fn info(subvolume: BorrowedFd<'_>) -> io::Result<Info> {
     Ok(info)
 }
 
+/// Whether a subvolume began as a snapshot of another. Who has it can't change that, as he can its flags.
+pub fn is_snapshot_of(subvolume: impl AsFd, source: impl AsFd) -> io::Result<bool> {
+    let [_, parent, _] = info(subvolume.as_fd())?.uuids;
+    let [own, _, _] = info(source.as_fd())?.uuids;
+    Ok(parent == own)
+}
+
 /// When a subvolume was made, since 1970. What was changed in a snapshot has a later ctime.
 pub fn made(subvolume: impl AsFd) -> io::Result<Duration> {
     let Time { seconds, nanoseconds } = info(subvolume.as_fd())?.made;

@@ -21,7 +21,7 @@ use crate::walk::open_dir;
 pub struct Btrfs;
 
 /// Beside the tree `fs` while a snapshot is being committed: its read-only copy at first, and once the two have changed
-/// places what was writable. Which is which their flags say.
+/// places what was writable. Which is which their origin says: flags are also for whoever is root in a container to set.
 const OTHER: &CStr = c"other";
 const TREE: &CStr = c"fs";
 
@@ -72,12 +72,12 @@ impl Driver for Btrfs {
     }
 
     fn settle(&self, own: BorrowedFd<'_>, committed: bool) -> Result<&'static [&'static CStr]> {
-        match open_dir(own, OTHER) {
+        let other = match open_dir(own, OTHER) {
             Err(Errno::ENOENT) => return Ok(&[]),
             other => other.map_err(|e| failed("open a subvolume")(e.into()))?,
         };
         let tree = open_dir(own, TREE).map_err(|e| failed("open a subvolume")(e.into()))?;
-        if btrfs::is_readonly(&tree).map_err(failed("look at a subvolume"))? != committed {
+        if btrfs::is_snapshot_of(&tree, &other).map_err(failed("look at a subvolume"))? != committed {
             exchange(own)?;
         }
         // Not by way of the trash: one that is read-only can't be moved.

@@ -73,15 +73,16 @@ impl Driver for Erofs {
 
     fn seal(&self, own: BorrowedFd<'_>) -> Result<()> {
         self.settle(own, false)?;
-        let write = || -> Result<(), Errno> {
-            let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
-            let image = File::from(openat(own, UNFINISHED, flags, Mode::S_IRUSR)?);
-            image::write(open_dir(own, c"fs")?.as_fd(), &image)?;
+        let failed = failed("write the image of a layer");
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+        let image = File::from(openat(own, UNFINISHED, flags, Mode::S_IRUSR).map_err(&failed)?);
+        image::write(open_dir(own, c"fs").map_err(&failed)?.as_fd(), &image)?;
+        let keep = || -> Result<(), Errno> {
             fsync(&image)?;
             renameat(own, UNFINISHED, own, IMAGE)?;
             fsync(own)
         };
-        write().map_err(failed("write the image of a layer"))?;
+        keep().map_err(&failed)?;
         attach(own)
     }
 
