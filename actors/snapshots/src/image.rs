@@ -35,13 +35,21 @@ const INODE: usize = 64;
 const SLOT: usize = 32;
 const ENTRY: usize = 12;
 
+/// Where in an image its tree lies. The root holds nothing else: who looks for the tree finds it only where the image is
+/// mounted, and not an empty one where it isn't.
+pub const TREE: &CStr = c"fs";
+
 /// Writes the tree `root` into `image`, which is empty. The caller syncs.
 pub fn write(root: BorrowedFd<'_>, image: &File) -> Result<(), Errno> {
     let mut writer = Writer { image, blocks: 1, nodes: Vec::new(), open: Vec::new(), linked: HashMap::new(), seen: 0 };
     let here = openat(root, c".", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
     let stat = fstat(&here)?;
-    writer.add(&stat, here.as_fd(), Content::Directory(vec![]))?;
+    writer.add(&stat, here.as_fd(), Content::Directory(vec![(TREE.to_owned(), 1)]))?;
+    writer.nodes[0].attributes.clear();
+    writer.nodes[0].links += 1;
     writer.open.push(0);
+    writer.add(&stat, here.as_fd(), Content::Directory(vec![]))?;
+    writer.open.push(1);
     walk(root, &mut writer)?;
     writer.finish()
 }
@@ -401,7 +409,10 @@ mod tests {
 
     fn mounted(image: &File) -> std::os::fd::OwnedFd {
         let source = format!("/proc/self/fd/{}", image.as_raw_fd());
-        cofferdam_sys::mount::detached(&Mount { kind: "erofs".into(), source, options: vec!["ro".into()] }).unwrap()
+        let options = vec!["ro".into()];
+        let all = cofferdam_sys::mount::detached(&Mount { kind: "erofs".into(), source, options }).unwrap();
+        assert_eq!(crate::walk::names(all.as_fd()).unwrap(), [TREE.to_owned()]);
+        crate::walk::open_dir(all.as_fd(), TREE).unwrap()
     }
 
     #[test]

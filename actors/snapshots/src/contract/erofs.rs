@@ -7,7 +7,7 @@ use std::{
 };
 
 use cofferdam_sys::mountinfo;
-use cofferdam_types::{Authority, Code};
+use cofferdam_types::{Authority, Code, Labels};
 use nix::mount::{MntFlags, umount2};
 
 use super::{Mounted, Suite, World, name, ns, own, run, until_empty};
@@ -38,7 +38,7 @@ fn a_committed_layer_is_an_image_and_nothing_else() {
         assert_eq!(names(&dir), ["image", "layer"]);
         let image = fs::metadata(dir.join("image")).unwrap();
         assert_eq!((image.permissions().mode() & 0o777, image.size() % 4096), (0o400, 0));
-        assert_eq!(fs::write(dir.join("layer/g"), "x").unwrap_err().raw_os_error(), Some(libc::EROFS));
+        assert_eq!(fs::write(dir.join("layer/fs/g"), "x").unwrap_err().raw_os_error(), Some(libc::EROFS));
         // Who still has it mounted writes to what nobody sees.
         let _ = fs::write(mounted.at("g"), "after");
         suite.seen("c", |view| assert!(view.read("f").as_deref() == Some("before") && !view.at("g").exists())).await;
@@ -113,6 +113,36 @@ fn a_start_mounts_what_is_committed_and_takes_back_what_is_not() {
         let world = World::at(dir, disk).await;
         let suite = Suite { world: &world, driver: ON };
         suite.seen("high", |view| assert_eq!(view.read("f").as_deref(), Some("low"))).await;
+        world.kernel.stop().await;
+    });
+}
+
+#[test]
+fn a_layer_that_is_not_mounted_is_missing_and_not_empty() {
+    run(async {
+        let mut world = World::start().await;
+        let suite = Suite { world: &world, driver: ON };
+        suite.layer("low", None, |m| m.write("f", "low")).await;
+        suite.layer("high", Some("low"), |m| m.write("g", "high")).await;
+        suite.prepare("before", Some("high")).await.unwrap();
+        suite.view("alone", Some("low")).await.unwrap();
+        let low = own(&world, ON, suite.stat("low").unwrap().dir);
+        umount2(&low.join("layer"), MntFlags::MNT_DETACH).unwrap();
+        let opened = |world: &World, key| {
+            let mounts = world.snapshots.mounts(&ns(), ON, &name(key)).unwrap();
+            cofferdam_sys::mount::detached(&mounts[0]).map(drop)
+        };
+        assert!(opened(&world, "before").is_err() && opened(&world, "alone").is_err());
+        let (new, high) = (name("new"), name("high"));
+        let all = &world.snapshots;
+        let made = all.prepare(&Authority::system(), &ns(), ON, &new, Some(&high), Labels::new()).await.unwrap();
+        assert!(cofferdam_sys::mount::detached(&made[0]).is_err());
+        // Nor does a start that can't mount it put anything else in its place.
+        fs::write(low.join("image"), "damage").unwrap();
+        world = world.restart().await;
+        for key in ["before", "alone", "new"] {
+            assert!(opened(&world, key).is_err(), "{key}");
+        }
         world.kernel.stop().await;
     });
 }
