@@ -29,6 +29,7 @@ use nix::{
 use crate::{
     copy::inherit,
     drivers::{Access, Driver, Trees},
+    ground,
     trash::{Trash, open_path},
     walk::{names, open_dir, usage},
 };
@@ -68,9 +69,8 @@ pub struct Area {
 impl Area {
     /// Opens (and makes) `<root>/snapshots/<driver>`. Ids up to `last` are never given out.
     pub fn open(root: &Path, driver: Box<dyn Driver>, trash: Trash, last: u64, referenced: Referenced) -> Result<Area> {
-        let path = root.join("snapshots").join(driver.name());
-        let dir = private_dir(&path)?;
-        let path = path.into_os_string().into_string().ok().filter(|p| !p.contains([':', ',', '\\', '"']));
+        let place = root.join("snapshots").join(driver.name());
+        let path = place.clone().into_os_string().into_string().ok().filter(|p| !p.contains([':', ',', '\\', '"']));
         // These split a list of overlay options; escaping them is up to every tool that mounts, so it fails somewhere.
         let path = path.ok_or_else(|| {
             Error::invalid(
@@ -79,6 +79,13 @@ impl Area {
                 "must be UTF-8 without ':', ',', '\\' or '\"': use another directory",
             )
         })?;
+        let (dir, trash) = if driver.attaches() {
+            let dir = ground::open(&place)?;
+            // Nothing can be renamed from one mount to another.
+            (dir, Trash::start(private_dir(&place.join("trash"))?)?)
+        } else {
+            (private_dir(&place)?, trash)
+        };
         let taken = numbers(dir.as_fd())?.into_iter().max().unwrap_or(0);
         Ok(Area {
             driver,
@@ -335,6 +342,9 @@ impl Drop for Area {
             if let Err(error) = self.release(id) {
                 tracing::warn!(id, %error, "something stays mounted in a snapshot's directory");
             }
+        }
+        if let Err(error) = ground::close(Path::new(&self.path)) {
+            tracing::warn!(%error, "the directory of a driver stays mounted");
         }
     }
 }

@@ -3,12 +3,16 @@
 use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt},
-    path::Path,
+    path::{Path, PathBuf},
+    sync::mpsc,
 };
 
 use cofferdam_sys::mountinfo;
 use cofferdam_types::{Authority, Code, Labels};
-use nix::mount::{MntFlags, umount2};
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, unshare},
+};
 
 use super::{Mounted, Suite, World, name, ns, own, run, until_empty};
 
@@ -90,7 +94,8 @@ fn a_start_mounts_what_is_committed_and_takes_back_what_is_not() {
         umount2(&lost.join("layer"), MntFlags::MNT_DETACH).unwrap();
         fs::remove_file(lost.join("image")).unwrap();
         let root = world.root.path().to_owned();
-        assert_eq!(mounts(&root), 2);
+        // Two layers, in the mount that is the driver's directory.
+        assert_eq!(mounts(&root), 3);
         world = world.restart().await;
         until_empty(&world);
         assert_eq!((names(&low), names(&high)), (names(&high), vec!["image".to_owned(), "layer".to_owned()]));
@@ -159,7 +164,38 @@ fn what_is_removed_stays_where_it_is_mounted_and_nowhere_else() {
         suite.remove("low").await.unwrap();
         until_empty(&world);
         assert_eq!(view.read("f").as_deref(), Some("x"));
-        assert_eq!((dir.exists(), mounts(world.root.path())), (false, 0));
+        assert_eq!((dir.exists(), mounts(world.root.path())), (false, 1), "only the driver's directory");
         world.kernel.stop().await;
     });
+}
+
+/// Gives this thread mounts of its own.
+fn apart(propagation: MsFlags) {
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | propagation, None::<&str>).unwrap();
+}
+
+#[test]
+fn who_has_mounts_of_his_own_sees_the_layers_that_come_later() {
+    let host = std::thread::spawn(|| {
+        apart(MsFlags::MS_PRIVATE);
+        run(async {
+            let world = World::start().await;
+            let suite = Suite { world: &world, driver: ON };
+            let (ready, is_ready) = mpsc::channel();
+            let (ask, asked) = mpsc::channel::<PathBuf>();
+            // As the shim of a group does.
+            let group = std::thread::spawn(move || {
+                apart(MsFlags::MS_SLAVE);
+                ready.send(()).unwrap();
+                fs::read_to_string(asked.recv().unwrap())
+            });
+            is_ready.recv().unwrap();
+            suite.layer("low", None, |m| m.write("f", "x")).await;
+            ask.send(own(&world, ON, suite.stat("low").unwrap().dir).join("layer/fs/f")).unwrap();
+            assert_eq!(group.join().unwrap().unwrap(), "x");
+            world.kernel.stop().await;
+        });
+    });
+    host.join().unwrap();
 }

@@ -1,0 +1,62 @@
+//! A directory that is a mount of its own, for what is mounted in it: that reaches whoever has a mount namespace of his
+//! own, as the shim of a group may, wherever the host's mounts are private.
+
+use std::{os::fd::OwnedFd, path::Path};
+
+use cofferdam_sys::{mount, mountinfo};
+use cofferdam_types::{Error, Result};
+use nix::{
+    errno::Errno,
+    mount::{MntFlags, umount2},
+    sys::stat::stat,
+};
+
+use crate::area::private_dir;
+
+/// Makes and opens it. One that a crash left behind is taken as it is, with what is mounted in it: who sees that, sees
+/// what comes.
+pub fn open(path: &Path) -> Result<OwnedFd> {
+    let failed = |e: std::io::Error| Error::io("directory", path.display(), "make a mount of a directory", &e);
+    let below = private_dir(path)?;
+    if !is_ours(path).map_err(failed)? {
+        let own = mount::clone_tree(&below, false).map_err(failed)?;
+        // Of no group but its own, or all that is mounted in it would come twice.
+        for propagation in [libc::MS_PRIVATE, libc::MS_SHARED] {
+            mount::set_attributes(&own, 0, 0, propagation, false).map_err(failed)?;
+        }
+        mount::attach(&own, &below).map_err(failed)?;
+    }
+    private_dir(path)
+}
+
+/// Ends it, with what is mounted in it.
+pub fn close(path: &Path) -> Result<()> {
+    match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
+        Err(e) => Err(Error::io("directory", path.display(), "unmount a directory", &e.into())),
+    }
+}
+
+/// A disk that somebody has mounted there is another than that of the directory above.
+fn is_ours(path: &Path) -> std::io::Result<bool> {
+    Ok(mountinfo::is_mount_point(&path.canonicalize()?)? && stat(path)?.st_dev == stat(&path.join(".."))?.st_dev)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_mounted_once_and_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ground");
+        let mounted = || mountinfo::read().unwrap().iter().filter(|mount| mount.point == path).count();
+        for _ in 0..2 {
+            open(&path).unwrap();
+            assert_eq!(mounted(), 1);
+        }
+        close(&path).unwrap();
+        assert_eq!(mounted(), 0);
+        close(&path).unwrap();
+    }
+}
