@@ -61,6 +61,9 @@ pub struct Area {
     next: AtomicU64,
     /// Ids in somebody's hands, between their making and their commit.
     live: Mutex<BTreeSet<u64>>,
+    /// Those of them whose directory is being brought into another form: whoever removes the record leaves it to the
+    /// [`Held`].
+    busy: Mutex<BTreeSet<u64>>,
     stock: Mutex<Vec<u64>>,
     /// One fills it at a time, or there would be more than it takes.
     filling: Mutex<()>,
@@ -95,6 +98,7 @@ impl Area {
             referenced,
             next: AtomicU64::new(last.max(taken) + 1),
             live: Mutex::default(),
+            busy: Mutex::default(),
             stock: Mutex::default(),
             filling: Mutex::default(),
         })
@@ -231,8 +235,12 @@ impl Area {
         syncfs(&self.dir).map_err(|e| Error::io("snapshot", "", "sync the snapshots' filesystem", &e.into()))
     }
 
-    /// Throws a directory away whose record is gone.
+    /// Throws a directory away whose record is gone, now or when nobody is at it any more.
     pub fn discard(&self, id: u64) -> Result<()> {
+        if lock(&self.busy).contains(&id) { Ok(()) } else { self.throw(id) }
+    }
+
+    fn throw(&self, id: u64) -> Result<()> {
         self.release(id)?;
         self.trash.take(self.dir.as_fd(), &name(id))
     }
@@ -280,16 +288,15 @@ impl Area {
     }
 }
 
-/// A recorded directory whose snapshot is being committed: for one at a time, and no sweep touches it.
-pub struct Sealing {
-    area: Arc<Area>,
-    id: u64,
-}
-
 impl Area {
-    /// See [`Sealing`].
-    pub fn sealing(self: &Arc<Area>, id: u64) -> Option<Sealing> {
-        lock(&self.live).insert(id).then(|| Sealing { area: self.clone(), id })
+    /// Holds the recorded directory of a snapshot that is being committed: for one at a time, and no sweep touches it.
+    /// The record is to be looked at again: who removed it before this may be throwing the directory away.
+    pub fn sealing(self: &Arc<Area>, id: u64) -> Option<Held> {
+        lock(&self.live).insert(id).then(|| {
+            let held = self.held(id);
+            held.busy();
+            held
+        })
     }
 
     /// Brings a directory into the form that its record says.
@@ -322,16 +329,6 @@ impl Area {
     }
 }
 
-impl Sealing {
-    /// The directory is that of a committed snapshot now, or of an active one still. In doubt, and where this fails, the
-    /// next start looks.
-    pub fn settle(&self, committed: bool) {
-        if let Err(error) = self.area.settle(self.id, committed) {
-            tracing::warn!(id = self.id, %error, "the next start tidies up a snapshot's directory");
-        }
-    }
-}
-
 /// The next start mounts again what it needs.
 impl Drop for Area {
     fn drop(&mut self) {
@@ -346,12 +343,6 @@ impl Drop for Area {
         if let Err(error) = ground::close(Path::new(&self.path)) {
             tracing::warn!(%error, "the directory of a driver stays mounted");
         }
-    }
-}
-
-impl Drop for Sealing {
-    fn drop(&mut self) {
-        lock(&self.area.live).remove(&self.id);
     }
 }
 
@@ -377,6 +368,19 @@ impl Held {
         &self.area
     }
 
+    /// Whoever removes its record from now on leaves the directory to this.
+    pub fn busy(&self) {
+        lock(&self.area.busy).insert(self.id);
+    }
+
+    /// The directory is that of a committed snapshot now, or of an active one still. In doubt, and where this fails, the
+    /// next start looks.
+    pub fn settle(&self, committed: bool) {
+        if let Err(error) = self.area.settle(self.id, committed) {
+            tracing::warn!(id = self.id, %error, "the next start tidies up a snapshot's directory");
+        }
+    }
+
     /// A record names it now: its end is the record's affair.
     pub fn keep(&self) {
         self.kept.store(true, Ordering::Relaxed);
@@ -395,8 +399,10 @@ impl Drop for Held {
         if self.kept.load(Ordering::Relaxed) {
             return;
         }
-        // Whoever held it may have lost the answer to a commit that did happen.
         let (area, id) = (self.area.clone(), self.id);
+        // First, or who removes the record after the look would leave the directory to nobody.
+        lock(&area.busy).remove(&id);
+        // Whoever held it may have lost the answer to a commit that did happen.
         let referenced = (area.referenced)(id);
         if !passes(&referenced) {
             return area.let_go(id, referenced);
@@ -431,7 +437,7 @@ impl Area {
     fn let_go(&self, id: u64, referenced: Result<bool>) {
         let result = match referenced {
             Ok(true) => Ok(()),
-            Ok(false) => self.discard(id),
+            Ok(false) => self.throw(id),
             Err(error) => Err(error),
         };
         if let Err(error) = result {

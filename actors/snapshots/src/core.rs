@@ -206,6 +206,8 @@ impl Core {
         let active = snapshots::get(&view, &m.namespace, &m.driver, &m.key)?;
         if active.kind == Kind::Active && snapshots::find(&view, &m.namespace, &m.driver, &m.name)?.is_none() {
             drop(view);
+            let replaced =
+                |key: &Name| Error::failed_precondition("snapshot", key, "was replaced meanwhile: try again");
             let Some(sealing) = area.sealing(active.dir) else {
                 return Err(Error::unavailable(
                     "snapshot",
@@ -213,6 +215,9 @@ impl Core {
                     "is being committed just now: wait for that to end",
                 ));
             };
+            if snapshots::get(&self.meta.read()?, &m.namespace, &m.driver, &m.key)?.dir != active.dir {
+                return Err(replaced(&m.key));
+            }
             // Durable first; the size then, which what is sealed may share with what it was made of.
             let seal = move || {
                 let sealed = area.sync().and_then(|()| {
@@ -230,7 +235,7 @@ impl Core {
             let commit = move |tx: &mut cofferdam_metadata::Tx<'_>| {
                 // The one that was synced, not another that has taken its key meanwhile.
                 if snapshots::get(tx, &namespace, &driver, &key)?.dir != active.dir {
-                    return Err(Error::failed_precondition("snapshot", &key, "was replaced meanwhile: try again"));
+                    return Err(replaced(&key));
                 }
                 snapshots::commit(tx, &namespace, &driver, &key, name.clone(), &labels, usage).map(drop)
             };
@@ -360,6 +365,7 @@ impl Core {
                 (layer.chain.clone(), layer.labels.clone(), record)
             })
             .collect();
+        layers.iter().filter_map(|layer| layer.stage.as_ref()).for_each(|stage| stage.held().busy());
         let commit = move |tx: &mut cofferdam_metadata::Tx<'_>| {
             for (chain, labels, new) in &rows {
                 show_layer(tx, &namespace, &driver, chain, labels, new.as_ref())?;
@@ -368,7 +374,10 @@ impl Core {
         };
         self.meta.write(&authority, commit).await?;
         // The stages know by themselves which of them a record names now: they look when they are dropped.
-        let settle = move || dirs.into_iter().flatten().try_for_each(|dir| area.settle(dir, true));
+        let settle = move || {
+            layers.iter().filter_map(|layer| layer.stage.as_ref()).for_each(|stage| stage.held().settle(true));
+            Ok(())
+        };
         if let Err(error) = self.pool.run(settle).await {
             tracing::warn!(%error, "the next start tidies up a layer's directory");
         }

@@ -1,7 +1,10 @@
 //! A directory that is a mount of its own, for what is mounted in it: that reaches whoever has a mount namespace of his
 //! own, as the shim of a group may, wherever the host's mounts are private.
 
-use std::{os::fd::OwnedFd, path::Path};
+use std::{
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
+    path::Path,
+};
 
 use cofferdam_sys::{mount, mountinfo};
 use cofferdam_types::{Error, Result};
@@ -31,9 +34,22 @@ pub fn open(path: &Path) -> Result<OwnedFd> {
 
 /// Ends it, with what is mounted in it.
 pub fn close(path: &Path) -> Result<()> {
+    detach(path).map_err(|e| Error::io("directory", path.display(), "unmount a directory", &e.into()))
+}
+
+/// Unmounts all that is mounted below a directory.
+pub fn clear(dir: BorrowedFd<'_>) -> std::io::Result<()> {
+    let path = std::fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd()))?;
+    let below = |mount: &mountinfo::Info| mount.point.starts_with(&path) && mount.point != path;
+    // What lies on others came later.
+    mountinfo::read()?.iter().rev().filter(|mount| below(mount)).try_for_each(|mount| Ok(detach(&mount.point)?))
+}
+
+fn detach(path: &Path) -> Result<(), Errno> {
     match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
-        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
-        Err(e) => Err(Error::io("directory", path.display(), "unmount a directory", &e.into())),
+        // It isn't mounted, or isn't there.
+        Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
+        other => other,
     }
 }
 

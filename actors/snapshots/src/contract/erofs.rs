@@ -4,7 +4,11 @@ use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::mpsc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
 };
 
 use cofferdam_sys::mountinfo;
@@ -12,6 +16,12 @@ use cofferdam_types::{Authority, Code, Labels};
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
+};
+
+use crate::{
+    area::{Area, private_dir},
+    drivers,
+    trash::Trash,
 };
 
 use super::{Mounted, Suite, World, name, ns, own, run, until_empty};
@@ -198,4 +208,45 @@ fn who_has_mounts_of_his_own_sees_the_layers_that_come_later() {
         });
     });
     host.join().unwrap();
+}
+
+#[test]
+fn what_is_removed_while_it_is_committed_goes_when_that_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let trash = Trash::start(private_dir(&dir.path().join("trash")).unwrap()).unwrap();
+    let driver = drivers::all().into_iter().find(|driver| driver.name() == ON).unwrap();
+    let recorded = Arc::new(AtomicBool::new(true));
+    let theirs = recorded.clone();
+    let referenced = Box::new(move |_| Ok(theirs.load(Ordering::Relaxed)));
+    let area = Arc::new(Area::open(dir.path(), driver, trash, 0, referenced).unwrap());
+    let base = dir.path().join("snapshots").join(ON);
+    let make = || {
+        let held = area.make(true, None).unwrap();
+        held.keep();
+        held.id()
+    };
+    for committed in [false, true] {
+        recorded.store(true, Ordering::Relaxed);
+        let id = make();
+        let sealing = area.sealing(id).unwrap();
+        assert!(area.sealing(id).is_none(), "one at a time");
+        area.seal(id).unwrap();
+        recorded.store(false, Ordering::Relaxed);
+        area.discard(id).unwrap();
+        assert!(base.join(format!("{id}/layer/fs")).exists(), "it is left to who is at it");
+        sealing.settle(committed);
+        drop(sealing);
+        assert!(!base.join(id.to_string()).exists());
+        assert_eq!(mounts(dir.path()), 1, "only the driver's directory");
+    }
+    // One that nobody is at goes at once, and so does what was committed before.
+    let id = make();
+    recorded.store(true, Ordering::Relaxed);
+    let sealing = area.sealing(id).unwrap();
+    area.seal(id).unwrap();
+    sealing.settle(true);
+    drop(sealing);
+    assert!(base.join(format!("{id}/layer/fs")).exists());
+    area.discard(id).unwrap();
+    assert!(!base.join(id.to_string()).exists());
 }
