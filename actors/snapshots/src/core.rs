@@ -61,12 +61,23 @@ impl Core {
             let last = snapshots::dirs(&view, name)?.last().copied().unwrap_or(0);
             let theirs = meta.clone();
             let referenced = Box::new(move |id| Ok(snapshots::dir_references(&theirs.read()?, name, id)? > 0));
-            let area = Arc::new(Area::open(root, driver, trash.clone(), last, referenced)?);
-            // Who asks for mounts doesn't wait for the actor's first sweep, and must not find something unmounted.
-            if area.driver().attaches() {
-                area.sweep(|| known(&view, name))?;
+            let attaches = driver.attaches();
+            let opened = Area::open(root, driver, trash.clone(), last, referenced).and_then(|area| {
+                // Who asks for mounts doesn't wait for the actor's first sweep, and must not find something unmounted.
+                if attaches {
+                    area.sweep(|| known(&view, name))?;
+                }
+                Ok(area)
+            });
+            match opened {
+                Ok(area) => depots.push(Depot { area: Arc::new(area), flights: Flights::default() }),
+                // What it takes beyond directories may be missing here; the other drivers work all the same.
+                Err(reason) if attaches => {
+                    tracing::error!(driver = name, error = %reason, "a driver can't work: its snapshots are out of reach");
+                    unfit.push((name, reason));
+                }
+                Err(reason) => return Err(reason),
             }
-            depots.push(Depot { area, flights: Flights::default() });
         }
         Ok(Core { meta, pool, depots, unfit })
     }

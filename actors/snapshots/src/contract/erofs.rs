@@ -12,13 +12,14 @@ use std::{
 };
 
 use cofferdam_sys::mountinfo;
-use cofferdam_types::{Authority, Code, Labels};
+use cofferdam_types::{Algorithm, Authority, Code, Digest, Labels};
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
 };
 
 use crate::{
+    ChainLayer, Staged,
     area::{Area, private_dir},
     drivers,
     trash::Trash,
@@ -249,4 +250,55 @@ fn what_is_removed_while_it_is_committed_goes_when_that_ends() {
     assert!(base.join(format!("{id}/layer/fs")).exists());
     area.discard(id).unwrap();
     assert!(!base.join(id.to_string()).exists());
+}
+
+#[test]
+fn a_directory_that_resists_keeps_no_other_driver_from_its_start() {
+    run(async {
+        let world = World::start().await;
+        let odd = own(&world, ON, 999_999);
+        fs::write(&odd, "no directory").unwrap();
+        let mut world = world.restart().await;
+        assert!(!world.snapshots.drivers().contains(&ON));
+        let suite = |driver| Suite { world: &world, driver };
+        let refused = suite(ON).prepare("a", None).await.err().unwrap();
+        assert!(refused.to_string().contains("open the directory"), "{refused}");
+        suite("overlay").prepare("a", None).await.unwrap();
+        fs::remove_file(&odd).unwrap();
+        world = world.restart().await;
+        Suite { world: &world, driver: ON }.prepare("a", None).await.unwrap();
+        world.kernel.stop().await;
+    });
+}
+
+#[test]
+fn a_layer_that_cannot_be_settled_keeps_no_other_from_it() {
+    run(async {
+        let world = World::start().await;
+        let all = &world.snapshots;
+        let chain = [b"1", b"2"].map(|text| Digest::of(Algorithm::Sha256, text));
+        let mut layers = Vec::new();
+        for (i, id) in chain.iter().enumerate() {
+            let parent = (i > 0).then(|| chain[0].clone());
+            let under = layers.first().and_then(|layer: &ChainLayer| layer.stage.as_ref());
+            let turn = all.turn(&ns(), ON, id).await.unwrap();
+            let Staged::New(stage) = all.stage_layer(ON, turn, parent.as_ref(), under, true).await.unwrap() else {
+                panic!("nobody else has it")
+            };
+            layers.push(ChainLayer { chain: id.clone(), parent, labels: Labels::new(), stage: Some(stage) });
+        }
+        let dir = |layer: &ChainLayer| own(&world, ON, layer.stage.as_ref().unwrap().dir());
+        let (first, second) = (dir(&layers[0]), dir(&layers[1]));
+        let odd = first.join("layer");
+        let spoil = move |_: &mut cofferdam_metadata::Tx<'_>| {
+            let _ = umount2(&odd, MntFlags::MNT_DETACH);
+            let _ = fs::remove_dir(&odd);
+            let _ = fs::write(&odd, "no directory");
+            Ok(())
+        };
+        all.commit_layers(&Authority::system(), &ns(), ON, layers, spoil).await.unwrap();
+        assert!(first.join("fs").exists(), "it was spoiled");
+        assert_eq!(names(&second), ["image", "layer"]);
+        world.kernel.stop().await;
+    });
 }
