@@ -29,7 +29,7 @@ use nix::{
 use crate::{
     copy::inherit,
     drivers::{Access, Driver, Trees},
-    ground,
+    ground::{self, Ground},
     trash::{Trash, open_path},
     walk::{names, open_dir, usage},
 };
@@ -54,6 +54,8 @@ pub type Referenced = Box<dyn Fn(u64) -> Result<bool> + Send + Sync>;
 /// A driver and its directory.
 pub struct Area {
     driver: Box<dyn Driver>,
+    /// Where the driver mounts something in the directory.
+    _ground: Option<Ground>,
     path: String,
     dir: OwnedFd,
     trash: Trash,
@@ -82,16 +84,17 @@ impl Area {
                 "must be UTF-8 without ':', ',', '\\' or '\"': use another directory",
             )
         })?;
-        let (dir, trash) = if driver.attaches() {
-            let dir = ground::open(&place)?;
+        let (dir, ground, trash) = if driver.attaches() {
+            let (dir, ground) = ground::open(&place)?;
             // Nothing can be renamed from one mount to another.
-            (dir, Trash::start(private_dir(&place.join("trash"))?)?)
+            (dir, Some(ground), Trash::start(private_dir(&place.join("trash"))?)?)
         } else {
-            (private_dir(&place)?, trash)
+            (private_dir(&place)?, None, trash)
         };
         let taken = numbers(dir.as_fd())?.into_iter().max().unwrap_or(0);
         Ok(Area {
             driver,
+            _ground: ground,
             path,
             dir,
             trash,
@@ -339,9 +342,6 @@ impl Drop for Area {
             if let Err(error) = self.release(id) {
                 tracing::warn!(id, %error, "something stays mounted in a snapshot's directory");
             }
-        }
-        if let Err(error) = ground::close(Path::new(&self.path)) {
-            tracing::warn!(%error, "the directory of a driver stays mounted");
         }
     }
 }

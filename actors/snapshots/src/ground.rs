@@ -3,7 +3,7 @@
 
 use std::{
     os::fd::{AsRawFd, BorrowedFd, OwnedFd},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use cofferdam_sys::{mount, mountinfo};
@@ -16,9 +16,12 @@ use nix::{
 
 use crate::area::private_dir;
 
-/// Makes and opens it. One that a crash left behind is taken as it is, with what is mounted in it: who sees that, sees
-/// what comes.
-pub fn open(path: &Path) -> Result<OwnedFd> {
+/// The mount, which ends with this, and with it all that is mounted in it.
+pub struct Ground(PathBuf);
+
+/// Makes and opens the directory. A mount that a crash left behind is taken as it is, with what is mounted in it: who
+/// sees that, sees what comes.
+pub fn open(path: &Path) -> Result<(OwnedFd, Ground)> {
     let failed = |e: std::io::Error| Error::io("directory", path.display(), "make a mount of a directory", &e);
     let below = private_dir(path)?;
     if !is_ours(path).map_err(failed)? {
@@ -29,12 +32,16 @@ pub fn open(path: &Path) -> Result<OwnedFd> {
         }
         mount::attach(&own, &below).map_err(failed)?;
     }
-    private_dir(path)
+    let ground = Ground(path.to_owned());
+    Ok((private_dir(path)?, ground))
 }
 
-/// Ends it, with what is mounted in it.
-pub fn close(path: &Path) -> Result<()> {
-    detach(path).map_err(|e| Error::io("directory", path.display(), "unmount a directory", &e.into()))
+impl Drop for Ground {
+    fn drop(&mut self) {
+        if let Err(error) = detach(&self.0) {
+            tracing::warn!(%error, path = %self.0.display(), "the directory of a driver stays mounted");
+        }
+    }
 }
 
 /// Unmounts all that is mounted below a directory.
@@ -67,12 +74,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ground");
         let mounted = || mountinfo::read().unwrap().iter().filter(|mount| mount.point == path).count();
-        for _ in 0..2 {
-            open(&path).unwrap();
-            assert_eq!(mounted(), 1);
-        }
-        close(&path).unwrap();
+        // What a crash left.
+        std::mem::forget(open(&path).unwrap().1);
+        assert_eq!(mounted(), 1);
+        let (_, ground) = open(&path).unwrap();
+        assert_eq!(mounted(), 1);
+        drop(ground);
         assert_eq!(mounted(), 0);
-        close(&path).unwrap();
     }
 }
