@@ -25,8 +25,10 @@ impl Leftovers {
         let (root, state) = (daemon.root(), daemon.state());
         let mut found = BTreeSet::new();
         for driver in children(&root.join("snapshots")) {
-            let (empty, full): (Vec<_>, Vec<_>) =
-                children(&driver).into_iter().partition(|dir| is_empty(&dir.join("fs")));
+            let (empty, full): (Vec<_>, Vec<_>) = children(&driver)
+                .into_iter()
+                .filter(|dir| !dir.ends_with("trash"))
+                .partition(|dir| is_empty(&dir.join("fs")));
             found.extend(full.iter().map(|dir| format!("snapshot {}", dir.display())));
             // Which of the empty ones are ahead and which were left can't be told apart: their number can.
             found.extend((STOCK..empty.len()).map(|n| format!("empty snapshot {n} of {}", driver.display())));
@@ -34,6 +36,7 @@ impl Leftovers {
         for (what, dir, depth) in [
             ("ingest", root.join("content/ingest"), 1),
             ("trash", root.join("trash"), 1),
+            ("trash", root.join("snapshots/erofs/trash"), 1),
             ("checkpoint", root.join("checkpoints"), 1),
             ("log", root.join("logs"), 2),
             ("logs of", root.join("logs"), 1),

@@ -29,6 +29,7 @@ use nix::{
 use crate::{
     copy::inherit,
     drivers::{Access, Driver, Trees},
+    ground::{self, Ground},
     trash::{Trash, open_path},
     walk::{names, open_dir, usage},
 };
@@ -53,6 +54,8 @@ pub type Referenced = Box<dyn Fn(u64) -> Result<bool> + Send + Sync>;
 /// A driver and its directory.
 pub struct Area {
     driver: Box<dyn Driver>,
+    /// Where the driver mounts something in the directory.
+    _ground: Option<Ground>,
     path: String,
     dir: OwnedFd,
     trash: Trash,
@@ -60,6 +63,9 @@ pub struct Area {
     next: AtomicU64,
     /// Ids in somebody's hands, between their making and their commit.
     live: Mutex<BTreeSet<u64>>,
+    /// Those of them whose directory is being brought into another form: whoever removes the record leaves it to the
+    /// [`Held`].
+    busy: Mutex<BTreeSet<u64>>,
     stock: Mutex<Vec<u64>>,
     /// One fills it at a time, or there would be more than it takes.
     filling: Mutex<()>,
@@ -68,9 +74,8 @@ pub struct Area {
 impl Area {
     /// Opens (and makes) `<root>/snapshots/<driver>`. Ids up to `last` are never given out.
     pub fn open(root: &Path, driver: Box<dyn Driver>, trash: Trash, last: u64, referenced: Referenced) -> Result<Area> {
-        let path = root.join("snapshots").join(driver.name());
-        let dir = private_dir(&path)?;
-        let path = path.into_os_string().into_string().ok().filter(|p| !p.contains([':', ',', '\\', '"']));
+        let place = root.join("snapshots").join(driver.name());
+        let path = place.clone().into_os_string().into_string().ok().filter(|p| !p.contains([':', ',', '\\', '"']));
         // These split a list of overlay options; escaping them is up to every tool that mounts, so it fails somewhere.
         let path = path.ok_or_else(|| {
             Error::invalid(
@@ -79,15 +84,24 @@ impl Area {
                 "must be UTF-8 without ':', ',', '\\' or '\"': use another directory",
             )
         })?;
+        let (dir, ground, trash) = if driver.attaches() {
+            let (dir, ground) = ground::open(&place)?;
+            // Nothing can be renamed from one mount to another.
+            (dir, Some(ground), Trash::start(private_dir(&place.join("trash"))?)?)
+        } else {
+            (private_dir(&place)?, None, trash)
+        };
         let taken = numbers(dir.as_fd())?.into_iter().max().unwrap_or(0);
         Ok(Area {
             driver,
+            _ground: ground,
             path,
             dir,
             trash,
             referenced,
             next: AtomicU64::new(last.max(taken) + 1),
             live: Mutex::default(),
+            busy: Mutex::default(),
             stock: Mutex::default(),
             filling: Mutex::default(),
         })
@@ -224,8 +238,12 @@ impl Area {
         syncfs(&self.dir).map_err(|e| Error::io("snapshot", "", "sync the snapshots' filesystem", &e.into()))
     }
 
-    /// Throws a directory away whose record is gone.
+    /// Throws a directory away whose record is gone, now or when nobody is at it any more.
     pub fn discard(&self, id: u64) -> Result<()> {
+        if lock(&self.busy).contains(&id) { Ok(()) } else { self.throw(id) }
+    }
+
+    fn throw(&self, id: u64) -> Result<()> {
         self.release(id)?;
         self.trash.take(self.dir.as_fd(), &name(id))
     }
@@ -273,16 +291,15 @@ impl Area {
     }
 }
 
-/// A recorded directory whose snapshot is being committed: for one at a time, and no sweep touches it.
-pub struct Sealing {
-    area: Arc<Area>,
-    id: u64,
-}
-
 impl Area {
-    /// See [`Sealing`].
-    pub fn sealing(self: &Arc<Area>, id: u64) -> Option<Sealing> {
-        lock(&self.live).insert(id).then(|| Sealing { area: self.clone(), id })
+    /// Holds the recorded directory of a snapshot that is being committed: for one at a time, and no sweep touches it.
+    /// The record is to be looked at again: who removed it before this may be throwing the directory away.
+    pub fn sealing(self: &Arc<Area>, id: u64) -> Option<Held> {
+        lock(&self.live).insert(id).then(|| {
+            let held = self.held(id);
+            held.busy();
+            held
+        })
     }
 
     /// Brings a directory into the form that its record says.
@@ -315,16 +332,6 @@ impl Area {
     }
 }
 
-impl Sealing {
-    /// The directory is that of a committed snapshot now, or of an active one still. In doubt, and where this fails, the
-    /// next start looks.
-    pub fn settle(&self, committed: bool) {
-        if let Err(error) = self.area.settle(self.id, committed) {
-            tracing::warn!(id = self.id, %error, "the next start tidies up a snapshot's directory");
-        }
-    }
-}
-
 /// The next start mounts again what it needs.
 impl Drop for Area {
     fn drop(&mut self) {
@@ -336,12 +343,6 @@ impl Drop for Area {
                 tracing::warn!(id, %error, "something stays mounted in a snapshot's directory");
             }
         }
-    }
-}
-
-impl Drop for Sealing {
-    fn drop(&mut self) {
-        lock(&self.area.live).remove(&self.id);
     }
 }
 
@@ -367,6 +368,19 @@ impl Held {
         &self.area
     }
 
+    /// Whoever removes its record from now on leaves the directory to this.
+    pub fn busy(&self) {
+        lock(&self.area.busy).insert(self.id);
+    }
+
+    /// The directory is that of a committed snapshot now, or of an active one still. In doubt, and where this fails, the
+    /// next start looks.
+    pub fn settle(&self, committed: bool) {
+        if let Err(error) = self.area.settle(self.id, committed) {
+            tracing::warn!(id = self.id, %error, "the next start tidies up a snapshot's directory");
+        }
+    }
+
     /// A record names it now: its end is the record's affair.
     pub fn keep(&self) {
         self.kept.store(true, Ordering::Relaxed);
@@ -385,8 +399,10 @@ impl Drop for Held {
         if self.kept.load(Ordering::Relaxed) {
             return;
         }
-        // Whoever held it may have lost the answer to a commit that did happen.
         let (area, id) = (self.area.clone(), self.id);
+        // First, or who removes the record after the look would leave the directory to nobody.
+        lock(&area.busy).remove(&id);
+        // Whoever held it may have lost the answer to a commit that did happen.
         let referenced = (area.referenced)(id);
         if !passes(&referenced) {
             return area.let_go(id, referenced);
@@ -421,7 +437,7 @@ impl Area {
     fn let_go(&self, id: u64, referenced: Result<bool>) {
         let result = match referenced {
             Ok(true) => Ok(()),
-            Ok(false) => self.discard(id),
+            Ok(false) => self.throw(id),
             Err(error) => Err(error),
         };
         if let Err(error) = result {

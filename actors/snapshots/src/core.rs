@@ -61,12 +61,23 @@ impl Core {
             let last = snapshots::dirs(&view, name)?.last().copied().unwrap_or(0);
             let theirs = meta.clone();
             let referenced = Box::new(move |id| Ok(snapshots::dir_references(&theirs.read()?, name, id)? > 0));
-            let area = Arc::new(Area::open(root, driver, trash.clone(), last, referenced)?);
-            // Who asks for mounts doesn't wait for the actor's first sweep, and must not find something unmounted.
-            if area.driver().attaches() {
-                area.sweep(|| known(&view, name))?;
+            let attaches = driver.attaches();
+            let opened = Area::open(root, driver, trash.clone(), last, referenced).and_then(|area| {
+                // Who asks for mounts doesn't wait for the actor's first sweep, and must not find something unmounted.
+                if attaches {
+                    area.sweep(|| known(&view, name))?;
+                }
+                Ok(area)
+            });
+            match opened {
+                Ok(area) => depots.push(Depot { area: Arc::new(area), flights: Flights::default() }),
+                // What it takes beyond directories may be missing here; the other drivers work all the same.
+                Err(reason) if attaches => {
+                    tracing::error!(driver = name, error = %reason, "a driver can't work: its snapshots are out of reach");
+                    unfit.push((name, reason));
+                }
+                Err(reason) => return Err(reason),
             }
-            depots.push(Depot { area, flights: Flights::default() });
         }
         Ok(Core { meta, pool, depots, unfit })
     }
@@ -206,6 +217,8 @@ impl Core {
         let active = snapshots::get(&view, &m.namespace, &m.driver, &m.key)?;
         if active.kind == Kind::Active && snapshots::find(&view, &m.namespace, &m.driver, &m.name)?.is_none() {
             drop(view);
+            let replaced =
+                |key: &Name| Error::failed_precondition("snapshot", key, "was replaced meanwhile: try again");
             let Some(sealing) = area.sealing(active.dir) else {
                 return Err(Error::unavailable(
                     "snapshot",
@@ -213,6 +226,9 @@ impl Core {
                     "is being committed just now: wait for that to end",
                 ));
             };
+            if snapshots::get(&self.meta.read()?, &m.namespace, &m.driver, &m.key)?.dir != active.dir {
+                return Err(replaced(&m.key));
+            }
             // Durable first; the size then, which what is sealed may share with what it was made of.
             let seal = move || {
                 let sealed = area.sync().and_then(|()| {
@@ -230,7 +246,7 @@ impl Core {
             let commit = move |tx: &mut cofferdam_metadata::Tx<'_>| {
                 // The one that was synced, not another that has taken its key meanwhile.
                 if snapshots::get(tx, &namespace, &driver, &key)?.dir != active.dir {
-                    return Err(Error::failed_precondition("snapshot", &key, "was replaced meanwhile: try again"));
+                    return Err(replaced(&key));
                 }
                 snapshots::commit(tx, &namespace, &driver, &key, name.clone(), &labels, usage).map(drop)
             };
@@ -360,6 +376,7 @@ impl Core {
                 (layer.chain.clone(), layer.labels.clone(), record)
             })
             .collect();
+        layers.iter().filter_map(|layer| layer.stage.as_ref()).for_each(|stage| stage.held().busy());
         let commit = move |tx: &mut cofferdam_metadata::Tx<'_>| {
             for (chain, labels, new) in &rows {
                 show_layer(tx, &namespace, &driver, chain, labels, new.as_ref())?;
@@ -368,7 +385,10 @@ impl Core {
         };
         self.meta.write(&authority, commit).await?;
         // The stages know by themselves which of them a record names now: they look when they are dropped.
-        let settle = move || dirs.into_iter().flatten().try_for_each(|dir| area.settle(dir, true));
+        let settle = move || {
+            layers.iter().filter_map(|layer| layer.stage.as_ref()).for_each(|stage| stage.held().settle(true));
+            Ok(())
+        };
         if let Err(error) = self.pool.run(settle).await {
             tracing::warn!(%error, "the next start tidies up a layer's directory");
         }

@@ -46,6 +46,10 @@ mod place;
 use format::{BLOCK, device, directory, kind, superblock};
 use place::Place;
 
+/// Where in an image its tree lies. The root holds nothing else: who looks for the tree finds it only where the image is
+/// mounted, and not an empty one where it isn't.
+pub const TREE: &CStr = c"fs";
+
 /// Writes the tree `root` into `image`, which is empty. The caller syncs.
 pub fn write(root: BorrowedFd<'_>, image: &File) -> Result<()> {
     let mut writer = Writer::new(image);
@@ -121,8 +125,20 @@ impl<'i> Writer<'i> {
     }
 
     fn take_in(&mut self, root: BorrowedFd<'_>) -> Result<(), Errno> {
-        self.add(&fstat(root)?, root, Content::Directory(vec![]), 0)?;
+        let stat = fstat(root)?;
+        self.nodes.push(Node {
+            mode: u16::try_from(stat.st_mode).map_err(|_| Errno::EINVAL)?,
+            owner: (stat.st_uid, stat.st_gid),
+            mtime: (stat.st_mtime, stat.st_mtime_nsec),
+            links: 3,
+            size: 0,
+            attributes: 0,
+            content: Content::Directory(vec![(TREE.to_owned(), 1)]),
+            parent: 0,
+        });
         self.open.push(0);
+        let tree = self.add(&stat, root, Content::Directory(vec![]), 0)?;
+        self.open.push(tree);
         walk(root, self)
     }
 
@@ -415,7 +431,10 @@ mod tests {
 
     fn mounted(image: &File) -> std::os::fd::OwnedFd {
         let source = format!("/proc/self/fd/{}", image.as_raw_fd());
-        cofferdam_sys::mount::detached(&Mount { kind: "erofs".into(), source, options: vec!["ro".into()] }).unwrap()
+        let options = vec!["ro".into()];
+        let all = cofferdam_sys::mount::detached(&Mount { kind: "erofs".into(), source, options }).unwrap();
+        assert_eq!(crate::walk::names(all.as_fd()).unwrap(), [TREE.to_owned()]);
+        crate::walk::open_dir(all.as_fd(), TREE).unwrap()
     }
 
     #[test]

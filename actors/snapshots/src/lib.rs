@@ -21,6 +21,7 @@ mod copy;
 mod core;
 mod drivers;
 mod flights;
+mod ground;
 mod handle;
 mod image;
 pub mod messages;

@@ -128,6 +128,10 @@ impl Stage {
         cofferdam_sys::mount::detached(&Mount { kind: "overlay".into(), source: "overlay".into(), options })
     }
 
+    pub(crate) fn held(&self) -> &Held {
+        &self.held
+    }
+
     /// The number of the directory.
     pub fn dir(&self) -> u64 {
         self.held.id()

@@ -23,6 +23,7 @@ use nix::{
 
 use crate::{
     copy::errno,
+    ground,
     walk::{file_type, names, open_dir},
 };
 
@@ -68,6 +69,9 @@ impl Shared {
 impl Trash {
     /// Starts to empty `dir`, beginning with what an earlier process left there.
     pub fn start(dir: OwnedFd) -> Result<Trash> {
+        if let Err(error) = ground::clear(dir.as_fd()) {
+            tracing::warn!(%error, "something stays mounted in the trash");
+        }
         let failed = |e: std::io::Error| Error::io("trash", "", "start the thread that empties the trash", &e);
         let shared = Arc::new(Shared {
             dir,
@@ -261,5 +265,18 @@ mod tests {
         bin.settle();
         assert_eq!(fs::read_dir(&trash).unwrap().count(), 0);
         assert!(dir.path().join("canary").exists());
+    }
+
+    #[test]
+    fn what_is_mounted_in_it_is_unmounted_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let layer = dir.path().join("7-1/layer");
+        fs::create_dir_all(&layer).unwrap();
+        let (none, flags) = (None::<&str>, nix::mount::MsFlags::empty());
+        nix::mount::mount(none, &layer, Some("tmpfs"), flags, none).unwrap();
+        fs::create_dir(layer.join("on")).unwrap();
+        nix::mount::mount(none, &layer.join("on"), Some("tmpfs"), nix::mount::MsFlags::MS_RDONLY, none).unwrap();
+        Trash::start(open_path(dir.path()).unwrap()).unwrap().settle();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

@@ -1,7 +1,7 @@
 //! Each committed layer is one read-only EROFS image, which the daemon keeps mounted beside it; overlayfs stacks them.
 //!
 //! `fs` and `work` are those of overlayfs while a snapshot is written. A commit makes `image` of `fs`, mounts it on `layer`,
-//! and then `fs` goes.
+//! and then `fs` goes. The tree is `layer/fs`: one that isn't mounted is missing, and can't be taken for an empty one.
 
 use std::{
     ffi::CStr,
@@ -65,9 +65,7 @@ impl Driver for Erofs {
     fn open(&self, own: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
         match open_dir(own, LAYER) {
             Err(Errno::ENOENT) => open_dir(own, c"fs"),
-            // Unmounted by somebody else, it would be taken for an empty tree.
-            Ok(layer) if !is_mounted(own, &layer)? => Err(Errno::ENODEV),
-            other => other,
+            layer => open_dir(layer?.as_fd(), image::TREE),
         }
     }
 
@@ -119,7 +117,7 @@ impl Driver for Erofs {
     }
 
     fn mounts(&self, access: Access, trees: Trees<'_>) -> Vec<Mount> {
-        self.0.stack(access, trees, |id| format!("{}/{id}/layer", trees.base))
+        self.0.stack(access, trees, |id| format!("{}/{id}/layer/fs", trees.base))
     }
 }
 

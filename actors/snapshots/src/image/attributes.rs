@@ -111,10 +111,10 @@ impl<F: Fn(usize) -> u64> Visitor for Again<'_, F> {
     }
 }
 
-/// Where a node was found.
+/// Where a node was found, below the tree's root, which is the second.
 fn path(nodes: &[Node], mut node: usize) -> String {
     let mut path = String::new();
-    while node != 0 {
+    while node > 1 {
         let parent = nodes[node].parent;
         if let Content::Directory(entries) = &nodes[parent].content
             && let Some((name, _)) = entries.iter().find(|(_, child)| *child == node)
