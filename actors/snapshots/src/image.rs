@@ -125,6 +125,12 @@ impl<'i> Writer<'i> {
     }
 
     fn take_in(&mut self, root: BorrowedFd<'_>) -> Result<(), Errno> {
+        self.begin(root)?;
+        walk(root, self)
+    }
+
+    /// The image's own root, and the tree's in it.
+    fn begin(&mut self, root: BorrowedFd<'_>) -> Result<(), Errno> {
         let stat = fstat(root)?;
         self.nodes.push(Node {
             mode: u16::try_from(stat.st_mode).map_err(|_| Errno::EINVAL)?,
@@ -139,7 +145,7 @@ impl<'i> Writer<'i> {
         self.open.push(0);
         let tree = self.add(&stat, root, Content::Directory(vec![]), 0)?;
         self.open.push(tree);
-        walk(root, self)
+        Ok(())
     }
 
     /// The size is that of the content, which may have changed since it was looked at.
@@ -504,14 +510,6 @@ mod tests {
         assert_eq!((ino("again"), ino("d/e/again")), (ino("d/4097"), ino("d/4097")));
     }
 
-    impl Writer<'_> {
-        /// Begins with a directory that isn't walked.
-        fn take_empty(&mut self, root: &File) {
-            self.add(&fstat(root).unwrap(), root.as_fd(), Content::Directory(vec![]), 0).unwrap();
-            self.open.push(0);
-        }
-    }
-
     /// Those of procfs say 64 bytes, however long they are.
     #[test]
     fn a_link_is_as_long_as_its_text() {
@@ -520,7 +518,7 @@ mod tests {
         let image = File::options().create_new(true).read(true).write(true).open(dir.path().join("image")).unwrap();
         let root = File::open("/proc/self/fd").unwrap();
         let mut writer = Writer::new(&image);
-        writer.take_empty(&root);
+        writer.begin(root.as_fd()).unwrap();
         let name = target.as_raw_fd().to_string();
         let stat = fstat(&target).unwrap();
         writer.visit(root.as_fd(), &CString::new(name.as_str()).unwrap(), &stat).unwrap();
@@ -547,7 +545,7 @@ mod tests {
         let stale = fstat(File::open(dir.path().join("file")).unwrap()).unwrap();
         let image = File::options().create_new(true).read(true).write(true).open(dir.path().join("image")).unwrap();
         let mut writer = Writer::new(&image);
-        writer.take_empty(&root);
+        writer.begin(root.as_fd()).unwrap();
         for name in [c"fifo", c"null", c"link", c"gone"] {
             writer.visit(root.as_fd(), name, &stale).unwrap();
         }
