@@ -451,3 +451,31 @@ fn what_was_never_started_and_lost_its_shim() {
     });
     daemon.settles(&before);
 }
+
+/// Asked for in one burst with the rest a start may come behind all that: it is told of the shim, not of a name that nobody has.
+#[test]
+fn a_start_that_comes_too_late_is_told_of_the_shim() {
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    bounded(async {
+        let namespace = daemon.open().await;
+        let mut request = daemon.run("late", ["true"]).container;
+        request.remove_on_exit = true;
+        let container = namespace.containers().create(&namespace.images().get(BUSYBOX), &request);
+        let task = container.create_task(Stdio::default(), false);
+        let pid = task.state().await.unwrap().pid;
+        let removed = container.removed();
+        send(shim_of(pid), Signal::SIGKILL);
+        removed.await.unwrap();
+        let error = task.start().await.unwrap_err();
+        assert_eq!((error.code, &*error.kind), (Code::Unavailable, "shim"), "{error}");
+        let exit = task.wait().await.unwrap();
+        assert_eq!((exit.status, &*exit.reason), (137, "shim lost"));
+        // Another one of that name has nothing of it.
+        let container = namespace.containers().create(&namespace.images().get(BUSYBOX), &request);
+        container.info().await.unwrap();
+        assert_eq!(container.task().start().await.unwrap_err().code, Code::NotFound);
+        container.remove(true).await.unwrap();
+    });
+    daemon.settles(&before);
+}
