@@ -50,7 +50,10 @@ impl Leftovers {
             found.extend(below(&dir, depth).iter().map(|path| format!("{what} {}", path.display())));
         }
         found.extend(fifos(&state).iter().map(|path| format!("pipe {}", path.display())));
-        found.extend(mounts(daemon.path()).iter().map(|path| format!("mount {}", path.display())));
+        // One is the daemon's own, there for as long as it runs.
+        let own = daemon.root().join("snapshots/erofs");
+        let mounts = mounts(daemon.path()).into_iter().filter(|path| *path != own);
+        found.extend(mounts.map(|path| format!("mount {}", path.display())));
         found.extend(cgroups(daemon.namespace()).iter().map(|path| format!("cgroup {path}")));
         found.extend(processes(daemon.path()).iter().map(|(pid, name)| format!("process {pid} {name}")));
         Leftovers(found)
