@@ -136,8 +136,11 @@ impl Area {
         let id = lock(&self.stock).pop();
         // Those in stock are in `live` from their making.
         let Some(held) = id.map(|id| self.held(id)) else { return self.make(self.driver.scratch(), parent) };
-        if parent.is_some() {
-            self.make_at(held.id(), self.driver.scratch(), parent)?;
+        match parent {
+            // What it shows of its parent it shows by its mounts.
+            Some(parent) if self.driver.detached() => self.inherit(held.id(), &self.tree(parent)?)?,
+            Some(_) => self.make_at(held.id(), self.driver.scratch(), parent)?,
+            None => {}
         }
         Ok(held)
     }
@@ -181,9 +184,14 @@ impl Area {
         if scratch {
             made(mkdirat(&own, "work", Mode::from_bits_truncate(0o711))).map_err(failed)?;
         }
-        let Some(parent) = parent else { return Ok(()) };
-        let tree = open_dir(own.as_fd(), c"fs").map_err(failed)?;
-        inherit(parent.as_fd(), tree.as_fd())
+        parent.map_or(Ok(()), |parent| self.inherit(id, &parent))
+    }
+
+    /// Gives the root of a writable tree the attributes of its parent's.
+    fn inherit(&self, id: u64, parent: &OwnedFd) -> Result<()> {
+        let own = open_dir(self.dir.as_fd(), &name(id));
+        own.and_then(|own| open_dir(own.as_fd(), c"fs"))
+            .and_then(|tree| inherit(parent.as_fd(), tree.as_fd()))
             .map_err(|e| Error::io("snapshot", id, "set owner and mode of the root", &e.into()))
     }
 

@@ -64,6 +64,14 @@ fn what_is_committed_is_read_only_even_for_who_has_it_open() {
     });
 }
 
+/// Names in the table are of 1 to 1,024 bytes; the commit itself refuses the labels, after the sealing.
+pub async fn refused_behind_the_sealing(suite: &Suite<'_>, to: &str, from: &str) {
+    let labels = std::collections::BTreeMap::from([("k".to_owned(), "v".repeat(10_000))]);
+    let all = &suite.world.snapshots;
+    let refused = all.commit(&Authority::system(), &ns(), suite.driver, &name(to), &name(from), labels).await;
+    assert_eq!(refused.unwrap_err().code, Code::InvalidArgument);
+}
+
 #[test]
 fn a_commit_that_failed_leaves_it_writable() {
     run(async {
@@ -71,11 +79,7 @@ fn a_commit_that_failed_leaves_it_writable() {
         let suite = Suite { world: &world, driver: ON };
         let mounted = suite.prepare("a", None).await.unwrap();
         mounted.write("f", "x");
-        // Names in the table are of 1 to 1,024 bytes; the commit itself refuses the labels, after the sealing.
-        let labels = std::collections::BTreeMap::from([("k".to_owned(), "v".repeat(10_000))]);
-        let all = &world.snapshots;
-        let refused = all.commit(&Authority::system(), &ns(), ON, &name("c"), &name("a"), labels).await.unwrap_err();
-        assert_eq!(refused.code, Code::InvalidArgument);
+        refused_behind_the_sealing(&suite, "c", "a").await;
         mounted.write("g", "still");
         // A subvolume in it would be left out.
         let dir = own(&world, ON, suite.stat("a").unwrap().dir);

@@ -15,7 +15,7 @@ use std::{
 use cofferdam_sys::{fd, mount};
 use nix::{
     errno::Errno,
-    sys::stat::{Mode, mkdirat},
+    sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, mkdirat, mknodat},
 };
 
 use super::step::{Make, Step, Target};
@@ -120,14 +120,10 @@ fn nodes_in(steps: &[Step], mounted: &[usize], nodes: &[Step]) -> Option<Step> {
     }
     let made = nodes.iter().try_for_each(|step| match step {
         Step::Device { name, mode, device, uid: 0, gid: 0, .. } => {
-            // SAFETY: the pointer is valid for the call.
-            let made = unsafe {
-                let old = libc::umask(0);
-                let made = libc::mknodat(directory.as_raw_fd(), name.as_ptr(), *mode, *device);
-                libc::umask(old);
-                made
-            };
-            Errno::result(made).map(drop)
+            mknodat(directory, name.as_c_str(), SFlag::from_bits_truncate(*mode), Mode::empty(), *device)?;
+            // The umask, which all threads share, has no part in it.
+            let mode = Mode::from_bits_truncate(*mode);
+            fchmodat(directory, name.as_c_str(), mode, FchmodatFlags::FollowSymlink)
         }
         Step::Symlink { name, to, .. } => link(directory, name, to),
         _ => Err(Errno::ENOTSUP),
