@@ -1,7 +1,7 @@
 //! Gives memory back once the daemon has become quiet.
 //!
 //! The allocator keeps what was freed for the next one who asks: after a thousand connections that is most of an idle
-//! daemon. Much of the rest is code that ran once, at the start. While anything happens nothing is given back, and a daemon that idles is not woken for this.
+//! daemon. While anything happens nothing is given back, and a daemon that idles is not woken for this.
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
@@ -57,9 +57,6 @@ impl Quiet {
 pub async fn trim(pool: &Pool) {
     let trim = || {
         cofferdam_sys::memory::trim();
-        if let Err(error) = cofferdam_sys::memory::trim_code() {
-            tracing::debug!(%error, "the code that isn't needed stays in memory");
-        }
         Ok(())
     };
     // A pool with no room has no quiet daemon around it: there will be another time.
