@@ -18,8 +18,10 @@ mod create;
 mod extract;
 mod feed;
 mod handle;
+mod links;
 pub mod messages;
 mod pack;
+mod property;
 
 pub use actor::DiffActor;
 pub use handle::{Created, Diff, LayerFeed, Pending};
