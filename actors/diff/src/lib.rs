@@ -21,6 +21,8 @@ mod handle;
 mod links;
 pub mod messages;
 mod pack;
+
+#[cfg(test)]
 mod property;
 
 pub use actor::DiffActor;

@@ -1,5 +1,4 @@
 //! What a layer must keep, on random trees: applied to the one tree it makes the other, to the last attribute.
-#![cfg(test)]
 
 use std::{
     collections::BTreeMap,
