@@ -10,6 +10,7 @@ mod events;
 mod gate;
 mod guard;
 mod images;
+mod inflow;
 mod intake;
 mod jobs;
 mod listener;

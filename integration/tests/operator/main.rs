@@ -2,6 +2,7 @@
 
 mod checkpoints;
 mod containers;
+mod content;
 mod cp;
 mod images;
 mod lifecycle;
