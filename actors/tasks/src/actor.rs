@@ -7,8 +7,7 @@ use cofferdam_kernel::hosted;
 use cofferdam_metadata::{
     Tx,
     records::{
-        containers::{self, Container},
-        events,
+        containers, events,
         tasks::{self, Exit, State, Task},
     },
 };
@@ -17,15 +16,15 @@ use cofferdam_wire::convert::life;
 use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 
 use crate::{
-    create,
+    coming::Arrivals,
     departed::Departed,
     entry::{Entry, Process},
     exec,
     handle::Deps,
     layout,
     messages::{
-        Attach, Attached, CloseStdin, CreateContainer, CreateTask, DeleteProcess, Dump, Exec, Execs, Kill, LogLost,
-        Observe, Pause, ProcessState, Query, Remove, Removed, Resize, Start, Stdin,
+        Attach, Attached, CloseStdin, CreateTask, DeleteProcess, Dump, Exec, Execs, Kill, LogLost, Observe, Pause,
+        ProcessState, Query, Remove, Removed, Resize, Start, Stdin,
     },
     recover, remove,
     restore::{self, Dumped},
@@ -36,7 +35,7 @@ use crate::{
     sweep,
 };
 
-type Key = (Namespace, Id);
+pub(crate) type Key = (Namespace, Id);
 
 /// How long a lost shim's container may take to die.
 const DYING: Duration = Duration::from_secs(15);
@@ -55,6 +54,7 @@ pub(crate) struct Ctx {
     pub groups: Rc<RefCell<BTreeMap<Key, Arc<Mutex<()>>>>>,
     spares: Rc<Spares>,
     pub departed: Departed,
+    pub coming: Arrivals,
 }
 
 /// See the crate's page.
@@ -76,6 +76,7 @@ impl TasksActor {
             groups: Rc::default(),
             spares: Rc::default(),
             departed: Departed::default(),
+            coming: Arrivals::default(),
         };
         TasksActor { ctx, first }
     }
@@ -282,23 +283,6 @@ impl Ctx {
     }
 }
 
-impl Handler<CreateContainer> for TasksActor {
-    type Result = ResponseFuture<Result<Container>>;
-    fn handle(&mut self, message: CreateContainer, _: &mut Context<Self>) -> Self::Result {
-        let ctx = self.ctx.clone();
-        Box::pin(async move {
-            let CreateContainer { authority, namespace, new, presence } = message;
-            let goes = new.remove_on_exit;
-            let made = create::create(&ctx.deps, &authority, &namespace, *new).await?;
-            ctx.departed.forget(&namespace, &made.id);
-            if goes {
-                ctx.expect_start(&namespace, &made.id, Some(presence));
-            }
-            Ok(made)
-        })
-    }
-}
-
 impl Handler<CreateTask> for TasksActor {
     type Result = ResponseFuture<Result<Task>>;
     fn handle(&mut self, message: CreateTask, _: &mut Context<Self>) -> Self::Result {
@@ -306,11 +290,18 @@ impl Handler<CreateTask> for TasksActor {
         Box::pin(async move {
             let CreateTask { namespace, id, authority, stdio, log, checkpoint, presence } = message;
             let _turn = ctx.turn(&namespace, &id).await;
+            let mut coming = ctx.coming.find(&namespace, &id);
+            if let Some(other) = coming.take_if(|coming| checkpoint.is_some() || !coming.is_alone()) {
+                other.made().await?;
+            }
             let group = ctx.group_turn(&namespace, &id).await?;
             let joined = group.as_ref().and_then(|(group, _)| ctx.shim_of(&namespace, group));
             let making = ctx.deps.layout.making(&namespace);
             let made = async {
-                let prepared = run::prepare(&ctx.deps, &namespace, &id)?;
+                let prepared = match &coming {
+                    Some(coming) => run::prepare_early(&ctx.deps, &namespace, coming)?,
+                    None => run::prepare(&ctx.deps, &namespace, &id)?,
+                };
                 let neighbour = ctx.neighbour(&namespace, &prepared).await?;
                 let (deps, spares) = (&ctx.deps, &ctx.spares);
                 run::create_task(
@@ -322,7 +313,11 @@ impl Handler<CreateTask> for TasksActor {
             drop(making);
             let (entry, connection, task) = match made {
                 Ok(made) => made,
-                Err(error) => {
+                Err(mut error) => {
+                    if let Some(coming) = coming {
+                        // There is no container that it could be of: that is what became of it.
+                        error = coming.made().await.err().unwrap_or(error);
+                    }
                     ctx.deps.layout.tidy_soon(&namespace);
                     ctx.discard_unstarted(&namespace, &id).await;
                     return Err(error);

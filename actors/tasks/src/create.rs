@@ -20,8 +20,10 @@ use cofferdam_snapshots::Reserved;
 use cofferdam_types::{Any, Authority, Code, Error, Id, Name, Namespace, Result};
 use nix::{errno::Errno, fcntl::OFlag, sys::stat::Mode};
 use oci_spec::{image::ImageConfiguration, runtime::Spec};
+use tokio::sync::oneshot;
 
 use crate::{
+    coming::Arrivals,
     handle::Deps,
     messages::{NewContainer, RunRecord},
     network::NetworkRecord,
@@ -34,7 +36,14 @@ use crate::{
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 
 /// Makes record and snapshot. The directory is there before the commit that makes both visible.
-pub(crate) async fn create(deps: &Deps, auth: &Authority, ns: &Namespace, mut new: NewContainer) -> Result<Container> {
+pub(crate) async fn create(
+    deps: &Deps,
+    auth: &Authority,
+    ns: &Namespace,
+    mut new: NewContainer,
+    coming: &Arrivals,
+    placed: oneshot::Sender<Id>,
+) -> Result<Container> {
     within(&new, &auth.ceiling)?;
     check_rootfs(&new)?;
     let attributes = new.log.attributes(&new.labels)?;
@@ -124,16 +133,25 @@ pub(crate) async fn create(deps: &Deps, auth: &Authority, ns: &Namespace, mut ne
         files.reserved
     });
     record.options = serde_json::to_vec(&run).map_err(|e| Error::internal("container", "", e.to_string()))?;
+    let mounts = reserved.as_ref().map(|reserved| &*reserved.mounts).unwrap_or_default();
+    let announced = coming.announce(ns, &record, &run, mounts);
+    if announced.is_some() {
+        // Nobody comes between this and the first look at the commit, which puts it into the writer's queue.
+        let _ = placed.send(record.id.clone());
+    }
     let namespace = ns.clone();
-    deps.metadata
-        .write(auth, move |tx: &mut Tx<'_>| {
-            let record = containers::create(tx, &namespace, record.clone())?;
-            if let Some(reserved) = &reserved {
-                snapshots::create(tx, &namespace, reserved.record.clone())?;
-            }
-            Ok(record)
-        })
-        .await
+    let commit = deps.metadata.write(auth, move |tx: &mut Tx<'_>| {
+        let record = containers::create(tx, &namespace, record.clone())?;
+        if let Some(reserved) = &reserved {
+            snapshots::create(tx, &namespace, reserved.record.clone())?;
+        }
+        Ok(record)
+    });
+    let made = commit.await;
+    if let Some(announced) = announced {
+        announced.settle(&made);
+    }
+    made
 }
 
 /// Gives it the default AppArmor profile, where the kernel has AppArmor and nothing else is said.

@@ -24,7 +24,7 @@ use cofferdam_oci::apparmor;
 use cofferdam_snapshots::Snapshots;
 use cofferdam_sys::metrics::Metrics;
 use cofferdam_types::{Authority, Code, Error, Id, Name, Namespace, Result};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::{
     actor::TasksActor,
@@ -118,16 +118,18 @@ impl Tasks {
         &self.deps.layout
     }
 
-    /// Makes a container's record and its writable snapshot; nothing runs yet.
+    /// Makes a container's record and its writable snapshot; nothing runs yet. Its task can be made from when `placed` is
+    /// told its id, beside the commit.
     pub async fn create_container(
         &self,
         auth: &Authority,
         ns: &Namespace,
         new: NewContainer,
         presence: Presence,
+        placed: oneshot::Sender<Id>,
     ) -> Result<Container> {
-        let message = CreateContainer { authority: auth.clone(), namespace: ns.clone(), new: Box::new(new), presence };
-        self.slot.call(message).await
+        let (authority, namespace, new) = (auth.clone(), ns.clone(), Box::new(new));
+        self.slot.call(CreateContainer { authority, namespace, new, presence, placed }).await
     }
 
     requests! {

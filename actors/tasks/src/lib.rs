@@ -15,6 +15,7 @@
 mod actor;
 mod change;
 mod children;
+mod coming;
 mod copy;
 mod create;
 mod departed;

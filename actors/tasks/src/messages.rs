@@ -12,7 +12,7 @@ use cofferdam_sys::{metrics::Metrics, procfs};
 use cofferdam_types::{Any, Authority, Id, Labels, Name, Namespace, Platform, Result, Timestamp};
 use cofferdam_wire::convert::Life;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::{
     copy::Files,
@@ -190,7 +190,7 @@ pub struct Attached {
     /// Turns `Some` with the reason when it ends.
     pub over: watch::Receiver<Option<String>>,
     /// Its fall is the detach.
-    pub(crate) _hold: tokio::sync::oneshot::Sender<()>,
+    pub(crate) _hold: oneshot::Sender<()>,
 }
 
 macro_rules! messages {
@@ -282,6 +282,8 @@ pub(crate) struct CreateContainer {
     pub namespace: Namespace,
     pub new: Box<NewContainer>,
     pub presence: Presence,
+    /// Told its id when it only waits for its commit: its task can be asked for.
+    pub placed: oneshot::Sender<Id>,
 }
 
 impl Message for CreateContainer {

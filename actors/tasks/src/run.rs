@@ -17,7 +17,7 @@ use cofferdam_metadata::{
     },
 };
 use cofferdam_oci::RuntimeOptions;
-use cofferdam_types::{Authority, Code, Error, Event, Id, Name, Namespace, Result};
+use cofferdam_types::{Authority, Code, Error, Event, Id, Mount, Name, Namespace, Result};
 use cofferdam_wire::{
     common_capnp::{input, output, stdio},
     convert::{life, set_labels, set_mounts},
@@ -26,6 +26,7 @@ use cofferdam_wire::{
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use crate::{
+    coming::Coming,
     create::{self, cgroup_of},
     entry::{Entry, Process},
     filters::Brief,
@@ -53,6 +54,8 @@ pub(crate) struct Prepared {
     /// What a shim of this daemon's own version is told.
     pub brief: Option<Brief>,
     pub options: RuntimeOptions,
+    /// Of a snapshot that is not on record yet.
+    early: Option<Vec<Mount>>,
 }
 
 impl Prepared {
@@ -84,15 +87,25 @@ impl Prepared {
 
 /// Reads a container's record.
 pub(crate) fn prepare(deps: &Deps, ns: &Namespace, id: &Id) -> Result<Prepared> {
-    let view = deps.metadata.read()?;
-    let record = containers::get(&view, ns, id)?;
+    let record = containers::get(&deps.metadata.read()?, ns, id)?;
+    understand(deps, ns, record, None)
+}
+
+/// The same of one that is not there yet.
+pub(crate) fn prepare_early(deps: &Deps, ns: &Namespace, coming: &Coming) -> Result<Prepared> {
+    let mounts = coming.record.snapshot_key.as_ref().map(|_| coming.mounts.clone());
+    understand(deps, ns, coming.record.clone(), mounts)
+}
+
+fn understand(deps: &Deps, ns: &Namespace, record: Container, early: Option<Vec<Mount>>) -> Result<Prepared> {
+    let id = &record.id;
     let run = serde_json::from_slice(&record.options).unwrap_or_default();
     let brief = if record.runtime == "native" { deps.filters.brief(&record.spec.value) } else { None };
     let spec: Spec = serde_json::from_slice(brief.as_ref().map_or(&record.spec.value, |brief| &brief.spec))
         .map_err(|e| Error::data_loss("container", id, format!("its stored spec can't be read: {e}")))?;
     let cgroup = cgroup_of(&spec).unwrap_or_else(|| deps.layout.cgroup(ns, id));
     let options = RuntimeOptions::read(&record.runtime_options)?;
-    Ok(Prepared { record, run, cgroup, spec, brief, options })
+    Ok(Prepared { record, run, cgroup, spec, brief, options, early })
 }
 
 /// Connects the task to its network and makes it. After an error nothing is left of either.
@@ -141,7 +154,10 @@ async fn make_task(
     shared: Option<String>,
     checkpoint: Option<Name>,
 ) -> Result<(Rc<Entry>, Connection, Task)> {
-    let mounts = create::root_mounts(deps, ns, &prepared.record, &prepared.run)?;
+    let mounts = match &prepared.early {
+        Some(mounts) => mounts.clone(),
+        None => create::root_mounts(deps, ns, &prepared.record, &prepared.run)?,
+    };
     // A shim that others have as well is left as it is, whatever comes of this.
     let shared = shared.and_then(|shim| shim::find(&deps.layout, &shim).ok().map(|connection| (shim, connection)));
     let own = shared.is_none();

@@ -1,8 +1,8 @@
 //! `Containers` and `Container` (container.capnp).
 
-use std::{collections::BTreeMap, rc::Rc};
+use std::{collections::BTreeMap, pin::pin, rc::Rc};
 
-use capnp::capability::Promise;
+use capnp::capability::{FromClientHook, FromServer, Promise};
 use cofferdam_metadata::records::{
     containers::{self as records, Container as Record},
     tasks,
@@ -18,12 +18,16 @@ use cofferdam_wire::{
     convert::{any, labels, set_any, set_labels, text, texts},
     error::malformed,
 };
+use tokio::sync::{oneshot, watch};
 
 use super::{
     Place,
     bytes::{End, PipeSink, pipe, pump},
+    coming::Coming,
     cursor::Cursor,
-    filters, images, logs, networks, rpc, stdio,
+    filters,
+    guard::Guarded,
+    images, logs, networks, rpc, stdio,
     tasks::{Process, set_exit, status},
 };
 
@@ -33,6 +37,31 @@ pub struct Containers(pub Place);
 impl Containers {
     fn hand_out(&self, id: Id) -> container::Client {
         self.0.hand_out(Container { place: self.0.clone(), id })
+    }
+
+    /// Makes one. `early` is given what calls that come before the answer are for.
+    async fn make(
+        &self,
+        new: NewContainer,
+        early: impl FnOnce(container::Client) -> capnp::Result<()>,
+    ) -> capnp::Result<container::Client> {
+        let (placed, expected) = oneshot::channel();
+        let tasks = &self.0.services().tasks;
+        let making = tasks.create_container(self.0.authority(), &self.0.namespace, new, self.0.presence(), placed);
+        let mut making = pin!(making);
+        let id = tokio::select! {
+            biased;
+            Ok(id) = expected => id,
+            made = &mut making => return Ok(self.hand_out(rpc(made)?.id)),
+        };
+        let (tell, made) = watch::channel(None);
+        let container = Rc::new(Container { place: self.0.clone(), id });
+        let dispatch = <container::Client as FromServer<Container>>::from_server(container);
+        let coming: Guarded = self.0.hand_out(Coming { dispatch, made });
+        early(container::Client::new(coming.into_client_hook()))?;
+        let made = making.await;
+        tell.send_replace(Some(made.as_ref().map(drop).map_err(Clone::clone)));
+        Ok(self.hand_out(rpc(made)?.id))
     }
 
     /// Reads the parameters. The image, where there is one, must be one of ours, and of this namespace.
@@ -167,9 +196,12 @@ impl containers::Server for Containers {
         mut results: containers::CreateResults,
     ) -> capnp::Result<()> {
         let new = rpc(self.params(params.get()?.get_params()?).await)?;
-        let tasks = &self.0.services().tasks;
-        let record = rpc(tasks.create_container(self.0.authority(), &self.0.namespace, new, self.0.presence()).await)?;
-        results.get().set_container(self.hand_out(record.id));
+        let early = |container| {
+            results.get().set_container(container);
+            results.set_pipeline()
+        };
+        let container = self.make(new, early).await?;
+        results.get().set_container(container);
         Ok(())
     }
 
@@ -185,9 +217,12 @@ impl containers::Server for Containers {
         if options != Any::default() {
             new.runtime_options = options;
         }
-        let tasks = &self.0.services().tasks;
-        let record = rpc(tasks.create_container(self.0.authority(), &self.0.namespace, new, self.0.presence()).await)?;
-        results.get().set_container(self.hand_out(record.id));
+        let early = |container| {
+            results.get().set_container(container);
+            results.set_pipeline()
+        };
+        let container = self.make(new, early).await?;
+        results.get().set_container(container);
         Ok(())
     }
 
