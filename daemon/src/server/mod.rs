@@ -8,6 +8,7 @@ mod containers;
 mod content;
 mod cursor;
 mod events;
+mod foreign;
 mod gate;
 mod guard;
 mod images;
