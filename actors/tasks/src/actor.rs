@@ -291,7 +291,9 @@ impl Handler<CreateTask> for TasksActor {
             let CreateTask { namespace, id, authority, stdio, log, checkpoint, presence } = message;
             let _turn = ctx.turn(&namespace, &id).await;
             let mut coming = ctx.coming.find(&namespace, &id);
-            if let Some(other) = coming.take_if(|coming| checkpoint.is_some() || !coming.is_alone()) {
+            // One that is on record already is another of that name, or this one: its commit is as good as over.
+            let there = containers::find(&ctx.deps.metadata.read()?, &namespace, &id)?.is_some();
+            if let Some(other) = coming.take_if(|coming| there || checkpoint.is_some() || !coming.is_alone()) {
                 other.made().await?;
             }
             let group = ctx.group_turn(&namespace, &id).await?;
@@ -313,10 +315,10 @@ impl Handler<CreateTask> for TasksActor {
             drop(making);
             let (entry, connection, task) = match made {
                 Ok(made) => made,
-                Err(mut error) => {
+                Err(error) => {
                     if let Some(coming) = coming {
-                        // There is no container that it could be of: that is what became of it.
-                        error = coming.made().await.err().unwrap_or(error);
+                        // What is to go with its task must be there to go.
+                        let _ = coming.made().await;
                     }
                     ctx.deps.layout.tidy_soon(&namespace);
                     ctx.discard_unstarted(&namespace, &id).await;

@@ -1,7 +1,15 @@
 //! Containers whose record is being committed. Who asks for the task of one at once need not wait for the disk: the task
 //! is made meanwhile, and its own record stands behind the container's in the writer's queue.
 
-use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use actix::{Context, Handler, ResponseFuture};
 use cofferdam_metadata::records::containers::Container;
@@ -14,11 +22,31 @@ use crate::{
     messages::{CreateContainer, RunRecord},
 };
 
+/// Whether the transaction that makes it has gone through.
+#[derive(Clone, Default)]
+pub(crate) struct Entered(Arc<AtomicBool>);
+
+impl Entered {
+    pub fn set(&self, entered: bool) {
+        self.0.store(entered, Ordering::Relaxed);
+    }
+
+    /// Refuses what is for the container that was to be made, where another has its name.
+    pub fn require(&self, id: &Id) -> Result<()> {
+        match self.0.load(Ordering::Relaxed) {
+            true => Ok(()),
+            false => Err(Error::failed_precondition("container", id, "was not made: see why, and make it again")),
+        }
+    }
+}
+
 /// One of them.
 pub(crate) struct Coming {
     pub record: Container,
     /// Its snapshot's, which is on record with it.
     pub mounts: Vec<Mount>,
+    /// Tells the task's transaction, which comes behind, whether the container of that name is this one.
+    pub entered: Entered,
     alone: bool,
     made: watch::Receiver<Option<Result<()>>>,
 }
@@ -57,9 +85,11 @@ impl Arrivals {
         }
         let (tell, made) = watch::channel(None);
         let alone = record.group.is_none() && run.network.is_none();
-        let coming = Coming { record: record.clone(), mounts: mounts.to_vec(), alone, made };
+        let entered = Entered::default();
+        let coming =
+            Coming { record: record.clone(), mounts: mounts.to_vec(), entered: entered.clone(), alone, made };
         self.0.borrow_mut().insert(key.clone(), Rc::new(coming));
-        Some(Announced { all: self.0.clone(), key, tell })
+        Some(Announced { all: self.0.clone(), key, tell, entered })
     }
 }
 
@@ -68,6 +98,7 @@ pub(crate) struct Announced {
     all: All,
     key: Key,
     tell: watch::Sender<Option<Result<()>>>,
+    pub entered: Entered,
 }
 
 impl Announced {

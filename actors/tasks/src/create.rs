@@ -140,11 +140,15 @@ pub(crate) async fn create(
         let _ = placed.send(record.id.clone());
     }
     let namespace = ns.clone();
+    let entered = announced.as_ref().map(|announced| announced.entered.clone()).unwrap_or_default();
     let commit = deps.metadata.write(auth, move |tx: &mut Tx<'_>| {
+        // It may run again in a batch without others that failed.
+        entered.set(false);
         let record = containers::create(tx, &namespace, record.clone())?;
         if let Some(reserved) = &reserved {
             snapshots::create(tx, &namespace, reserved.record.clone())?;
         }
+        entered.set(true);
         Ok(record)
     });
     let made = commit.await;

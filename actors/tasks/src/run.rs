@@ -26,7 +26,7 @@ use cofferdam_wire::{
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use crate::{
-    coming::Coming,
+    coming::{Coming, Entered},
     create::{self, cgroup_of},
     entry::{Entry, Process},
     filters::Brief,
@@ -54,8 +54,8 @@ pub(crate) struct Prepared {
     /// What a shim of this daemon's own version is told.
     pub brief: Option<Brief>,
     pub options: RuntimeOptions,
-    /// Of a snapshot that is not on record yet.
-    early: Option<Vec<Mount>>,
+    /// Where the container is not on record yet: what its transaction has come to, and its snapshot's mounts.
+    early: Option<(Entered, Vec<Mount>)>,
 }
 
 impl Prepared {
@@ -93,11 +93,10 @@ pub(crate) fn prepare(deps: &Deps, ns: &Namespace, id: &Id) -> Result<Prepared> 
 
 /// The same of one that is not there yet.
 pub(crate) fn prepare_early(deps: &Deps, ns: &Namespace, coming: &Coming) -> Result<Prepared> {
-    let mounts = coming.record.snapshot_key.as_ref().map(|_| coming.mounts.clone());
-    understand(deps, ns, coming.record.clone(), mounts)
+    understand(deps, ns, coming.record.clone(), Some((coming.entered.clone(), coming.mounts.clone())))
 }
 
-fn understand(deps: &Deps, ns: &Namespace, record: Container, early: Option<Vec<Mount>>) -> Result<Prepared> {
+fn understand(deps: &Deps, ns: &Namespace, record: Container, early: Option<(Entered, Vec<Mount>)>) -> Result<Prepared> {
     let id = &record.id;
     let run = serde_json::from_slice(&record.options).unwrap_or_default();
     let brief = if record.runtime == "native" { deps.filters.brief(&record.spec.value) } else { None };
@@ -155,8 +154,8 @@ async fn make_task(
     checkpoint: Option<Name>,
 ) -> Result<(Rc<Entry>, Connection, Task)> {
     let mounts = match &prepared.early {
-        Some(mounts) => mounts.clone(),
-        None => create::root_mounts(deps, ns, &prepared.record, &prepared.run)?,
+        Some((_, mounts)) if prepared.record.snapshot_key.is_some() => mounts.clone(),
+        _ => create::root_mounts(deps, ns, &prepared.record, &prepared.run)?,
     };
     // A shim that others have as well is left as it is, whatever comes of this.
     let shared = shared.and_then(|shim| shim::find(&deps.layout, &shim).ok().map(|connection| (shim, connection)));
@@ -195,7 +194,9 @@ async fn make_task(
         shim::place(&deps.layout.shim(&shim_id), &shim_id)?;
     }
     let (namespace, intent) = (ns.clone(), task.clone());
+    let entered = prepared.early.as_ref().map(|(entered, _)| entered.clone());
     let commit = deps.metadata.write(auth, move |tx: &mut Tx<'_>| {
+        entered.as_ref().map_or(Ok(()), |entered| entered.require(&intent.id))?;
         let task = tasks::create(tx, &namespace, intent.clone())?;
         let payload = serde_json::json!({ "container_id": task.id });
         cofferdam_metadata::records::events::emit(tx, Event::new(&namespace, "/tasks/create", payload))?;

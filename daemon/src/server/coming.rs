@@ -58,13 +58,25 @@ impl<D: Server + Clone + 'static> Server for Dispatch<D> {
         results: Results<any_pointer::Owned>,
     ) -> DispatchCallResult {
         let (inner, mut made) = (self.0.dispatch.clone(), self.0.made.clone());
-        if (interface_id, method_id) == AT_ONCE {
-            return inner.dispatch_call(interface_id, method_id, params, results);
-        }
-        let later = async move {
+        let outcome = async move {
             let given_up = |_| to_rpc(Error::unavailable("container", "", "was given up while it was made"));
             let outcome = made.wait_for(Option::is_some).await.map_err(given_up)?.clone();
-            outcome.unwrap_or(Ok(())).map_err(to_rpc)?;
+            outcome.unwrap_or(Ok(())).map_err(to_rpc)
+        };
+        if (interface_id, method_id) == AT_ONCE {
+            let DispatchCallResult { promise, is_streaming } =
+                inner.dispatch_call(interface_id, method_id, params, results);
+            let told = async move {
+                match promise.await {
+                    Ok(()) => Ok(()),
+                    // Why there is no container is what became of its task too.
+                    Err(error) => Err(outcome.await.err().unwrap_or(error)),
+                }
+            };
+            return DispatchCallResult::new(Promise::from_future(told), is_streaming);
+        }
+        let later = async move {
+            outcome.await?;
             inner.dispatch_call(interface_id, method_id, params, results).promise.await
         };
         DispatchCallResult::new(Promise::from_future(later), false)

@@ -6,6 +6,7 @@ mod changes;
 mod checkpoint;
 mod contract;
 mod drivers;
+mod early;
 mod exec;
 mod failures;
 mod inside;
