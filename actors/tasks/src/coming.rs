@@ -86,8 +86,7 @@ impl Arrivals {
         let (tell, made) = watch::channel(None);
         let alone = record.group.is_none() && run.network.is_none();
         let entered = Entered::default();
-        let coming =
-            Coming { record: record.clone(), mounts: mounts.to_vec(), entered: entered.clone(), alone, made };
+        let coming = Coming { record: record.clone(), mounts: mounts.to_vec(), entered: entered.clone(), alone, made };
         self.0.borrow_mut().insert(key.clone(), Rc::new(coming));
         Some(Announced { all: self.0.clone(), key, tell, entered })
     }

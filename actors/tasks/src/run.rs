@@ -96,7 +96,12 @@ pub(crate) fn prepare_early(deps: &Deps, ns: &Namespace, coming: &Coming) -> Res
     understand(deps, ns, coming.record.clone(), Some((coming.entered.clone(), coming.mounts.clone())))
 }
 
-fn understand(deps: &Deps, ns: &Namespace, record: Container, early: Option<(Entered, Vec<Mount>)>) -> Result<Prepared> {
+fn understand(
+    deps: &Deps,
+    ns: &Namespace,
+    record: Container,
+    early: Option<(Entered, Vec<Mount>)>,
+) -> Result<Prepared> {
     let id = &record.id;
     let run = serde_json::from_slice(&record.options).unwrap_or_default();
     let brief = if record.runtime == "native" { deps.filters.brief(&record.spec.value) } else { None };

@@ -54,7 +54,8 @@ fn with_its_reader_coffer_goes_and_the_container_stays() {
         let said = Said::from(program.wait_with_output().unwrap());
         assert_eq!((said.code, said.err.as_str()), (141, ""), "{args:?}: {said:?}");
     };
-    head(&["run", "--name", "box", BUSYBOX, "yes"]);
+    // Not so fast that who attaches falls behind before its first line is read.
+    head(&["run", "--name", "box", BUSYBOX, "sh", "-c", "while echo y; do usleep 1000; done"]);
     head(&["attach", "--no-stdin", "box"]);
     head(&["run", "--rm", "--log-driver", "local", "--name", "goes", BUSYBOX, "sh", "-c", "echo y; cat /dev/zero"]);
     assert_eq!(ok(&daemon, &["ps", "-q"]), "box\ngoes\n");

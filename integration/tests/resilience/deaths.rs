@@ -66,7 +66,9 @@ fn a_removal_that_was_committed_is_finished() {
             let status = system.status().await.unwrap();
             let actor = status.actors.into_iter().find(|actor| actor.name == "snapshots").unwrap();
             if actor.health == "up" {
-                system.crash("snapshots").await.unwrap();
+                // It may have gone meanwhile by what was asked before.
+                let crashed = system.crash("snapshots").await;
+                assert!(crashed.is_ok() || crashed.is_err_and(|error| error.code == Code::Unavailable));
             }
             (actor.health == "failed").then_some(())
         })
