@@ -1,11 +1,12 @@
 //! The layer that makes one tree of another: what was added or changed, and a whiteout for what is gone (image-spec,
 //! "Representing Changes").
 //!
-//! Files count as the same when type, mode, owner, size, time of change, extended attributes and, for links and devices,
-//! what they lead to are the same. Of two that have a time without a fraction, as every file of a layer has, the bytes
-//! are compared too.
+//! Files count as the same when type, mode, owner, time of change, size, extended attributes and, for links and devices, what
+//! they lead to are the same. Of two that have a time without a fraction, as files of most layers have, the bytes
+//! are compared too. A file whose names aren't those that it had is in the layer by all of them.
 
 use std::{
+    collections::HashSet,
     fs::File,
     io::{self, Read, Write},
     os::{
@@ -22,7 +23,10 @@ use nix::{
     sys::stat::{FileStat, SFlag, fstat},
 };
 
-use crate::pack::{MAX_DEPTH, Packer, Word, names, open, xattrs};
+use crate::{
+    links,
+    pack::{MAX_DEPTH, Packer, Word, names, open, xattrs},
+};
 
 /// The two trees.
 pub struct Trees<'a> {
@@ -36,10 +40,11 @@ pub struct Trees<'a> {
 
 /// Writes the layer as a plain tar.
 pub fn create(trees: &Trees<'_>, out: impl Write, word: Word<'_>) -> Result<()> {
-    let mut walk = Walk { packer: Packer::new(out, word), overlay: trees.overlay };
     let root = |fd| open(fd, Path::new("."), OFlag::O_RDONLY | OFlag::O_DIRECTORY).map_err(fault(Path::new("/")));
     let lower = trees.lower.map(root).transpose()?;
     let upper = root(trees.upper)?;
+    let links = links::changed(lower.as_ref(), &upper, trees.overlay, word)?;
+    let mut walk = Walk { packer: Packer::new(out, word), overlay: trees.overlay, links };
     let (new, old) = (stat(&upper, Path::new("/"))?, lower.as_ref().map(|fd| stat(fd, Path::new("/"))).transpose()?);
     if old.is_none_or(|old| !alike(&old, &new)) {
         walk.packer.folder(&upper, &new, Path::new(""))?;
@@ -51,17 +56,23 @@ pub fn create(trees: &Trees<'_>, out: impl Write, word: Word<'_>) -> Result<()> 
 struct Walk<'a, W: Write> {
     packer: Packer<'a, W>,
     overlay: bool,
+    /// What goes in although it is the same.
+    links: HashSet<u64>,
 }
 
-fn fault(path: &Path) -> impl Fn(nix::Error) -> Error + '_ {
+pub(crate) fn fault(path: &Path) -> impl Fn(nix::Error) -> Error + '_ {
     move |e| Error::io("layer", path.display(), "can't be compared", &e.into())
+}
+
+pub(crate) fn too_deep(path: &Path) -> Error {
+    Error::invalid("layer", path.display(), format!("is deeper than {MAX_DEPTH} directories"))
 }
 
 fn stat(fd: &OwnedFd, path: &Path) -> Result<FileStat> {
     fstat(fd).map_err(fault(path))
 }
 
-fn kind(stat: &FileStat) -> SFlag {
+pub(crate) fn kind(stat: &FileStat) -> SFlag {
     SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT
 }
 
@@ -71,7 +82,7 @@ fn alike(a: &FileStat, b: &FileStat) -> bool {
 }
 
 /// A name in a directory, not followed.
-fn find(dir: Option<&OwnedFd>, name: &Path, path: &Path) -> Result<Option<(OwnedFd, FileStat)>> {
+pub(crate) fn find(dir: Option<&OwnedFd>, name: &Path, path: &Path) -> Result<Option<(OwnedFd, FileStat)>> {
     let Some(dir) = dir else { return Ok(None) };
     match open(dir.as_fd(), name, OFlag::O_PATH) {
         Ok(fd) => stat(&fd, path).map(|stat| Some((fd, stat))),
@@ -80,7 +91,7 @@ fn find(dir: Option<&OwnedFd>, name: &Path, path: &Path) -> Result<Option<(Owned
     }
 }
 
-fn is_whiteout(stat: &FileStat) -> bool {
+pub(crate) fn is_whiteout(stat: &FileStat) -> bool {
     kind(stat) == SFlag::S_IFCHR && stat.st_rdev == 0
 }
 
@@ -90,14 +101,14 @@ fn is_opaque(dir: &OwnedFd, path: &Path) -> Result<bool> {
     Ok(value.is_some_and(|value| value == b"y"))
 }
 
-fn enter(found: &OwnedFd, path: &Path) -> Result<OwnedFd> {
+pub(crate) fn enter(found: &OwnedFd, path: &Path) -> Result<OwnedFd> {
     open(found.as_fd(), Path::new("."), OFlag::O_RDONLY | OFlag::O_DIRECTORY).map_err(fault(path))
 }
 
 impl<W: Write> Walk<'_, W> {
     fn directory(&mut self, lower: Option<&OwnedFd>, upper: &OwnedFd, path: &Path, depth: usize) -> Result<()> {
         if depth > MAX_DEPTH {
-            return Err(Error::invalid("layer", path.display(), format!("is deeper than {MAX_DEPTH} directories")));
+            return Err(too_deep(path));
         }
         let mut all = names(upper).map_err(fault(path))?;
         // What overlayfs doesn't have in the upper tree is as it is below, unless the directory hides that.
@@ -136,6 +147,7 @@ impl<W: Write> Walk<'_, W> {
         let same_kind = old.as_ref().is_some_and(|(_, old)| kind(old) == kind(&new));
         if kind(&new) != SFlag::S_IFDIR {
             if let Some((old, was)) = old.as_ref().filter(|_| same_kind)
+                && !self.links.contains(&new.st_ino)
                 && same(old, was, &handle, &new, &path)?
             {
                 return Ok(());
@@ -169,8 +181,8 @@ fn attributes(fd: &OwnedFd) -> Result<Vec<(String, Vec<u8>)>> {
 }
 
 /// Whether two files of one kind are the same.
-fn same(old: &OwnedFd, was: &FileStat, new: &OwnedFd, is: &FileStat, path: &Path) -> Result<bool> {
-    if !alike(was, is) {
+pub(crate) fn same(old: &OwnedFd, was: &FileStat, new: &OwnedFd, is: &FileStat, path: &Path) -> Result<bool> {
+    if !alike(was, is) || (was.st_mtime, was.st_mtime_nsec) != (is.st_mtime, is.st_mtime_nsec) {
         return Ok(false);
     }
     match kind(is) {
@@ -179,7 +191,7 @@ fn same(old: &OwnedFd, was: &FileStat, new: &OwnedFd, is: &FileStat, path: &Path
             Ok(target(old)? == target(new)?)
         }
         SFlag::S_IFREG => {
-            if (was.st_size, was.st_mtime, was.st_mtime_nsec) != (is.st_size, is.st_mtime, is.st_mtime_nsec) {
+            if was.st_size != is.st_size {
                 return Ok(false);
             }
             let io = |e: io::Error| Error::io("layer", path.display(), "can't be compared", &e);

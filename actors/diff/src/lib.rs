@@ -18,8 +18,12 @@ mod create;
 mod extract;
 mod feed;
 mod handle;
+mod links;
 pub mod messages;
 mod pack;
+
+#[cfg(test)]
+mod property;
 
 pub use actor::DiffActor;
 pub use handle::{Created, Diff, LayerFeed, Pending};

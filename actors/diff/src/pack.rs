@@ -6,7 +6,7 @@ use std::{
     io::{self, Read, Write},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::ffi::OsStringExt,
+        unix::ffi::{OsStrExt as _, OsStringExt},
     },
     path::{Path, PathBuf},
 };
@@ -86,12 +86,32 @@ impl<W: Write> Packer<'_, W> {
         header.set_entry_type(tar::EntryType::Regular);
         header.set_mode(0o600);
         header.set_size(0);
-        self.tar.append_data(&mut header, path, io::empty()).map_err(|e| self.fault(path, &e))
+        self.put(header, path, None, io::empty()).map_err(|e| self.fault(path, &e))
+    }
+
+    /// A header with these names, and what belongs to it. Byte for byte: what a link leads to is a text, and a name need be
+    /// none.
+    fn put(&mut self, mut header: tar::Header, path: &Path, link: Option<&Path>, body: impl Read) -> io::Result<()> {
+        for (kind, name, field) in [(b'L', Some(path), 0..100), (b'K', link, 157..257)] {
+            let Some(name) = name.map(|name| name.as_os_str().as_bytes()) else { continue };
+            let short = &name[..name.len().min(field.len())];
+            if short.len() < name.len() {
+                let mut long = tar::Header::new_gnu();
+                long.set_path("././@LongLink")?;
+                long.set_entry_type(tar::EntryType::new(kind));
+                long.set_size(name.len() as u64 + 1);
+                long.set_cksum();
+                self.tar.append(&long, name.chain(&[0][..]))?;
+            }
+            header.as_mut_bytes()[field][..short.len()].copy_from_slice(short);
+        }
+        header.set_cksum();
+        self.tar.append(&header, body)
     }
 
     /// A directory by itself.
     pub fn folder(&mut self, dir: &OwnedFd, stat: &FileStat, path: &Path) -> Result<()> {
-        self.attributes(dir, path)?;
+        self.attributes(stat, Some(dir.as_fd()), path)?;
         self.entry(stat, path, tar::EntryType::Directory, None)
     }
 
@@ -147,17 +167,20 @@ impl<W: Write> Packer<'_, W> {
             }
             self.links.insert(stat.st_ino, path.clone());
         }
+        if !matches!(kind, SFlag::S_IFREG | SFlag::S_IFSOCK) {
+            self.attributes(stat, None, &path)?;
+        }
         match kind {
             SFlag::S_IFREG => {
                 let flags = libc::O_RDONLY | libc::O_NONBLOCK;
                 let file = File::from(cofferdam_sys::fd::reopen(handle, flags).map_err(|e| self.fault(&path, &e))?);
-                self.attributes(&file, &path)?;
+                self.attributes(stat, Some(file.as_fd()), &path)?;
                 let mut header = self.header(stat, tar::EntryType::Regular);
                 header.set_size(stat.st_size as u64);
                 // What grows meanwhile is cut, what shrinks is padded by nothing: it is an error.
                 let body = file.take(stat.st_size as u64);
                 let mut body = Exactly { inner: body, left: stat.st_size as u64, word: self.word };
-                self.tar.append_data(&mut header, &path, &mut body).map_err(|e| self.fault(&path, &e))
+                self.put(header, &path, None, &mut body).map_err(|e| self.fault(&path, &e))
             }
             SFlag::S_IFLNK => {
                 let target = readlinkat(handle, "").map_err(fault)?;
@@ -193,27 +216,32 @@ impl<W: Write> Packer<'_, W> {
                 .map_err(|e| self.fault(path, &e))?;
         }
         let name = if path.as_os_str().is_empty() { Path::new("./") } else { path };
-        let done = match link {
-            Some(link) => self.tar.append_link(&mut header, name, link),
-            None => self.tar.append_data(&mut header, name, io::empty()),
-        };
-        done.map_err(|e| self.fault(path, &e))
+        self.put(header, name, link, io::empty()).map_err(|e| self.fault(path, &e))
     }
 
-    /// Extended attributes, as the PAX records that GNU tar and every runtime use.
-    fn attributes(&mut self, fd: impl AsFd, path: &Path) -> Result<()> {
-        let mut found = xattrs(fd).map_err(|e| self.fault(path, &e))?;
-        for (key, value) in &mut found {
-            if let Some(ids) = self.ids.filter(|_| key == "security.capability") {
-                *value = ids.capability_inside(value);
-            }
+    /// What a header has no room for, as the PAX records that GNU tar and every runtime use: the fraction of the time of
+    /// change, and extended attributes.
+    fn attributes(&mut self, stat: &FileStat, fd: Option<BorrowedFd<'_>>, path: &Path) -> Result<()> {
+        let mut records = Vec::new();
+        if stat.st_mtime >= 0 && stat.st_mtime_nsec != 0 {
+            records.push(("mtime".to_owned(), format!("{}.{:09}", stat.st_mtime, stat.st_mtime_nsec).into_bytes()));
         }
-        if found.is_empty() {
+        let found = fd.map(xattrs).transpose().map_err(|e| self.fault(path, &e))?.unwrap_or_default();
+        for (key, mut value) in found {
+            // Its record would be read as another attribute's.
+            if key.contains('=') {
+                let why = format!("has an extended attribute {key:?}: an archive can't hold a name with a = in it");
+                return Err(Error::failed_precondition("rootfs", path.display(), why));
+            }
+            if let Some(ids) = self.ids.filter(|_| key == "security.capability") {
+                value = ids.capability_inside(&value);
+            }
+            records.push((format!("SCHILY.xattr.{key}"), value));
+        }
+        if records.is_empty() {
             return Ok(());
         }
-        let records: Vec<(String, &[u8])> =
-            found.iter().map(|(key, value)| (format!("SCHILY.xattr.{key}"), value.as_slice())).collect();
-        let records = records.iter().map(|(key, value)| (key.as_str(), *value));
+        let records = records.iter().map(|(key, value)| (key.as_str(), value.as_slice()));
         self.tar.append_pax_extensions(records).map_err(|e| self.fault(path, &e))
     }
 }
@@ -301,6 +329,16 @@ mod tests {
         let seen: Vec<_> =
             entries.map(|e| (e.path().unwrap().into_owned(), e.header().mode().unwrap() & 0o7777)).collect();
         assert_eq!(seen[1..], [(PathBuf::from("tmp"), 0o1777)]);
+    }
+
+    #[test]
+    fn an_attribute_that_would_be_read_as_another_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = File::create(dir.path().join("file")).unwrap();
+        xattr::set(&file, c"user.a=b", b"c").unwrap();
+        let fd = cofferdam_sys::fd::open_dir(dir.path()).unwrap();
+        let refused = pack(fd.as_fd(), Vec::new(), &|| Ok(())).unwrap_err();
+        assert!(refused.code == cofferdam_types::Code::FailedPrecondition && refused.id == "file", "{refused}");
     }
 
     #[test]

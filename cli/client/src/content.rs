@@ -52,6 +52,9 @@ pub struct IngestInfo {
     /// When the last bytes came.
     #[serde(serialize_with = "crate::json::time")]
     pub updated: Timestamp,
+    /// Of the bytes that are there; empty unless [`Ingest::info`] says it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub digest: String,
 }
 
 fn blob_info(reader: blob_info::Reader<'_>) -> Result<BlobInfo> {
@@ -72,6 +75,7 @@ fn ingest_info(reader: ingest_info::Reader<'_>) -> Result<IngestInfo> {
         expected: text(reader.get_expected())?.to_owned(),
         started: Timestamp(reader.get_started()),
         updated: Timestamp(reader.get_updated()),
+        digest: text(reader.get_digest())?.to_owned(),
     })
 }
 
@@ -116,9 +120,11 @@ impl Content {
         Ingest { link: self.link.clone(), client: request.send().pipeline.get_ingest() }
     }
 
-    /// All ingests that are under way.
-    pub fn ingests(&self) -> Cursor<IngestInfo> {
-        let (cursor, link) = (self.client.ingests_request().send().pipeline.get_cursor(), self.link.clone());
+    /// All ingests that are under way, or were interrupted, and pass one of the filters.
+    pub fn ingests<S: AsRef<str>>(&self, filters: &[S]) -> Cursor<IngestInfo> {
+        let mut request = self.client.ingests_request();
+        set_texts(request.get().init_filters(filters.len() as u32), filters);
+        let (cursor, link) = (request.send().pipeline.get_cursor(), self.link.clone());
         Cursor::new(move || {
             let mut request = cursor.next_request();
             request.get().set_max(BLOCK);
@@ -127,6 +133,13 @@ impl Content {
                 Ok((items.iter().map(ingest_info).collect::<Result<_>>()?, answer.get_end()))
             })
         })
+    }
+
+    /// How an ingest stands, without taking hold of it.
+    pub fn status(&self, reference: &str) -> Reply<IngestInfo> {
+        let mut request = self.client.status_request();
+        request.get().set_reference(reference);
+        reply(&self.link, request, |answer| ingest_info(answer.get_info().map_err(malformed)?))
     }
 
     /// Throws an ingest away.
@@ -174,6 +187,15 @@ impl Blob {
         request.get().set_sink(self.link.fds.push(sink));
         done(&self.link, request)
     }
+
+    /// Takes what is named, labels or labels.KEY, from `labels`; all of them where nothing is. An entry that is absent
+    /// there is removed.
+    pub fn update<S: AsRef<str>>(&self, labels: &Labels, fields: &[S]) -> Reply<BlobInfo> {
+        let mut request = self.client.update_request();
+        set_labels(request.get().init_labels(labels.len() as u32), labels);
+        set_texts(request.get().init_fields(fields.len() as u32), fields);
+        reply(&self.link, request, |answer| blob_info(answer.get_info().map_err(malformed)?))
+    }
 }
 
 /// What is becoming a blob.
@@ -194,6 +216,23 @@ impl Ingest {
         Sink::new(&self.link, self.client.sink_request().send().pipeline.get_sink())
     }
 
+    /// Reads a pipe, socket or file of yours to its end, a file from where it stands, and gives the new offset.
+    pub fn take_fd(&self, source: OwnedFd) -> Reply<u64> {
+        let mut request = self.client.take_fd_request();
+        request.get().set_source(self.link.fds.push(source));
+        reply(&self.link, request, |answer| Ok(answer.get_offset()))
+    }
+
+    /// Copies a pipe, socket or file of yours, which begins where it stands now: what an earlier copy left is gone on
+    /// with if the source can seek and is long enough, and is thrown away otherwise.
+    pub async fn copy_fd(&self, source: OwnedFd) -> Result<u64> {
+        let there = self.info().await?.offset;
+        if there > 0 && !skipped(&source, there) {
+            self.truncate().await?;
+        }
+        self.take_fd(source).await
+    }
+
     /// Begins it anew.
     pub fn truncate(&self) -> Reply<()> {
         done(&self.link, self.client.truncate_request())
@@ -207,4 +246,13 @@ impl Ingest {
         set_labels(request.get().init_labels(labels.len() as u32), labels);
         reply(&self.link, request, |answer| text(answer.get_digest())?.parse())
     }
+}
+
+/// Whether a source could be moved on by so much, and is where it was otherwise.
+fn skipped(source: &OwnedFd, by: u64) -> bool {
+    use std::io::{Seek as _, SeekFrom};
+    let Ok(mut file) = source.try_clone().map(std::fs::File::from) else { return false };
+    let (Ok(meta), Ok(at)) = (file.metadata(), file.stream_position()) else { return false };
+    let to = at.saturating_add(by);
+    meta.is_file() && to <= meta.len() && file.seek(SeekFrom::Start(to)).is_ok()
 }

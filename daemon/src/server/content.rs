@@ -14,11 +14,11 @@ use cofferdam_wire::{
     common_capnp::byte_stream,
     connect::CHUNK,
     content_capnp::{blob, blob_cursor, blob_info, content, ingest, ingest_cursor, ingest_info},
-    convert::{labels, set_labels, text},
+    convert::{labels, set_labels, text, texts},
     error::from_rpc,
 };
 
-use super::{Place, cursor::Cursor, filters, outflow, rpc};
+use super::{Place, cursor::Cursor, filters, inflow, outflow, rpc};
 
 /// The content of a namespace.
 pub struct Content(pub Place);
@@ -98,14 +98,20 @@ impl content::Server for Content {
 
     async fn ingests(
         self: Rc<Self>,
-        _: content::IngestsParams,
+        params: content::IngestsParams,
         mut results: content::IngestsResults,
     ) -> capnp::Result<()> {
+        let filters = rpc(filters(params.get()?.get_filters(), &["ref"]))?;
         let (handle, namespace) = (self.0.services().content.clone(), self.0.namespace.clone());
         let cursor = Cursor::new(
             Box::new(move |after, max| handle.statuses(&namespace, after, max)),
             |status: &Status| status.reference.to_string(),
-            |_| true,
+            move |status| {
+                filters.matches(&|path: &[&str]| match path {
+                    ["ref"] => Some(status.reference.as_str().into()),
+                    _ => None,
+                })
+            },
         );
         results.get().set_cursor(self.0.hand_out(IngestCursor(cursor)));
         Ok(())
@@ -119,6 +125,17 @@ impl content::Server for Content {
     async fn remove(self: Rc<Self>, params: content::RemoveParams, _: content::RemoveResults) -> capnp::Result<()> {
         let digest: Digest = rpc(rpc(text(params.get()?.get_digest()))?.parse())?;
         rpc(self.0.services().content.delete(self.0.authority(), &self.0.namespace, &digest).await)
+    }
+
+    async fn status(
+        self: Rc<Self>,
+        params: content::StatusParams,
+        mut results: content::StatusResults,
+    ) -> capnp::Result<()> {
+        let reference = rpc(Name::new(rpc(text(params.get()?.get_reference()))?))?;
+        let status = rpc(self.0.services().content.status(&self.0.namespace, &reference))?;
+        set_ingest(results.get().init_info(), &status);
+        Ok(())
     }
 }
 
@@ -216,6 +233,15 @@ impl blob::Server for Blob {
         let (file, left) = rpc(self.range(params.get_offset(), params.get_length()))?;
         rpc(outflow::pour(&self.place.services().pool, file, left, sink).await)
     }
+
+    async fn update(self: Rc<Self>, params: blob::UpdateParams, mut results: blob::UpdateResults) -> capnp::Result<()> {
+        let params = params.get()?;
+        let (labels, fields) = (rpc(labels(params.get_labels()))?, rpc(texts(params.get_fields()))?);
+        let (all, auth) = (&self.place.services().content, self.place.authority());
+        let info = rpc(all.update(auth, &self.place.namespace, &self.digest, labels, fields).await)?;
+        set_blob(results.get().init_info(), &info);
+        Ok(())
+    }
 }
 
 /// An ingest that this client holds. Dropping it lets go of the reference; what was written stays.
@@ -242,17 +268,21 @@ impl ingest::Server for Ingest {
     async fn info(self: Rc<Self>, _: ingest::InfoParams, mut results: ingest::InfoResults) -> capnp::Result<()> {
         let read = |writer: &mut Option<Writer>| {
             let writer = open(writer)?;
-            let expected = writer.expected().map(Digest::to_string).unwrap_or_default();
-            let reference = writer.reference().map(|r| r.to_string()).unwrap_or_default();
-            Ok((reference, writer.offset(), writer.total().unwrap_or_default(), expected, writer.started()))
+            let reference = writer.reference().cloned();
+            let status = Status {
+                reference: reference.ok_or_else(|| Error::internal("ingest", "", "has no reference"))?,
+                offset: writer.offset(),
+                total: writer.total(),
+                expected: writer.expected().cloned(),
+                started: writer.started(),
+                updated: writer.updated()?,
+            };
+            Ok((status, writer.digest_so_far()))
         };
-        let (reference, offset, total, expected, started) = rpc(on_writer(&self.place, &self.writer, read).await)?;
+        let (status, digest) = rpc(on_writer(&self.place, &self.writer, read).await)?;
         let mut info = results.get().init_info();
-        info.set_reference(&reference);
-        info.set_offset(offset);
-        info.set_total(total);
-        info.set_expected(&expected);
-        info.set_started(started.0);
+        set_ingest(info.reborrow(), &status);
+        info.set_digest(digest.to_string());
         Ok(())
     }
 
@@ -264,6 +294,25 @@ impl ingest::Server for Ingest {
 
     async fn truncate(self: Rc<Self>, _: ingest::TruncateParams, _: ingest::TruncateResults) -> capnp::Result<()> {
         rpc(on_writer(&self.place, &self.writer, |writer| open(writer)?.truncate()).await)
+    }
+
+    async fn take_fd(
+        self: Rc<Self>,
+        params: ingest::TakeFdParams,
+        mut results: ingest::TakeFdResults,
+    ) -> capnp::Result<()> {
+        let source: OwnedFd = rpc(self.place.session.fds.take(params.get()?.get_source()))?;
+        let turn = async |inlet: inflow::Inlet| {
+            on_writer(&self.place, &self.writer, move |writer| {
+                let writer = open(writer)?;
+                inlet.turn(&mut |bytes| writer.append(bytes))
+            })
+            .await
+        };
+        rpc(inflow::draw(source, turn).await)?;
+        let offset = |writer: &mut Option<Writer>| Ok(open(writer)?.offset());
+        results.get().set_offset(rpc(on_writer(&self.place, &self.writer, offset).await)?);
+        Ok(())
     }
 
     async fn commit(

@@ -4,7 +4,7 @@ use std::{fs::File, process::Command};
 
 use cofferdam_client::{Client, ImportOptions, Output, PullOptions, channel};
 use cofferdam_integration::{BUSYBOX, output, until_async};
-use cofferdam_types::Code;
+use cofferdam_types::{Algorithm, Code, Digest};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{UnixListener, UnixStream},
@@ -157,7 +157,61 @@ pub async fn content_client(place: &Place) {
     let refused = wrong.commit(0, DIGEST, &Default::default()).await.unwrap_err();
     assert!(refused.to_string().contains(DIGEST), "{refused}");
     content.abort("two").await.unwrap();
-    assert!(content.ingests().all().await.unwrap().is_empty());
+    assert!(content.ingests::<&str>(&[]).all().await.unwrap().is_empty());
     content.remove(DIGEST).await.unwrap();
     assert_eq!(blob.info().await.unwrap_err().code, Code::NotFound);
+}
+
+pub async fn content_client_writer(place: &Place) {
+    let content = place.namespace.content();
+    let bytes: Vec<u8> = (0..200_000u32).map(|n| (n % 253) as u8).collect();
+    let digest = Digest::of(Algorithm::Sha256, &bytes);
+    // Four at a time, with and without a size and a digest that are known. All but one find the blob there.
+    let mut open = Vec::new();
+    for (n, (size, expected)) in
+        [(0, ""), (200_000, ""), (0, &*digest.to_string()), (200_000, &*digest.to_string())].into_iter().enumerate()
+    {
+        let ingest = content.ingest(&format!("writer-{n}"), size, expected, "");
+        let info = ingest.info().await.unwrap();
+        assert_eq!((info.offset, info.total, &*info.expected), (0, size, expected));
+        open.push(ingest);
+    }
+    let mut committed = 0;
+    for half in [&bytes[..64_001], &bytes[64_001..]] {
+        for ingest in &open {
+            let sink = ingest.sink();
+            sink.write(half).await.unwrap();
+            sink.end().await.unwrap();
+        }
+    }
+    assert_eq!(content.ingests(&["ref==writer-1", "ref~=/-[23]$/"]).all().await.unwrap().len(), 3);
+    for ingest in open {
+        assert_eq!(ingest.info().await.unwrap().digest, digest.to_string());
+        match ingest.commit(0, "", &Default::default()).await {
+            Ok(made) => committed += u32::from(made == digest),
+            Err(error) => assert_eq!(error.code, Code::AlreadyExists, "{error}"),
+        }
+    }
+    assert_eq!(committed, 1);
+    assert!(content.ingests::<&str>(&[]).all().await.unwrap().is_empty());
+
+    // Labels: all of them, or those that a mask names; nothing else can be changed.
+    let blob = content.get(&digest.to_string());
+    let labels = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    let first = blob.update::<&str>(&labels(&[("k1", "v1"), ("k2", "v2"), ("k3", "v3")]), &[]).await.unwrap();
+    let second = blob.update(&labels(&[("k1", "new")]), &["labels.k1", "labels.k3"]).await.unwrap();
+    assert_eq!(second.labels, labels(&[("k1", "new"), ("k2", "v2")]));
+    assert!(second.created == first.created && second.updated > first.updated);
+    let third = blob.update(&labels(&[("only", "one")]), &["labels"]).await.unwrap();
+    assert_eq!(third.labels, labels(&[("only", "one")]));
+    for field in ["size", "digest", "labels.k", "label.x"] {
+        let refused = blob.update(&labels(&[("k", &"x".repeat(4096))]), &[field]).await.unwrap_err();
+        assert_eq!(refused.code, Code::InvalidArgument, "{field}: {refused}");
+    }
+    assert_eq!(blob.info().await.unwrap(), third);
+    assert_eq!(
+        blob.read_fd(1, 200_000, File::create("/dev/null").unwrap().into()).await.unwrap_err().code,
+        Code::OutOfRange
+    );
+    content.remove(&digest.to_string()).await.unwrap();
 }

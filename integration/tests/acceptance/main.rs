@@ -39,6 +39,7 @@ const SHARED: &[(&str, Test)] = tests![
     clients::image_pull,
     clients::image_is_unpacked,
     clients::content_client,
+    clients::content_client_writer,
     clients::oci_export,
     clients::oci_export_and_import,
     snapshots::snapshotter_client_basic,

@@ -3,6 +3,7 @@
 mod check;
 mod checkpoints;
 mod containers;
+mod content;
 mod cp;
 mod images;
 mod lifecycle;

@@ -16,7 +16,7 @@ use crate::{
     terminal::{Seat, coffer},
 };
 
-const DEAF: &str = "trap 'echo passed' USR1; trap '' INT; while :; do sleep 0.02; done";
+const DEAF: &str = "trap 'echo passed' USR1; trap '' INT; echo listens; while :; do sleep 0.02; done";
 
 /// `coffer`, and what it says.
 struct Front {
@@ -92,12 +92,14 @@ impl Drop for Hung {
 }
 
 /// A run, an exec and an attachment, each in front of something that runs.
-fn fronts(daemon: &Daemon) -> [Front; 3] {
+async fn fronts(daemon: &Daemon) -> [Front; 3] {
     let run = front(daemon, &["run", "--rm", "--log-driver", "local", "--name", "box", BUSYBOX, "sh", "-c", DEAF]);
     run.passes();
     ok(daemon, &["run", "-d", "--name", "other", BUSYBOX, "sh", "-c", DEAF]);
     let rest = [&["exec", "box", "sh", "-c", DEAF][..], &["attach", "--no-stdin", "other"]];
     let [exec, attach] = rest.map(|args| front(daemon, args));
+    // It isn't the first process of its namespace, and would die of a signal that came before its trap.
+    exec.out.contains("listens").await;
     exec.passes();
     attach.passes();
     [run, exec, attach]
@@ -125,7 +127,7 @@ fn a_daemon_that_hangs_keeps_nobody_in_front_of_a_container() {
     let daemon = Daemon::with_busybox();
     let before = daemon.leftovers();
     bounded(async {
-        let mut fronts = fronts(&daemon);
+        let mut fronts = fronts(&daemon).await;
         let pids = [pid(&daemon, "box"), pid(&daemon, "other")];
         let hung = Hung::new(&daemon);
         leave(&mut fronts, 143, Signal::SIGTERM).await;
@@ -142,9 +144,10 @@ fn nor_does_one_that_is_away_but_a_signal_reaches_what_runs_when_it_is_back() {
     let daemon = Daemon::with_busybox();
     let before = daemon.leftovers();
     bounded(async {
-        let mut fronts = fronts(&daemon);
+        let mut fronts = fronts(&daemon).await;
         let pids = [pid(&daemon, "box"), pid(&daemon, "other")];
         let mut waits = front(&daemon, &["exec", "box", "sh", "-c", DEAF]);
+        waits.out.contains("listens").await;
         waits.passes();
         daemon.kill9();
         send(&waits.program, Signal::SIGTERM);

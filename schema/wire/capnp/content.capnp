@@ -23,6 +23,8 @@ struct IngestInfo @0x8f5d26b1ea97c043 {
   # The digest that it must have; empty is any.
   started @4 :Common.Time;
   updated @5 :Common.Time;
+  digest @6 :Text;
+  # Of the bytes that are there. Only `Ingest.info` says it: who doesn't hold an ingest would have to hash it.
 }
 
 interface Content @0xe2c6b4807d1f5a39 {
@@ -35,9 +37,17 @@ interface Content @0xe2c6b4807d1f5a39 {
   # (`unavailable`). already_exists if this namespace has the expected blob. Algorithm: sha256 (also if empty), sha512,
   # blake3; where a digest is expected its own.
 
-  ingests @3 () -> (cursor :IngestCursor) $Common.needs("read");
+  ingests @3 (filters :List(Text)) -> (cursor :IngestCursor) $Common.needs("read");
+  # Fields: ref.
+
   abort @4 (reference :Text) -> () $Common.needs("write");
+  # Drops it and its bytes, whoever holds it: that one then fails to commit.
+
   remove @5 (digest :Text) -> () $Common.needs("write");
+  # From this namespace. Open readers go on.
+
+  status @6 (reference :Text) -> (info :IngestInfo) $Common.needs("read");
+  # How an ingest stands, without taking hold of it.
 }
 
 interface BlobCursor @0xa5d8f0c3962be714 {
@@ -56,6 +66,10 @@ interface Blob @0xdb6f8e135c0a7294 {
 
   readFd @2 (offset :UInt64, length :UInt64, sink :Common.Fd) -> () $Common.needs("read");
   # The twin: writes into a pipe, socket or file of yours; returns when all is written.
+
+  update @3 (labels :List(Label), fields :List(Text)) -> (info :BlobInfo) $Common.needs("write");
+  # Takes from `labels` what is named: "labels", "labels.KEY"; where an entry is absent it is removed. Without names all of
+  # them. Everything else about a blob never changes: invalid_argument.
 }
 
 interface Ingest @0xf06a3c9be7d85142 {
@@ -67,4 +81,9 @@ interface Ingest @0xf06a3c9be7d85142 {
   commit @3 (size :UInt64, expected :Text, labels :List(Label)) -> (digest :Text) $Common.needs("write");
   # Synced to disk when it returns. A size of 0 and an empty digest are not compared. data_loss on a mismatch: the
   # ingest stays and can be gone on with.
+
+  takeFd @4 (source :Common.Fd) -> (offset :UInt64) $Common.needs("write");
+  # The twin of `sink`: reads a pipe, socket or file of yours to its end, a file from where it stands. Returns when all of it
+  # is written, with the ingest's new offset. What was read before a failure is there. To take up a copy of a file, let it
+  # stand where `info` says; of what can't seek, truncate first.
 }

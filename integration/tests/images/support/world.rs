@@ -101,7 +101,7 @@ impl World {
         listed.extend(images.into_iter().map(|image| format!("image {}", image.name)));
         let blobs = self.ns.content().list(&none).all().await.unwrap();
         listed.extend(blobs.into_iter().map(|blob| format!("blob {}", blob.digest)));
-        let ingests = self.ns.content().ingests().all().await.unwrap();
+        let ingests = self.ns.content().ingests::<&str>(&[]).all().await.unwrap();
         listed.extend(ingests.into_iter().map(|ingest| format!("ingest {}", ingest.reference)));
         for driver in ["overlay", "native"] {
             let snapshots = self.ns.snapshots(driver).list(&none).all().await.unwrap();
