@@ -39,10 +39,10 @@ impl Area {
                 lost.push(id);
                 continue;
             };
-            let made = repair && self.make_at(id, self.driver.scratch(), parent).is_ok();
-            let then = match made {
-                true => "it was made again",
-                false => "--repair makes it again, as it was before anything was written",
+            let (made, then) = match repair.then(|| self.make_at(id, self.driver.scratch(), parent)) {
+                Some(Ok(_)) => (true, "it was made again".to_owned()),
+                Some(Err(error)) => (false, format!("it can't be made again: {error}")),
+                None => (false, "--repair makes it again, as it was before anything was written".to_owned()),
             };
             let what = format!("its directory is gone: {then}");
             found.add(Fault::SnapshotMissing, format!("snapshot/{driver}/{id}"), what, made);
