@@ -3,6 +3,7 @@
 //! A program can embed it ([`Daemon::start`]); `cofferd` is a small main around it. It owns no state of its own: every
 //! fact lies with one of the actors, and what a client sees of them lies in [`server`].
 
+mod check;
 mod claim;
 pub mod config;
 mod directories;

@@ -7,7 +7,7 @@ use cofferdam_kernel::hosted;
 use cofferdam_types::Result;
 
 use crate::{
-    messages::{Abort, CommitMany, Delete, Discard, Open, Put, Sweep},
+    messages::{Abort, Check, CommitMany, Delete, Discard, Open, Put, Sweep},
     store::Store,
 };
 
@@ -71,4 +71,5 @@ jobs! {
     };
     Abort => |store, m| store.abort(&m.authority, &m.namespace, &m.reference);
     Sweep => |store, _m| store.sweep();
+    Check => |store, m| store.check(m.0);
 }

@@ -4,13 +4,15 @@ use std::{borrow::Cow, os::fd::OwnedFd, sync::Arc};
 
 use cofferdam_kernel::{Health, Kernel, Placement, Pool, Slot, SlotConfig};
 use cofferdam_metadata::{Metadata, records};
-use cofferdam_types::{Algorithm, Authority, COMES_BACK, Digest, Error, Labels, Name, Namespace, Result, filter};
+use cofferdam_types::{
+    Algorithm, Authority, COMES_BACK, Digest, Error, Finding, Labels, Name, Namespace, Result, filter,
+};
 
 use crate::{
     BlobReader, Commit, Info, Ingest, IngestOptions, Placed, Status, Swept,
     actor::ContentActor,
     files::Files,
-    messages::{Abort, CommitMany, Delete, Discard, Open, Put, Sweep},
+    messages::{Abort, Check, CommitMany, Delete, Discard, Open, Put, Sweep},
     store::Store,
 };
 
@@ -183,6 +185,12 @@ impl Content {
     /// Looks for what a crash left, and says what it found. The store does so by itself when it starts.
     pub async fn sweep(&self) -> Result<Swept> {
         self.slot.call(Sweep).await
+    }
+
+    /// Compares records and files, both ways. With `repair` what no record names is removed, and what has lost its bytes is
+    /// taken off the records, so that it can be stored again.
+    pub async fn check(&self, repair: bool) -> Result<Vec<Finding>> {
+        self.slot.call(Check(repair)).await
     }
 
     /// The store, unless its actor is down: who comes by a thread of his own is refused like everybody else.

@@ -19,6 +19,7 @@
 //!   ingests and readers do not notice it.
 
 mod actor;
+mod check;
 mod commit;
 mod files;
 mod handle;

@@ -2,7 +2,7 @@
 //! handles that it gives out.
 
 use actix::Message;
-use cofferdam_types::{Algorithm, Authority, Digest, Labels, Name, Namespace, Result};
+use cofferdam_types::{Algorithm, Authority, Digest, Finding, Labels, Name, Namespace, Result};
 
 use crate::{Commit, Ingest, IngestOptions, Swept};
 
@@ -71,6 +71,10 @@ pub struct Abort {
 #[derive(Debug)]
 pub struct Sweep;
 
+/// Compares records and files; with `true` puts right what can be.
+#[derive(Debug)]
+pub struct Check(pub bool);
+
 macro_rules! replies {
     ($($message:ty => $reply:ty;)+) => {$(
         impl Message for $message {
@@ -87,4 +91,5 @@ replies! {
     Discard => ();
     Abort => ();
     Sweep => Swept;
+    Check => Vec<Finding>;
 }

@@ -8,7 +8,7 @@ use cofferdam_types::Result;
 
 use crate::{
     core::Core,
-    messages::{Commit, CommitLayers, Discard, Limit, Measure, Prepare, Remove, Reserve, StageLayer},
+    messages::{Check, Commit, CommitLayers, Discard, Limit, Measure, Prepare, Remove, Reserve, StageLayer},
 };
 
 /// The actor that owns the drivers' directories.
@@ -59,6 +59,7 @@ handle! {
     Limit => limit,
     StageLayer => stage_layer,
     CommitLayers => commit_layers,
+    Check => check,
 }
 
 impl Handler<Discard> for SnapshotsActor {

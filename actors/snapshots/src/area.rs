@@ -7,6 +7,8 @@
 //! record is what was acknowledged, and after a power cut [`Area::sweep`] makes a missing directory again, empty: what
 //! a container writes is never acknowledged by us before its snapshot is committed, which syncs.
 
+mod check;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::CString,

@@ -16,6 +16,8 @@ use cofferdam_metadata::{
 };
 use cofferdam_types::{Digest, Error, Labels, Mount, Name, Namespace, Result};
 
+mod check;
+
 use crate::{
     area::{Area, Known, private_dir},
     drivers::{self, Access},

@@ -10,12 +10,14 @@ use cofferdam_metadata::{
         snapshots::{self, Kind, Removed, Snapshot, Usage},
     },
 };
-use cofferdam_types::{Authority, Digest, Error, Labels, Mount, Name, Namespace, Result};
+use cofferdam_types::{Authority, Digest, Error, Finding, Labels, Mount, Name, Namespace, Result};
 
 use crate::{
     actor::SnapshotsActor,
     core::Core,
-    messages::{ChainLayer, Commit, CommitLayers, Discard, Limit, Measure, Prepare, Remove, Reserve, StageLayer},
+    messages::{
+        ChainLayer, Check, Commit, CommitLayers, Discard, Limit, Measure, Prepare, Remove, Reserve, StageLayer,
+    },
     stage::{Changes, Reserved, Stage, Staged, Turn},
 };
 
@@ -53,6 +55,12 @@ impl Snapshots {
     /// The names of the drivers, the default first.
     pub fn drivers(&self) -> Vec<&'static str> {
         self.core.drivers()
+    }
+
+    /// Compares records and directories of every driver, both ways. With `repair` what no record names is removed, and a
+    /// committed snapshot whose tree is gone, and on which nothing lies, is taken off the records: it can be made again.
+    pub async fn check(&self, repair: bool) -> Result<Vec<Finding>> {
+        self.slot.call(Check(repair)).await
     }
 
     /// Whether layers of this driver are extracted without their parents.

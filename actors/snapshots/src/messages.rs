@@ -5,7 +5,7 @@ use cofferdam_metadata::{
     Tx,
     records::snapshots::{Kind, Removed, Usage},
 };
-use cofferdam_types::{Authority, Digest, Labels, Mount, Name, Namespace, Result};
+use cofferdam_types::{Authority, Digest, Finding, Labels, Mount, Name, Namespace, Result};
 
 use crate::{Reserved, Stage, Staged, Turn};
 
@@ -125,6 +125,9 @@ pub struct CommitLayers {
     pub also: Also,
 }
 
+/// Compare records and directories; with `true` put right what can be.
+pub struct Check(pub bool);
+
 /// What each is answered with.
 macro_rules! answers {
     ($($message:ty => $answer:ty),* $(,)?) => {$(
@@ -144,4 +147,5 @@ answers! {
     Limit => Result<()>,
     StageLayer => Result<Staged>,
     CommitLayers => Result<()>,
+    Check => Result<Vec<Finding>>,
 }

@@ -52,6 +52,8 @@ struct State {
     dirty: bool,
     busy: bool,
     stop: bool,
+    /// What resisted is to be tried again.
+    again: bool,
 }
 
 impl Shared {
@@ -100,8 +102,23 @@ impl Trash {
         }
     }
 
+    /// What can't be deleted; nothing where it isn't known yet. With `again` it is tried anew first, and waited for.
+    pub fn left(&self, again: bool) -> Result<Vec<CString>> {
+        if again {
+            let mut state = self.0.shared.state();
+            (state.again, state.dirty) = (true, true);
+            self.0.shared.changed.notify_all();
+            drop(state);
+            self.settle();
+        }
+        let state = self.0.shared.state();
+        if state.dirty || state.busy {
+            return Ok(Vec::new());
+        }
+        names(self.0.shared.dir.as_fd()).map_err(|e| Error::io("trash", "", "list the trash", &e.into()))
+    }
+
     /// Waits until everything that was put in so far is deleted, or has been found to resist.
-    #[cfg(test)]
     pub fn settle(&self) {
         let mut state = self.0.shared.state();
         while state.dirty || state.busy {
@@ -135,6 +152,9 @@ fn empty(shared: &Shared) {
                 return;
             }
             (state.dirty, state.busy) = (false, true);
+            if std::mem::take(&mut state.again) {
+                resisted.clear();
+            }
         }
         let found = names(shared.dir.as_fd()).unwrap_or_else(|error| {
             tracing::error!(%error, "can't read the trash directory");

@@ -23,7 +23,7 @@ use cofferdam_networks::Networks;
 use cofferdam_oci::apparmor;
 use cofferdam_snapshots::Snapshots;
 use cofferdam_sys::metrics::Metrics;
-use cofferdam_types::{Authority, Code, Error, Id, Name, Namespace, Result};
+use cofferdam_types::{Authority, Code, Error, Finding, Id, Name, Namespace, Result};
 use tokio::sync::{oneshot, watch};
 
 use crate::{
@@ -34,10 +34,10 @@ use crate::{
     layout::Layout,
     makers::{Makers, Presence},
     messages::{
-        Attach, Attached, ChangeContainer, Changes, CloseStdin, CreateContainer, CreateTask, DeleteProcess, Dump,
-        DumpShim, Exec, ExecRequest, Execs, Kill, LogLost, Measure, NewContainer, Observe, OpenFiles, Pause, Pids,
-        ProcessEntry, ProcessState, Processes, Query, Remove, Removed, Rename, Resize, ShimInfo, ShimState, Shims,
-        Start, Stdin, Stdio, UpdateResources,
+        Attach, Attached, ChangeContainer, Changes, Check, CloseStdin, CreateContainer, CreateTask, DeleteProcess,
+        Dump, DumpShim, Exec, ExecRequest, Execs, Kill, LogLost, Measure, NewContainer, Observe, OpenFiles, Pause,
+        Pids, ProcessEntry, ProcessState, Processes, Query, Remove, Removed, Rename, Resize, ShimInfo, ShimState,
+        Shims, Start, Stdin, Stdio, UpdateResources,
     },
     restore::{DumpOptions, Dumped},
     shim::Program,
@@ -200,6 +200,11 @@ impl Tasks {
     /// Every shim that has a task on record, by id.
     pub async fn shims(&self) -> Result<Vec<ShimInfo>> {
         self.slot.call(Shims).await
+    }
+
+    /// Compares records and directories. With `repair` what no record names is removed.
+    pub async fn check(&self, repair: bool) -> Result<Vec<Finding>> {
+        self.slot.call(Check(repair)).await
     }
 
     /// What a shim says of itself.

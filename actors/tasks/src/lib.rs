@@ -14,6 +14,7 @@
 
 mod actor;
 mod change;
+mod check;
 mod children;
 mod coming;
 mod copy;

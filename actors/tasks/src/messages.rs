@@ -9,7 +9,7 @@ use cofferdam_metadata::records::{
 };
 use cofferdam_oci::spec::Options;
 use cofferdam_sys::{metrics::Metrics, procfs};
-use cofferdam_types::{Any, Authority, Id, Labels, Name, Namespace, Platform, Result, Timestamp};
+use cofferdam_types::{Any, Authority, Finding, Id, Labels, Name, Namespace, Platform, Result, Timestamp};
 use cofferdam_wire::convert::Life;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{oneshot, watch};
@@ -265,6 +265,14 @@ pub(crate) struct Shims;
 
 impl Message for Shims {
     type Result = Result<Vec<ShimInfo>>;
+}
+
+/// Compares records and directories; with `true` removes what no record names.
+#[derive(Debug)]
+pub(crate) struct Check(pub bool);
+
+impl Message for Check {
+    type Result = Result<Vec<Finding>>;
 }
 
 /// Asks a shim how it is.

@@ -68,4 +68,4 @@ pub use process::{Attachment, CheckpointOptions, Exit, Process, ProcessOptions, 
 pub use run::{Again, Run, RunRequest, random_id};
 pub use snapshot::{Snapshot, SnapshotInfo, SnapshotKind, Snapshots};
 pub use stdio::{Input, Output, Receiver, Sink, Stdio, channel};
-pub use system::{ActorStatus, ShimContainer, ShimInfo, ShimProcess, ShimState, System, SystemStatus};
+pub use system::{ActorStatus, Finding, ShimContainer, ShimInfo, ShimProcess, ShimState, System, SystemStatus};

@@ -72,6 +72,20 @@ pub struct ShimInfo {
     pub group: String,
 }
 
+/// A contradiction that a check found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Finding {
+    /// What is wrong, as a word.
+    pub fault: String,
+    /// Kind and name of the thing.
+    pub id: String,
+    /// What it means, and what to do or what was done.
+    pub message: String,
+    /// Whether it was put right.
+    pub repaired: bool,
+}
+
 /// What a shim says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -239,6 +253,29 @@ impl System {
             reply(&link, request, |answer| {
                 let items = answer.get_items().map_err(malformed)?;
                 Ok((items.iter().map(shim_info).collect::<Result<_>>()?, answer.get_end()))
+            })
+        })
+    }
+
+    /// Compares the records with each other and with the disk; with `repair` puts right what can be.
+    pub fn check(&self, repair: bool) -> Cursor<Finding> {
+        let mut request = self.client.check_request();
+        request.get().set_repair(repair);
+        let (cursor, link) = (request.send().pipeline.get_cursor(), self.link.clone());
+        Cursor::new(move || {
+            let mut request = cursor.next_request();
+            request.get().set_max(BLOCK);
+            reply(&link, request, |answer| {
+                let finding = |item: wire::finding::Reader<'_>| {
+                    Ok(Finding {
+                        fault: text(item.get_fault())?.to_owned(),
+                        id: text(item.get_id())?.to_owned(),
+                        message: text(item.get_message())?.to_owned(),
+                        repaired: item.get_repaired(),
+                    })
+                };
+                let items = answer.get_items().map_err(malformed)?;
+                Ok((items.iter().map(finding).collect::<Result<_>>()?, answer.get_end()))
             })
         })
     }

@@ -67,6 +67,7 @@ pub static ALL: &[&Command] = &[
     &nouns::shim::LS,
     &nouns::shim::STATE,
     &nouns::system::STATUS,
+    &nouns::system::CHECK,
     &nouns::system::CRASH,
     &nouns::system::VERSION,
     &nouns::system::HELP,

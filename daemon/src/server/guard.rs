@@ -14,7 +14,7 @@ use capnp::{
     traits::HasTypeId,
 };
 use cofferdam_types::{Authority, Error};
-use cofferdam_wire::{container_capnp, error::to_rpc, event_capnp, image_capnp, job_capnp};
+use cofferdam_wire::{container_capnp, error::to_rpc, event_capnp, image_capnp, job_capnp, system_capnp};
 use futures::FutureExt as _;
 use tracing::{Instrument as _, Span};
 
@@ -24,7 +24,8 @@ use super::{
 };
 
 /// Methods that wait for something to happen: no deadline is laid on them.
-const PATIENT: [(u64, u16); 8] = [
+const PATIENT: [(u64, u16); 9] = [
+    (<system_capnp::finding_cursor::Client as HasTypeId>::TYPE_ID, 0),
     (<container_capnp::process::Client as HasTypeId>::TYPE_ID, 1),
     (<container_capnp::attachment::Client as HasTypeId>::TYPE_ID, 0),
     (<container_capnp::container::Client as HasTypeId>::TYPE_ID, 4),

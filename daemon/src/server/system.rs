@@ -1,13 +1,14 @@
 //! `System` (system.capnp).
 
-use std::{rc::Rc, sync::atomic::Ordering, time::Duration};
+use std::{cell::RefCell, rc::Rc, sync::atomic::Ordering, time::Duration};
 
 use cofferdam_kernel::{Health, SlotStatus};
 use cofferdam_metadata::Metadata;
 use cofferdam_tasks::ShimInfo;
+use cofferdam_types::Error;
 use cofferdam_wire::{
     convert::{Life, set_texts, text},
-    system_capnp::{shim_cursor, shim_info, shim_process, system},
+    system_capnp::{finding_cursor, shim_cursor, shim_info, shim_process, system},
 };
 
 use super::{
@@ -15,6 +16,7 @@ use super::{
     rpc,
     session::{Held, Session},
 };
+use crate::check::Check;
 
 /// The daemon itself.
 pub struct System(pub Rc<Session>, pub Held);
@@ -119,6 +121,48 @@ impl system::Server for System {
             for (n, life) in container.processes.iter().enumerate() {
                 set_process(processes.reborrow().get(n as u32), life);
             }
+        }
+        Ok(())
+    }
+
+    async fn check(
+        self: Rc<Self>,
+        params: system::CheckParams,
+        mut results: system::CheckResults,
+    ) -> capnp::Result<()> {
+        let check = Check::new(self.0.services.clone(), params.get()?.get_repair());
+        let cursor = FindingCursor(RefCell::new(Some(check)));
+        results.get().set_cursor(self.0.hand_out(cursor, &self.1));
+        Ok(())
+    }
+}
+
+/// How far a check is. Taken out while it goes on; a call that ends early ends the check.
+struct FindingCursor(RefCell<Option<Check>>);
+
+/// The most findings in one answer.
+const FINDINGS: usize = 100;
+
+impl finding_cursor::Server for FindingCursor {
+    async fn next(
+        self: Rc<Self>,
+        params: finding_cursor::NextParams,
+        mut results: finding_cursor::NextResults,
+    ) -> capnp::Result<()> {
+        let max = usize::from(params.get()?.get_max()).clamp(1, FINDINGS);
+        let busy =
+            || Error::failed_precondition("cursor", "", "is being waited on, or was given up: begin another check");
+        let mut check = rpc(self.0.take().ok_or_else(busy))?;
+        let (block, end) = rpc(check.next(max).await)?;
+        self.0.replace(Some(check));
+        results.get().set_end(end);
+        let mut items = results.get().init_items(block.len() as u32);
+        for (n, finding) in block.iter().enumerate() {
+            let mut item = items.reborrow().get(n as u32);
+            item.set_fault(finding.fault.as_str());
+            item.set_id(&finding.id);
+            item.set_message(&finding.message);
+            item.set_repaired(finding.repaired);
         }
         Ok(())
     }

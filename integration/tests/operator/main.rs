@@ -1,5 +1,6 @@
 //! The operator's commands: `coffer` as a person or a script runs it.
 
+mod check;
 mod checkpoints;
 mod containers;
 mod content;

@@ -37,6 +37,25 @@ interface System @0xae92f7d5063c1b48 {
 
   shim @3 (id :Text) -> (state :ShimState) $Common.needs("root");
   # What a shim says of itself. unavailable where it doesn't answer, unimplemented where it is too old.
+
+  check @4 (repair :Bool) -> (cursor :FindingCursor) $Common.needs("root");
+  # Compares the records with each other and with the disk, both ways, beside ordinary work. With `repair`: what no record
+  # names is removed, indices are made anew, and a record that has lost its bytes is dropped where nothing lies on it.
+  # It goes on as its cursor is asked.
+}
+
+interface FindingCursor @0xd1846e0a57c93bf2 {
+  next @0 (max :UInt16) -> (items :List(Finding), end :Bool) $Common.needs("root");
+  # One at a time. Behind the last finding: none, and `end`.
+}
+
+struct Finding @0xe93c50b7a218d64f {
+  fault @0 :Text;
+  # One of the names in docs/check.md; more may come.
+  id @1 :Text;
+  # Kind and name, as blob/sha256:...
+  message @2 :Text;
+  repaired @3 :Bool;
 }
 
 interface ShimCursor @0xc27e80d5f6a1943b {

@@ -147,7 +147,7 @@ pub fn ancestors(read: &dyn Read, ns: &Namespace, snapshot: &Snapshot) -> Result
     Ok(chain)
 }
 
-fn dir_key(driver: &str, dir: u64) -> Vec<u8> {
+pub(crate) fn dir_key(driver: &str, dir: u64) -> Vec<u8> {
     codec::key(&[driver, &format!("{dir:016x}")])
 }
 

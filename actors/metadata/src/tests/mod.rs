@@ -1,6 +1,7 @@
 //! Tests of the store and the records together.
 
 mod actor;
+mod check;
 mod crash;
 mod disk;
 mod records;

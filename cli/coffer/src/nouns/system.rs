@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::{
-    args::{Command, Positional, Times},
+    args::{Command, Positional, Times, switch},
     commands,
     cx::{Cx, Table, line},
     failure::Failure,
@@ -39,6 +39,41 @@ async fn status(cx: Cx) -> Result<i32, Failure> {
         table.print()?;
     }
     Ok(i32::from(status.state != "ready"))
+}
+
+/// `coffer system check`.
+pub static CHECK: Command = Command {
+    path: &["system", "check"],
+    about: "compare the records with each other and with what is on disk",
+    positionals: &[],
+    flags: &[switch("repair", None, "remove what no record names, and drop records that have lost their bytes")],
+    notes: "A line for each contradiction; with -o json a JSON object on each line. The daemon serves meanwhile. What a\n\
+            record names and is there is never removed.\n\
+            exit code: 0 if all is well or was put right, 1 if something is left or the check fails",
+    failure: 1,
+    action: |cx| Box::pin(check(cx)),
+};
+
+async fn check(cx: Cx) -> Result<i32, Failure> {
+    let mut findings = cx.client().await?.system().check(cx.args.has("repair"));
+    let (mut found, mut left) = (0_u64, 0_u64);
+    while let Some(finding) = findings.next().await? {
+        found += 1;
+        left += u64::from(!finding.repaired);
+        if cx.json {
+            cx.document(&finding)?;
+        } else {
+            line(&format!("{} {}: {}", finding.fault, finding.id, finding.message))?;
+        }
+    }
+    if !cx.json {
+        line(&match (found, left) {
+            (0, _) => "records and disk agree".to_owned(),
+            (_, 0) => format!("{} put right", counted(found, "contradiction")),
+            _ => format!("{}, {left} of them left", counted(found, "contradiction")),
+        })?;
+    }
+    Ok(i32::from(left > 0))
 }
 
 /// `coffer system crash`.

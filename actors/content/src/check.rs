@@ -1,0 +1,159 @@
+//! Records and files compared, both ways, beside ordinary work: whatever is told, or removed, is looked at again while
+//! its digest or its ref is held.
+
+use std::str::FromStr;
+
+use cofferdam_metadata::records;
+use cofferdam_types::{Algorithm, Authority, Code, Digest, Fault, Finding, Findings, Namespace, Result};
+
+use crate::store::{RefKey, Store};
+
+const PAGE: usize = 500;
+
+impl Store {
+    /// What the sweep of a start removes is told here, and removed with `repair`. A blob whose bytes are gone is then taken
+    /// off the records, which stand in the way of nobody who stores it again.
+    pub(crate) fn check(&self, repair: bool) -> Result<Vec<Finding>> {
+        let mut found = Findings::default();
+        self.check_blobs(repair, &mut found)?;
+        self.check_blob_files(repair, &mut found)?;
+        self.check_ingests(repair, &mut found)?;
+        self.check_ingest_files(repair, &mut found)?;
+        Ok(found.done())
+    }
+
+    fn check_blobs(&self, repair: bool, found: &mut Findings) -> Result<()> {
+        let mut after: Option<String> = None;
+        loop {
+            let page = records::content::blobs(&self.meta.read()?, after.as_deref(), PAGE)?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = Some(last.digest.to_string());
+            for blob in page {
+                if self.files.blob_size(&blob.digest)? != Some(blob.size) {
+                    self.check_blob(blob.digest, repair, found)?;
+                }
+            }
+        }
+    }
+
+    fn check_blob(&self, digest: Digest, repair: bool, found: &mut Findings) -> Result<()> {
+        let _reserved = self.reserved.hold_all(vec![digest.clone()]);
+        let Some(blob) = records::content::blob(&self.meta.read()?, &digest)? else { return Ok(()) };
+        let (fault, what) = match self.files.blob_size(&digest)? {
+            Some(size) if size == blob.size => return Ok(()),
+            Some(size) => (Fault::BlobDamaged, format!("its file has {size} bytes and not {}", blob.size)),
+            None => (Fault::BlobMissing, format!("its file of {} bytes is gone", blob.size)),
+        };
+        if repair {
+            let id = digest.clone();
+            self.meta.write_blocking(&Authority::system(), move |tx| records::check::drop_blob(tx, &id))?;
+            self.remove_unlinked(&digest)?;
+        }
+        let then = if repair { "it was taken off the records: " } else { "" };
+        found.add(fault, format!("blob/{digest}"), format!("{what}: {then}pull or import again what it is of"), repair);
+        Ok(())
+    }
+
+    fn check_blob_files(&self, repair: bool, found: &mut Findings) -> Result<()> {
+        for algorithm in Algorithm::ALL {
+            for name in self.files.blob_names(algorithm)? {
+                let id = format!("blob/{}:{name}", algorithm.as_str());
+                let Ok(digest) = Digest::from_str(&format!("{}:{name}", algorithm.as_str())) else {
+                    if repair {
+                        self.files.remove_stray(algorithm, &name)?;
+                    }
+                    found.add(Fault::BlobUnrecorded, id, told("a file whose name is no digest", repair), repair);
+                    continue;
+                };
+                if records::content::blob(&self.meta.read()?, &digest)?.is_some() {
+                    continue;
+                }
+                // Who deletes it holds this until the file is gone too.
+                let _reserved = self.reserved.hold_all(vec![digest.clone()]);
+                let there = self.files.blob_size(&digest)?.is_some();
+                if !there || self.placed.any(&digest) || records::content::blob(&self.meta.read()?, &digest)?.is_some()
+                {
+                    continue;
+                }
+                if repair {
+                    self.remove_unlinked(&digest)?;
+                }
+                found.add(Fault::BlobUnrecorded, id, told("no namespace has it", repair), repair);
+            }
+        }
+        Ok(())
+    }
+
+    fn check_ingests(&self, repair: bool, found: &mut Findings) -> Result<()> {
+        let namespaces: Vec<Namespace> = {
+            let view = self.meta.read()?;
+            records::namespaces::list(&view, None, usize::MAX)?.into_iter().map(|record| record.name).collect()
+        };
+        for ns in namespaces {
+            for record in records::ingests::list(&self.meta.read()?, &ns, None, usize::MAX)? {
+                if self.files.ingest_stat(&record.id.to_string())?.is_some() {
+                    continue;
+                }
+                // Its writer may be about to make the file, or to make a blob of it.
+                let Some(_held) = self.refs.try_hold(RefKey::Ref(ns.clone(), record.reference.clone())) else {
+                    continue;
+                };
+                let now = records::ingests::find(&self.meta.read()?, &ns, &record.reference)?;
+                if now.is_none_or(|now| now.id != record.id)
+                    || self.files.ingest_stat(&record.id.to_string())?.is_some()
+                {
+                    continue;
+                }
+                if repair {
+                    match self.drop_record(&Authority::system(), &ns, &record.reference, Some(record.id)) {
+                        Err(error) if error.code != Code::NotFound => return Err(error),
+                        _ => {}
+                    }
+                }
+                let id = format!("ingest/{ns}/{}", record.reference);
+                found.add(Fault::IngestMissing, id, told("its bytes are gone", repair), repair);
+            }
+        }
+        Ok(())
+    }
+
+    fn check_ingest_files(&self, repair: bool, found: &mut Findings) -> Result<()> {
+        let names = self.files.ingest_names()?;
+        // Looked at after the files: a record comes before its file.
+        let ids = records::ingests::ids(&self.meta.read()?)?;
+        for name in names {
+            if name.parse().is_ok_and(|id| ids.contains(&id)) || self.files.ingest_stat(&name)?.is_none() {
+                continue;
+            }
+            // A scratch ingest is held by its name. A recorded one that ended just now takes its file along with it.
+            let Some(_held) = self.refs.try_hold(RefKey::Scratch(name.clone())) else { continue };
+            if !self.stays(&name)? {
+                continue;
+            }
+            if repair {
+                self.files.remove_ingest(&name)?;
+            }
+            found.add(Fault::IngestUnrecorded, format!("ingest/{name}"), told("no ingest has it", repair), repair);
+        }
+        Ok(())
+    }
+
+    /// Whether a file without a record is nobody's: who has just dropped its record removes it at once.
+    fn stays(&self, name: &str) -> Result<bool> {
+        for _ in 0..LOOKS {
+            if self.files.ingest_stat(name)?.is_none() {
+                return Ok(false);
+            }
+            std::thread::sleep(LOOK);
+        }
+        Ok(self.files.ingest_stat(name)?.is_some())
+    }
+}
+
+/// How often and how long apart it is looked for what somebody is about to remove.
+const LOOKS: u32 = 20;
+const LOOK: std::time::Duration = std::time::Duration::from_millis(10);
+
+fn told(what: &str, repair: bool) -> String {
+    if repair { format!("{what}: it was removed") } else { format!("{what}: --repair removes it") }
+}

@@ -1,0 +1,204 @@
+//! Whether the records agree with each other: what is counted and indexed can be made again from what it counts, and what
+//! names another record finds it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::ControlFlow,
+};
+
+use cofferdam_types::{Digest, Fault, Finding, Findings, Namespace, Result};
+
+use super::{
+    Record,
+    containers::Container,
+    content::{Blob, Link},
+    layers::Layer,
+    snapshots::{Kind, Snapshot},
+    tasks::Task,
+};
+use crate::{
+    Read, Tx, codec,
+    table::{Table, scan},
+};
+
+/// A row that is not what the others say: what it should hold, if it should be there at all.
+struct Wrong {
+    table: Table,
+    key: Vec<u8>,
+    right: Option<Vec<u8>>,
+    what: String,
+}
+
+/// Reads the tables, and says where they contradict each other. One view: what is written meanwhile changes nothing.
+pub fn all(read: &dyn Read) -> Result<Vec<Finding>> {
+    let mut found = Findings::default();
+    for wrong in rows(read, &mut found)? {
+        found.add(Fault::IndexWrong, named(&wrong.key), format!("{}: --repair makes it anew", wrong.what), false);
+    }
+    Ok(found.done())
+}
+
+/// The same, and makes the indices anew. What it can't put right is left as it is.
+pub fn mend(tx: &mut Tx<'_>) -> Result<Vec<Finding>> {
+    let mut found = Findings::default();
+    for wrong in rows(tx, &mut found)? {
+        match &wrong.right {
+            Some(right) => tx.put(wrong.table, &wrong.key, right)?,
+            None => drop(tx.remove(wrong.table, &wrong.key)?),
+        }
+        found.add(Fault::IndexWrong, named(&wrong.key), format!("{}: was made anew", wrong.what), true);
+    }
+    Ok(found.done())
+}
+
+fn named(key: &[u8]) -> String {
+    String::from_utf8_lossy(key).replace('\0', "/")
+}
+
+/// Visits every record of a kind with the parts of its key. One that can't be read is told, and passed over.
+fn each<R: Record>(read: &dyn Read, found: &mut Findings, visit: &mut dyn FnMut(&[&str], R)) -> Result<()> {
+    scan(read, R::TABLE, b"", None, &mut |key, value| {
+        match (codec::parts(key), codec::decode::<R>(R::KIND, key, value)) {
+            (Ok(parts), Ok(record)) => visit(&parts, record),
+            (Err(error), _) | (_, Err(error)) => {
+                found.add(Fault::RecordUnreadable, format!("{}/{}", R::KIND, named(key)), error.message, false);
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    })
+}
+
+fn raw(read: &dyn Read, table: Table) -> Result<BTreeMap<Vec<u8>, Vec<u8>>> {
+    let mut rows = BTreeMap::new();
+    scan(read, table, b"", None, &mut |key, value| {
+        rows.insert(key.to_vec(), value.to_vec());
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(rows)
+}
+
+fn rows(read: &dyn Read, found: &mut Findings) -> Result<Vec<Wrong>> {
+    let mut wrong = Vec::new();
+    blobs(read, found, &mut wrong)?;
+    let snapshots = snapshots(read, found, &mut wrong)?;
+    let mut containers = BTreeSet::new();
+    let mut lost = Vec::new();
+    each::<Container>(read, found, &mut |key, container| {
+        containers.insert(key.join("\0"));
+        let Some(root) = &container.snapshot_key else { return };
+        if !snapshots.contains(&[key[0], &container.driver, root].join("\0")) {
+            lost.push((key.join("/"), format!("its root file system, snapshot {root}, has no record: remove it")));
+        }
+    })?;
+    each::<Task>(read, found, &mut |key, _| {
+        if !containers.contains(&key.join("\0")) {
+            lost.push((key.join("/"), "this task's container has no record: start the daemon anew".into()));
+        }
+    })?;
+    lost.into_iter().for_each(|(id, why)| found.add(Fault::RecordMissing, format!("container/{id}"), why, false));
+    Ok(wrong)
+}
+
+/// A row for each blob that a namespace links, and for no other.
+fn blobs(read: &dyn Read, found: &mut Findings, wrong: &mut Vec<Wrong>) -> Result<()> {
+    let mut counts: BTreeMap<Digest, Blob> = BTreeMap::new();
+    each::<Link>(read, found, &mut |_, link| {
+        let fresh = || Blob { digest: link.digest.clone(), size: link.size, links: 0 };
+        counts.entry(link.digest.clone()).or_insert_with(fresh).links += 1;
+    })?;
+    compare(
+        read,
+        Table::BLOBS,
+        counts.into_iter().map(|(digest, blob)| Ok((digest.to_string().into_bytes(), codec::encode("blob", &blob)?))),
+        "the count of a blob's links",
+        wrong,
+    )
+}
+
+/// Compares a table with what it should hold.
+fn compare(
+    read: &dyn Read,
+    table: Table,
+    right: impl Iterator<Item = Result<(Vec<u8>, Vec<u8>)>>,
+    what: &str,
+    wrong: &mut Vec<Wrong>,
+) -> Result<()> {
+    let mut there = raw(read, table)?;
+    for row in right {
+        let (key, value) = row?;
+        if there.remove(&key).as_ref() != Some(&value) {
+            wrong.push(Wrong { table, key, right: Some(value), what: format!("{what} is wrong") });
+        }
+    }
+    let beyond = there.into_keys().map(|key| Wrong { table, key, right: None, what: format!("{what} is of nothing") });
+    wrong.extend(beyond);
+    Ok(())
+}
+
+/// Directories are counted, children listed, and a layer is what a snapshot shares. Gives the keys of all.
+fn snapshots(read: &dyn Read, found: &mut Findings, wrong: &mut Vec<Wrong>) -> Result<BTreeSet<String>> {
+    let mut all = Vec::new();
+    each::<Snapshot>(read, found, &mut |key, snapshot| all.push((key[0].to_owned(), snapshot)))?;
+    let key = |ns: &str, driver: &str, key: &str| [ns, driver, key].join("\0");
+    let kinds: BTreeMap<String, Kind> =
+        all.iter().map(|(ns, one)| (key(ns, &one.driver, &one.key), one.kind)).collect();
+    let mut dirs: BTreeMap<Vec<u8>, u64> = BTreeMap::new();
+    let mut children = BTreeSet::new();
+    let mut shared = BTreeSet::new();
+    for (ns, one) in &all {
+        *dirs.entry(super::snapshots::dir_key(&one.driver, one.dir)).or_default() += 1;
+        shared.extend(one.layer.as_ref().map(|chain| (one.driver.clone(), chain.clone(), one.dir)));
+        let Some(parent) = &one.parent else { continue };
+        children.insert(codec::key(&[ns, &one.driver, parent, &one.key]));
+        if kinds.get(&key(ns, &one.driver, parent)) != Some(&Kind::Committed) {
+            let why = format!("what it lies on, {parent}, is not there or not committed: remove it");
+            found.add(Fault::RecordMissing, format!("snapshot/{ns}/{}/{}", one.driver, one.key), why, false);
+        }
+    }
+    let counted = dirs.into_iter().map(|(key, count)| Ok((key, count.to_be_bytes().to_vec())));
+    compare(read, Table::DIRS, counted, "the count of a directory's snapshots", wrong)?;
+    let listed = children.into_iter().map(|key| Ok((key, Vec::new())));
+    compare(read, Table::CHILDREN, listed, "the list of a snapshot's children", wrong)?;
+    let mut layers = BTreeSet::new();
+    each::<Layer>(read, found, &mut |key, layer| {
+        let driver = key[0].to_owned();
+        if !shared.contains(&(driver.clone(), layer.chain.clone(), layer.dir)) {
+            let key = codec::key(key);
+            wrong.push(Wrong { table: Table::LAYERS, key, right: None, what: "a layer has no snapshot".into() });
+        }
+        layers.insert((driver, layer.chain, layer.dir));
+    })?;
+    for (driver, chain, dir) in shared.difference(&layers) {
+        let why =
+            format!("the layer that snapshots share in directory {dir} has no record: remove them and unpack again");
+        found.add(Fault::RecordMissing, format!("layer/{driver}/{chain}"), why, false);
+    }
+    Ok(kinds.into_keys().collect())
+}
+
+/// Takes a blob whose bytes are gone from every namespace.
+pub fn drop_blob(tx: &mut Tx<'_>, digest: &Digest) -> Result<()> {
+    for ns in names(tx)? {
+        if super::content::find(tx, &ns, digest)?.is_some() {
+            super::content::delete(tx, &ns, digest)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes every snapshot whose tree was in a directory; none where something lies on one of them.
+pub fn drop_dir(tx: &mut Tx<'_>, driver: &str, dir: u64) -> Result<()> {
+    for ns in names(tx)? {
+        for one in super::snapshots::list(tx, &ns, driver, None, usize::MAX)? {
+            if one.dir == dir {
+                super::snapshots::delete(tx, &ns, driver, &one.key)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn names(read: &dyn Read) -> Result<Vec<Namespace>> {
+    let all = super::namespaces::list(read, None, usize::MAX)?;
+    Ok(all.into_iter().map(|record| record.name).collect())
+}

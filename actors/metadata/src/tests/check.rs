@@ -1,0 +1,89 @@
+//! Records that contradict each other are found, and what can be made anew is.
+
+use cofferdam_types::Fault;
+
+use super::*;
+use crate::{
+    records::{
+        check, content,
+        snapshots::{self, Kind, Snapshot},
+    },
+    table::Table,
+};
+
+fn filled() -> Fixture {
+    let mut store = Fixture::new();
+    let fill = |tx: &mut Tx<'_>| {
+        content::create(tx, &default(), content::Link::new(digest("a"), 1))?;
+        let base = Snapshot::new("overlay", name("base"), Kind::Active, None, 1);
+        snapshots::create(tx, &default(), base)?;
+        snapshots::commit(tx, &default(), "overlay", "base", name("done"), &labels(""), Default::default())?;
+        let top = Snapshot::new("overlay", name("top"), Kind::Active, Some(name("done")), 2);
+        snapshots::create(tx, &default(), top).map(drop)
+    };
+    store.write(fill).unwrap();
+    assert_eq!(check::all(&store.view()).unwrap(), []);
+    store
+}
+
+fn faults(store: &Fixture) -> Vec<Fault> {
+    check::all(&store.view()).unwrap().into_iter().map(|finding| finding.fault).collect()
+}
+
+#[test]
+fn every_index_is_made_anew_from_what_it_is_of() {
+    let breaks: [fn(&mut Tx<'_>) -> Result<()>; 7] = [
+        |tx| tx.remove(Table::BLOBS, digest("a").to_string().as_bytes()).map(drop),
+        |tx| tx.put(Table::BLOBS, digest("b").to_string().as_bytes(), b"no record"),
+        |tx| tx.put(Table::DIRS, &snapshots::dir_key("overlay", 1), &7_u64.to_be_bytes()),
+        |tx| tx.put(Table::DIRS, &snapshots::dir_key("overlay", 9), &1_u64.to_be_bytes()),
+        |tx| tx.remove(Table::CHILDREN, b"default\0overlay\0done\0top").map(drop),
+        |tx| tx.put(Table::CHILDREN, b"default\0overlay\0done\0none", b""),
+        |tx| {
+            let layer = crate::records::layers::Layer {
+                chain: digest("c"),
+                parent: None,
+                dir: 1,
+                detached: true,
+                usage: Default::default(),
+                created: Default::default(),
+            };
+            crate::records::layers::create(tx, "overlay", layer).map(drop)
+        },
+    ];
+    for (n, harm) in breaks.into_iter().enumerate() {
+        let mut store = filled();
+        store.write(harm).unwrap();
+        assert_eq!(faults(&store), [Fault::IndexWrong], "{n}");
+        let mended = store.write(check::mend).unwrap();
+        assert!(mended.iter().all(|finding| finding.repaired) && mended.len() == 1, "{n}: {mended:?}");
+        assert_eq!(faults(&store), [], "{n}");
+        store.write(|tx| content::delete(tx, &default(), &digest("a"))).unwrap();
+        store.write(|tx| snapshots::delete(tx, &default(), "overlay", "top")).unwrap();
+        assert_eq!(faults(&store), [], "{n}");
+    }
+}
+
+#[test]
+fn what_nobody_can_make_anew_is_told_and_left() {
+    let mut store = filled();
+    store.write(|tx| tx.put(Table::CONTENT, b"default\0sha256:x", b"\xff")).unwrap();
+    store.write(|tx| tx.remove(Table::SNAPSHOTS, b"default\0overlay\0done").map(drop)).unwrap();
+    let found = faults(&store);
+    assert!(found.contains(&Fault::RecordUnreadable) && found.contains(&Fault::RecordMissing), "{found:?}");
+    store.write(check::mend).unwrap();
+    let mut left = faults(&store);
+    left.sort();
+    assert_eq!(left, [Fault::RecordMissing, Fault::RecordUnreadable]);
+}
+
+#[test]
+fn what_lost_its_bytes_goes_from_every_namespace_and_what_lies_on_a_tree_stays() {
+    let mut store = filled();
+    store.write(|tx| check::drop_blob(tx, &digest("a"))).unwrap();
+    code(store.write(|tx| check::drop_dir(tx, "overlay", 1)), Code::FailedPrecondition);
+    store.write(|tx| check::drop_dir(tx, "overlay", 2)).unwrap();
+    store.write(|tx| check::drop_dir(tx, "overlay", 1)).unwrap();
+    assert_eq!(faults(&store), []);
+    assert!(content::find(&store.view(), &default(), &digest("a")).unwrap().is_none());
+}

@@ -1,0 +1,106 @@
+//! Records and directories compared, both ways, beside ordinary work.
+
+use cofferdam_types::{Fault, Findings};
+
+use super::*;
+
+impl Area {
+    /// See [`Area::sweep`], which does at each start what this tells and, with `repair`, does. Gives the ids of committed
+    /// trees that are gone: what to do about them is up to the records.
+    pub fn check(
+        &self,
+        known: impl FnOnce() -> Result<BTreeMap<u64, Known>>,
+        repair: bool,
+        found: &mut Findings,
+    ) -> Result<Vec<u64>> {
+        let driver = self.driver.name();
+        let there = numbers(self.dir.as_fd())?;
+        let live = lock(&self.live).clone();
+        let known = known()?;
+        for id in there.iter().filter(|id| !known.contains_key(id) && !live.contains(id)) {
+            if !self.stays(*id)? {
+                continue;
+            }
+            if repair {
+                self.discard(*id)?;
+            }
+            let then = if repair { "it was removed" } else { "--repair removes it" };
+            let id = format!("snapshot/{driver}/{id}");
+            found.add(Fault::SnapshotUnrecorded, id, format!("no snapshot has this directory: {then}"), repair);
+        }
+        let mut lost = Vec::new();
+        for (id, record) in known {
+            // A directory comes before its record and goes after it: gone, it is missing only if the record is still there.
+            let fine = record == Known::Nothing || self.tree(id).is_ok();
+            if fine || lock(&self.live).contains(&id) || !(self.referenced)(id)? || self.tree(id).is_ok() {
+                continue;
+            }
+            let Known::Scratch(parent) = record else {
+                lost.push(id);
+                continue;
+            };
+            let (made, then) = match repair.then(|| self.make_at(id, self.driver.scratch(), parent)) {
+                Some(Ok(_)) => (true, "it was made again".to_owned()),
+                Some(Err(error)) => (false, format!("it can't be made again: {error}")),
+                None => (false, "--repair makes it again, as it was before anything was written".to_owned()),
+            };
+            let what = format!("its directory is gone: {then}");
+            found.add(Fault::SnapshotMissing, format!("snapshot/{driver}/{id}"), what, made);
+        }
+        Ok(lost)
+    }
+
+    /// Whether a directory without a record is nobody's: who has just removed the record throws it away at once.
+    fn stays(&self, id: u64) -> Result<bool> {
+        for _ in 0..LOOKS {
+            if !self.nobodys(id)? {
+                return Ok(false);
+            }
+            std::thread::sleep(LOOK);
+        }
+        self.nobodys(id)
+    }
+
+    fn nobodys(&self, id: u64) -> Result<bool> {
+        let there = open_dir(self.dir.as_fd(), &name(id)).is_ok();
+        Ok(there && !lock(&self.live).contains(&id) && !(self.referenced)(id)?)
+    }
+
+    /// What can't be deleted.
+    pub fn left(&self, again: bool) -> Result<Vec<CString>> {
+        self.trash.left(again)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::drivers::Overlay;
+
+    #[test]
+    fn both_ways_are_told_and_what_is_in_hands_is_spared() {
+        let dir = tempfile::tempdir().unwrap();
+        let trash = Trash::start(private_dir(&dir.path().join("trash")).unwrap()).unwrap();
+        // Records up to 99 have gone, or never were.
+        let area = Area::open(dir.path(), Box::new(Overlay::detect()), trash, 0, Box::new(|id| Ok(id > 99)));
+        let area = Arc::new(area.unwrap());
+        let base = dir.path().join("snapshots/overlay");
+        fs::create_dir_all(base.join("7/fs")).unwrap();
+        let held = area.make(true, None).unwrap();
+        let check = |repair| {
+            let known =
+                [(8, Known::Content), (900, Known::Scratch(None)), (901, Known::Content), (902, Known::Nothing)];
+            let mut found = Findings::default();
+            let lost = area.check(|| Ok(BTreeMap::from(known)), repair, &mut found).unwrap();
+            assert_eq!(lost, [901], "8 was removed just now");
+            found.done().into_iter().map(|one| (one.fault, one.repaired)).collect::<Vec<_>>()
+        };
+        assert_eq!(check(false), [(Fault::SnapshotUnrecorded, false), (Fault::SnapshotMissing, false)]);
+        assert_eq!(check(true), [(Fault::SnapshotUnrecorded, true), (Fault::SnapshotMissing, true)]);
+        assert_eq!(check(false), []);
+        assert!(!base.join("7").exists() && base.join("900/fs").exists());
+        assert!(base.join(held.id().to_string()).exists());
+    }
+}

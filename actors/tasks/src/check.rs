@@ -1,0 +1,59 @@
+//! Whether every bundle has a task, and every log a container.
+
+use actix::{Context, Handler, ResponseFuture};
+use cofferdam_metadata::records::{containers, tasks};
+use cofferdam_types::{Fault, Finding, Findings, Id, Namespace, Result};
+
+use crate::{
+    actor::{Ctx, TasksActor},
+    layout,
+    messages::Check,
+};
+
+impl Ctx {
+    async fn check(&self, repair: bool) -> Result<Vec<Finding>> {
+        let mut found = Findings::default();
+        let (bundles, logs) = self.deps.layout.kept();
+        let told = |what: &str| match repair {
+            true => format!("{what}: it was removed"),
+            false => format!("{what}: --repair removes it"),
+        };
+        for (ns, id) in bundles {
+            // Who makes a task or removes it has the turn until all of it is there, or gone.
+            let _turn = self.turn(&ns, &id).await;
+            let dir = self.deps.layout.bundle(&ns, &id);
+            if !dir.exists() || self.has_task(&ns, &id)? {
+                continue;
+            }
+            if repair {
+                layout::remove(&dir)?;
+            }
+            found.add(Fault::BundleUnrecorded, format!("task/{ns}/{id}"), told("no task has this bundle"), repair);
+        }
+        for (ns, id) in logs {
+            let _turn = self.turn(&ns, &id).await;
+            let dir = self.deps.layout.log_dir(&ns, &id);
+            if !dir.exists() || containers::find(&self.deps.metadata.read()?, &ns, &id)?.is_some() {
+                continue;
+            }
+            if repair {
+                layout::remove(&dir)?;
+            }
+            found.add(Fault::LogUnrecorded, format!("log/{ns}/{id}"), told("no container has this log"), repair);
+        }
+        Ok(found.done())
+    }
+
+    fn has_task(&self, ns: &Namespace, id: &Id) -> Result<bool> {
+        let known = self.entries.borrow().contains_key(&(ns.clone(), id.clone()));
+        Ok(known || tasks::find(&self.deps.metadata.read()?, ns, id)?.is_some())
+    }
+}
+
+impl Handler<Check> for TasksActor {
+    type Result = ResponseFuture<Result<Vec<Finding>>>;
+    fn handle(&mut self, Check(repair): Check, _: &mut Context<Self>) -> Self::Result {
+        let ctx = self.ctx.clone();
+        Box::pin(async move { ctx.check(repair).await })
+    }
+}

@@ -1,0 +1,65 @@
+//! The check of everything: each owner compares what it owns with the records, one after the other. It stands above all
+//! actors and has no state of its own but how far it is.
+
+use std::collections::VecDeque;
+
+use cofferdam_metadata::records;
+use cofferdam_types::{Authority, Finding, Result};
+
+use crate::services::Services;
+
+/// A check under way.
+pub struct Check {
+    services: Services,
+    repair: bool,
+    part: usize,
+    ready: VecDeque<Finding>,
+}
+
+impl Check {
+    /// One that has not begun.
+    pub fn new(services: Services, repair: bool) -> Check {
+        Check { services, repair, part: 0, ready: VecDeque::new() }
+    }
+
+    /// At most so many findings more, and whether they are the last. Goes on only as far as it must for them.
+    pub async fn next(&mut self, max: usize) -> Result<(Vec<Finding>, bool)> {
+        while self.ready.is_empty()
+            && let Some(found) = self.part(self.part).await?
+        {
+            self.part += 1;
+            self.ready.extend(found);
+        }
+        let count = max.min(self.ready.len());
+        let block: Vec<Finding> = self.ready.drain(..count).collect();
+        Ok((block, count == 0))
+    }
+
+    /// The records come first: the others believe them.
+    async fn part(&self, part: usize) -> Result<Option<Vec<Finding>>> {
+        let (services, repair) = (&self.services, self.repair);
+        let found = match part {
+            0 => self.records().await,
+            1 => services.content.check(repair).await,
+            2 => services.snapshots.check(repair).await,
+            3 => services.tasks.check(repair).await,
+            _ => return Ok(None),
+        };
+        found.map(Some)
+    }
+
+    async fn records(&self) -> Result<Vec<Finding>> {
+        let metadata = self.services.metadata.clone();
+        let found = self.services.pool.run(move || records::check::all(&metadata.read()?)).await?;
+        if found.is_empty() || !self.repair {
+            return Ok(found);
+        }
+        // Only now: a writer that reads all tables keeps the others waiting.
+        let mended = self.services.metadata.write(&Authority::system(), records::check::mend).await?;
+        tracing::warn!(
+            found = mended.len(),
+            "records contradicted each other, and were put right where that is possible"
+        );
+        Ok(mended)
+    }
+}

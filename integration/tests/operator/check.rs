@@ -1,0 +1,63 @@
+//! Records and disk that contradict each other.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use cofferdam_integration::{BUSYBOX, Daemon};
+
+use crate::{Said, ok, say};
+
+fn entries(dir: &Path) -> Vec<PathBuf> {
+    let mut all: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    all.sort();
+    all
+}
+
+/// The faults of a check, and how many of them are left.
+fn faults(said: &Said) -> (Vec<String>, usize) {
+    let found: Vec<serde_json::Value> = said.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let mut names: Vec<_> = found.iter().map(|one| one["fault"].as_str().unwrap().to_owned()).collect();
+    names.sort();
+    (names, found.iter().filter(|one| one["repaired"] == false).count())
+}
+
+#[test]
+fn what_the_disk_lost_is_found_put_right_and_brought_back() {
+    let daemon = Daemon::with_busybox();
+    let well = || assert_eq!(ok(&daemon, &["system", "check"]), "records and disk agree\n");
+    assert_eq!(ok(&daemon, &["run", "--rm", BUSYBOX, "echo", "before"]), "before\n");
+    well();
+
+    let root = daemon.root();
+    let blobs = root.join("content/blobs/sha256");
+    let lost = entries(&blobs).len();
+    entries(&blobs).iter().for_each(|blob| fs::remove_file(blob).unwrap());
+    fs::write(blobs.join("0".repeat(64)), "of nobody").unwrap();
+    fs::write(root.join("content/ingest/4711"), "of nobody").unwrap();
+    let overlay = root.join("snapshots/overlay");
+    ok(&daemon, &["snapshot", "prepare", "mine"]);
+    fs::create_dir_all(overlay.join("4711/fs")).unwrap();
+    fs::create_dir_all(root.join("logs").join(daemon.namespace()).join("gone")).unwrap();
+    // The tree of the image's layer: the one that holds a shell.
+    let tree = entries(&overlay).into_iter().find(|dir| dir.join("fs/bin").exists()).unwrap();
+    fs::remove_dir_all(tree).unwrap();
+
+    let said = say(&daemon, &["system", "check", "-o", "json"]);
+    let mut expected = vec!["blob-missing"; lost];
+    expected.extend(["blob-unrecorded", "ingest-unrecorded", "log-unrecorded", "snapshot-lost", "snapshot-unrecorded"]);
+    assert_eq!(
+        (said.code, faults(&said)),
+        (1, (expected.iter().map(|f| f.to_string()).collect(), expected.len())),
+        "{said:?}"
+    );
+    let said = say(&daemon, &["system", "check", "--repair", "-o", "json"]);
+    assert_eq!((said.code, faults(&said).1), (0, 0), "{said:?}");
+    well();
+    assert!(ok(&daemon, &["snapshot", "ls", "-q"]).lines().eq(["mine"]), "what is fine stays");
+
+    daemon.import_busybox();
+    assert_eq!(ok(&daemon, &["run", "--rm", BUSYBOX, "echo", "after"]), "after\n");
+    well();
+}

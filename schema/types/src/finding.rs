@@ -1,0 +1,120 @@
+//! What a check finds where the records and the disk don't agree.
+
+/// What is wrong. The names are stable: they are part of the API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Fault {
+    /// A count or an index isn't what the records say that it was made of.
+    IndexWrong,
+    /// A record names another that isn't there.
+    RecordMissing,
+    /// A record can't be read.
+    RecordUnreadable,
+    /// A blob on record has no file.
+    BlobMissing,
+    /// The file of a blob on record has another size.
+    BlobDamaged,
+    /// A blob's file has no record.
+    BlobUnrecorded,
+    /// An ingest on record has no file.
+    IngestMissing,
+    /// An ingest's file has no record.
+    IngestUnrecorded,
+    /// An active snapshot, or a view of nothing, has no tree.
+    SnapshotMissing,
+    /// The tree of a committed snapshot is gone.
+    SnapshotLost,
+    /// A snapshot's directory has no record.
+    SnapshotUnrecorded,
+    /// Something in the trash can't be deleted.
+    TrashLeft,
+    /// A bundle has no task.
+    BundleUnrecorded,
+    /// A log has no container.
+    LogUnrecorded,
+    /// There are more of a kind than are told.
+    More,
+}
+
+impl Fault {
+    /// The stable name, as it stands on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Fault::IndexWrong => "index-wrong",
+            Fault::RecordMissing => "record-missing",
+            Fault::RecordUnreadable => "record-unreadable",
+            Fault::BlobMissing => "blob-missing",
+            Fault::BlobDamaged => "blob-damaged",
+            Fault::BlobUnrecorded => "blob-unrecorded",
+            Fault::IngestMissing => "ingest-missing",
+            Fault::IngestUnrecorded => "ingest-unrecorded",
+            Fault::SnapshotMissing => "snapshot-missing",
+            Fault::SnapshotLost => "snapshot-lost",
+            Fault::SnapshotUnrecorded => "snapshot-unrecorded",
+            Fault::TrashLeft => "trash-left",
+            Fault::BundleUnrecorded => "bundle-unrecorded",
+            Fault::LogUnrecorded => "log-unrecorded",
+            Fault::More => "more",
+        }
+    }
+}
+
+/// One contradiction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What is wrong.
+    pub fault: Fault,
+    /// Which thing, as errors name things.
+    pub id: String,
+    /// For people: what it means, and what to do or what was done.
+    pub message: String,
+    /// Whether it was put right.
+    pub repaired: bool,
+}
+
+/// What one part of a check has found. It has a bound: a store of which everything is lost has as many contradictions as
+/// it had things.
+#[derive(Debug, Default)]
+pub struct Findings {
+    list: Vec<Finding>,
+    more: u64,
+}
+
+impl Findings {
+    /// How many are told.
+    const MOST: usize = 10_000;
+
+    /// One more.
+    pub fn add(&mut self, fault: Fault, id: impl ToString, message: impl Into<String>, repaired: bool) {
+        if self.list.len() == Findings::MOST {
+            self.more += u64::from(!repaired);
+            return;
+        }
+        self.list.push(Finding { fault, id: id.to_string(), message: message.into(), repaired });
+    }
+
+    /// All of them; where some are left out, the last one says how many.
+    pub fn done(mut self) -> Vec<Finding> {
+        if self.more > 0 {
+            let message = format!("{} more are not told: check again when these are put right", self.more);
+            self.list.push(Finding { fault: Fault::More, id: String::new(), message, repaired: false });
+        }
+        self.list
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_out_is_counted() {
+        let mut found = Findings::default();
+        for n in 0..Findings::MOST + 3 {
+            found.add(Fault::BlobMissing, n, "", n % 2 == 0);
+        }
+        let list = found.done();
+        assert_eq!(list.len(), Findings::MOST + 1);
+        let last = list.last().unwrap();
+        assert!(last.fault == Fault::More && last.message.starts_with("1 more"), "{last:?}");
+    }
+}
