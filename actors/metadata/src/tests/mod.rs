@@ -3,6 +3,7 @@
 mod actor;
 mod crash;
 mod disk;
+mod leases;
 mod records;
 mod snapshots;
 mod store;
