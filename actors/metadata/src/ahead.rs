@@ -13,18 +13,44 @@ use std::{
     },
 };
 
+use cofferdam_types::Error;
 use redb::{BackendError, StorageBackend};
+
+use crate::table::PREVIOUS;
 
 const STEP: u64 = 1 << 20;
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
-/// How long the file is, for those who can't ask the backend.
+/// What is known of the file, for those who can't ask the backend.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Length(Arc<AtomicU64>);
+pub(crate) struct Known(Arc<Facts>);
 
-impl Length {
-    pub(crate) fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+#[derive(Debug, Default)]
+struct Facts {
+    length: AtomicU64,
+    /// What it failed of last.
+    failure: Mutex<Option<Error>>,
+}
+
+impl Known {
+    pub(crate) fn length(&self) -> u64 {
+        self.0.length.load(Ordering::Relaxed)
+    }
+
+    /// What the file failed of, where redb only says that it did.
+    pub(crate) fn explain(&self, error: Error) -> Error {
+        if error.message != PREVIOUS {
+            return error;
+        }
+        self.0.failure.lock().unwrap_or_else(PoisonError::into_inner).clone().unwrap_or(error)
+    }
+
+    /// Takes a failure down before redb hears of it.
+    fn note<T>(&self, done: Result<T>) -> Result<T> {
+        done.inspect_err(|e| {
+            let error = Error::io("metadata", "", "meta.redb", e);
+            *self.0.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        })
     }
 }
 
@@ -34,7 +60,7 @@ pub(crate) struct Ahead<B> {
     /// Up to this length it is filled.
     small: u64,
     extent: Mutex<Extent>,
-    length: Length,
+    facts: Known,
 }
 
 /// Invariant: `known <= there`.
@@ -47,10 +73,10 @@ struct Extent {
 }
 
 impl<B: StorageBackend> Ahead<B> {
-    pub(crate) fn new(below: B, small: u64, length: Length) -> Result<Ahead<B>> {
+    pub(crate) fn new(below: B, small: u64, facts: Known) -> Result<Ahead<B>> {
         let there = below.len()?;
-        length.0.store(there, Ordering::Relaxed);
-        Ok(Ahead { below, small, extent: Mutex::new(Extent { known: there, there }), length })
+        facts.0.length.store(there, Ordering::Relaxed);
+        Ok(Ahead { below, small, extent: Mutex::new(Extent { known: there, there }), facts })
     }
 
     fn fill(&self, mut from: u64, to: u64) -> Result<()> {
@@ -96,22 +122,22 @@ impl<B: StorageBackend> StorageBackend for Ahead<B> {
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
-        self.below.read(offset, out)
+        self.facts.note(self.below.read(offset, out))
     }
 
     fn set_len(&self, len: u64) -> Result<()> {
         let mut extent = self.extent.lock().unwrap_or_else(PoisonError::into_inner);
-        *extent = self.resize(*extent, len)?;
-        self.length.0.store(extent.there, Ordering::Relaxed);
+        *extent = self.facts.note(self.resize(*extent, len))?;
+        self.facts.0.length.store(extent.there, Ordering::Relaxed);
         Ok(())
     }
 
     fn sync_data(&self) -> Result<()> {
-        self.below.sync_data()
+        self.facts.note(self.below.sync_data())
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
-        self.below.write(offset, data)
+        self.facts.note(self.below.write(offset, data))
     }
 
     fn close(&self) -> Result<()> {

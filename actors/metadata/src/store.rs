@@ -15,7 +15,7 @@ use redb::{Builder, Database, DatabaseError, Durability, ReadableDatabase, backe
 use tokio::sync::watch;
 
 use crate::{
-    ahead::{Ahead, Length},
+    ahead::{Ahead, Known},
     codec,
     messages::Write,
     records,
@@ -52,9 +52,9 @@ fn shrink(database: &mut Database, length: u64) -> Result<()> {
 
 /// How the database is opened, each time.
 pub(crate) struct Opener {
-    open: Box<dyn Fn(Length) -> Result<Database> + Send + Sync>,
-    /// The file's, while it is open.
-    length: Length,
+    open: Box<dyn Fn(Known) -> Result<Database> + Send + Sync>,
+    /// Of the file, while it is open.
+    known: Known,
     scanned: u64,
 }
 
@@ -68,7 +68,7 @@ impl Opener {
     /// A file, made if it is not there.
     pub(crate) fn file(path: &Path) -> Opener {
         let path = PathBuf::from(path);
-        let open = move |now: Length| {
+        let open = move |facts: Known| {
             let fresh = !path.exists();
             // Records hold what clients put into environments and labels: nobody else reads them.
             let end = Instant::now() + DYING;
@@ -76,7 +76,7 @@ impl Opener {
                 let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
                 let file = file.map_err(|e| Error::io("metadata", "", "opening meta.redb", &e))?;
                 let length = file.metadata().map_or(0, |m| m.len());
-                let backend = ahead(FileBackend::new(file).map_err(storage)?, SCANNED, now.clone())?;
+                let backend = ahead(FileBackend::new(file).map_err(storage)?, SCANNED, facts.clone())?;
                 match builder().create_with_backend(backend) {
                     Err(DatabaseError::DatabaseAlreadyOpen) if Instant::now() < end => std::thread::sleep(LOOK),
                     opened => break (opened.map_err(storage)?, length),
@@ -94,7 +94,7 @@ impl Opener {
             }
             Ok(database)
         };
-        Opener { open: Box::new(open), length: Length::default(), scanned: SCANNED }
+        Opener { open: Box::new(open), known: Known::default(), scanned: SCANNED }
     }
 
     /// Any backend: how tests come between the database and the disk.
@@ -103,13 +103,14 @@ impl Opener {
         scanned: u64,
         backend: impl Fn() -> B + Send + Sync + 'static,
     ) -> Opener {
-        let open = move |now: Length| builder().create_with_backend(ahead(backend(), scanned, now)?).map_err(storage);
-        Opener { open: Box::new(open), length: Length::default(), scanned }
+        let open =
+            move |facts: Known| builder().create_with_backend(ahead(backend(), scanned, facts)?).map_err(storage);
+        Opener { open: Box::new(open), known: Known::default(), scanned }
     }
 }
 
-fn ahead<B: redb::StorageBackend>(below: B, small: u64, length: Length) -> Result<Ahead<B>> {
-    Ahead::new(below, small, length).map_err(|e| Error::io("metadata", "", "opening meta.redb", &e))
+fn ahead<B: redb::StorageBackend>(below: B, small: u64, facts: Known) -> Result<Ahead<B>> {
+    Ahead::new(below, small, facts).map_err(|e| Error::io("metadata", "", "opening meta.redb", &e))
 }
 
 /// What readers and the lives of the writer share.
@@ -130,12 +131,14 @@ impl Shared {
         let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
         let database =
             database.as_ref().ok_or_else(|| Error::unavailable("metadata", "", format!("is down and {COMES_BACK}")))?;
-        Ok(View::new(database.begin_read().map_err(storage)?))
+        let known = &self.opener.known;
+        let txn = database.begin_read().map_err(|e| known.explain(storage(e)))?;
+        Ok(View::new(txn, known.clone()))
     }
 
     /// Whether a commit is to be one that opens at once after a kill.
     fn quick(&self) -> bool {
-        self.opener.length.get() > self.opener.scanned
+        self.opener.known.length() > self.opener.scanned
     }
 
     fn set(&self, database: Option<Arc<Database>>) {
@@ -150,9 +153,10 @@ impl Shared {
         self.set(None);
         // redb may panic over a file that something else has altered.
         let opened = catch_unwind(AssertUnwindSafe(|| {
-            let database = (self.opener.open)(self.opener.length.clone())?;
+            let database = (self.opener.open)(self.opener.known.clone())?;
             prepare(&database, self.quick())?;
-            let last = records::events::last(&View::new(database.begin_read().map_err(storage)?))?;
+            let last =
+                records::events::last(&View::new(database.begin_read().map_err(storage)?, self.opener.known.clone()))?;
             Ok((Arc::new(database), last))
         }));
         let (database, last) = opened.unwrap_or_else(|payload| Err(damaged(panic_text(&*payload))))?;

@@ -5,7 +5,7 @@ use std::ops::{Bound, ControlFlow};
 use cofferdam_types::{COMES_BACK, Code, Error, Result};
 use redb::{ReadTransaction, ReadableTable, TableDefinition};
 
-use crate::codec;
+use crate::{ahead::Known, codec};
 
 /// A table: keys and values are bytes, made by [`crate::records`] alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,23 +86,24 @@ pub(crate) fn scan(
 /// A snapshot of everything, as it was when it was taken. Later commits don't change it.
 pub struct View {
     txn: ReadTransaction,
+    known: Known,
 }
 
 impl View {
-    pub(crate) fn new(txn: ReadTransaction) -> View {
-        View { txn }
+    pub(crate) fn new(txn: ReadTransaction, known: Known) -> View {
+        View { txn, known }
     }
 }
 
 impl Read for View {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>> {
-        let table = self.txn.open_table(table.definition()).map_err(storage)?;
-        get(&table, key)
+        let table = self.txn.open_table(table.definition()).map_err(storage);
+        table.and_then(|table| get(&table, key)).map_err(|e| self.known.explain(e))
     }
 
     fn range(&self, table: Table, from: Bound<&[u8]>, to: Bound<&[u8]>, visit: &mut Visit<'_>) -> Result<()> {
-        let table = self.txn.open_table(table.definition()).map_err(storage)?;
-        range(&table, from, to, visit)
+        let table = self.txn.open_table(table.definition()).map_err(storage);
+        table.and_then(|table| range(&table, from, to, visit)).map_err(|e| self.known.explain(e))
     }
 }
 
@@ -127,6 +128,9 @@ pub(crate) fn range(
     Ok(())
 }
 
+/// What redb says of a file that has failed before, until it is opened again.
+pub(crate) const PREVIOUS: &str = "meta.redb met a storage error; try again";
+
 /// An error of the file under the tables.
 pub(crate) fn storage(error: impl Into<redb::Error>) -> Error {
     match error.into() {
@@ -144,7 +148,7 @@ pub(crate) fn storage(error: impl Into<redb::Error>) -> Error {
         redb::Error::DatabaseClosed => {
             Error::unavailable("metadata", "", format!("meta.redb was closed and {COMES_BACK}"))
         }
-        redb::Error::PreviousIo => Error::unavailable("metadata", "", "meta.redb met a storage error; try again"),
+        redb::Error::PreviousIo => Error::unavailable("metadata", "", PREVIOUS),
         redb::Error::Corrupted(e) => damaged(e),
         e => Error::internal("metadata", "", format!("meta.redb: {e}")),
     }

@@ -1,6 +1,6 @@
 //! Bytes from a descriptor of the client's, at the pace of whoever writes there.
 //!
-//! As in `outflow.rs` its flags stay as they are, and while nobody writes the call waits and no thread does.
+//! While nobody writes the call waits and no thread does.
 
 use std::{
     io,
@@ -9,14 +9,10 @@ use std::{
 };
 
 use cofferdam_types::{Error, Result};
-use nix::{
-    fcntl::{FcntlArg, OFlag, fcntl, open},
-    sys::{
-        socket::{MsgFlags, recv},
-        stat::{Mode, SFlag, fstat},
-    },
-};
-use tokio::io::{Interest, unix::AsyncFd};
+use nix::sys::socket::{MsgFlags, recv};
+use tokio::io::Interest;
+
+use super::foreign::{Foreign, Way, unwatched};
 
 /// Read at once.
 const BLOCK: usize = 256 << 10;
@@ -35,16 +31,13 @@ pub enum Turn {
 
 /// Where the bytes come from.
 #[derive(Clone)]
-pub struct Inlet {
-    fd: Arc<OwnedFd>,
-    socket: bool,
-}
+pub struct Inlet(Arc<Foreign>);
 
 impl Inlet {
     fn read(&self, block: &mut [u8]) -> io::Result<usize> {
-        Ok(match self.socket {
-            true => recv(self.fd.as_raw_fd(), block, MsgFlags::MSG_DONTWAIT)?,
-            false => nix::unistd::read(&self.fd, block)?,
+        Ok(match self.0.socket {
+            true => recv(self.0.fd.as_raw_fd(), block, MsgFlags::MSG_DONTWAIT)?,
+            false => nix::unistd::read(&self.0.fd, block)?,
         })
     }
 
@@ -61,49 +54,22 @@ impl Inlet {
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Turn::Empty),
-                Err(e) => return Err(Error::io("fd", "", "can't be read", &e)),
+                Err(e) => return Err(Way::In.fault(&e)),
             }
         }
         Ok(Turn::Again)
     }
 }
 
-/// Takes the client's descriptor; `true` if its writers can make a reader wait.
-fn inlet(fd: OwnedFd) -> Result<(Inlet, bool)> {
-    let os = |e: nix::Error| Error::io("fd", "", "can't be read", &e.into());
-    let kind = SFlag::from_bits_truncate(fstat(&fd).map_err(os)?.st_mode) & SFlag::S_IFMT;
-    let mode = OFlag::from_bits_truncate(fcntl(&fd, FcntlArg::F_GETFL).map_err(os)?);
-    // What is opened again is opened with the daemon's rights: it must be open for reading as it came.
-    if mode & OFlag::O_ACCMODE == OFlag::O_WRONLY || mode.contains(OFlag::O_PATH) {
-        return Err(Error::invalid("fd", "", "is not open for reading: give one that can be read"));
-    }
-    match kind {
-        SFlag::S_IFREG => Ok((Inlet { fd: fd.into(), socket: false }, false)),
-        SFlag::S_IFSOCK => Ok((Inlet { fd: fd.into(), socket: true }, true)),
-        SFlag::S_IFIFO | SFlag::S_IFCHR => {
-            let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-            let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-            let fresh = open(path.as_str(), flags, Mode::empty()).map_err(os)?;
-            Ok((Inlet { fd: fresh.into(), socket: false }, true))
-        }
-        _ => Err(Error::invalid("fd", "", "is no pipe, socket, terminal or file: give one of these")),
-    }
-}
-
 /// Reads the client's descriptor to its end. `turn` runs [`Inlet::turn`] where that may block.
 pub async fn draw(from: OwnedFd, turn: impl AsyncFn(Inlet) -> Result<Turn>) -> Result<()> {
-    let (inlet, waits) = inlet(from)?;
-    let ready = match waits.then(|| watch(&inlet)) {
-        Some(Ok(ready)) => Some(ready),
-        // /dev/null and its like can't be watched, and never make a reader wait.
-        Some(Err(e)) if e.raw_os_error() == Some(libc::EPERM) => None,
-        Some(Err(e)) => return Err(Error::io("fd", "", "can't be watched", &e)),
-        None => None,
-    };
+    let from = Foreign::take(from, Way::In)?;
+    let ready = from.watch(Interest::READABLE)?;
+    let inlet = Inlet(from.into());
     loop {
         // Taken before the turn: what is written in between is not missed.
         let guard = match &ready {
-            Some(ready) => Some(ready.readable().await.map_err(|e| Error::io("fd", "", "can't be watched", &e))?),
+            Some(ready) => Some(ready.readable().await.map_err(|e| unwatched(&e))?),
             None => None,
         };
         match (turn(inlet.clone()).await?, guard) {
@@ -117,13 +83,6 @@ pub async fn draw(from: OwnedFd, turn: impl AsyncFn(Inlet) -> Result<Turn>) -> R
     }
 }
 
-/// Its own descriptor for the same opening: it is read on other threads meanwhile.
-fn watch(inlet: &Inlet) -> io::Result<AsyncFd<OwnedFd>> {
-    let fd = inlet.fd.try_clone()?;
-    // SAFETY: an `OwnedFd` stays open and the same for as long as the `AsyncFd` owns it.
-    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
-}
-
 #[cfg(test)]
 mod tests {
     use std::{
@@ -134,6 +93,7 @@ mod tests {
     };
 
     use cofferdam_kernel::Pool;
+    use nix::fcntl::{FcntlArg, fcntl};
 
     use super::*;
 

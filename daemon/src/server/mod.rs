@@ -7,6 +7,7 @@ mod containers;
 mod content;
 mod cursor;
 mod events;
+mod foreign;
 mod gate;
 mod guard;
 mod images;

@@ -1,73 +1,36 @@
 //! Bytes of a file into a descriptor of the client's, at the pace of whoever reads there.
 //!
-//! The descriptor's flags are the client's and stay as they are: pipes and terminals are opened again, non-blocking, and
-//! sockets are sent to without waiting. While nobody reads, the call waits and no thread does.
+//! While nobody reads, the call waits and no thread does.
 
 use std::{
     fs::File,
     io::{self, Read as _},
     os::fd::{AsRawFd as _, OwnedFd},
-    sync::Arc,
 };
 
 use cofferdam_kernel::Pool;
 use cofferdam_types::{Error, Result};
-use nix::{
-    fcntl::{FcntlArg, OFlag, fcntl, open},
-    sys::{
-        socket::{MsgFlags, send},
-        stat::{Mode, SFlag, fstat},
-    },
-};
-use tokio::io::{Interest, unix::AsyncFd};
+use nix::sys::socket::{MsgFlags, send};
+use tokio::io::Interest;
+
+use super::foreign::{Foreign, Way, unwatched};
 
 /// Read at once, and kept while nobody takes it.
 const BLOCK: usize = 64 << 10;
 /// What one turn on a thread of the pool moves at most: others wait for one.
 const TURN: usize = 4 << 20;
 
-/// Where they go.
-struct Target {
-    fd: OwnedFd,
-    socket: bool,
-}
-
-impl Target {
-    fn write(&self, bytes: &[u8]) -> io::Result<usize> {
-        Ok(match self.socket {
-            true => send(self.fd.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)?,
-            false => nix::unistd::write(&self.fd, bytes)?,
-        })
-    }
-}
-
-/// Takes the client's descriptor; `true` if its readers can make a writer wait.
-fn target(fd: OwnedFd) -> Result<(Target, bool)> {
-    let os = |e: nix::Error| Error::io("fd", "", "can't be written to", &e.into());
-    let stat = fstat(&fd).map_err(os)?;
-    let kind = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;
-    // What is opened again is opened with the daemon's rights: it must be open for writing as it came.
-    let mode = OFlag::from_bits_truncate(fcntl(&fd, FcntlArg::F_GETFL).map_err(os)?) & OFlag::O_ACCMODE;
-    if mode == OFlag::O_RDONLY {
-        return Err(Error::invalid("fd", "", "is open for reading alone: give one that can be written to"));
-    }
-    match kind {
-        SFlag::S_IFREG => Ok((Target { fd, socket: false }, false)),
-        SFlag::S_IFSOCK => Ok((Target { fd, socket: true }, true)),
-        SFlag::S_IFIFO | SFlag::S_IFCHR => {
-            let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-            let flags = OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-            let fresh = open(path.as_str(), flags, Mode::empty()).map_err(os)?;
-            Ok((Target { fd: fresh, socket: false }, true))
-        }
-        _ => Err(Error::invalid("fd", "", "is no pipe, socket, terminal or file: give one of these")),
-    }
+fn write(to: &Foreign, bytes: &[u8]) -> io::Result<usize> {
+    Ok(match to.socket {
+        true => send(to.fd.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)?,
+        false => nix::unistd::write(&to.fd, bytes)?,
+    })
 }
 
 /// What is under way.
 struct Flow {
     from: io::Take<File>,
-    to: Arc<Target>,
+    to: Foreign,
     block: Vec<u8>,
     /// How much of the block is written.
     written: usize,
@@ -94,14 +57,14 @@ impl Flow {
                     return Ok(Turn::Done);
                 }
             }
-            match self.to.write(&self.block[self.written..]) {
+            match write(&self.to, &self.block[self.written..]) {
                 Ok(n) => {
                     self.written += n;
                     moved += n;
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Turn::Full),
-                Err(e) => return Err(Error::io("fd", "", "can't be written to", &e)),
+                Err(e) => return Err(Way::Out.fault(&e)),
             }
         }
         Ok(Turn::Again)
@@ -110,20 +73,13 @@ impl Flow {
 
 /// Writes `length` bytes of `from` into the client's descriptor.
 pub async fn pour(pool: &Pool, from: File, length: u64, to: OwnedFd) -> Result<()> {
-    let (target, waits) = target(to)?;
-    let to = Arc::new(target);
-    let ready = match waits.then(|| watch(to.clone())) {
-        Some(Ok(ready)) => Some(ready),
-        // /dev/null and its like can't be watched, and never make a writer wait.
-        Some(Err(e)) if e.raw_os_error() == Some(libc::EPERM) => None,
-        Some(Err(e)) => return Err(Error::io("fd", "", "can't be watched", &e)),
-        None => None,
-    };
+    let to = Foreign::take(to, Way::Out)?;
+    let ready = to.watch(Interest::WRITABLE)?;
     let mut flow = Flow { from: from.take(length), to, block: Vec::new(), written: 0 };
     loop {
         // Taken before the turn: a reader that comes in between is not missed.
         let guard = match &ready {
-            Some(ready) => Some(ready.writable().await.map_err(|e| Error::io("fd", "", "can't be watched", &e))?),
+            Some(ready) => Some(ready.writable().await.map_err(|e| unwatched(&e))?),
             None => None,
         };
         let turn = move || {
@@ -143,19 +99,14 @@ pub async fn pour(pool: &Pool, from: File, length: u64, to: OwnedFd) -> Result<(
     }
 }
 
-/// Its own descriptor for the same opening: the flow writes on other threads meanwhile.
-fn watch(to: Arc<Target>) -> io::Result<AsyncFd<OwnedFd>> {
-    let fd = to.fd.try_clone()?;
-    // SAFETY: an `OwnedFd` stays open and the same for as long as the `AsyncFd` owns it.
-    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::WRITABLE) }?)
-}
-
 #[cfg(test)]
 mod tests {
     use std::{
         io::{Seek as _, Write as _},
         os::unix::net::UnixStream,
     };
+
+    use nix::fcntl::{FcntlArg, fcntl};
 
     use super::*;
 

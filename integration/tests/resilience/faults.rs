@@ -157,12 +157,7 @@ fn each_run_has_one_end_though_the_disk_fills_up() {
             }
             "times that the disk was filled or emptied"
         }),
-        // Who reads while a full disk has the database opened again is told to ask once more.
-        accounts_for: |_, outcome| {
-            outcome.as_ref().is_err_and(|error| {
-                error.code == Code::ResourceExhausted || (error.code == Code::Unavailable && error.kind == "metadata")
-            })
-        },
+        accounts_for: |_, outcome| outcome.as_ref().is_err_and(|error| error.code == Code::ResourceExhausted),
     };
     storm.rage(&daemon);
 }

@@ -131,9 +131,13 @@ fn a_full_disk_refuses_writes_and_forgets_nothing() {
 fn full(turn: u64) {
     let disk = Disk::default();
     let (shared, mut store) = open(&disk, turn).unwrap();
-    store.commit(&[pair(0)]).remove(0).unwrap();
+    let first: Vec<Write> = (0..500).map(pair).collect();
+    store.commit(&first).into_iter().for_each(Result::unwrap);
+    drop(store);
+    // So that most of it is not in redb's cache.
+    let mut store = shared.open().unwrap();
     disk.fill();
-    let mut acknowledged = 0;
+    let mut acknowledged = 499;
     let error = loop {
         let n = acknowledged + 1;
         match store.commit(&[pair(n)]).remove(0) {
@@ -143,6 +147,10 @@ fn full(turn: u64) {
         assert!(n < 100_000, "the disk never gets full");
     };
     assert_eq!(error.code, Code::ResourceExhausted, "{error}");
+    // Who only reads is told of the disk, too, until the file is opened again.
+    let read = |n: u64| images::get(&shared.read()?, &default(), &format!("{n:06}"));
+    let refused: Vec<Error> = (0..=acknowledged).filter_map(|n| read(n).err()).collect();
+    assert!(!refused.is_empty() && refused.iter().all(|e| e.code == Code::ResourceExhausted), "{refused:?}");
     store.recover().unwrap();
     let view = shared.read().unwrap();
     for n in 0..=acknowledged {

@@ -11,9 +11,13 @@ use cofferdam_types::{Code, Labels};
 
 use crate::{
     args::{Command, Positional, Times, many, switch, value},
-    cx::{Cx, Table, line},
+    cx::{Cx, Table},
     failure::Failure,
-    nouns::{container::each, lease::LEASE},
+    nouns::{
+        container::each,
+        lease::LEASE,
+        lifecycle::{label_changes, show_labels},
+    },
     units::{number, pair, show_age, show_size, size},
 };
 
@@ -228,21 +232,9 @@ pub static LABEL: Command = Command {
 };
 
 async fn label(cx: Cx) -> Result<i32, Failure> {
-    let (mut labels, mut fields) = (Labels::new(), Vec::new());
-    for text in cx.args.from(1) {
-        let (key, value) = pair(text).map_err(|why| Failure::usage(format!("content label: {text:?}: {why}")))?;
-        fields.push(format!("labels.{key}"));
-        if !value.is_empty() {
-            labels.insert(key, value);
-        }
-    }
+    let (labels, fields) = label_changes("content label", &cx)?;
     let info = cx.namespace().await?.content().get(cx.args.at(0)).update(&labels, &fields).await?;
-    if cx.json {
-        cx.document(&info.labels)?;
-    } else {
-        info.labels.iter().try_for_each(|(key, value)| line(&format!("{key}={value}")))?;
-    }
-    Ok(0)
+    show_labels(&cx, &info.labels)
 }
 
 /// `coffer content edit`.

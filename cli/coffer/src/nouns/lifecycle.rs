@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use cofferdam_client::{ContainerChanges, Namespace, Stdio};
+use cofferdam_types::Labels;
 
 use crate::{
     args::{Command, Positional, Times, value},
@@ -120,20 +121,31 @@ pub static LABEL: Command = Command {
 };
 
 async fn label(cx: Cx) -> Result<i32, Failure> {
-    let mut changes = ContainerChanges::default();
-    let mut fields = Vec::new();
+    let (labels, fields) = label_changes("container label", &cx)?;
+    let changes = ContainerChanges { labels, ..ContainerChanges::default() };
+    let info = cx.namespace().await?.containers().get(cx.args.at(0)).update(&changes, &fields).await?;
+    show_labels(&cx, &info.labels)
+}
+
+/// What the arguments behind the first set, and the fields that they name.
+pub fn label_changes(command: &str, cx: &Cx) -> Result<(Labels, Vec<String>), Failure> {
+    let (mut labels, mut fields) = (Labels::new(), Vec::new());
     for text in cx.args.from(1) {
-        let (key, value) = pair(text).map_err(|why| Failure::usage(format!("container label: {text:?}: {why}")))?;
+        let (key, value) = pair(text).map_err(|why| Failure::usage(format!("{command}: {text:?}: {why}")))?;
         fields.push(format!("labels.{key}"));
         if !value.is_empty() {
-            changes.labels.insert(key, value);
+            labels.insert(key, value);
         }
     }
-    let info = cx.namespace().await?.containers().get(cx.args.at(0)).update(&changes, &fields).await?;
+    Ok((labels, fields))
+}
+
+/// The labels that there are.
+pub fn show_labels(cx: &Cx, labels: &Labels) -> Result<i32, Failure> {
     if cx.json {
-        cx.document(&info.labels)?;
+        cx.document(labels)?;
     } else {
-        info.labels.iter().try_for_each(|(key, value)| line(&format!("{key}={value}")))?;
+        labels.iter().try_for_each(|(key, value)| line(&format!("{key}={value}")))?;
     }
     Ok(0)
 }
