@@ -1,6 +1,6 @@
 //! Generates the Rust side of the schema. Needs the `capnp` compiler (Debian: capnproto).
 
-const FILES: [&str; 12] = [
+const FILES: [&str; 13] = [
     "common",
     "gate",
     "namespace",
@@ -9,6 +9,7 @@ const FILES: [&str; 12] = [
     "content",
     "snapshot",
     "event",
+    "lease",
     "container",
     "metrics",
     "system",

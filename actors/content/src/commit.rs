@@ -49,7 +49,7 @@ impl Store {
     /// One blob that the namespace must not have yet.
     pub(crate) fn commit_one(self: &Arc<Store>, auth: &Authority, mut commit: Commit) -> Result<Digest> {
         let digest = commit.check()?;
-        if let Err(error) = self.refuse_linked(&self.meta.read()?, &commit.ingest.namespace, &digest) {
+        if let Err(error) = self.refuse_linked(auth, &self.meta.read()?, &commit.ingest.namespace, &digest) {
             // What it holds is there already, to the byte.
             commit.ingest.discard(auth)?;
             return Err(error);
@@ -100,6 +100,7 @@ impl Row {
         let Some(old) = records::content::find(tx, ns, &link.digest)? else {
             return records::content::create(tx, ns, link.clone()).map(drop);
         };
+        records::leases::keep(tx, ns, &records::Resource::Content(link.digest.clone()))?;
         let mut labels = old.labels.clone();
         labels.extend(link.labels.clone());
         if labels != old.labels {

@@ -12,7 +12,7 @@ use std::sync::{
 
 use cofferdam_kernel::Pool;
 use cofferdam_metadata::{Metadata, Read, records};
-use cofferdam_types::{Algorithm, Authority, Digest, Error, Labels, Name, Namespace, Result, Timestamp};
+use cofferdam_types::{Algorithm, Authority, Digest, Error, Keeper, Labels, Name, Namespace, Result, Timestamp};
 use nix::sys::stat::FileStat;
 
 use crate::{
@@ -91,7 +91,7 @@ impl Store {
         let view = self.meta.read()?;
         records::namespaces::require(&view, ns)?;
         if let Some(digest) = &expected {
-            self.refuse_linked(&view, ns, digest)?;
+            self.refuse_linked(auth, &view, ns, digest)?;
         }
         let found = records::ingests::find(&view, ns, &reference)?;
         let fresh = found.is_none();
@@ -169,11 +169,25 @@ impl Store {
         Ok(digest)
     }
 
-    /// `already_exists` if the namespace has the blob, and has it whole: a damaged one may be sent again.
-    pub(crate) fn refuse_linked(&self, view: &dyn Read, ns: &Namespace, digest: &Digest) -> Result<()> {
+    /// `already_exists` if the namespace has the blob, and has it whole: a damaged one may be sent again. Who would have
+    /// kept the new one keeps the one that is there.
+    pub(crate) fn refuse_linked(
+        &self,
+        auth: &Authority,
+        view: &dyn Read,
+        ns: &Namespace,
+        digest: &Digest,
+    ) -> Result<()> {
         let Some(link) = records::content::find(view, ns, digest)? else { return Ok(()) };
         if self.files.blob_size(digest)? != Some(link.size) {
             return Ok(());
+        }
+        if auth.keeper != Keeper::References {
+            let (ns, digest) = (ns.clone(), digest.clone());
+            self.meta.write_blocking(auth, move |tx| {
+                records::content::get(tx, &ns, &digest)?;
+                records::leases::keep(tx, &ns, &records::Resource::Content(digest.clone()))
+            })?;
         }
         Err(Error::already_exists("blob", digest, "is in this namespace already"))
     }

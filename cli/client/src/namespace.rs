@@ -19,6 +19,7 @@ use crate::{
     event::Events,
     image::Images,
     job::Jobs,
+    lease::Leases,
     network::Networks,
     snapshot::Snapshots,
 };
@@ -109,8 +110,8 @@ impl Namespaces {
 /// A namespace.
 #[derive(Clone)]
 pub struct Namespace {
-    link: Rc<Link>,
-    client: namespace::Client,
+    pub(crate) link: Rc<Link>,
+    pub(crate) client: namespace::Client,
 }
 
 impl Namespace {
@@ -161,6 +162,11 @@ impl Namespace {
     /// What happens in it.
     pub fn events(&self) -> Events {
         Events { link: self.link.clone(), client: self.client.events_request().send().pipeline.get_events() }
+    }
+
+    /// Its leases.
+    pub fn leases(&self) -> Leases {
+        Leases { link: self.link.clone(), client: self.client.leases_request().send().pipeline.get_leases() }
     }
 
     /// Its jobs.

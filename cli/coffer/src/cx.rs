@@ -58,6 +58,15 @@ impl Cx {
         Ok(self.client().await?.namespace(&self.namespace))
     }
 
+    /// The namespace to make something in, as a lease's where one is named.
+    pub async fn namespace_to_fill(&self) -> Result<Namespace, Failure> {
+        let namespace = self.namespace().await?;
+        Ok(match self.args.value("lease") {
+            Some(id) => namespace.leases().get(id).namespace(),
+            None => namespace,
+        })
+    }
+
     /// Names: a line each, or one array for programs.
     pub fn names<'n>(&self, names: impl IntoIterator<Item = &'n str>) -> Result<(), Failure> {
         if self.json {

@@ -1,5 +1,7 @@
 //! Sizes, times, signals and other small texts, read and written.
 
+use std::time::Duration;
+
 use cofferdam_client::{BindMount, Device, IdMap, MountSource, Network, PortMapping, Protocol, Rlimit};
 use cofferdam_types::Timestamp;
 
@@ -79,6 +81,18 @@ pub fn moment(text: &str) -> Result<Timestamp, String> {
     if let Some(time) = Timestamp::parse_rfc3339(text).or(day) {
         return Ok(time);
     }
+    let seconds = seconds(text).ok_or(FORM)?;
+    // An age beyond 1970 is everything.
+    Ok(Timestamp(Timestamp::now().0.saturating_sub(seconds.saturating_mul(1_000_000_000)).max(1)))
+}
+
+/// A span of time such as `90s`, `10m`, `1h30m` or `2d`; not of nothing.
+pub fn span(text: &str) -> Result<Duration, String> {
+    let some = seconds(text).filter(|seconds| *seconds > 0);
+    some.map(Duration::from_secs).ok_or_else(|| "give a span of time such as 90s, 10m, 1h30m or 2d".to_owned())
+}
+
+fn seconds(text: &str) -> Option<u64> {
     let (mut seconds, mut number) = (0u64, String::new());
     for c in text.chars() {
         if c.is_ascii_digit() {
@@ -90,17 +104,13 @@ pub fn moment(text: &str) -> Result<Timestamp, String> {
             'm' => 60,
             'h' => 3600,
             'd' => 86_400,
-            _ => return Err(FORM.into()),
+            _ => return None,
         };
-        let part = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit)).ok_or(FORM)?;
-        seconds = seconds.checked_add(part).ok_or(FORM)?;
+        let part = number.parse::<u64>().ok()?.checked_mul(unit)?;
+        seconds = seconds.checked_add(part)?;
         number.clear();
     }
-    if text.is_empty() || !number.is_empty() {
-        return Err(FORM.into());
-    }
-    // An age beyond 1970 is everything.
-    Ok(Timestamp(Timestamp::now().0.saturating_sub(seconds.saturating_mul(1_000_000_000)).max(1)))
+    (!text.is_empty() && number.is_empty()).then_some(seconds)
 }
 
 /// A stream of the daemon's host.

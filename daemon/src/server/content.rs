@@ -90,7 +90,7 @@ impl content::Server for Content {
             expected: if expected.is_empty() { None } else { Some(rpc(expected.parse())?) },
             algorithm: rpc(text(params.get_algorithm()).and_then(algorithm))?,
         };
-        let opened = self.0.services().content.ingest(self.0.authority(), &self.0.namespace, options).await;
+        let opened = self.0.services().content.ingest(&self.0.authority().by_hand(), &self.0.namespace, options).await;
         let writer = Arc::new(Mutex::new(Some(rpc(opened)?)));
         results.get().set_ingest(self.0.hand_out(Ingest { place: self.0.clone(), writer }));
         Ok(())
@@ -325,7 +325,7 @@ impl ingest::Server for Ingest {
         let expected = rpc(text(params.get_expected()))?;
         let expected: Option<Digest> = if expected.is_empty() { None } else { Some(rpc(expected.parse())?) };
         let labels = rpc(labels(params.get_labels()))?;
-        let authority = self.place.authority().clone();
+        let authority = self.place.authority().by_hand();
         let commit = move |writer: &mut Option<Writer>| {
             open(writer)?;
             let Some(taken) = writer.take() else { return Err(Error::internal("ingest", "", "vanished")) };

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use cofferdam_types::{Authority, Ceiling, Error, GrantId, Peer};
+use cofferdam_types::{Authority, Ceiling, Error, GrantId, Keeper, Peer};
 use cofferdam_wire::{
     API_VERSION,
     convert::text,
@@ -35,6 +35,7 @@ impl Gate {
                 peer: Some(self.0.peer),
                 correlation: None,
                 trace: None,
+                keeper: Keeper::References,
             },
             grant: self.0.grant.clone(),
             deadline: None,

@@ -15,6 +15,7 @@ mod images;
 mod inflow;
 mod intake;
 mod jobs;
+mod leases;
 mod listener;
 mod logs;
 mod meter;

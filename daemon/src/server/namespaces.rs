@@ -19,6 +19,7 @@ use super::{
     filters,
     images::Images,
     jobs::Jobs,
+    leases::Leases,
     networks::Networks,
     rpc,
     session::{Held, Session},
@@ -153,7 +154,7 @@ fn is_trace_parent(text: &str) -> bool {
 }
 
 /// One namespace.
-struct Namespace(Place);
+pub struct Namespace(pub Place);
 
 impl namespace::Server for Namespace {
     async fn info(self: Rc<Self>, _: namespace::InfoParams, mut results: namespace::InfoResults) -> capnp::Result<()> {
@@ -250,6 +251,15 @@ impl namespace::Server for Namespace {
         mut results: namespace::NetworksResults,
     ) -> capnp::Result<()> {
         results.get().set_networks(self.0.hand_out(Networks(self.0.clone())));
+        Ok(())
+    }
+
+    async fn leases(
+        self: Rc<Self>,
+        _: namespace::LeasesParams,
+        mut results: namespace::LeasesResults,
+    ) -> capnp::Result<()> {
+        results.get().set_leases(self.0.hand_out(Leases(self.0.clone())));
         Ok(())
     }
 }

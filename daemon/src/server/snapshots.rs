@@ -110,7 +110,7 @@ impl snapshots::Server for Snapshots {
         let params = params.get()?;
         let (key, parent, labels) = rpc(wish(params.get_key(), params.get_parent(), params.get_labels()))?;
         let (all, ns, auth) = (&self.place.services().snapshots, &self.place.namespace, self.place.authority());
-        rpc(all.prepare(auth, ns, &self.driver, &key, parent.as_ref(), labels).await)?;
+        rpc(all.prepare(&auth.by_hand(), ns, &self.driver, &key, parent.as_ref(), labels).await)?;
         results.get().set_snapshot(self.hand_out(key));
         Ok(())
     }
@@ -123,7 +123,7 @@ impl snapshots::Server for Snapshots {
         let params = params.get()?;
         let (key, parent, labels) = rpc(wish(params.get_key(), params.get_parent(), params.get_labels()))?;
         let (all, ns, auth) = (&self.place.services().snapshots, &self.place.namespace, self.place.authority());
-        rpc(all.view(auth, ns, &self.driver, &key, parent.as_ref(), labels).await)?;
+        rpc(all.view(&auth.by_hand(), ns, &self.driver, &key, parent.as_ref(), labels).await)?;
         results.get().set_snapshot(self.hand_out(key));
         Ok(())
     }
@@ -204,7 +204,7 @@ impl snapshot::Server for Snapshot {
         let name = rpc(text(params.get_name()).and_then(Name::new))?;
         let labels = rpc(labels(params.get_labels()))?;
         let (all, auth) = (&self.place.services().snapshots, self.place.authority());
-        rpc(all.commit(auth, &self.place.namespace, &self.driver, &name, &self.key, labels).await)?;
+        rpc(all.commit(&auth.by_hand(), &self.place.namespace, &self.driver, &name, &self.key, labels).await)?;
         let committed = Snapshot { place: self.place.clone(), driver: self.driver.clone(), key: name };
         results.get().set_snapshot(self.place.hand_out(committed));
         Ok(())

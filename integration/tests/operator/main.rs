@@ -6,6 +6,7 @@ mod containers;
 mod content;
 mod cp;
 mod images;
+mod leases;
 mod lifecycle;
 mod limits;
 mod logs;

@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use crate::Peer;
+use crate::{Name, Peer};
 
 /// The id of a grant: 128 random bits, or zero for the authority that the daemon itself acts with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -49,6 +49,18 @@ impl Default for Ceiling {
     }
 }
 
+/// What keeps the blobs and snapshots that a request makes from being collected.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Keeper {
+    /// What refers to them, and nothing else.
+    #[default]
+    References,
+    /// They were made by hand, one by one, and stand until they are removed.
+    Hand,
+    /// The lease of this id.
+    Lease(Name),
+}
+
 /// Who asks, within which bounds, and how the request is recognised in logs and audit.
 #[derive(Clone, Debug)]
 pub struct Authority {
@@ -62,11 +74,29 @@ pub struct Authority {
     pub correlation: Option<Arc<str>>,
     /// Where it stands in a trace of the caller's: W3C Trace Context, `traceparent`.
     pub trace: Option<Arc<str>>,
+    /// What keeps what is made.
+    pub keeper: Keeper,
 }
 
 impl Authority {
     /// The daemon acting for itself: start-up, sweeps, recovery.
     pub fn system() -> Authority {
-        Authority { grant: GrantId(0), ceiling: Ceiling::FULL, peer: None, correlation: None, trace: None }
+        Authority {
+            grant: GrantId(0),
+            ceiling: Ceiling::FULL,
+            peer: None,
+            correlation: None,
+            trace: None,
+            keeper: Keeper::References,
+        }
+    }
+
+    /// The same for what a client makes by hand: where it works under no lease, it stands until it is removed.
+    pub fn by_hand(&self) -> Authority {
+        let keeper = match &self.keeper {
+            Keeper::References => Keeper::Hand,
+            other => other.clone(),
+        };
+        Authority { keeper, ..self.clone() }
     }
 }

@@ -18,7 +18,7 @@ mod platform;
 mod spec;
 mod time;
 
-pub use authority::{Authority, Ceiling, GrantId};
+pub use authority::{Authority, Ceiling, GrantId, Keeper};
 pub use descriptor::Descriptor;
 pub use digest::{Algorithm, Digest, Digester};
 pub use error::{COMES_BACK, Code, Error, Result};

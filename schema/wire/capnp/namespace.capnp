@@ -10,6 +10,7 @@ using Content = import "content.capnp".Content;
 using Snapshots = import "snapshot.capnp".Snapshots;
 using Events = import "event.capnp".Events;
 using Jobs = import "job.capnp".Jobs;
+using Leases = import "lease.capnp".Leases;
 
 struct NamespaceInfo @0xb8686dc1dcff1f25 {
   name @0 :Text;
@@ -33,4 +34,5 @@ interface Namespace @0x90a3e332970f62d5 {
   events @6 () -> (events :Events) $Common.needs("none");
   jobs @7 () -> (jobs :Jobs) $Common.needs("none");
   networks @8 () -> (networks :Networks) $Common.needs("none");
+  leases @9 () -> (leases :Leases) $Common.needs("none");
 }

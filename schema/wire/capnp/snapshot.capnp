@@ -33,7 +33,7 @@ interface Snapshots @0xd83a6e0f4c17b925 {
   # A writable snapshot on top of a committed one; an empty parent: of nothing. The key is yours to choose, and not taken
   # by another snapshot of the namespace in this driver, whatever its kind. already_exists where it is, not_found where
   # the parent isn't there, invalid_argument where that isn't committed. It stands until it is committed or removed: nothing
-  # else ends it. What is written into it is sure to last with the commit.
+  # else ends it, except where it is made through a lease's namespace the end of that lease. What is written into it is sure to last with the commit.
 
   view @3 (key :Text, parent :Text, labels :List(Label)) -> (snapshot :Snapshot) $Common.needs("write");
   # A read-only one, likewise.

@@ -44,6 +44,7 @@ generated!(
     content_capnp,
     snapshot_capnp,
     event_capnp,
+    lease_capnp,
     container_capnp,
     metrics_capnp,
     system_capnp,

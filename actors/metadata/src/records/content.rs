@@ -5,7 +5,7 @@
 use cofferdam_types::{Ceiling, Digest, Error, Event, Labels, Namespace, Result, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::{Record, Resource, delta, events, namespaces};
+use super::{Record, Resource, delta, events, leases, namespaces};
 use crate::{Read, Tx, codec, fields, table::Table};
 
 /// A namespace's link to a blob.
@@ -107,6 +107,7 @@ pub fn create(tx: &mut Tx<'_>, ns: &Namespace, mut link: Link) -> Result<Link> {
     link.created = tx.now();
     link.updated = tx.now();
     link.ceiling = tx.authority().ceiling.clone();
+    leases::keep(tx, ns, &Resource::Content(link.digest.clone()))?;
     store(tx, ns, link)
 }
 
@@ -132,6 +133,7 @@ fn store(tx: &mut Tx<'_>, ns: &Namespace, link: Link) -> Result<Link> {
 pub fn delete(tx: &mut Tx<'_>, ns: &Namespace, digest: &Digest) -> Result<bool> {
     get(tx, ns, digest)?;
     tx.remove(Table::CONTENT, &key(ns, digest))?;
+    leases::let_go(tx, ns, &Resource::Content(digest.clone()))?;
     let id = digest.to_string();
     let links = blob(tx, digest)?.map_or(0, |blob| blob.links);
     if links > 1 {

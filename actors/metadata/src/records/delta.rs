@@ -24,6 +24,37 @@ pub enum Resource {
 }
 
 impl Resource {
+    /// What kind of thing it is, in the words of the reference: `content`, or `snapshots/` and the driver.
+    pub fn kind(&self) -> String {
+        match self {
+            Resource::Content(_) => "content".into(),
+            Resource::Snapshot { driver, .. } => format!("snapshots/{driver}"),
+        }
+    }
+
+    /// Its name: a digest or a key.
+    pub fn id(&self) -> String {
+        match self {
+            Resource::Content(digest) => digest.to_string(),
+            Resource::Snapshot { key, .. } => key.to_string(),
+        }
+    }
+
+    /// Reads [`Resource::kind`] and [`Resource::id`].
+    pub fn parse(kind: &str, id: &str) -> Result<Resource> {
+        match kind.strip_prefix("snapshots/") {
+            Some(driver) => {
+                super::check_driver(driver)?;
+                Ok(Resource::Snapshot { driver: driver.to_owned(), key: Name::new(id)? })
+            }
+            None if kind == "content" => Ok(Resource::Content(id.parse()?)),
+            None => {
+                let why = "is no kind of resource: give content, or snapshots/ and a driver's name";
+                Err(Error::invalid("resource", kind, why))
+            }
+        }
+    }
+
     pub(crate) fn parts(&self) -> Vec<String> {
         match self {
             Resource::Content(digest) => vec!["content".into(), digest.to_string()],

@@ -1,13 +1,15 @@
 //! Leases: what is protected from collection while somebody works with it (reference, section 10.1).
+//!
+//! What was made by hand under no lease is held too, in rows that name no lease: it stands until it is removed.
 
 use std::ops::ControlFlow;
 
-use cofferdam_types::{Ceiling, Error, Labels, Name, Namespace, Result, Timestamp};
+use cofferdam_types::{Ceiling, Error, Keeper, Labels, Name, Namespace, Result, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::{Record, Resource, delta, namespaces};
 use crate::{
-    Read, Tx, codec,
+    Read, Tx, codec, fields,
     table::{Table, scan},
 };
 
@@ -45,7 +47,41 @@ impl Lease {
             ceiling: Ceiling::default(),
         }
     }
+
+    /// When it ends by itself: at the earlier of the time in its record and the one in its label.
+    pub fn ends(&self) -> Option<Timestamp> {
+        let label = self.labels.get(EXPIRE).and_then(|text| Timestamp::parse_rfc3339(text));
+        self.expires.into_iter().chain(label).min()
+    }
+
+    /// Whether it has ended.
+    pub fn ended(&self, now: Timestamp) -> bool {
+        self.ends().is_some_and(|end| end <= now)
+    }
+
+    /// Whether it holds its resources alone, and nothing that they refer to.
+    pub fn is_flat(&self) -> bool {
+        self.labels.contains_key(FLAT)
+    }
+
+    fn check(&mut self) -> Result<()> {
+        super::checked_labels(&mut self.labels)?;
+        match self.labels.get(EXPIRE) {
+            Some(text) if Timestamp::parse_rfc3339(text).is_none() => {
+                let why = format!("its label {EXPIRE} is no time in UTC such as 2026-11-25T03:40:17Z");
+                Err(Error::invalid("lease", &self.id, why))
+            }
+            _ => Ok(()),
+        }
+    }
 }
+
+/// The label of a lease with a time, RFC 3339 in UTC, at which it ends.
+pub const EXPIRE: &str = "containerd.io/gc.expire";
+/// The label of a lease that holds its resources alone.
+pub const FLAT: &str = "containerd.io/gc.flat";
+/// In place of a lease's id, where something was made by hand.
+const HAND: &str = "";
 
 /// The lease, if it exists.
 pub fn find(read: &dyn Read, ns: &Namespace, id: &str) -> Result<Option<Lease>> {
@@ -65,7 +101,7 @@ pub fn list(read: &dyn Read, ns: &Namespace, after: Option<&str>, max: usize) ->
 /// Creates a lease.
 pub fn create(tx: &mut Tx<'_>, ns: &Namespace, mut lease: Lease) -> Result<Lease> {
     namespaces::require(tx, ns)?;
-    super::checked_labels(&mut lease.labels)?;
+    lease.check()?;
     if find(tx, ns, &lease.id)?.is_some() {
         return Err(Error::already_exists("lease", &lease.id, "is there already: choose another id"));
     }
@@ -79,12 +115,37 @@ pub fn create(tx: &mut Tx<'_>, ns: &Namespace, mut lease: Lease) -> Result<Lease
 /// Replaces labels and expiry.
 pub fn update(tx: &mut Tx<'_>, ns: &Namespace, mut lease: Lease) -> Result<Lease> {
     let old = get(tx, ns, &lease.id)?;
-    super::checked_labels(&mut lease.labels)?;
+    lease.check()?;
+    if (lease.ends(), lease.is_flat()) != (old.ends(), old.is_flat()) {
+        // It may have ended, or held less, for a collection that is under way.
+        let all = resources(tx, ns, &lease.id, None, usize::MAX)?;
+        delta::touch(tx, ns, all)?;
+    }
     lease.created = old.created;
     lease.updated = tx.now();
     lease.ceiling = old.ceiling.intersect(&tx.authority().ceiling);
     super::save(tx, &codec::key(&[ns, &lease.id]), &lease)?;
     Ok(lease)
+}
+
+/// Takes from `labels` and `expires` what `mask` names (`labels`, `labels.K`, `expires`); with an empty mask both.
+pub fn update_fields(
+    tx: &mut Tx<'_>,
+    ns: &Namespace,
+    id: &str,
+    labels: &Labels,
+    expires: Option<Timestamp>,
+    mask: &[String],
+) -> Result<Lease> {
+    let mut lease = get(tx, ns, id)?;
+    if mask.is_empty() || mask.iter().any(|field| field == "expires") {
+        lease.expires = expires;
+    }
+    let mask_of_labels: Vec<String> = mask.iter().filter(|field| *field != "expires").cloned().collect();
+    if mask.is_empty() || !mask_of_labels.is_empty() {
+        fields::labels("lease", id, &mut lease.labels, labels, &mask_of_labels)?;
+    }
+    update(tx, ns, lease)
 }
 
 /// Removes a lease, and with it the protection of what it held; nothing else is removed.
@@ -114,6 +175,46 @@ pub fn hold(tx: &mut Tx<'_>, ns: &Namespace, lease: &str, resource: &Resource) -
 pub fn release(tx: &mut Tx<'_>, ns: &Namespace, lease: &str, resource: &Resource) -> Result<bool> {
     get(tx, ns, lease)?;
     tx.remove(Table::HELD, &held(ns, lease, resource))
+}
+
+/// Attaches what a job has made to what keeps it.
+pub fn keep(tx: &mut Tx<'_>, ns: &Namespace, resource: &Resource) -> Result<()> {
+    match tx.authority().keeper.clone() {
+        Keeper::References => Ok(()),
+        Keeper::Hand => hold_by_hand(tx, ns, resource),
+        Keeper::Lease(id) => {
+            if get(tx, ns, &id)?.ended(tx.now()) {
+                let why = "has ended: renew it, or take another";
+                return Err(Error::failed_precondition("lease", id, why));
+            }
+            hold(tx, ns, &id, resource)
+        }
+    }
+}
+
+/// Notes that it was made by hand.
+pub(crate) fn hold_by_hand(tx: &mut Tx<'_>, ns: &Namespace, resource: &Resource) -> Result<()> {
+    tx.put(Table::HELD, &held(ns, HAND, resource), b"")?;
+    delta::touch(tx, ns, [resource.clone()])
+}
+
+/// Detaches what is gone, or has another name now, from the hand that made it and the lease that it went under.
+pub(crate) fn let_go(tx: &mut Tx<'_>, ns: &Namespace, resource: &Resource) -> Result<()> {
+    tx.remove(Table::HELD, &held(ns, HAND, resource))?;
+    if let Keeper::Lease(id) = tx.authority().keeper.clone() {
+        tx.remove(Table::HELD, &held(ns, &id, resource))?;
+    }
+    Ok(())
+}
+
+/// Whether it was made by hand.
+pub fn is_by_hand(read: &dyn Read, ns: &Namespace, resource: &Resource) -> Result<bool> {
+    Ok(read.get(Table::HELD, &held(ns, HAND, resource))?.is_some())
+}
+
+/// At most `max` of what was made by hand, after `after`.
+pub fn by_hand(read: &dyn Read, ns: &Namespace, after: Option<&Resource>, max: usize) -> Result<Vec<Resource>> {
+    resources(read, ns, HAND, after, max)
 }
 
 /// At most `max` of what a lease holds, after `after`.

@@ -117,8 +117,10 @@ pub fn delete(tx: &mut Tx<'_>, name: &Namespace) -> Result<Emptied> {
         }
     }
     let emptied = Emptied { snapshots: unlink_layers(tx, name)?, blobs: unlink_blobs(tx, name)? };
-    for key in super::keys(tx, Table::INGESTS, &prefix)? {
-        tx.remove(Table::INGESTS, &key)?;
+    for table in [Table::INGESTS, Table::HELD] {
+        for key in super::keys(tx, table, &prefix)? {
+            tx.remove(table, &key)?;
+        }
     }
     tx.remove(Table::NAMESPACES, name.as_bytes())?;
     let payload = serde_json::json!({ "name": name });

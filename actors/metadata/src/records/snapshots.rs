@@ -10,7 +10,7 @@ use std::ops::ControlFlow;
 use cofferdam_types::{Ceiling, Digest, Error, Event, Labels, Name, Namespace, Result, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::{Record, Resource, containers, delta, events, layers, namespaces};
+use super::{Record, Resource, containers, delta, events, layers, leases, namespaces};
 use crate::{
     Read, Tx, codec, fields,
     table::{Table, scan},
@@ -93,7 +93,8 @@ impl Snapshot {
         codec::key(&[ns, &self.driver, &self.key])
     }
 
-    fn resource(&self) -> Resource {
+    /// As the collector knows it.
+    pub fn resource(&self) -> Resource {
         Resource::Snapshot { driver: self.driver.clone(), key: self.key.clone() }
     }
 }
@@ -210,6 +211,7 @@ pub fn create(tx: &mut Tx<'_>, ns: &Namespace, mut snapshot: Snapshot) -> Result
     snapshot.created = tx.now();
     snapshot.updated = tx.now();
     snapshot.ceiling = tx.authority().ceiling.clone();
+    leases::keep(tx, ns, &snapshot.resource())?;
     let snapshot = store(tx, ns, snapshot)?;
     if snapshot.kind == Kind::Active {
         let payload = serde_json::json!({ "key": snapshot.key, "parent": snapshot.parent, "driver": snapshot.driver });
@@ -254,7 +256,10 @@ pub fn commit(
         tx.put(Table::CHILDREN, &codec::key(&[ns, driver, parent, &name]), b"")?;
     }
     let payload = serde_json::json!({ "key": active.key, "name": name, "driver": driver });
+    let old = active.resource();
     let committed = Snapshot { key: name, kind: Kind::Committed, usage, labels, created: now, updated: now, ..active };
+    leases::let_go(tx, ns, &old)?;
+    leases::keep(tx, ns, &committed.resource())?;
     let committed = store(tx, ns, committed)?;
     events::emit(tx, Event::new(ns, "/snapshot/commit", payload))?;
     Ok(committed)
@@ -274,8 +279,13 @@ pub fn rename(tx: &mut Tx<'_>, ns: &Namespace, driver: &str, key: &str, to: Name
         tx.remove(Table::CHILDREN, &codec::key(&[ns, driver, parent, &old.key]))?;
         tx.put(Table::CHILDREN, &codec::key(&[ns, driver, parent, &to]), b"")?;
     }
-    let updated = tx.now();
-    store(tx, ns, Snapshot { key: to, updated, ..old })
+    let by_hand = leases::is_by_hand(tx, ns, &old.resource())?;
+    leases::let_go(tx, ns, &old.resource())?;
+    let renamed = Snapshot { key: to, updated: tx.now(), ..old };
+    if by_hand {
+        leases::hold_by_hand(tx, ns, &renamed.resource())?;
+    }
+    store(tx, ns, renamed)
 }
 
 /// Replaces the labels, or those that `mask` names.
@@ -304,6 +314,7 @@ pub fn delete(tx: &mut Tx<'_>, ns: &Namespace, driver: &str, key: &str) -> Resul
     }
     check_unused(tx, ns, driver, key)?;
     tx.remove(Table::SNAPSHOTS, &snapshot.key_in(ns))?;
+    leases::let_go(tx, ns, &snapshot.resource())?;
     if let Some(parent) = &snapshot.parent {
         tx.remove(Table::CHILDREN, &codec::key(&[ns, driver, parent, key]))?;
     }

@@ -15,6 +15,7 @@ use crate::{
     failure::Failure,
     nouns::{
         container::each,
+        lease::LEASE,
         lifecycle::{label_changes, show_labels},
     },
     units::{number, pair, show_age, show_size, size},
@@ -107,6 +108,7 @@ pub static INGEST: Command = Command {
         value("size", None, "SIZE", "how large it must be"),
         value("algorithm", None, "NAME", "sha256 (the default), sha512 or blake3"),
         many("label", Some('l'), "KEY=VALUE", "a label of the blob"),
+        LEASE,
     ],
     notes: "REFERENCE is a name of your choice for what is under way. What is interrupted stays; the same command goes on\n\
             with it where FILE can seek, and begins anew otherwise. Prints the digest, also of a blob that is here already.",
@@ -122,7 +124,7 @@ async fn ingest(cx: Cx) -> Result<i32, Failure> {
     let labels = cx.args.read_all("label", pair)?.into_iter().collect();
     let (expected, algorithm) = (cx.args.text("expected"), cx.args.text("algorithm"));
     let size = cx.args.read("size", size)?.unwrap_or_default();
-    let content = cx.namespace().await?.content();
+    let content = cx.namespace_to_fill().await?.content();
     let digest = store(&content, cx.args.at(0), source, (size, &expected, &algorithm), &labels).await?;
     cx.names([&*digest])?;
     Ok(0)

@@ -10,7 +10,10 @@ use crate::{
     args::{Args, Command, Positional, Times, many, switch, value},
     cx::{Cx, Table},
     failure::Failure,
-    nouns::container::{each, show_each},
+    nouns::{
+        container::{each, show_each},
+        lease::LEASE,
+    },
     progress::{self, short_name},
     units::{show_age, show_size},
 };
@@ -27,6 +30,7 @@ pub static PULL: Command = Command {
         switch("plain-http", None, "over http alone"),
         value("snapshotter", None, "NAME", "the driver to unpack into"),
         switch("no-unpack", None, "only fetch"),
+        LEASE,
     ],
     notes: "REFERENCE is host[:port]/path[:tag][@digest]. Progress goes to standard error, the image's name to standard\n\
             output. ctrl-c cancels.",
@@ -36,7 +40,7 @@ pub static PULL: Command = Command {
 
 async fn pull(cx: Cx) -> Result<i32, Failure> {
     let options = pull_options(&cx.args)?;
-    let job = cx.namespace().await?.images().pull(&options);
+    let job = cx.namespace_to_fill().await?.images().pull(&options);
     names(&cx, progress::follow(&job).await?)
 }
 
@@ -80,6 +84,7 @@ pub static IMPORT: Command = Command {
         value("platform", None, "OS/ARCH[/VARIANT]", "other than the host's"),
         value("snapshotter", None, "NAME", "the driver to unpack into"),
         switch("no-unpack", None, "only store"),
+        LEASE,
     ],
     notes: "PATH is an OCI layout or a docker archive, a directory or packed, or with --rootfs a directory or a tar archive;\n\
             - is standard input. NAME is needed where the archive names no image. Progress goes to standard error, the\n\
@@ -102,7 +107,7 @@ async fn import(cx: Cx) -> Result<i32, Failure> {
         return Err(Failure::usage("image import: with --rootfs the NAME of the image must follow PATH"));
     }
     let source = source(args.at(0))?;
-    let job = cx.namespace().await?.images().import_fd(&options, source);
+    let job = cx.namespace_to_fill().await?.images().import_fd(&options, source);
     names(&cx, progress::follow(&job).await?)
 }
 

@@ -11,6 +11,7 @@ pub mod exec;
 pub mod foreground;
 pub mod image;
 pub mod job;
+pub mod lease;
 pub mod lifecycle;
 pub mod logs;
 pub mod namespace;

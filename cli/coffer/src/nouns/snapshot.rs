@@ -6,7 +6,10 @@ use cofferdam_client::{Snapshot, SnapshotInfo, SnapshotKind, Snapshots};
 use cofferdam_types::{Code, Labels, Mount};
 use serde::Serialize;
 
-use super::container::{Failures, each, show_each};
+use super::{
+    container::{Failures, each, show_each},
+    lease::LEASE,
+};
 use crate::{
     args::{Command, Flag, Positional, Times, many, switch, value},
     cx::{Cx, Table, line},
@@ -22,6 +25,10 @@ const NEW: &[Positional] =
 
 async fn snapshots(cx: &Cx) -> Result<Snapshots, Failure> {
     Ok(cx.namespace().await?.snapshots(&cx.args.text("snapshotter")))
+}
+
+async fn to_fill(cx: &Cx) -> Result<Snapshots, Failure> {
+    Ok(cx.namespace_to_fill().await?.snapshots(&cx.args.text("snapshotter")))
 }
 
 fn kind(info: &SnapshotInfo) -> &'static str {
@@ -99,8 +106,8 @@ pub static PREPARE: Command = Command {
     path: &["snapshot", "prepare"],
     about: "make a writable snapshot, on top of a committed one or of nothing",
     positionals: NEW,
-    flags: &[SNAPSHOTTER, LABEL],
-    notes: "It stands until it is committed or removed. \"coffer snapshot mounts KEY\" says how to mount it.",
+    flags: &[SNAPSHOTTER, LABEL, LEASE],
+    notes: "It stands until it is committed or removed, or its lease ends. \"coffer snapshot mounts KEY\" says how to mount it.",
     failure: 1,
     action: |cx| Box::pin(make(cx, Snapshots::prepare)),
 };
@@ -110,15 +117,15 @@ pub static VIEW: Command = Command {
     path: &["snapshot", "view"],
     about: "make a read-only snapshot, on top of a committed one or of nothing",
     positionals: NEW,
-    flags: &[SNAPSHOTTER, LABEL],
-    notes: "It stands until it is removed. \"coffer snapshot mounts KEY\" says how to mount it.",
+    flags: &[SNAPSHOTTER, LABEL, LEASE],
+    notes: "It stands until it is removed, or its lease ends. \"coffer snapshot mounts KEY\" says how to mount it.",
     failure: 1,
     action: |cx| Box::pin(make(cx, Snapshots::view)),
 };
 
 async fn make(cx: Cx, how: fn(&Snapshots, &str, &str, &Labels) -> Snapshot) -> Result<i32, Failure> {
     let (key, labels) = (cx.args.at(0), labels(&cx)?);
-    how(&snapshots(&cx).await?, key, cx.args.at(1), &labels).info().await?;
+    how(&to_fill(&cx).await?, key, cx.args.at(1), &labels).info().await?;
     cx.names([key])?;
     Ok(0)
 }
@@ -132,7 +139,7 @@ pub static COMMIT: Command = Command {
     path: &["snapshot", "commit"],
     about: "make a writable snapshot immutable, under another name",
     positionals: &[Positional { name: "KEY", times: Times::Once }, Positional { name: "NAME", times: Times::Once }],
-    flags: &[SNAPSHOTTER, LABEL],
+    flags: &[SNAPSHOTTER, LABEL, LEASE],
     notes: "Unmount it first. Labels that it had are gone with its key; others can lie on it then.",
     failure: 1,
     action: |cx| Box::pin(commit(cx)),
@@ -140,7 +147,7 @@ pub static COMMIT: Command = Command {
 
 async fn commit(cx: Cx) -> Result<i32, Failure> {
     let labels = labels(&cx)?;
-    let active = snapshots(&cx).await?.get(cx.args.at(0));
+    let active = to_fill(&cx).await?.get(cx.args.at(0));
     let committed = active.commit(cx.args.at(1), &labels);
     committed.info().await?;
     cx.names([cx.args.at(1)])?;

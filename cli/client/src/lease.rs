@@ -1,0 +1,167 @@
+//! Leases.
+
+use std::rc::Rc;
+
+use cofferdam_types::{Labels, Result, Timestamp};
+use cofferdam_wire::{
+    convert::{labels, set_labels, set_texts, text},
+    error::malformed,
+    lease_capnp::{lease, lease_info, leases, resource},
+};
+use serde::Serialize;
+
+use crate::{
+    call::{BLOCK, Cursor, Reply, done, reply},
+    connect::Link,
+    namespace::Namespace,
+};
+
+/// What a lease is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LeaseInfo {
+    /// Its id.
+    pub id: String,
+    /// Its labels.
+    pub labels: Labels,
+    /// When it was made.
+    #[serde(serialize_with = "crate::json::time")]
+    pub created: Timestamp,
+    /// When it was last changed.
+    #[serde(serialize_with = "crate::json::time")]
+    pub updated: Timestamp,
+    /// When it ends by itself.
+    #[serde(serialize_with = "crate::json::time")]
+    pub expires: Timestamp,
+}
+
+/// What a lease holds.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Resource {
+    /// `content`, or `snapshots/` and the driver's name.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// A digest, or a key.
+    pub id: String,
+}
+
+fn info(reader: lease_info::Reader<'_>) -> Result<LeaseInfo> {
+    Ok(LeaseInfo {
+        id: text(reader.get_id())?.to_owned(),
+        labels: labels(reader.get_labels())?,
+        created: Timestamp(reader.get_created()),
+        updated: Timestamp(reader.get_updated()),
+        expires: Timestamp(reader.get_expires()),
+    })
+}
+
+fn set_resource(mut builder: resource::Builder<'_>, resource: &Resource) {
+    builder.set_type(&resource.kind);
+    builder.set_id(&resource.id);
+}
+
+/// The leases of a namespace.
+#[derive(Clone)]
+pub struct Leases {
+    pub(crate) link: Rc<Link>,
+    pub(crate) client: leases::Client,
+}
+
+impl Leases {
+    /// Makes one, which ends at `expires`, or when it is removed.
+    pub fn create(&self, id: &str, labels: &Labels, expires: Option<Timestamp>) -> Lease {
+        let mut request = self.client.create_request();
+        request.get().set_id(id);
+        set_labels(request.get().init_labels(labels.len() as u32), labels);
+        request.get().set_expires(expires.unwrap_or_default().0);
+        Lease { link: self.link.clone(), client: request.send().pipeline.get_lease() }
+    }
+
+    /// One that is there.
+    pub fn get(&self, id: &str) -> Lease {
+        let mut request = self.client.get_request();
+        request.get().set_id(id);
+        Lease { link: self.link.clone(), client: request.send().pipeline.get_lease() }
+    }
+
+    /// All that pass one of the filters.
+    pub fn list<S: AsRef<str>>(&self, filters: &[S]) -> Cursor<LeaseInfo> {
+        let mut request = self.client.list_request();
+        set_texts(request.get().init_filters(filters.len() as u32), filters);
+        let (cursor, link) = (request.send().pipeline.get_cursor(), self.link.clone());
+        Cursor::new(move || {
+            let mut request = cursor.next_request();
+            request.get().set_max(BLOCK);
+            reply(&link, request, |answer| {
+                let items = answer.get_items().map_err(malformed)?;
+                Ok((items.iter().map(info).collect::<Result<_>>()?, answer.get_end()))
+            })
+        })
+    }
+
+    /// Removes one. What it held stays until it is collected.
+    pub fn remove(&self, id: &str) -> Reply<()> {
+        let mut request = self.client.remove_request();
+        request.get().set_id(id);
+        done(&self.link, request)
+    }
+}
+
+/// A lease.
+#[derive(Clone)]
+pub struct Lease {
+    link: Rc<Link>,
+    client: lease::Client,
+}
+
+impl Lease {
+    /// What it is.
+    pub fn info(&self) -> Reply<LeaseInfo> {
+        reply(&self.link, self.client.info_request(), |answer| info(answer.get_info().map_err(malformed)?))
+            .keeping(self)
+    }
+
+    /// Its namespace: what is made through it is held by the lease.
+    pub fn namespace(&self) -> Namespace {
+        let client = self.client.namespace_request().send().pipeline.get_namespace();
+        Namespace { link: self.link.clone(), client }
+    }
+
+    /// Takes what is named, labels, labels.KEY or expires; all where nothing is.
+    pub fn update<S: AsRef<str>>(&self, labels: &Labels, expires: Option<Timestamp>, fields: &[S]) -> Reply<LeaseInfo> {
+        let mut request = self.client.update_request();
+        set_labels(request.get().init_labels(labels.len() as u32), labels);
+        request.get().set_expires(expires.unwrap_or_default().0);
+        set_texts(request.get().init_fields(fields.len() as u32), fields);
+        reply(&self.link, request, |answer| info(answer.get_info().map_err(malformed)?)).keeping(self)
+    }
+
+    /// Has it hold something, which need not exist yet.
+    pub fn add(&self, resource: &Resource) -> Reply<()> {
+        let mut request = self.client.add_request();
+        set_resource(request.get().init_resource(), resource);
+        done(&self.link, request).keeping(self)
+    }
+
+    /// Has it let go of something.
+    pub fn release(&self, resource: &Resource) -> Reply<()> {
+        let mut request = self.client.drop_request();
+        set_resource(request.get().init_resource(), resource);
+        done(&self.link, request).keeping(self)
+    }
+
+    /// What it holds.
+    pub fn resources(&self) -> Cursor<Resource> {
+        let (cursor, link) = (self.client.resources_request().send().pipeline.get_cursor(), self.link.clone());
+        Cursor::new(move || {
+            let mut request = cursor.next_request();
+            request.get().set_max(BLOCK);
+            reply(&link, request, |answer| {
+                let items = answer.get_items().map_err(malformed)?.iter().map(|item| {
+                    Ok(Resource { kind: text(item.get_type())?.to_owned(), id: text(item.get_id())?.to_owned() })
+                });
+                Ok((items.collect::<Result<_>>()?, answer.get_end()))
+            })
+        })
+    }
+}
