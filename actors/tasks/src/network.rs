@@ -246,7 +246,7 @@ mod tests {
         let run = RunRecord { network, ..RunRecord::default() };
         let record = Container::new(Id::new("box").unwrap(), "native", spec);
         let (cgroup, options) = (String::new(), RuntimeOptions::default());
-        Prepared { record, run, cgroup, spec: Default::default(), brief: None, options }
+        Prepared { record, run, cgroup, spec: Default::default(), brief: None, options, early: None }
     }
 
     const OWN: &str = r#"{"ociVersion":"1.0.2","linux":{"namespaces":[{"type":"pid"},{"type":"network"}]}}"#;

@@ -55,7 +55,7 @@ pub(crate) struct Prepared {
     pub brief: Option<Brief>,
     pub options: RuntimeOptions,
     /// Where the container is not on record yet: what its transaction has come to, and its snapshot's mounts.
-    early: Option<(Entered, Vec<Mount>)>,
+    pub early: Option<(Entered, Vec<Mount>)>,
 }
 
 impl Prepared {
