@@ -24,6 +24,7 @@ use std::{
 use cofferdam_content::Content;
 use cofferdam_diff::Diff;
 use cofferdam_events::{Events, Retention};
+use cofferdam_gc::Gc;
 use cofferdam_images::Images;
 use cofferdam_kernel::{Kernel, Pool};
 use cofferdam_metadata::Metadata;
@@ -114,6 +115,15 @@ impl Daemon {
         };
         let tasks = Tasks::start(&kernel, TABLE.tasks, deps)?;
         let transfer = Transfer::start(&kernel, TABLE.transfer, metadata.clone(), content.clone(), images.clone());
+        let gc = Gc::start(
+            &kernel,
+            TABLE.gc,
+            metadata.clone(),
+            content.clone(),
+            snapshots.clone(),
+            dir(&config.root.join("content"))?,
+            config.gc.clone(),
+        );
         let connections = Arc::new(AtomicU32::new(0));
         let facts = Facts {
             started: Timestamp::now(),
@@ -132,6 +142,7 @@ impl Daemon {
             networks,
             tasks,
             transfer: transfer.clone(),
+            gc,
             pool: Pool::new("rpc", 4, 256),
             quiet: Arc::default(),
             facts: Arc::new(facts),

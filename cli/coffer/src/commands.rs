@@ -62,6 +62,8 @@ pub static ALL: &[&Command] = &[
     &nouns::lease::ADD,
     &nouns::lease::DROP,
     &nouns::lease::HELD,
+    &nouns::gc::GC,
+    &nouns::gc::EXPLAIN,
     &nouns::lease::RM,
     &nouns::namespace::LS,
     &nouns::namespace::CREATE,

@@ -3,6 +3,7 @@
 mod actor;
 mod crash;
 mod disk;
+mod gc;
 mod leases;
 mod records;
 mod snapshots;
