@@ -121,7 +121,7 @@ impl Daemon {
             metadata.clone(),
             content.clone(),
             snapshots.clone(),
-            dir(&config.root.join("content"))?,
+            opened(&config.root)?,
             config.gc.clone(),
         );
         let connections = Arc::new(AtomicU32::new(0));
@@ -204,7 +204,10 @@ fn dir(path: &Path) -> Result<OwnedFd> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
     made.and_then(|()| std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)))
         .map_err(|e| Error::io("directory", path.display(), "can't be made", &e))?;
-    let opened =
-        std::fs::File::open(path).map_err(|e| Error::io("directory", path.display(), "can't be opened", &e))?;
+    opened(path)
+}
+
+fn opened(path: &Path) -> Result<OwnedFd> {
+    let opened = File::open(path).map_err(|e| Error::io("directory", path.display(), "can't be opened", &e))?;
     Ok(opened.into())
 }

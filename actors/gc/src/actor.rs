@@ -10,7 +10,12 @@ use actix::{Actor, AsyncContext, Context, Handler, ResponseFuture, WrapFuture};
 use cofferdam_kernel::{Pool, hosted};
 use cofferdam_types::{Result, Timestamp};
 
-use crate::{Report, collect::Stores, messages::Collect, schedule::Schedule};
+use crate::{
+    DiskUsage, Report,
+    collect::Stores,
+    messages::{Collect, Measure},
+    schedule::Schedule,
+};
 
 /// Writers come by the thousand: nobody counts them one by one.
 const GLANCE: Duration = Duration::from_secs(1);
@@ -22,7 +27,9 @@ pub(crate) struct Shared {
     pub stores: Stores,
     pub schedule: Mutex<Schedule>,
     pub pool: Pool,
-    /// The root, whose file system fills.
+    /// Measuring takes its time, and keeps nobody from collecting.
+    pub measures: Pool,
+    /// The root directory.
     pub root: std::os::fd::OwnedFd,
     /// From this share in use on it counts as full; 0: never.
     pub full: f64,
@@ -126,6 +133,18 @@ impl Handler<Collect> for GcActor {
             let theirs = shared.clone();
             let job = move || if message.rehearse { theirs.stores.rehearse() } else { theirs.collect() };
             shared.pool.run(job).await
+        })
+    }
+}
+
+impl Handler<Measure> for GcActor {
+    type Result = ResponseFuture<Result<DiskUsage>>;
+
+    fn handle(&mut self, _: Measure, _: &mut Context<GcActor>) -> Self::Result {
+        let shared = self.0.clone();
+        Box::pin(async move {
+            let theirs = shared.clone();
+            shared.measures.run(move || DiskUsage::ask(&theirs.stores.meta, theirs.root.as_fd())).await
         })
     }
 }

@@ -13,10 +13,10 @@ use cofferdam_snapshots::Snapshots;
 use cofferdam_types::Result;
 
 use crate::{
-    Report, Settings,
+    DiskUsage, Report, Settings,
     actor::{GcActor, Shared},
     collect::Stores,
-    messages::Collect,
+    messages::{Collect, Measure},
     schedule::Schedule,
 };
 
@@ -30,7 +30,7 @@ pub struct Gc {
 }
 
 impl Gc {
-    /// Hosts the actor. `root`: a directory of the file system that fills.
+    /// Hosts the actor. `root`: the root directory, which is measured, and whose file system fills.
     pub fn start(
         kernel: &Kernel,
         placement: Placement,
@@ -47,6 +47,7 @@ impl Gc {
             schedule: Mutex::new(Schedule::new(settings, Instant::now())),
             // One thread: there is one collection at a time.
             pool: Pool::new("gc", 1, QUEUE),
+            measures: Pool::new("measure", 1, QUEUE),
             root,
             full,
         });
@@ -62,5 +63,10 @@ impl Gc {
     /// What a collection would remove now.
     pub async fn rehearse(&self) -> Result<Report> {
         self.slot.call(Collect { rehearse: true }).await
+    }
+
+    /// Whose the bytes below the root are. All of it is looked at.
+    pub async fn usage(&self) -> Result<DiskUsage> {
+        self.slot.call(Measure).await
     }
 }

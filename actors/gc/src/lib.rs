@@ -4,11 +4,14 @@
 //! which of it a removing transaction spares; the bytes are removed by content and snapshots, after the commit that removed
 //! the record. Gc decides when, and goes through all of it in slices, so that a writer waits for one of them at most.
 //!
+//! Whose the bytes on disk are it says too ([`DiskUsage`]), by the same graph.
+//!
 //! Nothing of a collection is on disk. One that is cut off by a crash has removed what it had committed; what its owners had
 //! not come to they sweep at their start, and the next collection finds the rest.
 
 mod actor;
 mod collect;
+mod disk;
 mod handle;
 pub mod messages;
 mod schedule;
@@ -17,5 +20,6 @@ mod settings;
 mod tests;
 
 pub use collect::{Item, LISTED, Report};
+pub use disk::DiskUsage;
 pub use handle::Gc;
 pub use settings::Settings;

@@ -1,12 +1,12 @@
 //! The collector, and why things stay.
 
-use std::rc::Rc;
+use std::{collections::BTreeMap, rc::Rc};
 
 use cofferdam_types::Result;
 use cofferdam_wire::{
     convert::text,
     error::malformed,
-    gc_capnp::{collected, collector, explanation},
+    gc_capnp::{byte_owner, collected, collector, explanation},
 };
 use serde::Serialize;
 
@@ -46,6 +46,43 @@ pub struct CollectReport {
     pub sweep: u64,
     /// The longest of these that writers waited at once.
     pub longest: u64,
+}
+
+/// Who keeps bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ByteOwner {
+    /// Where.
+    pub namespace: String,
+    /// `image`, `container`, `lease`, `hand`, `label`, or `nothing`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Its name.
+    pub id: String,
+    /// Bytes that nobody else keeps.
+    pub alone: u64,
+    /// Bytes that others keep too.
+    pub shared: u64,
+}
+
+/// Whose the bytes below the root are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DiskUsage {
+    /// All of it.
+    pub total: u64,
+    /// What several owners keep, counted once.
+    pub shared: u64,
+    /// What is no owner's, by what it is for.
+    pub areas: BTreeMap<String, u64>,
+}
+
+fn owner(reader: byte_owner::Reader<'_>) -> Result<ByteOwner> {
+    Ok(ByteOwner {
+        namespace: text(reader.get_namespace())?.to_owned(),
+        kind: text(reader.get_type())?.to_owned(),
+        id: text(reader.get_id())?.to_owned(),
+        alone: reader.get_alone(),
+        shared: reader.get_shared(),
+    })
 }
 
 /// A link of the chain that keeps something.
@@ -140,5 +177,29 @@ impl Collector {
             })
         });
         Ok((report, items))
+    }
+
+    /// Whose the bytes below the root are: the sums, and each owner.
+    pub async fn usage(&self) -> Result<(DiskUsage, Cursor<ByteOwner>)> {
+        let link = self.link.clone();
+        let (usage, cursor) = reply(&self.link, self.client.usage_request(), |answer| {
+            let usage = answer.get_usage().map_err(malformed)?;
+            let mut areas = BTreeMap::new();
+            for area in usage.get_areas().map_err(malformed)? {
+                areas.insert(text(area.get_name())?.to_owned(), area.get_bytes());
+            }
+            let usage = DiskUsage { total: usage.get_total(), shared: usage.get_shared(), areas };
+            Ok((usage, answer.get_cursor().map_err(malformed)?))
+        })
+        .await?;
+        let owners = Cursor::new(move || {
+            let mut request = cursor.next_request();
+            request.get().set_max(BLOCK);
+            reply(&link, request, |answer| {
+                let items = answer.get_items().map_err(malformed)?;
+                Ok((items.iter().map(owner).collect::<Result<_>>()?, answer.get_end()))
+            })
+        });
+        Ok((usage, owners))
     }
 }

@@ -55,7 +55,7 @@ mod system;
 mod tests;
 
 pub use call::{Cursor, Reply};
-pub use collector::{CollectReport, Collected, Collector, Explanation, ReferenceStep};
+pub use collector::{ByteOwner, CollectReport, Collected, Collector, DiskUsage, Explanation, ReferenceStep};
 pub use connect::{Client, DaemonInfo, block_on, is_lost};
 pub use container::{Container, ContainerChanges, ContainerInfo, ContainerRequest, Containers, RUNTIME_OPTIONS};
 pub use content::{Blob, BlobInfo, Content, Ingest, IngestInfo};

@@ -64,6 +64,7 @@ pub static ALL: &[&Command] = &[
     &nouns::lease::HELD,
     &nouns::gc::GC,
     &nouns::gc::EXPLAIN,
+    &nouns::gc::DF,
     &nouns::lease::RM,
     &nouns::namespace::LS,
     &nouns::namespace::CREATE,

@@ -4,11 +4,11 @@ use std::rc::Rc;
 
 use cofferdam_gc::{Item, Report};
 use cofferdam_metadata::{
-    graph::{Explanation, Subject},
+    graph::{Explanation, Owner, Subject},
     records::Resource,
 };
 use cofferdam_types::{Error, Id, Name, Result};
-use cofferdam_wire::gc_capnp::{collect_report, collected_cursor, collector, explanation};
+use cofferdam_wire::gc_capnp::{byte_owner_cursor, collect_report, collected_cursor, collector, explanation};
 
 use super::{
     cursor::Cursor,
@@ -42,14 +42,65 @@ impl collector::Server for Collector {
         let gc = &self.0.services.gc;
         let report = rpc(if params.get()?.get_rehearse() { gc.rehearse().await } else { gc.collect().await })?;
         set_report(results.get().init_report(), &report);
-        // A cursor goes on behind a key: here the place in the list.
-        let items: Vec<(usize, Item)> = report.items.into_iter().enumerate().collect();
-        let page = move |after: Option<&str>, max: usize| {
-            let from = after.and_then(|after| after.parse::<usize>().ok()).map_or(0, |after| after + 1);
-            Ok(items.iter().skip(from).take(max).cloned().collect())
-        };
-        let cursor = Cursor::new(Box::new(page), |(n, _): &(usize, Item)| n.to_string(), |_| true);
-        results.get().set_cursor(self.0.hand_out(CollectedCursor(cursor), &self.1));
+        results.get().set_cursor(self.0.hand_out(CollectedCursor(placed(report.items)), &self.1));
+        Ok(())
+    }
+
+    async fn usage(
+        self: Rc<Self>,
+        _: collector::UsageParams,
+        mut results: collector::UsageResults,
+    ) -> capnp::Result<()> {
+        let found = rpc(self.0.services.gc.usage().await)?;
+        let mut builder = results.get().init_usage();
+        builder.set_total(found.total());
+        builder.set_shared(found.shared);
+        let mut areas = builder.init_areas(found.areas.len() as u32);
+        for (n, (name, bytes)) in found.areas.iter().enumerate() {
+            let mut area = areas.reborrow().get(n as u32);
+            area.set_name(name);
+            area.set_bytes(*bytes);
+        }
+        let cursor = ByteOwnerCursor(placed(found.owners));
+        results.get().set_cursor(self.0.hand_out(cursor, &self.1));
+        Ok(())
+    }
+}
+
+/// A cursor over what is in memory. It goes on behind a key: here the place in the list.
+fn placed<T: Clone + 'static>(items: Vec<T>) -> Cursor<(usize, T)> {
+    let items: Vec<(usize, T)> = items.into_iter().enumerate().collect();
+    let page = move |after: Option<&str>, max: usize| {
+        let from = after.and_then(|after| after.parse::<usize>().ok()).map_or(0, |after| after + 1);
+        Ok(items.iter().skip(from).take(max).cloned().collect())
+    };
+    Cursor::new(Box::new(page), |(n, _): &(usize, T)| n.to_string(), |_| true)
+}
+
+struct ByteOwnerCursor(Cursor<(usize, Owner)>);
+
+impl byte_owner_cursor::Server for ByteOwnerCursor {
+    async fn next(
+        self: Rc<Self>,
+        params: byte_owner_cursor::NextParams,
+        mut results: byte_owner_cursor::NextResults,
+    ) -> capnp::Result<()> {
+        let (block, end) = rpc(self.0.next(params.get()?.get_max()))?;
+        let mut answer = results.get();
+        answer.set_end(end);
+        let mut items = answer.init_items(block.len() as u32);
+        for (n, (_, owner)) in block.iter().enumerate() {
+            let mut entry = items.reborrow().get(n as u32);
+            let (kind, id) = match &owner.root {
+                Some(root) => root.words(),
+                None => ("nothing", ""),
+            };
+            entry.set_namespace(owner.namespace.as_str());
+            entry.set_type(kind);
+            entry.set_id(id);
+            entry.set_alone(owner.alone);
+            entry.set_shared(owner.shared);
+        }
         Ok(())
     }
 }

@@ -103,6 +103,9 @@ fn it_is_rehearsed_and_explained() {
 
     // And by order; the sums are those of the rehearsal.
     import(&daemon, BUSYBOX);
+    ok(&daemon, &["image", "rm", "--sync", BUSYBOX]);
+    assert_eq!((list(&daemon, "content").len(), list(&daemon, "snapshot").len()), (0, 1));
+    import(&daemon, BUSYBOX);
     ok(&daemon, &["image", "rm", BUSYBOX]);
     let done = json(&daemon, &["gc"]);
     for figure in ["blobs", "snapshots", "bytes"] {
@@ -143,4 +146,48 @@ fn images_come_and_go_while_it_collects() {
     });
     ok(&daemon, &["gc"]);
     assert_eq!((list(&daemon, "content").len(), list(&daemon, "snapshot").len()), (0, 0));
+}
+
+#[test]
+fn every_byte_has_an_owner() {
+    let daemon = Daemon::with_flags(STILL);
+    import(&daemon, BUSYBOX);
+    ok(
+        &daemon,
+        &["run", "-d", "--name", "box", BUSYBOX, "sh", "-c", "head -c 2000000 /dev/zero >/f; echo log; sleep 1000"],
+    );
+    until("it has written", || (ok(&daemon, &["logs", "box"]) == "log\n").then_some(()));
+    ok(&daemon, &["snapshot", "prepare", "mine"]);
+    ok(&daemon, &["image", "import", "--rootfs", images().join("rootfs/busybox").to_str().unwrap(), "other:1"]);
+    let owner = |usage: &Value, kind: &str| -> Value {
+        let owners = usage["owners"].as_array().unwrap();
+        owners.iter().find(|owner| owner["type"] == kind).cloned().unwrap_or_default()
+    };
+    // Events come to rest within seconds.
+    let same = |what: &str| {
+        until(what, || {
+            let du = std::process::Command::new("du").args(["-s", "-B1"]).arg(daemon.root()).output().unwrap();
+            let du: u64 = String::from_utf8(du.stdout).unwrap().split_whitespace().next()?.parse().ok()?;
+            let usage = json(&daemon, &["system", "df"]);
+            let alone = usage["owners"].as_array().unwrap().iter().map(|owner| owner["alone"].as_u64().unwrap());
+            let areas = usage["areas"].as_object().unwrap().values().map(|bytes| bytes.as_u64().unwrap());
+            let sum = alone.chain(areas).sum::<u64>() + usage["shared"].as_u64().unwrap();
+            assert_eq!(usage["total"], sum);
+            (sum == du).then_some(usage)
+        })
+    };
+    let usage = same("the sums are what du says");
+    let container = owner(&usage, "container");
+    assert!(container["id"] == "box" && container["alone"].as_u64() > Some(2_000_000), "{usage}");
+    assert!(container["shared"].as_u64() > Some(500_000), "the layer is the images' too: {usage}");
+    assert!(owner(&usage, "hand")["alone"].as_u64() > Some(0), "{usage}");
+    assert_eq!(owner(&usage, "nothing"), Value::Null);
+    ok(&daemon, &["rm", "-f", "box"]);
+    ok(&daemon, &["image", "rm", BUSYBOX, "other:1"]);
+    let usage = same("so they are when nothing keeps it");
+    assert!(owner(&usage, "nothing")["alone"].as_u64() > Some(500_000), "{usage}");
+    ok(&daemon, &["gc"]);
+    let usage = same("and when that is gone");
+    assert_eq!(owner(&usage, "nothing"), Value::Null, "{usage}");
+    assert!(ok(&daemon, &["system", "df"]).contains("made by hand"));
 }

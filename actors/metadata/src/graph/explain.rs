@@ -163,14 +163,8 @@ fn goes(
 }
 
 fn first(root: &Root) -> Step {
-    let (kind, id) = match root {
-        Root::Container(id) => ("container", id.clone()),
-        Root::Image(name) => ("image", name.to_string()),
-        Root::Lease { id, .. } => ("lease", id.to_string()),
-        Root::Hand => ("hand", String::new()),
-        Root::Label => ("label", String::new()),
-    };
-    Step { kind: kind.into(), id, by: String::new() }
+    let (kind, id) = root.words();
+    Step { kind: kind.into(), id: id.into(), by: String::new() }
 }
 
 /// How a root comes to something.

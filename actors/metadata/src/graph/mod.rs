@@ -8,6 +8,7 @@
 
 mod explain;
 mod sweep;
+mod usage;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -19,6 +20,7 @@ use cofferdam_types::{Name, Namespace, Result, Timestamp};
 pub use self::{
     explain::{Explanation, Step, Subject, explain},
     sweep::{Sweep, Swept, end_leases},
+    usage::{Bytes, Owner, Usage, usage},
 };
 use crate::{
     Read, codec,
@@ -55,6 +57,19 @@ pub enum Root {
     Hand,
     /// The label [`ROOT`].
     Label,
+}
+
+impl Root {
+    /// What it is, in a word, and its name.
+    pub fn words(&self) -> (&'static str, &str) {
+        match self {
+            Root::Container(id) => ("container", id),
+            Root::Image(name) => ("image", name),
+            Root::Lease { id, .. } => ("lease", id),
+            Root::Hand => ("hand", ""),
+            Root::Label => ("label", ""),
+        }
+    }
 }
 
 /// Something that can be collected, or that is named by something and isn't there.

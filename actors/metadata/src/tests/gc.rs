@@ -1,7 +1,7 @@
 //! The collector's decisions, by random histories: writers go on between its mark and each slice of its sweep.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex},
 };
 
@@ -10,7 +10,7 @@ use cofferdam_types::{Any, Authority, Code, Descriptor, Labels, Namespace, Resul
 use super::{Fixture, default, digest, id, labels, name};
 use crate::{
     Read, Tx,
-    graph::{Explanation, Graph, Step, Subject, Sweep, end_leases, explain},
+    graph::{Bytes, Explanation, Graph, Owner, Root, Step, Subject, Sweep, end_leases, explain, usage},
     records::{
         Resource,
         containers::{self, Container},
@@ -440,4 +440,46 @@ fn what_stays_is_explained_and_what_goes() {
     assert!(!config.stays && config.why.contains(&digest("manifest").to_string()), "{config:?}");
     let gone = explain(&f.view(), f.shared.spared(), &default(), &Subject::Resource(blob("none")), Timestamp::now());
     super::code(gone, Code::NotFound);
+}
+
+#[test]
+fn bytes_have_owners_and_are_counted_once() {
+    let mut f = Fixture::new();
+    shop(&mut f);
+    f.write(|tx| {
+        namespaces::create(tx, &other(), &Labels::new())?;
+        content::create(tx, &other(), link("config", ""))?;
+        content::create(tx, &other(), link("odd", ""))?;
+        images::create(tx, &other(), Image::new(name("twin"), target("config")))?;
+        images::create(tx, &default(), Image::new(name("twice"), target("index")))?;
+        leases::create(tx, &default(), Lease::new(name("l")))?;
+        leases::hold(tx, &default(), "l", &snapshot("lone"))
+    })
+    .unwrap();
+    let tree = |dir| Bytes::Tree { driver: "overlay".into(), dir };
+    let blobs = [("index", 1), ("manifest", 2), ("config", 4), ("odd", 8), ("pinned", 16), ("placed", 32)];
+    let mut measured: HashMap<_, _> = blobs.map(|(text, size)| (Bytes::Blob(digest(text)), size)).into();
+    measured.extend([(tree(1), 100), (tree(2), 200), (tree(3), 400), (tree(4), 800), (tree(9), 1600)]);
+    let usage = usage(&f.view(), Timestamp::now(), &measured).unwrap();
+    let told = |owner: &Owner| {
+        let (kind, id) = owner.root.as_ref().map_or(("nothing", ""), Root::words);
+        (format!("{} {kind} {id}", owner.namespace), owner.alone, owner.shared)
+    };
+    let mut told: Vec<_> = usage.owners.iter().map(told).collect();
+    told.sort();
+    let mut want = [
+        ("default container box", 800, 400),
+        ("default image shop", 0, 307),
+        ("default image twice", 0, 307),
+        ("default label ", 16, 0),
+        ("default lease l", 0, 400),
+        ("default nothing ", 8, 0),
+        ("other image twin", 0, 4),
+    ]
+    .map(|(owner, alone, shared)| (owner.to_owned(), alone, shared));
+    want.sort();
+    assert_eq!(told, want);
+    assert_eq!((usage.shared, usage.unnamed), (307 + 400, 32 + 1600));
+    let sum: u64 = usage.owners.iter().map(|owner| owner.alone).sum();
+    assert_eq!(sum + usage.shared + usage.unnamed, measured.values().sum::<u64>());
 }

@@ -101,3 +101,45 @@ async fn explain(cx: Cx) -> Result<i32, Failure> {
     ))?;
     Ok(0)
 }
+
+/// `coffer system df`.
+pub static DF: Command = Command {
+    path: &["system", "df"],
+    about: "say whose the bytes below the daemon's root are",
+    positionals: &[],
+    flags: &[],
+    notes: "ALONE goes when the owner goes; SHARED others keep too, and the line \"shared\" counts it once. The lines in brackets are no \
+            owner's. ALONE is what lies on disk, and its sum is all that does.\n\
+            -o json: an object with total, shared, areas and owners",
+    failure: 1,
+    action: |cx| Box::pin(df(cx)),
+};
+
+async fn df(cx: Cx) -> Result<i32, Failure> {
+    let (usage, cursor) = cx.client().await?.collector().usage().await?;
+    let mut owners = cursor.all().await?;
+    if cx.json {
+        let mut document = json!(usage);
+        document["owners"] = json!(owners);
+        cx.document(&document)?;
+        return Ok(0);
+    }
+    owners.sort_by_key(|owner| std::cmp::Reverse((owner.alone, owner.shared)));
+    let mut table = Table::new(&["NAMESPACE", "OWNER", "ALONE", "SHARED"]);
+    for owner in owners {
+        let name = match owner.kind.as_str() {
+            "hand" => "made by hand".to_owned(),
+            "label" => "label containerd.io/gc.root".to_owned(),
+            "nothing" => "nothing: goes with the next collection".to_owned(),
+            kind => format!("{kind} {}", owner.id),
+        };
+        table.row([owner.namespace, name, show_size(owner.alone), show_size(owner.shared)]);
+    }
+    table.row(["".into(), "[shared]".into(), show_size(usage.shared), "".into()]);
+    for (name, bytes) in usage.areas.iter().filter(|(_, bytes)| **bytes > 0) {
+        table.row(["".into(), format!("[{name}]"), show_size(*bytes), "".into()]);
+    }
+    table.print()?;
+    line(&format!("\ntotal {}", show_size(usage.total)))?;
+    Ok(0)
+}
