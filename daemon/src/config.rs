@@ -2,11 +2,12 @@
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
+use cofferdam_gc::Settings;
 use cofferdam_net::Plugins;
 use cofferdam_types::{Error, Result};
 
 /// The command line, in full: an appliance fills this in itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Acknowledged facts.
     pub root: PathBuf,
@@ -22,6 +23,8 @@ pub struct Config {
     pub journal: PathBuf,
     /// Where networks are configured, and what makes them.
     pub networks: Networks,
+    /// When the collector collects.
+    pub gc: Settings,
     /// What is logged, as tracing-subscriber's `EnvFilter` reads it.
     pub log: String,
 }
@@ -36,10 +39,10 @@ pub struct Networks {
 }
 
 /// What to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Command {
     /// Serve.
-    Run(Config),
+    Run(Box<Config>),
     /// Print this and end.
     Print(String),
 }
@@ -48,7 +51,8 @@ const HELP: &str = "\
 cofferd: the container daemon
 
 Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--criu FILE] [--connections NUMBER] [--journal SOCKET]
-               [--cni-config DIR] [--cni-plugins DIR[:DIR]...] [--cni-timeout SECONDS] [--log FILTER]
+               [--cni-config DIR] [--cni-plugins DIR[:DIR]...] [--cni-timeout SECONDS] [--gc KEY=VALUE[,...]]...
+               [--log FILTER]
 
   --root DIR            what must last (default /var/lib/cofferdam)
   --state DIR           what ends with a reboot, and the socket cofferd.sock (default /run/cofferdam)
@@ -61,6 +65,12 @@ Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--criu FILE] [--connect
   --cni-plugins DIRS    where CNI plugins lie, directories with a colon between them (default
                         /opt/cni/bin:/usr/lib/cni:/usr/libexec/cni)
   --cni-timeout SECONDS how long one run of a plugin may take before it is killed (default 60)
+  --gc KEY=VALUE        when blobs and snapshots that nothing keeps are collected; several with a comma between them. The
+                        keys are containerd's: pause_threshold (0.02: the share of the time that it may take),
+                        deletion_threshold (0: how many removals make it collect; 0: each), mutation_threshold (100: how
+                        many writes do), schedule_delay (1s), startup_delay (100ms), and period (1h: at the latest, if
+                        anything was written) and disk_pressure (0.9: from this share of the disk in use on, whatever was
+                        written). 0 turns one off; docs/gc.md says more
   --log FILTER          what is logged to standard error, such as info or cofferd=debug (default warn)
   --version             the version
   --help                this text
@@ -96,6 +106,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
                 deadline: Duration::from_secs(60),
             },
         },
+        gc: Settings::default(),
         log: std::env::var("COFFERD_LOG").unwrap_or_else(|_| "warn".into()),
     };
     let mut args = args.into_iter();
@@ -132,6 +143,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
                 let wrong = || Error::invalid("option", "--cni-timeout", "needs a number of seconds, 1 to 3600");
                 config.networks.plugins.deadline = Duration::from_secs(number.ok_or_else(wrong)?);
             }
+            "--gc" => config.gc.set(&value()?.to_string_lossy())?,
             "--log" => config.log = value()?.to_string_lossy().into_owned(),
             "--version" => return Ok(Command::Print(format!("cofferd {}\n", env!("CARGO_PKG_VERSION")))),
             "--help" | "-h" => return Ok(Command::Print(HELP.into())),
@@ -144,7 +156,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
         *path =
             std::path::absolute(&*path).map_err(|e| Error::io("path", path.display(), "has no absolute form", &e))?;
     }
-    Ok(Command::Run(config))
+    Ok(Command::Run(Box::new(config)))
 }
 
 #[cfg(test)]
@@ -174,6 +186,15 @@ mod tests {
         assert_eq!(config.networks.configs, PathBuf::from("/c"));
         assert_eq!(config.networks.plugins.dirs, ["/a", "/b"].map(PathBuf::from));
         assert_eq!(config.networks.plugins.deadline, Duration::from_secs(5));
+    }
+
+    #[test]
+    fn the_collector_has_keys() {
+        let line = "--gc period=10m,mutation_threshold=7 --gc=disk_pressure=0";
+        let Command::Run(config) = words(line).unwrap() else { panic!("a run") };
+        assert_eq!((config.gc.period, config.gc.mutation_threshold), (Duration::from_secs(600), 7));
+        assert_eq!((config.gc.disk_pressure, config.gc.deletion_threshold), (0.0, 0));
+        assert_eq!(words("--gc nonsense=1").unwrap_err().id, "nonsense");
     }
 
     #[test]

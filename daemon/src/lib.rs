@@ -25,6 +25,7 @@ use std::{
 use cofferdam_content::Content;
 use cofferdam_diff::Diff;
 use cofferdam_events::{Events, Retention};
+use cofferdam_gc::Gc;
 use cofferdam_images::Images;
 use cofferdam_kernel::{Kernel, Pool};
 use cofferdam_metadata::Metadata;
@@ -115,6 +116,15 @@ impl Daemon {
         };
         let tasks = Tasks::start(&kernel, TABLE.tasks, deps)?;
         let transfer = Transfer::start(&kernel, TABLE.transfer, metadata.clone(), content.clone(), images.clone());
+        let gc = Gc::start(
+            &kernel,
+            TABLE.gc,
+            metadata.clone(),
+            content.clone(),
+            snapshots.clone(),
+            opened(&config.root)?,
+            config.gc.clone(),
+        );
         let connections = Arc::new(AtomicU32::new(0));
         let facts = Facts {
             started: Timestamp::now(),
@@ -133,6 +143,7 @@ impl Daemon {
             networks,
             tasks,
             transfer: transfer.clone(),
+            gc,
             pool: Pool::new("rpc", 4, 256),
             quiet: Arc::default(),
             facts: Arc::new(facts),
@@ -194,7 +205,10 @@ fn dir(path: &Path) -> Result<OwnedFd> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
     made.and_then(|()| std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)))
         .map_err(|e| Error::io("directory", path.display(), "can't be made", &e))?;
-    let opened =
-        std::fs::File::open(path).map_err(|e| Error::io("directory", path.display(), "can't be opened", &e))?;
+    opened(path)
+}
+
+fn opened(path: &Path) -> Result<OwnedFd> {
+    let opened = File::open(path).map_err(|e| Error::io("directory", path.display(), "can't be opened", &e))?;
     Ok(opened.into())
 }

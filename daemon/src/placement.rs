@@ -19,6 +19,7 @@ pub struct Table {
     pub networks: Placement,
     pub tasks: Placement,
     pub transfer: Placement,
+    pub gc: Placement,
 }
 
 /// The placement of this build.
@@ -32,4 +33,5 @@ pub const TABLE: Table = Table {
     networks: KERNEL,
     tasks: Placement::Own,
     transfer: KERNEL,
+    gc: KERNEL,
 };

@@ -7,6 +7,7 @@ use std::{
 
 use cofferdam_content::Content;
 use cofferdam_events::Events;
+use cofferdam_gc::Gc;
 use cofferdam_images::Images;
 use cofferdam_kernel::{Kernel, Pool};
 use cofferdam_metadata::Metadata;
@@ -54,6 +55,8 @@ pub struct Services {
     pub tasks: Tasks,
     /// Pulls and imports.
     pub transfer: Transfer,
+    /// What goes because nothing keeps it.
+    pub gc: Gc,
     /// Threads for the RPC layer's own reads and writes of files.
     pub pool: Pool,
     /// Hears of all that happens.

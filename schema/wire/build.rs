@@ -1,6 +1,6 @@
 //! Generates the Rust side of the schema. Needs the `capnp` compiler (Debian: capnproto).
 
-const FILES: [&str; 13] = [
+const FILES: [&str; 14] = [
     "common",
     "gate",
     "namespace",
@@ -10,6 +10,7 @@ const FILES: [&str; 13] = [
     "snapshot",
     "event",
     "lease",
+    "gc",
     "container",
     "metrics",
     "system",

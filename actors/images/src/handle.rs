@@ -194,7 +194,9 @@ impl Images {
         driver: &str,
     ) -> Result<Option<Digest>> {
         let layers = rows(&image.layers, &image.config, &image.chain_ids);
-        Unpack::begin(self, auth, ns, driver, &image.config_descriptor.digest, layers)?.finish(None).await
+        let config = &image.config_descriptor.digest;
+        let pin = Unpack::pin(self, ns, driver, config, &layers).await?;
+        Unpack::begin(self, auth, ns, driver, config, layers, pin)?.finish(None).await
     }
 
     /// Begins to unpack an image whose layers are about to arrive; see [`Unpack`].
@@ -208,7 +210,8 @@ impl Images {
     ) -> Result<Unpack> {
         let chain = chain_ids(manifest, config)?;
         let layers = rows(&manifest.layers, config, &chain);
-        Unpack::begin(self, auth, ns, driver, &manifest.config.digest, layers)?.open().await
+        let pin = Unpack::pin(self, ns, driver, &manifest.config.digest, &layers).await?;
+        Unpack::begin(self, auth, ns, driver, &manifest.config.digest, layers, pin)?.open().await
     }
 }
 

@@ -11,9 +11,12 @@
 
 use cofferdam_content::Placed;
 use cofferdam_diff::{Diff, Extracted, LayerFeed, Pending, Rung};
-use cofferdam_metadata::records::{
-    content,
-    snapshots::{self, Kind},
+use cofferdam_metadata::{
+    Pin,
+    records::{
+        Resource, content,
+        snapshots::{self, Kind},
+    },
 };
 use cofferdam_snapshots::{ChainLayer, Snapshots, Stage, Staged, Turn};
 use cofferdam_types::{Authority, Code, Descriptor, Digest, Error, Labels, Name, Namespace, Result};
@@ -40,6 +43,8 @@ pub struct Unpack {
     done: bool,
     /// The records that appear with it.
     named: Vec<Image>,
+    /// Until the commit nothing may refer to its blobs and layers.
+    _pin: Pin,
 }
 
 struct Layer {
@@ -76,8 +81,8 @@ impl Unpack {
         driver: &str,
         config: &Digest,
         layers: Vec<(Descriptor, Digest, Digest)>,
+        pin: Pin,
     ) -> Result<Unpack> {
-        images.snapshots.detached(driver)?;
         let mut parent = None;
         let layers = layers.into_iter().map(|(blob, diff_id, chain)| {
             let layer = Layer { blob, diff_id, parent: parent.clone(), chain, state: State::Open };
@@ -93,9 +98,27 @@ impl Unpack {
             layers: layers.collect(),
             done: false,
             named: Vec::new(),
+            _pin: pin,
         };
         unpack.done = images.is_unpacked(ns, driver, unpack.top())?;
         Ok(unpack)
+    }
+
+    /// Keeps what it needs, there or not, from being collected before its commit refers to it.
+    pub(crate) async fn pin(
+        images: &Images,
+        ns: &Namespace,
+        driver: &str,
+        config: &Digest,
+        layers: &[(Descriptor, Digest, Digest)],
+    ) -> Result<Pin> {
+        images.snapshots.detached(driver)?;
+        let mut resources = vec![Resource::Content(config.clone())];
+        for (blob, _, chain) in layers {
+            resources.push(Resource::Content(blob.digest.clone()));
+            resources.push(Resource::Snapshot { driver: driver.to_owned(), key: Name::new(chain.to_string())? });
+        }
+        images.meta.pin(ns, resources).await
     }
 
     /// Makes ready to be fed: stages every layer that nobody is at, up to the first that somebody is at. Who waits later

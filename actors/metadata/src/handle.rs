@@ -7,13 +7,15 @@ use std::{
 };
 
 use cofferdam_kernel::{Health, Kernel, Placement, Slot, SlotConfig};
-use cofferdam_types::{Authority, Error, Result};
+use cofferdam_types::{Authority, Error, Namespace, Result, Timestamp};
 use tokio::sync::watch;
 
 use crate::{
-    Tx, View,
+    Changes, Pin, Tx, View,
     actor::Writer,
+    graph::{Explanation, Subject, explain},
     messages::Write,
+    records::Resource,
     store::{Opener, Shared, instance},
 };
 
@@ -95,6 +97,42 @@ impl Metadata {
     /// A durable write of nothing: whether the store serves, for the health check.
     pub async fn probe(&self) -> Result<()> {
         self.write(&Authority::system(), |tx| tx.probe()).await
+    }
+
+    /// Keeps the collector from what a job is about to refer to, there or not. What is there once this has answered stays
+    /// until the pin is dropped, and the job's commit before that.
+    pub async fn pin(&self, ns: &Namespace, resources: Vec<Resource>) -> Result<Pin> {
+        let ns = ns.clone();
+        let pin = move |tx: &mut Tx<'_>| Ok(Pin::new(tx.spared().clone(), ns.clone(), resources.clone()));
+        self.write(&Authority::system(), pin).await
+    }
+
+    /// Begins a collection: gives its number, and what had been written until then. A view that is taken from now on has
+    /// everything that isn't noted for it.
+    pub async fn begin_collection(&self) -> Result<(u64, Changes)> {
+        let collection = self.write(&Authority::system(), |tx| Ok(tx.spared().begin())).await?;
+        let mut seen = Changes::default();
+        self.shared.changes.send_if_modified(|all| {
+            seen = *all;
+            all.soonest = None;
+            false
+        });
+        Ok((collection, seen))
+    }
+
+    /// Ends it.
+    pub fn end_collection(&self, collection: u64) {
+        self.shared.spared().end(collection);
+    }
+
+    /// What has been written, as it goes on.
+    pub fn changes(&self) -> watch::Receiver<Changes> {
+        self.shared.changes.subscribe()
+    }
+
+    /// Why something stays, or goes.
+    pub fn explain(&self, ns: &Namespace, subject: &Subject) -> Result<Explanation> {
+        explain(&self.read()?, self.shared.spared(), ns, subject, Timestamp::now())
     }
 
     /// News about how the writer is.

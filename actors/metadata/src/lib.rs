@@ -9,7 +9,10 @@
 //!   writer folds what waits into one transaction and one fsync, then answers each. A write that fails before its
 //!   first change leaves the others alone; one that fails after it, or panics, has the batch run again without it.
 //! - The functions in [`records`] are the only ones that know keys and values. They take a transaction, so that a
-//!   job over several subsystems composes one commit, and they emit the event and the reference delta themselves.
+//!   job over several subsystems composes one commit, and they emit the event and note what it refers to themselves.
+//!
+//! - [`graph`] says what refers to what, and so what the collector removes. What is referred to while it is at it, and what
+//!   a job has pinned ([`Metadata::pin`]), it spares.
 //!
 //! After a crash of the writer, or a storage error, the file is opened again; until then reads and writes are
 //! `unavailable`.
@@ -18,9 +21,11 @@ mod actor;
 mod ahead;
 mod codec;
 mod fields;
+pub mod graph;
 mod handle;
 mod messages;
 pub mod records;
+mod spared;
 mod store;
 mod table;
 #[cfg(test)]
@@ -29,5 +34,6 @@ mod tx;
 
 pub use handle::Metadata;
 pub use messages::Write;
+pub use spared::Pin;
 pub use table::{Read, Table, View};
-pub use tx::Tx;
+pub use tx::{Changes, Tx};

@@ -11,7 +11,7 @@ use std::{
 
 use cofferdam_kernel::panic_text;
 use cofferdam_types::{Authority, COMES_BACK, Error, Result};
-use redb::{Builder, Database, DatabaseError, Durability, ReadableDatabase, backends::FileBackend};
+use redb::{Builder, Database, DatabaseError, Durability, ReadableDatabase, TableDefinition, backends::FileBackend};
 use tokio::sync::watch;
 
 use crate::{
@@ -19,13 +19,16 @@ use crate::{
     codec,
     messages::Write,
     records,
+    spared::Spared,
     table::{Read, Table, View, damaged, storage},
-    tx::Tx,
+    tx::{Changes, Tx},
 };
 
 /// The format of the tables. A file with a higher number was written by a newer daemon and is refused; for a lower
 /// one migrations run forward here.
-const VERSION: u64 = 2;
+const VERSION: u64 = 3;
+/// What version 2 kept on disk of a collection that was under way.
+const DELTA: TableDefinition<'static, &'static [u8], &'static [u8]> = TableDefinition::new("delta");
 /// redb's cache; unset it may take a gigabyte.
 const CACHE: usize = 4 << 20;
 
@@ -120,11 +123,24 @@ pub(crate) struct Shared {
     /// dropping it in the writer closes the file at once.
     database: RwLock<Option<Arc<Database>>>,
     pub(crate) outbox: watch::Sender<u64>,
+    pub(crate) changes: watch::Sender<Changes>,
+    spared: Arc<Spared>,
 }
 
 impl Shared {
     pub(crate) fn new(opener: Opener) -> Shared {
-        Shared { opener, database: RwLock::new(None), outbox: watch::Sender::new(0) }
+        Shared {
+            opener,
+            database: RwLock::new(None),
+            outbox: watch::Sender::new(0),
+            changes: watch::Sender::default(),
+            spared: Arc::default(),
+        }
+    }
+
+    /// What a collection that is under way spares.
+    pub(crate) fn spared(&self) -> &Arc<Spared> {
+        &self.spared
     }
 
     pub(crate) fn read(&self) -> Result<View> {
@@ -185,7 +201,8 @@ fn choose_instance(tx: &mut Tx<'_>) -> Result<()> {
 fn prepare(database: &Database, quick: bool) -> Result<()> {
     let txn = begin(database, quick)?;
     let authority = Authority::system();
-    let mut tx = Tx::new(&txn, &authority);
+    let spared = Arc::default();
+    let mut tx = Tx::new(&txn, &authority, &spared);
     match tx.get(Table::META, b"version")?.map(|bytes| codec::number(&bytes)).transpose()? {
         // A row, not a table: a file from before there was one is given it, and is no other format for that.
         Some(VERSION) if tx.get(Table::META, INSTANCE)?.is_none() => {
@@ -196,12 +213,16 @@ fn prepare(database: &Database, quick: bool) -> Result<()> {
             txn.abort().map_err(storage)?;
             return Ok(());
         }
-        // One more table, see [`Table::ATTACHMENTS`].
-        Some(1) => {
+        // Version 2 has one table more, see [`Table::ATTACHMENTS`]; version 3 has a collector, and one less.
+        Some(old @ 1..VERSION) => {
+            if old == 1 {
+                txn.open_table(Table::ATTACHMENTS.definition()).map_err(storage)?;
+            }
+            records::leases::hold_all(&mut tx)?;
+            txn.delete_table(DELTA).map_err(storage)?;
             if tx.get(Table::META, INSTANCE)?.is_none() {
                 choose_instance(&mut tx)?;
             }
-            txn.open_table(Table::ATTACHMENTS.definition()).map_err(storage)?;
             tx.put(Table::META, b"version", &VERSION.to_be_bytes())?;
             return txn.commit().map_err(storage);
         }
@@ -280,17 +301,18 @@ impl Store {
         'again: loop {
             let txn = begin(database, self.shared.quick())?;
             let mut results = Vec::with_capacity(writes.len());
-            let (mut changed, mut last_event) = (false, None);
+            let (mut changed, mut last_event, mut changes) = (false, None, Changes::default());
             for (write, spoiled) in writes.iter().zip(&mut spoiled) {
                 if let Some(error) = spoiled {
                     results.push(Err(error.clone()));
                     continue;
                 }
-                let mut tx = Tx::new(&txn, &write.authority);
+                let mut tx = Tx::new(&txn, &write.authority, &self.shared.spared);
                 match run(write, &mut tx) {
                     Verdict::Done => {
                         changed |= tx.changed();
                         last_event = tx.last_event().or(last_event);
+                        changes.add(tx.changes());
                         results.push(Ok(()));
                     }
                     Verdict::Refused(error) => results.push(Err(error)),
@@ -309,6 +331,9 @@ impl Store {
             }
             if let Some(last) = last_event {
                 self.shared.outbox.send_replace(last);
+            }
+            if changes != Changes::default() {
+                self.shared.changes.send_modify(|all| all.add(changes));
             }
             return Ok(results);
         }

@@ -28,11 +28,10 @@ impl Table {
     pub(crate) const HELD: Table = Table("held");
     pub(crate) const TASKS: Table = Table("tasks");
     pub(crate) const OUTBOX: Table = Table("outbox");
-    pub(crate) const DELTA: Table = Table("delta");
     pub(crate) const ATTACHMENTS: Table = Table("attachments");
 
     /// All of them; made at the first start, so that a reader finds each.
-    pub(crate) const ALL: [Table; 18] = [
+    pub(crate) const ALL: [Table; 17] = [
         Table::META,
         Table::COUNTERS,
         Table::NAMESPACES,
@@ -49,9 +48,13 @@ impl Table {
         Table::HELD,
         Table::TASKS,
         Table::OUTBOX,
-        Table::DELTA,
         Table::ATTACHMENTS,
     ];
+
+    /// Whether its rows keep something, or can be collected.
+    pub(crate) fn counts(self) -> bool {
+        [Table::CONTAINERS, Table::IMAGES, Table::CONTENT, Table::SNAPSHOTS, Table::LEASES, Table::HELD].contains(&self)
+    }
 
     pub(crate) fn definition(self) -> TableDefinition<'static, &'static [u8], &'static [u8]> {
         TableDefinition::new(self.0)

@@ -1,12 +1,13 @@
 //! A write transaction as a job sees it: the only way to change a table.
 
-use std::{cell::Cell, ops::Bound};
+use std::{cell::Cell, ops::Bound, sync::Arc};
 
 use cofferdam_types::{Authority, Error, Result, Timestamp};
 use redb::WriteTransaction;
 
 use crate::{
     codec,
+    spared::Spared,
     table::{self, Read, Table, Visit, storage},
 };
 
@@ -22,12 +23,61 @@ pub struct Tx<'a> {
     /// Whether the file failed under this job: then nothing of the batch can be kept.
     failed: Cell<bool>,
     last_event: Option<u64>,
+    spared: &'a Arc<Spared>,
+    changes: Changes,
+    uncounted: bool,
+}
+
+/// What has been written since the file was opened: by this the collector knows when to look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Writes that changed what keeps something, or what can be collected.
+    pub mutations: u64,
+    /// Rows of these that were replaced or removed: something may have lost what kept it.
+    pub deletions: u64,
+    /// The first end of a lease that was made or changed since a collection began.
+    pub soonest: Option<Timestamp>,
+}
+
+impl Changes {
+    pub(crate) fn add(&mut self, other: Changes) {
+        self.mutations += other.mutations;
+        self.deletions += other.deletions;
+        self.soonest = self.soonest.into_iter().chain(other.soonest).min();
+    }
 }
 
 impl<'a> Tx<'a> {
-    pub(crate) fn new(txn: &'a WriteTransaction, authority: &'a Authority) -> Tx<'a> {
-        let now = Timestamp::now();
-        Tx { txn, authority, now, changed: false, failed: Cell::new(false), last_event: None }
+    pub(crate) fn new(txn: &'a WriteTransaction, authority: &'a Authority, spared: &'a Arc<Spared>) -> Tx<'a> {
+        let (now, failed, changes) = (Timestamp::now(), Cell::new(false), Changes::default());
+        Tx { txn, authority, now, changed: false, failed, last_event: None, spared, changes, uncounted: false }
+    }
+
+    /// What a collection that is under way spares.
+    pub(crate) fn spared(&self) -> &Arc<Spared> {
+        self.spared
+    }
+
+    /// What it did that may concern the collector.
+    pub(crate) fn changes(&self) -> Changes {
+        if self.uncounted { Changes::default() } else { self.changes }
+    }
+
+    /// What the collector does is no reason to collect.
+    pub(crate) fn uncounted(&mut self) {
+        self.uncounted = true;
+    }
+
+    /// A lease ends then.
+    pub(crate) fn ends(&mut self, end: Option<Timestamp>) {
+        self.changes.soonest = self.changes.soonest.into_iter().chain(end).min();
+    }
+
+    fn count(&mut self, table: Table, lost: bool) {
+        if table.counts() {
+            self.changes.mutations = 1;
+            self.changes.deletions += u64::from(lost);
+        }
     }
 
     /// Who writes.
@@ -63,10 +113,13 @@ impl<'a> Tx<'a> {
             return Err(Error::resource_exhausted("record", id, message));
         }
         self.changed = true;
-        self.noting(|txn| {
-            txn.open_table(table.definition()).map_err(storage)?.insert(key, value).map_err(storage)?;
-            Ok(())
-        })
+        let replaced = self.noting(|txn| {
+            let mut table = txn.open_table(table.definition()).map_err(storage)?;
+            let replaced = table.insert(key, value).map_err(storage)?.is_some();
+            Ok(replaced)
+        })?;
+        self.count(table, replaced && table != Table::HELD);
+        Ok(())
     }
 
     /// Removes a row; says whether there was one.
@@ -77,6 +130,9 @@ impl<'a> Tx<'a> {
             Ok(removed)
         })?;
         self.changed |= removed;
+        if removed {
+            self.count(table, true);
+        }
         Ok(removed)
     }
 

@@ -27,7 +27,7 @@ mod image;
 pub mod messages;
 mod stage;
 mod trash;
-mod walk;
+pub mod walk;
 
 pub use actor::SnapshotsActor;
 pub use cofferdam_metadata::records::snapshots::{Kind, Removed, Snapshot, Usage};

@@ -14,7 +14,7 @@ use std::{
 use cofferdam_content::{Commit, Ingest};
 use cofferdam_images::{Checkpoint, Image, content_labels, pack_spec};
 use cofferdam_kernel::block_on;
-use cofferdam_metadata::records::{events, images};
+use cofferdam_metadata::records::{Resource, events, images};
 use cofferdam_tasks::{DumpOptions, Tasks};
 use cofferdam_types::{
     Algorithm, Authority, Descriptor, Digest, Error, Event, Id, Labels, Name, Platform, Result, media,
@@ -108,6 +108,9 @@ pub(crate) fn checkpoint(
     add(&mut commits, ingest, media::OCI_INDEX, content_labels(&target, &bytes)?);
     word.check()?;
     let wanted: Vec<Digest> = commits.iter().filter_map(|commit| commit.expected.clone()).collect();
+    // Nothing refers to them before the name does.
+    let needed = wanted.iter().chain([&image.manifest.digest]).cloned().map(Resource::Content).collect();
+    let _pin = block_on(core.meta.pin(ns, needed))?;
     let new: Vec<Digest> = wanted.into_iter().filter(|digest| core.content.info(ns, digest).is_err()).collect();
     core.content.commit_many_blocking(auth, commits)?;
     let mut record = Image::new(options.name.clone(), target.clone());

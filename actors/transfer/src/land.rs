@@ -16,6 +16,7 @@ use cofferdam_content::{Commit, Ingest, IngestOptions, Placed};
 use cofferdam_diff::LayerFeed;
 use cofferdam_images::{Manifest, content_labels};
 use cofferdam_kernel::block_on;
+use cofferdam_metadata::records::Resource;
 use cofferdam_types::{Authority, Code, Descriptor, Digest, Error, Labels, Name, Namespace, Result};
 
 use crate::{
@@ -92,6 +93,11 @@ impl Landing<'_> {
                 board.phase(*item, Phase::Elsewhere);
             }
         })?;
+        // What is there already stays there, though nothing refers to it before the name does.
+        let all =
+            blobs.iter().chain([&image.config_descriptor]).chain(choice.path.iter().map(|(document, _)| document));
+        let all = all.map(|blob| Resource::Content(blob.digest.clone())).collect();
+        let _pin = block_on(self.core.meta.pin(self.ns, all))?;
         let mut unpack = match self.driver {
             Some(driver) => {
                 let manifest = Manifest { config: image.config_descriptor.clone(), layers: image.layers.clone() };

@@ -22,6 +22,7 @@ use tokio::{net::UnixStream, task::AbortHandle};
 
 use crate::{
     call::{Reply, reply},
+    collector::Collector,
     namespace::{Namespace, Namespaces},
     system::System,
 };
@@ -146,6 +147,11 @@ impl Client {
     /// One namespace.
     pub fn namespace(&self, name: &str) -> Namespace {
         self.namespaces().get(name)
+    }
+
+    /// What goes because nothing keeps it.
+    pub fn collector(&self) -> Collector {
+        Collector { link: self.link.clone(), client: self.root.collector_request().send().pipeline.get_collector() }
     }
 
     /// The daemon itself.

@@ -31,6 +31,7 @@
 //! was restarted.
 
 mod call;
+mod collector;
 mod connect;
 mod container;
 mod content;
@@ -54,6 +55,7 @@ mod system;
 mod tests;
 
 pub use call::{Cursor, Reply};
+pub use collector::{ByteOwner, CollectReport, Collected, Collector, DiskUsage, Explanation, ReferenceStep};
 pub use connect::{Client, DaemonInfo, block_on, is_lost};
 pub use container::{Container, ContainerChanges, ContainerInfo, ContainerRequest, Containers, RUNTIME_OPTIONS};
 pub use content::{Blob, BlobInfo, Content, Ingest, IngestInfo};

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use crate::{
     call::{BLOCK, Cursor, Reply, done, reply},
+    collector::{Explanation, explained},
     connect::Link,
     container::Containers,
     content::Content,
@@ -167,6 +168,15 @@ impl Namespace {
     /// Its leases.
     pub fn leases(&self) -> Leases {
         Leases { link: self.link.clone(), client: self.client.leases_request().send().pipeline.get_leases() }
+    }
+
+    /// What keeps something from being collected, or why it goes: an `image`, a `container`, a `lease`, of kind `content` a
+    /// blob, of kind `snapshots/DRIVER` a snapshot.
+    pub fn explain(&self, kind: &str, id: &str) -> Reply<Explanation> {
+        let mut request = self.client.explain_request();
+        request.get().set_type(kind);
+        request.get().set_id(id);
+        reply(&self.link, request, |answer| explained(answer.get_explanation().map_err(malformed)?))
     }
 
     /// Its jobs.

@@ -11,6 +11,7 @@ use cofferdam_wire::{
 };
 
 use super::{
+    collector::Collector,
     namespaces::Namespaces,
     rpc,
     session::{Held, Session},
@@ -83,6 +84,16 @@ impl root::Server for Root {
 
     async fn system(self: Rc<Self>, _: root::SystemParams, mut results: root::SystemResults) -> capnp::Result<()> {
         results.get().set_system(self.session.hand_out(System(self.session.clone(), self.held.clone()), &self.held));
+        Ok(())
+    }
+
+    async fn collector(
+        self: Rc<Self>,
+        _: root::CollectorParams,
+        mut results: root::CollectorResults,
+    ) -> capnp::Result<()> {
+        let object = Collector(self.session.clone(), self.held.clone());
+        results.get().set_collector(self.session.hand_out(object, &self.held));
         Ok(())
     }
 }

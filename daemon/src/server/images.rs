@@ -34,7 +34,7 @@ pub struct Image {
 
 impl Images {
     /// The image that a client means: by its name as given, or written out in full.
-    fn find(&self, text: &str) -> Result<Option<Name>> {
+    pub fn find(&self, text: &str) -> Result<Option<Name>> {
         for name in [Ok(text.to_owned()), normalize(text)].into_iter().flatten() {
             match self.0.services().images.get(&self.0.namespace, &name) {
                 Ok(_) => return Name::new(name).map(Some),

@@ -4,6 +4,7 @@ mod admission;
 mod attachments;
 mod bytes;
 mod coming;
+mod collector;
 mod containers;
 mod content;
 mod cursor;

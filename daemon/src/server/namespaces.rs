@@ -2,7 +2,10 @@
 
 use std::{rc::Rc, sync::Arc, time::Duration};
 
-use cofferdam_metadata::records::namespaces::{self as records, NamespaceRecord};
+use cofferdam_metadata::{
+    graph::Subject,
+    records::namespaces::{self as records, NamespaceRecord},
+};
 use cofferdam_types::{Authority, Error, Namespace as Name, filter};
 use cofferdam_wire::{
     convert::{labels, set_labels, text},
@@ -12,6 +15,7 @@ use cofferdam_wire::{
 
 use super::{
     Place,
+    collector::{set_explanation, subject},
     containers::Containers,
     content::Content,
     cursor::Cursor,
@@ -260,6 +264,25 @@ impl namespace::Server for Namespace {
         mut results: namespace::LeasesResults,
     ) -> capnp::Result<()> {
         results.get().set_leases(self.0.hand_out(Leases(self.0.clone())));
+        Ok(())
+    }
+
+    async fn explain(
+        self: Rc<Self>,
+        params: namespace::ExplainParams,
+        mut results: namespace::ExplainResults,
+    ) -> capnp::Result<()> {
+        let params = params.get()?;
+        let mut subject = rpc(text(params.get_type()).and_then(|kind| subject(kind, text(params.get_id())?)))?;
+        if let Subject::Image(name) = &mut subject
+            && let Some(full) = rpc(Images(self.0.clone()).find(name))?
+        {
+            *name = full;
+        }
+        let (metadata, ns) = (self.0.services().metadata.clone(), self.0.namespace.clone());
+        // All records of the namespace are read for it.
+        let asked = self.0.services().pool.run(move || metadata.explain(&ns, &subject)).await;
+        set_explanation(results.get().init_explanation(), &rpc(asked)?);
         Ok(())
     }
 }

@@ -6,6 +6,7 @@ using Label = Common.Label;
 using Namespace = import "namespace.capnp".Namespace;
 using NamespaceInfo = import "namespace.capnp".NamespaceInfo;
 using System = import "system.capnp".System;
+using Collector = import "gc.capnp".Collector;
 
 interface Gate @0xa6f6db33449d84d6 {
   # The bootstrap object of every connection. It confers nothing.
@@ -25,6 +26,7 @@ interface Root @0xb0b6a52016d3eb18 {
 
   namespaces @0 () -> (namespaces :Namespaces) $Common.needs("root");
   system @1 () -> (system :System) $Common.needs("root");
+  collector @2 () -> (collector :Collector) $Common.needs("root");
 }
 
 interface Namespaces @0x9806de058114a631 {

@@ -11,6 +11,7 @@ using Snapshots = import "snapshot.capnp".Snapshots;
 using Events = import "event.capnp".Events;
 using Jobs = import "job.capnp".Jobs;
 using Leases = import "lease.capnp".Leases;
+using Explanation = import "gc.capnp".Explanation;
 
 struct NamespaceInfo @0xb8686dc1dcff1f25 {
   name @0 :Text;
@@ -35,4 +36,8 @@ interface Namespace @0x90a3e332970f62d5 {
   jobs @7 () -> (jobs :Jobs) $Common.needs("none");
   networks @8 () -> (networks :Networks) $Common.needs("none");
   leases @9 () -> (leases :Leases) $Common.needs("none");
+
+  explain @10 (type :Text, id :Text) -> (explanation :Explanation) $Common.needs("read");
+  # What keeps something from being collected, or why it goes. `type`: "image", "container", "lease", "content", or "snapshots/"
+  # and the driver's name. not_found where it isn't there.
 }

@@ -45,6 +45,7 @@ generated!(
     snapshot_capnp,
     event_capnp,
     lease_capnp,
+    gc_capnp,
     container_capnp,
     metrics_capnp,
     system_capnp,

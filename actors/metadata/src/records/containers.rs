@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use cofferdam_types::{Any, Ceiling, Error, Event, Id, Labels, Name, Namespace, Result, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::{Record, Resource, delta, events, namespaces};
+use super::{Record, Resource, events, namespaces, resource};
 use crate::{
     Read, Tx, codec,
     fields::{self, Path},
@@ -95,7 +95,8 @@ impl Container {
         super::checked_labels(&mut self.labels)
     }
 
-    fn refers(&self) -> Vec<Resource> {
+    /// What it keeps.
+    pub(crate) fn refers(&self) -> Vec<Resource> {
         let mut refers: Vec<_> = Resource::from_labels(&self.labels)
             .into_iter()
             .filter(|r| matches!(r, Resource::Snapshot { .. })) // As in the reference.
@@ -133,7 +134,7 @@ pub fn create(tx: &mut Tx<'_>, ns: &Namespace, mut container: Container) -> Resu
     container.updated = tx.now();
     container.ceiling = tx.authority().ceiling.clone();
     super::save(tx, &codec::key(&[ns, &container.id]), &container)?;
-    delta::touch(tx, ns, container.refers())?;
+    resource::touch(tx, ns, container.refers());
     let payload = serde_json::json!({
         "id": container.id, "image": container.image, "runtime": { "name": container.runtime },
     });
@@ -161,7 +162,7 @@ pub fn update(tx: &mut Tx<'_>, ns: &Namespace, mut container: Container) -> Resu
     container.updated = tx.now();
     container.ceiling = old.ceiling.intersect(&tx.authority().ceiling);
     super::save(tx, &codec::key(&[ns, &container.id]), &container)?;
-    delta::touch(tx, ns, container.refers())?;
+    resource::touch(tx, ns, container.refers());
     let payload = serde_json::json!({
         "id": container.id, "image": container.image, "labels": container.labels, "snapshot_key": container.snapshot_key,
     });
@@ -201,7 +202,7 @@ pub fn rename(tx: &mut Tx<'_>, ns: &Namespace, id: &str, mut renamed: Container)
     renamed.ceiling = old.ceiling.intersect(&tx.authority().ceiling);
     tx.remove(Table::CONTAINERS, &codec::key(&[ns, id]))?;
     super::save(tx, &codec::key(&[ns, &renamed.id]), &renamed)?;
-    delta::touch(tx, ns, renamed.refers())?;
+    resource::touch(tx, ns, renamed.refers());
     events::emit(tx, Event::new(ns, "/containers/rename", serde_json::json!({ "id": renamed.id, "from": id })))?;
     Ok(renamed)
 }

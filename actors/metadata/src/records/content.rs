@@ -5,7 +5,7 @@
 use cofferdam_types::{Ceiling, Digest, Error, Event, Labels, Namespace, Result, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::{Record, Resource, delta, events, leases, namespaces};
+use super::{Record, Resource, events, leases, namespaces, resource};
 use crate::{Read, Tx, codec, fields, table::Table};
 
 /// A namespace's link to a blob.
@@ -125,7 +125,7 @@ fn store(tx: &mut Tx<'_>, ns: &Namespace, link: Link) -> Result<Link> {
     super::save(tx, &key(ns, &link.digest), &link)?;
     let mut touched = Resource::from_labels(&link.labels);
     touched.push(Resource::Content(link.digest.clone()));
-    delta::touch(tx, ns, touched)?;
+    resource::touch(tx, ns, touched);
     Ok(link)
 }
 

@@ -3,7 +3,7 @@
 use cofferdam_types::{Ceiling, Descriptor, Error, Event, Labels, Name, Namespace, Result, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::{Record, Resource, delta, events, namespaces};
+use super::{Record, Resource, events, namespaces, resource};
 use crate::{
     Read, Tx, codec,
     fields::{self, Path},
@@ -55,7 +55,8 @@ impl Image {
         super::checked_labels(&mut self.labels)
     }
 
-    fn refers(&self) -> Vec<Resource> {
+    /// What it keeps.
+    pub(crate) fn refers(&self) -> Vec<Resource> {
         let mut refers: Vec<_> = Resource::from_labels(&self.labels)
             .into_iter()
             .filter(|r| matches!(r, Resource::Snapshot { .. })) // As in the reference.
@@ -128,7 +129,7 @@ pub fn delete(tx: &mut Tx<'_>, ns: &Namespace, name: &str) -> Result<()> {
 fn store(tx: &mut Tx<'_>, ns: &Namespace, mut image: Image, topic: &str) -> Result<Image> {
     image.updated = tx.now();
     super::save(tx, &codec::key(&[ns, &image.name]), &image)?;
-    delta::touch(tx, ns, image.refers())?;
+    resource::touch(tx, ns, image.refers());
     let payload = serde_json::json!({ "name": image.name, "labels": image.labels });
     events::emit(tx, Event::new(ns, topic, payload))?;
     Ok(image)

@@ -7,9 +7,10 @@ use std::ops::ControlFlow;
 use cofferdam_types::{Ceiling, Error, Keeper, Labels, Name, Namespace, Result, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::{Record, Resource, delta, namespaces};
+use super::{Record, Resource, namespaces, resource};
 use crate::{
     Read, Tx, codec, fields,
+    graph::Graph,
     table::{Table, scan},
 };
 
@@ -109,6 +110,7 @@ pub fn create(tx: &mut Tx<'_>, ns: &Namespace, mut lease: Lease) -> Result<Lease
     lease.updated = tx.now();
     lease.ceiling = tx.authority().ceiling.clone();
     super::save(tx, &codec::key(&[ns, &lease.id]), &lease)?;
+    tx.ends(lease.ends());
     Ok(lease)
 }
 
@@ -119,12 +121,13 @@ pub fn update(tx: &mut Tx<'_>, ns: &Namespace, mut lease: Lease) -> Result<Lease
     if (lease.ends(), lease.is_flat()) != (old.ends(), old.is_flat()) {
         // It may have ended, or held less, for a collection that is under way.
         let all = resources(tx, ns, &lease.id, None, usize::MAX)?;
-        delta::touch(tx, ns, all)?;
+        resource::touch(tx, ns, all);
     }
     lease.created = old.created;
     lease.updated = tx.now();
     lease.ceiling = old.ceiling.intersect(&tx.authority().ceiling);
     super::save(tx, &codec::key(&[ns, &lease.id]), &lease)?;
+    tx.ends(lease.ends());
     Ok(lease)
 }
 
@@ -168,7 +171,8 @@ fn held(ns: &Namespace, lease: &str, resource: &Resource) -> Vec<u8> {
 pub fn hold(tx: &mut Tx<'_>, ns: &Namespace, lease: &str, resource: &Resource) -> Result<()> {
     get(tx, ns, lease)?;
     tx.put(Table::HELD, &held(ns, lease, resource), b"")?;
-    delta::touch(tx, ns, [resource.clone()])
+    resource::touch(tx, ns, [resource.clone()]);
+    Ok(())
 }
 
 /// Detaches a resource; says whether the lease held it.
@@ -195,7 +199,18 @@ pub fn keep(tx: &mut Tx<'_>, ns: &Namespace, resource: &Resource) -> Result<()> 
 /// Notes that it was made by hand.
 pub(crate) fn hold_by_hand(tx: &mut Tx<'_>, ns: &Namespace, resource: &Resource) -> Result<()> {
     tx.put(Table::HELD, &held(ns, HAND, resource), b"")?;
-    delta::touch(tx, ns, [resource.clone()])
+    resource::touch(tx, ns, [resource.clone()]);
+    Ok(())
+}
+
+/// What there was before there was a collector stands: nobody said by then what was made by hand.
+pub(crate) fn hold_all(tx: &mut Tx<'_>) -> Result<()> {
+    for namespace in namespaces::list(tx, None, usize::MAX)? {
+        let graph = Graph::read(tx, &namespace.name, tx.now())?;
+        let left: Vec<_> = graph.garbage().into_iter().map(|node| node.resource.clone()).collect();
+        left.iter().try_for_each(|resource| hold_by_hand(tx, &namespace.name, resource))?;
+    }
+    Ok(())
 }
 
 /// Detaches what is gone, or has another name now, from the hand that made it and the lease that it went under.
@@ -217,6 +232,26 @@ pub fn by_hand(read: &dyn Read, ns: &Namespace, after: Option<&Resource>, max: u
     resources(read, ns, HAND, after, max)
 }
 
+/// The lease (empty: the hand) and the resource that a row of [`Table::HELD`] brings together.
+pub(crate) fn read_held(key: &[u8]) -> Result<(&str, Resource)> {
+    let parts = codec::parts(key)?;
+    let lease = parts.get(1).copied().unwrap_or_default();
+    Ok((lease, Resource::from_parts(parts.get(2..).unwrap_or_default())?))
+}
+
+/// The ids of the leases that hold something.
+pub fn holders(read: &dyn Read, ns: &Namespace, resource: &Resource) -> Result<Vec<String>> {
+    let mut holders = Vec::new();
+    scan(read, Table::HELD, &codec::prefix(&[ns]), None, &mut |key, _| {
+        let (lease, held) = read_held(key)?;
+        if held == *resource && lease != HAND {
+            holders.push(lease.to_owned());
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(holders)
+}
+
 /// At most `max` of what a lease holds, after `after`.
 pub fn resources(
     read: &dyn Read,
@@ -231,7 +266,7 @@ pub fn resources(
         if resources.len() == max {
             return Ok(ControlFlow::Break(()));
         }
-        resources.push(Resource::from_parts(codec::parts(key)?.get(2..).unwrap_or_default())?);
+        resources.push(read_held(key)?.1);
         Ok(ControlFlow::Continue(()))
     })?;
     Ok(resources)

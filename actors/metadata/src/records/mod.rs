@@ -8,13 +8,13 @@ pub mod attachments;
 pub mod check;
 pub mod containers;
 pub mod content;
-pub mod delta;
 pub mod events;
 pub mod images;
 pub mod ingests;
 pub mod layers;
 pub mod leases;
 pub mod namespaces;
+mod resource;
 pub mod snapshots;
 pub mod tasks;
 
@@ -28,7 +28,7 @@ use crate::{
     table::{self, Table},
 };
 
-pub use delta::Resource;
+pub use resource::Resource;
 
 /// A row that is a struct.
 pub(crate) trait Record: Serialize + DeserializeOwned {
@@ -58,6 +58,14 @@ pub(crate) fn page<R: Record>(read: &dyn Read, prefix: &[u8], after: Option<&str
         Ok(if records.len() < max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
     })?;
     Ok(records)
+}
+
+/// All records whose keys begin with `prefix`, one by one.
+pub(crate) fn visit<R: Record>(read: &dyn Read, prefix: &[u8], each: &mut dyn FnMut(R)) -> Result<()> {
+    table::scan(read, R::TABLE, prefix, None, &mut |key, value| {
+        each(codec::decode(R::KIND, key, value)?);
+        Ok(ControlFlow::Continue(()))
+    })
 }
 
 /// Whether any row of the table begins with `prefix`.

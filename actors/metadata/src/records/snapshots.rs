@@ -10,7 +10,7 @@ use std::ops::ControlFlow;
 use cofferdam_types::{Ceiling, Digest, Error, Event, Labels, Name, Namespace, Result, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::{Record, Resource, containers, delta, events, layers, leases, namespaces};
+use super::{Record, Resource, containers, events, layers, leases, namespaces, resource};
 use crate::{
     Read, Tx, codec, fields,
     table::{Table, scan},
@@ -225,7 +225,7 @@ fn store(tx: &mut Tx<'_>, ns: &Namespace, snapshot: Snapshot) -> Result<Snapshot
     let mut touched = Resource::from_labels(&snapshot.labels);
     touched.push(snapshot.resource());
     touched.extend(snapshot.parent.clone().map(|key| Resource::Snapshot { driver: snapshot.driver.clone(), key }));
-    delta::touch(tx, ns, touched)?;
+    resource::touch(tx, ns, touched);
     Ok(snapshot)
 }
 

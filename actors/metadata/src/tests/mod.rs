@@ -4,6 +4,7 @@ mod actor;
 mod check;
 mod crash;
 mod disk;
+mod gc;
 mod leases;
 mod records;
 mod snapshots;

@@ -8,7 +8,7 @@ use crate::records::{
     attachments::{self, Attachment, Stage},
     containers::{self, Container},
     content::{self, Link},
-    delta, events,
+    events,
     images::{self, Image},
     ingests,
     layers::{self, Layer},
@@ -440,20 +440,25 @@ fn references_are_noted_only_while_a_collection_runs() {
     let put = |f: &mut Fixture, text: &'static str| {
         f.write(move |tx| images::create(tx, &default(), Image::new(name(text), target(text)))).unwrap();
     };
-    let noted =
-        |f: &Fixture, text: &str| delta::contains(&f.view(), &default(), &Resource::Content(digest(text))).unwrap();
+    let noted = |f: &Fixture, collection: u64, text: &str| {
+        let (noted, _) = f.shared.spared().noted(collection, &default(), 0).unwrap();
+        noted.contains(&Resource::Content(digest(text)))
+    };
     put(&mut f, "before");
-    let epoch = f.write(delta::begin).unwrap();
+    let first = f.write(|tx| Ok(tx.spared().begin())).unwrap();
     put(&mut f, "during");
-    assert!(!noted(&f, "before") && noted(&f, "during"));
-    let other = f.write(delta::begin).unwrap();
-    code(delta::check(&f.view(), epoch), Code::FailedPrecondition);
-    assert!(!noted(&f, "during"), "another collection began: its snapshot has that");
+    assert!(!noted(&f, first, "before") && noted(&f, first, "during"));
+    let (_, seen) = f.shared.spared().noted(first, &default(), 0).unwrap();
+    put(&mut f, "more");
+    assert_eq!(f.shared.spared().noted(first, &default(), seen).unwrap().0, [Resource::Content(digest("more"))]);
+    let other = f.write(|tx| Ok(tx.spared().begin())).unwrap();
+    code(f.shared.spared().noted(first, &default(), 0), Code::FailedPrecondition);
+    assert!(!noted(&f, other, "during"), "another collection began: its view has that");
+    f.shared.spared().end(first);
     put(&mut f, "later");
-    delta::check(&f.view(), other).unwrap();
-    f.write(move |tx| delta::end(tx, other)).unwrap();
-    put(&mut f, "after");
-    assert!(!noted(&f, "later") && !noted(&f, "after"));
+    assert!(noted(&f, other, "later"), "the end of one that is void ends no other");
+    f.shared.spared().end(other);
+    code(f.shared.spared().noted(other, &default(), 0), Code::FailedPrecondition);
 }
 
 #[test]

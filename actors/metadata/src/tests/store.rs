@@ -5,7 +5,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use cofferdam_types::Descriptor;
 
 use super::*;
-use crate::records::{attachments, events, images, namespaces};
+use crate::records::{
+    Resource, attachments,
+    content::{self, Link},
+    events, images, leases, namespaces,
+};
 
 fn image(tx: &mut Tx<'_>, text: &str) -> Result<()> {
     let target = Descriptor::new("application/json", digest(text), 1);
@@ -134,6 +138,7 @@ fn an_older_format_gets_what_it_lacks() {
     let open = || Arc::new(Shared::new(Opener::file(&path))).open();
     let write = job(&Authority::system(), |tx| {
         image(tx, "kept")?;
+        content::create(tx, &default(), Link::new(digest("old"), 1))?;
         tx.put(crate::Table::META, b"version", &1u64.to_be_bytes())
     });
     open().unwrap().commit(&[write]).remove(0).unwrap();
@@ -145,7 +150,11 @@ fn an_older_format_gets_what_it_lacks() {
     let shared = Arc::new(Shared::new(Opener::file(&path)));
     let store = shared.open().unwrap();
     assert!(attachments::list(&shared.read().unwrap(), None, 9).unwrap().is_empty());
-    assert_eq!(images::list(&shared.read().unwrap(), &default(), None, 9).unwrap().len(), 1);
+    let view = shared.read().unwrap();
+    assert_eq!(images::list(&view, &default(), None, 9).unwrap().len(), 1);
+    // Nobody said by then what was made by hand: what nothing refers to stands.
+    assert_eq!(leases::by_hand(&view, &default(), None, 9).unwrap(), [Resource::Content(digest("old"))]);
+    drop(view);
     drop(store);
     // It is of the newer format from then on.
     open().unwrap();

@@ -231,15 +231,20 @@ pub static RM: Command = Command {
     path: &["image", "rm"],
     about: "remove images",
     positionals: &[Positional { name: "NAME", times: Times::Many }],
-    flags: &[],
-    notes: "Containers made from them go on.",
+    flags: &[switch("sync", None, "wait until what nothing keeps then is removed")],
+    notes: "Containers made from them go on. Without --sync what nothing keeps goes soon after.",
     failure: 1,
     action: |cx| Box::pin(rm(cx)),
 };
 
 async fn rm(cx: Cx) -> Result<i32, Failure> {
     let images = cx.namespace().await?.images();
-    each(&cx, async |name| Ok(images.remove(name).await?)).await
+    let code = each(&cx, async |name| Ok(images.remove(name).await?)).await?;
+    if cx.args.has("sync") {
+        // Once, for all of them.
+        cx.client().await?.collector().collect(false).await?;
+    }
+    Ok(code)
 }
 
 /// `coffer image inspect`.

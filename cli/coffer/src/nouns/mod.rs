@@ -9,6 +9,7 @@ pub mod env;
 pub mod events;
 pub mod exec;
 pub mod foreground;
+pub mod gc;
 pub mod image;
 pub mod job;
 pub mod lease;

@@ -18,7 +18,8 @@ use crate::{
     units::{pair, show_age, show_size, size},
 };
 
-const SNAPSHOTTER: Flag = value("snapshotter", None, "NAME", "of another driver than the default one");
+/// Whose snapshots are meant.
+pub const SNAPSHOTTER: Flag = value("snapshotter", None, "NAME", "of another driver than the default one");
 const LABEL: Flag = many("label", Some('l'), "KEY=VALUE", "a label");
 const NEW: &[Positional] =
     &[Positional { name: "KEY", times: Times::Once }, Positional { name: "PARENT", times: Times::Maybe }];

@@ -1,13 +1,9 @@
-//! What was referenced since a collection began: the collector's sweep spares it.
-//!
-//! A collection marks over one read snapshot while writers go on. Whatever a writer creates or refers to meanwhile
-//! is noted here, in the writer's own commit, and the sweep drops it from its candidates. Outside a collection
-//! nothing is noted, so the table is a set no larger than what was touched during one.
+//! What the collector collects, by name.
 
 use cofferdam_types::{Digest, Error, Labels, Name, Namespace, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::{Read, Tx, codec, table::Table};
+use crate::Tx;
 
 /// Something that the collector collects, within a namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -70,12 +66,6 @@ impl Resource {
         }
     }
 
-    fn key(&self, ns: &Namespace) -> Vec<u8> {
-        let mut parts = self.parts();
-        parts.insert(0, ns.to_string());
-        codec::key(&parts.iter().map(String::as_str).collect::<Vec<_>>())
-    }
-
     /// What the labels of a record refer to (reference, section 10.2): `containerd.io/gc.ref.content[.x]` = digest,
     /// `containerd.io/gc.ref.snapshot.<driver>` = key. What does not parse refers to nothing.
     pub fn from_labels(labels: &Labels) -> Vec<Resource> {
@@ -92,50 +82,7 @@ impl Resource {
     }
 }
 
-const EPOCH: &str = "collection";
-const RUNNING: &[u8] = b"collection";
-
-/// Begins a collection: from this commit on references are noted. An older collection that did not end is void.
-pub fn begin(tx: &mut Tx<'_>) -> Result<u64> {
-    for key in super::keys(tx, Table::DELTA, b"")? {
-        tx.remove(Table::DELTA, &key)?;
-    }
-    let epoch = tx.next(EPOCH, 1)?;
-    tx.put(Table::META, RUNNING, &epoch.to_be_bytes())?;
-    Ok(epoch)
-}
-
-/// Fails unless this collection is the one that runs.
-pub fn check(read: &dyn Read, epoch: u64) -> Result<()> {
-    let running = read.get(Table::META, RUNNING)?.map(|bytes| codec::number(&bytes)).transpose()?;
-    if running == Some(epoch) {
-        return Ok(());
-    }
-    Err(Error::failed_precondition("collection", epoch, "is no longer the one that runs: begin another"))
-}
-
-/// Whether `resource` was created or referred to since the collection began.
-pub fn contains(read: &dyn Read, ns: &Namespace, resource: &Resource) -> Result<bool> {
-    Ok(read.get(Table::DELTA, &resource.key(ns))?.is_some())
-}
-
-/// Ends the collection.
-pub fn end(tx: &mut Tx<'_>, epoch: u64) -> Result<()> {
-    check(tx, epoch)?;
-    tx.remove(Table::META, RUNNING)?;
-    for key in super::keys(tx, Table::DELTA, b"")? {
-        tx.remove(Table::DELTA, &key)?;
-    }
-    Ok(())
-}
-
-/// Notes references, if a collection runs.
-pub(crate) fn touch(tx: &mut Tx<'_>, ns: &Namespace, resources: impl IntoIterator<Item = Resource>) -> Result<()> {
-    if tx.get(Table::META, RUNNING)?.is_none() {
-        return Ok(());
-    }
-    for resource in resources {
-        tx.put(Table::DELTA, &resource.key(ns), b"")?;
-    }
-    Ok(())
+/// Notes references, if a collection runs: whatever a record is made to refer to goes through here in its own commit.
+pub(crate) fn touch(tx: &Tx<'_>, ns: &Namespace, resources: impl IntoIterator<Item = Resource>) {
+    tx.spared().touch(ns, resources);
 }

@@ -1,0 +1,208 @@
+//! One collection, from its mark to the last file.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use cofferdam_content::Content;
+use cofferdam_kernel::block_on;
+use cofferdam_metadata::{
+    Changes, Metadata, Read, View,
+    graph::{Graph, Sweep, Swept, end_leases},
+    records::{Resource, content, namespaces, snapshots},
+};
+use cofferdam_snapshots::Snapshots;
+use cofferdam_types::{Authority, Name, Namespace, Result, Timestamp};
+
+/// Records that one commit removes: a writer that comes behind waits for it.
+const SLICE: usize = 64;
+/// Namespaces that are read in one go.
+const PAGE: usize = 1000;
+/// What a report lists; its figures count all.
+pub const LISTED: usize = 10_000;
+
+/// Something that was removed, or would be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Item {
+    /// Where.
+    pub namespace: Namespace,
+    /// What.
+    pub resource: Resource,
+    /// The bytes on disk that go with it; of a snapshot that isn't committed they are not known.
+    pub bytes: u64,
+}
+
+/// What a collection did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// The first [`LISTED`] things that went.
+    pub items: Vec<Item>,
+    /// How many blobs went from their namespaces.
+    pub blobs: u64,
+    /// How many snapshots.
+    pub snapshots: u64,
+    /// How many leases that had ended.
+    pub leases: u64,
+    /// Bytes that nobody has any more.
+    pub bytes: u64,
+    /// How long it took to find out.
+    pub mark: Duration,
+    /// How long the removal took.
+    pub sweep: Duration,
+    /// The longest that it kept writers waiting.
+    pub longest: Duration,
+    /// When the next lease ends.
+    pub next_end: Option<Timestamp>,
+}
+
+impl Report {
+    fn add(&mut self, namespace: &Namespace, resource: Resource, bytes: u64) {
+        match resource {
+            Resource::Content(_) => self.blobs += 1,
+            Resource::Snapshot { .. } => self.snapshots += 1,
+        }
+        self.bytes += bytes;
+        if self.items.len() < LISTED {
+            self.items.push(Item { namespace: namespace.clone(), resource, bytes });
+        }
+    }
+}
+
+/// Whose records and bytes are collected.
+#[derive(Clone)]
+pub struct Stores {
+    pub meta: Metadata,
+    pub content: Content,
+    pub snapshots: Snapshots,
+}
+
+/// What a mark leaves of one namespace.
+struct Left {
+    namespace: Namespace,
+    garbage: Vec<Resource>,
+    ended: Vec<Name>,
+}
+
+/// Marks all namespaces over one view.
+fn mark(view: &View, report: &mut Report) -> Result<Vec<Left>> {
+    let (mut left, mut after) = (Vec::new(), None::<Namespace>);
+    loop {
+        let page = namespaces::list(view, after.as_ref().map(Namespace::as_str), PAGE)?;
+        let Some(last) = page.last() else { return Ok(left) };
+        after = Some(last.name.clone());
+        for record in page {
+            let graph = Graph::read(view, &record.name, Timestamp::now())?;
+            report.next_end = report.next_end.into_iter().chain(graph.next_end()).min();
+            let garbage: Vec<_> = graph.garbage().into_iter().map(|node| node.resource.clone()).collect();
+            let ended = graph.ended().to_vec();
+            if !garbage.is_empty() || !ended.is_empty() {
+                left.push(Left { namespace: record.name, garbage, ended });
+            }
+        }
+    }
+}
+
+impl Stores {
+    /// What a collection would remove now.
+    pub fn rehearse(&self) -> Result<Report> {
+        let (begun, mut report, view) = (Instant::now(), Report::default(), self.meta.read()?);
+        let left = mark(&view, &mut report)?;
+        // What has several links goes with the last of them.
+        let mut links = HashMap::new();
+        for Left { namespace, garbage, ended } in left {
+            report.leases += ended.len() as u64;
+            for resource in garbage {
+                let (key, count, size) = bytes(&view, &namespace, &resource)?;
+                let links: &mut u64 = links.entry(key).or_default();
+                *links += 1;
+                report.add(&namespace, resource, if *links == count { size } else { 0 });
+            }
+        }
+        report.mark = begun.elapsed();
+        Ok(report)
+    }
+
+    /// Removes what nothing keeps. Says too what had been written when it began.
+    pub fn collect(&self) -> Result<(Report, Changes)> {
+        let (begun, mut report) = (Instant::now(), Report::default());
+        let (collection, seen) = block_on(self.meta.begin_collection())?;
+        let ended = Ends(&self.meta, collection);
+        // Only now: what was written before is in it, and what is written behind it is noted.
+        let view = self.meta.read()?;
+        let left = mark(&view, &mut report)?;
+        drop(view);
+        report.mark = begun.elapsed();
+        let begun = Instant::now();
+        for Left { namespace, garbage, ended } in left {
+            self.end(&namespace, ended, &mut report)?;
+            let sweep = Arc::new(Mutex::new(Sweep::new(collection, namespace.clone(), garbage)));
+            while !lock(&sweep).is_done() {
+                let (theirs, begun) = (sweep.clone(), Instant::now());
+                let write = self.meta.write_blocking(&Authority::system(), move |tx| lock(&theirs).slice(tx, SLICE));
+                let swept = write?;
+                report.longest = report.longest.max(begun.elapsed());
+                lock(&sweep).done(&swept, SLICE);
+                self.discard(&namespace, swept, &mut report);
+            }
+        }
+        drop(ended);
+        report.sweep = begun.elapsed();
+        Ok((report, seen))
+    }
+
+    fn end(&self, namespace: &Namespace, ended: Vec<Name>, report: &mut Report) -> Result<()> {
+        for ids in ended.chunks(SLICE) {
+            let (namespace, ids) = (namespace.clone(), ids.to_vec());
+            report.leases +=
+                self.meta.write_blocking(&Authority::system(), move |tx| end_leases(tx, &namespace, &ids))?;
+        }
+        Ok(())
+    }
+
+    /// The records are gone; now the bytes. What can't be removed now the next start sweeps.
+    fn discard(&self, namespace: &Namespace, swept: Swept, report: &mut Report) {
+        for (resource, bytes) in swept.removed {
+            report.add(namespace, resource, bytes);
+        }
+        if !swept.blobs.is_empty()
+            && let Err(error) = block_on(self.content.discard(swept.blobs))
+        {
+            tracing::warn!(%error, "collected blobs stay on disk until the next start");
+        }
+        for snapshot in swept.snapshots.into_iter().filter(|snapshot| snapshot.unreferenced) {
+            if let Err(error) = block_on(self.snapshots.discard(snapshot)) {
+                tracing::warn!(%error, "a collected snapshot stays on disk until the next start");
+            }
+        }
+    }
+}
+
+/// The bytes behind something, how many names they have, and what tells them from others.
+fn bytes(view: &dyn Read, ns: &Namespace, resource: &Resource) -> Result<(String, u64, u64)> {
+    match resource {
+        Resource::Content(digest) => {
+            let blob = content::blob(view, digest)?;
+            Ok((digest.to_string(), blob.as_ref().map_or(0, |blob| blob.links), blob.map_or(0, |blob| blob.size)))
+        }
+        Resource::Snapshot { driver, key } => {
+            let found = snapshots::get(view, ns, driver, key)?;
+            let count = snapshots::dir_references(view, driver, found.dir)?;
+            Ok((format!("{driver}/{}", found.dir), count, found.usage.size))
+        }
+    }
+}
+
+/// Ends a collection however it ends.
+struct Ends<'a>(&'a Metadata, u64);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.end_collection(self.1);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,129 @@
+//! What a collection of 100,000 blobs costs, half of which nothing keeps, and what a writer feels of it.
+//!
+//! `cargo run --profile ci --example collect [directory [blobs]]`
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use cofferdam_kernel::{Kernel, Placement, block_on};
+use cofferdam_metadata::{
+    Metadata,
+    graph::{Graph, Sweep},
+    records::{content, images, leases},
+};
+use cofferdam_types::{Algorithm, Authority, Descriptor, Digest, Error, Name, Namespace, Result, Timestamp};
+
+const SLICE: usize = 64;
+
+fn blob(n: usize) -> Digest {
+    Digest::of(Algorithm::Sha256, &n.to_be_bytes())
+}
+
+/// Images of ten blobs each, every other of which has no name.
+fn fill(meta: &Metadata, ns: &Namespace, count: usize) -> Result<()> {
+    for first in (0..count).step_by(1000) {
+        let ns = ns.clone();
+        meta.write_blocking(&Authority::system(), move |tx| {
+            for target in (first..(first + 1000).min(count)).step_by(10) {
+                let mut link = content::Link::new(blob(target), 1000);
+                for n in target + 1..target + 10 {
+                    content::create(tx, &ns, content::Link::new(blob(n), 1000))?;
+                    link.labels.insert(format!("containerd.io/gc.ref.content.{n}"), blob(n).to_string());
+                }
+                content::create(tx, &ns, link)?;
+                if target % 20 == 0 {
+                    let target = Descriptor::new("application/json", blob(target), 1000);
+                    images::create(tx, &ns, images::Image::new(Name::new(target.digest.to_string())?, target))?;
+                }
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// Writes until it is over, and tells how long each write took.
+fn write(meta: &Metadata, ns: &Namespace, over: &AtomicBool, word: &str) -> Result<Vec<Duration>> {
+    let mut times = Vec::new();
+    while !over.load(Ordering::SeqCst) {
+        let (ns, id) = (ns.clone(), Name::new(format!("{word}-{}", times.len()))?);
+        let start = Instant::now();
+        meta.write_blocking(&Authority::system(), move |tx| leases::create(tx, &ns, leases::Lease::new(id.clone())))?;
+        times.push(start.elapsed());
+    }
+    times.sort();
+    Ok(times)
+}
+
+fn beside<R: Send>(
+    meta: &Metadata,
+    ns: &Namespace,
+    word: &str,
+    act: impl FnOnce() -> Result<R> + Send,
+) -> Result<(R, Vec<Duration>)> {
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| write(meta, ns, &over, word));
+        let done = act();
+        over.store(true, Ordering::SeqCst);
+        let times = writer.join().unwrap_or_else(|_| Err(Error::internal("writer", "", "panicked")))?;
+        Ok((done?, times))
+    })
+}
+
+fn collect(meta: &Metadata, ns: &Namespace) -> Result<(Duration, Duration, usize)> {
+    let begun = Instant::now();
+    let (collection, _) = block_on(meta.begin_collection())?;
+    let graph = Graph::read(&meta.read()?, ns, Timestamp::now())?;
+    let garbage: Vec<_> = graph.garbage().into_iter().map(|node| node.resource.clone()).collect();
+    drop(graph);
+    let (mark, begun, count) = (begun.elapsed(), Instant::now(), garbage.len());
+    let sweep = Arc::new(Mutex::new(Sweep::new(collection, ns.clone(), garbage)));
+    let lock = || sweep.lock().unwrap_or_else(PoisonError::into_inner);
+    while !lock().is_done() {
+        let theirs = sweep.clone();
+        let slice = meta.write_blocking(&Authority::system(), move |tx| {
+            theirs.lock().unwrap_or_else(PoisonError::into_inner).slice(tx, SLICE)
+        })?;
+        lock().done(&slice, SLICE);
+    }
+    meta.end_collection(collection);
+    Ok((mark, begun.elapsed(), count))
+}
+
+fn main() -> Result<()> {
+    let root = std::env::args().nth(1).unwrap_or_else(|| ".".into());
+    let count = std::env::args().nth(2).and_then(|text| text.parse().ok()).unwrap_or(100_000);
+    let path = std::path::Path::new(&root).join(format!("collect-{}.redb", std::process::id()));
+    let ns = Namespace::default_namespace();
+    let result = actix_rt::System::new().block_on(async {
+        let kernel = Kernel::new()?;
+        let meta = Metadata::start(&kernel, Placement::Own, &path)?;
+        kernel.ready().await?;
+        fill(&meta, &ns, count)?;
+        let quantiles = |times: &[Duration]| {
+            let at = |q: f64| times[((times.len() - 1) as f64 * q) as usize];
+            format!("{} writes, p50 {:?}, p99 {:?}, longest {:?}", times.len(), at(0.5), at(0.99), at(1.0))
+        };
+        let wait = || {
+            std::thread::sleep(Duration::from_secs(3));
+            Ok(())
+        };
+        let ((), alone) = beside(&meta, &ns, "alone", wait)?;
+        println!("alone: {}", quantiles(&alone));
+        let ((mark, sweep, removed), during) = beside(&meta, &ns, "during", || collect(&meta, &ns))?;
+        println!("beside a collection: {}", quantiles(&during));
+        println!("of {count} blobs {removed} went: mark {mark:?}, sweep {sweep:?}");
+        let (mark, _, left) = collect(&meta, &ns)?;
+        println!("again, with nothing to remove: {mark:?}, {left} left");
+        kernel.stop().await;
+        Ok(())
+    });
+    let _ = std::fs::remove_file(&path);
+    result
+}

@@ -1,0 +1,130 @@
+//! Removing what a mark did not reach, while writers go on.
+//!
+//! The mark saw everything as it was at one commit after the collection began. Whatever a writer created, or made
+//! something refer to, since then is noted ([`crate::spared::Spared`]). The transaction that removes takes the notes up to
+//! its own place in the order of commits, follows from there what refers to what now, and spares what it comes by. What the
+//! mark had reached refers to what the mark had reached, or by a reference that is noted: so it needs to be followed through
+//! candidates alone.
+
+use std::collections::HashSet;
+
+use cofferdam_types::{Digest, Name, Namespace, Result};
+
+use super::refers;
+use crate::{
+    Tx,
+    records::{
+        Resource, content, leases,
+        snapshots::{self, Removed},
+    },
+};
+
+/// What is left to be removed of one namespace.
+pub struct Sweep {
+    collection: u64,
+    namespace: Namespace,
+    candidates: HashSet<Resource>,
+    /// The candidates, the next ones last.
+    queue: Vec<Resource>,
+    /// How many notes have been taken account of.
+    seen: usize,
+}
+
+/// What a slice removed, for the owners to remove from disk once it is committed.
+#[derive(Default)]
+pub struct Swept {
+    /// The blobs that were the last link of theirs.
+    pub blobs: Vec<Digest>,
+    /// The snapshots.
+    pub snapshots: Vec<Removed>,
+    /// All that was removed, with the bytes that nobody else has.
+    pub removed: Vec<(Resource, u64)>,
+    spared: HashSet<Resource>,
+    seen: usize,
+}
+
+impl Sweep {
+    /// `garbage`: what the mark of this collection did not reach, in the order of [`super::Graph::garbage`].
+    pub fn new(collection: u64, namespace: Namespace, mut garbage: Vec<Resource>) -> Sweep {
+        garbage.reverse();
+        Sweep { collection, namespace, candidates: garbage.iter().cloned().collect(), queue: garbage, seen: 0 }
+    }
+
+    /// Whether there is nothing left.
+    pub fn is_done(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// Removes the next candidates, `max` at most, but for those that are spared. It changes nothing here: hand the answer
+    /// to [`Sweep::done`] once it is committed.
+    pub fn slice(&self, tx: &mut Tx<'_>, max: usize) -> Result<Swept> {
+        let (news, seen) = tx.spared().noted(self.collection, &self.namespace, self.seen)?;
+        let mut swept = Swept { seen, ..Swept::default() };
+        let mut next = news;
+        next.extend(tx.spared().pinned(&self.namespace));
+        while let Some(resource) = next.pop() {
+            if self.candidates.contains(&resource) && !swept.spared.contains(&resource) {
+                next.extend(refers(tx, &self.namespace, &resource)?);
+                swept.spared.insert(resource);
+            }
+        }
+        tx.uncounted();
+        for resource in self.queue.iter().rev().take(max) {
+            if self.candidates.contains(resource) && !swept.spared.contains(resource) {
+                self.remove(tx, resource, &mut swept)?;
+            }
+        }
+        Ok(swept)
+    }
+
+    fn remove(&self, tx: &mut Tx<'_>, resource: &Resource, swept: &mut Swept) -> Result<()> {
+        let ns = &self.namespace;
+        let bytes;
+        match resource {
+            Resource::Content(digest) => {
+                let Some(found) = content::find(tx, ns, digest)? else { return Ok(()) };
+                let last = content::delete(tx, ns, digest)?;
+                bytes = if last { found.size } else { 0 };
+                swept.blobs.extend(last.then(|| digest.clone()));
+            }
+            Resource::Snapshot { driver, key } => {
+                let Some(found) = snapshots::find(tx, ns, driver, key)? else { return Ok(()) };
+                // Where labels lead round in a circle, what lies on it may come behind it.
+                for child in snapshots::children(tx, ns, driver, key, usize::MAX)? {
+                    let child = Resource::Snapshot { driver: driver.clone(), key: child };
+                    if !self.candidates.contains(&child) || swept.spared.contains(&child) {
+                        return Ok(());
+                    }
+                    self.remove(tx, &child, swept)?;
+                }
+                let gone = snapshots::delete(tx, ns, driver, key)?;
+                bytes = if gone.unreferenced { found.usage.size } else { 0 };
+                swept.snapshots.push(gone);
+            }
+        }
+        swept.removed.push((resource.clone(), bytes));
+        Ok(())
+    }
+
+    /// A slice was committed.
+    pub fn done(&mut self, swept: &Swept, max: usize) {
+        self.queue.truncate(self.queue.len().saturating_sub(max));
+        for resource in &swept.spared {
+            self.candidates.remove(resource);
+        }
+        self.seen = swept.seen;
+    }
+}
+
+/// Removes leases that have ended, unless they were renewed. What they held goes as anything else does.
+pub fn end_leases(tx: &mut Tx<'_>, ns: &Namespace, ids: &[Name]) -> Result<u64> {
+    tx.uncounted();
+    let mut ended = 0;
+    for id in ids {
+        if leases::find(tx, ns, id)?.is_some_and(|lease| lease.ended(tx.now())) {
+            leases::delete(tx, ns, id)?;
+            ended += 1;
+        }
+    }
+    Ok(ended)
+}

@@ -1,0 +1,485 @@
+//! The collector's decisions, by random histories: writers go on between its mark and each slice of its sweep.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex},
+};
+
+use cofferdam_types::{Any, Authority, Code, Descriptor, Labels, Namespace, Result, Timestamp};
+
+use super::{Fixture, default, digest, id, labels, name};
+use crate::{
+    Read, Tx,
+    graph::{Bytes, Explanation, Graph, Owner, Root, Step, Subject, Sweep, end_leases, explain, usage},
+    records::{
+        Resource,
+        containers::{self, Container},
+        content::{self, Link},
+        images::{self, Image},
+        leases::{self, Lease},
+        namespaces,
+        snapshots::{self, Kind, Snapshot, Usage},
+    },
+    spared::Pin,
+};
+
+fn blob(text: &str) -> Resource {
+    Resource::Content(digest(text))
+}
+
+fn snapshot(key: &str) -> Resource {
+    Resource::Snapshot { driver: "overlay".into(), key: name(key) }
+}
+
+fn target(text: &str) -> Descriptor {
+    Descriptor::new("application/vnd.oci.image.manifest.v1+json", digest(text), 1)
+}
+
+fn other() -> Namespace {
+    Namespace::new("other").unwrap()
+}
+
+/// xorshift64*: the same history for the same seed.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % sides
+    }
+
+    fn pick(&mut self, prefix: &str, sides: u64) -> String {
+        format!("{prefix}{}", self.roll(sides))
+    }
+
+    fn resource(&mut self) -> Resource {
+        match self.roll(2) {
+            0 => blob(&self.pick("b", BLOBS)),
+            _ => snapshot(&self.pick("s", SNAPSHOTS)),
+        }
+    }
+
+    fn labels(&mut self) -> Labels {
+        let mut labels = Labels::new();
+        for n in 0..self.roll(3) {
+            let (key, value) = match self.roll(3) {
+                0 => ("containerd.io/gc.ref.snapshot.overlay".to_owned(), self.pick("s", SNAPSHOTS)),
+                _ => (format!("containerd.io/gc.ref.content.{n}"), digest(&self.pick("b", BLOBS)).to_string()),
+            };
+            labels.insert(key, value);
+        }
+        if self.roll(12) == 0 {
+            labels.insert("containerd.io/gc.root".into(), "now".into());
+        }
+        labels
+    }
+}
+
+const BLOBS: u64 = 9;
+const SNAPSHOTS: u64 = 8;
+const OTHERS: u64 = 3;
+
+/// One write of somebody's, which may be refused.
+fn step(f: &mut Fixture, dice: &mut Dice, dir: &mut u64) {
+    let ns = if dice.roll(6) == 0 { other() } else { default() };
+    let auth = match dice.roll(8) {
+        0 => Authority::system().by_hand(),
+        _ => Authority::system(),
+    };
+    let (b, s, x) = (dice.pick("b", BLOBS), dice.pick("s", SNAPSHOTS), dice.pick("x", OTHERS));
+    let (labels, resource) = (dice.labels(), dice.resource());
+    *dir += 1;
+    let number = *dir;
+    let parent = (dice.roll(2) == 0).then(|| name(&dice.pick("s", SNAPSHOTS)));
+    let kind = dice.roll(20);
+    let ends = [None, Some(Timestamp(1)), Some(Timestamp(u64::MAX))][dice.roll(3) as usize];
+    let write = move |tx: &mut Tx<'_>| -> Result<()> {
+        match kind {
+            0..=3 => {
+                let mut link = Link::new(digest(&b), 1);
+                link.labels.clone_from(&labels);
+                content::create(tx, &ns, link).map(drop)
+            }
+            4 => content::update(tx, &ns, &digest(&b), &labels, &[]).map(drop),
+            5 => content::delete(tx, &ns, &digest(&b)).map(drop),
+            6..=8 => {
+                let mut new = Snapshot::new("overlay", name(&s), Kind::Active, parent.clone(), number);
+                new.labels.clone_from(&labels);
+                snapshots::create(tx, &ns, new).map(drop)
+            }
+            9 | 10 => {
+                let to = parent.clone().unwrap_or_else(|| name(&s));
+                snapshots::commit(tx, &ns, "overlay", &s, to, &labels, Usage::default()).map(drop)
+            }
+            11 => snapshots::delete(tx, &ns, "overlay", &s).map(drop),
+            12 | 13 => {
+                let mut image = Image::new(name(&x), target(&b));
+                image.labels.clone_from(&labels);
+                match images::find(tx, &ns, &x)? {
+                    None => images::create(tx, &ns, image).map(drop),
+                    Some(_) => images::update(tx, &ns, image).map(drop),
+                }
+            }
+            14 => images::delete(tx, &ns, &x),
+            15 => {
+                let mut container = Container::new(id(&x), "native", Any { type_url: "t".into(), value: vec![1] });
+                container.driver = "overlay".into();
+                container.snapshot_key = Some(name(&s));
+                containers::create(tx, &ns, container).map(drop)
+            }
+            16 => containers::delete(tx, &ns, &x),
+            17 => {
+                let mut lease = Lease::new(name(&x));
+                lease.expires = ends;
+                if labels.len() > 1 {
+                    lease.labels.insert(leases::FLAT.into(), "1".into());
+                }
+                match leases::find(tx, &ns, &x)? {
+                    None => leases::create(tx, &ns, lease).map(drop),
+                    Some(_) => leases::update(tx, &ns, lease).map(drop),
+                }
+            }
+            18 => leases::hold(tx, &ns, &x, &resource),
+            _ => match labels.len() {
+                0 => leases::delete(tx, &ns, &x),
+                _ => leases::release(tx, &ns, &x, &resource).map(drop),
+            },
+        }
+    };
+    let _ = f.write_as(&auth, write);
+}
+
+/// What is there.
+fn present(read: &dyn Read, ns: &Namespace) -> BTreeSet<Resource> {
+    let blobs =
+        content::list(read, ns, None, usize::MAX).unwrap().into_iter().map(|link| Resource::Content(link.digest));
+    let snapshots = snapshots::list(read, ns, "overlay", None, usize::MAX).unwrap();
+    blobs.chain(snapshots.iter().map(Snapshot::resource)).collect()
+}
+
+/// What must stay, found the plain way: once more round until nothing is added.
+fn must_stay(read: &dyn Read, ns: &Namespace, pinned: &[Resource]) -> BTreeSet<Resource> {
+    let there = present(read, ns);
+    let now = Timestamp::now();
+    let (mut full, mut flat): (BTreeSet<Resource>, BTreeSet<Resource>) =
+        (pinned.iter().cloned().collect(), BTreeSet::new());
+    for image in images::list(read, ns, None, usize::MAX).unwrap() {
+        full.insert(Resource::Content(image.target.digest));
+        full.extend(
+            Resource::from_labels(&image.labels).into_iter().filter(|r| matches!(r, Resource::Snapshot { .. })),
+        );
+    }
+    for container in containers::list(read, ns, None, usize::MAX).unwrap() {
+        full.insert(snapshot(container.snapshot_key.as_deref().unwrap()));
+    }
+    full.extend(leases::by_hand(read, ns, None, usize::MAX).unwrap());
+    for lease in leases::list(read, ns, None, usize::MAX).unwrap().into_iter().filter(|lease| !lease.ended(now)) {
+        let held = leases::resources(read, ns, &lease.id, None, usize::MAX).unwrap();
+        if lease.is_flat() { flat.extend(held) } else { full.extend(held) }
+    }
+    let labels_of = |resource: &Resource| match resource {
+        Resource::Content(digest) => content::find(read, ns, digest).unwrap().map(|link| (link.labels, None)),
+        Resource::Snapshot { driver, key } => {
+            snapshots::find(read, ns, driver, key).unwrap().map(|found| (found.labels, found.parent))
+        }
+    };
+    for resource in &there {
+        if labels_of(resource).is_some_and(|(labels, _)| labels.contains_key("containerd.io/gc.root")) {
+            full.insert(resource.clone());
+        }
+    }
+    loop {
+        let before = (full.len(), flat.len());
+        for resource in full.clone() {
+            let Some((labels, parent)) = labels_of(&resource) else { continue };
+            let refers = Resource::from_labels(&labels).into_iter();
+            let blob = matches!(resource, Resource::Content(_));
+            full.extend(refers.filter(|r| blob || matches!(r, Resource::Snapshot { .. })));
+            full.extend(parent.map(|key| snapshot(&key)));
+        }
+        for resource in flat.clone() {
+            flat.extend(labels_of(&resource).and_then(|(_, parent)| parent).map(|key| snapshot(&key)));
+        }
+        if before == (full.len(), flat.len()) {
+            return full.union(&flat).filter(|resource| there.contains(resource)).cloned().collect();
+        }
+    }
+}
+
+/// A collection, with `meanwhile` between its steps.
+fn collect(f: &mut Fixture, slice: usize, mut meanwhile: impl FnMut(&mut Fixture)) {
+    let collection = f.write(|tx| Ok(tx.spared().begin())).unwrap();
+    let view = f.view();
+    for ns in [default(), other()] {
+        let graph = Graph::read(&view, &ns, Timestamp::now()).unwrap();
+        let garbage = graph.garbage().into_iter().map(|node| node.resource.clone()).collect();
+        let ended = graph.ended().to_vec();
+        let space = ns.clone();
+        meanwhile(f);
+        f.write(move |tx| end_leases(tx, &space, &ended)).unwrap();
+        let sweep = Arc::new(Mutex::new(Sweep::new(collection, ns.clone(), garbage)));
+        while !sweep.lock().unwrap().is_done() {
+            meanwhile(f);
+            let theirs = sweep.clone();
+            let swept = f.write(move |tx| theirs.lock().unwrap().slice(tx, slice)).unwrap();
+            sweep.lock().unwrap().done(&swept, slice);
+        }
+    }
+    f.shared.spared().end(collection);
+}
+
+#[test]
+fn nothing_reachable_is_ever_removed_whatever_is_written_meanwhile() {
+    let (mut removed, mut spared) = (0, 0);
+    for seed in 1..=150u64 {
+        let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let mut f = Fixture::new();
+        f.write(|tx| namespaces::create(tx, &other(), &Labels::new()).map(drop)).unwrap();
+        let mut dir = 0;
+        for _ in 0..50 {
+            step(&mut f, &mut dice, &mut dir);
+        }
+        let mut pins: Vec<(Vec<Resource>, Pin)> = Vec::new();
+        let slice = 1 + dice.roll(4) as usize;
+        // What must stay is written down before each step of the sweep, and compared at the next.
+        let mut before: Option<[BTreeSet<Resource>; 2]> = None;
+        let begun = present(&f.view(), &default()).len();
+        collect(&mut f, slice, |f| {
+            if let Some(before) = before.take() {
+                let view = f.view();
+                for (ns, stay) in [default(), other()].iter().zip(before) {
+                    let there = present(&view, ns);
+                    let lost: Vec<_> = stay.difference(&there).collect();
+                    assert!(lost.is_empty(), "seed {seed}: {lost:?} was reachable and is gone");
+                }
+            }
+            match dice.roll(6) {
+                0 => {
+                    let resources = vec![dice.resource()];
+                    let (shared, theirs) = (f.shared.spared().clone(), resources.clone());
+                    let pin = f.write(move |_| Ok(Pin::new(shared.clone(), default(), theirs.clone()))).unwrap();
+                    pins.push((resources, pin));
+                }
+                1 => drop(pins.pop()),
+                _ => {}
+            }
+            for _ in 0..dice.roll(4) {
+                step(f, &mut dice, &mut dir);
+            }
+            let pinned: Vec<_> = pins.iter().flat_map(|(resources, _)| resources.clone()).collect();
+            let view = f.view();
+            before = Some([must_stay(&view, &default(), &pinned), must_stay(&view, &other(), &[])]);
+        });
+        let view = f.view();
+        for (ns, stay) in [default(), other()].iter().zip(before.unwrap()) {
+            let there = present(&view, ns);
+            assert!(stay.is_subset(&there), "seed {seed}: the last slice");
+            spared += there.len() - stay.len();
+        }
+        pins.clear();
+        // The second finds all that is left, and nothing more.
+        let must = [must_stay(&view, &default(), &[]), must_stay(&view, &other(), &[])];
+        collect(&mut f, slice, |_| {});
+        let view = f.view();
+        for (ns, stay) in [default(), other()].iter().zip(must) {
+            assert_eq!(present(&view, ns), stay, "seed {seed}");
+        }
+        removed += begun.saturating_sub(present(&view, &default()).len());
+    }
+    assert!(removed > 300 && spared > 20, "the histories don't reach what they are for: {removed} {spared}");
+}
+
+fn link(text: &str, labels: &str) -> Link {
+    let mut link = Link::new(digest(text), 10);
+    link.labels = self::labels(labels);
+    link
+}
+
+/// An index with a manifest, its config, and a chain of two snapshots; a container on these.
+fn shop(f: &mut Fixture) {
+    f.write(|tx| {
+        let content = "containerd.io/gc.ref.content";
+        content::create(tx, &default(), link("index", &format!("{content}.m.0={}", digest("manifest"))))?;
+        let config = digest("config");
+        content::create(tx, &default(), link("manifest", &format!("{content}={config} {content}x={}", digest("odd"))))?;
+        content::create(tx, &default(), link("config", "containerd.io/gc.ref.snapshot.overlay=top"))?;
+        content::create(tx, &default(), link("odd", ""))?;
+        content::create(tx, &default(), link("pinned", "containerd.io/gc.root=2026-01-01T00:00:00Z"))?;
+        images::create(tx, &default(), Image::new(name("shop"), target("index")))?;
+        let mut dir = 0;
+        for (key, parent) in [("base", None), ("top", Some("base")), ("lone", None), ("box", Some("lone"))] {
+            dir += 1;
+            let kind = if key == "box" { Kind::Active } else { Kind::Committed };
+            snapshots::create(tx, &default(), Snapshot::new("overlay", name(key), kind, parent.map(name), dir))?;
+        }
+        let mut container = Container::new(id("box"), "native", Any { type_url: "t".into(), value: vec![1] });
+        (container.driver, container.snapshot_key) = ("overlay".into(), Some(name("box")));
+        containers::create(tx, &default(), container).map(drop)
+    })
+    .unwrap();
+}
+
+fn garbage(f: &Fixture) -> Vec<Resource> {
+    let graph = Graph::read(&f.view(), &default(), Timestamp::now()).unwrap();
+    graph.garbage().into_iter().map(|node| node.resource.clone()).collect()
+}
+
+#[test]
+fn roots_and_references_are_those_of_the_reference() {
+    let mut f = Fixture::new();
+    shop(&mut f);
+    // A label whose suffix doesn't begin with a dot is none.
+    assert_eq!(garbage(&f), [blob("odd")]);
+    // What is labelled as a reference on an image keeps snapshots alone, and one that isn't there keeps nothing.
+    let labels = format!(
+        "containerd.io/gc.ref.content={} containerd.io/gc.ref.snapshot.overlay=box containerd.io/gc.ref.snapshot.native=x",
+        digest("odd")
+    );
+    f.write(move |tx| {
+        let mut image = images::get(tx, &default(), "shop")?;
+        image.labels = self::labels(&labels);
+        images::update(tx, &default(), image)?;
+        containers::delete(tx, &default(), "box")
+    })
+    .unwrap();
+    assert_eq!(garbage(&f), [blob("odd")]);
+    f.write(|tx| images::delete(tx, &default(), "shop")).unwrap();
+    assert_eq!(garbage(&f).len(), 8, "all but what has the label");
+    // A lease that is flat keeps what it names, and parents.
+    f.write(|tx| {
+        let mut lease = Lease::new(name("l"));
+        lease.labels = self::labels("containerd.io/gc.flat=1");
+        leases::create(tx, &default(), lease)?;
+        leases::hold(tx, &default(), "l", &snapshot("box"))?;
+        leases::hold(tx, &default(), "l", &blob("index"))
+    })
+    .unwrap();
+    assert_eq!(garbage(&f).len(), 5);
+    f.write(|tx| leases::update_fields(tx, &default(), "l", &Labels::new(), None, &["labels".into()])).unwrap();
+    assert_eq!(garbage(&f), [blob("odd")]);
+    // One that has ended keeps nothing.
+    f.write(|tx| leases::update_fields(tx, &default(), "l", &Labels::new(), Some(Timestamp(1)), &["expires".into()]))
+        .unwrap();
+    assert_eq!(garbage(&f).len(), 8);
+    assert_eq!(Graph::read(&f.view(), &default(), Timestamp::now()).unwrap().ended(), [name("l")]);
+}
+
+#[test]
+fn what_refers_goes_before_what_it_refers_to() {
+    let mut f = Fixture::new();
+    shop(&mut f);
+    f.write(|tx| {
+        images::delete(tx, &default(), "shop")?;
+        containers::delete(tx, &default(), "box")?;
+        // Round in a circle, against the order of parents.
+        let labels = self::labels("containerd.io/gc.ref.snapshot.overlay=box");
+        snapshots::update(tx, &default(), "overlay", "lone", &labels, &[]).map(drop)
+    })
+    .unwrap();
+    let order = garbage(&f);
+    let at = |resource: Resource| order.iter().position(|other| *other == resource).unwrap();
+    let path = [blob("index"), blob("manifest"), blob("config"), snapshot("top"), snapshot("base")].map(at);
+    assert!(path.is_sorted(), "{order:?}");
+    // One at a time, and each commit leaves nothing that has lost what it lies on.
+    collect(&mut f, 1, |f| {
+        for found in snapshots::list(&f.view(), &default(), "overlay", None, usize::MAX).unwrap() {
+            snapshots::ancestors(&f.view(), &default(), &found).unwrap();
+        }
+    });
+    assert_eq!(Vec::from_iter(present(&f.view(), &default())), [blob("pinned")]);
+}
+
+#[test]
+fn what_stays_is_explained_and_what_goes() {
+    let mut f = Fixture::new();
+    shop(&mut f);
+    let ask = |f: &Fixture, subject: Subject| {
+        explain(&f.view(), f.shared.spared(), &default(), &subject, Timestamp::now()).unwrap()
+    };
+    let told = |answer: &Explanation| {
+        let line = |step: &Step| format!("{} {} {}", step.kind, step.id, step.by).trim().to_owned();
+        answer.chain.iter().map(line).collect::<Vec<_>>()
+    };
+    let base = ask(&f, Subject::Resource(snapshot("base")));
+    let want = [
+        "image shop".to_owned(),
+        format!("content {} what it stands for", digest("index")),
+        format!("content {} label containerd.io/gc.ref.content.m.0", digest("manifest")),
+        format!("content {} label containerd.io/gc.ref.content", digest("config")),
+        "snapshots/overlay top label containerd.io/gc.ref.snapshot.overlay".into(),
+        "snapshots/overlay base its parent".into(),
+    ];
+    assert!(base.stays && told(&base) == want, "{base:?}");
+    let lone = ask(&f, Subject::Resource(snapshot("lone")));
+    assert_eq!(told(&lone), ["container box", "snapshots/overlay box its root", "snapshots/overlay lone its parent"]);
+    let pinned = ask(&f, Subject::Resource(blob("pinned")));
+    assert!(pinned.stays && pinned.why.contains("containerd.io/gc.root"), "{pinned:?}");
+    let image = ask(&f, Subject::Image(name("shop")));
+    assert_eq!((image.stays, image.blobs, image.snapshots, image.bytes), (true, 3, 2, 30));
+
+    let odd = ask(&f, Subject::Resource(blob("odd")));
+    assert!(!odd.stays && odd.why.ends_with("nothing refers to it") && odd.chain.is_empty(), "{odd:?}");
+    let (shared, resources) = (f.shared.spared().clone(), vec![blob("odd")]);
+    let pin = f.write(move |_| Ok(Pin::new(shared.clone(), default(), resources.clone()))).unwrap();
+    assert!(ask(&f, Subject::Resource(blob("odd"))).why.contains("job"));
+    drop(pin);
+    f.write(|tx| {
+        let mut lease = Lease::new(name("l"));
+        lease.expires = Some(Timestamp(1));
+        leases::create(tx, &default(), lease)?;
+        leases::hold(tx, &default(), "l", &blob("odd"))?;
+        images::delete(tx, &default(), "shop")
+    })
+    .unwrap();
+    assert!(ask(&f, Subject::Resource(blob("odd"))).why.contains("lease l held it, and has ended"));
+    let lease = ask(&f, Subject::Lease(name("l")));
+    assert!(!lease.stays && lease.why.contains("the next collection removes it"), "{lease:?}");
+    let config = ask(&f, Subject::Resource(blob("config")));
+    assert!(!config.stays && config.why.contains(&digest("manifest").to_string()), "{config:?}");
+    let gone = explain(&f.view(), f.shared.spared(), &default(), &Subject::Resource(blob("none")), Timestamp::now());
+    super::code(gone, Code::NotFound);
+}
+
+#[test]
+fn bytes_have_owners_and_are_counted_once() {
+    let mut f = Fixture::new();
+    shop(&mut f);
+    f.write(|tx| {
+        namespaces::create(tx, &other(), &Labels::new())?;
+        content::create(tx, &other(), link("config", ""))?;
+        content::create(tx, &other(), link("odd", ""))?;
+        images::create(tx, &other(), Image::new(name("twin"), target("config")))?;
+        images::create(tx, &default(), Image::new(name("twice"), target("index")))?;
+        leases::create(tx, &default(), Lease::new(name("l")))?;
+        leases::hold(tx, &default(), "l", &snapshot("lone"))
+    })
+    .unwrap();
+    let tree = |dir| Bytes::Tree { driver: "overlay".into(), dir };
+    let blobs = [("index", 1), ("manifest", 2), ("config", 4), ("odd", 8), ("pinned", 16), ("placed", 32)];
+    let mut measured: HashMap<_, _> = blobs.map(|(text, size)| (Bytes::Blob(digest(text)), size)).into();
+    measured.extend([(tree(1), 100), (tree(2), 200), (tree(3), 400), (tree(4), 800), (tree(9), 1600)]);
+    let usage = usage(&f.view(), Timestamp::now(), &measured).unwrap();
+    let told = |owner: &Owner| {
+        let (kind, id) = owner.root.as_ref().map_or(("nothing", ""), Root::words);
+        (format!("{} {kind} {id}", owner.namespace), owner.alone, owner.shared)
+    };
+    let mut told: Vec<_> = usage.owners.iter().map(told).collect();
+    told.sort();
+    let mut want = [
+        ("default container box", 800, 400),
+        ("default image shop", 0, 307),
+        ("default image twice", 0, 307),
+        ("default label ", 16, 0),
+        ("default lease l", 0, 400),
+        ("default nothing ", 8, 0),
+        ("other image twin", 0, 4),
+    ]
+    .map(|(owner, alone, shared)| (owner.to_owned(), alone, shared));
+    want.sort();
+    assert_eq!(told, want);
+    assert_eq!((usage.shared, usage.unnamed), (307 + 400, 32 + 1600));
+    let sum: u64 = usage.owners.iter().map(|owner| owner.alone).sum();
+    assert_eq!(sum + usage.shared + usage.unnamed, measured.values().sum::<u64>());
+}
