@@ -128,6 +128,7 @@ impl Daemon {
             content,
             events,
             snapshots,
+            diff,
             images,
             networks,
             tasks,

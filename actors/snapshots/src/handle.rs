@@ -115,9 +115,9 @@ impl Snapshots {
         self.mounts(ns, driver, key)
     }
 
-    /// What was changed in an active snapshot.
-    pub fn changes(&self, ns: &Namespace, driver: &str, key: &Name) -> Result<Changes> {
-        self.core.changes(ns, driver, key)
+    /// What a snapshot holds, to be compared with its parent, or with another one.
+    pub fn changes(&self, ns: &Namespace, driver: &str, key: &Name, base: Option<&Name>) -> Result<Changes> {
+        self.core.changes(ns, driver, key, base)
     }
 
     /// Turns an active snapshot into a committed one; its key is gone, its content durable.
