@@ -31,6 +31,7 @@
 //! was restarted.
 
 mod call;
+mod commit;
 mod connect;
 mod container;
 mod content;
@@ -53,6 +54,7 @@ mod system;
 mod tests;
 
 pub use call::{Cursor, Reply};
+pub use commit::{CommitOptions, ConfigChange};
 pub use connect::{Client, DaemonInfo, block_on, is_lost};
 pub use container::{Container, ContainerChanges, ContainerInfo, ContainerRequest, Containers, RUNTIME_OPTIONS};
 pub use content::{Blob, BlobInfo, Content, Ingest, IngestInfo};
@@ -66,6 +68,6 @@ pub use network::{Network, NetworkInfo, NetworkStatus, Networking, Networks, Por
 pub use options::{BindMount, ContainerOptions, Device, IdMap, MountSource, Rlimit};
 pub use process::{Attachment, CheckpointOptions, Exit, Process, ProcessOptions, State, Status, Task, TaskInfo};
 pub use run::{Again, Run, RunRequest, random_id};
-pub use snapshot::{Snapshot, SnapshotInfo, SnapshotKind, Snapshots};
+pub use snapshot::{Change, ChangeKind, Layer, Snapshot, SnapshotInfo, SnapshotKind, Snapshots};
 pub use stdio::{Input, Output, Receiver, Sink, Stdio, channel};
 pub use system::{ActorStatus, ShimContainer, ShimInfo, ShimProcess, ShimState, System, SystemStatus};

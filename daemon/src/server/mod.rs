@@ -3,6 +3,7 @@
 mod admission;
 mod attachments;
 mod bytes;
+mod changes;
 mod containers;
 mod content;
 mod cursor;

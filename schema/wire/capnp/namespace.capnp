@@ -33,4 +33,8 @@ interface Namespace @0x90a3e332970f62d5 {
   events @6 () -> (events :Events) $Common.needs("none");
   jobs @7 () -> (jobs :Jobs) $Common.needs("none");
   networks @8 () -> (networks :Networks) $Common.needs("none");
+
+  update @9 (labels :List(Label), fields :List(Text)) -> (info :NamespaceInfo) $Common.needs("write");
+  # Takes from `labels` what is named: "labels", "labels.KEY"; where an entry is absent it is removed. Without names all of
+  # them. A name never changes: invalid_argument.
 }
