@@ -27,6 +27,8 @@ mod pack;
 
 #[cfg(test)]
 mod property;
+#[cfg(test)]
+mod reference;
 
 pub use actor::DiffActor;
 pub use handle::{Created, Diff, LayerFeed, Pending};

@@ -150,32 +150,34 @@ impl Report for List<'_> {
     }
 }
 
+/// The whole list, read in blocks.
+#[cfg(test)]
+pub(crate) fn told(changes: &Changes, max: usize) -> Vec<String> {
+    let (known, go) = (OnceLock::new(), AtomicBool::new(false));
+    let (mut told, mut after) = (Vec::new(), None::<PathBuf>);
+    loop {
+        let (found, end) = block(changes, &known, after.as_deref(), max, &go).unwrap();
+        assert!(found.len() <= max && (end || found.len() == max));
+        after = found.last().map(|last| last.path.clone()).or(after);
+        told.extend(found.iter().map(|change| {
+            let letter = match change.kind {
+                ChangeKind::Added => 'A',
+                ChangeKind::Changed => 'C',
+                ChangeKind::Deleted => 'D',
+            };
+            format!("{letter} /{}", change.path.display())
+        }));
+        if end {
+            return told;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
 
     use super::*;
-
-    fn all(changes: &Changes, max: usize) -> Vec<String> {
-        let (known, go) = (OnceLock::new(), AtomicBool::new(false));
-        let (mut told, mut after) = (Vec::new(), None::<PathBuf>);
-        loop {
-            let (found, end) = block(changes, &known, after.as_deref(), max, &go).unwrap();
-            assert!(found.len() <= max && (end || found.len() == max));
-            after = found.last().map(|last| last.path.clone()).or(after);
-            told.extend(found.iter().map(|change| {
-                let letter = match change.kind {
-                    ChangeKind::Added => 'A',
-                    ChangeKind::Changed => 'C',
-                    ChangeKind::Deleted => 'D',
-                };
-                format!("{letter} /{}", change.path.display())
-            }));
-            if end {
-                return told;
-            }
-        }
-    }
 
     fn trees() -> (tempfile::TempDir, Changes) {
         let dir = tempfile::tempdir().unwrap();
@@ -206,7 +208,7 @@ mod tests {
     fn blocks_of_any_size_make_the_same_list() {
         let (_dir, changes) = trees();
         for max in 1..=9 {
-            assert_eq!(all(&changes, max), TOLD, "{max} at once");
+            assert_eq!(told(&changes, max), TOLD, "{max} at once");
         }
     }
 
@@ -214,11 +216,11 @@ mod tests {
     fn of_a_tree_on_nothing_all_is_new_and_of_one_on_itself_nothing() {
         let (dir, changes) = trees();
         let alone = Changes { lower: None, ..changes };
-        let told = all(&alone, 3);
-        assert!(told.iter().all(|line| line.starts_with('A')), "{told:?}");
-        assert_eq!((&*told[0], told.len()), ("A /", 11));
+        let lines = told(&alone, 3);
+        assert!(lines.iter().all(|line| line.starts_with('A')), "{lines:?}");
+        assert_eq!((&*lines[0], lines.len()), ("A /", 11));
         let open = || OwnedFd::from(fs::File::open(dir.path().join("old")).unwrap());
-        assert_eq!(all(&Changes { lower: Some(open()), upper: open(), overlay: false }, 2), [""; 0]);
+        assert_eq!(told(&Changes { lower: Some(open()), upper: open(), overlay: false }, 2), [""; 0]);
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod checkpoints;
 mod containers;
 mod content;
 mod cp;
+mod diffs;
 mod images;
 mod lifecycle;
 mod limits;
