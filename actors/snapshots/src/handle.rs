@@ -116,7 +116,7 @@ impl Snapshots {
     }
 
     /// The mount of an active snapshot or a view, attached nowhere, for a client: no device can be used in it and no program
-    /// gets another's rights by its mode.
+    /// gets another's rights by its mode, wherever it is attached. Blocks.
     pub fn mount(&self, ns: &Namespace, driver: &str, key: &Name) -> Result<OwnedFd> {
         let mounts = self.mounts(ns, driver, key)?;
         let [mount] = &mounts[..] else {
@@ -125,8 +125,8 @@ impl Snapshots {
         let fd = cofferdam_sys::mount::detached(mount)?;
         let safe = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
         cofferdam_sys::mount::set_attributes(&fd, safe, 0, 0, true)
-            .map_err(|e| Error::io("snapshot", key, "make a mount for a client", &e))?;
-        Ok(fd)
+            .and_then(|()| cofferdam_sys::handover::locked(fd))
+            .map_err(|e| Error::io("snapshot", key, "make a mount for a client", &e))
     }
 
     /// What a snapshot holds, to be compared with its parent, or with another one.

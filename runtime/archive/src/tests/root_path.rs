@@ -61,7 +61,8 @@ macro_rules! tests {
     ($($name:ident: [$(($target:literal, $link:literal)),*], $($root:literal: $path:literal => $leads:expr),+;)*) => {$(
         #[test]
         fn $name() {
-            $(check(&[$(($target, $link)),*], $root, $path, $leads);)+
+            let links: &[(&str, &str)] = &[$(($target, $link)),*];
+            $(check(links, $root, $path, $leads);)+
         }
     )*};
 }
