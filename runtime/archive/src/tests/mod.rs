@@ -7,3 +7,4 @@ mod limits;
 mod refused;
 mod root_path;
 mod support;
+mod writers;
