@@ -34,7 +34,9 @@ const ALL: [&dyn Differ; 3] = [&Gzip, &Zstd, &Plain];
 pub(crate) fn readable(media_type: &str) -> Result<()> {
     match ALL.iter().any(|differ| differ.reads(media_type)) {
         true => Ok(()),
-        false => Err(Error::invalid("layer", media_type, "is a media type that is not a layer's, or of none that is read")),
+        false => {
+            Err(Error::invalid("layer", media_type, "is a media type that is not a layer's, or of none that is read"))
+        }
     }
 }
 

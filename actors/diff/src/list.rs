@@ -64,8 +64,7 @@ impl Listing {
             return Ok((Vec::new(), true));
         }
         let cancel = CancelOnDrop::default();
-        let (trees, links, after, flag) =
-            (self.trees.clone(), self.links.clone(), self.after.clone(), cancel.flag());
+        let (trees, links, after, flag) = (self.trees.clone(), self.links.clone(), self.after.clone(), cancel.flag());
         let work = move || block(&trees, &links, after.as_deref(), max, &flag);
         let (block, end) = self.pool.run(work).await?;
         self.end = end;

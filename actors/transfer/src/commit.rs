@@ -64,15 +64,16 @@ pub(crate) fn commit(
     let made_on = core.images.snapshot_parent(ns, &container.driver, key)?;
     if made_on.as_deref() != image.top().map(Digest::to_string).as_deref() {
         let name = &container.image;
-        return refuse(format!("its image {name} is not the one that it was made from any more: pull or name that again"));
+        return refuse(format!(
+            "its image {name} is not the one that it was made from any more: pull or name that again"
+        ));
     }
     let family = Family::of(&image.manifest);
     let item = board.item("changed files", 0);
     board.phase(item, Phase::Fetching);
     board.stage("comparing");
     let still = if options.pause { Still::begin(tasks, ns, id, auth)? } else { None };
-    let made =
-        core.images.changes(ns, &container.driver, key, family.layer(options.compression), &|| word.check());
+    let made = core.images.changes(ns, &container.driver, key, family.layer(options.compression), &|| word.check());
     drop(still);
     let made = made?;
     board.advance(item, made.layer.size);

@@ -239,7 +239,11 @@ impl snapshot::Server for Snapshot {
         Ok(())
     }
 
-    async fn diff(self: Rc<Self>, params: snapshot::DiffParams, mut results: snapshot::DiffResults) -> capnp::Result<()> {
+    async fn diff(
+        self: Rc<Self>,
+        params: snapshot::DiffParams,
+        mut results: snapshot::DiffResults,
+    ) -> capnp::Result<()> {
         let params = params.get()?;
         let (media_type, labels) = (rpc(text(params.get_media_type()))?, rpc(labels(params.get_labels()))?);
         let pair = rpc(self.beside(params.get_base()))?;

@@ -127,7 +127,10 @@ fn a_container_becomes_an_image() {
     let name = "docker.io/local/kept:1";
     assert_eq!(ok(&daemon, &[&args[..], &more].concat()), format!("{name}\n"));
     assert_eq!(ok(&daemon, &["run", "--rm", "local/kept:1"]), "kept\n");
-    let seen = ok(&daemon, &["run", "--rm", "local/kept:1", "sh", "-c", "pwd; id -u; id -g; echo $NEW; test -e /bin/ash || ls"]);
+    let seen = ok(
+        &daemon,
+        &["run", "--rm", "local/kept:1", "sh", "-c", "pwd; id -u; id -g; echo $NEW; test -e /bin/ash || ls"],
+    );
     assert_eq!(seen, "/d\n1000\n10\n1 2\nsub\n");
     let state = json(&daemon, &["inspect", "box"]);
     assert!(state.to_string().contains("\"running\""), "it goes on: {state}");

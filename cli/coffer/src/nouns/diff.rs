@@ -25,7 +25,11 @@ pub static DIFF: Command = Command {
         Positional { name: "BASE", times: Times::Maybe },
     ],
     flags: &[
-        switch("snapshot", None, "CONTAINER is the key of a snapshot: compare it with the snapshot BASE, or its parent"),
+        switch(
+            "snapshot",
+            None,
+            "CONTAINER is the key of a snapshot: compare it with the snapshot BASE, or its parent",
+        ),
         SNAPSHOTTER,
     ],
     notes: "A is what is new, C what is another than before, or has something in it that is, D what is gone. What is mounted\n\
@@ -97,10 +101,7 @@ fn printable(path: &[u8]) -> String {
 pub static SNAPSHOT_DIFF: Command = Command {
     path: &["snapshot", "diff"],
     about: "make a layer of what was changed in a snapshot",
-    positionals: &[
-        Positional { name: "KEY", times: Times::Once },
-        Positional { name: "BASE", times: Times::Maybe },
-    ],
+    positionals: &[Positional { name: "KEY", times: Times::Once }, Positional { name: "BASE", times: Times::Maybe }],
     flags: &[
         SNAPSHOTTER,
         value("file", Some('f'), "PATH", "write it there, and store nothing; - is standard output"),
@@ -119,12 +120,16 @@ fn media_type(cx: &Cx) -> Result<String, Failure> {
     let suffix = match cx.args.text("compression").as_str() {
         "" if cx.args.has("media-type") => return Ok(cx.args.text("media-type")),
         _ if cx.args.has("media-type") => {
-            return Err(Failure::usage("snapshot diff: --media-type says how it is compressed: leave --compression out"));
+            return Err(Failure::usage(
+                "snapshot diff: --media-type says how it is compressed: leave --compression out",
+            ));
         }
         "" | "gzip" => "+gzip",
         "zstd" => "+zstd",
         "none" => "",
-        other => return Err(Failure::usage(format!("snapshot diff: --compression {other:?}: give gzip, zstd or none"))),
+        other => {
+            return Err(Failure::usage(format!("snapshot diff: --compression {other:?}: give gzip, zstd or none")));
+        }
     };
     Ok(format!("{}{suffix}", cofferdam_types::media::OCI_LAYER))
 }
@@ -134,7 +139,11 @@ async fn snapshot_diff(cx: Cx) -> Result<i32, Failure> {
     let snapshot = snapshots(&cx).await?.get(cx.args.at(0));
     let Some(path) = cx.args.value("file") else {
         let layer = snapshot.diff(base, &media_type, &labels).await?;
-        if cx.json { cx.document(&layer)? } else { line(&layer.descriptor.digest.to_string())? }
+        if cx.json {
+            cx.document(&layer)?
+        } else {
+            line(&layer.descriptor.digest.to_string())?
+        }
         return Ok(0);
     };
     if !labels.is_empty() {
@@ -167,7 +176,11 @@ async fn to_file(
     file.flush().map_err(|e| Failure::io(path, e))?;
     open_to_others(&file).map_err(|e| Failure::io(path, e))?;
     part.persist(place).map_err(|e| Failure::io(path, e.error))?;
-    if cx.json { cx.document(&layer)? } else { line(&layer.descriptor.digest.to_string())? }
+    if cx.json {
+        cx.document(&layer)?
+    } else {
+        line(&layer.descriptor.digest.to_string())?
+    }
     Ok(0)
 }
 
@@ -184,7 +197,10 @@ pub static SNAPSHOT_UNPACK: Command = Command {
     path: &["snapshot", "unpack"],
     about: "unpack an image that is here",
     positionals: &[Positional { name: "IMAGE", times: Times::Once }],
-    flags: &[SNAPSHOTTER, value("platform", None, "OS/ARCH[/VARIANT]", "of an image for several; the host's otherwise")],
+    flags: &[
+        SNAPSHOTTER,
+        value("platform", None, "OS/ARCH[/VARIANT]", "of an image for several; the host's otherwise"),
+    ],
     notes: "Prints the key of the snapshot that has all of it, on which \"coffer snapshot prepare\" and \"view\" can lie. What is\n\
             unpacked already stays as it is.",
     failure: 1,
