@@ -189,9 +189,9 @@ mod tests {
         assert_eq!(made["config"]["Healthcheck"], json!({ "Test": ["NONE"] }));
         assert_eq!(made["x-of-a-builder"], json!([1, 2]));
         assert_eq!(made["rootfs"]["diff_ids"], json!(["sha256:aa", diff_id]));
-        assert_eq!((&made["author"], &made["created"]), (&json!("ann"), &json!("1970-01-01T00:00:01Z")));
+        assert_eq!((&made["author"], &made["created"]), (&json!("ann"), &json!("1970-01-01T00:00:01.000000000Z")));
         let entry = json!({
-            "created": "1970-01-01T00:00:01Z", "created_by": "/bin/sh", "author": "ann", "comment": "a note"
+            "created": "1970-01-01T00:00:01.000000000Z", "created_by": "/bin/sh", "author": "ann", "comment": "a note"
         });
         assert_eq!(made["history"], json!([{ "created_by": "a builder" }, entry]));
         let made = make(&[], &Story::default());

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{IsTerminal as _, Write as _},
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
 };
 
 use cofferdam_client::{Change, ChangeKind, Cursor};
@@ -231,8 +231,19 @@ async fn mount(cx: Cx) -> Result<i32, Failure> {
     let target = cx.args.at(1);
     let place = File::open(target).map_err(|e| Failure::io(target, e))?;
     let mount = snapshots(&cx).await?.get(cx.args.at(0)).mount_fd().await?;
-    cofferdam_sys::mount::attach(&mount, &place).map_err(|e| Failure::io(target, e))?;
+    attach(&mount, &place).map_err(|e| Failure::io(target, e))?;
     Ok(0)
+}
+
+/// move_mount(2) of a mount that is attached nowhere onto a directory.
+fn attach(mount: &OwnedFd, place: &File) -> std::io::Result<()> {
+    let (mount, place, here) = (mount.as_raw_fd(), place.as_raw_fd(), c"".as_ptr());
+    let flags = libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_EMPTY_PATH;
+    // SAFETY: the descriptors are open and the paths end in NUL.
+    match unsafe { libc::syscall(libc::SYS_move_mount, mount, here, place, here, flags) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
 }
 
 #[cfg(test)]
