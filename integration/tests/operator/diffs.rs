@@ -8,8 +8,8 @@ use serde_json::json;
 
 use crate::{Said, idle, json, ok, say, shell};
 
-/// Runs a script where a snapshot is mounted by the descriptor that the daemon gives, in a user namespace of its own.
-fn within(daemon: &Daemon, driver: &str, key: &str, script: &str) -> Said {
+/// Runs a script where a snapshot is mounted by the descriptor that the daemon gives, in namespaces of its own.
+fn within(daemon: &Daemon, namespaces: &str, driver: &str, key: &str, script: &str) -> Said {
     let target = tempfile::tempdir().unwrap();
     let coffer = cofferdam_integration::binary("coffer");
     let all = format!(
@@ -24,7 +24,7 @@ fn within(daemon: &Daemon, driver: &str, key: &str, script: &str) -> Said {
             command.env(key, value);
         }
     }
-    command.args(["-Urm", "sh", "-c", &all, "sh"]).arg(target.path()).output().unwrap().into()
+    command.args([namespaces, "sh", "-c", &all, "sh"]).arg(target.path()).output().unwrap().into()
 }
 
 #[test]
@@ -34,7 +34,7 @@ fn what_differs_between_snapshots_is_listed_and_makes_a_layer() {
     for driver in ["overlay", "native", "btrfs"] {
         let coffer = |args: &[&str]| ok(&daemon, &[args, &["--snapshotter", driver]].concat());
         let script = |key: &str, text: &str| {
-            let said = within(&daemon, driver, key, text);
+            let said = within(&daemon, "-m", driver, key, text);
             assert_eq!(said.code, 0, "{driver}: {said:?}");
         };
         coffer(&["snapshot", "prepare", "one"]);
@@ -99,13 +99,14 @@ fn a_mount_that_the_daemon_gives_is_harmless_to_the_host() {
     let at = tempfile::tempdir().unwrap();
     let script = script.replace("/x", at.path().to_str().unwrap());
     assert!(Command::new("unshare").args(["-m", "sh", "-c", &script]).status().unwrap().success());
-    let said = within(&daemon, "overlay", "work", "test -x bin/busybox; grep \" $1 \" /proc/self/mountinfo; cat null");
+    let said =
+        within(&daemon, "-Urm", "overlay", "work", "test -x bin/busybox; grep \" $1 \" /proc/self/mountinfo; cat null");
     assert!(said.code != 0 && said.err.contains("Permission denied"), "no device is used: {said:?}");
     assert!(said.out.contains("nosuid") && said.out.contains("nodev"), "{said:?}");
-    let said = within(&daemon, "overlay", "work", "mount -o remount,bind,dev,suid \"$1\"");
+    let said = within(&daemon, "-Urm", "overlay", "work", "mount -o remount,bind,dev,suid \"$1\"");
     assert!(said.code != 0, "who isn't root on the host can't change that: {said:?}");
     ok(&daemon, &["snapshot", "view", "seen", chain.trim_end()]);
-    let said = within(&daemon, "overlay", "seen", "test -x bin/busybox; touch new");
+    let said = within(&daemon, "-Urm", "overlay", "seen", "test -x bin/busybox; touch new");
     assert!(said.code != 0 && said.err.contains("Read-only"), "{said:?}");
     let refused = say(&daemon, &["snapshot", "mount", chain.trim_end(), at.path().to_str().unwrap()]);
     assert!(refused.code == 1 && refused.err.contains("is committed: prepare or view one"), "{refused:?}");
