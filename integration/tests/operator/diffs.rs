@@ -16,14 +16,8 @@ fn within(daemon: &Daemon, namespaces: &str, driver: &str, key: &str, script: &s
         "set -e\n'{}' snapshot mount --snapshotter {driver} {key} \"$1\"\ncd \"$1\"\n{script}",
         coffer.display()
     );
-    let mut command = daemon.command();
-    let envs: Vec<_> = command.get_envs().map(|(key, value)| (key.to_owned(), value.map(ToOwned::to_owned))).collect();
-    command = Command::new("unshare");
-    for (key, value) in envs {
-        if let Some(value) = value {
-            command.env(key, value);
-        }
-    }
+    let mut command = Command::new("unshare");
+    command.env("COFFER_SOCKET", daemon.socket()).env("COFFER_NAMESPACE", daemon.namespace());
     command.args([namespaces, "sh", "-c", &all, "sh"]).arg(target.path()).output().unwrap().into()
 }
 
