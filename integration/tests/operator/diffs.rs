@@ -76,7 +76,8 @@ fn what_differs_between_snapshots_is_listed_and_makes_a_layer() {
         assert!(tars[0] == tars[2] && tars[0].0 == tars[1].0, "{tars:?}");
         coffer(&["snapshot", "rm", "seen", "last", "top", "base"]);
     }
-    let refused = say(&daemon, &["snapshot", "diff", "none", "--media-type", "application/x-tar+xz"]);
+    ok(&daemon, &["snapshot", "prepare", "left"]);
+    let refused = say(&daemon, &["snapshot", "diff", "left", "--media-type", "application/x-tar+xz"]);
     assert!(refused.code == 1 && refused.err.contains("choose one of"), "{refused:?}");
     let refused = say(&daemon, &["snapshot", "diff", "none"]);
     assert!(refused.code == 1 && refused.err.contains("snapshot none"), "{refused:?}");
