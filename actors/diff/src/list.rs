@@ -68,7 +68,7 @@ impl Listing {
         let work = move || block(&trees, &links, after.as_deref(), max, &flag);
         let (block, end) = self.pool.run(work).await?;
         self.end = end;
-        self.after = block.last().map(|last| last.path.clone()).or(self.after.take());
+        self.after = block.last().map(|last| last.path.clone()).or_else(|| self.after.take());
         Ok((block, end))
     }
 }

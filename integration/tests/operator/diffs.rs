@@ -1,6 +1,9 @@
 //! What differs between file systems, as a list, as a layer, and as an image.
 
-use std::{fs, process::Command};
+use std::{
+    fs,
+    process::{Command, Stdio},
+};
 
 use cofferdam_integration::{BUSYBOX, Daemon, btrfs_disk, until};
 use cofferdam_types::{Algorithm, Digest};
@@ -173,7 +176,8 @@ fn a_container_stands_still_while_it_is_compared_unless_it_may_not() {
     let paused = || json(&daemon, &["ps", "-a"]).to_string().contains("\"paused\"");
     for (flags, expected) in [(&[][..], true), (&["--no-pause"], false)] {
         let mut commit = daemon.command();
-        let mut commit = commit.args(["commit", "box", "still:1"]).args(flags).spawn().unwrap();
+        let commit = commit.args(["commit", "box", "still:1"]).args(flags).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut commit = commit.spawn().unwrap();
         let mut seen = false;
         while commit.try_wait().unwrap().is_none() {
             seen |= paused();
