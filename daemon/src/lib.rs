@@ -139,6 +139,7 @@ impl Daemon {
             content,
             events,
             snapshots,
+            diff,
             images,
             networks,
             tasks,

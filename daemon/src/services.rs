@@ -6,6 +6,7 @@ use std::{
 };
 
 use cofferdam_content::Content;
+use cofferdam_diff::Diff;
 use cofferdam_events::Events;
 use cofferdam_gc::Gc;
 use cofferdam_images::Images;
@@ -47,6 +48,8 @@ pub struct Services {
     pub events: Events,
     /// File system states.
     pub snapshots: Snapshots,
+    /// What differs between them.
+    pub diff: Diff,
     /// Names for manifests.
     pub images: Images,
     /// Networks, and who is connected to them.

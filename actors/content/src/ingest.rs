@@ -190,6 +190,13 @@ impl Ingest {
         Ok(())
     }
 
+    /// What was written, to be read from its beginning; it can be read on when the ingest is gone.
+    pub fn file(&self) -> Result<File> {
+        let mut file = self.file.try_clone().map_err(|e| self.fault("read", &e))?;
+        file.seek(SeekFrom::Start(0)).map_err(|e| self.fault("read", &e))?;
+        Ok(file)
+    }
+
     /// Has the kernel begin to write it to disk, so that a sync finds less to do. That it can't is no error.
     pub fn write_out(&self) {
         let _ = posix_fadvise(&self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);

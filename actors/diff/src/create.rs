@@ -38,26 +38,105 @@ pub struct Trees<'a> {
     pub overlay: bool,
 }
 
-/// Writes the layer as a plain tar.
-pub fn create(trees: &Trees<'_>, out: impl Write, word: Word<'_>) -> Result<()> {
-    let root = |fd| open(fd, Path::new("."), OFlag::O_RDONLY | OFlag::O_DIRECTORY).map_err(fault(Path::new("/")));
-    let lower = trees.lower.map(root).transpose()?;
-    let upper = root(trees.upper)?;
-    let links = links::changed(lower.as_ref(), &upper, trees.overlay, word)?;
-    let mut walk = Walk { packer: Packer::new(out, word), overlay: trees.overlay, links };
-    let (new, old) = (stat(&upper, Path::new("/"))?, lower.as_ref().map(|fd| stat(fd, Path::new("/"))).transpose()?);
-    if old.is_none_or(|old| !alike(&old, &new)) {
-        walk.packer.folder(&upper, &new, Path::new(""))?;
-    }
-    walk.directory(lower.as_ref(), &upper, Path::new(""), 0)?;
-    walk.packer.finish().map(drop)
+/// Writes the layer as a plain tar. Says whether there is anything in it.
+pub fn create(trees: &Trees<'_>, out: impl Write, word: Word<'_>) -> Result<bool> {
+    let links = links(trees, word)?;
+    let mut packer = Packer::new(out, word);
+    compare(trees, &links, None, &mut packer)?;
+    let filled = packer.filled();
+    packer.finish().map(|_| filled)
 }
 
-struct Walk<'a, W: Write> {
-    packer: Packer<'a, W>,
+/// The files that differ by their names alone, see [`links::changed`].
+pub fn links(trees: &Trees<'_>, word: Word<'_>) -> Result<HashSet<u64>> {
+    links::changed(trees.lower.map(root).transpose()?.as_ref(), &root(trees.upper)?, trees.overlay, word)
+}
+
+/// Tells what differs, in order: a directory before what is in it, names by their bytes. With `after` from the first that
+/// comes behind that on.
+pub fn compare(trees: &Trees<'_>, links: &HashSet<u64>, after: Option<&Path>, out: &mut impl Report) -> Result<()> {
+    let (lower, upper) = (trees.lower.map(root).transpose()?, root(trees.upper)?);
+    let top = Path::new("");
+    let (new, old) = (stat(&upper, top)?, lower.as_ref().map(|fd| stat(fd, top)).transpose()?);
+    if after.is_none() && old.is_none_or(|old| !alike(&old, &new)) {
+        out.folder(&upper, &new, top, old.is_none())?;
+    }
+    Walk { out, overlay: trees.overlay, links, after }.directory(lower.as_ref(), &upper, top, 0)
+}
+
+/// Who is told what differs.
+pub(crate) trait Report {
+    /// Whether to go on.
+    fn check(&self) -> Result<()>;
+
+    /// No more is wanted.
+    fn full(&self) -> bool {
+        false
+    }
+
+    /// A directory by itself; `new` if there was none.
+    fn folder(&mut self, dir: &OwnedFd, stat: &FileStat, path: &Path, new: bool) -> Result<()>;
+
+    /// What is no directory.
+    fn leaf(&mut self, handle: &OwnedFd, stat: &FileStat, path: PathBuf, new: bool) -> Result<()>;
+
+    /// What was there and isn't any more.
+    fn gone(&mut self, path: &Path) -> Result<()>;
+
+    /// A directory that is as it was, before what is in it.
+    fn enter(&mut self, path: &Path) -> Result<()>;
+
+    /// A directory, behind what is in it.
+    fn leave(&mut self, _path: &Path) {}
+}
+
+impl<W: Write> Report for Packer<'_, W> {
+    fn check(&self) -> Result<()> {
+        Packer::check(self)
+    }
+
+    fn folder(&mut self, dir: &OwnedFd, stat: &FileStat, path: &Path, _new: bool) -> Result<()> {
+        nameable(path)?;
+        Packer::folder(self, dir, stat, path)
+    }
+
+    fn leaf(&mut self, handle: &OwnedFd, stat: &FileStat, path: PathBuf, _new: bool) -> Result<()> {
+        nameable(&path)?;
+        Packer::leaf(self, handle, stat, path)
+    }
+
+    fn enter(&mut self, path: &Path) -> Result<()> {
+        nameable(path)
+    }
+
+    fn gone(&mut self, path: &Path) -> Result<()> {
+        nameable(path)?;
+        let name = path.file_name().unwrap_or_default();
+        let marked = [b".wh.", name.as_bytes()].concat();
+        self.mark(&path.with_file_name(std::ffi::OsString::from_vec(marked)))
+    }
+}
+
+/// Whether a layer can have something of this name.
+fn nameable(path: &Path) -> Result<()> {
+    if path.file_name().is_some_and(|name| name.as_bytes().starts_with(b".wh.")) {
+        let why = "has a name that layers keep for what is deleted: it can't be part of one";
+        return Err(Error::failed_precondition("layer", path.display(), why));
+    }
+    Ok(())
+}
+
+struct Walk<'a, O> {
+    out: &'a mut O,
     overlay: bool,
-    /// What goes in although it is the same.
-    links: HashSet<u64>,
+    /// What is told although it is the same.
+    links: &'a HashSet<u64>,
+    /// What was told last.
+    after: Option<&'a Path>,
+}
+
+fn root(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
+    open(fd, Path::new("."), OFlag::O_RDONLY | OFlag::O_DIRECTORY).map_err(fault(Path::new("/")))
 }
 
 pub(crate) fn fault(path: &Path) -> impl Fn(nix::Error) -> Error + '_ {
@@ -105,7 +184,13 @@ pub(crate) fn enter(found: &OwnedFd, path: &Path) -> Result<OwnedFd> {
     open(found.as_fd(), Path::new("."), OFlag::O_RDONLY | OFlag::O_DIRECTORY).map_err(fault(path))
 }
 
-impl<W: Write> Walk<'_, W> {
+impl<O: Report> Walk<'_, O> {
+    /// In the directory at `path`, the name with which to go on: of that itself all was told.
+    fn next(&self, path: &Path) -> Option<&[u8]> {
+        let rest = self.after?.strip_prefix(path).ok()?;
+        rest.components().next().map(|name| name.as_os_str().as_bytes())
+    }
+
     fn directory(&mut self, lower: Option<&OwnedFd>, upper: &OwnedFd, path: &Path, depth: usize) -> Result<()> {
         if depth > MAX_DEPTH {
             return Err(too_deep(path));
@@ -119,10 +204,15 @@ impl<W: Write> Walk<'_, W> {
             all.sort_unstable();
             all.dedup();
         }
-        for name in all {
-            self.packer.check()?;
+        let next = self.next(path).map(<[u8]>::to_vec);
+        for name in all.into_iter().filter(|name| Some(name) >= next.as_ref()) {
+            self.out.check()?;
+            if self.out.full() {
+                break;
+            }
+            let told = next.as_ref() == Some(&name);
             let name = PathBuf::from(std::ffi::OsString::from_vec(name));
-            self.child(lower, upper, &name, path.join(&name), depth)?;
+            self.child(lower, upper, &name, path.join(&name), told, depth)?;
         }
         Ok(())
     }
@@ -133,26 +223,26 @@ impl<W: Write> Walk<'_, W> {
         upper: &OwnedFd,
         name: &Path,
         path: PathBuf,
+        told: bool,
         depth: usize,
     ) -> Result<()> {
         let old = find(lower, name, &path)?;
         let new = find(Some(upper), name, &path)?.filter(|(_, stat)| !(self.overlay && is_whiteout(stat)));
         let Some((handle, new)) = new else {
-            return if old.is_some() { self.whiteout(name, &path) } else { Ok(()) };
+            return if old.is_some() && !told { self.out.gone(&path) } else { Ok(()) };
         };
-        if name.as_os_str().as_bytes().starts_with(b".wh.") {
-            let why = "has a name that layers keep for what is deleted: it can't be part of one";
-            return Err(Error::failed_precondition("layer", path.display(), why));
-        }
         let same_kind = old.as_ref().is_some_and(|(_, old)| kind(old) == kind(&new));
         if kind(&new) != SFlag::S_IFDIR {
+            if told {
+                return Ok(());
+            }
             if let Some((old, was)) = old.as_ref().filter(|_| same_kind)
                 && !self.links.contains(&new.st_ino)
                 && same(old, was, &handle, &new, &path)?
             {
                 return Ok(());
             }
-            return self.packer.leaf(&handle, &new, path);
+            return self.out.leaf(&handle, &new, path, old.is_none());
         }
         let dir = enter(&handle, &path)?;
         let below = match &old {
@@ -164,15 +254,14 @@ impl<W: Write> Walk<'_, W> {
             _ => true,
         };
         // Its time of change alone is not worth an entry: that changes with every name in it, which is one.
-        if changed {
-            self.packer.folder(&dir, &new, &path)?;
+        match (told, changed) {
+            (true, _) => {}
+            (false, true) => self.out.folder(&dir, &new, &path, old.is_none())?,
+            (false, false) => self.out.enter(&path)?,
         }
-        self.directory(below.as_ref(), &dir, &path, depth + 1)
-    }
-
-    fn whiteout(&mut self, name: &Path, path: &Path) -> Result<()> {
-        let marked = [b".wh.", name.as_os_str().as_bytes()].concat();
-        self.packer.mark(&path.with_file_name(std::ffi::OsString::from_vec(marked)))
+        self.directory(below.as_ref(), &dir, &path, depth + 1)?;
+        self.out.leave(&path);
+        Ok(())
     }
 }
 
@@ -242,7 +331,9 @@ mod tests {
     fn layer(lower: &Path, upper: &Path, overlay: bool) -> Vec<u8> {
         let (lower, upper) = (fs::File::open(lower).unwrap(), fs::File::open(upper).unwrap());
         let mut out = Vec::new();
-        create(&Trees { lower: Some(lower.as_fd()), upper: upper.as_fd(), overlay }, &mut out, &|| Ok(())).unwrap();
+        let trees = Trees { lower: Some(lower.as_fd()), upper: upper.as_fd(), overlay };
+        let filled = create(&trees, &mut out, &|| Ok(())).unwrap();
+        assert_eq!(filled, out.iter().any(|byte| *byte != 0));
         out
     }
 

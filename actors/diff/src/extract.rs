@@ -10,14 +10,14 @@ use cofferdam_archive::{ApplyOptions, Limits};
 use cofferdam_snapshots::Stage;
 use cofferdam_types::{Algorithm, Code, Descriptor, Digest, Digester, Error, Result, media};
 
-use crate::messages::{Extracted, Rung};
+use crate::{
+    differs,
+    messages::{Extracted, Rung},
+};
 
 /// Refuses what is not a layer, and diff ids that can't be checked.
 pub fn check(layer: &Descriptor, diff_id: &Digest) -> Result<()> {
-    if !matches!(media::kind(&layer.media_type), media::Kind::Layer(_)) {
-        let why = format!("has media type {:?}, which is not a layer's", layer.media_type);
-        return Err(Error::invalid("layer", &layer.digest, why));
-    }
+    differs::readable(&layer.media_type).map_err(|e| e.context(format_args!("layer {}", layer.digest)))?;
     if diff_id.algorithm() != Algorithm::Sha256 {
         let why = format!("its config gives the diff id {diff_id}; only sha256 is supported there");
         return Err(Error::unimplemented("layer", &layer.digest, why));

@@ -18,14 +18,15 @@ use std::{
 use cofferdam_content::{Content, Ingest};
 use cofferdam_kernel::{Kernel, Placement, Pool, Slot, SlotConfig};
 use cofferdam_snapshots::{Changes, Stage};
-use cofferdam_types::{Algorithm, Code, Descriptor, Digest, Digester, Error, Namespace, Result, media};
+use cofferdam_types::{Algorithm, Code, Descriptor, Digest, Digester, Error, Namespace, Result};
 use tokio::sync::oneshot;
 
 use crate::{
     actor::DiffActor,
     create::{self, Trees},
-    extract,
+    differs, extract,
     feed::{Sender, Source, pipe},
+    list::Listing,
     messages::{Apply, Extracted, Rung, Settle, Verify},
     pack::Word,
 };
@@ -138,22 +139,48 @@ impl Diff {
         self.core.pool.run(job).await
     }
 
-    /// What was changed in a snapshot, as a layer (gzip) that is not a blob of the namespace yet. On the caller's thread.
-    pub fn create(&self, ns: &Namespace, changes: &Changes, word: Word<'_>) -> Result<Created> {
+    /// What was changed in a snapshot, as a layer of this media type that is not a blob of the namespace yet. On the
+    /// caller's thread.
+    pub fn create(&self, ns: &Namespace, changes: &Changes, media_type: &str, word: Word<'_>) -> Result<Created> {
         let broken = |e: io::Error| match e.get_ref().and_then(|e| e.downcast_ref::<Error>()) {
             Some(ours) => ours.clone(),
             None => Error::io("layer", "", "can't be written", &e),
         };
-        let ingest = self.core.content.scratch(ns, Algorithm::Sha256)?;
-        let packed = flate2::write::GzEncoder::new(Appended(ingest), flate2::Compression::fast());
-        let mut out = Hashed { inner: packed, digester: Digester::new(Algorithm::Sha256) };
-        let lower = changes.lower.as_ref().map(AsFd::as_fd);
-        let trees = Trees { lower, upper: changes.upper.as_fd(), overlay: changes.overlay };
-        create::create(&trees, BufWriter::with_capacity(256 << 10, &mut out), word)?;
-        let Hashed { inner, digester } = out;
-        let Appended(ingest) = inner.finish().map_err(broken)?;
-        let layer = Descriptor::new(media::OCI_LAYER_GZIP, ingest.digest_so_far(), ingest.offset());
-        Ok(Created { ingest, layer, diff_id: digester.finish() })
+        let differ = differs::writer(media_type)?;
+        let mut ingest = self.core.content.scratch(ns, Algorithm::Sha256)?;
+        let (diff_id, filled) = {
+            let packed = differ.pack(Box::new(&mut ingest)).map_err(broken)?;
+            let mut out = Hashed { inner: packed, digester: Digester::new(Algorithm::Sha256) };
+            let lower = changes.lower.as_ref().map(AsFd::as_fd);
+            let trees = Trees { lower, upper: changes.upper.as_fd(), overlay: changes.overlay };
+            let filled = create::create(&trees, BufWriter::with_capacity(256 << 10, &mut out), word)?;
+            out.inner.end().map_err(broken)?;
+            (out.digester.finish(), filled)
+        };
+        let layer = Descriptor::new(media_type, ingest.digest_so_far(), ingest.offset());
+        Ok(Created { ingest, layer, diff_id, filled })
+    }
+
+    /// The same on a thread of the pool. Dropped, it stops.
+    pub async fn compare(&self, ns: &Namespace, changes: Changes, media_type: &str) -> Result<Created> {
+        differs::writer(media_type)?;
+        let cancel = CancelOnDrop::default();
+        let (diff, ns, media_type, flag) = (self.clone(), ns.clone(), media_type.to_owned(), cancel.flag());
+        let word = move || match flag.load(Ordering::Relaxed) {
+            true => Err(Error::cancelled("layer", "", "nobody waits for it any more")),
+            false => Ok(()),
+        };
+        self.core.pool.run(move || diff.create(&ns, &changes, &media_type, &word)).await
+    }
+
+    /// What was changed in a snapshot, to be read in blocks.
+    pub fn list(&self, changes: Changes) -> Listing {
+        Listing::new(self.core.pool.clone(), changes)
+    }
+
+    /// Whether layers of this media type are written.
+    pub fn writes(&self, media_type: &str) -> Result<()> {
+        differs::writer(media_type).map(drop)
     }
 
     /// Completes layers that were extracted without their parents, the lowest first, and gives back the stages of the
@@ -172,6 +199,8 @@ pub struct Created {
     pub layer: Descriptor,
     /// The digest of its tar.
     pub diff_id: Digest,
+    /// Whether there is anything in it.
+    pub filled: bool,
 }
 
 /// What passes is hashed.
@@ -189,19 +218,6 @@ impl<W: Write> Write for Hashed<W> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.inner.flush()
-    }
-}
-
-struct Appended(Ingest);
-
-impl Write for Appended {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.append(bytes).map_err(io::Error::other)?;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 
@@ -289,11 +305,12 @@ impl Pending {
     }
 }
 
+/// Says to who works for a call that nobody waits for it any more.
 #[derive(Default)]
-struct CancelOnDrop(Arc<AtomicBool>);
+pub(crate) struct CancelOnDrop(Arc<AtomicBool>);
 
 impl CancelOnDrop {
-    fn flag(&self) -> Arc<AtomicBool> {
+    pub(crate) fn flag(&self) -> Arc<AtomicBool> {
         self.0.clone()
     }
 }

@@ -8,24 +8,30 @@
 //! - [`Diff::settle`]: layers that were extracted side by side, without their parents, are completed in order.
 //! - [`Diff::verify`]: whether a blob is what an image says, without extracting it: a namespace gets a link to a tree
 //!   that another unpacked only if its own blob inflates to it.
-//! - [`Diff::create`]: the other way, what was changed in a snapshot as a layer; [`pack`], all of a tree.
+//! - [`Diff::create`]: the other way, what was changed in a snapshot as a layer; [`pack`], all of a tree; [`Diff::list`],
+//!   what was changed as a list.
 //!
 //! Every extraction is verified by its diff id, can be cancelled (by dropping the future) and leaves nothing behind: the
 //! stage goes to the trash. After a crash of the actor jobs under way end, their stages with them.
 
 mod actor;
 mod create;
+mod differs;
 mod extract;
 mod feed;
 mod handle;
 mod links;
+mod list;
 pub mod messages;
 mod pack;
 
 #[cfg(test)]
 mod property;
+#[cfg(test)]
+mod reference;
 
 pub use actor::DiffActor;
 pub use handle::{Created, Diff, LayerFeed, Pending};
+pub use list::{Change, ChangeKind, Listing};
 pub use messages::{Extracted, Rung};
 pub use pack::{Word, pack, pack_as};

@@ -63,11 +63,12 @@ pub(crate) struct Packer<'a, W: Write> {
     device: u64,
     ids: Option<&'a IdMaps>,
     word: Word<'a>,
+    filled: bool,
 }
 
 impl<W: Write> Packer<'_, W> {
     pub fn new(out: W, word: Word<'_>) -> Packer<'_, W> {
-        Packer { tar: tar::Builder::new(out), links: HashMap::new(), device: 0, ids: None, word }
+        Packer { tar: tar::Builder::new(out), links: HashMap::new(), device: 0, ids: None, word, filled: false }
     }
 
     /// Ends the archive.
@@ -78,6 +79,11 @@ impl<W: Write> Packer<'_, W> {
     /// Whether to go on.
     pub fn check(&self) -> Result<()> {
         (self.word)()
+    }
+
+    /// Whether there is anything in it.
+    pub fn filled(&self) -> bool {
+        self.filled
     }
 
     /// An empty file of this name.
@@ -106,6 +112,7 @@ impl<W: Write> Packer<'_, W> {
             header.as_mut_bytes()[field][..short.len()].copy_from_slice(short);
         }
         header.set_cksum();
+        self.filled = true;
         self.tar.append(&header, body)
     }
 

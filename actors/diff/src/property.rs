@@ -46,7 +46,7 @@ impl Random {
 
 /// All that there is to say of something in a tree.
 #[derive(Debug, PartialEq, Eq)]
-struct Seen {
+pub(crate) struct Seen {
     mode: u32,
     owner: (u32, u32),
     device: u64,
@@ -73,7 +73,7 @@ fn all(root: &Path) -> Vec<PathBuf> {
     found
 }
 
-fn picture(root: &Path) -> BTreeMap<PathBuf, Seen> {
+pub(crate) fn picture(root: &Path) -> BTreeMap<PathBuf, Seen> {
     let mut first = BTreeMap::new();
     let see = |path: PathBuf| {
         let meta = fs::symlink_metadata(&path).unwrap();
@@ -215,19 +215,19 @@ fn grow(seed: u64, steps: u64, root: &Path) {
     }
 }
 
-fn layer(lower: &Path, upper: &Path, overlay: bool) -> Vec<u8> {
+pub(crate) fn layer(lower: &Path, upper: &Path, overlay: bool) -> Vec<u8> {
     let (lower, upper) = (fs::File::open(lower).unwrap(), fs::File::open(upper).unwrap());
     let mut out = Vec::new();
     create(&Trees { lower: Some(lower.as_fd()), upper: upper.as_fd(), overlay }, &mut out, &|| Ok(())).unwrap();
     out
 }
 
-fn put(root: &Path, tar: &[u8]) {
+pub(crate) fn put(root: &Path, tar: &[u8]) {
     let root = fs::File::open(root).unwrap();
     apply(root.as_fd(), tar, &ApplyOptions::default(), &AtomicBool::new(false)).unwrap();
 }
 
-fn copy(from: &Path, to: &Path) {
+pub(crate) fn copy(from: &Path, to: &Path) {
     let copied = std::process::Command::new("cp").args(["-a", "--"]).args([from, to]).status().unwrap();
     assert!(copied.success());
 }

@@ -177,9 +177,22 @@ impl Images {
         Ok(self.snapshots.stat(ns, driver, key)?.parent.map(|parent| parent.to_string()))
     }
 
-    /// What was changed in a container's snapshot, as a layer that is not a blob yet. On the caller's thread.
-    pub fn changes(&self, ns: &Namespace, driver: &str, key: &Name, word: Word<'_>) -> Result<Created> {
-        self.diff.create(ns, &self.snapshots.changes(ns, driver, key)?, word)
+    /// What was changed in a container's snapshot, as a layer of this media type that is not a blob yet. On the caller's
+    /// thread.
+    pub fn changes(
+        &self,
+        ns: &Namespace,
+        driver: &str,
+        key: &Name,
+        media_type: &str,
+        word: Word<'_>,
+    ) -> Result<Created> {
+        self.diff.create(ns, &self.snapshots.changes(ns, driver, key, None)?, media_type, word)
+    }
+
+    /// Refuses a media type of which no layer can be written.
+    pub fn writes(&self, media_type: &str) -> Result<()> {
+        self.diff.writes(media_type)
     }
 
     /// Brings what a checkpoint has of changed files into a new snapshot, whose mount is `root`.

@@ -18,6 +18,7 @@ use crate::{Kind, Snapshot, Snapshots, core::DEPTH};
 mod btrfs;
 mod disk;
 mod erofs;
+mod more;
 
 pub use disk::Disk;
 
@@ -349,6 +350,9 @@ async fn suite(driver: &'static str) {
     suite.states().await;
     suite.reuse_after_removal().await;
     suite.updates().await;
+    suite.each_kind_is_updated_and_listed_as_it_is().await;
+    suite.a_change_is_seen_whatever_the_time().await;
+    suite.what_differs_can_be_told().await;
     suite.layered_changes().await;
     suite.a_view_is_read_only().await;
     suite.the_root_looks_like_its_parents().await;

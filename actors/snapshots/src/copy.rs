@@ -294,6 +294,7 @@ mod tests {
         fs::set_permissions(from.join("suid"), fs::Permissions::from_mode(0o4751)).unwrap();
         fs::hard_link(from.join("suid"), from.join("d/again")).unwrap();
         symlink("nowhere", from.join("link")).unwrap();
+        symlink("/d/../no/where", from.join("d/absolute")).unwrap();
         let f = fs::File::open(&from).unwrap();
         mknodat(f.as_fd(), c"fifo", SFlag::S_IFIFO, Mode::from_bits_truncate(0o622), 0).unwrap();
         mknodat(f.as_fd(), c"null", SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), libc::makedev(1, 3)).unwrap();
@@ -322,6 +323,7 @@ mod tests {
         assert!(sparse.len() == (64 << 20) + 3 && sparse.blocks() < 1000, "holes are kept");
         assert_eq!(fs::metadata(to.join("suid")).unwrap().ino(), fs::metadata(to.join("d/again")).unwrap().ino());
         assert_eq!(fs::read_link(to.join("link")).unwrap().to_str(), Some("nowhere"));
+        assert_eq!(fs::read_link(to.join("d/absolute")).unwrap().to_str(), Some("/d/../no/where"));
         assert!(fs::symlink_metadata(to.join("fifo")).unwrap().file_type().is_fifo());
         for (path, name) in [("suid", c"user.a"), ("d", c"trusted.b"), ("link", c"trusted.c")] {
             let path = CString::new(to.join(path).to_str().unwrap()).unwrap();

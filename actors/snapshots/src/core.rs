@@ -3,7 +3,12 @@
 //! The order of things is always the same. To create: directory first, commit second. To remove: commit first,
 //! directory second. Whatever happens in between leaves at most a directory that no record names.
 
-use std::{collections::BTreeMap, os::fd::AsFd, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+    sync::Arc,
+};
 
 use cofferdam_kernel::Pool;
 use cofferdam_metadata::{
@@ -196,20 +201,20 @@ impl Core {
         Ok(self.depot(driver)?.area.mounts(access, own, &parents))
     }
 
-    /// What an active snapshot holds, beside what it was made on.
-    pub fn changes(&self, ns: &Namespace, driver: &str, key: &Name) -> Result<Changes> {
+    /// What a snapshot holds, beside what it lies on, or what another one holds.
+    pub fn changes(&self, ns: &Namespace, driver: &str, key: &Name, base: Option<&Name>) -> Result<Changes> {
         let view = self.meta.read()?;
-        let record = snapshots::get(&view, ns, driver, key)?;
-        if record.kind != Kind::Active {
-            return Err(Error::failed_precondition("snapshot", key, "is not active: nothing was changed in it"));
-        }
-        let parents = parents(&view, ns, driver, record.parent.as_ref())?;
         let area = &self.depot(driver)?.area;
-        let lower = match area.mounts(Access::Read, None, &parents).first() {
-            Some(mount) if !parents.is_empty() => Some(cofferdam_sys::mount::detached(mount)?),
-            _ => None,
+        let record = snapshots::get(&view, ns, driver, key)?;
+        let beside = base.is_none_or(|base| record.parent.as_ref() == Some(base));
+        let lower = match (beside, base) {
+            (false, Some(base)) => Some(shown(&view, area, ns, &snapshots::get(&view, ns, driver, base)?)?),
+            _ => whole(area, &parents(&view, ns, driver, record.parent.as_ref())?)?,
         };
-        Ok(Changes { lower, upper: area.tree(record.dir)?, overlay: area.driver().detached() })
+        if beside && record.kind != Kind::View {
+            return Ok(Changes { lower, upper: area.tree(record.dir)?, overlay: area.driver().detached() });
+        }
+        Ok(Changes { lower, upper: shown(&view, area, ns, &record)?, overlay: false })
     }
 
     /// See [`Commit`].
@@ -448,6 +453,24 @@ fn parents(read: &dyn Read, ns: &Namespace, driver: &str, parent: Option<&Name>)
     }
     let above = snapshots::ancestors(read, ns, &parent)?;
     Ok(std::iter::once(&parent).chain(&above).map(|snapshot| snapshot.dir).collect())
+}
+
+/// What a snapshot shows, read-only and mounted nowhere.
+fn shown(read: &dyn Read, area: &Area, ns: &Namespace, record: &Snapshot) -> Result<OwnedFd> {
+    if record.kind == Kind::Active && area.driver().attaches() {
+        let why = "is active, and no image yet: compare it with what it lies on, or commit it first";
+        return Err(Error::failed_precondition("snapshot", &record.key, why));
+    }
+    let parents = parents(read, ns, &record.driver, record.parent.as_ref())?;
+    let own = record.kind != Kind::View || parents.is_empty();
+    let dirs: Vec<u64> = own.then_some(record.dir).into_iter().chain(parents).collect();
+    whole(area, &dirs)?.ok_or_else(|| Error::internal("snapshot", &record.key, "has no tree"))
+}
+
+/// What these directories make together, read-only and mounted nowhere.
+fn whole(area: &Area, dirs: &[u64]) -> Result<Option<OwnedFd>> {
+    let mounts = if dirs.is_empty() { Vec::new() } else { area.mounts(Access::Read, None, dirs) };
+    mounts.first().map(cofferdam_sys::mount::detached).transpose()
 }
 
 /// What all records of a driver say about its directories.

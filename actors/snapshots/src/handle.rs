@@ -123,9 +123,23 @@ impl Snapshots {
         self.mounts(ns, driver, key)
     }
 
-    /// What was changed in an active snapshot.
-    pub fn changes(&self, ns: &Namespace, driver: &str, key: &Name) -> Result<Changes> {
-        self.core.changes(ns, driver, key)
+    /// The mount of an active snapshot or a view, attached nowhere, for a client: no device can be used in it and no program
+    /// gets another's rights by its mode, wherever it is attached. Blocks.
+    pub fn mount(&self, ns: &Namespace, driver: &str, key: &Name) -> Result<OwnedFd> {
+        let mounts = self.mounts(ns, driver, key)?;
+        let [mount] = &mounts[..] else {
+            return Err(Error::internal("snapshot", key, "is shown by more than one mount"));
+        };
+        let fd = cofferdam_sys::mount::detached(mount)?;
+        let safe = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+        cofferdam_sys::mount::set_attributes(&fd, safe, 0, 0, true)
+            .and_then(|()| cofferdam_sys::handover::locked(fd))
+            .map_err(|e| Error::io("snapshot", key, "make a mount for a client", &e))
+    }
+
+    /// What a snapshot holds, to be compared with its parent, or with another one.
+    pub fn changes(&self, ns: &Namespace, driver: &str, key: &Name, base: Option<&Name>) -> Result<Changes> {
+        self.core.changes(ns, driver, key, base)
     }
 
     /// Turns an active snapshot into a committed one; its key is gone, its content durable.

@@ -37,9 +37,9 @@ impl Reserved {
     }
 }
 
-/// What an active snapshot holds, to be compared with what it was made on.
+/// What a snapshot holds, and what that is to be compared with.
 pub struct Changes {
-    /// What it was made on, as one tree; it is mounted nowhere.
+    /// What it is compared with, as one tree; it is mounted nowhere.
     pub lower: Option<OwnedFd>,
     /// Its own tree.
     pub upper: OwnedFd,

@@ -165,14 +165,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hard_link_counts_once_and_links_are_not_followed() {
+    fn a_hard_link_counts_once_a_hole_not_at_all_and_links_are_not_followed() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("a/b")).unwrap();
         fs::write(dir.path().join("a/b/f"), vec![1; 10_000]).unwrap();
         fs::hard_link(dir.path().join("a/b/f"), dir.path().join("g")).unwrap();
         symlink("/usr", dir.path().join("away")).unwrap();
+        fs::File::create(dir.path().join("hole")).unwrap().set_len(1 << 30).unwrap();
         let usage = usage(fs::File::open(dir.path()).unwrap().as_fd(), Duration::ZERO).unwrap();
-        assert_eq!(usage.inodes, 5);
+        assert_eq!(usage.inodes, 6);
         assert!((10_000..100_000).contains(&usage.size), "{usage:?}");
     }
 

@@ -86,7 +86,7 @@ pub(crate) fn checkpoint(
         Some(key) => {
             let item = board.item("changed files", 0);
             board.phase(item, Phase::Fetching);
-            let made = core.images.changes(ns, &container.driver, key, &|| word.check())?;
+            let made = core.images.changes(ns, &container.driver, key, media::OCI_LAYER_GZIP, &|| word.check())?;
             board.advance(item, made.layer.size);
             board.phase(item, Phase::Done);
             Some((add(&mut commits, made.ingest, media::OCI_LAYER_GZIP, Labels::new()), made.diff_id))

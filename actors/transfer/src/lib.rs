@@ -5,7 +5,8 @@
 //!
 //! - [`Transfer`]: the handle. [`Transfer::pull`], [`Transfer::import`] and [`Transfer::rootfs`] begin a [`Job`], which
 //!   has a name, a [`Progress`] and an end, and can be cancelled. A panic in a job is that job's own end.
-//! - [`Transfer::checkpoint`] makes an image of a running container, and [`Transfer::export`] an archive of an image.
+//! - [`Transfer::checkpoint`] makes an image of a running container, [`Transfer::commit`] one of the files that were
+//!   changed in it, and [`Transfer::export`] an archive of an image.
 //! - A layer streams once: from the network or the archive into an ingest, hashed, and in the same pass into its tree.
 //!   Layers go side by side. What is there already is not fetched; what another job of the namespace is fetching is
 //!   waited for.
@@ -15,9 +16,11 @@
 //! - [`Reference`] is the strict grammar of names, [`normalize`] the operator's shorthand.
 
 mod actor;
+mod amend;
 mod cancel;
 mod checkpoint;
 mod choose;
+mod commit;
 mod errors;
 mod export;
 mod flights;
@@ -39,8 +42,10 @@ mod tests;
 mod transfer;
 
 pub use actor::TransferActor;
+pub use amend::ConfigChange;
 pub use cancel::Cancel;
 pub use checkpoint::CheckpointOptions;
+pub use commit::CommitOptions;
 pub use errors::from_io;
 pub use job::{Arrived, Job, Status};
 pub use progress::{Item, Phase, Progress};

@@ -215,12 +215,13 @@ fn docker_image(shelf: &dyn Shelf, saved: &Saved, platform: &Platform, name: Opt
     if names.is_empty() {
         return Err(refused("does not say what its image is called: give it a name"));
     }
-    let choice = composed(descriptor, config_bytes, layers)?;
+    let choice = composed(media::OCI_MANIFEST, descriptor, config_bytes, layers)?;
     Ok(Planned { names, choice, paths: saved.layers.clone() })
 }
 
-/// The image that a config and layers make: the manifest is ours.
+/// The image that a config and layers make: the manifest, of this media type, is ours.
 pub(crate) fn composed(
+    media_type: &str,
     config_descriptor: Descriptor,
     config_bytes: Vec<u8>,
     layers: Vec<Descriptor>,
@@ -228,12 +229,12 @@ pub(crate) fn composed(
     let read = config(&config_descriptor, &config_bytes)?;
     let body = serde_json::json!({
         "schemaVersion": 2,
-        "mediaType": media::OCI_MANIFEST,
+        "mediaType": media_type,
         "config": config_descriptor,
         "layers": layers,
     });
     let bytes = body.to_string().into_bytes();
-    let target = Descriptor::new(media::OCI_MANIFEST, Digest::of(Algorithm::Sha256, &bytes), bytes.len() as u64);
+    let target = Descriptor::new(media_type, Digest::of(Algorithm::Sha256, &bytes), bytes.len() as u64);
     let manifest = Manifest { config: config_descriptor, layers };
     let chain_ids = chain_ids(&manifest, &read)?;
     let image = ResolvedImage {

@@ -65,7 +65,7 @@ pub(crate) fn image(platform: &Platform, config: &RootfsConfig, layer: Descripto
     }
     let bytes = body.to_string().into_bytes();
     let descriptor = Descriptor::new(media::OCI_CONFIG, Digest::of(Algorithm::Sha256, &bytes), bytes.len() as u64);
-    composed(descriptor, bytes, vec![layer])
+    composed(media::OCI_MANIFEST, descriptor, bytes, vec![layer])
 }
 
 #[cfg(test)]

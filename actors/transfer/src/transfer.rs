@@ -10,8 +10,8 @@ use cofferdam_tasks::Tasks;
 use cofferdam_types::{Authority, Id, Name, Namespace, Platform, Result};
 
 use crate::{
-    CheckpointOptions, Endpoint, Job, Reference, RootfsConfig, Source, actor::TransferActor, checkpoint, export,
-    flights::Flights, import, job::Jobs, messages::Begin, pull,
+    CheckpointOptions, CommitOptions, Endpoint, Job, Reference, RootfsConfig, Source, actor::TransferActor, checkpoint,
+    commit, export, flights::Flights, import, job::Jobs, messages::Begin, pull,
 };
 
 /// Jobs at once, and how many more may wait.
@@ -137,6 +137,21 @@ impl Transfer {
         let subject = id.to_string();
         let work = move |core: &Core, job: &Job| checkpoint::checkpoint(core, job, &auth, &tasks, &id, &options);
         self.begin("checkpoint", subject, ns, work).await
+    }
+
+    /// Begins to make an image of what was changed in a container.
+    pub async fn commit(
+        &self,
+        auth: &Authority,
+        ns: &Namespace,
+        tasks: &Tasks,
+        id: &Id,
+        options: CommitOptions,
+    ) -> Result<Job> {
+        let (auth, tasks, id) = (auth.clone(), tasks.clone(), id.clone());
+        let subject = id.to_string();
+        let work = move |core: &Core, job: &Job| commit::commit(core, job, &auth, &tasks, &id, &options);
+        self.begin("commit", subject, ns, work).await
     }
 
     /// Begins to write an image into a descriptor, as an OCI layout in a tar archive.

@@ -13,12 +13,15 @@ use serde::Serialize;
 
 use crate::{
     call::{BLOCK, Cursor, Reply, done, reply},
+    commit::CommitOptions,
     connect::Link,
     image::Image,
+    job::Job,
     logs::{LogOptions, LogRecord, Records},
     network::{self, Network, Networking},
     options::ContainerOptions,
     process::{Task, TaskInfo, task_info},
+    snapshot::{Change, changes},
     stdio::{Sink, Stdio},
 };
 
@@ -261,6 +264,18 @@ impl Container {
     /// Its task.
     pub fn task(&self) -> Task {
         Task::new(&self.link, self.client.task_request().send().pipeline.get_task())
+    }
+
+    /// What was changed in its files.
+    pub fn changes(&self) -> Cursor<Change> {
+        changes(&self.link, self.client.changes_request().send().pipeline.get_cursor())
+    }
+
+    /// Makes an image of its own and what was changed in its files.
+    pub fn commit(&self, options: &CommitOptions) -> Job {
+        let mut request = self.client.commit_request();
+        options.fill(request.get().init_options());
+        Job { link: self.link.clone(), client: request.send().pipeline.get_job() }
     }
 
     /// Removes it, with its ended task and its snapshot. With `force` a running task is killed first.

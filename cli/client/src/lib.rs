@@ -32,6 +32,7 @@
 
 mod call;
 mod collector;
+mod commit;
 mod connect;
 mod container;
 mod content;
@@ -56,6 +57,7 @@ mod tests;
 
 pub use call::{Cursor, Reply};
 pub use collector::{ByteOwner, CollectReport, Collected, Collector, DiskUsage, Explanation, ReferenceStep};
+pub use commit::{CommitOptions, ConfigChange};
 pub use connect::{Client, DaemonInfo, block_on, is_lost};
 pub use container::{Container, ContainerChanges, ContainerInfo, ContainerRequest, Containers, RUNTIME_OPTIONS};
 pub use content::{Blob, BlobInfo, Content, Ingest, IngestInfo};
@@ -70,6 +72,6 @@ pub use network::{Network, NetworkInfo, NetworkStatus, Networking, Networks, Por
 pub use options::{BindMount, ContainerOptions, Device, IdMap, MountSource, Rlimit};
 pub use process::{Attachment, CheckpointOptions, Exit, Process, ProcessOptions, State, Status, Task, TaskInfo};
 pub use run::{Again, Run, RunRequest, random_id};
-pub use snapshot::{Snapshot, SnapshotInfo, SnapshotKind, Snapshots};
+pub use snapshot::{Change, ChangeKind, Layer, Snapshot, SnapshotInfo, SnapshotKind, Snapshots};
 pub use stdio::{Input, Output, Receiver, Sink, Stdio, channel};
 pub use system::{ActorStatus, Finding, ShimContainer, ShimInfo, ShimProcess, ShimState, System, SystemStatus};

@@ -121,6 +121,15 @@ impl Namespace {
         reply(&self.link, self.client.info_request(), |answer| info(answer.get_info().map_err(malformed)?))
     }
 
+    /// Takes what is named, labels or labels.KEY, from `labels`; all of them where nothing is. An entry that is absent
+    /// there is removed.
+    pub fn update<S: AsRef<str>>(&self, labels: &Labels, fields: &[S]) -> Reply<NamespaceInfo> {
+        let mut request = self.client.update_request();
+        set_labels(request.get().init_labels(labels.len() as u32), labels);
+        set_texts(request.get().init_fields(fields.len() as u32), fields);
+        reply(&self.link, request, |answer| info(answer.get_info().map_err(malformed)?))
+    }
+
     /// The same namespace, whose descendants carry the context.
     pub fn with(&self, context: &Context) -> Namespace {
         let mut request = self.client.with_request();

@@ -1,18 +1,19 @@
 //! Snapshots.
 
-use std::rc::Rc;
+use std::{os::fd::OwnedFd, rc::Rc};
 
-use cofferdam_types::{Labels, Mount, Result, Timestamp};
+use cofferdam_types::{Descriptor, Labels, Mount, Result, Timestamp};
 use cofferdam_wire::{
-    convert::{labels, mounts, set_labels, set_texts, text},
+    convert::{descriptor, labels, mounts, set_labels, set_texts, text},
     error::malformed,
-    snapshot_capnp::{snapshot, snapshot_info, snapshots},
+    snapshot_capnp::{change, change_cursor, layer, snapshot, snapshot_info, snapshots},
 };
 use serde::Serialize;
 
 use crate::{
     call::{BLOCK, Cursor, Reply, done, reply},
     connect::Link,
+    stdio::Sink,
 };
 
 /// What may be done with a snapshot.
@@ -62,6 +63,69 @@ fn info(reader: snapshot_info::Reader<'_>) -> Result<SnapshotInfo> {
         created: Timestamp(reader.get_created()),
         updated: Timestamp(reader.get_updated()),
         driver: text(reader.get_driver())?.to_owned(),
+    })
+}
+
+/// What became of something in a file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ChangeKind {
+    /// It is new.
+    Added,
+    /// It is another than before, or something in it is.
+    Changed,
+    /// It is gone, with all that was in it.
+    Deleted,
+}
+
+/// One difference between two file systems.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// What became of it.
+    pub kind: ChangeKind,
+    /// What: beginning with `/`, and not necessarily UTF-8.
+    pub path: Vec<u8>,
+}
+
+fn change(reader: change::Reader<'_>) -> Result<Change> {
+    Ok(Change {
+        kind: match reader.get_kind().map_err(|e| malformed(e.into()))? {
+            change::Kind::Added => ChangeKind::Added,
+            change::Kind::Changed => ChangeKind::Changed,
+            change::Kind::Deleted => ChangeKind::Deleted,
+        },
+        path: reader.get_path().map_err(malformed)?.to_vec(),
+    })
+}
+
+pub(crate) fn changes(link: &Rc<Link>, cursor: change_cursor::Client) -> Cursor<Change> {
+    let link = link.clone();
+    Cursor::new(move || {
+        let mut request = cursor.next_request();
+        request.get().set_max(BLOCK);
+        reply(&link, request, |answer| {
+            let items = answer.get_items().map_err(malformed)?;
+            Ok((items.iter().map(change).collect::<Result<_>>()?, answer.get_end()))
+        })
+    })
+}
+
+/// A layer that was written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Layer {
+    /// What it is.
+    #[serde(flatten)]
+    pub descriptor: Descriptor,
+    /// The digest of its tar.
+    pub diff_id: String,
+}
+
+fn layer(reader: capnp::Result<layer::Reader<'_>>) -> Result<Layer> {
+    let reader = reader.map_err(malformed)?;
+    Ok(Layer {
+        descriptor: descriptor(reader.get_descriptor().map_err(malformed)?)?,
+        diff_id: text(reader.get_diff_id())?.to_owned(),
     })
 }
 
@@ -141,6 +205,46 @@ impl Snapshot {
     /// What shows it, on the daemon's host: to be mounted in order onto one directory. Needs the `host` right.
     pub fn mounts(&self) -> Reply<Vec<Mount>> {
         reply(&self.link, self.client.mounts_request(), |answer| mounts(answer.get_mounts()))
+    }
+
+    /// What shows it, as a mount that is attached nowhere; no device can be used in it.
+    pub fn mount_fd(&self) -> Reply<OwnedFd> {
+        let link = self.link.clone();
+        reply(&self.link, self.client.mount_fd_request(), move |answer| link.fds.take(answer.get_mount()))
+    }
+
+    /// What differs from the snapshot `base`; where that is empty, from what it lies on.
+    pub fn changes(&self, base: &str) -> Cursor<Change> {
+        let mut request = self.client.changes_request();
+        request.get().set_base(base);
+        changes(&self.link, request.send().pipeline.get_cursor())
+    }
+
+    /// The same as a layer in the content of the namespace; an empty media type is OCI's with gzip.
+    pub fn diff(&self, base: &str, media_type: &str, labels: &Labels) -> Reply<Layer> {
+        let mut request = self.client.diff_request();
+        request.get().set_base(base);
+        request.get().set_media_type(media_type);
+        set_labels(request.get().init_labels(labels.len() as u32), labels);
+        reply(&self.link, request, |answer| layer(answer.get_layer()))
+    }
+
+    /// The same into a file or a pipe of yours; nothing is stored.
+    pub fn diff_fd(&self, base: &str, media_type: &str, target: OwnedFd) -> Reply<Layer> {
+        let mut request = self.client.diff_fd_request();
+        request.get().set_base(base);
+        request.get().set_media_type(media_type);
+        request.get().set_target(self.link.fds.push(target));
+        reply(&self.link, request, |answer| layer(answer.get_layer()))
+    }
+
+    /// The same into a sink of yours, see [`crate::channel`].
+    pub fn diff_to(&self, base: &str, media_type: &str, sink: &Sink) -> Reply<Layer> {
+        let mut request = self.client.diff_to_request();
+        request.get().set_base(base);
+        request.get().set_media_type(media_type);
+        request.get().set_sink(sink.client.clone());
+        reply(&self.link, request, |answer| layer(answer.get_layer()))
     }
 
     /// The most bytes that it may have for itself while it is active; 0 is no limit.

@@ -9,11 +9,12 @@ use cofferdam_metadata::records::{
 };
 use cofferdam_oci::spec::{self, Device, IdMap, Mount, Network, Options, Seccomp, Ulimit};
 use cofferdam_tasks::{Changes, CopyOptions, NewContainer, ProcessState, RunRecord};
-use cofferdam_types::{Any, Code, Error, Id, Result, filter};
+use cofferdam_transfer::{CommitOptions, ConfigChange, normalize};
+use cofferdam_types::{Any, Code, Error, Id, Name, Result, filter, media::Compression};
 use cofferdam_wire::{
     container_capnp::{
-        bind_mount, container, container_changes, container_cursor, container_info, container_options, containers,
-        create_params, device, id_map,
+        bind_mount, commit_options, config_change, container, container_changes, container_cursor, container_info,
+        container_options, containers, create_params, device, id_map,
     },
     convert::{any, labels, set_any, set_labels, text, texts},
     error::malformed,
@@ -23,11 +24,14 @@ use tokio::sync::{oneshot, watch};
 use super::{
     Place,
     bytes::{End, PipeSink, pipe, pump},
+    changes::Pair,
     coming::Coming,
     cursor::Cursor,
     filters,
     guard::Guarded,
-    images, logs, networks, rpc, stdio,
+    images,
+    jobs::Job,
+    logs, networks, rpc, stdio,
     tasks::{Process, set_exit, status},
 };
 
@@ -374,6 +378,43 @@ fn changes(reader: container_changes::Reader<'_>) -> Result<Changes> {
     Ok(Changes { labels: labels(reader.get_labels())?, spec, extensions })
 }
 
+fn commit_options(reader: commit_options::Reader<'_>) -> Result<CommitOptions> {
+    let changes = reader.get_changes().map_err(malformed)?.iter().map(config_change).collect::<Result<_>>()?;
+    let compression = match text(reader.get_compression())? {
+        "" | "gzip" => Compression::Gzip,
+        "zstd" => Compression::Zstd,
+        "none" => Compression::None,
+        other => return Err(Error::invalid("compression", other, "is not one of gzip, zstd and none")),
+    };
+    Ok(CommitOptions {
+        name: Name::new(normalize(text(reader.get_name())?)?)?,
+        author: text(reader.get_author())?.to_owned(),
+        message: text(reader.get_message())?.to_owned(),
+        changes,
+        pause: !reader.get_no_pause(),
+        compression,
+    })
+}
+
+fn config_change(reader: config_change::Reader<'_>) -> Result<ConfigChange> {
+    use config_change::Which;
+    let owned = |field| text(field).map(str::to_owned);
+    Ok(match reader.which().map_err(|e| malformed(e.into()))? {
+        Which::Cmd(all) => ConfigChange::Cmd(texts(all)?),
+        Which::Entrypoint(all) => ConfigChange::Entrypoint(texts(all)?),
+        Which::Env(text) => ConfigChange::Env(owned(text)?),
+        Which::WorkingDir(text) => ConfigChange::WorkingDir(owned(text)?),
+        Which::User(text) => ConfigChange::User(owned(text)?),
+        Which::Label(label) => {
+            let label = label.map_err(malformed)?;
+            ConfigChange::Label(owned(label.get_key())?, owned(label.get_value())?)
+        }
+        Which::Expose(text) => ConfigChange::Expose(owned(text)?),
+        Which::Volume(text) => ConfigChange::Volume(owned(text)?),
+        Which::StopSignal(text) => ConfigChange::StopSignal(owned(text)?),
+    })
+}
+
 /// One container.
 struct Container {
     place: Place,
@@ -468,6 +509,33 @@ impl container::Server for Container {
         let auth = self.place.authority().clone();
         rpc(self.tasks().rename(&self.place.namespace, &self.id, auth, id.clone()).await)?;
         results.get().set_container(self.place.hand_out(Container { place: self.place.clone(), id }));
+        Ok(())
+    }
+
+    async fn changes(
+        self: Rc<Self>,
+        _: container::ChangesParams,
+        mut results: container::ChangesResults,
+    ) -> capnp::Result<()> {
+        let record = rpc(self.tasks().container(&self.place.namespace, &self.id))?;
+        let Some(key) = &record.snapshot_key else {
+            let why = "has no files of its own: its root is a directory of the host";
+            return rpc(Err(Error::failed_precondition("container", &self.id, why)));
+        };
+        let pair = Pair { place: &self.place, driver: &record.driver, key, base: None };
+        results.get().set_cursor(rpc(pair.list().await)?);
+        Ok(())
+    }
+
+    async fn commit(
+        self: Rc<Self>,
+        params: container::CommitParams,
+        mut results: container::CommitResults,
+    ) -> capnp::Result<()> {
+        let options = rpc(commit_options(params.get()?.get_options()?))?;
+        let (services, namespace) = (self.place.services(), &self.place.namespace);
+        let job = services.transfer.commit(self.place.authority(), namespace, &services.tasks, &self.id, options).await;
+        results.get().set_job(self.place.hand_out(Job(rpc(job)?)));
         Ok(())
     }
 

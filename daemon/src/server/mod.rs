@@ -3,8 +3,9 @@
 mod admission;
 mod attachments;
 mod bytes;
-mod coming;
+mod changes;
 mod collector;
+mod coming;
 mod containers;
 mod content;
 mod cursor;

@@ -8,7 +8,7 @@ use cofferdam_metadata::{
 };
 use cofferdam_types::{Authority, Error, Namespace as Name, filter};
 use cofferdam_wire::{
-    convert::{labels, set_labels, text},
+    convert::{labels, set_labels, text, texts},
     gate_capnp::{namespace_cursor, namespaces},
     namespace_capnp::{namespace, namespace_info},
 };
@@ -164,6 +164,20 @@ impl namespace::Server for Namespace {
     async fn info(self: Rc<Self>, _: namespace::InfoParams, mut results: namespace::InfoResults) -> capnp::Result<()> {
         let view = rpc(self.0.services().metadata.read())?;
         set_info(results.get().init_info(), &rpc(records::get(&view, &self.0.namespace))?);
+        Ok(())
+    }
+
+    async fn update(
+        self: Rc<Self>,
+        params: namespace::UpdateParams,
+        mut results: namespace::UpdateResults,
+    ) -> capnp::Result<()> {
+        let params = params.get()?;
+        let (labels, fields) = (rpc(labels(params.get_labels()))?, rpc(texts(params.get_fields()))?);
+        let name = self.0.namespace.clone();
+        let write = move |tx: &mut cofferdam_metadata::Tx<'_>| records::update(tx, &name, &labels, &fields);
+        let record = rpc(self.0.services().metadata.write(self.0.authority(), write).await)?;
+        set_info(results.get().init_info(), &record);
         Ok(())
     }
 

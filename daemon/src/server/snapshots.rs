@@ -10,7 +10,13 @@ use cofferdam_wire::{
     snapshot_capnp::{snapshot, snapshot_cursor, snapshot_info, snapshots},
 };
 
-use super::{Place, cursor::Cursor, filters, rpc};
+use super::{
+    Place,
+    bytes::{End, pipe, pump},
+    changes::Pair,
+    cursor::Cursor,
+    filters, rpc,
+};
 
 /// The snapshots of a namespace in one driver.
 pub struct Snapshots {
@@ -154,6 +160,24 @@ struct Snapshot {
     key: Name,
 }
 
+impl Snapshot {
+    /// It and another one, or its parent where `base` is empty.
+    fn beside(&self, base: capnp::Result<capnp::text::Reader<'_>>) -> Result<Pair<'_>> {
+        let base = Some(text(base)?).filter(|base| !base.is_empty()).map(Name::new).transpose()?;
+        Ok(Pair { place: &self.place, driver: &self.driver, key: &self.key, base })
+    }
+
+    /// Refuses what two mounts can't show.
+    async fn at_rest(&self) -> Result<()> {
+        let services = self.place.services();
+        // The other driver's is a directory, which any number of mounts may show.
+        if services.snapshots.detached(&self.driver)? {
+            services.tasks.check_at_rest(&self.place.namespace, &self.driver, &self.key).await?;
+        }
+        Ok(())
+    }
+}
+
 impl snapshot::Server for Snapshot {
     async fn info(self: Rc<Self>, _: snapshot::InfoParams, mut results: snapshot::InfoResults) -> capnp::Result<()> {
         let record = rpc(self.place.services().snapshots.stat(&self.place.namespace, &self.driver, &self.key))?;
@@ -186,13 +210,69 @@ impl snapshot::Server for Snapshot {
     ) -> capnp::Result<()> {
         let (all, auth) = (&self.place.services().snapshots, self.place.authority());
         let mounts = rpc(all.mounts_for(auth, &self.place.namespace, &self.driver, &self.key))?;
-        // The other driver's is a directory, which any number of mounts may show.
-        if rpc(all.detached(&self.driver))? {
-            let tasks = &self.place.services().tasks;
-            rpc(tasks.check_at_rest(&self.place.namespace, &self.driver, &self.key).await)?;
-        }
+        rpc(self.at_rest().await)?;
         set_mounts(results.get().init_mounts(mounts.len() as u32), &mounts);
         Ok(())
+    }
+
+    async fn mount_fd(
+        self: Rc<Self>,
+        _: snapshot::MountFdParams,
+        mut results: snapshot::MountFdResults,
+    ) -> capnp::Result<()> {
+        let services = self.place.services();
+        rpc(self.at_rest().await)?;
+        let (all, ns) = (services.snapshots.clone(), self.place.namespace.clone());
+        let (driver, key) = (self.driver.clone(), self.key.clone());
+        let mount = rpc(services.pool.run(move || all.mount(&ns, &driver, &key)).await)?;
+        results.get().set_mount(self.place.session.fds.push(mount));
+        Ok(())
+    }
+
+    async fn changes(
+        self: Rc<Self>,
+        params: snapshot::ChangesParams,
+        mut results: snapshot::ChangesResults,
+    ) -> capnp::Result<()> {
+        let pair = rpc(self.beside(params.get()?.get_base()))?;
+        results.get().set_cursor(rpc(pair.list().await)?);
+        Ok(())
+    }
+
+    async fn diff(
+        self: Rc<Self>,
+        params: snapshot::DiffParams,
+        mut results: snapshot::DiffResults,
+    ) -> capnp::Result<()> {
+        let params = params.get()?;
+        let (media_type, labels) = (rpc(text(params.get_media_type()))?, rpc(labels(params.get_labels()))?);
+        let pair = rpc(self.beside(params.get_base()))?;
+        rpc(pair.store(media_type, labels, results.get().init_layer()).await)
+    }
+
+    async fn diff_fd(
+        self: Rc<Self>,
+        params: snapshot::DiffFdParams,
+        mut results: snapshot::DiffFdResults,
+    ) -> capnp::Result<()> {
+        let params = params.get()?;
+        let target = rpc(self.place.session.fds.take(params.get_target()))?;
+        let pair = rpc(self.beside(params.get_base()))?;
+        rpc(pair.pour(rpc(text(params.get_media_type()))?, target, results.get().init_layer()).await)
+    }
+
+    async fn diff_to(
+        self: Rc<Self>,
+        params: snapshot::DiffToParams,
+        mut results: snapshot::DiffToResults,
+    ) -> capnp::Result<()> {
+        let params = params.get()?;
+        let (pair, media_type) = (rpc(self.beside(params.get_base()))?, rpc(text(params.get_media_type()))?);
+        let (read, write) = rpc(pipe(End::Read))?;
+        let poured = pair.pour(media_type, write, results.get().init_layer());
+        let (poured, pumped) = tokio::join!(poured, pump(read, params.get_sink()?));
+        // Whoever takes no more is told so; otherwise what went wrong with the layer comes first.
+        rpc(poured.and(pumped))
     }
 
     async fn commit(

@@ -5,6 +5,7 @@ mod checkpoints;
 mod containers;
 mod content;
 mod cp;
+mod diffs;
 mod gc;
 mod images;
 mod leases;

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use crate::{acceptance, none, tracked};
 
 /// The documents that name tests, as `path.rs::name`.
-const DOCUMENTS: &[&str] = &["SPECIFICATION.md", "SECURITY.md", "docs/acceptance.md", DRIVERS];
+const DOCUMENTS: &[&str] = &["SPECIFICATION.md", "SECURITY.md", "docs/acceptance.md", "docs/archives.md", DRIVERS];
 const DRIVERS: &str = "docs/drivers.md";
 /// Where a file is looked for whose directories that one doesn't name.
 const NATIVE: &[&str] = &["runtime/oci/src/native/tests/", "runtime/oci/src/native/"];
@@ -65,14 +65,17 @@ fn missing(document: &str, text: &str, files: &[(String, String)]) -> Vec<String
     found
 }
 
-/// The names of the functions behind `#[test]`, with what else may stand in between. The acceptance suite has a harness of
-/// its own, where a test is what takes the place that it is to work in.
+/// The names of the functions behind `#[test]`, with what else may stand in between; and those that a `tests! {}` makes, a row
+/// `name: ...` each. The acceptance suite has a harness of its own, where a test is what takes the place that it is to work in.
 fn tests<'a>(path: &str, source: &'a str) -> BTreeSet<&'a str> {
     if acceptance::module(path).is_some() {
         return acceptance::functions(source);
     }
     let mut names = BTreeSet::new();
     let mut marked = false;
+    let rows = source.split("\ntests! {\n").skip(1).filter_map(|rest| rest.split("\n}").next()).flat_map(str::lines);
+    let rows = rows.filter_map(|line| line.strip_prefix("    ")?.split_once(':')).map(|(name, _)| name);
+    names.extend(rows.filter(|name| name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')));
     for line in source.lines().map(str::trim) {
         if line == "#[test]" {
             marked = true;
@@ -137,6 +140,11 @@ fn a_test_that_is_gone_is_found() {
     let files = [("a/src/b.rs".to_owned(), source.to_owned())];
     let found = |text: &str| missing("D.md", text, &files);
     assert_eq!(found("see `a/src/b.rs::shown`, `a/src/b.rs::other`, `a/src/b.rs` and `x::y`\n"), [""; 0]);
+    let made = "tests! {\n    row: 1;\n    other_row:\n        2;\n}\n\nfn x() { y: 1 }\n";
+    let files = [("a/src/b.rs".to_owned(), source.to_owned()), ("c.rs".to_owned(), format!("\n{made}"))];
+    let found = |text: &str| missing("D.md", text, &files);
+    assert_eq!(found("see `c.rs::row` and `c.rs::other_row`\n"), [""; 0]);
+    assert_eq!(found("see `c.rs::y`\n"), ["D.md:1: c.rs::y: no such test in it"]);
     assert_eq!(
         found("one\n| `a/src/b.rs::not_one` | `a/src/c.rs::shown` |\n"),
         ["D.md:2: a/src/b.rs::not_one: no such test in it", "D.md:2: a/src/c.rs::shown: no such file"]

@@ -9,6 +9,7 @@ pub mod btrfs;
 pub mod cgroup;
 pub mod devices;
 pub mod fd;
+pub mod handover;
 pub mod memory;
 pub mod metrics;
 pub mod mount;

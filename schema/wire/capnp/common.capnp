@@ -12,7 +12,7 @@
 #   "read"   to look at what the object reaches
 #   "write"  to change it
 #   "run"    to run code in it
-#   "host"   to touch the host: raw paths, raw specs, host namespaces, runtime binaries, mounts, file descriptors out
+#   "host"   to touch the host: raw paths, raw specs, host namespaces, runtime binaries, mounts, descriptors of its files
 #   "root"   only a `Root` has it
 # A right to connect containers to networks of the host's configuration, "networks", is checked where that is asked for;
 # whoever has "host" has it.

@@ -5,6 +5,7 @@ using Common = import "common.capnp";
 using Label = Common.Label;
 using Image = import "image.capnp".Image;
 using Job = import "job.capnp".Job;
+using ChangeCursor = import "snapshot.capnp".ChangeCursor;
 using Metrics = import "metrics.capnp".Metrics;
 
 struct BindMount @0xe8c07d3b5f92a164 {
@@ -228,6 +229,39 @@ struct CreateParams @0xc3a8f0d74e6b1592 {
   # The most bytes that it may have written into its root file system; 0 is no limit. See Snapshot.limit.
 }
 
+struct ConfigChange @0xe3a95d70b1c84f26 {
+  # One thing that is different in a new image.
+  union {
+    cmd @0 :List(Text);
+    entrypoint @1 :List(Text);
+    # The cmd of the image before is gone then, unless it is changed too.
+    env @2 :Text;
+    # NAME=VALUE.
+    workingDir @3 :Text;
+    user @4 :Text;
+    label @5 :Label;
+    expose @6 :Text;
+    # PORT[/PROTOCOL]; tcp where none is named.
+    volume @7 :Text;
+    stopSignal @8 :Text;
+  }
+}
+
+struct CommitOptions @0xf60b3c8d2a971e54 {
+  name @0 :Text;
+  # Of the image.
+  author @1 :Text;
+  message @2 :Text;
+  # Both for its history.
+  changes @3 :List(ConfigChange);
+  # Made in this order.
+  noPause @4 :Bool;
+  # The container runs on while it is compared: a file that it changes meanwhile may be between two states, and one that
+  # shrinks ends the job.
+  compression @5 :Text;
+  # Of the layer: gzip, zstd or none; empty is gzip.
+}
+
 struct CheckpointOptions @0xd4b87e1ca5f60293 {
   name @0 :Text;
   # Of the image that it becomes. already_exists if there is one.
@@ -368,6 +402,14 @@ interface Container @0xcd9183f6e5b7a042 {
   # the one thing at the archive's top takes that name in the directory above, which is there. A directory's place is
   # taken by nothing else, nor does a directory take another thing's. All belongs to root unless `keepOwners`. Device
   # nodes need "host". The sink's `end` returns when all is there, or says why it isn't; what was unpacked by then stays.
+
+  changes @11 () -> (cursor :ChangeCursor) $Common.needs("read");
+  # What was changed in its files since it was made; what is mounted in it aside. failed_precondition where its root is a
+  # directory of the host.
+
+  commit @12 (options :CommitOptions) -> (job :Job) $Common.needs("run");
+  # Makes an image of its own and those changes: one more layer, and a config that is that of its image but for what the
+  # options say. Layer, config and name appear together. The name may be there already: it stands for the new image then.
 }
 
 struct LogOptions @0xd16d6402091dea87 {

@@ -40,4 +40,8 @@ interface Namespace @0x90a3e332970f62d5 {
   explain @10 (type :Text, id :Text) -> (explanation :Explanation) $Common.needs("read");
   # What keeps something from being collected, or why it goes. `type`: "image", "container", "lease", "content", or "snapshots/"
   # and the driver's name. not_found where it isn't there.
+
+  update @11 (labels :List(Label), fields :List(Text)) -> (info :NamespaceInfo) $Common.needs("write");
+  # Takes from `labels` what is named: "labels", "labels.KEY"; where an entry is absent it is removed. Without names all of
+  # them. A name never changes: invalid_argument.
 }

@@ -23,6 +23,33 @@ struct SnapshotInfo @0xae39d1f76c50b842 {
   }
 }
 
+struct Change @0xba2fe49c80d37165 {
+  # One difference between two file system states.
+  kind @0 :Kind;
+  path @1 :Data;
+  # The bytes of its name, from the root on and beginning with "/".
+
+  enum Kind @0xa5f71c3e9d20b486 {
+    added @0;
+    changed @1;
+    # Itself, or something in it.
+    deleted @2;
+    # With all that was in it.
+  }
+}
+
+interface ChangeCursor @0x92c6d3f1a80b57e4 {
+  # A directory comes before what is in it, and names in the order of their bytes.
+  next @0 (max :UInt16) -> (items :List(Change), end :Bool) $Common.needs("read");
+}
+
+struct Layer @0xd14e6b09c7f3a852 {
+  # A layer that was written.
+  descriptor @0 :Common.Descriptor;
+  diffId @1 :Text;
+  # The digest of its tar.
+}
+
 interface Snapshots @0xd83a6e0f4c17b925 {
   list @0 (filters :List(Text)) -> (cursor :SnapshotCursor) $Common.needs("read");
   # Fields: key, parent, kind, labels.<key>.
@@ -69,4 +96,24 @@ interface Snapshot @0x8d2fc6b7e0a93514 {
   # The most bytes that an active snapshot may have for itself, besides what it lies on; 0 is no limit. Who writes more gets
   # EDQUOT. unimplemented where the driver can't see to that; failed_precondition where the file system could, but its quotas
   # are off, and where the snapshot isn't active.
+
+  changes @7 (base :Text) -> (cursor :ChangeCursor) $Common.needs("read");
+  # What differs from the snapshot `base`; where that is empty, from what it lies on. While something writes to it, a list
+  # of several blocks is not of one moment.
+
+  diff @8 (base :Text, mediaType :Text, labels :List(Label)) -> (layer :Layer) $Common.needs("write");
+  # The same as a layer, in the content of the namespace, with these labels beside "containerd.io/uncompressed", the diff
+  # id. Media types of OCI and Docker, plain, gzip and zstd; empty is OCI's with gzip; unimplemented is any other. Nothing
+  # should write to it meanwhile: a file that shrinks while it is read ends it.
+
+  diffFd @9 (base :Text, mediaType :Text, target :Common.Fd) -> (layer :Layer) $Common.needs("read");
+  # The same into a file or a pipe of yours; nothing is stored. Answered when all of it is written.
+
+  diffTo @10 (base :Text, mediaType :Text, sink :Common.ByteStream) -> (layer :Layer) $Common.needs("read");
+  # The twin: the layer is written into your sink.
+
+  mountFd @11 () -> (mount :Common.Fd) $Common.needs("write");
+  # What shows it, as a mount that is attached nowhere (open_tree(2)), for who hasn't the "host" right that `mounts` takes:
+  # attach it by move_mount(2), or open what is in it. No device in it can be used, and no program gets another's rights by
+  # its mode. It is gone with its last descriptor, or where it is unmounted. Refused where `mounts` is.
 }

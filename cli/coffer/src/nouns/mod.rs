@@ -2,9 +2,11 @@
 
 pub mod attach;
 pub mod checkpoint;
+pub mod commit;
 pub mod container;
 pub mod content;
 pub mod cp;
+pub mod diff;
 pub mod env;
 pub mod events;
 pub mod exec;

@@ -4,7 +4,7 @@ use crate::{
     args::{Command, Positional, Times, many, switch},
     cx::{Cx, Table, line},
     failure::Failure,
-    nouns::container::each,
+    nouns::{container::each, snapshot::edits},
     units::{pair, show_age},
 };
 
@@ -54,6 +54,31 @@ async fn create(cx: Cx) -> Result<i32, Failure> {
         cx.document(&info)?
     } else {
         line(&info.name)?
+    }
+    Ok(0)
+}
+
+/// `coffer namespace label`.
+pub static SET: Command = Command {
+    path: &["namespace", "label"],
+    about: "set labels of a namespace, and remove some",
+    positionals: &[
+        Positional { name: "NAME", times: Times::Once },
+        Positional { name: "LABEL=[VALUE]", times: Times::Many },
+    ],
+    flags: &[],
+    notes: "LABEL= without a value removes that label. Prints the labels that there are then.",
+    failure: 1,
+    action: |cx| Box::pin(set(cx)),
+};
+
+async fn set(cx: Cx) -> Result<i32, Failure> {
+    let (labels, fields) = edits(&cx)?;
+    let info = cx.client().await?.namespace(cx.args.at(0)).update(&labels, &fields).await?;
+    if cx.json {
+        cx.document(&info.labels)?;
+    } else {
+        info.labels.iter().try_for_each(|(key, value)| line(&format!("{key}={value}")))?;
     }
     Ok(0)
 }

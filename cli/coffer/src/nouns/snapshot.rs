@@ -20,11 +20,11 @@ use crate::{
 
 /// Whose snapshots are meant.
 pub const SNAPSHOTTER: Flag = value("snapshotter", None, "NAME", "of another driver than the default one");
-const LABEL: Flag = many("label", Some('l'), "KEY=VALUE", "a label");
+pub(super) const LABEL: Flag = many("label", Some('l'), "KEY=VALUE", "a label");
 const NEW: &[Positional] =
     &[Positional { name: "KEY", times: Times::Once }, Positional { name: "PARENT", times: Times::Maybe }];
 
-async fn snapshots(cx: &Cx) -> Result<Snapshots, Failure> {
+pub(super) async fn snapshots(cx: &Cx) -> Result<Snapshots, Failure> {
     Ok(cx.namespace().await?.snapshots(&cx.args.text("snapshotter")))
 }
 
@@ -131,7 +131,7 @@ async fn make(cx: Cx, how: fn(&Snapshots, &str, &str, &Labels) -> Snapshot) -> R
     Ok(0)
 }
 
-fn labels(cx: &Cx) -> Result<Labels, Failure> {
+pub(super) fn labels(cx: &Cx) -> Result<Labels, Failure> {
     Ok(cx.args.read_all("label", pair)?.into_iter().collect())
 }
 
@@ -275,6 +275,20 @@ async fn limit(cx: Cx) -> Result<i32, Failure> {
     Ok(0)
 }
 
+/// What a command that sets labels was given behind the thing's name: those to set, and the names of all.
+pub(super) fn edits(cx: &Cx) -> Result<(Labels, Vec<String>), Failure> {
+    let (mut labels, mut fields) = (Labels::new(), Vec::new());
+    for text in cx.args.from(1) {
+        let of = |why| Failure::usage(format!("{}: {text:?}: {why}", cx.args.command.name()));
+        let (key, value) = pair(text).map_err(of)?;
+        fields.push(format!("labels.{key}"));
+        if !value.is_empty() {
+            labels.insert(key, value);
+        }
+    }
+    Ok((labels, fields))
+}
+
 /// `coffer snapshot label`.
 pub static SET: Command = Command {
     path: &["snapshot", "label"],
@@ -290,14 +304,7 @@ pub static SET: Command = Command {
 };
 
 async fn set(cx: Cx) -> Result<i32, Failure> {
-    let (mut labels, mut fields) = (Labels::new(), Vec::new());
-    for text in cx.args.from(1) {
-        let (key, value) = pair(text).map_err(|why| Failure::usage(format!("snapshot label: {text:?}: {why}")))?;
-        fields.push(format!("labels.{key}"));
-        if !value.is_empty() {
-            labels.insert(key, value);
-        }
-    }
+    let (labels, fields) = edits(&cx)?;
     let info = snapshots(&cx).await?.get(cx.args.at(0)).update(&labels, &fields).await?;
     if cx.json {
         cx.document(&info.labels)?;

@@ -22,7 +22,7 @@ fn set_xattr(path: &Path, name: &std::ffi::CStr, value: &[u8]) {
 }
 
 /// A tree with one of everything.
-fn everything(root: &Path) {
+pub(super) fn everything(root: &Path) {
     let long = "long-".repeat(30);
     fs::create_dir_all(root.join("a/b").join(&long)).unwrap();
     fs::write(root.join("a/file"), "content").unwrap();

@@ -5,4 +5,6 @@ mod interop;
 mod layers;
 mod limits;
 mod refused;
+mod root_path;
 mod support;
+mod writers;
