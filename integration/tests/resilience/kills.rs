@@ -1,11 +1,11 @@
 //! The daemon is killed at random moments while it works.
 
 use std::{
+    cell::Cell,
     sync::mpsc::{RecvTimeoutError, sync_channel},
     time::{Duration, Instant},
 };
 
-use cofferdam_client::is_lost;
 use cofferdam_integration::{Daemon, bounded};
 use cofferdam_types::Code;
 
@@ -15,6 +15,9 @@ use crate::{
     storm::count,
 };
 
+/// Workers side by side.
+const LANES: u64 = 3;
+
 #[test]
 fn what_was_acknowledged_is_there_after_a_kill() {
     let operations = count(10_000, 150);
@@ -23,44 +26,50 @@ fn what_was_acknowledged_is_there_after_a_kill() {
     let daemon = Daemon::with_busybox();
     let scratch = tempfile::tempdir().unwrap();
     let mut random = Random::new(seed);
-    let clock = std::cell::Cell::new(0);
-    let mut worker = Worker::new("work", scratch.path(), seed, || {
+    let clock = Cell::new(0);
+    let clock = || {
         clock.set(clock.get() + 1);
         clock.get()
-    });
-    let (began, mut done, mut kills) = (Instant::now(), 0, 0);
-    while done < operations {
-        let life = Duration::from_micros(random.below(400_000));
+    };
+    let mut workers: Vec<_> =
+        (0..LANES).map(|lane| Worker::new(&format!("w{lane}"), scratch.path(), seed + lane, clock)).collect();
+    let (began, done, mut kills) = (Instant::now(), Cell::new(0), 0);
+    while done.get() < operations {
+        let life = Duration::from_micros(random.below(100_000));
         std::thread::scope(|scope| {
             let (daemon, (going, over)) = (&daemon, sync_channel::<()>(0));
+            // Those who wait for a container's end find the next daemon.
             scope.spawn(move || {
                 if over.recv_timeout(life) == Err(RecvTimeoutError::Timeout) {
-                    daemon.kill9();
+                    daemon.restart();
                 }
             });
             let _going = going;
             bounded(async {
                 let client = daemon.client().await;
                 let ns = client.namespace(daemon.namespace());
-                loop {
-                    match worker.step(&client, &ns).await {
-                        Ok(()) => done += 1,
-                        Err(error) => {
-                            assert!(is_lost(&error) || error.code == Code::Unavailable, "{error}");
-                            break;
+                let lanes = workers.iter_mut().map(async |worker| {
+                    let error = loop {
+                        match worker.step(&client, &ns).await {
+                            Ok(()) => done.set(done.get() + 1),
+                            Err(error) => break error,
                         }
-                    }
-                }
+                    };
+                    assert_eq!(error.code, Code::Unavailable, "{error}");
+                });
+                futures::future::join_all(lanes).await;
             });
         });
         kills += 1;
-        daemon.restart();
         bounded(async {
             let client = daemon.client().await;
             let ns = client.namespace(daemon.namespace());
-            worker.compare(&ns).await;
+            for worker in &mut workers {
+                worker.settle(&ns).await;
+            }
             if kills % 8 == 0 { is_well(&daemon, &client, &ns).await } else { agrees(&client).await }
         });
     }
+    let done = done.get();
     println!("long-run: kill -9 | {done} operations, {kills} kills in {} s", began.elapsed().as_secs());
 }

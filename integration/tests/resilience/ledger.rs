@@ -10,7 +10,7 @@ use std::{
 
 use cofferdam_client::{Client, ContainerRequest, ImportFormat, ImportOptions, Namespace, SnapshotKind};
 use cofferdam_integration::{BUSYBOX, DEADLINE, Daemon};
-use cofferdam_types::{Algorithm, Code, Digest, Labels, Result};
+use cofferdam_types::{Algorithm, Code, Digest, Error, Labels, Result};
 
 use crate::random::Random;
 
@@ -25,6 +25,9 @@ pub enum Kind {
 
 pub type Key = (Kind, String);
 
+/// How things were found.
+pub type Found = Vec<(Key, Option<String>)>;
+
 /// From one moment to another somebody was at it, and had it there or away.
 #[derive(Debug)]
 struct Fact {
@@ -34,15 +37,18 @@ struct Fact {
     there: Option<String>,
 }
 
-/// All that was asked for, in order. A moment is what the caller's clock says.
+/// All that one worker asked for, in order. A moment is what the caller's clock says.
 #[derive(Debug, Default)]
-pub struct Ledger(BTreeMap<Key, Vec<Fact>>);
+pub struct Ledger {
+    name: String,
+    facts: BTreeMap<Key, Vec<Fact>>,
+}
 
 impl Ledger {
     /// How a thing may be at a moment.
     fn may_be(&self, key: &Key, moment: usize) -> Vec<Option<&str>> {
         let mut states = vec![None];
-        for fact in self.0.get(key).into_iter().flatten().filter(|fact| fact.asked < moment) {
+        for fact in self.facts.get(key).into_iter().flatten().filter(|fact| fact.asked < moment) {
             if fact.answered.is_some_and(|answered| answered <= moment) {
                 states.clear();
             }
@@ -51,28 +57,26 @@ impl Ledger {
         states
     }
 
-    /// Compares everything with how it may be at a moment.
-    pub async fn compare(&self, ns: &Namespace, moment: usize) -> Vec<(Key, Option<String>)> {
+    /// Compares everything with how it may be at a moment, and gives how it is. The error says what is wrong.
+    pub async fn compare(&self, ns: &Namespace, moment: usize) -> std::result::Result<Found, String> {
         let mut all = Vec::new();
-        for key in self.0.keys() {
-            let found = look(ns, key).await.unwrap_or_else(|e| panic!("{key:?}: {e}"));
+        for key in self.facts.keys() {
+            let found = self.look(ns, key).await?;
             let states = self.may_be(key, moment);
-            let short = |text: Option<&str>| text.map(|text| text[..text.len().min(30)].to_owned());
-            assert!(
-                states.contains(&found.as_deref()),
-                "{key:?} is {:?} and should be one of {:?}",
-                short(found.as_deref()),
-                states.into_iter().map(short).collect::<Vec<_>>()
-            );
+            if !states.contains(&found.as_deref()) {
+                let short = |text: Option<&str>| text.map(|text| text[..text.len().min(30)].to_owned());
+                let states: Vec<_> = states.into_iter().map(short).collect();
+                return Err(format!("{key:?} is {:?} and should be one of {states:?}", short(found.as_deref())));
+            }
             all.push((key.clone(), found));
         }
-        all
+        Ok(all)
     }
 
     /// What is there for certain, of a kind.
     fn certain(&self, kind: Kind) -> Vec<Key> {
         let here = |key: &&Key| key.0 == kind && matches!(self.may_be(key, usize::MAX)[..], [Some(_)]);
-        self.0.keys().filter(here).cloned().collect()
+        self.facts.keys().filter(here).cloned().collect()
     }
 }
 
@@ -82,20 +86,20 @@ pub struct Worker<'a> {
     clock: Box<dyn Fn() -> usize + 'a>,
     random: Random,
     scratch: &'a Path,
-    name: &'a str,
     count: u64,
 }
 
 impl<'a> Worker<'a> {
     /// One that has a directory to itself.
-    pub fn new(name: &'a str, scratch: &'a Path, seed: u64, clock: impl Fn() -> usize + 'a) -> Worker<'a> {
-        Worker { ledger: Ledger::default(), clock: Box::new(clock), random: Random::new(seed), scratch, name, count: 0 }
+    pub fn new(name: &str, scratch: &'a Path, seed: u64, clock: impl Fn() -> usize + 'a) -> Worker<'a> {
+        let ledger = Ledger { name: name.into(), facts: BTreeMap::new() };
+        Worker { ledger, clock: Box::new(clock), random: Random::new(seed), scratch, count: 0 }
     }
 
     /// Does the next thing. What fails because the daemon goes stays open.
     pub async fn step(&mut self, client: &Client, ns: &Namespace) -> Result<()> {
         self.count += 1;
-        let id = format!("{}-{}", self.name, self.count);
+        let id = format!("{}-{}", self.ledger.name, self.count);
         // What is there goes more often the more of it there is.
         let kinds = [Kind::Blob, Kind::Image, Kind::Committed, Kind::Container, Kind::Active];
         let kind = kinds[self.random.below(kinds.len() as u64) as usize];
@@ -142,13 +146,13 @@ impl<'a> Worker<'a> {
 
     fn ask(&mut self, key: Key, there: Option<String>) -> Key {
         let asked = (self.clock)();
-        self.ledger.0.entry(key.clone()).or_default().push(Fact { asked, answered: None, there });
+        self.ledger.facts.entry(key.clone()).or_default().push(Fact { asked, answered: None, there });
         key
     }
 
     fn answer(&mut self, key: &Key, done: Result<()>) -> Result<()> {
         if done.is_ok() {
-            self.ledger.0.get_mut(key).unwrap().last_mut().unwrap().answered = Some((self.clock)());
+            self.ledger.facts.get_mut(key).unwrap().last_mut().unwrap().answered = Some((self.clock)());
         }
         done
     }
@@ -160,11 +164,11 @@ impl<'a> Worker<'a> {
     }
 
     /// Compares everything with what was answered. How it is now it is for certain.
-    pub async fn compare(&mut self, ns: &Namespace) {
-        let found = self.ledger.compare(ns, usize::MAX).await;
+    pub async fn settle(&mut self, ns: &Namespace) {
+        let found = self.ledger.compare(ns, usize::MAX).await.unwrap_or_else(|wrong| panic!("{wrong}"));
         let answered = Some((self.clock)());
         let there = found.into_iter().filter(|(_, there)| there.is_some());
-        self.ledger.0 = there.map(|(key, there)| (key, vec![Fact { asked: 0, answered, there }])).collect();
+        self.ledger.facts = there.map(|(key, there)| (key, vec![Fact { asked: 0, answered, there }])).collect();
     }
 }
 
@@ -227,55 +231,66 @@ async fn tree(ns: &Namespace, key: &str) -> Result<String> {
     Ok(mounts[0].source.clone())
 }
 
-/// What is in a thing that is there.
-async fn look(ns: &Namespace, key: &Key) -> Result<Option<String>> {
-    match find(ns, key).await {
-        Err(error) if error.code == Code::NotFound => Ok(None),
-        other => other.map(Some),
+impl Ledger {
+    /// What is in a thing that is there. What can't be read of one is an error.
+    async fn look(&self, ns: &Namespace, key: &Key) -> std::result::Result<Option<String>, String> {
+        match self.find(ns, key).await {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if error.code == Code::NotFound => Ok(None),
+            Err(error) => Err(format!("{key:?}: {error}")),
+        }
+    }
+
+    async fn find(&self, ns: &Namespace, (kind, name): &Key) -> Result<String> {
+        match kind {
+            Kind::Blob => {
+                let blob = ns.content().get(name);
+                blob.info().await?;
+                let mut file = tempfile::tempfile().unwrap();
+                blob.read_fd(0, 0, file.try_clone().unwrap().into()).await.map_err(broken)?;
+                file.rewind().unwrap();
+                let mut text = String::new();
+                file.read_to_string(&mut text).map_err(broken)?;
+                Ok(text)
+            }
+            Kind::Image => {
+                let detail = ns.images().get(name).detail("").await?;
+                if !detail.unpacked {
+                    return Err(broken("it isn't unpacked"));
+                }
+                self.view(ns, &detail.chain_id).await.map_err(broken)
+            }
+            Kind::Active => {
+                let info = ns.snapshots("overlay").get(name).info().await?;
+                let tree = tree(ns, name).await?;
+                let there = info.kind == SnapshotKind::Active && Path::new(&tree).is_dir();
+                if there { Ok(String::new()) } else { Err(broken("it has no directory")) }
+            }
+            Kind::Committed => {
+                let info = ns.snapshots("overlay").get(name).info().await?;
+                match info.kind {
+                    SnapshotKind::Committed => self.view(ns, name).await.map_err(broken),
+                    _ => Err(broken("it isn't committed")),
+                }
+            }
+            Kind::Container => ns.containers().get(name).info().await.map(|_| String::new()),
+        }
+    }
+
+    /// What a committed tree says.
+    async fn view(&self, ns: &Namespace, key: &str) -> Result<String> {
+        let all = ns.snapshots("overlay");
+        let own = format!("{}-look", self.name);
+        all.view(&own, key, &Labels::new()).info().await?;
+        let text = fs::read_to_string(Path::new(&tree(ns, &own).await?).join("text")).map_err(broken);
+        all.get(&own).remove().await?;
+        text
     }
 }
 
-async fn find(ns: &Namespace, (kind, name): &Key) -> Result<String> {
-    match kind {
-        Kind::Blob => {
-            let blob = ns.content().get(name);
-            blob.info().await?;
-            let mut file = tempfile::tempfile().unwrap();
-            blob.read_fd(0, 0, file.try_clone().unwrap().into()).await.unwrap_or_else(|e| panic!("{name}: {e}"));
-            file.rewind().unwrap();
-            let mut text = String::new();
-            file.read_to_string(&mut text).unwrap();
-            Ok(text)
-        }
-        Kind::Image => {
-            let detail = ns.images().get(name).detail("").await?;
-            assert!(detail.unpacked, "{name}: {detail:?}");
-            view(ns, &detail.chain_id).await
-        }
-        Kind::Active => {
-            let info = ns.snapshots("overlay").get(name).info().await?;
-            assert_eq!(info.kind, SnapshotKind::Active);
-            let tree = tree(ns, name).await?;
-            assert!(Path::new(&tree).is_dir(), "{name} has no directory");
-            Ok(String::new())
-        }
-        Kind::Committed => {
-            let info = ns.snapshots("overlay").get(name).info().await?;
-            assert_eq!(info.kind, SnapshotKind::Committed);
-            view(ns, name).await
-        }
-        Kind::Container => ns.containers().get(name).info().await.map(|_| String::new()),
-    }
-}
-
-/// What a committed tree says. What fails here isn't that it is away.
-async fn view(ns: &Namespace, key: &str) -> Result<String> {
-    let all = ns.snapshots("overlay");
-    all.view("look", key, &Labels::new()).info().await.unwrap_or_else(|e| panic!("{key}: {e}"));
-    let tree = tree(ns, "look").await.unwrap();
-    let text = fs::read_to_string(Path::new(&tree).join("text")).unwrap_or_else(|e| panic!("{key}: {e}"));
-    all.get("look").remove().await.unwrap();
-    Ok(text)
+/// Of what is there, and isn't what it should be.
+fn broken(why: impl std::fmt::Display) -> Error {
+    Error::data_loss("broken", "", why.to_string())
 }
 
 /// Records and disk agree, and the daemon does all that it ever did.
@@ -284,7 +299,8 @@ pub async fn is_well(daemon: &Daemon, client: &Client, ns: &Namespace) {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("text"), "afterwards").unwrap();
     import(ns, "test/afterwards:latest", dir.path()).await.unwrap();
-    assert_eq!(find(ns, &(Kind::Image, "test/afterwards:latest".into())).await.unwrap(), "afterwards");
+    let image = (Kind::Image, "test/afterwards:latest".to_owned());
+    assert_eq!(Ledger::default().find(ns, &image).await.unwrap(), "afterwards");
     run(client, ns, "afterwards").await.unwrap();
     ns.images().remove("test/afterwards:latest").await.unwrap();
     assert!(daemon.log().lines().all(|line| !line.contains("panicked")), "{}", daemon.log());
