@@ -203,6 +203,27 @@ impl Daemon {
         assert!(status.success(), "{status}: {}", self.log());
     }
 
+    /// Ends it and all that it started, as when the host's power goes, and unmounts what it lay on.
+    pub fn power_off(&self) {
+        self.kill9();
+        // Shims first: they would report the end of their containers to each other's records otherwise.
+        for (pid, _) in all_processes(self.path()) {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
+        }
+        let Ok(layout) = Layout::detect() else { return };
+        for group in cgroups(&self.namespace) {
+            if let Ok(cgroup) = Cgroup::open(&layout, &group) {
+                let _ = cgroup.kill();
+                let _ = cgroup.remove();
+            }
+            let _ = cofferdam_sys::cgroup::prune_above(&layout, &group, 0);
+        }
+        // Only what a container of a killed shim had; else removing the directory would reach through it.
+        for mount in mounts(self.path()).into_iter().rev() {
+            let _ = nix::mount::umount2(&mount, nix::mount::MntFlags::MNT_DETACH);
+        }
+    }
+
     /// Starts it, after [`Daemon::kill9`] or [`Daemon::stop`] or instead of them, and says how long it took to serve.
     pub fn restart(&self) -> Duration {
         self.kill9();
@@ -318,22 +339,6 @@ impl Drop for Daemon {
             lines.iter().rev().for_each(|line| eprintln!("{line}"));
             eprintln!("--- still there: {:#?}", self.leftovers());
         }
-        self.kill9();
-        // Shims first: they would report the end of their containers to each other's records otherwise.
-        for (pid, _) in all_processes(self.path()) {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
-        }
-        let Ok(layout) = Layout::detect() else { return };
-        for group in cgroups(&self.namespace) {
-            if let Ok(cgroup) = Cgroup::open(&layout, &group) {
-                let _ = cgroup.kill();
-                let _ = cgroup.remove();
-            }
-            let _ = cofferdam_sys::cgroup::prune_above(&layout, &group, 0);
-        }
-        // Only what a container of a killed shim had; else removing the directory would reach through it.
-        for mount in mounts(self.path()).into_iter().rev() {
-            let _ = nix::mount::umount2(&mount, nix::mount::MntFlags::MNT_DETACH);
-        }
+        self.power_off();
     }
 }

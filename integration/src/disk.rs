@@ -11,7 +11,10 @@ use nix::{
     fcntl::{FallocateFlags, fallocate},
 };
 
-use crate::Daemon;
+use crate::{
+    Daemon,
+    platter::{Image, Platter},
+};
 
 /// Runs a tool that must succeed.
 fn tool(program: &str, args: &[&str]) {
@@ -43,6 +46,47 @@ fn on_disk(mib: usize, mkfs: &str, flags: &[&str]) -> Daemon {
     daemon.restart();
     daemon.create_namespace();
     daemon
+}
+
+/// A daemon whose root lies on a disk, and both lose their power together.
+pub struct Powered {
+    /// Its end comes before the disk's.
+    pub daemon: Daemon,
+    /// The disk.
+    pub platter: Platter,
+}
+
+impl Powered {
+    /// Starts one on a fresh file system.
+    pub fn start(mib: usize, mkfs: &str) -> Powered {
+        let daemon = Daemon::start();
+        daemon.stop();
+        fs::remove_dir_all(daemon.root()).expect("the root of before");
+        fs::create_dir(daemon.root()).expect("a mount point");
+        let platter = Platter::serve(&daemon.path().join("platter"), Image::empty(mib));
+        tool(mkfs, &["-q", platter.path().to_str().expect("UTF-8")]);
+        mount(&platter, &daemon.root());
+        let _ = fs::remove_dir(daemon.root().join("lost+found"));
+        daemon.restart();
+        daemon.create_namespace();
+        Powered { daemon, platter }
+    }
+
+    /// Cuts the power, and starts again with this on the disk.
+    pub fn cut(&mut self, image: Image) {
+        self.daemon.power_off();
+        self.platter.end();
+        // What ends with a reboot.
+        let _ = fs::remove_dir_all(self.daemon.state());
+        self.platter = Platter::serve(&self.daemon.path().join("platter"), image);
+        mount(&self.platter, &self.daemon.root());
+        self.daemon.restart();
+    }
+}
+
+fn mount(platter: &Platter, root: &Path) {
+    let disk = platter.path();
+    tool("mount", &["-o", "loop", disk.to_str().expect("UTF-8"), root.to_str().expect("UTF-8")]);
 }
 
 /// A daemon whose state lies on a small file system of its own, which its end unmounts.

@@ -10,15 +10,17 @@ mod daemon;
 mod disk;
 mod files;
 mod leftovers;
+mod platter;
 mod registry;
 mod runtimes;
 mod streams;
 mod wait;
 
 pub use daemon::{BUSYBOX, Daemon};
-pub use disk::{btrfs_disk, fill, small_disk, small_state};
+pub use disk::{Powered, btrfs_disk, fill, small_disk, small_state};
 pub use files::{binary, criu, images};
 pub use leftovers::{Leftovers, all_processes, cgroups, descriptors, processes};
+pub use platter::{Image, Platter, Record};
 pub use registry::Registry;
 pub use runtimes::{crun, program, script};
 pub use streams::{Arrivals, input, output, pipe, terminal, write};

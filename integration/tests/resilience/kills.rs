@@ -1,0 +1,75 @@
+//! The daemon is killed at random moments while it works.
+
+use std::{
+    cell::Cell,
+    sync::mpsc::{RecvTimeoutError, sync_channel},
+    time::{Duration, Instant},
+};
+
+use cofferdam_integration::{Daemon, bounded};
+use cofferdam_types::Code;
+
+use crate::{
+    ledger::{Worker, agrees, is_well},
+    random::{Random, seed},
+    storm::count,
+};
+
+/// Workers side by side.
+const LANES: u64 = 3;
+
+#[test]
+fn what_was_acknowledged_is_there_after_a_kill() {
+    let operations = count(10_000, 150);
+    let seed = seed();
+    println!("seed {seed}");
+    let daemon = Daemon::with_busybox();
+    let scratch = tempfile::tempdir().unwrap();
+    let mut random = Random::new(seed);
+    let clock = Cell::new(0);
+    let clock = || {
+        clock.set(clock.get() + 1);
+        clock.get()
+    };
+    let mut workers: Vec<_> =
+        (0..LANES).map(|lane| Worker::new(&format!("w{lane}"), scratch.path(), seed + lane, clock)).collect();
+    let (began, done, mut kills) = (Instant::now(), Cell::new(0), 0);
+    while done.get() < operations {
+        let life = Duration::from_micros(random.below(100_000));
+        std::thread::scope(|scope| {
+            let (daemon, (going, over)) = (&daemon, sync_channel::<()>(0));
+            // Those who wait for a container's end find the next daemon.
+            scope.spawn(move || {
+                if over.recv_timeout(life) == Err(RecvTimeoutError::Timeout) {
+                    daemon.restart();
+                }
+            });
+            let _going = going;
+            bounded(async {
+                let client = daemon.client().await;
+                let ns = client.namespace(daemon.namespace());
+                let lanes = workers.iter_mut().map(async |worker| {
+                    let error = loop {
+                        match worker.step(&client, &ns).await {
+                            Ok(()) => done.set(done.get() + 1),
+                            Err(error) => break error,
+                        }
+                    };
+                    assert_eq!(error.code, Code::Unavailable, "{error}");
+                });
+                futures::future::join_all(lanes).await;
+            });
+        });
+        kills += 1;
+        bounded(async {
+            let client = daemon.client().await;
+            let ns = client.namespace(daemon.namespace());
+            for worker in &mut workers {
+                worker.settle(&ns).await;
+            }
+            if kills % 8 == 0 { is_well(&daemon, &client, &ns).await } else { agrees(&client).await }
+        });
+    }
+    let done = done.get();
+    println!("long-run: kill -9 | {done} operations, {kills} kills in {} s", began.elapsed().as_secs());
+}

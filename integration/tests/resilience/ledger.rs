@@ -1,0 +1,320 @@
+//! Work of which it is kept what was asked for and what was answered. Whatever happened to the daemon or its disk since, all
+//! that was acknowledged must be there, whole; of what was under way, all or nothing.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{Read as _, Seek as _, Write as _},
+    path::Path,
+};
+
+use cofferdam_client::{Client, ContainerRequest, ImportFormat, ImportOptions, Namespace, SnapshotKind};
+use cofferdam_integration::{BUSYBOX, DEADLINE, Daemon};
+use cofferdam_types::{Algorithm, Code, Digest, Error, Labels, Result};
+
+use crate::random::Random;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    Blob,
+    Image,
+    Active,
+    Committed,
+    Container,
+}
+
+pub type Key = (Kind, String);
+
+/// How things were found.
+pub type Found = Vec<(Key, Option<String>)>;
+
+/// From one moment to another somebody was at it, and had it there or away.
+#[derive(Debug)]
+struct Fact {
+    asked: usize,
+    answered: Option<usize>,
+    /// What is in it.
+    there: Option<String>,
+}
+
+/// All that one worker asked for, in order. A moment is what the caller's clock says.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    name: String,
+    facts: BTreeMap<Key, Vec<Fact>>,
+}
+
+impl Ledger {
+    /// How a thing may be at a moment.
+    fn may_be(&self, key: &Key, moment: usize) -> Vec<Option<&str>> {
+        let mut states = vec![None];
+        for fact in self.facts.get(key).into_iter().flatten().filter(|fact| fact.asked < moment) {
+            if fact.answered.is_some_and(|answered| answered <= moment) {
+                states.clear();
+            }
+            states.push(fact.there.as_deref());
+        }
+        states
+    }
+
+    /// Compares everything with how it may be at a moment, and gives how it is. The error says what is wrong.
+    pub async fn compare(&self, ns: &Namespace, moment: usize) -> std::result::Result<Found, String> {
+        let mut all = Vec::new();
+        for key in self.facts.keys() {
+            let found = self.look(ns, key).await?;
+            let states = self.may_be(key, moment);
+            if !states.contains(&found.as_deref()) {
+                let short = |text: Option<&str>| text.map(|text| text[..text.len().min(30)].to_owned());
+                let states: Vec<_> = states.into_iter().map(short).collect();
+                return Err(format!("{key:?} is {:?} and should be one of {states:?}", short(found.as_deref())));
+            }
+            all.push((key.clone(), found));
+        }
+        Ok(all)
+    }
+
+    /// What is there for certain, of a kind.
+    fn certain(&self, kind: Kind) -> Vec<Key> {
+        let here = |key: &&Key| key.0 == kind && matches!(self.may_be(key, usize::MAX)[..], [Some(_)]);
+        self.facts.keys().filter(here).cloned().collect()
+    }
+}
+
+/// Does one thing after the other, at random.
+pub struct Worker<'a> {
+    pub ledger: Ledger,
+    clock: Box<dyn Fn() -> usize + 'a>,
+    random: Random,
+    scratch: &'a Path,
+    count: u64,
+}
+
+impl<'a> Worker<'a> {
+    /// One that has a directory to itself.
+    pub fn new(name: &str, scratch: &'a Path, seed: u64, clock: impl Fn() -> usize + 'a) -> Worker<'a> {
+        let ledger = Ledger { name: name.into(), facts: BTreeMap::new() };
+        Worker { ledger, clock: Box::new(clock), random: Random::new(seed), scratch, count: 0 }
+    }
+
+    /// Does the next thing. What fails because the daemon goes stays open.
+    pub async fn step(&mut self, client: &Client, ns: &Namespace) -> Result<()> {
+        self.count += 1;
+        let id = format!("{}-{}", self.ledger.name, self.count);
+        // What is there goes more often the more of it there is.
+        let kinds = [Kind::Blob, Kind::Image, Kind::Committed, Kind::Container, Kind::Active];
+        let kind = kinds[self.random.below(kinds.len() as u64) as usize];
+        let mut there = self.ledger.certain(kind);
+        if self.random.below(8) < there.len() as u64 {
+            let key = there.swap_remove(self.random.below(there.len() as u64) as usize);
+            return self.fact(key.clone(), None, remove(ns, &key)).await;
+        }
+        let text = format!("{id} {}", "x".repeat(self.random.below(40_000) as usize));
+        match kind {
+            Kind::Blob => {
+                let digest = Digest::of(Algorithm::Sha256, text.as_bytes()).to_string();
+                let key = (kind, digest.clone());
+                self.fact(key, Some(text.clone()), ingest(ns, &id, &text, &digest)).await
+            }
+            Kind::Image => {
+                let dir = self.scratch.join(&id);
+                fs::create_dir(&dir).unwrap();
+                fs::write(dir.join("text"), &text).unwrap();
+                let name = format!("test/{id}:latest");
+                let imported = self.fact((kind, name.clone()), Some(text), import(ns, &name, &dir)).await;
+                fs::remove_dir_all(&dir).unwrap();
+                imported
+            }
+            Kind::Active => self.fact((kind, id.clone()), Some(String::new()), prepare(ns, &id)).await,
+            Kind::Committed => {
+                let key = format!("{id}-active");
+                self.fact((Kind::Active, key.clone()), Some(String::new()), prepare(ns, &key)).await?;
+                let tree = tree(ns, &key).await?;
+                fs::write(Path::new(&tree).join("text"), &text).unwrap();
+                let snapshot = ns.snapshots("overlay").get(&key);
+                let commit = async { snapshot.commit(&id, &kept()).info().await.map(drop) };
+                // Two facts of one commit.
+                let asked = self.ask((Kind::Active, key), None);
+                let done = self.fact((kind, id.clone()), Some(text), commit).await;
+                self.answer(&asked, done)
+            }
+            Kind::Container => {
+                self.fact((kind, id.clone()), Some(String::new()), create(ns, &id)).await?;
+                if self.random.below(2) == 0 { run(client, ns, &format!("{id}-run")).await } else { Ok(()) }
+            }
+        }
+    }
+
+    fn ask(&mut self, key: Key, there: Option<String>) -> Key {
+        let asked = (self.clock)();
+        self.ledger.facts.entry(key.clone()).or_default().push(Fact { asked, answered: None, there });
+        key
+    }
+
+    fn answer(&mut self, key: &Key, done: Result<()>) -> Result<()> {
+        if done.is_ok() {
+            self.ledger.facts.get_mut(key).unwrap().last_mut().unwrap().answered = Some((self.clock)());
+        }
+        done
+    }
+
+    async fn fact(&mut self, key: Key, there: Option<String>, act: impl Future<Output = Result<()>>) -> Result<()> {
+        let key = self.ask(key, there);
+        let done = act.await;
+        self.answer(&key, done)
+    }
+
+    /// Compares everything with what was answered. How it is now it is for certain.
+    pub async fn settle(&mut self, ns: &Namespace) {
+        let found = self.ledger.compare(ns, usize::MAX).await.unwrap_or_else(|wrong| panic!("{wrong}"));
+        let answered = Some((self.clock)());
+        let there = found.into_iter().filter(|(_, there)| there.is_some());
+        self.ledger.facts = there.map(|(key, there)| (key, vec![Fact { asked: 0, answered, there }])).collect();
+    }
+}
+
+fn kept() -> Labels {
+    Labels::from([("containerd.io/gc.root".to_owned(), "now".to_owned())])
+}
+
+async fn ingest(ns: &Namespace, reference: &str, text: &str, digest: &str) -> Result<()> {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    file.rewind().unwrap();
+    let ingest = ns.content().ingest(reference, text.len() as u64, digest, "");
+    ingest.take_fd(file.into()).await?;
+    ingest.commit(text.len() as u64, digest, &kept()).await.map(drop)
+}
+
+async fn import(ns: &Namespace, name: &str, dir: &Path) -> Result<()> {
+    let options = ImportOptions {
+        name: name.into(),
+        format: ImportFormat::Rootfs,
+        command: vec!["/bin/true".into()],
+        ..ImportOptions::default()
+    };
+    ns.images().import_fd(&options, File::open(dir).unwrap().into()).wait().await.map(drop)
+}
+
+async fn prepare(ns: &Namespace, key: &str) -> Result<()> {
+    ns.snapshots("overlay").prepare(key, "", &kept()).info().await.map(drop)
+}
+
+async fn create(ns: &Namespace, id: &str) -> Result<()> {
+    let mut request = ContainerRequest { id: id.into(), ..ContainerRequest::default() };
+    request.options.args = vec!["true".into()];
+    ns.containers().create(&ns.images().get(BUSYBOX), &request).info().await.map(drop)
+}
+
+async fn run(client: &Client, ns: &Namespace, id: &str) -> Result<()> {
+    let mut request = cofferdam_client::RunRequest::new(&ns.info().await?.name, BUSYBOX);
+    request.container.id = id.into();
+    request.container.options.args = vec!["true".into()];
+    request.container.remove_on_exit = true;
+    let exit = client.run(request)?.wait().await?;
+    assert!(exit.status == 0 || !exit.reason.is_empty(), "{exit:?}");
+    Ok(())
+}
+
+async fn remove(ns: &Namespace, (kind, name): &Key) -> Result<()> {
+    match kind {
+        Kind::Blob => ns.content().remove(name).await,
+        Kind::Image => ns.images().remove(name).await,
+        Kind::Active | Kind::Committed => ns.snapshots("overlay").get(name).remove().await,
+        Kind::Container => ns.containers().get(name).remove(false).await,
+    }
+}
+
+/// Where the tree of a snapshot lies that is one directory.
+async fn tree(ns: &Namespace, key: &str) -> Result<String> {
+    let mounts = ns.snapshots("overlay").get(key).mounts().await?;
+    assert!(mounts.len() == 1 && mounts[0].kind == "bind", "{mounts:?}");
+    Ok(mounts[0].source.clone())
+}
+
+impl Ledger {
+    /// What is in a thing that is there. What can't be read of one is an error.
+    async fn look(&self, ns: &Namespace, key: &Key) -> std::result::Result<Option<String>, String> {
+        match self.find(ns, key).await {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if error.code == Code::NotFound => Ok(None),
+            Err(error) => Err(format!("{key:?}: {error}")),
+        }
+    }
+
+    async fn find(&self, ns: &Namespace, (kind, name): &Key) -> Result<String> {
+        match kind {
+            Kind::Blob => {
+                let blob = ns.content().get(name);
+                blob.info().await?;
+                let mut file = tempfile::tempfile().unwrap();
+                blob.read_fd(0, 0, file.try_clone().unwrap().into()).await.map_err(broken)?;
+                file.rewind().unwrap();
+                let mut text = String::new();
+                file.read_to_string(&mut text).map_err(broken)?;
+                Ok(text)
+            }
+            Kind::Image => {
+                let detail = ns.images().get(name).detail("").await?;
+                if !detail.unpacked {
+                    return Err(broken("it isn't unpacked"));
+                }
+                self.view(ns, &detail.chain_id).await.map_err(broken)
+            }
+            Kind::Active => {
+                let info = ns.snapshots("overlay").get(name).info().await?;
+                let tree = tree(ns, name).await?;
+                let there = info.kind == SnapshotKind::Active && Path::new(&tree).is_dir();
+                if there { Ok(String::new()) } else { Err(broken("it has no directory")) }
+            }
+            Kind::Committed => {
+                let info = ns.snapshots("overlay").get(name).info().await?;
+                match info.kind {
+                    SnapshotKind::Committed => self.view(ns, name).await.map_err(broken),
+                    _ => Err(broken("it isn't committed")),
+                }
+            }
+            Kind::Container => ns.containers().get(name).info().await.map(|_| String::new()),
+        }
+    }
+
+    /// What a committed tree says.
+    async fn view(&self, ns: &Namespace, key: &str) -> Result<String> {
+        let all = ns.snapshots("overlay");
+        let own = format!("{}-look", self.name);
+        all.view(&own, key, &Labels::new()).info().await?;
+        let text = fs::read_to_string(Path::new(&tree(ns, &own).await?).join("text")).map_err(broken);
+        all.get(&own).remove().await?;
+        text
+    }
+}
+
+/// Of what is there, and isn't what it should be.
+fn broken(why: impl std::fmt::Display) -> Error {
+    Error::data_loss("broken", "", why.to_string())
+}
+
+/// Records and disk agree, and the daemon does all that it ever did.
+pub async fn is_well(daemon: &Daemon, client: &Client, ns: &Namespace) {
+    agrees(client).await;
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("text"), "afterwards").unwrap();
+    import(ns, "test/afterwards:latest", dir.path()).await.unwrap();
+    let image = (Kind::Image, "test/afterwards:latest".to_owned());
+    assert_eq!(Ledger::default().find(ns, &image).await.unwrap(), "afterwards");
+    run(client, ns, "afterwards").await.unwrap();
+    ns.images().remove("test/afterwards:latest").await.unwrap();
+    assert!(daemon.log().lines().all(|line| !line.contains("panicked")), "{}", daemon.log());
+}
+
+/// The start's own sweep goes on beside ordinary work: until it is over, what it is about to take is told.
+pub async fn agrees(client: &Client) {
+    let end = std::time::Instant::now() + DEADLINE;
+    loop {
+        let found = client.system().check(false).all().await.unwrap();
+        if found.is_empty() {
+            return;
+        }
+        assert!(std::time::Instant::now() < end, "records and disk don't agree: {found:#?}");
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+}

@@ -1,0 +1,90 @@
+//! Power cuts: a daemon on a real file system, on a disk that loses what it wasn't told to flush.
+
+use std::time::Instant;
+
+use cofferdam_integration::{Powered, bounded};
+
+use crate::{
+    ledger::{Worker, agrees, is_well},
+    random::{Random, seed},
+    storm::count,
+};
+
+const MIB: usize = 256;
+/// Workers side by side.
+const LANES: u64 = 3;
+
+/// Works, and then looks at what is left by power cuts: right before and right after one of `each` flushes, and at `between`
+/// moments between them.
+fn cut(mkfs: &str, steps: u64, each: usize, between: u64) {
+    let seed = seed();
+    println!("seed {seed}");
+    let mut powered = Powered::start(MIB, mkfs);
+    powered.daemon.import_busybox();
+    let scratch = tempfile::tempdir().unwrap();
+    powered.platter.record();
+    let ledgers = bounded(async {
+        let Powered { daemon, platter } = &powered;
+        let client = daemon.client().await;
+        let ns = client.namespace(daemon.namespace());
+        let lanes = (0..LANES).map(async |lane| {
+            let mut worker = Worker::new(&format!("w{lane}"), scratch.path(), seed + lane, || platter.position());
+            for _ in 0..steps {
+                worker.step(&client, &ns).await.unwrap();
+            }
+            worker.ledger
+        });
+        futures::future::join_all(lanes).await
+    });
+    let record = powered.platter.recorded();
+
+    let mut random = Random::new(seed);
+    let flushes = record.flushes();
+    let mut moments: Vec<usize> = flushes.iter().step_by(each).flat_map(|at| [*at, at + 1]).collect();
+    moments.extend((0..between).map(|_| random.below(record.len() as u64) as usize));
+    let began = Instant::now();
+    for (n, at) in moments.iter().enumerate() {
+        // Nothing of what wasn't flushed, all of it, or any part.
+        let stays = random.below(4);
+        let image = record.cut(*at, || match stays {
+            0 => false,
+            1 => true,
+            _ => random.below(2) == 0,
+        });
+        powered.cut(image);
+        bounded(async {
+            let daemon = &powered.daemon;
+            let client = daemon.client().await;
+            let ns = client.namespace(daemon.namespace());
+            for ledger in &ledgers {
+                let compared = ledger.compare(&ns, *at).await;
+                compared.unwrap_or_else(|wrong| panic!("cut {n}, at {at} of {}: {wrong}", record.len()));
+            }
+            if n % 8 == 0 { is_well(daemon, &client, &ns).await } else { agrees(&client).await }
+        });
+    }
+    // A disk that lost what it was told to flush would be found out.
+    powered.cut(record.cut(record.len() / 2, || true));
+    bounded(async {
+        let ns = powered.daemon.open().await;
+        let compared = futures::future::join_all(ledgers.iter().map(|one| one.compare(&ns, record.len()))).await;
+        assert!(compared.iter().any(Result::is_err), "nobody misses the second half");
+    });
+    println!(
+        "long-run: power cuts, {mkfs} | {} cuts of {} writes and {} flushes in {} s",
+        moments.len(),
+        record.len() - flushes.len(),
+        flushes.len(),
+        began.elapsed().as_secs()
+    );
+}
+
+#[test]
+fn what_was_acknowledged_is_there_after_a_power_cut_on_ext4() {
+    cut("mkfs.ext4", count(150, 12), count(1, 4) as usize, count(1000, 8));
+}
+
+#[test]
+fn what_was_acknowledged_is_there_after_a_power_cut_on_btrfs() {
+    cut("mkfs.btrfs", count(80, 6), count(1, 8) as usize, count(500, 4));
+}
