@@ -76,8 +76,11 @@ fn object<'m>(map: &'m mut Map<String, Value>, key: &str) -> &'m mut Map<String,
     if !found.is_object() {
         *found = json!({});
     }
-    // PANIC: it was made one above.
-    found.as_object_mut().expect("an object")
+    match found {
+        Value::Object(object) => object,
+        // PANIC: it was made one above.
+        _ => unreachable!(),
+    }
 }
 
 fn list<'m>(map: &'m mut Map<String, Value>, key: &str) -> &'m mut Vec<Value> {
@@ -85,8 +88,11 @@ fn list<'m>(map: &'m mut Map<String, Value>, key: &str) -> &'m mut Vec<Value> {
     if !found.is_array() {
         *found = json!([]);
     }
-    // PANIC: it was made one above.
-    found.as_array_mut().expect("a list")
+    match found {
+        Value::Array(list) => list,
+        // PANIC: it was made one above.
+        _ => unreachable!(),
+    }
 }
 
 impl ConfigChange {

@@ -49,7 +49,7 @@ async fn commit(cx: Cx) -> Result<i32, Failure> {
 
 /// Reads an instruction of a Dockerfile.
 fn instruction(text: &str) -> Result<Vec<ConfigChange>, String> {
-    let (word, rest) = text.trim().split_once(char::is_whitespace).unwrap_or((text.trim(), ""));
+    let (word, rest) = text.trim().split_once(char::is_whitespace).unwrap_or_else(|| (text.trim(), ""));
     let rest = rest.trim();
     if rest.is_empty() {
         return Err("give an instruction and what it says, such as 'USER nobody'".into());

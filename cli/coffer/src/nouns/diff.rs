@@ -168,7 +168,7 @@ async fn to_file(
     write: impl AsyncFn(OwnedFd) -> Result<cofferdam_client::Layer, Failure>,
 ) -> Result<i32, Failure> {
     let place = std::path::Path::new(path);
-    let above = place.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(".".as_ref());
+    let above = place.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or_else(|| ".".as_ref());
     let part = tempfile::Builder::new().prefix(".coffer-").tempfile_in(above).map_err(|e| Failure::io(path, e))?;
     let target = part.as_file().try_clone().map_err(|e| Failure::io(path, e))?;
     let layer = write(target.into()).await?;

@@ -39,7 +39,7 @@ fn check(links: &[(&str, &str)], root: &str, path: &str, leads: Option<&str>) {
         }
     }
     let root = top.join(root);
-    fs::create_dir_all(fs::canonicalize(&root).unwrap_or(root.clone())).unwrap();
+    fs::create_dir_all(fs::canonicalize(&root).unwrap_or_else(|_| root.clone())).unwrap();
     let tar = Tar::new().file(&format!("{path}/probe"), "x").end();
     let applied = apply_to(&root, &tar, &ApplyOptions::default());
     let mut found = Vec::new();
@@ -52,7 +52,7 @@ fn check(links: &[(&str, &str)], root: &str, path: &str, leads: Option<&str>) {
         }
         None => {
             assert_eq!(applied.unwrap_err().code, Code::InvalidArgument);
-            assert_eq!(found, [PathBuf::new(); 0], "nothing is left");
+            assert!(found.is_empty(), "{found:?} is left");
         }
     }
 }
