@@ -17,8 +17,10 @@ import (
 
 	"github.com/containerd/containerd"
 	"github.com/containerd/containerd/cio"
+	"github.com/containerd/containerd/containers"
 	"github.com/containerd/containerd/namespaces"
 	"github.com/containerd/containerd/oci"
+	"github.com/containerd/typeurl"
 )
 
 // The phases in their order; "create_start_wait_delete" is all of them, timed as one.
@@ -70,10 +72,66 @@ func life(ctx context.Context, client *containerd.Client, image containerd.Image
 	return nil
 }
 
+// Makes records of containers, 32 at once, each with the default spec, and lists them.
+func records(ctx context.Context, client *containerd.Client, n int) error {
+	const atOnce = 32
+	store := client.ContainerService()
+	spec, err := oci.GenerateSpec(ctx, client, &containers.Container{ID: "record"})
+	if err != nil {
+		return err
+	}
+	any, err := typeurl.MarshalAny(spec)
+	if err != nil {
+		return err
+	}
+	var workers sync.WaitGroup
+	failed := make(chan error, atOnce)
+	begin := time.Now()
+	for worker := 0; worker < atOnce; worker++ {
+		workers.Add(1)
+		go func(worker int) {
+			defer workers.Done()
+			for i := worker; i < n; i += atOnce {
+				_, err := store.Create(ctx, containers.Container{
+					ID: fmt.Sprintf("record-%d", i), Spec: any,
+					Runtime: containers.RuntimeInfo{Name: "io.containerd.runc.v2"},
+				})
+				if err != nil {
+					failed <- err
+					return
+				}
+			}
+		}(worker)
+	}
+	workers.Wait()
+	select {
+	case err := <-failed:
+		return err
+	default:
+	}
+	report("record_create", []float64{float64(time.Since(begin).Microseconds()) / 1000 / float64(n)})
+	begin = time.Now()
+	listed, err := store.List(ctx)
+	if err != nil {
+		return err
+	}
+	report(fmt.Sprintf("list_%d", len(listed)), []float64{float64(time.Since(begin).Microseconds()) / 1000})
+	return nil
+}
+
+func report(what string, of []float64) {
+	sort.Float64s(of)
+	json.NewEncoder(os.Stdout).Encode(map[string]interface{}{
+		"peer": "containerd", "what": what, "unit": "ms", "n": len(of),
+		"min": of[0], "median": of[len(of)/2], "max": of[len(of)-1], "samples": of,
+	})
+}
+
 func main() {
 	address := flag.String("address", "", "containerd's socket")
 	reference := flag.String("image", "", "an image that is unpacked already")
 	n := flag.Int("n", 20, "how often")
+	only := flag.Int("records", 0, "make and list so many records of containers, and nothing else")
 	flag.Parse()
 
 	client, err := containerd.New(*address)
@@ -82,6 +140,12 @@ func main() {
 	}
 	defer client.Close()
 	ctx := namespaces.WithNamespace(context.Background(), "default")
+	if *only > 0 {
+		if err := records(ctx, client, *only); err != nil {
+			log.Fatal(err)
+		}
+		return
+	}
 	image, err := client.GetImage(ctx, *reference)
 	if err != nil {
 		log.Fatal(err)
@@ -117,14 +181,8 @@ func main() {
 	each := float64(time.Since(begin).Microseconds()) / 1000 / float64(atOnce**n)
 	samples["side_by_side"] = []float64{each}
 
-	out := json.NewEncoder(os.Stdout)
 	phases = append(phases, "side_by_side")
 	for _, phase := range append([]string{"create_start_wait_delete"}, phases...) {
-		of := samples[phase]
-		sort.Float64s(of)
-		out.Encode(map[string]interface{}{
-			"peer": "containerd", "what": phase, "unit": "ms", "n": len(of),
-			"min": of[0], "median": of[len(of)/2], "max": of[len(of)-1], "samples": of,
-		})
+		report(phase, samples[phase])
 	}
 }
