@@ -43,11 +43,12 @@ pub struct Story {
 pub(crate) fn amended(config: &[u8], changes: &[ConfigChange], story: &Story, now: Timestamp) -> Result<Vec<u8>> {
     let odd = || Error::data_loss("image config", "", "is not what it was when it was read first");
     let mut whole: Map<String, Value> = serde_json::from_slice(config).map_err(|_| odd())?;
-    let runs = object(&mut whole, "config");
-    if changes.iter().any(|change| matches!(change, ConfigChange::Entrypoint(_))) {
-        runs.remove("Cmd");
-    }
-    changes.iter().try_for_each(|change| change.make(runs))?;
+    object(&mut whole, "config", |runs| {
+        if changes.iter().any(|change| matches!(change, ConfigChange::Entrypoint(_))) {
+            runs.remove("Cmd");
+        }
+        changes.iter().try_for_each(|change| change.make(runs))
+    })?;
     let created = now.to_rfc3339();
     let mut entry = json!({ "created": created, "created_by": story.command });
     for (key, text) in [("author", &story.author), ("comment", &story.message)] {
@@ -57,12 +58,11 @@ pub(crate) fn amended(config: &[u8], changes: &[ConfigChange], story: &Story, no
     }
     match &story.diff_id {
         Some(diff_id) => {
-            let rootfs = object(&mut whole, "rootfs");
-            list(rootfs, "diff_ids").push(json!(diff_id));
+            object(&mut whole, "rootfs", |rootfs| list(rootfs, "diff_ids", |all| all.push(json!(diff_id))));
         }
         None => entry["empty_layer"] = json!(true),
     }
-    list(&mut whole, "history").push(entry);
+    list(&mut whole, "history", |all| all.push(entry));
     whole.insert("created".into(), json!(created));
     if !story.author.is_empty() {
         whole.insert("author".into(), json!(story.author));
@@ -70,29 +70,24 @@ pub(crate) fn amended(config: &[u8], changes: &[ConfigChange], story: &Story, no
     Ok(Value::Object(whole).to_string().into_bytes())
 }
 
-/// What lies under a key, made if it isn't there (or is null, as some write).
-fn object<'m>(map: &'m mut Map<String, Value>, key: &str) -> &'m mut Map<String, Value> {
-    let found = map.entry(key).or_insert(Value::Null);
-    if !found.is_object() {
-        *found = json!({});
-    }
-    match found {
-        Value::Object(object) => object,
-        // PANIC: it was made one above.
-        _ => unreachable!(),
-    }
+/// Changes what lies under a key: an empty object, if there is none (or a null, as some write).
+fn object<R>(map: &mut Map<String, Value>, key: &str, change: impl FnOnce(&mut Map<String, Value>) -> R) -> R {
+    let mut inner = match map.remove(key) {
+        Some(Value::Object(inner)) => inner,
+        _ => Map::new(),
+    };
+    let result = change(&mut inner);
+    map.insert(key.into(), Value::Object(inner));
+    result
 }
 
-fn list<'m>(map: &'m mut Map<String, Value>, key: &str) -> &'m mut Vec<Value> {
-    let found = map.entry(key).or_insert(Value::Null);
-    if !found.is_array() {
-        *found = json!([]);
-    }
-    match found {
-        Value::Array(list) => list,
-        // PANIC: it was made one above.
-        _ => unreachable!(),
-    }
+fn list(map: &mut Map<String, Value>, key: &str, change: impl FnOnce(&mut Vec<Value>)) {
+    let mut inner = match map.remove(key) {
+        Some(Value::Array(inner)) => inner,
+        _ => Vec::new(),
+    };
+    change(&mut inner);
+    map.insert(key.into(), Value::Array(inner));
 }
 
 impl ConfigChange {
@@ -136,20 +131,20 @@ impl ConfigChange {
             ConfigChange::WorkingDir(text) => drop(runs.insert("WorkingDir".into(), json!(text))),
             ConfigChange::User(text) => drop(runs.insert("User".into(), json!(text))),
             ConfigChange::StopSignal(text) => drop(runs.insert("StopSignal".into(), json!(text))),
-            ConfigChange::Label(key, value) => drop(object(runs, "Labels").insert(key.clone(), json!(value))),
-            ConfigChange::Volume(text) => drop(object(runs, "Volumes").insert(text.clone(), json!({}))),
+            ConfigChange::Label(key, value) => {
+                object(runs, "Labels", |all| drop(all.insert(key.clone(), json!(value))))
+            }
+            ConfigChange::Volume(text) => object(runs, "Volumes", |all| drop(all.insert(text.clone(), json!({})))),
             ConfigChange::Expose(text) => {
                 let whole = if text.contains('/') { text.clone() } else { format!("{text}/tcp") };
-                object(runs, "ExposedPorts").insert(whole, json!({}));
+                object(runs, "ExposedPorts", |all| drop(all.insert(whole, json!({}))));
             }
             ConfigChange::Env(text) => {
                 let name = |text: &str| text.split_once('=').map_or(text, |(name, _)| name).to_owned();
-                let all = list(runs, "Env");
-                let old = all.iter_mut().find(|old| old.as_str().map(name) == Some(name(text)));
-                match old {
+                list(runs, "Env", |all| match all.iter_mut().find(|old| old.as_str().map(name) == Some(name(text))) {
                     Some(old) => *old = json!(text),
                     None => all.push(json!(text)),
-                }
+                });
             }
         }
         Ok(())

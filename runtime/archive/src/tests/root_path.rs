@@ -52,7 +52,7 @@ fn check(links: &[(&str, &str)], root: &str, path: &str, leads: Option<&str>) {
         }
         None => {
             assert_eq!(applied.unwrap_err().code, Code::InvalidArgument);
-            assert!(found.is_empty(), "{found:?} is left");
+            assert!(found.is_empty(), "nothing is left: {found:?}");
         }
     }
 }
