@@ -24,6 +24,10 @@ use super::{
     tree::{Tree, tree},
 };
 
+/// Nothing is collected by itself: what something that failed has left behind would be gone before anybody looks.
+const STILL: &[&str] =
+    &["--gc", "startup_delay=0,deletion_threshold=1000000000,mutation_threshold=0,period=0,disk_pressure=0"];
+
 /// What a namespace shows and what the host has of it.
 #[derive(Debug, Clone)]
 pub struct Holdings {
@@ -48,7 +52,7 @@ pub struct World {
 
 impl World {
     pub async fn start() -> World {
-        World::with(Daemon::start()).await
+        World::with(Daemon::with_flags(STILL)).await
     }
 
     pub async fn with(daemon: Daemon) -> World {
