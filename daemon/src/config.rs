@@ -22,6 +22,8 @@ pub struct Config {
     pub journal: PathBuf,
     /// Where networks are configured, and what makes them.
     pub networks: Networks,
+    /// How much time is between two passes over all blobs; zero: there are none.
+    pub scrub: Duration,
     /// What is logged, as tracing-subscriber's `EnvFilter` reads it.
     pub log: String,
 }
@@ -48,7 +50,8 @@ const HELP: &str = "\
 cofferd: the container daemon
 
 Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--criu FILE] [--connections NUMBER] [--journal SOCKET]
-               [--cni-config DIR] [--cni-plugins DIR[:DIR]...] [--cni-timeout SECONDS] [--log FILTER]
+               [--cni-config DIR] [--cni-plugins DIR[:DIR]...] [--cni-timeout SECONDS] [--scrub SECONDS]
+               [--log FILTER]
 
   --root DIR            what must last (default /var/lib/cofferdam)
   --state DIR           what ends with a reboot, and the socket cofferd.sock (default /run/cofferdam)
@@ -61,6 +64,8 @@ Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--criu FILE] [--connect
   --cni-plugins DIRS    where CNI plugins lie, directories with a colon between them (default
                         /opt/cni/bin:/usr/lib/cni:/usr/libexec/cni)
   --cni-timeout SECONDS how long one run of a plugin may take before it is killed (default 60)
+  --scrub SECONDS       how much time goes by between two passes that compare all blobs with their digests (default 604800, a
+                        week); 0: there are none
   --log FILTER          what is logged to standard error, such as info or cofferd=debug (default warn)
   --version             the version
   --help                this text
@@ -96,6 +101,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
                 deadline: Duration::from_secs(60),
             },
         },
+        scrub: Duration::from_secs(7 * 24 * 3600),
         log: std::env::var("COFFERD_LOG").unwrap_or_else(|_| "warn".into()),
     };
     let mut args = args.into_iter();
@@ -131,6 +137,10 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
                 let number = value()?.to_string_lossy().parse().ok().filter(|seconds| (1..=3600).contains(seconds));
                 let wrong = || Error::invalid("option", "--cni-timeout", "needs a number of seconds, 1 to 3600");
                 config.networks.plugins.deadline = Duration::from_secs(number.ok_or_else(wrong)?);
+            }
+            "--scrub" => {
+                let wrong = || Error::invalid("option", "--scrub", "needs a number of seconds; 0 is never");
+                config.scrub = Duration::from_secs(value()?.to_string_lossy().parse().map_err(|_| wrong())?);
             }
             "--log" => config.log = value()?.to_string_lossy().into_owned(),
             "--version" => return Ok(Command::Print(format!("cofferd {}\n", env!("CARGO_PKG_VERSION")))),

@@ -10,12 +10,16 @@ use std::{
 };
 
 use cofferdam_kernel::panic_text;
-use cofferdam_types::{Authority, COMES_BACK, Error, Result};
+use cofferdam_types::{Authority, COMES_BACK, Code, Error, Result};
+use nix::{
+    errno::Errno,
+    fcntl::{FallocateFlags, fallocate},
+};
 use redb::{Builder, Database, DatabaseError, Durability, ReadableDatabase, backends::FileBackend};
 use tokio::sync::watch;
 
 use crate::{
-    ahead::{Ahead, Known},
+    ahead::{Ahead, Known, Reserve},
     codec,
     messages::Write,
     records,
@@ -58,9 +62,12 @@ pub(crate) struct Opener {
     scanned: u64,
 }
 
-fn builder() -> Builder {
+/// What a file of this length is opened with. A short one is read whole and compared with its checksums: what something
+/// else has altered is found before it is believed, or written over.
+fn builder(length: u64, scanned: u64) -> Builder {
     let mut builder = Builder::new();
     builder.set_cache_size(CACHE);
+    builder.set_check_integrity_on_open(length > 0 && length <= scanned);
     builder
 }
 
@@ -76,8 +83,9 @@ impl Opener {
                 let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
                 let file = file.map_err(|e| Error::io("metadata", "", "opening meta.redb", &e))?;
                 let length = file.metadata().map_or(0, |m| m.len());
-                let backend = ahead(FileBackend::new(file).map_err(storage)?, SCANNED, facts.clone())?;
-                match builder().create_with_backend(backend) {
+                let reserve = reserve(&file)?;
+                let backend = ahead(FileBackend::new(file).map_err(storage)?, reserve, SCANNED, facts.clone())?;
+                match builder(length, SCANNED).create_with_backend(backend) {
                     Err(DatabaseError::DatabaseAlreadyOpen) if Instant::now() < end => std::thread::sleep(LOOK),
                     opened => break (opened.map_err(storage)?, length),
                 }
@@ -101,16 +109,35 @@ impl Opener {
     #[cfg(test)]
     pub(crate) fn backend<B: redb::StorageBackend>(
         scanned: u64,
+        reserve: impl Fn() -> Reserve + Send + Sync + 'static,
         backend: impl Fn() -> B + Send + Sync + 'static,
     ) -> Opener {
-        let open =
-            move |facts: Known| builder().create_with_backend(ahead(backend(), scanned, facts)?).map_err(storage);
+        let open = move |facts: Known| {
+            let backend = backend();
+            // A backend that can't say how long it is says so again, to redb.
+            let length = backend.len().unwrap_or(0);
+            builder(length, scanned).create_with_backend(ahead(backend, reserve(), scanned, facts)?).map_err(storage)
+        };
         Opener { open: Box::new(open), known: Known::default(), scanned }
     }
 }
 
-fn ahead<B: redb::StorageBackend>(below: B, small: u64, facts: Known) -> Result<Ahead<B>> {
-    Ahead::new(below, small, facts).map_err(|e| Error::io("metadata", "", "opening meta.redb", &e))
+/// Blocks behind the end, which are the file's although its length doesn't tell.
+fn reserve(file: &File) -> Result<Reserve> {
+    let file = file.try_clone().map_err(|e| Error::io("metadata", "", "opening meta.redb", &e))?;
+    Ok(Box::new(move |offset, length| {
+        let range = (i64::try_from(offset), i64::try_from(length));
+        let (Ok(offset), Ok(length)) = range else { return Err(std::io::ErrorKind::FileTooLarge.into()) };
+        match fallocate(&file, FallocateFlags::FALLOC_FL_KEEP_SIZE, offset, length) {
+            // A file system that can't hold any has none.
+            Err(Errno::EOPNOTSUPP) | Ok(()) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }))
+}
+
+fn ahead<B: redb::StorageBackend>(below: B, reserve: Reserve, small: u64, facts: Known) -> Result<Ahead<B>> {
+    Ahead::new(below, reserve, small, facts).map_err(|e| Error::io("metadata", "", "opening meta.redb", &e))
 }
 
 /// What readers and the lives of the writer share.
@@ -151,6 +178,8 @@ impl Shared {
     /// Opens the file and lets readers in.
     pub(crate) fn open(self: &Arc<Shared>) -> Result<Store> {
         self.set(None);
+        // A disk that is full keeps no store from opening.
+        self.opener.known.removing(true);
         // redb may panic over a file that something else has altered.
         let opened = catch_unwind(AssertUnwindSafe(|| {
             let database = (self.opener.open)(self.opener.known.clone())?;
@@ -159,6 +188,7 @@ impl Shared {
                 records::events::last(&View::new(database.begin_read().map_err(storage)?, self.opener.known.clone()))?;
             Ok((Arc::new(database), last))
         }));
+        self.opener.known.removing(false);
         let (database, last) = opened.unwrap_or_else(|payload| Err(damaged(panic_text(&*payload))))?;
         self.set(Some(database.clone()));
         self.outbox.send_replace(last);
@@ -256,10 +286,21 @@ impl Store {
         &self.shared
     }
 
-    /// Runs the jobs in one transaction, commits it, and gives each job's result. After a storage error every job
-    /// has that error and [`Store::recover`] must be called before the next batch.
+    /// Runs the jobs in one transaction, commits it, and gives each job's result. Where the disk is full those that give
+    /// room back are done out of the reserve. After a storage error every job has that error and [`Store::recover`] must be called before the next batch.
     pub(crate) fn commit(&mut self, writes: &[Write]) -> Vec<Result<()>> {
-        match self.attempt(writes) {
+        let mut attempt = self.attempt(writes, false);
+        if matches!(&attempt, Err(error) if error.code == Code::ResourceExhausted) {
+            self.failed = true;
+            attempt = self.recover().and_then(|()| {
+                let known = &self.shared.opener.known;
+                known.removing(true);
+                let attempt = self.attempt(writes, true);
+                known.removing(false);
+                attempt
+            });
+        }
+        match attempt {
             Ok(results) => results,
             Err(error) => {
                 self.failed = true;
@@ -269,7 +310,7 @@ impl Store {
         }
     }
 
-    fn attempt(&self, writes: &[Write]) -> Result<Vec<Result<()>>> {
+    fn attempt(&self, writes: &[Write], full: bool) -> Result<Vec<Result<()>>> {
         let database = self
             .database
             .as_ref()
@@ -288,6 +329,11 @@ impl Store {
                 }
                 let mut tx = Tx::new(&txn, &write.authority);
                 match run(write, &mut tx) {
+                    Verdict::Done if full && tx.grown() > 0 => {
+                        *spoiled = Some(no_room());
+                        txn.abort().map_err(storage)?;
+                        continue 'again;
+                    }
                     Verdict::Done => {
                         changed |= tx.changed();
                         last_event = tx.last_event().or(last_event);
@@ -337,6 +383,12 @@ impl Store {
         drop(shared);
         release(Some(database));
     }
+}
+
+fn no_room() -> Error {
+    let why = "the disk of the root directory is full, and this would take more of it: remove something first, which is still \
+               possible (no space left on device)";
+    Error::resource_exhausted("metadata", "", why)
 }
 
 /// Lets go of a database. The last holder closes it, which writes, and over a damaged file redb panics there too. What
