@@ -39,11 +39,6 @@ impl Altered {
         let mut all = self.lock();
         all.len() < MOST && all.insert(digest.clone())
     }
-
-    /// All of them.
-    pub(crate) fn all(&self) -> Vec<Digest> {
-        self.lock().iter().cloned().collect()
-    }
 }
 
 /// One pass over all blobs, as far as it is.

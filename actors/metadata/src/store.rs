@@ -289,24 +289,32 @@ impl Store {
     /// Runs the jobs in one transaction, commits it, and gives each job's result. Where the disk is full those that give
     /// room back are done out of the reserve. After a storage error every job has that error and [`Store::recover`] must be called before the next batch.
     pub(crate) fn commit(&mut self, writes: &[Write]) -> Vec<Result<()>> {
-        let mut attempt = self.attempt(writes, false);
-        if matches!(&attempt, Err(error) if error.code == Code::ResourceExhausted) {
-            self.failed = true;
-            attempt = self.recover().and_then(|()| {
-                let known = &self.shared.opener.known;
-                known.removing(true);
-                let attempt = self.attempt(writes, true);
-                known.removing(false);
-                attempt
-            });
-        }
-        match attempt {
+        match self.attempt(writes, false) {
             Ok(results) => results,
+            // Each by itself: what one takes of the reserve, before it is refused, costs the others nothing.
+            Err(error) if error.code == Code::ResourceExhausted => {
+                self.failed = true;
+                writes.iter().map(|write| self.alone(write)).collect()
+            }
             Err(error) => {
                 self.failed = true;
                 tracing::error!("meta.redb: {error}");
                 writes.iter().map(|_| Err(error.clone())).collect()
             }
+        }
+    }
+
+    /// Runs a job where the disk is full.
+    fn alone(&mut self, write: &Write) -> Result<()> {
+        self.recover()?;
+        self.shared.opener.known.removing(true);
+        let attempt = self.attempt(std::slice::from_ref(write), true);
+        self.shared.opener.known.removing(false);
+        self.failed = attempt.is_err();
+        match attempt {
+            Ok(mut results) => results.pop().unwrap_or_else(|| Err(no_room())),
+            Err(error) if error.code == Code::ResourceExhausted => Err(no_room()),
+            Err(error) => Err(error),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::{
     cell::Cell,
+    io::ErrorKind,
     ops::{Bound, ControlFlow},
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
 };
@@ -158,7 +159,8 @@ pub(crate) const PREVIOUS: &str = "meta.redb met a storage error; try again";
 /// An error of the file under the tables.
 pub(crate) fn storage(error: impl Into<redb::Error>) -> Error {
     match error.into() {
-        redb::Error::Io(e) if e.kind() == std::io::ErrorKind::InvalidData => damaged(e),
+        // Shorter than it says that it is, or not what a database begins with.
+        redb::Error::Io(e) if matches!(e.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) => damaged(e),
         redb::Error::Io(e) => {
             let mut error = Error::io("metadata", "", "meta.redb", &e);
             if error.code == Code::NotFound {

@@ -148,6 +148,7 @@ fn full(turn: u64) {
     };
     assert_eq!(error.code, Code::ResourceExhausted, "{error}");
     assert!(error.message.contains("remove something first"), "{error}");
+    store.recover().unwrap();
     // All of it can be removed, by whoever is first, also beside one who is refused; and nothing else comes in meanwhile.
     for n in 0..100 {
         let key = format!("{n:06}");
@@ -156,6 +157,7 @@ fn full(turn: u64) {
             images::delete(tx, &default(), &key).map(drop)
         });
         let mut results = store.commit(&[pair(200_000 + n), remove]);
+        store.recover().unwrap();
         results.remove(1).unwrap_or_else(|e| panic!("{n}: {e}"));
         // What was given back is there for others.
         if results.remove(0).is_ok() {

@@ -24,7 +24,8 @@ fn fill(tx: &mut Tx<'_>) -> Result<()> {
     snapshots::create(tx, &ns, Snapshot::new("overlay", name("base"), Kind::Active, None, 1))?;
     snapshots::commit(tx, &ns, "overlay", "base", name("done"), &labels(""), Default::default())?;
     snapshots::create(tx, &ns, Snapshot::new("overlay", name("top"), Kind::Active, Some(name("done")), 2))?;
-    let mut container = containers::Container::new(id("box"), "native", Any::default());
+    let spec = Any { type_url: "types.example/spec".into(), value: b"{}".to_vec() };
+    let mut container = containers::Container::new(id("box"), "native", spec);
     (container.driver, container.snapshot_key) = ("overlay".into(), Some(name("top")));
     containers::create(tx, &ns, container)?;
     tasks::create(tx, &ns, tasks::Task::new(id("box"), "shim"))?;
@@ -73,4 +74,14 @@ fn make() {
     let shared = Arc::new(Shared::new(Opener::file(&path)));
     shared.open().unwrap().commit(&[job(&Authority::system(), fill)]).remove(0).unwrap();
     println!("{}", path.display());
+    //ONEOFF
+    std::fs::copy(&path, "/tmp/heal-v2.redb").unwrap();
+    std::fs::copy(&path, "/tmp/heal-v1.redb").unwrap();
+    let database = redb::Database::open("/tmp/heal-v1.redb").unwrap();
+    let txn = database.begin_write().unwrap();
+    txn.delete_table(crate::Table::ATTACHMENTS.definition()).unwrap();
+    txn.open_table(crate::Table::META.definition()).unwrap().insert(&b"version"[..], &1u64.to_be_bytes()[..]).unwrap();
+    txn.commit().unwrap();
+    drop(database);
+    //END
 }
