@@ -3,16 +3,13 @@
 //! A commit into blocks that a file has already needs no commit of the file system's journal: the sync is a third
 //! cheaper. So a small file grows by whole steps of written zeros. What is beyond the end that redb knows goes when the
 //! file is closed; after a kill redb takes it for its own, as it does with every growth that was not committed.
-//!
-//! Behind that the file system holds blocks in reserve that only removals may use ([`Known::removing`]): where a disk is full
-//! one who gives room back finds the little that this takes, whoever else writes to it.
 
 use std::{
     io::Result,
     ops::Bound,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
 };
 
@@ -22,8 +19,6 @@ use redb::{BackendError, StorageBackend};
 use crate::table::PREVIOUS;
 
 const STEP: u64 = 1 << 20;
-/// How much is held for removals: each may have to write the pages on its way anew before it gives any back.
-pub(crate) const RESERVE: u64 = 1 << 20;
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// What is known of the file, for those who can't ask the backend.
@@ -33,8 +28,6 @@ pub(crate) struct Known(Arc<Facts>);
 #[derive(Debug, Default)]
 struct Facts {
     length: AtomicU64,
-    /// Whether what is written now may use the reserve.
-    removing: AtomicBool,
     /// What it failed of last.
     failure: Mutex<Option<Error>>,
 }
@@ -42,11 +35,6 @@ struct Facts {
 impl Known {
     pub(crate) fn length(&self) -> u64 {
         self.0.length.load(Ordering::Relaxed)
-    }
-
-    /// Lets what is written from now on use the reserve, or not any more.
-    pub(crate) fn removing(&self, removing: bool) {
-        self.0.removing.store(removing, Ordering::Relaxed);
     }
 
     /// What the file failed of, where redb only says that it did.
@@ -66,12 +54,9 @@ impl Known {
     }
 }
 
-/// Has the file system hold blocks behind an offset of the file, or says that there are none.
-pub(crate) type Reserve = Box<dyn Fn(u64, u64) -> Result<()> + Send + Sync>;
-
+#[derive(Debug)]
 pub(crate) struct Ahead<B> {
     below: B,
-    reserve: Reserve,
     /// Up to this length it is filled.
     small: u64,
     extent: Mutex<Extent>,
@@ -88,12 +73,10 @@ struct Extent {
 }
 
 impl<B: StorageBackend> Ahead<B> {
-    pub(crate) fn new(below: B, reserve: Reserve, small: u64, facts: Known) -> Result<Ahead<B>> {
+    pub(crate) fn new(below: B, small: u64, facts: Known) -> Result<Ahead<B>> {
         let there = below.len()?;
         facts.0.length.store(there, Ordering::Relaxed);
-        // What has none yet is opened all the same.
-        let _ = reserve(there, RESERVE);
-        Ok(Ahead { below, reserve, small, extent: Mutex::new(Extent { known: there, there }), facts })
+        Ok(Ahead { below, small, extent: Mutex::new(Extent { known: there, there }), facts })
     }
 
     fn fill(&self, mut from: u64, to: u64) -> Result<()> {
@@ -105,17 +88,8 @@ impl<B: StorageBackend> Ahead<B> {
         Ok(())
     }
 
-    /// Sets the length. One that grows has a reserve behind it, or doesn't grow, unless it is for the reserve's own sake.
+    /// Sets the length; the file's own follows where it is too short, or much too long.
     fn resize(&self, extent: Extent, len: u64) -> Result<Extent> {
-        let resized = self.set(extent, len)?;
-        if resized.there > extent.there && !self.facts.0.removing.load(Ordering::Relaxed) {
-            (self.reserve)(resized.there, RESERVE).inspect_err(|_| drop(self.below.set_len(extent.there)))?;
-        }
-        Ok(resized)
-    }
-
-    /// The file's own length follows where it is too short, or much too long.
-    fn set(&self, extent: Extent, len: u64) -> Result<Extent> {
         let Extent { known, there } = extent;
         if len > self.small || there > self.small {
             self.below.set_len(len)?;
@@ -139,12 +113,6 @@ impl<B: StorageBackend> Ahead<B> {
     fn grow(&self, from: u64, to: u64) -> Result<()> {
         let grown = self.below.set_len(to).and_then(|()| self.fill(from, to));
         grown.inspect_err(|_| drop(self.below.set_len(from)))
-    }
-}
-
-impl<B: std::fmt::Debug> std::fmt::Debug for Ahead<B> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Ahead").field(&self.below).finish()
     }
 }
 

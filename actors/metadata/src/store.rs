@@ -10,16 +10,12 @@ use std::{
 };
 
 use cofferdam_kernel::panic_text;
-use cofferdam_types::{Authority, COMES_BACK, Code, Error, Result};
-use nix::{
-    errno::Errno,
-    fcntl::{FallocateFlags, fallocate},
-};
+use cofferdam_types::{Authority, COMES_BACK, Error, Result};
 use redb::{Builder, Database, DatabaseError, Durability, ReadableDatabase, backends::FileBackend};
 use tokio::sync::watch;
 
 use crate::{
-    ahead::{Ahead, Known, Reserve},
+    ahead::{Ahead, Known},
     codec,
     messages::Write,
     records,
@@ -83,8 +79,7 @@ impl Opener {
                 let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
                 let file = file.map_err(|e| Error::io("metadata", "", "opening meta.redb", &e))?;
                 let length = file.metadata().map_or(0, |m| m.len());
-                let reserve = reserve(&file)?;
-                let backend = ahead(FileBackend::new(file).map_err(storage)?, reserve, SCANNED, facts.clone())?;
+                let backend = ahead(FileBackend::new(file).map_err(storage)?, SCANNED, facts.clone())?;
                 match builder(length, SCANNED).create_with_backend(backend) {
                     Err(DatabaseError::DatabaseAlreadyOpen) if Instant::now() < end => std::thread::sleep(LOOK),
                     opened => break (opened.map_err(storage)?, length),
@@ -109,35 +104,20 @@ impl Opener {
     #[cfg(test)]
     pub(crate) fn backend<B: redb::StorageBackend>(
         scanned: u64,
-        reserve: impl Fn() -> Reserve + Send + Sync + 'static,
         backend: impl Fn() -> B + Send + Sync + 'static,
     ) -> Opener {
         let open = move |facts: Known| {
             let backend = backend();
             // A backend that can't say how long it is says so again, to redb.
             let length = backend.len().unwrap_or(0);
-            builder(length, scanned).create_with_backend(ahead(backend, reserve(), scanned, facts)?).map_err(storage)
+            builder(length, scanned).create_with_backend(ahead(backend, scanned, facts)?).map_err(storage)
         };
         Opener { open: Box::new(open), known: Known::default(), scanned }
     }
 }
 
-/// Blocks behind the end, which are the file's although its length doesn't tell.
-fn reserve(file: &File) -> Result<Reserve> {
-    let file = file.try_clone().map_err(|e| Error::io("metadata", "", "opening meta.redb", &e))?;
-    Ok(Box::new(move |offset, length| {
-        let range = (i64::try_from(offset), i64::try_from(length));
-        let (Ok(offset), Ok(length)) = range else { return Err(std::io::ErrorKind::FileTooLarge.into()) };
-        match fallocate(&file, FallocateFlags::FALLOC_FL_KEEP_SIZE, offset, length) {
-            // A file system that can't hold any has none.
-            Err(Errno::EOPNOTSUPP) | Ok(()) => Ok(()),
-            Err(errno) => Err(errno.into()),
-        }
-    }))
-}
-
-fn ahead<B: redb::StorageBackend>(below: B, reserve: Reserve, small: u64, facts: Known) -> Result<Ahead<B>> {
-    Ahead::new(below, reserve, small, facts).map_err(|e| Error::io("metadata", "", "opening meta.redb", &e))
+fn ahead<B: redb::StorageBackend>(below: B, small: u64, facts: Known) -> Result<Ahead<B>> {
+    Ahead::new(below, small, facts).map_err(|e| Error::io("metadata", "", "opening meta.redb", &e))
 }
 
 /// What readers and the lives of the writer share.
@@ -178,8 +158,6 @@ impl Shared {
     /// Opens the file and lets readers in.
     pub(crate) fn open(self: &Arc<Shared>) -> Result<Store> {
         self.set(None);
-        // A disk that is full keeps no store from opening.
-        self.opener.known.removing(true);
         // redb may panic over a file that something else has altered.
         let opened = catch_unwind(AssertUnwindSafe(|| {
             let database = (self.opener.open)(self.opener.known.clone())?;
@@ -188,7 +166,6 @@ impl Shared {
                 records::events::last(&View::new(database.begin_read().map_err(storage)?, self.opener.known.clone()))?;
             Ok((Arc::new(database), last))
         }));
-        self.opener.known.removing(false);
         let (database, last) = opened.unwrap_or_else(|payload| Err(damaged(panic_text(&*payload))))?;
         self.set(Some(database.clone()));
         self.outbox.send_replace(last);
@@ -286,16 +263,11 @@ impl Store {
         &self.shared
     }
 
-    /// Runs the jobs in one transaction, commits it, and gives each job's result. Where the disk is full those that give
-    /// room back are done out of the reserve. After a storage error every job has that error and [`Store::recover`] must be called before the next batch.
+    /// Runs the jobs in one transaction, commits it, and gives each job's result. After a storage error every job
+    /// has that error and [`Store::recover`] must be called before the next batch.
     pub(crate) fn commit(&mut self, writes: &[Write]) -> Vec<Result<()>> {
-        match self.attempt(writes, false) {
+        match self.attempt(writes) {
             Ok(results) => results,
-            // Each by itself: what one takes of the reserve, before it is refused, costs the others nothing.
-            Err(error) if error.code == Code::ResourceExhausted => {
-                self.failed = true;
-                writes.iter().map(|write| self.alone(write)).collect()
-            }
             Err(error) => {
                 self.failed = true;
                 tracing::error!("meta.redb: {error}");
@@ -304,21 +276,7 @@ impl Store {
         }
     }
 
-    /// Runs a job where the disk is full.
-    fn alone(&mut self, write: &Write) -> Result<()> {
-        self.recover()?;
-        self.shared.opener.known.removing(true);
-        let attempt = self.attempt(std::slice::from_ref(write), true);
-        self.shared.opener.known.removing(false);
-        self.failed = attempt.is_err();
-        match attempt {
-            Ok(mut results) => results.pop().unwrap_or_else(|| Err(no_room())),
-            Err(error) if error.code == Code::ResourceExhausted => Err(no_room()),
-            Err(error) => Err(error),
-        }
-    }
-
-    fn attempt(&self, writes: &[Write], full: bool) -> Result<Vec<Result<()>>> {
+    fn attempt(&self, writes: &[Write]) -> Result<Vec<Result<()>>> {
         let database = self
             .database
             .as_ref()
@@ -337,11 +295,6 @@ impl Store {
                 }
                 let mut tx = Tx::new(&txn, &write.authority);
                 match run(write, &mut tx) {
-                    Verdict::Done if full && tx.grown() > 0 => {
-                        *spoiled = Some(no_room());
-                        txn.abort().map_err(storage)?;
-                        continue 'again;
-                    }
                     Verdict::Done => {
                         changed |= tx.changed();
                         last_event = tx.last_event().or(last_event);
@@ -391,12 +344,6 @@ impl Store {
         drop(shared);
         release(Some(database));
     }
-}
-
-fn no_room() -> Error {
-    let why = "the disk of the root directory is full, and this would take more of it: remove something first, which is still \
-               possible (no space left on device)";
-    Error::resource_exhausted("metadata", "", why)
 }
 
 /// Lets go of a database. The last holder closes it, which writes, and over a damaged file redb panics there too. What

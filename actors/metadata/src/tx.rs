@@ -22,14 +22,12 @@ pub struct Tx<'a> {
     /// Whether the file failed under this job: then nothing of the batch can be kept.
     failed: Cell<bool>,
     last_event: Option<u64>,
-    /// How many bytes the records have more than before.
-    grown: i64,
 }
 
 impl<'a> Tx<'a> {
     pub(crate) fn new(txn: &'a WriteTransaction, authority: &'a Authority) -> Tx<'a> {
         let now = Timestamp::now();
-        Tx { txn, authority, now, changed: false, failed: Cell::new(false), last_event: None, grown: 0 }
+        Tx { txn, authority, now, changed: false, failed: Cell::new(false), last_event: None }
     }
 
     /// Who writes.
@@ -44,18 +42,6 @@ impl<'a> Tx<'a> {
 
     pub(crate) fn changed(&self) -> bool {
         self.changed
-    }
-
-    /// How many bytes the records take up more than before, without what every write leaves: its event, and counts.
-    pub(crate) fn grown(&self) -> i64 {
-        self.grown
-    }
-
-    fn weigh(&mut self, table: Table, key: &[u8], before: Option<usize>, now: Option<usize>) {
-        if ![Table::OUTBOX, Table::COUNTERS, Table::META].contains(&table) {
-            let weight = |value: Option<usize>| value.map_or(0, |value| (key.len() + value) as i64);
-            self.grown += weight(now) - weight(before);
-        }
     }
 
     pub(crate) fn failed(&self) -> bool {
@@ -77,25 +63,21 @@ impl<'a> Tx<'a> {
             return Err(Error::resource_exhausted("record", id, message));
         }
         self.changed = true;
-        let before = self.noting(|txn| {
-            let mut table = txn.open_table(table.definition()).map_err(storage)?;
-            let before = table.insert(key, value).map_err(storage)?.map(|before| before.value().len());
-            Ok(before)
-        })?;
-        self.weigh(table, key, before, Some(value.len()));
-        Ok(())
+        self.noting(|txn| {
+            txn.open_table(table.definition()).map_err(storage)?.insert(key, value).map_err(storage)?;
+            Ok(())
+        })
     }
 
     /// Removes a row; says whether there was one.
     pub(crate) fn remove(&mut self, table: Table, key: &[u8]) -> Result<bool> {
         let removed = self.noting(|txn| {
             let mut table = txn.open_table(table.definition()).map_err(storage)?;
-            let removed = table.remove(key).map_err(storage)?.map(|value| value.value().len());
+            let removed = table.remove(key).map_err(storage)?.is_some();
             Ok(removed)
         })?;
-        self.changed |= removed.is_some();
-        self.weigh(table, key, removed, None);
-        Ok(removed.is_some())
+        self.changed |= removed;
+        Ok(removed)
     }
 
     /// A change that means nothing.

@@ -4,7 +4,7 @@ use std::{cell::RefCell, fs, path::PathBuf, rc::Rc, time::Duration};
 
 use cofferdam_client::LogRecord;
 use cofferdam_integration::{Daemon, bounded, fill, input, script, small_disk, small_state, until, until_async};
-use cofferdam_types::{Code, Labels};
+use cofferdam_types::Code;
 
 use crate::{
     ends_when_told,
@@ -284,40 +284,5 @@ fn r7_a_container_that_logs_goes_on_though_the_disk_is_full() {
         }
         assert!(wrote == all && n >= *numbers.last().unwrap(), "{wrote} {all} {n}: {said:?}");
         container.remove(false).await.unwrap();
-    });
-}
-
-#[test]
-fn what_is_there_can_be_removed_though_the_disk_is_full() {
-    let daemon = small_disk(64, 4096);
-    bounded(async {
-        let client = daemon.client().await;
-        let namespaces = client.namespaces();
-        let label = Labels::from([("filler".to_owned(), "x".repeat(3000))]);
-        let make = async |n: usize| namespaces.create(&format!("n{n}"), &label).await.map(drop);
-        for n in 0..100 {
-            make(n).await.unwrap();
-        }
-        let neighbour = Neighbour(Some(fill(&daemon.root(), 0)));
-        let mut made = 100;
-        let refused = loop {
-            match make(made).await {
-                Ok(()) => made += 1,
-                Err(error) => break error,
-            }
-            assert!(made < 5000, "there is no end of room");
-        };
-        assert_eq!(refused.code, Code::ResourceExhausted, "{refused}");
-        assert!(refused.message.contains("remove something first"), "{refused}");
-        // A daemon that starts finds it so, too.
-        daemon.restart();
-        let client = daemon.client().await;
-        let namespaces = client.namespaces();
-        for n in 0..made {
-            namespaces.remove(&format!("n{n}")).await.unwrap_or_else(|e| panic!("{n} of {made}: {e}"));
-        }
-        drop(neighbour);
-        namespaces.create("after", &label).await.unwrap();
-        assert_eq!(namespaces.list::<&str>(&[]).all().await.unwrap().len(), 3, "default, the test's own, and after");
     });
 }

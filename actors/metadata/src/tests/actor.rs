@@ -79,8 +79,7 @@ fn a_disk_that_fails_for_long_brings_the_slot_down_and_back() {
         let disk = Disk::default();
         let opened = disk.clone();
         let meta =
-            Metadata::start_with(&kernel, Placement::Own, Opener::backend(u64::MAX, none, move || opened.clone()))
-                .unwrap();
+            Metadata::start_with(&kernel, Placement::Own, Opener::backend(u64::MAX, move || opened.clone())).unwrap();
         kernel.ready().await.unwrap();
         put(&meta, "before").await.unwrap();
         disk.cut_after(1);

@@ -22,8 +22,10 @@ fn image(n: u64) -> Write {
     })
 }
 
+type Row = (Table, Vec<u8>, Vec<u8>);
+
 /// Every row of every table.
-fn rows(view: &View) -> Result<Vec<(Table, Vec<u8>, Vec<u8>)>> {
+fn rows(view: &View) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for table in Table::ALL {
         scan(view, table, b"", None, &mut |key, value| {
@@ -35,7 +37,7 @@ fn rows(view: &View) -> Result<Vec<(Table, Vec<u8>, Vec<u8>)>> {
 }
 
 /// Opens, reads and writes. A panic that comes out of any of that is the test's end.
-fn used(path: &Path, good: &[(Table, Vec<u8>, Vec<u8>)]) -> Result<()> {
+fn used(path: &Path, good: &[Row]) -> Result<()> {
     let shared = Arc::new(Shared::new(Opener::file(path)));
     let mut store = shared.open()?;
     assert!(rows(&shared.read()?)? == good, "what was altered is taken for what was written");
@@ -96,11 +98,11 @@ fn a_read_that_meets_an_altered_page_is_an_error() {
     let disk = super::disk::Disk::default();
     let open = |bytes: Vec<u8>| {
         let disk = super::disk::Disk::with(bytes);
-        let shared = Arc::new(Shared::new(Opener::backend(0, none, move || disk.clone())));
+        let shared = Arc::new(Shared::new(Opener::backend(0, move || disk.clone())));
         shared.open().map(|store| (shared, store))
     };
     let below = disk.clone();
-    let shared = Arc::new(Shared::new(Opener::backend(0, none, move || below.clone())));
+    let shared = Arc::new(Shared::new(Opener::backend(0, move || below.clone())));
     let mut store = shared.open().unwrap();
     (0..30).for_each(|n| store.commit(&[image(n)]).remove(0).unwrap());
     drop(store);

@@ -7,8 +7,6 @@ use std::{
 
 use redb::StorageBackend;
 
-use crate::ahead::Reserve;
-
 /// xorshift64*: the same seed, the same run.
 #[derive(Debug)]
 pub(super) struct Rng(u64);
@@ -48,8 +46,6 @@ struct State {
     cut_at: Option<u64>,
     /// Growing beyond this is ENOSPC.
     room: Option<u64>,
-    /// Up to here it has room in any case.
-    reserved: u64,
     lies: bool,
 }
 
@@ -88,23 +84,6 @@ impl Disk {
     pub(super) fn fill(&self) {
         let mut state = self.state();
         state.room = Some(state.current.len() as u64);
-    }
-
-    /// Holds room behind the end, if there is any.
-    pub(super) fn reserve(&self) -> impl Fn() -> Reserve + Send + Sync + use<> {
-        let disk = self.clone();
-        move || {
-            let disk = disk.clone();
-            Box::new(move |offset, length| {
-                let mut state = disk.state();
-                let end = offset + length;
-                if state.room.is_some_and(|room| end > room.max(state.reserved)) {
-                    return Err(io::ErrorKind::StorageFull.into());
-                }
-                state.reserved = end;
-                Ok(())
-            })
-        }
     }
 
     /// What a power cut leaves: what was synced, and any part of the rest, sector by sector.
@@ -156,7 +135,7 @@ impl StorageBackend for Disk {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         let mut state = self.op()?;
-        if state.room.is_some_and(|room| len > room.max(state.reserved)) {
+        if state.room.is_some_and(|room| len > room) {
             return Err(io::ErrorKind::StorageFull.into());
         }
         state.current.resize(len as usize, 0);

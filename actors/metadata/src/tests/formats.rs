@@ -69,19 +69,8 @@ fn a_file_of_every_older_format_is_read_and_goes_on() {
 #[test]
 #[ignore = "writes what is kept in the repository"]
 fn make() {
-    let path = std::env::temp_dir().join("meta.redb");
-    let _ = std::fs::remove_file(&path);
+    let path = tempfile::tempdir().unwrap().keep().join("format.redb");
     let shared = Arc::new(Shared::new(Opener::file(&path)));
     shared.open().unwrap().commit(&[job(&Authority::system(), fill)]).remove(0).unwrap();
     println!("{}", path.display());
-    //ONEOFF
-    std::fs::copy(&path, "/tmp/heal-v2.redb").unwrap();
-    std::fs::copy(&path, "/tmp/heal-v1.redb").unwrap();
-    let database = redb::Database::open("/tmp/heal-v1.redb").unwrap();
-    let txn = database.begin_write().unwrap();
-    txn.delete_table(crate::Table::ATTACHMENTS.definition()).unwrap();
-    txn.open_table(crate::Table::META.definition()).unwrap().insert(&b"version"[..], &1u64.to_be_bytes()[..]).unwrap();
-    txn.commit().unwrap();
-    drop(database);
-    //END
 }

@@ -19,15 +19,9 @@ use cofferdam_types::{Algorithm, Authority, Code, Digest, Error, Id, Labels, Nam
 
 use crate::{
     Tx, View,
-    ahead::Reserve,
     messages::Write,
     store::{Opener, Shared, Store},
 };
-
-/// What has no end needs no reserve.
-fn none() -> Reserve {
-    Box::new(|_, _| Ok(()))
-}
 
 /// A store in memory.
 struct Fixture {
@@ -37,7 +31,7 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Fixture {
-        let shared = Arc::new(Shared::new(Opener::backend(u64::MAX, none, redb::backends::InMemoryBackend::new)));
+        let shared = Arc::new(Shared::new(Opener::backend(u64::MAX, redb::backends::InMemoryBackend::new)));
         let store = shared.open().unwrap();
         Fixture { shared, store }
     }
