@@ -187,6 +187,15 @@ mod tests {
     }
 
     #[test]
+    fn passes_have_a_time_between_them_or_there_are_none() {
+        for (line, seconds) in [("", 7 * 24 * 3600), ("--scrub 60", 60), ("--scrub=0", 0)] {
+            let Command::Run(config) = words(line).unwrap() else { panic!("a run") };
+            assert_eq!(config.scrub, Duration::from_secs(seconds), "{line}");
+        }
+        assert_eq!(words("--scrub often").unwrap_err().id, "--scrub");
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         assert_eq!(words("--rot /a").unwrap_err().id, "--rot");
         for wrong in ["--connections 0", "--connections many", "--connections=-1"] {
