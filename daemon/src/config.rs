@@ -41,7 +41,7 @@ pub struct Networks {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Serve.
-    Run(Config),
+    Run(Box<Config>),
     /// Print this and end.
     Print(String),
 }
@@ -154,7 +154,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
         *path =
             std::path::absolute(&*path).map_err(|e| Error::io("path", path.display(), "has no absolute form", &e))?;
     }
-    Ok(Command::Run(config))
+    Ok(Command::Run(Box::new(config)))
 }
 
 #[cfg(test)]
