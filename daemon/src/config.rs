@@ -25,6 +25,8 @@ pub struct Config {
     pub networks: Networks,
     /// When the collector collects.
     pub gc: Settings,
+    /// How much time is between two passes over all blobs; zero: there are none.
+    pub scrub: Duration,
     /// What is logged, as tracing-subscriber's `EnvFilter` reads it.
     pub log: String,
 }
@@ -51,8 +53,8 @@ const HELP: &str = "\
 cofferd: the container daemon
 
 Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--criu FILE] [--connections NUMBER] [--journal SOCKET]
-               [--cni-config DIR] [--cni-plugins DIR[:DIR]...] [--cni-timeout SECONDS] [--gc KEY=VALUE[,...]]...
-               [--log FILTER]
+               [--cni-config DIR] [--cni-plugins DIR[:DIR]...] [--cni-timeout SECONDS] [--scrub SECONDS]
+               [--gc KEY=VALUE[,...]]... [--log FILTER]
 
   --root DIR            what must last (default /var/lib/cofferdam)
   --state DIR           what ends with a reboot, and the socket cofferd.sock (default /run/cofferdam)
@@ -71,6 +73,8 @@ Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--criu FILE] [--connect
                         many writes do), schedule_delay (1s), startup_delay (100ms), and period (1h: at the latest, if
                         anything was written) and disk_pressure (0.9: from this share of the disk in use on, whatever was
                         written). 0 turns one off; docs/gc.md says more
+  --scrub SECONDS       how much time goes by between two passes that compare all blobs with their digests (default 604800, a
+                        week); 0: there are none
   --log FILTER          what is logged to standard error, such as info or cofferd=debug (default warn)
   --version             the version
   --help                this text
@@ -107,6 +111,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
             },
         },
         gc: Settings::default(),
+        scrub: Duration::from_secs(7 * 24 * 3600),
         log: std::env::var("COFFERD_LOG").unwrap_or_else(|_| "warn".into()),
     };
     let mut args = args.into_iter();
@@ -144,6 +149,10 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
                 config.networks.plugins.deadline = Duration::from_secs(number.ok_or_else(wrong)?);
             }
             "--gc" => config.gc.set(&value()?.to_string_lossy())?,
+            "--scrub" => {
+                let wrong = || Error::invalid("option", "--scrub", "needs a number of seconds; 0 is never");
+                config.scrub = Duration::from_secs(value()?.to_string_lossy().parse().map_err(|_| wrong())?);
+            }
             "--log" => config.log = value()?.to_string_lossy().into_owned(),
             "--version" => return Ok(Command::Print(format!("cofferd {}\n", env!("CARGO_PKG_VERSION")))),
             "--help" | "-h" => return Ok(Command::Print(HELP.into())),
@@ -195,6 +204,15 @@ mod tests {
         assert_eq!((config.gc.period, config.gc.mutation_threshold), (Duration::from_secs(600), 7));
         assert_eq!((config.gc.disk_pressure, config.gc.deletion_threshold), (0.0, 0));
         assert_eq!(words("--gc nonsense=1").unwrap_err().id, "nonsense");
+    }
+
+    #[test]
+    fn passes_have_a_time_between_them_or_there_are_none() {
+        for (line, seconds) in [("", 7 * 24 * 3600), ("--scrub 60", 60), ("--scrub=0", 0)] {
+            let Command::Run(config) = words(line).unwrap() else { panic!("a run") };
+            assert_eq!(config.scrub, Duration::from_secs(seconds), "{line}");
+        }
+        assert_eq!(words("--scrub often").unwrap_err().id, "--scrub");
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod config;
 mod directories;
 mod placement;
 mod quiet;
+mod scrub;
 mod server;
 mod services;
 
@@ -48,6 +49,7 @@ pub struct Daemon {
     transfer: Transfer,
     listener: Listener,
     quiet: tokio::task::JoinHandle<()>,
+    scrub: Option<tokio::task::JoinHandle<()>>,
     /// Falls last.
     _claim: File,
 }
@@ -151,9 +153,11 @@ impl Daemon {
         };
         let admission = Admission::new(room(config.connections), uid.as_raw(), connections);
         let (pool, quiet) = (services.pool.clone(), services.quiet.clone());
+        let scrub =
+            (!config.scrub.is_zero()).then(|| tokio::task::spawn_local(scrub::watch(services.clone(), config.scrub)));
         let listener = Listener::start(&config.state, SOCKET, services, admission)?;
         let quiet = tokio::task::spawn_local(async move { quiet.watch(async || quiet::trim(&pool).await).await });
-        Ok(Daemon { kernel, transfer, listener, quiet, _claim: claim })
+        Ok(Daemon { kernel, transfer, listener, quiet, scrub, _claim: claim })
     }
 
     /// Waits until every actor is up.
@@ -165,6 +169,7 @@ impl Daemon {
     pub async fn stop(self) {
         self.listener.stop();
         self.quiet.abort();
+        self.scrub.iter().for_each(tokio::task::JoinHandle::abort);
         // A crash of their actor ends no job; the end of the daemon does.
         self.transfer.cancel_all();
         self.kernel.stop().await;

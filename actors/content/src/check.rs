@@ -29,7 +29,7 @@ impl Store {
             let Some(last) = page.last() else { return Ok(()) };
             after = Some(last.digest.to_string());
             for blob in page {
-                if self.files.blob_size(&blob.digest)? != Some(blob.size) {
+                if self.files.blob_size(&blob.digest)? != Some(blob.size) || self.altered.has(&blob.digest) {
                     self.check_blob(blob.digest, repair, found)?;
                 }
             }
@@ -40,6 +40,9 @@ impl Store {
         let _reserved = self.reserved.hold_all(vec![digest.clone()]);
         let Some(blob) = records::content::blob(&self.meta.read()?, &digest)? else { return Ok(()) };
         let (fault, what) = match self.files.blob_size(&digest)? {
+            Some(size) if size == blob.size && self.altered.has(&digest) => {
+                (Fault::BlobDamaged, "its bytes are not what its digest says".to_owned())
+            }
             Some(size) if size == blob.size => return Ok(()),
             Some(size) => (Fault::BlobDamaged, format!("its file has {size} bytes and not {}", blob.size)),
             None => (Fault::BlobMissing, format!("its file of {} bytes is gone", blob.size)),

@@ -13,6 +13,7 @@ use crate::{
     actor::ContentActor,
     files::Files,
     messages::{Abort, Check, CommitMany, Delete, Discard, Open, Put, Sweep},
+    scrub::Scrub,
     store::Store,
 };
 
@@ -191,6 +192,11 @@ impl Content {
     /// taken off the records, so that it can be stored again.
     pub async fn check(&self, repair: bool) -> Result<Vec<Finding>> {
         self.slot.call(Check(repair)).await
+    }
+
+    /// A pass over all blobs that compares their bytes with their digests, as it is asked to go on.
+    pub fn scrub(&self) -> Result<Scrub> {
+        Ok(Scrub::new(self.up()?.clone()))
     }
 
     /// The store, unless its actor is down: who comes by a thread of his own is refused like everybody else.

@@ -28,6 +28,7 @@ mod ingest;
 pub mod messages;
 mod placed;
 mod reader;
+mod scrub;
 mod store;
 mod sweep;
 
@@ -41,5 +42,6 @@ pub use handle::{Content, field};
 pub use ingest::{Ingest, IngestOptions};
 pub use placed::Placed;
 pub use reader::BlobReader;
+pub use scrub::Scrub;
 pub use store::Status;
 pub use sweep::Swept;

@@ -22,6 +22,7 @@ use crate::{
     ingest::{Ingest, IngestOptions, Origin},
     placed::Placements,
     reader::BlobReader,
+    scrub::Altered,
 };
 
 /// What an open ingest holds.
@@ -59,6 +60,7 @@ pub(crate) struct Store {
     pub(crate) refs: Held<RefKey>,
     pub(crate) reserved: Held<Digest>,
     pub(crate) placed: Placements,
+    pub(crate) altered: Altered,
     /// One sweep at a time, so that a sweep that was waited for leaves nothing to another.
     pub(crate) sweeping: Mutex<()>,
     scratch: AtomicU64,
@@ -79,6 +81,7 @@ impl Store {
             refs: Held::default(),
             reserved: Held::default(),
             placed: Placements::default(),
+            altered: Altered::default(),
             sweeping: Mutex::new(()),
             scratch: AtomicU64::new(0),
         }
@@ -179,7 +182,7 @@ impl Store {
         digest: &Digest,
     ) -> Result<()> {
         let Some(link) = records::content::find(view, ns, digest)? else { return Ok(()) };
-        if self.files.blob_size(digest)? != Some(link.size) {
+        if self.files.blob_size(digest)? != Some(link.size) || self.altered.has(digest) {
             return Ok(());
         }
         if auth.keeper != Keeper::References {
@@ -235,6 +238,7 @@ impl Store {
         let unlinked = !self.placed.any(digest) && records::content::blob(&self.meta.read()?, digest)?.is_none();
         if unlinked {
             self.files.remove_blob(digest)?;
+            self.altered.forget(digest);
         }
         Ok(unlinked)
     }

@@ -61,9 +61,12 @@ pub(crate) struct Opener {
     scanned: u64,
 }
 
-fn builder() -> Builder {
+/// What a file of this length is opened with. A short one is read whole and compared with its checksums: what something
+/// else has altered is found before it is believed, or written over.
+fn builder(length: u64, scanned: u64) -> Builder {
     let mut builder = Builder::new();
     builder.set_cache_size(CACHE);
+    builder.set_check_integrity_on_open(length > 0 && length <= scanned);
     builder
 }
 
@@ -80,7 +83,7 @@ impl Opener {
                 let file = file.map_err(|e| Error::io("metadata", "", "opening meta.redb", &e))?;
                 let length = file.metadata().map_or(0, |m| m.len());
                 let backend = ahead(FileBackend::new(file).map_err(storage)?, SCANNED, facts.clone())?;
-                match builder().create_with_backend(backend) {
+                match builder(length, SCANNED).create_with_backend(backend) {
                     Err(DatabaseError::DatabaseAlreadyOpen) if Instant::now() < end => std::thread::sleep(LOOK),
                     opened => break (opened.map_err(storage)?, length),
                 }
@@ -106,8 +109,12 @@ impl Opener {
         scanned: u64,
         backend: impl Fn() -> B + Send + Sync + 'static,
     ) -> Opener {
-        let open =
-            move |facts: Known| builder().create_with_backend(ahead(backend(), scanned, facts)?).map_err(storage);
+        let open = move |facts: Known| {
+            let backend = backend();
+            // A backend that can't say how long it is says so again, to redb.
+            let length = backend.len().unwrap_or(0);
+            builder(length, scanned).create_with_backend(ahead(backend, scanned, facts)?).map_err(storage)
+        };
         Opener { open: Box::new(open), known: Known::default(), scanned }
     }
 }

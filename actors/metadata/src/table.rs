@@ -1,7 +1,13 @@
 //! The tables, and reading them: from a snapshot or from within a write.
 
-use std::ops::{Bound, ControlFlow};
+use std::{
+    cell::Cell,
+    io::ErrorKind,
+    ops::{Bound, ControlFlow},
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+};
 
+use cofferdam_kernel::panic_text;
 use cofferdam_types::{COMES_BACK, Code, Error, Result};
 use redb::{ReadTransaction, ReadableTable, TableDefinition};
 
@@ -100,14 +106,33 @@ impl View {
 
 impl Read for View {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>> {
-        let table = self.txn.open_table(table.definition()).map_err(storage);
-        table.and_then(|table| get(&table, key)).map_err(|e| self.known.explain(e))
+        let found = caught(&Cell::new(false), || get(&self.txn.open_table(table.definition()).map_err(storage)?, key));
+        found.map_err(|e| self.known.explain(e))
     }
 
     fn range(&self, table: Table, from: Bound<&[u8]>, to: Bound<&[u8]>, visit: &mut Visit<'_>) -> Result<()> {
-        let table = self.txn.open_table(table.definition()).map_err(storage);
-        table.and_then(|table| range(&table, from, to, visit)).map_err(|e| self.known.explain(e))
+        let visiting = Cell::new(false);
+        let visited = caught(&visiting, || {
+            let table = self.txn.open_table(table.definition()).map_err(storage)?;
+            range(&table, from, to, &mut |key, value| {
+                visiting.set(true);
+                let flow = visit(key, value);
+                visiting.set(false);
+                flow
+            })
+        });
+        visited.map_err(|e| self.known.explain(e))
     }
+}
+
+/// Reads. redb panics over a page that something else has altered; a panic of who is `visiting` is his own.
+fn caught<T>(visiting: &Cell<bool>, read: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|payload| {
+        if visiting.get() {
+            resume_unwind(payload);
+        }
+        Err(damaged(panic_text(&*payload)))
+    })
 }
 
 type Bytes = &'static [u8];
@@ -137,7 +162,8 @@ pub(crate) const PREVIOUS: &str = "meta.redb met a storage error; try again";
 /// An error of the file under the tables.
 pub(crate) fn storage(error: impl Into<redb::Error>) -> Error {
     match error.into() {
-        redb::Error::Io(e) if e.kind() == std::io::ErrorKind::InvalidData => damaged(e),
+        // Shorter than it says that it is, or not what a database begins with.
+        redb::Error::Io(e) if matches!(e.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) => damaged(e),
         redb::Error::Io(e) => {
             let mut error = Error::io("metadata", "", "meta.redb", &e);
             if error.code == Code::NotFound {

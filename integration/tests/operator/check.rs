@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cofferdam_integration::{BUSYBOX, Daemon};
+use cofferdam_integration::{BUSYBOX, Daemon, until};
 
 use crate::{Said, ok, say};
 
@@ -60,4 +60,24 @@ fn what_the_disk_lost_is_found_put_right_and_brought_back() {
     daemon.import_busybox();
     assert_eq!(ok(&daemon, &["run", "--rm", BUSYBOX, "echo", "after"]), "after\n");
     well();
+}
+
+#[test]
+fn bytes_that_the_disk_changed_are_found_in_the_background() {
+    let daemon = Daemon::with_flags(&["--scrub", "1"]);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, "right").unwrap();
+    let file = file.to_str().unwrap();
+    let digest = ok(&daemon, &["content", "ingest", "first", file]);
+    let (_, hex) = digest.trim().split_once(':').unwrap();
+    fs::write(daemon.root().join("content/blobs/sha256").join(hex), "wrong").unwrap();
+    let said = until("it is found", || {
+        let said = say(&daemon, &["system", "check", "-o", "json"]);
+        (said.code == 1).then_some(said)
+    });
+    assert_eq!(faults(&said), (vec!["blob-damaged".to_owned()], 1), "{said:?}");
+    assert_eq!(ok(&daemon, &["content", "ingest", "again", file]), digest);
+    assert_eq!(ok(&daemon, &["content", "get", digest.trim()]), "right");
+    assert_eq!(ok(&daemon, &["system", "check"]), "records and disk agree\n");
 }

@@ -1,5 +1,7 @@
 //! Records and files compared beside ordinary work.
 
+use std::collections::BTreeSet;
+
 use cofferdam_types::Fault;
 
 use super::*;
@@ -63,6 +65,71 @@ fn a_check_tells_both_ways_and_spares_what_is_under_way() {
         open.commit(&rig.auth, None, None, Labels::new()).await.unwrap();
         scratch.commit(&rig.auth, None, None, Labels::new()).await.unwrap();
         assert_eq!(check(false).await, []);
+        rig
+    });
+}
+
+#[test]
+fn bytes_that_the_disk_changed_are_found_told_and_replaced() {
+    run(|rig| async move {
+        let other = rig.namespace("other").await;
+        let large = vec![7; 3 << 20];
+        for text in [&b"fine"[..], b"bad", &large] {
+            rig.put(&rig.ns, text).await;
+        }
+        let (bad, cured, gone) = (sha(b"bad"), rig.put(&rig.ns, b"cured").await, rig.put(&rig.ns, b"gone").await);
+        rig.put(&other, b"bad").await;
+        let scrub = || {
+            let mut pass = rig.content.scrub().unwrap();
+            let mut read = 0;
+            while let Some(count) = pass.read(1 << 20).unwrap() {
+                read += count;
+            }
+            read
+        };
+        let whole = large.len() + b"finebadcuredgone".len();
+        assert_eq!(scrub(), whole);
+        assert_eq!(rig.content.check(false).await.unwrap(), []);
+
+        // Of the same size: only who reads it sees it.
+        for (digest, text) in [(&bad, "sad"), (&cured, "CURED"), (&gone, "GONE")] {
+            let path = rig.blob(digest);
+            fs::remove_file(&path).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        assert_eq!(rig.content.check(false).await.unwrap(), []);
+        let before = records::events::last(&rig.meta.read().unwrap()).unwrap();
+        assert_eq!(scrub(), whole);
+        // Told once, wherever it is.
+        scrub();
+        let events = records::events::outbox_after(&rig.meta.read().unwrap(), before, 99).unwrap();
+        let told: BTreeSet<_> = events
+            .iter()
+            .map(|e| (e.topic.as_str(), e.namespace.clone(), e.payload["digest"].as_str().unwrap().to_owned()))
+            .collect();
+        let expected = [(&rig.ns, &bad), (&other, &bad), (&rig.ns, &cured), (&rig.ns, &gone)]
+            .map(|(ns, digest)| ("/content/damaged", ns.clone(), digest.to_string()));
+        assert_eq!((events.len(), told), (4, BTreeSet::from(expected)));
+
+        let found = async |repair| {
+            let found = rig.content.check(repair).await.unwrap();
+            assert!(found.iter().all(|one| one.fault == Fault::BlobDamaged && one.repaired == repair), "{found:?}");
+            found.len()
+        };
+        assert_eq!(found(false).await, 3);
+        // Stored again, or removed, it is fine.
+        let mut ingest = rig.open("again").await.unwrap();
+        ingest.append(b"cured").unwrap();
+        ingest.commit(&rig.auth, None, None, Labels::new()).await.unwrap();
+        rig.content.delete(&rig.auth, &rig.ns, &gone).await.unwrap();
+        assert_eq!(found(false).await, 1);
+        assert_eq!(found(true).await, 1);
+        assert_eq!(found(false).await, 0);
+        assert_eq!(rig.content.read_verified(&rig.ns, &cured, 10).unwrap(), b"cured");
+        assert_eq!(rig.content.info(&other, &bad).unwrap_err().code, Code::NotFound);
+        assert_eq!(rig.put(&rig.ns, b"bad").await, bad);
+        scrub();
+        assert_eq!(found(false).await, 0);
         rig
     });
 }

@@ -129,6 +129,30 @@ fn store(tx: &mut Tx<'_>, ns: &Namespace, link: Link) -> Result<Link> {
     Ok(link)
 }
 
+const SCRUBBED: &[u8] = b"scrubbed";
+
+/// When all blobs were last compared with their digests.
+pub fn scrubbed(read: &dyn Read) -> Result<Option<Timestamp>> {
+    Ok(read.get(Table::META, SCRUBBED)?.map(|bytes| codec::number(&bytes)).transpose()?.map(Timestamp))
+}
+
+/// They were just now.
+pub fn set_scrubbed(tx: &mut Tx<'_>) -> Result<()> {
+    let now = tx.now().0.to_be_bytes();
+    tx.put(Table::META, SCRUBBED, &now)
+}
+
+/// Tells every namespace that has a blob that its bytes are not what they were.
+pub fn damaged(tx: &mut Tx<'_>, digest: &Digest) -> Result<()> {
+    for ns in namespaces::list(tx, None, usize::MAX)? {
+        if find(tx, &ns.name, digest)?.is_some() {
+            let payload = serde_json::json!({ "digest": digest });
+            events::emit(tx, Event::new(&ns.name, "/content/damaged", payload))?;
+        }
+    }
+    Ok(())
+}
+
 /// Removes a link. `true`: it was the last one, and the file may be removed after the commit (and a re-check).
 pub fn delete(tx: &mut Tx<'_>, ns: &Namespace, digest: &Digest) -> Result<bool> {
     get(tx, ns, digest)?;

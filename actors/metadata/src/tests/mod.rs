@@ -3,7 +3,9 @@
 mod actor;
 mod check;
 mod crash;
+mod damage;
 mod disk;
+mod formats;
 mod gc;
 mod leases;
 mod records;

@@ -1,0 +1,76 @@
+//! Files that older daemons left are read by this one. Whoever raises the version adds a file: of a store that was filled
+//! as below, as the daemon of before leaves it, compressed.
+
+use std::io::Read as _;
+
+use cofferdam_types::{Any, Descriptor};
+
+use super::*;
+use crate::records::{
+    attachments, check, containers, content, images, ingests, leases, namespaces,
+    snapshots::{self, Kind, Snapshot},
+    tasks,
+};
+
+const OLD: &[(&str, &[u8])] = &[("1", include_bytes!("formats/1.redb.gz")), ("2", include_bytes!("formats/2.redb.gz"))];
+
+/// One of each.
+fn fill(tx: &mut Tx<'_>) -> Result<()> {
+    let ns = default();
+    namespaces::create(tx, &Namespace::new("shop").unwrap(), &labels("k=v"))?;
+    images::create(tx, &ns, images::Image::new(name("image"), Descriptor::new("application/json", digest("a"), 1)))?;
+    content::create(tx, &ns, content::Link::new(digest("a"), 1))?;
+    ingests::create(tx, &ns, name("ingest"), None, Some(7))?;
+    snapshots::create(tx, &ns, Snapshot::new("overlay", name("base"), Kind::Active, None, 1))?;
+    snapshots::commit(tx, &ns, "overlay", "base", name("done"), &labels(""), Default::default())?;
+    snapshots::create(tx, &ns, Snapshot::new("overlay", name("top"), Kind::Active, Some(name("done")), 2))?;
+    let spec = Any { type_url: "types.example/spec".into(), value: b"{}".to_vec() };
+    let mut container = containers::Container::new(id("box"), "native", spec);
+    (container.driver, container.snapshot_key) = ("overlay".into(), Some(name("top")));
+    containers::create(tx, &ns, container)?;
+    tasks::create(tx, &ns, tasks::Task::new(id("box"), "shim"))?;
+    leases::create(tx, &ns, leases::Lease::new(name("lease"))).map(drop)
+}
+
+#[test]
+fn a_file_of_every_older_format_is_read_and_goes_on() {
+    for (version, packed) in OLD {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("meta.redb");
+        let mut bytes = Vec::new();
+        flate2::read::GzDecoder::new(*packed).read_to_end(&mut bytes).unwrap();
+        std::fs::write(&path, bytes).unwrap();
+        let instance = |shared: &Arc<Shared>| crate::store::instance(&shared.read().unwrap()).unwrap();
+        let mut known = None;
+        // The first start moves it forward, the second finds it so.
+        for _ in 0..2 {
+            let shared = Arc::new(Shared::new(Opener::file(&path)));
+            let mut store = shared.open().unwrap_or_else(|e| panic!("version {version}: {e}"));
+            let view = shared.read().unwrap();
+            let ns = default();
+            assert_eq!(namespaces::list(&view, None, 9).unwrap().len(), 2, "version {version}");
+            assert_eq!(images::get(&view, &ns, "image").unwrap().target.digest, digest("a"));
+            assert_eq!(content::find(&view, &ns, &digest("a")).unwrap().unwrap().size, 1);
+            assert_eq!(ingests::get(&view, &ns, "ingest").unwrap().reference, name("ingest"));
+            assert_eq!(snapshots::get(&view, &ns, "overlay", "top").unwrap().parent, Some(name("done")));
+            assert_eq!(containers::get(&view, &ns, "box").unwrap().snapshot_key, Some(name("top")));
+            assert_eq!(tasks::get(&view, &ns, "box").unwrap().shim, "shim");
+            assert!(leases::find(&view, &ns, "lease").unwrap().is_some());
+            assert!(attachments::list(&view, None, 9).unwrap().is_empty());
+            assert_eq!(check::all(&view).unwrap(), [], "version {version}");
+            assert_eq!(*known.get_or_insert_with(|| instance(&shared)), instance(&shared));
+            drop(view);
+            store.commit(&[job(&Authority::system(), |tx| tx.probe())]).remove(0).unwrap();
+        }
+    }
+}
+
+/// How a file comes to be.
+#[test]
+#[ignore = "writes what is kept in the repository"]
+fn make() {
+    let path = tempfile::tempdir().unwrap().keep().join("format.redb");
+    let shared = Arc::new(Shared::new(Opener::file(&path)));
+    shared.open().unwrap().commit(&[job(&Authority::system(), fill)]).remove(0).unwrap();
+    println!("{}", path.display());
+}
