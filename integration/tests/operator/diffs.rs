@@ -69,6 +69,8 @@ fn what_differs_between_snapshots_is_listed_and_makes_a_layer() {
             assert_eq!(said["size"], bytes.len());
             let digest = coffer(&[&args[..], &["-l", "mine=yes"]].concat());
             assert_eq!(said["digest"], digest.trim_end(), "what is stored is the same");
+            // What is made by hand is not collected.
+            ok(&daemon, &["gc"]);
             let stored = json(&daemon, &["content", "ls", "--filter", "labels.mine==yes"]);
             let stored = stored.as_array().unwrap().iter().find(|blob| blob["digest"] == said["digest"]).unwrap();
             assert_eq!(stored["labels"]["containerd.io/uncompressed"], said["diffId"]);
