@@ -47,6 +47,7 @@ use crate::{
 pub struct Daemon {
     kernel: Kernel,
     transfer: Transfer,
+    snapshots: Snapshots,
     listener: Listener,
     quiet: tokio::task::JoinHandle<()>,
     scrub: Option<tokio::task::JoinHandle<()>>,
@@ -140,7 +141,7 @@ impl Daemon {
             metadata,
             content,
             events,
-            snapshots,
+            snapshots: snapshots.clone(),
             diff,
             images,
             networks,
@@ -157,7 +158,7 @@ impl Daemon {
             (!config.scrub.is_zero()).then(|| tokio::task::spawn_local(scrub::watch(services.clone(), config.scrub)));
         let listener = Listener::start(&config.state, SOCKET, services, admission)?;
         let quiet = tokio::task::spawn_local(async move { quiet.watch(async || quiet::trim(&pool).await).await });
-        Ok(Daemon { kernel, transfer, listener, quiet, scrub, _claim: claim })
+        Ok(Daemon { kernel, transfer, snapshots, listener, quiet, scrub, _claim: claim })
     }
 
     /// Waits until every actor is up.
@@ -173,6 +174,7 @@ impl Daemon {
         // A crash of their actor ends no job; the end of the daemon does.
         self.transfer.cancel_all();
         self.kernel.stop().await;
+        self.snapshots.close();
     }
 }
 

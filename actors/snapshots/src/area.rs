@@ -57,7 +57,7 @@ pub type Referenced = Box<dyn Fn(u64) -> Result<bool> + Send + Sync>;
 pub struct Area {
     driver: Box<dyn Driver>,
     /// Where the driver mounts something in the directory.
-    _ground: Option<Ground>,
+    ground: Option<Ground>,
     path: String,
     dir: OwnedFd,
     trash: Trash,
@@ -74,6 +74,11 @@ pub struct Area {
 }
 
 impl Area {
+    /// Takes down what the driver has mounted. What holds snapshots without it, such as an overlay on them, keeps them.
+    pub fn close(&self) {
+        self.ground.iter().for_each(Ground::end);
+    }
+
     /// Opens (and makes) `<root>/snapshots/<driver>`. Ids up to `last` are never given out.
     pub fn open(root: &Path, driver: Box<dyn Driver>, trash: Trash, last: u64, referenced: Referenced) -> Result<Area> {
         let place = root.join("snapshots").join(driver.name());
@@ -96,7 +101,7 @@ impl Area {
         let taken = numbers(dir.as_fd())?.into_iter().max().unwrap_or(0);
         Ok(Area {
             driver,
-            _ground: ground,
+            ground,
             path,
             dir,
             trash,

@@ -100,6 +100,11 @@ impl Core {
         Ok(())
     }
 
+    /// See [`Area::close`].
+    pub fn close(&self) {
+        self.depots.iter().for_each(|depot| depot.area.close());
+    }
+
     /// The names of the drivers, the default first.
     pub fn drivers(&self) -> Vec<&'static str> {
         self.depots.iter().map(|depot| depot.area.driver().name()).collect()

@@ -4,6 +4,7 @@
 use std::{
     os::fd::{AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use cofferdam_sys::{mount, mountinfo};
@@ -17,7 +18,10 @@ use nix::{
 use crate::area::private_dir;
 
 /// The mount, which ends with this, and with it all that is mounted in it.
-pub struct Ground(PathBuf);
+pub struct Ground {
+    path: PathBuf,
+    ended: AtomicBool,
+}
 
 /// Makes and opens the directory. A mount that a crash left behind is taken as it is, with what is mounted in it: who
 /// sees that, sees what comes.
@@ -32,15 +36,25 @@ pub fn open(path: &Path) -> Result<(OwnedFd, Ground)> {
         }
         mount::attach(&own, &below).map_err(failed)?;
     }
-    let ground = Ground(path.to_owned());
+    let ground = Ground { path: path.to_owned(), ended: AtomicBool::new(false) };
     Ok((private_dir(path)?, ground))
+}
+
+impl Ground {
+    /// Ends it, once or again.
+    pub fn end(&self) {
+        // What is mounted there later is another's.
+        if !self.ended.swap(true, Ordering::Relaxed)
+            && let Err(error) = detach(&self.path)
+        {
+            tracing::warn!(%error, path = %self.path.display(), "the directory of a driver stays mounted");
+        }
+    }
 }
 
 impl Drop for Ground {
     fn drop(&mut self) {
-        if let Err(error) = detach(&self.0) {
-            tracing::warn!(%error, path = %self.0.display(), "the directory of a driver stays mounted");
-        }
+        self.end();
     }
 }
 

@@ -52,6 +52,11 @@ impl Snapshots {
         Ok(Snapshots { core, meta, slot })
     }
 
+    /// At an orderly end: takes down what drivers have mounted, although a thread may still be at something.
+    pub fn close(&self) {
+        self.core.close();
+    }
+
     /// The names of the drivers, the default first.
     pub fn drivers(&self) -> Vec<&'static str> {
         self.core.drivers()

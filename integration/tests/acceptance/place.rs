@@ -14,7 +14,7 @@ use cofferdam_client::{
     Client, Container, ContainerRequest, ImportFormat, ImportOptions, Namespace, ProcessOptions, Stdio, Task,
 };
 use cofferdam_integration::{Arrivals, BUSYBOX, DEADLINE, Daemon, Registry, output};
-use cofferdam_types::Result;
+use cofferdam_types::{Code, Result};
 use futures::{FutureExt as _, future::LocalBoxFuture};
 use tempfile::TempDir;
 
@@ -77,6 +77,11 @@ impl Suite {
     }
 }
 
+/// The collector may have been there before.
+fn gone(removed: Result<()>) -> Result<()> {
+    removed.or_else(|error| if error.code == Code::NotFound { Ok(()) } else { Err(error) })
+}
+
 /// A connection, and a namespace with the image [`BUSYBOX`].
 pub struct Place {
     suite: Arc<Suite>,
@@ -120,13 +125,13 @@ impl Place {
                 // Those that no other one lies on.
                 let parents: Vec<_> = list.iter().map(|snapshot| snapshot.parent.clone()).collect();
                 for snapshot in list.iter().filter(|snapshot| !parents.contains(&snapshot.key)) {
-                    snapshots.get(&snapshot.key).remove().await?;
+                    gone(snapshots.get(&snapshot.key).remove().await)?;
                 }
                 list.retain(|snapshot| parents.contains(&snapshot.key));
             }
         }
         for blob in namespace.content().list(&ALL).all().await? {
-            namespace.content().remove(&blob.digest.to_string()).await?;
+            gone(namespace.content().remove(&blob.digest.to_string()).await)?;
         }
         client.namespaces().remove(&name).await
     }
