@@ -321,6 +321,10 @@ async fn set_info(place: &Place, mut builder: container_info::Builder<'_>, recor
     builder.set_rootfs(run.rootfs.as_deref().unwrap_or_default());
 
     let (tasks, namespace) = (&place.services().tasks, &place.namespace);
+    // Most of a long list have none, and to ask for each of them is what a list would take its time for.
+    if tasks::find(&place.services().metadata.read()?, namespace, &record.id)?.is_none() {
+        return Ok(());
+    }
     let state = match tasks.query(namespace, &record.id, String::new()).await {
         Ok(state) => state,
         Err(error) if error.code == Code::NotFound => return Ok(()),
