@@ -26,7 +26,7 @@ use crate::{
 
 /// The format of the tables. A file with a higher number was written by a newer daemon and is refused; for a lower
 /// one migrations run forward here.
-const VERSION: u64 = 3;
+pub(crate) const VERSION: u64 = 3;
 /// What version 2 kept on disk of a collection that was under way.
 const DELTA: TableDefinition<'static, &'static [u8], &'static [u8]> = TableDefinition::new("delta");
 /// redb's cache; unset it may take a gigabyte.

@@ -291,10 +291,13 @@ impl Handler<CreateTask> for TasksActor {
             let CreateTask { namespace, id, authority, stdio, log, checkpoint, presence } = message;
             let _turn = ctx.turn(&namespace, &id).await;
             let mut coming = ctx.coming.find(&namespace, &id);
-            // One that is on record already is another of that name, or this one: its commit is as good as over.
-            let there = containers::find(&ctx.deps.metadata.read()?, &namespace, &id)?.is_some();
-            if let Some(other) = coming.take_if(|coming| there || checkpoint.is_some() || !coming.is_alone()) {
-                other.made().await?;
+            if let Some(found) = coming.clone() {
+                // One that is on record already is another of that name, or this one: its commit is as good as over.
+                let there = containers::find(&ctx.deps.metadata.read()?, &namespace, &id)?.is_some();
+                if there || checkpoint.is_some() || !found.is_alone() {
+                    found.made().await?;
+                    coming = None;
+                }
             }
             let group = ctx.group_turn(&namespace, &id).await?;
             let joined = group.as_ref().and_then(|(group, _)| ctx.shim_of(&namespace, group));

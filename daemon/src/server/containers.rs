@@ -322,29 +322,22 @@ async fn set_info(place: &Place, mut builder: container_info::Builder<'_>, recor
 
     let (tasks, namespace) = (&place.services().tasks, &place.namespace);
     // Most of a long list have none, and to ask for each of them is what a list would take its time for.
-    if tasks::find(&place.services().metadata.read()?, namespace, &record.id)?.is_none() {
-        return Ok(());
-    }
+    let Some(stored) = tasks::find(&place.services().metadata.read()?, namespace, &record.id)? else { return Ok(()) };
     let state = match tasks.query(namespace, &record.id, String::new()).await {
         Ok(state) => state,
         Err(error) if error.code == Code::NotFound => return Ok(()),
         // One whose shim doesn't answer must not hide the others.
-        Err(error) if error.code == Code::Unavailable && !whole => {
-            let stored = tasks::find(&place.services().metadata.read()?, namespace, &record.id)?;
-            let Some(task) = stored else { return Err(error) };
-            ProcessState {
-                state: task.state,
-                pid: task.pid,
-                created: task.created,
-                started: task.started,
-                exit: task.exit,
-                oomed: task.oomed,
-                ooms: task.ooms,
-            }
-        }
+        Err(error) if error.code == Code::Unavailable && !whole => ProcessState {
+            state: stored.state,
+            pid: stored.pid,
+            created: stored.created,
+            started: stored.started,
+            exit: stored.exit,
+            oomed: stored.oomed,
+            ooms: stored.ooms,
+        },
         Err(error) => return Err(error),
     };
-    let stored = tasks::find(&place.services().metadata.read()?, namespace, &record.id)?;
     let lost = if whole { tasks.log_lost(namespace, &record.id).await.unwrap_or_default() } else { 0 };
     let execs = if whole { tasks.execs(namespace, &record.id).await.unwrap_or_default() } else { Vec::new() };
     let mut task = builder.init_task();
@@ -357,16 +350,14 @@ async fn set_info(place: &Place, mut builder: container_info::Builder<'_>, recor
     if let Some(exit) = &state.exit {
         set_exit(task.reborrow().init_exit(), exit);
     }
-    if let Some(stored) = stored {
-        if let Some(attachment) = &stored.attachment {
-            let connected = place.services().networks.connected(&place.services().metadata.read()?, attachment)?;
-            if let Some(connected) = connected {
-                networks::set_status(task.reborrow().init_network(), &connected);
-            }
+    if let Some(attachment) = &stored.attachment {
+        let connected = place.services().networks.connected(&place.services().metadata.read()?, attachment)?;
+        if let Some(connected) = connected {
+            networks::set_status(task.reborrow().init_network(), &connected);
         }
-        task.set_terminal(stored.terminal);
-        task.set_log(stored.log);
     }
+    task.set_terminal(stored.terminal);
+    task.set_log(stored.log);
     task.set_log_lost(lost);
     cofferdam_wire::convert::set_texts(task.init_execs(execs.len() as u32), &execs);
     Ok(())

@@ -1,7 +1,7 @@
-//! Files that older daemons left are read by this one. Whoever raises the version adds a file: of a store that was filled
-//! as below, as the daemon of before leaves it, compressed.
+//! Files that older daemons left are read by this one. Before you raise the version, `COFFERDAM_FREEZE=1 cargo test -p
+//! cofferdam-metadata formats` keeps a file as the daemon leaves it now: add it to [`OLD`].
 
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 
 use cofferdam_types::{Any, Descriptor};
 
@@ -32,13 +32,29 @@ fn fill(tx: &mut Tx<'_>) -> Result<()> {
     leases::create(tx, &ns, leases::Lease::new(name("lease"))).map(drop)
 }
 
+/// A file as this daemon leaves it.
+fn current() -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("meta.redb");
+    let shared = Arc::new(Shared::new(Opener::file(&path)));
+    shared.open().unwrap().commit(&[job(&Authority::system(), fill)]).remove(0).unwrap();
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    packed.write_all(&std::fs::read(&path).unwrap()).unwrap();
+    let packed = packed.finish().unwrap();
+    if std::env::var_os("COFFERDAM_FREEZE").is_some() {
+        std::fs::write(format!("src/tests/formats/{}.redb.gz", crate::store::VERSION), &packed).unwrap();
+    }
+    packed
+}
+
 #[test]
 fn a_file_of_every_older_format_is_read_and_goes_on() {
-    for (version, packed) in OLD {
+    let current = current();
+    for (version, packed) in OLD.iter().copied().chain([("now", &*current)]) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("meta.redb");
         let mut bytes = Vec::new();
-        flate2::read::GzDecoder::new(*packed).read_to_end(&mut bytes).unwrap();
+        flate2::read::GzDecoder::new(packed).read_to_end(&mut bytes).unwrap();
         std::fs::write(&path, bytes).unwrap();
         let instance = |shared: &Arc<Shared>| crate::store::instance(&shared.read().unwrap()).unwrap();
         let mut known = None;
@@ -63,14 +79,4 @@ fn a_file_of_every_older_format_is_read_and_goes_on() {
             store.commit(&[job(&Authority::system(), |tx| tx.probe())]).remove(0).unwrap();
         }
     }
-}
-
-/// How a file comes to be.
-#[test]
-#[ignore = "writes what is kept in the repository"]
-fn make() {
-    let path = tempfile::tempdir().unwrap().keep().join("format.redb");
-    let shared = Arc::new(Shared::new(Opener::file(&path)));
-    shared.open().unwrap().commit(&[job(&Authority::system(), fill)]).remove(0).unwrap();
-    println!("{}", path.display());
 }
