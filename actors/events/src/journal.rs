@@ -367,7 +367,7 @@ impl Journal {
                 let sequence = records.sequence;
                 let Some(payload) = records.next()? else { break };
                 if sequence >= cursor.next {
-                    let event: Event = ciborium::from_reader(payload)
+                    let event: Event = cbor4ii::serde::from_slice(payload)
                         .map_err(|e| Error::data_loss("event", sequence, format!("is not readable: {e}")))?;
                     events.push(event);
                 }
@@ -458,7 +458,7 @@ fn encode(events: &[Event]) -> Result<Vec<u8>> {
     for event in events {
         let start = bytes.len();
         bytes.extend([0; RECORD_HEAD]);
-        ciborium::into_writer(event, &mut bytes)
+        bytes = cbor4ii::serde::to_vec(bytes, event)
             .map_err(|e| Error::internal("event", event.sequence, format!("can't be encoded: {e}")))?;
         let (head, payload) = bytes[start..].split_at_mut(RECORD_HEAD);
         let len = u32::try_from(payload.len()).ok().filter(|len| *len <= MAX_RECORD);

@@ -37,16 +37,33 @@ pub(crate) fn after_prefix(prefix: &[u8]) -> Option<Vec<u8>> {
 }
 
 pub(crate) fn encode(kind: &'static str, value: &impl Serialize) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    ciborium::into_writer(value, &mut bytes).map_err(|e| Error::internal(kind, "", format!("encoding it: {e}")))?;
-    Ok(bytes)
+    cbor4ii::serde::to_vec(Vec::new(), value).map_err(|e| Error::internal(kind, "", format!("encoding it: {e}")))
 }
 
 pub(crate) fn decode<T: DeserializeOwned>(kind: &'static str, key: &[u8], bytes: &[u8]) -> Result<T> {
-    ciborium::from_reader(bytes).map_err(|e| {
-        let id = String::from_utf8_lossy(key).replace('\0', "/");
-        Error::data_loss(kind, id, format!("its record cannot be read: {e}"))
-    })
+    cbor4ii::serde::from_slice(bytes).map_err(|e| unreadable(kind, key, e))
+}
+
+fn unreadable(kind: &'static str, key: &[u8], why: impl std::fmt::Display) -> Error {
+    let id = String::from_utf8_lossy(key).replace('\0', "/");
+    Error::data_loss(kind, id, format!("its record cannot be read: {why}"))
+}
+
+/// The most that a packed text may say it has: more than any record may have is damage, and no reason to take memory.
+const MAX_PACKED: usize = 64 << 20;
+
+/// Packs what is long and repeats itself (LZ4 block format, its length in front): fewer pages are written and read.
+pub(crate) fn pack(bytes: &[u8]) -> Vec<u8> {
+    lz4_flex::compress_prepend_size(bytes)
+}
+
+/// What was packed.
+pub(crate) fn unpack(kind: &'static str, key: &[u8], packed: &[u8]) -> Result<Vec<u8>> {
+    let (length, packed) = lz4_flex::block::uncompressed_size(packed).map_err(|e| unreadable(kind, key, e))?;
+    if length > MAX_PACKED {
+        return Err(unreadable(kind, key, format!("it says that it has {length} bytes")));
+    }
+    lz4_flex::decompress(packed, length).map_err(|e| unreadable(kind, key, e))
 }
 
 pub(crate) fn number(bytes: &[u8]) -> Result<u64> {
@@ -105,5 +122,17 @@ mod tests {
         assert_eq!(after_prefix(&[255]), None);
         assert!(key(&["ab", "c"]) > key(&["a", "z"]));
         assert!(!key(&["ab"]).starts_with(&prefix(&["a"])));
+    }
+
+    #[test]
+    fn what_was_packed_comes_back_and_what_was_altered_is_refused() {
+        for text in [&b""[..], b"{}", &[b'x'; 100_000]] {
+            assert_eq!(unpack("spec", b"k", &pack(text)).unwrap(), text);
+        }
+        let mut longer = pack(&[b'x'; 1000]);
+        longer[3] = 0x7f; // It says that it has two gigabytes.
+        for bytes in [&b""[..], b"\x05", b"\x05\0\0\0", &longer] {
+            assert_eq!(unpack("spec", b"ns\0k", bytes).unwrap_err().code, cofferdam_types::Code::DataLoss, "{bytes:?}");
+        }
     }
 }

@@ -11,7 +11,10 @@ use std::{
 
 use cofferdam_kernel::panic_text;
 use cofferdam_types::{Authority, COMES_BACK, Error, Result};
-use redb::{Builder, Database, DatabaseError, Durability, ReadableDatabase, TableDefinition, backends::FileBackend};
+use redb::{
+    Builder, Database, DatabaseError, Durability, ReadableDatabase, ReadableTableMetadata, TableDefinition, TableError,
+    backends::FileBackend,
+};
 use tokio::sync::watch;
 
 use crate::{
@@ -26,7 +29,7 @@ use crate::{
 
 /// The format of the tables. A file with a higher number was written by a newer daemon and is refused; for a lower
 /// one migrations run forward here.
-pub(crate) const VERSION: u64 = 3;
+pub(crate) const VERSION: u64 = 4;
 /// What version 2 kept on disk of a collection that was under way.
 const DELTA: TableDefinition<'static, &'static [u8], &'static [u8]> = TableDefinition::new("delta");
 /// redb's cache; unset it may take a gigabyte.
@@ -41,8 +44,23 @@ const LARGE: u64 = 64 << 20;
 /// second of two syncs. A longer one is committed so that it can be opened at once.
 const SCANNED: u64 = 8 << 20;
 
+/// What a row has at most on average, where a file is full of them.
+const ROW: u64 = 512;
+
 /// Gives back what the file does not need, if that is more than three quarters of it.
 fn shrink(database: &mut Database, length: u64) -> Result<()> {
+    // What is stored is found out by reading it, which a large store must not be late for: it is, if there are few rows.
+    let read = database.begin_read().map_err(storage)?;
+    let rows = |table: &Table| match read.open_table(table.definition()) {
+        Ok(table) => table.len().map_err(storage),
+        Err(TableError::TableDoesNotExist(_)) => Ok(0),
+        Err(error) => Err(storage(error)),
+    };
+    let rows = Table::ALL.iter().map(rows).sum::<Result<u64>>()?;
+    drop(read);
+    if rows.saturating_mul(ROW) >= length / 4 {
+        return Ok(());
+    }
     let txn = database.begin_write().map_err(storage)?;
     let stored = txn.stats().map_err(storage)?.stored_bytes();
     txn.abort().map_err(storage)?;
@@ -220,13 +238,17 @@ fn prepare(database: &Database, quick: bool) -> Result<()> {
             txn.abort().map_err(storage)?;
             return Ok(());
         }
-        // Version 2 has one table more, see [`Table::ATTACHMENTS`]; version 3 has a collector, and one less.
+        // Version 2 has one table more, see [`Table::ATTACHMENTS`]; version 3 has a collector, and one less; version 4
+        // has the specs of containers apart.
         Some(old @ 1..VERSION) => {
-            if old == 1 {
-                txn.open_table(Table::ATTACHMENTS.definition()).map_err(storage)?;
+            for table in Table::ALL {
+                txn.open_table(table.definition()).map_err(storage)?;
             }
-            records::leases::hold_all(&mut tx)?;
-            txn.delete_table(DELTA).map_err(storage)?;
+            if old < 3 {
+                records::leases::hold_all(&mut tx)?;
+                txn.delete_table(DELTA).map_err(storage)?;
+            }
+            records::containers::part(&mut tx)?;
             if tx.get(Table::META, INSTANCE)?.is_none() {
                 choose_instance(&mut tx)?;
             }

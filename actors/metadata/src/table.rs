@@ -22,6 +22,10 @@ impl Table {
     pub(crate) const COUNTERS: Table = Table("counters");
     pub(crate) const NAMESPACES: Table = Table("namespaces");
     pub(crate) const CONTAINERS: Table = Table("containers");
+    /// The specs of containers, packed: who lists containers reads none of them.
+    pub(crate) const SPECS: Table = Table("specs");
+    /// The containers that go with their task, for who looks for those that have none.
+    pub(crate) const TRANSIENT: Table = Table("transient");
     pub(crate) const IMAGES: Table = Table("images");
     pub(crate) const CONTENT: Table = Table("content");
     pub(crate) const BLOBS: Table = Table("blobs");
@@ -37,11 +41,13 @@ impl Table {
     pub(crate) const ATTACHMENTS: Table = Table("attachments");
 
     /// All of them; made at the first start, so that a reader finds each.
-    pub(crate) const ALL: [Table; 17] = [
+    pub(crate) const ALL: [Table; 19] = [
         Table::META,
         Table::COUNTERS,
         Table::NAMESPACES,
         Table::CONTAINERS,
+        Table::SPECS,
+        Table::TRANSIENT,
         Table::IMAGES,
         Table::CONTENT,
         Table::BLOBS,

@@ -145,7 +145,7 @@ impl Ctx {
         if let Some(entry) = found {
             return Ok(entry);
         }
-        containers::get(&self.deps.metadata.read()?, ns, id)?;
+        containers::require(&self.deps.metadata.read()?, ns, id)?;
         Err(Error::not_found("task", id, "has not been created"))
     }
 
@@ -187,7 +187,7 @@ impl Ctx {
         let key = (ns.clone(), id.clone());
         // While a removal is at work the record is gone before the rest is: then the task is still known.
         if !self.entries.borrow().contains_key(&key) {
-            containers::get(&self.deps.metadata.read()?, ns, id)?;
+            containers::require(&self.deps.metadata.read()?, ns, id)?;
         }
         let mut removals = self.removals.borrow_mut();
         removals.retain(|_, waiting| waiting.receiver_count() > 0);
@@ -293,7 +293,7 @@ impl Handler<CreateTask> for TasksActor {
             let mut coming = ctx.coming.find(&namespace, &id);
             if let Some(found) = coming.clone() {
                 // One that is on record already is another of that name, or this one: its commit is as good as over.
-                let there = containers::find(&ctx.deps.metadata.read()?, &namespace, &id)?.is_some();
+                let there = containers::exists(&ctx.deps.metadata.read()?, &namespace, &id)?;
                 if there || checkpoint.is_some() || !found.is_alone() {
                     found.made().await?;
                     coming = None;

@@ -88,7 +88,7 @@ impl Ctx {
         let _group = self.group_turn(ns, id).await?;
         let (renamed, over) = {
             let view = self.deps.metadata.read()?;
-            if containers::find(&view, ns, &to)?.is_some() {
+            if containers::exists(&view, ns, &to)? {
                 return Err(Error::already_exists("container", &to, containers::TAKEN));
             }
             (containers::get(&view, ns, id)?, self.entry(ns, id).ok())

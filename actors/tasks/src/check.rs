@@ -33,7 +33,7 @@ impl Ctx {
         for (ns, id) in logs {
             let _turn = self.turn(&ns, &id).await;
             let dir = self.deps.layout.log_dir(&ns, &id);
-            if !dir.exists() || containers::find(&self.deps.metadata.read()?, &ns, &id)?.is_some() {
+            if !dir.exists() || containers::exists(&self.deps.metadata.read()?, &ns, &id)? {
                 continue;
             }
             if repair {

@@ -55,7 +55,7 @@ pub(crate) async fn create(
         Some(id) => id,
         None => Id::new(shim::new_id()?)?,
     };
-    if containers::find(&deps.metadata.read()?, ns, &id)?.is_some() {
+    if containers::exists(&deps.metadata.read()?, ns, &id)? {
         return Err(Error::already_exists("container", &id, containers::TAKEN));
     }
     if new.log.driver == Driver::Journald {
@@ -123,6 +123,7 @@ pub(crate) async fn create(
         rootfs: new.rootfs,
     };
     let mut record = Container::new(id, runtime, Any { type_url: SPEC_TYPE.to_owned(), value: spec });
+    record.transient = new.remove_on_exit;
     record.labels = new.labels;
     record.runtime_options = new.runtime_options;
     record.group = new.group;
@@ -233,7 +234,7 @@ async fn files(
     let key = Name::new(id.as_str())?;
     let reserved = match deps.snapshots.reserve(ns, &driver, &key, parent.as_ref(), false).await {
         // Whose container it is was made meanwhile.
-        Err(e) if e.code == Code::AlreadyExists && containers::find(&deps.metadata.read()?, ns, id)?.is_some() => {
+        Err(e) if e.code == Code::AlreadyExists && containers::exists(&deps.metadata.read()?, ns, id)? => {
             return Err(Error::already_exists("container", id, containers::TAKEN));
         }
         other => other?,

@@ -221,7 +221,7 @@ impl Tasks {
     /// their snapshots by their own ids.
     pub async fn check_at_rest(&self, ns: &Namespace, driver: &str, key: &Name) -> Result<()> {
         let Ok(id) = Id::new(key.as_str()) else { return Ok(()) };
-        let find = || containers::find(&self.deps.metadata.read()?, ns, &id);
+        let find = || containers::head(&self.deps.metadata.read()?, ns, &id);
         if find()?.is_none_or(|c| c.driver != driver || c.snapshot_key.as_ref() != Some(key)) {
             return Ok(());
         }

@@ -346,7 +346,7 @@ pub(crate) async fn remove(
     entry: Option<&Rc<Entry>>,
     force: bool,
 ) -> Result<()> {
-    containers::get(&deps.metadata.read()?, ns, id)?;
+    containers::require(&deps.metadata.read()?, ns, id)?;
     if let Some(entry) = entry {
         if !force {
             over(entry, "stop it first, or remove the container by force").await?;
@@ -384,7 +384,7 @@ async fn forget(
     let ended = entry.and_then(|entry| End::of(entry));
     let (ns, id) = (ns.clone(), id.clone());
     let commit = move |tx: &mut Tx<'_>| {
-        let Some(container) = containers::find(tx, &ns, &id)? else { return Ok(None) };
+        let Some(container) = containers::head(tx, &ns, &id)? else { return Ok(None) };
         if tasks::find(tx, &ns, &id)?.is_some() {
             let mut payload = serde_json::json!({ "container_id": id });
             if let Some(end) = &ended {

@@ -30,7 +30,7 @@ impl Ctx {
 
     /// Containers of a group come and go one after the other: a shim ends with its last one, and must not be chosen then.
     pub(crate) async fn group_turn(&self, ns: &Namespace, id: &Id) -> Result<Option<(Id, OwnedMutexGuard<()>)>> {
-        let Some(container) = containers::find(&self.deps.metadata.read()?, ns, id)? else { return Ok(None) };
+        let Some(container) = containers::head(&self.deps.metadata.read()?, ns, id)? else { return Ok(None) };
         let Some(group) = container.group else { return Ok(None) };
         let turn: Arc<Mutex<()>> = {
             let mut turns = self.groups.borrow_mut();

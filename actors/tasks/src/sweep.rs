@@ -6,25 +6,16 @@ use cofferdam_metadata::records::{containers, namespaces, tasks};
 use cofferdam_types::{Authority, Id, Namespace, Result};
 use tokio::sync::OwnedMutexGuard;
 
-use crate::{
-    actor::Ctx,
-    handle::Deps,
-    layout,
-    messages::RunRecord,
-    recover::{ANSWER, PAGE, each},
-    remove, shim,
-};
+use crate::{actor::Ctx, handle::Deps, layout, recover::ANSWER, remove, shim};
 
 /// Containers that were to go with their task, and have none: the daemon died between the two. Whoever asked for both is
 /// told that the container isn't there, and asks anew.
 pub(crate) fn unborn(deps: &Deps) -> Result<Vec<(Namespace, Id)>> {
     let view = deps.metadata.read()?;
-    let all = each(&view, |ns, last| containers::list(&view, ns, last, PAGE), |container| container.id.to_string())?;
     let mut found = Vec::new();
-    for (ns, container) in all {
-        let run: RunRecord = serde_json::from_slice(&container.options).unwrap_or_default();
-        if run.remove_on_exit && tasks::find(&view, &ns, &container.id)?.is_none() {
-            found.push((ns, container.id));
+    for (ns, id) in containers::transient(&view)? {
+        if tasks::find(&view, &ns, &id)?.is_none() {
+            found.push((ns, id));
         }
     }
     Ok(found)
@@ -49,7 +40,7 @@ pub(crate) fn dirs(deps: &Deps, shims: &BTreeSet<String>, first: bool) -> Result
         }
     }
     for (ns, id) in logs {
-        if containers::find(&view, &ns, &id)?.is_none() {
+        if !containers::exists(&view, &ns, &id)? {
             layout::remove(&deps.layout.log_dir(&ns, &id))?;
         }
     }

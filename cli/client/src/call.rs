@@ -81,20 +81,30 @@ pub(crate) const BLOCK: u16 = 100;
 pub struct Cursor<T> {
     fetch: Box<dyn Fn() -> Reply<(Vec<T>, bool)>>,
     ready: VecDeque<T>,
+    /// Whoever has read one block whole reads on: then the one after the next is on its way too. What is here when a caller
+    /// of [`Cursor::next`] gives up is the next one's.
+    coming: VecDeque<Reply<(Vec<T>, bool)>>,
+    ahead: usize,
     end: bool,
 }
 
 impl<T> Cursor<T> {
     pub(crate) fn new(fetch: impl Fn() -> Reply<(Vec<T>, bool)> + 'static) -> Cursor<T> {
-        Cursor { fetch: Box::new(fetch), ready: VecDeque::new(), end: false }
+        Cursor { fetch: Box::new(fetch), ready: VecDeque::new(), coming: VecDeque::new(), ahead: 1, end: false }
     }
 
     /// The next item; `None` after the last.
     pub async fn next(&mut self) -> Result<Option<T>> {
         while self.ready.is_empty() && !self.end {
-            let (items, end) = (self.fetch)().await?;
+            while self.coming.len() < self.ahead {
+                self.coming.push_back((self.fetch)());
+            }
+            let Some(reply) = self.coming.front_mut() else { break };
+            let answer = reply.await;
+            self.coming.pop_front();
+            let (items, end) = answer?;
             self.ready.extend(items);
-            self.end = end;
+            (self.ahead, self.end) = (2, end);
         }
         Ok(self.ready.pop_front())
     }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, pin::pin, rc::Rc};
 use capnp::capability::{FromClientHook, FromServer, Promise};
 use cofferdam_metadata::records::{
     containers::{self as records, Container as Record},
-    tasks,
+    tasks::{self, Task},
 };
 use cofferdam_oci::spec::{self, Device, IdMap, Mount, Network, Options, Seccomp, Ulimit};
 use cofferdam_tasks::{Changes, CopyOptions, NewContainer, ProcessState, RunRecord};
@@ -282,15 +282,30 @@ impl container_cursor::Server for ContainerCursor {
         let mut answer = results.get();
         answer.set_end(end);
         let mut items = answer.init_items(block.len() as u32);
+        let [first, ..] = &block[..] else { return Ok(()) };
+        let last = block.last().unwrap_or(first);
+        let view = rpc(self.place.services().metadata.read())?;
+        // Most of a long list have none, and to ask for each of them is what a list would take its time for.
+        let tasks = rpc(tasks::between(&view, &self.place.namespace, &first.id, &last.id))?;
+        drop(view);
+        let mut tasks = tasks.into_iter().peekable();
         for (n, record) in block.iter().enumerate() {
-            rpc(set_info(&self.place, items.reborrow().get(n as u32), record, false).await)?;
+            while tasks.next_if(|task| task.id < record.id).is_some() {}
+            let task = tasks.next_if(|task| task.id == record.id);
+            rpc(set_info(&self.place, items.reborrow().get(n as u32), record, task, false).await)?;
         }
         Ok(())
     }
 }
 
 /// Fills what is to be said about a container. Lists leave the spec out: a hundred of them would outgrow a message.
-async fn set_info(place: &Place, mut builder: container_info::Builder<'_>, record: &Record, whole: bool) -> Result<()> {
+async fn set_info(
+    place: &Place,
+    mut builder: container_info::Builder<'_>,
+    record: &Record,
+    task: Option<Task>,
+    whole: bool,
+) -> Result<()> {
     builder.set_id(&*record.id);
     set_labels(builder.reborrow().init_labels(record.labels.len() as u32), &record.labels);
     builder.set_image(&record.image);
@@ -321,8 +336,7 @@ async fn set_info(place: &Place, mut builder: container_info::Builder<'_>, recor
     builder.set_rootfs(run.rootfs.as_deref().unwrap_or_default());
 
     let (tasks, namespace) = (&place.services().tasks, &place.namespace);
-    // Most of a long list have none, and to ask for each of them is what a list would take its time for.
-    let Some(stored) = tasks::find(&place.services().metadata.read()?, namespace, &record.id)? else { return Ok(()) };
+    let Some(stored) = task else { return Ok(()) };
     let state = match tasks.query(namespace, &record.id, String::new()).await {
         Ok(state) => state,
         Err(error) if error.code == Code::NotFound => return Ok(()),
@@ -421,6 +435,11 @@ impl Container {
         &self.place.services().tasks
     }
 
+    async fn tell(&self, info: container_info::Builder<'_>, record: &Record) -> capnp::Result<()> {
+        let task = rpc(tasks::find(&rpc(self.place.services().metadata.read())?, &self.place.namespace, &self.id))?;
+        rpc(set_info(&self.place, info, record, task, true).await)
+    }
+
     fn first(&self) -> Process {
         Process { place: self.place.clone(), id: self.id.clone(), exec: String::new() }
     }
@@ -430,7 +449,8 @@ impl container::Server for Container {
     async fn info(self: Rc<Self>, _: container::InfoParams, mut results: container::InfoResults) -> capnp::Result<()> {
         let view = rpc(self.place.services().metadata.read())?;
         let record = rpc(records::get(&view, &self.place.namespace, &self.id))?;
-        rpc(set_info(&self.place, results.get().init_info(), &record, true).await)
+        drop(view);
+        self.tell(results.get().init_info(), &record).await
     }
 
     async fn create_task(
@@ -492,7 +512,7 @@ impl container::Server for Container {
         let (changes, fields) = (rpc(changes(params.get_changes()?))?, rpc(texts(params.get_fields()))?);
         let auth = self.place.authority().clone();
         let record = rpc(self.tasks().change(&self.place.namespace, &self.id, auth, changes, fields).await)?;
-        rpc(set_info(&self.place, results.get().init_info(), &record, true).await)
+        self.tell(results.get().init_info(), &record).await
     }
 
     async fn rename(

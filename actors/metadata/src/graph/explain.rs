@@ -59,7 +59,7 @@ pub fn explain(view: &View, spared: &Spared, ns: &Namespace, subject: &Subject, 
             root(view, ns, now, "stays until it is removed, or replaced by another of its name", |root| *root == own)
         }
         Subject::Container(id) => {
-            containers::get(view, ns, id)?;
+            containers::require(view, ns, id)?;
             let own = Root::Container(id.to_string());
             root(view, ns, now, "stays until it is removed", |root| *root == own)
         }
@@ -178,7 +178,7 @@ fn root_leads(read: &dyn Read, ns: &Namespace, root: &Root, to: &Resource) -> Re
             image.labels
         }
         Root::Container(id) => {
-            let container = containers::get(read, ns, id)?;
+            let container = containers::head(read, ns, id)?.ok_or_else(|| containers::missing(id))?;
             let own = container.snapshot_key.map(|key| Resource::Snapshot { driver: container.driver, key });
             if own.as_ref() == Some(to) {
                 return Ok("its root".into());

@@ -82,14 +82,26 @@ fn rows(read: &dyn Read, found: &mut Findings) -> Result<Vec<Wrong>> {
     blobs(read, found, &mut wrong)?;
     let snapshots = snapshots(read, found, &mut wrong)?;
     let mut containers = BTreeSet::new();
+    let mut transient = BTreeSet::new();
     let mut lost = Vec::new();
+    let mut specs: BTreeSet<_> = super::keys(read, Table::SPECS, b"")?.into_iter().collect();
     each::<Container>(read, found, &mut |key, container| {
         containers.insert(key.join("\0"));
+        if !specs.remove(&codec::key(key)) {
+            lost.push((key.join("/"), "has lost its spec: remove it".into()));
+        }
+        if container.transient {
+            transient.insert(codec::key(key));
+        }
         let Some(root) = &container.snapshot_key else { return };
         if !snapshots.contains(&[key[0], &container.driver, root].join("\0")) {
             lost.push((key.join("/"), format!("its root file system, snapshot {root}, has no record: remove it")));
         }
     })?;
+    let what = "the spec of a container is of none";
+    wrong.extend(specs.into_iter().map(|key| Wrong { table: Table::SPECS, key, right: None, what: what.into() }));
+    let listed = transient.into_iter().map(|key| Ok((key, Vec::new())));
+    compare(read, Table::TRANSIENT, listed, "the list of containers that go with their task", &mut wrong)?;
     each::<Task>(read, found, &mut |key, _| {
         if !containers.contains(&key.join("\0")) {
             lost.push((key.join("/"), "this task's container has no record: start the daemon anew".into()));

@@ -29,8 +29,8 @@ pub struct Container {
     /// The runtime driver's options.
     #[serde(with = "codec::any")]
     pub runtime_options: Any,
-    /// The OCI spec.
-    #[serde(with = "codec::any")]
+    /// The OCI spec. It lies in a table of its own, and a list leaves it out.
+    #[serde(skip)]
     pub spec: Any,
     /// The snapshot driver; required with a snapshot key.
     pub driver: String,
@@ -50,6 +50,9 @@ pub struct Container {
     pub updated: Timestamp,
     /// The bounds of the authority that created it.
     pub ceiling: Ceiling,
+    /// It goes with its task; see [`transient`].
+    #[serde(default)]
+    pub transient: bool,
 }
 
 impl Record for Container {
@@ -75,6 +78,7 @@ impl Container {
             created: Timestamp::default(),
             updated: Timestamp::default(),
             ceiling: Ceiling::default(),
+            transient: false,
         }
     }
 
@@ -110,15 +114,85 @@ impl Container {
 
 /// The container, if it exists.
 pub fn find(read: &dyn Read, ns: &Namespace, id: &str) -> Result<Option<Container>> {
+    let Some(mut container) = head(read, ns, id)? else { return Ok(None) };
+    container.spec = spec(read, &codec::key(&[ns, id]))?;
+    Ok(Some(container))
+}
+
+/// The same without its spec, as a list gives it.
+pub fn head(read: &dyn Read, ns: &Namespace, id: &str) -> Result<Option<Container>> {
     super::find(read, &codec::key(&[ns, id]))
+}
+
+/// Whether it exists.
+pub fn exists(read: &dyn Read, ns: &Namespace, id: &str) -> Result<bool> {
+    Ok(read.get(Table::CONTAINERS, &codec::key(&[ns, id]))?.is_some())
+}
+
+/// Whether it exists: `not_found` if not.
+pub fn require(read: &dyn Read, ns: &Namespace, id: &str) -> Result<()> {
+    if exists(read, ns, id)? { Ok(()) } else { Err(missing(id)) }
+}
+
+pub(crate) fn missing(id: &str) -> Error {
+    Error::not_found("container", id, "does not exist")
+}
+
+fn spec(read: &dyn Read, key: &[u8]) -> Result<Any> {
+    let row = read.get(Table::SPECS, key)?.ok_or_else(|| {
+        let id = String::from_utf8_lossy(key).replace('\0', "/");
+        Error::data_loss("container", id, "has lost its spec: remove it")
+    })?;
+    let Packed(type_url, packed) = codec::decode("spec", key, &row)?;
+    Ok(Any { type_url, value: codec::unpack("spec", key, &packed)? })
+}
+
+/// A row of [`Table::SPECS`]: the type, and the packed value.
+#[derive(Serialize, Deserialize)]
+struct Packed(String, #[serde(with = "serde_bytes")] Vec<u8>);
+
+fn save_spec(tx: &mut Tx<'_>, key: &[u8], spec: &Any) -> Result<()> {
+    let row = Packed(spec.type_url.clone(), codec::pack(&spec.value));
+    tx.put(Table::SPECS, key, &codec::encode("spec", &row)?)
+}
+
+fn save(tx: &mut Tx<'_>, key: &[u8], container: &Container, old: Option<&Container>) -> Result<()> {
+    if old.is_none_or(|old| old.spec != container.spec) {
+        save_spec(tx, key, &container.spec)?;
+    }
+    if container.transient && old.is_none() {
+        tx.put(Table::TRANSIENT, key, b"")?;
+    }
+    super::save(tx, key, container)
+}
+
+fn remove(tx: &mut Tx<'_>, key: &[u8], container: &Container) -> Result<()> {
+    tx.remove(Table::CONTAINERS, key)?;
+    tx.remove(Table::SPECS, key)?;
+    if container.transient {
+        tx.remove(Table::TRANSIENT, key)?;
+    }
+    Ok(())
+}
+
+/// The containers of all namespaces that go with their task: few, where the tables may hold a hundred thousand others.
+pub fn transient(read: &dyn Read) -> Result<Vec<(Namespace, Id)>> {
+    let mut found = Vec::new();
+    for key in super::keys(read, Table::TRANSIENT, b"")? {
+        let [ns, id] = codec::parts(&key)?[..] else {
+            return Err(Error::data_loss("container", "", "a row of what goes with its task names none"));
+        };
+        found.push((Namespace::new(ns)?, Id::new(id)?));
+    }
+    Ok(found)
 }
 
 /// The container.
 pub fn get(read: &dyn Read, ns: &Namespace, id: &str) -> Result<Container> {
-    find(read, ns, id)?.ok_or_else(|| Error::not_found("container", id, "does not exist"))
+    find(read, ns, id)?.ok_or_else(|| missing(id))
 }
 
-/// A page of them, by id.
+/// A page of them, by id, without their specs.
 pub fn list(read: &dyn Read, ns: &Namespace, after: Option<&str>, max: usize) -> Result<Vec<Container>> {
     super::page(read, &codec::prefix(&[ns]), after, max)
 }
@@ -127,13 +201,13 @@ pub fn list(read: &dyn Read, ns: &Namespace, after: Option<&str>, max: usize) ->
 pub fn create(tx: &mut Tx<'_>, ns: &Namespace, mut container: Container) -> Result<Container> {
     namespaces::require(tx, ns)?;
     container.check()?;
-    if find(tx, ns, &container.id)?.is_some() {
+    if exists(tx, ns, &container.id)? {
         return Err(Error::already_exists("container", &container.id, TAKEN));
     }
     container.created = tx.now();
     container.updated = tx.now();
     container.ceiling = tx.authority().ceiling.clone();
-    super::save(tx, &codec::key(&[ns, &container.id]), &container)?;
+    save(tx, &codec::key(&[ns, &container.id]), &container, None)?;
     resource::touch(tx, ns, container.refers());
     let payload = serde_json::json!({
         "id": container.id, "image": container.image, "runtime": { "name": container.runtime },
@@ -161,7 +235,8 @@ pub fn update(tx: &mut Tx<'_>, ns: &Namespace, mut container: Container) -> Resu
     container.created = old.created;
     container.updated = tx.now();
     container.ceiling = old.ceiling.intersect(&tx.authority().ceiling);
-    super::save(tx, &codec::key(&[ns, &container.id]), &container)?;
+    container.transient = old.transient;
+    save(tx, &codec::key(&[ns, &container.id]), &container, Some(&old))?;
     resource::touch(tx, ns, container.refers());
     let payload = serde_json::json!({
         "id": container.id, "image": container.image, "labels": container.labels, "snapshot_key": container.snapshot_key,
@@ -193,15 +268,16 @@ pub fn update_fields(tx: &mut Tx<'_>, ns: &Namespace, given: Container, mask: &[
 /// Gives a container another id. What else of it has that id, its task and its snapshot, is moved by the caller.
 pub fn rename(tx: &mut Tx<'_>, ns: &Namespace, id: &str, mut renamed: Container) -> Result<Container> {
     let old = get(tx, ns, id)?;
-    if find(tx, ns, &renamed.id)?.is_some() {
+    if exists(tx, ns, &renamed.id)? {
         return Err(Error::already_exists("container", &renamed.id, TAKEN));
     }
     renamed.check()?;
     renamed.created = old.created;
     renamed.updated = tx.now();
     renamed.ceiling = old.ceiling.intersect(&tx.authority().ceiling);
-    tx.remove(Table::CONTAINERS, &codec::key(&[ns, id]))?;
-    super::save(tx, &codec::key(&[ns, &renamed.id]), &renamed)?;
+    renamed.transient = old.transient;
+    remove(tx, &codec::key(&[ns, id]), &old)?;
+    save(tx, &codec::key(&[ns, &renamed.id]), &renamed, None)?;
     resource::touch(tx, ns, renamed.refers());
     events::emit(tx, Event::new(ns, "/containers/rename", serde_json::json!({ "id": renamed.id, "from": id })))?;
     Ok(renamed)
@@ -209,10 +285,34 @@ pub fn rename(tx: &mut Tx<'_>, ns: &Namespace, id: &str, mut renamed: Container)
 
 /// Removes a container. One that has a task is refused: its record is what a restarted daemon finds the task by.
 pub fn delete(tx: &mut Tx<'_>, ns: &Namespace, id: &str) -> Result<()> {
-    get(tx, ns, id)?;
+    let key = codec::key(&[ns, id]);
+    let container = head(tx, ns, id)?.ok_or_else(|| missing(id))?;
     if super::tasks::find(tx, ns, id)?.is_some() {
         return Err(Error::failed_precondition("container", id, "has a task: delete the task first"));
     }
-    tx.remove(Table::CONTAINERS, &codec::key(&[ns, id]))?;
+    remove(tx, &key, &container)?;
     events::emit(tx, Event::new(ns, "/containers/delete", serde_json::json!({ "id": id })))
+}
+
+/// Before version 4 the spec lay in the record itself, and who went with their task were known by their options alone.
+pub(crate) fn part(tx: &mut Tx<'_>) -> Result<()> {
+    #[derive(Deserialize)]
+    struct Old {
+        #[serde(with = "codec::any")]
+        spec: Any,
+    }
+    #[derive(Default, Deserialize)]
+    struct Options {
+        #[serde(default)]
+        remove_on_exit: bool,
+    }
+    for key in super::keys(tx, Table::CONTAINERS, b"")? {
+        let Some(row) = tx.get(Table::CONTAINERS, &key)? else { continue };
+        let old: Old = codec::decode(Container::KIND, &key, &row)?;
+        let mut container: Container = codec::decode(Container::KIND, &key, &row)?;
+        container.spec = old.spec;
+        container.transient = serde_json::from_slice::<Options>(&container.options).unwrap_or_default().remove_on_exit;
+        save(tx, &key, &container, None)?;
+    }
+    Ok(())
 }

@@ -184,7 +184,7 @@ fn check_parent(read: &dyn Read, ns: &Namespace, driver: &str, parent: &str) -> 
 /// Checks that a snapshot is no container's root: that one goes with its container alone. Containers name their
 /// snapshots by their own ids.
 fn check_unused(read: &dyn Read, ns: &Namespace, driver: &str, key: &str) -> Result<()> {
-    let container = containers::find(read, ns, key)?;
+    let container = containers::head(read, ns, key)?;
     match container.filter(|c| c.driver == driver && c.snapshot_key.as_deref() == Some(key)) {
         None => Ok(()),
         Some(container) => {

@@ -1,5 +1,7 @@
 //! Tasks: what runs, or ran, in a container. Their events come from the shim's life record, not from here.
 
+use std::ops::{Bound, ControlFlow};
+
 use cofferdam_types::{Error, Id, Namespace, Result, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -120,9 +122,20 @@ pub fn list(read: &dyn Read, ns: &Namespace, after: Option<&str>, max: usize) ->
     super::page(read, &codec::prefix(&[ns]), after, max)
 }
 
+/// The tasks of a stretch of containers, by id.
+pub fn between(read: &dyn Read, ns: &Namespace, first: &Id, last: &Id) -> Result<Vec<Task>> {
+    let (from, to) = (codec::key(&[ns, first]), codec::key(&[ns, last]));
+    let mut found = Vec::new();
+    read.range(Table::TASKS, Bound::Included(&from), Bound::Included(&to), &mut |key, value| {
+        found.push(codec::decode(Task::KIND, key, value)?);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(found)
+}
+
 /// Creates the task of a container that exists.
 pub fn create(tx: &mut Tx<'_>, ns: &Namespace, mut task: Task) -> Result<Task> {
-    super::containers::get(tx, ns, &task.id)?;
+    super::containers::require(tx, ns, &task.id)?;
     if find(tx, ns, &task.id)?.is_some() {
         return Err(Error::already_exists("task", &task.id, "is there already: delete it first"));
     }

@@ -12,7 +12,11 @@ use crate::records::{
     tasks,
 };
 
-const OLD: &[(&str, &[u8])] = &[("1", include_bytes!("formats/1.redb.gz")), ("2", include_bytes!("formats/2.redb.gz"))];
+const OLD: &[(&str, &[u8])] = &[
+    ("1", include_bytes!("formats/1.redb.gz")),
+    ("2", include_bytes!("formats/2.redb.gz")),
+    ("3", include_bytes!("formats/3.redb.gz")),
+];
 
 /// One of each.
 fn fill(tx: &mut Tx<'_>) -> Result<()> {
@@ -69,7 +73,8 @@ fn a_file_of_every_older_format_is_read_and_goes_on() {
             assert_eq!(content::find(&view, &ns, &digest("a")).unwrap().unwrap().size, 1);
             assert_eq!(ingests::get(&view, &ns, "ingest").unwrap().reference, name("ingest"));
             assert_eq!(snapshots::get(&view, &ns, "overlay", "top").unwrap().parent, Some(name("done")));
-            assert_eq!(containers::get(&view, &ns, "box").unwrap().snapshot_key, Some(name("top")));
+            let container = containers::get(&view, &ns, "box").unwrap();
+            assert_eq!((container.snapshot_key, &*container.spec.value), (Some(name("top")), &b"{}"[..]));
             assert_eq!(tasks::get(&view, &ns, "box").unwrap().shim, "shim");
             assert!(leases::find(&view, &ns, "lease").unwrap().is_some());
             assert!(attachments::list(&view, None, 9).unwrap().is_empty());
