@@ -1,6 +1,10 @@
 //! The writer: collects what waits, commits it at once, answers each.
 
-use std::{future::Future, pin::Pin};
+use std::{
+    future::Future,
+    pin::Pin,
+    time::{Duration, Instant},
+};
 
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, WrapFuture};
 use cofferdam_kernel::hosted;
@@ -13,21 +17,33 @@ use crate::{messages::Write, store::Store};
 pub struct Writer {
     store: Store,
     waiting: Vec<(Write, oneshot::Sender<Result<()>>)>,
+    /// How many are worth waiting for.
+    expected: usize,
+    /// Told when so many are there.
+    gathered: Option<oneshot::Sender<()>>,
 }
 
 /// Writes in one transaction: enough to make the fsync cheap, few enough that running a batch again stays cheap.
 const MAX_BATCH: usize = 64;
 
+/// Whoever was answered by a batch comes back with the next write, one after the other. Were the first of them committed
+/// alone, all others would wait for that: so a batch waits a moment for as many as the last one had, on a disk where a
+/// commit takes longer than that by far.
+const MOMENT: Duration = Duration::from_millis(1);
+const SLOW: Duration = Duration::from_millis(2);
+
 impl Writer {
     pub(crate) fn new(store: Store) -> Writer {
-        Writer { store, waiting: Vec::new() }
+        Writer { store, waiting: Vec::new(), expected: 1, gathered: None }
     }
 
     fn flush(&mut self) {
         while !self.waiting.is_empty() {
             let rest = self.waiting.split_off(self.waiting.len().min(MAX_BATCH));
             let (writes, answers): (Vec<_>, Vec<_>) = std::mem::replace(&mut self.waiting, rest).into_iter().unzip();
+            let begun = Instant::now();
             let results = self.store.commit(&writes);
+            self.expected = if begun.elapsed() >= SLOW { writes.len() } else { 1 };
             for (answer, result) in answers.into_iter().zip(results) {
                 let _ = answer.send(result);
             }
@@ -51,10 +67,18 @@ impl Handler<Write> for Writer {
     fn handle(&mut self, write: Write, ctx: &mut Context<Writer>) -> Self::Result {
         let (answer, answered) = oneshot::channel();
         if self.waiting.is_empty() {
-            // A context polls its futures after its mailbox is empty: by then everybody who waits is here.
-            ctx.spawn(std::future::ready(()).into_actor(self).map(|(), writer, _| writer.flush()));
+            let (gathered, all) = oneshot::channel();
+            self.gathered = Some(gathered);
+            let gather = async move {
+                // A context polls its futures after its mailbox is empty: by then everybody who waits is here.
+                let _ = tokio::time::timeout(MOMENT, all).await;
+            };
+            ctx.spawn(gather.into_actor(self).map(|(), writer, _| writer.flush()));
         }
         self.waiting.push((write, answer));
+        if self.waiting.len() >= self.expected {
+            self.gathered = None;
+        }
         Box::pin(async move {
             answered.await.unwrap_or_else(|_| {
                 Err(Error::unavailable("metadata", "", "the writer crashed; whether it had committed is open"))

@@ -147,7 +147,7 @@ async fn ask(deps: &Deps, entry: &Rc<Entry>) -> Result<Connection> {
 
 /// The shim is gone: its life record says what it still saw; otherwise the container dies with it, now.
 pub(crate) async fn lost(deps: &Deps, entry: &Rc<Entry>) {
-    if let Err(error) = remove::cleanup(&entry.cgroup).await {
+    if let Err(error) = remove::cleanup(&entry.cgroup, deps.layout.bundle(&entry.namespace, &entry.id)).await {
         tracing::error!(container = %entry.id, %error, "what its lost shim left can't be removed");
     }
     gone(deps, entry);

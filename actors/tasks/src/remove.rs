@@ -1,6 +1,6 @@
 //! The end of a task, and of all that belongs to a container.
 
-use std::{rc::Rc, time::Duration};
+use std::{path::PathBuf, rc::Rc, time::Duration};
 
 use cofferdam_metadata::{
     Tx,
@@ -10,6 +10,7 @@ use cofferdam_metadata::{
         tasks::{self, Exit, State, Task},
     },
 };
+use cofferdam_oci::runc;
 use cofferdam_sys::cgroup::{self, Cgroup};
 use cofferdam_types::{Authority, Code, Error, Event, Id, Namespace, Result, Timestamp};
 use cofferdam_wire::{convert::life, life::file_name as life_file};
@@ -229,17 +230,24 @@ async fn end_by_force(deps: &Deps, entry: &Rc<Entry>) -> Result<()> {
     // The shim first: it could put something into the cgroup still. One that only let go of this container has others.
     let has_others = entry.group.is_some() && entry.link.state() == "lost";
     let killed = if has_others { Ok(()) } else { shim::kill(deps.layout.shim(&entry.shim)).await };
-    let cleaned = cleanup(&entry.cgroup).await;
+    let cleaned = cleanup(&entry.cgroup, deps.layout.bundle(&entry.namespace, &entry.id)).await;
     recover::gone(deps, entry);
     killed.and(cleaned)
 }
 
-/// What a lost shim left: its container's processes and cgroup.
-pub(crate) async fn cleanup(cgroup: &str) -> Result<()> {
+/// What a lost shim left: its container's processes and cgroup, and what its runtime was about to make in this bundle.
+pub(crate) async fn cleanup(cgroup: &str, bundle: PathBuf) -> Result<()> {
     let path = cgroup.to_owned();
     // The kernel may take its time to let go of what was killed.
     let work = move || {
         let layout = cgroup::Layout::detect()?;
+        if runc::has_maker(&bundle) {
+            // What runs in it doesn't run on meanwhile.
+            let _ = Cgroup::open(&layout, &path).and_then(|cgroup| cgroup.kill());
+            if let Err(error) = shim::outlive(&bundle) {
+                tracing::error!(cgroup = path, %error, "the runtime of a lost shim is not seen to end");
+            }
+        }
         match Cgroup::open(&layout, &path) {
             Ok(cgroup) => {
                 let clear = || cgroup.kill().and_then(|()| cgroup.remove());

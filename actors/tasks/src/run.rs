@@ -16,7 +16,7 @@ use cofferdam_metadata::{
         tasks::{self, Task},
     },
 };
-use cofferdam_oci::RuntimeOptions;
+use cofferdam_oci::{RuntimeOptions, runc};
 use cofferdam_types::{Authority, Code, Error, Event, Id, Mount, Name, Namespace, Result};
 use cofferdam_wire::{
     common_capnp::{input, output, stdio},
@@ -283,7 +283,6 @@ async fn make_task(
                 if own && let Err(error) = shim::kill(deps.layout.shim(&shim_id)).await {
                     tracing::error!(container = %id, %error, "a shim is left behind");
                 }
-                shim::outlive(bundle_path.clone()).await;
                 clear(deps, ns, id, &prepared).await.unwrap_or_else(|error| {
                     tracing::error!(container = %id, %error, "a cgroup is left behind");
                 });
@@ -316,7 +315,12 @@ async fn make_task(
 /// be in the way of the next. One that a client's own spec names may be somebody else's.
 async fn clear(deps: &Deps, ns: &Namespace, id: &Id, prepared: &Prepared) -> Result<()> {
     let ours = prepared.cgroup == deps.layout.cgroup(ns, id);
-    if ours && deps.layout.has_cgroup(ns, id)? { remove::cleanup(&prepared.cgroup).await } else { Ok(()) }
+    let bundle = deps.layout.bundle(ns, id);
+    if ours && (runc::has_maker(&bundle) || deps.layout.has_cgroup(ns, id)?) {
+        remove::cleanup(&prepared.cgroup, bundle).await
+    } else {
+        Ok(())
+    }
 }
 
 /// Takes the shim's end in. It may outlive its first connection, where it has containers of others.

@@ -19,6 +19,7 @@ use std::{
 };
 
 use capnp_rpc::{RpcSystem, rpc_twoparty_capnp::Side};
+use cofferdam_oci::runc;
 use cofferdam_sys::{
     fd::open_path,
     mount::{clone_tree, set_attributes},
@@ -197,11 +198,16 @@ pub(crate) async fn kill(dir: PathBuf) -> Result<()> {
     killed.unwrap_or_else(|e| Err(Error::internal("shim", "", e.to_string())))
 }
 
-/// Waits until nothing is left of what a shim ran in a bundle: it dies with the shim, but may be in the middle of making
-/// a cgroup.
-pub(crate) async fn outlive(bundle: PathBuf) {
-    // Who is still there then will not end for being waited for.
-    let _ = tokio::task::spawn_blocking(move || outlive_in(&bundle)).await;
+/// Waits until nothing is left of what a lost shim ran to make a container in this bundle: it dies with the shim, but a
+/// moment later, and may be in the middle of making a cgroup. The runtime is known by its note: of one whose first thread
+/// is dead already, and another is not, the working directory is to be seen no more. What it had started itself is found
+/// by that.
+pub(crate) fn outlive(bundle: &Path) -> std::io::Result<()> {
+    if !runc::await_maker(bundle, DEATH)? {
+        // Who is still there will not end for being waited for.
+        return Err(std::io::ErrorKind::TimedOut.into());
+    }
+    outlive_in(bundle)
 }
 
 fn outlive_in(bundle: &Path) -> std::io::Result<()> {

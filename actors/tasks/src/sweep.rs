@@ -94,7 +94,7 @@ impl Ctx {
                 continue;
             }
             tracing::info!(cgroup = path, "a cgroup without a task is swept");
-            if let Err(error) = remove::cleanup(&path).await {
+            if let Err(error) = remove::cleanup(&path, self.deps.layout.bundle(&ns, &id)).await {
                 tracing::error!(%error, "a cgroup is left behind");
             }
         }

@@ -32,6 +32,8 @@ use self::{
     command::{Invocation, Streams},
     console::Console,
 };
+pub use command::{await_maker, has_maker};
+
 use crate::{
     CheckpointRequest, Container, CreateRequest, ExecRequest, Process, RestoreFrom, Runtime, RuntimeOptions, Stdio,
     criu, native::Kept, rootfs, systemd,
@@ -119,6 +121,7 @@ impl RuncDriver {
             global: &global,
             oom_score: self.oom_score,
             criu: self.criu.as_deref(),
+            makes: args.first().is_some_and(|verb| matches!(*verb, "create" | "restore")),
         };
         invocation.run(args, streams)
     }

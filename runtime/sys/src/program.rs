@@ -122,12 +122,17 @@ pub fn run(mut command: Command, streams: Streams, deadline: Duration) -> io::Re
             captured.push(both);
         }
     }
-    // SAFETY: the closure makes two system calls and allocates nothing.
+    let caller = std::process::id() as i32;
+    // SAFETY: the closure makes three system calls and allocates nothing.
     unsafe {
-        command.pre_exec(|| {
+        command.pre_exec(move || {
             // The caller's death ends it; what it made has its own parent by then.
             if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
                 return Err(io::Error::last_os_error());
+            }
+            // One that was dead before that tells nobody.
+            if libc::getppid() != caller {
+                return Err(io::Error::from_raw_os_error(libc::ESRCH));
             }
             // X1: nothing above its three streams, whatever the caller forgot to mark.
             if libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) != 0 {

@@ -11,6 +11,13 @@ pub struct Any {
     pub value: Vec<u8>,
 }
 
+impl Any {
+    /// Whether there is nothing in it, not even a type.
+    pub fn is_empty(&self) -> bool {
+        self.type_url.is_empty() && self.value.is_empty()
+    }
+}
+
 /// One mount of a list that is applied in order onto one target: mount(2)'s type, source and options.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {

@@ -15,34 +15,39 @@ use crate::{
 /// What is said where an id is in use.
 pub const TAKEN: &str = "is there already: choose another name or remove it";
 
-/// A container.
+/// A container. What it has not is not written: a list reads many.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Container {
     /// Its id.
     pub id: Id,
     /// Free labels.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
     /// The image it was made from; free text.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub image: String,
     /// The runtime driver.
     pub runtime: String,
     /// The runtime driver's options.
-    #[serde(with = "codec::any")]
+    #[serde(default, with = "codec::any", skip_serializing_if = "Any::is_empty")]
     pub runtime_options: Any,
     /// The OCI spec. It lies in a table of its own, and a list leaves it out.
     #[serde(skip)]
     pub spec: Any,
     /// The snapshot driver; required with a snapshot key.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub driver: String,
     /// The snapshot that is its root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot_key: Option<Name>,
     /// Containers of one group share a shim.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<Id>,
     /// The typed options that the daemon generated the spec from; opaque here.
     #[serde(with = "serde_bytes")]
     pub options: Vec<u8>,
     /// Payloads of others.
-    #[serde(with = "codec::any_map")]
+    #[serde(default, with = "codec::any_map", skip_serializing_if = "BTreeMap::is_empty")]
     pub extensions: BTreeMap<String, Any>,
     /// When it was created.
     pub created: Timestamp,
@@ -51,7 +56,7 @@ pub struct Container {
     /// The bounds of the authority that created it.
     pub ceiling: Ceiling,
     /// It goes with its task; see [`transient`].
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub transient: bool,
 }
 
@@ -87,7 +92,7 @@ impl Container {
         if self.runtime.is_empty() {
             return bad("has no runtime: name one");
         }
-        if self.spec == Any::default() {
+        if self.spec.is_empty() {
             return bad("has no spec: give one");
         }
         if self.snapshot_key.is_some() && self.driver.is_empty() {

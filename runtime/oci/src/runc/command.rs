@@ -4,13 +4,16 @@ use std::{
     ffi::OsStr,
     fs::File,
     io::{self, Read},
-    os::unix::{fs::OpenOptionsExt, process::CommandExt},
+    os::{
+        fd::AsRawFd,
+        unix::{fs::OpenOptionsExt, process::CommandExt},
+    },
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
 
-use cofferdam_sys::program;
+use cofferdam_sys::{process, program};
 use cofferdam_types::{Error, Result};
 use serde::Deserialize;
 
@@ -32,6 +35,8 @@ pub(super) struct Invocation<'a> {
     pub deadline: Duration,
     /// The criu that it is to find: it looks by name.
     pub criu: Option<&'a Path>,
+    /// It makes a container: see [`await_maker`].
+    pub makes: bool,
 }
 
 /// A line of the log, as `--log-format json` has it.
@@ -56,6 +61,54 @@ fn start_with_score(command: &mut Command, score: i32) {
     }
 }
 
+/// The runtime that is making a container: its pid, in the bundle, for as long as it is at it.
+pub(super) const MAKER: &str = "maker.pid";
+
+fn note_pid(command: &mut Command, bundle: &Path) -> io::Result<()> {
+    let path = bundle.join(MAKER);
+    let _ = std::fs::remove_file(&path);
+    let file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
+    // SAFETY: the closure makes two system calls and allocates nothing.
+    unsafe {
+        command.pre_exec(move || {
+            let pid = libc::getpid().to_ne_bytes();
+            if libc::write(file.as_raw_fd(), pid.as_ptr().cast(), pid.len()) != pid.len() as isize {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(())
+        });
+    }
+    Ok(())
+}
+
+/// Whether a runtime may be making a container in this bundle.
+pub fn has_maker(bundle: &Path) -> bool {
+    bundle.join(MAKER).exists()
+}
+
+/// Waits for the end of the runtime that was making a container in this bundle when its shim died. It dies with the shim,
+/// but a moment later, and may have made a cgroup in that moment. False if it is still there after that time.
+pub fn await_maker(bundle: &Path, patience: Duration) -> io::Result<bool> {
+    let path = bundle.join(MAKER);
+    match std::fs::read(&path) {
+        Ok(bytes) => {
+            // Without its pid it had not begun.
+            let Ok(pid) = bytes.try_into().map(i32::from_ne_bytes) else { return Ok(true) };
+            let gone = match process::pidfd_open(pid) {
+                Ok(held) => process::ended_within(held, patience)?,
+                Err(e) if e.raw_os_error() == Some(libc::ESRCH) => true,
+                Err(e) => return Err(e),
+            };
+            if gone {
+                std::fs::remove_file(path)?;
+            }
+            Ok(gone)
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(e) => Err(e),
+    }
+}
+
 impl Invocation<'_> {
     /// Runs `<binary> <global arguments> <args>` to its end and gives back its output. A failure has the last error
     /// that it logged as its text.
@@ -76,7 +129,14 @@ impl Invocation<'_> {
         if let Some(dir) = self.criu.and_then(Path::parent) {
             command.env("PATH", format!("{}:{}", dir.display(), program::PATH));
         }
-        let Some(ended) = program::run(command, streams, self.deadline).map_err(|e| fail("running it", &e))? else {
+        if self.makes {
+            note_pid(&mut command, self.bundle).map_err(|e| fail("noting that it begins", &e))?;
+        }
+        let ended = program::run(command, streams, self.deadline);
+        if self.makes {
+            let _ = std::fs::remove_file(self.bundle.join(MAKER));
+        }
+        let Some(ended) = ended.map_err(|e| fail("running it", &e))? else {
             let message = format!("`{what}` took longer than {:?} and was killed", self.deadline);
             return Err(Error::deadline_exceeded("container", self.id, message));
         };

@@ -373,6 +373,23 @@ fn the_last_error_of_this_invocation_is_the_text() {
 }
 
 #[test]
+fn who_makes_a_container_is_noted_for_as_long_as_it_does() {
+    let fixture = script(r#"[ "$(od -An -td4 maker.pid)" -eq $$ ] && echo noted; exit 0"#);
+    assert_eq!(fixture.invoke(&["create"]).unwrap(), "noted\n");
+    assert!(!has_maker(&fixture.bundle()));
+    assert!(fixture.invoke(&["state"]).unwrap().contains("No such file"), "it makes nothing");
+
+    // A shim was killed meanwhile.
+    let mut maker = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    std::fs::write(fixture.bundle().join(command::MAKER), (maker.id() as i32).to_ne_bytes()).unwrap();
+    assert!(!await_maker(&fixture.bundle(), Duration::from_millis(1)).unwrap());
+    maker.kill().unwrap();
+    assert!(await_maker(&fixture.bundle(), DEADLINE).unwrap());
+    assert!(!has_maker(&fixture.bundle()));
+    maker.wait().unwrap();
+}
+
+#[test]
 fn x6_only_a_terminal_is_taken_for_one() {
     let dir = tempfile::tempdir().unwrap();
     let console = Console::new(dir.path()).unwrap();
@@ -402,7 +419,7 @@ fn f4_a_symlink_in_the_bundle_is_not_followed() {
     let fixture = Fixture::new();
     let canary = fixture.dir.path().join("canary");
     std::fs::write(&canary, "untouched").unwrap();
-    for name in [CONFIG, rootfs::MOUNTED] {
+    for name in [CONFIG, rootfs::MOUNTED, command::MAKER] {
         symlink(&canary, fixture.bundle().join(name)).unwrap();
     }
     let container = fixture.quiet(&["sleep", "1000"]);
