@@ -7,6 +7,7 @@ mod check;
 mod claim;
 pub mod config;
 mod directories;
+mod full;
 mod placement;
 mod quiet;
 mod scrub;
@@ -38,6 +39,7 @@ use cofferdam_types::{Error, Result, Timestamp};
 
 use crate::{
     config::{Config, SOCKET},
+    full::Full,
     placement::TABLE,
     server::{Admission, Listener},
     services::{Facts, Services},
@@ -136,6 +138,7 @@ impl Daemon {
             cgroups: cgroups()?,
             connections: connections.clone(),
         };
+        let pool = Pool::new("rpc", 4, 256);
         let services = Services {
             kernel: kernel.clone(),
             metadata,
@@ -147,8 +150,9 @@ impl Daemon {
             networks,
             tasks,
             transfer: transfer.clone(),
+            full: Full::new(&config.root, &config.state, gc.clone(), pool.clone()),
             gc,
-            pool: Pool::new("rpc", 4, 256),
+            pool,
             quiet: Arc::default(),
             facts: Arc::new(facts),
         };

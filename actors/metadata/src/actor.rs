@@ -1,6 +1,6 @@
 //! The writer: collects what waits, commits it at once, answers each.
 
-use std::{future::Future, pin::Pin};
+use std::{future::Future, pin::Pin, time::Duration};
 
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, WrapFuture};
 use cofferdam_kernel::hosted;
@@ -13,17 +13,21 @@ use crate::{messages::Write, store::Store};
 pub struct Writer {
     store: Store,
     waiting: Vec<(Write, oneshot::Sender<Result<()>>)>,
+    /// Whether the reserve is being made.
+    making: bool,
 }
 
 /// Writes in one transaction: enough to make the fsync cheap, few enough that running a batch again stays cheap.
 const MAX_BATCH: usize = 64;
+/// How long after the start, and after it was given up, the reserve for removals is made; and how often that is tried.
+const MAKE: Duration = Duration::from_secs(1);
 
 impl Writer {
     pub(crate) fn new(store: Store) -> Writer {
-        Writer { store, waiting: Vec::new() }
+        Writer { store, waiting: Vec::new(), making: false }
     }
 
-    fn flush(&mut self) {
+    fn flush(&mut self, ctx: &mut Context<Writer>) {
         while !self.waiting.is_empty() {
             let rest = self.waiting.split_off(self.waiting.len().min(MAX_BATCH));
             let (writes, answers): (Vec<_>, Vec<_>) = std::mem::replace(&mut self.waiting, rest).into_iter().unzip();
@@ -31,11 +35,32 @@ impl Writer {
             for (answer, result) in answers.into_iter().zip(results) {
                 let _ = answer.send(result);
             }
+            if self.store.shared().known().spent() {
+                self.make_reserve(ctx);
+            }
             if let Err(error) = self.store.recover() {
                 // PANIC: crash-only: the slot restarts this actor, with back-off, until the file opens again.
                 panic!("opening meta.redb after a storage error: {error}");
             }
         }
+    }
+
+    /// Has the reserve made, beside all else. While the disk is full that is tried again and again.
+    fn make_reserve(&mut self, ctx: &mut Context<Writer>) {
+        if std::mem::replace(&mut self.making, true) {
+            return;
+        }
+        let reserve = self.store.shared().known().reserve().clone();
+        let make = async move {
+            loop {
+                tokio::time::sleep(MAKE).await;
+                let reserve = reserve.clone();
+                if tokio::task::spawn_blocking(move || reserve.make()).await.unwrap_or(true) {
+                    return;
+                }
+            }
+        };
+        ctx.spawn(make.into_actor(self).map(|(), writer, _| writer.making = false));
     }
 }
 
@@ -43,6 +68,10 @@ hosted!(Writer);
 
 impl Actor for Writer {
     type Context = Context<Writer>;
+
+    fn started(&mut self, ctx: &mut Context<Writer>) {
+        self.make_reserve(ctx);
+    }
 }
 
 impl Handler<Write> for Writer {
@@ -52,7 +81,7 @@ impl Handler<Write> for Writer {
         let (answer, answered) = oneshot::channel();
         if self.waiting.is_empty() {
             // A context polls its futures after its mailbox is empty: by then everybody who waits is here.
-            ctx.spawn(std::future::ready(()).into_actor(self).map(|(), writer, _| writer.flush()));
+            ctx.spawn(std::future::ready(()).into_actor(self).map(|(), writer, ctx| writer.flush(ctx)));
         }
         self.waiting.push((write, answer));
         Box::pin(async move {

@@ -25,6 +25,7 @@ pub mod graph;
 mod handle;
 mod messages;
 pub mod records;
+mod reserve;
 mod spared;
 mod store;
 mod table;

@@ -10,7 +10,7 @@ use std::{
 };
 
 use cofferdam_kernel::panic_text;
-use cofferdam_types::{Authority, COMES_BACK, Error, Result};
+use cofferdam_types::{Authority, COMES_BACK, Code, Error, Result};
 use redb::{Builder, Database, DatabaseError, Durability, ReadableDatabase, TableDefinition, backends::FileBackend};
 use tokio::sync::watch;
 
@@ -19,6 +19,7 @@ use crate::{
     codec,
     messages::Write,
     records,
+    reserve::Ballast,
     spared::Spared,
     table::{Read, Table, View, damaged, storage},
     tx::{Changes, Tx},
@@ -74,6 +75,7 @@ impl Opener {
     /// A file, made if it is not there.
     pub(crate) fn file(path: &Path) -> Opener {
         let path = PathBuf::from(path);
+        let known = Known::new(Arc::new(Ballast::beside(&path)));
         let open = move |facts: Known| {
             let fresh = !path.exists();
             // Records hold what clients put into environments and labels: nobody else reads them.
@@ -100,7 +102,7 @@ impl Opener {
             }
             Ok(database)
         };
-        Opener { open: Box::new(open), known: Known::default(), scanned: SCANNED }
+        Opener { open: Box::new(open), known, scanned: SCANNED }
     }
 
     /// Any backend: how tests come between the database and the disk.
@@ -109,13 +111,23 @@ impl Opener {
         scanned: u64,
         backend: impl Fn() -> B + Send + Sync + 'static,
     ) -> Opener {
+        Opener::reserved(scanned, backend, Arc::new(()))
+    }
+
+    /// The same with room that is kept.
+    #[cfg(test)]
+    pub(crate) fn reserved<B: redb::StorageBackend>(
+        scanned: u64,
+        backend: impl Fn() -> B + Send + Sync + 'static,
+        reserve: Arc<dyn crate::reserve::Reserve>,
+    ) -> Opener {
         let open = move |facts: Known| {
             let backend = backend();
             // A backend that can't say how long it is says so again, to redb.
             let length = backend.len().unwrap_or(0);
             builder(length, scanned).create_with_backend(ahead(backend, scanned, facts)?).map_err(storage)
         };
-        Opener { open: Box::new(open), known: Known::default(), scanned }
+        Opener { open: Box::new(open), known: Known::new(reserve), scanned }
     }
 }
 
@@ -171,9 +183,23 @@ impl Shared {
         release(before);
     }
 
-    /// Opens the file and lets readers in.
+    /// What is known of the file.
+    pub(crate) fn known(&self) -> &Known {
+        &self.opener.known
+    }
+
+    /// Opens the file and lets readers in. Where that takes room that a full disk doesn't have, the reserve is for it.
     pub(crate) fn open(self: &Arc<Shared>) -> Result<Store> {
         self.set(None);
+        loop {
+            match self.open_once() {
+                Err(error) if error.code == Code::ResourceExhausted && self.known().give() => {}
+                opened => return opened,
+            }
+        }
+    }
+
+    fn open_once(self: &Arc<Shared>) -> Result<Store> {
         // redb may panic over a file that something else has altered.
         let opened = catch_unwind(AssertUnwindSafe(|| {
             let database = (self.opener.open)(self.opener.known.clone())?;
@@ -279,15 +305,28 @@ enum Verdict {
 }
 
 impl Store {
-    #[cfg(test)]
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.shared
     }
 
     /// Runs the jobs in one transaction, commits it, and gives each job's result. After a storage error every job
-    /// has that error and [`Store::recover`] must be called before the next batch.
+    /// has that error and [`Store::recover`] must be called before the next batch. On a full disk the jobs that leave
+    /// less than there was are run again, with the reserve.
     pub(crate) fn commit(&mut self, writes: &[Write]) -> Vec<Result<()>> {
-        match self.attempt(writes) {
+        let mut done = self.attempt(writes, None);
+        while let Err(error) = &done {
+            let error = self.shared.known().explain(error.clone());
+            self.failed = true;
+            if error.code != Code::ResourceExhausted {
+                break;
+            }
+            done = self.recover().and_then(|()| self.attempt(writes, Some(&error)));
+            // What was written was not all that needed room.
+            if done.is_ok() || !self.shared.known().give() {
+                break;
+            }
+        }
+        match done {
             Ok(results) => results,
             Err(error) => {
                 self.failed = true;
@@ -297,7 +336,9 @@ impl Store {
         }
     }
 
-    fn attempt(&self, writes: &[Write]) -> Result<Vec<Result<()>>> {
+    /// `full`: what the disk said; only what frees something is done then, and the rest is told that.
+    fn attempt(&self, writes: &[Write], full: Option<&Error>) -> Result<Vec<Result<()>>> {
+        let known = self.shared.known();
         let database = self
             .database
             .as_ref()
@@ -315,7 +356,11 @@ impl Store {
                     continue;
                 }
                 let mut tx = Tx::new(&txn, &write.authority, &self.shared.spared);
-                match run(write, &mut tx) {
+                let verdict = match (run(write, &mut tx), full) {
+                    (Verdict::Done, Some(error)) if tx.changed() && !tx.frees() => Verdict::Spoiled(error.clone()),
+                    (verdict, _) => verdict,
+                };
+                match verdict {
                     Verdict::Done => {
                         changed |= tx.changed();
                         last_event = tx.last_event().or(last_event);
@@ -332,7 +377,8 @@ impl Store {
                 }
             }
             if changed {
-                txn.commit().map_err(storage)?;
+                let committed = if full.is_some() { known.lending(|| txn.commit()) } else { txn.commit() };
+                committed.map_err(storage)?;
             } else {
                 txn.abort().map_err(storage)?;
             }

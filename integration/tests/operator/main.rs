@@ -6,6 +6,7 @@ mod containers;
 mod content;
 mod cp;
 mod diffs;
+mod full;
 mod gc;
 mod images;
 mod leases;
