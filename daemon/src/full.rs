@@ -23,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const GOOD: (Duration, u32) = (Duration::from_secs(10), 20);
 /// Owners that are named.
 const NAMED: usize = 4;
+/// A file system with more room than this, and than a tenth of it, is not the one: a client's own file may lie on another.
+const ROOMY: u64 = 64 << 20;
 
 /// Explains full disks.
 pub struct Full {
@@ -100,7 +102,7 @@ struct Place {
     is_root: bool,
 }
 
-/// The one of both file systems that has less room.
+/// The one of both file systems that has less room, if it is one of them that is full.
 fn fullest(root: &Path, state: &Path) -> Option<Place> {
     let look = |path: &Path, is_root| {
         let dir = cofferdam_sys::fd::open_dir(path).ok()?;
@@ -110,6 +112,9 @@ fn fullest(root: &Path, state: &Path) -> Option<Place> {
         // A file system that makes inodes as they are wanted says that it has none.
         let inodes = fs.files() > 0 && fs.files_available() == 0;
         let room = if inodes { 0 } else { free };
+        if room > ROOMY && room > size / 10 {
+            return None;
+        }
         let free = if inodes { "no inode".to_owned() } else { show_size(free) };
         let text = format!("{} has {free} free of {}", mounted(&dir, path), show_size(size));
         Some((room, Place { text, is_root }))

@@ -10,6 +10,7 @@ mod directories;
 mod full;
 mod placement;
 mod quiet;
+mod rebuild;
 mod scrub;
 mod server;
 mod services;
@@ -36,6 +37,8 @@ use cofferdam_snapshots::Snapshots;
 use cofferdam_tasks::{Children, Deps, Filters, Layout, Makers, Program, Tasks};
 use cofferdam_transfer::Transfer;
 use cofferdam_types::{Error, Result, Timestamp};
+
+pub use rebuild::rebuild;
 
 use crate::{
     config::{Config, SOCKET},
@@ -158,8 +161,8 @@ impl Daemon {
         };
         let admission = Admission::new(room(config.connections), uid.as_raw(), connections);
         let (pool, quiet) = (services.pool.clone(), services.quiet.clone());
-        let scrub =
-            (!config.scrub.is_zero()).then(|| tokio::task::spawn_local(scrub::watch(services.clone(), config.scrub)));
+        let scrubs = !config.scrub.is_zero() && services.metadata.writable().is_ok();
+        let scrub = scrubs.then(|| tokio::task::spawn_local(scrub::watch(services.clone(), config.scrub)));
         let listener = Listener::start(&config.state, SOCKET, services, admission)?;
         let quiet = tokio::task::spawn_local(async move { quiet.watch(async || quiet::trim(&pool).await).await });
         Ok(Daemon { kernel, transfer, snapshots, listener, quiet, scrub, _claim: claim })

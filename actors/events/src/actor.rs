@@ -42,6 +42,9 @@ impl Actor for EventsActor {
     type Context = Context<EventsActor>;
 
     fn started(&mut self, ctx: &mut Context<EventsActor>) {
+        if self.meta.writable().is_err() {
+            return;
+        }
         let mut outbox = self.meta.outbox();
         let mut settled = self.journal.last();
         let (meta, journal, pool) = (self.meta.clone(), self.journal.clone(), self.pool.clone());

@@ -73,6 +73,7 @@ impl Shared {
 
     /// When it is due, from now.
     fn due(&self) -> Option<Duration> {
+        self.stores.meta.writable().ok()?;
         let (now, changes) = (Instant::now(), self.stores.meta.changes());
         let pressed = self.pressed();
         let due = self.schedule().due(now, Timestamp::now(), *changes.borrow(), pressed);

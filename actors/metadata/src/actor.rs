@@ -19,8 +19,9 @@ pub struct Writer {
 
 /// Writes in one transaction: enough to make the fsync cheap, few enough that running a batch again stays cheap.
 const MAX_BATCH: usize = 64;
-/// How long after the start, and after it was given up, the reserve for removals is made; and how often that is tried.
-const MAKE: Duration = Duration::from_secs(1);
+/// How long after the start, and after it was given up, the reserve for removals is made; and the longest time to another
+/// attempt at that.
+const MAKE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 
 impl Writer {
     pub(crate) fn new(store: Store) -> Writer {
@@ -52,8 +53,10 @@ impl Writer {
         }
         let reserve = self.store.shared().known().reserve().clone();
         let make = async move {
+            let mut pause = MAKE.0;
             loop {
-                tokio::time::sleep(MAKE).await;
+                tokio::time::sleep(pause).await;
+                pause = MAKE.1.min(pause * 2);
                 let reserve = reserve.clone();
                 if tokio::task::spawn_blocking(move || reserve.make()).await.unwrap_or(true) {
                     return;

@@ -11,18 +11,22 @@ use std::{
 
 use cofferdam_kernel::panic_text;
 use cofferdam_types::{Authority, COMES_BACK, Code, Error, Result};
-use redb::{Builder, Database, DatabaseError, Durability, ReadableDatabase, TableDefinition, backends::FileBackend};
+use redb::{
+    Builder, Database, DatabaseError, Durability, ReadableDatabase, TableDefinition,
+    backends::{FileBackend, InMemoryBackend},
+};
 use tokio::sync::watch;
 
 use crate::{
     ahead::{Ahead, Known},
     codec,
     messages::Write,
-    records,
+    rebuild, records,
     reserve::Ballast,
     spared::Spared,
     table::{Read, Table, View, damaged, storage},
     tx::{Changes, Tx},
+    untouched::Untouched,
 };
 
 /// The format of the tables. A file with a higher number was written by a newer daemon and is refused; for a lower
@@ -84,8 +88,10 @@ impl Opener {
                 let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
                 let file = file.map_err(|e| Error::io("metadata", "", "opening meta.redb", &e))?;
                 let length = file.metadata().map_or(0, |m| m.len());
+                let untouched = Untouched::note(&file);
+                let untouched = untouched.map_err(|e| Error::io("metadata", "", "opening meta.redb", &e))?;
                 let backend = ahead(FileBackend::new(file).map_err(storage)?, SCANNED, facts.clone())?;
-                match builder(length, SCANNED).create_with_backend(backend) {
+                match untouched.open(|| builder(length, SCANNED).create_with_backend(backend)) {
                     Err(DatabaseError::DatabaseAlreadyOpen) if Instant::now() < end => std::thread::sleep(LOOK),
                     opened => break (opened.map_err(storage)?, length),
                 }
@@ -103,6 +109,19 @@ impl Opener {
             Ok(database)
         };
         Opener { open: Box::new(open), known, scanned: SCANNED }
+    }
+
+    /// What is readable of a damaged file, in memory: each time it is read anew.
+    pub(crate) fn salvaged(path: &Path) -> Opener {
+        let path = PathBuf::from(path);
+        let open = move |_| rebuild::in_memory(&path);
+        Opener { open: Box::new(open), known: Known::new(Arc::new(())), scanned: u64::MAX }
+    }
+
+    /// Memory.
+    pub(crate) fn memory() -> Opener {
+        let open = |_| builder(0, 0).create_with_backend(InMemoryBackend::new()).map_err(storage);
+        Opener { open: Box::new(open), known: Known::new(Arc::new(())), scanned: u64::MAX }
     }
 
     /// Any backend: how tests come between the database and the disk.
@@ -216,7 +235,7 @@ impl Shared {
 }
 
 /// The row of `meta` that tells this root directory from every other one.
-const INSTANCE: &[u8] = b"instance";
+pub(crate) const INSTANCE: &[u8] = b"instance";
 
 /// What tells this root directory from every other one: eight hexadecimal digits, chosen once.
 pub(crate) fn instance(read: &dyn Read) -> Result<String> {
@@ -403,6 +422,12 @@ impl Store {
         self.database = fresh.database.take();
         self.failed = false;
         Ok(())
+    }
+
+    /// The database, which nobody reads.
+    pub(crate) fn into_database(mut self) -> Option<Database> {
+        self.shared.set(None);
+        self.database.take().and_then(Arc::into_inner)
     }
 
     fn close(&mut self) {

@@ -67,7 +67,9 @@ fn emptied(daemon: &Daemon, root: &str, greedy: bool) {
         &["run", "--name", "ended", BUSYBOX, "sh", "-c", "echo said; dd if=/dev/zero of=/file bs=64k count=10 2>&1"],
     );
     ok(daemon, &["snapshot", "prepare", "mine"]);
-    ok(daemon, &["lease", "create", "a-lease"]);
+    for lease in ["one", "two", "three"] {
+        ok(daemon, &["lease", "create", lease]);
+    }
     let digest = ok(daemon, &["content", "ingest", "first", file.to_str().unwrap()]);
     until("there is a reserve", || (reserved(daemon) >= 4 << 20).then_some(()));
 
@@ -94,20 +96,22 @@ fn emptied(daemon: &Daemon, root: &str, greedy: bool) {
     gone(&["rm", "ended"]);
     gone(&["snapshot", "rm", "mine"]);
     gone(&["content", "rm", digest.trim()]);
-    gone(&["lease", "rm", "a-lease"]);
-    gone(&["lease", "rm", "more0"]);
+    gone(&["lease", "rm", "one"]);
+    gone(&["lease", "rm", "two"]);
     // A daemon that comes to a full disk serves, and can do the same.
     daemon.kill9();
     daemon.restart();
     well(daemon);
     gone(&["rm", "-f", "running"]);
-    gone(&["lease", "rm", "more1"]);
+    gone(&["lease", "rm", "three"]);
     gone(&["image", "rm", "--sync", BUSYBOX]);
     gone(&["gc"]);
     assert_eq!(ok(daemon, &["content", "ls", "-q"]), "");
     assert_eq!(ok(daemon, &["snapshot", "ls", "-q"]), "");
-    let error = refused(daemon, "again");
-    assert_eq!(error.code, Code::ResourceExhausted, "{error}");
+    if greedy {
+        let error = refused(daemon, "again");
+        assert_eq!(error.code, Code::ResourceExhausted, "{error}");
+    }
 
     fs::remove_dir_all(daemon.root().join("lost+found")).unwrap();
     until("there is a reserve again", || (reserved(daemon) >= 4 << 20).then_some(()));

@@ -14,6 +14,7 @@ mod lifecycle;
 mod limits;
 mod logs;
 mod output;
+mod rebuild;
 mod run;
 mod silent;
 mod snapshots;
