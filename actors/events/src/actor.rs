@@ -66,6 +66,7 @@ impl Actor for EventsActor {
 /// Moves what the outbox holds into the journal, then trims it. Whatever the crash comes between is done again and
 /// changes nothing the second time.
 fn settle(meta: &Metadata, journal: &Journal) -> Result<u64> {
+    meta.writable()?;
     let mut moved = false;
     loop {
         let events = records::events::outbox_after(&meta.read()?, journal.last(), BATCH)?;
