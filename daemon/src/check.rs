@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use cofferdam_metadata::records;
-use cofferdam_types::{Authority, Finding, Result};
+use cofferdam_types::{Authority, Fault, Finding, Result};
 
 use crate::services::Services;
 
@@ -50,6 +50,12 @@ impl Check {
 
     async fn records(&self) -> Result<Vec<Finding>> {
         let metadata = self.services.metadata.clone();
+        if let Err(error) = metadata.writable() {
+            let mut found = self.services.pool.run(move || records::check::all(&metadata.read()?)).await?;
+            let (fault, id) = (Fault::RecordUnreadable, "meta.redb".to_owned());
+            found.insert(0, Finding { fault, id, message: error.message, repaired: false });
+            return Ok(found);
+        }
         let found = self.services.pool.run(move || records::check::all(&metadata.read()?)).await?;
         if found.is_empty() || !self.repair {
             return Ok(found);

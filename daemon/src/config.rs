@@ -45,6 +45,8 @@ pub struct Networks {
 pub enum Command {
     /// Serve.
     Run(Box<Config>),
+    /// Make new tables from what is readable in damaged ones.
+    Rebuild(Box<Config>),
     /// Print this and end.
     Print(String),
 }
@@ -54,7 +56,7 @@ cofferd: the container daemon
 
 Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--criu FILE] [--connections NUMBER] [--journal SOCKET]
                [--cni-config DIR] [--cni-plugins DIR[:DIR]...] [--cni-timeout SECONDS] [--scrub SECONDS]
-               [--gc KEY=VALUE[,...]]... [--log FILTER]
+               [--gc KEY=VALUE[,...]]... [--rebuild] [--log FILTER]
 
   --root DIR            what must last (default /var/lib/cofferdam)
   --state DIR           what ends with a reboot, and the socket cofferd.sock (default /run/cofferdam)
@@ -75,6 +77,8 @@ Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--criu FILE] [--connect
                         written). 0 turns one off; docs/gc.md says more
   --scrub SECONDS       how much time goes by between two passes that compare all blobs with their digests (default 604800, a
                         week); 0: there are none
+  --rebuild             serve nobody, but make a new meta.redb from what is readable in a damaged one and from what lies on
+                        disk, and say what became of it; docs/check.md says more
   --log FILTER          what is logged to standard error, such as info or cofferd=debug (default warn)
   --version             the version
   --help                this text
@@ -114,7 +118,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
         scrub: Duration::from_secs(7 * 24 * 3600),
         log: std::env::var("COFFERD_LOG").unwrap_or_else(|_| "warn".into()),
     };
-    let mut args = args.into_iter();
+    let (mut args, mut rebuild) = (args.into_iter(), false);
     while let Some(arg) = args.next() {
         let name = arg.to_string_lossy().into_owned();
         let (name, inline) = match name.split_once('=') {
@@ -154,6 +158,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
                 config.scrub = Duration::from_secs(value()?.to_string_lossy().parse().map_err(|_| wrong())?);
             }
             "--log" => config.log = value()?.to_string_lossy().into_owned(),
+            "--rebuild" => rebuild = true,
             "--version" => return Ok(Command::Print(format!("cofferd {}\n", env!("CARGO_PKG_VERSION")))),
             "--help" | "-h" => return Ok(Command::Print(HELP.into())),
             _ => return Err(Error::invalid("option", name, "is not known; see cofferd --help")),
@@ -165,7 +170,8 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
         *path =
             std::path::absolute(&*path).map_err(|e| Error::io("path", path.display(), "has no absolute form", &e))?;
     }
-    Ok(Command::Run(Box::new(config)))
+    let config = Box::new(config);
+    Ok(if rebuild { Command::Rebuild(config) } else { Command::Run(config) })
 }
 
 #[cfg(test)]
@@ -213,6 +219,12 @@ mod tests {
             assert_eq!(config.scrub, Duration::from_secs(seconds), "{line}");
         }
         assert_eq!(words("--scrub often").unwrap_err().id, "--scrub");
+    }
+
+    #[test]
+    fn a_rebuild_has_the_directories_of_the_daemon() {
+        let Command::Rebuild(config) = words("--root /a --rebuild --state /b").unwrap() else { panic!("a rebuild") };
+        assert_eq!((config.root, config.state), (PathBuf::from("/a"), PathBuf::from("/b")));
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub fn root(path: &Path) -> Result<Made> {
     match (&tables, names.iter().any(|name| name != TABLES)) {
         (None, true) => return Err(foreign(path, "root", "--root")),
         (Some(meta), true) if meta.len() == 0 => {
-            let why = "has an empty meta.redb beside what it told of: put meta.redb back from a copy, or choose another --root";
+            let why = "has an empty meta.redb beside what it told of: put meta.redb back from a copy, have cofferd --rebuild make one, or choose another --root";
             return Err(Error::data_loss("directory", path.display(), why));
         }
         _ => {}

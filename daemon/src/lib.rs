@@ -7,8 +7,10 @@ mod check;
 mod claim;
 pub mod config;
 mod directories;
+mod full;
 mod placement;
 mod quiet;
+mod rebuild;
 mod scrub;
 mod server;
 mod services;
@@ -36,8 +38,11 @@ use cofferdam_tasks::{Children, Deps, Filters, Layout, Makers, Program, Tasks};
 use cofferdam_transfer::Transfer;
 use cofferdam_types::{Error, Result, Timestamp};
 
+pub use rebuild::rebuild;
+
 use crate::{
     config::{Config, SOCKET},
+    full::Full,
     placement::TABLE,
     server::{Admission, Listener},
     services::{Facts, Services},
@@ -136,6 +141,7 @@ impl Daemon {
             cgroups: cgroups()?,
             connections: connections.clone(),
         };
+        let pool = Pool::new("rpc", 4, 256);
         let services = Services {
             kernel: kernel.clone(),
             metadata,
@@ -147,15 +153,16 @@ impl Daemon {
             networks,
             tasks,
             transfer: transfer.clone(),
+            full: Full::new(&config.root, &config.state, gc.clone(), pool.clone()),
             gc,
-            pool: Pool::new("rpc", 4, 256),
+            pool,
             quiet: Arc::default(),
             facts: Arc::new(facts),
         };
         let admission = Admission::new(room(config.connections), uid.as_raw(), connections);
         let (pool, quiet) = (services.pool.clone(), services.quiet.clone());
-        let scrub =
-            (!config.scrub.is_zero()).then(|| tokio::task::spawn_local(scrub::watch(services.clone(), config.scrub)));
+        let scrubs = !config.scrub.is_zero() && services.metadata.writable().is_ok();
+        let scrub = scrubs.then(|| tokio::task::spawn_local(scrub::watch(services.clone(), config.scrub)));
         let listener = Listener::start(&config.state, SOCKET, services, admission)?;
         let quiet = tokio::task::spawn_local(async move { quiet.watch(async || quiet::trim(&pool).await).await });
         Ok(Daemon { kernel, transfer, snapshots, listener, quiet, scrub, _claim: claim })

@@ -10,11 +10,16 @@ use cofferdam_types::{Error, Result};
 use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> ExitCode {
+    let print = |text: String| {
+        std::io::stdout().write_all(text.as_bytes()).map_err(|e| Error::io("output", "", "can't be written", &e))
+    };
     let done = config::parse(std::env::args_os().skip(1)).and_then(|command| match command {
-        Command::Print(text) => {
-            std::io::stdout().write_all(text.as_bytes()).map_err(|e| Error::io("output", "", "can't be written", &e))
-        }
+        Command::Print(text) => print(text),
         Command::Run(config) => run(&config),
+        Command::Rebuild(config) => {
+            log(&config)?;
+            print(cofferd::rebuild(&config)?)
+        }
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -25,7 +30,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(config: &Config) -> Result<()> {
+fn log(config: &Config) -> Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_new(&config.log)
         .map_err(|e| Error::invalid("option", "--log", format!("is not a filter: {e}")))?;
     tracing_subscriber::fmt()
@@ -35,6 +40,11 @@ fn run(config: &Config) -> Result<()> {
         // It would say on stderr, or panic, that stderr takes no line: a log that nobody keeps ends no daemon.
         .log_internal_errors(false)
         .init();
+    Ok(())
+}
+
+fn run(config: &Config) -> Result<()> {
+    log(config)?;
     actix::System::new().block_on(async {
         let os = |e: std::io::Error| Error::io("signal", "", "can't be watched", &e);
         let mut terminate = signal(SignalKind::terminate()).map_err(os)?;

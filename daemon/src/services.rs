@@ -18,7 +18,7 @@ use cofferdam_tasks::Tasks;
 use cofferdam_transfer::Transfer;
 use cofferdam_types::Timestamp;
 
-use crate::quiet::Quiet;
+use crate::{full::Full, quiet::Quiet};
 
 /// What is true of this daemon for as long as it runs.
 #[derive(Debug)]
@@ -62,6 +62,8 @@ pub struct Services {
     pub gc: Gc,
     /// Threads for the RPC layer's own reads and writes of files.
     pub pool: Pool,
+    /// Says what is known of a disk that is full.
+    pub full: Arc<Full>,
     /// Hears of all that happens.
     pub quiet: Arc<Quiet>,
     /// See [`Facts`].

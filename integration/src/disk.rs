@@ -24,23 +24,28 @@ fn tool(program: &str, args: &[&str]) {
 
 /// A daemon whose root lies on a small disk of its own. The daemon's end unmounts it, and its loop device ends with that.
 pub fn small_disk(mib: usize, inodes: usize) -> Daemon {
-    on_disk(mib, "mkfs.ext4", &["-m", "0", "-N", &inodes.to_string()])
+    small_disk_with(mib, inodes, &[])
+}
+
+/// The same, with more flags of the daemon's.
+pub fn small_disk_with(mib: usize, inodes: usize, flags: &'static [&'static str]) -> Daemon {
+    on_disk(mib, "mkfs.ext4", &["-m", "0", "-N", &inodes.to_string()], flags)
 }
 
 /// The same on btrfs.
 pub fn btrfs_disk(mib: usize) -> Daemon {
-    on_disk(mib, "mkfs.btrfs", &[])
+    on_disk(mib, "mkfs.btrfs", &[], &[])
 }
 
-fn on_disk(mib: usize, mkfs: &str, flags: &[&str]) -> Daemon {
-    let daemon = Daemon::start();
+fn on_disk(mib: usize, mkfs: &str, options: &[&str], flags: &'static [&'static str]) -> Daemon {
+    let daemon = Daemon::with_flags(flags);
     daemon.stop();
     let image = daemon.path().join("disk");
     File::create(&image).expect("a file for the disk").set_len((mib << 20) as u64).expect("its size");
     fs::remove_dir_all(daemon.root()).expect("the root of before");
     fs::create_dir(daemon.root()).expect("a mount point");
     let (image, root) = (image.to_str().expect("UTF-8"), daemon.root());
-    tool(mkfs, &[&["-q"], flags, &[image]].concat());
+    tool(mkfs, &[&["-q"], options, &[image]].concat());
     tool("mount", &["-o", "loop", image, root.to_str().expect("UTF-8")]);
     let _ = fs::remove_dir(root.join("lost+found"));
     daemon.restart();

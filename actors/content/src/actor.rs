@@ -39,6 +39,9 @@ impl Actor for ContentActor {
     type Context = Context<ContentActor>;
 
     fn started(&mut self, _: &mut Context<ContentActor>) {
+        if self.store.meta.writable().is_err() {
+            return;
+        }
         let sweep = self.job(|store| store.sweep());
         // Not the context's: a sweep that was begun may end although the actor does not live to see it.
         actix_rt::spawn(async move {

@@ -42,6 +42,9 @@ impl Actor for EventsActor {
     type Context = Context<EventsActor>;
 
     fn started(&mut self, ctx: &mut Context<EventsActor>) {
+        if self.meta.writable().is_err() {
+            return;
+        }
         let mut outbox = self.meta.outbox();
         let mut settled = self.journal.last();
         let (meta, journal, pool) = (self.meta.clone(), self.journal.clone(), self.pool.clone());
@@ -63,6 +66,7 @@ impl Actor for EventsActor {
 /// Moves what the outbox holds into the journal, then trims it. Whatever the crash comes between is done again and
 /// changes nothing the second time.
 fn settle(meta: &Metadata, journal: &Journal) -> Result<u64> {
+    meta.writable()?;
     let mut moved = false;
     loop {
         let events = records::events::outbox_after(&meta.read()?, journal.last(), BATCH)?;

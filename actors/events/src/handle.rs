@@ -28,7 +28,8 @@ impl Events {
         root: OwnedFd,
         retention: Retention,
     ) -> Result<Events> {
-        let committed = records::events::last(&meta.read()?)?;
+        // What lost tables don't know of has happened all the same.
+        let committed = if meta.writable().is_ok() { records::events::last(&meta.read()?)? } else { u64::MAX };
         // One for all lives of the actor: jobs of an earlier one may still be writing.
         let journal = Arc::new(Journal::open(root, retention, committed)?);
         let pool = Pool::new("events", 2, 256);

@@ -9,6 +9,7 @@ use std::{
 use actix::{Actor, AsyncContext, Context, Handler, ResponseFuture, WrapFuture};
 use cofferdam_kernel::{Pool, hosted};
 use cofferdam_types::{Result, Timestamp};
+use tokio::sync::Notify;
 
 use crate::{
     DiskUsage, Report,
@@ -33,6 +34,8 @@ pub(crate) struct Shared {
     pub root: std::os::fd::OwnedFd,
     /// From this share in use on it counts as full; 0: never.
     pub full: f64,
+    /// Somebody met a full disk.
+    pub met: Arc<Notify>,
 }
 
 impl Shared {
@@ -70,6 +73,7 @@ impl Shared {
 
     /// When it is due, from now.
     fn due(&self) -> Option<Duration> {
+        self.stores.meta.writable().ok()?;
         let (now, changes) = (Instant::now(), self.stores.meta.changes());
         let pressed = self.pressed();
         let due = self.schedule().due(now, Timestamp::now(), *changes.borrow(), pressed);
@@ -108,6 +112,8 @@ impl Actor for GcActor {
                         };
                         tokio::select! {
                             () = timer => {}
+                            // No write says so: none is possible.
+                            () = shared.met.notified() => {}
                             changed = changes.changed() => match changed {
                                 Ok(()) if shared.due().is_none_or(|wait| wait > GLANCE) => {
                                     tokio::time::sleep(GLANCE).await;

@@ -102,6 +102,7 @@ impl Disk {
             ["events", ..] => "events",
             ["trash", ..] => "trash",
             ["meta.redb"] => "records",
+            ["reserve"] => "reserve",
             _ => "other",
         };
         *self.areas.entry(area).or_default() += size;

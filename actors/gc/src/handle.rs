@@ -11,6 +11,7 @@ use cofferdam_kernel::{Kernel, Placement, Pool, Slot, SlotConfig};
 use cofferdam_metadata::Metadata;
 use cofferdam_snapshots::Snapshots;
 use cofferdam_types::Result;
+use tokio::sync::Notify;
 
 use crate::{
     DiskUsage, Report, Settings,
@@ -27,6 +28,7 @@ const QUEUE: usize = 16;
 #[derive(Clone)]
 pub struct Gc {
     slot: Slot<GcActor>,
+    met: Arc<Notify>,
 }
 
 impl Gc {
@@ -40,7 +42,7 @@ impl Gc {
         root: OwnedFd,
         settings: Settings,
     ) -> Gc {
-        let full = settings.disk_pressure;
+        let (full, met) = (settings.disk_pressure, Arc::new(Notify::new()));
         let stores = Stores { meta, content, snapshots };
         let shared = Arc::new(Shared {
             stores,
@@ -50,9 +52,10 @@ impl Gc {
             measures: Pool::new("measure", 1, QUEUE),
             root,
             full,
+            met: met.clone(),
         });
         let slot = kernel.spawn(SlotConfig::new("gc", placement), move || GcActor(shared.clone()));
-        Gc { slot }
+        Gc { slot, met }
     }
 
     /// Collects now, and answers when the bytes are gone; a snapshot's lie in the trash by then.
@@ -63,6 +66,11 @@ impl Gc {
     /// What a collection would remove now.
     pub async fn rehearse(&self) -> Result<Report> {
         self.slot.call(Collect { rehearse: true }).await
+    }
+
+    /// Says that somebody met a full disk: it looks whether that is so, and whether to collect.
+    pub fn met_full_disk(&self) {
+        self.met.notify_one();
     }
 
     /// Whose the bytes below the root are. All of it is looked at.

@@ -96,6 +96,26 @@ fn collect(meta: &Metadata, ns: &Namespace) -> Result<(Duration, Duration, usize
     Ok((mark, begun.elapsed(), count))
 }
 
+fn measure(meta: &Metadata, ns: &Namespace, count: usize) -> Result<()> {
+    fill(meta, ns, count)?;
+    let quantiles = |times: &[Duration]| {
+        let at = |q: f64| times[((times.len() - 1) as f64 * q) as usize];
+        format!("{} writes, p50 {:?}, p99 {:?}, longest {:?}", times.len(), at(0.5), at(0.99), at(1.0))
+    };
+    let wait = || {
+        std::thread::sleep(Duration::from_secs(3));
+        Ok(())
+    };
+    let ((), alone) = beside(meta, ns, "alone", wait)?;
+    println!("alone: {}", quantiles(&alone));
+    let ((mark, sweep, removed), during) = beside(meta, ns, "during", || collect(meta, ns))?;
+    println!("beside a collection: {}", quantiles(&during));
+    println!("of {count} blobs {removed} went: mark {mark:?}, sweep {sweep:?}");
+    let (mark, _, left) = collect(meta, ns)?;
+    println!("again, with nothing to remove: {mark:?}, {left} left");
+    Ok(())
+}
+
 fn main() -> Result<()> {
     let root = std::env::args().nth(1).unwrap_or_else(|| ".".into());
     let count = std::env::args().nth(2).and_then(|text| text.parse().ok()).unwrap_or(100_000);
@@ -105,22 +125,10 @@ fn main() -> Result<()> {
         let kernel = Kernel::new()?;
         let meta = Metadata::start(&kernel, Placement::Own, &path)?;
         kernel.ready().await?;
-        fill(&meta, &ns, count)?;
-        let quantiles = |times: &[Duration]| {
-            let at = |q: f64| times[((times.len() - 1) as f64 * q) as usize];
-            format!("{} writes, p50 {:?}, p99 {:?}, longest {:?}", times.len(), at(0.5), at(0.99), at(1.0))
-        };
-        let wait = || {
-            std::thread::sleep(Duration::from_secs(3));
-            Ok(())
-        };
-        let ((), alone) = beside(&meta, &ns, "alone", wait)?;
-        println!("alone: {}", quantiles(&alone));
-        let ((mark, sweep, removed), during) = beside(&meta, &ns, "during", || collect(&meta, &ns))?;
-        println!("beside a collection: {}", quantiles(&during));
-        println!("of {count} blobs {removed} went: mark {mark:?}, sweep {sweep:?}");
-        let (mark, _, left) = collect(&meta, &ns)?;
-        println!("again, with nothing to remove: {mark:?}, {left} left");
+        // What is asked is answered on this thread.
+        let asked = meta.clone();
+        let measured = tokio::task::spawn_blocking(move || measure(&asked, &ns, count)).await;
+        measured.map_err(|e| Error::internal("measure", "", e.to_string()))??;
         kernel.stop().await;
         Ok(())
     });

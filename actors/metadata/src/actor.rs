@@ -21,10 +21,15 @@ pub struct Writer {
     expected: usize,
     /// Told when so many are there.
     gathered: Option<oneshot::Sender<()>>,
+    /// Whether the reserve is being made.
+    making: bool,
 }
 
 /// Writes in one transaction: enough to make the fsync cheap, few enough that running a batch again stays cheap.
 const MAX_BATCH: usize = 64;
+/// How long after the start, and after it was given up, the reserve for removals is made; and the longest time to another
+/// attempt at that.
+const MAKE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 
 /// Whoever was answered by a batch comes back with the next write, one after the other. Were the first of them committed
 /// alone, all others would wait for that: so a batch waits a moment for as many as the last one had, on a disk where a
@@ -34,10 +39,10 @@ const SLOW: Duration = Duration::from_millis(2);
 
 impl Writer {
     pub(crate) fn new(store: Store) -> Writer {
-        Writer { store, waiting: Vec::new(), expected: 1, gathered: None }
+        Writer { store, waiting: Vec::new(), expected: 1, gathered: None, making: false }
     }
 
-    fn flush(&mut self) {
+    fn flush(&mut self, ctx: &mut Context<Writer>) {
         while !self.waiting.is_empty() {
             let rest = self.waiting.split_off(self.waiting.len().min(MAX_BATCH));
             let (writes, answers): (Vec<_>, Vec<_>) = std::mem::replace(&mut self.waiting, rest).into_iter().unzip();
@@ -47,11 +52,34 @@ impl Writer {
             for (answer, result) in answers.into_iter().zip(results) {
                 let _ = answer.send(result);
             }
+            if self.store.shared().known().spent() {
+                self.make_reserve(ctx);
+            }
             if let Err(error) = self.store.recover() {
                 // PANIC: crash-only: the slot restarts this actor, with back-off, until the file opens again.
                 panic!("opening meta.redb after a storage error: {error}");
             }
         }
+    }
+
+    /// Has the reserve made, beside all else. While the disk is full that is tried again and again.
+    fn make_reserve(&mut self, ctx: &mut Context<Writer>) {
+        if std::mem::replace(&mut self.making, true) {
+            return;
+        }
+        let reserve = self.store.shared().known().reserve().clone();
+        let make = async move {
+            let mut pause = MAKE.0;
+            loop {
+                tokio::time::sleep(pause).await;
+                pause = MAKE.1.min(pause * 2);
+                let reserve = reserve.clone();
+                if tokio::task::spawn_blocking(move || reserve.make()).await.unwrap_or(true) {
+                    return;
+                }
+            }
+        };
+        ctx.spawn(make.into_actor(self).map(|(), writer, _| writer.making = false));
     }
 }
 
@@ -59,6 +87,10 @@ hosted!(Writer);
 
 impl Actor for Writer {
     type Context = Context<Writer>;
+
+    fn started(&mut self, ctx: &mut Context<Writer>) {
+        self.make_reserve(ctx);
+    }
 }
 
 impl Handler<Write> for Writer {
@@ -73,7 +105,7 @@ impl Handler<Write> for Writer {
                 // A context polls its futures after its mailbox is empty: by then everybody who waits is here.
                 let _ = tokio::time::timeout(MOMENT, all).await;
             };
-            ctx.spawn(gather.into_actor(self).map(|(), writer, _| writer.flush()));
+            ctx.spawn(gather.into_actor(self).map(|(), writer, ctx| writer.flush(ctx)));
         }
         self.waiting.push((write, answer));
         if self.waiting.len() >= self.expected {

@@ -9,30 +9,69 @@ use std::{
     ops::Bound,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
 use cofferdam_types::Error;
 use redb::{BackendError, StorageBackend};
 
-use crate::table::PREVIOUS;
+use crate::{
+    reserve::{Reserve, is_full},
+    table::PREVIOUS,
+};
 
 const STEP: u64 = 1 << 20;
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// What is known of the file, for those who can't ask the backend.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Known(Arc<Facts>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Facts {
     length: AtomicU64,
     /// What it failed of last.
     failure: Mutex<Option<Error>>,
+    reserve: Arc<dyn Reserve>,
+    /// Whether what is written now may use it.
+    lent: AtomicBool,
+    /// Whether some of it was given up.
+    spent: AtomicBool,
 }
 
 impl Known {
+    pub(crate) fn new(reserve: Arc<dyn Reserve>) -> Known {
+        let (length, failure) = (AtomicU64::new(0), Mutex::default());
+        let (lent, spent) = (AtomicBool::new(false), AtomicBool::new(false));
+        Known(Arc::new(Facts { length, failure, reserve, lent, spent }))
+    }
+
+    /// The room that is kept for removals.
+    pub(crate) fn reserve(&self) -> &Arc<dyn Reserve> {
+        &self.0.reserve
+    }
+
+    /// Gives some of it up; false where there is none.
+    pub(crate) fn give(&self) -> bool {
+        let given = self.0.reserve.give();
+        self.0.spent.fetch_or(given, Ordering::Relaxed);
+        given
+    }
+
+    /// Whether some was given up since this was asked last.
+    pub(crate) fn spent(&self) -> bool {
+        self.0.spent.swap(false, Ordering::Relaxed)
+    }
+
+    /// Writes, with the reserve where the disk has no room.
+    pub(crate) fn lending<T>(&self, write: impl FnOnce() -> T) -> T {
+        self.0.lent.store(true, Ordering::Relaxed);
+        let done = write();
+        self.0.lent.store(false, Ordering::Relaxed);
+        done
+    }
+
     pub(crate) fn length(&self) -> u64 {
         self.0.length.load(Ordering::Relaxed)
     }
@@ -105,8 +144,10 @@ impl<B: StorageBackend> Ahead<B> {
         if len <= there {
             return Ok(Extent { known: len, there });
         }
-        // A disk that is almost full may have room for what is needed.
+        // A disk that is almost full may have room for what is needed. On one that is full it is as long without its
+        // blocks: redb doubles a file to use a few pages of it, and for these there may be a reserve.
         let grown = self.grow(there, wanted).map(|()| wanted).or_else(|_| self.grow(there, len).map(|()| len));
+        let grown = grown.or_else(|_| self.below.set_len(len).map(|()| len));
         grown.map(|there| Extent { known: len, there })
     }
 
@@ -137,7 +178,11 @@ impl<B: StorageBackend> StorageBackend for Ahead<B> {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
-        self.facts.note(self.below.write(offset, data))
+        let mut written = self.below.write(offset, data);
+        while is_full(&written) && self.facts.0.lent.load(Ordering::Relaxed) && self.facts.give() {
+            written = self.below.write(offset, data);
+        }
+        self.facts.note(written)
     }
 
     fn close(&self) -> Result<()> {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use cofferdam_kernel::{Health, Kernel, Placement, Slot, SlotConfig};
-use cofferdam_types::{Authority, Error, Namespace, Result, Timestamp};
+use cofferdam_types::{Authority, Code, Error, Namespace, Result, Timestamp};
 use tokio::sync::watch;
 
 use crate::{
@@ -15,6 +15,7 @@ use crate::{
     actor::Writer,
     graph::{Explanation, Subject, explain},
     messages::Write,
+    rebuild,
     records::Resource,
     store::{Opener, Shared, instance},
 };
@@ -29,13 +30,31 @@ const HEARTBEAT: Duration = Duration::from_secs(30);
 pub struct Metadata {
     shared: Arc<Shared>,
     writer: Slot<Writer>,
+    /// What is wrong with the file, where only what is readable of it is served.
+    damaged: Option<Arc<Error>>,
 }
 
 impl Metadata {
     /// Opens the file (made if it is not there) and hosts the writer. Reads are possible when this returns; writes
-    /// once the kernel is ready. A file of a newer version of the daemon is refused.
+    /// once the kernel is ready. A file of a newer version of the daemon is refused. Of one that something has altered
+    /// what is readable is served, and each write is refused: see [`Metadata::writable`].
     pub fn start(kernel: &Kernel, placement: Placement, path: &Path) -> Result<Metadata> {
-        Metadata::start_with(kernel, placement, Opener::file(path))
+        match Metadata::start_with(kernel, placement, Opener::file(path)) {
+            Err(error) if error.code == Code::DataLoss && rebuild::is_readable(path) => {
+                let mut metadata = Metadata::start_with(kernel, placement, Opener::salvaged(path))?;
+                let error = error.context("nothing can be written, and what is readable is served");
+                tracing::error!("{error}");
+                metadata.damaged = Some(Arc::new(error));
+                Ok(metadata)
+            }
+            started => started,
+        }
+    }
+
+    /// Whether anything can be written. Who removes what no record names asks this first: where records are lost, that is
+    /// more than a crash has left.
+    pub fn writable(&self) -> Result<()> {
+        self.damaged.as_ref().map_or(Ok(()), |error| Err(Error::clone(error)))
     }
 
     pub(crate) fn start_with(kernel: &Kernel, placement: Placement, opener: Opener) -> Result<Metadata> {
@@ -51,7 +70,7 @@ impl Metadata {
                 Writer::new(store)
             }
         });
-        Ok(Metadata { shared, writer })
+        Ok(Metadata { shared, writer, damaged: None })
     }
 
     /// A snapshot of everything. Takes microseconds; waits for nobody. `unavailable` while the writer is down.
@@ -73,6 +92,7 @@ impl Metadata {
         authority: &Authority,
         f: impl Fn(&mut Tx<'_>) -> Result<R> + Send + 'static,
     ) -> Result<R> {
+        self.writable()?;
         let result = Arc::new(Mutex::new(None));
         let place = result.clone();
         let job = Box::new(move |tx: &mut Tx<'_>| {

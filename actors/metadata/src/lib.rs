@@ -24,13 +24,17 @@ mod fields;
 pub mod graph;
 mod handle;
 mod messages;
+pub mod rebuild;
 pub mod records;
+mod reserve;
+mod salvage;
 mod spared;
 mod store;
 mod table;
 #[cfg(test)]
 mod tests;
 mod tx;
+mod untouched;
 
 pub use handle::Metadata;
 pub use messages::Write;

@@ -10,10 +10,10 @@ use std::{
 };
 
 use cofferdam_kernel::panic_text;
-use cofferdam_types::{Authority, COMES_BACK, Error, Result};
+use cofferdam_types::{Authority, COMES_BACK, Code, Error, Result};
 use redb::{
     Builder, Database, DatabaseError, Durability, ReadableDatabase, ReadableTableMetadata, TableDefinition, TableError,
-    backends::FileBackend,
+    backends::{FileBackend, InMemoryBackend},
 };
 use tokio::sync::watch;
 
@@ -21,10 +21,12 @@ use crate::{
     ahead::{Ahead, Known},
     codec,
     messages::Write,
-    records,
+    rebuild, records,
+    reserve::Ballast,
     spared::Spared,
     table::{Read, Table, View, damaged, storage},
     tx::{Changes, Tx},
+    untouched::Untouched,
 };
 
 /// The format of the tables. A file with a higher number was written by a newer daemon and is refused; for a lower
@@ -92,6 +94,7 @@ impl Opener {
     /// A file, made if it is not there.
     pub(crate) fn file(path: &Path) -> Opener {
         let path = PathBuf::from(path);
+        let known = Known::new(Arc::new(Ballast::beside(&path)));
         let open = move |facts: Known| {
             let fresh = !path.exists();
             // Records hold what clients put into environments and labels: nobody else reads them.
@@ -100,8 +103,10 @@ impl Opener {
                 let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
                 let file = file.map_err(|e| Error::io("metadata", "", "opening meta.redb", &e))?;
                 let length = file.metadata().map_or(0, |m| m.len());
+                let untouched = Untouched::note(&file);
+                let untouched = untouched.map_err(|e| Error::io("metadata", "", "opening meta.redb", &e))?;
                 let backend = ahead(FileBackend::new(file).map_err(storage)?, SCANNED, facts.clone())?;
-                match builder(length, SCANNED).create_with_backend(backend) {
+                match untouched.open(|| builder(length, SCANNED).create_with_backend(backend)) {
                     Err(DatabaseError::DatabaseAlreadyOpen) if Instant::now() < end => std::thread::sleep(LOOK),
                     opened => break (opened.map_err(storage)?, length),
                 }
@@ -118,7 +123,20 @@ impl Opener {
             }
             Ok(database)
         };
-        Opener { open: Box::new(open), known: Known::default(), scanned: SCANNED }
+        Opener { open: Box::new(open), known, scanned: SCANNED }
+    }
+
+    /// What is readable of a damaged file, in memory: each time it is read anew.
+    pub(crate) fn salvaged(path: &Path) -> Opener {
+        let path = PathBuf::from(path);
+        let open = move |_| rebuild::in_memory(&path);
+        Opener { open: Box::new(open), known: Known::new(Arc::new(())), scanned: u64::MAX }
+    }
+
+    /// Memory.
+    pub(crate) fn memory() -> Opener {
+        let open = |_| builder(0, 0).create_with_backend(InMemoryBackend::new()).map_err(storage);
+        Opener { open: Box::new(open), known: Known::new(Arc::new(())), scanned: u64::MAX }
     }
 
     /// Any backend: how tests come between the database and the disk.
@@ -127,13 +145,23 @@ impl Opener {
         scanned: u64,
         backend: impl Fn() -> B + Send + Sync + 'static,
     ) -> Opener {
+        Opener::reserved(scanned, backend, Arc::new(()))
+    }
+
+    /// The same with room that is kept.
+    #[cfg(test)]
+    pub(crate) fn reserved<B: redb::StorageBackend>(
+        scanned: u64,
+        backend: impl Fn() -> B + Send + Sync + 'static,
+        reserve: Arc<dyn crate::reserve::Reserve>,
+    ) -> Opener {
         let open = move |facts: Known| {
             let backend = backend();
             // A backend that can't say how long it is says so again, to redb.
             let length = backend.len().unwrap_or(0);
             builder(length, scanned).create_with_backend(ahead(backend, scanned, facts)?).map_err(storage)
         };
-        Opener { open: Box::new(open), known: Known::default(), scanned }
+        Opener { open: Box::new(open), known: Known::new(reserve), scanned }
     }
 }
 
@@ -189,9 +217,23 @@ impl Shared {
         release(before);
     }
 
-    /// Opens the file and lets readers in.
+    /// What is known of the file.
+    pub(crate) fn known(&self) -> &Known {
+        &self.opener.known
+    }
+
+    /// Opens the file and lets readers in. Where that takes room that a full disk doesn't have, the reserve is for it.
     pub(crate) fn open(self: &Arc<Shared>) -> Result<Store> {
         self.set(None);
+        loop {
+            match self.open_once() {
+                Err(error) if error.code == Code::ResourceExhausted && self.known().give() => {}
+                opened => return opened,
+            }
+        }
+    }
+
+    fn open_once(self: &Arc<Shared>) -> Result<Store> {
         // redb may panic over a file that something else has altered.
         let opened = catch_unwind(AssertUnwindSafe(|| {
             let database = (self.opener.open)(self.opener.known.clone())?;
@@ -208,7 +250,7 @@ impl Shared {
 }
 
 /// The row of `meta` that tells this root directory from every other one.
-const INSTANCE: &[u8] = b"instance";
+pub(crate) const INSTANCE: &[u8] = b"instance";
 
 /// What tells this root directory from every other one: eight hexadecimal digits, chosen once.
 pub(crate) fn instance(read: &dyn Read) -> Result<String> {
@@ -301,15 +343,28 @@ enum Verdict {
 }
 
 impl Store {
-    #[cfg(test)]
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.shared
     }
 
     /// Runs the jobs in one transaction, commits it, and gives each job's result. After a storage error every job
-    /// has that error and [`Store::recover`] must be called before the next batch.
+    /// has that error and [`Store::recover`] must be called before the next batch. On a full disk the jobs that leave
+    /// less than there was are run again, with the reserve.
     pub(crate) fn commit(&mut self, writes: &[Write]) -> Vec<Result<()>> {
-        match self.attempt(writes) {
+        let mut done = self.attempt(writes, None);
+        while let Err(error) = &done {
+            let error = self.shared.known().explain(error.clone());
+            self.failed = true;
+            if error.code != Code::ResourceExhausted {
+                break;
+            }
+            done = self.recover().and_then(|()| self.attempt(writes, Some(&error)));
+            // What was written was not all that needed room.
+            if done.is_ok() || !self.shared.known().give() {
+                break;
+            }
+        }
+        match done {
             Ok(results) => results,
             Err(error) => {
                 self.failed = true;
@@ -319,7 +374,9 @@ impl Store {
         }
     }
 
-    fn attempt(&self, writes: &[Write]) -> Result<Vec<Result<()>>> {
+    /// `full`: what the disk said; only what frees something is done then, and the rest is told that.
+    fn attempt(&self, writes: &[Write], full: Option<&Error>) -> Result<Vec<Result<()>>> {
+        let known = self.shared.known();
         let database = self
             .database
             .as_ref()
@@ -337,7 +394,11 @@ impl Store {
                     continue;
                 }
                 let mut tx = Tx::new(&txn, &write.authority, &self.shared.spared);
-                match run(write, &mut tx) {
+                let verdict = match (run(write, &mut tx), full) {
+                    (Verdict::Done, Some(error)) if tx.changed() && !tx.frees() => Verdict::Spoiled(error.clone()),
+                    (verdict, _) => verdict,
+                };
+                match verdict {
                     Verdict::Done => {
                         changed |= tx.changed();
                         last_event = tx.last_event().or(last_event);
@@ -354,7 +415,8 @@ impl Store {
                 }
             }
             if changed {
-                txn.commit().map_err(storage)?;
+                let committed = if full.is_some() { known.lending(|| txn.commit()) } else { txn.commit() };
+                committed.map_err(storage)?;
             } else {
                 txn.abort().map_err(storage)?;
             }
@@ -379,6 +441,12 @@ impl Store {
         self.database = fresh.database.take();
         self.failed = false;
         Ok(())
+    }
+
+    /// The database, which nobody reads.
+    pub(crate) fn into_database(mut self) -> Option<Database> {
+        self.shared.set(None);
+        self.database.take().and_then(Arc::into_inner)
     }
 
     fn close(&mut self) {

@@ -63,6 +63,11 @@ impl Table {
         Table::ATTACHMENTS,
     ];
 
+    /// What it is called in the file.
+    pub(crate) fn name(self) -> &'static str {
+        self.0
+    }
+
     /// Whether its rows keep something, or can be collected.
     pub(crate) fn counts(self) -> bool {
         [Table::CONTAINERS, Table::IMAGES, Table::CONTENT, Table::SNAPSHOTS, Table::LEASES, Table::HELD].contains(&self)
@@ -191,6 +196,8 @@ pub(crate) fn storage(error: impl Into<redb::Error>) -> Error {
 
 /// The file is not what was written.
 pub(crate) fn damaged(what: impl std::fmt::Display) -> Error {
-    let message = format!("meta.redb is damaged ({what}): put a good copy in its place, or move it away to begin anew");
+    let message = format!(
+        "meta.redb is damaged ({what}): put a good copy in its place, or have cofferd --rebuild make one of what is readable"
+    );
     Error::data_loss("metadata", "", message)
 }

@@ -26,6 +26,8 @@ pub struct Tx<'a> {
     spared: &'a Arc<Spared>,
     changes: Changes,
     uncounted: bool,
+    /// Bytes of the rows that it wrote, less those of the rows that it replaced or removed.
+    growth: i64,
 }
 
 /// What has been written since the file was opened: by this the collector knows when to look.
@@ -50,7 +52,18 @@ impl Changes {
 impl<'a> Tx<'a> {
     pub(crate) fn new(txn: &'a WriteTransaction, authority: &'a Authority, spared: &'a Arc<Spared>) -> Tx<'a> {
         let (now, failed, changes) = (Timestamp::now(), Cell::new(false), Changes::default());
-        Tx { txn, authority, now, changed: false, failed, last_event: None, spared, changes, uncounted: false }
+        Tx {
+            txn,
+            authority,
+            now,
+            changed: false,
+            failed,
+            last_event: None,
+            spared,
+            changes,
+            uncounted: false,
+            growth: 0,
+        }
     }
 
     /// What a collection that is under way spares.
@@ -94,6 +107,11 @@ impl<'a> Tx<'a> {
         self.changed
     }
 
+    /// Whether there is less in the tables than before, but for the events that tell of it: those go to the journal.
+    pub(crate) fn frees(&self) -> bool {
+        self.growth < 0
+    }
+
     pub(crate) fn failed(&self) -> bool {
         self.failed.get()
     }
@@ -115,10 +133,14 @@ impl<'a> Tx<'a> {
         self.changed = true;
         let replaced = self.noting(|txn| {
             let mut table = txn.open_table(table.definition()).map_err(storage)?;
-            let replaced = table.insert(key, value).map_err(storage)?.is_some();
+            let replaced = table.insert(key, value).map_err(storage)?.map(|old| old.value().len());
             Ok(replaced)
         })?;
-        self.count(table, replaced && table != Table::HELD);
+        if table != Table::OUTBOX {
+            let before = replaced.map_or(0, |old| key.len() + old);
+            self.growth += (key.len() + value.len()) as i64 - before as i64;
+        }
+        self.count(table, replaced.is_some() && table != Table::HELD);
         Ok(())
     }
 
@@ -126,14 +148,15 @@ impl<'a> Tx<'a> {
     pub(crate) fn remove(&mut self, table: Table, key: &[u8]) -> Result<bool> {
         let removed = self.noting(|txn| {
             let mut table = txn.open_table(table.definition()).map_err(storage)?;
-            let removed = table.remove(key).map_err(storage)?.is_some();
+            let removed = table.remove(key).map_err(storage)?.map(|old| old.value().len());
             Ok(removed)
         })?;
-        self.changed |= removed;
-        if removed {
+        if let Some(old) = removed {
+            self.changed = true;
+            self.growth -= (key.len() + old) as i64;
             self.count(table, true);
         }
-        Ok(removed)
+        Ok(removed.is_some())
     }
 
     /// A change that means nothing.

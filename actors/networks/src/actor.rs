@@ -55,6 +55,9 @@ impl Actor for NetworksActor {
     type Context = Context<Self>;
 
     fn started(&mut self, context: &mut Context<Self>) {
+        if self.core.metadata.writable().is_err() {
+            return;
+        }
         let given_up = match self.core.given_up() {
             Ok(given_up) => given_up,
             Err(error) => {

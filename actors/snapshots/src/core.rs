@@ -71,7 +71,7 @@ impl Core {
             let attaches = driver.attaches();
             let opened = Area::open(root, driver, trash.clone(), last, referenced).and_then(|area| {
                 // Who asks for mounts doesn't wait for the actor's first sweep, and must not find something unmounted.
-                if attaches {
+                if attaches && meta.writable().is_ok() {
                     area.sweep(|| known(&view, name))?;
                 }
                 Ok(area)
@@ -91,6 +91,9 @@ impl Core {
 
     /// Brings directories and records together; see [`Area::sweep`].
     pub fn sweep(&self) -> Result<()> {
+        if self.meta.writable().is_err() {
+            return Ok(());
+        }
         for Depot { area, .. } in &self.depots {
             let driver = area.driver().name();
             for id in area.sweep(|| known(&self.meta.read()?, driver))? {
@@ -124,7 +127,7 @@ impl Core {
     /// Makes directories ahead, so that the next containers find theirs ready.
     pub async fn restock(&self, driver: &str) {
         let Ok(Depot { area, .. }) = self.depot(driver) else { return };
-        if area.low() {
+        if area.low() && self.meta.writable().is_ok() {
             let area = area.clone();
             if let Err(error) = self.pool.run(move || area.refill()).await {
                 tracing::debug!(driver, %error, "no directories made ahead: they will be made when they are needed");

@@ -94,7 +94,8 @@ impl Actor for TasksActor {
             }
         };
         let known = recorded.iter().map(|(_, task)| task.shim.clone()).collect();
-        if let Err(error) = sweep::dirs(&self.ctx.deps, &known, self.first) {
+        let sweeps = self.ctx.deps.metadata.writable().is_ok();
+        if sweeps && let Err(error) = sweep::dirs(&self.ctx.deps, &known, self.first) {
             tracing::warn!(%error, "what a crash left can't be removed");
         }
         let shims = sweep::unknown(&self.ctx.deps, &known);
@@ -128,8 +129,10 @@ impl Actor for TasksActor {
             let was_recorded = task.exit.is_some();
             context.spawn(actix::fut::wrap_future(async move { ctx.find(entry, was_recorded).await }));
         }
-        let ctx = self.ctx.clone();
-        context.spawn(actix::fut::wrap_future(async move { ctx.sweep(shims, spares, orphans, unborn).await }));
+        if sweeps {
+            let ctx = self.ctx.clone();
+            context.spawn(actix::fut::wrap_future(async move { ctx.sweep(shims, spares, orphans, unborn).await }));
+        }
     }
 
     fn stopped(&mut self, _: &mut Context<Self>) {

@@ -318,6 +318,7 @@ async fn over(entry: &Entry, why: &str) -> Result<()> {
 
 /// Forgets the ended task of a container, which stays.
 pub(crate) async fn delete_task(deps: &Deps, auth: &Authority, entry: &Rc<Entry>) -> Result<Exit> {
+    deps.metadata.writable()?;
     over(entry, "stop or kill it first").await?;
     entry.removing.set(true);
     let deleted = async {
@@ -354,6 +355,7 @@ pub(crate) async fn remove(
     entry: Option<&Rc<Entry>>,
     force: bool,
 ) -> Result<()> {
+    deps.metadata.writable()?;
     containers::require(&deps.metadata.read()?, ns, id)?;
     if let Some(entry) = entry {
         if !force {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use cofferdam_client::{BindMount, Device, IdMap, MountSource, Network, PortMapping, Protocol, Rlimit};
 use cofferdam_types::Timestamp;
+pub use cofferdam_types::show_size;
 
 /// A size such as `512m`, `1.5GiB` or `4096`; units are powers of 1024.
 pub fn size(text: &str) -> Result<u64, String> {
@@ -284,18 +285,6 @@ pub fn host(text: &str) -> Result<(String, String), String> {
     Ok((name.to_owned(), bare.to_owned()))
 }
 
-/// A size for people, such as `12.3 MiB`.
-pub fn show_size(bytes: u64) -> String {
-    let (mut value, mut unit) = (bytes as f64, "B");
-    for next in ["KiB", "MiB", "GiB", "TiB"] {
-        if value < 1023.95 {
-            break;
-        }
-        (value, unit) = (value / 1024.0, next);
-    }
-    if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") }
-}
-
 /// How long something takes, roughly: `3 minutes`.
 pub fn show_span(seconds: u64) -> String {
     let (number, unit) = match seconds {
@@ -367,9 +356,6 @@ mod tests {
         for bad in ["", "m", "12x", "-1", "1.2.3", "99999999999t", "1e3"] {
             assert!(size(bad).is_err(), "{bad}");
         }
-        assert_eq!(show_size(999), "999 B");
-        assert_eq!(show_size(1024 * 1024 - 1), "1.0 MiB");
-        assert_eq!(show_size(12_897_485), "12.3 MiB");
     }
 
     #[test]

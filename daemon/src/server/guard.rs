@@ -5,7 +5,7 @@
 //! ends calls when the grant is revoked or the deadline passes, and otherwise delegates with the same parameters and
 //! results, without a copy. `as_ptr` is the inner one, so that our objects are recognised when they are passed back.
 
-use std::{future::Future, ops::Deref, panic::AssertUnwindSafe, rc::Rc};
+use std::{future::Future, ops::Deref, panic::AssertUnwindSafe, rc::Rc, sync::Arc};
 
 use capnp::{
     any_pointer,
@@ -22,6 +22,7 @@ use super::{
     meter::{Counted, Meter},
     session::Held,
 };
+use crate::full::Full;
 
 /// Methods that wait for something to happen: no deadline is laid on them.
 const PATIENT: [(u64, u16); 9] = [
@@ -41,6 +42,7 @@ pub struct State<D> {
     dispatch: D,
     meter: Rc<Meter>,
     held: Rc<Held>,
+    full: Option<Arc<Full>>,
     _counted: Counted,
 }
 
@@ -88,8 +90,9 @@ pub(super) fn guard<D: Server + Clone + 'static>(
     meter: Rc<Meter>,
     counted: Counted,
     held: Rc<Held>,
+    full: Option<Arc<Full>>,
 ) -> Guarded {
-    capnp_rpc::new_client(State { dispatch, meter, held, _counted: counted })
+    capnp_rpc::new_client(State { dispatch, meter, held, full, _counted: counted })
 }
 
 impl<D: Server + Clone + 'static> Server for Dispatch<D> {
@@ -131,10 +134,14 @@ impl<D: Server + Clone + 'static> Server for Dispatch<D> {
                     }),
                 }
             };
-            tokio::select! {
+            let done = tokio::select! {
                 biased;
                 done = limited => done.unwrap_or_else(|_| Err(to_rpc(panicked()))),
                 why = state.held.grant.until_revoked() => Err(to_rpc(why)),
+            };
+            match (done, &state.full) {
+                (Err(error), Some(full)) => Err(explained(error, full).await),
+                (done, _) => done,
             }
         };
         DispatchCallResult::new(boxed(work.instrument(span)), is_streaming)
@@ -159,6 +166,12 @@ fn span(authority: &Authority, interface_id: u64, method_id: u16) -> Span {
 
 fn boxed(work: impl Future<Output = capnp::Result<()>> + 'static) -> Promise<(), capnp::Error> {
     Promise::from_future(work)
+}
+
+/// An error as the client gets it.
+async fn explained(error: capnp::Error, full: &Arc<Full>) -> capnp::Error {
+    let domain = Error::from_reason(&error.extra);
+    if domain.is_full_disk() { to_rpc(full.explain(domain).await) } else { error }
 }
 
 fn panicked() -> Error {

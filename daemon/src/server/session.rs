@@ -109,7 +109,8 @@ impl Session {
             return C::new(broken.hook);
         };
         let dispatch = C::from_server(object);
-        C::new(guard::guard(dispatch, self.meter.clone(), counted, Rc::new(held.clone())).into_client_hook())
+        let full = Some(self.services.full.clone());
+        C::new(guard::guard(dispatch, self.meter.clone(), counted, Rc::new(held.clone()), full).into_client_hook())
     }
 
     /// Keeps in mind which image a server object stands for.

@@ -130,7 +130,11 @@ impl system::Server for System {
         params: system::CheckParams,
         mut results: system::CheckResults,
     ) -> capnp::Result<()> {
-        let check = Check::new(self.0.services.clone(), params.get()?.get_repair());
+        let repair = params.get()?.get_repair();
+        if repair {
+            rpc(self.0.services.metadata.writable())?;
+        }
+        let check = Check::new(self.0.services.clone(), repair);
         let cursor = FindingCursor(RefCell::new(Some(check)));
         results.get().set_cursor(self.0.hand_out(cursor, &self.1));
         Ok(())

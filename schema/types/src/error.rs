@@ -164,6 +164,13 @@ impl Error {
         self.code == Code::Unavailable && self.message.contains(COMES_BACK)
     }
 
+    /// Whether a file system has no room left, as the system itself says it: budgets are worded by who keeps them.
+    pub fn is_full_disk(&self) -> bool {
+        const ENOSPC: i32 = 28;
+        self.code == Code::ResourceExhausted
+            && self.message.contains(&std::io::Error::from_raw_os_error(ENOSPC).to_string())
+    }
+
     /// The form that crosses the wire.
     pub fn to_reason(&self) -> String {
         let id = utf8_percent_encode(&self.id, ID);
@@ -217,6 +224,14 @@ mod tests {
             let hopped = format!("remote exception: remote exception: {}", error.to_reason());
             assert_eq!(Error::from_reason(&hopped), error);
         }
+    }
+
+    #[test]
+    fn a_full_disk_is_known_across_the_wire_and_a_full_budget_is_none() {
+        let full = Error::io("blob", "x", "writing it", &std::io::Error::from_raw_os_error(28));
+        assert!(Error::from_reason(&full.to_reason()).is_full_disk(), "{full}");
+        assert!(!Error::io("file", "x", "opening it", &std::io::Error::from_raw_os_error(24)).is_full_disk());
+        assert!(!Error::resource_exhausted("connection", "", "has too many calls").is_full_disk());
     }
 
     #[test]

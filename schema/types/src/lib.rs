@@ -15,6 +15,7 @@ pub mod media;
 mod names;
 mod peer;
 mod platform;
+mod size;
 mod spec;
 mod time;
 
@@ -28,5 +29,6 @@ pub use finding::{Fault, Finding, Findings};
 pub use names::{Id, Labels, Name, Namespace, validate_labels};
 pub use peer::Peer;
 pub use platform::Platform;
+pub use size::show_size;
 pub use spec::{Any, Mount};
 pub use time::Timestamp;

@@ -148,7 +148,12 @@ fn spec(read: &dyn Read, key: &[u8]) -> Result<Any> {
         let id = String::from_utf8_lossy(key).replace('\0', "/");
         Error::data_loss("container", id, "has lost its spec: remove it")
     })?;
-    let Packed(type_url, packed) = codec::decode("spec", key, &row)?;
+    read_spec(key, &row)
+}
+
+/// A row of [`Table::SPECS`], read.
+pub(crate) fn read_spec(key: &[u8], row: &[u8]) -> Result<Any> {
+    let Packed(type_url, packed) = codec::decode("spec", key, row)?;
     Ok(Any { type_url, value: codec::unpack("spec", key, &packed)? })
 }
 
@@ -303,9 +308,10 @@ pub fn delete(tx: &mut Tx<'_>, ns: &Namespace, id: &str) -> Result<()> {
 pub(crate) fn part(tx: &mut Tx<'_>) -> Result<()> {
     #[derive(Deserialize)]
     struct Old {
-        #[serde(with = "codec::any")]
-        spec: Any,
+        spec: Option<Within>,
     }
+    #[derive(Deserialize)]
+    struct Within(#[serde(with = "codec::any")] Any);
     #[derive(Default, Deserialize)]
     struct Options {
         #[serde(default)]
@@ -313,9 +319,9 @@ pub(crate) fn part(tx: &mut Tx<'_>) -> Result<()> {
     }
     for key in super::keys(tx, Table::CONTAINERS, b"")? {
         let Some(row) = tx.get(Table::CONTAINERS, &key)? else { continue };
-        let old: Old = codec::decode(Container::KIND, &key, &row)?;
+        let Some(Within(spec)) = codec::decode::<Old>(Container::KIND, &key, &row)?.spec else { continue };
         let mut container: Container = codec::decode(Container::KIND, &key, &row)?;
-        container.spec = old.spec;
+        container.spec = spec;
         container.transient = serde_json::from_slice::<Options>(&container.options).unwrap_or_default().remove_on_exit;
         save(tx, &key, &container, None)?;
     }

@@ -128,6 +128,16 @@ fn a_full_disk_refuses_writes_and_forgets_nothing() {
     (0..2).for_each(full);
 }
 
+/// Writes pairs until the disk is full, and says which is the first that it refused, and how.
+fn fill(store: &mut Store, first: u64) -> (u64, Error) {
+    for n in first..first + 100_000 {
+        if let Err(error) = store.commit(&[pair(n)]).remove(0) {
+            return (n, error);
+        }
+    }
+    panic!("the disk never gets full");
+}
+
 fn full(turn: u64) {
     let disk = Disk::default();
     let (shared, mut store) = open(&disk, turn).unwrap();
@@ -136,28 +146,53 @@ fn full(turn: u64) {
     drop(store);
     // So that most of it is not in redb's cache.
     let mut store = shared.open().unwrap();
-    disk.fill();
-    let mut acknowledged = 499;
-    let error = loop {
-        let n = acknowledged + 1;
-        match store.commit(&[pair(n)]).remove(0) {
-            Ok(()) => acknowledged = n,
-            Err(error) => break error,
-        }
-        assert!(n < 100_000, "the disk never gets full");
-    };
+    disk.fill(0);
+    let (refused, error) = fill(&mut store, 500);
     assert_eq!(error.code, Code::ResourceExhausted, "{error}");
-    // Who only reads is told of the disk, too, until the file is opened again.
-    let read = |n: u64| images::get(&shared.read()?, &default(), &format!("{n:06}"));
-    let refused: Vec<Error> = (0..=acknowledged).filter_map(|n| read(n).err()).collect();
-    assert!(!refused.is_empty() && refused.iter().all(|e| e.code == Code::ResourceExhausted), "{refused:?}");
     store.recover().unwrap();
     let view = shared.read().unwrap();
-    for n in 0..=acknowledged {
+    for n in 0..refused {
         images::get(&view, &default(), &format!("{n:06}")).unwrap();
     }
     disk.mend();
-    let delete = job(&Authority::system(), |tx| leases::delete(tx, &default(), "000000"));
-    store.commit(&[delete]).remove(0).unwrap();
-    store.commit(&[pair(acknowledged + 1)]).remove(0).unwrap();
+    store.commit(&[removal(0)]).remove(0).unwrap();
+    store.commit(&[pair(refused)]).remove(0).unwrap();
+}
+
+fn removal(n: u64) -> Write {
+    job(&Authority::system(), move |tx| {
+        leases::delete(tx, &default(), &format!("{n:06}"))?;
+        images::delete(tx, &default(), &format!("{n:06}"))
+    })
+}
+
+#[test]
+fn on_a_full_disk_all_can_be_removed_and_nothing_else_uses_the_reserve() {
+    for turn in 0..2 {
+        emptied(turn, 512).unwrap();
+        assert_eq!(emptied(turn, 0).unwrap_err().code, Code::ResourceExhausted, "without a reserve it shows nothing");
+    }
+}
+
+/// Removes all from a full disk, with so many pages that are kept for that.
+fn emptied(turn: u64, kept: u64) -> Result<()> {
+    let (disk, scanned) = (Disk::default(), if turn == 0 { 0 } else { u64::MAX });
+    let (below, reserve) = (disk.clone(), Arc::new(disk.clone()));
+    let shared = Arc::new(Shared::new(Opener::reserved(scanned, move || below.clone(), reserve)));
+    let mut store = shared.open().unwrap();
+    store.commit(&(0..300).map(pair).collect::<Vec<_>>()).into_iter().for_each(Result::unwrap);
+    disk.fill(kept);
+    let (refused, error) = fill(&mut store, 300);
+    assert_eq!(error.code, Code::ResourceExhausted, "{error}");
+    for n in 0..refused {
+        // In one batch with what has to be refused still. What was freed may be room for that later.
+        let results = store.commit(&[pair(1_000_000 + n), removal(n)]);
+        results[1].clone()?;
+        if n == 0 {
+            assert_eq!(results[0].clone().unwrap_err().code, Code::ResourceExhausted);
+        }
+        let there = images::find(&shared.read().unwrap(), &default(), &format!("{:06}", 1_000_000 + n)).unwrap();
+        assert_eq!(there.is_some(), results[0].is_ok(), "{n}");
+    }
+    Ok(())
 }

@@ -22,10 +22,10 @@ fn image(n: u64) -> Write {
     })
 }
 
-type Row = (Table, Vec<u8>, Vec<u8>);
+pub(super) type Row = (Table, Vec<u8>, Vec<u8>);
 
 /// Every row of every table.
-fn rows(view: &View) -> Result<Vec<Row>> {
+pub(super) fn rows(view: &View) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for table in Table::ALL {
         scan(view, table, b"", None, &mut |key, value| {

@@ -1,11 +1,18 @@
 //! A disk that loses power, lies, or is full.
 
 use std::{
+    collections::HashSet,
     io,
     sync::{Arc, Mutex, MutexGuard},
 };
 
 use redb::StorageBackend;
+
+use crate::reserve::Reserve;
+
+const PAGE: u64 = 4096;
+/// What is given up at once.
+const SLICE: u64 = 16;
 
 /// xorshift64*: the same seed, the same run.
 #[derive(Debug)]
@@ -44,8 +51,12 @@ struct State {
     pending: Vec<Op>,
     ops: u64,
     cut_at: Option<u64>,
-    /// Growing beyond this is ENOSPC.
+    /// How many more pages can be had; without a number, as many as are wanted.
     room: Option<u64>,
+    /// Pages that it has: a length alone takes no room.
+    pages: HashSet<u64>,
+    /// Pages that are kept.
+    reserve: u64,
     lies: bool,
 }
 
@@ -81,9 +92,10 @@ impl Disk {
         self.state().lies = true;
     }
 
-    pub(super) fn fill(&self) {
+    /// Somebody takes all room, but for so many pages that are kept.
+    pub(super) fn fill(&self, reserve: u64) {
         let mut state = self.state();
-        state.room = Some(state.current.len() as u64);
+        (state.room, state.reserve) = (Some(0), reserve);
     }
 
     /// What a power cut leaves: what was synced, and any part of the rest, sector by sector.
@@ -135,10 +147,8 @@ impl StorageBackend for Disk {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         let mut state = self.op()?;
-        if state.room.is_some_and(|room| len > room) {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
         state.current.resize(len as usize, 0);
+        state.pages.retain(|page| page * PAGE < len);
         state.pending.push(Op::Len(len));
         Ok(())
     }
@@ -155,10 +165,30 @@ impl StorageBackend for Disk {
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let mut state = self.op()?;
         let end = offset as usize + data.len();
+        let fresh: Vec<u64> =
+            (offset / PAGE..(end as u64).div_ceil(PAGE)).filter(|page| !state.pages.contains(page)).collect();
+        if let Some(room) = &mut state.room {
+            *room = room.checked_sub(fresh.len() as u64).ok_or(io::ErrorKind::StorageFull)?;
+        }
+        state.pages.extend(fresh);
         let len = state.current.len().max(end);
         state.current.resize(len, 0);
         state.current[offset as usize..end].copy_from_slice(data);
         state.pending.push(Op::Write(offset, data.to_vec()));
         Ok(())
+    }
+}
+
+impl Reserve for Disk {
+    fn give(&self) -> bool {
+        let mut state = self.state();
+        let slice = state.reserve.min(SLICE);
+        state.reserve -= slice;
+        state.room = state.room.map(|room| room + slice);
+        slice > 0
+    }
+
+    fn make(&self) -> bool {
+        true
     }
 }

@@ -6,10 +6,13 @@ use std::io::{Read as _, Write as _};
 use cofferdam_types::{Any, Descriptor};
 
 use super::*;
-use crate::records::{
-    attachments, check, containers, content, images, ingests, leases, namespaces,
-    snapshots::{self, Kind, Snapshot},
-    tasks,
+use crate::{
+    rebuild::Replacement,
+    records::{
+        attachments, check, containers, content, images, ingests, leases, namespaces,
+        snapshots::{self, Kind, Snapshot},
+        tasks,
+    },
 };
 
 const OLD: &[(&str, &[u8])] = &[
@@ -54,12 +57,21 @@ fn current() -> Vec<u8> {
 #[test]
 fn a_file_of_every_older_format_is_read_and_goes_on() {
     let current = current();
-    for (version, packed) in OLD.iter().copied().chain([("now", &*current)]) {
+    let all = OLD.iter().copied().chain([("now", &*current)]);
+    for ((version, packed), rebuilt) in all.flat_map(|one| [(one, false), (one, true)]) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("meta.redb");
         let mut bytes = Vec::new();
         flate2::read::GzDecoder::new(packed).read_to_end(&mut bytes).unwrap();
         std::fs::write(&path, bytes).unwrap();
+        // As what is readable of a damaged one, which is all of it.
+        if rebuilt {
+            let mut new = Replacement::begin(&path).unwrap();
+            let taken = new.tables.taken();
+            assert_eq!((taken.unsound, taken.pages), (0, 0), "version {version}");
+            assert_eq!(new.tables.settle().unwrap(), [], "version {version}");
+            new.finish().unwrap();
+        }
         let instance = |shared: &Arc<Shared>| crate::store::instance(&shared.read().unwrap()).unwrap();
         let mut known = None;
         // The first start moves it forward, the second finds it so.

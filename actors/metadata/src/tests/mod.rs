@@ -8,6 +8,7 @@ mod disk;
 mod formats;
 mod gc;
 mod leases;
+mod rebuild;
 mod records;
 mod snapshots;
 mod store;

@@ -41,7 +41,7 @@ fn guarded_with(held: Held) -> Setup {
     let meter: Rc<Meter> = Rc::default();
     let dispatch = <system::Client as FromServer<Trouble>>::from_server(Rc::new(Trouble));
     let counted = meter.begin_object().unwrap();
-    let object = guard(dispatch, meter.clone(), counted, Rc::new(held.clone()));
+    let object = guard(dispatch, meter.clone(), counted, Rc::new(held.clone()), None);
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (network, _) = connect::network(ours, Side::Server, connect::MESSAGE);
     let served = FromClientHook::new(object.into_client_hook());
@@ -166,7 +166,7 @@ fn a_streaming_method_stays_one() {
         let held = Held { authority: Authority::system(), grant: Grant::new(), deadline: None };
         let dispatch = <byte_stream::Client as FromServer<Sink>>::from_server(Rc::new(Sink));
         let counted = meter.begin_object().unwrap();
-        let object = guard(dispatch, meter.clone(), counted, Rc::new(held));
+        let object = guard(dispatch, meter.clone(), counted, Rc::new(held), None);
         let client: byte_stream::Client = FromClientHook::new(object.into_client_hook());
         let _ = client.write_request().send().await;
         // Only a streaming call breaks its object for good.

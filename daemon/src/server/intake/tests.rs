@@ -53,7 +53,7 @@ fn served(server: UnixStream, client: UnixStream) -> Setup {
     let held = Held { authority: Authority::system(), grant: Grant::new(), deadline: None };
     let object = Rc::new(Slow { answered: answered.clone() });
     let dispatch = <gate_capnp::gate::Client as FromServer<Slow>>::from_server(object);
-    let object = guard(dispatch, meter.clone(), meter.begin_object().unwrap(), Rc::new(held));
+    let object = guard(dispatch, meter.clone(), meter.begin_object().unwrap(), Rc::new(held), None);
     let tap = |reader| Tap::new(reader, meter.clone());
     let (network, _) = connect::network_through(server, Side::Server, connect::MESSAGE, tap);
     let bootstrap = FromClientHook::new(object.into_client_hook());

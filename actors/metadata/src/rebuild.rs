@@ -1,0 +1,292 @@
+//! New tables from what is readable in damaged ones.
+//!
+//! Taken over is each row whose page is what was written and that reads as what its table holds. What is counted or
+//! listed is made anew from that. The damaged file is not written; it stays, under another name.
+
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    io::ErrorKind,
+    ops::Bound,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use cofferdam_types::{Authority, Error, Event, Finding, Labels, Namespace, Result, Timestamp};
+use redb::{Database, StorageBackend as _, backends::FileBackend};
+
+use crate::{
+    Tx, View, codec,
+    messages::Write,
+    records::{
+        Record, attachments::Attachment, check, containers, containers::Container, content::Link, images::Image,
+        ingests::Ingest, layers::Layer, leases, leases::Lease, namespaces, namespaces::NamespaceRecord,
+        snapshots::Snapshot, tasks::Task,
+    },
+    salvage::Salvage,
+    store::{INSTANCE, Opener, Shared, Store, VERSION},
+    table::{Table, storage},
+    tx::counter_of,
+};
+
+/// Rows that one commit takes over.
+const BATCH: usize = 1000;
+
+/// What was taken over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// Rows.
+    pub rows: u64,
+    /// Rows that are what was written, and don't read as what they should be.
+    pub unsound: u64,
+    /// Pages that were altered; what lay below them is lost.
+    pub pages: u64,
+}
+
+/// Whether anything can be read of a damaged file.
+pub(crate) fn is_readable(path: &Path) -> bool {
+    Salvage::open(path).is_ok_and(|old| old.is_readable())
+}
+
+/// What is readable of a damaged file, in memory.
+pub(crate) fn in_memory(path: &Path) -> Result<Database> {
+    let mut tables = Rebuild::begin(&Salvage::open(path)?, Opener::memory())?;
+    tables.write(|tx| check::mend(tx).map(drop))?;
+    let Taken { rows, unsound, pages } = tables.taken();
+    tracing::error!(
+        rows,
+        unsound,
+        pages,
+        "what is readable of meta.redb was read; pages are lost with what lay below them"
+    );
+    let lost = || Error::internal("metadata", "", "tables in memory are in use before they are made");
+    tables.store.into_database().ok_or_else(lost)
+}
+
+/// The new tables, while they are being made.
+pub struct Rebuild {
+    shared: Arc<Shared>,
+    store: Store,
+    taken: Taken,
+    /// Counters that could not be taken over.
+    uncounted: BTreeSet<&'static str>,
+}
+
+impl Rebuild {
+    fn begin(old: &Salvage, opener: Opener) -> Result<Rebuild> {
+        let shared = Arc::new(Shared::new(opener));
+        let store = shared.open()?;
+        let uncounted = BTreeSet::from(["event", "ingest"]);
+        let mut rebuild = Rebuild { shared, store, taken: Taken::default(), uncounted };
+        rebuild.take(old)?;
+        Ok(rebuild)
+    }
+
+    /// What was taken over.
+    pub fn taken(&self) -> Taken {
+        self.taken
+    }
+
+    /// The tables as they are by now.
+    pub fn read(&self) -> Result<View> {
+        self.shared.read()
+    }
+
+    /// Writes into them.
+    pub fn write<R: Send + 'static>(&mut self, f: impl Fn(&mut Tx<'_>) -> Result<R> + Send + 'static) -> Result<R> {
+        let result = Arc::new(Mutex::new(None));
+        let place = result.clone();
+        let job = Box::new(move |tx: &mut Tx<'_>| {
+            let value = f(tx)?;
+            *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
+            Ok(())
+        });
+        let done = self.store.commit(&[Write { authority: Authority::system(), job }]).pop();
+        done.unwrap_or(Ok(()))?;
+        let value = result.lock().unwrap_or_else(PoisonError::into_inner).take();
+        value.ok_or_else(|| Error::internal("metadata", "", "a write was answered without a result"))
+    }
+
+    /// Sets a counter that could not be taken over. What it gave is not to be given again: the others say what that can be.
+    pub fn count_from(&mut self, counter: &'static str, last: u64) -> Result<()> {
+        if !self.uncounted.remove(counter) {
+            return Ok(());
+        }
+        self.write(move |tx| {
+            let last = last.max(counter_of(tx, counter)?);
+            tx.put(Table::COUNTERS, counter.as_bytes(), &last.to_be_bytes())
+        })
+    }
+
+    /// Makes anew what is counted or listed, and has all that nothing keeps held by hand: what kept it may be lost. Gives what
+    /// contradicts itself still.
+    pub fn settle(&mut self) -> Result<Vec<Finding>> {
+        self.write(|tx| {
+            let found = check::mend(tx)?;
+            leases::hold_all(tx)?;
+            Ok(found.into_iter().filter(|finding| !finding.repaired).collect())
+        })
+    }
+
+    fn take(&mut self, old: &Salvage) -> Result<()> {
+        let mut version = None;
+        old.rows(Table::META.name(), &mut |key, value| {
+            if key == b"version" {
+                version = codec::number(value).ok();
+            }
+        });
+        if let Some(version) = version.filter(|version| *version > VERSION) {
+            let why = format!("meta.redb has format {version} and this daemon reads up to {VERSION}: take a newer one");
+            return Err(Error::failed_precondition("metadata", "", why));
+        }
+        // What the making of new tables has told is nobody's business, and its number may be another's.
+        self.write(|tx| {
+            tx.remove(Table::COUNTERS, b"event")?;
+            tx.remove(Table::OUTBOX, &1_u64.to_be_bytes()).map(drop)
+        })?;
+        let mut spaces = BTreeSet::new();
+        for table in Table::ALL {
+            let (mut rows, mut unsound) = (Vec::new(), 0);
+            self.taken.pages += old.rows(table.name(), &mut |key, value| match sound(table, key, value) {
+                Sound::Yes => rows.push((key.to_vec(), value.to_vec())),
+                Sound::No => unsound += 1,
+                Sound::Made => {}
+            });
+            self.taken.unsound += unsound;
+            self.taken.rows += rows.len() as u64;
+            for (key, _) in &rows {
+                self.uncounted.retain(|counter| table != Table::COUNTERS || counter.as_bytes() != key);
+                spaces.extend(space(table, key));
+            }
+            for rows in rows.chunks(BATCH).map(<[_]>::to_vec) {
+                self.write(move |tx| rows.iter().try_for_each(|(key, value)| tx.put(table, key, value)))?;
+            }
+        }
+        self.write(containers::part)?;
+        // A namespace whose own row is lost is known by what is in it.
+        for name in spaces {
+            self.write(move |tx| match namespaces::find(tx, &name)? {
+                Some(_) => Ok(()),
+                None => namespaces::create(tx, &name, &Labels::new()).map(drop),
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Closes the tables, with nothing of them left open.
+    fn close(self) {
+        drop(self.store);
+        drop(self.shared);
+    }
+}
+
+/// Tables that are made anew in a file beside the damaged one.
+pub struct Replacement {
+    /// What is in them.
+    pub tables: Rebuild,
+    old: PathBuf,
+    new: PathBuf,
+    /// Keeps daemons away from the old one.
+    _lock: FileBackend,
+}
+
+impl Replacement {
+    /// Takes over what is readable. No daemon may use the file.
+    pub fn begin(path: &Path) -> Result<Replacement> {
+        let fault = |what: &str, e: &std::io::Error| Error::io("metadata", "", format!("{what} meta.redb"), e);
+        let file = File::options().read(true).write(true).open(path).map_err(|e| fault("opening", &e))?;
+        let lock = FileBackend::new(file).map_err(storage)?;
+        if !lock.try_lock_range(Bound::Unbounded, Bound::Unbounded).unwrap_or(true) {
+            return Err(Error::failed_precondition(
+                "metadata",
+                "",
+                "meta.redb is in use by a daemon; stop that one first",
+            ));
+        }
+        let old = Salvage::open(path)?;
+        let new = path.with_extension("redb.new");
+        match std::fs::remove_file(&new) {
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(fault("removing what is left of a new", &e)),
+            _ => {}
+        }
+        let tables = Rebuild::begin(&old, Opener::file(&new))?;
+        Ok(Replacement { tables, old: path.into(), new, _lock: lock })
+    }
+
+    /// Puts the new tables in the place of the old ones, and says where these are now.
+    pub fn finish(self) -> Result<PathBuf> {
+        let fault = |e: std::io::Error| Error::io("metadata", "", "putting the new meta.redb in place", &e);
+        self.tables.close();
+        let kept = self.old.with_extension(format!("redb.damaged-{}", Timestamp::now().0));
+        // At no time there is none.
+        std::fs::hard_link(&self.old, &kept).map_err(fault)?;
+        std::fs::rename(&self.new, &self.old).map_err(fault)?;
+        let dir = self.old.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+        File::open(dir).and_then(|dir| dir.sync_all()).map_err(fault)?;
+        Ok(kept)
+    }
+}
+
+/// Whether a row is what its table holds.
+enum Sound {
+    Yes,
+    No,
+    /// It is made anew from other rows.
+    Made,
+}
+
+fn sound(table: Table, key: &[u8], value: &[u8]) -> Sound {
+    let is = match table {
+        Table::BLOBS | Table::CHILDREN | Table::DIRS | Table::TRANSIENT => return Sound::Made,
+        Table::META if key != INSTANCE => return Sound::Made,
+        Table::META => value.len() == 8 && value.iter().all(u8::is_ascii_hexdigit),
+        Table::COUNTERS => codec::number(value).is_ok(),
+        Table::OUTBOX => {
+            codec::decode::<Event>(Event::KIND, key, value).is_ok_and(|e| e.sequence.to_be_bytes() == *key)
+        }
+        Table::HELD => value.is_empty() && codec::parts(key).is_ok_and(|parts| parts.len() >= 3),
+        Table::NAMESPACES => named(key, value, |one: &NamespaceRecord| vec![one.name.to_string()]),
+        Table::CONTAINERS => named(key, value, |one: &Container| vec![one.id.to_string()]),
+        Table::SPECS => containers::read_spec(key, value).is_ok(),
+        Table::IMAGES => named(key, value, |one: &Image| vec![one.name.to_string()]),
+        Table::CONTENT => named(key, value, |one: &Link| vec![one.digest.to_string()]),
+        Table::INGESTS => named(key, value, |one: &Ingest| vec![one.reference.to_string()]),
+        Table::SNAPSHOTS => named(key, value, |one: &Snapshot| vec![one.driver.clone(), one.key.to_string()]),
+        Table::LAYERS => named(key, value, |one: &Layer| vec![one.chain.to_string()]),
+        Table::LEASES => named(key, value, |one: &Lease| vec![one.id.to_string()]),
+        Table::TASKS => named(key, value, |one: &Task| vec![one.id.to_string()]),
+        Table::ATTACHMENTS => named(key, value, |one: &Attachment| vec![one.id.to_string()]),
+        // A new table has a line here.
+        _ => false,
+    };
+    let in_namespace = !in_namespaces(table) || space(table, key).is_some();
+    if is && in_namespace { Sound::Yes } else { Sound::No }
+}
+
+/// Whether a record reads, and its key ends with its own name.
+fn named<R: Record>(key: &[u8], value: &[u8], name: impl Fn(&R) -> Vec<String>) -> bool {
+    let (Ok(parts), Ok(record)) = (codec::parts(key), codec::decode::<R>(R::KIND, key, value)) else { return false };
+    let name = name(&record);
+    parts.len() >= name.len() && parts[parts.len() - name.len()..].iter().zip(&name).all(|(part, name)| *part == name)
+}
+
+fn in_namespaces(table: Table) -> bool {
+    [
+        Table::CONTAINERS,
+        Table::SPECS,
+        Table::IMAGES,
+        Table::CONTENT,
+        Table::INGESTS,
+        Table::SNAPSHOTS,
+        Table::LEASES,
+        Table::HELD,
+        Table::TASKS,
+    ]
+    .contains(&table)
+}
+
+/// The namespace that a row lies in.
+fn space(table: Table, key: &[u8]) -> Option<Namespace> {
+    let parts = codec::parts(key).ok().filter(|_| in_namespaces(table))?;
+    Namespace::new(*parts.first()?).ok()
+}

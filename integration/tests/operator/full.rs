@@ -1,0 +1,165 @@
+//! A disk that somebody else has filled: whatever is to be removed can be, and an error says whose the bytes are.
+
+use std::{fs, os::unix::fs::MetadataExt as _, path::PathBuf};
+
+use cofferdam_integration::{BUSYBOX, Daemon, bounded, btrfs_disk, fill, images, small_disk, small_disk_with, until};
+use cofferdam_types::{Code, Error, Labels};
+use nix::sys::statvfs::statvfs;
+
+use crate::{idle, ok, say};
+
+/// Somebody who takes all room there is, whenever he is asked to.
+struct Neighbour {
+    dirs: Vec<PathBuf>,
+}
+
+impl Neighbour {
+    /// Makes directories while there is room for these: `lost+found` is nobody's business.
+    fn new(daemon: &Daemon) -> Neighbour {
+        let dirs: Vec<_> = (0..20).map(|n| daemon.root().join(format!("lost+found/{n}"))).collect();
+        dirs.iter().for_each(|dir| fs::create_dir_all(dir).unwrap());
+        Neighbour { dirs }
+    }
+
+    fn fill(&mut self) {
+        fill(&self.dirs.pop().expect("he was asked too often"), 0);
+    }
+}
+
+fn well(daemon: &Daemon) {
+    assert_eq!(ok(daemon, &["system", "check"]), "records and disk agree\n");
+}
+
+fn reserved(daemon: &Daemon) -> u64 {
+    fs::metadata(daemon.root().join("reserve")).map_or(0, |meta| meta.blocks() * 512)
+}
+
+/// Writes records until one is refused.
+fn refused(daemon: &Daemon, name: &str) -> Error {
+    let labels: Labels = (0..8).map(|n| (format!("label{n}"), "x".repeat(4000))).collect();
+    bounded(async {
+        let leases = daemon.open().await.leases();
+        for n in 0..2000 {
+            if let Err(error) = leases.create(&format!("{name}{n}"), &labels, None).info().await {
+                return error;
+            }
+        }
+        panic!("the disk never gets full");
+    })
+}
+
+fn import(daemon: &Daemon, name: &str) {
+    let rootfs = images().join("rootfs/busybox");
+    ok(daemon, &["image", "import", "--rootfs", rootfs.to_str().unwrap(), name]);
+}
+
+/// Everything of which there can be something is there, and the disk is full; each removal succeeds, though the neighbour takes
+/// what became free: after each, or after some.
+fn emptied(daemon: &Daemon, root: &str, greedy: bool) {
+    let mut neighbour = Neighbour::new(daemon);
+    let file = daemon.path().join("file");
+    fs::write(&file, "x".repeat(100_000)).unwrap();
+    import(daemon, BUSYBOX);
+    idle(daemon, "running");
+    ok(daemon, &["exec", "running", "dd", "if=/dev/urandom", "of=/file", "bs=1M", "count=6"]);
+    ok(
+        daemon,
+        &["run", "--name", "ended", BUSYBOX, "sh", "-c", "echo said; dd if=/dev/zero of=/file bs=64k count=10 2>&1"],
+    );
+    ok(daemon, &["snapshot", "prepare", "mine"]);
+    for lease in ["one", "two", "three"] {
+        ok(daemon, &["lease", "create", lease]);
+    }
+    let digest = ok(daemon, &["content", "ingest", "first", file.to_str().unwrap()]);
+    until("there is a reserve", || (reserved(daemon) >= 4 << 20).then_some(()));
+
+    neighbour.fill();
+    let error = refused(daemon, "more");
+    assert_eq!(error.code, Code::ResourceExhausted, "{error}");
+    for said in
+        [root, " free of ", " lie in ", &format!("{}/running", daemon.namespace()), "coffer gc", "coffer system df"]
+    {
+        assert!(error.message.contains(said), "{said}: {error}");
+    }
+    assert!(reserved(daemon) >= 4 << 20, "what makes something doesn't use the reserve");
+    well(daemon);
+
+    let mut count = 0;
+    let mut gone = |args: &[&str]| {
+        ok(daemon, args);
+        well(daemon);
+        count += 1;
+        if greedy || count % 4 == 0 {
+            neighbour.fill();
+        }
+    };
+    gone(&["rm", "ended"]);
+    gone(&["snapshot", "rm", "mine"]);
+    gone(&["content", "rm", digest.trim()]);
+    gone(&["lease", "rm", "one"]);
+    gone(&["lease", "rm", "two"]);
+    // A daemon that comes to a full disk serves, and can do the same.
+    daemon.kill9();
+    daemon.restart();
+    well(daemon);
+    gone(&["rm", "-f", "running"]);
+    gone(&["lease", "rm", "three"]);
+    gone(&["image", "rm", "--sync", BUSYBOX]);
+    gone(&["gc"]);
+    assert_eq!(ok(daemon, &["content", "ls", "-q"]), "");
+    assert_eq!(ok(daemon, &["snapshot", "ls", "-q"]), "");
+    if greedy {
+        let error = refused(daemon, "again");
+        assert_eq!(error.code, Code::ResourceExhausted, "{error}");
+    }
+
+    fs::remove_dir_all(daemon.root().join("lost+found")).unwrap();
+    until("there is a reserve again", || (reserved(daemon) >= 4 << 20).then_some(()));
+    import(daemon, BUSYBOX);
+    assert_eq!(ok(daemon, &["run", "--rm", BUSYBOX, "echo", "after"]), "after\n");
+    well(daemon);
+}
+
+#[test]
+fn everything_can_be_removed_from_a_full_disk() {
+    let daemon = small_disk(96, 8192);
+    let root = format!("{} (ext4 on /dev/loop", daemon.root().display());
+    emptied(&daemon, &root, true);
+}
+
+#[test]
+fn everything_can_be_removed_from_a_full_btrfs() {
+    let daemon = btrfs_disk(512);
+    let root = format!("{} (btrfs on /dev/loop", daemon.root().display());
+    // There each commit is written to another place: a neighbour who takes all each time comes to the end of any reserve.
+    emptied(&daemon, &root, false);
+}
+
+/// Nothing makes it collect but the disk.
+const PRESSED: &[&str] =
+    &["--gc", "startup_delay=0,schedule_delay=0,period=0", "--gc=deletion_threshold=1000000,mutation_threshold=0"];
+
+#[test]
+fn a_full_disk_is_collected_and_what_was_refused_succeeds() {
+    let daemon = small_disk_with(96, 8192, PRESSED);
+    let mut neighbour = Neighbour::new(&daemon);
+    let file = daemon.path().join("file");
+    fs::write(&file, vec![7; 3 << 20]).unwrap();
+    let ingest = |name: &str| say(&daemon, &["content", "ingest", name, file.to_str().unwrap()]);
+    import(&daemon, BUSYBOX);
+    ok(&daemon, &["image", "rm", BUSYBOX]);
+    let blobs = || ok(&daemon, &["content", "ls", "-q"]).lines().count();
+    assert!(blobs() > 0, "nothing has collected it");
+    until("there is a reserve", || (reserved(&daemon) >= 4 << 20).then_some(()));
+    neighbour.fill();
+    let said = ingest("first");
+    assert!(said.code != 0 && said.err.contains("0 B free of"), "{said:?}");
+    until("what nothing keeps is gone", || (blobs() == 0).then_some(()));
+    until("its trees too", || {
+        let fs = statvfs(&daemon.root()).unwrap();
+        (fs.blocks_available() * fs.fragment_size() > 4 << 20).then_some(())
+    });
+    let said = ingest("second");
+    assert_eq!(said.code, 0, "{said:?}");
+    well(&daemon);
+}
