@@ -35,5 +35,5 @@ mod tx;
 pub use handle::Metadata;
 pub use messages::Write;
 pub use spared::Pin;
-pub use table::{Read, Table, View};
+pub use table::{Read, Table, View, Visit};
 pub use tx::{Changes, Tx};

@@ -57,6 +57,11 @@ impl Table {
         Table::ATTACHMENTS,
     ];
 
+    /// Its name in the file.
+    pub fn name(self) -> &'static str {
+        self.0
+    }
+
     /// Whether its rows keep something, or can be collected.
     pub(crate) fn counts(self) -> bool {
         [Table::CONTAINERS, Table::IMAGES, Table::CONTENT, Table::SNAPSHOTS, Table::LEASES, Table::HELD].contains(&self)

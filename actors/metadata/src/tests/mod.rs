@@ -9,6 +9,7 @@ mod formats;
 mod gc;
 mod leases;
 mod records;
+mod replace;
 mod snapshots;
 mod store;
 
