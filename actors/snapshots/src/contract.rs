@@ -18,6 +18,7 @@ use crate::{Kind, Snapshot, Snapshots, core::DEPTH};
 mod btrfs;
 mod disk;
 mod erofs;
+mod heal;
 mod more;
 
 pub use disk::Disk;
