@@ -173,8 +173,9 @@ impl<'a> Worker<'a> {
         if key.0 == Kind::Image && self.random.below(2) == 0 { self.collect(client).await } else { Ok(()) }
     }
 
-    /// Collects. What was garbage before is gone once that is answered.
+    /// Collects. What was garbage before is gone with the second, whatever was under way before the first.
     async fn collect(&mut self, client: &Client) -> Result<()> {
+        client.collector().collect(false).await?;
         client.collector().collect(false).await?;
         let answered = Some((self.clock)());
         for id in self.garbage.drain(..) {
@@ -238,16 +239,17 @@ fn name_of(text: &str) -> String {
     format!("keeps {}", Digest::of(Algorithm::Sha256, text.as_bytes()))
 }
 
-/// Makes a blob that a lease keeps until another blob does, whose label is all that keeps it then.
+/// Makes a blob that a lease keeps until another blob does, whose label is all that keeps it then. The lease has that one's
+/// name.
 async fn keep(ns: &Namespace, id: &str, text: &str) -> Result<()> {
-    let lease = ns.leases().create(id, &Labels::new(), None);
+    let keeper = name_of(text);
+    let name = Digest::of(Algorithm::Sha256, keeper.as_bytes()).to_string();
+    let lease = ns.leases().create(&name, &Labels::new(), None);
     lease.info().await?;
     let digest = Digest::of(Algorithm::Sha256, text.as_bytes()).to_string();
     ingest_with(&lease.namespace(), id, text, &digest, &Labels::new()).await?;
-    let (keeper, labels) = (name_of(text), Labels::from([(KEEPS.to_owned(), digest)]));
-    let digest = Digest::of(Algorithm::Sha256, keeper.as_bytes()).to_string();
-    ingest_with(ns, id, &keeper, &digest, &labels).await?;
-    ns.leases().remove(id).await
+    ingest_with(ns, id, &keeper, &name, &Labels::from([(KEEPS.to_owned(), digest)])).await?;
+    ns.leases().remove(&name).await
 }
 
 /// What a blob keeps.
@@ -288,7 +290,14 @@ async fn run(client: &Client, ns: &Namespace, id: &str) -> Result<()> {
 
 async fn remove(ns: &Namespace, (kind, name): &Key) -> Result<()> {
     match kind {
-        Kind::Blob | Kind::Kept => ns.content().remove(name).await,
+        Kind::Blob => ns.content().remove(name).await,
+        Kind::Kept => {
+            // Who was struck while it was made has left the lease.
+            match ns.leases().remove(name).await {
+                Err(error) if error.code != Code::NotFound => Err(error),
+                _ => ns.content().remove(name).await,
+            }
+        }
         Kind::Image => ns.images().remove(name).await,
         Kind::Active | Kind::Committed => ns.snapshots("overlay").get(name).remove().await,
         Kind::Container => ns.containers().get(name).remove(false).await,
