@@ -41,8 +41,10 @@ impl Check {
         let found = match part {
             0 => self.records().await,
             1 => services.content.check(repair).await,
-            2 => services.snapshots.check(repair).await,
-            3 => services.tasks.check(repair).await,
+            // What can be unpacked again is, before what is gone is taken off the records.
+            2 => services.images.check_layers(repair).await,
+            3 => services.snapshots.check(repair).await,
+            4 => services.tasks.check(repair).await,
             _ => return Ok(None),
         };
         found.map(Some)

@@ -75,8 +75,8 @@ Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--criu FILE] [--connect
                         many writes do), schedule_delay (1s), startup_delay (100ms), and period (1h: at the latest, if
                         anything was written) and disk_pressure (0.9: from this share of the disk in use on, whatever was
                         written). 0 turns one off; docs/gc.md says more
-  --scrub SECONDS       how much time goes by between two passes that compare all blobs with their digests (default 604800, a
-                        week); 0: there are none
+  --scrub SECONDS       how much time goes by between two passes that compare all blobs with their digests, and unpacked layers
+                        with their blobs (default 604800, a week); 0: there are none
   --rebuild             serve nobody, but make a new meta.redb from what is readable in a damaged one and from what lies on
                         disk, and say what became of it; docs/check.md says more
   --log FILTER          what is logged to standard error, such as info or cofferd=debug (default warn)

@@ -1,4 +1,4 @@
-//! Reads every blob again from time to time, at a pace that nobody notices.
+//! Reads every blob again from time to time, and compares what is unpacked with it, at a pace that nobody notices.
 
 use std::time::Duration;
 
@@ -10,6 +10,8 @@ use crate::services::Services;
 /// How much is read at once, and the least time from one to the next: 8 MiB in a second.
 const STEP: usize = 1 << 20;
 const PAUSE: Duration = Duration::from_millis(125);
+/// What is read of a layer and of its blob in a second.
+const RATE: u64 = 8 << 20;
 /// A daemon that starts has other things to do, even if a pass is due.
 const FIRST: Duration = Duration::from_secs(600);
 
@@ -22,7 +24,7 @@ pub async fn watch(services: Services, period: Duration) {
         wait = match round(&services, period).await {
             Ok(wait) => wait,
             Err(error) => {
-                tracing::warn!(%error, "blobs can't be compared with their digests; it is tried again");
+                tracing::warn!(%error, "blobs and layers can't be compared with their digests; it is tried again");
                 FIRST.min(period)
             }
         };
@@ -47,6 +49,12 @@ async fn round(services: &Services, period: Duration) -> Result<Duration> {
         pass = back;
         let Some(read) = read else { break };
         tokio::time::sleep(PAUSE.mul_f64(read as f64 / STEP as f64)).await;
+    }
+    // Behind the blobs, since it believes them.
+    for layer in services.images.unpacked().await? {
+        if let Err(error) = services.images.examine(layer, RATE).await {
+            tracing::warn!(%error, "a layer can't be compared with its blob; it is tried again with the next pass");
+        }
     }
     services.metadata.write(&Authority::system(), content::set_scrubbed).await?;
     Ok(period)

@@ -62,9 +62,9 @@ pub struct Powered {
 }
 
 impl Powered {
-    /// Starts one on a fresh file system.
-    pub fn start(mib: usize, mkfs: &str) -> Powered {
-        let daemon = Daemon::start();
+    /// Starts one, with these flags, on a fresh file system.
+    pub fn start(mib: usize, mkfs: &str, flags: &'static [&'static str]) -> Powered {
+        let daemon = Daemon::with_flags(flags);
         daemon.stop();
         fs::remove_dir_all(daemon.root()).expect("the root of before");
         fs::create_dir(daemon.root()).expect("a mount point");

@@ -2,12 +2,17 @@
 //! does it; what none takes is `unimplemented`, with the types that there are. Another one is one type here and one entry
 //! of [`ALL`].
 
-use std::io::{self, Write};
+use std::{
+    cell::Cell,
+    io::{self, Write},
+    rc::Rc,
+};
 
 use cofferdam_types::{
     Error, Result,
     media::{self, Compression, Kind},
 };
+use zeekstd::{EncodeOptions, Encoder, FrameSizePolicy};
 
 /// One of them.
 pub(crate) trait Differ: Sync {
@@ -75,6 +80,11 @@ impl<W: Write> Packed for flate2::write::GzEncoder<W> {
     }
 }
 
+/// So much of a tar is compressed by itself: whoever wants a file of the layer reads no more than that beside it.
+const FRAME: u32 = 4 << 20;
+
+/// Writes the seekable format: frames that stand for themselves, and behind them one that decoders skip, with the places of
+/// the others. Any decoder reads it from the beginning to the end.
 struct Zstd;
 
 impl Differ for Zstd {
@@ -87,13 +97,65 @@ impl Differ for Zstd {
     }
 
     fn pack<'a>(&self, out: Box<dyn Write + 'a>) -> io::Result<Box<dyn Packed + 'a>> {
-        Ok(Box::new(zstd::stream::write::Encoder::new(out, zstd::DEFAULT_COMPRESSION_LEVEL)?))
+        let failed = Rc::default();
+        let options = EncodeOptions::new()
+            .frame_size_policy(FrameSizePolicy::Uncompressed(FRAME))
+            .compression_level(zstd::DEFAULT_COMPRESSION_LEVEL);
+        let out = Noted { out, failed: Rc::clone(&failed) };
+        Ok(Box::new(Frames { encoder: options.into_encoder(out).map_err(io::Error::other)?, failed }))
     }
 }
 
-impl<W: Write> Packed for zstd::stream::write::Encoder<'_, W> {
+struct Frames<'a> {
+    encoder: Encoder<'static, Noted<'a>>,
+    failed: Rc<Cell<Option<io::Error>>>,
+}
+
+/// Keeps why nothing more could be written, which the encoder's errors don't say.
+struct Noted<'a> {
+    out: Box<dyn Write + 'a>,
+    failed: Rc<Cell<Option<io::Error>>>,
+}
+
+impl Noted<'_> {
+    fn note<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        result.map_err(|e| {
+            let kind = e.kind();
+            // It is asked again after this one.
+            if kind != io::ErrorKind::Interrupted {
+                self.failed.set(Some(e));
+            }
+            kind.into()
+        })
+    }
+}
+
+impl Write for Noted<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes);
+        self.note(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let flushed = self.out.flush();
+        self.note(flushed)
+    }
+}
+
+impl Write for Frames<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.encoder.compress(bytes).map_err(|e| self.failed.take().unwrap_or_else(|| io::Error::other(e)))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.encoder.flush().map_err(|e| self.failed.take().unwrap_or(e))
+    }
+}
+
+impl Packed for Frames<'_> {
     fn end(self: Box<Self>) -> io::Result<()> {
-        self.finish()?.flush()
+        let Frames { encoder, failed } = *self;
+        encoder.finish().map(drop).map_err(|e| failed.take().unwrap_or_else(|| io::Error::other(e)))
     }
 }
 
@@ -164,6 +226,62 @@ mod tests {
             let error = writer(other).err().unwrap();
             assert_eq!(error.code, Code::Unimplemented, "{other}");
             assert!(error.message.contains(media::DOCKER_LAYER_ZSTD), "{error}");
+        }
+    }
+    fn zstd(tar: &[u8], out: Box<dyn Write + '_>) -> io::Result<()> {
+        let mut packed = Zstd.pack(out)?;
+        packed.write_all(tar)?;
+        packed.end()
+    }
+
+    #[test]
+    fn what_is_compressed_by_zstd_can_be_read_from_any_place_and_as_a_whole() {
+        let tar: Vec<u8> = (0..3 * FRAME + 12_345).flat_map(|n| (n / 7).to_le_bytes()).step_by(4).collect();
+        let mut bytes = Vec::new();
+        zstd(&tar, Box::new(&mut bytes)).unwrap();
+        assert_eq!(zstd::decode_all(&*bytes).unwrap(), tar);
+        let mut whole = Vec::new();
+        zstd::stream::read::Decoder::new(&*bytes).unwrap().read_to_end(&mut whole).unwrap();
+        assert_eq!(whole, tar, "and by a reader of one stream");
+        let frames = zeekstd::SeekTable::from_seekable(&mut zeekstd::BytesWrapper::new(&bytes)).unwrap();
+        assert_eq!((frames.num_frames(), frames.size_decomp()), (4, tar.len() as u64));
+        for at in [0, 1, FRAME as usize - 1, FRAME as usize, 2 * FRAME as usize + 7, tar.len() - 5] {
+            let (from, to) = (at as u64, (at + 5) as u64);
+            let options = zeekstd::DecodeOptions::new(zeekstd::BytesWrapper::new(&bytes));
+            let mut decoder = options.offset(from).offset_limit(to).into_decoder().unwrap();
+            let mut part = Vec::new();
+            decoder.read_to_end(&mut part).unwrap();
+            assert_eq!(part, tar[at..at + 5], "from {at}");
+            assert!(decoder.read_compressed() <= frames.max_frame_size_comp() * 2, "it reads no more than it must");
+        }
+        // Of nothing too.
+        let mut bytes = Vec::new();
+        zstd(b"", Box::new(&mut bytes)).unwrap();
+        assert_eq!(zstd::decode_all(&*bytes).unwrap(), b"");
+        assert_eq!(Compression::sniff(&bytes), Compression::Zstd);
+    }
+
+    #[test]
+    fn who_takes_no_more_is_asked_why() {
+        struct Full;
+        impl Write for Full {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::Error::other(Error::resource_exhausted("blob", "", "the disk is full")))
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        // It doesn't compress.
+        let mut state = 1_u64;
+        let noise = std::iter::repeat_with(|| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 33) as u8
+        });
+        for tar in [noise.take(FRAME as usize).collect(), b"short".to_vec()] {
+            let error = zstd(&tar, Box::new(Full)).unwrap_err();
+            let inner = error.get_ref().and_then(|e| e.downcast_ref::<Error>());
+            assert_eq!(inner.map(|e| e.code), Some(Code::ResourceExhausted), "{error}");
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     future::Future,
-    io::{self, BufWriter, Write},
+    io::{self, BufWriter, Read, Write},
     os::fd::{AsFd, OwnedFd},
     pin::pin,
     sync::{
@@ -15,9 +15,9 @@ use std::{
     time::Duration,
 };
 
-use cofferdam_content::{Content, Ingest};
+use cofferdam_content::{BlobReader, Content, Ingest};
 use cofferdam_kernel::{Kernel, Placement, Pool, Slot, SlotConfig};
-use cofferdam_snapshots::{Changes, Stage};
+use cofferdam_snapshots::{Changes, Pace, Stage};
 use cofferdam_types::{Algorithm, Code, Descriptor, Digest, Digester, Error, Namespace, Result};
 use tokio::sync::oneshot;
 
@@ -183,6 +183,31 @@ impl Diff {
         differs::writer(media_type).map(drop)
     }
 
+    /// Extracts a blob of the namespace once more, into a stage of a layer that is there, on top of the trees below it (the
+    /// lowest first). On the caller's thread, at the pace that is set: told what is read of the blob.
+    pub fn again(
+        &self,
+        ns: &Namespace,
+        (layer, diff_id): (&Descriptor, &Digest),
+        stage: Stage,
+        below: Vec<OwnedFd>,
+        pace: Pace<'_>,
+    ) -> Result<Stage> {
+        let broken = Mutex::new(None);
+        let open = |layer: &Descriptor| {
+            let blob = self.core.content.reader(ns, &layer.digest)?;
+            Ok(Paced { blob, pace, broken: &broken })
+        };
+        let go = AtomicBool::new(false);
+        let extracted = extract::extract(open(layer)?, layer, diff_id, stage, &go).and_then(|extracted| {
+            let rungs = below.into_iter().map(Rung::There).chain([Rung::New(Box::new(extracted))]).collect();
+            extract::settle(rungs, open, &go)
+        });
+        let ended = broken.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let stage = extracted.map_err(|error| ended.unwrap_or(error))?.pop().flatten();
+        stage.ok_or_else(|| Error::internal("layer", &layer.digest, "was extracted and is not there"))
+    }
+
     /// Completes layers that were extracted without their parents, the lowest first, and gives back the stages of the
     /// new ones at their places. The blobs of the new ones are in the namespace. Dropped, it stops.
     pub async fn settle(&self, ns: &Namespace, rungs: Vec<Rung>) -> Result<Vec<Option<Stage>>> {
@@ -201,6 +226,25 @@ pub struct Created {
     pub diff_id: Digest,
     /// Whether there is anything in it.
     pub filled: bool,
+}
+
+/// A blob that is read no faster than it is to be.
+struct Paced<'a> {
+    blob: BlobReader,
+    pace: Pace<'a>,
+    /// Why it is read no further.
+    broken: &'a Mutex<Option<Error>>,
+}
+
+impl Read for Paced<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.blob.read(buffer)?;
+        (self.pace)(count).map_err(|error| {
+            *self.broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
+            io::Error::other(error)
+        })?;
+        Ok(count)
+    }
 }
 
 /// What passes is hashed.

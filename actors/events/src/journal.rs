@@ -141,6 +141,12 @@ impl Segment {
     fn name(first: u64) -> String {
         format!("{first:020}.seg")
     }
+
+    /// The first sequence of the segment of this name, if it is one: events are counted from 1.
+    fn of(name: &str) -> Option<u64> {
+        let first = name.strip_suffix(".seg")?.parse().ok().filter(|first| *first > 0)?;
+        (Segment::name(first) == name).then_some(first)
+    }
 }
 
 impl Journal {
@@ -154,7 +160,7 @@ impl Journal {
         for entry in listing.iter() {
             let entry = entry.map_err(|e| fault("list", &e.into()))?;
             let name = entry.file_name().to_string_lossy();
-            if let Some(first) = name.strip_suffix(".seg").and_then(|stem| stem.parse().ok()) {
+            if let Some(first) = Segment::of(&name) {
                 firsts.push(first);
             } else if name != "." && name != ".." {
                 tracing::warn!(%name, "a file that is no segment lies in the directory of the journal");

@@ -28,5 +28,5 @@ mod tests;
 
 pub use actor::EventsActor;
 pub use handle::Events;
-pub use journal::{Chunk, Cursor, Retention};
+pub use journal::{Chunk, Cursor, Journal, Retention};
 pub use subscription::{Batch, Subscription};

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 
 use cofferdam_content::BlobReader;
 use cofferdam_diff::{Created, Word};
+use cofferdam_metadata::records::replace;
 use cofferdam_types::{
     Algorithm, Any, Descriptor, Digest, Error, Name, Namespace, Platform, Result,
     media::{self, Kind},
@@ -172,9 +173,10 @@ impl Images {
         self.content.reader(ns, &checkpoint.criu.digest)
     }
 
-    /// What a snapshot was made on.
+    /// What a snapshot was made on, by the name that this had then.
     pub fn snapshot_parent(&self, ns: &Namespace, driver: &str, key: &Name) -> Result<Option<String>> {
-        Ok(self.snapshots.stat(ns, driver, key)?.parent.map(|parent| parent.to_string()))
+        let Some(parent) = self.snapshots.stat(ns, driver, key)?.parent else { return Ok(None) };
+        Ok(Some(replace::first_name(&self.snapshots.stat(ns, driver, &parent)?).to_owned()))
     }
 
     /// What was changed in a container's snapshot, as a layer of this media type that is not a blob yet. On the caller's

@@ -19,6 +19,7 @@ use crate::{
     Check, Config, Manifest, ResolvedImage, Unpack,
     actor::ImagesActor,
     document::{chain_ids, gc_labels},
+    heal::Damaged,
     messages::{CheckContent, Documents, Platforms, Resolve, Size},
     recent::Recent,
     unpack,
@@ -27,16 +28,21 @@ use crate::{
 /// Reading documents takes little time, and much of it only when they are hostile.
 const THREADS: usize = 2;
 const QUEUE: usize = 256;
+/// One compares in the background; an operator's check doesn't wait for it.
+const HEALERS: usize = 2;
 
 /// Images: names, what they stand for, and what of it is unpacked. Cheap to clone.
 #[derive(Clone)]
 pub struct Images {
-    slot: Slot<ImagesActor>,
+    pub(crate) slot: Slot<ImagesActor>,
     pub(crate) meta: Metadata,
     pub(crate) content: Content,
     pub(crate) snapshots: Snapshots,
     pub(crate) diff: Diff,
     recent: Recent,
+    /// Comparing and mending take as long as they are let.
+    pub(crate) healing: Pool,
+    pub(crate) damaged: Damaged,
 }
 
 impl Images {
@@ -53,7 +59,8 @@ impl Images {
         let pool = Pool::new("images", THREADS, QUEUE);
         let theirs = content.clone();
         let slot = kernel.spawn(config, move || ImagesActor { content: theirs.clone(), pool: pool.clone() });
-        Images { slot, meta, content, snapshots, diff, recent: Recent::default() }
+        let healing = Pool::new("healing", HEALERS, QUEUE);
+        Images { slot, meta, content, snapshots, diff, recent: Recent::default(), healing, damaged: Damaged::default() }
     }
 
     /// The record of an image.
@@ -228,6 +235,6 @@ fn rows(layers: &[Descriptor], config: &Config, chain: &[Digest]) -> Vec<(Descri
     rows.map(|((layer, diff_id), chain)| (layer.clone(), diff_id.clone(), chain.clone())).collect()
 }
 
-fn question(ns: &Namespace, target: &Descriptor, platform: &Platform) -> Resolve {
+pub(crate) fn question(ns: &Namespace, target: &Descriptor, platform: &Platform) -> Resolve {
     Resolve { namespace: ns.clone(), target: target.clone(), platform: platform.clone() }
 }

@@ -12,6 +12,8 @@
 //! - Labels keep content and snapshots of an image from being collected, as in the reference: a document has
 //!   `containerd.io/gc.ref.content.N` for each of its children, a config `containerd.io/gc.ref.snapshot.<driver>`.
 //!   Labels of the image itself (in its config or annotations) never become labels of records.
+//! - What is unpacked is compared with its blobs from time to time ([`Images::examine`]), and unpacked again where the disk
+//!   has changed it ([`Images::check_layers`]).
 //! - Removing an image removes its record; the rest is the collector's.
 //!
 //! Documents are read on a pool of the actor. After a crash of the actor nothing is lost: it has no state.
@@ -20,6 +22,7 @@ mod actor;
 mod checkpoint;
 mod document;
 mod handle;
+mod heal;
 mod json;
 pub mod messages;
 mod recent;
@@ -38,6 +41,7 @@ pub use document::{
     gc_snapshot_label,
 };
 pub use handle::Images;
+pub use heal::Unpacked;
 pub use json::MAX_DOCUMENT;
 pub use resolve::{Blobs, Check, ResolvedImage, resolve};
 pub use unpack::Unpack;

@@ -39,5 +39,5 @@ mod untouched;
 pub use handle::Metadata;
 pub use messages::Write;
 pub use spared::Pin;
-pub use table::{Read, Table, View};
+pub use table::{Read, Table, View, Visit};
 pub use tx::{Changes, Tx};

@@ -64,7 +64,7 @@ impl Table {
     ];
 
     /// What it is called in the file.
-    pub(crate) fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         self.0
     }
 

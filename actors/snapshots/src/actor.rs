@@ -8,7 +8,10 @@ use cofferdam_types::Result;
 
 use crate::{
     core::Core,
-    messages::{Check, Commit, CommitLayers, Discard, Limit, Measure, Prepare, Remove, Reserve, StageLayer},
+    messages::{
+        Check, Commit, CommitLayers, Discard, Limit, Measure, Prepare, Remove, ReplaceLayer, Reserve, StageAgain,
+        StageLayer,
+    },
 };
 
 /// The actor that owns the drivers' directories.
@@ -58,6 +61,8 @@ handle! {
     Measure => measure,
     Limit => limit,
     StageLayer => stage_layer,
+    StageAgain => stage_again,
+    ReplaceLayer => replace_layer,
     CommitLayers => commit_layers,
     Check => check,
 }

@@ -8,6 +8,7 @@
 //! a container writes is never acknowledged by us before its snapshot is committed, which syncs.
 
 mod check;
+mod swap;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -63,6 +64,8 @@ pub struct Area {
     trash: Trash,
     referenced: Referenced,
     next: AtomicU64,
+    /// Goes up before a layer's tree is replaced, and once more when that is recorded, or failed: it is odd meanwhile.
+    swaps: AtomicU64,
     /// Ids in somebody's hands, between their making and their commit.
     live: Mutex<BTreeSet<u64>>,
     /// Those of them whose directory is being brought into another form: whoever removes the record leaves it to the
@@ -107,6 +110,7 @@ impl Area {
             trash,
             referenced,
             next: AtomicU64::new(last.max(taken) + 1),
+            swaps: AtomicU64::new(0),
             live: Mutex::default(),
             busy: Mutex::default(),
             stock: Mutex::default(),
@@ -273,7 +277,14 @@ impl Area {
         for id in &found {
             if !known.contains_key(id) && !live.contains(id) {
                 tracing::info!(driver = self.driver.name(), id, "a directory without a record goes to the trash");
-                self.discard(*id)?;
+                match self.discard(*id) {
+                    // Mounts that nobody knows of may be in the way of others.
+                    Err(error) if self.driver.attaches() => return Err(error),
+                    Err(error) => {
+                        tracing::error!(driver = self.driver.name(), id, %error, "it stays until the next start");
+                    }
+                    Ok(()) => {}
+                }
             }
         }
         let mut lost = Vec::new();

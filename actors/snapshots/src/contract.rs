@@ -18,6 +18,7 @@ use crate::{Kind, Snapshot, Snapshots, core::DEPTH};
 mod btrfs;
 mod disk;
 mod erofs;
+mod heal;
 mod more;
 
 pub use disk::Disk;
@@ -431,9 +432,7 @@ fn a_reservation_is_the_callers_to_record() {
         let reserved = reserve().await;
         let dir = base.join(reserved.record.dir.to_string());
         let auth = Authority::system();
-        let write = world.meta.write(&auth, move |tx| {
-            cofferdam_metadata::records::snapshots::create(tx, &ns(), reserved.record.clone()).map(drop)
-        });
+        let write = world.meta.write(&auth, move |tx| reserved.create(tx, &ns()).map(drop));
         write.await.unwrap();
         assert!(dir.exists());
         let mounted = Mounted::new(&world.snapshots.mounts(&ns(), "overlay", &name("c")).unwrap());

@@ -22,6 +22,7 @@ use cofferdam_metadata::{
 use cofferdam_types::{Digest, Error, Labels, Mount, Name, Namespace, Result};
 
 mod check;
+mod heal;
 
 use crate::{
     area::{Area, Known, private_dir},
@@ -138,6 +139,7 @@ impl Core {
     /// See [`Reserve`].
     pub async fn reserve(&self, m: Reserve) -> Result<Reserved> {
         let area = &self.depot(&m.driver)?.area;
+        let swaps = area.swaps();
         let parents = {
             let view = self.meta.read()?;
             if snapshots::find(&view, &m.namespace, &m.driver, &m.key)?.is_some() {
@@ -178,15 +180,15 @@ impl Core {
         record.dir = held.id();
         let access = if m.kind == Kind::Active { Access::Write } else { Access::Read };
         let mounts = area.mounts(access, own.then_some(record.dir), &parents);
-        Ok(Reserved::new(record, mounts, held))
+        Ok(Reserved::new(record, mounts, parents, swaps, held))
     }
 
     /// See [`Prepare`].
     pub async fn prepare(&self, m: Prepare) -> Result<Vec<Mount>> {
         let namespace = m.reserve.namespace.clone();
         let reserved = self.reserve(m.reserve).await?;
-        let record = reserved.record.clone();
-        self.meta.write(&m.authority, move |tx| snapshots::create(tx, &namespace, record.clone())).await?;
+        let record = reserved.clone();
+        self.meta.write(&m.authority, move |tx| record.create(tx, &namespace)).await?;
         Ok(reserved.done())
     }
 
@@ -349,7 +351,7 @@ impl Core {
             (Some(_), Some(dir)) => Some(dir),
             (Some(parent), None) => Some(layers::get(&self.meta.read()?, &m.driver, parent)?.dir),
         };
-        self.pool.run(move || stage(&area, base, turn)).await
+        self.pool.run(move || stage(&area, base, turn)).await.map(Staged::New)
     }
 
     /// See [`CommitLayers`].
@@ -444,14 +446,14 @@ fn show_layer(
     }
 }
 
-fn stage(area: &Arc<Area>, base: Option<u64>, turn: Turn) -> Result<Staged> {
+fn stage(area: &Arc<Area>, base: Option<u64>, turn: Turn) -> Result<Stage> {
     let held = area.make(false, base)?;
     let tree = area.tree(held.id())?;
-    Ok(Staged::New(Stage::new(turn, held, tree)))
+    Ok(Stage::new(turn, held, tree))
 }
 
 /// The directories of a snapshot's ancestors, the nearest first.
-fn parents(read: &dyn Read, ns: &Namespace, driver: &str, parent: Option<&Name>) -> Result<Vec<u64>> {
+pub fn parents(read: &dyn Read, ns: &Namespace, driver: &str, parent: Option<&Name>) -> Result<Vec<u64>> {
     let Some(key) = parent else { return Ok(Vec::new()) };
     let Some(parent) = snapshots::find(read, ns, driver, key)? else {
         return Err(Error::not_found("snapshot", key, "the parent snapshot does not exist"));

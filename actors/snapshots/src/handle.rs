@@ -1,6 +1,11 @@
 //! The handle that the other subsystems hold.
 
-use std::{os::fd::OwnedFd, path::Path, sync::Arc, time::Duration};
+use std::{
+    os::fd::{AsFd as _, OwnedFd},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use cofferdam_kernel::{Kernel, Placement, Pool, Slot, SlotConfig};
 use cofferdam_metadata::{
@@ -16,8 +21,10 @@ use crate::{
     actor::SnapshotsActor,
     core::Core,
     messages::{
-        ChainLayer, Check, Commit, CommitLayers, Discard, Limit, Measure, Prepare, Remove, Reserve, StageLayer,
+        ChainLayer, Check, Commit, CommitLayers, Discard, Limit, Measure, Prepare, Remove, ReplaceLayer, Reserve,
+        StageAgain, StageLayer,
     },
+    same::{self, Pace},
     stage::{Changes, Reserved, Stage, Staged, Turn},
 };
 
@@ -263,6 +270,24 @@ impl Snapshots {
     ) -> Result<Staged> {
         let (driver, parent, under) = (driver.to_owned(), parent.cloned(), under.map(Stage::dir));
         self.slot.call(StageLayer { driver, turn, parent, under, alone }).await
+    }
+
+    /// Makes the directory of a layer that is there once more, to be filled with what should be in it. Nobody waits for it.
+    pub async fn stage_again(&self, driver: &str, chain: &Digest, parent: Option<&Digest>) -> Result<Stage> {
+        let (driver, chain, parent) = (driver.to_owned(), chain.clone(), parent.cloned());
+        self.slot.call(StageAgain { driver, chain, parent }).await
+    }
+
+    /// The first place at which the tree in a directory of the same driver isn't what a stage is, and what is wrong there.
+    /// Blocks.
+    pub fn difference(&self, stage: &Stage, dir: u64, pace: Pace<'_>) -> Result<Option<String>> {
+        same::difference(stage.tree(), stage.held().area().tree(dir)?.as_fd(), pace)
+    }
+
+    /// Puts a stage that is filled in the place of its layer's tree, which is damaged, or `lost`. What lies on that one and
+    /// isn't committed keeps it. `failed_precondition`: the layer has another tree by now than `old`.
+    pub async fn replace_layer(&self, driver: &str, stage: Stage, old: u64, lost: bool) -> Result<()> {
+        self.slot.call(ReplaceLayer { driver: driver.to_owned(), stage, old, lost }).await
     }
 
     /// Makes a whole chain visible in a namespace, the lowest layer first: new ones from their stages, others by a link

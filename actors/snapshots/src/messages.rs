@@ -96,6 +96,28 @@ pub struct StageLayer {
     pub alone: bool,
 }
 
+/// Make the directory of a layer that is there, once more.
+pub struct StageAgain {
+    /// With which driver.
+    pub driver: String,
+    /// Which layer.
+    pub chain: Digest,
+    /// The chain id below it.
+    pub parent: Option<Digest>,
+}
+
+/// Put a stage that is filled in the place of a layer's tree.
+pub struct ReplaceLayer {
+    /// With which driver.
+    pub driver: String,
+    /// Of which layer, and its new tree.
+    pub stage: Stage,
+    /// The directory of the tree that it replaces.
+    pub old: u64,
+    /// That one is gone: nothing can go on lying on it.
+    pub lost: bool,
+}
+
 /// A layer of a chain that is being committed.
 pub struct ChainLayer {
     /// Its chain id.
@@ -146,6 +168,8 @@ answers! {
     Measure => Result<Usage>,
     Limit => Result<()>,
     StageLayer => Result<Staged>,
+    StageAgain => Result<Stage>,
+    ReplaceLayer => Result<()>,
     CommitLayers => Result<()>,
     Check => Result<Vec<Finding>>,
 }

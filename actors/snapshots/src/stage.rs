@@ -5,13 +5,16 @@ use std::{
     sync::Arc,
 };
 
-use cofferdam_metadata::records::snapshots::Snapshot;
-use cofferdam_types::{Digest, Mount, Result};
+use cofferdam_metadata::{
+    Tx,
+    records::snapshots::{self, Snapshot},
+};
+use cofferdam_types::{Digest, Error, Mount, Namespace, Result};
 
-use crate::{Usage, area::Held, flights::Flight};
+use crate::{Usage, area::Held, core::parents, flights::Flight};
 
 /// A snapshot whose directory is there and whose record is the caller's to commit, in a transaction of its own:
-/// `records::snapshots::create(tx, ns, reserved.record.clone())`.
+/// [`Reserved::create`].
 ///
 /// When the last clone is dropped, the directory goes to the trash unless a record refers to it. A caller that can be
 /// dropped while its transaction is under way moves a clone into the transaction's function, so that the question is
@@ -22,12 +25,25 @@ pub struct Reserved {
     pub record: Snapshot,
     /// How to mount it, once it is recorded.
     pub mounts: Vec<Mount>,
+    /// The directories that the mounts are made of, and how many layers had been replaced before it was looked for them.
+    below: Arc<Vec<u64>>,
+    swaps: u64,
     held: Arc<Held>,
 }
 
 impl Reserved {
-    pub(crate) fn new(record: Snapshot, mounts: Vec<Mount>, held: Held) -> Reserved {
-        Reserved { record, mounts, held: Arc::new(held) }
+    pub(crate) fn new(record: Snapshot, mounts: Vec<Mount>, below: Vec<u64>, swaps: u64, held: Held) -> Reserved {
+        Reserved { record, mounts, below: Arc::new(below), swaps, held: Arc::new(held) }
+    }
+
+    /// Records it. What it lies on is what its mounts are made of: `unavailable` where a layer was replaced meanwhile.
+    pub fn create(&self, tx: &mut Tx<'_>, ns: &Namespace) -> Result<Snapshot> {
+        let Snapshot { driver, key, parent, .. } = &self.record;
+        if self.held.area().swapped(self.swaps) && parents(tx, ns, driver, parent.as_ref())? != *self.below {
+            let why = "a layer that it lies on was replaced just now, since it was damaged: try again";
+            return Err(Error::unavailable("snapshot", key, why));
+        }
+        snapshots::create(tx, ns, self.record.clone())
     }
 
     /// It is recorded. (Dropping says the same, and looks.)
@@ -65,6 +81,11 @@ pub struct Turn {
 impl Turn {
     pub(crate) fn new(chain: Digest, flight: Flight) -> Turn {
         Turn { chain, flights: vec![Arc::new(flight)] }
+    }
+
+    /// Of who keeps nobody from unpacking it.
+    pub(crate) fn nobodys(chain: Digest) -> Turn {
+        Turn { chain, flights: Vec::new() }
     }
 
     pub(crate) fn and(mut self, flight: Flight) -> Turn {

@@ -48,6 +48,8 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
+    /// How many are just putting something in.
+    coming: usize,
     /// Something was put in since the worker looked last.
     dirty: bool,
     busy: bool,
@@ -58,7 +60,7 @@ struct State {
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        // Three flags: there is no state in between that a panic could leave.
+        // Flags and a count: there is no state in between that a panic could leave.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -91,12 +93,16 @@ impl Trash {
     pub fn take(&self, from: BorrowedFd<'_>, name: &CStr) -> Result<()> {
         let shared = &self.0.shared;
         let put = || renameat(from, name, &shared.dir, shared.unique(&name.to_string_lossy())?.as_c_str());
-        match put() {
-            Ok(()) => {
-                shared.state().dirty = true;
-                shared.changed.notify_all();
-                Ok(())
-            }
+        // Said before, or what is there and the worker doesn't know of yet would seem to resist.
+        shared.state().coming += 1;
+        let done = put();
+        let mut state = shared.state();
+        state.coming -= 1;
+        state.dirty |= done.is_ok();
+        drop(state);
+        shared.changed.notify_all();
+        match done {
+            Ok(()) => Ok(()),
             Err(Errno::ENOENT) => Ok(()),
             Err(e) => Err(Error::io("trash", name.to_string_lossy(), "move a directory to the trash", &e.into())),
         }
@@ -112,7 +118,7 @@ impl Trash {
             self.settle();
         }
         let state = self.0.shared.state();
-        if state.dirty || state.busy {
+        if state.dirty || state.busy || state.coming > 0 {
             return Ok(Vec::new());
         }
         names(self.0.shared.dir.as_fd()).map_err(|e| Error::io("trash", "", "list the trash", &e.into()))
@@ -285,6 +291,28 @@ mod tests {
         bin.settle();
         assert_eq!(fs::read_dir(&trash).unwrap().count(), 0);
         assert!(dir.path().join("canary").exists());
+    }
+
+    #[test]
+    fn what_was_just_put_in_is_not_told_to_resist() {
+        let dir = tempfile::tempdir().unwrap();
+        let (live, trash) = (dir.path().join("live"), dir.path().join("trash"));
+        fs::create_dir(&live).unwrap();
+        fs::create_dir(&trash).unwrap();
+        let bin = Trash::start(open_path(&trash).unwrap()).unwrap();
+        let from = open_path(&live).unwrap();
+        thread::scope(|scope| {
+            let putting = scope.spawn(|| {
+                for n in 0..3000 {
+                    let name = CString::new(n.to_string()).unwrap();
+                    fs::create_dir(live.join(n.to_string())).unwrap();
+                    bin.take(from.as_fd(), &name).unwrap();
+                }
+            });
+            while !putting.is_finished() {
+                assert_eq!(bin.left(false).unwrap(), Vec::<CString>::new());
+            }
+        });
     }
 
     #[test]

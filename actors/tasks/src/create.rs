@@ -147,7 +147,7 @@ pub(crate) async fn create(
         entered.set(false);
         let record = containers::create(tx, &namespace, record.clone())?;
         if let Some(reserved) = &reserved {
-            snapshots::create(tx, &namespace, reserved.record.clone())?;
+            reserved.create(tx, &namespace)?;
         }
         entered.set(true);
         Ok(record)

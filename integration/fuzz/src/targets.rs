@@ -19,6 +19,9 @@ use cofferdam_types::{Algorithm, Descriptor, Digest, Filter, Id, Namespace, Time
 use cofferdam_wire::{common_capnp, connect, convert, gate_capnp::gate, life, shim_capnp};
 use oci_spec::{image::ImageConfiguration, runtime::Spec};
 
+#[path = "own.rs"]
+mod own;
+
 /// A target and its name, which is that of its folder in `corpus`.
 pub type Target = (&'static str, fn(&[u8]));
 
@@ -28,16 +31,19 @@ pub const TARGETS: &[Target] = &[
     ("documents", documents),
     ("filter", filter),
     ("image-config", image_config),
+    ("journal", own::journal),
     ("layer", layer),
     ("life", life_record),
     ("log", log),
     ("message", message),
     ("mountinfo", mountinfo),
     ("network", network),
+    ("records", own::records),
     ("reference", reference),
     ("resources", resources),
     ("seccomp", seccomp_filter),
     ("spec", runtime_spec),
+    ("tables", own::tables),
     ("users", user_files),
     ("words", words),
 ];

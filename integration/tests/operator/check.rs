@@ -62,6 +62,67 @@ fn what_the_disk_lost_is_found_put_right_and_brought_back() {
     well();
 }
 
+/// The trees of an image that have a shell, with all of its files, or that of a layer.
+fn trees(driver: &Path) -> Vec<PathBuf> {
+    entries(driver).into_iter().map(|dir| dir.join("fs")).filter(|tree| tree.join("bin").exists()).collect()
+}
+
+#[test]
+fn a_layer_that_the_disk_changed_is_found_and_unpacked_again() {
+    for driver in ["overlay", "native"] {
+        let daemon = Daemon::with_flags(&["--scrub", "1"]);
+        daemon.import_busybox();
+        let well = || assert_eq!(ok(&daemon, &["system", "check"]), "records and disk agree\n");
+        let run = |name: &str| {
+            ok(&daemon, &["run", "-d", "--snapshotter", driver, "--name", name, BUSYBOX, "sleep", "1000"]);
+        };
+        let passwd = |name: &str| ok(&daemon, &["exec", name, "cat", "/etc/passwd"]);
+        let trees = || trees(&daemon.root().join("snapshots").join(driver));
+        ok(&daemon, &["snapshot", "unpack", "--snapshotter", driver, BUSYBOX]);
+        let layer = trees().remove(0);
+        run("old");
+        let right = passwd("old");
+        let wrong = right.replacen("root", "toor", 1);
+        fs::write(layer.join("etc/passwd"), &wrong).unwrap();
+        fs::write(layer.join("bin/nobodys"), "of nobody").unwrap();
+        let said = until("it is found", || {
+            let said = say(&daemon, &["system", "check", "-o", "json"]);
+            (said.code == 1).then_some(said)
+        });
+        assert_eq!(faults(&said), (vec!["snapshot-damaged".to_owned()], 1), "{said:?}");
+
+        let said = say(&daemon, &["system", "check", "--repair", "-o", "json"]);
+        assert_eq!((said.code, faults(&said)), (0, (vec!["snapshot-damaged".to_owned()], 0)), "{said:?}");
+        well();
+        run("new");
+        assert_eq!(passwd("new"), right);
+        // Who lies on the old tree keeps what he saw, whoever serves.
+        let seen = if driver == "overlay" { &wrong } else { &right };
+        assert_eq!(passwd("old"), *seen);
+        daemon.restart();
+        assert_eq!((passwd("old"), passwd("new")), (seen.clone(), right.clone()));
+        well();
+        // It is of its image still.
+        ok(&daemon, &["commit", "old", "of-old:latest"]);
+        ok(&daemon, &["image", "rm", "of-old:latest"]);
+        ok(&daemon, &["rm", "-f", "old"]);
+        until("the old tree is gone with the last who lay on it", || (!layer.exists()).then_some(()));
+        assert_eq!(passwd("new"), right);
+        ok(&daemon, &["rm", "-f", "new"]);
+        until("the layer is left", || (trees().len() == 1).then_some(()));
+
+        // One that is gone as a whole.
+        fs::remove_dir_all(trees().remove(0).parent().unwrap()).unwrap();
+        let said = say(&daemon, &["system", "check", "-o", "json"]);
+        assert_eq!((said.code, faults(&said)), (1, (vec!["snapshot-lost".to_owned()], 1)), "{said:?}");
+        let said = say(&daemon, &["system", "check", "--repair", "-o", "json"]);
+        assert_eq!((said.code, faults(&said)), (0, (vec!["snapshot-lost".to_owned()], 0)), "{said:?}");
+        well();
+        run("last");
+        assert_eq!(passwd("last"), right);
+    }
+}
+
 #[test]
 fn bytes_that_the_disk_changed_are_found_in_the_background() {
     let daemon = Daemon::with_flags(&["--scrub", "1"]);

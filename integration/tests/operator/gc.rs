@@ -2,7 +2,8 @@
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
+    process::Command,
     sync::atomic::{AtomicBool, Ordering},
     thread,
 };
@@ -148,6 +149,70 @@ fn images_come_and_go_while_it_collects() {
     assert_eq!((list(&daemon, "content").len(), list(&daemon, "snapshot").len()), (0, 0));
 }
 
+/// Files and directories that can't be removed as long as this lives.
+struct Nailed(Vec<PathBuf>);
+
+impl Nailed {
+    fn down(paths: Vec<PathBuf>) -> Nailed {
+        chattr("+i", &paths);
+        Nailed(paths)
+    }
+}
+
+impl Drop for Nailed {
+    fn drop(&mut self) {
+        chattr("-i", &self.0);
+    }
+}
+
+fn chattr(how: &str, paths: &[PathBuf]) {
+    let status = Command::new("chattr").arg(how).args(paths).status().unwrap();
+    assert!(status.success() || thread::panicking(), "chattr {how}: the file system of the test has no such flag");
+}
+
+fn entries(dir: &Path) -> Vec<PathBuf> {
+    fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect()
+}
+
+#[test]
+fn a_collection_that_ends_between_its_commit_and_the_files_is_finished() {
+    let daemon = Daemon::with_flags(STILL);
+    let blobs = daemon.root().join("content/blobs/sha256");
+    let overlay = daemon.root().join("snapshots/overlay");
+    let faults = |flags: &[&str]| {
+        let said = say(&daemon, &[&["system", "check", "-o", "json"], flags].concat());
+        let found = said.out.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let mut names: Vec<_> = found.map(|one| one["fault"].as_str().unwrap().to_owned()).collect();
+        names.sort();
+        names
+    };
+    let unrecorded = ["blob-unrecorded", "blob-unrecorded", "blob-unrecorded", "snapshot-unrecorded"];
+    // Finished by the next start, or by a check.
+    for by_check in [false, true] {
+        import(&daemon, BUSYBOX);
+        assert_eq!(ok(&daemon, &["run", "--rm", BUSYBOX, "echo", "up"]), "up\n");
+        let layer: Vec<_> = entries(&overlay).into_iter().filter(|dir| dir.join("fs/bin").exists()).collect();
+        let all = [entries(&blobs), layer].concat();
+        assert_eq!(all.len(), 4);
+        ok(&daemon, &["image", "rm", BUSYBOX]);
+        let nailed = Nailed::down(all.clone());
+        let done = json(&daemon, &["gc"]);
+        assert_eq!((&done["blobs"], &done["snapshots"]), (&3.into(), &1.into()), "the records are gone");
+        daemon.kill9();
+        assert!(all.iter().all(|path| path.exists()), "the bytes are not");
+        // What can't be removed keeps no start from serving, and is told.
+        daemon.restart();
+        until("all of it is told", || (faults(&[]) == unrecorded).then_some(()));
+        drop(nailed);
+        match by_check {
+            true => assert_eq!(faults(&["--repair"]), unrecorded),
+            false => drop(daemon.restart()),
+        }
+        until("it is gone", || all.iter().all(|path| !path.exists()).then_some(()));
+        assert_eq!(faults(&[]), <[&str; 0]>::default());
+    }
+}
+
 #[test]
 fn every_byte_has_an_owner() {
     let daemon = Daemon::with_flags(STILL);
@@ -166,7 +231,7 @@ fn every_byte_has_an_owner() {
     // Events come to rest within seconds.
     let same = |what: &str| {
         until(what, || {
-            let du = std::process::Command::new("du").args(["-s", "-B1"]).arg(daemon.root()).output().unwrap();
+            let du = Command::new("du").args(["-s", "-B1"]).arg(daemon.root()).output().unwrap();
             let du: u64 = String::from_utf8(du.stdout).unwrap().split_whitespace().next()?.parse().ok()?;
             let usage = json(&daemon, &["system", "df"]);
             let alone = usage["owners"].as_array().unwrap().iter().map(|owner| owner["alone"].as_u64().unwrap());

@@ -10,7 +10,7 @@ use cofferdam_integration::{Daemon, bounded};
 use cofferdam_types::Code;
 
 use crate::{
-    ledger::{Worker, agrees, is_well},
+    ledger::{COLLECTS, Worker, agrees, is_well},
     random::{Random, seed},
     storm::count,
 };
@@ -23,7 +23,8 @@ fn what_was_acknowledged_is_there_after_a_kill() {
     let operations = count(10_000, 150);
     let seed = seed();
     println!("seed {seed}");
-    let daemon = Daemon::with_busybox();
+    let daemon = Daemon::with_flags(COLLECTS);
+    daemon.import_busybox();
     let scratch = tempfile::tempdir().unwrap();
     let mut random = Random::new(seed);
     let clock = Cell::new(0);

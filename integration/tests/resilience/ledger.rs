@@ -14,13 +14,20 @@ use cofferdam_types::{Algorithm, Code, Digest, Error, Labels, Result};
 
 use crate::random::Random;
 
+/// A daemon under such work collects after each removal: what strikes it strikes its collections too.
+pub const COLLECTS: &[&str] = &["--gc", "startup_delay=1ms,schedule_delay=0,pause_threshold=0.5"];
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     Blob,
+    /// A blob that another keeps, which has its name, by a label alone.
+    Kept,
     Image,
     Active,
     Committed,
     Container,
+    /// A blob or a snapshot that was kept once: only known when a collection has removed it.
+    Garbage,
 }
 
 pub type Key = (Kind, String);
@@ -87,26 +94,31 @@ pub struct Worker<'a> {
     random: Random,
     scratch: &'a Path,
     count: u64,
+    /// What nothing keeps any more, and no collection has been known to remove.
+    garbage: Vec<String>,
 }
 
 impl<'a> Worker<'a> {
     /// One that has a directory to itself.
     pub fn new(name: &str, scratch: &'a Path, seed: u64, clock: impl Fn() -> usize + 'a) -> Worker<'a> {
         let ledger = Ledger { name: name.into(), facts: BTreeMap::new() };
-        Worker { ledger, clock: Box::new(clock), random: Random::new(seed), scratch, count: 0 }
+        Worker { ledger, clock: Box::new(clock), random: Random::new(seed), scratch, count: 0, garbage: Vec::new() }
     }
 
     /// Does the next thing. What fails because the daemon goes stays open.
     pub async fn step(&mut self, client: &Client, ns: &Namespace) -> Result<()> {
         self.count += 1;
         let id = format!("{}-{}", self.ledger.name, self.count);
+        if self.random.below(8) == 0 {
+            return self.collect(client).await;
+        }
         // What is there goes more often the more of it there is.
-        let kinds = [Kind::Blob, Kind::Image, Kind::Committed, Kind::Container, Kind::Active];
+        let kinds = [Kind::Blob, Kind::Kept, Kind::Image, Kind::Committed, Kind::Container, Kind::Active];
         let kind = kinds[self.random.below(kinds.len() as u64) as usize];
         let mut there = self.ledger.certain(kind);
         if self.random.below(8) < there.len() as u64 {
             let key = there.swap_remove(self.random.below(there.len() as u64) as usize);
-            return self.fact(key.clone(), None, remove(ns, &key)).await;
+            return self.remove(client, ns, key).await;
         }
         let text = format!("{id} {}", "x".repeat(self.random.below(40_000) as usize));
         match kind {
@@ -114,6 +126,10 @@ impl<'a> Worker<'a> {
                 let digest = Digest::of(Algorithm::Sha256, text.as_bytes()).to_string();
                 let key = (kind, digest.clone());
                 self.fact(key, Some(text.clone()), ingest(ns, &id, &text, &digest)).await
+            }
+            Kind::Kept => {
+                let key = Digest::of(Algorithm::Sha256, name_of(&text).as_bytes()).to_string();
+                self.fact((kind, key), Some(text.clone()), keep(ns, &id, &text)).await
             }
             Kind::Image => {
                 let dir = self.scratch.join(&id);
@@ -141,7 +157,33 @@ impl<'a> Worker<'a> {
                 self.fact((kind, id.clone()), Some(String::new()), create(ns, &id)).await?;
                 if self.random.below(2) == 0 { run(client, ns, &format!("{id}-run")).await } else { Ok(()) }
             }
+            Kind::Garbage => unreachable!("nobody makes it"),
         }
+    }
+
+    /// Removes something. What it alone has kept is garbage then, and is collected at once or whenever it comes to that.
+    async fn remove(&mut self, client: &Client, ns: &Namespace, key: Key) -> Result<()> {
+        let alone = match key.0 {
+            Kind::Kept => Some(kept_by(ns, &key.1).await?),
+            Kind::Image => Some(ns.images().get(&key.1).detail("").await?.chain_id),
+            _ => None,
+        };
+        self.fact(key.clone(), None, remove(ns, &key)).await?;
+        self.garbage.extend(alone);
+        if key.0 == Kind::Image && self.random.below(2) == 0 { self.collect(client).await } else { Ok(()) }
+    }
+
+    /// Collects. What was garbage before is gone with the second, whatever was under way before the first.
+    async fn collect(&mut self, client: &Client) -> Result<()> {
+        client.collector().collect(false).await?;
+        client.collector().collect(false).await?;
+        let answered = Some((self.clock)());
+        for id in self.garbage.drain(..) {
+            let was = Fact { asked: 0, answered: None, there: Some(String::new()) };
+            let gone = Fact { asked: 0, answered, there: None };
+            self.ledger.facts.insert((Kind::Garbage, id), vec![was, gone]);
+        }
+        Ok(())
     }
 
     fn ask(&mut self, key: Key, there: Option<String>) -> Key {
@@ -172,17 +214,48 @@ impl<'a> Worker<'a> {
     }
 }
 
+/// The label of a blob that keeps another.
+const KEEPS: &str = "containerd.io/gc.ref.content.0";
+
 fn kept() -> Labels {
     Labels::from([("containerd.io/gc.root".to_owned(), "now".to_owned())])
 }
 
 async fn ingest(ns: &Namespace, reference: &str, text: &str, digest: &str) -> Result<()> {
+    ingest_with(ns, reference, text, digest, &kept()).await
+}
+
+async fn ingest_with(ns: &Namespace, reference: &str, text: &str, digest: &str, labels: &Labels) -> Result<()> {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(text.as_bytes()).unwrap();
     file.rewind().unwrap();
     let ingest = ns.content().ingest(reference, text.len() as u64, digest, "");
     ingest.take_fd(file.into()).await?;
-    ingest.commit(text.len() as u64, digest, &kept()).await.map(drop)
+    ingest.commit(text.len() as u64, digest, labels).await.map(drop)
+}
+
+/// What the blob says that keeps the one with this text.
+fn name_of(text: &str) -> String {
+    format!("keeps {}", Digest::of(Algorithm::Sha256, text.as_bytes()))
+}
+
+/// Makes a blob that a lease keeps until another blob does, whose label is all that keeps it then. The lease has that one's
+/// name.
+async fn keep(ns: &Namespace, id: &str, text: &str) -> Result<()> {
+    let keeper = name_of(text);
+    let name = Digest::of(Algorithm::Sha256, keeper.as_bytes()).to_string();
+    let lease = ns.leases().create(&name, &Labels::new(), None);
+    lease.info().await?;
+    let digest = Digest::of(Algorithm::Sha256, text.as_bytes()).to_string();
+    ingest_with(&lease.namespace(), id, text, &digest, &Labels::new()).await?;
+    ingest_with(ns, id, &keeper, &name, &Labels::from([(KEEPS.to_owned(), digest)])).await?;
+    ns.leases().remove(&name).await
+}
+
+/// What a blob keeps.
+async fn kept_by(ns: &Namespace, keeper: &str) -> Result<String> {
+    let labels = ns.content().get(keeper).info().await?.labels;
+    labels.get(KEEPS).cloned().ok_or_else(|| broken("it has lost its label"))
 }
 
 async fn import(ns: &Namespace, name: &str, dir: &Path) -> Result<()> {
@@ -218,9 +291,17 @@ async fn run(client: &Client, ns: &Namespace, id: &str) -> Result<()> {
 async fn remove(ns: &Namespace, (kind, name): &Key) -> Result<()> {
     match kind {
         Kind::Blob => ns.content().remove(name).await,
+        Kind::Kept => {
+            // Who was struck while it was made has left the lease.
+            match ns.leases().remove(name).await {
+                Err(error) if error.code != Code::NotFound => Err(error),
+                _ => ns.content().remove(name).await,
+            }
+        }
         Kind::Image => ns.images().remove(name).await,
         Kind::Active | Kind::Committed => ns.snapshots("overlay").get(name).remove().await,
         Kind::Container => ns.containers().get(name).remove(false).await,
+        Kind::Garbage => unreachable!("only collections remove it"),
     }
 }
 
@@ -243,15 +324,10 @@ impl Ledger {
 
     async fn find(&self, ns: &Namespace, (kind, name): &Key) -> Result<String> {
         match kind {
-            Kind::Blob => {
-                let blob = ns.content().get(name);
-                blob.info().await?;
-                let mut file = tempfile::tempfile().unwrap();
-                blob.read_fd(0, 0, file.try_clone().unwrap().into()).await.map_err(broken)?;
-                file.rewind().unwrap();
-                let mut text = String::new();
-                file.read_to_string(&mut text).map_err(broken)?;
-                Ok(text)
+            Kind::Blob => read(ns, name).await,
+            Kind::Kept => {
+                let kept = kept_by(ns, name).await?;
+                read(ns, &kept).await.map_err(broken)
             }
             Kind::Image => {
                 let detail = ns.images().get(name).detail("").await?;
@@ -274,6 +350,12 @@ impl Ledger {
                 }
             }
             Kind::Container => ns.containers().get(name).info().await.map(|_| String::new()),
+            Kind::Garbage => match ns.content().get(name).info().await {
+                Err(error) if error.code == Code::NotFound => {
+                    ns.snapshots("overlay").get(name).info().await.map(|_| String::new())
+                }
+                other => other.map(|_| String::new()),
+            },
         }
     }
 
@@ -286,6 +368,18 @@ impl Ledger {
         all.get(&own).remove().await?;
         text
     }
+}
+
+/// What a blob says.
+async fn read(ns: &Namespace, name: &str) -> Result<String> {
+    let blob = ns.content().get(name);
+    blob.info().await?;
+    let mut file = tempfile::tempfile().unwrap();
+    blob.read_fd(0, 0, file.try_clone().unwrap().into()).await.map_err(broken)?;
+    file.rewind().unwrap();
+    let mut text = String::new();
+    file.read_to_string(&mut text).map_err(broken)?;
+    Ok(text)
 }
 
 /// Of what is there, and isn't what it should be.
@@ -302,7 +396,11 @@ pub async fn is_well(daemon: &Daemon, client: &Client, ns: &Namespace) {
     let image = (Kind::Image, "test/afterwards:latest".to_owned());
     assert_eq!(Ledger::default().find(ns, &image).await.unwrap(), "afterwards");
     run(client, ns, "afterwards").await.unwrap();
+    let layer = ns.images().get("test/afterwards:latest").detail("").await.unwrap().chain_id;
     ns.images().remove("test/afterwards:latest").await.unwrap();
+    client.collector().collect(false).await.unwrap();
+    let gone = Ledger::default().find(ns, &(Kind::Garbage, layer)).await;
+    assert_eq!(gone.unwrap_err().code, Code::NotFound, "nothing keeps it");
     assert!(daemon.log().lines().all(|line| !line.contains("panicked")), "{}", daemon.log());
 }
 

@@ -5,7 +5,7 @@ use std::time::Instant;
 use cofferdam_integration::{Powered, bounded};
 
 use crate::{
-    ledger::{Worker, agrees, is_well},
+    ledger::{COLLECTS, Worker, agrees, is_well},
     random::{Random, seed},
     storm::count,
 };
@@ -19,7 +19,7 @@ const LANES: u64 = 3;
 fn cut(mkfs: &str, steps: u64, each: usize, between: u64) {
     let seed = seed();
     println!("seed {seed}");
-    let mut powered = Powered::start(MIB, mkfs);
+    let mut powered = Powered::start(MIB, mkfs, COLLECTS);
     powered.daemon.import_busybox();
     let scratch = tempfile::tempdir().unwrap();
     powered.platter.record();

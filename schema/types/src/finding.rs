@@ -23,6 +23,8 @@ pub enum Fault {
     SnapshotMissing,
     /// The tree of a committed snapshot is gone.
     SnapshotLost,
+    /// The tree of a layer is not what its blob unpacks to.
+    SnapshotDamaged,
     /// A snapshot's directory has no record.
     SnapshotUnrecorded,
     /// Something in the trash can't be deleted.
@@ -49,6 +51,7 @@ impl Fault {
             Fault::IngestUnrecorded => "ingest-unrecorded",
             Fault::SnapshotMissing => "snapshot-missing",
             Fault::SnapshotLost => "snapshot-lost",
+            Fault::SnapshotDamaged => "snapshot-damaged",
             Fault::SnapshotUnrecorded => "snapshot-unrecorded",
             Fault::TrashLeft => "trash-left",
             Fault::BundleUnrecorded => "bundle-unrecorded",

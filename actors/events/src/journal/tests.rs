@@ -356,3 +356,21 @@ fn segments_have_their_age_by_the_time_that_passed_between_them() {
     let days = young.elapsed().unwrap().as_secs() / (24 * 3600);
     assert!((19..=20).contains(&days), "{days}");
 }
+
+#[test]
+fn what_is_no_segment_by_name_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    open(dir.path()).append(&events(1..=5)).unwrap();
+    let first = segments(dir.path()).remove(0);
+    // Events are counted from 1, and a name has 20 digits.
+    for name in [format!("{:020}.seg", 0), "7.seg".into(), "+0000000000000000007.seg".into(), format!("{:021}.seg", 7)]
+    {
+        let path = dir.path().join(name);
+        fs::copy(&first, &path).unwrap();
+        let journal = open(dir.path());
+        assert_eq!((journal.last(), journal.first()), (5, Some(1)), "{path:?}");
+        assert_eq!(drain(&journal, 1, 9), ((1..=5).collect(), vec![]));
+        assert!(path.exists());
+        fs::remove_file(path).unwrap();
+    }
+}

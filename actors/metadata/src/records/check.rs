@@ -9,10 +9,11 @@ use std::{
 use cofferdam_types::{Digest, Fault, Finding, Findings, Namespace, Result};
 
 use super::{
-    Record,
+    Record, Resource,
     containers::Container,
     content::{Blob, Link},
     layers::Layer,
+    leases::{self, Lease},
     snapshots::{Kind, Snapshot},
     tasks::Task,
 };
@@ -79,8 +80,9 @@ fn raw(read: &dyn Read, table: Table) -> Result<BTreeMap<Vec<u8>, Vec<u8>>> {
 
 fn rows(read: &dyn Read, found: &mut Findings) -> Result<Vec<Wrong>> {
     let mut wrong = Vec::new();
-    blobs(read, found, &mut wrong)?;
+    let links = blobs(read, found, &mut wrong)?;
     let snapshots = snapshots(read, found, &mut wrong)?;
+    held(read, found, &mut wrong, &links, &snapshots)?;
     let mut containers = BTreeSet::new();
     let mut transient = BTreeSet::new();
     let mut lost = Vec::new();
@@ -111,10 +113,12 @@ fn rows(read: &dyn Read, found: &mut Findings) -> Result<Vec<Wrong>> {
     Ok(wrong)
 }
 
-/// A row for each blob that a namespace links, and for no other.
-fn blobs(read: &dyn Read, found: &mut Findings, wrong: &mut Vec<Wrong>) -> Result<()> {
+/// A row for each blob that a namespace links, and for no other. Gives the keys of the links.
+fn blobs(read: &dyn Read, found: &mut Findings, wrong: &mut Vec<Wrong>) -> Result<BTreeSet<String>> {
     let mut counts: BTreeMap<Digest, Blob> = BTreeMap::new();
-    each::<Link>(read, found, &mut |_, link| {
+    let mut links = BTreeSet::new();
+    each::<Link>(read, found, &mut |key, link| {
+        links.insert(key.join("\0"));
         let fresh = || Blob { digest: link.digest.clone(), size: link.size, links: 0 };
         counts.entry(link.digest.clone()).or_insert_with(fresh).links += 1;
     })?;
@@ -124,7 +128,45 @@ fn blobs(read: &dyn Read, found: &mut Findings, wrong: &mut Vec<Wrong>) -> Resul
         counts.into_iter().map(|(digest, blob)| Ok((digest.to_string().into_bytes(), codec::encode("blob", &blob)?))),
         "the count of a blob's links",
         wrong,
-    )
+    )?;
+    Ok(links)
+}
+
+/// What is held is held by a lease that is there, or by the hand that made it, and that is there as long as it stands. A
+/// lease may hold what isn't there yet.
+fn held(
+    read: &dyn Read,
+    found: &mut Findings,
+    wrong: &mut Vec<Wrong>,
+    links: &BTreeSet<String>,
+    snapshots: &BTreeSet<String>,
+) -> Result<()> {
+    let mut there = BTreeSet::new();
+    each::<Lease>(read, found, &mut |key, _| {
+        there.insert(key.join("\0"));
+    })?;
+    scan(read, Table::HELD, b"", None, &mut |key, _| {
+        let row = codec::parts(key).and_then(|parts| Ok((parts[0], leases::read_held(key)?)));
+        let (ns, (lease, resource)) = match row {
+            Ok(row) => row,
+            // What it keeps nobody can tell: so the collector takes nothing as long as it is there.
+            Err(error) => {
+                found.add(Fault::RecordUnreadable, format!("held/{}", named(key)), error.message, false);
+                return Ok(ControlFlow::Continue(()));
+            }
+        };
+        let what = match (lease, &resource) {
+            ("", Resource::Content(digest)) if !links.contains(&format!("{ns}\0{digest}")) => "what was made by hand",
+            ("", Resource::Snapshot { driver, key }) if !snapshots.contains(&format!("{ns}\0{driver}\0{key}")) => {
+                "what was made by hand"
+            }
+            ("", _) => return Ok(ControlFlow::Continue(())),
+            (lease, _) if !there.contains(&format!("{ns}\0{lease}")) => "what a lease holds",
+            _ => return Ok(ControlFlow::Continue(())),
+        };
+        wrong.push(Wrong { table: Table::HELD, key: key.to_vec(), right: None, what: format!("{what} is of nothing") });
+        Ok(ControlFlow::Continue(()))
+    })
 }
 
 /// Compares a table with what it should hold.

@@ -64,8 +64,12 @@ pub fn create(tx: &mut Tx<'_>, driver: &str, mut layer: Layer) -> Result<Layer> 
         get(tx, driver, parent)?;
     }
     layer.created = tx.now();
-    super::save(tx, &key(driver, &layer.chain), &layer)?;
+    store(tx, driver, &layer)?;
     Ok(layer)
+}
+
+pub(super) fn store(tx: &mut Tx<'_>, driver: &str, layer: &Layer) -> Result<()> {
+    super::save(tx, &key(driver, &layer.chain), layer)
 }
 
 /// Links a layer into a namespace: a committed snapshot whose key is the chain id. Its parents must be linked before

@@ -14,6 +14,7 @@ pub mod ingests;
 pub mod layers;
 pub mod leases;
 pub mod namespaces;
+pub mod replace;
 mod resource;
 pub mod snapshots;
 pub mod tasks;

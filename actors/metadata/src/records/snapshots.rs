@@ -136,12 +136,15 @@ pub fn children(read: &dyn Read, ns: &Namespace, driver: &str, key: &str, max: u
     Ok(children)
 }
 
-/// The snapshot's ancestors, its parent first.
+/// The snapshot's ancestors, its parent first. No write makes one that comes back to itself; damage may.
 pub fn ancestors(read: &dyn Read, ns: &Namespace, snapshot: &Snapshot) -> Result<Vec<Snapshot>> {
     let mut chain = Vec::new();
     let mut next = snapshot.parent.clone();
     while let Some(key) = next {
         let parent = get(read, ns, &snapshot.driver, &key)?;
+        if parent.key == snapshot.key || chain.iter().any(|above: &Snapshot| above.key == parent.key) {
+            return Err(Error::data_loss("snapshot", &snapshot.key, "lies on itself: meta.redb is damaged"));
+        }
         next = parent.parent.clone();
         chain.push(parent);
     }
@@ -206,8 +209,7 @@ pub fn create(tx: &mut Tx<'_>, ns: &Namespace, mut snapshot: Snapshot) -> Result
         check_parent(tx, ns, &snapshot.driver, parent)?;
         tx.put(Table::CHILDREN, &codec::key(&[ns, &snapshot.driver, parent, &snapshot.key]), b"")?;
     }
-    let references = dir_references(tx, &snapshot.driver, snapshot.dir)? + 1;
-    tx.put(Table::DIRS, &dir_key(&snapshot.driver, snapshot.dir), &references.to_be_bytes())?;
+    refer(tx, &snapshot.driver, snapshot.dir, 1)?;
     snapshot.created = tx.now();
     snapshot.updated = tx.now();
     snapshot.ceiling = tx.authority().ceiling.clone();
@@ -220,7 +222,27 @@ pub fn create(tx: &mut Tx<'_>, ns: &Namespace, mut snapshot: Snapshot) -> Result
     Ok(snapshot)
 }
 
-fn store(tx: &mut Tx<'_>, ns: &Namespace, snapshot: Snapshot) -> Result<Snapshot> {
+/// So many records more refer to a directory. Gives how many do.
+pub(super) fn refer(tx: &mut Tx<'_>, driver: &str, dir: u64, more: i64) -> Result<u64> {
+    let references = dir_references(tx, driver, dir)?.saturating_add_signed(more);
+    match references {
+        0 => drop(tx.remove(Table::DIRS, &dir_key(driver, dir))?),
+        _ => tx.put(Table::DIRS, &dir_key(driver, dir), &references.to_be_bytes())?,
+    }
+    Ok(references)
+}
+
+/// Puts a snapshot on another parent, which shows the same.
+pub(super) fn move_onto(tx: &mut Tx<'_>, ns: &Namespace, mut snapshot: Snapshot, parent: Name) -> Result<()> {
+    if let Some(old) = &snapshot.parent {
+        tx.remove(Table::CHILDREN, &codec::key(&[ns, &snapshot.driver, old, &snapshot.key]))?;
+    }
+    tx.put(Table::CHILDREN, &codec::key(&[ns, &snapshot.driver, &parent, &snapshot.key]), b"")?;
+    snapshot.parent = Some(parent);
+    store(tx, ns, snapshot).map(drop)
+}
+
+pub(super) fn store(tx: &mut Tx<'_>, ns: &Namespace, snapshot: Snapshot) -> Result<Snapshot> {
     super::save(tx, &snapshot.key_in(ns), &snapshot)?;
     let mut touched = Resource::from_labels(&snapshot.labels);
     touched.push(snapshot.resource());
@@ -318,14 +340,11 @@ pub fn delete(tx: &mut Tx<'_>, ns: &Namespace, driver: &str, key: &str) -> Resul
     if let Some(parent) = &snapshot.parent {
         tx.remove(Table::CHILDREN, &codec::key(&[ns, driver, parent, key]))?;
     }
-    let references = dir_references(tx, driver, snapshot.dir)?.saturating_sub(1);
-    if references > 0 {
-        tx.put(Table::DIRS, &dir_key(driver, snapshot.dir), &references.to_be_bytes())?;
-    } else {
-        tx.remove(Table::DIRS, &dir_key(driver, snapshot.dir))?;
-        if let Some(chain) = &snapshot.layer {
-            layers::forget(tx, driver, chain)?;
-        }
+    let references = refer(tx, driver, snapshot.dir, -1)?;
+    if references == 0
+        && let Some(chain) = &snapshot.layer
+    {
+        layers::forget(tx, driver, chain)?;
     }
     events::emit(tx, Event::new(ns, "/snapshot/remove", serde_json::json!({ "key": key, "driver": driver })))?;
     Ok(Removed { snapshot, unreferenced: references == 0 })

@@ -19,9 +19,13 @@ fn filled() -> Fixture {
         snapshots::create(tx, &default(), base)?;
         snapshots::commit(tx, &default(), "overlay", "base", name("done"), &labels(""), Default::default())?;
         let top = Snapshot::new("overlay", name("top"), Kind::Active, Some(name("done")), 2);
-        snapshots::create(tx, &default(), top).map(drop)
+        snapshots::create(tx, &default(), top)?;
+        // What a lease holds may be yet to come.
+        crate::records::leases::create(tx, &default(), crate::records::leases::Lease::new(name("lease")))?;
+        let coming = crate::records::Resource::Content(digest("z"));
+        crate::records::leases::hold(tx, &default(), "lease", &coming)
     };
-    store.write(fill).unwrap();
+    store.write_as(&Authority::system().by_hand(), fill).unwrap();
     assert_eq!(check::all(&store.view()).unwrap(), []);
     store
 }
@@ -32,13 +36,16 @@ fn faults(store: &Fixture) -> Vec<Fault> {
 
 #[test]
 fn every_index_is_made_anew_from_what_it_is_of() {
-    let breaks: [fn(&mut Tx<'_>) -> Result<()>; 7] = [
+    let breaks: [fn(&mut Tx<'_>) -> Result<()>; 10] = [
         |tx| tx.remove(Table::BLOBS, digest("a").to_string().as_bytes()).map(drop),
         |tx| tx.put(Table::BLOBS, digest("b").to_string().as_bytes(), b"no record"),
         |tx| tx.put(Table::DIRS, &snapshots::dir_key("overlay", 1), &7_u64.to_be_bytes()),
         |tx| tx.put(Table::DIRS, &snapshots::dir_key("overlay", 9), &1_u64.to_be_bytes()),
         |tx| tx.remove(Table::CHILDREN, b"default\0overlay\0done\0top").map(drop),
         |tx| tx.put(Table::CHILDREN, b"default\0overlay\0done\0none", b""),
+        |tx| tx.put(Table::HELD, b"default\0gone\0snapshot\0overlay\0top", b""),
+        |tx| tx.put(Table::HELD, format!("default\0\0content\0{}", digest("b")).as_bytes(), b""),
+        |tx| tx.put(Table::HELD, b"other\0\0snapshot\0overlay\0top", b""),
         |tx| {
             let layer = crate::records::layers::Layer {
                 chain: digest("c"),
@@ -69,12 +76,13 @@ fn what_nobody_can_make_anew_is_told_and_left() {
     let mut store = filled();
     store.write(|tx| tx.put(Table::CONTENT, b"default\0sha256:x", b"\xff")).unwrap();
     store.write(|tx| tx.remove(Table::SNAPSHOTS, b"default\0overlay\0done").map(drop)).unwrap();
+    store.write(|tx| tx.put(Table::HELD, b"default\0\0content\0no digest", b"")).unwrap();
     let found = faults(&store);
     assert!(found.contains(&Fault::RecordUnreadable) && found.contains(&Fault::RecordMissing), "{found:?}");
     store.write(check::mend).unwrap();
     let mut left = faults(&store);
     left.sort();
-    assert_eq!(left, [Fault::RecordMissing, Fault::RecordUnreadable]);
+    assert_eq!(left, [Fault::RecordMissing, Fault::RecordUnreadable, Fault::RecordUnreadable]);
 }
 
 #[test]

@@ -1,12 +1,15 @@
 //! Power cuts at any operation, passing faults and a full disk: nothing acknowledged is lost, nothing is torn.
 
-use cofferdam_types::Descriptor;
+use cofferdam_types::{Descriptor, Timestamp};
 
 use super::{
     disk::{Disk, Rng},
     *,
 };
-use crate::records::{events, images, leases};
+use crate::{
+    graph::{Graph, Sweep, Swept},
+    records::{check, content, events, images, leases},
+};
 
 const SEEDS: u64 = 200;
 
@@ -19,27 +22,66 @@ fn open(disk: &Disk, turn: u64) -> Result<(Arc<Shared>, Store)> {
     Ok((shared, store))
 }
 
-/// A job that writes two records and two events: torn if one is there without the other.
+/// A job that writes records and an event: torn if one is there without the others. The image keeps one blob, and that
+/// another; nothing keeps the third.
 fn pair(n: u64) -> Write {
     job(&Authority::system(), move |tx| {
         let key = name(&format!("{n:06}"));
         leases::create(tx, &default(), leases::Lease::new(key.clone()))?;
-        let mut image = images::Image::new(key, Descriptor::new("application/json", digest("x"), 1));
+        let [stood_for, kept, loose] = blobs(n);
+        let mut image = images::Image::new(key, Descriptor::new("application/json", stood_for.clone(), 1));
         image.labels.insert("padding".into(), "x".repeat((n % 97 * 40) as usize));
-        images::create(tx, &default(), image).map(drop)
+        images::create(tx, &default(), image)?;
+        let mut link = content::Link::new(stood_for, 1);
+        link.labels.insert("containerd.io/gc.ref.content.0".into(), kept.to_string());
+        for link in [link, content::Link::new(kept, 1), content::Link::new(loose, 1)] {
+            content::create(tx, &default(), link)?;
+        }
+        Ok(())
     })
+}
+
+fn blobs(n: u64) -> [Digest; 3] {
+    ["a", "b", "c"].map(|which| digest(&format!("{which}{n}")))
+}
+
+/// Collects, a few records to a commit, and gives how many blobs went by commits that were acknowledged.
+fn collect(shared: &Shared, store: &mut Store) -> Result<u64> {
+    const SLICE: usize = 3;
+    let collection = shared.spared().begin();
+    let view = shared.read()?;
+    let graph = Graph::read(&view, &default(), Timestamp::now())?;
+    let garbage = graph.garbage().into_iter().map(|node| node.resource.clone());
+    let sweep = Arc::new(Mutex::new(Sweep::new(collection, default(), garbage.collect())));
+    let mut gone = 0;
+    while !sweep.lock().unwrap().is_done() {
+        let swept = Arc::new(Mutex::new(Swept::default()));
+        let (theirs, place) = (sweep.clone(), swept.clone());
+        let slice = job(&Authority::system(), move |tx| {
+            *place.lock().unwrap() = theirs.lock().unwrap().slice(tx, SLICE)?;
+            Ok(())
+        });
+        if store.commit(&[slice]).remove(0).is_err() {
+            break;
+        }
+        let swept = swept.lock().unwrap();
+        gone += swept.removed.len() as u64;
+        sweep.lock().unwrap().done(&swept, SLICE);
+    }
+    shared.spared().end(collection);
+    Ok(gone)
 }
 
 /// Writes until the power goes, then looks at what is left. The error says what is wrong with it.
 fn run(seed: u64, lies: bool) -> Result<(), String> {
     let mut rng = Rng::new(seed);
     let disk = Disk::default();
-    let (_shared, mut store) = open(&disk, seed).unwrap();
+    let (shared, mut store) = open(&disk, seed).unwrap();
     if lies {
         disk.set_lies();
     }
     disk.cut_after(1 + rng.below(600));
-    let (mut next, mut acknowledged, mut cut) = (0, Vec::new(), false);
+    let (mut next, mut acknowledged, mut collected, mut cut) = (0, Vec::new(), 0, false);
     while !cut {
         let batch: Vec<u64> = (next..next + 1 + rng.below(6)).collect();
         next += batch.len() as u64;
@@ -50,37 +92,63 @@ fn run(seed: u64, lies: bool) -> Result<(), String> {
                 Err(_) => cut = true,
             }
         }
+        // A read may fail for the same reason that a write does.
+        if !cut && rng.below(3) == 0 {
+            match collect(&shared, &mut store) {
+                Ok(gone) => collected += gone,
+                Err(_) => cut = true,
+            }
+        }
     }
     let image = disk.crash_image(&mut rng);
     drop(store);
 
     let caught = std::panic::catch_unwind(|| open(&Disk::with(image), seed));
-    let (shared, _store) = caught.map_err(|_| "opening panics".to_owned())?.map_err(|e| format!("opening: {e}"))?;
+    let (shared, mut store) = caught.map_err(|_| "opening panics".to_owned())?.map_err(|e| format!("opening: {e}"))?;
     let view = shared.read().map_err(|e| e.to_string())?;
     let check = || -> Result<Option<String>> {
-        let mut found = 0;
+        let (mut found, mut gone) = (0, 0);
         for n in 0..next {
             let key = format!("{n:06}");
             let lease = leases::find(&view, &default(), &key)?.is_some();
             let image = images::find(&view, &default(), &key)?.is_some();
-            if lease != image {
+            let [stood_for, kept, loose] = blobs(n);
+            let has = |digest| content::find(&view, &default(), digest).map(|found| found.is_some());
+            // What the image keeps no collection has taken, however much of one is there.
+            if lease != image || has(&stood_for)? != image || has(&kept)? != image || (has(&loose)? && !image) {
                 return Ok(Some(format!("{n} is torn")));
             }
             if !image && acknowledged.contains(&n) {
                 return Ok(Some(format!("{n} was acknowledged and is lost")));
             }
             found += u64::from(image);
+            gone += u64::from(image && !has(&loose)?);
         }
-        // One event for each image, and one for the default namespace, in a row.
+        if gone < collected {
+            return Ok(Some(format!("{collected} blobs were collected, and {gone} are gone")));
+        }
+        let contradictions = check::all(&view)?;
+        if !contradictions.is_empty() {
+            return Ok(Some(format!("{contradictions:?}")));
+        }
+        // One event for each image, each blob that is gone, and the default namespace, in a row.
+        let last = found + gone + 1;
         let sequences: Vec<_> = events::outbox_after(&view, 0, usize::MAX)?.iter().map(|e| e.sequence).collect();
-        let whole = sequences == (1..=found + 1).collect::<Vec<_>>() && *shared.outbox.borrow() == found + 1;
-        Ok((!whole).then(|| format!("{found} images, but events {sequences:?}")))
+        let whole = sequences == (1..=last).collect::<Vec<_>>() && *shared.outbox.borrow() == last;
+        Ok((!whole).then(|| format!("{found} images and {gone} collected blobs, but events {sequences:?}")))
     };
     match check() {
-        Ok(None) => Ok(()),
-        Ok(Some(wrong)) => Err(wrong),
-        Err(error) => Err(error.to_string()),
+        Ok(None) => {}
+        Ok(Some(wrong)) => return Err(wrong),
+        Err(error) => return Err(error.to_string()),
     }
+    // The next collection finds what is left, and no more.
+    drop(view);
+    collect(&shared, &mut store).map_err(|e| e.to_string())?;
+    let view = shared.read().map_err(|e| e.to_string())?;
+    let left = content::list(&view, &default(), None, usize::MAX).map_err(|e| e.to_string())?.len();
+    let kept = 2 * images::list(&view, &default(), None, usize::MAX).map_err(|e| e.to_string())?.len();
+    if left == kept { Ok(()) } else { Err(format!("{left} blobs, of which images keep {kept}")) }
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod gc;
 mod leases;
 mod rebuild;
 mod records;
+mod replace;
 mod snapshots;
 mod store;
 

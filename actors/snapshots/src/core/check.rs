@@ -31,7 +31,8 @@ fn compare(areas: &[Arc<Area>], meta: &Metadata, repair: bool) -> Result<Vec<Fin
                     "the tree of a committed snapshot is gone, and its record was dropped: unpack or make it again"
                 }
                 (false, false) => {
-                    "the tree of a committed snapshot is gone: --repair drops its record if nothing lies on it"
+                    "the tree of a committed snapshot is gone: --repair unpacks an image's layer again, and drops another's \
+                     record if nothing lies on it"
                 }
                 (false, true) => {
                     "the tree of a committed snapshot is gone, and others lie on it: remove them, and check again"

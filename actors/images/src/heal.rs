@@ -1,0 +1,259 @@
+//! Layers that are unpacked, compared with what their blobs unpack to, and unpacked again where the disk has changed or lost
+//! them.
+//!
+//! A layer is made again beside the one that there is, so its blob is all that is needed to know what should be there.
+//! What is found is kept in memory until it is mended: the check tells it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use cofferdam_kernel::block_on;
+use cofferdam_metadata::records::{layers, namespaces, replace, snapshots};
+use cofferdam_snapshots::{Pace, Stage};
+use cofferdam_types::{Authority, Code, Descriptor, Digest, Error, Fault, Finding, Findings, Name, Namespace, Result};
+
+use crate::{Images, ResolvedImage, handle::question};
+
+/// Images that are read in one go.
+const PAGE: usize = 500;
+/// The most that are kept in mind.
+const MOST: usize = 10_000;
+
+/// A layer that is unpacked, and what of.
+#[derive(Clone, Debug)]
+pub struct Unpacked {
+    namespace: Namespace,
+    driver: String,
+    blob: Descriptor,
+    diff_id: Digest,
+    chain: Digest,
+    /// What it lies on, the lowest first.
+    below: Vec<Digest>,
+}
+
+type Key = (String, Digest);
+
+/// Layers whose tree isn't what it should be: in which directory, and what is wrong there.
+#[derive(Clone, Default)]
+pub(crate) struct Damaged(Arc<Mutex<BTreeMap<Key, (u64, String)>>>);
+
+impl Damaged {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Key, (u64, String)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Says to who works for a call that nobody waits for it any more.
+#[derive(Default)]
+struct CancelOnDrop(Arc<AtomicBool>);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Images {
+    /// Every layer that is unpacked and whose blob is there: each once, and what it lies on before it.
+    pub async fn unpacked(&self) -> Result<Vec<Unpacked>> {
+        let (mut all, mut met) = (Vec::new(), BTreeSet::new());
+        let spaces = namespaces::list(&self.meta.read()?, None, usize::MAX)?;
+        for ns in spaces.into_iter().map(|record| record.name) {
+            let mut after: Option<Name> = None;
+            loop {
+                let page = self.list(&ns, after.as_ref().map(Name::as_str), PAGE)?;
+                let Some(last) = page.last() else { break };
+                after = Some(last.name.clone());
+                for image in page {
+                    // What isn't here can't be compared with.
+                    for platform in self.platforms(&ns, &image.target).await.unwrap_or_default() {
+                        if let Ok(image) = self.slot.call(question(&ns, &image.target, &platform)).await {
+                            self.add(&ns, &image, &mut met, &mut all)?;
+                        }
+                    }
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    fn add(
+        &self,
+        ns: &Namespace,
+        image: &ResolvedImage,
+        met: &mut BTreeSet<Key>,
+        all: &mut Vec<Unpacked>,
+    ) -> Result<()> {
+        let view = self.meta.read()?;
+        for driver in self.snapshots.drivers() {
+            for (n, (blob, diff_id)) in image.layers.iter().zip(&image.config.diff_ids).enumerate() {
+                let chain = &image.chain_ids[n];
+                let found = snapshots::find(&view, ns, driver, &chain.to_string())?;
+                // A snapshot of that name which somebody made is his own, and so is what lies on it.
+                if found.is_none_or(|found| found.layer.as_ref() != Some(chain)) {
+                    break;
+                }
+                if self.content.info(ns, &blob.digest).is_ok() && met.insert((driver.to_owned(), chain.clone())) {
+                    all.push(Unpacked {
+                        namespace: ns.clone(),
+                        driver: driver.to_owned(),
+                        blob: blob.clone(),
+                        diff_id: diff_id.clone(),
+                        chain: chain.clone(),
+                        below: image.chain_ids[..n].to_vec(),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares one with its blob, and reads so many bytes a second at most for it. One that isn't what it should be is
+    /// logged, an event, and told by [`Images::check_layers`] from then on. Dropped, it stops.
+    pub async fn examine(&self, one: Unpacked, rate: u64) -> Result<()> {
+        let (cancel, images) = (CancelOnDrop::default(), self.clone());
+        let over = cancel.0.clone();
+        let job = move || {
+            let pace = |bytes: usize| {
+                if over.load(Ordering::Relaxed) {
+                    return Err(Error::cancelled("layer", "", "nobody waits for it any more"));
+                }
+                if bytes > 0 {
+                    std::thread::sleep(Duration::from_secs_f64(bytes as f64 / rate as f64));
+                }
+                Ok(())
+            };
+            images.look(&one, &pace)
+        };
+        self.healing.run(job).await
+    }
+
+    fn look(&self, one: &Unpacked, pace: Pace<'_>) -> Result<()> {
+        // What is copied from what it lies on is wrong where that is. What is gone the check finds without this.
+        let on_damaged = || {
+            let damaged = self.damaged.lock();
+            one.below.iter().any(|chain| damaged.contains_key(&(one.driver.clone(), chain.clone())))
+        };
+        if self.is_lost(one)? || (!self.snapshots.detached(&one.driver)? && on_damaged()) {
+            return Ok(());
+        }
+        let Some(dir) = self.dir(one)? else { return Ok(()) };
+        let stage = self.make_again(one, pace)?;
+        let found = self.snapshots.difference(&stage, dir, pace);
+        // Removed or replaced meanwhile, its tree is anything.
+        if self.dir(one)? != Some(dir) {
+            return Ok(());
+        }
+        let Some(what) = found? else {
+            self.damaged.lock().remove(&one.key());
+            return Ok(());
+        };
+        let news = {
+            let mut damaged = self.damaged.lock();
+            damaged.len() < MOST && damaged.insert(one.key(), (dir, what.clone())).is_none_or(|(other, _)| other != dir)
+        };
+        if !news {
+            return Ok(());
+        }
+        tracing::error!(driver = one.driver, chain = %one.chain, dir, what, "an unpacked layer is not what its blob says");
+        let (driver, chain) = one.key();
+        self.meta.write_blocking(&Authority::system(), move |tx| replace::damaged(tx, &driver, &chain))
+    }
+
+    /// Tells of the layers that were found to be damaged. With `repair` they, and those that are gone, are unpacked again
+    /// and put in the place of what is there: what is made from then on lies on them.
+    pub async fn check_layers(&self, repair: bool) -> Result<Vec<Finding>> {
+        let mut found = Findings::default();
+        let mut left = self.damaged.lock().clone();
+        if repair {
+            for one in self.unpacked().await? {
+                let (lost, known) = (self.is_lost(&one)?, left.remove(&one.key()));
+                if !lost && known.is_none() {
+                    continue;
+                }
+                let Some(dir) = self.dir(&one)? else { continue };
+                let images = self.clone();
+                let theirs = one.clone();
+                let mended = self.healing.run(move || images.mend(&theirs, lost)).await;
+                let id = format!("snapshot/{}/{dir}", one.driver);
+                let fault = if lost { Fault::SnapshotLost } else { Fault::SnapshotDamaged };
+                match mended {
+                    Ok(Some(what)) => {
+                        let why = format!("{}: layer {} was unpacked again", what, one.chain);
+                        found.add(fault, id, why, true);
+                    }
+                    // It is right by now.
+                    Ok(None) => {}
+                    // Who owns it tells what is gone.
+                    Err(error) if lost => tracing::warn!(%error, chain = %one.chain, "a layer can't be unpacked again"),
+                    Err(error) => {
+                        let why = format!("layer {} is damaged, and can't be unpacked again: {error}", one.chain);
+                        found.add(fault, id, why, false);
+                    }
+                }
+            }
+        }
+        for (key, (dir, what)) in left {
+            let (driver, chain) = &key;
+            if layers::find(&self.meta.read()?, driver, chain)?.is_none_or(|layer| layer.dir != dir) {
+                self.damaged.lock().remove(&key);
+                continue;
+            }
+            let then = match repair {
+                true => "no image that is here has its blob: pull one that has, and check again",
+                false => "--repair unpacks it again",
+            };
+            let id = format!("snapshot/{driver}/{dir}");
+            found.add(Fault::SnapshotDamaged, id, format!("{what} in layer {chain}: {then}"), false);
+        }
+        Ok(found.done())
+    }
+
+    fn mend(&self, one: &Unpacked, lost: bool) -> Result<Option<String>> {
+        let at_once = |_| Ok(());
+        let Some(dir) = self.dir(one)? else { return Ok(None) };
+        let stage = self.make_again(one, &at_once)?;
+        let what = match lost {
+            true => Some("its tree was gone".to_owned()),
+            false => self.snapshots.difference(&stage, dir, &at_once)?,
+        };
+        if what.is_some() {
+            block_on(self.snapshots.replace_layer(&one.driver, stage, dir, lost))?;
+        }
+        self.damaged.lock().remove(&one.key());
+        Ok(what)
+    }
+
+    /// Its tree as its blob has it, beside the one that there is.
+    fn make_again(&self, one: &Unpacked, pace: Pace<'_>) -> Result<Stage> {
+        let stage = block_on(self.snapshots.stage_again(&one.driver, &one.chain, one.below.last()))?;
+        let below =
+            one.below.iter().map(|chain| self.snapshots.layer_tree(&one.driver, chain)).collect::<Result<_>>()?;
+        self.diff.again(&one.namespace, (&one.blob, &one.diff_id), stage, below, pace)
+    }
+
+    fn dir(&self, one: &Unpacked) -> Result<Option<u64>> {
+        Ok(layers::find(&self.meta.read()?, &one.driver, &one.chain)?.map(|layer| layer.dir))
+    }
+
+    fn is_lost(&self, one: &Unpacked) -> Result<bool> {
+        match self.snapshots.layer_tree(&one.driver, &one.chain) {
+            Ok(_) => Ok(false),
+            // Its record may have gone.
+            Err(e) if e.code == Code::NotFound => Ok(self.dir(one)?.is_some()),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+impl Unpacked {
+    fn key(&self) -> Key {
+        (self.driver.clone(), self.chain.clone())
+    }
+}

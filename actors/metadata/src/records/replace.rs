@@ -1,0 +1,126 @@
+//! Another tree in the place of a layer's, which was damaged.
+//!
+//! What is made on the layer from then on lies on the new tree. What is not committed keeps the mounts that it has: it goes
+//! on lying on the old tree, which stays under another name for as long as that is so. The collector takes it then.
+
+use std::collections::BTreeMap;
+
+use cofferdam_types::{Digest, Error, Event, Labels, Name, Namespace, Result};
+
+use super::{
+    events, layers, namespaces,
+    snapshots::{self, Kind, Snapshot, Usage},
+};
+use crate::Tx;
+
+/// How the names begin under which old trees stay.
+const REPLACED: &str = "replaced/";
+/// The label of one that says under which name it was made.
+const WAS: &str = "dev.cofferdam.snapshot.was";
+
+/// The name under which a snapshot was made, also if it stays under another.
+pub fn first_name(snapshot: &Snapshot) -> &str {
+    let was = snapshot.key.starts_with(REPLACED).then(|| snapshot.labels.get(WAS)).flatten();
+    was.map_or(&snapshot.key, String::as_str)
+}
+
+/// Gives a layer another directory in place of `old`. With `keep` what lies on it and isn't committed stays on the old one.
+/// Whether nothing refers to the old directory any more. `failed_precondition`: the layer has another one by now.
+pub fn replace(
+    tx: &mut Tx<'_>,
+    driver: &str,
+    chain: &Digest,
+    old: u64,
+    (new, usage): (u64, Usage),
+    keep: bool,
+) -> Result<bool> {
+    let mut layer = layers::get(tx, driver, chain)?;
+    if layer.dir != old {
+        return Err(Error::failed_precondition("layer", chain, "was replaced, or unpacked again, meanwhile"));
+    }
+    for namespace in namespaces::list(tx, None, usize::MAX)? {
+        let ns = &namespace.name;
+        // What it was once, and stays for others, has its directory and another name.
+        for mut other in snapshots::list(tx, ns, driver, None, usize::MAX)? {
+            if other.layer.as_ref() == Some(chain) && other.key.as_str() != chain.to_string() {
+                other.layer = None;
+                snapshots::store(tx, ns, other)?;
+            }
+        }
+        let Some(mut own) = snapshots::find(tx, ns, driver, &chain.to_string())?.filter(|own| own.dir == old) else {
+            continue;
+        };
+        if keep {
+            // Damaged records may go round in a circle, and this goes down.
+            snapshots::ancestors(tx, ns, &own)?;
+            let mut below: BTreeMap<Name, Vec<Snapshot>> = BTreeMap::new();
+            for one in snapshots::list(tx, ns, driver, None, usize::MAX)? {
+                if let Some(parent) = one.parent.clone() {
+                    below.entry(parent).or_default().push(one);
+                }
+            }
+            let was = Snapshot { layer: None, ..own.clone() };
+            stay(tx, ns, &below, &was, own.parent.clone(), old)?;
+        }
+        snapshots::refer(tx, driver, old, -1)?;
+        snapshots::refer(tx, driver, new, 1)?;
+        (own.dir, own.usage, own.updated) = (new, usage, tx.now());
+        snapshots::store(tx, ns, own)?;
+        let payload = serde_json::json!({ "key": chain, "driver": driver });
+        events::emit(tx, Event::new(ns, "/snapshot/repaired", payload))?;
+    }
+    (layer.dir, layer.usage, layer.created) = (new, usage, tx.now());
+    layers::store(tx, driver, &layer)?;
+    Ok(snapshots::dir_references(tx, driver, old)? == 0)
+}
+
+/// Gives what lies on `was`, in however many steps, and isn't committed a chain of its own down to the old tree.
+fn stay(
+    tx: &mut Tx<'_>,
+    ns: &Namespace,
+    below: &BTreeMap<Name, Vec<Snapshot>>,
+    was: &Snapshot,
+    parent: Option<Name>,
+    old: u64,
+) -> Result<()> {
+    if !is_used(below, &was.key) {
+        return Ok(());
+    }
+    let mut count = 0;
+    let key = loop {
+        let key = Name::new(format!("{REPLACED}{old}/{count}"))?;
+        if snapshots::find(tx, ns, &was.driver, &key)?.is_none() {
+            break key;
+        }
+        count += 1;
+    };
+    // Nothing but what lies on it keeps it: its other labels might.
+    let labels = Labels::from([(WAS.to_owned(), first_name(was).to_owned())]);
+    let kept = Snapshot { key: key.clone(), parent, labels, ..was.clone() };
+    snapshots::create(tx, ns, kept)?;
+    for one in below.get(&was.key).into_iter().flatten() {
+        match one.kind {
+            Kind::Committed => stay(tx, ns, below, one, Some(key.clone()), old)?,
+            Kind::Active | Kind::View => snapshots::move_onto(tx, ns, one.clone(), key.clone())?,
+        }
+    }
+    Ok(())
+}
+
+/// Whether anything that isn't committed lies on it.
+fn is_used(below: &BTreeMap<Name, Vec<Snapshot>>, key: &Name) -> bool {
+    let on_it = below.get(key).into_iter().flatten();
+    on_it.into_iter().any(|one| one.kind != Kind::Committed || is_used(below, &one.key))
+}
+
+/// Tells every namespace that has a layer that its tree is not what it was.
+pub fn damaged(tx: &mut Tx<'_>, driver: &str, chain: &Digest) -> Result<()> {
+    for namespace in namespaces::list(tx, None, usize::MAX)? {
+        let found = snapshots::find(tx, &namespace.name, driver, &chain.to_string())?;
+        if found.is_some_and(|found| found.layer.as_ref() == Some(chain)) {
+            let payload = serde_json::json!({ "key": chain, "driver": driver });
+            events::emit(tx, Event::new(&namespace.name, "/snapshot/damaged", payload))?;
+        }
+    }
+    Ok(())
+}
