@@ -37,7 +37,7 @@ fn part<'a>(data: &mut &'a [u8], wide: bool) -> Option<&'a [u8]> {
 struct Rows(BTreeMap<(&'static str, Vec<u8>), Vec<u8>>);
 
 /// In this order seeds number them.
-const TABLES: [&str; 17] = [
+const TABLES: [&str; 19] = [
     "meta",
     "counters",
     "namespaces",
@@ -55,6 +55,8 @@ const TABLES: [&str; 17] = [
     "tasks",
     "outbox",
     "attachments",
+    "specs",
+    "transient",
 ];
 
 impl Rows {
@@ -106,7 +108,9 @@ pub fn records(data: &[u8]) {
     let spaces = namespaces::list(&rows, None, MOST).unwrap_or_default();
     let spaces = spaces.into_iter().map(|record| record.name);
     for ns in spaces.chain([Namespace::default_namespace()]) {
-        drop(containers::list(&rows, &ns, None, MOST));
+        for one in containers::list(&rows, &ns, None, MOST).unwrap_or_default() {
+            drop(containers::find(&rows, &ns, &one.id));
+        }
         drop(images::list(&rows, &ns, None, MOST));
         drop(content::list(&rows, &ns, None, MOST));
         drop(ingests::list(&rows, &ns, None, MOST));
@@ -122,6 +126,7 @@ pub fn records(data: &[u8]) {
             assert!(graph.garbage().len() <= graph.nodes().count());
         }
     }
+    drop(containers::transient(&rows));
     drop(content::blobs(&rows, None, MOST));
     drop(content::scrubbed(&rows));
     drop(ingests::ids(&rows));

@@ -36,13 +36,15 @@ fn faults(store: &Fixture) -> Vec<Fault> {
 
 #[test]
 fn every_index_is_made_anew_from_what_it_is_of() {
-    let breaks: [fn(&mut Tx<'_>) -> Result<()>; 10] = [
+    let breaks: [fn(&mut Tx<'_>) -> Result<()>; 12] = [
         |tx| tx.remove(Table::BLOBS, digest("a").to_string().as_bytes()).map(drop),
         |tx| tx.put(Table::BLOBS, digest("b").to_string().as_bytes(), b"no record"),
         |tx| tx.put(Table::DIRS, &snapshots::dir_key("overlay", 1), &7_u64.to_be_bytes()),
         |tx| tx.put(Table::DIRS, &snapshots::dir_key("overlay", 9), &1_u64.to_be_bytes()),
         |tx| tx.remove(Table::CHILDREN, b"default\0overlay\0done\0top").map(drop),
         |tx| tx.put(Table::CHILDREN, b"default\0overlay\0done\0none", b""),
+        |tx| tx.put(Table::SPECS, b"default\0gone", b"a spec"),
+        |tx| tx.put(Table::TRANSIENT, b"default\0gone", b""),
         |tx| tx.put(Table::HELD, b"default\0gone\0snapshot\0overlay\0top", b""),
         |tx| tx.put(Table::HELD, format!("default\0\0content\0{}", digest("b")).as_bytes(), b""),
         |tx| tx.put(Table::HELD, b"other\0\0snapshot\0overlay\0top", b""),

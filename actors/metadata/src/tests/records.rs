@@ -17,6 +17,7 @@ use crate::records::{
     snapshots::{self, Kind, Snapshot, Usage},
     tasks::{self, Exit, State, Task},
 };
+use crate::table::Table;
 
 fn spec() -> Any {
     Any { type_url: "types.containerd.io/opencontainers/runtime-spec/1/Spec".into(), value: b"{}".to_vec() }
@@ -222,6 +223,48 @@ fn container_updates_follow_the_reference() {
     assert_eq!(touched.extensions.keys().collect::<Vec<_>>(), ["y"], "masking an absent key removes it");
     let all = update(&mut f, "", |c| c.labels.clear()).unwrap();
     assert!(all.labels.is_empty());
+}
+
+#[test]
+fn a_spec_and_what_goes_with_its_task_stay_with_their_container() {
+    let mut f = Fixture::new();
+    let transient = |f: &Fixture| -> Vec<String> {
+        containers::transient(&f.view()).unwrap().into_iter().map(|(_, id)| id.to_string()).collect()
+    };
+    for (id, goes) in [("stays", false), ("goes", true)] {
+        f.write(move |tx| containers::create(tx, &default(), Container { transient: goes, ..container(id) })).unwrap();
+    }
+    assert_eq!(transient(&f), ["goes"]);
+    let listed = containers::list(&f.view(), &default(), None, 9).unwrap();
+    assert!(listed.iter().all(|c| c.spec.is_empty()), "a list reads no spec");
+    // What a list gave is no container to put back.
+    let bare = listed[0].clone();
+    code(f.write(move |tx| containers::update(tx, &default(), bare.clone())), Code::InvalidArgument);
+
+    let renamed = |tx: &mut Tx<'_>| {
+        let renamed = Container { id: id("went"), ..containers::get(tx, &default(), "goes")? };
+        containers::rename(tx, &default(), "goes", renamed)
+    };
+    f.write(renamed).unwrap();
+    assert_eq!(transient(&f), ["went"]);
+    assert_eq!(containers::get(&f.view(), &default(), "went").unwrap().spec, spec());
+    assert_eq!(crate::records::check::all(&f.view()).unwrap(), []);
+    for id in ["stays", "went"] {
+        f.write(move |tx| containers::delete(tx, &default(), id)).unwrap();
+    }
+    assert_eq!(transient(&f), [""; 0]);
+    assert_eq!(crate::records::check::all(&f.view()).unwrap(), [], "nothing of them is left");
+}
+
+#[test]
+fn a_container_that_has_lost_its_spec_says_so_and_can_be_removed() {
+    let mut f = Fixture::new();
+    f.write(|tx| containers::create(tx, &default(), container("c"))).unwrap();
+    f.write(|tx| tx.remove(Table::SPECS, b"default\0c")).unwrap();
+    code(containers::get(&f.view(), &default(), "c"), Code::DataLoss);
+    assert!(!crate::records::check::all(&f.view()).unwrap().is_empty());
+    f.write(|tx| containers::delete(tx, &default(), "c")).unwrap();
+    assert_eq!(crate::records::check::all(&f.view()).unwrap(), []);
 }
 
 #[test]
