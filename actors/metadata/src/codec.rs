@@ -125,6 +125,16 @@ mod tests {
     }
 
     #[test]
+    fn floats_are_read_in_the_shortest_form_too() {
+        // As older daemons wrote them, in the payloads of events.
+        let forms: [(&[u8], f64); 3] =
+            [(&[0xf9, 0x38, 0], 0.5), (&[0xfa, 0x3f, 0, 0, 0], 0.5), (&[0xfb, 0x3f, 0xe0, 0, 0, 0, 0, 0, 0], 0.5)];
+        for (bytes, value) in forms {
+            assert_eq!(decode::<serde_json::Value>("event", b"", bytes).unwrap(), serde_json::json!(value));
+        }
+    }
+
+    #[test]
     fn what_was_packed_comes_back_and_what_was_altered_is_refused() {
         for text in [&b""[..], b"{}", &[b'x'; 100_000]] {
             assert_eq!(unpack("spec", b"k", &pack(text)).unwrap(), text);

@@ -78,10 +78,11 @@ impl Ballast {
             return Ok(false);
         }
         let file = File::options().write(true).create(true).truncate(false).mode(0o600).open(&self.path)?;
+        let before = file.metadata()?.len();
         match posix_fallocate(&file, 0, SIZE as i64) {
             Ok(()) => Ok(true),
             Err(errno) => {
-                file.set_len(0)?;
+                file.set_len(before)?;
                 Err(errno.into())
             }
         }

@@ -72,7 +72,7 @@ fn alone(view: &View, id: &Id) -> Result<Option<Namespace>> {
     let mut all = BTreeSet::new();
     for namespace in namespaces::list(view, None, usize::MAX)? {
         let ns = namespace.name;
-        if containers::find(view, &ns, id)?.is_some() && tasks::find(view, &ns, id)?.is_none() {
+        if containers::exists(view, &ns, id)? && tasks::find(view, &ns, id)?.is_none() {
             all.insert(ns);
         }
     }

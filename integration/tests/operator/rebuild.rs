@@ -77,6 +77,21 @@ fn what_is_readable_goes_on_and_so_do_containers_that_run() {
 }
 
 #[test]
+fn a_container_whose_spec_is_lost_is_told_and_can_be_removed() {
+    let daemon = Daemon::with_busybox();
+    idle(&daemon, "box");
+    daemon.kill9();
+    assert!(overwrite(&daemon, "opencontainers/runtime-spec") > 0);
+    let said = rebuild(&daemon);
+    assert_eq!(said.code, 0, "{said:?}");
+    daemon.restart();
+    let checked = say(&daemon, &["system", "check"]);
+    assert!(checked.code == 1 && checked.out.contains("has lost its spec"), "{checked:?}");
+    ok(&daemon, &["rm", "-f", "box"]);
+    assert_eq!(ok(&daemon, &["system", "check"]), "records and disk agree\n");
+}
+
+#[test]
 fn of_tables_that_are_lost_whole_content_is_found_and_trees_are_put_aside() {
     let daemon = Daemon::with_busybox();
     ok(&daemon, &["snapshot", "prepare", "mine"]);
@@ -100,7 +115,8 @@ fn of_tables_that_are_lost_whole_content_is_found_and_trees_are_put_aside() {
     daemon.restart();
     let found = say(&daemon, &["--namespace", "recovered", "content", "ls", "-q"]);
     assert!(found.out.lines().eq(blobs.iter().map(String::as_str)), "{found:?}");
-    let aside = daemon.root().join("aside/snapshots/overlay");
+    let mut times = fs::read_dir(daemon.root().join("aside")).unwrap();
+    let aside = times.next().unwrap().unwrap().path().join("snapshots/overlay");
     let note = fs::read_dir(aside).unwrap().map(|tree| tree.unwrap().path().join("fs/note")).find(|note| note.exists());
     assert_eq!(fs::read_to_string(note.unwrap()).unwrap(), "mine");
     // Nothing of it is collected: nobody knows what kept it.

@@ -10,7 +10,10 @@ use std::{
 fn main() -> Result<(), Box<dyn Error>> {
     let file = std::env::args().nth(1).ok_or("usage: inflate FILE")?;
     let start = Instant::now();
-    let size = copy(&mut flate2::bufread::MultiGzDecoder::new(BufReader::with_capacity(1 << 17, File::open(file)?)), &mut sink())?;
+    let size = copy(
+        &mut flate2::bufread::MultiGzDecoder::new(BufReader::with_capacity(1 << 17, File::open(file)?)),
+        &mut sink(),
+    )?;
     println!("{:.3} s, {size} bytes", start.elapsed().as_secs_f64());
     Ok(())
 }

@@ -122,7 +122,7 @@ pub fn run(mut command: Command, streams: Streams, deadline: Duration) -> io::Re
             captured.push(both);
         }
     }
-    let caller = std::process::id() as i32;
+    let caller = process::pidfd_open(std::process::id() as i32)?;
     // SAFETY: the closure makes three system calls and allocates nothing.
     unsafe {
         command.pre_exec(move || {
@@ -130,8 +130,9 @@ pub fn run(mut command: Command, streams: Streams, deadline: Duration) -> io::Re
             if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
                 return Err(io::Error::last_os_error());
             }
-            // One that was dead before that tells nobody.
-            if libc::getppid() != caller {
+            // One that was dead before that tells nobody. Its number may be none in a namespace that a hook has entered.
+            let mut ended = libc::pollfd { fd: caller.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+            if libc::poll(&mut ended, 1, 0) != 0 {
                 return Err(io::Error::from_raw_os_error(libc::ESRCH));
             }
             // X1: nothing above its three streams, whatever the caller forgot to mark.

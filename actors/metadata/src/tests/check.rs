@@ -97,3 +97,15 @@ fn what_lost_its_bytes_goes_from_every_namespace_and_what_lies_on_a_tree_stays()
     assert_eq!(faults(&store), []);
     assert!(content::find(&store.view(), &default(), &digest("a")).unwrap().is_none());
 }
+
+#[test]
+fn the_spec_of_a_container_that_cant_be_read_stays() {
+    let mut store = filled();
+    let spec = cofferdam_types::Any { type_url: "types.example/spec".into(), value: b"{}".to_vec() };
+    let container = crate::records::containers::Container::new(id("box"), "native", spec);
+    store.write(move |tx| crate::records::containers::create(tx, &default(), container.clone())).unwrap();
+    store.write(|tx| tx.put(Table::CONTAINERS, b"default\0box", b"no record")).unwrap();
+    let left = store.write(check::mend).unwrap();
+    assert_eq!(left.iter().map(|finding| finding.fault).collect::<Vec<_>>(), [Fault::RecordUnreadable]);
+    assert!(crate::Read::get(&store.view(), Table::SPECS, b"default\0box").unwrap().is_some());
+}

@@ -196,10 +196,21 @@ fn a_full_disk_refuses_writes_and_forgets_nothing() {
     (0..2).for_each(full);
 }
 
-/// Writes pairs until the disk is full, and says which is the first that it refused, and how.
+/// A job that writes two records and an event, all of which [`removal`] takes away again.
+fn plain(n: u64) -> Write {
+    job(&Authority::system(), move |tx| {
+        let key = name(&format!("{n:06}"));
+        leases::create(tx, &default(), leases::Lease::new(key.clone()))?;
+        let mut image = images::Image::new(key, Descriptor::new("application/json", digest("x"), 1));
+        image.labels.insert("padding".into(), "x".repeat((n % 97 * 40) as usize));
+        images::create(tx, &default(), image).map(drop)
+    })
+}
+
+/// Writes until the disk is full, and says which is the first that it refused, and how.
 fn fill(store: &mut Store, first: u64) -> (u64, Error) {
     for n in first..first + 100_000 {
-        if let Err(error) = store.commit(&[pair(n)]).remove(0) {
+        if let Err(error) = store.commit(&[plain(n)]).remove(0) {
             return (n, error);
         }
     }
@@ -209,7 +220,7 @@ fn fill(store: &mut Store, first: u64) -> (u64, Error) {
 fn full(turn: u64) {
     let disk = Disk::default();
     let (shared, mut store) = open(&disk, turn).unwrap();
-    let first: Vec<Write> = (0..500).map(pair).collect();
+    let first: Vec<Write> = (0..500).map(plain).collect();
     store.commit(&first).into_iter().for_each(Result::unwrap);
     drop(store);
     // So that most of it is not in redb's cache.
@@ -224,7 +235,7 @@ fn full(turn: u64) {
     }
     disk.mend();
     store.commit(&[removal(0)]).remove(0).unwrap();
-    store.commit(&[pair(refused)]).remove(0).unwrap();
+    store.commit(&[plain(refused)]).remove(0).unwrap();
 }
 
 fn removal(n: u64) -> Write {
@@ -248,13 +259,13 @@ fn emptied(turn: u64, kept: u64) -> Result<()> {
     let (below, reserve) = (disk.clone(), Arc::new(disk.clone()));
     let shared = Arc::new(Shared::new(Opener::reserved(scanned, move || below.clone(), reserve)));
     let mut store = shared.open().unwrap();
-    store.commit(&(0..300).map(pair).collect::<Vec<_>>()).into_iter().for_each(Result::unwrap);
+    store.commit(&(0..300).map(plain).collect::<Vec<_>>()).into_iter().for_each(Result::unwrap);
     disk.fill(kept);
     let (refused, error) = fill(&mut store, 300);
     assert_eq!(error.code, Code::ResourceExhausted, "{error}");
     for n in 0..refused {
         // In one batch with what has to be refused still. What was freed may be room for that later.
-        let results = store.commit(&[pair(1_000_000 + n), removal(n)]);
+        let results = store.commit(&[plain(1_000_000 + n), removal(n)]);
         results[1].clone()?;
         if n == 0 {
             assert_eq!(results[0].clone().unwrap_err().code, Code::ResourceExhausted);

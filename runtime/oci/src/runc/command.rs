@@ -96,7 +96,8 @@ pub fn await_maker(bundle: &Path, patience: Duration) -> io::Result<bool> {
             let Ok(pid) = bytes.try_into().map(i32::from_ne_bytes) else { return Ok(true) };
             let gone = match process::pidfd_open(pid) {
                 Ok(held) => process::ended_within(held, patience)?,
-                Err(e) if e.raw_os_error() == Some(libc::ESRCH) => true,
+                // Gone, or its number is a thread's by now.
+                Err(e) if matches!(e.raw_os_error(), Some(libc::ESRCH | libc::EINVAL)) => true,
                 Err(e) => return Err(e),
             };
             if gone {
