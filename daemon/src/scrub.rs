@@ -51,7 +51,11 @@ async fn round(services: &Services, period: Duration) -> Result<Duration> {
         tokio::time::sleep(PAUSE.mul_f64(read as f64 / STEP as f64)).await;
     }
     // Behind the blobs, since it believes them.
-    for layer in services.images.unpacked().await? {
+    let layers = services.images.unpacked().await.unwrap_or_else(|error| {
+        tracing::warn!(%error, "layers can't be compared with their blobs; it is tried again with the next pass");
+        Vec::new()
+    });
+    for layer in layers {
         if let Err(error) = services.images.examine(layer, RATE).await {
             tracing::warn!(%error, "a layer can't be compared with its blob; it is tried again with the next pass");
         }

@@ -14,7 +14,10 @@ use std::{
 };
 
 use cofferdam_kernel::block_on;
-use cofferdam_metadata::records::{layers, namespaces, replace, snapshots};
+use cofferdam_metadata::records::{
+    layers::{self, Layer},
+    namespaces, replace, snapshots,
+};
 use cofferdam_snapshots::{Pace, Stage};
 use cofferdam_types::{Authority, Code, Descriptor, Digest, Error, Fault, Finding, Findings, Name, Namespace, Result};
 
@@ -67,7 +70,14 @@ impl Images {
         for ns in spaces.into_iter().map(|record| record.name) {
             let mut after: Option<Name> = None;
             loop {
-                let page = self.list(&ns, after.as_ref().map(Name::as_str), PAGE)?;
+                let page = match self.list(&ns, after.as_ref().map(Name::as_str), PAGE) {
+                    Ok(page) => page,
+                    // The check of the records tells which row it is; the others' layers don't wait for its end.
+                    Err(error) => {
+                        tracing::warn!(namespace = %ns, %error, "images can't be read: their layers are not compared");
+                        break;
+                    }
+                };
                 let Some(last) = page.last() else { break };
                 after = Some(last.name.clone());
                 for image in page {
@@ -143,11 +153,17 @@ impl Images {
         if self.is_lost(one)? || (!self.snapshots.detached(&one.driver)? && on_damaged()) {
             return Ok(());
         }
-        let Some(dir) = self.dir(one)? else { return Ok(()) };
+        let Some(Layer { dir, usage, .. }) = self.record(one)? else { return Ok(()) };
+        // It is made in full beside the one that there is, and is not worth a full disk.
+        let (size, free) = (usage.size, self.snapshots.free(&one.driver)?);
+        if free < size.saturating_mul(2) {
+            tracing::warn!(driver = one.driver, chain = %one.chain, size, free, "too little room to compare a layer");
+            return Ok(());
+        }
         let stage = self.make_again(one, pace)?;
         let found = self.snapshots.difference(&stage, dir, pace);
-        // Removed or replaced meanwhile, its tree is anything.
-        if self.dir(one)? != Some(dir) {
+        // Removed or replaced meanwhile, its tree is anything; and so is what was made of one that was.
+        if self.dir(one)? != Some(dir) || !self.snapshots.stands(&stage)? {
             return Ok(());
         }
         let Some(what) = found? else {
@@ -172,9 +188,13 @@ impl Images {
         let mut found = Findings::default();
         let mut left = self.damaged.lock().clone();
         if repair {
+            let mut replaced = BTreeSet::new();
             for one in self.unpacked().await? {
                 let (lost, known) = (self.is_lost(&one)?, left.remove(&one.key()));
-                if !lost && known.is_none() {
+                // What was copied from a damaged one has the damage too: all of it with drivers that copy, and with the others
+                // a file of it that a layer above links to.
+                let copied = one.below.iter().any(|chain| replaced.contains(&(one.driver.clone(), chain.clone())));
+                if !lost && known.is_none() && !copied {
                     continue;
                 }
                 let Some(dir) = self.dir(&one)? else { continue };
@@ -185,6 +205,7 @@ impl Images {
                 let fault = if lost { Fault::SnapshotLost } else { Fault::SnapshotDamaged };
                 match mended {
                     Ok(Some(what)) => {
+                        replaced.insert(one.key());
                         let why = format!("{}: layer {} was unpacked again", what, one.chain);
                         found.add(fault, id, why, true);
                     }
@@ -193,7 +214,8 @@ impl Images {
                     // Who owns it tells what is gone.
                     Err(error) if lost => tracing::warn!(%error, chain = %one.chain, "a layer can't be unpacked again"),
                     Err(error) => {
-                        let why = format!("layer {} is damaged, and can't be unpacked again: {error}", one.chain);
+                        let is = if known.is_some() { "is damaged" } else { "lies on one that was" };
+                        let why = format!("layer {} {is}, and can't be unpacked again: {error}", one.chain);
                         found.add(fault, id, why, false);
                     }
                 }
@@ -238,8 +260,12 @@ impl Images {
         self.diff.again(&one.namespace, (&one.blob, &one.diff_id), stage, below, pace)
     }
 
+    fn record(&self, one: &Unpacked) -> Result<Option<Layer>> {
+        layers::find(&self.meta.read()?, &one.driver, &one.chain)
+    }
+
     fn dir(&self, one: &Unpacked) -> Result<Option<u64>> {
-        Ok(layers::find(&self.meta.read()?, &one.driver, &one.chain)?.map(|layer| layer.dir))
+        Ok(self.record(one)?.map(|layer| layer.dir))
     }
 
     fn is_lost(&self, one: &Unpacked) -> Result<bool> {

@@ -17,6 +17,8 @@ use cofferdam_types::{
 };
 use serde_json::json;
 
+mod heal;
+
 use crate::{Document, Images, config, content_labels, document};
 
 struct World {
@@ -50,7 +52,14 @@ fn auth() -> Authority {
 
 impl World {
     async fn start() -> World {
-        let root = tempfile::tempdir().unwrap();
+        let world = World::at(tempfile::tempdir().unwrap()).await;
+        let make =
+            |tx: &mut cofferdam_metadata::Tx<'_>| records::namespaces::create(tx, &second(), &Labels::new()).map(drop);
+        world.meta.write(&auth(), make).await.unwrap();
+        world
+    }
+
+    async fn at(root: tempfile::TempDir) -> World {
         let kernel = Kernel::new().unwrap();
         let place = Placement::Shared("test");
         let meta = Metadata::start(&kernel, place, &root.path().join("meta.redb")).unwrap();
@@ -60,9 +69,6 @@ impl World {
         let diff = Diff::start(&kernel, place, content.clone());
         let images = Images::start(&kernel, place, meta.clone(), content.clone(), snapshots.clone(), diff);
         kernel.ready().await.unwrap();
-        let make =
-            |tx: &mut cofferdam_metadata::Tx<'_>| records::namespaces::create(tx, &second(), &Labels::new()).map(drop);
-        meta.write(&auth(), make).await.unwrap();
         World { kernel, meta, content, snapshots, images, root }
     }
 

@@ -169,8 +169,10 @@ impl Unpack {
         let mut tries = 1;
         loop {
             match self.attempt(placed).await {
-                // A layer that was there was removed before we could link it.
-                Err(e) if e.code == Code::NotFound && e.kind == "layer" && tries < TRIES => {
+                // A layer that was there was removed before we could link it; or replaced after another was copied from it.
+                Err(e)
+                    if matches!(e.code, Code::NotFound | Code::Unavailable) && e.kind == "layer" && tries < TRIES =>
+                {
                     tries += 1;
                     self.layers.iter_mut().for_each(|layer| layer.state = State::Open);
                 }

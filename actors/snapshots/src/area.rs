@@ -25,7 +25,10 @@ use cofferdam_metadata::records::snapshots::Usage;
 use cofferdam_types::{Code, Error, Mount, Result};
 use nix::{
     errno::Errno,
-    sys::stat::{Mode, fstat, mkdirat},
+    sys::{
+        stat::{Mode, fstat, mkdirat},
+        statvfs::fstatvfs,
+    },
     unistd::syncfs,
 };
 
@@ -64,8 +67,7 @@ pub struct Area {
     trash: Trash,
     referenced: Referenced,
     next: AtomicU64,
-    /// Goes up before a layer's tree is replaced, and once more when that is recorded, or failed: it is odd meanwhile.
-    swaps: AtomicU64,
+    swaps: swap::Swaps,
     /// Ids in somebody's hands, between their making and their commit.
     live: Mutex<BTreeSet<u64>>,
     /// Those of them whose directory is being brought into another form: whoever removes the record leaves it to the
@@ -110,7 +112,7 @@ impl Area {
             trash,
             referenced,
             next: AtomicU64::new(last.max(taken) + 1),
-            swaps: AtomicU64::new(0),
+            swaps: swap::Swaps::default(),
             live: Mutex::default(),
             busy: Mutex::default(),
             stock: Mutex::default(),
@@ -250,6 +252,12 @@ impl Area {
         let stat =
             fstat(&self.dir).map_err(|e| Error::io("snapshot", "", "look at a driver's directory", &e.into()))?;
         Ok(stat.st_dev)
+    }
+
+    /// The bytes that can still be written there, but for what only root may use.
+    pub fn free(&self) -> Result<u64> {
+        let fs = fstatvfs(&self.dir).map_err(|e| Error::io("snapshot", "", "look how full the disk is", &e.into()))?;
+        Ok(fs.blocks_available().saturating_mul(fs.fragment_size()))
     }
 
     /// Makes everything in this filesystem durable, directory entries included.

@@ -29,7 +29,7 @@ use crate::{
     drivers::{self, Access},
     flights::Flights,
     messages::{Commit, CommitLayers, Limit, Measure, Prepare, Remove, Reserve, StageLayer},
-    stage::{Changes, Reserved, Stage, Staged, Turn},
+    stage::{Base, Changes, Reserved, Stage, Staged, Turn},
     trash::Trash,
 };
 
@@ -345,13 +345,16 @@ impl Core {
             return Ok(Staged::Exists);
         }
         let area = depot.area.clone();
-        let base = match (&m.parent, m.under) {
-            _ if area.driver().detached() => None,
-            (None, _) => None,
-            (Some(_), Some(dir)) => Some(dir),
-            (Some(parent), None) => Some(layers::get(&self.meta.read()?, &m.driver, parent)?.dir),
+        let (dir, base) = match (m.parent, m.under) {
+            _ if area.driver().detached() => (None, None),
+            (None, _) => (None, None),
+            (Some(_), Some(dir)) => (Some(dir), None),
+            (Some(parent), None) => {
+                let base = Base::of(&self.meta.read()?, &m.driver, parent)?;
+                (Some(base.dir()), Some(base))
+            }
         };
-        self.pool.run(move || stage(&area, base, turn)).await.map(Staged::New)
+        self.pool.run(move || stage(&area, dir, turn).map(|stage| stage.made_of(base))).await.map(Staged::New)
     }
 
     /// See [`CommitLayers`].
@@ -390,7 +393,8 @@ impl Core {
                     usage,
                     created: Default::default(),
                 });
-                (layer.chain.clone(), layer.labels.clone(), record)
+                let base = layer.stage.as_ref().and_then(Stage::base);
+                (layer.chain.clone(), layer.labels.clone(), record.map(|record| (record, base)))
             })
             .collect();
         layers.iter().filter_map(|layer| layer.stage.as_ref()).for_each(|stage| stage.held().busy());
@@ -420,7 +424,7 @@ fn show_layer(
     driver: &str,
     chain: &Digest,
     labels: &Labels,
-    new: Option<&Layer>,
+    new: Option<&(Layer, Option<Base>)>,
 ) -> Result<()> {
     let name = Name::new(chain.to_string())?;
     if snapshots::find(tx, ns, driver, &name)?.is_some() {
@@ -428,6 +432,10 @@ fn show_layer(
     }
     // Another namespace may have been faster; what it made is the same.
     let new = if layers::find(tx, driver, chain)?.is_some() { None } else { new };
+    if let Some((_, Some(base))) = new {
+        base.stands(tx, driver)?;
+    }
+    let new = new.map(|(new, _)| new);
     let parent = new.and_then(|new| new.parent.as_ref());
     match (new, parent) {
         // What lies below is a snapshot of the namespace's own, not the layer: so is what is put on it.

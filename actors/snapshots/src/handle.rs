@@ -15,7 +15,7 @@ use cofferdam_metadata::{
         snapshots::{self, Kind, Removed, Snapshot, Usage},
     },
 };
-use cofferdam_types::{Authority, Digest, Error, Finding, Labels, Mount, Name, Namespace, Result};
+use cofferdam_types::{Authority, Code, Digest, Error, Finding, Labels, Mount, Name, Namespace, Result};
 
 use crate::{
     actor::SnapshotsActor,
@@ -284,8 +284,24 @@ impl Snapshots {
         same::difference(stage.tree(), stage.held().area().tree(dir)?.as_fd(), pace)
     }
 
+    /// Whether what a stage was copied from is still the tree of its layer.
+    pub fn stands(&self, stage: &Stage) -> Result<bool> {
+        let view = self.meta.read()?;
+        let driver = stage.held().area().driver().name();
+        match stage.base().map_or(Ok(()), |base| base.stands(&view, driver)) {
+            Err(error) if error.code == Code::Unavailable => Ok(false),
+            other => other.map(|()| true),
+        }
+    }
+
+    /// The bytes that can still be written where a driver has its directories.
+    pub fn free(&self, driver: &str) -> Result<u64> {
+        self.core.depot(driver)?.area.free()
+    }
+
     /// Puts a stage that is filled in the place of its layer's tree, which is damaged, or `lost`. What lies on that one and
-    /// isn't committed keeps it. `failed_precondition`: the layer has another tree by now than `old`.
+    /// isn't committed keeps it, if its mounts show it. `unavailable`: the layer that the stage was copied from was replaced
+    /// meanwhile. `failed_precondition`: the layer has another tree by now than `old`.
     pub async fn replace_layer(&self, driver: &str, stage: Stage, old: u64, lost: bool) -> Result<()> {
         self.slot.call(ReplaceLayer { driver: driver.to_owned(), stage, old, lost }).await
     }

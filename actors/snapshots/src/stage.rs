@@ -6,8 +6,11 @@ use std::{
 };
 
 use cofferdam_metadata::{
-    Tx,
-    records::snapshots::{self, Snapshot},
+    Read, Tx,
+    records::{
+        layers,
+        snapshots::{self, Snapshot},
+    },
 };
 use cofferdam_types::{Digest, Error, Mount, Namespace, Result};
 
@@ -94,17 +97,55 @@ impl Turn {
     }
 }
 
+/// The layer that a stage was copied from, and the directory that this had then.
+#[derive(Clone)]
+pub(crate) struct Base {
+    chain: Digest,
+    dir: u64,
+}
+
+impl Base {
+    pub(crate) fn of(read: &dyn Read, driver: &str, chain: Digest) -> Result<Base> {
+        let dir = layers::get(read, driver, &chain)?.dir;
+        Ok(Base { chain, dir })
+    }
+
+    pub(crate) fn dir(&self) -> u64 {
+        self.dir
+    }
+
+    /// `unavailable` where the layer has another tree by now: the copy may be of a damaged one, or of one that was going. One
+    /// whose record has gone was removed as it was.
+    pub(crate) fn stands(&self, read: &dyn Read, driver: &str) -> Result<()> {
+        if layers::find(read, driver, &self.chain)?.is_none_or(|layer| layer.dir == self.dir) {
+            return Ok(());
+        }
+        let why = "was replaced just now, since it was damaged, and another was being made of it: try again";
+        Err(Error::unavailable("layer", &self.chain, why))
+    }
+}
+
 /// The directory of a layer that is being unpacked, and the turn to do so. Dropped, the directory goes to the trash,
 /// unless a record refers to it.
 pub struct Stage {
     turn: Turn,
     held: Held,
     tree: OwnedFd,
+    /// What it was copied from, but for what the same caller stages.
+    base: Option<Base>,
 }
 
 impl Stage {
     pub(crate) fn new(turn: Turn, held: Held, tree: OwnedFd) -> Stage {
-        Stage { turn, held, tree }
+        Stage { turn, held, tree, base: None }
+    }
+
+    pub(crate) fn made_of(self, base: Option<Base>) -> Stage {
+        Stage { base, ..self }
+    }
+
+    pub(crate) fn base(&self) -> Option<Base> {
+        self.base.clone()
     }
 
     /// Keeps the turn for another try, should the stage be lost to a failure.

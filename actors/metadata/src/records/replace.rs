@@ -18,13 +18,35 @@ const REPLACED: &str = "replaced/";
 /// The label of one that says under which name it was made.
 const WAS: &str = "dev.cofferdam.snapshot.was";
 
+/// What goes on lying on the old tree, of what isn't committed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stays {
+    /// All: their mounts are made of it.
+    All,
+    /// Views right on it, whose mounts are the tree itself; all others have copies.
+    Views,
+    /// None, since it is gone.
+    None,
+}
+
+impl Stays {
+    /// Whether one of this kind does, or what lies on it may.
+    fn has(self, kind: Kind) -> bool {
+        match self {
+            Stays::All => true,
+            Stays::Views => kind == Kind::View,
+            Stays::None => false,
+        }
+    }
+}
+
 /// The name under which a snapshot was made, also if it stays under another.
 pub fn first_name(snapshot: &Snapshot) -> &str {
     let was = snapshot.key.starts_with(REPLACED).then(|| snapshot.labels.get(WAS)).flatten();
     was.map_or(&snapshot.key, String::as_str)
 }
 
-/// Gives a layer another directory in place of `old`. With `keep` what lies on it and isn't committed stays on the old one.
+/// Gives a layer another directory in place of `old`, on which goes on lying what `stays`.
 /// Whether nothing refers to the old directory any more. `failed_precondition`: the layer has another one by now.
 pub fn replace(
     tx: &mut Tx<'_>,
@@ -32,7 +54,7 @@ pub fn replace(
     chain: &Digest,
     old: u64,
     (new, usage): (u64, Usage),
-    keep: bool,
+    stays: Stays,
 ) -> Result<bool> {
     let mut layer = layers::get(tx, driver, chain)?;
     if layer.dir != old {
@@ -50,7 +72,7 @@ pub fn replace(
         let Some(mut own) = snapshots::find(tx, ns, driver, &chain.to_string())?.filter(|own| own.dir == old) else {
             continue;
         };
-        if keep {
+        if stays != Stays::None {
             // Damaged records may go round in a circle, and this goes down.
             snapshots::ancestors(tx, ns, &own)?;
             let mut below: BTreeMap<Name, Vec<Snapshot>> = BTreeMap::new();
@@ -60,7 +82,7 @@ pub fn replace(
                 }
             }
             let was = Snapshot { layer: None, ..own.clone() };
-            stay(tx, ns, &below, &was, own.parent.clone(), old)?;
+            stay(tx, ns, &below, &was, own.parent.clone(), (old, stays))?;
         }
         snapshots::refer(tx, driver, old, -1)?;
         snapshots::refer(tx, driver, new, 1)?;
@@ -74,16 +96,16 @@ pub fn replace(
     Ok(snapshots::dir_references(tx, driver, old)? == 0)
 }
 
-/// Gives what lies on `was`, in however many steps, and isn't committed a chain of its own down to the old tree.
+/// Gives what stays of what lies on `was`, in however many steps, a chain of its own down to the old tree.
 fn stay(
     tx: &mut Tx<'_>,
     ns: &Namespace,
     below: &BTreeMap<Name, Vec<Snapshot>>,
     was: &Snapshot,
     parent: Option<Name>,
-    old: u64,
+    (old, stays): (u64, Stays),
 ) -> Result<()> {
-    if !is_used(below, &was.key) {
+    if !is_used(below, &was.key, stays) {
         return Ok(());
     }
     let mut count = 0;
@@ -98,19 +120,19 @@ fn stay(
     let labels = Labels::from([(WAS.to_owned(), first_name(was).to_owned())]);
     let kept = Snapshot { key: key.clone(), parent, labels, ..was.clone() };
     snapshots::create(tx, ns, kept)?;
-    for one in below.get(&was.key).into_iter().flatten() {
+    for one in below.get(&was.key).into_iter().flatten().filter(|one| stays.has(one.kind)) {
         match one.kind {
-            Kind::Committed => stay(tx, ns, below, one, Some(key.clone()), old)?,
+            Kind::Committed => stay(tx, ns, below, one, Some(key.clone()), (old, stays))?,
             Kind::Active | Kind::View => snapshots::move_onto(tx, ns, one.clone(), key.clone())?,
         }
     }
     Ok(())
 }
 
-/// Whether anything that isn't committed lies on it.
-fn is_used(below: &BTreeMap<Name, Vec<Snapshot>>, key: &Name) -> bool {
-    let on_it = below.get(key).into_iter().flatten();
-    on_it.into_iter().any(|one| one.kind != Kind::Committed || is_used(below, &one.key))
+/// Whether anything lies on it that stays and isn't committed.
+fn is_used(below: &BTreeMap<Name, Vec<Snapshot>>, key: &Name, stays: Stays) -> bool {
+    let mut on_it = below.get(key).into_iter().flatten().filter(|one| stays.has(one.kind));
+    on_it.any(|one| one.kind != Kind::Committed || is_used(below, &one.key, stays))
 }
 
 /// Tells every namespace that has a layer that its tree is not what it was.

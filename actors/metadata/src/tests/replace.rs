@@ -8,7 +8,7 @@ use crate::{
         check, events,
         layers::{self, Layer},
         namespaces,
-        replace::{self, replace},
+        replace::{self, Stays, replace},
         snapshots::{self, Kind, Snapshot, Usage},
     },
 };
@@ -66,8 +66,8 @@ fn dirs(read: &dyn Read, key: &str) -> Vec<u64> {
     [own].iter().chain(&above).map(|one| one.dir).collect()
 }
 
-fn swap(f: &mut Fixture, of: &'static str, old: u64, new: u64, keep: bool) -> Result<bool> {
-    f.write(move |tx| replace(tx, DRIVER, &digest(of), old, (new, Usage { size: 7, inodes: 1 }), keep))
+fn swap(f: &mut Fixture, of: &'static str, old: u64, new: u64, stays: Stays) -> Result<bool> {
+    f.write(move |tx| replace(tx, DRIVER, &digest(of), old, (new, Usage { size: 7, inodes: 1 }), stays))
 }
 
 fn agree(f: &Fixture) {
@@ -78,7 +78,7 @@ fn agree(f: &Fixture) {
 fn mounts_that_are_there_stay_and_new_ones_get_the_new_tree() {
     let mut f = world();
     let before = ["on-low", "on-high", "on-mine"].map(|key| dirs(&f.view(), key));
-    assert!(!swap(&mut f, "low", 1, 101, true).unwrap(), "it is in use");
+    assert!(!swap(&mut f, "low", 1, 101, Stays::All).unwrap(), "it is in use");
     agree(&f);
     assert_eq!(["on-low", "on-high", "on-mine"].map(|key| dirs(&f.view(), key)), before);
     let below = |key: &str| {
@@ -97,7 +97,7 @@ fn mounts_that_are_there_stay_and_new_ones_get_the_new_tree() {
 
     // The layer above it is replaced too, also under what stayed on the first one's old tree.
     let before = ["on-low", "on-high", "on-mine", "new"].map(|key| dirs(&f.view(), key));
-    assert!(!swap(&mut f, "high", 2, 102, true).unwrap());
+    assert!(!swap(&mut f, "high", 2, 102, Stays::All).unwrap());
     agree(&f);
     assert_eq!(["on-low", "on-high", "on-mine", "new"].map(|key| dirs(&f.view(), key)), before);
     prepare(&mut f, "newer", "mine", 15);
@@ -105,14 +105,14 @@ fn mounts_that_are_there_stay_and_new_ones_get_the_new_tree() {
 
     let topics: Vec<_> = events::outbox_after(&f.view(), 0, 99).unwrap().into_iter().map(|e| e.topic).collect();
     assert_eq!(topics.iter().filter(|topic| *topic == "/snapshot/repaired").count(), 4);
-    code(swap(&mut f, "low", 1, 103, true), Code::FailedPrecondition);
-    code(swap(&mut f, "none", 1, 103, true), Code::NotFound);
+    code(swap(&mut f, "low", 1, 103, Stays::All), Code::FailedPrecondition);
+    code(swap(&mut f, "none", 1, 103, Stays::All), Code::NotFound);
 }
 
 #[test]
 fn the_old_tree_is_garbage_when_nothing_lies_on_it() {
     let mut f = world();
-    swap(&mut f, "low", 1, 101, true).unwrap();
+    swap(&mut f, "low", 1, 101, Stays::All).unwrap();
     f.write(|tx| snapshots::delete(tx, &default(), DRIVER, "on-mine")).unwrap();
     f.write(|tx| {
         ["on-low", "on-high"].iter().try_for_each(|key| snapshots::delete(tx, &default(), DRIVER, key).map(drop))
@@ -134,7 +134,7 @@ fn the_old_tree_is_garbage_when_nothing_lies_on_it() {
 #[test]
 fn a_layer_outlives_its_own_name_while_something_stays_on_it() {
     let mut f = world();
-    swap(&mut f, "low", 1, 101, true).unwrap();
+    swap(&mut f, "low", 1, 101, Stays::All).unwrap();
     for key in ["on-mine", "mine"] {
         f.write(move |tx| snapshots::delete(tx, &default(), DRIVER, key)).unwrap();
     }
@@ -158,9 +158,33 @@ fn a_layer_outlives_its_own_name_while_something_stays_on_it() {
 #[test]
 fn what_lay_on_a_tree_that_is_gone_lies_on_the_new_one() {
     let mut f = world();
-    assert!(swap(&mut f, "low", 1, 101, false).unwrap(), "nothing refers to it any more");
+    assert!(swap(&mut f, "low", 1, 101, Stays::None).unwrap(), "nothing refers to it any more");
     agree(&f);
     assert_eq!(dirs(&f.view(), "on-high"), [11, 2, 101]);
+}
+
+#[test]
+fn where_trees_are_copied_a_view_alone_stays_on_the_old_one() {
+    let mut f = world();
+    let view = |tx: &mut Tx<'_>, key, parent: &str, dir| {
+        snapshots::create(tx, &default(), Snapshot::new(DRIVER, name(key), Kind::View, Some(name(parent)), dir))
+    };
+    f.write(move |tx| {
+        view(tx, "view", &digest("low").to_string(), 20)?;
+        view(tx, "higher", &digest("high").to_string(), 21)
+    })
+    .unwrap();
+    assert!(!swap(&mut f, "low", 1, 101, Stays::Views).unwrap(), "the view shows it");
+    agree(&f);
+    assert_eq!(dirs(&f.view(), "view"), [20, 1]);
+    assert_eq!(dirs(&f.view(), "higher"), [21, 2, 101], "it shows a copy");
+    assert_eq!(dirs(&f.view(), "on-low"), [10, 101]);
+    let removed = f.write(|tx| {
+        snapshots::delete(tx, &default(), DRIVER, "view")?;
+        snapshots::delete(tx, &default(), DRIVER, "replaced/1/0")
+    });
+    assert!(removed.unwrap().unreferenced);
+    agree(&f);
 }
 
 #[test]

@@ -44,6 +44,9 @@ fn a_layer_is_replaced_under_those_who_lie_on_it() {
 
             let old = suite.prepare("old", Some(&key)).await.unwrap();
             let mounts = all.mounts(&ns(), driver, &name("old")).unwrap();
+            let view = name("view");
+            let viewed = all.view(&auth, &ns(), driver, &view, Some(&name(&key)), Labels::new()).await.unwrap();
+            let mounted = Mounted::new(&viewed);
             let early = all.reserve(&ns(), driver, &name("early"), Some(&name(&key)), false).await.unwrap();
             let stage = again("right").await;
             let found = all.difference(&stage, dir, &at_once).unwrap();
@@ -54,7 +57,9 @@ fn a_layer_is_replaced_under_those_who_lie_on_it() {
             let record = move |tx: &mut cofferdam_metadata::Tx<'_>| early.create(tx, &ns()).map(drop);
             assert_eq!(world.meta.write(&auth, record).await.unwrap_err().code, Code::Unavailable, "{driver}");
             assert_eq!(old.read("f").as_deref(), Some("wrong"), "{driver}");
-            drop(old);
+            assert_eq!(mounted.read("f").as_deref(), Some("wrong"), "{driver}");
+            assert_eq!(all.mounts(&ns(), driver, &view).unwrap(), viewed, "{driver}");
+            drop((old, mounted));
             assert_eq!(all.mounts(&ns(), driver, &name("old")).unwrap(), mounts, "{driver}");
             assert_eq!(Mounted::new(&mounts).read("f").as_deref(), Some("wrong"), "{driver}");
             assert_eq!(suite.prepare("new", Some(&key)).await.unwrap().read("f").as_deref(), Some("right"), "{driver}");
@@ -72,16 +77,72 @@ fn a_layer_is_replaced_under_those_who_lie_on_it() {
             let shown = |key: &str| {
                 Mounted::new(&world.snapshots.mounts(&ns(), driver, &name(key)).unwrap()).read("f").unwrap()
             };
-            assert_eq!([shown("old"), shown("new")], ["wrong", "right"], "{driver}");
-            suite.remove("old").await.unwrap();
+            assert_eq!([shown("old"), shown("view"), shown("new")], ["wrong", "wrong", "right"], "{driver}");
             let kept = format!("replaced/{dir}/0");
-            // Only where it was shown by their mounts anybody lay on it.
-            assert_eq!(suite.stat(&kept).is_ok(), matches!(driver, "overlay" | "erofs"), "{driver}");
-            if suite.stat(&kept).is_ok() {
+            suite.remove("view").await.unwrap();
+            // Of the active one, where that has a copy, nothing lies on it.
+            let refused = suite.remove(&kept).await.err().map(|error| error.code);
+            let shows = matches!(driver, "overlay" | "erofs");
+            assert_eq!(refused, shows.then_some(Code::FailedPrecondition), "{driver}");
+            suite.remove("old").await.unwrap();
+            if shows {
                 suite.remove(&kept).await.unwrap();
             }
             assert!(!own(&world, driver, dir).exists(), "{driver}");
             assert_eq!(shown("new"), "right", "{driver}");
+            world.kernel.stop().await;
+        }
+    });
+}
+
+#[test]
+fn a_layer_is_not_made_of_a_tree_that_was_replaced_meanwhile() {
+    run(async {
+        for driver in DRIVERS {
+            let world = World::start_for(driver).await;
+            let (all, auth) = (&world.snapshots, Authority::system());
+            let (low, high) = (Digest::of(Algorithm::Sha256, b"low"), Digest::of(Algorithm::Sha256, b"high"));
+            let begin = async |chain: &Digest, parent: Option<&Digest>| {
+                let turn = all.turn(&ns(), driver, chain).await.unwrap();
+                let staged = all.stage_layer(driver, turn, parent, None, true).await.unwrap();
+                let Staged::New(stage) = staged else { panic!("{driver}: it is there") };
+                stage
+            };
+            let layer = |chain: &Digest, parent: Option<&Digest>, stage| ChainLayer {
+                chain: chain.clone(),
+                parent: parent.cloned(),
+                labels: Labels::new(),
+                stage,
+            };
+            let stage = begin(&low, None).await;
+            fill(&stage, "wrong");
+            all.commit_layers(&auth, &ns(), driver, vec![layer(&low, None, Some(stage))], |_| Ok(())).await.unwrap();
+            let dir = all.stat(&ns(), driver, &name(&low.to_string())).unwrap().dir;
+            let (stage, again) = (begin(&high, Some(&low)).await, all.stage_again(driver, &low, None).await.unwrap());
+            fill(&again, "right");
+            all.replace_layer(driver, again, dir, false).await.unwrap();
+
+            let copied = !all.detached(driver).unwrap();
+            let chain = vec![layer(&low, None, None), layer(&high, Some(&low), Some(stage))];
+            let made = all.commit_layers(&auth, &ns(), driver, chain, |_| Ok(())).await;
+            assert_eq!(made.err().map(|error| error.code), copied.then_some(Code::Unavailable), "{driver}");
+            if copied {
+                let chain =
+                    vec![layer(&low, None, None), layer(&high, Some(&low), Some(begin(&high, Some(&low)).await))];
+                all.commit_layers(&auth, &ns(), driver, chain, |_| Ok(())).await.unwrap();
+            }
+            let suite = Suite { world: &world, driver };
+            let on = suite.prepare("on", Some(&high.to_string())).await.unwrap();
+            assert_eq!(on.read("f").as_deref(), Some("right"), "{driver}");
+            drop(on);
+
+            // Nor does a tree take a layer's place that was made of such a one.
+            let now = |chain: &Digest| suite.stat(&chain.to_string()).unwrap().dir;
+            let again = all.stage_again(driver, &high, Some(&low)).await.unwrap();
+            let below = all.stage_again(driver, &low, None).await.unwrap();
+            all.replace_layer(driver, below, now(&low), false).await.unwrap();
+            let replaced = all.replace_layer(driver, again, now(&high), false).await;
+            assert_eq!(replaced.err().map(|error| error.code), copied.then_some(Code::Unavailable), "{driver}");
             world.kernel.stop().await;
         }
     });

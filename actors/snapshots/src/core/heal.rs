@@ -1,24 +1,24 @@
 //! A layer's tree made anew beside the one that there is: to be compared with it, and to take its place.
 
-use cofferdam_metadata::records::{layers, replace};
+use cofferdam_metadata::records::replace::{self, Stays};
 use cofferdam_types::Authority;
 
 use super::{Core, Digest, Result, stage};
 use crate::{
     messages::{ReplaceLayer, StageAgain},
-    stage::{Stage, Turn},
+    stage::{Base, Stage, Turn},
 };
 
 impl Core {
     /// See [`StageAgain`]. It is nobody's turn: who unpacks the layer meanwhile, if it is gone, is as welcome.
     pub async fn stage_again(&self, m: StageAgain) -> Result<Stage> {
         let area = self.depot(&m.driver)?.area.clone();
-        let base = match &m.parent {
-            Some(parent) if !area.driver().detached() => Some(layers::get(&self.meta.read()?, &m.driver, parent)?.dir),
+        let base = match m.parent {
+            Some(parent) if !area.driver().detached() => Some(Base::of(&self.meta.read()?, &m.driver, parent)?),
             _ => None,
         };
         let turn = Turn::nobodys(m.chain);
-        self.pool.run(move || stage(&area, base, turn)).await
+        self.pool.run(move || stage(&area, base.as_ref().map(Base::dir), turn).map(|stage| stage.made_of(base))).await
     }
 
     /// See [`ReplaceLayer`].
@@ -33,12 +33,20 @@ impl Core {
         };
         let usage = self.pool.run(seal).await?;
         stage.held().busy();
-        // Only what is stacked when it is mounted shows anything of the tree that goes.
-        let (chain, keep) = (stage.chain().clone(), area.driver().detached() && !lost);
+        let stays = match lost {
+            true => Stays::None,
+            false if area.driver().detached() => Stays::All,
+            // What was made of the tree is a copy; a view has none, and shows the tree itself.
+            false => Stays::Views,
+        };
+        let (chain, base) = (stage.chain().clone(), stage.base());
         let swap = area.swap();
         let write = {
             let (driver, chain): (String, Digest) = (driver.clone(), chain.clone());
-            move |tx: &mut cofferdam_metadata::Tx<'_>| replace::replace(tx, &driver, &chain, old, (dir, usage), keep)
+            move |tx: &mut cofferdam_metadata::Tx<'_>| {
+                base.iter().try_for_each(|base| base.stands(tx, &driver))?;
+                replace::replace(tx, &driver, &chain, old, (dir, usage), stays)
+            }
         };
         let unused = self.meta.write(&Authority::system(), write).await;
         drop(swap);

@@ -1,0 +1,140 @@
+//! Layers that the disk has changed: what is compared, and what is made anew of them.
+
+use std::{
+    path::Path,
+    process::Command,
+    time::{Duration, SystemTime},
+};
+
+use cofferdam_types::Fault;
+
+use super::*;
+
+/// Enough that nobody waits for it.
+const RATE: u64 = 1 << 30;
+
+impl World {
+    /// Compares everything that is unpacked with its blob.
+    async fn examine(&self) {
+        for one in self.images.unpacked().await.unwrap() {
+            self.images.examine(one, RATE).await.unwrap();
+        }
+    }
+
+    /// What the check tells, and whether it was repaired.
+    async fn told(&self, repair: bool) -> Vec<(Fault, bool)> {
+        let found = self.images.check_layers(repair).await.unwrap();
+        found.into_iter().map(|one| (one.fault, one.repaired)).collect()
+    }
+
+    /// The file in a layer's tree, to be changed as a disk would.
+    async fn file(&self, driver: &str, layer: usize, file: &str) -> PathBuf {
+        let image = self.images.resolve(&first(), &name("image"), &platform()).await.unwrap();
+        let dir = self.snapshots.stat(&first(), driver, &name(&image.chain_ids[layer].to_string())).unwrap().dir;
+        self.root.path().join("snapshots").join(driver).join(dir.to_string()).join("fs").join(file)
+    }
+}
+
+/// Puts other bytes into a file, the same ones and at the same time into each.
+fn spoil(file: &Path) {
+    fs::write(file, "wrong").unwrap();
+    let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    fs::File::options().write(true).open(file).unwrap().set_modified(time).unwrap();
+}
+
+#[test]
+fn what_was_copied_from_a_damaged_layer_is_made_anew_with_it() {
+    run(async {
+        let world = World::start().await;
+        world.store(&first(), &three_layers()).await;
+        for driver in ["overlay", "native"] {
+            let top = world.unpack(&first(), driver).await.unwrap().unwrap();
+            // As if the layers above had been unpacked when the lowest was damaged already.
+            let copies = match driver {
+                "native" => vec![(0, "keep"), (1, "keep"), (2, "keep")],
+                _ => vec![(0, "keep"), (2, "etc/hard")],
+            };
+            for (layer, file) in &copies {
+                spoil(&world.file(driver, *layer, file).await);
+            }
+            world.examine().await;
+            assert_eq!(world.told(false).await, [(Fault::SnapshotDamaged, false)], "{driver}");
+            assert_eq!(world.told(true).await, vec![(Fault::SnapshotDamaged, true); copies.len()], "{driver}");
+            assert_eq!(world.told(true).await, [], "{driver}");
+            world.examine().await;
+            assert_eq!(world.told(false).await, [], "{driver}");
+            world.look(&first(), driver, &top, looks_right).await;
+        }
+        world.kernel.stop().await;
+    });
+}
+
+#[test]
+fn an_image_that_cant_be_read_keeps_no_other_namespaces_layers_from_being_compared() {
+    run(async {
+        let world = World::start().await;
+        for ns in [first(), second()] {
+            world.store(&ns, &image(vec![layer(&[Entry::File("keep", "k")])])).await;
+            world.unpack(&ns, "overlay").await.unwrap();
+        }
+        let file = world.file("overlay", 0, "keep").await;
+        world.kernel.stop().await;
+        let root = world.root;
+        drop((world.kernel, world.meta, world.content, world.snapshots, world.images));
+        {
+            let tables = redb::Database::open(root.path().join("meta.redb")).unwrap();
+            let write = tables.begin_write().unwrap();
+            let images = redb::TableDefinition::<&[u8], &[u8]>::new("images");
+            write.open_table(images).unwrap().insert(&b"default\0bad"[..], &b"\xff"[..]).unwrap();
+            write.commit().unwrap();
+        }
+        let world = World::at(root).await;
+        world.images.list(&first(), None, 9).unwrap_err();
+        spoil(&file);
+        world.examine().await;
+        assert_eq!(world.told(false).await, [(Fault::SnapshotDamaged, false)]);
+        assert_eq!(world.told(true).await, [(Fault::SnapshotDamaged, true)]);
+        world.kernel.stop().await;
+    });
+}
+
+/// A file system of a few megabytes; gone with this.
+struct Small<'a>(&'a Path);
+
+impl Small<'_> {
+    fn mount(at: &Path) -> Small<'_> {
+        let done = Command::new("mount").args(["-t", "tmpfs", "-o", "size=64m", "tmpfs"]).arg(at).status().unwrap();
+        assert!(done.success());
+        Small(at)
+    }
+}
+
+impl Drop for Small<'_> {
+    fn drop(&mut self) {
+        assert!(Command::new("umount").arg("--lazy").arg(self.0).status().unwrap().success());
+    }
+}
+
+#[test]
+fn a_layer_is_not_made_beside_the_one_that_is_there_where_room_is_short() {
+    run(async {
+        let root = tempfile::tempdir().unwrap();
+        let at = root.path().to_owned();
+        let _small = Small::mount(&at);
+        let world = World::at(root).await;
+        let big = "x".repeat(8 << 20);
+        world.store(&first(), &image(vec![layer(&[Entry::File("big", &big), Entry::File("keep", "k")])])).await;
+        world.unpack(&first(), "overlay").await.unwrap();
+        spoil(&world.file("overlay", 0, "keep").await);
+        // Room for the layer, and not for it twice.
+        let filler = at.join("filler");
+        let free = world.snapshots.free("overlay").unwrap();
+        fs::write(&filler, vec![0; free as usize - (12 << 20)]).unwrap();
+        world.examine().await;
+        assert_eq!(world.told(false).await, []);
+        fs::remove_file(filler).unwrap();
+        world.examine().await;
+        assert_eq!(world.told(false).await, [(Fault::SnapshotDamaged, false)]);
+        world.kernel.stop().await;
+    });
+}
