@@ -85,12 +85,26 @@ pub struct Cursor<T> {
     /// of [`Cursor::next`] gives up is the next one's.
     coming: VecDeque<Reply<(Vec<T>, bool)>>,
     ahead: usize,
+    /// How many may be on their way at once.
+    most: usize,
     end: bool,
 }
 
 impl<T> Cursor<T> {
     pub(crate) fn new(fetch: impl Fn() -> Reply<(Vec<T>, bool)> + 'static) -> Cursor<T> {
-        Cursor { fetch: Box::new(fetch), ready: VecDeque::new(), coming: VecDeque::new(), ahead: 1, end: false }
+        Cursor {
+            fetch: Box::new(fetch),
+            ready: VecDeque::new(),
+            coming: VecDeque::new(),
+            ahead: 1,
+            most: 1,
+            end: false,
+        }
+    }
+
+    /// One over what lies there: the daemon has each block at hand, and gives them in the order of the calls.
+    pub(crate) fn over_records(fetch: impl Fn() -> Reply<(Vec<T>, bool)> + 'static) -> Cursor<T> {
+        Cursor { most: 2, ..Cursor::new(fetch) }
     }
 
     /// The next item; `None` after the last.
@@ -104,7 +118,7 @@ impl<T> Cursor<T> {
             self.coming.pop_front();
             let (items, end) = answer?;
             self.ready.extend(items);
-            (self.ahead, self.end) = (2, end);
+            (self.ahead, self.end) = (self.most, end);
         }
         Ok(self.ready.pop_front())
     }

@@ -198,7 +198,7 @@ impl Containers {
         let mut request = self.client.list_request();
         set_texts(request.get().init_filters(filters.len() as u32), filters);
         let (cursor, link) = (request.send().pipeline.get_cursor(), self.link.clone());
-        Cursor::new(move || {
+        Cursor::over_records(move || {
             let mut request = cursor.next_request();
             request.get().set_max(BLOCK);
             reply(&link, request, |answer| {

@@ -237,7 +237,7 @@ impl containers::Server for Containers {
     ) -> capnp::Result<()> {
         let id = rpc(Id::new(rpc(text(params.get()?.get_id()))?))?;
         let view = rpc(self.0.services().metadata.read())?;
-        rpc(records::get(&view, &self.0.namespace, &id))?;
+        rpc(records::require(&view, &self.0.namespace, &id))?;
         results.get().set_container(self.hand_out(id));
         Ok(())
     }
@@ -448,7 +448,13 @@ impl Container {
 impl container::Server for Container {
     async fn info(self: Rc<Self>, _: container::InfoParams, mut results: container::InfoResults) -> capnp::Result<()> {
         let view = rpc(self.place.services().metadata.read())?;
-        let record = rpc(records::get(&view, &self.place.namespace, &self.id))?;
+        let ns = &self.place.namespace;
+        // One that has lost its spec is told without: it is there, and can be removed.
+        let record = records::get(&view, ns, &self.id).or_else(|error| match error.code {
+            Code::DataLoss => records::head(&view, ns, &self.id)?.ok_or(error),
+            _ => Err(error),
+        });
+        let record = rpc(record)?;
         drop(view);
         self.tell(results.get().init_info(), &record).await
     }
