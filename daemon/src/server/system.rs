@@ -1,6 +1,6 @@
 //! `System` (system.capnp).
 
-use std::{cell::RefCell, rc::Rc, sync::atomic::Ordering, time::Duration};
+use std::{rc::Rc, sync::atomic::Ordering, time::Duration};
 
 use cofferdam_kernel::{Health, SlotStatus};
 use cofferdam_metadata::Metadata;
@@ -10,6 +10,7 @@ use cofferdam_wire::{
     convert::{Life, set_texts, text},
     system_capnp::{finding_cursor, shim_cursor, shim_info, shim_process, system},
 };
+use tokio::sync::Mutex;
 
 use super::{
     cursor::Cursor,
@@ -135,14 +136,15 @@ impl system::Server for System {
             rpc(self.0.services.metadata.writable())?;
         }
         let check = Check::new(self.0.services.clone(), repair);
-        let cursor = FindingCursor(RefCell::new(Some(check)));
+        let cursor = FindingCursor(Mutex::new(Some(check)));
         results.get().set_cursor(self.0.hand_out(cursor, &self.1));
         Ok(())
     }
 }
 
-/// How far a check is. Taken out while it goes on; a call that ends early ends the check.
-struct FindingCursor(RefCell<Option<Check>>);
+/// How far a check is. Taken out while it goes on; a call that ends early ends the check. Who asks for more blocks than one at
+/// once gets them one after the other.
+struct FindingCursor(Mutex<Option<Check>>);
 
 /// The most findings in one answer.
 const FINDINGS: usize = 100;
@@ -154,11 +156,12 @@ impl finding_cursor::Server for FindingCursor {
         mut results: finding_cursor::NextResults,
     ) -> capnp::Result<()> {
         let max = usize::from(params.get()?.get_max()).clamp(1, FINDINGS);
-        let busy =
-            || Error::failed_precondition("cursor", "", "is being waited on, or was given up: begin another check");
-        let mut check = rpc(self.0.take().ok_or_else(busy))?;
+        let over = || Error::failed_precondition("cursor", "", "was given up, or has failed: begin another check");
+        let mut turn = self.0.lock().await;
+        let mut check = rpc(turn.take().ok_or_else(over))?;
         let (block, end) = rpc(check.next(max).await)?;
-        self.0.replace(Some(check));
+        *turn = Some(check);
+        drop(turn);
         results.get().set_end(end);
         let mut items = results.get().init_items(block.len() as u32);
         for (n, finding) in block.iter().enumerate() {
