@@ -17,7 +17,7 @@ use cofferdam_snapshots::Snapshots;
 use cofferdam_types::{Authority, Name, Namespace, Result, Timestamp};
 
 /// Records that one commit removes: a writer that comes behind waits for it.
-const SLICE: usize = 64;
+const SLICE: usize = 8;
 /// Namespaces that are read in one go.
 const PAGE: usize = 1000;
 /// What a report lists; its figures count all.

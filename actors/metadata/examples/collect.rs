@@ -18,7 +18,7 @@ use cofferdam_metadata::{
 };
 use cofferdam_types::{Algorithm, Authority, Descriptor, Digest, Error, Name, Namespace, Result, Timestamp};
 
-const SLICE: usize = 64;
+const SLICE: usize = 8;
 
 fn blob(n: usize) -> Digest {
     Digest::of(Algorithm::Sha256, &n.to_be_bytes())
