@@ -3,6 +3,8 @@
 use cofferdam_types::{Any, Error, Result};
 use serde::{Serialize, de::DeserializeOwned};
 
+use crate::tx::MAX_RECORD;
+
 /// A key from its parts. The parts hold no NUL (the types of names see to that), so a NUL between them keeps the
 /// order of the parts and no key is a prefix of another by accident.
 pub(crate) fn key(parts: &[&str]) -> Vec<u8> {
@@ -49,9 +51,6 @@ fn unreadable(kind: &'static str, key: &[u8], why: impl std::fmt::Display) -> Er
     Error::data_loss(kind, id, format!("its record cannot be read: {why}"))
 }
 
-/// The most that a packed text may say it has: more than any record may have is damage, and no reason to take memory.
-const MAX_PACKED: usize = 64 << 20;
-
 /// Packs what is long and repeats itself (LZ4 block format, its length in front): fewer pages are written and read.
 pub(crate) fn pack(bytes: &[u8]) -> Vec<u8> {
     lz4_flex::compress_prepend_size(bytes)
@@ -60,7 +59,8 @@ pub(crate) fn pack(bytes: &[u8]) -> Vec<u8> {
 /// What was packed.
 pub(crate) fn unpack(kind: &'static str, key: &[u8], packed: &[u8]) -> Result<Vec<u8>> {
     let (length, packed) = lz4_flex::block::uncompressed_size(packed).map_err(|e| unreadable(kind, key, e))?;
-    if length > MAX_PACKED {
+    // More than any record may have is damage, and no reason to take memory.
+    if length > MAX_RECORD {
         return Err(unreadable(kind, key, format!("it says that it has {length} bytes")));
     }
     lz4_flex::decompress(packed, length).map_err(|e| unreadable(kind, key, e))

@@ -12,7 +12,17 @@ use crate::{
 };
 
 /// The largest record: what a client sends must not grow the database's memory without bound.
-const MAX_RECORD: usize = 4 << 20;
+pub(crate) const MAX_RECORD: usize = 4 << 20;
+
+/// Whether so many bytes may be kept under a key: however small they become when they are packed.
+pub(crate) fn check_size(key: &[u8], size: usize) -> Result<()> {
+    if size <= MAX_RECORD {
+        return Ok(());
+    }
+    let id = String::from_utf8_lossy(key).replace('\0', "/");
+    let message = format!("its record has {size} bytes: at most {MAX_RECORD} are allowed");
+    Err(Error::resource_exhausted("record", id, message))
+}
 
 /// A write transaction. It reads its own changes, and those of the jobs before it in the same batch.
 pub struct Tx<'a> {
@@ -125,11 +135,7 @@ impl<'a> Tx<'a> {
     }
 
     pub(crate) fn put(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<()> {
-        if value.len() > MAX_RECORD {
-            let id = String::from_utf8_lossy(key).replace('\0', "/");
-            let message = format!("its record has {} bytes: at most {MAX_RECORD} are allowed", value.len());
-            return Err(Error::resource_exhausted("record", id, message));
-        }
+        check_size(key, value.len())?;
         self.changed = true;
         let replaced = self.noting(|txn| {
             let mut table = txn.open_table(table.definition()).map_err(storage)?;

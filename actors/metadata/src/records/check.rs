@@ -100,16 +100,13 @@ fn rows(read: &dyn Read, found: &mut Findings) -> Result<Vec<Wrong>> {
             lost.push((key.join("/"), format!("its root file system, snapshot {root}, has no record: remove it")));
         }
     })?;
-    // Of one whose own row can't be read it is all that is left.
-    let known = |key: &Vec<u8>| read.get(Table::CONTAINERS, key).map(|row| row.is_some());
-    let mut orphans = Vec::new();
     for key in specs {
-        if !known(&key)? {
-            orphans.push(key);
+        // Of a container whose own row can't be read it is all that is left.
+        if read.get(Table::CONTAINERS, &key)?.is_none() {
+            let what = "the spec of a container is of none".into();
+            wrong.push(Wrong { table: Table::SPECS, key, right: None, what });
         }
     }
-    let what = "the spec of a container is of none";
-    wrong.extend(orphans.into_iter().map(|key| Wrong { table: Table::SPECS, key, right: None, what: what.into() }));
     let listed = transient.into_iter().map(|key| Ok((key, Vec::new())));
     compare(read, Table::TRANSIENT, listed, "the list of containers that go with their task", &mut wrong)?;
     each::<Task>(read, found, &mut |key, _| {

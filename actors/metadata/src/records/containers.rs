@@ -10,6 +10,7 @@ use crate::{
     Read, Tx, codec,
     fields::{self, Path},
     table::Table,
+    tx::check_size,
 };
 
 /// What is said where an id is in use.
@@ -162,6 +163,7 @@ pub(crate) fn read_spec(key: &[u8], row: &[u8]) -> Result<Any> {
 struct Packed(String, #[serde(with = "serde_bytes")] Vec<u8>);
 
 fn save_spec(tx: &mut Tx<'_>, key: &[u8], spec: &Any) -> Result<()> {
+    check_size(key, spec.value.len())?;
     let row = Packed(spec.type_url.clone(), codec::pack(&spec.value));
     tx.put(Table::SPECS, key, &codec::encode("spec", &row)?)
 }

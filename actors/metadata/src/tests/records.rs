@@ -257,6 +257,20 @@ fn a_spec_and_what_goes_with_its_task_stay_with_their_container() {
 }
 
 #[test]
+fn a_spec_that_packs_well_may_be_no_longer_than_what_is_read_again() {
+    let mut f = Fixture::new();
+    let most = crate::tx::MAX_RECORD;
+    let sized = |id: &str, size| {
+        let spec = Any { type_url: "types.example/spec".into(), value: vec![b' '; size] };
+        Container::new(self::id(id), "native", spec)
+    };
+    let (fits, too_long) = (sized("fits", most), sized("long", most + 1));
+    let made = f.write(move |tx| containers::create(tx, &default(), fits.clone())).unwrap();
+    assert_eq!(containers::get(&f.view(), &default(), "fits").unwrap(), made);
+    code(f.write(move |tx| containers::create(tx, &default(), too_long.clone())), Code::ResourceExhausted);
+}
+
+#[test]
 fn a_container_that_has_lost_its_spec_says_so_and_can_be_removed() {
     let mut f = Fixture::new();
     f.write(|tx| containers::create(tx, &default(), container("c"))).unwrap();
