@@ -125,8 +125,7 @@ fn fullest(root: &Path, state: &Path) -> Option<Place> {
 
 /// What an operator calls the file system that a directory lies on.
 fn mounted(dir: &impl std::os::fd::AsRawFd, path: &Path) -> String {
-    let fdinfo = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", dir.as_raw_fd())).unwrap_or_default();
-    let id = fdinfo.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse::<u32>().ok());
+    let id = mountinfo::id_of_fd("self", dir.as_raw_fd()).ok().flatten();
     let mount = mountinfo::read().ok().and_then(|all| all.into_iter().find(|mount| Some(mount.id) == id));
     mount.map_or_else(
         || format!("the file system of {}", path.display()),

@@ -7,7 +7,7 @@ mod aside;
 mod content;
 mod tasks;
 
-use std::{fmt::Write as _, os::fd::AsFd as _, path::Path};
+use std::{fmt::Write as _, path::Path};
 
 use cofferdam_metadata::rebuild::{Replacement, Taken};
 use cofferdam_types::{Error, Finding, Result};
@@ -38,7 +38,7 @@ pub fn rebuild(config: &Config) -> Result<String> {
     // Where all was taken over, what has no record is what a crash left: a start sweeps it.
     let aside = if taken.pages + taken.unsound > 0 { aside::put(&new.read()?, &config.root)? } else { 0 };
     // With the new tables in place, what stands where no record names it is swept: the moves come first, on disk too.
-    let synced = std::fs::File::open(&config.root).and_then(|root| Ok(nix::unistd::syncfs(root.as_fd())?));
+    let synced = std::fs::File::open(&config.root).and_then(cofferdam_sys::fd::syncfs);
     synced.map_err(|e| Error::io("directory", config.root.display(), "syncing it", &e))?;
     let kept = replacement.finish()?;
     Ok(report(&taken, &blobs, &tasks, aside, &left, &kept, &config.root))

@@ -37,6 +37,12 @@ pub fn read() -> io::Result<Vec<Info>> {
     parse(&std::fs::read("/proc/thread-self/mountinfo")?)
 }
 
+/// The id of the mount that a descriptor of a process (its pid, or `self`) lies on, as its fdinfo tells it.
+pub fn id_of_fd(process: impl std::fmt::Display, fd: i32) -> io::Result<Option<u32>> {
+    let info = std::fs::read_to_string(format!("/proc/{process}/fdinfo/{fd}"))?;
+    Ok(info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok()))
+}
+
 /// Whether something is mounted exactly at `path`.
 pub fn is_mount_point(path: &Path) -> io::Result<bool> {
     Ok(read()?.iter().any(|m| m.point == path))

@@ -147,8 +147,7 @@ fn stream(pid: i32, fd: i32, id: &str, mounts: &[Info]) -> Result<String> {
         let why = format!("can't be checkpointed: its descriptor {fd} is {target}; start it with files or pipes");
         return Err(Error::failed_precondition("container", id, why));
     }
-    let info = std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).map_err(io)?;
-    let mount = info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse::<u32>().ok());
+    let mount = mountinfo::id_of_fd(pid, fd).map_err(io)?;
     let mount = mount.ok_or_else(|| Error::internal("container", id, "its descriptor has no mount"))?;
     if mounts.iter().any(|info| info.id == mount) {
         return Ok(String::new());
