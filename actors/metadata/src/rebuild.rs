@@ -19,8 +19,8 @@ use crate::{
     Tx, View, codec,
     messages::Write,
     records::{
-        Record, attachments::Attachment, check, containers, containers::Container, content::Link, images::Image,
-        ingests::Ingest, layers::Layer, leases, leases::Lease, namespaces, namespaces::NamespaceRecord,
+        Record, attachments::Attachment, check, containers, containers::Container, content::Link, grants::Grant,
+        images::Image, ingests::Ingest, layers::Layer, leases, leases::Lease, namespaces, namespaces::NamespaceRecord,
         snapshots::Snapshot, tasks::Task,
     },
     salvage::Salvage,
@@ -255,6 +255,8 @@ fn sound(table: Table, key: &[u8], value: &[u8]) -> Sound {
         Table::LAYERS => named(key, value, |one: &Layer| vec![one.chain.to_string()]),
         Table::LEASES => named(key, value, |one: &Lease| vec![one.id.to_string()]),
         Table::TASKS => named(key, value, |one: &Task| vec![one.id.to_string()]),
+        // One whose parent is lost is not live: what that left of it nobody knows.
+        Table::GRANTS => named(key, value, |one: &Grant| vec![one.id.to_string()]),
         Table::ATTACHMENTS => named(key, value, |one: &Attachment| vec![one.id.to_string()]),
         // A new table has a line here.
         _ => false,

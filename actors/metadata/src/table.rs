@@ -39,9 +39,10 @@ impl Table {
     pub(crate) const TASKS: Table = Table("tasks");
     pub(crate) const OUTBOX: Table = Table("outbox");
     pub(crate) const ATTACHMENTS: Table = Table("attachments");
+    pub(crate) const GRANTS: Table = Table("grants");
 
     /// All of them; made at the first start, so that a reader finds each.
-    pub(crate) const ALL: [Table; 19] = [
+    pub(crate) const ALL: [Table; 20] = [
         Table::META,
         Table::COUNTERS,
         Table::NAMESPACES,
@@ -61,6 +62,7 @@ impl Table {
         Table::TASKS,
         Table::OUTBOX,
         Table::ATTACHMENTS,
+        Table::GRANTS,
     ];
 
     /// What it is called in the file.

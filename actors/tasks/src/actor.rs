@@ -424,7 +424,7 @@ impl Handler<Execs> for TasksActor {
 /// Who asked for what, for the log. What runs code or changes authority will be audited from here.
 pub(crate) fn note(what: &str, ns: &Namespace, id: &Id, auth: &Authority) {
     let (correlation, trace) = (auth.correlation.as_deref(), auth.trace.as_deref());
-    tracing::debug!(what, namespace = %ns, container = %id, grant = %auth.grant, peer = ?auth.peer, correlation, trace);
+    tracing::debug!(what, namespace = %ns, container = %id, grant = %auth.grant(), peer = ?auth.peer, correlation, trace);
 }
 
 /// Handlers that look the entry up and make one call to its shim.

@@ -150,7 +150,7 @@ mod tests {
             }
         }
         // Before there was that right whoever might reach the host might do all.
-        let old = Ceiling { host: true, networks: false };
+        let old = Ceiling { host: true, ..none.clone() };
         assert!(may(named(), &old) && old.intersect(&Ceiling::FULL).may_connect());
         assert!(!none.intersect(&Ceiling::FULL).may_connect());
     }

@@ -16,7 +16,8 @@ use cofferdam_metadata::{
     Metadata, Read, Table, Visit,
     graph::Graph,
     records::{
-        attachments, check, containers, content, events, images, ingests, layers, leases, namespaces, snapshots, tasks,
+        attachments, check, containers, content, events, grants, images, ingests, layers, leases, namespaces,
+        snapshots, tasks,
     },
 };
 use cofferdam_types::{Code, Event, Namespace, Result, Timestamp};
@@ -37,7 +38,7 @@ fn part<'a>(data: &mut &'a [u8], wide: bool) -> Option<&'a [u8]> {
 struct Rows(BTreeMap<(&'static str, Vec<u8>), Vec<u8>>);
 
 /// In this order seeds number them.
-const TABLES: [&str; 19] = [
+const TABLES: [&str; 20] = [
     "meta",
     "counters",
     "namespaces",
@@ -57,6 +58,7 @@ const TABLES: [&str; 19] = [
     "attachments",
     "specs",
     "transient",
+    "grants",
 ];
 
 impl Rows {
@@ -133,6 +135,8 @@ pub fn records(data: &[u8]) {
     drop(layers::list(&rows, "overlay", None, MOST));
     drop(snapshots::dirs(&rows, "overlay"));
     drop(attachments::list(&rows, None, MOST));
+    drop(grants::list(&rows, &[], None, MOST));
+    drop(grants::visit(&rows, &mut |_, _| {}, &mut drop));
     drop(events::last(&rows));
     drop(events::outbox_after(&rows, 0, MOST));
 }

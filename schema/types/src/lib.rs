@@ -5,6 +5,7 @@
 //! call: a word is parsed once, at the edge, and is valid from then on.
 
 mod authority;
+mod caveats;
 mod descriptor;
 mod digest;
 mod error;
@@ -15,11 +16,13 @@ pub mod media;
 mod names;
 mod peer;
 mod platform;
+mod rights;
 mod size;
 mod spec;
 mod time;
 
 pub use authority::{Authority, Ceiling, GrantId, Keeper};
+pub use caveats::{CHOOSABLE, Caveats, Facet, Pictures, Subject, Which};
 pub use descriptor::Descriptor;
 pub use digest::{Algorithm, Digest, Digester};
 pub use error::{COMES_BACK, Code, Error, Result};
@@ -29,6 +32,7 @@ pub use finding::{Fault, Finding, Findings};
 pub use names::{Id, Labels, Name, Namespace, validate_labels};
 pub use peer::Peer;
 pub use platform::Platform;
+pub use rights::{Right, Rights};
 pub use size::show_size;
 pub use spec::{Any, Mount};
 pub use time::Timestamp;

@@ -6,12 +6,13 @@ use std::{
     ops::ControlFlow,
 };
 
-use cofferdam_types::{Digest, Fault, Finding, Findings, Namespace, Result};
+use cofferdam_types::{Digest, Fault, Finding, Findings, GrantId, Namespace, Result};
 
 use super::{
     Record, Resource,
     containers::Container,
     content::{Blob, Link},
+    grants::Grant,
     layers::Layer,
     leases::{self, Lease},
     snapshots::{Kind, Snapshot},
@@ -114,8 +115,27 @@ fn rows(read: &dyn Read, found: &mut Findings) -> Result<Vec<Wrong>> {
             lost.push((key.join("/"), "this task's container has no record: start the daemon anew".into()));
         }
     })?;
+    grants(read, found)?;
     lost.into_iter().for_each(|(id, why)| found.add(Fault::RecordMissing, format!("container/{id}"), why, false));
     Ok(wrong)
+}
+
+/// Each grant comes from one that is there. One that doesn't is not live.
+fn grants(read: &dyn Read, found: &mut Findings) -> Result<()> {
+    let (mut there, mut faults) = (BTreeSet::new(), Vec::new());
+    let each = &mut |path: Vec<GrantId>, grant: Grant| {
+        let above = &path[..path.len().saturating_sub(1)];
+        if !above.is_empty() && !there.contains(above) {
+            let why = "the grant that it comes from has no record, and it gives nothing: revoke it".to_owned();
+            faults.push((Fault::RecordMissing, grant.id.to_string(), why));
+        }
+        there.insert(path);
+    };
+    let mut unreadable = Vec::new();
+    super::grants::visit(read, each, &mut |error| unreadable.push(error))?;
+    faults.extend(unreadable.into_iter().map(|error| (Fault::RecordUnreadable, error.id, error.message)));
+    faults.into_iter().for_each(|(fault, id, why)| found.add(fault, format!("grant/{id}"), why, false));
+    Ok(())
 }
 
 /// A row for each blob that a namespace links, and for no other. Gives the keys of the links.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use cofferdam_types::{Any, Ceiling, Error, Event, Id, Labels, Name, Namespace, Result, Timestamp};
+use cofferdam_types::{Any, Ceiling, Error, Event, GrantId, Id, Labels, Name, Namespace, Result, Subject, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::{Record, Resource, events, namespaces, resource};
@@ -56,6 +56,9 @@ pub struct Container {
     pub updated: Timestamp,
     /// The bounds of the authority that created it.
     pub ceiling: Ceiling,
+    /// The grants through which it was made, the outermost first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub made_by: Vec<GrantId>,
     /// It goes with its task; see [`transient`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub transient: bool,
@@ -67,6 +70,17 @@ impl Record for Container {
 }
 
 impl Container {
+    /// By what a grant may choose it.
+    pub fn subject(&self) -> Subject<'_> {
+        Subject {
+            id: Some(&self.id),
+            image: &self.image,
+            runtime: &self.runtime,
+            labels: &self.labels,
+            made_by: &self.made_by,
+        }
+    }
+
     /// A container with what it must have.
     pub fn new(id: Id, runtime: impl Into<String>, spec: Any) -> Container {
         Container {
@@ -84,6 +98,7 @@ impl Container {
             created: Timestamp::default(),
             updated: Timestamp::default(),
             ceiling: Ceiling::default(),
+            made_by: Vec::new(),
             transient: false,
         }
     }
@@ -219,6 +234,7 @@ pub fn create(tx: &mut Tx<'_>, ns: &Namespace, mut container: Container) -> Resu
     container.created = tx.now();
     container.updated = tx.now();
     container.ceiling = tx.authority().ceiling.clone();
+    container.made_by = tx.authority().grants.to_vec();
     save(tx, &codec::key(&[ns, &container.id]), &container, None)?;
     resource::touch(tx, ns, container.refers());
     let payload = serde_json::json!({
@@ -247,7 +263,7 @@ pub fn update(tx: &mut Tx<'_>, ns: &Namespace, mut container: Container) -> Resu
     container.created = old.created;
     container.updated = tx.now();
     container.ceiling = old.ceiling.intersect(&tx.authority().ceiling);
-    container.transient = old.transient;
+    (container.transient, container.made_by) = (old.transient, old.made_by.clone());
     save(tx, &codec::key(&[ns, &container.id]), &container, Some(&old))?;
     resource::touch(tx, ns, container.refers());
     let payload = serde_json::json!({
@@ -287,7 +303,7 @@ pub fn rename(tx: &mut Tx<'_>, ns: &Namespace, id: &str, mut renamed: Container)
     renamed.created = old.created;
     renamed.updated = tx.now();
     renamed.ceiling = old.ceiling.intersect(&tx.authority().ceiling);
-    renamed.transient = old.transient;
+    (renamed.transient, renamed.made_by) = (old.transient, old.made_by.clone());
     remove(tx, &codec::key(&[ns, id]), &old)?;
     save(tx, &codec::key(&[ns, &renamed.id]), &renamed, None)?;
     resource::touch(tx, ns, renamed.refers());

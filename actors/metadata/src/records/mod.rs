@@ -9,6 +9,7 @@ pub mod check;
 pub mod containers;
 pub mod content;
 pub mod events;
+pub mod grants;
 pub mod images;
 pub mod ingests;
 pub mod layers;

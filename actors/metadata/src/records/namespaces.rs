@@ -116,6 +116,10 @@ pub fn delete(tx: &mut Tx<'_>, name: &Namespace) -> Result<Emptied> {
             return Err(in_use(name, what));
         }
     }
+    // A namespace of the same name that is made later is another one.
+    if super::grants::any_in(tx, name)? {
+        return Err(in_use(name, "grants"));
+    }
     let emptied = Emptied { snapshots: unlink_layers(tx, name)?, blobs: unlink_blobs(tx, name)? };
     for table in [Table::INGESTS, Table::HELD] {
         for key in super::keys(tx, table, &prefix)? {

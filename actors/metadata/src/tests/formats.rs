@@ -3,13 +3,13 @@
 
 use std::io::{Read as _, Write as _};
 
-use cofferdam_types::{Any, Descriptor};
+use cofferdam_types::{Any, Caveats, Descriptor, GrantId};
 
 use super::*;
 use crate::{
     rebuild::Replacement,
     records::{
-        attachments, check, containers, content, images, ingests, leases, namespaces,
+        attachments, check, containers, content, grants, images, ingests, leases, namespaces,
         snapshots::{self, Kind, Snapshot},
         tasks,
     },
@@ -19,6 +19,7 @@ const OLD: &[(&str, &[u8])] = &[
     ("1", include_bytes!("formats/1.redb.gz")),
     ("2", include_bytes!("formats/2.redb.gz")),
     ("3", include_bytes!("formats/3.redb.gz")),
+    ("4", include_bytes!("formats/4.redb.gz")),
 ];
 
 /// One of each.
@@ -36,7 +37,9 @@ fn fill(tx: &mut Tx<'_>) -> Result<()> {
     (container.driver, container.snapshot_key) = ("overlay".into(), Some(name("top")));
     containers::create(tx, &ns, container)?;
     tasks::create(tx, &ns, tasks::Task::new(id("box"), "shim"))?;
-    leases::create(tx, &ns, leases::Lease::new(name("lease"))).map(drop)
+    leases::create(tx, &ns, leases::Lease::new(name("lease")))?;
+    let above = grants::create(tx, &[], grants::Grant::new(GrantId(1), ns.clone(), Caveats::none()))?;
+    grants::create(tx, &[above.id], grants::Grant::new(GrantId(2), ns, Caveats::none())).map(drop)
 }
 
 /// A file as this daemon leaves it.
@@ -90,6 +93,10 @@ fn a_file_of_every_older_format_is_read_and_goes_on() {
             assert_eq!(tasks::get(&view, &ns, "box").unwrap().shim, "shim");
             assert!(leases::find(&view, &ns, "lease").unwrap().is_some());
             assert!(attachments::list(&view, None, 9).unwrap().is_empty());
+            let since = version == "now" || version.parse::<u64>().is_ok_and(|version| version >= 5);
+            let paths: Vec<_> = grants::list(&view, &[], None, 9).unwrap().into_iter().map(|(path, _)| path).collect();
+            let both = vec![vec![GrantId(1)], vec![GrantId(1), GrantId(2)]];
+            assert_eq!(paths, if since { both } else { Vec::new() }, "version {version}");
             assert_eq!(check::all(&view).unwrap(), [], "version {version}");
             assert_eq!(*known.get_or_insert_with(|| instance(&shared)), instance(&shared));
             drop(view);

@@ -1,0 +1,115 @@
+//! The handle that the RPC layer holds.
+
+use std::sync::Arc;
+
+use cofferdam_kernel::{Kernel, Placement, Slot, SlotConfig};
+use cofferdam_metadata::{
+    Metadata,
+    records::grants::{self as records, Grant},
+};
+use cofferdam_types::{Authority, GrantId, Namespace, Result};
+
+use crate::{
+    NewGrant, Node, Token,
+    actor::GrantsActor,
+    core::Core,
+    messages::{Create, Export, Restore, Revoke, Save},
+};
+
+/// Every grant. Cheap to clone.
+#[derive(Clone)]
+pub struct Grants {
+    slot: Slot<GrantsActor>,
+    core: Arc<Core>,
+}
+
+impl Grants {
+    /// Reads the rows, and hosts the actor.
+    pub fn start(kernel: &Kernel, placement: Placement, metadata: Metadata) -> Result<Grants> {
+        let core = Arc::new(Core::load(metadata)?);
+        let theirs = core.clone();
+        let slot = kernel.spawn(SlotConfig::new("grants", placement), move || GrantsActor(theirs.clone()));
+        Ok(Grants { slot, core })
+    }
+
+    /// Makes one below the one that asks.
+    pub async fn create(&self, authority: &Authority, new: NewGrant) -> Result<Arc<Node>> {
+        self.slot.call(Create { authority: authority.clone(), new }).await
+    }
+
+    /// A live one that comes from the one that asks.
+    pub fn get(&self, authority: &Authority, id: GrantId) -> Result<Arc<Node>> {
+        self.core.node(authority, id)
+    }
+
+    /// What is on record of one.
+    pub fn record(&self, node: &Node) -> Result<Grant> {
+        records::get(&self.core.metadata.read()?, &node.path)
+    }
+
+    /// At most `max` of those in a namespace that come from the one that asks, behind the one with the path `after`, in the
+    /// order of the tree.
+    pub fn list(
+        &self,
+        authority: &Authority,
+        namespace: &Namespace,
+        after: Option<&[GrantId]>,
+        max: usize,
+    ) -> Result<Vec<Arc<Node>>> {
+        let (view, mut found) = (self.core.metadata.read()?, Vec::new());
+        let mut after = after.map(<[GrantId]>::to_vec);
+        while found.len() < max {
+            let page = records::list(&view, &authority.grants, after.as_deref(), max)?;
+            let end = page.len() < max;
+            for (path, grant) in page {
+                if found.len() < max && grant.namespace == *namespace {
+                    found.extend(self.core.tree.get(grant.id));
+                }
+                if found.len() < max {
+                    after = Some(path);
+                }
+            }
+            if end {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Has a token made.
+    pub async fn save(&self, authority: &Authority, id: GrantId, sealed_to: Option<u32>) -> Result<Token> {
+        self.slot.call(Save { authority: authority.clone(), id, sealed_to }).await
+    }
+
+    /// The grant of a token, for this user.
+    pub async fn restore(&self, token: Token, uid: u32) -> Result<Arc<Node>> {
+        self.slot.call(Restore { token, uid }).await
+    }
+
+    /// Takes one back, with all that come from it. When this answers none of them is worth anything any more, and never will be.
+    pub async fn revoke(&self, authority: &Authority, id: GrantId) -> Result<()> {
+        self.slot.call(Revoke { authority: authority.clone(), id }).await
+    }
+
+    /// Notes where a grant is a socket; `None`: nowhere any more.
+    pub async fn export(
+        &self,
+        authority: &Authority,
+        id: GrantId,
+        directory: Option<String>,
+    ) -> Result<(Arc<Node>, Grant)> {
+        self.slot.call(Export { authority: authority.clone(), id, directory }).await
+    }
+
+    /// Those that are sockets.
+    pub fn exported(&self) -> Result<Vec<(Arc<Node>, String)>> {
+        let mut found = Vec::new();
+        let mut each = |_, grant: Grant| {
+            if let (Some(node), Some(directory)) = (self.core.tree.get(grant.id), grant.exported) {
+                found.push((node, directory));
+            }
+        };
+        records::visit(&self.core.metadata.read()?, &mut each, &mut |_| {})?;
+        Ok(found)
+    }
+}
