@@ -1,9 +1,15 @@
-//! Generates the Rust side of the schema. Needs the `capnp` compiler (Debian: capnproto).
+//! Generates the Rust side of the schema, and the table of what each method needs. Needs the `capnp` compiler (Debian:
+//! capnproto).
 
-const FILES: [&str; 14] = [
+use std::{collections::BTreeMap, env, error::Error, fmt::Write as _, fs, path::Path};
+
+use capnp::{message::ReaderOptions, schema_capnp as schema, serialize};
+
+const FILES: [&str; 15] = [
     "common",
     "gate",
     "namespace",
+    "grant",
     "job",
     "image",
     "content",
@@ -17,6 +23,9 @@ const FILES: [&str; 14] = [
     "shim",
 ];
 
+/// The one file that no client sees.
+const SHIM: &str = "shim.capnp";
+
 fn main() {
     let mut command = capnpc::CompilerCommand::new();
     command.src_prefix("capnp").import_path("capnp/vendor");
@@ -24,8 +33,94 @@ fn main() {
         command.file(format!("capnp/{file}.capnp"));
         println!("cargo::rerun-if-changed=capnp/{file}.capnp");
     }
-    if let Err(error) = command.run() {
+    let out = env::var("OUT_DIR").unwrap_or_default();
+    let request = Path::new(&out).join("schema.bin");
+    if let Err(error) = command.raw_code_generator_request_path(&request).run() {
         // A build script has no other way to say what to do.
         println!("cargo::error=the schema can't be compiled ({error}): install capnproto, or run deploy/setup");
+        return;
+    }
+    let table = fs::read(&request).map_err(Into::into).and_then(|bytes| needs(&bytes));
+    let written = table.and_then(|text| fs::write(Path::new(&out).join("needs.rs"), text).map_err(Into::into));
+    if let Err(error) = written {
+        println!("cargo::error=what the methods of the schema need can't be made out: {error}");
+    }
+}
+
+/// An interface that clients see.
+struct Interface {
+    /// As its file has it, without the file.
+    name: String,
+    parents: Vec<u64>,
+    /// Each with what it needs, by its ordinal.
+    methods: Vec<(String, String)>,
+}
+
+/// What every method needs, as Rust.
+fn needs(request: &[u8]) -> Result<String, Box<dyn Error>> {
+    let message = serialize::read_message(request, ReaderOptions::new())?;
+    let request = message.get_root::<schema::code_generator_request::Reader<'_>>()?;
+    let mut right = None;
+    for node in request.get_nodes()? {
+        if node.get_display_name()?.to_str()?.ends_with("common.capnp:needs") {
+            right = Some(node.get_id());
+        }
+    }
+    let mut interfaces = BTreeMap::new();
+    for node in request.get_nodes()? {
+        let name = node.get_display_name()?.to_str()?;
+        let schema::node::Interface(body) = node.which()? else { continue };
+        if name.contains(SHIM) {
+            continue;
+        }
+        let name = name.rsplit(':').next().unwrap_or(name).to_owned();
+        let mut methods = Vec::new();
+        for method in body.get_methods()? {
+            let method_name = method.get_name()?.to_str()?.to_owned();
+            let mut needs = None;
+            for annotation in method.get_annotations()? {
+                if Some(annotation.get_id()) == right
+                    && let schema::value::Text(value) = annotation.get_value()?.which()?
+                {
+                    needs = Some(value?.to_str()?.to_owned());
+                }
+            }
+            let needs = needs.ok_or_else(|| format!("{name}.{method_name} has no $needs"))?;
+            methods.push((method_name, needs));
+        }
+        let parents = body.get_superclasses()?.iter().map(|parent| parent.get_id()).collect();
+        interfaces.insert(node.get_id(), Interface { name, parents, methods });
+    }
+    let mut text = "match interface {\n".to_owned();
+    let mut all = "&[\n".to_owned();
+    for (own, interface) in &interfaces {
+        let rights = interface.methods.iter().map(|(_, needs)| variant(needs)).collect::<Result<Vec<_>, _>>()?;
+        writeln!(text, "{own:#018x} => &[{}],", rights.join(", "))?;
+        let mut open = vec![*own];
+        while let Some(id) = open.pop() {
+            let one = interfaces.get(&id).ok_or("an interface extends what is not one")?;
+            open.extend(&one.parents);
+            for (method, (name, needs)) in one.methods.iter().enumerate() {
+                let (whose, needs) = (&interface.name, variant(needs)?);
+                writeln!(
+                    all,
+                    "Method {{ own: {own:#018x}, interface: {id:#018x}, method: {method}, name: \"{whose}.{name}\", needs: {needs} }},"
+                )?;
+            }
+        }
+    }
+    Ok(format!(
+        "/// What the methods of an interface need, by their ordinals.\nconst fn rights(interface: u64) -> &'static [Right] {{\n{text}_ => &[],\n}}\n}}\n\n\
+         /// Every method that a client can call, with those that an interface has from another.\npub static METHODS: &[Method] = {all}];\n"
+    ))
+}
+
+/// A right as Rust has it.
+fn variant(word: &str) -> Result<String, String> {
+    match word {
+        "none" | "read" | "write" | "run" | "host" | "root" => {
+            Ok(format!("Right::{}{}", word[..1].to_uppercase(), &word[1..]))
+        }
+        other => Err(format!("$needs has {other:?}, which is no right")),
     }
 }

@@ -13,9 +13,10 @@
 #   "write"  to change it
 #   "run"    to run code in it
 #   "host"   to touch the host: raw paths, raw specs, host namespaces, runtime binaries, mounts, descriptors of its files
-#   "root"   only a `Root` has it
+#   "root"   only the operator has it
 # A right to connect containers to networks of the host's configuration, "networks", is checked where that is asked for;
-# whoever has "host" has it.
+# whoever has "host" has it. "write" and "run" bring "read", and "host" brings all of these. A grant may leave fewer
+# methods than its rights would (grant.capnp). What is missing is said: the error is `denied`.
 #
 # ERRORS are Cap'n Proto exceptions whose reason has the form
 #   cofferdam:<code> <kind>/<id>: <sentence>

@@ -7,6 +7,7 @@ using Namespace = import "namespace.capnp".Namespace;
 using NamespaceInfo = import "namespace.capnp".NamespaceInfo;
 using System = import "system.capnp".System;
 using Collector = import "gc.capnp".Collector;
+using GrantInfo = import "grant.capnp".GrantInfo;
 
 interface Gate @0xa6f6db33449d84d6 {
   # The bootstrap object of every connection. It confers nothing.
@@ -16,13 +17,19 @@ interface Gate @0xa6f6db33449d84d6 {
   # Say which version of this API you speak (1) and who you are, for the logs. The answer has the daemon's versions and
   # whether file descriptors pass on this connection. Calling it is polite, not necessary.
 
-  enter @1 () -> (root :Root) $Common.needs("none");
-  # What the daemon's policy grants to you on this socket. Today: `Root` for the daemon's own effective uid on the main
-  # socket, `denied` for everybody else.
+  enter @1 () -> (root :Root, grant :GrantInfo) $Common.needs("none");
+  # What the daemon's policy grants to you on this socket. On the main socket: everything for the daemon's own effective
+  # uid, `denied` for everybody else. On a socket that is a grant (`Grant.export`): that grant, for whoever can connect;
+  # `grant` is null otherwise.
+
+  restore @2 (token :Text) -> (root :Root, grant :GrantInfo) $Common.needs("none");
+  # What the grant of this token gives (grant.capnp), on any socket. `denied` where there is no such grant, or the token is
+  # sealed to another user than the kernel says that you are.
 }
 
 interface Root @0xb0b6a52016d3eb18 {
-  # Everything. Hand out smaller objects instead.
+  # The top of what you have. For the operator that is everything: hand out grants instead. For the holder of a grant it
+  # has one namespace, which `namespaces` leads to, and the others of its methods are `denied`.
 
   namespaces @0 () -> (namespaces :Namespaces) $Common.needs("root");
   system @1 () -> (system :System) $Common.needs("root");

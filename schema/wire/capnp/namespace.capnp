@@ -12,6 +12,7 @@ using Events = import "event.capnp".Events;
 using Jobs = import "job.capnp".Jobs;
 using Leases = import "lease.capnp".Leases;
 using Explanation = import "gc.capnp".Explanation;
+using Grants = import "grant.capnp".Grants;
 
 struct NamespaceInfo @0xb8686dc1dcff1f25 {
   name @0 :Text;
@@ -44,4 +45,7 @@ interface Namespace @0x90a3e332970f62d5 {
   update @11 (labels :List(Label), fields :List(Text)) -> (info :NamespaceInfo) $Common.needs("write");
   # Takes from `labels` what is named: "labels", "labels.KEY"; where an entry is absent it is removed. Without names all of
   # them. A name never changes: invalid_argument.
+
+  grants @12 () -> (grants :Grants) $Common.needs("none");
+  # What was handed out of it. `denied` where your own grant may not be passed on.
 }

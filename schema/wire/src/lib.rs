@@ -11,6 +11,7 @@ pub mod convert;
 pub mod error;
 pub mod fdstream;
 pub mod life;
+pub mod needs;
 
 /// The version of the API that [`gate_capnp::gate`]'s `hello` speaks.
 pub const API_VERSION: u32 = 1;
@@ -39,6 +40,7 @@ generated!(
     common_capnp,
     gate_capnp,
     namespace_capnp,
+    grant_capnp,
     job_capnp,
     image_capnp,
     content_capnp,
