@@ -219,8 +219,13 @@ impl Snapshots {
     }
 
     /// Bounds what may be written into an active snapshot, besides what it lies on; 0 is no bound.
-    pub async fn limit(&self, ns: &Namespace, driver: &str, key: &Name, bytes: u64) -> Result<()> {
+    pub async fn limit(&self, auth: &Authority, ns: &Namespace, driver: &str, key: &Name, bytes: u64) -> Result<()> {
         let record = self.stat(ns, driver, key)?;
+        // Z3: what was made through a grant stays within it, whoever sets the limit.
+        if let Some(most) = record.ceiling.intersect(&auth.ceiling).storage.filter(|most| bytes == 0 || bytes > *most) {
+            let why = format!("may have at most {most} bytes: the grant lets it that it was made through");
+            return Err(Error::denied("snapshot", key, why));
+        }
         if record.kind != Kind::Active {
             let why = "is not active: nothing can be written into it";
             return Err(Error::failed_precondition("snapshot", key, why));

@@ -17,7 +17,9 @@ use crate::{
     create::{self, given},
     entry::Entry,
     messages::{ChangeContainer, Changes, Rename},
-    recover, remove, run, shim,
+    recover, remove,
+    rights::bounded,
+    run, shim,
 };
 
 impl Handler<ChangeContainer> for TasksActor {
@@ -63,6 +65,7 @@ impl Ctx {
             }
             let before = run::prepare(&self.deps, ns, id)?.cgroup;
             record.spec.value = given(&changes.spec.value, id, before.clone())?;
+            bounded(&record.spec.value, &record.ceiling.intersect(&auth.ceiling))?;
             if !changes.spec.type_url.is_empty() {
                 record.spec.type_url = changes.spec.type_url;
             }

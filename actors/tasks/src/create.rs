@@ -28,7 +28,7 @@ use crate::{
     messages::{NewContainer, RunRecord},
     network::NetworkRecord,
     restore,
-    rights::within,
+    rights::{bounded, limit, made_from, within},
     shim,
 };
 
@@ -45,6 +45,7 @@ pub(crate) async fn create(
     placed: oneshot::Sender<Id>,
 ) -> Result<Container> {
     within(&new, &auth.ceiling)?;
+    limit(&mut new, &auth.ceiling)?;
     check_rootfs(&new)?;
     let attributes = new.log.attributes(&new.labels)?;
     let options = RuntimeOptions::read(&new.runtime_options)?;
@@ -113,6 +114,7 @@ pub(crate) async fn create(
         }
         _ => spec,
     };
+    bounded(&spec, &auth.ceiling)?;
     let stop_signal = files.as_ref().map(|files| stop_signal(&id, &files.image));
     let run = RunRecord {
         remove_on_exit: new.remove_on_exit,
@@ -229,6 +231,7 @@ async fn files(
     new: &NewContainer,
 ) -> Result<Files> {
     let image = deps.images.resolve(ns, name, &new.platform).await?;
+    made_from(&image, name, &auth.ceiling)?;
     let driver = if new.driver.is_empty() { deps.snapshots.drivers()[0].to_owned() } else { new.driver.clone() };
     let parent = parent(deps, auth, ns, &image, &driver).await?;
     let key = Name::new(id.as_str())?;

@@ -12,6 +12,7 @@ use crate::{
     entry::Entry,
     messages::UpdateResources,
     remove,
+    rights::bounded,
 };
 
 /// How long a shim may take: whoever wants to remove the container waits as long.
@@ -41,6 +42,8 @@ impl Ctx {
         if record.runtime == "native" {
             native::check_resources(&update.resources)?;
         }
+        let applied = update.applied(&record.spec.value)?;
+        bounded(&applied, &record.ceiling.intersect(&auth.ceiling))?;
         let entry = self.entry(ns, id).ok();
         if let Some(entry) = entry.filter(|entry| entry.init.ended().is_none()) {
             let late = || Error::deadline_exceeded("shim", &entry.shim, "did not change the limits in time");

@@ -1,7 +1,9 @@
 //! What a container asks of the host, and the right that it takes.
 
+use cofferdam_images::ResolvedImage;
 use cofferdam_oci::spec::{Mount as OptionMount, Network, Seccomp};
-use cofferdam_types::{Any, Ceiling, Error, Result};
+use cofferdam_types::{Any, Ceiling, Error, Name, Result};
+use oci_spec::runtime::Spec;
 
 use crate::messages::{Input, NewContainer, Output, Stdio};
 
@@ -51,6 +53,75 @@ pub(crate) fn within(new: &NewContainer, ceiling: &Ceiling) -> Result<()> {
         return Ok(());
     };
     Err(Error::denied("container", "", format!("asks for {wish}, which needs the host right")))
+}
+
+/// Whether what a container is made from is within the ceiling.
+pub(crate) fn made_from(image: &ResolvedImage, name: &Name, ceiling: &Ceiling) -> Result<()> {
+    if ceiling.images.has(name, &[&image.target.digest, &image.manifest.digest]) {
+        return Ok(());
+    }
+    Err(Error::denied("image", name, "is not among those that containers may be made from through this grant"))
+}
+
+/// Gives a container that asks for no limit the one of the ceiling.
+pub(crate) fn limit(new: &mut NewContainer, ceiling: &Ceiling) -> Result<()> {
+    let options = &mut new.options;
+    options.memory = options.memory.or(ceiling.memory);
+    options.pids = options.pids.or(ceiling.pids);
+    options.cpus = options.cpus.or(ceiling.nano_cpus.map(|nano| nano as f64 / 1e9));
+    match ceiling.storage {
+        Some(most) if new.storage > most => Err(beyond("storage", &format!("{most} bytes"))),
+        Some(most) if new.storage == 0 => {
+            new.storage = most;
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn beyond(what: &str, most: &str) -> Error {
+    let why = format!("would have more than the grant lets it that it was made through: at most {most} of {what}");
+    Error::denied("container", "", why)
+}
+
+/// Z3: whether a spec keeps within the ceiling, whichever way it came: what counts are the limits that it ends up with.
+pub(crate) fn bounded(spec: &[u8], ceiling: &Ceiling) -> Result<()> {
+    if ceiling.memory.is_none() && ceiling.nano_cpus.is_none() && ceiling.pids.is_none() {
+        return Ok(());
+    }
+    let bad = |e: serde_json::Error| Error::invalid("spec", "", format!("is not an OCI runtime spec: {e}"));
+    let spec: Spec = serde_json::from_slice(spec).map_err(bad)?;
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().clone()).unwrap_or_default();
+    let within = |value: Option<i64>, most: u64| {
+        value.is_some_and(|value| u64::try_from(value).is_ok_and(|v| v > 0 && v <= most))
+    };
+    if let Some(most) = ceiling.memory {
+        let memory = resources.memory().unwrap_or_default();
+        // Swap counts both; where it isn't said it is as much again, and what is said must not be more.
+        let swap =
+            memory.swap().is_none_or(|swap| u64::try_from(swap).is_ok_and(|swap| swap <= most.saturating_mul(2)));
+        if !within(memory.limit(), most) || !swap {
+            return Err(beyond("memory", &format!("{most} bytes")));
+        }
+    }
+    if let Some(most) = ceiling.nano_cpus {
+        let cpu = resources.cpu().clone().unwrap_or_default();
+        let period = cpu.period().filter(|period| *period > 0).unwrap_or(100_000);
+        // A thousandth of a microsecond's rounding is nobody's gain.
+        let most = (u128::from(most) * u128::from(period)).div_ceil(1_000_000_000);
+        if !within(cpu.quota(), u64::try_from(most).unwrap_or(u64::MAX)) {
+            return Err(beyond(
+                "the processors",
+                &format!("{} thousand millionths", ceiling.nano_cpus.unwrap_or_default()),
+            ));
+        }
+    }
+    if let Some(most) = ceiling.pids
+        && !within(resources.pids().as_ref().map(|pids| pids.limit()), most)
+    {
+        return Err(beyond("processes", &most.to_string()));
+    }
+    Ok(())
 }
 
 /// The same for streams that are paths of the host.
@@ -153,6 +224,64 @@ mod tests {
         let old = Ceiling { host: true, ..none.clone() };
         assert!(may(named(), &old) && old.intersect(&Ceiling::FULL).may_connect());
         assert!(!none.intersect(&Ceiling::FULL).may_connect());
+    }
+
+    // Z3: by whichever way a spec comes.
+    #[test]
+    fn z3_a_spec_keeps_within_the_ceiling() {
+        let ceiling = Ceiling { memory: Some(1000), nano_cpus: Some(500_000_000), pids: Some(10), ..Ceiling::FULL };
+        let may = |resources: serde_json::Value| {
+            let spec = serde_json::json!({"ociVersion": "1.0.2", "linux": {"resources": resources}});
+            match bounded(spec.to_string().as_bytes(), &ceiling) {
+                Ok(()) => true,
+                Err(error) => {
+                    assert_eq!(error.code, Code::Denied, "{error}");
+                    false
+                }
+            }
+        };
+        let good = serde_json::json!({
+            "memory": {"limit": 1000, "swap": 2000}, "cpu": {"quota": 50_000, "period": 100_000}, "pids": {"limit": 10},
+        });
+        assert!(may(good.clone()));
+        for (pointer, value) in [
+            ("/memory/limit", serde_json::json!(1001)),
+            ("/memory/limit", serde_json::json!(-1)),
+            ("/memory/limit", serde_json::json!(0)),
+            ("/memory/swap", serde_json::json!(-1)),
+            ("/memory/swap", serde_json::json!(2001)),
+            ("/memory", serde_json::json!({})),
+            ("/cpu/quota", serde_json::json!(50_001)),
+            ("/cpu/quota", serde_json::json!(-1)),
+            ("/cpu/period", serde_json::json!(99_000)),
+            ("/cpu", serde_json::json!({})),
+            ("/pids/limit", serde_json::json!(11)),
+            ("/pids/limit", serde_json::json!(-1)),
+            ("/pids/limit", serde_json::json!(0)),
+        ] {
+            let mut bad = good.clone();
+            *bad.pointer_mut(pointer).unwrap() = value.clone();
+            assert!(!may(bad), "{pointer} {value}");
+        }
+        assert!(!may(serde_json::json!({})));
+        bounded(b"{}", &Ceiling::default()).unwrap();
+    }
+
+    #[test]
+    fn who_asks_for_no_limit_gets_that_of_the_ceiling() {
+        let ceiling =
+            Ceiling { memory: Some(7), nano_cpus: Some(500_000_000), pids: Some(3), storage: Some(9), ..Ceiling::NONE };
+        let mut new = asks(Options::default());
+        limit(&mut new, &ceiling).unwrap();
+        assert_eq!(
+            (new.options.memory, new.options.cpus, new.options.pids, new.storage),
+            (Some(7), Some(0.5), Some(3), 9)
+        );
+        let mut more = NewContainer { storage: 10, ..asks(Options::default()) };
+        assert_eq!(limit(&mut more, &ceiling).unwrap_err().code, Code::Denied);
+        let mut less = NewContainer { storage: 8, ..asks(Options { memory: Some(6), ..Options::default() }) };
+        limit(&mut less, &ceiling).unwrap();
+        assert_eq!((less.options.memory, less.storage), (Some(6), 8));
     }
 
     #[test]

@@ -165,11 +165,12 @@ impl Pictures {
         self.0.is_empty()
     }
 
-    /// Whether an image is among them: by its name, or by what the name stands for where that is known.
-    pub fn has(&self, name: &str, target: Option<&Digest>) -> bool {
+    /// Whether an image is among them: by its name, or by what the name stands for where that is known: an index, or the
+    /// manifest that was chosen in it.
+    pub fn has(&self, name: &str, stands_for: &[&Digest]) -> bool {
         let fits = |pattern: &String| match pattern.strip_suffix('*') {
             Some(begin) => name.starts_with(begin),
-            None => pattern == name || target.is_some_and(|target| target.to_string() == *pattern),
+            None => pattern == name || stands_for.iter().any(|digest| digest.to_string() == *pattern),
         };
         self.0.iter().all(|patterns| patterns.iter().any(fits))
     }
@@ -335,7 +336,7 @@ mod tests {
             }
         }
         for image in ["i/one", "i/two", "other", "more"] {
-            if caveats.ceiling.images.has(image, None) {
+            if caveats.ceiling.images.has(image, &[]) {
                 reached.insert(format!("image {image}"));
             }
         }
@@ -406,7 +407,7 @@ mod tests {
     #[test]
     fn images_are_chosen_by_name_beginning_or_digest() {
         let digest = Digest::of(crate::Algorithm::Sha256, b"x");
-        let has = |pattern: &str, name: &str| Pictures(vec![vec![pattern.into()]]).has(name, Some(&digest));
+        let has = |pattern: &str, name: &str| Pictures(vec![vec![pattern.into()]]).has(name, &[&digest]);
         assert!(has("docker.io/library/redis:7", "docker.io/library/redis:7"));
         assert!(has("docker.io/library/*", "docker.io/library/redis:7"));
         assert!(has(&digest.to_string(), "anything"));

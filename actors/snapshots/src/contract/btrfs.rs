@@ -257,7 +257,9 @@ fn a_limit_holds_and_can_be_changed() {
         let suite = Suite { world: &world, driver: ON };
         suite.layer("low", None, |m| fs::write(m.at("big"), vec![7; 8 << 20]).unwrap()).await;
         let active = suite.prepare("a", Some("low")).await.unwrap();
-        let limit = async |key: &'static str, bytes| world.snapshots.limit(&ns(), ON, &name(key), bytes).await;
+        let limit = async |key: &'static str, bytes| {
+            world.snapshots.limit(&Authority::system(), &ns(), ON, &name(key), bytes).await
+        };
         limit("a", 2 << 20).await.unwrap();
         let write = |mib: usize| {
             let mut file = File::create(active.at("f")).unwrap();
@@ -282,7 +284,8 @@ fn a_limit_that_nobody_can_keep_is_refused() {
         {
             let suite = Suite { world: &world, driver };
             suite.prepare("a", None).await.unwrap();
-            let refused = world.snapshots.limit(&ns(), driver, &name("a"), 1 << 20).await.unwrap_err();
+            let refused =
+                world.snapshots.limit(&Authority::system(), &ns(), driver, &name("a"), 1 << 20).await.unwrap_err();
             assert_eq!(refused.code, code, "{driver}: {refused}");
         }
         world.kernel.stop().await;
