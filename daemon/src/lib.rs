@@ -29,6 +29,7 @@ use cofferdam_content::Content;
 use cofferdam_diff::Diff;
 use cofferdam_events::{Events, Retention};
 use cofferdam_gc::Gc;
+use cofferdam_grants::Grants;
 use cofferdam_images::Images;
 use cofferdam_kernel::{Kernel, Pool};
 use cofferdam_metadata::Metadata;
@@ -88,6 +89,7 @@ impl Daemon {
         }
         let kernel = Kernel::new()?;
         let metadata = Metadata::start(&kernel, TABLE.metadata, &config.root.join(directories::TABLES))?;
+        let grants = Grants::start(&kernel, TABLE.grants, metadata.clone())?;
         root.keep();
         state.keep();
         let events = Events::start(
@@ -145,6 +147,7 @@ impl Daemon {
         let services = Services {
             kernel: kernel.clone(),
             metadata,
+            grants,
             content,
             events,
             snapshots: snapshots.clone(),

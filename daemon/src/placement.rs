@@ -11,6 +11,7 @@ const KERNEL: Placement = Placement::Shared("kernel");
 /// See the module.
 pub struct Table {
     pub metadata: Placement,
+    pub grants: Placement,
     pub events: Placement,
     pub content: Placement,
     pub snapshots: Placement,
@@ -25,6 +26,7 @@ pub struct Table {
 /// The placement of this build.
 pub const TABLE: Table = Table {
     metadata: Placement::Own,
+    grants: KERNEL,
     events: KERNEL,
     content: KERNEL,
     snapshots: KERNEL,

@@ -9,6 +9,7 @@ use cofferdam_content::Content;
 use cofferdam_diff::Diff;
 use cofferdam_events::Events;
 use cofferdam_gc::Gc;
+use cofferdam_grants::Grants;
 use cofferdam_images::Images;
 use cofferdam_kernel::{Kernel, Pool};
 use cofferdam_metadata::Metadata;
@@ -42,6 +43,8 @@ pub struct Services {
     pub kernel: Kernel,
     /// Records.
     pub metadata: Metadata,
+    /// What was handed out.
+    pub grants: Grants,
     /// Blobs.
     pub content: Content,
     /// What happened.

@@ -1,12 +1,40 @@
 //! `Attachment` (container.capnp).
 
-use std::{cell::RefCell, rc::Rc};
+use std::{
+    cell::RefCell,
+    rc::{Rc, Weak},
+};
 
 use cofferdam_tasks::Attached;
 use cofferdam_wire::container_capnp::attachment;
+use tokio::sync::{oneshot, watch};
 
-/// A client that follows a process. Its end is the detach.
-pub struct Attachment(pub RefCell<Attached>);
+/// A client that follows a process. Its end is the detach, and so is the end of what the connection has of its grant.
+pub struct Attachment {
+    attached: RefCell<Option<Attached>>,
+    /// Falls with it, and so ends who waits for the other end.
+    _there: oneshot::Sender<()>,
+}
+
+impl Attachment {
+    /// Until `ended` turns true.
+    pub fn until(mut ended: watch::Receiver<bool>, attached: Attached) -> Rc<Attachment> {
+        let (there, gone) = oneshot::channel();
+        let object = Rc::new(Attachment { attached: RefCell::new(Some(attached)), _there: there });
+        let weak: Weak<Attachment> = Rc::downgrade(&object);
+        tokio::task::spawn_local(async move {
+            tokio::select! {
+                _ = gone => {}
+                _ = ended.wait_for(|ended| *ended) => {
+                    if let Some(object) = weak.upgrade() {
+                        object.attached.take();
+                    }
+                }
+            }
+        });
+        object
+    }
+}
 
 impl attachment::Server for Attachment {
     async fn wait(
@@ -14,8 +42,11 @@ impl attachment::Server for Attachment {
         _: attachment::WaitParams,
         mut results: attachment::WaitResults,
     ) -> capnp::Result<()> {
-        let mut over = self.0.borrow().over.clone();
-        let reason = over.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
+        let over = self.attached.borrow().as_ref().map(|attached| attached.over.clone());
+        let reason = match over {
+            Some(mut over) => over.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone()),
+            None => None,
+        };
         results.get().set_reason(reason.as_deref().unwrap_or("detached"));
         Ok(())
     }

@@ -33,6 +33,7 @@ use super::{
     jobs::Job,
     logs, networks, rpc, stdio,
     tasks::{Process, set_exit, status},
+    within,
 };
 
 /// The containers of a namespace.
@@ -40,7 +41,8 @@ pub struct Containers(pub Place);
 
 impl Containers {
     fn hand_out(&self, id: Id) -> container::Client {
-        self.0.hand_out(Container { place: self.0.clone(), id })
+        let place = within::container(&self.0, &id);
+        place.clone().hand_out(Container { place, id })
     }
 
     /// Makes one. `early` is given what calls that come before the answer are for.
@@ -49,6 +51,7 @@ impl Containers {
         new: NewContainer,
         early: impl FnOnce(container::Client) -> capnp::Result<()>,
     ) -> capnp::Result<container::Client> {
+        rpc(within::may_make(&self.0, &new))?;
         let (placed, expected) = oneshot::channel();
         let tasks = &self.0.services().tasks;
         let making = tasks.create_container(self.0.authority(), &self.0.namespace, new, self.0.presence(), placed);
@@ -59,9 +62,10 @@ impl Containers {
             made = &mut making => return Ok(self.hand_out(rpc(made)?.id)),
         };
         let (tell, made) = watch::channel(None);
-        let container = Rc::new(Container { place: self.0.clone(), id });
+        let place = within::container(&self.0, &id);
+        let container = Rc::new(Container { place: place.clone(), id });
         let dispatch = <container::Client as FromServer<Container>>::from_server(container);
-        let coming: Guarded = self.0.hand_out(Coming { dispatch, made });
+        let coming: Guarded = place.hand_out(Coming { dispatch, made });
         early(container::Client::new(coming.into_client_hook()))?;
         let made = making.await;
         tell.send_replace(Some(made.as_ref().map(drop).map_err(Clone::clone)));
@@ -238,6 +242,7 @@ impl containers::Server for Containers {
         let id = rpc(Id::new(rpc(text(params.get()?.get_id()))?))?;
         let view = rpc(self.0.services().metadata.read())?;
         rpc(records::require(&view, &self.0.namespace, &id))?;
+        rpc(within::reached(&self.0, &view, &id))?;
         results.get().set_container(self.hand_out(id));
         Ok(())
     }
@@ -249,17 +254,19 @@ impl containers::Server for Containers {
     ) -> capnp::Result<()> {
         let filters = rpc(filters(params.get()?.get_filters(), &["id", "image", "runtime.name", "labels.KEY"]))?;
         let (metadata, namespace) = (self.0.services().metadata.clone(), self.0.namespace.clone());
+        let reach = self.0.held.reach.clone();
         let cursor = Cursor::new(
             Box::new(move |after, max| records::list(&metadata.read()?, &namespace, after, max)),
             |record: &Record| record.id.to_string(),
             move |record| {
-                filters.matches(&|path: &[&str]| match path {
-                    ["id"] => Some(record.id.as_str().into()),
-                    ["image"] => Some(record.image.as_str().into()),
-                    ["runtime", "name"] => Some(record.runtime.as_str().into()),
-                    ["labels", rest @ ..] => filter::label(&record.labels, rest),
-                    _ => None,
-                })
+                reach.caveats.containers.has(&record.subject())
+                    && filters.matches(&|path: &[&str]| match path {
+                        ["id"] => Some(record.id.as_str().into()),
+                        ["image"] => Some(record.image.as_str().into()),
+                        ["runtime", "name"] => Some(record.runtime.as_str().into()),
+                        ["labels", rest @ ..] => filter::label(&record.labels, rest),
+                        _ => None,
+                    })
             },
         );
         results.get().set_cursor(self.0.hand_out(ContainerCursor { place: self.0.clone(), cursor }));
@@ -528,8 +535,10 @@ impl container::Server for Container {
     ) -> capnp::Result<()> {
         let id = rpc(Id::new(rpc(text(params.get()?.get_id()))?))?;
         let auth = self.place.authority().clone();
+        rpc(within::may_rename(&self.place, &self.id, &id))?;
         rpc(self.tasks().rename(&self.place.namespace, &self.id, auth, id.clone()).await)?;
-        results.get().set_container(self.place.hand_out(Container { place: self.place.clone(), id }));
+        let place = within::container(&self.place, &id);
+        results.get().set_container(place.clone().hand_out(Container { place, id }));
         Ok(())
     }
 

@@ -1,18 +1,23 @@
 //! `Gate` and `Root` (gate.capnp).
 
-use std::rc::Rc;
+use std::{rc::Rc, sync::Arc};
 
-use cofferdam_types::{Authority, Ceiling, Error, GrantId, Keeper, Peer};
+use cofferdam_grants::{Node, Token};
+use cofferdam_types::{Authority, Ceiling, Error, Keeper, Peer};
 use cofferdam_wire::{
     API_VERSION,
     convert::text,
     error::to_rpc,
     gate_capnp::{gate, root},
+    grant_capnp::grant_info,
 };
 
 use super::{
     collector::Collector,
+    grants,
     namespaces::Namespaces,
+    narrow,
+    reach::Reach,
     rpc,
     session::{Held, Session},
     system::System,
@@ -26,12 +31,12 @@ impl Gate {
     fn policy(&self) -> cofferdam_types::Result<Held> {
         let Peer::Unix { uid, .. } = self.0.peer;
         if uid != nix::unistd::geteuid().as_raw() {
-            let why = "is granted nothing on this socket: ask the operator for a capability";
+            let why = "is granted nothing on this socket: ask the operator for a grant, and restore its token";
             return Err(Error::denied("peer", format!("uid {uid}"), why));
         }
         Ok(Held {
             authority: Authority {
-                grant: GrantId(0),
+                grants: Arc::default(),
                 ceiling: Ceiling::FULL,
                 peer: Some(self.0.peer),
                 correlation: None,
@@ -39,8 +44,21 @@ impl Gate {
                 keeper: Keeper::References,
             },
             grant: self.0.grant.clone(),
+            reach: Reach::everything(),
+            check: None,
             deadline: None,
         })
+    }
+}
+
+impl Gate {
+    /// What a grant gives on this connection.
+    fn open(&self, node: &Arc<Node>, info: grant_info::Builder<'_>) -> cofferdam_types::Result<root::Client> {
+        let record = self.0.services.grants.record(node)?;
+        grants::set_info(info, node, &record);
+        let place = grants::place(&self.0, node);
+        let way = place.held.way();
+        Ok(self.0.hand_out(narrow::Root(place), &way))
     }
 }
 
@@ -58,9 +76,27 @@ impl gate::Server for Gate {
     }
 
     async fn enter(self: Rc<Self>, _: gate::EnterParams, mut results: gate::EnterResults) -> capnp::Result<()> {
+        if let Some(node) = &self.0.entry {
+            let root = rpc(self.open(node, results.get().init_grant()))?;
+            results.get().set_root(root);
+            return Ok(());
+        }
         let held = self.policy().map_err(to_rpc)?;
         let root = Root { session: self.0.clone(), held: held.clone() };
         results.get().set_root(self.0.hand_out(root, &held));
+        Ok(())
+    }
+
+    async fn restore(
+        self: Rc<Self>,
+        params: gate::RestoreParams,
+        mut results: gate::RestoreResults,
+    ) -> capnp::Result<()> {
+        let token = rpc(text(params.get()?.get_token()).and_then(Token::read))?;
+        let Peer::Unix { uid, .. } = self.0.peer;
+        let node = rpc(self.0.services.grants.restore(token, uid).await)?;
+        let root = rpc(self.open(&node, results.get().init_grant()))?;
+        results.get().set_root(root);
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! The guard around every object that a client can reach.
 //!
-//! It is a Cap'n Proto server around the generated dispatcher: it checks the grant (one atomic load), counts and bounds
-//! what the connection has under way, catches panics (an unguarded one ends the connection and leaks its objects),
+//! It is a Cap'n Proto server around the generated dispatcher: it checks the grant (one atomic load) and what that lets
+//! through (`reach.rs`), counts and bounds what the connection has under way, catches panics (an unguarded one ends the connection and leaks its objects),
 //! ends calls when the grant is revoked or the deadline passes, and otherwise delegates with the same parameters and
 //! results, without a copy. `as_ptr` is the inner one, so that our objects are recognised when they are passed back.
 
@@ -40,6 +40,8 @@ const PATIENT: [(u64, u16); 9] = [
 /// What the guard of one object knows.
 pub struct State<D> {
     dispatch: D,
+    /// The object's interface.
+    own: u64,
     meter: Rc<Meter>,
     held: Rc<Held>,
     full: Option<Arc<Full>>,
@@ -77,6 +79,11 @@ impl FromClientHook for Guarded {
     }
 }
 
+// What is made of a `State` is made by the guard alone, and what of a `Coming` is a container.
+impl HasTypeId for Guarded {
+    const TYPE_ID: u64 = <container_capnp::container::Client as HasTypeId>::TYPE_ID;
+}
+
 impl<D: Server + Clone + 'static> FromServer<State<D>> for Guarded {
     type Dispatch = Dispatch<D>;
     fn from_server(state: Rc<State<D>>) -> Dispatch<D> {
@@ -87,12 +94,13 @@ impl<D: Server + Clone + 'static> FromServer<State<D>> for Guarded {
 /// Puts the guard around an object's dispatcher. Only `Session::hand_out` calls it.
 pub(super) fn guard<D: Server + Clone + 'static>(
     dispatch: D,
+    own: u64,
     meter: Rc<Meter>,
     counted: Counted,
     held: Rc<Held>,
     full: Option<Arc<Full>>,
 ) -> Guarded {
-    capnp_rpc::new_client(State { dispatch, meter, held, full, _counted: counted })
+    capnp_rpc::new_client(State { dispatch, own, meter, held, full, _counted: counted })
 }
 
 impl<D: Server + Clone + 'static> Server for Dispatch<D> {
@@ -105,7 +113,11 @@ impl<D: Server + Clone + 'static> Server for Dispatch<D> {
     ) -> DispatchCallResult {
         let state = self.0.clone();
         let refuse = |error: Error| DispatchCallResult::new(Promise::err(to_rpc(error)), false);
-        if let Some(why) = state.held.grant.revoked() {
+        if let Some(end) = state.held.grant.end() {
+            return refuse(end.error());
+        }
+        let may = state.held.reach.check(state.own, interface_id, method_id);
+        if let Err(why) = may.and_then(|()| state.held.check.as_ref().map_or(Ok(()), |check| check())) {
             return refuse(why);
         }
         let Some(call) = state.meter.begin_call() else {
@@ -137,7 +149,7 @@ impl<D: Server + Clone + 'static> Server for Dispatch<D> {
             let done = tokio::select! {
                 biased;
                 done = limited => done.unwrap_or_else(|_| Err(to_rpc(panicked()))),
-                why = state.held.grant.until_revoked() => Err(to_rpc(why)),
+                end = state.held.grant.until_ended() => Err(to_rpc(end.error())),
             };
             match (done, &state.full) {
                 (Err(error), Some(full)) => Err(explained(error, full).await),

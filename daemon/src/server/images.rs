@@ -20,7 +20,7 @@ use super::{
     cursor::Cursor,
     filters,
     jobs::Job,
-    rpc,
+    rpc, within,
 };
 
 /// The images of a namespace.
@@ -37,6 +37,7 @@ impl Images {
     pub fn find(&self, text: &str) -> Result<Option<Name>> {
         for name in [Ok(text.to_owned()), normalize(text)].into_iter().flatten() {
             match self.0.services().images.get(&self.0.namespace, &name) {
+                Ok(image) if !within::has_image(&self.0, &image) => {}
                 Ok(_) => return Name::new(name).map(Some),
                 Err(error) if error.code == Code::NotFound => {}
                 Err(error) => return Err(error),
@@ -47,10 +48,12 @@ impl Images {
     }
 
     fn hand_out(&self, name: Name) -> image::Client {
-        let object = Rc::new(Image { place: self.0.clone(), name: name.clone() });
+        let place = within::image(&self.0, &name);
+        let held = place.held.clone();
+        let object = Rc::new(Image { place, name: name.clone() });
         // So that it is known when it comes back, in `Containers.create`.
         self.0.session.remember_image(&object, self.0.namespace.clone(), name);
-        self.0.session.hand_out_rc(object, &self.0.held)
+        self.0.session.hand_out_rc(object, &held)
     }
 }
 
@@ -93,8 +96,10 @@ fn driver(place: &Place, name: &str, unpack: bool) -> Option<String> {
 fn pull_options_of(place: &Place, reader: pull_options::Reader<'_>) -> Result<PullOptions> {
     let (user, secret) = (text(reader.get_user())?, text(reader.get_secret())?);
     let certificates = reader.get_ca_certificates().map_err(malformed)?;
+    let name = normalize(text(reader.get_reference())?)?;
+    within::may_pull(place, &name, !reader.get_plain_http() && certificates.is_empty())?;
     Ok(PullOptions {
-        reference: Reference::parse(&normalize(text(reader.get_reference())?)?)?,
+        reference: Reference::parse(&name)?,
         platform: platform(text(reader.get_platform())?)?,
         endpoint: Endpoint {
             plain_http: reader.get_plain_http(),
@@ -169,6 +174,11 @@ impl images::Server for Images {
                 let why = "is not here, and may not be pulled: pull or import it";
                 return rpc(Err(Error::not_found("image", reference, why)));
             }
+            (PullPolicy::Missing | PullPolicy::Always, _) if !self.0.held.reach.allows("Images.pull") => {
+                let why =
+                    "would have to be pulled, and this grant is not for that: ask for the facet pull, or for the image";
+                return rpc(Err(Error::denied("image", reference, why)));
+            }
             (PullPolicy::Missing | PullPolicy::Always, _) => {
                 let options = rpc(pull_options_of(&self.0, reader))?;
                 let transfer = &self.0.services().transfer;
@@ -218,17 +228,19 @@ impl images::Server for Images {
         let known = ["name", "target.digest", "target.mediatype", "labels.KEY"];
         let filters = rpc(filters(params.get()?.get_filters(), &known))?;
         let (handle, namespace) = (self.0.services().images.clone(), self.0.namespace.clone());
+        let place = self.0.clone();
         let cursor = Cursor::new(
             Box::new(move |after, max| handle.list(&namespace, after, max)),
             |record: &Record| record.name.to_string(),
             move |record| {
-                filters.matches(&|path: &[&str]| match path {
-                    ["name"] => Some(record.name.as_str().into()),
-                    ["target", "digest"] => Some(record.target.digest.to_string().into()),
-                    ["target", "mediatype"] => Some(record.target.media_type.as_str().into()),
-                    ["labels", rest @ ..] => filter::label(&record.labels, rest),
-                    _ => None,
-                })
+                within::has_image(&place, record)
+                    && filters.matches(&|path: &[&str]| match path {
+                        ["name"] => Some(record.name.as_str().into()),
+                        ["target", "digest"] => Some(record.target.digest.to_string().into()),
+                        ["target", "mediatype"] => Some(record.target.media_type.as_str().into()),
+                        ["labels", rest @ ..] => filter::label(&record.labels, rest),
+                        _ => None,
+                    })
             },
         );
         results.get().set_cursor(self.0.hand_out(ImageCursor(cursor)));

@@ -11,6 +11,7 @@ use std::{
 
 use actix_rt::{Arbiter, ArbiterHandle};
 use capnp_rpc::{RpcSystem, rpc_capnp, rpc_twoparty_capnp::Side};
+use cofferdam_grants::End;
 use cofferdam_types::{Error, Peer, Result};
 use cofferdam_wire::{connect, gate_capnp::gate};
 use tokio::net::{UnixListener, UnixStream};
@@ -20,6 +21,7 @@ use super::{
     gate::Gate,
     intake::{Network, Tap},
     meter::Meter,
+    reach::Reach,
     session::{Held, Session},
 };
 use crate::services::Services;
@@ -137,9 +139,15 @@ async fn serve(
     let tap = |reader| Tap::new(reader, meter.clone());
     let (network, fds) = connect::network_through(stream, Side::Server, connect::MESSAGE, tap);
     let network = Network::new(network, meter.clone());
-    let session = Session::new(services, fds, peer, meter);
+    let session = Session::new(services, fds, peer, meter, None);
     // The gate confers nothing, but it too is guarded: its calls count and its panics are contained.
-    let held = Held { authority: cofferdam_types::Authority::system(), grant: session.grant.clone(), deadline: None };
+    let held = Held {
+        authority: cofferdam_types::Authority::system(),
+        grant: session.grant.clone(),
+        reach: Reach::everything(),
+        check: None,
+        deadline: None,
+    };
     let gate: gate::Client = session.hand_out(Gate(session.clone()), &held);
     let system = RpcSystem::new(Box::new(network), Some(gate.client));
     let ended = tokio::select! {
@@ -149,6 +157,6 @@ async fn serve(
         }
     };
     // What still works for this client ends with its connection.
-    session.grant.revoke();
+    session.grant.finish(End::Closed);
     ended
 }

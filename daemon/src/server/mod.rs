@@ -12,6 +12,7 @@ mod cursor;
 mod events;
 mod foreign;
 mod gate;
+mod grants;
 mod guard;
 mod images;
 mod inflow;
@@ -23,13 +24,16 @@ mod logs;
 mod meter;
 mod metrics;
 mod namespaces;
+mod narrow;
 mod networks;
 mod outflow;
+mod reach;
 mod session;
 mod snapshots;
 mod stdio;
 mod system;
 mod tasks;
+mod within;
 
 use cofferdam_types::{Filter, Result};
 use cofferdam_wire::error::to_rpc;
@@ -58,7 +62,7 @@ struct Place {
 impl Place {
     fn hand_out<C, S>(&self, object: S) -> C
     where
-        C: capnp::capability::FromServer<S> + capnp::capability::FromClientHook,
+        C: capnp::capability::FromServer<S> + capnp::capability::FromClientHook + capnp::traits::HasTypeId,
     {
         self.session.hand_out(object, &self.held)
     }

@@ -21,6 +21,7 @@ use super::{
     cursor::Cursor,
     events::Events,
     filters,
+    grants::Grants,
     images::Images,
     jobs::Jobs,
     leases::Leases,
@@ -44,7 +45,8 @@ impl Namespaces {
     }
 }
 
-fn set_info(mut builder: namespace_info::Builder<'_>, record: &NamespaceRecord) {
+/// Fills what is known of a namespace.
+pub fn set_info(mut builder: namespace_info::Builder<'_>, record: &NamespaceRecord) {
     builder.set_name(&*record.name);
     set_labels(builder.reborrow().init_labels(record.labels.len() as u32), &record.labels);
     builder.set_created(record.created.0);
@@ -278,6 +280,16 @@ impl namespace::Server for Namespace {
         mut results: namespace::LeasesResults,
     ) -> capnp::Result<()> {
         results.get().set_leases(self.0.hand_out(Leases(self.0.clone())));
+        Ok(())
+    }
+
+    async fn grants(
+        self: Rc<Self>,
+        _: namespace::GrantsParams,
+        mut results: namespace::GrantsResults,
+    ) -> capnp::Result<()> {
+        let object = rpc(Grants::of(&self.0))?;
+        results.get().set_grants(self.0.hand_out(object));
         Ok(())
     }
 

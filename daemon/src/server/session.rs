@@ -8,61 +8,40 @@ use std::{
     time::Duration,
 };
 
-use capnp::capability::{FromClientHook, FromServer};
-use cofferdam_types::{Authority, Error, Name, Namespace, Peer};
+use capnp::{
+    capability::{FromClientHook, FromServer},
+    traits::HasTypeId,
+};
+use cofferdam_grants::{Live, Node};
+use cofferdam_types::{Authority, Error, Name, Namespace, Peer, Result};
 use cofferdam_wire::{error::to_rpc, fdstream::Fds};
-use tokio::sync::watch;
 
-use super::{guard, images::Image, meter::Meter};
+use super::{guard, images::Image, meter::Meter, reach::Reach};
 use crate::services::Services;
 
-/// A grant, as far as a call needs to know it. Revoking it ends every call that is under way through it.
-#[derive(Debug)]
-pub struct Grant {
-    ended: watch::Sender<bool>,
-}
-
-impl Grant {
-    /// A live one.
-    pub fn new() -> Arc<Grant> {
-        Arc::new(Grant { ended: watch::Sender::new(false) })
-    }
-
-    /// Takes it back.
-    pub fn revoke(&self) {
-        self.ended.send_replace(true);
-    }
-
-    /// Turns true when it is taken back.
-    pub fn ended(&self) -> watch::Receiver<bool> {
-        self.ended.subscribe()
-    }
-
-    /// The error, if it was taken back.
-    pub fn revoked(&self) -> Option<Error> {
-        self.ended.borrow().then(taken_back)
-    }
-
-    /// Waits until it is taken back.
-    pub async fn until_revoked(&self) -> Error {
-        let _ = self.ended().wait_for(|ended| *ended).await;
-        taken_back()
-    }
-}
-
-fn taken_back() -> Error {
-    Error::revoked("grant", "", "was taken back")
-}
+/// Asked at every call of an object that a grant reaches only as long as something is true of it.
+pub type Check = Rc<dyn Fn() -> Result<()>>;
 
 /// What an object was handed out with: its authority, its grant, and the context laid over it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Held {
     /// Goes into every message.
     pub authority: Authority,
-    /// Checked at every call.
-    pub grant: Arc<Grant>,
+    /// Whether it is still there: what the connection has of it. Asked at every call.
+    pub grant: Arc<Live>,
+    /// What it lets through. Asked at every call.
+    pub reach: Arc<Reach>,
+    /// What else is asked then.
+    pub check: Option<Check>,
     /// Of `Namespace.with`.
     pub deadline: Option<Duration>,
+}
+
+impl Held {
+    /// For the objects that only lead to what a grant gives: they let everything through, and have nothing to let out.
+    pub fn way(&self) -> Held {
+        Held { reach: Reach::everything(), ..self.clone() }
+    }
 }
 
 /// An image that was handed out.
@@ -76,8 +55,10 @@ pub struct Session {
     pub fds: Fds,
     /// Who is at the other end, as the kernel says.
     pub peer: Peer,
-    /// The grant of everything on this connection: it ends with it.
-    pub grant: Arc<Grant>,
+    /// Ends with the connection, and with that everything that it got.
+    pub grant: Arc<Live>,
+    /// The grant that the socket is; none on the main one.
+    pub entry: Option<Arc<Node>>,
     /// What it has under way.
     pub meter: Rc<Meter>,
     /// Images that were handed out, by their server's address: so they are known when they come back.
@@ -86,14 +67,14 @@ pub struct Session {
 
 impl Session {
     /// For a new connection.
-    pub fn new(services: Services, fds: Fds, peer: Peer, meter: Rc<Meter>) -> Rc<Session> {
-        Rc::new(Session { services, fds, peer, grant: Grant::new(), meter, images: RefCell::default() })
+    pub fn new(services: Services, fds: Fds, peer: Peer, meter: Rc<Meter>, entry: Option<Arc<Node>>) -> Rc<Session> {
+        Rc::new(Session { services, fds, peer, grant: Live::new(), entry, meter, images: RefCell::default() })
     }
 
     /// Makes a client of a server object. This, and what it calls, is the only way: a test refuses any other.
     pub fn hand_out<C, S>(self: &Rc<Self>, object: S, held: &Held) -> C
     where
-        C: FromServer<S> + FromClientHook,
+        C: FromServer<S> + FromClientHook + HasTypeId,
     {
         self.hand_out_rc(Rc::new(object), held)
     }
@@ -101,7 +82,7 @@ impl Session {
     /// [`Session::hand_out`] for an object that is shared already.
     pub fn hand_out_rc<C, S>(self: &Rc<Self>, object: Rc<S>, held: &Held) -> C
     where
-        C: FromServer<S> + FromClientHook,
+        C: FromServer<S> + FromClientHook + HasTypeId,
     {
         let Some(counted) = self.meter.begin_object() else {
             let why = "holds as many objects as is allowed, and is cut";
@@ -110,7 +91,8 @@ impl Session {
         };
         let dispatch = C::from_server(object);
         let full = Some(self.services.full.clone());
-        C::new(guard::guard(dispatch, self.meter.clone(), counted, Rc::new(held.clone()), full).into_client_hook())
+        let own = C::TYPE_ID;
+        C::new(guard::guard(dispatch, own, self.meter.clone(), counted, Rc::new(held.clone()), full).into_client_hook())
     }
 
     /// Keeps in mind which image a server object stands for.

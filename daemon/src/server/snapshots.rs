@@ -200,7 +200,7 @@ impl snapshot::Server for Snapshot {
 
     async fn limit(self: Rc<Self>, params: snapshot::LimitParams, _: snapshot::LimitResults) -> capnp::Result<()> {
         let (all, bytes) = (&self.place.services().snapshots, params.get()?.get_bytes());
-        rpc(all.limit(&self.place.namespace, &self.driver, &self.key, bytes).await)
+        rpc(all.limit(self.place.authority(), &self.place.namespace, &self.driver, &self.key, bytes).await)
     }
 
     async fn mounts(

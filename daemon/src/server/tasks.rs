@@ -1,6 +1,6 @@
 //! `Task` and `Process` (container.capnp): one server for both, since a task is its first process and more.
 
-use std::{cell::RefCell, rc::Rc};
+use std::rc::Rc;
 
 use cofferdam_metadata::records::tasks::{Exit, State};
 use cofferdam_tasks::{DumpOptions, ExecRequest};
@@ -111,8 +111,8 @@ impl process::Server for Process {
         let streams = rpc(stdio::read(&self.place.session, params.get()?.get_stdio()?))?;
         let auth = self.place.authority().clone();
         let attached = self.tasks().attach(&self.place.namespace, &self.id, auth, self.exec.clone(), streams).await;
-        let object = Attachment(RefCell::new(rpc(attached)?));
-        results.get().set_attachment(self.place.hand_out(object));
+        let object = Attachment::until(self.place.held.grant.ended(), rpc(attached)?);
+        results.get().set_attachment(self.place.session.hand_out_rc(object, &self.place.held));
         Ok(())
     }
 

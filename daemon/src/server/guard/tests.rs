@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use capnp_rpc::{RpcSystem, rpc_twoparty_capnp::Side};
-use cofferdam_types::{Authority, Code};
+use cofferdam_grants::{End, Live};
+use cofferdam_types::{Authority, Caveats, Code, Right, Rights};
 use cofferdam_wire::{common_capnp::byte_stream, connect, error::from_rpc, system_capnp::system};
 use tokio::net::UnixStream;
 
 use super::*;
-use crate::server::session::Grant;
+use crate::server::reach::Reach;
 
 /// `status` never answers, `crash` panics or succeeds.
 struct Trouble;
@@ -33,15 +34,20 @@ struct Setup {
     client: system::Client,
 }
 
+fn held(deadline: Option<Duration>) -> Held {
+    Held { authority: Authority::system(), grant: Live::new(), reach: Reach::everything(), check: None, deadline }
+}
+
 fn guarded(deadline: Option<Duration>) -> Setup {
-    guarded_with(Held { authority: Authority::system(), grant: Grant::new(), deadline })
+    guarded_with(held(deadline))
 }
 
 fn guarded_with(held: Held) -> Setup {
     let meter: Rc<Meter> = Rc::default();
     let dispatch = <system::Client as FromServer<Trouble>>::from_server(Rc::new(Trouble));
     let counted = meter.begin_object().unwrap();
-    let object = guard(dispatch, meter.clone(), counted, Rc::new(held.clone()), None);
+    let own = <system::Client as HasTypeId>::TYPE_ID;
+    let object = guard(dispatch, own, meter.clone(), counted, Rc::new(held.clone()), None);
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (network, _) = connect::network(ours, Side::Server, connect::MESSAGE);
     let served = FromClientHook::new(object.into_client_hook());
@@ -80,9 +86,37 @@ fn revoking_ends_what_is_under_way_and_what_comes() {
         let Setup { client, held, .. } = guarded(None);
         let pending = client.status_request().send().promise;
         crash(&client, "").await.unwrap();
-        held.grant.revoke();
+        held.grant.finish(End::Revoked);
         assert_eq!(pending.await.map(drop).map_err(from_rpc).unwrap_err().code, Code::Revoked);
         assert_eq!(crash(&client, "").await.unwrap_err().code, Code::Revoked);
+    });
+}
+
+#[test]
+fn what_the_grant_does_not_let_through_is_denied_and_counts_for_nothing() {
+    run(async || {
+        let caveats = Caveats { rights: Rights::of([Right::Read]), ..Caveats::none() };
+        let Setup { client, meter, .. } = guarded_with(Held { reach: Reach::of(&caveats), ..held(None) });
+        let error = crash(&client, "panic").await.unwrap_err();
+        assert_eq!(error.code, Code::Denied);
+        assert!(error.message.contains("needs the root right") && error.id == "System.crash", "{error}");
+        assert!(meter.is_idle());
+    });
+}
+
+#[test]
+fn what_is_asked_of_an_object_at_each_call_is_asked() {
+    run(async || {
+        let within = Rc::new(std::cell::Cell::new(true));
+        let theirs = within.clone();
+        let check = move || match theirs.get() {
+            true => Ok(()),
+            false => Err(Error::not_found("container", "web", "is out of reach")),
+        };
+        let Setup { client, .. } = guarded_with(Held { check: Some(Rc::new(check)), ..held(None) });
+        crash(&client, "").await.unwrap();
+        within.set(false);
+        assert_eq!(crash(&client, "").await.unwrap_err().code, Code::NotFound);
     });
 }
 
@@ -130,7 +164,7 @@ fn a_calls_context_stands_in_the_log() {
     run(async || {
         let authority =
             Authority { correlation: Some("mine".into()), trace: Some(trace.into()), ..Authority::system() };
-        let held = Held { authority, grant: Grant::new(), deadline: None };
+        let held = Held { authority, ..held(None) };
         let Setup { client, .. } = guarded_with(held);
         // The handler's own lines carry it too.
         crash(&client, "tell").await.unwrap();
@@ -163,10 +197,10 @@ fn a_streaming_method_stays_one() {
     }
     run(async || {
         let meter: Rc<Meter> = Rc::default();
-        let held = Held { authority: Authority::system(), grant: Grant::new(), deadline: None };
         let dispatch = <byte_stream::Client as FromServer<Sink>>::from_server(Rc::new(Sink));
         let counted = meter.begin_object().unwrap();
-        let object = guard(dispatch, meter.clone(), counted, Rc::new(held), None);
+        let own = <byte_stream::Client as HasTypeId>::TYPE_ID;
+        let object = guard(dispatch, own, meter.clone(), counted, Rc::new(held(None)), None);
         let client: byte_stream::Client = FromClientHook::new(object.into_client_hook());
         let _ = client.write_request().send().await;
         // Only a streaming call breaks its object for good.

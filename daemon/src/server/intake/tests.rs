@@ -2,18 +2,19 @@
 
 use std::{cell::Cell, time::Duration};
 
-use capnp::capability::{FromClientHook, FromServer};
+use capnp::{
+    capability::{FromClientHook, FromServer},
+    traits::HasTypeId,
+};
 use capnp_rpc::RpcSystem;
+use cofferdam_grants::Live;
 use cofferdam_types::{Authority, Code};
 use cofferdam_wire::{connect, error::from_rpc, gate_capnp, system_capnp::system};
 use futures::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
 use super::*;
-use crate::server::{
-    guard::guard,
-    session::{Grant, Held},
-};
+use crate::server::{guard::guard, reach::Reach, session::Held};
 
 /// `enter` never answers, `hello` answers at length.
 struct Slow {
@@ -50,10 +51,12 @@ struct Setup {
 
 fn served(server: UnixStream, client: UnixStream) -> Setup {
     let (meter, answered): (Rc<Meter>, Rc<Cell<usize>>) = Default::default();
-    let held = Held { authority: Authority::system(), grant: Grant::new(), deadline: None };
+    let (grant, reach) = (Live::new(), Reach::everything());
+    let held = Held { authority: Authority::system(), grant, reach, check: None, deadline: None };
     let object = Rc::new(Slow { answered: answered.clone() });
     let dispatch = <gate_capnp::gate::Client as FromServer<Slow>>::from_server(object);
-    let object = guard(dispatch, meter.clone(), meter.begin_object().unwrap(), Rc::new(held), None);
+    let (own, counted) = (<gate_capnp::gate::Client as HasTypeId>::TYPE_ID, meter.begin_object().unwrap());
+    let object = guard(dispatch, own, meter.clone(), counted, Rc::new(held), None);
     let tap = |reader| Tap::new(reader, meter.clone());
     let (network, _) = connect::network_through(server, Side::Server, connect::MESSAGE, tap);
     let bootstrap = FromClientHook::new(object.into_client_hook());

@@ -1,0 +1,366 @@
+//! What a grant lets through: which methods, of which objects.
+//!
+//! A facet is a list of methods that are allowed; everything else is not, whatever comes to be. Methods that need nothing
+//! are always allowed: they lead to objects of which no method may be called, or feed what an allowed method has begun.
+
+use std::sync::{Arc, LazyLock};
+
+use cofferdam_types::{Caveats, Ceiling, Error, Facet, Result, Right, Rights};
+use cofferdam_wire::needs::{METHODS, Method, needs};
+
+/// The methods of a facet, as `Interface.method`; `*` stands for all of an interface.
+const fn facet(facet: Facet) -> &'static [&'static str] {
+    match facet {
+        // All that the right to read allows.
+        Facet::Observer => &[],
+        Facet::Logs => &["Containers.get", "Containers.list", "ContainerCursor.next", "Container.logs"],
+        Facet::Exec => &[
+            "Containers.get",
+            "Containers.list",
+            "ContainerCursor.next",
+            "Container.task",
+            "Task.exec",
+            "Task.process",
+            "Task.state",
+            "Process.*",
+        ],
+        Facet::Kill => &[
+            "Containers.get",
+            "Containers.list",
+            "ContainerCursor.next",
+            "Container.task",
+            "Task.kill",
+            "Task.state",
+            "Task.wait",
+        ],
+        Facet::Events => &["Events.subscribe", "Events.last", "EventCursor.next"],
+        Facet::Metrics => &[
+            "Containers.get",
+            "Containers.list",
+            "ContainerCursor.next",
+            "Container.task",
+            "Task.metrics",
+            "Task.state",
+        ],
+        Facet::Backup => &[
+            "Content.get",
+            "Content.list",
+            "BlobCursor.next",
+            "Blob.info",
+            "Blob.read",
+            "Blob.readFd",
+            "Images.get",
+            "Images.list",
+            "ImageCursor.next",
+            "Image.info",
+            "Image.detail",
+            "Image.export",
+            "Image.exportFd",
+            "Job.info",
+            "Job.watch",
+            "Job.wait",
+        ],
+        Facet::Pull => &[
+            "Images.get",
+            "Images.list",
+            "Images.obtain",
+            "Images.pull",
+            "ImageCursor.next",
+            "Image.info",
+            "Image.detail",
+            "Image.unpack",
+            "Job.*",
+        ],
+        Facet::Deploy => &[
+            "Containers.create",
+            "Containers.get",
+            "Containers.list",
+            "ContainerCursor.next",
+            "Container.info",
+            "Container.createTask",
+            "Container.task",
+            "Container.remove",
+            "Container.removed",
+            "Container.logs",
+            "Container.updateResources",
+            "Container.update",
+            "Container.rename",
+            "Container.copyOut",
+            "Container.copyIn",
+            "Container.changes",
+            "ChangeCursor.next",
+            "Task.start",
+            "Task.wait",
+            "Task.state",
+            "Task.kill",
+            "Task.resize",
+            "Task.closeStdin",
+            "Task.attach",
+            "Task.stdin",
+            "Task.delete",
+            "Task.exec",
+            "Task.process",
+            "Task.pause",
+            "Task.resume",
+            "Task.pids",
+            "Task.update",
+            "Task.metrics",
+            "Task.processes",
+            "Process.*",
+            "Images.get",
+            "Images.list",
+            "Images.obtain",
+            "ImageCursor.next",
+            "Image.info",
+            "Image.detail",
+            "Networks.*",
+            "NetworkCursor.next",
+        ],
+    }
+}
+
+/// The interfaces in which what a grant chooses is looked at: a grant that chooses has no other. Snapshots, content, events
+/// and what else is told by the namespace know no containers.
+const CHOOSING: &[&str] = &[
+    "Namespace.info",
+    "Containers.*",
+    "ContainerCursor.*",
+    "Container.*",
+    "ChangeCursor.*",
+    "Task.*",
+    "Process.*",
+    "Attachment.*",
+    "Images.*",
+    "ImageCursor.*",
+    "Image.*",
+    "Job.*",
+    "Networks.*",
+    "NetworkCursor.*",
+];
+
+/// But for these: they make images of any name, of whatever is in them.
+const NOT_CHOOSING: &[&str] = &["Container.commit", "Task.checkpoint", "Images.import", "Images.importFd"];
+
+fn fits(patterns: &[&str], name: &str) -> bool {
+    patterns.iter().any(|pattern| match pattern.strip_suffix('*') {
+        Some(interface) => name.starts_with(interface),
+        None => *pattern == name,
+    })
+}
+
+fn in_facet(one: Facet, method: &Method) -> bool {
+    match one {
+        Facet::Observer => method.needs == Right::Read,
+        other => fits(facet(other), method.name),
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Reach {
+    rights: Rights,
+    /// The methods that are left, in order; none: all that the rights allow.
+    methods: Option<Vec<(u64, u64, u16)>>,
+    /// What the objects themselves look at.
+    pub caveats: Caveats,
+}
+
+static EVERYTHING: LazyLock<Arc<Reach>> = LazyLock::new(|| {
+    let caveats = Caveats { rights: Rights::ALL, ceiling: Ceiling::FULL, ..Caveats::none() };
+    Arc::new(Reach { rights: Rights::ALL, methods: None, caveats })
+});
+
+impl Reach {
+    /// What the operator has.
+    pub fn everything() -> Arc<Reach> {
+        EVERYTHING.clone()
+    }
+
+    /// What these leave.
+    pub fn of(caveats: &Caveats) -> Arc<Reach> {
+        let chooses = !caveats.containers.is_all() || !caveats.ceiling.images.is_all();
+        let left = |method: &&Method| {
+            let facets = caveats.facets.iter().all(|any| any.iter().any(|one| in_facet(*one, method)));
+            let seen = !chooses || fits(CHOOSING, method.name) && !fits(NOT_CHOOSING, method.name);
+            method.needs != Right::None && facets && seen
+        };
+        let methods = (chooses || !caveats.facets.is_empty()).then(|| {
+            let mut keys: Vec<_> = METHODS.iter().filter(left).map(|m| (m.own, m.interface, m.method)).collect();
+            keys.sort_unstable();
+            keys
+        });
+        Arc::new(Reach { rights: caveats.rights, methods, caveats: caveats.clone() })
+    }
+
+    /// Whether a method of an object may be called. `own` is the object's interface, `interface` the one that declares the
+    /// method.
+    pub fn check(&self, own: u64, interface: u64, method: u16) -> Result<()> {
+        let Some(right) = needs(interface, method) else {
+            return Err(Error::unimplemented("method", "", "is not known to this daemon"));
+        };
+        if right == Right::None {
+            return Ok(());
+        }
+        let listed = |keys: &Vec<_>| keys.binary_search(&(own, interface, method)).is_ok();
+        if self.rights.has(right) && self.methods.as_ref().is_none_or(listed) {
+            return Ok(());
+        }
+        Err(self.refuse(own, interface, method, right))
+    }
+
+    #[cold]
+    fn refuse(&self, own: u64, interface: u64, method: u16, right: Right) -> Error {
+        let same = |m: &&Method| (m.own, m.interface, m.method) == (own, interface, method);
+        let name = METHODS.iter().find(same).map_or("", |m| m.name);
+        let why = if self.rights.has(right) {
+            "is not among the methods that this grant was given for".to_owned()
+        } else {
+            format!("needs the {right} right, and this grant has {}", self.rights)
+        };
+        Error::denied("method", name, why)
+    }
+
+    /// Whether a method may be called, by its name.
+    pub fn allows(&self, name: &str) -> bool {
+        METHODS.iter().any(|m| m.name == name && self.check(m.own, m.interface, m.method).is_ok())
+    }
+
+    /// The names of all that may be called and that need something.
+    pub fn methods(&self) -> Vec<&'static str> {
+        let may = |m: &&Method| m.needs != Right::None && self.check(m.own, m.interface, m.method).is_ok();
+        let mut names: Vec<_> = METHODS.iter().filter(may).map(|m| m.name).collect();
+        names.sort_unstable();
+        names
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, time::Instant};
+
+    use cofferdam_types::{Id, Pictures, Which};
+
+    use super::*;
+
+    fn of(facets: &[Facet], rights: Rights) -> Caveats {
+        let facets = if facets.is_empty() { Vec::new() } else { vec![facets.iter().copied().collect()] };
+        Caveats { facets, rights, ..Caveats::none() }
+    }
+
+    fn reached(caveats: &Caveats) -> BTreeSet<&'static str> {
+        Reach::of(caveats).methods().into_iter().collect()
+    }
+
+    #[test]
+    fn every_method_that_a_list_names_is_there() {
+        let lists = Facet::ALL.into_iter().flat_map(facet).chain(CHOOSING).chain(NOT_CHOOSING);
+        for name in lists {
+            let there = METHODS.iter().any(|method| fits(&[name], method.name));
+            assert!(there, "{name} is no method");
+        }
+    }
+
+    #[test]
+    fn a_facet_has_what_its_rights_allow() {
+        for one in Facet::ALL {
+            let all = reached(&of(&[one], Rights::HOST));
+            let with = reached(&of(&[one], one.rights()));
+            assert_eq!(all, with, "{}: its rights are less than its methods need", one.as_str());
+            assert!(!all.is_empty());
+            // None leads to the operator's own.
+            assert!(all.iter().all(|name| !name.starts_with("System.") && !name.starts_with("Root.")), "{all:?}");
+        }
+        let read = reached(&of(&[], Rights::of([Right::Read])));
+        assert_eq!(reached(&of(&[Facet::Observer], Rights::HOST)), read);
+        assert!(read.contains("Container.info") && !read.contains("Container.remove") && !read.contains("Root.system"));
+    }
+
+    // Z5, of methods: for all pairs of facets and rights, what comes from a grant has no method that it hasn't.
+    #[test]
+    fn z5_a_derived_grant_has_no_method_more() {
+        let rights = [Right::Read, Right::Write, Right::Run, Right::Host].map(|right| Rights::of([right]));
+        let which = Which { ids: Some([Id::new("web").unwrap()].into()), ..Which::default() };
+        let mut all = Vec::new();
+        for rights in rights {
+            all.push(of(&[], rights));
+            for one in Facet::ALL {
+                all.push(of(&[one], rights));
+                all.push(of(&[one, Facet::Logs], rights));
+                all.push(Caveats { containers: which.clone(), ..of(&[one], rights) });
+                let images = Ceiling { images: Pictures(vec![vec!["a".into()]]), ..Ceiling::FULL };
+                all.push(Caveats { ceiling: images, ..of(&[one], rights) });
+            }
+        }
+        for parent in &all {
+            let above = reached(parent);
+            for child in &all {
+                let derived = parent.and(child);
+                let below = reached(&derived);
+                assert!(below.is_subset(&above), "{parent:?} {child:?}: {:?}", below.difference(&above));
+            }
+        }
+    }
+
+    #[test]
+    fn who_chooses_sees_nothing_of_what_knows_no_containers() {
+        let which = Which { ids: Some([Id::new("web").unwrap()].into()), ..Which::default() };
+        let caveats =
+            Caveats { containers: which, ..of(&[Facet::Observer, Facet::Deploy, Facet::Backup], Rights::HOST) };
+        let reached = reached(&caveats);
+        for name in [
+            "Events.subscribe",
+            "Content.get",
+            "Snapshots.get",
+            "Jobs.list",
+            "Leases.list",
+            "Namespace.explain",
+            "Container.commit",
+            "Task.checkpoint",
+            "Images.importFd",
+        ] {
+            assert!(METHODS.iter().any(|m| m.name == name), "{name}");
+            assert!(!reached.contains(name), "{name}");
+        }
+        assert!(reached.contains("Container.logs") && reached.contains("Task.kill"));
+    }
+
+    #[test]
+    fn what_is_missing_is_said() {
+        let logs = Reach::of(&of(&[Facet::Logs], Rights::of([Right::Read])));
+        let said = |name: &str| {
+            let m = METHODS.iter().find(|m| m.name == name).unwrap();
+            logs.check(m.own, m.interface, m.method).map_err(|e| e.to_string())
+        };
+        assert_eq!(said("Container.logs"), Ok(()));
+        assert_eq!(said("Namespace.containers"), Ok(()));
+        let (run, other) = (said("Container.createTask").unwrap_err(), said("Container.info").unwrap_err());
+        assert!(run.contains("needs the run right") && run.contains("Container.createTask"), "{run}");
+        assert!(other.contains("is not among the methods"), "{other}");
+        assert_eq!(logs.check(7, 7, 7).unwrap_err().code, cofferdam_types::Code::Unimplemented);
+    }
+
+    #[test]
+    fn a_task_is_not_a_process() {
+        let exec = reached(&of(&[Facet::Exec], Rights::HOST));
+        assert!(exec.contains("Process.kill") && exec.contains("Task.exec"));
+        assert!(!exec.contains("Task.kill") && !exec.contains("Task.attach") && !exec.contains("Task.delete"));
+    }
+
+    // A promise of SPECIFICATION.md, with room for a machine that has other things to do.
+    #[test]
+    fn a_check_takes_no_time() {
+        let reach = Reach::of(&of(&[Facet::Deploy], Rights::HOST));
+        let m = METHODS.iter().find(|m| m.name == "Task.processes").unwrap();
+        let best = (0..20)
+            .map(|_| {
+                let begun = Instant::now();
+                for _ in 0..10_000 {
+                    std::hint::black_box(reach.check(m.own, m.interface, m.method)).unwrap();
+                }
+                begun.elapsed() / 10_000
+            })
+            .min()
+            .unwrap();
+        assert!(best.as_nanos() <= 100, "{best:?}");
+    }
+}
