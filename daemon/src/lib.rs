@@ -45,7 +45,7 @@ use crate::{
     config::{Config, SOCKET},
     full::Full,
     placement::TABLE,
-    server::{Admission, Listener},
+    server::{Admission, Exports, Listener, Rooms},
     services::{Facts, Services},
 };
 
@@ -143,11 +143,14 @@ impl Daemon {
             cgroups: cgroups()?,
             connections: connections.clone(),
         };
+        let admission = Admission::new(room(config.connections), uid.as_raw(), connections);
+        let rooms = Rooms::start();
         let pool = Pool::new("rpc", 4, 256);
         let services = Services {
             kernel: kernel.clone(),
             metadata,
             grants,
+            exports: Exports::new(rooms.handles(), admission.clone()),
             content,
             events,
             snapshots: snapshots.clone(),
@@ -162,11 +165,12 @@ impl Daemon {
             quiet: Arc::default(),
             facts: Arc::new(facts),
         };
-        let admission = Admission::new(room(config.connections), uid.as_raw(), connections);
         let (pool, quiet) = (services.pool.clone(), services.quiet.clone());
         let scrubs = !config.scrub.is_zero() && services.metadata.writable().is_ok();
         let scrub = scrubs.then(|| tokio::task::spawn_local(scrub::watch(services.clone(), config.scrub)));
-        let listener = Listener::start(&config.state, SOCKET, services, admission)?;
+        // Containers that have one wait for it as they wait for nothing else.
+        services.exports.open_all(&services)?;
+        let listener = Listener::start(&config.state, SOCKET, rooms, services, admission)?;
         let quiet = tokio::task::spawn_local(async move { quiet.watch(async || quiet::trim(&pool).await).await });
         Ok(Daemon { kernel, transfer, snapshots, listener, quiet, scrub, _claim: claim })
     }

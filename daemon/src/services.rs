@@ -19,7 +19,7 @@ use cofferdam_tasks::Tasks;
 use cofferdam_transfer::Transfer;
 use cofferdam_types::Timestamp;
 
-use crate::{full::Full, quiet::Quiet};
+use crate::{full::Full, quiet::Quiet, server::Exports};
 
 /// What is true of this daemon for as long as it runs.
 #[derive(Debug)]
@@ -45,6 +45,8 @@ pub struct Services {
     pub metadata: Metadata,
     /// What was handed out.
     pub grants: Grants,
+    /// What of that is a socket.
+    pub exports: Exports,
     /// Blobs.
     pub content: Content,
     /// What happened.

@@ -110,7 +110,8 @@ impl Core {
         Ok(token)
     }
 
-    pub async fn restore(&self, token: &Token, uid: u32) -> Result<Arc<Node>> {
+    /// The grant of a token, for this user; and whether each use of it counts.
+    pub fn find(&self, token: &Token, uid: u32) -> Result<(Arc<Node>, bool)> {
         let digest = token.digest();
         let nobodys = || Error::denied("token", "", "is that of no grant: it was never given, or was taken back");
         let node = self.tree.find(&digest).ok_or_else(nobodys)?;
@@ -121,7 +122,16 @@ impl Core {
         if node.caveats.not_after.is_some_and(|end| end <= Timestamp::now()) {
             return Err(End::Expired.error());
         }
-        if seal.counted {
+        match node.live.end() {
+            None => Ok((node, seal.counted)),
+            Some(end) => Err(end.error()),
+        }
+    }
+
+    /// The same, and counts it.
+    pub async fn restore(&self, token: &Token, uid: u32) -> Result<Arc<Node>> {
+        let (node, counted) = self.find(token, uid)?;
+        if counted {
             let path = node.path.clone();
             let count = move |tx: &mut Tx<'_>| {
                 let mut none_left = false;

@@ -83,6 +83,11 @@ impl Grants {
 
     /// The grant of a token, for this user.
     pub async fn restore(&self, token: Token, uid: u32) -> Result<Arc<Node>> {
+        // Where nothing is to be written nobody waits: what was sent behind it finds it at once.
+        let (node, counted) = self.core.find(&token, uid)?;
+        if !counted {
+            return Ok(node);
+        }
         self.slot.call(Restore { token, uid }).await
     }
 

@@ -1,20 +1,24 @@
 //! The connection, and what it leads to.
 
 use std::{
+    cell::OnceCell,
     future::Future,
     path::{Path, PathBuf},
     rc::Rc,
     time::{Duration, Instant},
 };
 
+use capnp::traits::{Owned, Pipelined};
 use capnp_rpc::{RpcSystem, rpc_twoparty_capnp::Side};
 use cofferdam_types::{Code, Error, Result};
 use cofferdam_wire::{
     API_VERSION,
     connect::network,
     convert::{text, texts},
+    error::{from_rpc, malformed},
     fdstream::Fds,
-    gate_capnp::{gate, root},
+    gate_capnp::{gate, namespaces, root},
+    grant_capnp::grant_info,
 };
 use futures::{FutureExt, future::LocalBoxFuture, future::Shared};
 use serde::Serialize;
@@ -23,6 +27,7 @@ use tokio::{net::UnixStream, task::AbortHandle};
 use crate::{
     call::{Reply, reply},
     collector::Collector,
+    grant::{GrantInfo, info},
     namespace::{Namespace, Namespaces},
     system::System,
 };
@@ -63,9 +68,13 @@ pub struct Client {
     /// Kept, since letting go of it would be one message more.
     _gate: gate::Client,
     root: root::Client,
+    /// Kept once it was asked for: were it let go of, what failed before it would not be told behind it.
+    namespaces: Rc<OnceCell<namespaces::Client>>,
     hello: Shared<LocalBoxFuture<'static, Result<DaemonInfo>>>,
+    entered: Shared<LocalBoxFuture<'static, Result<Option<GrantInfo>>>>,
     path: Rc<PathBuf>,
     name: Rc<str>,
+    token: Option<Rc<str>>,
 }
 
 impl Client {
@@ -76,7 +85,21 @@ impl Client {
 
     /// The same, with a name of your own for the daemon's logs.
     pub async fn connect_as(path: impl AsRef<Path>, name: &str) -> Result<Client> {
-        let path = path.as_ref();
+        Client::enter(path.as_ref(), name, None).await
+    }
+
+    /// Opens a connection that has what the grant of a token gives, and nothing else. Whether there is one comes out of the
+    /// first call.
+    pub async fn restore(path: impl AsRef<Path>, token: &str) -> Result<Client> {
+        Client::restore_as(path, "cofferdam-client", token).await
+    }
+
+    /// The same, with a name of your own for the daemon's logs.
+    pub async fn restore_as(path: impl AsRef<Path>, name: &str, token: &str) -> Result<Client> {
+        Client::enter(path.as_ref(), name, Some(token)).await
+    }
+
+    async fn enter(path: &Path, name: &str, token: Option<&str>) -> Result<Client> {
         let stream = UnixStream::connect(path).await.map_err(|error| {
             let why = match error.kind() {
                 std::io::ErrorKind::NotFound => {
@@ -93,11 +116,11 @@ impl Client {
             };
             Error::unavailable("socket", path.display(), why)
         })?;
-        Ok(Client::over(stream, path, name))
+        Ok(Client::over(stream, path, name, token))
     }
 
     /// Over a stream that is already open. `path` is where a new one may be had.
-    pub(crate) fn over(stream: UnixStream, path: &Path, name: &str) -> Client {
+    pub(crate) fn over(stream: UnixStream, path: &Path, name: &str, token: Option<&str>) -> Client {
         let (network, fds) = network(stream, Side::Client, MESSAGE);
         let mut system = RpcSystem::new(Box::new(network), None);
         let gate: gate::Client = system.bootstrap(Side::Server);
@@ -118,20 +141,45 @@ impl Client {
                 fds: answer.get_fds(),
             })
         });
-        let root = gate.enter_request().send().pipeline.get_root();
+        let (root, entered) = match token {
+            None => {
+                let entered = gate.enter_request().send();
+                let read = |reader: gate::enter_results::Reader<'_>| held(reader.has_grant(), reader.get_grant());
+                (entered.pipeline.get_root(), answered(entered.promise, read))
+            }
+            Some(token) => {
+                let mut request = gate.restore_request();
+                request.get().set_token(token);
+                let restored = request.send();
+                let read = |reader: gate::restore_results::Reader<'_>| held(reader.has_grant(), reader.get_grant());
+                (restored.pipeline.get_root(), answered(restored.promise, read))
+            }
+        };
         Client {
             link,
             _gate: gate,
             root,
+            namespaces: Rc::default(),
             hello: hello.boxed_local().shared(),
+            entered: entered.boxed_local().shared(),
             path: Rc::new(path.to_owned()),
             name: name.into(),
+            token: token.map(Rc::from),
         }
     }
 
     /// A new connection to the same place.
     pub async fn again(&self) -> Result<Client> {
-        Client::connect_as(&**self.path, &self.name).await
+        Client::enter(&self.path, &self.name, self.token.as_deref()).await
+    }
+
+    /// The grant that this connection has; none where it has everything.
+    pub fn grant(&self) -> Reply<Option<GrantInfo>> {
+        let (entered, link) = (self.entered.clone(), self.link.clone());
+        Reply::new(async move {
+            let _link = link;
+            entered.await
+        })
     }
 
     /// Who is at the other end.
@@ -141,7 +189,8 @@ impl Client {
 
     /// All namespaces.
     pub fn namespaces(&self) -> Namespaces {
-        Namespaces { link: self.link.clone(), client: self.root.namespaces_request().send().pipeline.get_namespaces() }
+        let ask = || self.root.namespaces_request().send().pipeline.get_namespaces();
+        Namespaces { link: self.link.clone(), client: self.namespaces.get_or_init(ask).clone() }
     }
 
     /// One namespace.
@@ -158,6 +207,21 @@ impl Client {
     pub fn system(&self) -> System {
         System { link: self.link.clone(), client: self.root.system_request().send().pipeline.get_system() }
     }
+}
+
+fn held(is: bool, reader: capnp::Result<grant_info::Reader<'_>>) -> Result<Option<GrantInfo>> {
+    is.then(|| info(reader.map_err(malformed)?)).transpose()
+}
+
+/// The answer to a call whose pipeline is somebody else's.
+fn answered<R: Owned + Pipelined + Unpin + 'static>(
+    promise: capnp::capability::Promise<capnp::capability::Response<R>, capnp::Error>,
+    read: impl for<'a> FnOnce(R::Reader<'a>) -> Result<Option<GrantInfo>> + 'static,
+) -> Reply<Option<GrantInfo>> {
+    Reply::new(async move {
+        let response = promise.await.map_err(from_rpc)?;
+        read(response.get().map_err(from_rpc)?)
+    })
 }
 
 /// Anything else refuses connections as a socket does that nobody listens on.

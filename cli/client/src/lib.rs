@@ -27,6 +27,29 @@
 //! **Bytes.** Descriptors of yours go to the daemon in band ([`Input::Fd`], [`Output::Fd`]), so bytes never pass the
 //! daemon and survive its restart. Whoever has none uses streams: [`channel`] and [`Sink`].
 //!
+//! **Less than everything.** [`Client::connect`] gives what the daemon's policy grants on that socket, which for the operator is
+//! all of it. [`Grants`] hands out less, and takes it back; who has a token of a grant begins with [`Client::restore`], and
+//! who can connect to a socket that is one with [`Client::connect`]. Both find a client with one namespace, in which
+//! everything is where it is for anybody else; what the grant doesn't cover is `denied`.
+//!
+//! ```no_run
+//! # async fn example() -> cofferdam_types::Result<()> {
+//! use cofferdam_client::{Client, GrantOptions};
+//!
+//! let operator = Client::connect("/run/cofferdam/cofferd.sock").await?;
+//! let grants = operator.namespace("shop").grants();
+//! let options = GrantOptions { facets: vec!["logs".into()], containers: vec!["web".into()], ..Default::default() };
+//! let grant = grants.create(&options);
+//! let token = grant.save(None).await?;
+//!
+//! // Somewhere else, and that is all that can be done there.
+//! let reader = Client::restore("/run/cofferdam/cofferd.sock", &token).await?;
+//! let logs = reader.namespace("shop").containers().get("web").logs(false, Default::default());
+//! # drop(logs);
+//! grant.revoke().await?;
+//! # Ok(()) }
+//! ```
+//!
 //! **Limits.** No call is repeated by itself, with one exception: [`Run`] finds its container again after the daemon
 //! was restarted.
 
@@ -38,6 +61,7 @@ mod container;
 mod content;
 mod event;
 mod exits;
+mod grant;
 mod image;
 mod job;
 mod json;
@@ -62,6 +86,7 @@ pub use connect::{Client, DaemonInfo, block_on, is_lost};
 pub use container::{Container, ContainerChanges, ContainerInfo, ContainerRequest, Containers, RUNTIME_OPTIONS};
 pub use content::{Blob, BlobInfo, Content, Ingest, IngestInfo};
 pub use event::{Events, FROM_NOW, Gap, Subscription};
+pub use grant::{Grant, GrantInfo, GrantOptions, Grants};
 pub use image::{Image, ImageDetail, ImageInfo, Images, ImportFormat, ImportOptions, PullOptions, PullPolicy, Secret};
 pub use job::{Job, JobInfo, JobItem, Jobs};
 pub use lease::{Lease, LeaseInfo, Leases, Resource};

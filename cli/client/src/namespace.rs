@@ -18,6 +18,7 @@ use crate::{
     container::Containers,
     content::Content,
     event::Events,
+    grant::Grants,
     image::Images,
     job::Jobs,
     lease::Leases,
@@ -172,6 +173,11 @@ impl Namespace {
     /// What happens in it.
     pub fn events(&self) -> Events {
         Events { link: self.link.clone(), client: self.client.events_request().send().pipeline.get_events() }
+    }
+
+    /// What was handed out of it.
+    pub fn grants(&self) -> Grants {
+        Grants { link: self.link.clone(), client: self.client.grants_request().send().pipeline.get_grants() }
     }
 
     /// Its leases.

@@ -80,6 +80,7 @@ pub struct Command {
 /// The flags that every command has.
 pub const GLOBAL: &[Flag] = &[
     value("socket", None, "PATH", "the daemon's socket (COFFER_SOCKET; /run/cofferdam/cofferd.sock)"),
+    value("as", None, "GRANT", "do it by a grant: its token, @FILE with that, or its socket or directory (COFFER_AS)"),
     value("namespace", Some('n'), "NAME", "where to work (COFFER_NAMESPACE; default)"),
     value("output", Some('o'), "FORMAT", "table for people, json for programs"),
     switch("help", Some('h'), "what this command does"),

@@ -18,6 +18,8 @@ pub struct Cx {
     pub args: Args,
     /// Where the daemon listens.
     pub socket: PathBuf,
+    /// The token by whose grant it is done; none: what the socket gives.
+    token: Option<String>,
     /// Where to work.
     pub namespace: String,
     /// For programs.
@@ -31,7 +33,25 @@ impl Cx {
         if args.value("socket").is_some_and(str::is_empty) {
             return Err(Failure::usage("--socket is empty: give the path of the daemon's socket, or leave it out"));
         }
-        let socket = args.value("socket").map(PathBuf::from).or_else(|| env("COFFER_SOCKET").map(PathBuf::from));
+        let mut socket = args.value("socket").map(PathBuf::from).or_else(|| env("COFFER_SOCKET").map(PathBuf::from));
+        let grant = match args.value("as") {
+            Some("") => return Err(Failure::usage("--as is empty: give a token, @FILE, or a socket, or leave it out")),
+            Some(given) => Some(given.to_owned()),
+            None => env("COFFER_AS").map(|grant| grant.to_string_lossy().into_owned()),
+        };
+        let mut token = None;
+        match grant.as_deref().map(|grant| (grant, grant.strip_prefix('@'))) {
+            Some((_, Some(file))) => {
+                let unreadable = |e: std::io::Error| Failure::usage(format!("--as @{file}: {e}"));
+                token = Some(std::fs::read_to_string(file).map_err(unreadable)?.trim().to_owned());
+            }
+            Some((place, None)) if place.contains('/') => {
+                let place = PathBuf::from(place);
+                socket = Some(if place.is_dir() { place.join("cofferdam.sock") } else { place });
+            }
+            Some((given, None)) => token = Some(given.to_owned()),
+            None => {}
+        }
         let namespace = args.value("namespace").map(str::to_owned);
         let namespace = namespace.or_else(|| env("COFFER_NAMESPACE").map(|name| name.to_string_lossy().into_owned()));
         let json = match args.value("output") {
@@ -42,7 +62,9 @@ impl Cx {
         Ok(Cx {
             args,
             socket: socket.unwrap_or_else(|| SOCKET.into()),
-            namespace: namespace.unwrap_or_else(|| "default".to_owned()),
+            token,
+            // A grant begins in one: whatever that is called.
+            namespace: namespace.unwrap_or_else(|| if grant.is_some() { "" } else { "default" }.to_owned()),
             json,
         })
     }
@@ -50,7 +72,10 @@ impl Cx {
     /// The daemon.
     pub async fn client(&self) -> Result<Client, Failure> {
         let name = format!("coffer {}", self.args.command.name());
-        Ok(Client::connect_as(&self.socket, &name).await?)
+        Ok(match &self.token {
+            None => Client::connect_as(&self.socket, &name).await?,
+            Some(token) => Client::restore_as(&self.socket, &name, token).await?,
+        })
     }
 
     /// The namespace to work in.

@@ -8,7 +8,16 @@ use std::{
     },
 };
 
-use cofferdam_types::{Error, Result};
+use cofferdam_types::{Error, GrantId, Result};
+
+/// By whom a connection is had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Whose {
+    /// A user, on the main socket.
+    User(u32),
+    /// Who can connect to a socket that is a grant. Whichever user that is: root in a container is no operator.
+    Grant(GrantId),
+}
 
 /// Counts connections. What other users have together leaves a quarter free: they can't shut out the operator.
 pub struct Admission {
@@ -17,14 +26,14 @@ pub struct Admission {
     own: u32,
     /// All that are open.
     open: Arc<AtomicU32>,
-    /// Those of other users. None has an entry without a connection, so that there are no more than connections.
-    others: Mutex<HashMap<u32, u32>>,
+    /// Those of others. None has an entry without a connection, so that there are no more than connections.
+    others: Mutex<HashMap<Whose, u32>>,
 }
 
 /// A connection that was let in, for as long as it is open.
 pub struct Admitted {
     admission: Arc<Admission>,
-    uid: u32,
+    whose: Whose,
 }
 
 impl Admission {
@@ -33,37 +42,42 @@ impl Admission {
         Arc::new(Admission { most, own, open, others: Mutex::default() })
     }
 
-    /// Lets a connection of this user in, if there is room for it.
-    pub fn admit(self: &Arc<Self>, uid: u32) -> Result<Admitted> {
+    /// Lets a connection in, if there is room for it.
+    pub fn admit(self: &Arc<Self>, whose: Whose) -> Result<Admitted> {
         let most = self.most;
         let refuse = |why: String| Err(Error::resource_exhausted("connection", "", why));
         let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
         if self.open.load(Ordering::Relaxed) >= most {
             return refuse(format!("is refused: {most} are open, which is all that the daemon takes (--connections)"));
         }
-        if uid != self.own {
+        if whose != Whose::User(self.own) {
             let share = most.div_ceil(8);
-            let mine = others.get(&uid).copied().unwrap_or_default();
+            let mine = others.get(&whose).copied().unwrap_or_default();
             if mine >= share {
-                return refuse(format!("is refused: user {uid} has {mine}, which is all that one user may have"));
+                return refuse(match whose {
+                    Whose::User(uid) => {
+                        format!("is refused: user {uid} has {mine}, which is all that one user may have")
+                    }
+                    Whose::Grant(_) => format!("is refused: {mine} hold this grant, which is all that may"),
+                });
             }
             if others.values().sum::<u32>() >= most - most / 4 {
                 return refuse("is refused: the others of the daemon's connections are kept for its operator".into());
             }
-            others.insert(uid, mine + 1);
+            others.insert(whose, mine + 1);
         }
         self.open.fetch_add(1, Ordering::Relaxed);
-        Ok(Admitted { admission: self.clone(), uid })
+        Ok(Admitted { admission: self.clone(), whose })
     }
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
         let mut others = self.admission.others.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(mine) = others.get_mut(&self.uid) {
+        if let Some(mine) = others.get_mut(&self.whose) {
             *mine -= 1;
             if *mine == 0 {
-                others.remove(&self.uid);
+                others.remove(&self.whose);
             }
         }
         self.admission.open.fetch_sub(1, Ordering::Relaxed);
@@ -78,22 +92,28 @@ mod tests {
     fn others_cant_shut_out_the_operator() {
         let open = Arc::new(AtomicU32::new(0));
         let admission = Admission::new(16, 0, open.clone());
-        let mut held: Vec<Admitted> = (0..2).map(|_| admission.admit(1000).ok().unwrap()).collect();
-        let error = admission.admit(1000).err().unwrap();
+        let mut held: Vec<Admitted> = (0..2).map(|_| admission.admit(Whose::User(1000)).ok().unwrap()).collect();
+        let error = admission.admit(Whose::User(1000)).err().unwrap();
         assert_eq!(error.code, cofferdam_types::Code::ResourceExhausted);
         assert!(error.message.contains("user 1000 has 2"), "{error}");
         held.extend(
-            (1001..1006).flat_map(|uid| (0..2).map(move |_| uid)).map(|uid| admission.admit(uid).ok().unwrap()),
+            (1001..1006)
+                .flat_map(|uid| (0..2).map(move |_| uid))
+                .map(|uid| admission.admit(Whose::User(uid)).ok().unwrap()),
         );
         assert_eq!(open.load(Ordering::Relaxed), 12);
-        assert!(admission.admit(1006).err().unwrap().message.contains("kept for its operator"));
-        held.extend((0..4).map(|_| admission.admit(0).ok().unwrap()));
-        assert!(admission.admit(0).err().unwrap().message.contains("16 are open"));
+        assert!(admission.admit(Whose::User(1006)).err().unwrap().message.contains("kept for its operator"));
+        held.extend((0..4).map(|_| admission.admit(Whose::User(0)).ok().unwrap()));
+        assert!(admission.admit(Whose::User(0)).err().unwrap().message.contains("16 are open"));
         held.pop();
-        held.push(admission.admit(0).ok().unwrap());
+        held.push(admission.admit(Whose::User(0)).ok().unwrap());
         held.clear();
+        // A socket that is a grant is nobody's own, whoever connects.
+        let shared: Vec<_> = (0..2).map(|_| admission.admit(Whose::Grant(GrantId(7))).ok().unwrap()).collect();
+        assert!(admission.admit(Whose::Grant(GrantId(7))).err().unwrap().message.contains("hold this grant"));
+        drop(shared);
         assert_eq!(open.load(Ordering::Relaxed), 0);
         assert!(admission.others.lock().unwrap().is_empty(), "nothing is kept of who has gone");
-        assert!(admission.admit(1000).is_ok());
+        assert!(admission.admit(Whose::User(1000)).is_ok());
     }
 }

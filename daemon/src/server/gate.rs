@@ -2,7 +2,7 @@
 
 use std::{rc::Rc, sync::Arc};
 
-use cofferdam_grants::{Node, Token};
+use cofferdam_grants::{Live, Node, Token};
 use cofferdam_types::{Authority, Ceiling, Error, Keeper, Peer};
 use cofferdam_wire::{
     API_VERSION,
@@ -53,10 +53,15 @@ impl Gate {
 
 impl Gate {
     /// What a grant gives on this connection.
-    fn open(&self, node: &Arc<Node>, info: grant_info::Builder<'_>) -> cofferdam_types::Result<root::Client> {
+    fn open(
+        &self,
+        node: &Arc<Node>,
+        by: &Arc<Live>,
+        info: grant_info::Builder<'_>,
+    ) -> cofferdam_types::Result<root::Client> {
         let record = self.0.services.grants.record(node)?;
         grants::set_info(info, node, &record);
-        let place = grants::place(&self.0, node);
+        let place = grants::place(&self.0, node, by);
         let way = place.held.way();
         Ok(self.0.hand_out(narrow::Root(place), &way))
     }
@@ -76,8 +81,8 @@ impl gate::Server for Gate {
     }
 
     async fn enter(self: Rc<Self>, _: gate::EnterParams, mut results: gate::EnterResults) -> capnp::Result<()> {
-        if let Some(node) = &self.0.entry {
-            let root = rpc(self.open(node, results.get().init_grant()))?;
+        if let Some(entry) = &self.0.entry {
+            let root = rpc(self.open(&entry.node, &entry.live, results.get().init_grant()))?;
             results.get().set_root(root);
             return Ok(());
         }
@@ -95,7 +100,7 @@ impl gate::Server for Gate {
         let token = rpc(text(params.get()?.get_token()).and_then(Token::read))?;
         let Peer::Unix { uid, .. } = self.0.peer;
         let node = rpc(self.0.services.grants.restore(token, uid).await)?;
-        let root = rpc(self.open(&node, results.get().init_grant()))?;
+        let root = rpc(self.open(&node, &node.live, results.get().init_grant()))?;
         results.get().set_root(root);
         Ok(())
     }

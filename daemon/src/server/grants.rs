@@ -17,14 +17,15 @@ use cofferdam_wire::{
 use super::{
     Place,
     cursor::Cursor,
+    exports,
     namespaces::Namespace,
     reach::Reach,
     rpc,
     session::{Held, Session},
 };
 
-/// What a connection has of a grant: a life of its own, which ends with either.
-pub fn hold(session: &Rc<Session>, node: &Arc<Node>) -> Held {
+/// What a connection has of a grant: a life of its own, which ends with the connection and with what it had it by.
+fn hold(session: &Rc<Session>, node: &Arc<Node>, by: &Arc<Live>) -> Held {
     let caveats = &node.caveats;
     Held {
         authority: Authority {
@@ -35,7 +36,7 @@ pub fn hold(session: &Rc<Session>, node: &Arc<Node>) -> Held {
             trace: None,
             keeper: Keeper::References,
         },
-        grant: Live::below(&[&node.live, &session.grant]),
+        grant: Live::below(&[by, &session.grant]),
         reach: Reach::of(caveats),
         check: None,
         deadline: None,
@@ -43,8 +44,8 @@ pub fn hold(session: &Rc<Session>, node: &Arc<Node>) -> Held {
 }
 
 /// The namespace of a grant, as a connection has it.
-pub fn place(session: &Rc<Session>, node: &Arc<Node>) -> Place {
-    Place { session: session.clone(), held: hold(session, node), namespace: node.namespace.clone() }
+pub fn place(session: &Rc<Session>, node: &Arc<Node>, by: &Arc<Live>) -> Place {
+    Place { session: session.clone(), held: hold(session, node, by), namespace: node.namespace.clone() }
 }
 
 /// Those that come from the grant of the place.
@@ -263,9 +264,38 @@ impl grant::Server for Grant {
     }
 
     async fn open(self: Rc<Self>, _: grant::OpenParams, mut results: grant::OpenResults) -> capnp::Result<()> {
-        let place = place(&self.place.session, &rpc(self.node())?);
+        let node = rpc(self.node())?;
+        let place = place(&self.place.session, &node, &node.live);
         results.get().set_namespace(place.clone().hand_out(Namespace(place)));
         Ok(())
+    }
+
+    async fn export(self: Rc<Self>, params: grant::ExportParams, _: grant::ExportResults) -> capnp::Result<()> {
+        let directory = rpc(text(params.get()?.get_directory()))?.to_owned();
+        let services = self.place.services().clone();
+        let (authority, node) = (self.place.authority().clone(), rpc(self.node())?);
+        // Beside the call: a client that leaves must not leave half of it.
+        let done = tokio::task::spawn_local(async move {
+            exports::check(&directory)?;
+            services.grants.export(&authority, node.id(), Some(directory.clone())).await?;
+            if let Err(error) = services.exports.open(&services, &node, &directory) {
+                // Nothing is there: nothing stays on record.
+                services.grants.export(&authority, node.id(), None).await?;
+                return Err(error);
+            }
+            Ok(())
+        });
+        rpc(done.await.unwrap_or_else(|e| Err(Error::internal("grant", self.id, e.to_string()))))
+    }
+
+    async fn unexport(self: Rc<Self>, _: grant::UnexportParams, _: grant::UnexportResults) -> capnp::Result<()> {
+        let services = self.place.services().clone();
+        let (authority, id) = (self.place.authority().clone(), rpc(self.node())?.id());
+        let done = tokio::task::spawn_local(async move {
+            services.exports.close(id);
+            services.grants.export(&authority, id, None).await.map(drop)
+        });
+        rpc(done.await.unwrap_or_else(|e| Err(Error::internal("grant", self.id, e.to_string()))))
     }
 
     async fn explain(self: Rc<Self>, _: grant::ExplainParams, mut results: grant::ExplainResults) -> capnp::Result<()> {

@@ -18,11 +18,12 @@ use tokio::net::{UnixListener, UnixStream};
 
 use super::{
     admission::{Admission, Admitted},
+    exports::whose,
     gate::Gate,
     intake::{Network, Tap},
     meter::Meter,
     reach::Reach,
-    session::{Held, Session},
+    session::{Entry, Held, Session},
 };
 use crate::services::Services;
 
@@ -30,6 +31,30 @@ use crate::services::Services;
 const ARBITERS: usize = 2;
 /// How long clients wait for the start of the actors.
 const START: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// The threads on which connections are served.
+pub struct Rooms(Vec<Arbiter>);
+
+impl Rooms {
+    /// Starts them.
+    pub fn start() -> Rooms {
+        Rooms((0..ARBITERS).map(|_| Arbiter::new()).collect())
+    }
+
+    /// Ways to them.
+    pub fn handles(&self) -> Vec<ArbiterHandle> {
+        self.0.iter().map(Arbiter::handle).collect()
+    }
+}
+
+/// What whoever comes through a socket finds.
+pub struct Door {
+    pub arbiters: Vec<ArbiterHandle>,
+    pub services: Services,
+    pub admission: Arc<Admission>,
+    /// The grant that the socket is.
+    pub entry: Option<Entry>,
+}
 
 /// The main socket.
 pub struct Listener {
@@ -40,16 +65,21 @@ pub struct Listener {
 impl Listener {
     /// Binds the socket, takes its place in one step, and serves from now on. Must be called on a runtime that serves
     /// local tasks.
-    pub fn start(dir: &Path, name: &str, services: Services, admission: Arc<Admission>) -> Result<Listener> {
+    pub fn start(
+        dir: &Path,
+        name: &str,
+        rooms: Rooms,
+        services: Services,
+        admission: Arc<Admission>,
+    ) -> Result<Listener> {
         let path = dir.join(name);
         let os = |what: &str, e: &std::io::Error| Error::io("socket", path.display(), what, e);
-        let listener = bind(dir, name)?;
+        let listener = bind(dir, name, 0o660)?;
         listener.set_nonblocking(true).map_err(|e| os("can't listen", &e))?;
         let listener = UnixListener::from_std(listener).map_err(|e| os("can't listen", &e))?;
-        let arbiters: Vec<Arbiter> = (0..ARBITERS).map(|_| Arbiter::new()).collect();
-        let handles: Vec<ArbiterHandle> = arbiters.iter().map(Arbiter::handle).collect();
-        let task = tokio::task::spawn_local(accept(listener, handles, services, admission));
-        Ok(Listener { arbiters, task })
+        let door = Door { arbiters: rooms.handles(), services, admission, entry: None };
+        let task = tokio::task::spawn_local(accept(listener, door));
+        Ok(Listener { arbiters: rooms.0, task })
     }
 
     /// Takes no more connections and ends those that are there.
@@ -63,7 +93,7 @@ impl Listener {
 
 /// Binds under a temporary name and renames: a client sees the old socket or the new one, never a refused connection
 /// on a half-made one, and a link planted at the name is replaced, not followed (F4).
-fn bind(dir: &Path, name: &str) -> Result<StdListener> {
+pub fn bind(dir: &Path, name: &str, mode: u32) -> Result<StdListener> {
     let os = |what: &str, e: &std::io::Error| Error::io("socket", dir.join(name).display(), what, e);
     let held = std::fs::File::open(dir).map_err(|e| os("its directory can't be opened", &e))?;
     // Through the descriptor: names outgrow sun_path.
@@ -71,14 +101,16 @@ fn bind(dir: &Path, name: &str) -> Result<StdListener> {
     let _ = std::fs::remove_file(&fresh);
     let listener = StdListener::bind(&fresh).map_err(|e| os("can't be bound", &e))?;
     // The daemon's umask is 077: until here nobody else could have connected.
-    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o660))
+    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(mode))
         .map_err(|e| os("can't be given its mode", &e))?;
     std::fs::rename(&fresh, format!("/proc/self/fd/{}/{name}", held.as_raw_fd()))
         .map_err(|e| os("can't be put in place", &e))?;
     Ok(listener)
 }
 
-async fn accept(listener: UnixListener, arbiters: Vec<ArbiterHandle>, services: Services, admission: Arc<Admission>) {
+/// Serves whoever connects.
+pub async fn accept(listener: UnixListener, door: Door) {
+    let Door { arbiters, services, admission, entry } = door;
     // Who connects while the actors are starting waits in the backlog for some milliseconds, instead of being told to
     // try again. A daemon of which a part doesn't come up serves with what it has.
     if !matches!(tokio::time::timeout(START, services.kernel.ready()).await, Ok(Ok(()))) {
@@ -95,7 +127,7 @@ async fn accept(listener: UnixListener, arbiters: Vec<ArbiterHandle>, services: 
         };
         let Ok(credentials) = stream.peer_cred() else { continue };
         let (uid, gid, pid) = (credentials.uid(), credentials.gid(), credentials.pid().unwrap_or_default());
-        let admitted = match admission.admit(uid) {
+        let admitted = match admission.admit(whose(entry.as_ref(), uid)) {
             Ok(admitted) => admitted,
             Err(error) => {
                 tracing::warn!(uid, pid, "{error}");
@@ -104,11 +136,11 @@ async fn accept(listener: UnixListener, arbiters: Vec<ArbiterHandle>, services: 
             }
         };
         let Ok(stream) = stream.into_std() else { continue };
-        let services = services.clone();
+        let (services, entry) = (services.clone(), entry.clone());
         arbiters[turn % arbiters.len()].spawn_fn(move || {
             tokio::task::spawn_local(async move {
                 let quiet = services.quiet.clone();
-                if let Err(error) = serve(stream, services, Peer::Unix { uid, gid, pid }, admitted).await {
+                if let Err(error) = serve(stream, services, Peer::Unix { uid, gid, pid }, entry, admitted).await {
                     tracing::debug!(%error, "a connection ended");
                 }
                 quiet.stir();
@@ -126,10 +158,19 @@ fn refuse(stream: &UnixStream, error: &Error) {
     let _ = stream.try_write(&capnp::serialize::write_message_to_words(&message));
 }
 
+/// Waits until the socket by which a connection came is no grant any more, and until its calls could be told so.
+async fn until_closed(session: &Session) -> End {
+    let Some(entry) = &session.entry else { return std::future::pending().await };
+    let end = entry.live.until_ended().await;
+    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    end
+}
+
 async fn serve(
     stream: std::os::unix::net::UnixStream,
     services: Services,
     peer: Peer,
+    entry: Option<Entry>,
     _admitted: Admitted,
 ) -> Result<()> {
     let os = |e: std::io::Error| Error::io("connection", "", "can't be served", &e);
@@ -139,7 +180,7 @@ async fn serve(
     let tap = |reader| Tap::new(reader, meter.clone());
     let (network, fds) = connect::network_through(stream, Side::Server, connect::MESSAGE, tap);
     let network = Network::new(network, meter.clone());
-    let session = Session::new(services, fds, peer, meter, None);
+    let session = Session::new(services, fds, peer, meter, entry);
     // The gate confers nothing, but it too is guarded: its calls count and its panics are contained.
     let held = Held {
         authority: cofferdam_types::Authority::system(),
@@ -155,6 +196,7 @@ async fn serve(
         () = session.meter.until_cut() => {
             Err(Error::resource_exhausted("connection", "", "was over its budget and is cut"))
         }
+        end = until_closed(&session) => Err(end.error()),
     };
     // What still works for this client ends with its connection.
     session.grant.finish(End::Closed);

@@ -10,6 +10,7 @@ mod containers;
 mod content;
 mod cursor;
 mod events;
+mod exports;
 mod foreign;
 mod gate;
 mod grants;
@@ -39,7 +40,8 @@ use cofferdam_types::{Filter, Result};
 use cofferdam_wire::error::to_rpc;
 
 pub use admission::Admission;
-pub use listener::Listener;
+pub use exports::Exports;
+pub use listener::{Listener, Rooms};
 
 /// A domain result as a method returns it.
 fn rpc<T>(result: Result<T>) -> capnp::Result<T> {

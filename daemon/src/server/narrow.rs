@@ -55,8 +55,8 @@ impl namespaces::Server for Namespaces {
         params: namespaces::GetParams,
         mut results: namespaces::GetResults,
     ) -> capnp::Result<()> {
-        let name = rpc(Name::new(rpc(text(params.get()?.get_name()))?))?;
-        if name != self.0.namespace {
+        let name = rpc(text(params.get()?.get_name()))?;
+        if !name.is_empty() && rpc(Name::new(name))? != self.0.namespace {
             let why = format!("is not within reach of this grant, which begins in {}", self.0.namespace);
             return rpc(Err(Error::not_found("namespace", name, why)));
         }

@@ -19,6 +19,15 @@ use cofferdam_wire::{error::to_rpc, fdstream::Fds};
 use super::{guard, images::Image, meter::Meter, reach::Reach};
 use crate::services::Services;
 
+/// A socket that is a grant.
+#[derive(Clone)]
+pub struct Entry {
+    /// The grant.
+    pub node: Arc<Node>,
+    /// Whether the socket still is it: ends with the grant, or before.
+    pub live: Arc<Live>,
+}
+
 /// Asked at every call of an object that a grant reaches only as long as something is true of it.
 pub type Check = Rc<dyn Fn() -> Result<()>>;
 
@@ -58,7 +67,7 @@ pub struct Session {
     /// Ends with the connection, and with that everything that it got.
     pub grant: Arc<Live>,
     /// The grant that the socket is; none on the main one.
-    pub entry: Option<Arc<Node>>,
+    pub entry: Option<Entry>,
     /// What it has under way.
     pub meter: Rc<Meter>,
     /// Images that were handed out, by their server's address: so they are known when they come back.
@@ -67,7 +76,7 @@ pub struct Session {
 
 impl Session {
     /// For a new connection.
-    pub fn new(services: Services, fds: Fds, peer: Peer, meter: Rc<Meter>, entry: Option<Arc<Node>>) -> Rc<Session> {
+    pub fn new(services: Services, fds: Fds, peer: Peer, meter: Rc<Meter>, entry: Option<Entry>) -> Rc<Session> {
         Rc::new(Session { services, fds, peer, grant: Live::new(), entry, meter, images: RefCell::default() })
     }
 

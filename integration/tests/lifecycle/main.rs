@@ -9,6 +9,7 @@ mod drivers;
 mod early;
 mod exec;
 mod failures;
+mod grants;
 mod inside;
 mod log;
 mod network;

@@ -8,6 +8,7 @@ mod cp;
 mod diffs;
 mod full;
 mod gc;
+mod grants;
 mod images;
 mod leases;
 mod lifecycle;

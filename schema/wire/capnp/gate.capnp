@@ -38,7 +38,8 @@ interface Root @0xb0b6a52016d3eb18 {
 
 interface Namespaces @0x9806de058114a631 {
   get @0 (name :Text) -> (namespace :Namespace) $Common.needs("read");
-  # not_found unless it exists. `default` always does; others by `create` alone, never by first use.
+  # not_found unless it exists. `default` always does; others by `create` alone, never by first use. The holder of a grant
+  # has one; an empty name is that one too.
 
   create @1 (name :Text, labels :List(Label)) -> (namespace :Namespace) $Common.needs("write");
   list @2 (filters :List(Text)) -> (cursor :NamespaceCursor) $Common.needs("read");

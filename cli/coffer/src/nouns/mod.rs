@@ -12,6 +12,7 @@ pub mod events;
 pub mod exec;
 pub mod foreground;
 pub mod gc;
+pub mod grant;
 pub mod image;
 pub mod job;
 pub mod lease;

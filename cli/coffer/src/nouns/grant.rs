@@ -1,0 +1,268 @@
+//! Grants: what is handed out of a namespace, to be taken back.
+
+use cofferdam_client::{GrantInfo, GrantOptions};
+use cofferdam_types::{Timestamp, show_size};
+
+use crate::{
+    args::{Command, Positional, Times, many, switch, value},
+    cx::{Cx, Table, line},
+    failure::Failure,
+    nouns::container::{each, show_each},
+    units::{cpus, number, show_age, size, span, storage},
+};
+
+const ID: Positional = Positional { name: "GRANT", times: Times::Once };
+const IDS: &[Positional] = &[Positional { name: "GRANT", times: Times::Many }];
+
+/// `coffer grant create`.
+pub static CREATE: Command = Command {
+    path: &["grant", "create"],
+    about: "hand out a part of a namespace, to be taken back",
+    positionals: &[],
+    flags: &[
+        many(
+            "facet",
+            Some('f'),
+            "FACET",
+            "what may be done: observer, logs, exec, kill, events, metrics, backup, pull, deploy",
+        ),
+        many("right", None, "RIGHT", "read, write, run, networks or host; without it what the facets take"),
+        many("container", Some('c'), "ID", "only this container"),
+        many("filter", None, "FILTER", "only containers that pass, such as labels.KEY==VALUE"),
+        switch("own", None, "only containers that are made through it"),
+        many("image", Some('i'), "IMAGE", "only this image: a name, the beginning of one and *, or a digest"),
+        value("memory", Some('m'), "SIZE", "the most memory of a container"),
+        value("cpus", None, "NUMBER", "the most processors of a container"),
+        value("pids", None, "NUMBER", "the most processes of a container"),
+        value("storage", None, "SIZE", "the most that a container may have written"),
+        value("expires", None, "SPAN", "when it ends by itself, such as 90s, 30m, 24h or 7d"),
+        value("uses", None, "NUMBER", "how often its token may be used"),
+        value("label", Some('l'), "TEXT", "what to call it"),
+        switch("delegate", None, "its holder may make grants that come from it"),
+        switch("tokens", None, "and may have tokens made for those"),
+    ],
+    notes: "Prints its id, which gives nothing: \"coffer grant save\" makes a token, \"coffer grant export\" a socket.\n\
+            Without --facet and --right it is for looking at everything in the namespace. --container, --filter, --own and\n\
+            --image want a --facet. A container that is made through it keeps within its limits for as long as it is there.",
+    failure: 1,
+    action: |cx| Box::pin(create(cx)),
+};
+
+fn options(cx: &Cx) -> Result<GrantOptions, Failure> {
+    let args = &cx.args;
+    let expires = args.read("expires", span)?;
+    let end = |span: std::time::Duration| {
+        Timestamp::now().0.saturating_add(u64::try_from(span.as_nanos()).unwrap_or(u64::MAX))
+    };
+    Ok(GrantOptions {
+        label: args.text("label"),
+        facets: args.all("facet").to_vec(),
+        rights: args.all("right").to_vec(),
+        containers: args.all("container").to_vec(),
+        filters: args.all("filter").to_vec(),
+        own: args.has("own"),
+        images: args.all("image").to_vec(),
+        memory: args.read("memory", size)?.unwrap_or_default(),
+        nano_cpus: args.read("cpus", cpus)?.unwrap_or_default(),
+        pids: args.read("pids", number)?.unwrap_or_default(),
+        storage: args.read("storage", storage)?.unwrap_or_default(),
+        not_after: Timestamp(expires.map(end).unwrap_or_default()),
+        uses: args.read("uses", number)?.unwrap_or_default(),
+        may_delegate: args.has("delegate"),
+        may_save: args.has("tokens"),
+    })
+}
+
+async fn create(cx: Cx) -> Result<i32, Failure> {
+    cx.args.filled()?;
+    let options = options(&cx)?;
+    let info = cx.namespace().await?.grants().create(&options).info().await?;
+    if cx.json {
+        cx.document(&info)?
+    } else {
+        line(&info.id)?
+    }
+    Ok(0)
+}
+
+/// What it is for, in a few words.
+fn what(info: &GrantInfo) -> String {
+    let options = &info.options;
+    let mut words = Vec::new();
+    words.push(if options.facets.is_empty() { info.rights.join("+") } else { options.facets.join("+") });
+    let list = |name: &str, all: &[String]| (!all.is_empty()).then(|| format!("{name} {}", all.join("|")));
+    words.extend(list("of", &options.containers));
+    words.extend(list("where", &options.filters));
+    words.extend(options.own.then(|| "its own".to_owned()));
+    words.extend(list("from", &options.images));
+    let bound = |name: &str, n: u64, text: String| (n != 0).then(|| format!("{name}<={text}"));
+    words.extend(bound("memory", options.memory, show_size(options.memory)));
+    words.extend(bound("cpus", options.nano_cpus, (options.nano_cpus as f64 / 1e9).to_string()));
+    words.extend(bound("pids", options.pids, options.pids.to_string()));
+    words.extend(bound("storage", options.storage, show_size(options.storage)));
+    words.join(", ")
+}
+
+fn how(info: &GrantInfo) -> String {
+    let mut ways = Vec::new();
+    if info.saved {
+        ways.push(info.sealed_to.map_or_else(|| "token".to_owned(), |uid| format!("token of user {uid}")));
+    }
+    if !info.exported.is_empty() {
+        ways.push(info.exported.clone());
+    }
+    if ways.is_empty() { "-".to_owned() } else { ways.join(", ") }
+}
+
+/// `coffer grant ls`.
+pub static LS: Command = Command {
+    path: &["grant", "ls"],
+    about: "list what was handed out, as a tree",
+    positionals: &[],
+    flags: &[switch("quiet", Some('q'), "ids alone")],
+    notes: "-o json: one array, each before those that come from it",
+    failure: 1,
+    action: |cx| Box::pin(ls(cx)),
+};
+
+async fn ls(cx: Cx) -> Result<i32, Failure> {
+    let list = cx.namespace().await?.grants().list().all().await?;
+    if cx.args.has("quiet") {
+        cx.names(list.iter().map(|info| info.id.as_str()))?;
+        return Ok(0);
+    }
+    if cx.json {
+        cx.document(&list)?;
+        return Ok(0);
+    }
+    let mut table = Table::new(&["GRANT", "LABEL", "GIVES", "BY", "USED", "CREATED", "EXPIRES"]);
+    // Each comes behind the one that it comes from.
+    let mut path: Vec<&str> = Vec::new();
+    for info in &list {
+        let depth = path.iter().position(|id| *id == info.parent).map_or(0, |place| place + 1);
+        path.truncate(depth);
+        path.push(&info.id);
+        let end = info.options.not_after;
+        table.row([
+            format!("{}{}", "  ".repeat(depth), info.id),
+            info.options.label.clone(),
+            what(info),
+            how(info),
+            info.holders.to_string(),
+            show_age(info.created),
+            if end == Timestamp::default() { "-".to_owned() } else { end.to_rfc3339() },
+        ]);
+    }
+    table.print()?;
+    Ok(0)
+}
+
+/// `coffer grant show`.
+pub static SHOW: Command = Command {
+    path: &["grant", "show"],
+    about: "show all that is known of grants, as JSON",
+    positionals: IDS,
+    flags: &[],
+    notes: "one JSON document for each; -o json puts each on one line",
+    failure: 1,
+    action: |cx| Box::pin(show(cx)),
+};
+
+async fn show(cx: Cx) -> Result<i32, Failure> {
+    let grants = cx.namespace().await?.grants();
+    show_each(&cx, async |id| grants.get(id).info().await).await
+}
+
+/// `coffer grant explain`.
+pub static EXPLAIN: Command = Command {
+    path: &["grant", "explain"],
+    about: "list everything that the holder of a grant can do",
+    positionals: &[ID],
+    flags: &[],
+    notes: "One method of the API to a line, as schema/wire/capnp has them. -o json: one array",
+    failure: 1,
+    action: |cx| Box::pin(explain(cx)),
+};
+
+async fn explain(cx: Cx) -> Result<i32, Failure> {
+    let methods = cx.namespace().await?.grants().get(cx.args.at(0)).explain().await?;
+    cx.names(methods.iter().map(String::as_str))?;
+    Ok(0)
+}
+
+/// `coffer grant save`.
+pub static SAVE: Command = Command {
+    path: &["grant", "save"],
+    about: "make a token of a grant",
+    positionals: &[ID],
+    flags: &[value("user", None, "UID", "the only user who can use it")],
+    notes: "Prints the token, which is told once: who has it has the grant, by \"coffer --as TOKEN\". An older token of the\n\
+            same grant is worth nothing from then on.",
+    failure: 1,
+    action: |cx| Box::pin(save(cx)),
+};
+
+async fn save(cx: Cx) -> Result<i32, Failure> {
+    let uid = |text: &str| text.parse::<u32>().map_err(|_| "give the number of a user".to_owned());
+    let user = cx.args.read("user", uid)?;
+    let token = cx.namespace().await?.grants().get(cx.args.at(0)).save(user).await?;
+    if cx.json {
+        cx.document(&token)?
+    } else {
+        line(&token)?
+    }
+    Ok(0)
+}
+
+/// `coffer grant revoke`.
+pub static REVOKE: Command = Command {
+    path: &["grant", "revoke"],
+    about: "take grants back, with all that come from them",
+    positionals: IDS,
+    flags: &[],
+    notes: "What is under way through them ends with it. Containers that were made through them go on.",
+    failure: 1,
+    action: |cx| Box::pin(revoke(cx)),
+};
+
+async fn revoke(cx: Cx) -> Result<i32, Failure> {
+    let grants = cx.namespace().await?.grants();
+    each(&cx, async |id| Ok(grants.get(id).revoke().await?)).await
+}
+
+/// `coffer grant export`.
+pub static EXPORT: Command = Command {
+    path: &["grant", "export"],
+    about: "make a socket that is a grant",
+    positionals: &[ID, Positional { name: "DIRECTORY", times: Times::Once }],
+    flags: &[],
+    notes: "DIRECTORY is on the daemon's host, and made if it isn't there; in it is cofferdam.sock then, also after a restart of\n\
+            the daemon. Whoever can connect to that holds the grant: \"coffer run --mount type=bind,src=DIRECTORY,dst=/grant\" gives it to a\n\
+            container, and \"coffer --as DIRECTORY\" uses it.",
+    failure: 1,
+    action: |cx| Box::pin(export(cx)),
+};
+
+async fn export(cx: Cx) -> Result<i32, Failure> {
+    let given = cx.args.at(1);
+    let path = std::path::absolute(given).map_err(|e| Failure::usage(format!("grant export: {given:?}: {e}")))?;
+    cx.namespace().await?.grants().get(cx.args.at(0)).export(&path.to_string_lossy()).await?;
+    line(&path.join("cofferdam.sock").to_string_lossy())?;
+    Ok(0)
+}
+
+/// `coffer grant unexport`.
+pub static UNEXPORT: Command = Command {
+    path: &["grant", "unexport"],
+    about: "remove the sockets of grants, and end the connections that came by them",
+    positionals: IDS,
+    flags: &[],
+    notes: "The grants stay, and so do their tokens.",
+    failure: 1,
+    action: |cx| Box::pin(unexport(cx)),
+};
+
+async fn unexport(cx: Cx) -> Result<i32, Failure> {
+    let grants = cx.namespace().await?.grants();
+    each(&cx, async |id| Ok(grants.get(id).unexport().await?)).await
+}

@@ -1,0 +1,494 @@
+//! Grants, tried from the outside: what each gives, that it gives nothing else, and that it ends. S, W and Z are ids of
+//! SECURITY.md.
+
+use std::{cell::RefCell, collections::BTreeSet, future::Future, rc::Rc};
+
+use cofferdam_client::{
+    BindMount, Client, ContainerChanges, ContainerRequest, FROM_NOW, GrantOptions, MountSource, Namespace,
+    ProcessOptions, PullOptions, PullPolicy, Stdio,
+};
+use cofferdam_integration::{BUSYBOX, Daemon, bounded, output, until, until_async};
+use cofferdam_types::{Code, Error, Labels, Timestamp};
+
+use crate::{container, idle, with};
+
+fn words(text: &str) -> Vec<String> {
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+fn facets(text: &str) -> GrantOptions {
+    GrantOptions { facets: words(text), ..GrantOptions::default() }
+}
+
+/// Who holds a new grant: on a connection of his own, which knows nothing but the token.
+async fn holder(daemon: &Daemon, namespace: &Namespace, options: &GrantOptions) -> (Client, String) {
+    let grant = namespace.grants().create(options);
+    let token = grant.save(None).await.unwrap();
+    let client = Client::restore(daemon.socket(), &token).await.unwrap();
+    (client, grant.info().await.unwrap().id)
+}
+
+#[track_caller]
+fn refused<T>(answer: Result<T, Error>, code: Code) -> Error {
+    let Err(error) = answer else { panic!("it was let through") };
+    assert_eq!(error.code, code, "{error}");
+    error
+}
+
+async fn denied<T>(answer: impl Future<Output = Result<T, Error>>) -> Error {
+    refused(answer.await, Code::Denied)
+}
+
+async fn missing<T>(answer: impl Future<Output = Result<T, Error>>) -> Error {
+    refused(answer.await, Code::NotFound)
+}
+
+async fn ids(namespace: &Namespace) -> Vec<String> {
+    let all = namespace.containers().list::<&str>(&[]).all().await.unwrap();
+    all.into_iter().map(|info| info.id).collect()
+}
+
+/// What a container has logged.
+async fn logged(namespace: &Namespace, id: &str) -> Result<String, Error> {
+    let text = Rc::new(RefCell::new(Vec::new()));
+    let theirs = text.clone();
+    let take = move |record: cofferdam_client::LogRecord<'_>| {
+        theirs.borrow_mut().extend_from_slice(record.bytes);
+        Ok(())
+    };
+    namespace.containers().get(id).logs(false, take).await?;
+    Ok(String::from_utf8(text.take()).unwrap())
+}
+
+fn labels(text: &str) -> Labels {
+    text.split_whitespace().filter_map(|kv| kv.split_once('=')).map(|(k, v)| (k.into(), v.into())).collect()
+}
+
+/// One that has said its own name, and waits.
+async fn talking(namespace: &Namespace, id: &str, given: &str) {
+    let container = with(namespace, id, &format!("echo I am {id}; exec sleep 1000"), |request| {
+        request.labels = labels(given);
+    });
+    let task = container.create_task(Stdio::default(), true);
+    task.start().await.unwrap();
+    until_async("it has spoken", async || logged(namespace, id).await.ok().filter(|text| text.contains(id))).await;
+}
+
+// Z2: a grant begins in one namespace, and knows of no other.
+#[test]
+fn z2_an_observer_sees_one_namespace_and_changes_nothing() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let client = daemon.client().await;
+        client.namespaces().create("elsewhere", &Labels::new()).await.unwrap();
+        let operator = daemon.open().await;
+        let (_, task) = idle(&operator, "box").await;
+        let (watcher, _) = holder(&daemon, &operator, &facets("observer")).await;
+
+        let held = watcher.grant().await.unwrap().expect("it is a grant's");
+        assert_eq!((held.namespace.as_str(), &*held.rights), (daemon.namespace(), &words("read")[..]));
+        assert!(client.grant().await.unwrap().is_none(), "the operator has everything");
+        let spaces = watcher.namespaces().list::<&str>(&[]).all().await.unwrap();
+        assert_eq!(spaces.iter().map(|info| info.name.as_str()).collect::<Vec<_>>(), [daemon.namespace()]);
+        missing(watcher.namespace("elsewhere").info()).await;
+        missing(watcher.namespace("default").info()).await;
+        denied(watcher.namespaces().create("more", &Labels::new())).await;
+        denied(watcher.namespaces().remove("elsewhere")).await;
+        denied(watcher.system().status()).await;
+        denied(watcher.system().crash("tasks")).await;
+        denied(watcher.collector().collect(false)).await;
+
+        // By its name, or as the only one.
+        let seen = watcher.namespace("");
+        assert_eq!(seen.info().await.unwrap().name, daemon.namespace());
+        assert_eq!(ids(&seen).await, ["box"]);
+        let theirs = seen.containers().get("box");
+        theirs.info().await.unwrap();
+        theirs.task().metrics().await.unwrap();
+        seen.images().get(BUSYBOX).detail("").await.unwrap();
+        for error in [
+            denied(theirs.remove(true)).await,
+            denied(theirs.task().kill(9, true)).await,
+            denied(theirs.rename("other").info()).await,
+            denied(theirs.task().exec("", &ProcessOptions::default(), Stdio::default()).start()).await,
+            denied(seen.images().remove(BUSYBOX)).await,
+            denied(seen.leases().create("mine", &Labels::new(), None).info()).await,
+            denied(seen.events().publish("/mine", &serde_json::json!({}))).await,
+            denied(container(&seen, "mine", "true").info()).await,
+        ] {
+            assert!(error.message.contains("right, and this grant has read"), "{error}");
+        }
+        denied(seen.grants().list().all()).await;
+        assert_eq!(task.state().await.unwrap().status.as_str(), "running");
+    });
+}
+
+#[test]
+fn z2_logs_by_label_and_nothing_else() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let operator = daemon.open().await;
+        talking(&operator, "web", "tier=front").await;
+        talking(&operator, "db", "tier=back").await;
+        let options = GrantOptions { filters: vec!["labels.tier==front".into()], ..facets("logs") };
+        let (reader, _) = holder(&daemon, &operator, &options).await;
+        let seen = reader.namespace("");
+        assert_eq!(ids(&seen).await, ["web"]);
+        assert_eq!(logged(&seen, "web").await.unwrap(), "I am web\n");
+        // As if there were none, and the same as of one that isn't.
+        let (hidden, none) = (missing(logged(&seen, "db")).await, missing(logged(&seen, "nothing")).await);
+        assert_eq!(hidden.message, none.message);
+        denied(seen.containers().get("web").info()).await;
+        denied(seen.containers().get("web").task().kill(9, false)).await;
+        denied(seen.containers().get("web").remove(true)).await;
+        denied(seen.events().last()).await;
+        denied(seen.images().get(BUSYBOX).info()).await;
+        denied(seen.snapshots("").get("db").info()).await;
+        denied(seen.explain("container", "db")).await;
+
+        // It is looked at again at each call, also of an object that is held already.
+        let held = seen.containers().get("web");
+        held.logs(false, |_| Ok(())).await.unwrap();
+        let changes = ContainerChanges { labels: labels("tier=back"), ..ContainerChanges::default() };
+        operator.containers().get("web").update(&changes, &["labels"]).await.unwrap();
+        missing(held.logs(false, |_| Ok(()))).await;
+        assert!(ids(&seen).await.is_empty());
+    });
+}
+
+#[test]
+fn an_exec_in_one_container_is_not_its_task() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let operator = daemon.open().await;
+        let (_, task) = idle(&operator, "web").await;
+        idle(&operator, "db").await;
+        let options = GrantOptions { containers: words("web"), ..facets("exec") };
+        let (user, _) = holder(&daemon, &operator, &options).await;
+        let seen = user.namespace("");
+        let say = |what: &str| ProcessOptions { args: vec!["echo".into(), what.into()], ..ProcessOptions::default() };
+        let (stdout, arrivals) = output();
+        let theirs = seen.containers().get("web").task();
+        let exec = theirs.exec("", &say("hello"), Stdio { stdout, ..Stdio::default() });
+        exec.start().await.unwrap();
+        assert_eq!(exec.wait().await.unwrap().status, 0);
+        arrivals.contains("hello").await;
+        exec.delete().await.unwrap();
+        // The first process has the same methods, and they are not given.
+        denied(theirs.kill(9, true)).await;
+        denied(theirs.attach(Stdio::default()).wait()).await;
+        denied(theirs.pause()).await;
+        denied(theirs.delete()).await;
+        denied(theirs.exec("", &ProcessOptions { cap_add: words("SYS_ADMIN"), ..say("x") }, Stdio::default()).start())
+            .await;
+        missing(seen.containers().get("db").task().exec("", &say("x"), Stdio::default()).start()).await;
+        assert_eq!(task.state().await.unwrap().status.as_str(), "running");
+    });
+}
+
+#[test]
+fn killers_readers_of_events_and_of_figures_have_just_that() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let operator = daemon.open().await;
+        let (_, task) = idle(&operator, "web").await;
+        let (killer, _) =
+            holder(&daemon, &operator, &GrantOptions { containers: words("web"), ..facets("kill") }).await;
+        let (figures, _) = holder(&daemon, &operator, &facets("metrics")).await;
+        let (events, _) = holder(&daemon, &operator, &facets("events")).await;
+        let mut happening = events.namespace("").events().subscribe::<&str>(FROM_NOW, &[]);
+        events.namespace("").events().last().await.unwrap();
+        denied(events.namespace("").containers().get("web").info()).await;
+        denied(events.namespace("").events().publish("/x", &serde_json::json!({}))).await;
+
+        let measured = figures.namespace("").containers().get("web").task();
+        assert!(measured.metrics().await.unwrap().pids.is_some());
+        denied(measured.kill(9, true)).await;
+        denied(figures.namespace("").containers().get("web").logs(false, |_| Ok(()))).await;
+
+        let theirs = killer.namespace("").containers().get("web");
+        denied(theirs.task().exec("", &ProcessOptions::default(), Stdio::default()).start()).await;
+        denied(theirs.task().metrics()).await;
+        denied(theirs.remove(true)).await;
+        theirs.task().kill(9, true).await.unwrap();
+        assert_eq!(task.wait().await.unwrap().status, 137);
+        let seen = happening.next().await.unwrap().unwrap();
+        assert_eq!(seen.namespace.as_str(), daemon.namespace());
+    });
+}
+
+#[test]
+fn a_backup_reads_content_and_a_puller_goes_one_way() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let operator = daemon.open().await;
+        let (backup, _) = holder(&daemon, &operator, &facets("backup")).await;
+        let content = backup.namespace("").content();
+        let all = content.list::<&str>(&[]).all().await.unwrap();
+        assert!(all.len() >= 3, "{all:?}");
+        for blob in &all {
+            content.get(&blob.digest.to_string()).info().await.unwrap();
+            denied(content.remove(&blob.digest.to_string())).await;
+        }
+        backup.namespace("").images().get(BUSYBOX).info().await.unwrap();
+        denied(content.ingest("mine", 0, "", "").info()).await;
+        denied(backup.namespace("").containers().get("x").info()).await;
+
+        let options = GrantOptions { images: words("registry.invalid/team/*"), ..facets("pull") };
+        let (puller, _) = holder(&daemon, &operator, &options).await;
+        let images = puller.namespace("").images();
+        let ask = |reference: &str| PullOptions { reference: reference.into(), ..PullOptions::default() };
+        assert!(images.list::<&str>(&[]).all().await.unwrap().is_empty(), "busybox is of another route");
+        missing(images.get(BUSYBOX).info()).await;
+        for other in ["docker.io/library/redis:7", "registry.invalid/other/app:1", BUSYBOX] {
+            denied(images.obtain(&ask(other), PullPolicy::Always).info()).await;
+            denied(images.pull(&ask(other)).wait()).await;
+        }
+        // On its way, and no further than that.
+        let route = ask("registry.invalid/team/app:1");
+        let error = images.pull(&route).wait().await.unwrap_err();
+        assert_ne!(error.code, Code::Denied, "{error}");
+        denied(images.pull(&PullOptions { plain_http: true, ..route.clone() }).wait()).await;
+        denied(images.pull(&PullOptions { ca_certificates: b"mine".to_vec(), ..route }).wait()).await;
+        denied(images.remove("registry.invalid/team/app:1")).await;
+    });
+}
+
+fn request(id: &str) -> ContainerRequest {
+    let mut request = ContainerRequest { id: id.into(), ..ContainerRequest::default() };
+    request.options.args = words("sleep 1000");
+    request
+}
+
+// Z3, Z5: what a deployer makes keeps within what he was given, whoever changes it.
+#[test]
+fn z3_what_a_deployer_makes_keeps_within_his_grant() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let operator = daemon.open().await;
+        idle(&operator, "others").await;
+        let source = std::fs::File::open(cofferdam_integration::images().join("rootfs/busybox")).unwrap();
+        let second = cofferdam_client::ImportOptions {
+            name: "test/second:latest".into(),
+            format: cofferdam_client::ImportFormat::Rootfs,
+            ..Default::default()
+        };
+        operator.images().import_fd(&second, source.into()).wait().await.unwrap();
+        let most = 64 << 20;
+        let options = GrantOptions {
+            own: true,
+            images: vec![BUSYBOX.into()],
+            memory: most,
+            pids: 50,
+            nano_cpus: 500_000_000,
+            ..facets("deploy")
+        };
+        let (deployer, id) = holder(&daemon, &operator, &options).await;
+        let theirs = deployer.namespace("");
+        let (containers, image) = (theirs.containers(), theirs.images().get(BUSYBOX));
+        let made = containers.create(&image, &request("mine"));
+        let task = made.create_task(Stdio::default(), true);
+        task.start().await.unwrap();
+        assert_eq!(ids(&theirs).await, ["mine"]);
+        assert_eq!(ids(&operator).await, ["mine", "others"]);
+        missing(containers.get("others").info()).await;
+
+        // Who asks for no limit has that of the grant.
+        let spec = |info: cofferdam_client::ContainerInfo| -> serde_json::Value {
+            serde_json::from_slice(&info.spec.value).unwrap()
+        };
+        let resources = spec(made.info().await.unwrap())["linux"]["resources"].clone();
+        assert_eq!((&resources["memory"]["limit"], &resources["pids"]["limit"]), (&most.into(), &50.into()));
+
+        // At creation.
+        for change in [
+            (|r: &mut ContainerRequest| r.options.memory = 65 << 20) as fn(&mut ContainerRequest),
+            |r| r.options.pids = 51,
+            |r| r.options.nano_cpus = 600_000_000,
+            |r| r.options.cap_add = words("SYS_ADMIN"),
+            |r| r.options.seccomp_unconfined = true,
+            |r| r.options.network = cofferdam_client::Network::Host,
+            |r| r.group = "shared".into(),
+            |r| {
+                let source = MountSource::Host("/etc".into());
+                r.options.mounts = vec![BindMount { target: "/mnt".into(), source, read_only: true, options: vec![] }];
+            },
+            |r| r.checkpoint = true,
+        ] {
+            let mut bad = request("bad");
+            change(&mut bad);
+            denied(containers.create(&image, &bad).info()).await;
+        }
+        denied(containers.create_from_spec(Some(&image), &request("bad"), b"{}").info()).await;
+        missing(theirs.images().get("test/second:latest").info()).await;
+        let wanted = PullOptions { reference: "test/second:latest".into(), ..PullOptions::default() };
+        denied(theirs.images().obtain(&wanted, PullPolicy::Missing).info()).await;
+        // By another's network.
+        let mut shared = request("bad");
+        shared.options.network = cofferdam_client::Network::Container("others".into());
+        missing(containers.create(&image, &shared).info()).await;
+
+        // Later: by the deployer, by the operator, on the task and on the container.
+        let more = format!(r#"{{"memory":{{"limit":{}}}}}"#, most + 1);
+        let less = br#"{"memory":{"limit":33554432}}"#;
+        let ours = operator.containers().get("mine");
+        for error in [
+            denied(task.update(more.as_bytes())).await,
+            denied(made.update_resources(more.as_bytes())).await,
+            denied(ours.update_resources(more.as_bytes())).await,
+            denied(ours.task().update(br#"{"memory":{"limit":-1}}"#)).await,
+            denied(ours.update_resources(br#"{"pids":{"limit":-1}}"#)).await,
+            denied(ours.update_resources(br#"{"cpu":{"period":50000}}"#)).await,
+        ] {
+            assert!(error.message.contains("the grant lets it"), "{error}");
+        }
+        made.update_resources(less).await.unwrap();
+        let mut whole = spec(ours.info().await.unwrap());
+        whole["linux"]["resources"]["memory"]["limit"] = (most + 1).into();
+        let changes = ContainerChanges {
+            spec: cofferdam_types::Any { type_url: String::new(), value: whole.to_string().into_bytes() },
+            ..ContainerChanges::default()
+        };
+        denied(ours.update(&changes, &["spec"])).await;
+        denied(made.update(&changes, &["spec"])).await;
+
+        // The grant goes, and the bounds stay; so does what runs.
+        operator.grants().get(&id).revoke().await.unwrap();
+        refused(made.info().await, Code::Revoked);
+        denied(ours.update_resources(more.as_bytes())).await;
+        ours.rename("renamed").info().await.unwrap_err();
+        assert_eq!(ours.task().state().await.unwrap().status.as_str(), "running");
+        ours.task().kill(9, true).await.unwrap();
+        ours.task().wait().await.unwrap();
+        let renamed = ours.rename("renamed");
+        renamed.info().await.unwrap();
+        denied(renamed.update_resources(more.as_bytes())).await;
+    });
+}
+
+// Z6: what waits, what streams, what is sent behind it, and what comes from it.
+#[test]
+fn z6_revoking_ends_everything_at_once() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let operator = daemon.open().await;
+        let script = "while read line; do echo got $line; done";
+        let made = with(&operator, "web", script, |request| request.options.terminal = true);
+        let task = made.create_task(Stdio::default(), true);
+        task.start().await.unwrap();
+        let options = GrantOptions {
+            rights: words("read write run"),
+            may_delegate: true,
+            may_save: true,
+            ..GrantOptions::default()
+        };
+        let (holder_of, id) = holder(&daemon, &operator, &options).await;
+        let theirs = holder_of.namespace("");
+        let child = theirs.grants().create(&GrantOptions { rights: words("read run"), ..GrantOptions::default() });
+        let token = child.save(None).await.unwrap();
+        let below = Client::restore(daemon.socket(), &token).await.unwrap();
+        let further = below.namespace("");
+        denied(further.grants().list().all()).await;
+
+        // Under way, in both: waits, a log that is followed, a subscription, a terminal.
+        let (stdout, arrivals) = output();
+        let (stdin, mut typing) = cofferdam_integration::input();
+        let attached = further.containers().get("web").task().attach(Stdio { stdin, stdout, ..Stdio::default() });
+        std::io::Write::write_all(&mut typing, b"one\n").unwrap();
+        arrivals.contains("got one").await;
+        let waits = [&theirs, &further].map(|one| one.containers().get("web").task().wait());
+        let follows = [&theirs, &further].map(|one| one.containers().get("web").logs(true, |_| Ok(())));
+        let mut happening = theirs.events().subscribe::<&str>(FROM_NOW, &[]);
+        further.info().await.unwrap();
+        let detached = attached.wait();
+
+        operator.grants().get(&id).revoke().await.unwrap();
+        for wait in waits {
+            refused(wait.await, Code::Revoked);
+        }
+        for follow in follows {
+            refused(follow.await, Code::Revoked);
+        }
+        refused(happening.next().await, Code::Revoked);
+        refused(detached.await, Code::Revoked);
+        refused(further.info().await, Code::Revoked);
+        // A chain of calls on what was held, all of it sent at once.
+        refused(
+            theirs.containers().get("web").task().exec("", &ProcessOptions::default(), Stdio::default()).start().await,
+            Code::Revoked,
+        );
+        refused(theirs.grants().list().all().await, Code::Revoked);
+        // What was typed into the terminal goes nowhere now.
+        until("it is detached", || std::io::Write::write_all(&mut typing, b"two\n").err());
+        for token in [&token] {
+            let again = Client::restore(daemon.socket(), token).await.unwrap();
+            denied(again.namespace("").info()).await;
+        }
+        assert_eq!(task.state().await.unwrap().status.as_str(), "running", "calls end, and no container");
+    });
+}
+
+#[test]
+fn z8_grants_outlive_the_daemon_and_so_does_their_end() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let operator = daemon.open().await;
+        let grants = operator.grants();
+        let (kept, gone, short) = (grants.create(&facets("observer")), grants.create(&facets("observer")), {
+            let soon = Timestamp(Timestamp::now().0 + 700_000_000);
+            grants.create(&GrantOptions { not_after: soon, ..facets("observer") })
+        });
+        let tokens = [kept.save(None).await.unwrap(), gone.save(None).await.unwrap(), short.save(None).await.unwrap()];
+        let mine = grants.create(&facets("observer"));
+        let sealed = mine.save(Some(12_345)).await.unwrap();
+        gone.revoke().await.unwrap();
+        let holds = Client::restore(daemon.socket(), &tokens[2]).await.unwrap();
+        let seen = holds.namespace("");
+        seen.info().await.unwrap();
+        until_async("its time is over", async || seen.info().await.err()).await;
+        refused(seen.info().await, Code::Revoked);
+
+        daemon.kill9();
+        daemon.restart();
+        let ask = async |token: &str| {
+            let client = Client::restore(daemon.socket(), token).await.unwrap();
+            client.namespace("").info().await
+        };
+        ask(&tokens[0]).await.unwrap();
+        refused(ask(&tokens[1]).await, Code::Denied);
+        refused(ask(&tokens[2]).await, Code::Denied);
+        let error = refused(ask(&sealed).await, Code::Denied);
+        assert!(error.message.contains("is not for user"), "{error}");
+        refused(ask("nonsense").await, Code::InvalidArgument);
+        for token in tokens.iter().chain([&sealed]) {
+            assert!(!daemon.log().contains(&token[20..]), "a token stands in the log");
+        }
+        let listed = daemon.open().await.grants().list().all().await.unwrap();
+        assert_eq!(listed.len(), 2, "{listed:?}");
+    });
+}
+
+// What `explain` says is what can be called, for every facet.
+#[test]
+fn explain_says_what_a_grant_gives() {
+    let daemon = Daemon::start();
+    bounded(async {
+        let operator = daemon.open().await;
+        let all = ["observer", "logs", "exec", "kill", "events", "metrics", "backup", "pull", "deploy"];
+        let mut seen = BTreeSet::new();
+        for one in all {
+            let methods = operator.grants().create(&facets(one)).explain().await.unwrap();
+            assert!(!methods.is_empty() && methods.is_sorted(), "{one}: {methods:?}");
+            assert!(seen.insert(methods), "{one} is what another is");
+        }
+        let (watcher, _) = holder(&daemon, &operator, &facets("events")).await;
+        let seen = watcher.namespace("");
+        seen.events().last().await.unwrap();
+        denied(seen.content().list::<&str>(&[]).all()).await;
+        for bad in [facets("everything"), GrantOptions { rights: words("root"), ..GrantOptions::default() }] {
+            refused(operator.grants().create(&bad).info().await, Code::InvalidArgument);
+        }
+        let unfounded = GrantOptions { containers: words("web"), ..GrantOptions::default() };
+        refused(operator.grants().create(&unfounded).info().await, Code::InvalidArgument);
+    });
+}

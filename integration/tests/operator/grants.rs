@@ -1,0 +1,250 @@
+//! Grants as an operator hands them out, and as whoever has one uses it: with `coffer`, from another user, from a container.
+
+use std::{
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    process::{Command, Stdio},
+};
+
+use cofferdam_integration::{BUSYBOX, Daemon, binary, until};
+
+use crate::{Said, idle, json, ok, say, shell};
+
+/// A grant, and a token of it.
+fn token(daemon: &Daemon, flags: &[&str]) -> (String, String) {
+    let id = ok(daemon, &[&["grant", "create"], flags].concat()).trim().to_owned();
+    let token = ok(daemon, &["grant", "save", &id]).trim().to_owned();
+    (id, token)
+}
+
+/// What is said where something is refused for want of a right; `coffer` tells no codes.
+const DENIED: [&str; 7] = [
+    "and this grant has",
+    "is not among the methods",
+    "is the operator's",
+    "may not be passed on",
+    "is that of no grant",
+    "is not for user",
+    "is granted nothing on this socket",
+];
+
+#[track_caller]
+fn denied(said: &Said) {
+    assert!(said.code != 0 && DENIED.iter().any(|why| said.err.contains(why)), "{said:?}");
+}
+
+#[test]
+fn a_grant_from_create_to_revoke() {
+    let daemon = Daemon::with_busybox();
+    shell(&daemon, &["-d", "--name", "web", "-l", "tier=front"], "echo I am web; exec sleep 1000");
+    idle(&daemon, "db");
+    let (id, token) = token(&daemon, &["-f", "logs", "--filter", "labels.tier==front", "-l", "for the reader"]);
+    assert!(token.starts_with("cofferdam-grant-") && token.len() == 80, "{token}");
+    until("it has spoken", || ok(&daemon, &["logs", "web"]).contains("I am web").then_some(()));
+
+    let reader = |args: &[&str]| say(&daemon, &[&["--as", &token], args].concat());
+    assert_eq!(reader(&["logs", "web"]).out, "I am web\n");
+    let listed = reader(&["ps"]);
+    assert!(listed.out.contains("web") && !listed.out.contains("db"), "{listed:?}");
+    assert!(reader(&["logs", "db"]).err.contains("does not exist"));
+    denied(&reader(&["kill", "web"]));
+    denied(&reader(&["system", "status"]));
+    denied(&reader(&["inspect", "web"]));
+    denied(&reader(&["run", BUSYBOX, "true"]));
+    denied(&reader(&["grant", "ls"]));
+
+    // By a file, and by the environment; and without the token's namespace at hand.
+    let file = daemon.path().join("token");
+    std::fs::write(&file, format!("{token}\n")).unwrap();
+    let by_file = format!("@{}", file.display());
+    assert_eq!(ok(&daemon, &["--as", &by_file, "logs", "web"]), "I am web\n");
+    let mut plain = Command::new(binary("coffer"));
+    plain.env("COFFER_SOCKET", daemon.socket()).env("COFFER_AS", &token).env_remove("COFFER_NAMESPACE");
+    assert_eq!(Said::from(plain.args(["logs", "web"]).output().unwrap()).out, "I am web\n");
+
+    let shown = json(&daemon, &["grant", "show", &id]);
+    assert_eq!((&shown["id"], &shown["options"]["label"]), (&id.as_str().into(), &"for the reader".into()));
+    assert_eq!(shown["rights"], serde_json::json!(["read"]));
+    assert!(!shown.to_string().contains(&token[20..]));
+    assert_eq!(
+        ok(&daemon, &["grant", "explain", &id]),
+        "Container.logs\nContainerCursor.next\nContainers.get\nContainers.list\n"
+    );
+    let table = ok(&daemon, &["grant", "ls"]);
+    assert!(table.contains("for the reader") && table.contains("logs, where labels.tier==front"), "{table}");
+
+    assert_eq!(ok(&daemon, &["grant", "revoke", &id]), format!("{id}\n"));
+    denied(&reader(&["logs", "web"]));
+    assert_eq!(ok(&daemon, &["grant", "ls", "-q"]), "");
+    let gone = say(&daemon, &["grant", "revoke", &id]);
+    assert!(gone.code == 1 && gone.err.contains("does not exist, or was taken back"), "{gone:?}");
+    let wrong = say(&daemon, &["grant", "create", "-f", "everything"]);
+    assert!(wrong.code == 1 && wrong.err.contains("is no facet: give observer"), "{wrong:?}");
+}
+
+#[test]
+fn z5_what_comes_from_a_grant_lies_below_it_and_narrows() {
+    let daemon = Daemon::with_busybox();
+    idle(&daemon, "web");
+    let (top, token_of_top) = token(&daemon, &["--right", "read", "--right", "run", "--delegate", "--tokens"]);
+    let as_top = |args: &[&str]| say(&daemon, &[&["--as", &token_of_top], args].concat());
+    // What he hasn't he can't give.
+    let made = as_top(&["grant", "create", "--right", "host", "-l", "below"]);
+    let child = made.out.trim().to_owned();
+    assert_eq!(json(&daemon, &["grant", "show", &child])["rights"], serde_json::json!(["read", "run"]));
+    let token_of_child = as_top(&["grant", "save", &child]).out.trim().to_owned();
+    let listed = ok(&daemon, &["grant", "ls"]);
+    let lines: Vec<_> = listed.lines().collect();
+    assert!(lines[1].starts_with(&top) && lines[2].starts_with(&format!("  {child}")), "{listed}");
+    // Not himself, nor what he comes from.
+    let said = as_top(&["grant", "ls", "-q"]);
+    assert_eq!(said.out, format!("{child}\n"), "{said:?}");
+    for verb in ["revoke", "save", "show"] {
+        assert!(as_top(&["grant", verb, &top]).err.contains("does not exist"), "{verb}");
+    }
+    assert_eq!(ok(&daemon, &["--as", &token_of_child, "ps", "-q"]), "web\n");
+    denied(&say(&daemon, &["--as", &token_of_child, "rm", "-f", "web"]));
+    denied(&say(&daemon, &["--as", &token_of_child, "grant", "ls"]));
+    ok(&daemon, &["grant", "revoke", &top]);
+    denied(&say(&daemon, &["--as", &token_of_child, "ps"]));
+    // A namespace that is handed out is in use.
+    ok(&daemon, &["namespace", "create", "shop"]);
+    let id = ok(&daemon, &["-n", "shop", "grant", "create"]).trim().to_owned();
+    let held = say(&daemon, &["namespace", "rm", "shop"]);
+    assert!(held.code == 1 && held.err.contains("holds grants"), "{held:?}");
+    ok(&daemon, &["-n", "shop", "grant", "revoke", &id]);
+    ok(&daemon, &["namespace", "rm", "shop"]);
+}
+
+// Z8, Z1: whose a token is, the kernel says.
+#[test]
+fn z8_a_stolen_token_is_worth_nothing_to_another_user() {
+    let daemon = Daemon::with_busybox();
+    idle(&daemon, "web");
+    let id = ok(&daemon, &["grant", "create", "-f", "observer"]).trim().to_owned();
+    let sealed = ok(&daemon, &["grant", "save", &id, "--user", "4321"]).trim().to_owned();
+    // So that others can connect; the policy gives them nothing.
+    std::fs::set_permissions(daemon.socket(), std::fs::Permissions::from_mode(0o666)).unwrap();
+    let program = daemon.path().join("coffer");
+    std::fs::copy(binary("coffer"), &program).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let by = |uid: u32, token: Option<&str>| {
+        let mut command = Command::new(&program);
+        command.env_clear().env("COFFER_SOCKET", daemon.socket()).args(["ps", "-q"]).uid(uid).gid(uid).current_dir("/");
+        if let Some(token) = token {
+            command.env("COFFER_AS", token);
+        }
+        Said::from(command.output().unwrap())
+    };
+    let owner = by(4321, Some(&sealed));
+    assert_eq!(owner.out, "web\n", "{owner:?}");
+    for said in [by(4322, Some(&sealed)), by(0, Some(&sealed)), by(4321, None)] {
+        denied(&said);
+        assert!(!said.err.contains(&sealed[20..]), "{said:?}");
+    }
+    // Another's name for the process changes nothing.
+    let mut command = Command::new(&program);
+    command
+        .arg0("cofferd")
+        .env_clear()
+        .env("COFFER_SOCKET", daemon.socket())
+        .arg("ps")
+        .uid(4322)
+        .gid(0)
+        .current_dir("/");
+    denied(&Said::from(command.output().unwrap()));
+}
+
+// The demonstration: a container that has nothing but a directory, and then not even that.
+#[test]
+fn z6_a_container_with_an_exported_directory_has_that_and_nothing_else() {
+    let daemon = Daemon::with_busybox();
+    shell(&daemon, &["-d", "--name", "web"], "echo I am web; while :; do sleep 1; echo tick; done");
+    idle(&daemon, "db");
+    let directory = daemon.path().join("grants/logs");
+    let id = ok(&daemon, &["grant", "create", "-f", "logs", "-c", "web"]).trim().to_owned();
+    let socket = ok(&daemon, &["grant", "export", &id, directory.to_str().unwrap()]).trim().to_owned();
+    assert_eq!(socket, directory.join("cofferdam.sock").to_str().unwrap());
+    let again = say(&daemon, &["grant", "export", &id, "/elsewhere"]);
+    assert!(again.code == 1 && again.err.contains("is exported at"), "{again:?}");
+
+    let mount = format!("type=bind,src={},dst=/grant", directory.display());
+    let tool = format!("type=bind,src={},dst=/coffer,ro", binary("coffer").display());
+    let flags = ["-d", "--name", "reader", "--mount", &mount, "--mount", &tool];
+    let follows = shell(&daemon, &flags, "while :; do /coffer --as /grant logs -f web; echo over $?; sleep 1; done");
+    assert_eq!(follows.code, 0, "{follows:?}");
+    let inside = |args: &[&str]| say(&daemon, &[&["exec", "reader", "/coffer", "--as", "/grant"], args].concat());
+    until("it follows its sibling", || ok(&daemon, &["logs", "reader"]).contains("tick").then_some(()));
+    let listed = inside(&["ps", "-q"]);
+    assert_eq!(listed.out, "web\n", "{listed:?}");
+    assert!(inside(&["logs", "db"]).err.contains("does not exist"));
+    for refused in
+        [&["kill", "web"][..], &["rm", "-f", "web"], &["exec", "web", "id"], &["system", "status"], &["image", "ls"]]
+    {
+        denied(&inside(refused));
+    }
+    // Root in there is no operator, by no socket that it has.
+    denied(&say(
+        &daemon,
+        &["exec", "reader", "/coffer", "--socket", "/grant/cofferdam.sock", "namespace", "create", "mine"],
+    ));
+
+    // The daemon is killed under it: the same directory has another socket.
+    daemon.kill9();
+    daemon.restart();
+    until("it is there again", || (inside(&["ps", "-q"]).out == "web\n").then_some(()));
+    assert_eq!(json(&daemon, &["grant", "show", &id])["exported"], directory.to_str().unwrap());
+
+    // Somebody waits, and it is taken back.
+    let mut waits = daemon.command();
+    let waits = waits
+        .args(["--as", directory.to_str().unwrap(), "logs", "-f", "web"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    let waits = waits.spawn().unwrap();
+    until("it has the grant", || {
+        let holders = json(&daemon, &["grant", "show", &id])["holders"].as_u64().unwrap();
+        (holders >= 1).then_some(())
+    });
+    ok(&daemon, &["grant", "revoke", &id]);
+    let ended = Said::from(waits.wait_with_output().unwrap());
+    assert!(ended.code == 1, "{ended:?}");
+    until("the socket is gone", || (!directory.join("cofferdam.sock").exists()).then_some(()));
+    assert!(inside(&["ps"]).code != 0);
+    assert_eq!(ok(&daemon, &["ps", "-q"]).lines().count(), 3, "containers go on");
+}
+
+#[test]
+fn an_exported_directory_takes_nothings_place() {
+    let daemon = Daemon::with_busybox();
+    let id = ok(&daemon, &["grant", "create"]).trim().to_owned();
+    let directory = daemon.path().join("taken");
+    std::fs::create_dir(&directory).unwrap();
+    std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let file = directory.join("cofferdam.sock");
+    std::fs::write(&file, "mine").unwrap();
+    let refused = say(&daemon, &["grant", "export", &id, directory.to_str().unwrap()]);
+    assert!(refused.code == 1 && refused.err.contains("is no socket: give another directory"), "{refused:?}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "mine");
+    assert_eq!(json(&daemon, &["grant", "show", &id])["exported"], "");
+    // A link there is not followed (F4).
+    std::fs::remove_file(&file).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", &file).unwrap();
+    assert_eq!(say(&daemon, &["grant", "export", &id, directory.to_str().unwrap()]).code, 1);
+    std::fs::remove_file(&file).unwrap();
+
+    ok(&daemon, &["grant", "export", &id, directory.to_str().unwrap()]);
+    let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&directory), mode(&file)), (0o700, 0o666), "the directory keeps its mode");
+    assert_eq!(ok(&daemon, &["--as", directory.to_str().unwrap(), "ps", "-q"]), "");
+    ok(&daemon, &["grant", "unexport", &id]);
+    until("the socket is gone", || (!file.exists()).then_some(()));
+    // The grant is there, and can be a socket elsewhere.
+    let other = daemon.path().join("other");
+    ok(&daemon, &["grant", "export", &id, other.to_str().unwrap()]);
+    assert_eq!(mode(&other), 0o755);
+    assert_eq!(ok(&daemon, &["--as", other.to_str().unwrap(), "ps", "-q"]), "");
+    // Who has a grant names no place of the host's.
+    let (_, token) = token(&daemon, &["--right", "run", "--delegate"]);
+    let child = ok(&daemon, &["--as", &token, "grant", "create"]).trim().to_owned();
+    denied(&say(&daemon, &["--as", &token, "grant", "export", &child, other.to_str().unwrap()]));
+}
