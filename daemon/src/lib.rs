@@ -35,7 +35,7 @@ use cofferdam_kernel::{Kernel, Pool};
 use cofferdam_metadata::Metadata;
 use cofferdam_networks::Networks;
 use cofferdam_snapshots::Snapshots;
-use cofferdam_tasks::{Children, Deps, Filters, Layout, Makers, Program, Tasks};
+use cofferdam_tasks::{Children, Deps, Filters, Layout, Makers, Program, Tasks, Users};
 use cofferdam_transfer::Transfer;
 use cofferdam_types::{Error, Result, Timestamp};
 
@@ -121,6 +121,7 @@ impl Daemon {
             journal: config.journal.clone(),
             apparmor: cofferdam_oci::apparmor::Loader::detect().map(Arc::new),
             filters: Filters::default(),
+            users: Users::default(),
             children: Children::default(),
             makers: Makers::default(),
         };

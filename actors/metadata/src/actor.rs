@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, WrapFuture};
+use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, SpawnHandle, WrapFuture};
 use cofferdam_kernel::hosted;
 use cofferdam_types::{Error, Result};
 use tokio::sync::oneshot;
@@ -19,8 +19,12 @@ pub struct Writer {
     waiting: Vec<(Write, oneshot::Sender<Result<()>>)>,
     /// How many are worth waiting for.
     expected: usize,
+    /// Those of the waiting that are not patient.
+    prompt: usize,
     /// Told when so many are there.
     gathered: Option<oneshot::Sender<()>>,
+    /// The end of patience.
+    timer: Option<SpawnHandle>,
     /// Whether the reserve is being made.
     making: bool,
 }
@@ -39,16 +43,20 @@ const SLOW: Duration = Duration::from_millis(2);
 
 impl Writer {
     pub(crate) fn new(store: Store) -> Writer {
-        Writer { store, waiting: Vec::new(), expected: 1, gathered: None, making: false }
+        Writer { store, waiting: Vec::new(), expected: 1, prompt: 0, gathered: None, timer: None, making: false }
     }
 
     fn flush(&mut self, ctx: &mut Context<Writer>) {
+        self.prompt = 0;
+        if let Some(timer) = self.timer.take() {
+            ctx.cancel_future(timer);
+        }
         while !self.waiting.is_empty() {
             let rest = self.waiting.split_off(self.waiting.len().min(MAX_BATCH));
             let (writes, answers): (Vec<_>, Vec<_>) = std::mem::replace(&mut self.waiting, rest).into_iter().unzip();
             let begun = Instant::now();
             let results = self.store.commit(&writes);
-            self.expected = if begun.elapsed() >= SLOW { writes.len() } else { 1 };
+            self.expected = if begun.elapsed() >= SLOW { prompt(&writes).max(1) } else { 1 };
             for (answer, result) in answers.into_iter().zip(results) {
                 let _ = answer.send(result);
             }
@@ -83,6 +91,10 @@ impl Writer {
     }
 }
 
+fn prompt(writes: &[Write]) -> usize {
+    writes.iter().filter(|write| write.patience.is_zero()).count()
+}
+
 hosted!(Writer);
 
 impl Actor for Writer {
@@ -98,7 +110,13 @@ impl Handler<Write> for Writer {
 
     fn handle(&mut self, write: Write, ctx: &mut Context<Writer>) -> Self::Result {
         let (answer, answered) = oneshot::channel();
-        if self.waiting.is_empty() {
+        let patience = write.patience;
+        self.waiting.push((write, answer));
+        if !patience.is_zero() {
+            if self.prompt == 0 && self.timer.is_none() {
+                self.timer = Some(ctx.run_later(patience, Writer::flush));
+            }
+        } else if self.prompt == 0 {
             let (gathered, all) = oneshot::channel();
             self.gathered = Some(gathered);
             let gather = async move {
@@ -107,8 +125,8 @@ impl Handler<Write> for Writer {
             };
             ctx.spawn(gather.into_actor(self).map(|(), writer, ctx| writer.flush(ctx)));
         }
-        self.waiting.push((write, answer));
-        if self.waiting.len() >= self.expected {
+        self.prompt += usize::from(patience.is_zero());
+        if self.prompt >= self.expected {
             self.gathered = None;
         }
         Box::pin(async move {

@@ -25,6 +25,9 @@ const BOUND: usize = 1024;
 /// A commit waits for the disk, and a disk may take its time.
 const HEARTBEAT: Duration = Duration::from_secs(30);
 
+/// How long a lazy write waits for company.
+const PATIENCE: Duration = Duration::from_millis(5);
+
 /// Reads on the caller's thread, writes through the one writer. Cheap to clone.
 #[derive(Clone)]
 pub struct Metadata {
@@ -92,6 +95,25 @@ impl Metadata {
         authority: &Authority,
         f: impl Fn(&mut Tx<'_>) -> Result<R> + Send + 'static,
     ) -> Result<R> {
+        self.write_within(Duration::ZERO, authority, f).await
+    }
+
+    /// [`Metadata::write`] for what nobody waits for: it shares the commit of whatever is written next, before that, and
+    /// has one of its own if that takes too long.
+    pub async fn write_lazily<R: Send + 'static>(
+        &self,
+        authority: &Authority,
+        f: impl Fn(&mut Tx<'_>) -> Result<R> + Send + 'static,
+    ) -> Result<R> {
+        self.write_within(PATIENCE, authority, f).await
+    }
+
+    async fn write_within<R: Send + 'static>(
+        &self,
+        patience: Duration,
+        authority: &Authority,
+        f: impl Fn(&mut Tx<'_>) -> Result<R> + Send + 'static,
+    ) -> Result<R> {
         self.writable()?;
         let result = Arc::new(Mutex::new(None));
         let place = result.clone();
@@ -100,7 +122,7 @@ impl Metadata {
             *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
             Ok(())
         });
-        self.writer.call(Write { authority: authority.clone(), job }).await?;
+        self.writer.call(Write { authority: authority.clone(), job, patience }).await?;
         let value = result.lock().unwrap_or_else(PoisonError::into_inner).take();
         value.ok_or_else(|| Error::internal("metadata", "", "a write was answered without a result"))
     }

@@ -1,5 +1,7 @@
 //! The protocol of the writer: one message.
 
+use std::time::Duration;
+
 use actix::Message;
 use cofferdam_types::{Authority, Result};
 
@@ -12,6 +14,8 @@ pub(crate) type Job = Box<dyn Fn(&mut Tx<'_>) -> Result<()> + Send>;
 pub struct Write {
     pub(crate) authority: Authority,
     pub(crate) job: Job,
+    /// How long it waits for another one, to share its commit.
+    pub(crate) patience: Duration,
 }
 
 impl Message for Write {

@@ -10,6 +10,7 @@ use std::{
     ops::Bound,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use cofferdam_types::{Authority, Error, Event, Finding, Labels, Namespace, Result, Timestamp};
@@ -101,7 +102,7 @@ impl Rebuild {
             *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
             Ok(())
         });
-        let done = self.store.commit(&[Write { authority: Authority::system(), job }]).pop();
+        let done = self.store.commit(&[Write { authority: Authority::system(), job, patience: Duration::ZERO }]).pop();
         done.unwrap_or(Ok(()))?;
         let value = result.lock().unwrap_or_else(PoisonError::into_inner).take();
         value.ok_or_else(|| Error::internal("metadata", "", "a write was answered without a result"))

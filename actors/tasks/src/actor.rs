@@ -255,7 +255,7 @@ impl Ctx {
             let payload = serde_json::json!({ "container_id": id, "pid": pid });
             events::emit(tx, Event::new(&ns, "/tasks/start", payload))
         };
-        if let Err(error) = self.deps.metadata.write(&Authority::system(), write).await {
+        if let Err(error) = self.deps.metadata.write_lazily(&Authority::system(), write).await {
             tracing::error!(container = %entry.id, %error, "a start can't be recorded");
         }
     }

@@ -93,7 +93,7 @@ pub(crate) async fn create(
     let spec = match (&new.spec, &files) {
         (Some(raw), Some(_)) => given(raw, &id, cgroup)?,
         (Some(raw), None) => given(rooted(raw, &id)?, &id, cgroup)?,
-        (None, Some(files)) => generate(cgroup, &id, &files.image, &new.options, &files.reserved.mounts)?,
+        (None, Some(files)) => generate(deps, cgroup, &id, &files.image, &new.options, &files.reserved.mounts)?,
         (None, None) => match &new.rootfs {
             Some(path) => generate_on(path, cgroup, &id, &new.options).await?,
             None => {
@@ -308,17 +308,14 @@ pub(crate) fn cgroup_of(spec: &Spec) -> Option<String> {
 }
 
 fn generate(
+    deps: &Deps,
     cgroup: String,
     id: &Id,
     image: &ResolvedImage,
     options: &Options,
     mounts: &[cofferdam_types::Mount],
 ) -> Result<Vec<u8>> {
-    let root = mounted(&mounts.iter().map(to_read).collect::<Vec<_>>())?;
-    let spec = spec::generate(&cgroup, id, &image.config.image, options, &root);
-    // Unmounting waits for every processor of the host, for milliseconds: nobody waits for it here.
-    tokio::task::spawn_blocking(move || drop(root));
-    written(spec?, id)
+    written(spec::generate(&cgroup, id, &image.config.image, options, |user| deps.users.look_up(mounts, user))?, id)
 }
 
 /// The same on a directory of the host. It may lie on a file system that doesn't answer, and nobody waits for that but
@@ -327,7 +324,8 @@ async fn generate_on(path: &str, cgroup: String, id: &Id, options: &Options) -> 
     let (path, container, options) = (path.to_owned(), id.clone(), options.clone());
     let made = tokio::task::spawn_blocking(move || {
         let root = directory(&path)?;
-        written(spec::generate(&cgroup, &container, &ImageConfiguration::default(), &options, &root)?, &container)
+        let look_up = |user: &str| cofferdam_oci::users::resolve(&root, user);
+        written(spec::generate(&cgroup, &container, &ImageConfiguration::default(), &options, look_up)?, &container)
     });
     made.await.unwrap_or_else(|e| Err(Error::internal("spec", id, e.to_string())))
 }
@@ -355,21 +353,6 @@ fn stop_signal(id: &Id, image: &ResolvedImage) -> u32 {
     number.unsigned_abs()
 }
 
-/// The same without the writable layer, in which there is nothing yet: to unmount an overlay that has one syncs the
-/// whole disk.
-fn to_read(mount: &cofferdam_types::Mount) -> cofferdam_types::Mount {
-    let lower = mount.options.iter().find_map(|option| option.strip_prefix("lowerdir="));
-    let (kind, source, options) = match lower.filter(|_| mount.kind == "overlay") {
-        None => return mount.clone(),
-        Some(one) if !one.contains(':') => ("bind", one, vec!["ro".to_owned()]),
-        Some(_) => {
-            let writable = |option: &str| option.starts_with("upperdir=") || option.starts_with("workdir=");
-            ("overlay", "overlay", mount.options.iter().filter(|option| !writable(option)).cloned().collect())
-        }
-    };
-    cofferdam_types::Mount { kind: kind.to_owned(), source: source.to_owned(), options }
-}
-
 /// The root file system as a mount that is attached nowhere: it goes with the descriptor.
 pub(crate) fn mounted(mounts: &[cofferdam_types::Mount]) -> Result<OwnedFd> {
     match mounts {
@@ -381,22 +364,6 @@ pub(crate) fn mounted(mounts: &[cofferdam_types::Mount]) -> Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_is_only_read_has_no_writable_layer() {
-        let mount = |kind: &str, options: &[&str]| cofferdam_types::Mount {
-            kind: kind.to_owned(),
-            source: "/s/1/fs".to_owned(),
-            options: options.iter().map(|o| (*o).to_owned()).collect(),
-        };
-        let one =
-            to_read(&mount("overlay", &["workdir=/s/3/work", "upperdir=/s/3/fs", "lowerdir=/s/1/fs", "index=off"]));
-        assert_eq!(one, mount("bind", &["ro"]));
-        let two = to_read(&mount("overlay", &["workdir=/w", "upperdir=/u", "lowerdir=/s/2/fs:/s/1/fs", "index=off"]));
-        assert_eq!(two.options, ["lowerdir=/s/2/fs:/s/1/fs", "index=off"]);
-        let bind = mount("bind", &["rw"]);
-        assert_eq!(to_read(&bind), bind);
-    }
 
     #[test]
     fn a_spec_without_a_cgroup_gets_ours_and_keeps_the_rest() {

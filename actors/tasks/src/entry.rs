@@ -67,6 +67,9 @@ pub(crate) struct Entry {
     pub attachment: Option<Id>,
     /// Others of it share the shim.
     pub group: Option<Id>,
+    /// Nothing in it outlives its first process: they have a pid namespace of their own, and the driver is ours. False
+    /// where that isn't known.
+    pub ends_at_once: bool,
     /// The container, its task and its snapshot go when the task has ended.
     pub remove_on_exit: bool,
     /// The cgroup, for the case that the shim is lost.

@@ -41,6 +41,7 @@ use crate::{
     },
     restore::{DumpOptions, Dumped},
     shim::Program,
+    users::Users,
 };
 
 /// Requests under way: each may wait for its shim.
@@ -76,6 +77,8 @@ pub struct Deps {
     pub apparmor: Option<Arc<apparmor::Loader>>,
     /// What profiles compile to.
     pub filters: Filters,
+    /// Users of images.
+    pub users: Users,
     /// The shims.
     pub children: Children,
     /// Whose the containers are that have not started and go with their task.

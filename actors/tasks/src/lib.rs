@@ -41,6 +41,7 @@ mod shim;
 mod shims;
 mod spare;
 mod sweep;
+mod users;
 
 pub use children::Children;
 pub use copy::{Arrival, CopyOptions};
@@ -55,3 +56,4 @@ pub use messages::{
 pub use network::NetworkRecord;
 pub use restore::{DumpOptions, Dumped};
 pub use shim::Program;
+pub use users::Users;

@@ -83,6 +83,7 @@ pub(crate) fn entry(deps: &Deps, ns: &Namespace, task: &Task) -> Rc<Entry> {
         shim: task.shim.clone(),
         attachment: task.attachment.clone(),
         group: prepared.as_ref().and_then(|p| p.record.group.clone()),
+        ends_at_once: prepared.as_ref().is_some_and(|p| p.ends_at_once()),
         remove_on_exit: prepared.as_ref().is_some_and(|p| p.run.remove_on_exit),
         runc: prepared.as_ref().map_or_else(|| deps.layout.runc_of(ns, &task.id), |p| p.runc(deps, ns)),
         cgroup: prepared.map_or_else(|| deps.layout.cgroup(ns, &task.id), |p| p.cgroup),

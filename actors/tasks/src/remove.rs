@@ -136,11 +136,13 @@ pub(crate) async fn record_exit(deps: &Deps, entry: &Rc<Entry>, exec: &str) -> b
     let (ns, id, first) = (entry.namespace.clone(), entry.id.clone(), exec.is_empty());
     let (auth, ooms) = (Authority::system(), Ooms::of(entry));
     let written = if first {
-        persist(deps, &auth, move |tx| record(tx, &ns, &id, ooms, &exit, payload.clone())).await
+        let write = move |tx: &mut Tx<'_>| record(tx, &ns, &id, ooms, &exit, payload.clone());
+        // Who waits for the end has been told, and most remove what has ended at once: one commit for both.
+        persisted(async || deps.metadata.write_lazily(&auth, write.clone()).await).await
     } else {
         // Not a second time if it is open whether it was done.
         let write = move |tx: &mut Tx<'_>| events::emit(tx, Event::new(&ns, "/tasks/exit", payload.clone()));
-        deps.metadata.write(&auth, write).await
+        deps.metadata.write_lazily(&auth, write).await
     };
     match written {
         Ok(()) if first => {
@@ -169,9 +171,13 @@ pub(crate) async fn persist<R: Send + 'static>(
     auth: &Authority,
     f: impl Fn(&mut Tx<'_>) -> Result<R> + Clone + Send + 'static,
 ) -> Result<R> {
+    persisted(async || deps.metadata.write(auth, f.clone()).await).await
+}
+
+async fn persisted<R>(write: impl AsyncFn() -> Result<R>) -> Result<R> {
     let mut pause = PAUSES.0;
     loop {
-        match deps.metadata.write(auth, f.clone()).await {
+        match write().await {
             Err(error) if error.code == Code::Unavailable && pause < PAUSES.1 => {
                 tokio::time::sleep(pause).await;
                 pause *= 2;
@@ -221,6 +227,23 @@ async fn end_shim(deps: &Deps, entry: &Rc<Entry>, force: bool) -> Result<Ended> 
         Err(_) => {
             tracing::warn!(container = %entry.id, shim = %entry.shim, "its shim doesn't delete it: both are killed");
             by_force().await
+        }
+    }
+}
+
+/// Whether the shim can delete the container beside the commit that ends its records: nothing runs in it that could be in
+/// the way, or that an error would leave running without a record. A crash between the two leaves what the next start
+/// sweeps.
+fn deletes_aside(entry: &Entry) -> bool {
+    entry.ends_at_once && entry.init.ended().is_some()
+}
+
+/// [`end_shim`] where that is so.
+async fn end_aside(deps: &Deps, entry: &Rc<Entry>, then: impl AsyncFnOnce(Ended)) {
+    match end_shim(deps, entry, true).await {
+        Ok(ended) => then(ended).await,
+        Err(error) => {
+            tracing::error!(container = %entry.id, %error, "what its shim made is left behind until the next start")
         }
     }
 }
@@ -322,7 +345,8 @@ pub(crate) async fn delete_task(deps: &Deps, auth: &Authority, entry: &Rc<Entry>
     over(entry, "stop or kill it first").await?;
     entry.removing.set(true);
     let deleted = async {
-        let ended_shim = end_shim(deps, entry, false).await?;
+        let aside = deletes_aside(entry);
+        let ended_shim = if aside { None } else { Some(end_shim(deps, entry, false).await?) };
         let never = || Exit { status: 0, at: Timestamp::now(), reason: String::new() };
         let exit = entry.init.ended().unwrap_or_else(never);
         let payload = exit_payload(entry, "", entry.init.life.borrow().pid, &exit);
@@ -336,7 +360,13 @@ pub(crate) async fn delete_task(deps: &Deps, auth: &Authority, entry: &Rc<Entry>
             tasks::delete(tx, &ns, &id)?;
             events::emit(tx, Event::new(&ns, "/tasks/delete", payload.clone()))
         };
-        let (persisted, ()) = futures::future::join(persist(deps, auth, commit), ended_shim.released()).await;
+        let shim = async {
+            match ended_shim {
+                Some(ended) => ended.released().await,
+                None => end_aside(deps, entry, async |ended| ended.released().await).await,
+            }
+        };
+        let (persisted, ()) = futures::future::join(persist(deps, auth, commit), shim).await;
         persisted.map(|()| exit)
     };
     let exit = deleted.await.inspect_err(|_: &Error| entry.removing.set(false))?;
@@ -364,8 +394,13 @@ pub(crate) async fn remove(
         entry.removing.set(true);
     }
     let forgotten = async {
-        if let Some(entry) = entry {
-            end_shim(deps, entry, force).await?;
+        match entry {
+            Some(entry) if deletes_aside(entry) => {
+                let shim = end_aside(deps, entry, async |_| {});
+                return futures::future::join(forget(deps, auth, ns, id, Some(entry)), shim).await.0;
+            }
+            Some(entry) => drop(end_shim(deps, entry, force).await?),
+            None => {}
         }
         forget(deps, auth, ns, id, entry).await
     };

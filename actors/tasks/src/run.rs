@@ -67,11 +67,20 @@ impl Prepared {
         self.record.runtime == "native"
     }
 
+    /// Whether the container has a namespace of this kind of its own.
+    fn has_own(&self, typ: LinuxNamespaceType) -> bool {
+        let namespaces = self.spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+        namespaces.is_some_and(|all| all.iter().any(|n| n.typ() == typ && n.path().is_none()))
+    }
+
     /// Whether the native driver is to make a network namespace, in the host's user namespace.
     fn own_network(&self) -> bool {
-        let namespaces = self.spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
-        let new = |typ| namespaces.is_some_and(|all| all.iter().any(|n| n.typ() == typ && n.path().is_none()));
-        self.native() && new(LinuxNamespaceType::Network) && !new(LinuxNamespaceType::User)
+        self.native() && self.has_own(LinuxNamespaceType::Network) && !self.has_own(LinuxNamespaceType::User)
+    }
+
+    /// See [`Entry::ends_at_once`].
+    pub fn ends_at_once(&self) -> bool {
+        self.native() && self.has_own(LinuxNamespaceType::Pid)
     }
 
     /// Where a runc-compatible binary keeps its state.
@@ -256,6 +265,7 @@ async fn make_task(
                 shim: shim_id,
                 attachment: joined.attached.clone(),
                 group: prepared.record.group.clone(),
+                ends_at_once: prepared.ends_at_once(),
                 remove_on_exit: prepared.run.remove_on_exit,
                 runc: prepared.runc(deps, ns),
                 cgroup: prepared.cgroup,

@@ -115,7 +115,8 @@ fn image_config(data: &[u8]) {
     let _ = spec::stop_signal(&image);
     let root = File::open("/proc/self/fdinfo").expect("a directory without files of users");
     let id = Id::new("fuzz").expect("it is one");
-    if let Ok(spec) = spec::generate("/fuzz", &id, &image, &spec::Options::default(), &root) {
+    let look_up = |user: &str| users::resolve(&root, user);
+    if let Ok(spec) = spec::generate("/fuzz", &id, &image, &spec::Options::default(), look_up) {
         native::check(&spec).expect("what is generated can be run");
     }
 }

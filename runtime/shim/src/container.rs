@@ -555,12 +555,24 @@ impl Container {
     }
 
     /// One of its processes has ended, and was taken in.
-    pub fn exited(&self, process: &Rc<Process>, end: End) {
+    pub fn exited(self: &Rc<Self>, process: &Rc<Process>, end: End) {
         let reason = self.reason(process, end);
-        if Rc::ptr_eq(process, &self.init) && !self.own_pids {
+        let first = Rc::ptr_eq(process, &self.init);
+        if first && !self.own_pids {
             let _ = self.kill_all();
         }
         process.exited(end, reason);
+        if first {
+            let container = self.clone();
+            tokio::task::spawn_local(async move {
+                container.init.wait().await;
+                // Behind the answers to those who wait as well.
+                tokio::task::yield_now().await;
+                if let Some(made) = &*container.made.borrow() {
+                    made.release_mounts();
+                }
+            });
+        }
     }
 }
 

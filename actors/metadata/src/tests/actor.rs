@@ -18,12 +18,15 @@ fn with_kernel<F: Future<Output = ()>>(test: impl FnOnce(Kernel) -> F) {
 }
 
 async fn put(meta: &Metadata, text: &str) -> Result<()> {
+    meta.write(&Authority::system(), image(text)).await
+}
+
+fn image(text: &str) -> impl Fn(&mut Tx<'_>) -> Result<()> + Send + 'static {
     let key = name(text);
-    meta.write(&Authority::system(), move |tx| {
+    move |tx| {
         let target = Descriptor::new("application/json", digest("x"), 1);
         images::create(tx, &default(), images::Image::new(key.clone(), target)).map(drop)
-    })
-    .await
+    }
 }
 
 async fn up_again(kernel: &Kernel, meta: &Metadata, restarts: u64) {
@@ -51,6 +54,34 @@ fn writes_are_answered_once_they_are_visible() {
         let (other, handle) = (meta.clone(), tokio::sync::oneshot::channel());
         std::thread::spawn(move || handle.0.send(other.write_blocking(&Authority::system(), |tx| Ok(tx.now()))));
         assert!(handle.1.await.unwrap().unwrap().0 > 0);
+    });
+}
+
+#[test]
+fn a_lazy_write_shares_the_commit_of_the_next_one_or_has_its_own() {
+    with_kernel(|kernel| async move {
+        let disk = Disk::default();
+        let opened = disk.clone();
+        let meta =
+            Metadata::start_with(&kernel, Placement::Own, Opener::backend(u64::MAX, move || opened.clone())).unwrap();
+        kernel.ready().await.unwrap();
+        // Until it has the length that it needs, growing it syncs as well.
+        for n in 0..8 {
+            put(&meta, &format!("before-{n}")).await.unwrap();
+        }
+        let before = disk.syncs();
+        put(&meta, "alone").await.unwrap();
+        let one = disk.syncs() - before;
+        let system = Authority::system();
+        meta.write_lazily(&system, image("lazy")).await.unwrap();
+        assert_eq!(disk.syncs() - before, 2 * one, "one commit takes {one}");
+        let lazy = ["first", "second"].map(|text| meta.write_lazily(&system, image(text)));
+        // In the order in which they came: it finds what they wrote.
+        let find = |tx: &mut Tx<'_>| images::get(tx, &default(), "second").map(drop);
+        let next = meta.write(&system, find);
+        let (lazy, next) = futures::future::join(futures::future::join_all(lazy), next).await;
+        lazy.into_iter().chain([next]).for_each(|done| done.unwrap());
+        assert_eq!(disk.syncs() - before, 3 * one);
     });
 }
 

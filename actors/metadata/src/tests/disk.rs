@@ -50,6 +50,7 @@ struct State {
     /// What lies between them, in order.
     pending: Vec<Op>,
     ops: u64,
+    syncs: u64,
     cut_at: Option<u64>,
     /// How many more pages can be had; without a number, as many as are wanted.
     room: Option<u64>,
@@ -86,6 +87,11 @@ impl Disk {
         let mut state = self.state();
         state.cut_at = None;
         state.room = None;
+    }
+
+    /// How often it was synced.
+    pub(super) fn syncs(&self) -> u64 {
+        self.state().syncs
     }
 
     pub(super) fn set_lies(&self) {
@@ -155,6 +161,7 @@ impl StorageBackend for Disk {
 
     fn sync_data(&self) -> io::Result<()> {
         let mut state = self.op()?;
+        state.syncs += 1;
         if !state.lies {
             state.durable = state.current.clone();
             state.pending.clear();

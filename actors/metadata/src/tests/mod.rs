@@ -17,6 +17,7 @@ mod store;
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use cofferdam_types::{Algorithm, Authority, Code, Digest, Error, Id, Labels, Name, Namespace, Result};
@@ -67,7 +68,7 @@ impl Fixture {
 }
 
 fn job(authority: &Authority, f: impl Fn(&mut Tx<'_>) -> Result<()> + Send + 'static) -> Write {
-    Write { authority: authority.clone(), job: Box::new(f) }
+    Write { authority: authority.clone(), job: Box::new(f), patience: Duration::ZERO }
 }
 
 fn default() -> Namespace {

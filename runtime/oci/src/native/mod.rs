@@ -82,6 +82,9 @@ pub(crate) struct Kept {
     /// An overlay, until it is let go of: the container's own mounts of it end when its processes have, and the last
     /// one syncs the disk. The end of a process is not to wait for that.
     pub(crate) root: RefCell<Option<OwnedFd>>,
+    /// The mount namespace, until the end of the first process has been told: the kernel would take it down before it
+    /// lets anybody see that end, and waits for every processor to do so.
+    pub(crate) mounts: RefCell<Option<OwnedFd>>,
     /// Until its end has been told to them.
     hooks: RefCell<Option<Hooks>>,
     /// Until it is started: the child, and the steps that it has yet to walk (with those before it left in, since the
@@ -272,11 +275,27 @@ fn launch_init(
         }
     }
     // Anything else may be on a disk of somebody's who wants it back when the processes have ended.
-    let root = RefCell::new(root.filter(|_| matches!(request.rootfs, [one] if one.kind == "overlay")));
+    let root = root.filter(|_| matches!(request.rootfs, [one] if one.kind == "overlay"));
+    let held = root.is_some() && plan.flags & libc::CLONE_NEWNS != 0 && !has_foreign_mounts(request);
+    let mounts = held.then(|| process::mount_namespace(&init.pidfd).ok()).flatten();
+    let (root, mounts) = (RefCell::new(root), RefCell::new(mounts));
     let waiting = Some(Waiting { launched, steps, command: command(Some(process)) });
     let hooks = RefCell::default();
-    Ok((init, Kept { cgroup: None, class: None, join: plan.join, filter, user, shared, root, hooks, waiting }))
+    Ok((init, Kept { cgroup: None, class: None, join: plan.join, filter, user, shared, root, mounts, hooks, waiting }))
 }
+
+/// Whether something of the host's is mounted in it, other than what lies in its bundle.
+fn has_foreign_mounts(request: &CreateRequest<'_>) -> bool {
+    let foreign = |mount: &oci_spec::runtime::Mount| {
+        let kernels = mount.typ().as_deref().is_some_and(|typ| KERNELS.contains(&typ));
+        let ours = mount.source().as_ref().is_some_and(|source| source.starts_with(request.bundle_path));
+        !kernels && !ours
+    };
+    request.spec.mounts().iter().flatten().any(foreign)
+}
+
+/// File systems that lie on no disk.
+const KERNELS: [&str; 7] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2"];
 
 fn filter(request: &CreateRequest<'_>) -> Result<Option<Filter>> {
     let profile = request.spec.linux().as_ref().and_then(|l| l.seccomp().as_ref());

@@ -12,7 +12,10 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::*;
-use crate::spec::{ExecOptions, Options, exec, generate};
+use crate::{
+    spec::{ExecOptions, Options, exec, generate},
+    users,
+};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -70,7 +73,8 @@ impl Fixture {
         let args = args.iter().map(|a| (*a).to_owned()).collect();
         let options = Options { args, tty, ..Options::default() };
         let cgroup = format!("/{}/{}", self.namespace, self.id);
-        generate(&cgroup, &self.id, &image, &options, fd::open_dir(&self.dir.path().join("image")).unwrap()).unwrap()
+        let root = fd::open_dir(&self.dir.path().join("image")).unwrap();
+        generate(&cgroup, &self.id, &image, &options, |user| users::resolve(&root, user)).unwrap()
     }
 
     fn create(&self, spec: &Spec, stdio: Stdio<'_>) -> Result<Container> {

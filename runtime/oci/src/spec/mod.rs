@@ -19,8 +19,6 @@ mod process;
 #[cfg(test)]
 mod tests;
 
-use std::os::fd::AsFd;
-
 use cofferdam_types::{Id, Result};
 use oci_spec::{
     image::{Config, ImageConfiguration},
@@ -28,7 +26,7 @@ use oci_spec::{
 };
 
 use self::check::{clean, shown, wrong};
-use crate::caps;
+use crate::{caps, users};
 
 pub use linux::{MAX_PIDS, MIN_MEMORY};
 pub(crate) use mounts::all as mounts_of;
@@ -46,18 +44,24 @@ const MAX_ANNOTATIONS: usize = 64 << 10;
 /// They come with a raw spec and its right, not by the way.
 const ORDERS: &[&str] = &["org.systemd.property.", "org.criu.", "run.oci.", "io.podman.", "module.wasm."];
 
-/// Generates the spec of container `id`, to run in the cgroup of that path. `root` is its root file system, mounted, for looking up the user; the spec's
-/// own `root.path` is `rootfs` in the bundle.
+/// Generates the spec of container `id`, to run in the cgroup of that path. `look_up` finds a user in its root file system
+/// (see [`users::resolve`]); the spec's own `root.path` is `rootfs` in the bundle.
 ///
 /// Every error names the option that is wrong.
-pub fn generate(cgroup: &str, id: &Id, image: &ImageConfiguration, options: &Options, root: impl AsFd) -> Result<Spec> {
+pub fn generate(
+    cgroup: &str,
+    id: &Id,
+    image: &ImageConfiguration,
+    options: &Options,
+    look_up: impl FnOnce(&str) -> Result<users::User>,
+) -> Result<Spec> {
     let none = Config::default();
     let image = image.config().as_ref().unwrap_or(&none);
     namespaces::check(options)?;
     network(options)?;
     let hostname = hostname(id, options)?;
     let capabilities = caps::Set::adjusted(&options.cap_add, &options.cap_drop)?;
-    let process = process::first(image, options, hostname.as_deref(), capabilities, root.as_fd())?;
+    let process = process::first(image, options, hostname.as_deref(), capabilities, look_up)?;
     let mut root = Root::default();
     root.set_path("rootfs".into()).set_readonly(Some(options.readonly));
     namespaces::covers(options, process.user())?;

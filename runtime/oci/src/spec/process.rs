@@ -38,12 +38,11 @@ pub(super) fn first(
     options: &Options,
     hostname: Option<&str>,
     set: caps::Set,
-    root: BorrowedFd<'_>,
+    look_up: impl FnOnce(&str) -> Result<users::User>,
 ) -> Result<Process> {
     let user = match options.user.as_deref() {
-        Some(user) => users::resolve(root, user).map_err(|e| e.context("user"))?,
-        None => users::resolve(root, image.user().as_deref().unwrap_or_default())
-            .map_err(|e| e.context("the image's user"))?,
+        Some(user) => look_up(user).map_err(|e| e.context("user"))?,
+        None => look_up(image.user().as_deref().unwrap_or_default()).map_err(|e| e.context("the image's user"))?,
     };
     let mut env = Env::default();
     env.add("env", PATH)?;

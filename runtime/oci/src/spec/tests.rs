@@ -28,7 +28,8 @@ fn make(config: Value, options: Value) -> Result<Spec> {
     let dir = root();
     let options: Options = serde_json::from_value(options).unwrap();
     let id = Id::new("redis-1").unwrap();
-    generate("/shop/redis-1", &id, &image(config), &options, File::open(dir.path()).unwrap())
+    let root = File::open(dir.path()).unwrap();
+    generate("/shop/redis-1", &id, &image(config), &options, |user| users::resolve(&root, user))
 }
 
 /// The spec as JSON, as a driver reads it.
@@ -248,14 +249,9 @@ fn l4_a_home_from_the_image_cannot_forge_a_variable() {
     let dir = root();
     std::fs::write(dir.path().join("etc/passwd"), "root:x:0:0:a\u{7}:/\rLD_PRELOAD=x:/bin/sh\n").unwrap();
     let id = Id::new("a").unwrap();
-    let error = generate(
-        "/shop/redis-1",
-        &id,
-        &image(json!({"Cmd": ["sh"]})),
-        &Options::default(),
-        File::open(dir.path()).unwrap(),
-    )
-    .unwrap_err();
+    let (image, root) = (image(json!({"Cmd": ["sh"]})), File::open(dir.path()).unwrap());
+    let look_up = |user: &str| users::resolve(&root, user);
+    let error = generate("/shop/redis-1", &id, &image, &Options::default(), look_up).unwrap_err();
     assert_eq!(error.code, Code::InvalidArgument);
 }
 
@@ -284,7 +280,8 @@ fn c1_an_image_cannot_lead_the_working_directory_out() {
     let id = Id::new("a").unwrap();
     let dir = root();
     let image = serde_json::from_value(document).unwrap();
-    generate("/shop/redis-1", &id, &image, &options, File::open(dir.path()).unwrap()).unwrap();
+    let root = File::open(dir.path()).unwrap();
+    generate("/shop/redis-1", &id, &image, &options, |user| users::resolve(&root, user)).unwrap();
 }
 
 #[test]

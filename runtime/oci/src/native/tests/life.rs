@@ -265,7 +265,10 @@ fn a_generated_spec_runs() {
             readonly: uid != "0",
             ..Options::default()
         };
-        let spec = generate(&format!("/cofferdam-{}", f.id), &f.id, &image, &options, &root).unwrap();
+        let spec = generate(&format!("/cofferdam-{}", f.id), &f.id, &image, &options, |user| {
+            crate::users::resolve(&root, user)
+        })
+        .unwrap();
         f.spec = serde_json::to_value(&spec).unwrap();
         let path = f.spec["linux"]["cgroupsPath"].as_str().unwrap_or_default().to_owned();
         f.spec["linux"]["cgroupsPath"] = json!(format!("/cofferdam-{}", f.id));
