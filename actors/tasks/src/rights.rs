@@ -68,7 +68,7 @@ pub(crate) fn limit(new: &mut NewContainer, ceiling: &Ceiling) -> Result<()> {
     let options = &mut new.options;
     options.memory = options.memory.or(ceiling.memory);
     options.pids = options.pids.or(ceiling.pids);
-    options.cpus = options.cpus.or(ceiling.nano_cpus.map(|nano| nano as f64 / 1e9));
+    options.cpus = options.cpus.or_else(|| ceiling.nano_cpus.map(|nano| nano as f64 / 1e9));
     match ceiling.storage {
         Some(most) if new.storage > most => Err(beyond("storage", &format!("{most} bytes"))),
         Some(most) if new.storage == 0 => {
