@@ -44,6 +44,7 @@ impl Gate {
                 keeper: Keeper::References,
             },
             grant: self.0.grant.clone(),
+            given: None,
             reach: Reach::everything(),
             check: None,
             deadline: None,

@@ -37,6 +37,7 @@ fn hold(session: &Rc<Session>, node: &Arc<Node>, by: &Arc<Live>) -> Held {
             keeper: Keeper::References,
         },
         grant: Live::below(&[by, &session.grant]),
+        given: Some(by.clone()),
         reach: Reach::of(caveats),
         check: None,
         deadline: None,

@@ -18,9 +18,7 @@ use super::{
     Place,
     bytes::{End, PipeSink, pipe, pump},
     cursor::Cursor,
-    filters,
-    jobs::Job,
-    rpc, within,
+    ends, filters, jobs, rpc, within,
 };
 
 /// The images of a namespace.
@@ -183,6 +181,7 @@ impl images::Server for Images {
                 let options = rpc(pull_options_of(&self.0, reader))?;
                 let transfer = &self.0.services().transfer;
                 let job = rpc(transfer.pull(self.0.authority(), &self.0.namespace, options).await)?;
+                ends::job(&self.0, &job);
                 let arrived = rpc(job.wait().await)?;
                 let nothing = || Error::internal("image", reference, "was pulled, but has no name");
                 rpc(arrived.first().map(|image| image.name.clone()).ok_or_else(nothing))?
@@ -196,7 +195,7 @@ impl images::Server for Images {
         let options = rpc(pull_options_of(&self.0, params.get()?.get_options()?))?;
         let transfer = &self.0.services().transfer;
         let job = rpc(transfer.pull(self.0.authority(), &self.0.namespace, options).await)?;
-        results.get().set_job(self.0.hand_out(Job(job)));
+        results.get().set_job(jobs::begun(&self.0, job));
         Ok(())
     }
 
@@ -208,7 +207,7 @@ impl images::Server for Images {
         let params = params.get()?;
         let source = rpc(self.0.session.fds.take(params.get_source()))?;
         let job = rpc(begin_import(&self.0, params.get_options()?, source).await)?;
-        results.get().set_job(self.0.hand_out(Job(job)));
+        results.get().set_job(jobs::begun(&self.0, job));
         Ok(())
     }
 
@@ -219,7 +218,7 @@ impl images::Server for Images {
     ) -> capnp::Result<()> {
         let (read, write) = rpc(pipe(End::Write))?;
         let job = rpc(begin_import(&self.0, params.get()?.get_options()?, read).await)?;
-        results.get().set_job(self.0.hand_out(Job(job)));
+        results.get().set_job(jobs::begun(&self.0, job));
         results.get().set_sink(self.0.hand_out(rpc(PipeSink::new(write, None))?));
         Ok(())
     }
@@ -315,7 +314,7 @@ impl image::Server for Image {
     ) -> capnp::Result<()> {
         let target = rpc(self.place.session.fds.take(params.get()?.get_target()))?;
         let job = self.place.services().transfer.export(&self.place.namespace, &self.name, target).await;
-        results.get().set_job(self.place.hand_out(Job(rpc(job)?)));
+        results.get().set_job(jobs::begun(&self.place, rpc(job)?));
         Ok(())
     }
 
@@ -333,7 +332,7 @@ impl image::Server for Image {
                 tracing::debug!(%error, "an export ended early");
             }
         });
-        results.get().set_job(self.place.hand_out(Job(job)));
+        results.get().set_job(jobs::begun(&self.place, job));
         Ok(())
     }
 

@@ -9,13 +9,19 @@ use cofferdam_wire::{
     job_capnp::{job, job_cursor, job_info, jobs},
 };
 
-use super::{Place, cursor::Cursor, rpc};
+use super::{Place, cursor::Cursor, ends, rpc};
 
 /// The jobs of a namespace.
 pub struct Jobs(pub Place);
 
 /// One job. Dropping it drops the handle alone.
 pub struct Job(pub Handle);
+
+/// Hands out a job that was begun through this place: it ends with the grant that it was begun by.
+pub fn begun(place: &Place, job: Handle) -> job::Client {
+    ends::job(place, &job);
+    place.hand_out(Job(job))
+}
 
 fn phase(phase: Phase) -> &'static str {
     match phase {

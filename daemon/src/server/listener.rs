@@ -185,6 +185,7 @@ async fn serve(
     let held = Held {
         authority: cofferdam_types::Authority::system(),
         grant: session.grant.clone(),
+        given: None,
         reach: Reach::everything(),
         check: None,
         deadline: None,

@@ -38,6 +38,8 @@ pub struct Held {
     pub authority: Authority,
     /// Whether it is still there: what the connection has of it. Asked at every call.
     pub grant: Arc<Live>,
+    /// The grant itself, where this is one: what ends with it and not with the connection. None: the operator.
+    pub given: Option<Arc<Live>>,
     /// What it lets through. Asked at every call.
     pub reach: Arc<Reach>,
     /// What else is asked then.

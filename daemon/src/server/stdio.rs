@@ -1,7 +1,5 @@
 //! A client's streams, as the tasks subsystem takes them: descriptors. Streams that are capabilities end here, in pipes.
 
-use std::rc::Rc;
-
 use cofferdam_tasks::{Input, Output, Stdio};
 use cofferdam_types::Result;
 use cofferdam_wire::{
@@ -11,40 +9,46 @@ use cofferdam_wire::{
 };
 
 use super::{
+    Place,
     bytes::{End, pipe, pump},
-    session::Session,
 };
 
-/// Reads a `Stdio`. The pipes of streams are pumped for as long as the connection lives: their bytes go to its client.
-pub fn read(session: &Rc<Session>, reader: stdio::Reader<'_>) -> Result<Stdio> {
+/// Reads a `Stdio`. The pipes of streams are pumped for as long as the connection lives, and has its grant: their bytes go to
+/// its client.
+pub fn read(place: &Place, reader: stdio::Reader<'_>) -> Result<Stdio> {
     let stdin = if !reader.has_stdin() {
         Input::Null
     } else {
         match reader.get_stdin().map_err(malformed)?.which().map_err(|e| malformed(e.into()))? {
             input::Null(()) => Input::Null,
-            input::Fd(number) => Input::Fd(session.fds.take(number)?),
+            input::Fd(number) => Input::Fd(place.session.fds.take(number)?),
             input::Stream(()) => Input::Pipe,
             input::Fifo(path) => Input::Fifo(text(path)?.to_owned()),
             input::File(path) => Input::File(text(path)?.to_owned()),
         }
     };
-    let stdout = if reader.has_stdout() { out(session, reader.get_stdout())? } else { Output::Null };
-    let stderr = if reader.has_stderr() { out(session, reader.get_stderr())? } else { Output::Null };
+    let stdout = if reader.has_stdout() { out(place, reader.get_stdout())? } else { Output::Null };
+    let stderr = if reader.has_stderr() { out(place, reader.get_stderr())? } else { Output::Null };
     Ok(Stdio { stdin, stdout, stderr, rows: reader.get_rows(), columns: reader.get_columns() })
 }
 
-fn out(session: &Rc<Session>, reader: capnp::Result<output::Reader<'_>>) -> Result<Output> {
+fn out(place: &Place, reader: capnp::Result<output::Reader<'_>>) -> Result<Output> {
     Ok(match reader.map_err(malformed)?.which().map_err(|e| malformed(e.into()))? {
         output::Null(()) => Output::Null,
-        output::Fd(number) => Output::Fd(session.fds.take(number)?),
+        output::Fd(number) => Output::Fd(place.session.fds.take(number)?),
         output::Fifo(path) => Output::Fifo(text(path)?.to_owned()),
         output::File(path) => Output::File(text(path)?.to_owned()),
         output::Stream(stream) => {
             let stream: byte_stream::Client = stream.map_err(malformed)?;
             let (read, write) = pipe(End::Read)?;
+            let grant = place.held.grant.clone();
             tokio::task::spawn_local(async move {
                 // A client that takes no more loses its stream: the process sees a closed pipe, as from any reader.
-                if let Err(error) = pump(read, stream).await {
+                let ended = tokio::select! {
+                    ended = pump(read, stream) => ended,
+                    end = grant.until_ended() => Err(end.error()),
+                };
+                if let Err(error) = ended {
                     tracing::debug!(%error, "an output stream ended early");
                 }
             });

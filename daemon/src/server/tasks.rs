@@ -15,8 +15,7 @@ use super::{
     Place,
     attachments::Attachment,
     bytes::{self, PipeSink},
-    jobs::Job,
-    metrics, rpc, stdio,
+    ends, jobs, metrics, rpc, stdio,
 };
 
 /// A process of a container; the empty `exec` is the first one.
@@ -108,7 +107,7 @@ impl process::Server for Process {
         params: process::AttachParams,
         mut results: process::AttachResults,
     ) -> capnp::Result<()> {
-        let streams = rpc(stdio::read(&self.place.session, params.get()?.get_stdio()?))?;
+        let streams = rpc(stdio::read(&self.place, params.get()?.get_stdio()?))?;
         let auth = self.place.authority().clone();
         let attached = self.tasks().attach(&self.place.namespace, &self.id, auth, self.exec.clone(), streams).await;
         let object = Attachment::until(self.place.held.grant.ended(), rpc(attached)?);
@@ -157,9 +156,10 @@ impl task::Server for Process {
             cap_add: rpc(texts(options.get_cap_add()))?,
             cap_drop: rpc(texts(options.get_cap_drop()))?,
         };
-        let streams = rpc(stdio::read(&self.place.session, params.get_stdio()?))?;
+        let streams = rpc(stdio::read(&self.place, params.get_stdio()?))?;
         let auth = self.place.authority().clone();
         let exec = rpc(self.tasks().exec(&self.place.namespace, &self.id, auth, id, request, streams).await)?;
+        ends::exec(&self.place, &self.id, &exec);
         let object = Process { exec, ..(*self).clone() };
         results.get().set_process(self.place.hand_out(object));
         Ok(())
@@ -238,7 +238,7 @@ impl task::Server for Process {
         let services = self.place.services();
         let (auth, namespace) = (self.place.authority(), &self.place.namespace);
         let job = services.transfer.checkpoint(auth, namespace, &services.tasks, &self.id, options).await;
-        results.get().set_job(self.place.hand_out(Job(rpc(job)?)));
+        results.get().set_job(jobs::begun(&self.place, rpc(job)?));
         Ok(())
     }
 }

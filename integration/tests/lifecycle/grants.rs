@@ -4,8 +4,8 @@
 use std::{cell::RefCell, collections::BTreeSet, future::Future, rc::Rc};
 
 use cofferdam_client::{
-    BindMount, Client, ContainerChanges, ContainerRequest, FROM_NOW, GrantOptions, MountSource, Namespace,
-    ProcessOptions, PullOptions, PullPolicy, Stdio,
+    BindMount, Client, ContainerChanges, ContainerRequest, FROM_NOW, GrantOptions, MountSource, Namespace, Output,
+    ProcessOptions, PullOptions, PullPolicy, Stdio, channel,
 };
 use cofferdam_integration::{BUSYBOX, Daemon, bounded, output, until, until_async};
 use cofferdam_types::{Code, Error, Labels, Timestamp};
@@ -401,6 +401,17 @@ fn z6_revoking_ends_everything_at_once() {
         let mut happening = theirs.events().subscribe::<&str>(FROM_NOW, &[]);
         further.info().await.unwrap();
         let detached = attached.wait();
+        // What he ran in it, though he is gone by now; and what one that he made writes into a stream of his.
+        let gone = Client::restore(daemon.socket(), &token).await.unwrap();
+        let long = ProcessOptions { args: words("sleep 1000"), ..ProcessOptions::default() };
+        let his = gone.namespace("").containers().get("web").task().exec("his", &long, Stdio::default());
+        his.start().await.unwrap();
+        drop((his, gone));
+        let (sink, mut heard) = channel();
+        let talker = container(&theirs, "talker", "while echo tick; do sleep 0.01; done; exec sleep 1000");
+        let talks = talker.create_task(Stdio { stdout: Output::Stream(sink), ..Stdio::default() }, false);
+        talks.start().await.unwrap();
+        heard.next().await.expect("it talks");
 
         operator.grants().get(&id).revoke().await.unwrap();
         for wait in waits {
@@ -424,7 +435,10 @@ fn z6_revoking_ends_everything_at_once() {
             let again = Client::restore(daemon.socket(), token).await.unwrap();
             denied(again.namespace("").info()).await;
         }
+        while heard.next().await.is_some() {}
+        assert_eq!(task.process("his").wait().await.unwrap().status, 137);
         assert_eq!(task.state().await.unwrap().status.as_str(), "running", "calls end, and no container");
+        operator.containers().get("talker").task().state().await.unwrap();
     });
 }
 

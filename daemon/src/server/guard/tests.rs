@@ -35,7 +35,14 @@ struct Setup {
 }
 
 fn held(deadline: Option<Duration>) -> Held {
-    Held { authority: Authority::system(), grant: Live::new(), reach: Reach::everything(), check: None, deadline }
+    Held {
+        authority: Authority::system(),
+        grant: Live::new(),
+        given: None,
+        reach: Reach::everything(),
+        check: None,
+        deadline,
+    }
 }
 
 fn guarded(deadline: Option<Duration>) -> Setup {

@@ -52,7 +52,7 @@ struct Setup {
 fn served(server: UnixStream, client: UnixStream) -> Setup {
     let (meter, answered): (Rc<Meter>, Rc<Cell<usize>>) = Default::default();
     let (grant, reach) = (Live::new(), Reach::everything());
-    let held = Held { authority: Authority::system(), grant, reach, check: None, deadline: None };
+    let held = Held { authority: Authority::system(), grant, given: None, reach, check: None, deadline: None };
     let object = Rc::new(Slow { answered: answered.clone() });
     let dispatch = <gate_capnp::gate::Client as FromServer<Slow>>::from_server(object);
     let (own, counted) = (<gate_capnp::gate::Client as HasTypeId>::TYPE_ID, meter.begin_object().unwrap());
