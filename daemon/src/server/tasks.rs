@@ -5,7 +5,7 @@ use std::rc::Rc;
 use cofferdam_metadata::records::tasks::{Exit, State};
 use cofferdam_tasks::{DumpOptions, ExecRequest};
 use cofferdam_transfer::{CheckpointOptions, normalize};
-use cofferdam_types::{Id, Name, Result};
+use cofferdam_types::{Error, Id, Name, Result};
 use cofferdam_wire::{
     container_capnp::{Status, exit, process, task},
     convert::{text, texts},
@@ -83,6 +83,10 @@ impl process::Server for Process {
         let params = params.get()?;
         let auth = self.place.authority().clone();
         let (signal, all) = (params.get_signal(), params.get_all());
+        if all && !self.exec.is_empty() && !self.place.held.reach.allows("Task.kill") {
+            let why = "is one process, and this grant is not for the others of its container";
+            return rpc(Err(Error::denied("process", &self.exec, why)));
+        }
         rpc(self.tasks().kill(&self.place.namespace, &self.id, auth, self.exec.clone(), signal, all).await)
     }
 
@@ -171,6 +175,10 @@ impl task::Server for Process {
         mut results: task::ProcessResults,
     ) -> capnp::Result<()> {
         let exec = rpc(text(params.get()?.get_id()))?.to_owned();
+        if exec.is_empty() {
+            // As a `Process` it would be subject to what is allowed with those that are run beside it.
+            return rpc(Err(Error::invalid("process", "", "is the first one: the task is that itself")));
+        }
         rpc(self.tasks().query(&self.place.namespace, &self.id, exec.clone()).await)?;
         let object = Process { exec, ..(*self).clone() };
         results.get().set_process(self.place.hand_out(object));

@@ -174,6 +174,14 @@ fn an_exec_in_one_container_is_not_its_task() {
         assert_eq!(exec.wait().await.unwrap().status, 0);
         arrivals.contains("hello").await;
         exec.delete().await.unwrap();
+        // By no name of another process, and by no signal to all of them.
+        refused(theirs.process("").kill(9, false).await, Code::InvalidArgument);
+        let long = ProcessOptions { args: words("sleep 1000"), ..ProcessOptions::default() };
+        let second = theirs.exec("second", &long, Stdio::default());
+        second.start().await.unwrap();
+        denied(second.kill(9, true)).await;
+        second.kill(9, false).await.unwrap();
+        assert_eq!(second.wait().await.unwrap().status, 137);
         // The first process has the same methods, and they are not given.
         denied(theirs.kill(9, true)).await;
         denied(theirs.attach(Stdio::default()).wait()).await;
@@ -504,5 +512,65 @@ fn explain_says_what_a_grant_gives() {
         }
         let unfounded = GrantOptions { containers: words("web"), ..GrantOptions::default() };
         refused(operator.grants().create(&unfounded).info().await, Code::InvalidArgument);
+    });
+}
+
+/// What comes back from whoever is sent these bytes, until he hangs up.
+fn said_to(socket: &std::path::Path, bytes: &[u8]) -> Vec<u8> {
+    use std::io::{Read as _, Write as _};
+    let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
+    stream.set_read_timeout(Some(cofferdam_integration::DEADLINE)).unwrap();
+    // Who hangs up before all is written has heard enough.
+    let _ = stream.write_all(bytes);
+    let mut answer = Vec::new();
+    match stream.read_to_end(&mut answer) {
+        Err(e) if e.kind() != std::io::ErrorKind::ConnectionReset => panic!("the connection is not cut: {e}"),
+        _ => answer,
+    }
+}
+
+// W2, W3, W6, and R6 of a socket that is in a stranger's hands.
+#[test]
+fn w2_the_holder_of_a_socket_harms_himself_alone() {
+    let daemon = Daemon::with_flags(&["--connections", "64"]);
+    bounded(async {
+        let operator = daemon.open().await;
+        let directory = daemon.path().join("strange");
+        let grant = operator.grants().create(&facets("observer"));
+        grant.export(directory.to_str().unwrap()).await.unwrap();
+        let socket = directory.join("cofferdam.sock");
+        let good = Client::connect(&socket).await.unwrap();
+        good.namespace("").info().await.unwrap();
+        let table = |segments: u32, words: u32| {
+            let mut bytes = (segments - 1).to_le_bytes().to_vec();
+            for _ in 0..segments {
+                bytes.extend_from_slice(&words.to_le_bytes());
+            }
+            bytes.resize(bytes.len().next_multiple_of(8), 0);
+            bytes
+        };
+        for bytes in [
+            vec![0xff; 64],
+            table(511, 0x7fff_ffff),
+            table(511, (1 << 17) / 511 + 1),
+            table(1, u32::MAX),
+            table(1, 1 << 29),
+            // One word that points outside of its message.
+            [table(1, 1), vec![0xfc, 0xff, 0xff, 0x7f, 1, 0, 1, 0]].concat(),
+        ] {
+            said_to(&socket, &bytes);
+        }
+        good.namespace("").info().await.unwrap();
+
+        // As many as one such socket has, of which one is there: the next is told why, and the operator gets in.
+        let more: Vec<_> = (0..7).map(|_| std::os::unix::net::UnixStream::connect(&socket).unwrap()).collect();
+        let refusal = String::from_utf8_lossy(&said_to(&socket, b"")).into_owned();
+        assert!(refusal.contains("hold this grant"), "{refusal:?}");
+        daemon.client().await.namespaces().list::<&str>(&[]).all().await.unwrap();
+        drop(more);
+        good.namespace("").info().await.unwrap();
+        grant.revoke().await.unwrap();
+        until("the socket is gone", || (!socket.exists()).then_some(()));
+        refused(good.namespace("").info().await, Code::Revoked);
     });
 }

@@ -489,7 +489,8 @@ interface Process @0xd06c4fe8a35b7192 {
 
   state @2 () -> (status :Status, pid :UInt32, exit :Exit) $Common.needs("read");
   kill @3 (signal :UInt32, all :Bool) -> () $Common.needs("run");
-  # not_found if it has ended. `all` signals every process of the container.
+  # not_found if it has ended. `all` signals every process of the container: of one that was run by `exec` that is denied to
+  # who may not do it to the task.
 
   resize @4 (rows :UInt16, columns :UInt16) -> () $Common.needs("run");
   closeStdin @5 () -> () $Common.needs("run");
@@ -517,6 +518,8 @@ interface Task @0xba1f6c70e48d9325 extends (Process) {
   # Another process in the container, ready but not yet started. An empty id: the daemon chooses one.
 
   process @1 (id :Text) -> (process :Process) $Common.needs("read");
+  # One that was run by `exec`; the first process is the task itself.
+
   pause @2 () -> () $Common.needs("run");
   resume @3 () -> () $Common.needs("run");
   pids @4 () -> (pids :List(UInt32)) $Common.needs("read");

@@ -5,7 +5,7 @@ use std::time::Duration;
 use capnp_rpc::{RpcSystem, rpc_twoparty_capnp::Side};
 use cofferdam_grants::{End, Live};
 use cofferdam_types::{Authority, Caveats, Code, Right, Rights};
-use cofferdam_wire::{common_capnp::byte_stream, connect, error::from_rpc, system_capnp::system};
+use cofferdam_wire::{common_capnp::byte_stream, connect, error::from_rpc, needs::METHODS, system_capnp::system};
 use tokio::net::UnixStream;
 
 use super::*;
@@ -108,6 +108,47 @@ fn what_the_grant_does_not_let_through_is_denied_and_counts_for_nothing() {
         assert_eq!(error.code, Code::Denied);
         assert!(error.message.contains("needs the root right") && error.id == "System.crash", "{error}");
         assert!(meter.is_idle());
+    });
+}
+
+// Of the proofs: no method of the schema is without a test that it is refused. One that comes to be is tried here by itself.
+#[test]
+fn every_method_is_refused_without_its_right_and_let_through_with_it() {
+    #[derive(Clone)]
+    struct Anything(Rc<std::cell::Cell<usize>>);
+    impl Server for Anything {
+        fn dispatch_call(
+            self,
+            _: u64,
+            _: u16,
+            _: Params<any_pointer::Owned>,
+            _: Results<any_pointer::Owned>,
+        ) -> DispatchCallResult {
+            self.0.set(self.0.get() + 1);
+            DispatchCallResult::new(Promise::ok(()), false)
+        }
+        fn as_ptr(&self) -> usize {
+            0
+        }
+    }
+    run(async || {
+        let sets = Right::ALL.map(|right| Rights::of([right]));
+        for (method, rights) in METHODS.iter().flat_map(|method| sets.map(|rights| (method, rights))) {
+            let caveats = Caveats { rights, ..Caveats::none() };
+            let (meter, came): (Rc<Meter>, Rc<std::cell::Cell<usize>>) = Default::default();
+            let held = Held { reach: Reach::of(&caveats), ..held(None) };
+            let counted = meter.begin_object().unwrap();
+            let object = guard(Anything(came.clone()), method.own, meter, counted, Rc::new(held), None);
+            let client = capnp::capability::Client::new(object.into_client_hook());
+            let call = client.new_call::<any_pointer::Owned, any_pointer::Owned>(method.interface, method.method, None);
+            let answer = call.send().promise.await;
+            let (may, name) = (rights.has(method.needs), method.name);
+            assert_eq!(came.get(), usize::from(may), "{name} with {rights}");
+            match answer.map(drop).map_err(from_rpc) {
+                Ok(()) => assert!(may, "{name} with {rights}"),
+                Err(error) => assert!(!may && error.code == Code::Denied && error.id == name, "{name}: {error}"),
+            }
+        }
     });
 }
 
