@@ -23,8 +23,9 @@ use crate::{
     shim::{self, Connection},
 };
 
-/// It goes if none was needed for so long.
+/// The last one goes if none was needed for so long, the others sooner.
 const KEEP: Duration = Duration::from_secs(30);
+const KEEP_MORE: Duration = Duration::from_secs(2);
 /// What is made need not be started at once.
 const SOON: Duration = Duration::from_millis(20);
 /// How many wait at most. One alone is made ahead; the others come back.
@@ -146,17 +147,26 @@ impl Spares {
         }
         let spares = self.clone();
         tokio::task::spawn_local(async move {
-            while let Some(first) = { spares.waiting.borrow().iter().map(|spare| spare.since).min() } {
-                tokio::time::sleep_until((first + KEEP).into()).await;
-                let unused = |spare: &mut Spare| spare.since.elapsed() >= KEEP;
-                let gone: Vec<Spare> = spares.waiting.borrow_mut().extract_if(.., unused).collect();
-                for spare in gone {
+            while !spares.waiting.borrow().is_empty() {
+                tokio::time::sleep(KEEP_MORE).await;
+                for spare in spares.unneeded() {
                     let at = spares.deps.layout.spare(&spare.id);
                     end(&spares.deps, spare, at);
                 }
             }
             spares.tidying.set(false);
         });
+    }
+
+    /// Takes out what was not needed for long enough.
+    fn unneeded(&self) -> Vec<Spare> {
+        let mut waiting = self.waiting.borrow_mut();
+        let mut behind = waiting.len();
+        let unneeded = |spare: &mut Spare| {
+            behind -= 1;
+            spare.since.elapsed() >= if behind == 0 { KEEP } else { KEEP_MORE }
+        };
+        waiting.extract_if(.., unneeded).collect()
     }
 
     /// Ends what is there, now.
