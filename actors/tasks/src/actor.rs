@@ -69,12 +69,12 @@ hosted!(TasksActor);
 impl TasksActor {
     pub(crate) fn new(deps: Arc<Deps>, first: bool) -> TasksActor {
         let ctx = Ctx {
+            spares: Spares::new(deps.clone()),
             deps,
             entries: Rc::default(),
             removals: Rc::default(),
             turns: Rc::default(),
             groups: Rc::default(),
-            spares: Rc::default(),
             departed: Departed::default(),
             coming: Arrivals::default(),
         };
@@ -136,7 +136,7 @@ impl Actor for TasksActor {
     }
 
     fn stopped(&mut self, _: &mut Context<Self>) {
-        self.ctx.spares.end(&self.ctx.deps);
+        self.ctx.spares.end();
         // What was to be tidied up in a moment.
         self.ctx.deps.layout.tidy_all();
     }
@@ -336,7 +336,7 @@ impl Handler<CreateTask> for TasksActor {
             }
             ctx.entries.borrow_mut().insert((namespace, id), entry.clone());
             ctx.follow(entry, &connection);
-            tokio::task::spawn_local(ctx.spares.clone().refill_soon(ctx.deps.clone()));
+            tokio::task::spawn_local(ctx.spares.clone().refill_soon());
             Ok(task)
         })
     }

@@ -18,6 +18,7 @@ use crate::{
     messages::ProcessState,
     recover::{ANSWER, SILENT},
     shim::from_shim,
+    spare::Home,
 };
 
 /// One process.
@@ -80,6 +81,8 @@ pub(crate) struct Entry {
     pub init: Rc<Process>,
     pub execs: RefCell<BTreeMap<String, Rc<Process>>>,
     pub paused: Cell<bool>,
+    /// Where its shim goes, if it can be used again.
+    pub home: RefCell<Option<Home>>,
     /// Somebody is removing it: the end of its shim is no loss.
     pub removing: Cell<bool>,
     /// Its end is in the tables, with its event.

@@ -47,7 +47,12 @@ impl Ctx {
         }
         let (ctx, ended) = (self.clone(), connection.ended.clone());
         tokio::task::spawn_local(async move {
-            ended.await;
+            // A shim may outlive the task.
+            tokio::select! {
+                biased;
+                () = ended => {}
+                () = entry.link.lost() => return,
+            }
             if entry.removing.get() || entry.init.ended().is_some() {
                 entry.link.lose("its shim has ended");
                 return;
@@ -86,8 +91,12 @@ impl Ctx {
             loop {
                 let mut request = container.oom_request();
                 request.get().set_seen(seen);
+                let answer = tokio::select! {
+                    answer = request.send().promise => answer,
+                    () = entry.link.lost() => return,
+                };
                 // The shim is gone, or older than the question.
-                let Ok(answer) = request.send().promise.await else { return };
+                let Ok(answer) = answer else { return };
                 let life = answer.get().and_then(|a| a.get_life()).map_err(from_shim).and_then(life);
                 let Ok(life) = life else { return };
                 seen = life.ooms;

@@ -93,6 +93,17 @@ impl Link {
             .unwrap_or_else(|_| Err(Error::unavailable("task", "", "is still being looked for: try again")))
     }
 
+    /// Waits until there is no way any more.
+    pub async fn lost(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if let State::Lost(_) = &*self.state.borrow() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
     /// Waits until the shim was found, or is known to be gone: before that nobody knows how its processes are.
     pub async fn settled(&self) -> Result<()> {
         match self.remote().await {

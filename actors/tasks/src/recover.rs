@@ -91,6 +91,7 @@ pub(crate) fn entry(deps: &Deps, ns: &Namespace, task: &Task) -> Rc<Entry> {
         init: Process::new(life),
         execs: Default::default(),
         paused: Default::default(),
+        home: Default::default(),
         removing: Default::default(),
         recorded: Default::default(),
     })
@@ -157,6 +158,7 @@ pub(crate) async fn lost(deps: &Deps, entry: &Rc<Entry>) {
 /// What became of the processes of a shim that is gone.
 pub(crate) fn gone(deps: &Deps, entry: &Rc<Entry>) {
     entry.link.lose("its shim is gone");
+    drop(entry.home.take());
     let end = |process: &Process, exec: &str| {
         if process.ended().is_some() {
             return;

@@ -296,7 +296,9 @@ fn remove_dirs(deps: &Deps, ns: &Namespace, id: &Id, entry: Option<&Entry>) {
         deps.layout.prune_given(&entry.cgroup);
         removed.push(layout::remove(&deps.layout.restored(&entry.shim, id)));
         let dir = deps.layout.shim(&entry.shim);
-        if entry.group.is_some() && shared(deps, ns, id, &entry.shim) {
+        if let Some(home) = entry.home.take() {
+            removed.push(home.take_back(&entry.shim, id));
+        } else if entry.group.is_some() && shared(deps, ns, id, &entry.shim) {
             let _ = std::fs::remove_file(dir.join(life_file(id, "")));
         } else {
             removed.push(layout::remove(&dir));

@@ -1,6 +1,7 @@
 //! The run job: a container's first process.
 
 use std::{
+    cell::RefCell,
     fs::File,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
@@ -38,7 +39,7 @@ use crate::{
     remove, restore,
     rights::streams_within,
     shim::{self, Connection, from_shim},
-    spare::{Spare, Spares},
+    spare::{Home, Spare, Spares},
 };
 
 /// How long a shim may take to make a container. Far beyond what any driver takes: it is for one that is stuck.
@@ -182,7 +183,7 @@ async fn make_task(
     let keeps_files = log && prepared.run.log.driver.format().is_some();
     let log_dir = if keeps_files { Some(deps.layout.open_log(ns, id)?) } else { None };
     // From here on until the shim is asked nothing can fail that doesn't come from a checkpoint.
-    let spare = if own && checkpoint.is_none() { spares.take(deps).await } else { None };
+    let spare = if own && checkpoint.is_none() { spares.take().await } else { None };
     spares.foresee(prepared.own_network() && joined.is_alone());
     let shim_id = match (&shared, &spare) {
         (Some((shim, _)), _) => shim.clone(),
@@ -216,16 +217,22 @@ async fn make_task(
         cofferdam_metadata::records::events::emit(tx, Event::new(&namespace, "/tasks/create", payload))?;
         Ok(task)
     });
+    let again = prepared.ends_at_once() && prepared.options == RuntimeOptions::default() && checkpoint.is_none();
     let made = async {
-        let connection = match (shared, spare) {
-            (Some((_, connection)), _) => connection,
+        let (connection, child) = match (shared, spare) {
+            (Some((_, connection)), _) => (connection, None),
             (None, spare) => {
-                let (child, connection) = match spare {
-                    Some(Spare { child, connection, .. }) => (child, connection),
-                    None => shim::spawn(deps.layout.shim(&shim_id), deps, &shim_id).await?,
+                let (child, connection, used) = match spare {
+                    Some(Spare { child, connection, used, .. }) => (child, connection, used),
+                    None => {
+                        let (child, connection) = shim::spawn(deps.layout.shim(&shim_id), deps, &shim_id).await?;
+                        (child, connection, false)
+                    }
                 };
-                reap(deps, child, &connection);
-                connection
+                if !used {
+                    reap(deps, child, &connection);
+                }
+                (connection, Some(child))
             }
         };
         // Beside the shim's own start, if it was not made ahead.
@@ -248,7 +255,7 @@ async fn make_task(
             source,
         );
         let (container, life) = made.await?;
-        Ok((connection, container, life))
+        Ok((connection, child, container, life))
     };
     let made = async {
         let late = || Error::deadline_exceeded("shim", &shim_id, "did not make the container in time");
@@ -257,7 +264,9 @@ async fn make_task(
     let (committed, made) = futures::future::join(commit, made).await;
     // On a failure nothing is left; the shim ends with its connection once it has no container.
     match (committed, made) {
-        (Ok(task), Ok((connection, container, life))) => {
+        (Ok(task), Ok((connection, child, container, life))) => {
+            let child = child.filter(|_| again && prepared.record.group.is_none());
+            let home = child.map(|child| Home { spares: spares.clone(), child, connection: connection.clone() });
             let remote = Remote { container, fds: connection.fds.clone(), _close: connection.close.clone() };
             let entry = Entry {
                 namespace: ns.clone(),
@@ -273,12 +282,13 @@ async fn make_task(
                 init: Process::new(life),
                 execs: Default::default(),
                 paused: Default::default(),
+                home: RefCell::new(home),
                 removing: Default::default(),
                 recorded: Default::default(),
             };
             Ok((Rc::new(entry), connection, task))
         }
-        (Err(error), Ok((_, container, _))) => {
+        (Err(error), Ok((_, _, container, _))) => {
             let _ = container.delete_request().send().promise.await;
             if own {
                 let _ = layout::remove(&deps.layout.shim(&shim_id));

@@ -42,6 +42,7 @@ const DEATH: Duration = Duration::from_secs(5);
 const MESSAGE: usize = 16 << 20;
 
 /// A connection to a shim.
+#[derive(Clone)]
 pub(crate) struct Connection {
     pub shim: shim::Client,
     pub fds: Fds,

@@ -1,6 +1,7 @@
 //! What a shim is to the host, seen from outside.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     os::{
         fd::AsRawFd as _,
@@ -10,7 +11,7 @@ use std::{
     process::Command,
 };
 
-use cofferdam_client::{Network, ProcessOptions, RUNTIME_OPTIONS, Stdio};
+use cofferdam_client::{ContainerRequest, Network, ProcessOptions, RUNTIME_OPTIONS, Stdio};
 use cofferdam_integration::{BUSYBOX, Daemon, all_processes, binary, bounded, output, processes, until, until_async};
 use cofferdam_types::Any;
 use futures::future::join_all;
@@ -124,6 +125,8 @@ fn a_shim_holds_what_its_container_needs() {
             "anon_inode:inotify",
             "anon_inode:[pidfd]",
             "pidfd:",
+            // Its own, until its end is told.
+            "mnt:[",
             "/dev/null",
             "/sys/fs/cgroup/",
         ];
@@ -168,6 +171,39 @@ fn a_shim_is_made_ahead_and_its_death_costs_nothing() {
             containers.get(id).remove(true).await.unwrap();
         }
         until_async("the old one is swept", async || ahead().is_none().then_some(())).await;
+    });
+}
+
+#[test]
+fn a_shim_is_used_again_and_keeps_nothing() {
+    let daemon = Daemon::with_busybox();
+    let spares = daemon.state().join("spares");
+    bounded(async {
+        let namespace = daemon.open().await;
+        // What each shim holds while it has a container, by its uses, and what lies in its directory.
+        let mut held: BTreeMap<i32, Vec<(usize, usize)>> = BTreeMap::new();
+        for n in 0..24 {
+            let id = format!("box-{n}");
+            let (container, _task) = idle(&namespace, &id).await;
+            let (shim, others) = (of(&daemon), all_processes(&spares).len());
+            let files = std::fs::read_dir(format!("/proc/{shim}/cwd")).unwrap().count();
+            held.entry(shim).or_default().push((descriptors(shim).len(), files));
+            container.remove(true).await.unwrap();
+            until_async("it is back", async || (all_processes(&spares).len() > others).then_some(())).await;
+        }
+        assert!(held.len() <= 3, "{held:?}");
+        for uses in held.values().filter(|uses| uses.len() > 1) {
+            assert!(uses[1..].iter().all(|use_| *use_ == uses[1]), "{held:?}");
+        }
+        // One whose processes the host sees as its own may have left some behind.
+        let on_the_host = |request: &mut ContainerRequest| {
+            request.options.namespaces = vec![("pid".into(), "host".into())];
+        };
+        let container = with(&namespace, "host", "exec sleep 1000", on_the_host);
+        container.create_task(Stdio::default(), false).start().await.unwrap();
+        let shim = of(&daemon);
+        container.remove(true).await.unwrap();
+        until_async("it ends", async || (!std::fs::exists(format!("/proc/{shim}")).unwrap()).then_some(())).await;
     });
 }
 

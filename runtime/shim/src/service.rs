@@ -149,6 +149,10 @@ fn here(dir: &OwnedFd) -> Result<OwnedFd> {
 
 impl shim::Server for Service {
     async fn hello(self: Rc<Self>, _: shim::HelloParams, mut results: shim::HelloResults) -> capnp::Result<()> {
+        if self.shared.containers.had_any() {
+            // It is free for another container, or was found again.
+            tokio::task::spawn_local(trim());
+        }
         let mut answer = results.get();
         answer.set_version(SHIM_VERSION);
         answer.set_pid(std::process::id());
