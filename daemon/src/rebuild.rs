@@ -7,8 +7,9 @@ mod aside;
 mod content;
 mod tasks;
 
-use std::{fmt::Write as _, path::Path};
+use std::{fmt::Write as _, fs::File, io::ErrorKind, path::Path};
 
+use cofferdam_events::Journal;
 use cofferdam_metadata::rebuild::{Replacement, Taken};
 use cofferdam_types::{Error, Finding, Result};
 
@@ -30,7 +31,7 @@ pub fn rebuild(config: &Config) -> Result<String> {
     let mut replacement = Replacement::begin(&tables)?;
     let taken = replacement.tables.taken();
     let new = &mut replacement.tables;
-    new.count_from("event", last_event(&config.root))?;
+    new.count_from("event", last_event(&config.root)?)?;
     new.count_from("ingest", last_ingest(&config.root))?;
     let blobs = content::register(new, &config.root)?;
     let tasks = tasks::find(new, config)?;
@@ -38,7 +39,7 @@ pub fn rebuild(config: &Config) -> Result<String> {
     // Where all was taken over, what has no record is what a crash left: a start sweeps it.
     let aside = if taken.pages + taken.unsound > 0 { aside::put(&new.read()?, &config.root)? } else { 0 };
     // With the new tables in place, what stands where no record names it is swept: the moves come first, on disk too.
-    let synced = std::fs::File::open(&config.root).and_then(cofferdam_sys::fd::syncfs);
+    let synced = File::open(&config.root).and_then(cofferdam_sys::fd::syncfs);
     synced.map_err(|e| Error::io("directory", config.root.display(), "syncing it", &e))?;
     let kept = replacement.finish()?;
     Ok(report(&taken, &blobs, &tasks, aside, &left, &kept, &config.root))
@@ -81,14 +82,13 @@ fn report(
     text
 }
 
-/// A number that no event of the journal has exceeded: a record takes more than 12 bytes of its segment.
-fn last_event(root: &Path) -> u64 {
-    let segments = names(&root.join("events")).into_iter().filter_map(|name| {
-        let first: u64 = name.strip_suffix(".seg")?.parse().ok()?;
-        let bytes = root.join("events").join(&name).metadata().ok()?.len();
-        Some(first.saturating_add(bytes / 12))
-    });
-    segments.max().unwrap_or(0)
+/// A number that no event of the journal exceeds.
+fn last_event(root: &Path) -> Result<u64> {
+    match File::open(root.join("events")) {
+        Ok(dir) => Journal::highest(dir.into()),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(0),
+        Err(e) => Err(Error::io("directory", root.display(), "reading the journal in it", &e)),
+    }
 }
 
 fn last_ingest(root: &Path) -> u64 {

@@ -184,7 +184,8 @@ impl Diff {
     }
 
     /// Extracts a blob of the namespace once more, into a stage of a layer that is there, on top of the trees below it (the
-    /// lowest first). On the caller's thread, at the pace that is set: told what is read of the blob.
+    /// lowest first). On the caller's thread, at the pace that is set: told what is read of the blob. Says too whether it took
+    /// anything from those trees.
     pub fn again(
         &self,
         ns: &Namespace,
@@ -192,20 +193,22 @@ impl Diff {
         stage: Stage,
         below: Vec<OwnedFd>,
         pace: Pace<'_>,
-    ) -> Result<Stage> {
-        let broken = Mutex::new(None);
+    ) -> Result<(Stage, bool)> {
+        let (broken, mut borrows) = (Mutex::new(None), false);
         let open = |layer: &Descriptor| {
             let blob = self.core.content.reader(ns, &layer.digest)?;
             Ok(Paced { blob, pace, broken: &broken })
         };
         let go = AtomicBool::new(false);
         let extracted = extract::extract(open(layer)?, layer, diff_id, stage, &go).and_then(|extracted| {
+            borrows = !below.is_empty() && extracted.borrows();
             let rungs = below.into_iter().map(Rung::There).chain([Rung::New(Box::new(extracted))]).collect();
             extract::settle(rungs, open, &go)
         });
         let ended = broken.lock().unwrap_or_else(PoisonError::into_inner).take();
         let stage = extracted.map_err(|error| ended.unwrap_or(error))?.pop().flatten();
-        stage.ok_or_else(|| Error::internal("layer", &layer.digest, "was extracted and is not there"))
+        let stage = stage.ok_or_else(|| Error::internal("layer", &layer.digest, "was extracted and is not there"))?;
+        Ok((stage, borrows))
     }
 
     /// Completes layers that were extracted without their parents, the lowest first, and gives back the stages of the

@@ -20,6 +20,14 @@ pub struct Extracted {
     pub applied: Applied,
 }
 
+impl Extracted {
+    /// Whether it takes anything from what lies below it.
+    pub(crate) fn borrows(&self) -> bool {
+        let Applied { lower_links, implicit_parents, undecided, .. } = &self.applied;
+        !self.stage.detached() || !lower_links.is_empty() || !implicit_parents.is_empty() || undecided.is_some()
+    }
+}
+
 /// One layer of a chain that is put together.
 pub enum Rung {
     /// A tree that is there already.

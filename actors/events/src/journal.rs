@@ -154,19 +154,7 @@ impl Journal {
     /// of events that have happened. There are such events only when the store was put back to an older state, and
     /// then their numbers will be given out again.
     pub fn open(dir: OwnedFd, retention: Retention, committed: u64) -> Result<Journal> {
-        let mut firsts = Vec::new();
-        let listing = dir.try_clone().map_err(|e| fault("list", &e))?;
-        let mut listing = Dir::from_fd(listing).map_err(|e| fault("list", &e.into()))?;
-        for entry in listing.iter() {
-            let entry = entry.map_err(|e| fault("list", &e.into()))?;
-            let name = entry.file_name().to_string_lossy();
-            if let Some(first) = Segment::of(&name) {
-                firsts.push(first);
-            } else if name != "." && name != ".." {
-                tracing::warn!(%name, "a file that is no segment lies in the directory of the journal");
-            }
-        }
-        firsts.sort_unstable();
+        let mut firsts = firsts(&dir)?;
         let (index, writer, clock) = (Mutex::default(), Mutex::default(), Clock::at(Timestamp::now()));
         let mut journal = Journal { dir, retention, index, writer, clock };
         while let Some(&first) = firsts.last() {
@@ -188,6 +176,17 @@ impl Journal {
             lock(&journal.index).push_front(Segment { first, last: 0, bytes: meta.len(), oldest: time, newest: time });
         }
         Ok(journal)
+    }
+
+    /// A number that no event of the journal in this directory exceeds: that of its last record, and so much more as there may be
+    /// in what can't be read behind it. Nothing is written.
+    pub fn highest(dir: OwnedFd) -> Result<u64> {
+        let Some(first) = firsts(&dir)?.pop() else { return Ok(0) };
+        let file = segment(&dir, first, OFlag::O_RDONLY)?;
+        let length = file.metadata().map_err(|e| fault("stat", &e))?.len();
+        let mut records = Records::open(&file, first, HEAD)?;
+        while records.next()?.is_some() {}
+        Ok((records.sequence - 1).saturating_add(length.saturating_sub(records.offset) / RECORD_HEAD as u64))
     }
 
     /// Takes over the last segment: finds its last whole record and cuts off the rest. False when nothing in it is
@@ -392,13 +391,7 @@ impl Journal {
     }
 
     fn file(&self, first: u64, flags: OFlag) -> Result<File> {
-        let name = Segment::name(first);
-        let file = openat(&self.dir, name.as_str(), flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW, Mode::S_IRUSR)
-            .map_err(|e| Error::io("journal", &name, "can't open the segment", &e.into()))?;
-        if flags.contains(OFlag::O_CREAT) {
-            fchmod(file.as_fd(), Mode::S_IRUSR | Mode::S_IWUSR).map_err(|e| fault("set the mode of", &e.into()))?;
-        }
-        Ok(File::from(file))
+        segment(&self.dir, first, flags)
     }
 
     fn unlink(&self, first: u64) -> Result<()> {
@@ -448,6 +441,35 @@ impl<'f> Records<'f> {
         self.offset += RECORD_HEAD as u64 + u64::from(len);
         Ok(Some(&self.payload))
     }
+}
+
+/// A file of the directory.
+fn segment(dir: &OwnedFd, first: u64, flags: OFlag) -> Result<File> {
+    let name = Segment::name(first);
+    let file = openat(dir, name.as_str(), flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW, Mode::S_IRUSR)
+        .map_err(|e| Error::io("journal", &name, "can't open the segment", &e.into()))?;
+    if flags.contains(OFlag::O_CREAT) {
+        fchmod(file.as_fd(), Mode::S_IRUSR | Mode::S_IWUSR).map_err(|e| fault("set the mode of", &e.into()))?;
+    }
+    Ok(File::from(file))
+}
+
+/// The first sequences of the segments in a directory, in order.
+fn firsts(dir: &OwnedFd) -> Result<Vec<u64>> {
+    let mut firsts = Vec::new();
+    let listing = dir.try_clone().map_err(|e| fault("list", &e))?;
+    let mut listing = Dir::from_fd(listing).map_err(|e| fault("list", &e.into()))?;
+    for entry in listing.iter() {
+        let entry = entry.map_err(|e| fault("list", &e.into()))?;
+        let name = entry.file_name().to_string_lossy();
+        if let Some(first) = Segment::of(&name) {
+            firsts.push(first);
+        } else if name != "." && name != ".." {
+            tracing::warn!(%name, "a file that is no segment lies in the directory of the journal");
+        }
+    }
+    firsts.sort_unstable();
+    Ok(firsts)
 }
 
 /// Fills the buffer; false when the file ends before that.

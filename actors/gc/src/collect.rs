@@ -9,14 +9,14 @@ use std::{
 use cofferdam_content::Content;
 use cofferdam_kernel::block_on;
 use cofferdam_metadata::{
-    Changes, Metadata, Read, View,
+    Changes, Metadata, Read, Tx, View,
     graph::{Graph, Sweep, Swept, end_leases},
     records::{Resource, content, namespaces, snapshots},
 };
 use cofferdam_snapshots::Snapshots;
 use cofferdam_types::{Authority, Name, Namespace, Result, Timestamp};
 
-/// Records that one commit removes: a writer that comes behind waits for it.
+/// Records that one commit removes: a writer whose commit it is too, or who comes behind it, waits for that.
 const SLICE: usize = 8;
 /// Namespaces that are read in one go.
 const PAGE: usize = 1000;
@@ -140,8 +140,7 @@ impl Stores {
             let sweep = Arc::new(Mutex::new(Sweep::new(collection, namespace.clone(), garbage)));
             while !lock(&sweep).is_done() {
                 let (theirs, begun) = (sweep.clone(), Instant::now());
-                let write = self.meta.write_blocking(&Authority::system(), move |tx| lock(&theirs).slice(tx, SLICE));
-                let swept = write?;
+                let swept = self.write(move |tx| lock(&theirs).slice(tx, SLICE))?;
                 report.longest = report.longest.max(begun.elapsed());
                 lock(&sweep).done(&swept, SLICE);
                 self.discard(&namespace, swept, &mut report);
@@ -152,11 +151,15 @@ impl Stores {
         Ok((report, seen))
     }
 
+    /// Nobody waits for it: who does write is not to wait for it either.
+    fn write<R: Send + 'static>(&self, f: impl Fn(&mut Tx<'_>) -> Result<R> + Send + 'static) -> Result<R> {
+        block_on(self.meta.write_patiently(&Authority::system(), f))
+    }
+
     fn end(&self, namespace: &Namespace, ended: Vec<Name>, report: &mut Report) -> Result<()> {
         for ids in ended.chunks(SLICE) {
             let (namespace, ids) = (namespace.clone(), ids.to_vec());
-            report.leases +=
-                self.meta.write_blocking(&Authority::system(), move |tx| end_leases(tx, &namespace, &ids))?;
+            report.leases += self.write(move |tx| end_leases(tx, &namespace, &ids))?;
         }
         Ok(())
     }

@@ -37,7 +37,7 @@ pub struct Unpacked {
     diff_id: Digest,
     chain: Digest,
     /// What it lies on, the lowest first.
-    below: Vec<Digest>,
+    below: Vec<Arc<Unpacked>>,
 }
 
 type Key = (String, Digest);
@@ -102,6 +102,7 @@ impl Images {
     ) -> Result<()> {
         let view = self.meta.read()?;
         for driver in self.snapshots.drivers() {
+            let mut below = Vec::new();
             for (n, (blob, diff_id)) in image.layers.iter().zip(&image.config.diff_ids).enumerate() {
                 let chain = &image.chain_ids[n];
                 let found = snapshots::find(&view, ns, driver, &chain.to_string())?;
@@ -109,16 +110,18 @@ impl Images {
                 if found.is_none_or(|found| found.layer.as_ref() != Some(chain)) {
                     break;
                 }
-                if self.content.info(ns, &blob.digest).is_ok() && met.insert((driver.to_owned(), chain.clone())) {
-                    all.push(Unpacked {
-                        namespace: ns.clone(),
-                        driver: driver.to_owned(),
-                        blob: blob.clone(),
-                        diff_id: diff_id.clone(),
-                        chain: chain.clone(),
-                        below: image.chain_ids[..n].to_vec(),
-                    });
+                let one = Arc::new(Unpacked {
+                    namespace: ns.clone(),
+                    driver: driver.to_owned(),
+                    blob: blob.clone(),
+                    diff_id: diff_id.clone(),
+                    chain: chain.clone(),
+                    below: below.clone(),
+                });
+                if self.has_blob(&one) && met.insert(one.key()) {
+                    all.push(Unpacked::clone(&one));
                 }
+                below.push(one);
             }
         }
         Ok(())
@@ -139,47 +142,69 @@ impl Images {
                 }
                 Ok(())
             };
-            images.look(&one, &pace)
+            images.look(&one, &pace).map(drop)
         };
         self.healing.run(job).await
     }
 
-    fn look(&self, one: &Unpacked, pace: Pace<'_>) -> Result<()> {
+    /// Says whether it is right, where that could be found out.
+    fn look(&self, one: &Unpacked, pace: Pace<'_>) -> Result<Option<bool>> {
         // What is copied from what it lies on is wrong where that is. What is gone the check finds without this.
-        let on_damaged = || {
-            let damaged = self.damaged.lock();
-            one.below.iter().any(|chain| damaged.contains_key(&(one.driver.clone(), chain.clone())))
-        };
+        let on_damaged = || one.below.iter().any(|lower| self.is_damaged(lower));
         if self.is_lost(one)? || (!self.snapshots.detached(&one.driver)? && on_damaged()) {
-            return Ok(());
+            return Ok(None);
         }
-        let Some(Layer { dir, usage, .. }) = self.record(one)? else { return Ok(()) };
+        let Some(Layer { dir, usage, .. }) = self.record(one)? else { return Ok(None) };
         // It is made in full beside the one that there is, and is not worth a full disk.
         let (size, free) = (usage.size, self.snapshots.free(&one.driver)?);
         if free < size.saturating_mul(2) {
             tracing::warn!(driver = one.driver, chain = %one.chain, size, free, "too little room to compare a layer");
-            return Ok(());
+            return Ok(None);
         }
-        let stage = self.make_again(one, pace)?;
+        let (stage, borrows) = self.make_again(one, pace)?;
         let found = self.snapshots.difference(&stage, dir, pace);
         // Removed or replaced meanwhile, its tree is anything; and so is what was made of one that was.
         if self.dir(one)? != Some(dir) || !self.snapshots.stands(&stage)? {
-            return Ok(());
+            return Ok(None);
         }
         let Some(what) = found? else {
             self.damaged.lock().remove(&one.key());
-            return Ok(());
+            return Ok(Some(true));
         };
+        drop(stage);
+        if borrows && !self.is_right_below(one, pace)? {
+            return Ok(None);
+        }
         let news = {
             let mut damaged = self.damaged.lock();
             damaged.len() < MOST && damaged.insert(one.key(), (dir, what.clone())).is_none_or(|(other, _)| other != dir)
         };
         if !news {
-            return Ok(());
+            return Ok(Some(false));
         }
         tracing::error!(driver = one.driver, chain = %one.chain, dir, what, "an unpacked layer is not what its blob says");
         let (driver, chain) = one.key();
-        self.meta.write_blocking(&Authority::system(), move |tx| replace::damaged(tx, &driver, &chain))
+        self.meta.write_blocking(&Authority::system(), move |tx| replace::damaged(tx, &driver, &chain))?;
+        Ok(Some(false))
+    }
+
+    /// Whether all that a layer lies on is right now. What is made again with files of a damaged one differs from one that is
+    /// right, as may what is made with files of one that can't be compared.
+    fn is_right_below(&self, one: &Unpacked, pace: Pace<'_>) -> Result<bool> {
+        for lower in &one.below {
+            if self.is_damaged(lower) || !self.has_blob(lower) || self.look(lower, pace)? != Some(true) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn is_damaged(&self, one: &Unpacked) -> bool {
+        self.damaged.lock().contains_key(&one.key())
+    }
+
+    fn has_blob(&self, one: &Unpacked) -> bool {
+        self.content.info(&one.namespace, &one.blob.digest).is_ok()
     }
 
     /// Tells of the layers that were found to be damaged. With `repair` they, and those that are gone, are unpacked again
@@ -193,7 +218,7 @@ impl Images {
                 let (lost, known) = (self.is_lost(&one)?, left.remove(&one.key()));
                 // What was copied from a damaged one has the damage too: all of it with drivers that copy, and with the others
                 // a file of it that a layer above links to.
-                let copied = one.below.iter().any(|chain| replaced.contains(&(one.driver.clone(), chain.clone())));
+                let copied = one.below.iter().any(|lower| replaced.contains(&lower.key()));
                 if !lost && known.is_none() && !copied {
                     continue;
                 }
@@ -237,14 +262,24 @@ impl Images {
         Ok(found.done())
     }
 
-    fn mend(&self, one: &Unpacked, lost: bool) -> Result<Option<String>> {
+    pub(crate) fn mend(&self, one: &Unpacked, lost: bool) -> Result<Option<String>> {
         let at_once = |_| Ok(());
-        let Some(dir) = self.dir(one)? else { return Ok(None) };
-        let stage = self.make_again(one, &at_once)?;
+        let Some(Layer { dir, usage, .. }) = self.record(one)? else { return Ok(None) };
+        // What is there stays until the new one is whole.
+        let (size, free) = (usage.size, self.snapshots.free(&one.driver)?);
+        if free < size {
+            let why = format!("takes {size} bytes beside the one that is there, and {free} are free: make room");
+            return Err(Error::resource_exhausted("layer", &one.chain, why));
+        }
+        let (stage, borrows) = self.make_again(one, &at_once)?;
         let what = match lost {
             true => Some("its tree was gone".to_owned()),
             false => self.snapshots.difference(&stage, dir, &at_once)?,
         };
+        if what.is_some() && !lost && borrows && !self.is_right_below(one, &at_once)? {
+            let why = "has files of a layer below it which is damaged, or can't be compared: repair that one first";
+            return Err(Error::failed_precondition("layer", &one.chain, why));
+        }
         if what.is_some() {
             block_on(self.snapshots.replace_layer(&one.driver, stage, dir, lost))?;
         }
@@ -252,11 +287,12 @@ impl Images {
         Ok(what)
     }
 
-    /// Its tree as its blob has it, beside the one that there is.
-    fn make_again(&self, one: &Unpacked, pace: Pace<'_>) -> Result<Stage> {
-        let stage = block_on(self.snapshots.stage_again(&one.driver, &one.chain, one.below.last()))?;
-        let below =
-            one.below.iter().map(|chain| self.snapshots.layer_tree(&one.driver, chain)).collect::<Result<_>>()?;
+    /// Its tree as its blob has it, beside the one that there is; and whether anything in it is of the trees below.
+    fn make_again(&self, one: &Unpacked, pace: Pace<'_>) -> Result<(Stage, bool)> {
+        let parent = one.below.last().map(|lower| &lower.chain);
+        let stage = block_on(self.snapshots.stage_again(&one.driver, &one.chain, parent))?;
+        let below = one.below.iter().map(|lower| self.snapshots.layer_tree(&one.driver, &lower.chain));
+        let below = below.collect::<Result<_>>()?;
         self.diff.again(&one.namespace, (&one.blob, &one.diff_id), stage, below, pace)
     }
 
@@ -279,6 +315,12 @@ impl Images {
 }
 
 impl Unpacked {
+    /// Which driver has it.
+    #[cfg(test)]
+    pub(crate) fn driver(&self) -> &str {
+        &self.driver
+    }
+
     fn key(&self) -> Key {
         (self.driver.clone(), self.chain.clone())
     }

@@ -11,7 +11,10 @@ use cofferdam_kernel::hosted;
 use cofferdam_types::{Error, Result};
 use tokio::sync::oneshot;
 
-use crate::{messages::Write, store::Store};
+use crate::{
+    messages::{Patience, Write},
+    store::Store,
+};
 
 /// The actor that owns meta.redb. On restart it opens the file again; what it had answered is in it.
 pub struct Writer {
@@ -24,7 +27,11 @@ pub struct Writer {
     /// Told when so many are there.
     gathered: Option<oneshot::Sender<()>>,
     /// The end of patience.
-    timer: Option<SpawnHandle>,
+    timer: Option<(Instant, SpawnHandle)>,
+    /// When somebody came last who was not patient.
+    last: Option<Instant>,
+    /// How long a commit took last.
+    took: Duration,
     /// Whether the reserve is being made.
     making: bool,
 }
@@ -40,15 +47,28 @@ const MAKE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(
 /// commit takes longer than that by far.
 const MOMENT: Duration = Duration::from_millis(1);
 const SLOW: Duration = Duration::from_millis(2);
+/// It is quiet once nobody has written for so many commits' time, within these bounds. A writer that came then, and met a
+/// commit of what waits for quiet, would wait for that and then for its own.
+const QUIET: (u32, Duration, Duration) = (10, Duration::from_millis(10), Duration::from_millis(100));
 
 impl Writer {
     pub(crate) fn new(store: Store) -> Writer {
-        Writer { store, waiting: Vec::new(), expected: 1, prompt: 0, gathered: None, timer: None, making: false }
+        Writer {
+            store,
+            waiting: Vec::new(),
+            expected: 1,
+            prompt: 0,
+            gathered: None,
+            timer: None,
+            last: None,
+            took: Duration::ZERO,
+            making: false,
+        }
     }
 
     fn flush(&mut self, ctx: &mut Context<Writer>) {
         self.prompt = 0;
-        if let Some(timer) = self.timer.take() {
+        if let Some((_, timer)) = self.timer.take() {
             ctx.cancel_future(timer);
         }
         while !self.waiting.is_empty() {
@@ -56,7 +76,8 @@ impl Writer {
             let (writes, answers): (Vec<_>, Vec<_>) = std::mem::replace(&mut self.waiting, rest).into_iter().unzip();
             let begun = Instant::now();
             let results = self.store.commit(&writes);
-            self.expected = if begun.elapsed() >= SLOW { prompt(&writes).max(1) } else { 1 };
+            self.took = begun.elapsed();
+            self.expected = if self.took >= SLOW { prompt(&writes).max(1) } else { 1 };
             for (answer, result) in answers.into_iter().zip(results) {
                 let _ = answer.send(result);
             }
@@ -67,6 +88,31 @@ impl Writer {
                 // PANIC: crash-only: the slot restarts this actor, with back-off, until the file opens again.
                 panic!("opening meta.redb after a storage error: {error}");
             }
+        }
+    }
+
+    /// When a write's patience ends; `None`: it has none.
+    fn due(&self, patience: Patience) -> Option<Instant> {
+        let now = Instant::now();
+        match patience {
+            Patience::None => None,
+            Patience::For(time) => Some(now + time),
+            Patience::UntilQuiet => {
+                let (times, least, most) = QUIET;
+                let quiet = (self.took * times).clamp(least, most);
+                Some(self.last.map_or(now, |last| now.max(last + quiet)))
+            }
+        }
+    }
+
+    /// Sees to it that who is patient is written then, whoever comes.
+    fn flush_at(&mut self, due: Instant, ctx: &mut Context<Writer>) {
+        if self.prompt > 0 || self.timer.as_ref().is_some_and(|(sooner, _)| *sooner <= due) {
+            return;
+        }
+        let timer = ctx.run_later(due.saturating_duration_since(Instant::now()), Writer::flush);
+        if let Some((_, later)) = self.timer.replace((due, timer)) {
+            ctx.cancel_future(later);
         }
     }
 
@@ -92,7 +138,7 @@ impl Writer {
 }
 
 fn prompt(writes: &[Write]) -> usize {
-    writes.iter().filter(|write| write.patience.is_zero()).count()
+    writes.iter().filter(|write| write.patience == Patience::None).count()
 }
 
 hosted!(Writer);
@@ -110,22 +156,23 @@ impl Handler<Write> for Writer {
 
     fn handle(&mut self, write: Write, ctx: &mut Context<Writer>) -> Self::Result {
         let (answer, answered) = oneshot::channel();
-        let patience = write.patience;
+        let due = self.due(write.patience);
         self.waiting.push((write, answer));
-        if !patience.is_zero() {
-            if self.prompt == 0 && self.timer.is_none() {
-                self.timer = Some(ctx.run_later(patience, Writer::flush));
+        if let Some(due) = due {
+            self.flush_at(due, ctx);
+        } else {
+            if self.prompt == 0 {
+                let (gathered, all) = oneshot::channel();
+                self.gathered = Some(gathered);
+                let gather = async move {
+                    // A context polls its futures after its mailbox is empty: by then everybody who waits is here.
+                    let _ = tokio::time::timeout(MOMENT, all).await;
+                };
+                ctx.spawn(gather.into_actor(self).map(|(), writer, ctx| writer.flush(ctx)));
             }
-        } else if self.prompt == 0 {
-            let (gathered, all) = oneshot::channel();
-            self.gathered = Some(gathered);
-            let gather = async move {
-                // A context polls its futures after its mailbox is empty: by then everybody who waits is here.
-                let _ = tokio::time::timeout(MOMENT, all).await;
-            };
-            ctx.spawn(gather.into_actor(self).map(|(), writer, ctx| writer.flush(ctx)));
+            self.prompt += 1;
+            self.last = Some(Instant::now());
         }
-        self.prompt += usize::from(patience.is_zero());
         if self.prompt >= self.expected {
             self.gathered = None;
         }

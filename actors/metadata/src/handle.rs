@@ -14,7 +14,7 @@ use crate::{
     Changes, Pin, Tx, View,
     actor::Writer,
     graph::{Explanation, Subject, explain},
-    messages::Write,
+    messages::{Patience, Write},
     rebuild,
     records::Resource,
     store::{Opener, Shared, instance},
@@ -95,7 +95,7 @@ impl Metadata {
         authority: &Authority,
         f: impl Fn(&mut Tx<'_>) -> Result<R> + Send + 'static,
     ) -> Result<R> {
-        self.write_within(Duration::ZERO, authority, f).await
+        self.write_within(Patience::None, authority, f).await
     }
 
     /// [`Metadata::write`] for what nobody waits for: it shares the commit of whatever is written next, before that, and
@@ -105,12 +105,22 @@ impl Metadata {
         authority: &Authority,
         f: impl Fn(&mut Tx<'_>) -> Result<R> + Send + 'static,
     ) -> Result<R> {
-        self.write_within(PATIENCE, authority, f).await
+        self.write_within(Patience::For(PATIENCE), authority, f).await
+    }
+
+    /// The same for work of which more follows: it has a commit of its own only where nobody has written for a while. So who
+    /// does write is not made to wait for two.
+    pub async fn write_patiently<R: Send + 'static>(
+        &self,
+        authority: &Authority,
+        f: impl Fn(&mut Tx<'_>) -> Result<R> + Send + 'static,
+    ) -> Result<R> {
+        self.write_within(Patience::UntilQuiet, authority, f).await
     }
 
     async fn write_within<R: Send + 'static>(
         &self,
-        patience: Duration,
+        patience: Patience,
         authority: &Authority,
         f: impl Fn(&mut Tx<'_>) -> Result<R> + Send + 'static,
     ) -> Result<R> {

@@ -7,18 +7,16 @@ use std::{
     collections::BTreeSet,
     fs::File,
     io::ErrorKind,
-    ops::Bound,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
-use cofferdam_types::{Authority, Error, Event, Finding, Labels, Namespace, Result, Timestamp};
-use redb::{Database, StorageBackend as _, backends::FileBackend};
+use cofferdam_types::{Authority, Code, Error, Event, Finding, Labels, Namespace, Result, Timestamp};
+use redb::{Database, backends::FileBackend};
 
 use crate::{
     Tx, View, codec,
-    messages::Write,
+    messages::{Patience, Write},
     records::{
         Record, attachments::Attachment, check, containers, containers::Container, content::Link, grants::Grant,
         images::Image, ingests::Ingest, layers::Layer, leases, leases::Lease, namespaces, namespaces::NamespaceRecord,
@@ -26,8 +24,9 @@ use crate::{
     },
     salvage::Salvage,
     store::{INSTANCE, Opener, Shared, Store, VERSION},
-    table::{Table, storage},
+    table::Table,
     tx::counter_of,
+    untouched,
 };
 
 /// Rows that one commit takes over.
@@ -49,9 +48,33 @@ pub(crate) fn is_readable(path: &Path) -> bool {
     Salvage::open(path).is_ok_and(|old| old.is_readable())
 }
 
-/// What is readable of a damaged file, in memory.
-pub(crate) fn in_memory(path: &Path) -> Result<Database> {
-    let mut tables = Rebuild::begin(&Salvage::open(path)?, Opener::memory())?;
+/// What would be taken over of a file, and what a start that doesn't leave it to redb finds wrong with it. Keeps nothing.
+pub fn inspect(path: &Path) -> Result<(Taken, Result<()>)> {
+    let (old, mut taken) = (Salvage::open(path)?, Taken::default());
+    for table in Table::ALL {
+        taken.pages += old.rows(table.name(), &mut |key, value| match sound(table, key, value) {
+            Sound::Yes => taken.rows += 1,
+            Sound::No => taken.unsound += 1,
+            Sound::Made => {}
+        });
+    }
+    Ok((taken, old.verify()))
+}
+
+/// What is readable of a damaged file: in memory, or where it is longer than so many bytes in a file beside it that has no name.
+pub(crate) fn readable(path: &Path, long: u64) -> Result<Database> {
+    let old = Salvage::open(path)?;
+    let dir = path.parent().filter(|_| path.metadata().is_ok_and(|meta| meta.len() > long));
+    let beside = dir.map(|dir| Rebuild::begin(&old, Opener::unnamed(dir)));
+    let mut tables = match beside {
+        Some(Ok(tables)) => tables,
+        Some(Err(error)) if error.code != Code::FailedPrecondition => {
+            tracing::warn!(%error, "what is readable of meta.redb is held in memory");
+            Rebuild::begin(&old, Opener::memory())?
+        }
+        Some(Err(error)) => return Err(error),
+        None => Rebuild::begin(&old, Opener::memory())?,
+    };
     tables.write(|tx| check::mend(tx).map(drop))?;
     let Taken { rows, unsound, pages } = tables.taken();
     tracing::error!(
@@ -69,16 +92,13 @@ pub struct Rebuild {
     shared: Arc<Shared>,
     store: Store,
     taken: Taken,
-    /// Counters that could not be taken over.
-    uncounted: BTreeSet<&'static str>,
 }
 
 impl Rebuild {
     fn begin(old: &Salvage, opener: Opener) -> Result<Rebuild> {
         let shared = Arc::new(Shared::new(opener));
         let store = shared.open()?;
-        let uncounted = BTreeSet::from(["event", "ingest"]);
-        let mut rebuild = Rebuild { shared, store, taken: Taken::default(), uncounted };
+        let mut rebuild = Rebuild { shared, store, taken: Taken::default() };
         rebuild.take(old)?;
         Ok(rebuild)
     }
@@ -102,17 +122,15 @@ impl Rebuild {
             *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
             Ok(())
         });
-        let done = self.store.commit(&[Write { authority: Authority::system(), job, patience: Duration::ZERO }]).pop();
+        let done = self.store.commit(&[Write { authority: Authority::system(), job, patience: Patience::None }]).pop();
         done.unwrap_or(Ok(()))?;
         let value = result.lock().unwrap_or_else(PoisonError::into_inner).take();
         value.ok_or_else(|| Error::internal("metadata", "", "a write was answered without a result"))
     }
 
-    /// Sets a counter that could not be taken over. What it gave is not to be given again: the others say what that can be.
+    /// Has a counter go on behind `last`, which was given already: the tables may be those of the commit before, or the counter
+    /// may be lost.
     pub fn count_from(&mut self, counter: &'static str, last: u64) -> Result<()> {
-        if !self.uncounted.remove(counter) {
-            return Ok(());
-        }
         self.write(move |tx| {
             let last = last.max(counter_of(tx, counter)?);
             tx.put(Table::COUNTERS, counter.as_bytes(), &last.to_be_bytes())
@@ -156,7 +174,6 @@ impl Rebuild {
             self.taken.unsound += unsound;
             self.taken.rows += rows.len() as u64;
             for (key, _) in &rows {
-                self.uncounted.retain(|counter| table != Table::COUNTERS || counter.as_bytes() != key);
                 spaces.extend(space(table, key));
             }
             for rows in rows.chunks(BATCH).map(<[_]>::to_vec) {
@@ -196,14 +213,10 @@ impl Replacement {
     pub fn begin(path: &Path) -> Result<Replacement> {
         let fault = |what: &str, e: &std::io::Error| Error::io("metadata", "", format!("{what} meta.redb"), e);
         let file = File::options().read(true).write(true).open(path).map_err(|e| fault("opening", &e))?;
-        let lock = FileBackend::new(file).map_err(storage)?;
-        if !lock.try_lock_range(Bound::Unbounded, Bound::Unbounded).unwrap_or(true) {
-            return Err(Error::failed_precondition(
-                "metadata",
-                "",
-                "meta.redb is in use by a daemon; stop that one first",
-            ));
-        }
+        let Some(lock) = untouched::lock(file)? else {
+            let why = "meta.redb is in use by a daemon; stop that one first";
+            return Err(Error::failed_precondition("metadata", "", why));
+        };
         let old = Salvage::open(path)?;
         let new = path.with_extension("redb.new");
         match std::fs::remove_file(&new) {

@@ -4,11 +4,16 @@
 //! docs/design.md), and only those that are what was written: each is named with its checksum by the one above it, up to
 //! a commit slot with one of its own. So a row that is given here was written, in the last commit; what lies below a page
 //! that was altered is missing, and how many pages that are is counted. It writes nothing.
+//!
+//! In the same way it finds out whether anything was altered in a file that redb would open without looking.
 
-use std::{fs::File, os::unix::fs::FileExt as _, path::Path};
+use std::{collections::HashSet, fs::File, os::unix::fs::FileExt as _, path::Path};
 
 use cofferdam_types::{Error, Result};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use twox_hash::XxHash3_128;
+
+use crate::table::damaged;
 
 const MAGIC: &[u8; 9] = b"redb\x1A\x0A\xA9\x0D\x0A";
 const PAGE: u64 = 4096;
@@ -23,6 +28,11 @@ const LARGEST_ORDER: u8 = 12;
 const DEEPEST: usize = 40;
 const LEAF: u8 = 1;
 const BRANCH: u8 = 2;
+/// Of the byte behind the magic number: which slot a commit in two phases made the good one, and that it was one.
+const PRIMARY: u8 = 1;
+const TWO_PHASE: u8 = 4;
+/// A table of one value for each key, as its definition has it.
+const PLAIN: u8 = 3;
 
 /// Called with each row.
 pub(crate) type Visit<'a> = dyn FnMut(&[u8], &[u8]) + 'a;
@@ -40,6 +50,20 @@ impl Named {
     }
 }
 
+/// How long the keys and the values of a tree are, where each is as long as the others. In our tables none are.
+#[derive(Clone, Copy, Debug, Default)]
+struct Widths {
+    key: Option<usize>,
+    value: Option<usize>,
+}
+
+/// A tree: where it begins, and what is in it.
+#[derive(Clone, Copy, Debug)]
+struct Tree {
+    root: Named,
+    widths: Widths,
+}
+
 /// An altered file, as far as it can be read.
 #[derive(Debug)]
 pub(crate) struct Salvage {
@@ -48,12 +72,18 @@ pub(crate) struct Salvage {
     region: (u64, u64),
     /// The tree of tables.
     root: Option<Named>,
+    /// The trees of tables, ours and redb's own, that redb opens the file with, without reading them.
+    unread: Vec<Named>,
 }
 
 impl Salvage {
     /// Looks at a file. An error: it can't be read at all.
     pub(crate) fn open(path: &Path) -> Result<Salvage> {
-        let file = File::open(path).map_err(|e| Error::io("metadata", "", "opening meta.redb", &e))?;
+        Salvage::of(File::open(path).map_err(|e| Error::io("metadata", "", "opening meta.redb", &e))?)
+    }
+
+    /// Looks at one that is open.
+    pub(crate) fn of(file: File) -> Result<Salvage> {
         let mut head = vec![0; PAGE as usize];
         let length = file.metadata().map_or(0, |meta| meta.len()).min(PAGE) as usize;
         file.read_exact_at(&mut head[..length], 0).map_err(|e| Error::io("metadata", "", "reading meta.redb", &e))?;
@@ -63,19 +93,37 @@ impl Salvage {
             .flatten();
         let (before, most) =
             fields.filter(|(before, most)| *before < 1 << 20 && (1..=1 << 20).contains(most)).unwrap_or((0, 1 << 20));
-        let mut salvage = Salvage { file, region: (before, before + most), root: None };
+        let unread = unread(&head).unwrap_or_default();
+        let mut salvage = Salvage { file, region: (before, before + most), root: None, unread };
         salvage.root = salvage.last_commit(&head);
         Ok(salvage)
     }
 
+    /// Reads all that redb would believe without reading it, and compares it with its checksums. Where that is nothing, since
+    /// a crash came in between, or the head is altered, redb finds out by itself.
+    pub(crate) fn verify(&self) -> Result<()> {
+        // Read page by page, a file that is not in memory would take a hundred times as long. It is only for that.
+        let _ = posix_fadvise(&self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
+        let (mut altered, mut met) = (0, HashSet::new());
+        for root in &self.unread {
+            let mut trees = Vec::new();
+            let definitions = Tree { root: *root, widths: Widths::default() };
+            altered += self.walk(definitions, 0, &mut met, &mut |_, definition| trees.extend(tree(definition)));
+            for tree in trees {
+                altered += self.walk(tree, 0, &mut met, &mut |_, _| {});
+            }
+        }
+        match altered {
+            0 => Ok(()),
+            1 => Err(damaged("a page of it is not what was written")),
+            _ => Err(damaged(format!("{altered} pages of it are not what was written"))),
+        }
+    }
+
     /// The tree of the last commit, or of the one before it. Which of them the head names tells nothing more.
     fn last_commit(&self, head: &[u8]) -> Option<Named> {
-        let whole = |slot: usize| {
-            let slot = &head[SLOTS[slot]..SLOTS[slot] + SLOT];
-            (slot[0] == SLOT_VERSION && sum(slot, SUMMED)? == hash(&slot[..SUMMED])).then_some(slot)
-        };
-        let root = |slot: usize| whole(slot).filter(|slot| slot[1] != 0).and_then(|slot| Named::read(&slot[8..]));
-        newer(head).into_iter().filter_map(root).find(|root| self.page(*root).is_some())
+        let root = |slot: usize| user_root(whole(head, slot)?);
+        newer(head).into_iter().filter_map(root).find(|root| self.page(*root, Widths::default()).is_some())
     }
 
     /// Whether there is anything to be read.
@@ -86,17 +134,18 @@ impl Salvage {
     /// Visits the rows of a table in the order of their keys. Says how many pages are lost with what lay below them.
     pub(crate) fn rows(&self, table: &str, visit: &mut Visit<'_>) -> u64 {
         let Some(root) = self.root else { return 1 };
-        let mut found = None;
-        let lost = self.walk(root, 0, &mut |name, definition| {
+        let (mut found, mut met) = (None, HashSet::new());
+        let definitions = Tree { root, widths: Widths::default() };
+        let lost = self.walk(definitions, 0, &mut met, &mut |name, definition| {
             if name == table.as_bytes() {
                 found = Some(definition.to_vec());
             }
         });
-        // Its type, and how many rows it has, come before its root.
         match found {
             Some(definition) if definition.get(9) == Some(&0) => 0,
-            Some(definition) => match definition.get(10..).and_then(Named::read) {
-                Some(root) => self.walk(root, 0, visit),
+            Some(definition) => match tree(&definition) {
+                // Rows as ours are, whatever it says: of others nothing can be read.
+                Some(Tree { root, .. }) => self.walk(Tree { root, widths: Widths::default() }, 0, &mut met, visit),
                 None => 1,
             },
             // Nobody knows whether it was there.
@@ -104,14 +153,16 @@ impl Salvage {
         }
     }
 
-    fn walk(&self, named: Named, depth: usize, visit: &mut Visit<'_>) -> u64 {
-        let page = self.page(named).filter(|_| depth < DEEPEST);
+    /// `met`: the pages that were read. One that is named twice is part of no tree.
+    fn walk(&self, tree: Tree, depth: usize, met: &mut HashSet<u64>, visit: &mut Visit<'_>) -> u64 {
+        let Tree { root, widths } = tree;
+        let page = self.page(root, widths).filter(|_| depth < DEEPEST && met.insert(root.number));
         let walked = page.and_then(|page| match page[0] {
-            LEAF => leaf(&page, visit).map(|()| 0),
+            LEAF => leaf(&page, widths, visit).map(|()| 0),
             _ => {
                 let mut lost = 0;
                 for n in 0..children(&page)? {
-                    lost += self.walk(child(&page, n)?, depth + 1, visit);
+                    lost += self.walk(Tree { root: child(&page, n)?, widths }, depth + 1, met, visit);
                 }
                 Some(lost)
             }
@@ -120,7 +171,7 @@ impl Salvage {
     }
 
     /// A page that is what it was when it was written.
-    fn page(&self, named: Named) -> Option<Vec<u8>> {
+    fn page(&self, named: Named, widths: Widths) -> Option<Vec<u8>> {
         let order = (named.number >> 59) as u8;
         if order > LARGEST_ORDER {
             return None;
@@ -131,12 +182,43 @@ impl Salvage {
         let mut page = vec![0; usize::try_from(size).ok()?];
         self.file.read_exact_at(&mut page, at).ok()?;
         let end = match page[0] {
-            LEAF => leaf_end(&page)?,
-            BRANCH => branch_end(&page)?,
+            LEAF => leaf_end(&page, widths)?,
+            BRANCH => branch_end(&page, widths)?,
             _ => return None,
         };
         (hash(page.get(..end)?) == named.checksum).then_some(page)
     }
+}
+
+/// A commit slot that is what was written.
+fn whole(head: &[u8], slot: usize) -> Option<&[u8]> {
+    let slot = &head[SLOTS[slot]..SLOTS[slot] + SLOT];
+    (slot[0] == SLOT_VERSION && sum(slot, SUMMED)? == hash(&slot[..SUMMED])).then_some(slot)
+}
+
+fn user_root(slot: &[u8]) -> Option<Named> {
+    Named::read(&slot[8..]).filter(|_| slot[1] != 0)
+}
+
+/// What a commit in two phases has made the good one redb takes as it is. After any other it reads the file.
+fn unread(head: &[u8]) -> Option<Vec<Named>> {
+    let god = head[9];
+    let slot = whole(head, usize::from(god & PRIMARY)).filter(|_| &head[..9] == MAGIC && god & TWO_PHASE != 0)?;
+    let own = Named::read(&slot[40..]).filter(|_| slot[2] != 0);
+    Some(user_root(slot).into_iter().chain(own).collect())
+}
+
+/// The tree of a table: its type, and how many rows it has, come before its root, and how long these are behind it.
+fn tree(definition: &[u8]) -> Option<Tree> {
+    if definition.first() != Some(&PLAIN) || definition.get(9) == Some(&0) {
+        return None;
+    }
+    let width = |at: usize| match definition.get(at)? {
+        0 => Some(None),
+        _ => word(definition, at + 1).map(|width| Some(width as usize)),
+    };
+    let widths = Widths { key: width(42)?, value: width(47)? };
+    Some(Tree { root: Named::read(definition.get(10..)?)?, widths })
 }
 
 /// Both slots, the one of the later transaction first.
@@ -165,23 +247,43 @@ fn count(page: &[u8]) -> usize {
     usize::from(u16::from_le_bytes([page[2], page[3]]))
 }
 
-/// A leaf: where each key ends, where each value ends, the keys, the values.
-fn leaf(page: &[u8], visit: &mut Visit<'_>) -> Option<()> {
+/// A leaf: where each key ends, where each value ends, the keys, the values. Where all are as long there are no ends.
+fn leaf(page: &[u8], widths: Widths, visit: &mut Visit<'_>) -> Option<()> {
     let pairs = count(page);
-    let end = |n: usize| word(page, 4 + 4 * n).map(|end| end as usize);
-    let (mut key, mut value) = (4 + 8 * pairs, end(pairs.checked_sub(1)?)?);
+    let (mut key, mut value) = (keys_start(pairs, widths), key_end(page, pairs.checked_sub(1)?, widths)?);
     for n in 0..pairs {
-        let (key_end, value_end) = (end(n)?, end(pairs + n)?);
+        let (key_end, value_end) = (key_end(page, n, widths)?, value_end(page, n, widths)?);
         visit(page.get(key..key_end)?, page.get(value..value_end)?);
         (key, value) = (key_end, value_end);
     }
     Some(())
 }
 
-fn leaf_end(page: &[u8]) -> Option<usize> {
+fn keys_start(pairs: usize, widths: Widths) -> usize {
+    let ends = usize::from(widths.key.is_none()) + usize::from(widths.value.is_none());
+    4 + 4 * pairs * ends
+}
+
+fn key_end(page: &[u8], n: usize, widths: Widths) -> Option<usize> {
+    match widths.key {
+        Some(width) => width.checked_mul(n + 1)?.checked_add(keys_start(count(page), widths)),
+        None => word(page, 4 + 4 * n).map(|end| end as usize),
+    }
+}
+
+fn value_end(page: &[u8], n: usize, widths: Widths) -> Option<usize> {
     let pairs = count(page);
-    let last = (2 * pairs).checked_sub(1)?;
-    Some(word(page, 4 + 4 * last)? as usize)
+    match widths.value {
+        Some(width) => width.checked_mul(n + 1)?.checked_add(key_end(page, pairs.checked_sub(1)?, widths)?),
+        None => {
+            let behind = if widths.key.is_none() { 4 * pairs } else { 0 };
+            word(page, 4 + 4 * n + behind).map(|end| end as usize)
+        }
+    }
+}
+
+fn leaf_end(page: &[u8], widths: Widths) -> Option<usize> {
+    value_end(page, count(page).checked_sub(1)?, widths)
 }
 
 /// A branch: checksums of its children, their pages, where each key ends, the keys, of which there is one less.
@@ -194,7 +296,11 @@ fn child(page: &[u8], n: usize) -> Option<Named> {
     Some(Named { checksum: sum(page, 8 + 16 * n)?, number: number(page, 8 + 16 * children + 8 * n)? })
 }
 
-fn branch_end(page: &[u8]) -> Option<usize> {
+fn branch_end(page: &[u8], widths: Widths) -> Option<usize> {
     let children = children(page)?;
-    Some(word(page, 8 + 24 * children + 4 * (children - 2))? as usize)
+    let keys = 8 + 24 * children;
+    match widths.key {
+        Some(width) => width.checked_mul(children - 1)?.checked_add(keys),
+        None => Some(word(page, keys + 4 * (children - 2))? as usize),
+    }
 }

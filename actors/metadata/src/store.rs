@@ -5,14 +5,19 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use cofferdam_kernel::panic_text;
 use cofferdam_types::{Authority, COMES_BACK, Code, Error, Result};
+use nix::fcntl::OFlag;
 use redb::{
-    Builder, Database, DatabaseError, Durability, ReadableDatabase, ReadableTableMetadata, TableDefinition, TableError,
+    Builder, Database, DatabaseError, Durability, ReadableDatabase, ReadableTableMetadata, StorageError,
+    TableDefinition, TableError,
     backends::{FileBackend, InMemoryBackend},
 };
 use tokio::sync::watch;
@@ -23,9 +28,10 @@ use crate::{
     messages::Write,
     rebuild, records,
     reserve::Ballast,
+    salvage::Salvage,
     spared::Spared,
     table::{Read, Table, View, damaged, storage},
-    tx::{Changes, Tx},
+    tx::{Changes, Tx, counter_of},
     untouched::Untouched,
 };
 
@@ -81,8 +87,9 @@ pub(crate) struct Opener {
     scanned: u64,
 }
 
-/// What a file of this length is opened with. A short one is read whole and compared with its checksums: what something
-/// else has altered is found before it is believed, or written over.
+/// What a file of this length is opened with. A short one redb reads whole and compares with its checksums: what something
+/// else has altered is found before it is believed, or written over. Of a long one [`Salvage::verify`] finds it, in a tenth
+/// of the time.
 fn builder(length: u64, scanned: u64) -> Builder {
     let mut builder = Builder::new();
     builder.set_cache_size(CACHE);
@@ -95,6 +102,8 @@ impl Opener {
     pub(crate) fn file(path: &Path) -> Opener {
         let path = PathBuf::from(path);
         let known = Known::new(Arc::new(Ballast::beside(&path)));
+        // Once in a life: after a fault it is the same file.
+        let verified = AtomicBool::new(false);
         let open = move |facts: Known| {
             let fresh = !path.exists();
             // Records hold what clients put into environments and labels: nobody else reads them.
@@ -102,14 +111,24 @@ impl Opener {
             let (mut database, length) = loop {
                 let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
                 let file = file.map_err(|e| Error::io("metadata", "", "opening meta.redb", &e))?;
-                let length = file.metadata().map_or(0, |m| m.len());
-                let untouched = Untouched::note(&file);
-                let untouched = untouched.map_err(|e| Error::io("metadata", "", "opening meta.redb", &e))?;
-                let backend = ahead(FileBackend::new(file).map_err(storage)?, SCANNED, facts.clone())?;
-                match untouched.open(|| builder(length, SCANNED).create_with_backend(backend)) {
-                    Err(DatabaseError::DatabaseAlreadyOpen) if Instant::now() < end => std::thread::sleep(LOOK),
-                    opened => break (opened.map_err(storage)?, length),
+                let Some(untouched) = Untouched::lock(file)? else {
+                    if Instant::now() < end {
+                        std::thread::sleep(LOOK);
+                        continue;
+                    }
+                    return Err(storage(DatabaseError::DatabaseAlreadyOpen));
+                };
+                let length = untouched.length();
+                // A short one redb reads whole itself.
+                if length > SCANNED && !verified.load(Ordering::Relaxed) {
+                    Salvage::of(untouched.file()?)?.verify()?;
+                    verified.store(true, Ordering::Relaxed);
                 }
+                let opened = untouched.open(|below| {
+                    let backend = Ahead::new(below, SCANNED, facts.clone());
+                    builder(length, SCANNED).create_with_backend(backend.map_err(StorageError::Io)?)
+                });
+                break (opened?, length);
             };
             if length > LARGE {
                 shrink(&mut database, length)?;
@@ -126,16 +145,32 @@ impl Opener {
         Opener { open: Box::new(open), known, scanned: SCANNED }
     }
 
-    /// What is readable of a damaged file, in memory: each time it is read anew.
+    /// What is readable of a damaged file: each time it is read anew.
     pub(crate) fn salvaged(path: &Path) -> Opener {
         let path = PathBuf::from(path);
-        let open = move |_| rebuild::in_memory(&path);
+        let open = move |_| rebuild::readable(&path, SCANNED);
         Opener { open: Box::new(open), known: Known::new(Arc::new(())), scanned: u64::MAX }
     }
 
     /// Memory.
     pub(crate) fn memory() -> Opener {
         let open = |_| builder(0, 0).create_with_backend(InMemoryBackend::new()).map_err(storage);
+        Opener { open: Box::new(open), known: Known::new(Arc::new(())), scanned: u64::MAX }
+    }
+
+    /// A file without a name, which goes with who opened it.
+    pub(crate) fn unnamed(dir: &Path) -> Opener {
+        let dir = PathBuf::from(dir);
+        let open = move |_| {
+            let file = File::options()
+                .read(true)
+                .write(true)
+                .custom_flags(OFlag::O_TMPFILE.bits())
+                .mode(0o600)
+                .open(&dir)
+                .map_err(|e| Error::io("metadata", dir.display(), "making a file for what is readable", &e))?;
+            builder(0, 0).create_with_backend(FileBackend::new(file).map_err(storage)?).map_err(storage)
+        };
         Opener { open: Box::new(open), known: Known::new(Arc::new(())), scanned: u64::MAX }
     }
 
@@ -159,14 +194,11 @@ impl Opener {
             let backend = backend();
             // A backend that can't say how long it is says so again, to redb.
             let length = backend.len().unwrap_or(0);
-            builder(length, scanned).create_with_backend(ahead(backend, scanned, facts)?).map_err(storage)
+            let backend = Ahead::new(backend, scanned, facts).map_err(StorageError::Io).map_err(storage)?;
+            builder(length, scanned).create_with_backend(backend).map_err(storage)
         };
         Opener { open: Box::new(open), known: Known::new(reserve), scanned }
     }
-}
-
-fn ahead<B: redb::StorageBackend>(below: B, small: u64, facts: Known) -> Result<Ahead<B>> {
-    Ahead::new(below, small, facts).map_err(|e| Error::io("metadata", "", "opening meta.redb", &e))
 }
 
 /// What readers and the lives of the writer share.
@@ -245,7 +277,7 @@ impl Shared {
         let (database, last) = opened.unwrap_or_else(|payload| Err(damaged(panic_text(&*payload))))?;
         self.set(Some(database.clone()));
         self.outbox.send_replace(last);
-        Ok(Store { shared: self.clone(), database: Some(database), failed: false })
+        Ok(Store { shared: self.clone(), database: Some(database), failed: false, ran: None })
     }
 }
 
@@ -329,7 +361,21 @@ pub(crate) struct Store {
     shared: Arc<Shared>,
     database: Option<Arc<Database>>,
     failed: bool,
+    /// What ran, where its commit failed: it may be there all the same.
+    ran: Option<Ran>,
 }
+
+/// A batch that ran.
+struct Ran {
+    /// Its number, which its commit has with it.
+    number: u64,
+    results: Vec<Result<()>>,
+    last_event: Option<u64>,
+    changes: Changes,
+}
+
+/// The counter of batches that changed something.
+const BATCH: &str = "batch";
 
 /// How one job ended within a batch.
 enum Verdict {
@@ -349,8 +395,9 @@ impl Store {
 
     /// Runs the jobs in one transaction, commits it, and gives each job's result. After a storage error every job
     /// has that error and [`Store::recover`] must be called before the next batch. On a full disk the jobs that leave
-    /// less than there was are run again, with the reserve.
+    /// less than there was are run again, with the reserve, unless the commit turns out to be there.
     pub(crate) fn commit(&mut self, writes: &[Write]) -> Vec<Result<()>> {
+        self.ran = None;
         let mut done = self.attempt(writes, None);
         while let Err(error) = &done {
             let error = self.shared.known().explain(error.clone());
@@ -358,7 +405,10 @@ impl Store {
             if error.code != Code::ResourceExhausted {
                 break;
             }
-            done = self.recover().and_then(|()| self.attempt(writes, Some(&error)));
+            done = self.recover().and_then(|()| match self.landed()? {
+                Some(results) => Ok(results),
+                None => self.attempt(writes, Some(&error)),
+            });
             // What was written was not all that needed room.
             if done.is_ok() || !self.shared.known().give() {
                 break;
@@ -375,17 +425,14 @@ impl Store {
     }
 
     /// `full`: what the disk said; only what frees something is done then, and the rest is told that.
-    fn attempt(&self, writes: &[Write], full: Option<&Error>) -> Result<Vec<Result<()>>> {
-        let known = self.shared.known();
-        let database = self
-            .database
-            .as_ref()
-            .ok_or_else(|| Error::unavailable("metadata", "", format!("is down and {COMES_BACK}")))?;
+    fn attempt(&mut self, writes: &[Write], full: Option<&Error>) -> Result<Vec<Result<()>>> {
+        let shared = self.shared.clone();
+        let (known, database) = (shared.known(), self.open_database()?);
         // What a job that spoiled a batch is answered. It ran after the jobs before it, which are run again the same
         // way, so its error is the one of a serial order.
         let mut spoiled: Vec<Option<Error>> = writes.iter().map(|_| None).collect();
         'again: loop {
-            let txn = begin(database, self.shared.quick())?;
+            let txn = begin(&database, shared.quick())?;
             let mut results = Vec::with_capacity(writes.len());
             let (mut changed, mut last_event, mut changes) = (false, None, Changes::default());
             for (write, spoiled) in writes.iter().zip(&mut spoiled) {
@@ -393,7 +440,7 @@ impl Store {
                     results.push(Err(error.clone()));
                     continue;
                 }
-                let mut tx = Tx::new(&txn, &write.authority, &self.shared.spared);
+                let mut tx = Tx::new(&txn, &write.authority, &shared.spared);
                 let verdict = match (run(write, &mut tx), full) {
                     (Verdict::Done, Some(error)) if tx.changed() && !tx.frees() => Verdict::Spoiled(error.clone()),
                     (verdict, _) => verdict,
@@ -414,20 +461,56 @@ impl Store {
                     Verdict::Broken(error) => return Err(error),
                 }
             }
+            let mut ran = Ran { number: 0, results, last_event, changes };
             if changed {
+                ran.number = Tx::new(&txn, &Authority::system(), &shared.spared).next(BATCH, 1)?;
                 let committed = if full.is_some() { known.lending(|| txn.commit()) } else { txn.commit() };
-                committed.map_err(storage)?;
-            } else {
-                txn.abort().map_err(storage)?;
+                if let Err(error) = committed {
+                    self.ran = Some(ran);
+                    return Err(storage(error));
+                }
+                return Ok(self.told(ran));
             }
-            if let Some(last) = last_event {
-                self.shared.outbox.send_replace(last);
-            }
-            if changes != Changes::default() {
-                self.shared.changes.send_modify(|all| all.add(changes));
-            }
-            return Ok(results);
+            txn.abort().map_err(storage)?;
+            return Ok(self.told(ran));
         }
+    }
+
+    /// Whether the batch whose commit failed is in the file after all, which was opened again since: what it changed is not
+    /// to be done twice. What the failed sync left out a sync that succeeds may not write any more, so there is another
+    /// commit before anybody is answered.
+    fn landed(&mut self) -> Result<Option<Vec<Result<()>>>> {
+        let Some(ran) = self.ran.take() else { return Ok(None) };
+        let (shared, database) = (self.shared.clone(), self.open_database()?);
+        let txn = begin(&database, shared.quick())?;
+        let (system, number) = (Authority::system(), ran.number);
+        let mut tx = Tx::new(&txn, &system, &shared.spared);
+        if counter_of(&tx, BATCH)? != number {
+            txn.abort().map_err(storage)?;
+            return Ok(None);
+        }
+        tx.put(Table::COUNTERS, BATCH.as_bytes(), &number.to_be_bytes())?;
+        if let Err(error) = shared.known().lending(|| txn.commit()) {
+            // It is looked for once more.
+            self.ran = Some(ran);
+            return Err(storage(error));
+        }
+        Ok(Some(self.told(ran)))
+    }
+
+    fn open_database(&self) -> Result<Arc<Database>> {
+        self.database.clone().ok_or_else(|| Error::unavailable("metadata", "", format!("is down and {COMES_BACK}")))
+    }
+
+    /// Tells who watches, and gives the answers.
+    fn told(&self, ran: Ran) -> Vec<Result<()>> {
+        if let Some(last) = ran.last_event {
+            self.shared.outbox.send_replace(last);
+        }
+        if ran.changes != Changes::default() {
+            self.shared.changes.send_modify(|all| all.add(ran.changes));
+        }
+        ran.results
     }
 
     /// After a storage error the handle is good for nothing: the file is closed and opened again. Does nothing

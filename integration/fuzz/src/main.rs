@@ -9,7 +9,7 @@ mod targets;
 
 static TARGET: LazyLock<fn(&[u8])> = LazyLock::new(|| {
     let wanted = std::env::var("COFFERDAM_FUZZ").expect("COFFERDAM_FUZZ is to name a target");
-    if wanted == "tables" {
+    if wanted == "tables" || wanted == "pages" {
         // Over a damaged file redb panics; that is caught, and is not to end the fuzzer, as the hook of libFuzzer would.
         // What is not caught does.
         std::panic::set_hook(Box::new(|panic| {

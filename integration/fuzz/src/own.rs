@@ -23,7 +23,7 @@ use cofferdam_metadata::{
 use cofferdam_types::{Code, Event, Namespace, Result, Timestamp};
 
 /// Takes bytes off the front, so many as the next one or two say.
-fn part<'a>(data: &mut &'a [u8], wide: bool) -> Option<&'a [u8]> {
+pub(super) fn part<'a>(data: &mut &'a [u8], wide: bool) -> Option<&'a [u8]> {
     let (len, rest) = match (wide, *data) {
         (false, [len, rest @ ..]) => (usize::from(*len), rest),
         (true, [low, high, rest @ ..]) => (usize::from(u16::from_le_bytes([*low, *high])), rest),
@@ -38,7 +38,7 @@ fn part<'a>(data: &mut &'a [u8], wide: bool) -> Option<&'a [u8]> {
 struct Rows(BTreeMap<(&'static str, Vec<u8>), Vec<u8>>);
 
 /// In this order seeds number them.
-const TABLES: [&str; 20] = [
+pub(super) const TABLES: [&str; 20] = [
     "meta",
     "counters",
     "namespaces",

@@ -21,6 +21,8 @@ use oci_spec::{image::ImageConfiguration, runtime::Spec};
 
 #[path = "own.rs"]
 mod own;
+#[path = "pages.rs"]
+mod pages;
 
 /// A target and its name, which is that of its folder in `corpus`.
 pub type Target = (&'static str, fn(&[u8]));
@@ -38,6 +40,7 @@ pub const TARGETS: &[Target] = &[
     ("message", message),
     ("mountinfo", mountinfo),
     ("network", network),
+    ("pages", pages::pages),
     ("records", own::records),
     ("reference", reference),
     ("resources", resources),

@@ -1,7 +1,12 @@
 //! A meta.redb that the disk has altered, and the new one that is made from it.
 
-use std::{fs, process::Command};
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    process::{Command, Stdio},
+};
 
+use cofferdam_events::Journal;
 use cofferdam_integration::{BUSYBOX, Daemon, binary, until};
 
 use crate::{Said, idle, json, ok, say};
@@ -185,4 +190,47 @@ fn what_is_readable_is_served_and_nothing_is_written() {
     daemon.restart();
     assert_eq!(ok(&daemon, &["exec", "box", "echo", "up"]), "up\n");
     assert_eq!(ok(&daemon, &["system", "check"]), "records and disk agree\n");
+}
+
+/// The number of the event that tells that a namespace was made.
+fn made(daemon: &Daemon, name: &str) -> u64 {
+    let filter = ["--filter", "topic==\"/namespaces/create\""];
+    let mut follow = daemon
+        .command()
+        .args(["--namespace", name, "events", "--after", "0", "-o", "json"])
+        .args(filter)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(follow.stdout.take().unwrap()).lines();
+    let events = lines.map(|line| serde_json::from_str::<serde_json::Value>(&line.unwrap()).unwrap());
+    let number = events.filter_map(|event| event["sequence"].as_u64()).next().unwrap();
+    follow.kill().unwrap();
+    follow.wait().unwrap();
+    number
+}
+
+/// The tables are those of an earlier commit: where the head of the last one is altered the one before is taken over.
+#[test]
+fn events_are_numbered_behind_those_that_were_told() {
+    let daemon = Daemon::start();
+    ok(&daemon, &["namespace", "create", "early"]);
+    daemon.stop();
+    let tables = daemon.root().join("meta.redb");
+    let earlier = fs::read(&tables).unwrap();
+    daemon.restart();
+    for name in ["one", "two", "three"] {
+        ok(&daemon, &["namespace", "create", name]);
+    }
+    let told = made(&daemon, "three");
+    let highest = || Journal::highest(fs::File::open(daemon.root().join("events")).unwrap().into()).unwrap();
+    until("the journal has it", || (highest() >= told).then_some(()));
+    daemon.stop();
+    fs::write(&tables, earlier).unwrap();
+    assert_eq!(rebuild(&daemon).code, 0);
+    daemon.restart();
+    ok(&daemon, &["namespace", "create", "late"]);
+    let late = made(&daemon, "late");
+    assert!(late > told, "{late} was told as another's number: {told}");
 }

@@ -374,3 +374,26 @@ fn what_is_no_segment_by_name_is_left_alone() {
         fs::remove_file(path).unwrap();
     }
 }
+
+#[test]
+fn no_event_exceeds_the_highest_number_whatever_can_be_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let highest = || Journal::highest(fs::File::open(dir.path()).unwrap().into()).unwrap();
+    assert_eq!(highest(), 0);
+    let journal = open(dir.path());
+    for batch in events(1..=100).chunks(7) {
+        journal.append(batch).unwrap();
+    }
+    drop(journal);
+    assert_eq!(highest(), 100);
+    // Behind a record that was altered there may be others.
+    let last = segments(dir.path()).pop().unwrap();
+    let good = fs::read(&last).unwrap();
+    let mut bad = good.clone();
+    bad[HEAD as usize + RECORD_HEAD + 3] ^= 1;
+    fs::write(&last, &bad).unwrap();
+    assert!((100..200).contains(&highest()), "{}", highest());
+    assert!(fs::read(&last).unwrap() == bad, "it is only read");
+    fs::write(&last, &good[..good.len() - 1]).unwrap();
+    assert!((99..110).contains(&highest()), "{}", highest());
+}

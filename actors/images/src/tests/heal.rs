@@ -69,6 +69,50 @@ fn what_was_copied_from_a_damaged_layer_is_made_anew_with_it() {
     });
 }
 
+/// The third layer has a link to a file of the lowest: made again, it has the damage of that.
+#[test]
+fn a_layer_is_not_damaged_for_what_it_takes_from_a_damaged_one() {
+    run(async {
+        let world = World::start().await;
+        world.store(&first(), &three_layers()).await;
+        for driver in ["overlay", "native"] {
+            let top = world.unpack(&first(), driver).await.unwrap().unwrap();
+            let all = |all: Vec<crate::Unpacked>| all.into_iter().filter(move |one| one.driver() == driver);
+            for above in [true, false] {
+                let file = world.file(driver, 0, "keep").await;
+                spoil(&file);
+                // Those above alone, as if it had been damaged since it was looked at; and all.
+                let unpacked = world.images.unpacked().await.unwrap();
+                for one in all(unpacked).skip(usize::from(above)) {
+                    world.images.examine(one, RATE).await.unwrap();
+                }
+                assert_eq!(world.told(false).await, [(Fault::SnapshotDamaged, false)], "{driver}");
+                let found = world.images.check_layers(true).await.unwrap();
+                assert!(found.len() == 1 && found[0].repaired && found[0].message.contains("keep"), "{found:?}");
+                world.look(&first(), driver, &top, looks_right).await;
+            }
+            // Where the lower one can't be compared nobody knows whose damage it is.
+            let image = world.images.resolve(&first(), &name("image"), &platform()).await.unwrap();
+            let blob = image.layers[0].digest.clone();
+            spoil(&world.file(driver, 0, "keep").await);
+            let link = world.content.info(&first(), &blob).unwrap();
+            let gone = blob.clone();
+            let delete =
+                move |tx: &mut cofferdam_metadata::Tx<'_>| records::content::delete(tx, &first(), &gone).map(drop);
+            world.meta.write(&auth(), delete).await.unwrap();
+            world.examine().await;
+            assert_eq!(world.told(true).await, [], "{driver}");
+            let again = move |tx: &mut cofferdam_metadata::Tx<'_>| {
+                records::content::create(tx, &first(), link.clone()).map(drop)
+            };
+            world.meta.write(&auth(), again).await.unwrap();
+            world.examine().await;
+            assert_eq!(world.told(true).await, [(Fault::SnapshotDamaged, true)], "{driver}");
+        }
+        world.kernel.stop().await;
+    });
+}
+
 #[test]
 fn an_image_that_cant_be_read_keeps_no_other_namespaces_layers_from_being_compared() {
     run(async {
@@ -132,9 +176,23 @@ fn a_layer_is_not_made_beside_the_one_that_is_there_where_room_is_short() {
         fs::write(&filler, vec![0; free as usize - (12 << 20)]).unwrap();
         world.examine().await;
         assert_eq!(world.told(false).await, []);
-        fs::remove_file(filler).unwrap();
+        fs::remove_file(&filler).unwrap();
         world.examine().await;
         assert_eq!(world.told(false).await, [(Fault::SnapshotDamaged, false)]);
+        // Nor is it mended then: that is said before anything is written. What was compared is away first.
+        while world.trees("overlay") > 1 || fs::read_dir(at.join("trash")).unwrap().next().is_some() {
+            tokio::task::yield_now().await;
+        }
+        let one = world.images.unpacked().await.unwrap().remove(0);
+        fs::write(&filler, vec![0; world.snapshots.free("overlay").unwrap() as usize - (4 << 20)]).unwrap();
+        let free = world.snapshots.free("overlay").unwrap();
+        let error = world.images.mend(&one, false).unwrap_err();
+        assert_eq!(error.code, Code::ResourceExhausted, "{error}");
+        let found = world.images.check_layers(true).await.unwrap();
+        assert!(!found[0].repaired && found[0].message.contains("are free: make room"), "{found:?}");
+        assert_eq!((world.trees("overlay"), world.snapshots.free("overlay").unwrap()), (1, free));
+        fs::remove_file(at.join("filler")).unwrap();
+        assert_eq!(world.told(true).await, [(Fault::SnapshotDamaged, true)]);
         world.kernel.stop().await;
     });
 }

@@ -89,6 +89,13 @@ pub struct Node {
     refers: Vec<usize>,
 }
 
+impl Node {
+    /// What it refers to.
+    fn next(&self) -> impl Iterator<Item = usize> {
+        self.refers.iter().chain(&self.parent).copied()
+    }
+}
+
 /// How far a mark has reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mark {
@@ -262,7 +269,8 @@ impl Graph {
     }
 
     /// What nothing keeps, what refers to something before that: of what is removed in this order nothing is ever there
-    /// without what it refers to.
+    /// without what it refers to. As far as that allows it is the order of the tables, so that what one commit removes lies
+    /// in few pages.
     pub fn garbage(&self) -> Vec<&Node> {
         // Passed over: it is kept, or isn't there, or was come by.
         let mut past: Vec<_> = self.nodes.iter().map(|node| !node.exists).collect();
@@ -272,16 +280,30 @@ impl Graph {
             let mut stack = vec![(first, false)];
             while let Some((node, left)) = stack.pop() {
                 if left {
-                    order.push(&self.nodes[node]);
+                    order.push(node);
                 } else if !std::mem::replace(&mut past[node], true) {
                     stack.push((node, true));
-                    let Node { refers, parent, .. } = &self.nodes[node];
-                    stack.extend(refers.iter().chain(parent).map(|next| (*next, false)));
+                    stack.extend(self.nodes[node].next().map(|next| (next, false)));
                 }
             }
         }
         order.reverse();
-        order
+        let depths = self.depths(&order);
+        order.sort_by_key(|node| (depths[*node], &self.nodes[*node].resource));
+        order.into_iter().map(|node| &self.nodes[node]).collect()
+    }
+
+    /// How far each comes, at least, behind what refers to it. Where references lead round in a circle, one back to what
+    /// comes before counts for nothing.
+    fn depths(&self, order: &[usize]) -> Vec<usize> {
+        let (mut depths, mut begun) = (vec![0; self.nodes.len()], vec![false; self.nodes.len()]);
+        for node in order {
+            begun[*node] = true;
+            for next in self.nodes[*node].next().filter(|next| !begun[*next]) {
+                depths[next] = depths[next].max(depths[*node] + 1);
+            }
+        }
+        depths
     }
 
     /// Something, and all that it refers to.
@@ -292,7 +314,7 @@ impl Graph {
             let here = &self.nodes[node];
             if here.exists && !std::mem::replace(&mut past[node], true) {
                 below.push(here);
-                next.extend(here.refers.iter().chain(&here.parent));
+                next.extend(here.next());
             }
         }
         below

@@ -275,3 +275,44 @@ fn emptied(turn: u64, kept: u64) -> Result<()> {
     }
     Ok(())
 }
+
+/// The disk has no room for what a commit that is already the good one syncs last: it is there when the file is opened again.
+#[test]
+fn a_batch_whose_commit_is_there_after_all_is_not_run_again() {
+    let mut there = 0;
+    for turn in 0..2 {
+        for sync in 1..=2 {
+            let disk = Disk::default();
+            let (shared, mut store) = open(&disk, turn).unwrap();
+            store.commit(&[plain(0), plain(1)]).into_iter().for_each(Result::unwrap);
+            let answers = Arc::new(Mutex::new(Vec::new()));
+            let told = answers.clone();
+            let counted = job(&Authority::system(), move |tx| {
+                images::delete(tx, &default(), "000000")?;
+                told.lock().unwrap().push(tx.next("test", 1)?);
+                Ok(())
+            });
+            disk.full_at_sync(sync);
+            let last = *shared.outbox.borrow();
+            // What creates has to be refused, unless it has happened.
+            let results = store.commit(&[counted, plain(2)]);
+            let view = shared.read().unwrap();
+            let found = |n: u64| images::find(&view, &default(), &format!("{n:06}")).unwrap().is_some();
+            results[0].clone().unwrap();
+            assert!(!found(0) && found(1));
+            assert_eq!(found(2), results[1].is_ok(), "turn {turn}, sync {sync}: {results:?}");
+            let told = u64::from(found(2)) + 1;
+            assert_eq!(*shared.outbox.borrow(), last + told);
+            assert_eq!(events::outbox_after(&view, last, 99).unwrap().len() as u64, told);
+            let ran = answers.lock().unwrap().clone();
+            assert_eq!(ran, vec![1; ran.len()], "what was counted is counted once");
+            there += u64::from(ran.len() == 1 && disk.syncs() > 0);
+            // It is on disk too, whatever was only in the page cache when the sync failed.
+            drop(view);
+            let (shared, _store) = open(&Disk::with(disk.crash_image(&mut Rng::new(sync))), turn).unwrap();
+            let found = images::find(&shared.read().unwrap(), &default(), "000000").unwrap();
+            assert!(found.is_none(), "turn {turn}, sync {sync}: it was answered, and is lost");
+        }
+    }
+    assert!(there >= 2, "no commit is there after its sync has failed: {there}");
+}

@@ -121,3 +121,66 @@ fn a_read_that_meets_an_altered_page_is_an_error() {
     }
     assert!(met > 0, "no page that is read is ever hit");
 }
+
+/// A long file is read by us instead of redb: whatever is altered where something lies is found before anything is served, and
+/// nothing is found in a good one, closed or as a kill leaves it.
+#[test]
+fn of_a_long_file_too_nothing_altered_is_believed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("meta.redb");
+    let shared = Arc::new(Shared::new(Opener::file(&path)));
+    let mut store = shared.open().unwrap();
+    let commit = |store: &mut Store, numbers: std::ops::Range<u64>| {
+        store.commit(&numbers.map(image).collect::<Vec<_>>()).into_iter().for_each(Result::unwrap);
+    };
+    (0..16).for_each(|n| commit(&mut store, n * 1000..n * 1000 + 1000));
+    // The last commits as they are in a long file.
+    (0..20).for_each(|n| commit(&mut store, 20_000 + n..20_001 + n));
+    let all = rows(&shared.read().unwrap()).unwrap();
+    let killed = std::fs::read(&path).unwrap();
+    drop(store);
+    drop(shared);
+    let closed = std::fs::read(&path).unwrap();
+    assert!(closed.len() > 32 << 20, "{}", closed.len());
+    let (mut refused, mut unharmed) = (0, 0);
+    for seed in 0..60 {
+        let mut rng = Rng::new(seed);
+        let mut bad = if seed % 2 == 0 { killed.clone() } else { closed.clone() };
+        if seed > 1 {
+            let at = 4096 + rng.below(bad.len() as u64 - 4096) as usize;
+            let end = bad.len().min(at + 1 + rng.below(5000) as usize);
+            bad[at..end].iter_mut().for_each(|byte| *byte ^= 0x5A);
+        }
+        std::fs::write(&path, &bad).unwrap();
+        match used(&path, &all) {
+            Ok(()) => unharmed += 1,
+            Err(error) => {
+                assert!(seed > 1, "a good file is refused: {error}");
+                assert_eq!(error.code, Code::DataLoss, "seed {seed}: {error}");
+                assert!(error.message.contains("put a good copy in its place"), "seed {seed}: {error}");
+                assert!(std::fs::read(&path).unwrap() == bad, "seed {seed}: what was refused was written");
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 10 && unharmed > 4, "of what is hit {refused} is seen, and {unharmed} is nothing that counts");
+
+    // What is readable is served, and nothing is written.
+    let places = closed.windows(6).enumerate().filter(|(_, window)| *window == b"020007").map(|(at, _)| at);
+    let mut bad = closed.clone();
+    places.for_each(|at| bad[at] ^= 1);
+    std::fs::write(&path, &bad).unwrap();
+    actix_rt::System::new().block_on(async {
+        let kernel = cofferdam_kernel::Kernel::new().unwrap();
+        let meta = crate::Metadata::start(&kernel, cofferdam_kernel::Placement::Own, &path).unwrap();
+        kernel.ready().await.unwrap();
+        let error = code(meta.writable(), Code::DataLoss);
+        assert!(error.message.contains("not what was written"), "{error}");
+        let found = images::list(&meta.read().unwrap(), &default(), None, usize::MAX).unwrap().len();
+        assert!((15_000..16_020).contains(&found), "{found}");
+        code(meta.probe().await, Code::DataLoss);
+        kernel.stop().await;
+    });
+    assert!(std::fs::read(&path).unwrap() == bad);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "something lies beside it");
+}

@@ -50,7 +50,6 @@ struct State {
     /// What lies between them, in order.
     pending: Vec<Op>,
     ops: u64,
-    syncs: u64,
     cut_at: Option<u64>,
     /// How many more pages can be had; without a number, as many as are wanted.
     room: Option<u64>,
@@ -59,6 +58,9 @@ struct State {
     /// Pages that are kept.
     reserve: u64,
     lies: bool,
+    syncs: u64,
+    /// The sync that finds no room, and leaves what was written in the page cache.
+    full_at: Option<u64>,
 }
 
 /// Clones are the same disk.
@@ -89,13 +91,19 @@ impl Disk {
         state.room = None;
     }
 
+    pub(super) fn set_lies(&self) {
+        self.state().lies = true;
+    }
+
     /// How often it was synced.
     pub(super) fn syncs(&self) -> u64 {
         self.state().syncs
     }
 
-    pub(super) fn set_lies(&self) {
-        self.state().lies = true;
+    /// The `sync`th sync from now on finds no room; those behind it do.
+    pub(super) fn full_at_sync(&self, sync: u64) {
+        let mut state = self.state();
+        state.full_at = Some(state.syncs + sync);
     }
 
     /// Somebody takes all room, but for so many pages that are kept.
@@ -162,6 +170,9 @@ impl StorageBackend for Disk {
     fn sync_data(&self) -> io::Result<()> {
         let mut state = self.op()?;
         state.syncs += 1;
+        if state.full_at == Some(state.syncs) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         if !state.lies {
             state.durable = state.current.clone();
             state.pending.clear();

@@ -17,14 +17,13 @@ mod store;
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
 use cofferdam_types::{Algorithm, Authority, Code, Digest, Error, Id, Labels, Name, Namespace, Result};
 
 use crate::{
     Tx, View,
-    messages::Write,
+    messages::{Patience, Write},
     store::{Opener, Shared, Store},
 };
 
@@ -68,7 +67,7 @@ impl Fixture {
 }
 
 fn job(authority: &Authority, f: impl Fn(&mut Tx<'_>) -> Result<()> + Send + 'static) -> Write {
-    Write { authority: authority.clone(), job: Box::new(f), patience: Duration::ZERO }
+    Write { authority: authority.clone(), job: Box::new(f), patience: Patience::None }
 }
 
 fn default() -> Namespace {

@@ -61,25 +61,39 @@ fn start_with_score(command: &mut Command, score: i32) {
     }
 }
 
-/// The runtime that is making a container: its pid, in the bundle, for as long as it is at it.
-pub(super) const MAKER: &str = "maker.pid";
+/// The runtime that is making a container, in the bundle, for as long as it is at it: the line that the kernel gives of it in
+/// `/proc/self/stat`, which has its pid and, since a pid is another's in time, when it was started.
+pub(super) const MAKER: &str = "maker.stat";
 
-fn note_pid(command: &mut Command, bundle: &Path) -> io::Result<()> {
+fn note_maker(command: &mut Command, bundle: &Path) -> io::Result<()> {
     let path = bundle.join(MAKER);
     let _ = std::fs::remove_file(&path);
     let file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
-    // SAFETY: the closure makes two system calls and allocates nothing.
+    // SAFETY: the closure makes four system calls and allocates nothing.
     unsafe {
         command.pre_exec(move || {
-            let pid = libc::getpid().to_ne_bytes();
-            if libc::write(file.as_raw_fd(), pid.as_ptr().cast(), pid.len()) != pid.len() as isize {
+            let stat = libc::open(c"/proc/self/stat".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC);
+            let mut line = [0_u8; 1024];
+            let read = if stat < 0 { -1 } else { libc::read(stat, line.as_mut_ptr().cast(), line.len()) };
+            if read <= 0 || libc::write(file.as_raw_fd(), line.as_ptr().cast(), read as usize) != read {
                 return Err(io::Error::last_os_error());
             }
+            libc::close(stat);
             Ok(())
         });
     }
     Ok(())
 }
+
+/// The pid of a process, and when it was started, in ticks since the host's start.
+fn identity(stat: &str) -> Option<(i32, u64)> {
+    // Its name is in brackets, and may hold any.
+    let (pid, rest) = (stat.split_once(' ')?.0, stat.rsplit_once(") ")?.1);
+    Some((pid.parse().ok()?, rest.split(' ').nth(STARTED)?.parse().ok()?))
+}
+
+/// Which field behind the name says when it was started.
+const STARTED: usize = 19;
 
 /// Whether a runtime may be making a container in this bundle.
 pub fn has_maker(bundle: &Path) -> bool {
@@ -92,10 +106,17 @@ pub fn await_maker(bundle: &Path, patience: Duration) -> io::Result<bool> {
     let path = bundle.join(MAKER);
     match std::fs::read(&path) {
         Ok(bytes) => {
-            // Without its pid it had not begun.
-            let Ok(pid) = bytes.try_into().map(i32::from_ne_bytes) else { return Ok(true) };
+            // Without that it had not begun.
+            let Some((pid, started)) = std::str::from_utf8(&bytes).ok().and_then(identity) else { return Ok(true) };
             let gone = match process::pidfd_open(pid) {
-                Ok(held) => process::ended_within(held, patience)?,
+                Ok(held) => {
+                    // Held, the pid is nobody else's: another's that has it by now is another process.
+                    let now = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+                    match now.ok().as_deref().and_then(identity) {
+                        Some((_, other)) if other != started => true,
+                        _ => process::ended_within(held, patience)?,
+                    }
+                }
                 // Gone, or its number is a thread's by now.
                 Err(e) if matches!(e.raw_os_error(), Some(libc::ESRCH | libc::EINVAL)) => true,
                 Err(e) => return Err(e),
@@ -131,7 +152,7 @@ impl Invocation<'_> {
             command.env("PATH", format!("{}:{}", dir.display(), program::PATH));
         }
         if self.makes {
-            note_pid(&mut command, self.bundle).map_err(|e| fail("noting that it begins", &e))?;
+            note_maker(&mut command, self.bundle).map_err(|e| fail("noting that it begins", &e))?;
         }
         let ended = program::run(command, streams, self.deadline);
         if self.makes {

@@ -378,14 +378,22 @@ fn the_last_error_of_this_invocation_is_the_text() {
 
 #[test]
 fn who_makes_a_container_is_noted_for_as_long_as_it_does() {
-    let fixture = script(r#"[ "$(od -An -td4 maker.pid)" -eq $$ ] && echo noted; exit 0"#);
+    let fixture = script(r#"read -r pid _ < maker.stat; [ "$pid" -eq $$ ] && echo noted; exit 0"#);
     assert_eq!(fixture.invoke(&["create"]).unwrap(), "noted\n");
     assert!(!has_maker(&fixture.bundle()));
     assert!(fixture.invoke(&["state"]).unwrap().contains("No such file"), "it makes nothing");
 
     // A shim was killed meanwhile.
     let mut maker = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
-    std::fs::write(fixture.bundle().join(command::MAKER), (maker.id() as i32).to_ne_bytes()).unwrap();
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", maker.id())).unwrap();
+    let note = |text: &str| std::fs::write(fixture.bundle().join(command::MAKER), text).unwrap();
+    // The pid is another process's by now.
+    let mut fields: Vec<_> = stat.split(' ').collect();
+    fields[21] = "1";
+    note(&fields.join(" "));
+    assert!(await_maker(&fixture.bundle(), Duration::from_millis(1)).unwrap());
+    assert!(!has_maker(&fixture.bundle()));
+    note(&stat);
     assert!(!await_maker(&fixture.bundle(), Duration::from_millis(1)).unwrap());
     maker.kill().unwrap();
     assert!(await_maker(&fixture.bundle(), DEADLINE).unwrap());
