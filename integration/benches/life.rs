@@ -79,10 +79,10 @@ async fn step_by_step(namespace: &Namespace, image: &Image, phases: &mut Samples
         last = Instant::now();
     };
     let container = namespace.containers().create(image, &request());
-    container.info().await?;
+    container.made().await?;
     lap("container_create");
     let task = container.create_task(Stdio::default(), false);
-    task.state().await?;
+    task.made().await?;
     lap("task_create");
     let exit = task.wait();
     task.start().await?;

@@ -66,7 +66,7 @@ async fn measure(socket: &str, count: usize) -> Result<()> {
 async fn create(namespace: &Namespace, spec: &[u8], mine: std::ops::Range<usize>) -> Result<()> {
     for n in mine.step_by(AT_ONCE) {
         let request = ContainerRequest { id: format!("record-{n}"), ..ContainerRequest::default() };
-        namespace.containers().create_from_spec(None, &request, spec).info().await?;
+        namespace.containers().create_from_spec(None, &request, spec).made().await?;
     }
     Ok(())
 }

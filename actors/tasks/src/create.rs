@@ -1,6 +1,10 @@
 //! A container's record and its snapshot, from an image; or on a directory of the host.
 
-use std::{os::fd::OwnedFd, path::Path};
+use std::{
+    collections::BTreeMap,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
 
 use cofferdam_images::ResolvedImage;
 use cofferdam_log::{Driver, Journal};
@@ -20,6 +24,8 @@ use cofferdam_snapshots::Reserved;
 use cofferdam_types::{Any, Authority, Code, Error, Id, Name, Namespace, Result};
 use nix::{errno::Errno, fcntl::OFlag, sys::stat::Mode};
 use oci_spec::{image::ImageConfiguration, runtime::Spec};
+use serde::Deserialize;
+use serde_json::value::{RawValue, to_raw_value};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -273,9 +279,17 @@ pub(crate) fn given(raw: &[u8], id: &Id, cgroup: String) -> Result<Vec<u8>> {
 
 /// A spec that is to do without an image.
 fn rooted<'a>(raw: &'a [u8], id: &Id) -> Result<&'a [u8]> {
+    #[derive(Deserialize)]
+    struct Outer {
+        root: Option<Root>,
+    }
+    #[derive(Deserialize)]
+    struct Root {
+        path: Option<PathBuf>,
+    }
     let bad = |e: serde_json::Error| Error::invalid("spec", id, format!("is not an OCI runtime spec: {e}"));
-    let spec: Spec = serde_json::from_slice(raw).map_err(bad)?;
-    if spec.root().as_ref().is_some_and(|root| root.path().is_absolute()) {
+    let spec: Outer = serde_json::from_slice(raw).map_err(bad)?;
+    if spec.root.and_then(|root| root.path).is_some_and(|path| path.is_absolute()) {
         return Ok(raw);
     }
     let why = "has no absolute path on the host: give one, or an image";
@@ -285,13 +299,15 @@ fn rooted<'a>(raw: &'a [u8], id: &Id) -> Result<&'a [u8]> {
 /// A spec with this cgroup: as it came, with what our own types don't know.
 pub(crate) fn with_cgroup(raw: &[u8], id: &Id, cgroup: String) -> Result<Vec<u8>> {
     let bad = |e: serde_json::Error| Error::invalid("spec", id, format!("is not an OCI runtime spec: {e}"));
-    let mut whole: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(raw).map_err(bad)?;
-    let linux = whole.entry("linux").or_insert(serde_json::Value::Null);
-    if linux.is_null() {
-        *linux = serde_json::json!({});
-    }
-    let linux = linux.as_object_mut().ok_or_else(|| Error::invalid("spec", id, "has a `linux` that is no object"))?;
-    linux.insert("cgroupsPath".to_owned(), cgroup.into());
+    // Most of a spec is passed on unread.
+    type Parts = BTreeMap<String, Box<RawValue>>;
+    let mut whole: Parts = serde_json::from_slice(raw).map_err(bad)?;
+    let linux = whole.get("linux").map_or("null", |linux| linux.get());
+    let linux: Option<Parts> =
+        serde_json::from_str(linux).map_err(|_| Error::invalid("spec", id, "has a `linux` that is no object"))?;
+    let mut linux = linux.unwrap_or_default();
+    linux.insert("cgroupsPath".to_owned(), to_raw_value(&cgroup).map_err(bad)?);
+    whole.insert("linux".to_owned(), to_raw_value(&linux).map_err(bad)?);
     serde_json::to_vec(&whole).map_err(bad)
 }
 

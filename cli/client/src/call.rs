@@ -9,12 +9,15 @@ use std::{
 };
 
 use capnp::{
-    capability::{FromTypelessPipeline, Request},
+    capability::{FromTypelessPipeline, RemotePromise, Request},
     traits::{Owned, Pipelined},
 };
 use cofferdam_types::Result;
 use cofferdam_wire::error::from_rpc;
-use futures::future::LocalBoxFuture;
+use futures::{
+    FutureExt as _,
+    future::{LocalBoxFuture, Shared},
+};
 
 use crate::connect::Link;
 
@@ -64,6 +67,31 @@ where
         let response = promise.await.map_err(from_rpc)?;
         read(response.get().map_err(from_rpc)?)
     })
+}
+
+/// How the call ended that gave a handle; it can be asked again and again.
+#[derive(Clone)]
+pub(crate) struct Made(Shared<LocalBoxFuture<'static, Result<()>>>);
+
+impl Made {
+    /// Waits for it.
+    pub(crate) fn reply(&self, link: &Rc<Link>) -> Reply<()> {
+        let (made, link) = (self.0.clone(), link.clone());
+        Reply::new(async move {
+            let _link = link;
+            made.await
+        })
+    }
+}
+
+/// Sends a request that gives a handle, which can be used before the answer is there.
+pub(crate) fn make<P, R>(request: Request<P, R>) -> (R::Pipeline, Made)
+where
+    R: Pipelined<Pipeline: FromTypelessPipeline> + Owned + Unpin + 'static,
+{
+    let RemotePromise { promise, pipeline } = request.send();
+    let made = async move { promise.await.map(drop).map_err(from_rpc) };
+    (pipeline, Made(made.boxed_local().shared()))
 }
 
 /// Sends a request whose answer is empty.

@@ -12,7 +12,7 @@ use cofferdam_wire::{
 use serde::Serialize;
 
 use crate::{
-    call::{BLOCK, Cursor, Reply, done, reply},
+    call::{BLOCK, Cursor, Made, Reply, done, make, reply},
     commit::CommitOptions,
     connect::Link,
     image::Image,
@@ -167,14 +167,16 @@ impl Containers {
     pub fn create(&self, image: &Image, request: &ContainerRequest) -> Container {
         let mut call = self.client.create_request();
         fill(call.get().init_params(), Some(image), request);
-        Container { link: self.link.clone(), client: call.send().pipeline.get_container() }
+        let (pipeline, made) = make(call);
+        Container { link: self.link.clone(), client: pipeline.get_container(), made }
     }
 
     /// The same without an image, on the directory that the request names as its root file system.
     pub fn create_on_rootfs(&self, request: &ContainerRequest) -> Container {
         let mut call = self.client.create_request();
         fill(call.get().init_params(), None, request);
-        Container { link: self.link.clone(), client: call.send().pipeline.get_container() }
+        let (pipeline, made) = make(call);
+        Container { link: self.link.clone(), client: pipeline.get_container(), made }
     }
 
     /// The same with an OCI runtime spec (JSON) of your own instead of the options. Without an image it has no snapshot:
@@ -183,14 +185,16 @@ impl Containers {
         let mut call = self.client.create_from_spec_request();
         fill(call.get().init_params(), image, request);
         call.get().set_spec(spec);
-        Container { link: self.link.clone(), client: call.send().pipeline.get_container() }
+        let (pipeline, made) = make(call);
+        Container { link: self.link.clone(), client: pipeline.get_container(), made }
     }
 
     /// One that exists.
     pub fn get(&self, id: &str) -> Container {
         let mut request = self.client.get_request();
         request.get().set_id(id);
-        Container { link: self.link.clone(), client: request.send().pipeline.get_container() }
+        let (pipeline, made) = make(request);
+        Container { link: self.link.clone(), client: pipeline.get_container(), made }
     }
 
     /// All that pass one of the filters.
@@ -236,9 +240,15 @@ fn fill(mut params: create_params::Builder<'_>, image: Option<&Image>, request: 
 pub struct Container {
     link: Rc<Link>,
     client: container::Client,
+    made: Made,
 }
 
 impl Container {
+    /// Waits until it is made, or found: whatever else it is asked for waits for that by itself, and fails as this does.
+    pub fn made(&self) -> Reply<()> {
+        self.made.reply(&self.link)
+    }
+
     /// What it is.
     pub fn info(&self) -> Reply<ContainerInfo> {
         reply(&self.link, self.client.info_request(), |answer| info(answer.get_info().map_err(malformed)?))
@@ -249,7 +259,8 @@ impl Container {
         let mut request = self.client.create_task_request();
         stdio.fill(request.get().init_stdio(), &self.link.fds);
         request.get().set_log(log);
-        Task::new(&self.link, request.send().pipeline.get_task())
+        let (pipeline, made) = make(request);
+        Task::new(&self.link, pipeline.get_task(), made)
     }
 
     /// The same from a checkpoint: the start restores what ran then, and until then there is no process.
@@ -258,12 +269,14 @@ impl Container {
         stdio.fill(request.get().init_stdio(), &self.link.fds);
         request.get().set_log(log);
         request.get().set_checkpoint(checkpoint.client.clone());
-        Task::new(&self.link, request.send().pipeline.get_task())
+        let (pipeline, made) = make(request);
+        Task::new(&self.link, pipeline.get_task(), made)
     }
 
     /// Its task.
     pub fn task(&self) -> Task {
-        Task::new(&self.link, self.client.task_request().send().pipeline.get_task())
+        let (pipeline, made) = make(self.client.task_request());
+        Task::new(&self.link, pipeline.get_task(), made)
     }
 
     /// What was changed in its files.
@@ -359,6 +372,7 @@ impl Container {
     pub fn rename(&self, id: &str) -> Container {
         let mut request = self.client.rename_request();
         request.get().set_id(id);
-        Container { link: self.link.clone(), client: request.send().pipeline.get_container() }
+        let (pipeline, made) = make(request);
+        Container { link: self.link.clone(), client: pipeline.get_container(), made }
     }
 }

@@ -12,7 +12,7 @@ use cofferdam_wire::{
 use serde::Serialize;
 
 use crate::{
-    call::{Reply, done, reply},
+    call::{Made, Reply, done, make, reply},
     connect::Link,
     job::Job,
     metrics::{Metrics, ProcessInfo, metrics, process_info},
@@ -166,9 +166,15 @@ pub struct ProcessOptions {
 pub struct Process {
     link: Rc<Link>,
     client: process::Client,
+    made: Made,
 }
 
 impl Process {
+    /// Waits until it is made, or found: whatever else it is asked for waits for that by itself, and fails as this does.
+    pub fn made(&self) -> Reply<()> {
+        self.made.reply(&self.link)
+    }
+
     /// Starts it, and gives its pid on the host.
     pub fn start(&self) -> Reply<u32> {
         reply(&self.link, self.client.start_request(), |answer| Ok(answer.get_pid())).keeping(&self.client)
@@ -259,8 +265,8 @@ impl Deref for Task {
 }
 
 impl Task {
-    pub(crate) fn new(link: &Rc<Link>, client: task::Client) -> Task {
-        Task { process: Process { link: link.clone(), client: client.clone().cast_to() }, client }
+    pub(crate) fn new(link: &Rc<Link>, client: task::Client, made: Made) -> Task {
+        Task { process: Process { link: link.clone(), client: client.clone().cast_to(), made }, client }
     }
 
     /// Another process in the container, ready but not yet started. An empty id: the daemon chooses one.
@@ -276,14 +282,16 @@ impl Task {
         set_texts(builder.reborrow().init_cap_add(options.cap_add.len() as u32), &options.cap_add);
         set_texts(builder.init_cap_drop(options.cap_drop.len() as u32), &options.cap_drop);
         stdio.fill(request.get().init_stdio(), &self.link.fds);
-        Process { link: self.link.clone(), client: request.send().pipeline.get_process() }
+        let (pipeline, made) = make(request);
+        Process { link: self.link.clone(), client: pipeline.get_process(), made }
     }
 
     /// One of the other processes.
     pub fn process(&self, id: &str) -> Process {
         let mut request = self.client.process_request();
         request.get().set_id(id);
-        Process { link: self.link.clone(), client: request.send().pipeline.get_process() }
+        let (pipeline, made) = make(request);
+        Process { link: self.link.clone(), client: pipeline.get_process(), made }
     }
 
     /// Freezes every process of the container.

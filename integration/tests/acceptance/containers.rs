@@ -29,11 +29,20 @@ fn without_image(place: &Place, id: &str, root: &Path) -> Container {
 
 pub async fn new_container(place: &Place) {
     let container = without_image(place, "box", &place.root());
+    container.made().await.unwrap();
     let info = container.info().await.unwrap();
     assert_eq!((&*info.id, &*info.snapshot_key), ("box", ""));
+    // What becomes of the making can be asked again and again.
+    let second = without_image(place, "box", &place.root());
+    for _ in 0..2 {
+        container.made().await.unwrap();
+        assert_eq!(second.made().await.unwrap_err().code, Code::AlreadyExists);
+    }
     let kept: Value = serde_json::from_slice(&info.spec.value).unwrap();
     assert_eq!(kept["process"]["args"][2], "exit 5");
     let task = container.create_task(Stdio::default(), false);
+    task.made().await.unwrap();
+    assert_eq!(container.create_task(Stdio::default(), false).made().await.unwrap_err().code, Code::FailedPrecondition);
     task.start().await.unwrap();
     assert_eq!(task.wait().await.unwrap().status, 5);
     container.remove(false).await.unwrap();
