@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, SpawnHandle, WrapFuture};
+use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Running, SpawnHandle, WrapFuture};
 use cofferdam_kernel::hosted;
 use cofferdam_types::{Error, Result};
 use tokio::sync::oneshot;
@@ -148,6 +148,12 @@ impl Actor for Writer {
 
     fn started(&mut self, ctx: &mut Context<Writer>) {
         self.make_reserve(ctx);
+    }
+
+    fn stopping(&mut self, ctx: &mut Context<Writer>) -> Running {
+        // Those that were patient are nobody's to repeat.
+        self.flush(ctx);
+        Running::Stop
     }
 }
 

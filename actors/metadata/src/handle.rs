@@ -118,7 +118,7 @@ impl Metadata {
         self.write_within(Patience::UntilQuiet, authority, f).await
     }
 
-    async fn write_within<R: Send + 'static>(
+    pub(crate) async fn write_within<R: Send + 'static>(
         &self,
         patience: Patience,
         authority: &Authority,

@@ -209,9 +209,7 @@ impl Ctx {
         let mut request = remote.container.start_request();
         request.get().set_id(exec);
         // Watched from before the start, so that no end is missed; the first process has been watched since it was made.
-        if !exec.is_empty() {
-            self.watch(entry, exec.to_owned(), true);
-        }
+        let watching = (!exec.is_empty()).then(|| self.watch(entry, exec.to_owned(), true));
         let process = entry.process(exec)?;
         let answer = match request.send().promise.await.map_err(from_shim) {
             // The shim died of something: whether before the start or behind it, the process ends as one that it lost.
@@ -220,7 +218,16 @@ impl Ctx {
                 let ended = tokio::time::timeout(DYING, exit.wait_for(Option::is_some)).await;
                 return if ended.is_ok_and(|ended| ended.is_ok()) { Ok(0) } else { Err(error) };
             }
-            other => other?,
+            Err(error) => {
+                // One that could not be run has ended, and that is told; one that may not run now has no end.
+                if let Some(watching) = watching
+                    && remote.is_waiting(exec).await
+                {
+                    watching.abort();
+                }
+                return Err(error);
+            }
+            Ok(answer) => answer,
         };
         let life = life(answer.get().and_then(|a| a.get_life()).map_err(from_shim)?)?;
         let pid = life.pid;
@@ -232,12 +239,15 @@ impl Ctx {
             process.update(life);
         }
         let (ctx, entry, exec) = (self.clone(), entry.clone(), exec.to_owned());
-        // The shim's life record has it; the tables follow.
-        tokio::task::spawn_local(async move { ctx.record_start(&entry, &exec, pid).await });
+        // The shim's life record has it; the tables follow. It is in the writer's queue before its end can be.
+        let mut recording = Box::pin(async move { ctx.record_start(&entry, &exec, pid).await });
+        if futures::poll!(&mut recording).is_pending() {
+            tokio::task::spawn_local(recording);
+        }
         Ok(pid)
     }
 
-    async fn record_start(&self, entry: &Entry, exec: &str, pid: u32) {
+    pub(crate) async fn record_start(&self, entry: &Entry, exec: &str, pid: u32) {
         let (ns, id, exec) = (entry.namespace.clone(), entry.id.clone(), exec.to_owned());
         let started = entry.init.life.borrow().started;
         let write = move |tx: &mut Tx<'_>| {

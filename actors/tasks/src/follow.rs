@@ -4,6 +4,7 @@ use std::{rc::Rc, time::Duration};
 
 use cofferdam_types::{Authority, Code, Timestamp};
 use cofferdam_wire::convert::life;
+use tokio::task::JoinHandle;
 
 use crate::{
     actor::Ctx,
@@ -22,7 +23,13 @@ impl Ctx {
         if was_recorded {
             entry.recorded.send_replace(true);
         }
+        let was_started = entry.init.life.borrow().started != Timestamp(0);
         let connection = recover::find(&self.deps, &entry).await;
+        let (started, pid) = { (entry.init.life.borrow().started, entry.init.life.borrow().pid) };
+        if !was_started && !was_recorded && started != Timestamp(0) {
+            // The daemon ended between the start and its record.
+            self.record_start(&entry, "", pid).await;
+        }
         if entry.init.ended().is_some() && (!was_recorded || entry.remove_on_exit) {
             self.ended(&entry, "").await;
         }
@@ -63,22 +70,24 @@ impl Ctx {
     }
 
     /// Waits for a process's end and makes it known. With `holds` the connection stays until then, and with it the shim.
-    pub(crate) fn watch(&self, entry: &Rc<Entry>, exec: String, holds: bool) {
+    pub(crate) fn watch(&self, entry: &Rc<Entry>, exec: String, holds: bool) -> JoinHandle<()> {
         let (ctx, entry) = (self.clone(), entry.clone());
         tokio::task::spawn_local(async move {
             let Ok(remote) = entry.link.remote().await else { return };
             let mut request = remote.container.wait_request();
             request.get().set_id(&exec);
-            let _held = Some(remote).filter(|_| holds);
+            let held = Some(remote).filter(|_| holds);
             // An error means that the shim is gone: whoever watches the connection sees to that.
             let Ok(answer) = request.send().promise.await else { return };
             let Ok(life) = answer.get().and_then(|a| a.get_life()).map_err(from_shim).and_then(life) else { return };
+            // What the shim has of it may go now: what follows may take its time.
+            drop((held, answer));
             let Ok(process) = entry.process(&exec) else { return };
             if process.ended().is_none() {
                 process.update(life);
                 ctx.ended(&entry, &exec).await;
             }
-        });
+        })
     }
 
     /// Makes known when the container runs out of memory, and what it did before anybody looked.

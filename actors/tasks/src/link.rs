@@ -2,8 +2,8 @@
 
 use std::{cell::RefCell, time::Duration};
 
-use cofferdam_types::{Code, Error, Result};
-use cofferdam_wire::{fdstream::Fds, shim_capnp::shim_container};
+use cofferdam_types::{Code, Error, Result, Timestamp};
+use cofferdam_wire::{convert::life, fdstream::Fds, shim_capnp::shim_container};
 use tokio::sync::Notify;
 
 use crate::shim::Close;
@@ -18,6 +18,17 @@ pub(crate) struct Remote {
     pub fds: Fds,
     /// The connection lives for as long as somebody holds this.
     pub _close: Close,
+}
+
+impl Remote {
+    /// Whether a process has neither begun nor ended.
+    pub async fn is_waiting(&self, exec: &str) -> bool {
+        let Ok(answer) = self.container.state_request().send().promise.await else { return false };
+        answer.get().and_then(|answer| answer.get_processes()).is_ok_and(|all| {
+            let mut lives = all.iter().filter_map(|found| life(found).ok());
+            lives.any(|life| life.id == exec && life.started == Timestamp(0) && life.exited == Timestamp(0))
+        })
+    }
 }
 
 enum State {

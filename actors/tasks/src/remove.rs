@@ -211,7 +211,12 @@ async fn end_shim(deps: &Deps, entry: &Rc<Entry>, force: bool) -> Result<Ended> 
     };
     match tokio::time::timeout(DELETE, remote.container.delete_request().send().promise).await {
         Ok(Ok(answer)) => {
-            entry.init.update(life(answer.get().and_then(|a| a.get_life()).map_err(from_shim)?)?);
+            let life = life(answer.get().and_then(|a| a.get_life()).map_err(from_shim)?)?;
+            if life.exited != Timestamp(0) && life.output_end == Timestamp(0) {
+                // It is still busy with what that one wrote.
+                drop(entry.home.take());
+            }
+            entry.init.update(life);
             // Lets go of the connection, and with it ends the shim.
             entry.link.lose("its task was deleted");
             Ok(Ended(Some(remote)))

@@ -217,7 +217,9 @@ async fn make_task(
         cofferdam_metadata::records::events::emit(tx, Event::new(&namespace, "/tasks/create", payload))?;
         Ok(task)
     });
-    let again = prepared.ends_at_once() && prepared.options == RuntimeOptions::default() && checkpoint.is_none();
+    // Of hooks something may go on running, a child of the shim.
+    let plain = prepared.spec.hooks().is_none() && prepared.options == RuntimeOptions::default();
+    let again = prepared.ends_at_once() && plain && checkpoint.is_none();
     let made = async {
         let (connection, child) = match (shared, spare) {
             (Some((_, connection)), _) => (connection, None),

@@ -189,6 +189,7 @@ impl Home {
         let room = spares.waiting.borrow().len() < MOST;
         let new = shim::new_id()?;
         let _ = std::fs::remove_file(own.join(life_file(of, "")));
+        let _ = std::fs::File::options().write(true).truncate(true).open(own.join("log"));
         if !is_there || !room || std::fs::rename(&own, layout.spare(&new)).is_err() {
             return layout::remove(&own);
         }
@@ -231,8 +232,13 @@ impl Spare {
 
 fn end(deps: &Deps, spare: Spare, dir: std::path::PathBuf) {
     let children = deps.children.clone();
+    // One that was used and has ended is taken in already: its number may be another's.
+    let taken_in = spare.used && spare.connection.ended.clone().now_or_never().is_some();
+    let Spare { child, .. } = spare;
     tokio::task::spawn_blocking(move || {
-        children.end(spare.child);
+        if !taken_in {
+            children.end(child);
+        }
         let _ = layout::remove(&dir);
     });
 }

@@ -184,7 +184,21 @@ fn a_shim_is_used_again_and_keeps_nothing() {
         let mut held: BTreeMap<i32, Vec<(usize, usize)>> = BTreeMap::new();
         for n in 0..24 {
             let id = format!("box-{n}");
-            let (container, _task) = idle(&namespace, &id).await;
+            let (container, task) = idle(&namespace, &id).await;
+            if n % 3 == 1 {
+                // One that ran, and one that never will: nobody may run anything in what stands still.
+                let probe = |id: &str| task.exec(id, &sleeper(), Stdio::default());
+                let ran = probe("ran");
+                ran.start().await.unwrap();
+                ran.kill(9, false).await.unwrap();
+                ran.wait().await.unwrap();
+                ran.delete().await.unwrap();
+                let never = probe("never");
+                never.made().await.unwrap();
+                task.pause().await.unwrap();
+                never.start().await.unwrap_err();
+                task.resume().await.unwrap();
+            }
             let (shim, others) = (of(&daemon), all_processes(&spares).len());
             let files = std::fs::read_dir(format!("/proc/{shim}/cwd")).unwrap().count();
             held.entry(shim).or_default().push((descriptors(shim).len(), files));

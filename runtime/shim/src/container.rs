@@ -536,6 +536,7 @@ impl Container {
         for exec in self.execs.borrow().values() {
             exec.process.forget();
         }
+        self.init.seal();
         Ok(self.init.life())
     }
 

@@ -77,6 +77,8 @@ pub struct Process {
     /// Copies the starting client's input into the terminal.
     feeder: Cell<Option<JoinHandle<()>>>,
     reported: Cell<bool>,
+    /// Its record is nobody's any more: another container may get one of that name.
+    sealed: Cell<bool>,
     /// Its record is older than its life: it is written again and again.
     unsaved: Cell<bool>,
     /// Somebody had it killed.
@@ -100,6 +102,7 @@ impl Process {
             held: RefCell::new(None),
             feeder: Cell::new(None),
             reported: Cell::new(false),
+            sealed: Cell::new(false),
             unsaved: Cell::new(false),
             doomed: Cell::new(false),
             changed: Notify::new(),
@@ -392,6 +395,9 @@ impl Process {
     }
 
     fn save(&self) -> Result<()> {
+        if self.sealed.get() {
+            return Ok(());
+        }
         // SAFETY: the directory is held open by `self.dir`.
         let dir = unsafe { BorrowedFd::borrow_raw(self.dir.as_raw_fd()) };
         life::store(dir, &self.record, &self.life.borrow())?;
@@ -399,9 +405,15 @@ impl Process {
         Ok(())
     }
 
+    /// Its container is deleted: its record stays as it is.
+    pub fn seal(&self) {
+        self.sealed.set(true);
+        self.unsaved.set(false);
+    }
+
     /// Removes its record.
     pub fn forget(&self) {
-        self.unsaved.set(false);
+        self.seal();
         let _ = nix::unistd::unlinkat(&*self.dir, self.record.as_str(), nix::unistd::UnlinkatFlags::NoRemoveDir);
     }
 }

@@ -10,6 +10,7 @@ use tokio::time::timeout;
 use super::{disk::Disk, *};
 use crate::{
     Metadata,
+    messages::Patience,
     records::{images, leases},
 };
 
@@ -79,13 +80,38 @@ fn a_lazy_write_shares_the_commit_of_the_next_one_or_has_its_own() {
         let system = Authority::system();
         meta.write_lazily(&system, image("lazy")).await.unwrap();
         assert_eq!(disk.syncs() - before, 2 * one, "one commit takes {one}");
-        let lazy = ["first", "second"].map(|text| meta.write_lazily(&system, image(text)));
-        // In the order in which they came: it finds what they wrote.
-        let find = |tx: &mut Tx<'_>| images::get(tx, &default(), "second").map(drop);
-        let next = meta.write(&system, find);
+        // More patience than the test has.
+        let patience = Patience::For(Duration::from_secs(3600));
+        let lazy = ["first", "second"].map(|text| meta.write_within(patience, &system, image(text)));
+        let next = async {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            assert_eq!(disk.syncs() - before, 2 * one, "what is lazy goes alone");
+            // In the order in which they came: it finds what they wrote.
+            meta.write(&system, |tx| images::get(tx, &default(), "second").map(drop)).await
+        };
         let (lazy, next) = futures::future::join(futures::future::join_all(lazy), next).await;
         lazy.into_iter().chain([next]).for_each(|done| done.unwrap());
         assert_eq!(disk.syncs() - before, 3 * one);
+    });
+}
+
+#[test]
+fn what_waits_for_company_is_written_before_the_writer_stops() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("meta.redb");
+    let opened = path.clone();
+    with_kernel(|kernel| async move {
+        let meta = Metadata::start(&kernel, Placement::Own, &opened).unwrap();
+        kernel.ready().await.unwrap();
+        let (system, patience) = (Authority::system(), Patience::For(Duration::from_secs(3600)));
+        let lazy = meta.write_within(patience, &system, image("lazy"));
+        // It is in the queue before the stop is.
+        let (lazy, ()) = futures::future::join(lazy, kernel.stop()).await;
+        lazy.unwrap();
+    });
+    with_kernel(|kernel| async move {
+        let meta = Metadata::start(&kernel, Placement::Own, &path).unwrap();
+        images::get(&meta.read().unwrap(), &default(), "lazy").unwrap();
     });
 }
 

@@ -39,7 +39,7 @@ use cofferdam_sys::{
     userns::UserNamespace,
 };
 use cofferdam_types::{Error, Result};
-use oci_spec::runtime::{LinuxResources, Process as ProcessSpec};
+use oci_spec::runtime::{Capability, LinuxResources, Process as ProcessSpec};
 
 pub use check::{check, check_resources};
 
@@ -276,12 +276,19 @@ fn launch_init(
     }
     // Anything else may be on a disk of somebody's who wants it back when the processes have ended.
     let root = root.filter(|_| matches!(request.rootfs, [one] if one.kind == "overlay"));
-    let held = root.is_some() && plan.flags & libc::CLONE_NEWNS != 0 && !has_foreign_mounts(request);
+    let held = root.is_some() && plan.flags & libc::CLONE_NEWNS != 0 && !can_mount(process);
+    let held = held && !has_foreign_mounts(request);
     let mounts = held.then(|| process::mount_namespace(&init.pidfd).ok()).flatten();
     let (root, mounts) = (RefCell::new(root), RefCell::new(mounts));
     let waiting = Some(Waiting { launched, steps, command: command(Some(process)) });
     let hooks = RefCell::default();
     Ok((init, Kept { cgroup: None, class: None, join: plan.join, filter, user, shared, root, mounts, hooks, waiting }))
+}
+
+/// Whether its processes can mount what the spec doesn't say.
+fn can_mount(process: &ProcessSpec) -> bool {
+    let bounding = process.capabilities().as_ref().and_then(|all| all.bounding().as_ref());
+    bounding.is_some_and(|all| all.contains(&Capability::SysAdmin))
 }
 
 /// Whether something of the host's is mounted in it, other than what lies in its bundle.
