@@ -8,7 +8,7 @@ use cofferdam_metadata::{
     Tx,
     records::{
         containers, events,
-        tasks::{self, Exit, State, Task},
+        tasks::{Exit, Task},
     },
 };
 use cofferdam_types::{Authority, Code, Error, Event, Id, Namespace, Result, Timestamp};
@@ -245,29 +245,6 @@ impl Ctx {
             tokio::task::spawn_local(recording);
         }
         Ok(pid)
-    }
-
-    pub(crate) async fn record_start(&self, entry: &Entry, exec: &str, pid: u32) {
-        let (ns, id, exec) = (entry.namespace.clone(), entry.id.clone(), exec.to_owned());
-        let started = entry.init.life.borrow().started;
-        let write = move |tx: &mut Tx<'_>| {
-            let Some(mut task) = tasks::find(tx, &ns, &id)? else { return Ok(()) };
-            if !exec.is_empty() {
-                let payload = serde_json::json!({ "container_id": id, "exec_id": exec, "pid": pid });
-                return events::emit(tx, Event::new(&ns, "/tasks/exec-started", payload));
-            }
-            if task.exit.is_none() {
-                task.state = State::Running;
-            }
-            task.pid = pid;
-            task.started = Some(started);
-            tasks::update(tx, &ns, task)?;
-            let payload = serde_json::json!({ "container_id": id, "pid": pid });
-            events::emit(tx, Event::new(&ns, "/tasks/start", payload))
-        };
-        if let Err(error) = self.deps.metadata.write_lazily(&Authority::system(), write).await {
-            tracing::error!(container = %entry.id, %error, "a start can't be recorded");
-        }
     }
 
     async fn attach(&self, message: Attach) -> Result<Attached> {

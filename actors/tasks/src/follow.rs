@@ -2,7 +2,14 @@
 
 use std::{rc::Rc, time::Duration};
 
-use cofferdam_types::{Authority, Code, Timestamp};
+use cofferdam_metadata::{
+    Tx,
+    records::{
+        events,
+        tasks::{self, State},
+    },
+};
+use cofferdam_types::{Authority, Code, Event, Timestamp};
 use cofferdam_wire::convert::life;
 use tokio::task::JoinHandle;
 
@@ -113,6 +120,30 @@ impl Ctx {
                 remove::record_oom(&ctx.deps, &entry).await;
             }
         });
+    }
+
+    /// A process runs, and who started it knows: now the tables.
+    pub(crate) async fn record_start(&self, entry: &Entry, exec: &str, pid: u32) {
+        let (ns, id, exec) = (entry.namespace.clone(), entry.id.clone(), exec.to_owned());
+        let started = entry.init.life.borrow().started;
+        let write = move |tx: &mut Tx<'_>| {
+            let Some(mut task) = tasks::find(tx, &ns, &id)? else { return Ok(()) };
+            if !exec.is_empty() {
+                let payload = serde_json::json!({ "container_id": id, "exec_id": exec, "pid": pid });
+                return events::emit(tx, Event::new(&ns, "/tasks/exec-started", payload));
+            }
+            if task.exit.is_none() {
+                task.state = State::Running;
+            }
+            task.pid = pid;
+            task.started = Some(started);
+            tasks::update(tx, &ns, task)?;
+            let payload = serde_json::json!({ "container_id": id, "pid": pid });
+            events::emit(tx, Event::new(&ns, "/tasks/start", payload))
+        };
+        if let Err(error) = self.deps.metadata.write_lazily(&Authority::system(), write).await {
+            tracing::error!(container = %entry.id, %error, "a start can't be recorded");
+        }
     }
 
     /// A process ended, and those who wait know: now the tables.

@@ -185,6 +185,9 @@ fn a_shim_is_used_again_and_keeps_nothing() {
         for n in 0..24 {
             let id = format!("box-{n}");
             let (container, task) = idle(&namespace, &id).await;
+            let (shim, others) = (of(&daemon), all_processes(&spares).len());
+            let files = std::fs::read_dir(format!("/proc/{shim}/cwd")).unwrap().count();
+            held.entry(shim).or_default().push((descriptors(shim).len(), files));
             if n % 3 == 1 {
                 // One that ran, and one that never will: nobody may run anything in what stands still.
                 let probe = |id: &str| task.exec(id, &sleeper(), Stdio::default());
@@ -199,9 +202,6 @@ fn a_shim_is_used_again_and_keeps_nothing() {
                 never.start().await.unwrap_err();
                 task.resume().await.unwrap();
             }
-            let (shim, others) = (of(&daemon), all_processes(&spares).len());
-            let files = std::fs::read_dir(format!("/proc/{shim}/cwd")).unwrap().count();
-            held.entry(shim).or_default().push((descriptors(shim).len(), files));
             container.remove(true).await.unwrap();
             until_async("it is back", async || (all_processes(&spares).len() > others).then_some(())).await;
         }
