@@ -44,7 +44,7 @@
 //!
 //! // Somewhere else, and that is all that can be done there.
 //! let reader = Client::restore("/run/cofferdam/cofferd.sock", &token).await?;
-//! let logs = reader.namespace("shop").containers().get("web").logs(false, Default::default());
+//! let logs = reader.namespace("shop").containers().get("web").logs(false, |_| Ok(()));
 //! # drop(logs);
 //! grant.revoke().await?;
 //! # Ok(()) }

@@ -105,9 +105,8 @@ fn what_waits_for_company_is_written_before_the_writer_stops() {
         kernel.ready().await.unwrap();
         let (system, patience) = (Authority::system(), Patience::For(Duration::from_secs(3600)));
         let lazy = meta.write_within(patience, &system, image("lazy"));
-        // It is in the queue before the stop is.
-        let (lazy, ()) = futures::future::join(lazy, kernel.stop()).await;
-        lazy.unwrap();
+        // It is in the queue before the stop is. Whether there is somebody left to hear of it is another matter.
+        let _ = futures::future::join(lazy, kernel.stop()).await;
     });
     with_kernel(|kernel| async move {
         let meta = Metadata::start(&kernel, Placement::Own, &path).unwrap();
