@@ -110,7 +110,7 @@ pub fn pages(mut data: &[u8]) {
     while let [kind, widths, rest @ ..] = data {
         data = rest;
         let Some(mut body) = part(&mut data, true) else { break };
-        let width = |bits: u8| (bits != 0).then_some(usize::from(bits) * 8 - 8);
+        let width = |bits: u8| (bits != 0).then(|| usize::from(bits) * 8 - 8);
         let widths = (width(widths & 15), width(widths >> 4));
         let page = match kind % 4 {
             0 => [&[1, 0], body].concat(),
