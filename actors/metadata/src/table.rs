@@ -192,6 +192,10 @@ pub(crate) fn storage(error: impl Into<redb::Error>) -> Error {
         }
         redb::Error::PreviousIo => Error::unavailable("metadata", "", PREVIOUS),
         redb::Error::Corrupted(e) => damaged(e),
+        // Of a file that no daemon wrote.
+        redb::Error::UpgradeRequired(version) => {
+            damaged(format_args!("it says that its pages are of format {version}"))
+        }
         e => Error::internal("metadata", "", format!("meta.redb: {e}")),
     }
 }
