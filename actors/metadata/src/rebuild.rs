@@ -65,16 +65,15 @@ pub fn inspect(path: &Path) -> Result<(Taken, Result<()>)> {
 pub(crate) fn readable(path: &Path, long: u64) -> Result<Database> {
     let old = Salvage::open(path)?;
     let dir = path.parent().filter(|_| path.metadata().is_ok_and(|meta| meta.len() > long));
-    let beside = dir.map(|dir| Rebuild::begin(&old, Opener::unnamed(dir)));
-    let mut tables = match beside {
-        Some(Ok(tables)) => tables,
-        Some(Err(error)) if error.code != Code::FailedPrecondition => {
+    let beside = dir.map(|dir| Rebuild::begin(&old, Opener::unnamed(dir))).transpose();
+    let beside = beside.or_else(|error| match error.code {
+        Code::FailedPrecondition => Err(error),
+        _ => {
             tracing::warn!(%error, "what is readable of meta.redb is held in memory");
-            Rebuild::begin(&old, Opener::memory())?
+            Ok(None)
         }
-        Some(Err(error)) => return Err(error),
-        None => Rebuild::begin(&old, Opener::memory())?,
-    };
+    })?;
+    let mut tables = beside.map_or_else(|| Rebuild::begin(&old, Opener::memory()), Ok)?;
     tables.write(|tx| check::mend(tx).map(drop))?;
     let Taken { rows, unsound, pages } = tables.taken();
     tracing::error!(

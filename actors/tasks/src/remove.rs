@@ -244,13 +244,13 @@ fn deletes_aside(entry: &Entry) -> bool {
 }
 
 /// [`end_shim`] where that is so.
-async fn end_aside(deps: &Deps, entry: &Rc<Entry>, then: impl AsyncFnOnce(Ended)) {
-    match end_shim(deps, entry, true).await {
-        Ok(ended) => then(ended).await,
-        Err(error) => {
-            tracing::error!(container = %entry.id, %error, "what its shim made is left behind until the next start")
-        }
-    }
+async fn end_aside(deps: &Deps, entry: &Rc<Entry>) -> Ended {
+    end_shim(deps, entry, true).await.unwrap_or_else(|error| {
+        tracing::error!(container = %entry.id, %error, "what its shim made is left behind until the next start");
+        // With what it couldn't delete it is no other container's.
+        drop(entry.home.take());
+        Ended(None)
+    })
 }
 
 /// Kills a shim, if there is one, and with it the container.
@@ -368,10 +368,11 @@ pub(crate) async fn delete_task(deps: &Deps, auth: &Authority, entry: &Rc<Entry>
             events::emit(tx, Event::new(&ns, "/tasks/delete", payload.clone()))
         };
         let shim = async {
-            match ended_shim {
-                Some(ended) => ended.released().await,
-                None => end_aside(deps, entry, async |ended| ended.released().await).await,
-            }
+            let ended = match ended_shim {
+                Some(ended) => ended,
+                None => end_aside(deps, entry).await,
+            };
+            ended.released().await;
         };
         let (persisted, ()) = futures::future::join(persist(deps, auth, commit), shim).await;
         persisted.map(|()| exit)
@@ -403,7 +404,7 @@ pub(crate) async fn remove(
     let forgotten = async {
         match entry {
             Some(entry) if deletes_aside(entry) => {
-                let shim = end_aside(deps, entry, async |_| {});
+                let shim = end_aside(deps, entry);
                 return futures::future::join(forget(deps, auth, ns, id, Some(entry)), shim).await.0;
             }
             Some(entry) => drop(end_shim(deps, entry, force).await?),

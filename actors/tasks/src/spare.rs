@@ -92,7 +92,7 @@ impl Spares {
         }
         let (spare, layout) = (found?, &self.deps.layout);
         let placed = std::fs::rename(layout.spare(&spare.id), layout.shim(&spare.id));
-        if placed.is_err() || spare.connection.ended.clone().now_or_never().is_some() {
+        if placed.is_err() || has_ended(&spare.connection) {
             // Somebody killed it.
             let at = if placed.is_ok() { layout.shim(&spare.id) } else { layout.spare(&spare.id) };
             end(&self.deps, spare, at);
@@ -172,7 +172,7 @@ impl Spares {
     /// Ends what is there, now.
     pub fn end(&self) {
         for spare in self.waiting.take() {
-            self.deps.children.end(spare.child);
+            spare.child().inspect(|child| self.deps.children.end(*child));
             let _ = layout::remove(&self.deps.layout.spare(&spare.id));
         }
     }
@@ -185,12 +185,11 @@ impl Home {
         let Home { spares, child, connection } = self;
         let layout = &spares.deps.layout;
         let own = layout.shim(id);
-        let is_there = connection.ended.clone().now_or_never().is_none();
         let room = spares.waiting.borrow().len() < MOST;
         let new = shim::new_id()?;
         let _ = std::fs::remove_file(own.join(life_file(of, "")));
         let _ = std::fs::File::options().write(true).truncate(true).open(own.join("log"));
-        if !is_there || !room || std::fs::rename(&own, layout.spare(&new)).is_err() {
+        if has_ended(&connection) || !room || std::fs::rename(&own, layout.spare(&new)).is_err() {
             return layout::remove(&own);
         }
         let spare = Spare { id: new, child, connection, used: true, prepared: false, since: Instant::now() };
@@ -219,6 +218,12 @@ async fn make(deps: &Deps, network: bool) -> Result<Spare> {
 }
 
 impl Spare {
+    /// Whom to end. One that was used and has ended is taken in already: its number may be another's.
+    fn child(&self) -> Option<u32> {
+        let taken_in = self.used && has_ended(&self.connection);
+        (!taken_in).then_some(self.child)
+    }
+
     /// Has it make what the next container will need. Whatever it is asked for later finds that made.
     fn prepare(&mut self, network: bool) {
         let mut request = self.connection.shim.prepare_request();
@@ -230,15 +235,14 @@ impl Spare {
     }
 }
 
+fn has_ended(connection: &Connection) -> bool {
+    connection.ended.clone().now_or_never().is_some()
+}
+
 fn end(deps: &Deps, spare: Spare, dir: std::path::PathBuf) {
-    let children = deps.children.clone();
-    // One that was used and has ended is taken in already: its number may be another's.
-    let taken_in = spare.used && spare.connection.ended.clone().now_or_never().is_some();
-    let Spare { child, .. } = spare;
+    let (children, child) = (deps.children.clone(), spare.child());
     tokio::task::spawn_blocking(move || {
-        if !taken_in {
-            children.end(child);
-        }
+        child.inspect(|child| children.end(*child));
         let _ = layout::remove(&dir);
     });
 }

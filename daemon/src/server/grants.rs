@@ -126,12 +126,9 @@ fn new_grant(place: &Place, reader: grant_options::Reader<'_>) -> Result<NewGran
 
 /// Fills what is known of a grant.
 pub fn set_info(mut builder: grant_info::Builder<'_>, node: &Node, record: &Record) {
-    let [.., parent, _] = &*node.path else { return fill(builder, node, record) };
-    builder.set_parent(parent.to_string());
-    fill(builder, node, record);
-}
-
-fn fill(mut builder: grant_info::Builder<'_>, node: &Node, record: &Record) {
+    if let [.., parent, _] = &*node.path {
+        builder.set_parent(parent.to_string());
+    }
     builder.set_id(node.id().to_string());
     builder.set_namespace(&*node.namespace);
     builder.set_created(record.created.0);
@@ -275,13 +272,18 @@ impl grant::Server for Grant {
         let directory = rpc(text(params.get()?.get_directory()))?.to_owned();
         let services = self.place.services().clone();
         let (authority, node) = (self.place.authority().clone(), rpc(self.node())?);
+        let id = node.id();
         // Beside the call: a client that leaves must not leave half of it.
         let done = tokio::task::spawn_local(async move {
             exports::check(&directory)?;
-            services.grants.export(&authority, node.id(), Some(directory.clone())).await?;
-            if let Err(error) = services.exports.open(&services, &node, &directory) {
+            services.grants.export(&authority, id, Some(directory.clone())).await?;
+            // The directory may lie on a disk that takes its time, or never answers.
+            let opening = services.clone();
+            let opened = tokio::task::spawn_blocking(move || opening.exports.open(&opening, &node, &directory)).await;
+            let opened = opened.unwrap_or_else(|e| Err(Error::internal("directory", "", e.to_string())));
+            if let Err(error) = opened {
                 // Nothing is there: nothing stays on record.
-                services.grants.export(&authority, node.id(), None).await?;
+                services.grants.export(&authority, id, None).await?;
                 return Err(error);
             }
             Ok(())

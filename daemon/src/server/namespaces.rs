@@ -6,7 +6,7 @@ use cofferdam_metadata::{
     graph::Subject,
     records::namespaces::{self as records, NamespaceRecord},
 };
-use cofferdam_types::{Authority, Error, Namespace as Name, filter};
+use cofferdam_types::{Authority, Error, Filter, Namespace as Name, filter};
 use cofferdam_wire::{
     convert::{labels, set_labels, text, texts},
     gate_capnp::{namespace_cursor, namespaces},
@@ -43,6 +43,18 @@ impl Namespaces {
         let place = Place { session: self.session.clone(), held: self.held.clone(), namespace: name };
         place.clone().hand_out(Namespace(place))
     }
+}
+
+/// What namespaces can be chosen by.
+pub const FIELDS: &[&str] = &["name", "labels.KEY"];
+
+/// Whether one of the filters lets it through.
+pub fn matches(filters: &Filter, record: &NamespaceRecord) -> bool {
+    filters.matches(&|path: &[&str]| match path {
+        ["name"] => Some(record.name.as_str().into()),
+        ["labels", rest @ ..] => filter::label(&record.labels, rest),
+        _ => None,
+    })
 }
 
 /// Fills what is known of a namespace.
@@ -85,18 +97,12 @@ impl namespaces::Server for Namespaces {
         params: namespaces::ListParams,
         mut results: namespaces::ListResults,
     ) -> capnp::Result<()> {
-        let filters = rpc(filters(params.get()?.get_filters(), &["name", "labels.KEY"]))?;
+        let filters = rpc(filters(params.get()?.get_filters(), FIELDS))?;
         let metadata = self.session.services.metadata.clone();
         let cursor = Cursor::new(
             Box::new(move |after, max| records::list(&metadata.read()?, after, max)),
             |record: &NamespaceRecord| record.name.to_string(),
-            move |record| {
-                filters.matches(&|path: &[&str]| match path {
-                    ["name"] => Some(record.name.as_str().into()),
-                    ["labels", rest @ ..] => filter::label(&record.labels, rest),
-                    _ => None,
-                })
-            },
+            move |record| matches(&filters, record),
         );
         results.get().set_cursor(self.session.hand_out(NamespaceCursor(cursor), &self.held));
         Ok(())

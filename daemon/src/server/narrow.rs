@@ -6,7 +6,7 @@
 use std::rc::Rc;
 
 use cofferdam_metadata::records::namespaces as records;
-use cofferdam_types::{Error, Namespace as Name, filter};
+use cofferdam_types::{Error, Namespace as Name};
 use cofferdam_wire::{
     convert::text,
     gate_capnp::{namespace_cursor, namespaces, root},
@@ -14,7 +14,7 @@ use cofferdam_wire::{
 
 use super::{
     Place, filters,
-    namespaces::{Namespace, set_info},
+    namespaces::{FIELDS, Namespace, matches, set_info},
     rpc,
 };
 
@@ -73,15 +73,9 @@ impl namespaces::Server for Namespaces {
         params: namespaces::ListParams,
         mut results: namespaces::ListResults,
     ) -> capnp::Result<()> {
-        let filters = rpc(filters(params.get()?.get_filters(), &["name", "labels.KEY"]))?;
+        let filters = rpc(filters(params.get()?.get_filters(), FIELDS))?;
         let view = rpc(self.0.services().metadata.read())?;
-        let record = rpc(records::find(&view, &self.0.namespace))?.filter(|record| {
-            filters.matches(&|path: &[&str]| match path {
-                ["name"] => Some(record.name.as_str().into()),
-                ["labels", rest @ ..] => filter::label(&record.labels, rest),
-                _ => None,
-            })
-        });
+        let record = rpc(records::find(&view, &self.0.namespace))?.filter(|record| matches(&filters, record));
         results.get().set_cursor(self.0.session.hand_out(Cursor(record), &self.0.held.way()));
         Ok(())
     }

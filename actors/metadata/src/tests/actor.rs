@@ -22,6 +22,16 @@ fn with_kernel<F: Future<Output = ()>>(test: impl FnOnce(Kernel) -> F) {
     });
 }
 
+/// Tables on a disk that can be watched and can fail.
+async fn on_disk(kernel: &Kernel) -> (Disk, Metadata) {
+    let disk = Disk::default();
+    let opened = disk.clone();
+    let opener = Opener::backend(u64::MAX, move || opened.clone());
+    let meta = Metadata::start_with(kernel, Placement::Own, opener).unwrap();
+    kernel.ready().await.unwrap();
+    (disk, meta)
+}
+
 async fn put(meta: &Metadata, text: &str) -> Result<()> {
     meta.write(&Authority::system(), image(text)).await
 }
@@ -65,11 +75,7 @@ fn writes_are_answered_once_they_are_visible() {
 #[test]
 fn a_lazy_write_shares_the_commit_of_the_next_one_or_has_its_own() {
     with_kernel(|kernel| async move {
-        let disk = Disk::default();
-        let opened = disk.clone();
-        let meta =
-            Metadata::start_with(&kernel, Placement::Own, Opener::backend(u64::MAX, move || opened.clone())).unwrap();
-        kernel.ready().await.unwrap();
+        let (disk, meta) = on_disk(&kernel).await;
         // Until it has the length that it needs, growing it syncs as well.
         for n in 0..8 {
             put(&meta, &format!("before-{n}")).await.unwrap();
@@ -136,11 +142,7 @@ fn a_crash_of_the_writer_is_passed_over() {
 #[test]
 fn a_disk_that_fails_for_long_brings_the_slot_down_and_back() {
     with_kernel(|kernel| async move {
-        let disk = Disk::default();
-        let opened = disk.clone();
-        let meta =
-            Metadata::start_with(&kernel, Placement::Own, Opener::backend(u64::MAX, move || opened.clone())).unwrap();
-        kernel.ready().await.unwrap();
+        let (disk, meta) = on_disk(&kernel).await;
         put(&meta, "before").await.unwrap();
         disk.cut_after(1);
         put(&meta, "lost").await.unwrap_err();
