@@ -22,6 +22,7 @@ use super::{
     reach::Reach,
     rpc,
     session::{Held, Session},
+    trail::{self, About},
 };
 
 /// What a connection has of a grant: a life of its own, which ends with the connection and with what it had it by.
@@ -41,6 +42,7 @@ fn hold(session: &Rc<Session>, node: &Arc<Node>, by: &Arc<Live>) -> Held {
         reach: Reach::of(caveats),
         check: None,
         deadline: None,
+        about: About { namespace: Some(node.namespace.clone()), object: None },
     }
 }
 
@@ -62,7 +64,7 @@ impl Grants {
     }
 
     fn hand_out(&self, id: GrantId) -> grant::Client {
-        self.0.hand_out(Grant { place: self.0.clone(), id })
+        self.0.named("grant", id).hand_out(Grant { place: self.0.clone(), id })
     }
 }
 
@@ -172,7 +174,10 @@ impl grants::Server for Grants {
         mut results: grants::CreateResults,
     ) -> capnp::Result<()> {
         let new = rpc(new_grant(&self.0, params.get()?.get_options()?))?;
+        trail::note(|| new.label.clone());
+        trail::note(|| serde_json::to_string(&new.caveats).unwrap_or_default());
         let node = rpc(self.0.services().grants.create(self.0.authority(), new).await)?;
+        trail::object("grant", node.id());
         results.get().set_grant(self.hand_out(node.id()));
         Ok(())
     }
@@ -255,6 +260,7 @@ impl grant::Server for Grant {
     async fn save(self: Rc<Self>, params: grant::SaveParams, mut results: grant::SaveResults) -> capnp::Result<()> {
         let params = params.get()?;
         let sealed_to = params.get_sealed().then(|| params.get_sealed_to());
+        trail::note(|| sealed_to.map_or_else(|| "for whoever has it".to_owned(), |uid| format!("for user {uid}")));
         let node = rpc(self.node())?;
         let token = rpc(self.place.services().grants.save(self.place.authority(), node.id(), sealed_to).await)?;
         results.get().set_token(token.reveal());
@@ -270,6 +276,7 @@ impl grant::Server for Grant {
 
     async fn export(self: Rc<Self>, params: grant::ExportParams, _: grant::ExportResults) -> capnp::Result<()> {
         let directory = rpc(text(params.get()?.get_directory()))?.to_owned();
+        trail::note(|| directory.clone());
         let services = self.place.services().clone();
         let (authority, node) = (self.place.authority().clone(), rpc(self.node())?);
         let id = node.id();

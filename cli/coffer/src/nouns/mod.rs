@@ -1,6 +1,7 @@
 //! The commands, one file per noun; those of containers that have more to them have a file of their own.
 
 pub mod attach;
+pub mod audit;
 pub mod checkpoint;
 pub mod commit;
 pub mod container;
