@@ -59,6 +59,10 @@ pub fn verify(dir: &Directory, head: &Head) -> Result<Report> {
     let (mut expected, mut hash) = (head.first, head.before);
     let mut meets = head.last + 1 == head.first;
     for (n, first) in firsts.iter().copied().enumerate() {
+        // Nobody has spoken for anything in it.
+        if first > head.last {
+            break;
+        }
         let next = firsts.get(n + 1).copied();
         if first > expected {
             report.missing(expected, first - 1, "can't be found: their segment is gone, or ends early");
@@ -76,7 +80,7 @@ pub fn verify(dir: &Directory, head: &Head) -> Result<Report> {
                 report.say(first, "the segment doesn't begin as one, and can't be read");
                 continue;
             }
-            Some(before) if before != hash && first <= head.last + 1 => {
+            Some(before) if before != hash => {
                 report.say(first, "the segment doesn't follow from what is before it");
                 hash = before;
             }

@@ -144,18 +144,20 @@ impl Audit {
         request.get().set_after(after);
         set_filter(request.get().init_filter(), filter);
         let client = request.send().pipeline.get_cursor();
-        AuditCursor { link: self.link.clone(), client, end: Rc::default() }
+        AuditCursor { log: self.clone(), client, end: Rc::default() }
     }
 
     /// Reads the whole log again, and says where it is not what was written.
     pub fn verify(&self) -> Reply<AuditReport> {
-        reply(&self.link, self.client.verify_request(), |answer| report(answer.get_report().map_err(malformed)?))
+        let read = |answer: audit::verify_results::Reader<'_>| report(answer.get_report().map_err(malformed)?);
+        reply(&self.link, self.client.verify_request(), read).keeping(self)
     }
 }
 
 /// A place in the log.
 pub struct AuditCursor {
-    link: Rc<Link>,
+    /// Kept, so that what failed on the way is told.
+    log: Audit,
     client: audit_cursor::Client,
     end: Rc<Cell<bool>>,
 }
@@ -166,7 +168,7 @@ impl AuditCursor {
         request.get().set_max(BLOCK);
         request.get().set_wait(wait);
         let end = self.end.clone();
-        reply(&self.link, request, move |answer| {
+        reply(&self.log.link, request, move |answer| {
             end.set(answer.get_end());
             answer.get_items().map_err(malformed)?.iter().map(record).collect()
         })

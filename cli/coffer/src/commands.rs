@@ -81,6 +81,7 @@ pub static ALL: &[&Command] = &[
     &nouns::grant::LS,
     &nouns::grant::SHOW,
     &nouns::grant::EXPLAIN,
+    &nouns::grant_diff::DIFF,
     &nouns::grant::SAVE,
     &nouns::grant::EXPORT,
     &nouns::grant::UNEXPORT,

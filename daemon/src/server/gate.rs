@@ -2,7 +2,7 @@
 
 use std::{rc::Rc, sync::Arc};
 
-use cofferdam_grants::{Live, Node, Token};
+use cofferdam_grants::{Calls, Live, Node, Token};
 use cofferdam_types::{Authority, Ceiling, Error, Keeper, Peer};
 use cofferdam_wire::{
     API_VERSION,
@@ -50,6 +50,7 @@ impl Gate {
             reach: Reach::everything(),
             check: None,
             deadline: None,
+            calls: Calls::default(),
             about: About::default(),
         })
     }

@@ -6,8 +6,8 @@ use cofferdam_grants::{Live, NewGrant, Node};
 use cofferdam_metadata::records::grants::Grant as Record;
 use cofferdam_transfer::normalize;
 use cofferdam_types::{
-    Authority, Caveats, Ceiling, Digest, Error, Facet, GrantId, Id, Keeper, Pictures, Result, Right, Rights, Timestamp,
-    Which,
+    Authority, Caveats, Ceiling, Digest, Error, Facet, GrantId, Id, Keeper, Pictures, Quota, Result, Right, Rights,
+    Timestamp, Which,
 };
 use cofferdam_wire::{
     convert::{set_texts, text, texts},
@@ -42,6 +42,7 @@ fn hold(session: &Rc<Session>, node: &Arc<Node>, by: &Arc<Live>) -> Held {
         reach: Reach::of(caveats),
         check: None,
         deadline: None,
+        calls: node.calls.clone(),
         about: About { namespace: Some(node.namespace.clone()), object: None },
     }
 }
@@ -113,6 +114,7 @@ fn new_grant(place: &Place, reader: grant_options::Reader<'_>) -> Result<NewGran
             storage: some(reader.get_storage()),
             images: Pictures(all(images)),
         },
+        quota: Quota { containers: some(reader.get_most_containers()), calls: some(reader.get_most_calls()) },
         not_after: some(reader.get_not_after()).map(Timestamp),
         may_delegate: reader.get_may_delegate(),
         may_save: reader.get_may_save(),
@@ -161,6 +163,8 @@ pub fn set_info(mut builder: grant_info::Builder<'_>, node: &Node, record: &Reco
     options.set_nano_cpus(left.ceiling.nano_cpus.unwrap_or_default());
     options.set_pids(left.ceiling.pids.unwrap_or_default());
     options.set_storage(left.ceiling.storage.unwrap_or_default());
+    options.set_most_containers(left.quota.containers.unwrap_or_default());
+    options.set_most_calls(left.quota.calls.unwrap_or_default());
     options.set_not_after(left.not_after.unwrap_or_default().0);
     options.set_uses(record.uses.unwrap_or_default());
     options.set_may_delegate(left.may_delegate);
@@ -249,7 +253,10 @@ impl grant::Server for Grant {
     async fn info(self: Rc<Self>, _: grant::InfoParams, mut results: grant::InfoResults) -> capnp::Result<()> {
         let node = rpc(self.node())?;
         let record = rpc(self.place.services().grants.record(&node))?;
-        set_info(results.get().init_info(), &node, &record);
+        let mut info = results.get().init_info();
+        info.set_made(rpc(self.place.services().grants.made(&node))?);
+        info.set_calling(node.calls.of(node.id()));
+        set_info(info, &node, &record);
         Ok(())
     }
 

@@ -15,8 +15,10 @@ use capnp::{
 };
 use cofferdam_audit::Audit;
 use cofferdam_grants::End;
-use cofferdam_types::{Authority, Code, Error};
-use cofferdam_wire::{audit_capnp, container_capnp, error::to_rpc, event_capnp, image_capnp, job_capnp, system_capnp};
+use cofferdam_types::{Authority, Code, Error, Right};
+use cofferdam_wire::{
+    audit_capnp, container_capnp, error::to_rpc, event_capnp, image_capnp, job_capnp, needs::needs, system_capnp,
+};
 use futures::FutureExt as _;
 use tracing::{Instrument as _, Span};
 
@@ -133,6 +135,12 @@ impl<D: Server + Clone + 'static> Server for Dispatch<D> {
             }
             return refuse(why);
         }
+        // What has begun is fed, and led on, whatever else is under way.
+        let bounded = !state.held.calls.is_free() && needs(interface_id, method_id) != Some(Right::None);
+        let under_way = match bounded.then(|| state.held.calls.begin()).transpose() {
+            Ok(under_way) => under_way,
+            Err(why) => return refuse(why),
+        };
         let Some(counted) = state.meter.begin_call() else {
             return refuse(Error::resource_exhausted("connection", "", "has too many calls under way and is cut"));
         };
@@ -153,7 +161,7 @@ impl<D: Server + Clone + 'static> Server for Dispatch<D> {
         };
         let deadline = state.held.deadline.filter(|_| !PATIENT.contains(&(interface_id, method_id)));
         let work = async move {
-            let _counted = counted;
+            let (_counted, _under_way) = (counted, under_way);
             let guarded = AssertUnwindSafe(promise).catch_unwind();
             let limited = async {
                 match deadline {

@@ -11,7 +11,7 @@ use std::{
 
 use actix_rt::{Arbiter, ArbiterHandle};
 use capnp_rpc::{RpcSystem, rpc_capnp, rpc_twoparty_capnp::Side};
-use cofferdam_grants::End;
+use cofferdam_grants::{Calls, End};
 use cofferdam_types::{Error, Peer, Result};
 use cofferdam_wire::{connect, gate_capnp::gate};
 use tokio::net::{UnixListener, UnixStream};
@@ -190,6 +190,7 @@ async fn serve(
         reach: Reach::everything(),
         check: None,
         deadline: None,
+        calls: Calls::default(),
         about: About::default(),
     };
     let gate: gate::Client = session.hand_out(Gate(session.clone()), &held);

@@ -12,7 +12,7 @@ use capnp::{
     capability::{FromClientHook, FromServer},
     traits::HasTypeId,
 };
-use cofferdam_grants::{Live, Node};
+use cofferdam_grants::{Calls, Live, Node};
 use cofferdam_types::{Authority, Error, Name, Namespace, Peer, Result};
 use cofferdam_wire::{error::to_rpc, fdstream::Fds};
 
@@ -46,6 +46,8 @@ pub struct Held {
     pub check: Option<Check>,
     /// Of `Namespace.with`.
     pub deadline: Option<Duration>,
+    /// How many calls may be under way by it.
+    pub calls: Calls,
     /// What it is, for the audit log.
     pub about: About,
 }

@@ -171,7 +171,7 @@ fn many(daemon: &Daemon) {
     bounded(async {
         let grants = daemon.client().await.namespace(&namespace).grants();
         let id = grants.create(&GrantOptions::default()).info().await.unwrap().id;
-        for _ in 0..100 {
+        for _ in 0..200 {
             let opened: Vec<_> = (0..100).map(|_| grants.get(&id).open().info()).collect();
             for one in opened {
                 one.await.unwrap();

@@ -14,6 +14,7 @@ pub mod exec;
 pub mod foreground;
 pub mod gc;
 pub mod grant;
+pub mod grant_diff;
 pub mod image;
 pub mod job;
 pub mod lease;

@@ -42,6 +42,7 @@ fn held(deadline: Option<Duration>) -> Held {
         reach: Reach::everything(),
         check: None,
         deadline,
+        calls: Default::default(),
         about: Default::default(),
     }
 }

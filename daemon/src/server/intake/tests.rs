@@ -59,6 +59,7 @@ fn served(server: UnixStream, client: UnixStream) -> Setup {
         reach,
         check: None,
         deadline: None,
+        calls: Default::default(),
         about: Default::default(),
     };
     let object = Rc::new(Slow { answered: answered.clone() });
