@@ -461,6 +461,7 @@ fn r7_a_full_disk_refuses_what_it_can_not_record_and_loses_nothing_that_waits() 
         let seen = *audit.last().borrow();
         assert_eq!(seen, spoken + 1, "those that wait are not there yet");
 
+        drop(all);
         fs::remove_file(&ballast).unwrap();
         audit.room().await.unwrap();
         assert!(!audit.is_full());
