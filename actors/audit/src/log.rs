@@ -40,9 +40,11 @@ pub struct Log {
     dir: Arc<Directory>,
     retention: Retention,
     index: VecDeque<Segment>,
-    /// What the chain came to before the first of them.
+    /// The first record that is kept. Where its segment is gone that is somebody else's doing, and to be seen.
+    first: u64,
+    /// What the chain came to before it.
     before: Hash,
-    /// The last of them, where it may be written.
+    /// The last of the segments, where it may be written.
     file: Option<File>,
     last: u64,
     hash: Hash,
@@ -77,8 +79,9 @@ impl Log {
             index.push_back(Segment { first, last: 0, bytes: meta.len(), oldest: time, newest: time });
         }
         let clock = Clock::at(index.back().map_or_else(Timestamp::now, |segment: &Segment| segment.newest));
-        let (before, last, hash) = head.map_or(([0; 32], 0, [0; 32]), |head| (head.before, head.last, head.hash));
-        let mut log = Log { dir, retention, index, before, file: None, last, hash, clock, held: 0 };
+        let Head { first, before, last, hash } =
+            head.unwrap_or(Head { first: 1, before: [0; 32], last: 0, hash: [0; 32] });
+        let mut log = Log { dir, retention, index, first, before, file: None, last, hash, clock, held: 0 };
         let said = log.recover(head.as_ref())?;
         Ok((log, said))
     }
@@ -124,6 +127,7 @@ impl Log {
             // No row, but a log: what it says of itself is all that is known.
             None => {
                 let first = self.index.front().map_or(segment.first, |segment| segment.first);
+                self.first = first;
                 self.before = chain::before(&self.dir.open(first, OFlag::O_RDONLY)?)?.unwrap_or_default();
             }
         }
@@ -167,13 +171,7 @@ impl Log {
 
     /// Where it begins and ends.
     pub fn head(&self) -> Head {
-        let first = self.index.front().map_or(self.last + 1, |segment| segment.first);
-        Head {
-            first,
-            before: if self.index.is_empty() { self.hash } else { self.before },
-            last: self.last,
-            hash: self.hash,
-        }
+        Head { first: self.first, before: self.before, last: self.last, hash: self.hash }
     }
 
     /// What can be read.
@@ -237,9 +235,6 @@ impl Log {
             // What was held ahead of its end.
             let _ = old.set_len(last.bytes).and_then(|()| old.set_modified(system(last.newest)));
         }
-        if self.index.is_empty() {
-            self.before = before;
-        }
         let bytes = bytes.len() as u64;
         self.index.push_back(Segment { first, last: number, bytes, oldest: now, newest: now });
         (self.last, self.hash, self.file, self.held) = (number, hash, Some(file), bytes);
@@ -266,10 +261,10 @@ impl Log {
     pub fn retire(&mut self) -> Vec<u64> {
         let mut gone = Vec::new();
         while let Some(oldest) = over(&self.index, &self.retention, self.clock.now()) {
-            let Some(next) = self.index.get(1) else { break };
+            let Some(next) = self.index.get(1).copied() else { break };
             let before = self.dir.open(next.first, OFlag::O_RDONLY).and_then(|file| chain::before(&file));
             // One that is broken is as good a beginning as it can be.
-            self.before = before.ok().flatten().unwrap_or_default();
+            (self.first, self.before) = (next.first, before.ok().flatten().unwrap_or_default());
             self.index.pop_front();
             gone.push(oldest.first);
         }

@@ -295,9 +295,13 @@ fn the_oldest_go_and_the_chain_begins_later() {
     let (log, said) = open_with(dir.path(), retention, Some(head));
     assert!(said.is_none() && log.head() == head && segments(dir.path()).len() < before);
     assert_eq!(numbers(&log, 0, &Filter::default()), (head.first..=100).collect::<Vec<_>>());
-    // Whoever removes the oldest himself is found.
+    // Whoever removes the oldest himself is found, also when the log has gone on since.
+    drop(log);
     fs::remove_file(&segments(dir.path())[0]).unwrap();
-    assert!(!check(dir.path(), &head).broken.is_empty());
+    assert!(check(dir.path(), &head).broken[0].message.contains("their segment is gone"));
+    let (mut log, _) = open_with(dir.path(), retention, Some(head));
+    log.append(&[record(101)]).unwrap();
+    assert!(check(dir.path(), &log.head()).broken[0].message.contains("their segment is gone"));
 }
 
 #[test]

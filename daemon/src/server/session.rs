@@ -55,7 +55,7 @@ pub struct Held {
 impl Held {
     /// For the objects that only lead to what a grant gives: they let everything through, and have nothing to let out.
     pub fn way(&self) -> Held {
-        Held { reach: Reach::everything(), ..self.clone() }
+        Held { reach: Reach::everything(), calls: Calls::default(), ..self.clone() }
     }
 }
 
