@@ -134,7 +134,9 @@ impl Salvage {
         };
         altered += std::thread::scope(|scope| {
             let others = std::thread::available_parallelism().map_or(0, |all| all.get().min(THREADS) - 1);
-            let others: Vec<_> = (0..others).map(|_| scope.spawn(walk)).collect();
+            // Where there can't be another, this one does it alone.
+            let start = |_| std::thread::Builder::new().spawn_scoped(scope, walk).ok();
+            let others: Vec<_> = (0..others).filter_map(start).collect();
             // PANIC: what another thread panics with is this one's panic, as if it had come to it itself.
             let join = |other: ScopedJoinHandle<'_, u64>| other.join().unwrap_or_else(|panic| resume_unwind(panic));
             walk() + others.into_iter().map(join).sum::<u64>()

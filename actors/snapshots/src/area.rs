@@ -9,6 +9,7 @@
 
 mod check;
 mod swap;
+mod sweep;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -67,6 +68,10 @@ pub struct Area {
     trash: Trash,
     referenced: Referenced,
     next: AtomicU64,
+    /// Ids from here on were given since: no crash has left them.
+    first: u64,
+    /// Held by who makes directories again.
+    restoring: Mutex<()>,
     swaps: swap::Swaps,
     /// Ids in somebody's hands, between their making and their commit.
     live: Mutex<BTreeSet<u64>>,
@@ -74,7 +79,7 @@ pub struct Area {
     /// [`Held`].
     busy: Mutex<BTreeSet<u64>>,
     stock: Mutex<Vec<u64>>,
-    /// Whoever fills it, or makes a directory again, is alone: there would be more than it takes, or one made twice.
+    /// One fills it at a time, or there would be more than it takes.
     filling: Mutex<()>,
 }
 
@@ -104,6 +109,7 @@ impl Area {
             (private_dir(&place)?, None, trash)
         };
         let taken = numbers(dir.as_fd())?.into_iter().max().unwrap_or(0);
+        let first = last.max(taken) + 1;
         Ok(Area {
             driver,
             ground,
@@ -111,7 +117,9 @@ impl Area {
             dir,
             trash,
             referenced,
-            next: AtomicU64::new(last.max(taken) + 1),
+            next: AtomicU64::new(first),
+            first,
+            restoring: Mutex::default(),
             swaps: swap::Swaps::default(),
             live: Mutex::default(),
             busy: Mutex::default(),
@@ -262,7 +270,7 @@ impl Area {
 
     /// Makes everything in this filesystem durable, directory entries included.
     pub fn sync(&self) -> Result<()> {
-        syncfs(&self.dir).map_err(|e| Error::io("snapshot", "", "sync the snapshots' filesystem", &e.into()))
+        sync(self.dir.as_fd())
     }
 
     /// Throws a directory away whose record is gone, now or when nobody is at it any more.
@@ -274,65 +282,11 @@ impl Area {
         self.release(id)?;
         self.trash.take(self.dir.as_fd(), &name(id))
     }
+}
 
-    /// What every start does. Directories without a record go to the trash, records without a directory get it again
-    /// (see above) or are reported as lost. `known` is asked after the listing, so that what is made meanwhile is
-    /// not taken for garbage; nothing that was there is committed or discarded while it goes on. Returns the ids of lost
-    /// trees.
-    pub fn sweep(&self, known: impl FnOnce() -> Result<BTreeMap<u64, Known>>) -> Result<Vec<u64>> {
-        let found = numbers(self.dir.as_fd())?;
-        let live = lock(&self.live).clone();
-        let known = known()?;
-        for id in &found {
-            if !known.contains_key(id) && !live.contains(id) {
-                tracing::info!(driver = self.driver.name(), id, "a directory without a record goes to the trash");
-                match self.discard(*id) {
-                    // Mounts that nobody knows of may be in the way of others.
-                    Err(error) if self.driver.attaches() => return Err(error),
-                    Err(error) => {
-                        tracing::error!(driver = self.driver.name(), id, %error, "it stays until the next start");
-                    }
-                    Ok(()) => {}
-                }
-            }
-        }
-        let mut lost = Vec::new();
-        for (id, record) in known {
-            let there = found.contains(&id);
-            let settled = if there && !live.contains(&id) { self.settle(id, record == Known::Content) } else { Ok(()) };
-            if let Err(error) = &settled {
-                tracing::error!(driver = self.driver.name(), id, %error, "can't bring a directory into its form");
-            }
-            if there && settled.is_ok() && self.tree(id).is_ok() {
-                continue;
-            }
-            match record {
-                Known::Nothing => {}
-                // It may have been made since the listing.
-                Known::Content if self.tree(id).is_err() => lost.push(id),
-                Known::Content => {}
-                // On a full disk, or one that fails, the others start all the same.
-                Known::Scratch(parent) => self.restore(id, parent).unwrap_or_else(|error| {
-                    tracing::error!(driver = self.driver.name(), id, %error, "an active snapshot has no directory");
-                }),
-            }
-        }
-        Ok(lost)
-    }
-
-    /// Makes the directory of an active snapshot again, if it is not there.
-    pub fn restore(&self, id: u64, parent: Option<u64>) -> Result<()> {
-        // The sweep and whoever wants to use it may come to it at once.
-        let _filling = lock(&self.filling);
-        if self.tree(id).is_ok() {
-            return Ok(());
-        }
-        tracing::info!(driver = self.driver.name(), id, "an active snapshot lost its directory: made again, empty");
-        let Err(error) = self.make_at(id, self.driver.scratch(), parent) else { return Ok(()) };
-        // A lost parent is reported by itself and must not keep the others from starting.
-        tracing::error!(driver = self.driver.name(), id, %error, "can't fill it from its parent");
-        if self.tree(id).is_err() { self.make_at(id, self.driver.scratch(), None) } else { Ok(()) }
-    }
+/// Makes everything durable in the filesystem that this lies in.
+pub fn sync(fd: BorrowedFd<'_>) -> Result<()> {
+    syncfs(fd).map_err(|e| Error::io("snapshot", "", "sync the snapshots' filesystem", &e.into()))
 }
 
 impl Area {
@@ -571,13 +525,16 @@ mod tests {
     #[test]
     fn the_sweep_spares_what_is_in_hands_and_makes_again_what_a_power_cut_took() {
         let dir = tempfile::tempdir().unwrap();
-        let area = area(dir.path());
         let base = dir.path().join("snapshots/overlay");
+        // Of the daemon before: what this one makes has another number.
+        let orphan = 999;
+        fs::create_dir_all(base.join("999/fs")).unwrap();
+        let area = area(dir.path());
         let parent = area.make(false, None).unwrap();
         std::os::unix::fs::chown(base.join(format!("{}/fs", parent.id())), Some(5), Some(6)).unwrap();
-        let orphan = area.make(true, None).unwrap().forget();
-        lock(&area.live).remove(&orphan);
         let held = area.make(true, None).unwrap();
+        let made = area.make(true, None).unwrap();
+        lock(&area.live).remove(&made.id());
         area.refill().unwrap();
         fs::create_dir(base.join("lost+found")).unwrap();
         let known = BTreeMap::from([
@@ -589,6 +546,7 @@ mod tests {
         assert_eq!(area.sweep(|| Ok(known)).unwrap(), [901]);
         assert!(!base.join(orphan.to_string()).exists());
         assert!(base.join(held.id().to_string()).exists());
+        assert!(base.join(made.id().to_string()).exists(), "what is made now no crash has left");
         assert!(base.join("lost+found").exists(), "not ours");
         assert!(base.join("900/work").exists());
         assert_eq!(fs::metadata(base.join("900/fs")).unwrap().uid(), 5);

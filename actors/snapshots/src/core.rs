@@ -7,8 +7,7 @@ use std::{
     collections::BTreeMap,
     os::fd::{AsFd, OwnedFd},
     path::Path,
-    sync::Arc,
-    time::Duration,
+    sync::{Arc, Mutex},
 };
 
 use cofferdam_kernel::Pool;
@@ -25,9 +24,10 @@ use tokio::sync::watch;
 
 mod check;
 mod heal;
+mod sweep;
 
 use crate::{
-    area::{Area, Known, private_dir},
+    area::{self, Area, Known, private_dir},
     drivers::{self, Access},
     flights::Flights,
     messages::{Commit, CommitLayers, Limit, Measure, Prepare, Remove, Reserve, StageLayer},
@@ -37,10 +37,6 @@ use crate::{
 
 /// Records that are read in one go at the start.
 const PAGE: usize = 1000;
-/// So many lost trees are told of one by one.
-const TOLD: usize = 20;
-/// How long after a sweep that failed it is tried again; each time twice as long, up to the second.
-const AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// How many a snapshot may lie on: as many as overlayfs stacks.
 pub const DEPTH: usize = 500;
 
@@ -51,8 +47,10 @@ pub struct Core {
     depots: Vec<Depot>,
     /// Drivers that can't work here, with the reason.
     unfit: Vec<(&'static str, Error)>,
-    /// Whether the sweep of this start is over.
-    swept: watch::Sender<bool>,
+    /// How many sweeps are under way: that of a start, and those that a crashed actor has left to end by themselves.
+    sweeps: watch::Sender<usize>,
+    /// Held by the one that is at it.
+    sweeping: Mutex<()>,
 }
 
 /// A driver's directory, and the layers that somebody is unpacking into it.
@@ -95,51 +93,7 @@ impl Core {
                 Err(reason) => return Err(reason),
             }
         }
-        Ok(Core { meta, pool, depots, unfit, swept: watch::Sender::new(false) })
-    }
-
-    /// Brings directories and records together; see [`Area::sweep`]. That takes a while where there are many, and nobody
-    /// waits for it but who changes or measures what is there already: [`Core::settled`].
-    pub async fn sweep(self: Arc<Core>) {
-        self.swept.send_replace(false);
-        let mut pause = AGAIN.0;
-        loop {
-            let core = self.clone();
-            match self.pool.run(move || core.sweep_once()).await {
-                Ok(()) => break,
-                Err(error) if pause > AGAIN.1 => {
-                    tracing::error!(%error, "the snapshots' directories can't be swept before the next start");
-                    break;
-                }
-                Err(error) => tracing::warn!(%error, "the snapshots' directories can't be swept; it is tried again"),
-            }
-            tokio::time::sleep(pause).await;
-            pause *= 2;
-        }
-        self.swept.send_replace(true);
-    }
-
-    fn sweep_once(&self) -> Result<()> {
-        if self.meta.writable().is_err() {
-            return Ok(());
-        }
-        for Depot { area, .. } in &self.depots {
-            let driver = area.driver().name();
-            let lost = area.sweep(|| known(&self.meta.read()?, driver))?;
-            for id in lost.iter().take(TOLD) {
-                tracing::error!(driver, id, "the tree of a committed snapshot is lost: remove it and unpack again");
-            }
-            if lost.len() > TOLD {
-                tracing::error!(driver, lost = lost.len(), "more of them are: `coffer system check` lists all");
-            }
-        }
-        Ok(())
-    }
-
-    /// Waits for the sweep of the start.
-    pub async fn settled(&self) {
-        // The sender is in `self`.
-        let _ = self.swept.subscribe().wait_for(|swept| *swept).await;
+        Ok(Core { meta, pool, depots, unfit, sweeps: watch::Sender::new(0), sweeping: Mutex::default() })
     }
 
     /// See [`Area::close`].
@@ -246,12 +200,7 @@ impl Core {
                 ));
             }
         };
-        let area = &self.depot(driver)?.area;
-        // After a power cut it may be that the sweep has not come to it yet.
-        if let Some(own) = own.filter(|_| !*self.swept.borrow() && self.meta.writable().is_ok()) {
-            area.restore(own, parents.first().copied())?;
-        }
-        Ok(area.mounts(access, own, &parents))
+        Ok(self.depot(driver)?.area.mounts(access, own, &parents))
     }
 
     /// What a snapshot holds, beside what it lies on, or what another one holds.
@@ -273,6 +222,8 @@ impl Core {
     /// See [`Commit`].
     pub async fn commit(&self, m: Commit) -> Result<()> {
         let area = self.depot(&m.driver)?.area.clone();
+        let found = snapshots::get(&self.meta.read()?, &m.namespace, &m.driver, &m.key)?;
+        self.settled_of(&area, found.dir).await;
         let view = self.meta.read()?;
         let active = snapshots::get(&view, &m.namespace, &m.driver, &m.key)?;
         if active.kind == Kind::Active && snapshots::find(&view, &m.namespace, &m.driver, &m.name)?.is_none() {
@@ -350,18 +301,22 @@ impl Core {
             return Ok(());
         }
         let area = self.depot(&removed.snapshot.driver)?.area.clone();
+        // What the sweep may make again goes when it has.
+        self.settled_of(&area, removed.snapshot.dir).await;
         self.pool.run(move || area.discard(removed.snapshot.dir)).await
     }
 
     /// See [`Measure`].
     pub async fn measure(&self, m: Measure) -> Result<Usage> {
         let area = self.depot(&m.driver)?.area.clone();
+        self.settled_of(&area, m.dir).await;
         self.pool.run(move || area.usage_of_active(m.dir)).await
     }
 
     /// See [`Limit`].
     pub async fn limit(&self, m: Limit) -> Result<()> {
         let area = self.depot(&m.driver)?.area.clone();
+        self.settled_of(&area, m.dir).await;
         self.pool.run(move || area.limit(m.dir, m.bytes)).await
     }
 
@@ -410,7 +365,14 @@ impl Core {
         }
         let detached = area.driver().detached();
         let usages = if dirs.iter().any(Option::is_some) {
-            let syncing = area.clone();
+            // Each through a descriptor that was open before anything was written into it: the disk's errors are told to a
+            // descriptor once, and one that all share may have heard of this one's for another.
+            let mut trees = Vec::new();
+            for stage in layers.iter().filter_map(|layer| layer.stage.as_ref()) {
+                let tree = stage.tree().try_clone_to_owned();
+                trees.push(tree.map_err(|e| Error::io("layer", stage.chain(), "its tree", &e))?);
+            }
+            let sync = move || trees.iter().try_for_each(|tree| area::sync(tree.as_fd()));
             let (area, dirs) = (area.clone(), dirs.clone());
             // What is sealed may share its size with what it was made of.
             let seal = move |dir| {
@@ -418,7 +380,7 @@ impl Core {
                 area.seal(dir).map(|()| (dir, usage))
             };
             let measure = move || dirs.iter().map(|dir| dir.map(&seal).transpose()).collect();
-            let (synced, usages) = tokio::join!(self.pool.run(move || syncing.sync()), self.pool.run(measure));
+            let (synced, usages) = tokio::join!(self.pool.run(sync), self.pool.run(measure));
             synced?;
             usages?
         } else {

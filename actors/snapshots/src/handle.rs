@@ -55,6 +55,11 @@ impl Snapshots {
         Ok(Snapshots { core, meta, slot })
     }
 
+    #[cfg(test)]
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
     /// At an orderly end: takes down what drivers have mounted, although a thread may still be at something.
     pub fn close(&self) {
         self.core.close();
@@ -115,6 +120,11 @@ impl Snapshots {
     ) -> Result<Vec<Mount>> {
         let reserve = reserve(ns, driver, key, parent, Kind::View, labels);
         self.slot.call(Prepare { authority: auth.clone(), reserve }).await
+    }
+
+    /// Waits until a snapshot that may be older than the daemon is as its record says; for who is about to use its mounts.
+    pub async fn ready(&self, ns: &Namespace, driver: &str, key: &Name) -> Result<()> {
+        self.core.ready(ns, driver, key).await
     }
 
     /// The mounts of an active snapshot or a view; they stay valid until it is removed.

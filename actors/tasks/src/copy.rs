@@ -91,7 +91,7 @@ impl Ctx {
             }
         }
         let run = serde_json::from_slice(&container.options).unwrap_or_default();
-        let mounts = root_mounts(&self.deps, &namespace, &container, &run)?;
+        let mounts = root_mounts(&self.deps, &namespace, &container, &run).await?;
         if mounts.is_empty() {
             let why = "has no files of its own: its spec names a directory of the host";
             return Err(Error::failed_precondition("container", &id, why));

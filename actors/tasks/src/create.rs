@@ -201,14 +201,17 @@ fn check_rootfs(new: &NewContainer) -> Result<()> {
 }
 
 /// The mounts that are a container's root file system; none where its own spec names it.
-pub(crate) fn root_mounts(
+pub(crate) async fn root_mounts(
     deps: &Deps,
     ns: &Namespace,
     record: &Container,
     run: &RunRecord,
 ) -> Result<Vec<cofferdam_types::Mount>> {
     match (&record.snapshot_key, &run.rootfs) {
-        (Some(key), _) => deps.snapshots.mounts(ns, &record.driver, key),
+        (Some(key), _) => {
+            deps.snapshots.ready(ns, &record.driver, key).await?;
+            deps.snapshots.mounts(ns, &record.driver, key)
+        }
         // What the container mounts in it is not to appear on the host.
         (None, Some(path)) => Ok(vec![cofferdam_types::Mount {
             kind: "bind".to_owned(),

@@ -170,7 +170,7 @@ async fn make_task(
 ) -> Result<(Rc<Entry>, Connection, Task)> {
     let mounts = match &prepared.early {
         Some((_, mounts)) if prepared.record.snapshot_key.is_some() => mounts.clone(),
-        _ => create::root_mounts(deps, ns, &prepared.record, &prepared.run)?,
+        _ => create::root_mounts(deps, ns, &prepared.record, &prepared.run).await?,
     };
     // A shim that others have as well is left as it is, whatever comes of this.
     let shared = shared.and_then(|shim| shim::find(&deps.layout, &shim).ok().map(|connection| (shim, connection)));

@@ -210,6 +210,7 @@ impl snapshot::Server for Snapshot {
         mut results: snapshot::MountsResults,
     ) -> capnp::Result<()> {
         let (all, auth) = (&self.place.services().snapshots, self.place.authority());
+        rpc(all.ready(&self.place.namespace, &self.driver, &self.key).await)?;
         let mounts = rpc(all.mounts_for(auth, &self.place.namespace, &self.driver, &self.key))?;
         rpc(self.at_rest().await)?;
         set_mounts(results.get().init_mounts(mounts.len() as u32), &mounts);
@@ -225,6 +226,7 @@ impl snapshot::Server for Snapshot {
         rpc(self.at_rest().await)?;
         let (all, ns) = (services.snapshots.clone(), self.place.namespace.clone());
         let (driver, key) = (self.driver.clone(), self.key.clone());
+        rpc(all.ready(&ns, &driver, &key).await)?;
         let mount = rpc(services.pool.run(move || all.mount(&ns, &driver, &key)).await)?;
         results.get().set_mount(self.place.session.fds.push(mount));
         Ok(())

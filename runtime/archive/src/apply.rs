@@ -72,7 +72,7 @@ pub fn apply(
             dropped_xattrs: 0,
             born: if options.detached { born(root)? } else { None },
             filler: None,
-            flusher: if options.flush { Some(Flusher::start(root)?) } else { None },
+            flusher: options.flush.then(|| Flusher::new(root)),
         };
         while let Some(entry) = reader.next()? {
             let entry = match &options.put {
@@ -121,7 +121,7 @@ struct Apply<'a> {
     /// Once there were more than a few entries.
     filler: Option<Filler>,
     /// Where the caller syncs it all.
-    flusher: Option<Flusher>,
+    flusher: Option<Flusher<'a>>,
 }
 
 impl Apply<'_> {
@@ -234,7 +234,7 @@ impl Apply<'_> {
     fn file(&mut self, entry: &Entry, reader: &mut Reader, parent: &Place, name: &[u8], real: &[u8]) -> Result<()> {
         let fd = self.replace(parent, name, real, |dir| at::create(dir, name))?;
         let (attributes, size) = (Attributes::of(entry, self.born), reader.left());
-        if size <= SMALL && self.entries > FEW {
+        if size + attributes.size() <= SMALL && self.entries > FEW {
             if let Some(flusher) = &mut self.flusher {
                 flusher.wrote(size);
             }
@@ -495,6 +495,9 @@ impl Apply<'_> {
     fn finish(mut self) -> Result<Applied> {
         if let Some(mut filler) = self.filler.take() {
             self.dropped_xattrs += filler.end()?;
+        }
+        if let Some(mut flusher) = self.flusher.take() {
+            flusher.end()?;
         }
         let mut applied = self.nothing();
         for (path, note) in std::mem::take(self.tree.notes()) {

@@ -7,7 +7,11 @@
 use std::{
     ffi::CString,
     os::fd::OwnedFd,
-    sync::mpsc::{Receiver, SyncSender, sync_channel},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
     thread::{self, JoinHandle},
 };
 
@@ -27,7 +31,7 @@ use crate::{
     reader::Entry,
 };
 
-/// Files up to this size are kept in memory until it is their turn.
+/// Files up to this size, with their attributes, are kept in memory until it is their turn.
 pub(crate) const SMALL: u64 = 16 << 10;
 /// So many are handed over at once, since to wake a thread takes as long as to fill some;
 const BATCH: usize = 32;
@@ -39,7 +43,10 @@ pub(crate) struct Attributes {
     /// `None`: it is right as it is.
     owner: Option<(Uid, Gid)>,
     mode: Mode,
+    /// Those that an image may set.
     xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// How many others there were.
+    dropped: u64,
     atime: TimeSpec,
     mtime: TimeSpec,
 }
@@ -48,10 +55,12 @@ impl Attributes {
     /// What the entry says. `born`: whom the thing belongs to already.
     pub(crate) fn of(entry: &Entry, born: Option<(u32, u32)>) -> Attributes {
         let owner = (entry.uid, entry.gid);
+        let xattrs: Vec<_> = entry.xattrs.iter().filter(|(key, _)| may_set(key)).cloned().collect();
         Attributes {
             owner: (born != Some(owner)).then(|| (Uid::from_raw(owner.0), Gid::from_raw(owner.1))),
             mode: entry.mode,
-            xattrs: entry.xattrs.clone(),
+            dropped: (entry.xattrs.len() - xattrs.len()) as u64,
+            xattrs,
             atime: entry.atime,
             mtime: entry.mtime,
         }
@@ -64,12 +73,8 @@ impl Attributes {
             fchown(fd, Some(uid), Some(gid)).map_err(|errno| fail(real, "setting the owner", errno))?;
         }
         fchmod(fd, self.mode).map_err(|errno| fail(real, "setting the mode", errno))?;
-        let mut dropped = 0;
+        let mut dropped = self.dropped;
         for (key, value) in &self.xattrs {
-            if !may_set(key) {
-                dropped += 1;
-                continue;
-            }
             let name =
                 CString::new(&key[..]).map_err(|_| malformed(real, "an extended attribute's name holds a NUL"))?;
             match at::set_xattr(fd, &name, value) {
@@ -79,6 +84,11 @@ impl Attributes {
             }
         }
         Ok(dropped)
+    }
+
+    /// How much memory they take beside what each file's take.
+    pub(crate) fn size(&self) -> u64 {
+        self.xattrs.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>() as u64
     }
 
     /// The times, which come last.
@@ -123,42 +133,49 @@ impl Made {
     }
 }
 
-/// The thread. Dropped, it ends with what it was given.
+/// The thread. Dropped, it ends when all that it was given is done: what was unpacked before an error stays.
 pub(crate) struct Filler {
     batch: Vec<Made>,
     give: Option<SyncSender<Vec<Made>>>,
+    failed: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<u64>>>,
 }
 
 impl Filler {
     pub(crate) fn start() -> Result<Filler> {
         let (give, take) = sync_channel(WAITING);
+        let failed = Arc::new(AtomicBool::new(false));
+        let theirs = failed.clone();
         let thread = thread::Builder::new()
             .name("fill".into())
-            .spawn(move || fill(&take))
+            .spawn(move || fill(&take, &theirs))
             .map_err(|error| Error::io("layer", "", "starting a thread", &error))?;
-        Ok(Filler { batch: Vec::with_capacity(BATCH), give: Some(give), thread: Some(thread) })
+        Ok(Filler { batch: Vec::with_capacity(BATCH), give: Some(give), failed, thread: Some(thread) })
     }
 
     /// Hands a file over. An error may be that of one before it.
     pub(crate) fn give(&mut self, made: Made) -> Result<()> {
         self.batch.push(made);
-        if self.batch.len() < BATCH { Ok(()) } else { self.hand_over() }
+        if self.failed.load(Ordering::Relaxed) {
+            return self.end().map(drop);
+        }
+        if self.batch.len() == BATCH {
+            self.hand_over();
+        }
+        Ok(())
     }
 
-    fn hand_over(&mut self) -> Result<()> {
+    fn hand_over(&mut self) {
         let batch = std::mem::replace(&mut self.batch, Vec::with_capacity(BATCH));
-        let given = self.give.as_ref().is_some_and(|give| give.send(batch).is_ok());
-        if given { Ok(()) } else { self.join().map(drop) }
+        if let Some(give) = &self.give {
+            // It takes all, unless it has panicked, which its end tells.
+            let _ = give.send(batch);
+        }
     }
 
-    /// Waits until all are filled. Gives how many extended attributes were dropped.
+    /// Waits until all are filled. Gives how many extended attributes were dropped, or the first error.
     pub(crate) fn end(&mut self) -> Result<u64> {
-        self.hand_over()?;
-        self.join()
-    }
-
-    fn join(&mut self) -> Result<u64> {
+        self.hand_over();
         self.give = None;
         let gone = || Error::internal("layer", "", "the thread that fills files is gone");
         self.thread.take().map_or_else(|| Err(gone()), |thread| thread.join().unwrap_or_else(|_| Err(gone())))
@@ -169,11 +186,23 @@ impl Drop for Filler {
     fn drop(&mut self) {
         if self.thread.is_some() {
             // Somebody else's error is told.
-            let _ = self.join();
+            let _ = self.end();
         }
     }
 }
 
-fn fill(take: &Receiver<Vec<Made>>) -> Result<u64> {
-    take.iter().flatten().map(|made| made.fill()).sum()
+/// One that fails keeps no other from being filled.
+fn fill(take: &Receiver<Vec<Made>>, failed: &AtomicBool) -> Result<u64> {
+    let mut done = Ok(0);
+    for made in take.iter().flatten() {
+        match (made.fill(), &mut done) {
+            (Ok(dropped), Ok(all)) => *all += dropped,
+            (Err(error), Ok(_)) => {
+                failed.store(true, Ordering::Relaxed);
+                done = Err(error);
+            }
+            (_, Err(_)) => {}
+        }
+    }
+    done
 }

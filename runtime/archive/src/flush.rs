@@ -2,40 +2,42 @@
 //! all of it then.
 
 use std::{
+    io,
     os::fd::{BorrowedFd, OwnedFd},
-    sync::mpsc::{SyncSender, sync_channel},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{SyncSender, sync_channel},
+    },
     thread::{self, JoinHandle},
 };
 
-use cofferdam_types::{Error, Result};
+use cofferdam_types::Result;
 use nix::unistd::syncfs;
+
+use crate::at::fail;
 
 /// After so many bytes. A smaller layer is synced once, at its end.
 const STEP: u64 = 32 << 20;
 /// What a file takes beside its content.
 const ENTRY: u64 = 4 << 10;
 
-/// The thread, and what it has not been told of yet.
-pub(crate) struct Flusher {
-    wake: Option<SyncSender<()>>,
-    thread: Option<JoinHandle<()>>,
+/// The thread, once there was enough to write, and what it has not been told of yet.
+pub(crate) struct Flusher<'a> {
+    root: BorrowedFd<'a>,
+    running: Option<Running>,
     written: u64,
 }
 
-impl Flusher {
-    pub(crate) fn start(root: BorrowedFd) -> Result<Flusher> {
-        let root: OwnedFd = root.try_clone_to_owned().map_err(|error| Error::io("layer", "", "its tree", &error))?;
-        // One round at a time: while it syncs, what comes meanwhile is one more.
-        let (wake, woken) = sync_channel(1);
-        let sync = move || {
-            for () in woken {
-                // The caller's own sync tells what fails: an error is given to every descriptor that was open.
-                let _ = syncfs(&root);
-            }
-        };
-        let thread = thread::Builder::new().name("flush".into()).spawn(sync);
-        let thread = thread.map_err(|error| Error::io("layer", "", "starting a thread", &error))?;
-        Ok(Flusher { wake: Some(wake), thread: Some(thread), written: 0 })
+struct Running {
+    wake: SyncSender<()>,
+    over: Arc<AtomicBool>,
+    thread: JoinHandle<nix::Result<()>>,
+}
+
+impl<'a> Flusher<'a> {
+    pub(crate) fn new(root: BorrowedFd<'a>) -> Flusher<'a> {
+        Flusher { root, running: None, written: 0 }
     }
 
     /// Another entry was made.
@@ -46,17 +48,46 @@ impl Flusher {
     /// So many bytes more.
     pub(crate) fn wrote(&mut self, bytes: u64) {
         self.written += bytes;
-        if self.written >= STEP {
-            self.written = 0;
-            let _ = self.wake.as_ref().map(|wake| wake.try_send(()));
+        if self.written < STEP {
+            return;
+        }
+        self.written = 0;
+        if self.running.is_none() {
+            // Without it all is written at the end.
+            self.running = start(self.root).ok();
+        }
+        if let Some(running) = &self.running {
+            let _ = running.wake.try_send(());
+        }
+    }
+
+    /// Ends it. An error is one of the disk's, which is told to each descriptor once: the caller's sync may not hear of it
+    /// again.
+    pub(crate) fn end(&mut self) -> Result<()> {
+        let Some(Running { wake, over, thread }) = self.running.take() else { return Ok(()) };
+        over.store(true, Ordering::Relaxed);
+        drop(wake);
+        match thread.join() {
+            Ok(Err(errno)) => Err(fail(b"", "writing it to the disk", errno)),
+            _ => Ok(()),
         }
     }
 }
 
-impl Drop for Flusher {
+fn start(root: BorrowedFd) -> io::Result<Running> {
+    let root: OwnedFd = root.try_clone_to_owned()?;
+    // One round at a time: while it syncs, what comes meanwhile is one more.
+    let (wake, woken) = sync_channel(1);
+    let over = Arc::new(AtomicBool::new(false));
+    let ended = over.clone();
+    let sync = move || woken.iter().take_while(|()| !ended.load(Ordering::Relaxed)).try_for_each(|()| syncfs(&root));
+    let thread = thread::Builder::new().name("flush".into()).spawn(sync)?;
+    Ok(Running { wake, over, thread })
+}
+
+impl Drop for Flusher<'_> {
     fn drop(&mut self) {
-        self.wake = None;
         // It holds a descriptor of a tree that its owner may be about to mount or to remove.
-        let _ = self.thread.take().map(JoinHandle::join);
+        let _ = self.end();
     }
 }

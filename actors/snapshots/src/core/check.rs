@@ -11,6 +11,7 @@ use crate::messages::Check;
 impl Core {
     /// See [`Check`].
     pub async fn check(&self, Check(repair): Check) -> Result<Vec<Finding>> {
+        self.settled().await;
         let areas: Vec<Arc<Area>> = self.depots.iter().map(|depot| depot.area.clone()).collect();
         let meta = self.meta.clone();
         self.pool.run(move || compare(&areas, &meta, repair)).await

@@ -12,6 +12,7 @@ use crate::{
 impl Core {
     /// See [`StageAgain`]. It is nobody's turn: who unpacks the layer meanwhile, if it is gone, is as welcome.
     pub async fn stage_again(&self, m: StageAgain) -> Result<Stage> {
+        self.settled().await;
         let area = self.depot(&m.driver)?.area.clone();
         let base = match m.parent {
             Some(parent) if !area.driver().detached() => Some(Base::of(&self.meta.read()?, &m.driver, parent)?),
@@ -23,6 +24,7 @@ impl Core {
 
     /// See [`ReplaceLayer`].
     pub async fn replace_layer(&self, m: ReplaceLayer) -> Result<()> {
+        self.settled().await;
         let ReplaceLayer { driver, stage, old, lost } = m;
         let area = self.depot(&driver)?.area.clone();
         let (sealing, dir) = (area.clone(), stage.dir());

@@ -68,3 +68,27 @@ fn what_one_of_many_files_fails_of_is_told() {
         fs::remove_dir_all(jail.root()).unwrap();
     }
 }
+
+#[test]
+fn what_was_unpacked_before_an_error_is_whole() {
+    for at in [700, MANY] {
+        let jail = Jail::new();
+        let files =
+            |tar: Tar, from: usize, to: usize| (from..to).fold(tar, |tar, n| tar.file(&format!("f{n}"), &content(n)));
+        let tar = files(Tar::new(), 0, at).link("nothing", "hard");
+        jail.apply(files(tar, at, MANY)).unwrap_err();
+        for n in 0..at {
+            assert!(jail.read(&format!("f{n}")) == content(n), "f{n} of {at}");
+        }
+        assert!(!jail.has(&format!("f{at}")));
+    }
+}
+
+#[test]
+fn a_large_layer_is_on_its_way_before_its_end() {
+    let jail = Jail::new();
+    let body = "x".repeat(20 << 20);
+    let tar = (0..4).fold(Tar::new(), |tar, n| tar.file(&format!("f{n}"), &body));
+    jail.apply_as(&tar.end(), &ApplyOptions { flush: true, ..ApplyOptions::detached() }).unwrap();
+    assert_eq!(jail.meta("f3").size(), body.len() as u64);
+}
