@@ -36,6 +36,9 @@
 # CANCELLING: dropping the promise of a call cancels it where it waits. Work that must finish (a commit, a pull) is not
 # undone by that.
 
+using Cxx = import "/capnp/c++.capnp";
+$Cxx.namespace("cofferdam");
+
 annotation needs @0xcc13fd54f4681bfe (method) :Text;
 # The right that the method needs.
 

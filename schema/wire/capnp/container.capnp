@@ -1,6 +1,9 @@
 @0xa4d96f2e7b0c1835;
 # Containers, their tasks, and the processes in them.
 
+using Cxx = import "/capnp/c++.capnp";
+$Cxx.namespace("cofferdam");
+
 using Common = import "common.capnp";
 using Label = Common.Label;
 using Image = import "image.capnp".Image;

@@ -2,6 +2,9 @@
 # Content: blobs by digest, and the ingests that become blobs. Knowing a digest grants nothing: a namespace sees a
 # blob only if the bytes came through it.
 
+using Cxx = import "/capnp/c++.capnp";
+$Cxx.namespace("cofferdam");
+
 using Common = import "common.capnp";
 using Label = Common.Label;
 

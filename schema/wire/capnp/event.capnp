@@ -1,6 +1,9 @@
 @0xb3e7f19a60c5d284;
 # Events: what happened in a namespace, in order, kept in a journal.
 
+using Cxx = import "/capnp/c++.capnp";
+$Cxx.namespace("cofferdam");
+
 using Common = import "common.capnp";
 
 struct Event @0xc1a05e8bd37f9462 {

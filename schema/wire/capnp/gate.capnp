@@ -1,6 +1,9 @@
 @0xaaa3e318b91f15b6;
 # The way in.
 
+using Cxx = import "/capnp/c++.capnp";
+$Cxx.namespace("cofferdam");
+
 using Common = import "common.capnp";
 using Label = Common.Label;
 using Namespace = import "namespace.capnp".Namespace;

@@ -1,6 +1,9 @@
 @0xc8a7d2e15f4b9036;
 # Images: names for manifests, and the ways to get them.
 
+using Cxx = import "/capnp/c++.capnp";
+$Cxx.namespace("cofferdam");
+
 using Common = import "common.capnp";
 using Label = Common.Label;
 using Job = import "job.capnp".Job;

@@ -1,6 +1,9 @@
 @0xeabc497d0e19148d;
 # Jobs: work that takes longer than a call should, with progress, and an end.
 
+using Cxx = import "/capnp/c++.capnp";
+$Cxx.namespace("cofferdam");
+
 using Common = import "common.capnp";
 
 struct JobItem @0xb33854f7db139a64 {

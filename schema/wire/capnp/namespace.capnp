@@ -1,6 +1,9 @@
 @0xb5b11ee473215c6e;
 # A namespace: images, containers, content and snapshots that see nothing of any other namespace.
 
+using Cxx = import "/capnp/c++.capnp";
+$Cxx.namespace("cofferdam");
+
 using Common = import "common.capnp";
 using Label = Common.Label;
 using Images = import "image.capnp".Images;
@@ -10,9 +13,14 @@ using Content = import "content.capnp".Content;
 using Snapshots = import "snapshot.capnp".Snapshots;
 using Events = import "event.capnp".Events;
 using Jobs = import "job.capnp".Jobs;
-using Leases = import "lease.capnp".Leases;
 using Explanation = import "gc.capnp".Explanation;
-using Grants = import "grant.capnp".Grants;
+using LeaseInfo = import "lease.capnp".LeaseInfo;
+using LeaseCursor = import "lease.capnp".LeaseCursor;
+using Resource = import "lease.capnp".Resource;
+using ResourceCursor = import "lease.capnp".ResourceCursor;
+using GrantInfo = import "grant.capnp".GrantInfo;
+using GrantOptions = import "grant.capnp".GrantOptions;
+using GrantCursor = import "grant.capnp".GrantCursor;
 
 struct NamespaceInfo @0xb8686dc1dcff1f25 {
   name @0 :Text;
@@ -48,4 +56,72 @@ interface Namespace @0x90a3e332970f62d5 {
 
   grants @12 () -> (grants :Grants) $Common.needs("none");
   # What was handed out of it. `denied` where your own grant may not be passed on.
+}
+
+interface Leases @0xc6b41d97f0a8e253 {
+  create @0 (id :Text, labels :List(Label), expires :Common.Time) -> (lease :Lease) $Common.needs("write");
+  # The id is yours to choose; already_exists where it is taken. Without a time to end at it stays until it is removed.
+
+  get @1 (id :Text) -> (lease :Lease) $Common.needs("read");
+  list @2 (filters :List(Text)) -> (cursor :LeaseCursor) $Common.needs("read");
+  # Fields: id, labels.<key>.
+
+  remove @3 (id :Text) -> () $Common.needs("write");
+  # What it held stays until it is collected, unless something else keeps it.
+}
+
+interface Lease @0xe1a8f7340b6dc952 {
+  info @0 () -> (info :LeaseInfo) $Common.needs("read");
+
+  namespace @1 () -> (namespace :Namespace) $Common.needs("none");
+  # The same namespace. What is made through it is held by the lease: blobs, snapshots, pulled and imported images. When
+  # the lease is gone that fails with not_found, and when it has ended with failed_precondition.
+
+  update @2 (labels :List(Label), expires :Common.Time, fields :List(Text)) -> (info :LeaseInfo) $Common.needs("write");
+  # Takes what is named: "labels", "labels.KEY", "expires"; without names all of them.
+
+  add @3 (resource :Resource) -> () $Common.needs("write");
+  # It need not exist yet.
+
+  drop @4 (resource :Resource) -> () $Common.needs("write");
+  # not_found where the lease doesn't hold it.
+
+  resources @5 () -> (cursor :ResourceCursor) $Common.needs("read");
+}
+
+interface Grants @0xc1f19c227ac6c292 {
+  # Those that come from the grant by which you have this object; of the operator all of the namespace.
+
+  create @0 (options :GrantOptions) -> (grant :Grant) $Common.needs("none");
+  # It stays until it is taken back, or ends by itself. What you haven't it hasn't either; `denied` where nothing would
+  # be left, and where your own grant may not be passed on.
+
+  get @1 (id :Text) -> (grant :Grant) $Common.needs("none");
+  list @2 () -> (cursor :GrantCursor) $Common.needs("none");
+  # In the order of a tree: each before those that come from it.
+}
+
+interface Grant @0xd8e433398cf5e8f9 {
+  info @0 () -> (info :GrantInfo) $Common.needs("none");
+
+  revoke @1 () -> () $Common.needs("none");
+  # Takes it back, with all that come from it. When this returns no call of theirs is under way, and no later one succeeds.
+
+  save @2 (sealed :Bool, sealedTo :UInt32) -> (token :Text) $Common.needs("none");
+  # Makes a token: whoever has it gets the grant by `Gate.restore`; where it is sealed, only that user. It is told here and
+  # never again. An older token of this grant is worth nothing from then on.
+
+  open @3 () -> (namespace :Namespace) $Common.needs("none");
+  # The namespace, as its holder has it.
+
+  explain @4 () -> (methods :List(Text)) $Common.needs("none");
+  # Every method that its holder can call, as "Container.logs"; but for those that need nothing, which give nothing by
+  # themselves.
+
+  export @5 (directory :Text) -> () $Common.needs("host");
+  # Makes "cofferdam.sock" in a directory of the daemon's host, which is made if it isn't there: whoever can connect to it
+  # holds the grant, whichever user it is. It is there again before the daemon serves anybody when it is started anew.
+
+  unexport @6 () -> () $Common.needs("host");
+  # Removes the socket, and ends the connections that came by it.
 }

@@ -1,6 +1,9 @@
 @0x97c5e8a1d06f3b24;
 # Snapshots: file system states, each on top of a committed parent.
 
+using Cxx = import "/capnp/c++.capnp";
+$Cxx.namespace("cofferdam");
+
 using Common = import "common.capnp";
 using Label = Common.Label;
 

@@ -1,6 +1,9 @@
 @0xcf40b7e2935d8a16;
 # The daemon itself.
 
+using Cxx = import "/capnp/c++.capnp";
+$Cxx.namespace("cofferdam");
+
 using Common = import "common.capnp";
 
 struct ActorStatus @0xb05d3e9c7af18246 {
