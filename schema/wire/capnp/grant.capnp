@@ -31,13 +31,15 @@ struct GrantOptions @0xcf86c10aa3c3e63a {
   #   "backup"    to read blobs, and the images that lead to them
   #   "pull"      to pull images
   #   "deploy"    to create, run and remove containers
+  # docs/grants.md has the methods of each, and `Grant.explain` those that a grant leaves.
   rights @2 :List(Text);
   # "read", "write", "run", "networks", "host", as common.capnp has them. "write" and "run" bring "read"; "host" brings all.
   # None: what the facets take, or without a facet "read".
   containers @3 :List(Text);
   # Only these, by their ids.
   filters @4 :List(Text);
-  # Only those that pass one of these: as in Containers.list. They are looked at again at each call.
+  # Only those that pass one of these: as in Containers.list. They are looked at again at each call. Of `containers`, `filters`
+  # and `own` each must let one through.
   own @5 :Bool;
   # Only those that were made through this grant, or through one that comes from it.
   images @6 :List(Text);
