@@ -67,6 +67,19 @@ class Bytes final : public ByteStream::Server {
 
 std::string text(capnp::Data::Reader bytes) { return std::string(bytes.asChars().begin(), bytes.size()); }
 
+// The names in a tar archive (tar(5)), each behind a blank.
+std::string names(const std::string& archive) {
+  std::string all;
+  for (size_t at = 0; at + 512 <= archive.size() && archive[at + 257] == 'u';) {
+    // What is said of the next entry is none itself.
+    char kind = archive[at + 156];
+    if (kind != 'x' && kind != 'g') all += std::string(" ") + archive.substr(at, 100).c_str();
+    size_t size = std::strtoull(archive.substr(at + 124, 12).c_str(), nullptr, 8);
+    at += 512 + (size + 511) / 512 * 512;
+  }
+  return all;
+}
+
 void fill(CreateParams::Builder params, Image::Client image, kj::StringPtr id) {
   params.setId(id);
   params.setImage(image);
@@ -157,8 +170,7 @@ class Deployer : public Holder {
     copy.setPath("/etc/passwd");
     copy.setSink(kj::heap<Bytes>(copied, kj::newPromiseAndFulfiller<void>().fulfiller));
     copy.send().wait(scope);
-    // A tar archive begins with a name.
-    say(std::string("copied ") + copied.c_str());
+    say("copied" + names(copied));
     return made;
   }
 

@@ -119,7 +119,7 @@ async def beyond_logs(namespace):
     await refused("another container", containers.get("db"))
     await refused("what it is", sibling.info())
     await refused("its task", sibling.task())
-    await refused("its end", sibling.task().task.kill(signal=signal.SIGKILL, all=True))
+    await refused("its end", sibling.task().task.kill(signal=int(signal.SIGKILL), all=True))
     await refused("a process in it", sibling.task().task.exec(options={"args": ["id"]}))
     await refused("its files", sibling.copyOut(path="/etc/passwd"))
     await refused("its removal", sibling.remove(force=True))

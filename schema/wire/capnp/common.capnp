@@ -161,7 +161,8 @@ struct Context @0xc5c3cf113c7c7131 {
 
 interface ByteStream @0xd24295c11faf9df7 {
   # A sink of bytes, which the side that has it writes into. Flow control: the window is 1 MiB, a chunk at most 256 KiB.
-  # A stream that you give away is written to by the daemon, in order, and ended once; it is released when nothing more comes.
+  # A stream that you give away is written to by the daemon, in order, and ended behind the last byte; one that breaks off is
+  # released without.
   write @0 (chunk :Data) -> stream $needs("none");
   # Bytes behind those of the call before. A larger chunk is invalid_argument; behind `end`, and where nobody reads any more,
   # failed_precondition.

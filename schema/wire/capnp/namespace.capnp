@@ -35,7 +35,7 @@ interface Namespace @0x90a3e332970f62d5 {
   info @0 () -> (info :NamespaceInfo) $Common.needs("read");
 
   with @1 (context :Common.Context) -> (namespace :Namespace) $Common.needs("none");
-  # The same namespace; all that is reached from there carries the context, in place of one that this has.
+  # The same namespace; all that is reached from there carries the context. What it leaves empty stays as this has it.
 
   images @2 () -> (images :Images) $Common.needs("none");
   # What containers are made from (image.capnp).
