@@ -13,7 +13,10 @@ fn files_of_the_schema_import_each_other_in_no_circle() {
     assert!(imports["gate.capnp"].contains("namespace.capnp"), "they are found: {imports:?}");
     let found = imports.keys().filter(|file| reach(&imports, file).contains(**file));
     let found: Vec<_> = found.map(|file| (*file).to_owned()).collect();
-    none("C++ has a header for each file, which can't include each other: let what names both stand in one file:", &found);
+    none(
+        "C++ has a header for each file, which can't include each other: let what names both stand in one file:",
+        &found,
+    );
 }
 
 /// The files that one names.
