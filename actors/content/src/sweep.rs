@@ -9,6 +9,9 @@ use cofferdam_types::{Algorithm, Authority, Digest, Namespace, Result};
 use crate::store::{RefKey, Store};
 
 const PAGE: usize = 500;
+/// So many damaged blobs are told of one by one.
+const TOLD: u64 = 20;
+const MORE: u64 = TOLD + 1;
 
 /// What a sweep found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -111,8 +114,14 @@ impl Store {
                 let found = self.files.blob_size(&blob.digest)?;
                 if linked && found != Some(blob.size) {
                     let digest = &blob.digest;
-                    tracing::error!(%digest, size = blob.size, ?found, "a blob is damaged on disk: fetch it again");
                     swept.damaged += 1;
+                    match swept.damaged {
+                        ..=TOLD => {
+                            tracing::error!(%digest, size = blob.size, ?found, "a blob is damaged on disk: fetch it again");
+                        }
+                        MORE => tracing::error!("more blobs are: `coffer system check` lists all"),
+                        _ => {}
+                    }
                 }
             }
         }

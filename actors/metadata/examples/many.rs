@@ -1,6 +1,8 @@
-//! Puts so many blobs and snapshots on record, in the tables of a daemon that doesn't run, to see what one makes of them:
-//! `many META.REDB COUNT`. There are no files behind them, and all are held as if they had been made by hand. Every
-//! thousandth has the label `rare=yes`.
+//! Puts so many blobs and snapshots into the root directory of a daemon that doesn't run, to see what one makes of them:
+//! `many ROOT COUNT`. A blob has eight bytes, a snapshot is active and empty, and all are held as if they had been made by hand.
+//! Every thousandth has the label `rare=yes`.
+
+use std::{fs, io, path::Path};
 
 use cofferdam_kernel::{Kernel, Placement};
 use cofferdam_metadata::{
@@ -21,10 +23,13 @@ fn main() -> Result<()> {
         [path, count] => count.parse().ok().map(|count| (path.clone(), count)),
         _ => None,
     };
-    let (path, count) = given.ok_or_else(|| Error::invalid("usage", "", "many META.REDB COUNT"))?;
+    let (root, count) = given.ok_or_else(|| Error::invalid("usage", "", "many ROOT COUNT"))?;
+    let root = Path::new(&root);
+    let files = || (0..count as u64).try_for_each(|n| make(root, n));
+    files().map_err(|e| Error::io("many", root.display(), "making files", &e))?;
     actix_rt::System::new().block_on(async {
         let kernel = Kernel::new()?;
-        let meta = Metadata::start(&kernel, Placement::Own, path.as_ref())?;
+        let meta = Metadata::start(&kernel, Placement::Own, &root.join("meta.redb"))?;
         kernel.ready().await?;
         let ns = Namespace::default_namespace();
         let by_hand = Authority::system().by_hand();
@@ -33,11 +38,11 @@ fn main() -> Result<()> {
             let fill = move |tx: &mut cofferdam_metadata::Tx<'_>| {
                 for n in first..(first + AT_ONCE).min(count) {
                     let rare = Labels::from([("rare".to_owned(), if n % 1000 == 0 { "yes" } else { "no" }.to_owned())]);
-                    let mut link = Link::new(Digest::of(Algorithm::Sha256, &n.to_be_bytes()), 1000);
+                    let mut link = Link::new(digest(n as u64), 8);
                     link.labels = rare.clone();
                     content::create(tx, &ns, link)?;
                     let key = Name::new(format!("many-{n}"))?;
-                    let mut snapshot = Snapshot::new("overlay", key, Kind::Active, None, (1 << 32) + n as u64);
+                    let mut snapshot = Snapshot::new("overlay", key, Kind::Active, None, dir(n as u64));
                     snapshot.labels = rare;
                     snapshots::create(tx, &ns, snapshot)?;
                 }
@@ -49,4 +54,20 @@ fn main() -> Result<()> {
         kernel.stop().await;
         Ok(())
     })
+}
+
+fn digest(n: u64) -> Digest {
+    Digest::of(Algorithm::Sha256, &n.to_be_bytes())
+}
+
+/// Far from those that a daemon gave.
+fn dir(n: u64) -> u64 {
+    (1 << 32) + n
+}
+
+fn make(root: &Path, n: u64) -> io::Result<()> {
+    fs::write(root.join("content/blobs/sha256").join(digest(n).hex()), n.to_be_bytes())?;
+    let dir = root.join("snapshots/overlay").join(dir(n).to_string());
+    fs::create_dir_all(dir.join("fs"))?;
+    fs::create_dir(dir.join("work"))
 }

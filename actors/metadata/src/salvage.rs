@@ -7,7 +7,15 @@
 //!
 //! In the same way it finds out whether anything was altered in a file that redb would open without looking.
 
-use std::{collections::HashSet, fs::File, os::unix::fs::FileExt as _, path::Path};
+use std::{
+    collections::{HashSet, VecDeque},
+    fs::File,
+    os::unix::fs::FileExt as _,
+    panic::resume_unwind,
+    path::Path,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread::ScopedJoinHandle,
+};
 
 use cofferdam_types::{Error, Result};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
@@ -26,6 +34,9 @@ const SLOT_VERSION: u8 = 3;
 const LARGEST_ORDER: u8 = 12;
 /// No tree is deeper: that would be more rows than fit on any disk.
 const DEEPEST: usize = 40;
+/// So many threads compare a file at most, which is taken in so many parts at least.
+const THREADS: usize = 4;
+const PARTS: usize = 256;
 const LEAF: u8 = 1;
 const BRANCH: u8 = 2;
 /// Of the byte behind the magic number: which slot a commit in two phases made the good one, and that it was one.
@@ -105,19 +116,53 @@ impl Salvage {
         // Read page by page, a file that is not in memory would take a hundred times as long. It is only for that.
         let _ = posix_fadvise(&self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
         let (mut altered, mut met) = (0, HashSet::new());
+        let mut trees = Vec::new();
         for root in &self.unread {
-            let mut trees = Vec::new();
             let definitions = Tree { root: *root, widths: Widths::default() };
             altered += self.walk(definitions, 0, &mut met, &mut |_, definition| trees.extend(tree(definition)));
-            for tree in trees {
-                altered += self.walk(tree, 0, &mut met, &mut |_, _| {});
-            }
         }
+        let (parts, lost) = self.parts(trees);
+        altered += lost;
+        // It is the processor's work, where the file is in memory, and a start waits for it.
+        let next = AtomicUsize::new(0);
+        let walk = || {
+            let (mut altered, mut met) = (0, HashSet::new());
+            while let Some((tree, depth)) = parts.get(next.fetch_add(1, Ordering::Relaxed)) {
+                altered += self.walk(*tree, *depth, &mut met, &mut |_, _| {});
+            }
+            altered
+        };
+        altered += std::thread::scope(|scope| {
+            let others = std::thread::available_parallelism().map_or(0, |all| all.get().min(THREADS) - 1);
+            let others: Vec<_> = (0..others).map(|_| scope.spawn(walk)).collect();
+            // PANIC: what another thread panics with is this one's panic, as if it had come to it itself.
+            let join = |other: ScopedJoinHandle<'_, u64>| other.join().unwrap_or_else(|panic| resume_unwind(panic));
+            walk() + others.into_iter().map(join).sum::<u64>()
+        });
         match altered {
             0 => Ok(()),
             1 => Err(damaged("a page of it is not what was written")),
             _ => Err(damaged(format!("{altered} pages of it are not what was written"))),
         }
+    }
+
+    /// What lies below few trees, as many smaller ones: each with how deep it lies. Says how many pages are altered on the
+    /// way there.
+    fn parts(&self, trees: Vec<Tree>) -> (Vec<(Tree, usize)>, u64) {
+        let mut parts: VecDeque<_> = trees.into_iter().map(|tree| (tree, 0)).collect();
+        let mut altered = 0;
+        while parts.len() < PARTS {
+            let Some((tree, depth)) = parts.pop_front() else { break };
+            let below = self.page(tree.root, tree.widths).filter(|_| depth < DEEPEST).and_then(|page| match page[0] {
+                LEAF => leaf(&page, tree.widths, &mut |_, _| {}).map(|()| Vec::new()),
+                _ => (0..children(&page)?).map(|n| Some(Tree { root: child(&page, n)?, ..tree })).collect(),
+            });
+            match below {
+                Some(below) => parts.extend(below.into_iter().map(|tree| (tree, depth + 1))),
+                None => altered += 1,
+            }
+        }
+        (parts.into(), altered)
     }
 
     /// The tree of the last commit, or of the one before it. Which of them the head names tells nothing more.

@@ -165,6 +165,26 @@ impl<'a> Tx<'a> {
         Ok(removed.is_some())
     }
 
+    /// Removes all rows up to and with a key: much cheaper than one by one.
+    pub(crate) fn remove_to(&mut self, table: Table, upto: &[u8]) -> Result<()> {
+        let (mut rows, mut bytes) = (0, 0);
+        self.noting(|txn| {
+            let mut table = txn.open_table(table.definition()).map_err(storage)?;
+            let gone = |key: &[u8], value: &[u8]| {
+                rows += 1;
+                bytes += (key.len() + value.len()) as i64;
+                false
+            };
+            table.retain_in(..=upto, gone).map_err(storage)
+        })?;
+        if rows > 0 {
+            self.changed = true;
+            self.growth -= bytes;
+            self.count(table, true);
+        }
+        Ok(())
+    }
+
     /// A change that means nothing.
     pub(crate) fn probe(&mut self) -> Result<()> {
         self.put(Table::META, b"probe", &self.now.0.to_be_bytes())

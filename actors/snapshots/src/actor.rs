@@ -23,6 +23,8 @@ impl Actor for SnapshotsActor {
     type Context = Context<SnapshotsActor>;
 
     fn started(&mut self, _ctx: &mut Context<SnapshotsActor>) {
+        // Not the context's: it ends although the actor may not live to see it.
+        actix_rt::spawn(self.0.clone().sweep());
         for driver in self.0.drivers() {
             self.restock(driver);
         }
@@ -43,13 +45,16 @@ impl SnapshotsActor {
     }
 }
 
-/// Messages that the core answers by itself.
+/// Messages that the core answers by itself. All but those that make something new wait for the sweep of the start.
 macro_rules! handle {
     ($($message:ty => $method:ident),* $(,)?) => {$(
         impl Handler<$message> for SnapshotsActor {
             type Result = ResponseFuture<<$message as Message>::Result>;
             fn handle(&mut self, m: $message, _ctx: &mut Context<SnapshotsActor>) -> Self::Result {
-                self.run(|core| async move { core.$method(m).await })
+                self.run(|core| async move {
+                    core.settled().await;
+                    core.$method(m).await
+                })
             }
         }
     )*};
@@ -60,17 +65,26 @@ handle! {
     Remove => remove,
     Measure => measure,
     Limit => limit,
-    StageLayer => stage_layer,
     StageAgain => stage_again,
     ReplaceLayer => replace_layer,
     CommitLayers => commit_layers,
     Check => check,
 }
 
+impl Handler<StageLayer> for SnapshotsActor {
+    type Result = ResponseFuture<<StageLayer as Message>::Result>;
+    fn handle(&mut self, m: StageLayer, _ctx: &mut Context<SnapshotsActor>) -> Self::Result {
+        self.run(|core| async move { core.stage_layer(m).await })
+    }
+}
+
 impl Handler<Discard> for SnapshotsActor {
     type Result = ResponseFuture<Result<()>>;
     fn handle(&mut self, m: Discard, _ctx: &mut Context<SnapshotsActor>) -> Self::Result {
-        self.run(|core| async move { core.discard(m.0).await })
+        self.run(|core| async move {
+            core.settled().await;
+            core.discard(m.0).await
+        })
     }
 }
 

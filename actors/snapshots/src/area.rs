@@ -74,7 +74,7 @@ pub struct Area {
     /// [`Held`].
     busy: Mutex<BTreeSet<u64>>,
     stock: Mutex<Vec<u64>>,
-    /// One fills it at a time, or there would be more than it takes.
+    /// Whoever fills it, or makes a directory again, is alone: there would be more than it takes, or one made twice.
     filling: Mutex<()>,
 }
 
@@ -276,8 +276,9 @@ impl Area {
     }
 
     /// What every start does. Directories without a record go to the trash, records without a directory get it again
-    /// (see above) or are reported as lost. `known` is asked after the listing, so that what is committed meanwhile is
-    /// not taken for garbage. Returns the ids of lost trees.
+    /// (see above) or are reported as lost. `known` is asked after the listing, so that what is made meanwhile is
+    /// not taken for garbage; nothing that was there is committed or discarded while it goes on. Returns the ids of lost
+    /// trees.
     pub fn sweep(&self, known: impl FnOnce() -> Result<BTreeMap<u64, Known>>) -> Result<Vec<u64>> {
         let found = numbers(self.dir.as_fd())?;
         let live = lock(&self.live).clone();
@@ -305,23 +306,32 @@ impl Area {
             if there && settled.is_ok() && self.tree(id).is_ok() {
                 continue;
             }
-            let parent = match record {
-                Known::Nothing => continue,
-                Known::Content => {
-                    lost.push(id);
-                    continue;
-                }
-                Known::Scratch(parent) => parent,
-            };
-            tracing::info!(driver = self.driver.name(), id, "an active snapshot lost its directory: made again, empty");
-            let Err(error) = self.make_at(id, self.driver.scratch(), parent) else { continue };
-            // A lost parent is reported by itself and must not keep the others from starting.
-            tracing::error!(driver = self.driver.name(), id, %error, "can't fill it from its parent");
-            if self.tree(id).is_err() {
-                self.make_at(id, self.driver.scratch(), None)?;
+            match record {
+                Known::Nothing => {}
+                // It may have been made since the listing.
+                Known::Content if self.tree(id).is_err() => lost.push(id),
+                Known::Content => {}
+                // On a full disk, or one that fails, the others start all the same.
+                Known::Scratch(parent) => self.restore(id, parent).unwrap_or_else(|error| {
+                    tracing::error!(driver = self.driver.name(), id, %error, "an active snapshot has no directory");
+                }),
             }
         }
         Ok(lost)
+    }
+
+    /// Makes the directory of an active snapshot again, if it is not there.
+    pub fn restore(&self, id: u64, parent: Option<u64>) -> Result<()> {
+        // The sweep and whoever wants to use it may come to it at once.
+        let _filling = lock(&self.filling);
+        if self.tree(id).is_ok() {
+            return Ok(());
+        }
+        tracing::info!(driver = self.driver.name(), id, "an active snapshot lost its directory: made again, empty");
+        let Err(error) = self.make_at(id, self.driver.scratch(), parent) else { return Ok(()) };
+        // A lost parent is reported by itself and must not keep the others from starting.
+        tracing::error!(driver = self.driver.name(), id, %error, "can't fill it from its parent");
+        if self.tree(id).is_err() { self.make_at(id, self.driver.scratch(), None) } else { Ok(()) }
     }
 }
 

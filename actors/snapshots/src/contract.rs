@@ -403,14 +403,24 @@ fn a_start_sweeps_orphans_and_restores_what_a_power_cut_took() {
             let base = world.root.path().join("snapshots").join(driver);
             fs::create_dir_all(base.join("999999/fs")).unwrap();
             fs::remove_dir_all(base.join(dir.to_string())).unwrap();
+            suite.prepare("blocked", None).await.unwrap();
+            let dir = base.join(suite.stat("blocked").unwrap().dir.to_string());
+            fs::remove_dir_all(&dir).unwrap();
+            fs::write(&dir, "in the way").unwrap();
         }
         world = world.restart().await;
         for driver in DRIVERS {
+            // Whether the sweep has come to it or not.
             let mounts = world.snapshots.mounts(&ns(), driver, &name("active")).unwrap();
             let mounted = Mounted::new(&mounts);
             assert_eq!(mounted.read("f").as_deref(), Some("x"), "{driver}");
             mounted.write("g", "y");
+        }
+        // It waits for the sweep, which doesn't stop at what it can't mend.
+        let found = world.snapshots.check(false).await.unwrap();
+        for driver in DRIVERS {
             assert!(!world.root.path().join("snapshots").join(driver).join("999999").exists());
+            assert!(found.iter().any(|finding| finding.id.contains(driver)), "{found:?}");
         }
         world.kernel.stop().await;
     });

@@ -8,6 +8,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     path::Path,
     sync::Arc,
+    time::Duration,
 };
 
 use cofferdam_kernel::Pool;
@@ -20,6 +21,7 @@ use cofferdam_metadata::{
     },
 };
 use cofferdam_types::{Digest, Error, Labels, Mount, Name, Namespace, Result};
+use tokio::sync::watch;
 
 mod check;
 mod heal;
@@ -35,6 +37,10 @@ use crate::{
 
 /// Records that are read in one go at the start.
 const PAGE: usize = 1000;
+/// So many lost trees are told of one by one.
+const TOLD: usize = 20;
+/// How long after a sweep that failed it is tried again; each time twice as long, up to the second.
+const AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// How many a snapshot may lie on: as many as overlayfs stacks.
 pub const DEPTH: usize = 500;
 
@@ -45,6 +51,8 @@ pub struct Core {
     depots: Vec<Depot>,
     /// Drivers that can't work here, with the reason.
     unfit: Vec<(&'static str, Error)>,
+    /// Whether the sweep of this start is over.
+    swept: watch::Sender<bool>,
 }
 
 /// A driver's directory, and the layers that somebody is unpacking into it.
@@ -87,21 +95,51 @@ impl Core {
                 Err(reason) => return Err(reason),
             }
         }
-        Ok(Core { meta, pool, depots, unfit })
+        Ok(Core { meta, pool, depots, unfit, swept: watch::Sender::new(false) })
     }
 
-    /// Brings directories and records together; see [`Area::sweep`].
-    pub fn sweep(&self) -> Result<()> {
+    /// Brings directories and records together; see [`Area::sweep`]. That takes a while where there are many, and nobody
+    /// waits for it but who changes or measures what is there already: [`Core::settled`].
+    pub async fn sweep(self: Arc<Core>) {
+        self.swept.send_replace(false);
+        let mut pause = AGAIN.0;
+        loop {
+            let core = self.clone();
+            match self.pool.run(move || core.sweep_once()).await {
+                Ok(()) => break,
+                Err(error) if pause > AGAIN.1 => {
+                    tracing::error!(%error, "the snapshots' directories can't be swept before the next start");
+                    break;
+                }
+                Err(error) => tracing::warn!(%error, "the snapshots' directories can't be swept; it is tried again"),
+            }
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+        }
+        self.swept.send_replace(true);
+    }
+
+    fn sweep_once(&self) -> Result<()> {
         if self.meta.writable().is_err() {
             return Ok(());
         }
         for Depot { area, .. } in &self.depots {
             let driver = area.driver().name();
-            for id in area.sweep(|| known(&self.meta.read()?, driver))? {
+            let lost = area.sweep(|| known(&self.meta.read()?, driver))?;
+            for id in lost.iter().take(TOLD) {
                 tracing::error!(driver, id, "the tree of a committed snapshot is lost: remove it and unpack again");
+            }
+            if lost.len() > TOLD {
+                tracing::error!(driver, lost = lost.len(), "more of them are: `coffer system check` lists all");
             }
         }
         Ok(())
+    }
+
+    /// Waits for the sweep of the start.
+    pub async fn settled(&self) {
+        // The sender is in `self`.
+        let _ = self.swept.subscribe().wait_for(|swept| *swept).await;
     }
 
     /// See [`Area::close`].
@@ -208,7 +246,12 @@ impl Core {
                 ));
             }
         };
-        Ok(self.depot(driver)?.area.mounts(access, own, &parents))
+        let area = &self.depot(driver)?.area;
+        // After a power cut it may be that the sweep has not come to it yet.
+        if let Some(own) = own.filter(|_| !*self.swept.borrow() && self.meta.writable().is_ok()) {
+            area.restore(own, parents.first().copied())?;
+        }
+        Ok(area.mounts(access, own, &parents))
     }
 
     /// What a snapshot holds, beside what it lies on, or what another one holds.

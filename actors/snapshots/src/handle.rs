@@ -43,19 +43,15 @@ pub struct Snapshots {
 }
 
 impl Snapshots {
-    /// Opens the drivers' directories below `root` and hosts the actor, whose every start sweeps them. No message is
-    /// answered before that is done.
+    /// Opens the drivers' directories below `root` and hosts the actor, whose every start sweeps them. Only what is
+    /// new can be made before that is done.
     pub fn start(kernel: &Kernel, placement: Placement, meta: Metadata, root: &Path) -> Result<Snapshots> {
         let pool = Pool::new("snapshots", THREADS, QUEUE);
         let core = Arc::new(Core::open(meta.clone(), pool, root)?);
         let config =
             SlotConfig { bound: BOUND, heartbeat: Duration::from_secs(30), ..SlotConfig::new("snapshots", placement) };
         let theirs = core.clone();
-        let slot = kernel.spawn(config, move || {
-            // PANIC: the kernel takes a panic of the factory for a crash, and tries again later.
-            theirs.sweep().unwrap_or_else(|e| panic!("sweeping the snapshots' directories: {e}"));
-            SnapshotsActor(theirs.clone())
-        });
+        let slot = kernel.spawn(config, move || SnapshotsActor(theirs.clone()));
         Ok(Snapshots { core, meta, slot })
     }
 

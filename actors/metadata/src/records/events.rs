@@ -51,13 +51,5 @@ pub fn outbox_after(read: &dyn Read, sequence: u64, max: usize) -> Result<Vec<Ev
 
 /// Drops the events up to and with `upto`: the journal has them.
 pub fn outbox_trim(tx: &mut Tx<'_>, upto: u64) -> Result<()> {
-    let mut old = Vec::new();
-    tx.range(Table::OUTBOX, Bound::Unbounded, Bound::Included(&upto.to_be_bytes()), &mut |key, _| {
-        old.push(key.to_vec());
-        Ok(ControlFlow::Continue(()))
-    })?;
-    for key in old {
-        tx.remove(Table::OUTBOX, &key)?;
-    }
-    Ok(())
+    tx.remove_to(Table::OUTBOX, &upto.to_be_bytes())
 }
