@@ -99,6 +99,8 @@ struct Life {
     waiting: Notify,
     sizes: RefCell<Vec<(u32, u16, u16)>>,
     removed: Cell<bool>,
+    /// Connections beside the one that is served.
+    others: Cell<u32>,
     /// What was restored, by which incarnation.
     tokens: RefCell<Vec<(u32, String)>>,
     bad_command: Cell<bool>,
@@ -227,15 +229,21 @@ impl process::Server for Fake {
 }
 impl task::Server for Fake {}
 
-/// Serves one connection until `stop`.
+/// Serves one connection until `stop`; others are counted.
 async fn serve(path: &Path, life: &Rc<Life>, stop: &Notify) {
     let listener = UnixListener::bind(path).unwrap();
     let (stream, _) = listener.accept().await.unwrap();
     let (network, fds) = network(stream, Side::Server, 1 << 20);
     let gate: gate::Client = new_client(Fake { life: life.clone(), fds });
+    let others = async {
+        while listener.accept().await.is_ok() {
+            life.others.set(life.others.get() + 1);
+        }
+    };
     tokio::select! {
         _ = RpcSystem::new(Box::new(network), Some(gate.client)) => {}
         () = stop.notified() => {}
+        () = others => {}
     }
     std::fs::remove_file(path).unwrap();
 }
@@ -330,6 +338,7 @@ fn sturdy_handles_are_found_again_by_the_saved_token() {
             assert!(exits.into_iter().all(|exit| exit.unwrap().status == 7));
             let tokens = life.tokens.borrow().clone();
             assert_eq!(tokens, [(0, "secret".to_owned()), (1, "secret".to_owned())], "one connection for both");
+            assert_eq!(life.others.get(), 0, "and no other");
             assert_eq!(ways.get(), 2, "one way for both");
 
             // Whoever asks once gets a handle that works, also of a connection that was lost unnoticed.
