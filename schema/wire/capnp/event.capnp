@@ -44,11 +44,11 @@ interface Events @0xf6b82d4ea91c7053 {
   last @1 () -> (sequence :UInt64) $Common.needs("read");
   # The number of the last event, of any namespace.
 
-  publish @2 (topic :Text, payload :Text) -> (sequence :UInt64) $Common.needs("write");
+  publish @2 (topic :Text, payload :Text) -> (sequence :UInt64) $Common.needs("write") $Common.audit("none");
   # A topic is words with a slash before each. The payload must be a JSON object of at most 16 KiB. Durable when it returns. The
   # topics of the daemon's own subsystems (/containers, /content, /images, /namespaces, /snapshot, /tasks) are `denied`.
 
-  forward @3 (event :Event) -> (sequence :UInt64) $Common.needs("root");
+  forward @3 (event :Event) -> (sequence :UInt64) $Common.needs("root") $Common.audit("use");
   # Takes a foreign event in, with its own time, namespace and topic. Its `sequence` doesn't count: it gets one of ours.
 }
 

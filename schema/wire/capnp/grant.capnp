@@ -59,6 +59,11 @@ struct GrantOptions @0xcf86c10aa3c3e63a {
   # Its holder may make grants that come from it.
   maySave @14 :Bool;
   # And may have tokens made for those.
+  mostContainers @15 :UInt64;
+  # How many containers there may be at once that were made through it, or through those that come from it. 0 is no bound.
+  mostCalls @16 :UInt64;
+  # How many calls may be under way at once, likewise; those that wait for something to happen count, and those that need nothing
+  # don't. 0 is no bound. What is beyond a bound is refused with resource_exhausted.
 }
 
 struct GrantInfo @0xb06bb10aaa841e12 {
@@ -83,8 +88,12 @@ struct GrantInfo @0xb06bb10aaa841e12 {
   # How many connections have it just now, and grants come from it.
   rights @11 :List(Text);
   # What is left of the rights.
+  made @12 :UInt64;
+  # How many containers there are that were made through it or through those that come from it. Told by `Grant.info`.
+  calling @13 :UInt64;
+  # How many calls are under way, where it bounds them itself. Told by `Grant.info`.
 }
 
 interface GrantCursor @0xe46de8017af7feb4 {
-  next @0 (max :UInt16) -> (items :List(GrantInfo), end :Bool) $Common.needs("none");
+  next @0 (max :UInt16) -> (items :List(GrantInfo), end :Bool) $Common.needs("none") $Common.audit("none");
 }

@@ -88,25 +88,25 @@ interface Images @0xb6e31f5c80d4a972 {
   get @0 (name :Text) -> (image :Image) $Common.needs("read");
   # not_found where it isn't here.
 
-  obtain @1 (options :PullOptions, policy :PullPolicy) -> (image :Image) $Common.needs("write");
+  obtain @1 (options :PullOptions, policy :PullPolicy) -> (image :Image) $Common.needs("write") $Common.audit("use");
   # The image, pulled first if the policy says so; returns when it is there and unpacked. Pipeline on it. not_found with the
   # policy `never`, and where the registry hasn't got it; `denied` where it would have to be pulled and your grant isn't for
   # that, or where the registry says so; unavailable where that can't be reached. Dropping the call doesn't end the pull.
 
-  pull @2 (options :PullOptions) -> (job :Job) $Common.needs("write");
+  pull @2 (options :PullOptions) -> (job :Job) $Common.needs("write") $Common.audit("use");
   # The same as a job, whose progress can be watched. Its errors come out of `Job.wait`.
 
-  importFd @3 (options :ImportOptions, source :Common.Fd) -> (job :Job) $Common.needs("write");
+  importFd @3 (options :ImportOptions, source :Common.Fd) -> (job :Job) $Common.needs("write") $Common.audit("use");
   # From a directory, a file or a pipe of yours. The name of the image or images comes from `Job.wait`.
 
-  import @4 (options :ImportOptions) -> (job :Job, sink :Common.ByteStream) $Common.needs("write");
+  import @4 (options :ImportOptions) -> (job :Job, sink :Common.ByteStream) $Common.needs("write") $Common.audit("use");
   # The twin: write the archive into `sink`, and end it. That returns when the archive is on its way; what became of it says
   # `Job.wait`.
 
   list @5 (filters :List(Text)) -> (cursor :ImageCursor) $Common.needs("read");
   # Fields: name, target.digest, target.mediatype, labels.<key>.
 
-  remove @6 (name :Text) -> () $Common.needs("write");
+  remove @6 (name :Text) -> () $Common.needs("write") $Common.audit("use");
   # Containers made from it go on. not_found where it isn't here. What nothing else keeps of it is collected.
 }
 
@@ -120,7 +120,7 @@ interface Image @0x9e84d7a02b5cf163 {
   detail @1 (platform :Text) -> (detail :ImageDetail) $Common.needs("read");
   # Empty is the host's platform. not_found where there is none for it, or not all of it is here.
 
-  unpack @2 (platform :Text, driver :Text) -> (chainId :Text) $Common.needs("write");
+  unpack @2 (platform :Text, driver :Text) -> (chainId :Text) $Common.needs("write") $Common.audit("none");
   # Makes its layers snapshots of a driver; empty: the host's platform, the default driver. Returns when it is done, with the key
   # of the topmost.
 

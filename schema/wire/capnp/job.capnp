@@ -39,7 +39,7 @@ interface Job @0xeaba890fdbb7ce57 {
   wait @2 () -> (names :List(Text)) $Common.needs("read");
   # Until it ends: the names of the images that it made, or its error. An export gives none.
 
-  cancel @3 () -> () $Common.needs("write");
+  cancel @3 () -> () $Common.needs("write") $Common.audit("none");
   # Returns when it has ended and left nothing behind; one that has ended already stays as it is. Who waits is told
   # `cancelled`. A job goes on when its client disappears, but not when the grant is taken back by which it was begun.
 }
