@@ -28,6 +28,14 @@ pub fn images() -> PathBuf {
     dir
 }
 
+/// What deploy/clients made for clients in other languages.
+pub fn clients(name: &str) -> PathBuf {
+    let beside = || profile().parent().expect("a profile lies in target").join("clients");
+    let path = std::env::var_os("COFFERDAM_CLIENTS").map_or_else(beside, PathBuf::from).join(name);
+    assert!(path.exists(), "{} is not there: run deploy/clients, and see what it says", path.display());
+    path
+}
+
 /// criu, as deploy/setup installs it, or the one that `COFFERDAM_CRIU` names. Not the system's own: that is often too old.
 pub fn criu() -> &'static str {
     static PATH: OnceLock<String> = OnceLock::new();

@@ -5,7 +5,7 @@ use std::{
     future::Future,
     path::{Path, PathBuf},
     rc::Rc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use capnp::traits::{Owned, Pipelined};
@@ -169,9 +169,14 @@ impl Client {
         }
     }
 
-    /// A new connection to the same place.
+    /// A new connection to the same place, with what this one was granted there: a token is restored once more.
     pub async fn again(&self) -> Result<Client> {
         Client::enter(&self.path, &self.name, self.token.as_deref()).await
+    }
+
+    /// Whether the connection has ended. One that is breaking just now may not be known to.
+    pub fn is_closed(&self) -> bool {
+        self.link.task.is_finished()
     }
 
     /// The grant that this connection has; none where it has everything.
@@ -240,47 +245,6 @@ fn is_socket(path: &Path) -> bool {
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// The first and the longest pause between two attempts to find it.
 pub(crate) const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
-/// An answer that takes so long came from a daemon that works.
-const WORKED: Duration = Duration::from_secs(1);
-
-impl Client {
-    /// Asks something that may take long, and asks it again on a new connection where this one is lost. The daemon may
-    /// be away for half a minute. For what changes nothing, such as a wait.
-    pub async fn persist<T>(&self, ask: impl AsyncFn(Client) -> Result<T>) -> Result<T> {
-        let mut client = Some(self.clone());
-        let mut pause = PAUSES.0;
-        let mut until: Option<Instant> = None;
-        loop {
-            let asked = Instant::now();
-            let answer = match &client {
-                Some(client) => ask(client.clone()).await,
-                None => Err(Error::unavailable("connection", "", "is lost")),
-            };
-            match answer {
-                // Who is refused at once is told so; what breaks later, or while a daemon comes back, passes.
-                Err(error)
-                    if is_lost(&error)
-                        || error.code == Code::Unavailable && (until.is_some() || asked.elapsed() > WORKED) =>
-                {
-                    // A connection that worked for a while begins the patience anew.
-                    if until.is_none() || asked.elapsed() > WORKED {
-                        (until, pause) = (Some(Instant::now() + PATIENCE), PAUSES.0);
-                    } else if until.is_some_and(|until| Instant::now() > until) {
-                        return Err(error);
-                    }
-                }
-                other => return other,
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(PAUSES.1);
-            client = match self.again().await {
-                Ok(client) => Some(client),
-                Err(error) if until.is_some_and(|until| Instant::now() > until) => return Err(error),
-                Err(_) => None,
-            };
-        }
-    }
-}
 
 /// Whether the error says that the connection broke: what was asked for may have happened or not.
 pub fn is_lost(error: &Error) -> bool {

@@ -6,7 +6,8 @@ use cofferdam_types::{Result, Timestamp};
 use cofferdam_wire::{
     convert::{set_texts, text, texts},
     error::malformed,
-    grant_capnp::{grant, grant_info, grant_options, grants},
+    grant_capnp::{grant_info, grant_options},
+    namespace_capnp::{grant, grants},
 };
 use serde::Serialize;
 

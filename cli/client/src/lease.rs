@@ -6,7 +6,8 @@ use cofferdam_types::{Labels, Result, Timestamp};
 use cofferdam_wire::{
     convert::{labels, set_labels, set_texts, text},
     error::malformed,
-    lease_capnp::{lease, lease_info, leases, resource},
+    lease_capnp::{lease_info, resource},
+    namespace_capnp::{lease, leases},
 };
 use serde::Serialize;
 

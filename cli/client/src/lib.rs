@@ -1,7 +1,7 @@
 //! The client library: connect, typed handles, streams, errors, and a run in one round trip.
 //!
 //! ```no_run
-//! # async fn example() -> cofferdam_types::Result<()> {
+//! # async fn example() -> cofferdam_client::Result<()> {
 //! use cofferdam_client::{Client, RunRequest};
 //!
 //! let client = Client::connect("/run/cofferdam/cofferd.sock").await?;
@@ -21,8 +21,11 @@
 //! round trip, and what goes wrong anywhere in it comes out of the first thing that is awaited. One that gives a value
 //! returns a [`Reply`]; dropping that cancels the call where it waits.
 //!
-//! **Errors** are [`cofferdam_types::Error`]: a stable code, the thing it is about, and what to do. A lost connection is
-//! of kind `connection` ([`is_lost`]).
+//! **Errors** are [`Error`]: a stable [`Code`], the thing it is about, and what to do. A lost connection is of kind
+//! `connection` ([`is_lost`]).
+//!
+//! **Deadlines.** [`Namespace::with`] lays a [`Context`] over everything that is reached from there: a call that takes longer
+//! than its deadline fails with `deadline_exceeded`. What waits for something to happen is not bound by it; drop its [`Reply`].
 //!
 //! **Bytes.** Descriptors of yours go to the daemon in band ([`Input::Fd`], [`Output::Fd`]), so bytes never pass the
 //! daemon and survive its restart. Whoever has none uses streams: [`channel`] and [`Sink`].
@@ -33,7 +36,7 @@
 //! everything is where it is for anybody else; what the grant doesn't cover is `denied`.
 //!
 //! ```no_run
-//! # async fn example() -> cofferdam_types::Result<()> {
+//! # async fn example() -> cofferdam_client::Result<()> {
 //! use cofferdam_client::{Client, GrantOptions};
 //!
 //! let operator = Client::connect("/run/cofferdam/cofferd.sock").await?;
@@ -50,8 +53,24 @@
 //! # Ok(()) }
 //! ```
 //!
-//! **Limits.** No call is repeated by itself, with one exception: [`Run`] finds its container again after the daemon
-//! was restarted.
+//! **When the connection is lost** all handles of it are dead, and [`Client::again`] makes another one with the same grant. A
+//! [`Reconnecting`] does that by itself, and a [`Sturdy`] handle is found again there:
+//!
+//! ```no_run
+//! # async fn example(token: &str) -> cofferdam_client::Result<()> {
+//! let shop = cofferdam_client::Client::restore("/run/cofferdam/cofferd.sock", token).await?.reconnecting();
+//! let web = shop.sturdy(|client| client.namespace("").containers().get("web"));
+//! // The daemon may be restarted while this waits.
+//! let exit = web.ask(async |web| web.task().wait().await).await?;
+//! # drop(exit);
+//! # Ok(()) }
+//! ```
+//!
+//! No call is repeated unless that was asked for, with one exception: [`Run`] finds its container again after the daemon was
+//! restarted.
+//!
+//! **Examples** that are run by the tests lie in `cli/client/examples`: a run with streams, a grant and what it refuses, a log
+//! that is followed across the daemon's restart, and a deadline.
 
 mod audit;
 mod call;
@@ -76,12 +95,14 @@ mod process;
 mod run;
 mod snapshot;
 mod stdio;
+mod sturdy;
 mod system;
 #[cfg(test)]
 mod tests;
 
 pub use audit::{Audit, AuditCursor, AuditFault, AuditFilter, AuditRecord, AuditReport};
 pub use call::{Cursor, Reply};
+pub use cofferdam_types::{Any, Code, Error, Labels, Result, Timestamp};
 pub use collector::{ByteOwner, CollectReport, Collected, Collector, DiskUsage, Explanation, ReferenceStep};
 pub use commit::{CommitOptions, ConfigChange};
 pub use connect::{Client, DaemonInfo, block_on, is_lost};
@@ -101,4 +122,5 @@ pub use process::{Attachment, CheckpointOptions, Exit, Process, ProcessOptions, 
 pub use run::{Again, Run, RunRequest, random_id};
 pub use snapshot::{Change, ChangeKind, Layer, Snapshot, SnapshotInfo, SnapshotKind, Snapshots};
 pub use stdio::{Input, Output, Receiver, Sink, Stdio, channel};
+pub use sturdy::{Reconnecting, Sturdy};
 pub use system::{ActorStatus, Finding, ShimContainer, ShimInfo, ShimProcess, ShimState, System, SystemStatus};

@@ -99,6 +99,10 @@ struct Life {
     waiting: Notify,
     sizes: RefCell<Vec<(u32, u16, u16)>>,
     removed: Cell<bool>,
+    /// Connections beside the one that is served.
+    others: Cell<u32>,
+    /// What was restored, by which incarnation.
+    tokens: RefCell<Vec<(u32, String)>>,
     bad_command: Cell<bool>,
     stdin: Cell<bool>,
     /// The calls that are refused once, for a part of the daemon that is down.
@@ -134,6 +138,16 @@ impl gate::Server for Fake {
         Ok(())
     }
     gives!(gate, EnterParams, EnterResults, enter, set_root);
+    async fn restore(
+        self: Rc<Self>,
+        params: gate::RestoreParams,
+        mut results: gate::RestoreResults,
+    ) -> capnp::Result<()> {
+        let token = params.get()?.get_token()?.to_string()?;
+        self.life.tokens.borrow_mut().push((self.life.restarts.get(), token));
+        results.get().set_root(new_client((*self).clone()));
+        Ok(())
+    }
 }
 impl root::Server for Fake {
     gives!(root, NamespacesParams, NamespacesResults, namespaces, set_namespaces);
@@ -215,15 +229,21 @@ impl process::Server for Fake {
 }
 impl task::Server for Fake {}
 
-/// Serves one connection until `stop`.
+/// Serves one connection until `stop`; others are counted.
 async fn serve(path: &Path, life: &Rc<Life>, stop: &Notify) {
     let listener = UnixListener::bind(path).unwrap();
     let (stream, _) = listener.accept().await.unwrap();
     let (network, fds) = network(stream, Side::Server, 1 << 20);
     let gate: gate::Client = new_client(Fake { life: life.clone(), fds });
+    let others = async {
+        while listener.accept().await.is_ok() {
+            life.others.set(life.others.get() + 1);
+        }
+    };
     tokio::select! {
         _ = RpcSystem::new(Box::new(network), Some(gate.client)) => {}
         () = stop.notified() => {}
+        () = others => {}
     }
     std::fs::remove_file(path).unwrap();
 }
@@ -267,6 +287,85 @@ fn a_run_outlives_the_daemon() {
             assert_eq!(exit.unwrap().status, 7);
             assert_eq!(*life.sizes.borrow(), [(0, 24, 80), (1, 24, 80), (1, 50, 132)]);
             stop.notify_one();
+        };
+        tokio::join!(daemon, client);
+    });
+}
+
+#[test]
+fn sturdy_handles_are_found_again_by_the_saved_token() {
+    bounded(async {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("cofferd.sock");
+        let (life, stop) = (Rc::new(Life::default()), Notify::new());
+        let daemon = async {
+            serve(&path, &life, &stop).await;
+            // Away for a while: the first attempts find no socket.
+            tokio::time::sleep(Duration::from_millis(30)).await;
+            life.restarts.set(1);
+            serve(&path, &life, &stop).await;
+        };
+        let client = async {
+            while !path.exists() {
+                tokio::task::yield_now().await;
+            }
+            let client = Client::restore(&path, "secret").await.unwrap().reconnecting();
+            let ways = Rc::new(Cell::new(0));
+            let counted = ways.clone();
+            let web = client.sturdy(move |client| {
+                counted.set(counted.get() + 1);
+                client.namespace("").containers().get("web")
+            });
+            web.get().await.unwrap().task().state().await.unwrap();
+            // Two wait, on the same connection; both go on, on the same connection.
+            let (one, other) = (web.clone(), web.clone());
+            let waits = async {
+                let waits = [one, other].map(|web| async move { web.ask(async |web| web.task().wait().await).await });
+                futures::future::join_all(waits).await
+            };
+            let end = async {
+                for _ in 0..2 {
+                    life.waiting.notified().await;
+                }
+                stop.notify_one();
+                for _ in 0..2 {
+                    life.waiting.notified().await;
+                }
+                life.ended.set(Some(7));
+                life.news.notify_waiters();
+            };
+            let (exits, ()) = tokio::join!(waits, end);
+            assert!(exits.into_iter().all(|exit| exit.unwrap().status == 7));
+            let tokens = life.tokens.borrow().clone();
+            assert_eq!(tokens, [(0, "secret".to_owned()), (1, "secret".to_owned())], "one connection for both");
+            assert_eq!(life.others.get(), 0, "and no other");
+            assert_eq!(ways.get(), 2, "one way for both");
+
+            // Whoever asks once gets a handle that works, also of a connection that was lost unnoticed.
+            stop.notify_one();
+            while path.exists() {
+                tokio::task::yield_now().await;
+            }
+            let lost = web.ask(async |web| web.task().state().await);
+            assert!(tokio::time::timeout(Duration::from_millis(50), lost).await.is_err(), "it waits for the daemon");
+            let soon = client.client().reconnecting_for(Duration::from_millis(20));
+            let error = soon.connected().await.err().unwrap();
+            assert_eq!(
+                (error.code, &*error.kind),
+                (Code::Unavailable, "socket"),
+                "no longer than it was told to: {error}"
+            );
+            let again = async { assert_eq!(web.get().await.unwrap().task().state().await.unwrap().pid, 0) };
+            let third = async {
+                life.restarts.set(2);
+                serve(&path, &life, &stop).await;
+            };
+            let asked = async {
+                again.await;
+                stop.notify_one();
+            };
+            tokio::join!(third, asked);
+            assert_eq!(life.tokens.borrow().len(), 3);
         };
         tokio::join!(daemon, client);
     });

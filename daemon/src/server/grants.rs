@@ -1,4 +1,4 @@
-//! `Grants` and `Grant` (grant.capnp), and what a grant is to who holds it.
+//! `Grants` and `Grant` (namespace.capnp), and what a grant is to who holds it.
 
 use std::{collections::BTreeSet, rc::Rc, sync::Arc};
 
@@ -11,7 +11,8 @@ use cofferdam_types::{
 };
 use cofferdam_wire::{
     convert::{set_texts, text, texts},
-    grant_capnp::{grant, grant_cursor, grant_info, grant_options, grants},
+    grant_capnp::{grant_cursor, grant_info, grant_options},
+    namespace_capnp::{grant, grants},
 };
 
 use super::{

@@ -1,4 +1,4 @@
-//! `Leases` and `Lease` (lease.capnp).
+//! `Leases` and `Lease` (namespace.capnp).
 
 use std::rc::Rc;
 
@@ -12,7 +12,8 @@ use cofferdam_metadata::{
 use cofferdam_types::{Error, Keeper, Name, Result, Timestamp, filter};
 use cofferdam_wire::{
     convert::{labels, set_labels, text, texts},
-    lease_capnp::{lease, lease_cursor, lease_info, leases, resource, resource_cursor},
+    lease_capnp::{lease_cursor, lease_info, resource, resource_cursor},
+    namespace_capnp::{lease, leases},
 };
 
 use super::{Place, cursor::Cursor, filters, namespaces::Namespace, rpc};

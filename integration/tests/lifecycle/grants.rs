@@ -65,7 +65,7 @@ fn labels(text: &str) -> Labels {
 }
 
 /// One that has said its own name, and waits.
-async fn talking(namespace: &Namespace, id: &str, given: &str) {
+pub async fn talking(namespace: &Namespace, id: &str, given: &str) {
     let container = with(namespace, id, &format!("echo I am {id}; exec sleep 1000"), |request| {
         request.labels = labels(given);
     });

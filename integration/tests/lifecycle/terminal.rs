@@ -159,3 +159,34 @@ fn a_terminal_that_nobody_sits_at_can_be_attached_to() {
         assert!(String::from_utf8_lossy(&out).contains("here\r\n"));
     });
 }
+
+// The way in of a client that passes no descriptors: a stream, at the start and of who comes later.
+#[test]
+fn a_terminal_is_typed_at_through_a_stream() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let client = daemon.client().await;
+        let (sink, mut screen) = cofferdam_client::channel();
+        let mut request = daemon.run("shell", ["sh"]);
+        request.container.options.terminal = true;
+        request.stdio = Stdio { stdin: Input::Stream, stdout: Output::Stream(sink), ..Stdio::default() };
+        let run = start(&client, request).await;
+        let keyboard = run.task().stdin();
+        keyboard.write(b"tty && echo he''re\r").await.unwrap();
+        let mut text = String::new();
+        while !text.contains("here\r\n") {
+            text.push_str(std::str::from_utf8(&screen.next().await.expect("it goes on")).unwrap());
+        }
+        // The end of what was typed this way is none of the terminal: another comes and goes on.
+        keyboard.end().await.unwrap();
+        let later = daemon.open().await.containers().get("shell").task();
+        assert_eq!(later.state().await.unwrap().status.as_str(), "running");
+        let (stdout, second) = output();
+        let _attachment = later.attach(Stdio { stdout, ..Stdio::default() });
+        later.stdin().write(b"echo a''gain; exit 5\r").await.unwrap();
+        second.contains("again\r\n").await;
+        assert_eq!(run.wait().await.unwrap().status, 5);
+        let error = later.stdin().end().await.unwrap_err();
+        assert_eq!(error.code, Code::FailedPrecondition, "{error}");
+    });
+}

@@ -16,6 +16,7 @@ mod lifecycle;
 mod limits;
 mod logs;
 mod output;
+mod readme;
 mod rebuild;
 mod run;
 mod silent;

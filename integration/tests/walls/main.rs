@@ -10,6 +10,7 @@ mod fuzz;
 mod layers;
 mod lints;
 mod repository;
+mod schema;
 mod source;
 mod specification;
 #[path = "../../fuzz/src/targets.rs"]

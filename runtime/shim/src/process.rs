@@ -22,14 +22,14 @@ use nix::{
 };
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    sync::Notify,
+    sync::{Notify, futures::OwnedNotified},
     task::JoinHandle,
 };
 
 use crate::{
-    output::{Log, Output},
+    output::{Log, Output, nonblocking},
     sink::{Sink, duplicate, kind, reopen, watch},
-    stdio::{Feed, Relay, Wish},
+    stdio::{Feed, Relay, Wish, pipe},
 };
 
 /// How long the news of an exit waits for a client that doesn't read what was written before it.
@@ -133,8 +133,7 @@ impl Process {
                 (Some(source), _) => (source, Interest::READABLE),
                 (None, Some(console)) => {
                     let console = duplicate(console)?;
-                    crate::output::nonblocking(&console)
-                        .map_err(|e| Error::io("terminal", "", "can't be set up", &e))?;
+                    nonblocking(&console).map_err(|e| Error::io("terminal", "", "can't be set up", &e))?;
                     (console, Interest::READABLE | Interest::WRITABLE)
                 }
                 (None, None) => return Err(Error::internal("terminal", "", "the driver gave none")),
@@ -152,7 +151,7 @@ impl Process {
             Feed::Held(hold) => *self.held.borrow_mut() = Some(hold),
             Feed::Terminal(source, hold) => {
                 *self.held.borrow_mut() = hold;
-                self.feeder.set(Some(self.feed_from(source)?));
+                self.feeder.set(Some(self.feed_from(source, None)?));
             }
         }
         Ok(())
@@ -335,13 +334,26 @@ impl Process {
         self.input_over.notify_waiters();
     }
 
-    /// The write end of its standard input.
+    /// The write end of its standard input. A terminal gets one when it is asked for: what is written there is typed, until
+    /// the input is closed.
     pub fn stdin(&self) -> Result<Rc<AsyncFd<OwnedFd>>> {
-        self.stdin.borrow().clone().ok_or_else(|| {
+        if let Some(pipe) = &*self.stdin.borrow() {
+            return Ok(pipe.clone());
+        }
+        if !self.terminal || self.outputs.borrow().is_empty() {
             // Who attaches can tell this kind from all else that may be wrong.
             let why = "is none that can be written to: it was not declared as a stream, or it is closed";
-            Error::failed_precondition("stdin", &self.life.borrow().id, why)
-        })
+            return Err(Error::failed_precondition("stdin", &self.life.borrow().id, why));
+        }
+        let (read, write) = pipe()?;
+        nonblocking(&write).map_err(|e| Error::io("stdin", "", "can't be set up", &e))?;
+        let pipe = watch(write, Interest::WRITABLE).map_err(|e| Error::io("stdin", "", "can't be watched", &e))?;
+        let pipe = Rc::new(pipe);
+        let over = self.input_over.clone().notified_owned();
+        // It ends with the input: nobody else holds it.
+        drop(self.feed_from(read, Some(over))?);
+        self.stdin.replace(Some(pipe.clone()));
+        Ok(pipe)
     }
 
     /// Follows its output from now on, and feeds its input.
@@ -355,8 +367,8 @@ impl Process {
         let (feeder, held) = match stdin {
             // Nothing is read any more; its end is what is to be had.
             _ if self.life.borrow().exited != Timestamp(0) => (None, None),
-            Wish::Fd(fd) => (Some(self.feed_from(fd)?), None),
-            Wish::Fifo(fd, hold) => (Some(self.feed_from(fd)?), Some(hold)),
+            Wish::Fd(fd) => (Some(self.feed_from(fd, self.over())?), None),
+            Wish::Fifo(fd, hold) => (Some(self.feed_from(fd, self.over())?), Some(hold)),
             _ => (None, None),
         };
         let mut sinks = Vec::new();
@@ -369,12 +381,16 @@ impl Process {
         Ok(Attachment { sinks, feeder, _held: held })
     }
 
+    /// What ends a client's input: a pipe's end, and not that of a terminal.
+    fn over(&self) -> Option<OwnedNotified> {
+        (!self.terminal).then(|| self.input_over.clone().notified_owned())
+    }
+
     /// Copies a client's descriptor into the process's terminal or pipe.
-    fn feed_from(&self, source: OwnedFd) -> Result<JoinHandle<()>> {
+    fn feed_from(&self, source: OwnedFd, over: Option<OwnedNotified>) -> Result<JoinHandle<()>> {
         let to =
             if self.terminal { Into::Terminal(self.outputs.borrow()[0].clone()) } else { Into::Pipe(self.stdin()?) };
         let from = From::new(source)?;
-        let over = (!self.terminal).then(|| self.input_over.clone().notified_owned());
         Ok(tokio::task::spawn_local(async move {
             let copy = async {
                 let mut buffer = vec![0; 4 << 10];

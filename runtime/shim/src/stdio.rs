@@ -200,6 +200,7 @@ fn null() -> Result<OwnedFd> {
     Ok(file.map_err(|e| Error::io("fd", "/dev/null", "can't be opened", &e))?.into())
 }
 
-fn pipe() -> Result<(OwnedFd, OwnedFd)> {
+/// Both ends close on exec.
+pub fn pipe() -> Result<(OwnedFd, OwnedFd)> {
     nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|e| Error::io("pipe", "", "can't be made", &e.into()))
 }

@@ -1,6 +1,9 @@
 @0xb7ce545182988ee0;
 # The audit log: who used which authority for what, in a chain that can't be altered unseen. It is the operator's.
 
+using Cxx = import "/capnp/c++.capnp";
+$Cxx.namespace("cofferdam");
+
 using Common = import "common.capnp";
 
 struct AuditRecord @0xe2721fd77a56c3f8 {

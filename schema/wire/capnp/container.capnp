@@ -1,5 +1,29 @@
 @0xa4d96f2e7b0c1835;
 # Containers, their tasks, and the processes in them.
+#
+# A container is a record and a writable file system; its task is what runs in it, and can come and go. In order:
+#
+#   Images.get or obtain -> Containers.create -> Container.createTask -> Task.start -> Task.wait -> Container.remove
+#
+# all of which may be sent in one go. A task is `created` until it is started, then `running` (or `paused`), and `stopped` when
+# its first process has ended; `Task.delete` or `Container.remove` takes it away. What a state forbids is
+# failed_precondition:
+#
+#                                    created  running  paused  stopped
+#   start                            yes      -        -       -
+#   pause, resume                    -        pause    resume  -
+#   kill, resize                     yes      yes      yes     -        (kill of what has ended: not_found)
+#   exec; to start one               exec     both     exec    -
+#   checkpoint                       -        yes      yes     -
+#   pids, processes                  yes      yes      yes     -
+#   delete, remove without force     yes      -        -       yes
+#   rename                           -        -        -       yes      (and without a task)
+#   state, wait, attach, logs, update, metrics, updateResources: in each
+#
+# What is asked of a task that isn't there is not_found, of kind task.
+
+using Cxx = import "/capnp/c++.capnp";
+$Cxx.namespace("cofferdam");
 
 using Common = import "common.capnp";
 using Label = Common.Label;
@@ -10,7 +34,7 @@ using Metrics = import "metrics.capnp".Metrics;
 
 struct BindMount @0xe8c07d3b5f92a164 {
   target @0 :Text;
-  # Absolute path in the container.
+  # Absolute path in the container; made if it isn't there. Neither / nor below /proc.
   union {
     hostPath @1 :Text;
     # A path of the host, opened with the daemon's authority: needs "host".
@@ -26,6 +50,7 @@ struct Rlimit @0x96b1e4fa0d8c7253 {
   name @0 :Text;
   # Such as RLIMIT_NOFILE.
   soft @1 :UInt64;
+  # In the limit's own unit (getrlimit(2)); the largest number is "unlimited". Likewise `hard`.
   hard @2 :UInt64;
 }
 
@@ -55,7 +80,7 @@ struct NamespaceChoice @0xc6e90b52af18d473 {
 
 struct ContainerOptions @0xd7f29c60e1b4853a {
   # The typed options from which the daemon makes the OCI runtime spec. An empty field is the image's choice, or the
-  # default. See docs/run-options.md.
+  # default. What is wrong is invalid_argument, and named. See docs/run-options.md.
   args @0 :List(Text);
   # Replace the image's command; its entrypoint stays.
   entrypoint @1 :List(Text);
@@ -64,10 +89,13 @@ struct ContainerOptions @0xd7f29c60e1b4853a {
   env @3 :List(Text);
   # KEY=value; a later one wins over an earlier one and over the image's.
   workdir @4 :Text;
+  # Absolute; empty is the image's, else /.
   user @5 :Text;
-  # name, uid, name:group or uid:gid.
+  # name, uid, name:group or uid:gid, looked up in the container's own files; empty is the image's, else root.
   hostname @6 :Text;
+  # Empty is the id.
   terminal @7 :Bool;
+  # Its first process has a terminal: one stream, which is `stdin` and `stdout` of `Stdio`.
   readOnly @8 :Bool;
   # The root file system.
   mounts @9 :List(BindMount);
@@ -80,13 +108,16 @@ struct ContainerOptions @0xd7f29c60e1b4853a {
   nanoCpus @14 :UInt64;
   # 1,000,000,000 is one processor; 0 is no limit.
   pids @15 :UInt64;
-  # 0 is no limit.
+  # Processes and threads; 0 is no limit.
   allowNewPrivileges @16 :Bool;
+  # Set-uid programs and file capabilities work.
   seccompUnconfined @17 :Bool;
   # No filter: needs "host".
   rlimits @18 :List(Rlimit);
   sysctls @19 :List(Label);
+  # Of its own namespaces: kernel.msg*, kernel.sem, kernel.shm*, fs.mqueue.*, net.* but on the host's network.
   annotations @20 :List(Label);
+  # Of the OCI runtime spec.
   shmSize @21 :UInt64;
   # Of /dev/shm in bytes; 0 is 64 MiB.
   userns @22 :List(IdMap);
@@ -147,7 +178,7 @@ struct PortMapping @0xf08c6b2d47e5a913 {
   containerPort @1 :UInt16;
   protocol @2 :Protocol;
   hostAddress @3 :Text;
-  # Of the host, that it is published on; empty is every one.
+  # Of the host, that it is published on; empty is every one. Ports that another container has are already_exists.
 
   enum Protocol @0x9e61d7f4c05b382a {
     tcp @0;
@@ -184,6 +215,7 @@ interface Networks @0x8fe5c3160d7ab249 {
   # The networks of the host's configuration: files in a directory, that can't be changed from here.
   list @0 () -> (cursor :NetworkCursor) $Common.needs("read");
   get @1 (name :Text) -> (info :NetworkInfo) $Common.needs("read");
+  # not_found where there is none.
 }
 
 interface NetworkCursor @0xb21f7c8ea3d64905 {
@@ -194,13 +226,14 @@ struct CreateParams @0xc3a8f0d74e6b1592 {
   id @0 :Text;
   # Letters and digits with single '.', '_' or '-' between them, at most 76; empty: the daemon chooses one.
   image @1 :Image;
-  # Must lie in the same namespace.
+  # Got from the same namespace on this connection; anything else is invalid_argument. May be the result of a call that is
+  # under way.
   options @2 :ContainerOptions;
   labels @3 :List(Label);
   runtime @4 :Text;
   # native (also if empty) or runc. A path of a runc-compatible binary needs "host".
   driver @5 :Text;
-  # Of the snapshot; empty is the default.
+  # Of the snapshot (`Namespace.snapshots`); empty is the default.
   removeOnExit @6 :Bool;
   # The daemon removes container, task and snapshot when the task has ended, whether or not the client is still there.
   # Before the start it is the client's that made it, or that made its task last: it goes a few seconds after that one's
@@ -277,10 +310,12 @@ struct ContainerInfo @0x8b4de1f5a0c97263 {
   id @0 :Text;
   labels @1 :List(Label);
   image @2 :Text;
-  # The name of the image at creation.
+  # The name of the image at creation; empty: it has none.
   runtime @3 :Text;
   driver @4 :Text;
+  # Of its snapshot.
   snapshotKey @5 :Text;
+  # Empty: it has none.
   spec @6 :Common.Any;
   # The OCI runtime spec, JSON.
   created @7 :Common.Time;
@@ -303,10 +338,14 @@ struct ContainerInfo @0x8b4de1f5a0c97263 {
 
 enum Status @0xf5c6270b9ea8d413 {
   creating @0;
+  # It is being made.
   created @1;
+  # Ready to be started.
   running @2;
   paused @3;
+  # Its processes stand still.
   stopped @4;
+  # Its first process has ended.
 }
 
 struct Exit @0xa861bd9f3c7e0245 {
@@ -326,8 +365,11 @@ struct TaskInfo @0x9d07e5c2b4f1a836 {
   exit @4 :Exit;
   # Null until it has ended.
   terminal @5 :Bool;
+  # It has one.
   log @6 :Bool;
+  # What it writes is kept.
   execs @7 :List(Text);
+  # The ids of its other processes, those too that ended and weren't deleted. Lists leave them out.
   oomed @8 :Common.Time;
   # When it ran out of memory last; 0 is never.
   ooms @9 :UInt64;
@@ -340,7 +382,9 @@ struct TaskInfo @0x9d07e5c2b4f1a836 {
 
 interface Containers @0xe1f8b36d7a50c924 {
   create @0 (params :CreateParams) -> (container :Container) $Common.needs("write") $Common.audit("use");
-  # Makes the record and the writable snapshot; nothing runs yet.
+  # Makes the record and the writable snapshot; nothing runs yet. Durable when it returns. already_exists where the id is taken;
+  # not_found for the image, the runtime, the network; denied for what needs a right that you lack, or is more than your grant
+  # lets a container have; invalid_argument for an option that is wrong. It names `image` or `rootfs`, and not both.
 
   createFromSpec @1 (params :CreateParams, spec :Data, runtimeOptions :Common.Any) -> (container :Container)
     $Common.needs("host") $Common.audit("use");
@@ -349,8 +393,10 @@ interface Containers @0xe1f8b36d7a50c924 {
   # (linux.cgroupsPath). `runtimeOptions` are those of `params`, in either place.
 
   get @2 (id :Text) -> (container :Container) $Common.needs("read");
+  # not_found where there is none, or your grant doesn't reach it.
+
   list @3 (filters :List(Text)) -> (cursor :ContainerCursor) $Common.needs("read");
-  # Fields: id, image, runtime.name, labels.<key>.
+  # Those that your grant reaches, in the order of their ids. Fields: id, image, runtime.name, labels.<key>.
 }
 
 interface ContainerCursor @0xb7a46e0fd9c23581 {
@@ -361,22 +407,25 @@ interface Container @0xcd9183f6e5b7a042 {
   info @0 () -> (info :ContainerInfo) $Common.needs("read");
 
   createTask @1 (stdio :Common.Stdio, log :Bool, checkpoint :Image) -> (task :Task) $Common.needs("run") $Common.audit("use");
-  # Makes the container's first process, ready but not yet started. With `log` its output is kept (`logs`).
-  # failed_precondition if there is a task already. With a `checkpoint` (an image that `Task.checkpoint` made, of the same
+  # Makes the container's first process, ready but not yet started. With `log` its output is kept (`logs`), whatever its streams
+  # are. failed_precondition if there is a task already, also one that has ended: delete that. With a `checkpoint` (an image that `Task.checkpoint` made, of the same
   # namespace) the start restores what ran then; until then there is no process, and the pid is 0. That needs "host".
 
   task @2 () -> (task :Task) $Common.needs("read");
+  # The one that is there, running or ended; not_found without one.
 
   remove @3 (force :Bool) -> () $Common.needs("write") $Common.audit("use");
   # Container, ended task and snapshot, in one commit. A running task is failed_precondition unless forced: then it is
   # killed first.
 
   removed @4 () -> () $Common.needs("read");
-  # Returns when the container is gone.
+  # Returns when the container is gone, at once where it is.
 
   logs @5 (follow :Bool, sink :LogSink, options :LogOptions) -> () $Common.needs("read");
-  # Writes what was logged, oldest first, into your sink; with `follow` until the task has ended.
-  # failed_precondition where the log driver keeps nothing that could be read here.
+  # Writes what was logged, oldest first, into your sink, and ends that; returns behind it. With `follow` it goes on until the
+  # task has ended and all that it wrote is written. Without `options` all of it is wanted. A container whose task has no log,
+  # or that has written nothing yet, has an empty one. failed_precondition where the log driver keeps nothing that could be
+  # read here. After a lost connection go on behind the last record, with its `segment` and `offset`.
 
   updateResources @6 (resources :Data) -> () $Common.needs("run") $Common.audit("use");
   # As `Task.update`, with or without a task.
@@ -387,8 +436,8 @@ interface Container @0xcd9183f6e5b7a042 {
   # changes. A spec needs "host", counts from the next task on, and keeps its cgroup while there is a task.
 
   rename @8 (id :Text) -> (container :Container) $Common.needs("write") $Common.audit("use");
-  # Gives it another id. What it is inside, such as its host name, stays. failed_precondition while its task has not
-  # ended; an ended one keeps its exit.
+  # Gives it another id, and the object of that: this one is of no more use. What it is inside, such as its host name, stays.
+  # already_exists where the id is taken; failed_precondition while its task has not ended; an ended one keeps its exit.
 
   copyOut @9 (path :Text, sink :Common.ByteStream) -> () $Common.needs("run") $Common.audit("use");
   # Writes what is at an absolute path of the container into your sink, as a tar archive, and ends that. At its top is one
@@ -409,14 +458,14 @@ interface Container @0xcd9183f6e5b7a042 {
 
   commit @12 (options :CommitOptions) -> (job :Job) $Common.needs("run") $Common.audit("use");
   # Makes an image of its own and those changes: one more layer, and a config that is that of its image but for what the
-  # options say. Layer, config and name appear together. The name may be there already: it stands for the new image then.
+  # options say. Its processes stand still meanwhile, unless the options say otherwise. Layer, config and name appear together. The name may be there already: it stands for the new image then.
 }
 
 struct LogOptions @0xd16d6402091dea87 {
   # Which records are wanted; null or zeros are all.
   since @0 :Common.Time;
   until @1 :Common.Time;
-  # Nothing older, and nothing newer. With `follow` it ends at that time.
+  # Nothing older than `since`, and nothing newer than `until`. With `follow` it ends at that time.
   tail @2 :UInt64 = 0xffffffffffffffff;
   # So many lines from the end of what is there, then what follows.
   streams @3 :Streams;
@@ -446,15 +495,19 @@ struct Extension @0x8e41c0b7d95a62f3 {
 }
 
 interface LogSink @0x91e5a7c80b3fd264 {
+  # An object of yours, which the daemon writes the records of a log into.
   write @0 (records :List(LogRecord)) -> stream $Common.needs("none") $Common.audit("none");
+  # Some records, in their order, about 128 KiB at once. What you don't answer holds the rest up, and nobody else. An error of
+  # yours ends it, and comes out of `Container.logs`.
   end @1 () -> () $Common.needs("none") $Common.audit("none");
+  # There is no more.
 }
 
 struct LogRecord @0xf2d7b05c6e194a83 {
   time @0 :Common.Time;
   stream @1 :Stream;
   bytes @2 :Data;
-  # As they came: not lines.
+  # As they came: not lines. At most 16 KiB.
   lost @3 :Text;
   # Not empty: here something is missing, and this says what and why. There are no bytes then, and `time` may be 0.
   segment @4 :UInt64;
@@ -484,50 +537,72 @@ struct ProcessOptions @0xe7059bd3c2f68a14 {
 
 interface Process @0xd06c4fe8a35b7192 {
   start @0 () -> (pid :UInt32) $Common.needs("run") $Common.audit("use");
+  # Runs it. The pid is the host's. Where the program can't be run the error's kind is command: not_found where it isn't there,
+  # failed_precondition where it is no program for this host or may not be executed.
+
   wait @1 () -> (exit :Exit) $Common.needs("read");
-  # Before the start, while it runs, or afterwards until it is deleted; as many waiters as you like.
+  # Its end. Before the start, while it runs, or afterwards until it is deleted; as many waiters as you like. It outlives the
+  # container's removal under it, but not your connection: after that ask again, or look for /tasks/exit among the events
+  # where the container went with its end.
 
   state @2 () -> (status :Status, pid :UInt32, exit :Exit) $Common.needs("read");
+  # How it stands now. `pid` is 0 and `exit` there once it has ended; until then `exit` is null.
+
   kill @3 (signal :UInt32, all :Bool) -> () $Common.needs("run") $Common.audit("use");
   # not_found if it has ended. `all` signals every process of the container: of one that was run by `exec` that is denied to
   # who may not do it to the task.
 
   resize @4 (rows :UInt16, columns :UInt16) -> () $Common.needs("run") $Common.audit("none");
+  # Gives its terminal another size; failed_precondition where it has none.
+
   closeStdin @5 () -> () $Common.needs("run") $Common.audit("none");
+  # Ends its standard input, as far as that is held here: a FIFO, a stream. To end what you write into a sink, end the sink.
+
   attach @6 (stdio :Common.Stdio) -> (attachment :Attachment) $Common.needs("run") $Common.audit("use");
-  # Follows what it writes from now on, and feeds its input. Several may be attached at once. A process whose pipes
-  # were handed over directly (no log, no terminal) can't be attached to: failed_precondition.
+  # Follows what it writes from now on, and feeds its input from a descriptor or a FIFO; what else `stdin` may be is null here
+  # (who has a stream writes into what `Process.stdin` gives). Several may be attached at once. A process whose pipes were handed over directly (no log, no
+  # terminal) can't be attached to: failed_precondition.
 
   stdin @7 () -> (sink :Common.ByteStream) $Common.needs("run") $Common.audit("use");
-  # For a standard input that was declared as `stream`.
+  # A sink for a standard input that was declared as `stream`, and for any terminal, where what is written is typed;
+  # failed_precondition for any other. While the process doesn't read, `write` waits. The sink's `end` is the end of the input,
+  # but of a terminal's only as far as it came this way.
 
   delete @8 () -> (exit :Exit) $Common.needs("run") $Common.audit("none");
-  # Forgets an ended process; a running one is failed_precondition.
+  # Forgets one that has ended, or was never started, and gives its exit; a running one is failed_precondition. Of the ended ones
+  # of `exec` the last 64 are kept, and older ones are forgotten as by this.
 }
 
 interface Attachment @0x88b3d5f02e6ac917 {
   # Dropping it detaches.
   wait @0 () -> (reason :Text) $Common.needs("none") $Common.audit("none");
-  # Until it ends: "exit", "detached" or "overflow".
+  # Until it ends: "exit" (of the process), "detached" (by you), or "overflow" (you fell 64 KiB behind).
 }
 
 interface Task @0xba1f6c70e48d9325 extends (Process) {
   # A container's first process, and the others in it.
 
   exec @0 (id :Text, options :ProcessOptions, stdio :Common.Stdio) -> (process :Process) $Common.needs("run") $Common.audit("use");
-  # Another process in the container, ready but not yet started. An empty id: the daemon chooses one.
+  # Another process in the container, ready but not yet started: call `start`. An empty id: the daemon chooses one.
+  # already_exists where the id is taken. It ends with the first process, and by a grant's end where it was run through one.
 
   process @1 (id :Text) -> (process :Process) $Common.needs("read");
-  # One that was run by `exec`; the first process is the task itself.
+  # One that was run by `exec`; the first process is the task itself. not_found where there is none, or it was deleted.
 
   pause @2 () -> () $Common.needs("run") $Common.audit("use");
+  # Freezes all its processes; returns when they stand still.
+
   resume @3 () -> () $Common.needs("run") $Common.audit("use");
+  # Lets them go on.
+
   pids @4 () -> (pids :List(UInt32)) $Common.needs("read");
+  # All its processes, by their pids on the host.
 
   update @5 (resources :Data) -> () $Common.needs("run") $Common.audit("use");
   # Changes limits: `linux.resources` of the OCI runtime spec (JSON). What it doesn't name stays as it is; a list of
-  # devices replaces the one before. All of it is done or nothing. It is kept in the container's spec. Of a task that has
-  # ended, the spec alone changes. Devices, `unified` and realtime need "host".
+  # devices replaces the one before; -1 is no limit. In force when it returns. All of it is done or nothing. It is kept in the
+  # container's spec. Of a task that has ended, the spec alone changes. Devices, `unified` and realtime need "host"; `denied` is
+  # more than the grant lets it have that made the container.
 
   metrics @6 () -> (metrics :Metrics) $Common.needs("read");
   # What it uses and has used; until it is deleted. failed_precondition where its cgroup is gone before.

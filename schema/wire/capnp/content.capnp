@@ -2,6 +2,9 @@
 # Content: blobs by digest, and the ingests that become blobs. Knowing a digest grants nothing: a namespace sees a
 # blob only if the bytes came through it.
 
+using Cxx = import "/capnp/c++.capnp";
+$Cxx.namespace("cofferdam");
+
 using Common = import "common.capnp";
 using Label = Common.Label;
 
@@ -28,23 +31,29 @@ struct IngestInfo @0x8f5d26b1ea97c043 {
 }
 
 interface Content @0xe2c6b4807d1f5a39 {
+  # Digests are algorithm:hex, such as sha256:6402…, in lower case.
+
   get @0 (digest :Text) -> (blob :Blob) $Common.needs("read");
+  # not_found where this namespace hasn't got it.
+
   list @1 (filters :List(Text)) -> (cursor :BlobCursor) $Common.needs("read");
   # Fields: digest, labels.<key>.
 
   ingest @2 (reference :Text, total :UInt64, expected :Text, algorithm :Text) -> (ingest :Ingest) $Common.needs("write") $Common.audit("none");
-  # Opens the ingest of that name, or takes up where an earlier one ended. Only one client holds it at a time
-  # (`unavailable`). already_exists if this namespace has the expected blob. Algorithm: sha256 (also if empty), sha512,
-  # blake3; where a digest is expected its own.
+  # Opens the ingest of that name, or takes up where an earlier one ended: `Ingest.info` says where. Only one client holds it at
+  # a time (`unavailable`), until it releases the object; what was written stays. already_exists if this namespace has the
+  # expected blob. Algorithm: sha256 (also if empty), sha512, blake3; where a digest is expected its own.
+  #
+  # In order: `ingest`, then `sink` with its bytes and its `end` (or `takeFd`), then `commit`.
 
   ingests @3 (filters :List(Text)) -> (cursor :IngestCursor) $Common.needs("read");
   # Fields: ref.
 
   abort @4 (reference :Text) -> () $Common.needs("write") $Common.audit("none");
-  # Drops it and its bytes, whoever holds it: that one then fails to commit.
+  # Drops it and its bytes, whoever holds it: that one then fails to commit. not_found where there is none.
 
   remove @5 (digest :Text) -> () $Common.needs("write") $Common.audit("none");
-  # From this namespace. Open readers go on.
+  # From this namespace, whatever refers to it. Open readers go on.
 
   status @6 (reference :Text) -> (info :IngestInfo) $Common.needs("read");
   # How an ingest stands, without taking hold of it.
@@ -62,7 +71,8 @@ interface Blob @0xdb6f8e135c0a7294 {
   info @0 () -> (info :BlobInfo) $Common.needs("read");
 
   read @1 (offset :UInt64, length :UInt64, sink :Common.ByteStream) -> () $Common.needs("read");
-  # Writes the bytes into your sink and ends it. A length of 0 is "to the end"; beyond the end: out_of_range.
+  # Writes the bytes into your sink and ends it; returns behind that. A length of 0 is "to the end"; beyond the end:
+  # out_of_range.
 
   readFd @2 (offset :UInt64, length :UInt64, sink :Common.Fd) -> () $Common.needs("read");
   # The twin: writes into a pipe, socket or file of yours; returns when all is written.
@@ -73,14 +83,19 @@ interface Blob @0xdb6f8e135c0a7294 {
 }
 
 interface Ingest @0xf06a3c9be7d85142 {
+  # One that you hold. After `commit` it is of no more use: failed_precondition.
+
   info @0 () -> (info :IngestInfo) $Common.needs("read");
   sink @1 () -> (sink :Common.ByteStream) $Common.needs("write") $Common.audit("none");
   # Bytes go behind what is there. `end` on it returns when they are on their way to disk; it doesn't commit.
 
   truncate @2 () -> () $Common.needs("write") $Common.audit("none");
+  # Begins again from nothing.
+
   commit @3 (size :UInt64, expected :Text, labels :List(Label)) -> (digest :Text) $Common.needs("write") $Common.audit("none");
-  # Synced to disk when it returns. A size of 0 and an empty digest are not compared. data_loss on a mismatch: the
-  # ingest stays and can be gone on with.
+  # Makes it a blob of the namespace; synced to disk when it returns, and the reference is free. A size of 0 and an empty digest
+  # are not compared. data_loss on a mismatch: the bytes stay, and the ingest can be opened again and gone on with.
+  # already_exists where the namespace has the blob.
 
   takeFd @4 (source :Common.Fd) -> (offset :UInt64) $Common.needs("write") $Common.audit("none");
   # The twin of `sink`: reads a pipe, socket or file of yours to its end, a file from where it stands. Returns when all of it

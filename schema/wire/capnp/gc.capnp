@@ -1,6 +1,9 @@
 @0xd8a5c1f03b9e6274;
 # The collector: what nothing keeps goes.
 
+using Cxx = import "/capnp/c++.capnp";
+$Cxx.namespace("cofferdam");
+
 using Common = import "common.capnp";
 
 struct Collected @0xa31f86d2c07be459 {

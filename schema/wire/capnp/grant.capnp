@@ -11,8 +11,10 @@
 # namespace, and there the objects are those that everybody has; a method that the grant doesn't cover is `denied`, and
 # a container that it doesn't reach is `not_found`.
 
+using Cxx = import "/capnp/c++.capnp";
+$Cxx.namespace("cofferdam");
+
 using Common = import "common.capnp";
-using Namespace = import "namespace.capnp".Namespace;
 
 struct GrantOptions @0xcf86c10aa3c3e63a {
   label @0 :Text;
@@ -29,13 +31,15 @@ struct GrantOptions @0xcf86c10aa3c3e63a {
   #   "backup"    to read blobs, and the images that lead to them
   #   "pull"      to pull images
   #   "deploy"    to create, run and remove containers
+  # docs/grants.md has the methods of each, and `Grant.explain` those that a grant leaves.
   rights @2 :List(Text);
   # "read", "write", "run", "networks", "host", as common.capnp has them. "write" and "run" bring "read"; "host" brings all.
   # None: what the facets take, or without a facet "read".
   containers @3 :List(Text);
   # Only these, by their ids.
   filters @4 :List(Text);
-  # Only those that pass one of these: as in Containers.list. They are looked at again at each call.
+  # Only those that pass one of these: as in Containers.list. They are looked at again at each call. Of `containers`, `filters`
+  # and `own` each must let one through.
   own @5 :Bool;
   # Only those that were made through this grant, or through one that comes from it.
   images @6 :List(Text);
@@ -90,43 +94,6 @@ struct GrantInfo @0xb06bb10aaa841e12 {
   # How many calls are under way, where it bounds them itself. Told by `Grant.info`.
 }
 
-interface Grants @0xc1f19c227ac6c292 {
-  # Those that come from the grant by which you have this object; of the operator all of the namespace.
-
-  create @0 (options :GrantOptions) -> (grant :Grant) $Common.needs("none") $Common.audit("give");
-  # It stays until it is taken back, or ends by itself. What you haven't it hasn't either; `denied` where nothing would
-  # be left, and where your own grant may not be passed on.
-
-  get @1 (id :Text) -> (grant :Grant) $Common.needs("none") $Common.audit("none");
-  list @2 () -> (cursor :GrantCursor) $Common.needs("none") $Common.audit("none");
-  # In the order of a tree: each before those that come from it.
-}
-
 interface GrantCursor @0xe46de8017af7feb4 {
   next @0 (max :UInt16) -> (items :List(GrantInfo), end :Bool) $Common.needs("none") $Common.audit("none");
-}
-
-interface Grant @0xd8e433398cf5e8f9 {
-  info @0 () -> (info :GrantInfo) $Common.needs("none") $Common.audit("none");
-
-  revoke @1 () -> () $Common.needs("none") $Common.audit("take");
-  # Takes it back, with all that come from it. When this returns no call of theirs is under way, and no later one succeeds.
-
-  save @2 (sealed :Bool, sealedTo :UInt32) -> (token :Text) $Common.needs("none") $Common.audit("give");
-  # Makes a token: whoever has it gets the grant by `Gate.restore`; where it is sealed, only that user. It is told here and
-  # never again. An older token of this grant is worth nothing from then on.
-
-  open @3 () -> (namespace :Namespace) $Common.needs("none") $Common.audit("use");
-  # The namespace, as its holder has it.
-
-  explain @4 () -> (methods :List(Text)) $Common.needs("none") $Common.audit("none");
-  # Every method that its holder can call, as "Container.logs"; but for those that need nothing, which give nothing by
-  # themselves.
-
-  export @5 (directory :Text) -> () $Common.needs("host") $Common.audit("give");
-  # Makes "cofferdam.sock" in a directory of the daemon's host, which is made if it isn't there: whoever can connect to it
-  # holds the grant, whichever user it is. It is there again before the daemon serves anybody when it is started anew.
-
-  unexport @6 () -> () $Common.needs("host") $Common.audit("take");
-  # Removes the socket, and ends the connections that came by it.
 }

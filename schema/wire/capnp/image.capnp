@@ -1,5 +1,11 @@
 @0xc8a7d2e15f4b9036;
 # Images: names for manifests, and the ways to get them.
+#
+# An image's whole name is host[:port]/path with :tag or @digest behind it. Methods take short ones too: "busybox" is
+# docker.io/library/busybox:latest, unless there is an image of the short name itself.
+
+using Cxx = import "/capnp/c++.capnp";
+$Cxx.namespace("cofferdam");
 
 using Common = import "common.capnp";
 using Label = Common.Label;
@@ -24,7 +30,7 @@ struct ImageDetail @0x92f3b8e6a1c7d405 {
   chainId @4 :Text;
   # Of all layers: the name of the snapshot that containers start from.
   unpacked @5 :Bool;
-  # In the default snapshot driver.
+  # In the default snapshot driver: a container can be made without more ado.
   size @6 :UInt64;
   # Of manifest, config and layers as stored.
   platform @7 :Common.Platform;
@@ -32,8 +38,11 @@ struct ImageDetail @0x92f3b8e6a1c7d405 {
 
 enum PullPolicy @0xbd0a4c7e92f86135 {
   never @0;
+  # It must be here.
   missing @1;
+  # Pulled if it isn't here.
   always @2;
+  # Pulled, whether it is here or not; the name stands for what the registry has.
 }
 
 struct PullOptions @0xa79ce5d138fb0264 {
@@ -59,7 +68,10 @@ struct ImportOptions @0xdc51b90e7f3a2846 {
   # Of the image, where the archive names none; for a root file system it must be given.
   format @1 :Format;
   platform @2 :Text;
+  # Which of an image for several platforms is unpacked, and what a root file system is for: os/arch[/variant]; empty is the
+  # host's.
   driver @3 :Text;
+  # Where to unpack; empty is the default driver.
   noUnpack @4 :Bool;
   command @5 :List(Text);
   # For a root file system: the command of the image.
@@ -68,29 +80,34 @@ struct ImportOptions @0xdc51b90e7f3a2846 {
     detect @0;
     # An OCI layout or a docker archive, packed or not.
     rootfs @1;
-    # A root file system: it becomes an image of one layer.
+    # A root file system, as a directory (`importFd` alone) or a tar archive: it becomes an image of one layer.
   }
 }
 
 interface Images @0xb6e31f5c80d4a972 {
   get @0 (name :Text) -> (image :Image) $Common.needs("read");
+  # not_found where it isn't here.
 
   obtain @1 (options :PullOptions, policy :PullPolicy) -> (image :Image) $Common.needs("write") $Common.audit("use");
-  # The image, pulled first if the policy says so; returns when it is there and unpacked. Pipeline on it.
+  # The image, pulled first if the policy says so; returns when it is there and unpacked. Pipeline on it. not_found with the
+  # policy `never`, and where the registry hasn't got it; `denied` where it would have to be pulled and your grant isn't for
+  # that, or where the registry says so; unavailable where that can't be reached. Dropping the call doesn't end the pull.
 
   pull @2 (options :PullOptions) -> (job :Job) $Common.needs("write") $Common.audit("use");
+  # The same as a job, whose progress can be watched. Its errors come out of `Job.wait`.
 
   importFd @3 (options :ImportOptions, source :Common.Fd) -> (job :Job) $Common.needs("write") $Common.audit("use");
   # From a directory, a file or a pipe of yours. The name of the image or images comes from `Job.wait`.
 
   import @4 (options :ImportOptions) -> (job :Job, sink :Common.ByteStream) $Common.needs("write") $Common.audit("use");
-  # The twin: write the archive into `sink`.
+  # The twin: write the archive into `sink`, and end it. That returns when the archive is on its way; what became of it says
+  # `Job.wait`.
 
   list @5 (filters :List(Text)) -> (cursor :ImageCursor) $Common.needs("read");
   # Fields: name, target.digest, target.mediatype, labels.<key>.
 
   remove @6 (name :Text) -> () $Common.needs("write") $Common.audit("use");
-  # Containers made from it go on.
+  # Containers made from it go on. not_found where it isn't here. What nothing else keeps of it is collected.
 }
 
 interface ImageCursor @0xf3c2a8d94b6017e5 {
@@ -101,14 +118,16 @@ interface Image @0x9e84d7a02b5cf163 {
   info @0 () -> (info :ImageInfo) $Common.needs("read");
 
   detail @1 (platform :Text) -> (detail :ImageDetail) $Common.needs("read");
-  # Empty is the host's platform.
+  # Empty is the host's platform. not_found where there is none for it, or not all of it is here.
 
   unpack @2 (platform :Text, driver :Text) -> (chainId :Text) $Common.needs("write") $Common.audit("none");
+  # Makes its layers snapshots of a driver; empty: the host's platform, the default driver. Returns when it is done, with the key
+  # of the topmost.
 
   exportFd @3 (target :Common.Fd) -> (job :Job) $Common.needs("read");
   # Writes the image as an OCI layout in a tar archive into a file or a pipe of yours: what its name stands for, with all
   # that it leads to and that is here. A checkpoint goes with the image that its container was made from.
 
   export @4 (sink :Common.ByteStream) -> (job :Job) $Common.needs("read");
-  # The twin: the archive is written into your sink.
+  # The twin: the archive is written into your sink, which is ended behind it. Whether it is whole says `Job.wait`.
 }

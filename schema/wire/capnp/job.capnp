@@ -1,6 +1,9 @@
 @0xeabc497d0e19148d;
 # Jobs: work that takes longer than a call should, with progress, and an end.
 
+using Cxx = import "/capnp/c++.capnp";
+$Cxx.namespace("cofferdam");
+
 using Common = import "common.capnp";
 
 struct JobItem @0xb33854f7db139a64 {
@@ -31,13 +34,14 @@ interface Job @0xeaba890fdbb7ce57 {
   info @0 () -> (info :JobInfo) $Common.needs("read");
 
   watch @1 (afterMillis :UInt32) -> (info :JobInfo) $Common.needs("read");
-  # Returns when the progress changed, at least `afterMillis` after the last answer, or at once when it has ended.
+  # Returns when the progress changed, but not before `afterMillis` (10 to 60,000) have passed, or at once when it has ended.
 
   wait @2 () -> (names :List(Text)) $Common.needs("read");
-  # Until it ends: the images that it made, or its error.
+  # Until it ends: the names of the images that it made, or its error. An export gives none.
 
   cancel @3 () -> () $Common.needs("write") $Common.audit("none");
-  # Returns when it has ended and left nothing behind. A job goes on when its client disappears.
+  # Returns when it has ended and left nothing behind; one that has ended already stays as it is. Who waits is told
+  # `cancelled`. A job goes on when its client disappears, but not when the grant is taken back by which it was begun.
 }
 
 interface JobCursor @0xf0d8a31c5bd2e4a1 {
@@ -45,6 +49,9 @@ interface JobCursor @0xf0d8a31c5bd2e4a1 {
 }
 
 interface Jobs @0xd5f1c0b27a9e3c44 {
+  # Those of the namespace that run, and the last 64 of the daemon that have ended; a restart of the daemon ends and forgets them.
+
   list @0 () -> (cursor :JobCursor) $Common.needs("read");
   get @1 (id :Text) -> (job :Job) $Common.needs("read");
+  # not_found where there is none, or it is forgotten.
 }

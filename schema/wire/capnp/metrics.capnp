@@ -1,6 +1,9 @@
 @0xd1c47e08b5f9a263;
 # What a container uses and has used: one set of figures, whether the host counts by cgroup v1, v2 or both.
 
+using Cxx = import "/capnp/c++.capnp";
+$Cxx.namespace("cofferdam");
+
 using Common = import "common.capnp";
 
 struct Metrics @0xf60b7d9a84e3c215 {

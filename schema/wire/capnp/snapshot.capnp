@@ -1,5 +1,12 @@
 @0x97c5e8a1d06f3b24;
 # Snapshots: file system states, each on top of a committed parent.
+#
+# What images are unpacked into is here too, under the chain ids of its layers, and so is the root of each container. To make
+# one by hand: `Snapshots.prepare`, mount it (`Snapshot.mounts` or `mountFd`), write into it, unmount it, `commit`. See
+# docs/snapshots.md.
+
+using Cxx = import "/capnp/c++.capnp";
+$Cxx.namespace("cofferdam");
 
 using Common = import "common.capnp";
 using Label = Common.Label;
@@ -52,9 +59,10 @@ struct Layer @0xd14e6b09c7f3a852 {
 
 interface Snapshots @0xd83a6e0f4c17b925 {
   list @0 (filters :List(Text)) -> (cursor :SnapshotCursor) $Common.needs("read");
-  # Fields: key, parent, kind, labels.<key>.
+  # Fields: key (or name), parent, kind (view, active, committed), labels.<key>.
 
   get @1 (key :Text) -> (snapshot :Snapshot) $Common.needs("read");
+  # not_found where there is none.
 
   prepare @2 (key :Text, parent :Text, labels :List(Label)) -> (snapshot :Snapshot) $Common.needs("write") $Common.audit("none");
   # A writable snapshot on top of a committed one; an empty parent: of nothing. The key is yours to choose, and not taken
@@ -63,7 +71,7 @@ interface Snapshots @0xd83a6e0f4c17b925 {
   # else ends it, except where it is made through a lease's namespace the end of that lease. What is written into it is sure to last with the commit.
 
   view @3 (key :Text, parent :Text, labels :List(Label)) -> (snapshot :Snapshot) $Common.needs("write") $Common.audit("none");
-  # A read-only one, likewise.
+  # A read-only one, likewise. It can't be committed.
 }
 
 interface SnapshotCursor @0xe95b270ca4d6f318 {
@@ -73,7 +81,7 @@ interface SnapshotCursor @0xe95b270ca4d6f318 {
 interface Snapshot @0x8d2fc6b7e0a93514 {
   info @0 () -> (info :SnapshotInfo) $Common.needs("read");
   usage @1 () -> (size :UInt64, inodes :UInt64) $Common.needs("read");
-  # Of this layer alone.
+  # Of this layer alone: bytes on disk, and inodes.
 
   remove @2 () -> () $Common.needs("write") $Common.audit("none");
   # failed_precondition while another snapshot has it as its parent, or a container uses it. Unmount it first.
@@ -98,8 +106,8 @@ interface Snapshot @0x8d2fc6b7e0a93514 {
   # are off, and where the snapshot isn't active.
 
   changes @7 (base :Text) -> (cursor :ChangeCursor) $Common.needs("read");
-  # What differs from the snapshot `base`; where that is empty, from what it lies on. While something writes to it, a list
-  # of several blocks is not of one moment.
+  # What differs from the snapshot `base`, of the same driver; where that is empty, from what it lies on. While something writes
+  # to it, a list of several blocks is not of one moment.
 
   diff @8 (base :Text, mediaType :Text, labels :List(Label)) -> (layer :Layer) $Common.needs("write") $Common.audit("none");
   # The same as a layer, in the content of the namespace, with these labels beside "containerd.io/uncompressed", the diff
@@ -110,7 +118,7 @@ interface Snapshot @0x8d2fc6b7e0a93514 {
   # The same into a file or a pipe of yours; nothing is stored. Answered when all of it is written.
 
   diffTo @10 (base :Text, mediaType :Text, sink :Common.ByteStream) -> (layer :Layer) $Common.needs("read");
-  # The twin: the layer is written into your sink.
+  # The twin: the layer is written into your sink, and that is ended; answered behind it.
 
   mountFd @11 () -> (mount :Common.Fd) $Common.needs("write") $Common.audit("use");
   # What shows it, as a mount that is attached nowhere (open_tree(2)), for who hasn't the "host" right that `mounts` takes:

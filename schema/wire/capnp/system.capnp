@@ -1,5 +1,8 @@
 @0xcf40b7e2935d8a16;
-# The daemon itself.
+# The daemon itself. The operator's alone.
+
+using Cxx = import "/capnp/c++.capnp";
+$Cxx.namespace("cofferdam");
 
 using Common = import "common.capnp";
 
@@ -29,8 +32,11 @@ struct SystemStatus @0xfa8c61d04be72953 {
 
 interface System @0xae92f7d5063c1b48 {
   status @0 () -> (status :SystemStatus) $Common.needs("root") $Common.audit("none");
+  # How it stands. Answered also while parts of it are down.
+
   crash @1 (actor :Text) -> () $Common.needs("root") $Common.audit("use");
-  # For tests and drills: panics that actor. It comes back from its state on disk.
+  # For tests and drills: panics that actor, by its name in the status. It comes back from its state on disk; what it had in hand
+  # is `unavailable`. not_found where there is no such actor.
 
   shims @2 () -> (cursor :ShimCursor) $Common.needs("root") $Common.audit("none");
   # Those that have a task on record.
@@ -46,7 +52,7 @@ interface System @0xae92f7d5063c1b48 {
 
 interface FindingCursor @0xd1846e0a57c93bf2 {
   next @0 (max :UInt16) -> (items :List(Finding), end :Bool) $Common.needs("root") $Common.audit("none");
-  # One at a time. Behind the last finding: none, and `end`.
+  # Waits for the next finding; one call at a time. Behind the last finding: none, and `end`.
 }
 
 struct Finding @0xe93c50b7a218d64f {
