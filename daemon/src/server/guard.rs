@@ -45,7 +45,7 @@ pub struct State<D> {
     meter: Rc<Meter>,
     held: Rc<Held>,
     full: Option<Arc<Full>>,
-    _counted: Counted,
+    _counted: (Counted, Option<Counted>),
 }
 
 /// The generated dispatchers are cheap to clone, and so is this.
@@ -96,7 +96,7 @@ pub(super) fn guard<D: Server + Clone + 'static>(
     dispatch: D,
     own: u64,
     meter: Rc<Meter>,
-    counted: Counted,
+    counted: (Counted, Option<Counted>),
     held: Rc<Held>,
     full: Option<Arc<Full>>,
 ) -> Guarded {

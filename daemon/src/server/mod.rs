@@ -32,9 +32,11 @@ mod options;
 mod outflow;
 mod reach;
 mod session;
+mod share;
 mod snapshots;
 mod stdio;
 mod system;
+mod tables;
 mod tasks;
 mod within;
 

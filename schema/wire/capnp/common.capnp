@@ -29,9 +29,16 @@
 # message names one by that number (type Fd). A number is good once. A client that can't pass descriptors uses the
 # `ByteStream` twin that every such method has.
 #
-# LISTS are cursors: `next(max)` gives at most `max` (1 to 100) items and says whether it was the last block.
+# LISTS are cursors: `next(max)` gives at most `max` (1 to 100) items and says whether it was the last block. A block that is
+# not may have fewer, or none: the daemon looks for so long at most. A connection has at most 256 cursors. The filters of a list
+# have at most 16 KiB, 256 selectors and 8 regular expressions, all together.
 #
 # TIMES are nanoseconds since the Unix epoch, UTC; 0 is "never".
+#
+# PIPELINING: a call may be made on an answer to come, and passed one as an argument, up to 64 deep; what is deeper fails with
+# resource_exhausted, and so does a connection that leaves more than 16 MiB of answers unfinished. Results are never kept here for a
+# later call (`sendResultsTo.yourself` is unimplemented), and a promise that resolves to another promise, or to an answer to come, stays a
+# promise (`Resolve` is unimplemented for it).
 #
 # CANCELLING: dropping the promise of a call cancels it where it waits. Work that must finish (a commit, a pull) is not
 # undone by that.
