@@ -19,6 +19,8 @@ use cofferdam_types::{Algorithm, Descriptor, Digest, Filter, Id, Namespace, Time
 use cofferdam_wire::{common_capnp, connect, convert, gate_capnp::gate, life, shim_capnp};
 use oci_spec::{image::ImageConfiguration, runtime::Spec};
 
+#[path = "gate.rs"]
+mod live_gate;
 #[path = "own.rs"]
 mod own;
 #[path = "pages.rs"]
@@ -32,6 +34,7 @@ pub const TARGETS: &[Target] = &[
     ("connection", connection),
     ("documents", documents),
     ("filter", filter),
+    ("gate", live_gate::gate),
     ("image-config", image_config),
     ("journal", own::journal),
     ("layer", layer),
