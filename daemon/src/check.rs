@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 
+use cofferdam_audit::Broken;
 use cofferdam_metadata::records;
 use cofferdam_types::{Authority, Fault, Finding, Result};
 
@@ -45,9 +46,22 @@ impl Check {
             2 => services.images.check_layers(repair).await,
             3 => services.snapshots.check(repair).await,
             4 => services.tasks.check(repair).await,
+            5 => self.audit().await,
             _ => return Ok(None),
         };
         found.map(Some)
+    }
+
+    /// Nothing of it is put right: it says what happened to it.
+    async fn audit(&self) -> Result<Vec<Finding>> {
+        let report = self.services.audit.verify().await?;
+        let finding = |broken: Broken| Finding {
+            fault: Fault::AuditBroken,
+            id: format!("audit/{}", broken.number),
+            message: broken.message,
+            repaired: false,
+        };
+        Ok(report.broken.into_iter().map(finding).collect())
     }
 
     async fn records(&self) -> Result<Vec<Finding>> {

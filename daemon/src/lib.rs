@@ -25,9 +25,10 @@ use std::{
     sync::{Arc, atomic::AtomicU32},
 };
 
+use cofferdam_audit::Audit;
 use cofferdam_content::Content;
 use cofferdam_diff::Diff;
-use cofferdam_events::{Events, Retention};
+use cofferdam_events::Events;
 use cofferdam_gc::Gc;
 use cofferdam_grants::Grants;
 use cofferdam_images::Images;
@@ -92,12 +93,19 @@ impl Daemon {
         let grants = Grants::start(&kernel, TABLE.grants, metadata.clone())?;
         root.keep();
         state.keep();
+        let audit = Audit::start(
+            &kernel,
+            TABLE.audit,
+            metadata.clone(),
+            dir(&config.root.join("audit"))?,
+            cofferdam_audit::RETENTION,
+        )?;
         let events = Events::start(
             &kernel,
             TABLE.events,
             metadata.clone(),
             dir(&config.root.join("events"))?,
-            Retention::default(),
+            cofferdam_events::RETENTION,
         )?;
         let content = Content::start(&kernel, TABLE.content, metadata.clone(), dir(&config.root.join("content"))?)?;
         let snapshots = Snapshots::start(&kernel, TABLE.snapshots, metadata.clone(), &config.root)?;
@@ -151,6 +159,7 @@ impl Daemon {
             kernel: kernel.clone(),
             metadata,
             grants,
+            audit,
             exports: Exports::new(rooms.handles(), admission.clone()),
             content,
             events,

@@ -12,6 +12,7 @@ const KERNEL: Placement = Placement::Shared("kernel");
 pub struct Table {
     pub metadata: Placement,
     pub grants: Placement,
+    pub audit: Placement,
     pub events: Placement,
     pub content: Placement,
     pub snapshots: Placement,
@@ -27,6 +28,7 @@ pub struct Table {
 pub const TABLE: Table = Table {
     metadata: Placement::Own,
     grants: KERNEL,
+    audit: KERNEL,
     events: KERNEL,
     content: KERNEL,
     snapshots: KERNEL,

@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, atomic::AtomicU32},
 };
 
+use cofferdam_audit::Audit;
 use cofferdam_content::Content;
 use cofferdam_diff::Diff;
 use cofferdam_events::Events;
@@ -47,6 +48,8 @@ pub struct Services {
     pub grants: Grants,
     /// What of that is a socket.
     pub exports: Exports,
+    /// Who used that for what.
+    pub audit: Audit,
     /// Blobs.
     pub content: Content,
     /// What happened.

@@ -5,8 +5,9 @@ use std::{collections::BTreeMap, env, error::Error, fmt::Write as _, fs, path::P
 
 use capnp::{message::ReaderOptions, schema_capnp as schema, serialize};
 
-const FILES: [&str; 15] = [
+const FILES: [&str; 16] = [
     "common",
+    "audit",
     "gate",
     "namespace",
     "grant",
@@ -55,18 +56,28 @@ struct Interface {
     /// As its file has it, without the file.
     name: String,
     parents: Vec<u64>,
-    /// Each with what it needs, by its ordinal.
-    methods: Vec<(String, String)>,
+    /// By their ordinals.
+    methods: Vec<Method>,
 }
 
-/// What every method needs, as Rust.
+struct Method {
+    name: String,
+    /// What it needs, and what a call of it leaves in the audit log, as Rust has them.
+    needs: String,
+    leaves: String,
+}
+
+/// What every method needs and leaves, as Rust.
 fn needs(request: &[u8]) -> Result<String, Box<dyn Error>> {
     let message = serialize::read_message(request, ReaderOptions::new())?;
     let request = message.get_root::<schema::code_generator_request::Reader<'_>>()?;
-    let mut right = None;
+    let (mut right, mut audit) = (None, None);
     for node in request.get_nodes()? {
-        if node.get_display_name()?.to_str()?.ends_with("common.capnp:needs") {
+        let name = node.get_display_name()?.to_str()?;
+        if name.ends_with("common.capnp:needs") {
             right = Some(node.get_id());
+        } else if name.ends_with("common.capnp:audit") {
+            audit = Some(node.get_id());
         }
     }
     let mut interfaces = BTreeMap::new();
@@ -80,40 +91,48 @@ fn needs(request: &[u8]) -> Result<String, Box<dyn Error>> {
         let mut methods = Vec::new();
         for method in body.get_methods()? {
             let method_name = method.get_name()?.to_str()?.to_owned();
-            let mut needs = None;
+            let (mut needs, mut leaves) = (None, None);
             for annotation in method.get_annotations()? {
-                if Some(annotation.get_id()) == right
-                    && let schema::value::Text(value) = annotation.get_value()?.which()?
-                {
-                    needs = Some(value?.to_str()?.to_owned());
+                let schema::value::Text(value) = annotation.get_value()?.which()? else { continue };
+                let (id, value) = (Some(annotation.get_id()), value?.to_str()?.to_owned());
+                if id == right {
+                    needs = Some(value);
+                } else if id == audit {
+                    leaves = Some(value);
                 }
             }
             let needs = needs.ok_or_else(|| format!("{name}.{method_name} has no $needs"))?;
-            methods.push((method_name, needs));
+            // Who only looks leaves nothing; what all else leaves is somebody's decision.
+            let leaves = leaves.or_else(|| (needs == "read").then(|| "none".to_owned()));
+            let leaves = leaves.ok_or_else(|| format!("{name}.{method_name} has no $audit: say what a call leaves"))?;
+            let (needs, leaves) = (variant(&needs)?, trail(&leaves)?);
+            methods.push(Method { name: method_name, needs, leaves });
         }
         let parents = body.get_superclasses()?.iter().map(|parent| parent.get_id()).collect();
         interfaces.insert(node.get_id(), Interface { name, parents, methods });
     }
-    let mut text = "match interface {\n".to_owned();
+    let (mut text, mut trails) = ("match interface {\n".to_owned(), "match interface {\n".to_owned());
     let mut all = "&[\n".to_owned();
     for (own, interface) in &interfaces {
-        let rights = interface.methods.iter().map(|(_, needs)| variant(needs)).collect::<Result<Vec<_>, _>>()?;
-        writeln!(text, "{own:#018x} => &[{}],", rights.join(", "))?;
+        let list = |part: fn(&Method) -> &str| interface.methods.iter().map(part).collect::<Vec<_>>().join(", ");
+        writeln!(text, "{own:#018x} => &[{}],", list(|method| &method.needs))?;
+        writeln!(trails, "{own:#018x} => &[{}],", list(|method| &method.leaves))?;
         let mut open = vec![*own];
         while let Some(id) = open.pop() {
             let one = interfaces.get(&id).ok_or("an interface extends what is not one")?;
             open.extend(&one.parents);
-            for (method, (name, needs)) in one.methods.iter().enumerate() {
-                let (whose, needs) = (&interface.name, variant(needs)?);
+            for (method, Method { name, needs, leaves }) in one.methods.iter().enumerate() {
+                let whose = &interface.name;
                 writeln!(
                     all,
-                    "Method {{ own: {own:#018x}, interface: {id:#018x}, method: {method}, name: \"{whose}.{name}\", needs: {needs} }},"
+                    "Method {{ own: {own:#018x}, interface: {id:#018x}, method: {method}, name: \"{whose}.{name}\", needs: {needs}, leaves: {leaves} }},"
                 )?;
             }
         }
     }
     Ok(format!(
         "/// What the methods of an interface need, by their ordinals.\nconst fn rights(interface: u64) -> &'static [Right] {{\n{text}_ => &[],\n}}\n}}\n\n\
+         /// What a call of them leaves.\nconst fn trails(interface: u64) -> &'static [Trail] {{\n{trails}_ => &[],\n}}\n}}\n\n\
          /// Every method that a client can call, with those that an interface has from another.\npub static METHODS: &[Method] = {all}];\n"
     ))
 }
@@ -171,5 +190,13 @@ fn variant(word: &str) -> Result<String, String> {
             Ok(format!("Right::{}{}", word[..1].to_uppercase(), &word[1..]))
         }
         other => Err(format!("$needs has {other:?}, which is no right")),
+    }
+}
+
+/// What a call leaves, likewise.
+fn trail(word: &str) -> Result<String, String> {
+    match word {
+        "none" | "use" | "give" | "take" => Ok(format!("Trail::{}{}", word[..1].to_uppercase(), &word[1..])),
+        other => Err(format!("$audit has {other:?}, which nothing leaves")),
     }
 }

@@ -36,6 +36,8 @@ pub fn extract(
 ) -> Result<Extracted> {
     check(layer, diff_id)?;
     let options = if stage.detached() { ApplyOptions::detached() } else { ApplyOptions::default() };
+    // A stage is synced before it is committed.
+    let options = ApplyOptions { flush: true, ..options };
     let applied = cofferdam_archive::apply(stage.tree(), source, &options, cancel)
         .map_err(|e| e.context(format_args!("layer {}", layer.digest)))?;
     same(layer, diff_id, &applied.diff_id)?;

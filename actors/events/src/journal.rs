@@ -13,22 +13,17 @@ use std::{
     collections::VecDeque,
     fs::File,
     io::{BufReader, ErrorKind, Read, Seek, SeekFrom},
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::fs::FileExt,
-    },
+    os::{fd::OwnedFd, unix::fs::FileExt},
     sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant, SystemTime},
+    time::Duration,
 };
 
+use cofferdam_segments::{Clock, Directory, Retention, Segment, modified, over, system};
 use cofferdam_types::{Error, Event, Result, Timestamp};
-use nix::{
-    dir::Dir,
-    fcntl::{OFlag, openat},
-    sys::stat::{Mode, fchmod},
-    unistd::{UnlinkatFlags, unlinkat},
-};
+use nix::fcntl::OFlag;
 
+/// What it is called in errors.
+const KIND: &str = "journal";
 const MAGIC: &[u8; 7] = b"COFJRNL";
 const VERSION: u8 = 1;
 const HEAD: u64 = 8;
@@ -39,21 +34,8 @@ const MAX_RECORD: u32 = 4 << 20;
 const RUN: usize = 256;
 
 /// How much history is kept.
-#[derive(Clone, Copy, Debug)]
-pub struct Retention {
-    /// Bytes of all segments together.
-    pub bytes: u64,
-    /// Age of the newest event of a segment, as the journal counts time.
-    pub age: Duration,
-    /// A segment of this size is closed and the next begun.
-    pub segment: u64,
-}
-
-impl Default for Retention {
-    fn default() -> Retention {
-        Retention { bytes: 64 << 20, age: Duration::from_secs(7 * 24 * 3600), segment: 4 << 20 }
-    }
-}
+pub const RETENTION: Retention =
+    Retention { bytes: 64 << 20, age: Duration::from_secs(7 * 24 * 3600), segment: 4 << 20 };
 
 /// Where a reader stands: the sequence that it wants next, and the place where that is likely to be.
 #[derive(Clone, Copy, Debug)]
@@ -97,7 +79,7 @@ pub enum Chunk {
 /// The journal. One appends, any number read meanwhile.
 #[derive(Debug)]
 pub struct Journal {
-    dir: OwnedFd,
+    dir: Directory,
     retention: Retention,
     /// Held for as long as it takes to find a segment, never across a sync.
     index: Mutex<VecDeque<Segment>>,
@@ -106,55 +88,13 @@ pub struct Journal {
     clock: Clock,
 }
 
-/// Time as it passed while there was a daemon. It goes on from the youngest segment of the last one, and no faster than
-/// time does: a clock that jumps ahead makes nothing old, whenever it does and however long it stays wrong. It is a
-/// segment's time of modification.
-#[derive(Debug)]
-struct Clock {
-    at_open: Timestamp,
-    opened: Instant,
-}
-
-impl Clock {
-    fn at(at_open: Timestamp) -> Clock {
-        Clock { at_open, opened: Instant::now() }
-    }
-
-    fn now(&self) -> Timestamp {
-        let passed = u64::try_from(self.opened.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        Timestamp(self.at_open.0.saturating_add(passed))
-    }
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Segment {
-    first: u64,
-    /// Known of the last segment alone: those before it end where the next begins. No segment is empty.
-    last: u64,
-    bytes: u64,
-    /// By the journal's clock, as `newest`; of a segment that was there before, the same.
-    oldest: Timestamp,
-    newest: Timestamp,
-}
-
-impl Segment {
-    fn name(first: u64) -> String {
-        format!("{first:020}.seg")
-    }
-
-    /// The first sequence of the segment of this name, if it is one: events are counted from 1.
-    fn of(name: &str) -> Option<u64> {
-        let first = name.strip_suffix(".seg")?.parse().ok().filter(|first| *first > 0)?;
-        (Segment::name(first) == name).then_some(first)
-    }
-}
-
 impl Journal {
     /// Opens the journal in `dir`, cuts off a torn tail, and forgets events beyond `committed`: the store's own count
     /// of events that have happened. There are such events only when the store was put back to an older state, and
     /// then their numbers will be given out again.
     pub fn open(dir: OwnedFd, retention: Retention, committed: u64) -> Result<Journal> {
-        let mut firsts = firsts(&dir)?;
+        let dir = Directory::new(dir, KIND);
+        let mut firsts = dir.firsts()?;
         let (index, writer, clock) = (Mutex::default(), Mutex::default(), Clock::at(Timestamp::now()));
         let mut journal = Journal { dir, retention, index, writer, clock };
         while let Some(&first) = firsts.last() {
@@ -162,7 +102,7 @@ impl Journal {
                 break;
             }
             tracing::warn!(first, committed, "a segment of the journal that holds no valid event is removed");
-            journal.unlink(first)?;
+            journal.dir.unlink(first)?;
             firsts.pop();
         }
         firsts.pop();
@@ -171,7 +111,7 @@ impl Journal {
             journal.clock = Clock::at(newest);
         }
         for first in firsts.into_iter().rev() {
-            let meta = journal.file(first, OFlag::O_RDONLY)?.metadata().map_err(|e| fault("stat", &e))?;
+            let meta = journal.dir.open(first, OFlag::O_RDONLY)?.metadata().map_err(|e| fault("stat", &e))?;
             let time = modified(&meta);
             lock(&journal.index).push_front(Segment { first, last: 0, bytes: meta.len(), oldest: time, newest: time });
         }
@@ -181,8 +121,9 @@ impl Journal {
     /// A number that no event of the journal in this directory exceeds: that of its last record, and so much more as there may be
     /// in what can't be read behind it. Nothing is written.
     pub fn highest(dir: OwnedFd) -> Result<u64> {
-        let Some(first) = firsts(&dir)?.pop() else { return Ok(0) };
-        let file = segment(&dir, first, OFlag::O_RDONLY)?;
+        let dir = Directory::new(dir, KIND);
+        let Some(first) = dir.firsts()?.pop() else { return Ok(0) };
+        let file = dir.open(first, OFlag::O_RDONLY)?;
         let length = file.metadata().map_err(|e| fault("stat", &e))?.len();
         let mut records = Records::open(&file, first, HEAD)?;
         // A disk that can't be read is no reason to know less: what lies behind is counted by its length.
@@ -193,7 +134,7 @@ impl Journal {
     /// Takes over the last segment: finds its last whole record and cuts off the rest. False when nothing in it is
     /// worth keeping.
     fn recover(&self, first: u64, committed: u64) -> Result<bool> {
-        let file = self.file(first, OFlag::O_RDWR)?;
+        let file = self.dir.open(first, OFlag::O_RDWR)?;
         let meta = file.metadata().map_err(|e| fault("stat", &e))?;
         let time = modified(&meta);
         let mut head = [0; HEAD as usize];
@@ -251,9 +192,7 @@ impl Journal {
             }
             let active = lock(&self.index).back().copied();
             let active = active.filter(|segment| {
-                let age = self.clock.now().0.saturating_sub(segment.oldest.0);
-                let aged = u128::from(age) > self.retention.age.as_nanos() / 8;
-                first.sequence == segment.last + 1 && segment.bytes < self.retention.segment && !aged
+                first.sequence == segment.last + 1 && segment.is_open(&self.retention, self.clock.now())
             });
             // A segment may outgrow its size by one such run.
             let run = rest.iter().zip(first.sequence..).take(RUN).take_while(|(event, due)| event.sequence == *due);
@@ -293,14 +232,14 @@ impl Journal {
         let mut bytes = [MAGIC.as_slice(), &[VERSION]].concat();
         bytes.extend(encode(events)?);
         // A leftover of that name holds nothing that is in the index.
-        let file = self.file(first, OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_TRUNC)?;
+        let file = self.dir.open(first, OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_TRUNC)?;
         let written = file
             .write_all_at(&bytes, 0)
             .and_then(|()| file.set_modified(system(now)))
             .and_then(|()| file.sync_all())
-            .and_then(|()| nix::unistd::fsync(&self.dir).map_err(Into::into));
+            .and_then(|()| self.dir.sync());
         if let Err(error) = written {
-            let _ = self.unlink(first);
+            let _ = self.dir.unlink(first);
             return Err(fault("begin a segment of", &error));
         }
         lock(&self.index).push_back(Segment {
@@ -316,17 +255,8 @@ impl Journal {
     /// Drops the oldest segments, never the last one. A segment that can't be removed is tried again next time.
     fn retain(&self, now: Timestamp) {
         loop {
-            let oldest = {
-                let index = lock(&self.index);
-                let total: u64 = index.iter().map(|segment| segment.bytes).sum();
-                let Some(segment) = index.front().copied().filter(|_| index.len() > 1) else { return };
-                let age = now.0.saturating_sub(segment.newest.0);
-                if total <= self.retention.bytes && u128::from(age) <= self.retention.age.as_nanos() {
-                    return;
-                }
-                segment
-            };
-            if let Err(error) = self.unlink(oldest.first) {
+            let Some(oldest) = over(&lock(&self.index), &self.retention, now) else { return };
+            if let Err(error) = self.dir.unlink(oldest.first) {
                 tracing::warn!(%error, first = oldest.first, "an old segment of the journal can't be removed");
                 return;
             }
@@ -351,7 +281,7 @@ impl Journal {
             };
             let start = cursor.place.filter(|place| place.segment == segment.first && place.sequence <= cursor.next);
             let start = start.unwrap_or(Place { segment: segment.first, sequence: segment.first, offset: HEAD });
-            let file = match self.file(segment.first, OFlag::O_RDONLY) {
+            let file = match self.dir.open(segment.first, OFlag::O_RDONLY) {
                 Ok(file) => file,
                 // Retention took it since we looked.
                 Err(error) if error.code == cofferdam_types::Code::NotFound => {
@@ -388,17 +318,6 @@ impl Journal {
             }
             // Nothing whole where there should be something: the segment ends early.
             return Ok(gap(cursor, next.unwrap_or(segment.last + 1)));
-        }
-    }
-
-    fn file(&self, first: u64, flags: OFlag) -> Result<File> {
-        segment(&self.dir, first, flags)
-    }
-
-    fn unlink(&self, first: u64) -> Result<()> {
-        match unlinkat(&self.dir, Segment::name(first).as_str(), UnlinkatFlags::NoRemoveDir) {
-            Ok(()) | Err(nix::errno::Errno::ENOENT) => Ok(()),
-            Err(error) => Err(fault("remove a segment of", &error.into())),
         }
     }
 }
@@ -444,35 +363,6 @@ impl<'f> Records<'f> {
     }
 }
 
-/// A file of the directory.
-fn segment(dir: &OwnedFd, first: u64, flags: OFlag) -> Result<File> {
-    let name = Segment::name(first);
-    let file = openat(dir, name.as_str(), flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW, Mode::S_IRUSR)
-        .map_err(|e| Error::io("journal", &name, "can't open the segment", &e.into()))?;
-    if flags.contains(OFlag::O_CREAT) {
-        fchmod(file.as_fd(), Mode::S_IRUSR | Mode::S_IWUSR).map_err(|e| fault("set the mode of", &e.into()))?;
-    }
-    Ok(File::from(file))
-}
-
-/// The first sequences of the segments in a directory, in order.
-fn firsts(dir: &OwnedFd) -> Result<Vec<u64>> {
-    let mut firsts = Vec::new();
-    let listing = dir.try_clone().map_err(|e| fault("list", &e))?;
-    let mut listing = Dir::from_fd(listing).map_err(|e| fault("list", &e.into()))?;
-    for entry in listing.iter() {
-        let entry = entry.map_err(|e| fault("list", &e.into()))?;
-        let name = entry.file_name().to_string_lossy();
-        if let Some(first) = Segment::of(&name) {
-            firsts.push(first);
-        } else if name != "." && name != ".." {
-            tracing::warn!(%name, "a file that is no segment lies in the directory of the journal");
-        }
-    }
-    firsts.sort_unstable();
-    Ok(firsts)
-}
-
 /// Fills the buffer; false when the file ends before that.
 fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> Result<bool> {
     match reader.read_exact(buffer) {
@@ -504,15 +394,6 @@ fn checksum(sequence: u64, payload: &[u8]) -> [u8; 8] {
     let mut check = [0; 8];
     hasher.finalize_xof().fill(&mut check);
     check
-}
-
-fn modified(meta: &std::fs::Metadata) -> Timestamp {
-    let since = meta.modified().ok().and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
-    Timestamp(since.map_or(0, |since| since.as_nanos() as u64))
-}
-
-fn system(time: Timestamp) -> SystemTime {
-    SystemTime::UNIX_EPOCH + Duration::from_nanos(time.0)
 }
 
 fn fault(what: &str, error: &std::io::Error) -> Error {

@@ -27,6 +27,7 @@ mod subscription;
 mod tests;
 
 pub use actor::EventsActor;
+pub use cofferdam_segments::Retention;
 pub use handle::Events;
-pub use journal::{Chunk, Cursor, Journal, Retention};
+pub use journal::{Chunk, Cursor, Journal, RETENTION};
 pub use subscription::{Batch, Subscription};

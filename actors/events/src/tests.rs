@@ -26,7 +26,7 @@ struct Rig {
 }
 
 fn small() -> Retention {
-    Retention { segment: 2048, ..Retention::default() }
+    Retention { segment: 2048, ..RETENTION }
 }
 
 impl Rig {
@@ -257,7 +257,7 @@ fn a_crash_while_moving_loses_nothing_and_doubles_nothing() {
                 .restart(|dir| {
                     let dir = dir.join("events");
                     let open = || fs::File::open(&dir).unwrap().into();
-                    let journal = journal::Journal::open(open(), Retention::default(), u64::MAX).unwrap();
+                    let journal = journal::Journal::open(open(), RETENTION, u64::MAX).unwrap();
                     journal.append(&waiting).unwrap();
                     let newest = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()).max().unwrap();
                     let file = fs::File::options().write(true).open(newest).unwrap();
@@ -278,7 +278,7 @@ fn a_crash_while_moving_loses_nothing_and_doubles_nothing() {
 
 #[test]
 fn a_reader_slower_than_retention_gets_a_gap_and_goes_on() {
-    let tiny = Retention { bytes: 8192, segment: 1024, ..Retention::default() };
+    let tiny = Retention { bytes: 8192, segment: 1024, ..RETENTION };
     actix_rt::System::new().block_on(async {
         let rig = Rig::start(tempfile::tempdir().unwrap(), tiny).await;
         let mut slow = rig.follow(BASE, &[]);

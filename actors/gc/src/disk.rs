@@ -100,6 +100,7 @@ impl Disk {
             ["content", "ingest", ..] => "ingests",
             ["checkpoints", ..] => "checkpoints",
             ["events", ..] => "events",
+            ["audit", ..] => "audit",
             ["trash", ..] => "trash",
             ["meta.redb"] => "records",
             ["reserve"] => "reserve",

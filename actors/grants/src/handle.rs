@@ -106,6 +106,11 @@ impl Grants {
         self.slot.call(Export { authority: authority.clone(), id, directory }).await
     }
 
+    /// How many containers there are that were made through a grant, or through what comes from it.
+    pub fn made(&self, node: &Node) -> Result<u64> {
+        records::made(&self.core.metadata.read()?, &node.namespace, node.id(), u64::MAX)
+    }
+
     /// Those that are sockets.
     pub fn exported(&self) -> Result<Vec<(Arc<Node>, String)>> {
         let mut found = Vec::new();

@@ -16,6 +16,7 @@
 //! be finished when its client has gone, and for time.
 
 mod actor;
+mod calls;
 mod core;
 mod handle;
 mod live;
@@ -25,6 +26,7 @@ mod tests;
 mod token;
 mod tree;
 
+pub use calls::{Calls, UnderWay};
 pub use handle::Grants;
 pub use live::{End, Live};
 pub use messages::NewGrant;

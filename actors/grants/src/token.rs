@@ -1,6 +1,6 @@
 //! Tokens: who has one can have the grant.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use cofferdam_types::{Algorithm, Digest, Error, Result};
 
@@ -35,6 +35,22 @@ impl Token {
         Digest::of(Algorithm::Sha256, self.0.as_bytes())
     }
 
+    /// A text without the tokens that are in it: what somebody said is kept, and what gives a grant is not.
+    pub fn hide(text: &str) -> Cow<'_, str> {
+        if !text.contains(PREFIX) {
+            return Cow::Borrowed(text);
+        }
+        let mut hidden = String::new();
+        let mut parts = text.split(PREFIX);
+        hidden.push_str(parts.next().unwrap_or_default());
+        for part in parts {
+            hidden.push_str(PREFIX);
+            hidden.push_str("...");
+            hidden.push_str(part.trim_start_matches(|c: char| c.is_ascii_hexdigit()));
+        }
+        Cow::Owned(hidden)
+    }
+
     /// The text, for the one answer in which it stands.
     pub fn reveal(&self) -> &str {
         &self.0
@@ -44,5 +60,20 @@ impl Token {
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Token")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_told_without_the_tokens_in_it() {
+        assert!(matches!(Token::hide("sh -c id"), Cow::Borrowed("sh -c id")));
+        let (one, two) = (Token::random().unwrap(), Token::random().unwrap());
+        let said = Token::hide(&format!("--as {} and {}x ls", one.reveal(), two.reveal())).into_owned();
+        assert_eq!(said, "--as cofferdam-grant-... and cofferdam-grant-...x ls");
+        // Half of one is hidden too: whoever cuts a text must not do so first.
+        assert_eq!(Token::hide(&one.reveal()[..40]), "cofferdam-grant-...");
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use cofferdam_metadata::records::grants::Grant;
 use cofferdam_types::{Caveats, Digest, GrantId, Namespace, Timestamp};
 
-use crate::{End, Live};
+use crate::{Calls, End, Live};
 
 /// A grant that is live.
 #[derive(Debug)]
@@ -19,6 +19,8 @@ pub struct Node {
     pub namespace: Namespace,
     /// What is left: those of the whole path.
     pub caveats: Caveats,
+    /// How many calls are under way through it, where that is bounded.
+    pub calls: Calls,
     /// Whether it still is.
     pub live: Arc<Live>,
     /// What came of its row's own token and seal; see [`Seal`].
@@ -85,8 +87,10 @@ impl Tree {
             return None;
         }
         let given = above.as_ref().map_or_else(Caveats::none, |above| above.caveats.clone());
+        let above_calls = above.as_ref().map_or_else(Calls::default, |above| above.calls.clone());
         let node = Arc::new(Node {
             path: path.into(),
+            calls: above_calls.below(grant.id, grant.caveats.quota.calls),
             namespace: grant.namespace.clone(),
             caveats: given.and(&grant.caveats),
             live: Live::below(&above.iter().map(|above| &above.live).collect::<Vec<_>>()),

@@ -18,7 +18,7 @@ use crate::{
     Tx, View, codec,
     messages::{Patience, Write},
     records::{
-        Record, attachments::Attachment, check, containers, containers::Container, content::Link, grants::Grant,
+        Record, attachments::Attachment, audit, check, containers, containers::Container, content::Link, grants::Grant,
         images::Image, ingests::Ingest, layers::Layer, leases, leases::Lease, namespaces, namespaces::NamespaceRecord,
         snapshots::Snapshot, tasks::Task,
     },
@@ -251,6 +251,7 @@ enum Sound {
 fn sound(table: Table, key: &[u8], value: &[u8]) -> Sound {
     let is = match table {
         Table::BLOBS | Table::CHILDREN | Table::DIRS | Table::TRANSIENT => return Sound::Made,
+        Table::META if key == audit::KEY => audit::Head::decode(value).is_some(),
         Table::META if key != INSTANCE => return Sound::Made,
         Table::META => value.len() == 8 && value.iter().all(u8::is_ascii_hexdigit),
         Table::COUNTERS => codec::number(value).is_ok(),

@@ -25,6 +25,7 @@ use serde::Serialize;
 use tokio::{net::UnixStream, task::AbortHandle};
 
 use crate::{
+    audit::Audit,
     call::{Reply, reply},
     collector::Collector,
     grant::{GrantInfo, info},
@@ -201,6 +202,11 @@ impl Client {
     /// What goes because nothing keeps it.
     pub fn collector(&self) -> Collector {
         Collector { link: self.link.clone(), client: self.root.collector_request().send().pipeline.get_collector() }
+    }
+
+    /// Who used which authority for what.
+    pub fn audit(&self) -> Audit {
+        Audit { link: self.link.clone(), client: self.root.audit_request().send().pipeline.get_audit() }
     }
 
     /// The daemon itself.

@@ -51,6 +51,10 @@ pub struct GrantOptions {
     pub may_delegate: bool,
     /// And may have tokens made for those.
     pub may_save: bool,
+    /// How many containers there may be at once that were made through it or what comes from it; 0 is no bound.
+    pub most_containers: u64,
+    /// How many calls may be under way at once, those that wait included; 0 is no bound.
+    pub most_calls: u64,
 }
 
 /// What a grant is.
@@ -80,6 +84,10 @@ pub struct GrantInfo {
     pub exported: String,
     /// How many connections have it, and grants come from it.
     pub holders: u32,
+    /// How many containers there are that were made through it or what comes from it. Told by [`Grant::info`].
+    pub made: u64,
+    /// How many calls are under way, where it bounds them itself. Told by [`Grant::info`].
+    pub calling: u64,
 }
 
 fn set_options(mut builder: grant_options::Builder<'_>, options: &GrantOptions) {
@@ -98,6 +106,8 @@ fn set_options(mut builder: grant_options::Builder<'_>, options: &GrantOptions) 
     builder.set_uses(options.uses);
     builder.set_may_delegate(options.may_delegate);
     builder.set_may_save(options.may_save);
+    builder.set_most_containers(options.most_containers);
+    builder.set_most_calls(options.most_calls);
 }
 
 fn read_options(reader: grant_options::Reader<'_>) -> Result<GrantOptions> {
@@ -117,6 +127,8 @@ fn read_options(reader: grant_options::Reader<'_>) -> Result<GrantOptions> {
         uses: reader.get_uses(),
         may_delegate: reader.get_may_delegate(),
         may_save: reader.get_may_save(),
+        most_containers: reader.get_most_containers(),
+        most_calls: reader.get_most_calls(),
     })
 }
 
@@ -127,6 +139,8 @@ pub(crate) fn info(reader: grant_info::Reader<'_>) -> Result<GrantInfo> {
         namespace: text(reader.get_namespace())?.to_owned(),
         options: read_options(reader.get_options().map_err(malformed)?)?,
         rights: texts(reader.get_rights())?,
+        made: reader.get_made(),
+        calling: reader.get_calling(),
         created: Timestamp(reader.get_created()),
         by: reader.get_by(),
         saved: reader.get_saved(),

@@ -53,6 +53,7 @@
 //! **Limits.** No call is repeated by itself, with one exception: [`Run`] finds its container again after the daemon
 //! was restarted.
 
+mod audit;
 mod call;
 mod collector;
 mod commit;
@@ -79,6 +80,7 @@ mod system;
 #[cfg(test)]
 mod tests;
 
+pub use audit::{Audit, AuditCursor, AuditFault, AuditFilter, AuditRecord, AuditReport};
 pub use call::{Cursor, Reply};
 pub use collector::{ByteOwner, CollectReport, Collected, Collector, DiskUsage, Explanation, ReferenceStep};
 pub use commit::{CommitOptions, ConfigChange};

@@ -81,10 +81,13 @@ pub static ALL: &[&Command] = &[
     &nouns::grant::LS,
     &nouns::grant::SHOW,
     &nouns::grant::EXPLAIN,
+    &nouns::grant_diff::DIFF,
     &nouns::grant::SAVE,
     &nouns::grant::EXPORT,
     &nouns::grant::UNEXPORT,
     &nouns::grant::REVOKE,
+    &nouns::audit::AUDIT,
+    &nouns::audit::VERIFY,
     &nouns::events::EVENTS,
     &nouns::job::LS,
     &nouns::job::CANCEL,
@@ -139,6 +142,11 @@ pub fn parse(words: Vec<String>) -> Result<Args, Failure> {
         }
         return Err(Failure::usage("what is to be done? \"coffer help\" lists the commands"));
     };
+    // What has verbs may be a command itself: `audit`, `audit verify`.
+    let both = words.peek().and_then(|second| ALL.iter().find(|command| command.path == [&*first, &**second]));
+    if let Some(command) = both {
+        return of(command, before, words.skip(1).collect());
+    }
     if let Some(command) = ALL.iter().find(|command| command.path == [&*first]) {
         return of(command, before, words.collect());
     }
@@ -156,9 +164,6 @@ pub fn parse(words: Vec<String>) -> Result<Args, Failure> {
     };
     if second == "--help" || second == "-h" {
         return Args::parse(&nouns::system::HELP, Vec::new(), vec![first]);
-    }
-    if let Some(command) = ALL.iter().find(|command| command.path == [&*first, &*second]) {
-        return of(command, before, words.collect());
     }
     let names = ALL.iter().filter(|command| command.path.len() > 1 && command.path[0] == first);
     let close = closest(&second, names.map(|command| command.path[1]));

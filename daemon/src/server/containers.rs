@@ -30,7 +30,7 @@ use super::{
     guard::Guarded,
     images, jobs, logs, networks, options, rpc, stdio,
     tasks::{Process, set_exit, status},
-    within,
+    trail, within,
 };
 
 /// The containers of a namespace.
@@ -48,6 +48,14 @@ impl Containers {
         new: NewContainer,
         early: impl FnOnce(container::Client) -> capnp::Result<()>,
     ) -> capnp::Result<container::Client> {
+        trail::note(|| new.image.as_ref().map_or_else(|| "no image".to_owned(), |image| format!("from {image}")));
+        if new.spec.is_some() {
+            trail::note(|| "a spec of its own");
+        }
+        trail::note(|| new.options.args.join(" "));
+        if let Some(id) = &new.id {
+            trail::object("container", id);
+        }
         rpc(within::may_make(&self.0, &new))?;
         let (placed, expected) = oneshot::channel();
         let tasks = &self.0.services().tasks;
@@ -58,6 +66,7 @@ impl Containers {
             Ok(id) = expected => id,
             made = &mut making => return Ok(self.hand_out(rpc(made)?.id)),
         };
+        trail::object("container", &id);
         let (tell, made) = watch::channel(None);
         let place = within::container(&self.0, &id);
         let container = Rc::new(Container { place: place.clone(), id });
@@ -380,7 +389,11 @@ impl container::Server for Container {
         let streams = rpc(stdio::read(&self.place, params.get_stdio()?))?;
         let auth = self.place.authority().clone();
         let checkpoint = match params.has_checkpoint() {
-            true => Some(rpc(images::recognise(&self.place, params.get_checkpoint()?).await)?),
+            true => {
+                let image = rpc(images::recognise(&self.place, params.get_checkpoint()?).await)?;
+                trail::note(|| format!("from {image}"));
+                Some(image)
+            }
             false => None,
         };
         let (tasks, log) = (self.tasks(), params.get_log());
@@ -418,6 +431,7 @@ impl container::Server for Container {
         _: container::UpdateResourcesResults,
     ) -> capnp::Result<()> {
         let (auth, resources) = (self.place.authority().clone(), params.get()?.get_resources()?.to_vec());
+        trail::note(|| String::from_utf8_lossy(&resources).into_owned());
         rpc(self.tasks().update_resources(&self.place.namespace, &self.id, auth, resources).await)
     }
 
@@ -428,6 +442,7 @@ impl container::Server for Container {
     ) -> capnp::Result<()> {
         let params = params.get()?;
         let (changes, fields) = (rpc(changes(params.get_changes()?))?, rpc(texts(params.get_fields()))?);
+        trail::note(|| fields.join(" "));
         let auth = self.place.authority().clone();
         let record = rpc(self.tasks().change(&self.place.namespace, &self.id, auth, changes, fields).await)?;
         self.tell(results.get().init_info(), &record).await
@@ -440,6 +455,7 @@ impl container::Server for Container {
     ) -> capnp::Result<()> {
         let id = rpc(Id::new(rpc(text(params.get()?.get_id()))?))?;
         let auth = self.place.authority().clone();
+        trail::note(|| format!("to {id}"));
         rpc(within::may_rename(&self.place, &self.id, &id))?;
         rpc(self.tasks().rename(&self.place.namespace, &self.id, auth, id.clone()).await)?;
         let place = within::container(&self.place, &id);
@@ -468,6 +484,7 @@ impl container::Server for Container {
         mut results: container::CommitResults,
     ) -> capnp::Result<()> {
         let options = rpc(commit_options(params.get()?.get_options()?))?;
+        trail::note(|| format!("to {}", options.name));
         let (services, namespace) = (self.place.services(), &self.place.namespace);
         let job = services.transfer.commit(self.place.authority(), namespace, &services.tasks, &self.id, options).await;
         results.get().set_job(jobs::begun(&self.place, rpc(job)?));
@@ -481,6 +498,7 @@ impl container::Server for Container {
     ) -> capnp::Result<()> {
         let params = params.get()?;
         let path = rpc(text(params.get_path()))?.to_owned();
+        trail::note(|| path.clone());
         let (read, write) = rpc(pipe(End::Read))?;
         let (tasks, auth) = (self.tasks(), self.place.authority());
         let packed = tasks.copy_out(auth, &self.place.namespace, &self.id, path, write);
@@ -500,6 +518,7 @@ impl container::Server for Container {
             into: params.get_into(),
             keep_owners: params.get_keep_owners(),
         };
+        trail::note(|| options.path.clone());
         let auth = self.place.authority();
         let arrival = rpc(self.tasks().copy_in(auth, &self.place.namespace, &self.id, options).await)?;
         let (read, write) = rpc(pipe(End::Write))?;

@@ -2,7 +2,7 @@
 
 use std::{rc::Rc, sync::Arc};
 
-use cofferdam_grants::{Live, Node, Token};
+use cofferdam_grants::{Calls, Live, Node, Token};
 use cofferdam_types::{Authority, Ceiling, Error, Keeper, Peer};
 use cofferdam_wire::{
     API_VERSION,
@@ -13,6 +13,7 @@ use cofferdam_wire::{
 };
 
 use super::{
+    audit::Audit,
     collector::Collector,
     grants,
     namespaces::Namespaces,
@@ -21,6 +22,7 @@ use super::{
     rpc,
     session::{Held, Session},
     system::System,
+    trail::{self, About},
 };
 
 /// The bootstrap object. It confers nothing.
@@ -48,6 +50,8 @@ impl Gate {
             reach: Reach::everything(),
             check: None,
             deadline: None,
+            calls: Calls::default(),
+            about: About::default(),
         })
     }
 }
@@ -62,6 +66,8 @@ impl Gate {
     ) -> cofferdam_types::Result<root::Client> {
         let record = self.0.services.grants.record(node)?;
         grants::set_info(info, node, &record);
+        trail::through(&node.path);
+        trail::object("grant", node.id());
         let place = grants::place(&self.0, node, by);
         let way = place.held.way();
         Ok(self.0.hand_out(narrow::Root(place), &way))
@@ -136,6 +142,12 @@ impl root::Server for Root {
     ) -> capnp::Result<()> {
         let object = Collector(self.session.clone(), self.held.clone());
         results.get().set_collector(self.session.hand_out(object, &self.held));
+        Ok(())
+    }
+
+    async fn audit(self: Rc<Self>, _: root::AuditParams, mut results: root::AuditResults) -> capnp::Result<()> {
+        let object = Audit(self.session.clone(), self.held.clone());
+        results.get().set_audit(self.session.hand_out(object, &self.held));
         Ok(())
     }
 }

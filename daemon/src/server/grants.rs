@@ -6,8 +6,8 @@ use cofferdam_grants::{Live, NewGrant, Node};
 use cofferdam_metadata::records::grants::Grant as Record;
 use cofferdam_transfer::normalize;
 use cofferdam_types::{
-    Authority, Caveats, Ceiling, Digest, Error, Facet, GrantId, Id, Keeper, Pictures, Result, Right, Rights, Timestamp,
-    Which,
+    Authority, Caveats, Ceiling, Digest, Error, Facet, GrantId, Id, Keeper, Pictures, Quota, Result, Right, Rights,
+    Timestamp, Which,
 };
 use cofferdam_wire::{
     convert::{set_texts, text, texts},
@@ -22,6 +22,7 @@ use super::{
     reach::Reach,
     rpc,
     session::{Held, Session},
+    trail::{self, About},
 };
 
 /// What a connection has of a grant: a life of its own, which ends with the connection and with what it had it by.
@@ -41,6 +42,8 @@ fn hold(session: &Rc<Session>, node: &Arc<Node>, by: &Arc<Live>) -> Held {
         reach: Reach::of(caveats),
         check: None,
         deadline: None,
+        calls: node.calls.clone(),
+        about: About { namespace: Some(node.namespace.clone()), object: None },
     }
 }
 
@@ -62,7 +65,7 @@ impl Grants {
     }
 
     fn hand_out(&self, id: GrantId) -> grant::Client {
-        self.0.hand_out(Grant { place: self.0.clone(), id })
+        self.0.named("grant", id).hand_out(Grant { place: self.0.clone(), id })
     }
 }
 
@@ -111,6 +114,7 @@ fn new_grant(place: &Place, reader: grant_options::Reader<'_>) -> Result<NewGran
             storage: some(reader.get_storage()),
             images: Pictures(all(images)),
         },
+        quota: Quota { containers: some(reader.get_most_containers()), calls: some(reader.get_most_calls()) },
         not_after: some(reader.get_not_after()).map(Timestamp),
         may_delegate: reader.get_may_delegate(),
         may_save: reader.get_may_save(),
@@ -159,6 +163,8 @@ pub fn set_info(mut builder: grant_info::Builder<'_>, node: &Node, record: &Reco
     options.set_nano_cpus(left.ceiling.nano_cpus.unwrap_or_default());
     options.set_pids(left.ceiling.pids.unwrap_or_default());
     options.set_storage(left.ceiling.storage.unwrap_or_default());
+    options.set_most_containers(left.quota.containers.unwrap_or_default());
+    options.set_most_calls(left.quota.calls.unwrap_or_default());
     options.set_not_after(left.not_after.unwrap_or_default().0);
     options.set_uses(record.uses.unwrap_or_default());
     options.set_may_delegate(left.may_delegate);
@@ -172,7 +178,10 @@ impl grants::Server for Grants {
         mut results: grants::CreateResults,
     ) -> capnp::Result<()> {
         let new = rpc(new_grant(&self.0, params.get()?.get_options()?))?;
+        trail::note(|| new.label.clone());
+        trail::note(|| serde_json::to_string(&new.caveats).unwrap_or_default());
         let node = rpc(self.0.services().grants.create(self.0.authority(), new).await)?;
+        trail::object("grant", node.id());
         results.get().set_grant(self.hand_out(node.id()));
         Ok(())
     }
@@ -244,7 +253,10 @@ impl grant::Server for Grant {
     async fn info(self: Rc<Self>, _: grant::InfoParams, mut results: grant::InfoResults) -> capnp::Result<()> {
         let node = rpc(self.node())?;
         let record = rpc(self.place.services().grants.record(&node))?;
-        set_info(results.get().init_info(), &node, &record);
+        let mut info = results.get().init_info();
+        info.set_made(rpc(self.place.services().grants.made(&node))?);
+        info.set_calling(node.calls.of(node.id()));
+        set_info(info, &node, &record);
         Ok(())
     }
 
@@ -255,6 +267,7 @@ impl grant::Server for Grant {
     async fn save(self: Rc<Self>, params: grant::SaveParams, mut results: grant::SaveResults) -> capnp::Result<()> {
         let params = params.get()?;
         let sealed_to = params.get_sealed().then(|| params.get_sealed_to());
+        trail::note(|| sealed_to.map_or_else(|| "for whoever has it".to_owned(), |uid| format!("for user {uid}")));
         let node = rpc(self.node())?;
         let token = rpc(self.place.services().grants.save(self.place.authority(), node.id(), sealed_to).await)?;
         results.get().set_token(token.reveal());
@@ -270,6 +283,7 @@ impl grant::Server for Grant {
 
     async fn export(self: Rc<Self>, params: grant::ExportParams, _: grant::ExportResults) -> capnp::Result<()> {
         let directory = rpc(text(params.get()?.get_directory()))?.to_owned();
+        trail::note(|| directory.clone());
         let services = self.place.services().clone();
         let (authority, node) = (self.place.authority().clone(), rpc(self.node())?);
         let id = node.id();

@@ -13,19 +13,25 @@ use capnp::{
     private::capability::ClientHook,
     traits::HasTypeId,
 };
-use cofferdam_types::{Authority, Error};
-use cofferdam_wire::{container_capnp, error::to_rpc, event_capnp, image_capnp, job_capnp, system_capnp};
+use cofferdam_audit::Audit;
+use cofferdam_grants::End;
+use cofferdam_types::{Authority, Code, Error, Right};
+use cofferdam_wire::{
+    audit_capnp, container_capnp, error::to_rpc, event_capnp, image_capnp, job_capnp, needs::needs, system_capnp,
+};
 use futures::FutureExt as _;
 use tracing::{Instrument as _, Span};
 
 use super::{
     meter::{Counted, Meter},
     session::Held,
+    trail::{self, Trail},
 };
 use crate::full::Full;
 
 /// Methods that wait for something to happen: no deadline is laid on them.
-const PATIENT: [(u64, u16); 9] = [
+const PATIENT: [(u64, u16); 10] = [
+    (<audit_capnp::audit_cursor::Client as HasTypeId>::TYPE_ID, 0),
     (<system_capnp::finding_cursor::Client as HasTypeId>::TYPE_ID, 0),
     (<container_capnp::process::Client as HasTypeId>::TYPE_ID, 1),
     (<container_capnp::attachment::Client as HasTypeId>::TYPE_ID, 0),
@@ -45,6 +51,7 @@ pub struct State<D> {
     meter: Rc<Meter>,
     held: Rc<Held>,
     full: Option<Arc<Full>>,
+    audit: Option<Audit>,
     _counted: (Counted, Option<Counted>),
 }
 
@@ -99,8 +106,9 @@ pub(super) fn guard<D: Server + Clone + 'static>(
     counted: (Counted, Option<Counted>),
     held: Rc<Held>,
     full: Option<Arc<Full>>,
+    audit: Option<Audit>,
 ) -> Guarded {
-    capnp_rpc::new_client(State { dispatch, own, meter, held, full, _counted: counted })
+    capnp_rpc::new_client(State { dispatch, own, meter, held, full, audit, _counted: counted })
 }
 
 impl<D: Server + Clone + 'static> Server for Dispatch<D> {
@@ -112,22 +120,40 @@ impl<D: Server + Clone + 'static> Server for Dispatch<D> {
         results: Results<any_pointer::Owned>,
     ) -> DispatchCallResult {
         let state = self.0.clone();
+        let call = (state.own, interface_id, method_id);
         let refuse = |error: Error| DispatchCallResult::new(Promise::err(to_rpc(error)), false);
         if let Some(end) = state.held.grant.end() {
+            if end != End::Closed {
+                state.refused(call, &end.error());
+            }
             return refuse(end.error());
         }
         let may = state.held.reach.check(state.own, interface_id, method_id);
         if let Err(why) = may.and_then(|()| state.held.check.as_ref().map_or(Ok(()), |check| check())) {
+            if trail::is_refusal(why.code) {
+                state.refused(call, &why);
+            }
             return refuse(why);
         }
-        let Some(call) = state.meter.begin_call() else {
+        // What has begun is fed, and led on, whatever else is under way.
+        let bounded = !state.held.calls.is_free() && needs(interface_id, method_id) != Some(Right::None);
+        let under_way = match bounded.then(|| state.held.calls.begin()).transpose() {
+            Ok(under_way) => under_way,
+            Err(why) => return refuse(why),
+        };
+        let Some(counted) = state.meter.begin_call() else {
             return refuse(Error::resource_exhausted("connection", "", "has too many calls under way and is cut"));
         };
         let inner = state.dispatch.clone();
         let span = span(&state.held.authority, interface_id, method_id);
+        let trail = state.audit.as_ref().and_then(|audit| Trail::begin(audit, &state.held, call));
         // The synchronous part runs here and now: that keeps the order of calls.
         let started = std::panic::catch_unwind(AssertUnwindSafe(|| {
-            span.in_scope(|| inner.dispatch_call(interface_id, method_id, params, results))
+            let serve = move || inner.dispatch_call(interface_id, method_id, params, results);
+            span.in_scope(|| match &trail {
+                None => serve(),
+                Some(trail) => recorded(trail, serve),
+            })
         }));
         let DispatchCallResult { promise, is_streaming } = match started {
             Ok(started) => started,
@@ -135,7 +161,7 @@ impl<D: Server + Clone + 'static> Server for Dispatch<D> {
         };
         let deadline = state.held.deadline.filter(|_| !PATIENT.contains(&(interface_id, method_id)));
         let work = async move {
-            let _call = call;
+            let (_counted, _under_way) = (counted, under_way);
             let guarded = AssertUnwindSafe(promise).catch_unwind();
             let limited = async {
                 match deadline {
@@ -146,10 +172,23 @@ impl<D: Server + Clone + 'static> Server for Dispatch<D> {
                     }),
                 }
             };
-            let done = tokio::select! {
+            let (done, answered) = tokio::select! {
                 biased;
-                done = limited => done.unwrap_or_else(|_| Err(to_rpc(panicked()))),
-                end = state.held.grant.until_ended() => Err(to_rpc(end.error())),
+                done = limited => (done.unwrap_or_else(|_| Err(to_rpc(panicked()))), true),
+                end = state.held.grant.until_ended() => (Err(to_rpc(end.error())), false),
+            };
+            let done = match trail {
+                Some(trail) => trail.end(done).await,
+                None => {
+                    // What was under way when its grant ended was let through.
+                    if let (Err(error), true) = (&done, answered) {
+                        let error = Error::from_reason(&error.extra);
+                        if error.code == Code::Denied {
+                            state.refused(call, &error);
+                        }
+                    }
+                    done
+                }
             };
             match (done, &state.full) {
                 (Err(error), Some(full)) => Err(explained(error, full).await),
@@ -162,6 +201,27 @@ impl<D: Server + Clone + 'static> Server for Dispatch<D> {
     fn as_ptr(&self) -> usize {
         self.0.dispatch.as_ptr()
     }
+}
+
+impl<D> State<D> {
+    fn refused(&self, call: (u64, u64, u16), error: &Error) {
+        if let Some(audit) = &self.audit {
+            trail::refused(audit, &self.held, call, error);
+        }
+    }
+}
+
+/// Serves a call that leaves a record. What may not be done unrecorded waits until it is known that there is room.
+fn recorded(trail: &Trail, serve: impl FnOnce() -> DispatchCallResult + 'static) -> DispatchCallResult {
+    let Some(audit) = trail.must_wait() else {
+        let DispatchCallResult { promise, is_streaming } = trail.serve(serve);
+        return DispatchCallResult::new(boxed(trail.within(promise)), is_streaming);
+    };
+    let later = async move {
+        audit.room().await.map_err(to_rpc)?;
+        serve().promise.await
+    };
+    DispatchCallResult::new(boxed(trail.within(later)), false)
 }
 
 /// What the logs say about a call that came with a context: the caller's own names for it. Others have none.

@@ -18,7 +18,7 @@ use super::{
     Place,
     bytes::{End, PipeSink, pipe, pump},
     cursor::Cursor,
-    ends, filters, jobs, rpc, within,
+    ends, filters, jobs, rpc, trail, within,
 };
 
 /// The images of a namespace.
@@ -95,6 +95,7 @@ fn pull_options_of(place: &Place, reader: pull_options::Reader<'_>) -> Result<Pu
     let (user, secret) = (text(reader.get_user())?, text(reader.get_secret())?);
     let certificates = reader.get_ca_certificates().map_err(malformed)?;
     let name = normalize(text(reader.get_reference())?)?;
+    trail::object("image", &name);
     within::may_pull(place, &name, !reader.get_plain_http() && certificates.is_empty())?;
     Ok(PullOptions {
         reference: Reference::parse(&name)?,
@@ -113,6 +114,9 @@ fn pull_options_of(place: &Place, reader: pull_options::Reader<'_>) -> Result<Pu
 /// Begins an import, as the options say.
 async fn begin_import(place: &Place, reader: import_options::Reader<'_>, fd: OwnedFd) -> Result<Handle> {
     let name = text(reader.get_name())?;
+    if !name.is_empty() {
+        trail::object("image", name);
+    }
     let platform = platform(text(reader.get_platform())?)?;
     let driver = driver(place, text(reader.get_driver())?, !reader.get_no_unpack());
     let stat = nix::sys::stat::fstat(&fd).map_err(|e| Error::io("fd", "", "can't be examined", &e.into()))?;
@@ -165,6 +169,7 @@ impl images::Server for Images {
         let params = params.get()?;
         let reader = params.get_options()?;
         let reference = rpc(text(reader.get_reference()))?;
+        trail::object("image", reference);
         let here = rpc(self.find(reference))?;
         let name = match (params.get_policy()?, here) {
             (PullPolicy::Never | PullPolicy::Missing, Some(here)) => here,
@@ -248,6 +253,7 @@ impl images::Server for Images {
 
     async fn remove(self: Rc<Self>, params: images::RemoveParams, _: images::RemoveResults) -> capnp::Result<()> {
         let given = rpc(text(params.get()?.get_name()))?;
+        trail::object("image", given);
         let not_here = || Error::not_found("image", given, "is not here; `coffer image ls` lists those that are");
         let name = rpc(self.find(given).and_then(|found| found.ok_or_else(not_here)))?;
         rpc(self.0.services().images.remove(self.0.authority(), &self.0.namespace, &name).await)

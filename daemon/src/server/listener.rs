@@ -13,7 +13,7 @@ use std::{
 
 use actix_rt::{Arbiter, ArbiterHandle};
 use capnp_rpc::{RpcSystem, rpc_capnp, rpc_twoparty_capnp::Side};
-use cofferdam_grants::End;
+use cofferdam_grants::{Calls, End};
 use cofferdam_types::{Error, Peer, Result};
 use cofferdam_wire::{connect, gate_capnp::gate};
 use futures::FutureExt as _;
@@ -27,6 +27,7 @@ use super::{
     meter::Meter,
     reach::Reach,
     session::{Entry, Held, Session},
+    trail::About,
 };
 use crate::services::Services;
 
@@ -192,12 +193,14 @@ async fn serve(
     let session = Session::new(services, fds, peer, meter, entry);
     // The gate confers nothing, but it too is guarded: its calls count and its panics are contained.
     let held = Held {
-        authority: cofferdam_types::Authority::system(),
+        authority: cofferdam_types::Authority { peer: Some(peer), ..cofferdam_types::Authority::system() },
         grant: session.grant.clone(),
         given: None,
         reach: Reach::everything(),
         check: None,
         deadline: None,
+        calls: Calls::default(),
+        about: About::default(),
     };
     let gate: gate::Client = session.hand_out(Gate(session.clone()), &held);
     // What was not foreseen in the protocol's own code ends the connection that met it, and what it had.

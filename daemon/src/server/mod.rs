@@ -2,6 +2,7 @@
 
 mod admission;
 mod attachments;
+mod audit;
 mod bytes;
 mod changes;
 mod collector;
@@ -38,6 +39,7 @@ mod stdio;
 mod system;
 mod tables;
 mod tasks;
+mod trail;
 mod within;
 
 use cofferdam_types::{Filter, Result};
@@ -71,6 +73,13 @@ impl Place {
         C: capnp::capability::FromServer<S> + capnp::capability::FromClientHook + capnp::traits::HasTypeId,
     {
         self.session.hand_out(object, &self.held)
+    }
+
+    /// The same for the objects of a thing in it: what is done to them is told of that.
+    fn named(&self, kind: &str, id: impl std::fmt::Display) -> Place {
+        let mut place = self.clone();
+        place.held.about.object = Some(format!("{kind}/{id}").into());
+        place
     }
 
     fn services(&self) -> &crate::services::Services {

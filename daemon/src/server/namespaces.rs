@@ -29,6 +29,7 @@ use super::{
     rpc,
     session::{Held, Session},
     snapshots::Snapshots,
+    trail,
 };
 use crate::services::Services;
 
@@ -40,7 +41,8 @@ pub struct Namespaces {
 
 impl Namespaces {
     fn hand_out(&self, name: Name) -> namespace::Client {
-        let place = Place { session: self.session.clone(), held: self.held.clone(), namespace: name };
+        let mut place = Place { session: self.session.clone(), held: self.held.clone(), namespace: name };
+        place.held.about.namespace = Some(place.namespace.clone());
         place.clone().hand_out(Namespace(place))
     }
 }
@@ -85,6 +87,7 @@ impl namespaces::Server for Namespaces {
         let params = params.get()?;
         let name = rpc(Name::new(rpc(text(params.get_name()))?))?;
         let labels = rpc(labels(params.get_labels()))?;
+        trail::object("namespace", &name);
         let created = name.clone();
         let write = move |tx: &mut cofferdam_metadata::Tx<'_>| records::create(tx, &created, &labels);
         rpc(self.session.services.metadata.write(&self.held.authority, write).await)?;
@@ -114,6 +117,7 @@ impl namespaces::Server for Namespaces {
         _: namespaces::RemoveResults,
     ) -> capnp::Result<()> {
         let name = rpc(Name::new(rpc(text(params.get()?.get_name()))?))?;
+        trail::object("namespace", &name);
         let (services, authority) = (self.session.services.clone(), self.held.authority.clone());
         // Beside the call: a client that leaves must not leave files either.
         let removal = tokio::task::spawn_local(async move { remove(&services, &authority, name).await });

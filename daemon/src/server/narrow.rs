@@ -47,6 +47,10 @@ impl root::Server for Root {
     async fn collector(self: Rc<Self>, _: root::CollectorParams, _: root::CollectorResults) -> capnp::Result<()> {
         Err(denied("Root.collector"))
     }
+
+    async fn audit(self: Rc<Self>, _: root::AuditParams, _: root::AuditResults) -> capnp::Result<()> {
+        Err(denied("Root.audit"))
+    }
 }
 
 impl namespaces::Server for Namespaces {

@@ -12,11 +12,11 @@ use capnp::{
     capability::{FromClientHook, FromServer},
     traits::HasTypeId,
 };
-use cofferdam_grants::{Live, Node};
+use cofferdam_grants::{Calls, Live, Node};
 use cofferdam_types::{Authority, Error, Name, Namespace, Peer, Result};
 use cofferdam_wire::{error::to_rpc, fdstream::Fds, needs::METHODS};
 
-use super::{guard, images::Image, meter::Meter, reach::Reach};
+use super::{guard, images::Image, meter::Meter, reach::Reach, trail::About};
 use crate::services::Services;
 
 /// The interfaces of places in lists.
@@ -50,12 +50,16 @@ pub struct Held {
     pub check: Option<Check>,
     /// Of `Namespace.with`.
     pub deadline: Option<Duration>,
+    /// How many calls may be under way by it.
+    pub calls: Calls,
+    /// What it is, for the audit log.
+    pub about: About,
 }
 
 impl Held {
     /// For the objects that only lead to what a grant gives: they let everything through, and have nothing to let out.
     pub fn way(&self) -> Held {
-        Held { reach: Reach::everything(), ..self.clone() }
+        Held { reach: Reach::everything(), calls: Calls::default(), ..self.clone() }
     }
 }
 
@@ -106,10 +110,10 @@ impl Session {
             return C::new(broken.hook);
         };
         let dispatch = C::from_server(object);
-        let full = Some(self.services.full.clone());
-        let own = C::TYPE_ID;
+        let (full, audit) = (Some(self.services.full.clone()), Some(self.services.audit.clone()));
+        let (own, meter, held) = (C::TYPE_ID, self.meter.clone(), Rc::new(held.clone()));
         let counted = (counted, places.flatten());
-        C::new(guard::guard(dispatch, own, self.meter.clone(), counted, Rc::new(held.clone()), full).into_client_hook())
+        C::new(guard::guard(dispatch, own, meter, counted, held, full, audit).into_client_hook())
     }
 
     /// Keeps in mind which image a server object stands for.

@@ -38,7 +38,8 @@ impl Snapshots {
     }
 
     fn hand_out(&self, key: Name) -> snapshot::Client {
-        self.place.hand_out(Snapshot { place: self.place.clone(), driver: self.driver.clone(), key })
+        let place = self.place.named("snapshot", format_args!("{}/{key}", self.driver));
+        place.clone().hand_out(Snapshot { place, driver: self.driver.clone(), key })
     }
 }
 
@@ -285,8 +286,9 @@ impl snapshot::Server for Snapshot {
         let labels = rpc(labels(params.get_labels()))?;
         let (all, auth) = (&self.place.services().snapshots, self.place.authority());
         rpc(all.commit(&auth.by_hand(), &self.place.namespace, &self.driver, &name, &self.key, labels).await)?;
-        let committed = Snapshot { place: self.place.clone(), driver: self.driver.clone(), key: name };
-        results.get().set_snapshot(self.place.hand_out(committed));
+        let place = self.place.named("snapshot", format_args!("{}/{name}", self.driver));
+        let committed = Snapshot { place: place.clone(), driver: self.driver.clone(), key: name };
+        results.get().set_snapshot(place.hand_out(committed));
         Ok(())
     }
 

@@ -16,6 +16,7 @@ use super::{
     cursor::Cursor,
     rpc,
     session::{Held, Session},
+    trail,
 };
 use crate::check::Check;
 
@@ -83,6 +84,7 @@ impl system::Server for System {
 
     async fn crash(self: Rc<Self>, params: system::CrashParams, _: system::CrashResults) -> capnp::Result<()> {
         let actor = rpc(text(params.get()?.get_actor()))?;
+        trail::object("actor", actor);
         rpc(self.0.services.kernel.poison(actor))?;
         tracing::warn!(actor, peer = ?self.0.peer, "is crashed on demand");
         Ok(())
@@ -133,6 +135,7 @@ impl system::Server for System {
     ) -> capnp::Result<()> {
         let repair = params.get()?.get_repair();
         if repair {
+            trail::note(|| "with repair");
             rpc(self.0.services.metadata.writable())?;
         }
         let check = Check::new(self.0.services.clone(), repair);

@@ -15,7 +15,7 @@ use super::{
     Place,
     attachments::Attachment,
     bytes::{self, PipeSink},
-    ends, jobs, metrics, rpc, stdio,
+    ends, jobs, metrics, rpc, stdio, trail,
 };
 
 /// A process of a container; the empty `exec` is the first one.
@@ -47,6 +47,12 @@ pub fn set_exit(mut builder: exit::Builder<'_>, exit: &Exit) {
 impl Process {
     fn tasks(&self) -> &cofferdam_tasks::Tasks {
         &self.place.services().tasks
+    }
+
+    /// Another process of the container.
+    fn other(&self, exec: String) -> process::Client {
+        let place = self.place.named("process", format_args!("{}/{exec}", self.id));
+        place.clone().hand_out(Process { place, id: self.id.clone(), exec })
     }
 
     async fn pause_or_resume(&self, pause: bool) -> Result<()> {
@@ -83,6 +89,7 @@ impl process::Server for Process {
         let params = params.get()?;
         let auth = self.place.authority().clone();
         let (signal, all) = (params.get_signal(), params.get_all());
+        trail::note(|| format!("signal {signal}{}", if all { " to all" } else { "" }));
         if all && !self.exec.is_empty() && !self.place.held.reach.allows("Task.kill") {
             let why = "is one process, and this grant is not for the others of its container";
             return rpc(Err(Error::denied("process", &self.exec, why)));
@@ -160,12 +167,13 @@ impl task::Server for Process {
             cap_add: rpc(texts(options.get_cap_add()))?,
             cap_drop: rpc(texts(options.get_cap_drop()))?,
         };
+        trail::note(|| request.args.join(" "));
         let streams = rpc(stdio::read(&self.place, params.get_stdio()?))?;
         let auth = self.place.authority().clone();
         let exec = rpc(self.tasks().exec(&self.place.namespace, &self.id, auth, id, request, streams).await)?;
         ends::exec(&self.place, &self.id, &exec);
-        let object = Process { exec, ..(*self).clone() };
-        results.get().set_process(self.place.hand_out(object));
+        trail::object("process", format_args!("{}/{exec}", self.id));
+        results.get().set_process(self.other(exec));
         Ok(())
     }
 
@@ -180,8 +188,7 @@ impl task::Server for Process {
             return rpc(Err(Error::invalid("process", "", "is the first one: the task is that itself")));
         }
         rpc(self.tasks().query(&self.place.namespace, &self.id, exec.clone()).await)?;
-        let object = Process { exec, ..(*self).clone() };
-        results.get().set_process(self.place.hand_out(object));
+        results.get().set_process(self.other(exec));
         Ok(())
     }
 
@@ -204,6 +211,7 @@ impl task::Server for Process {
 
     async fn update(self: Rc<Self>, params: task::UpdateParams, _: task::UpdateResults) -> capnp::Result<()> {
         let (auth, resources) = (self.place.authority().clone(), params.get()?.get_resources()?.to_vec());
+        trail::note(|| String::from_utf8_lossy(&resources).into_owned());
         rpc(self.tasks().query(&self.place.namespace, &self.id, String::new()).await)?;
         rpc(self.tasks().update_resources(&self.place.namespace, &self.id, auth, resources).await)
     }
@@ -243,6 +251,7 @@ impl task::Server for Process {
                 },
             })
         })())?;
+        trail::note(|| format!("to {}", options.name));
         let services = self.place.services();
         let (auth, namespace) = (self.place.authority(), &self.place.namespace);
         let job = services.transfer.checkpoint(auth, namespace, &services.tasks, &self.id, options).await;

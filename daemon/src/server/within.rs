@@ -14,7 +14,7 @@ use super::Place;
 
 /// The place of a container's objects: where the grant chooses, each of their calls asks whether it still reaches it.
 pub fn container(place: &Place, id: &Id) -> Place {
-    let mut place = place.clone();
+    let mut place = place.named("container", id);
     place.held.check = None;
     if !place.held.reach.caveats.containers.is_all() {
         let (asked, id) = (place.clone(), id.clone());
@@ -104,7 +104,7 @@ pub fn may_pull(place: &Place, name: &str, plain: bool) -> Result<()> {
 
 /// The place of an image's object: where the grant chooses, each call asks whether it still reaches what the name stands for.
 pub fn image(place: &Place, name: &Name) -> Place {
-    let mut place = place.clone();
+    let mut place = place.named("image", name);
     if !place.held.reach.caveats.ceiling.images.is_all() {
         let (asked, name) = (place.clone(), name.clone());
         let check = move || match asked.services().images.get(&asked.namespace, &name)? {

@@ -19,6 +19,8 @@ use cofferdam_types::{Algorithm, Descriptor, Digest, Filter, Id, Namespace, Time
 use cofferdam_wire::{common_capnp, connect, convert, gate_capnp::gate, life, shim_capnp};
 use oci_spec::{image::ImageConfiguration, runtime::Spec};
 
+#[path = "audit.rs"]
+mod audit;
 #[path = "gate.rs"]
 mod live_gate;
 #[path = "own.rs"]
@@ -31,6 +33,7 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
 pub const TARGETS: &[Target] = &[
+    ("audit", audit::audit),
     ("connection", connection),
     ("documents", documents),
     ("filter", filter),

@@ -248,3 +248,92 @@ fn an_exported_directory_takes_nothings_place() {
     let child = ok(&daemon, &["--as", &token, "grant", "create"]).trim().to_owned();
     denied(&say(&daemon, &["--as", &token, "grant", "export", &child, other.to_str().unwrap()]));
 }
+
+#[test]
+fn a_grant_makes_so_many_containers_at_once_and_what_comes_from_it_counts() {
+    let daemon = Daemon::with_busybox();
+    idle(&daemon, "operators");
+    let flags = ["-f", "deploy", "--containers", "3", "--delegate", "--tokens"];
+    let (id, token_of_top) = token(&daemon, &flags);
+    let make =
+        |token: &str, name: &str| say(&daemon, &["--as", token, "run", "-d", "--name", name, BUSYBOX, "sleep", "1000"]);
+    assert_eq!(make(&token_of_top, "a").code, 0);
+    // One of less than that below it: what it makes counts for both.
+    let child = ok(&daemon, &["--as", &token_of_top, "grant", "create", "-f", "deploy", "--containers", "1"]);
+    let child = child.trim();
+    let token_of_child = ok(&daemon, &["--as", &token_of_top, "grant", "save", child]).trim().to_owned();
+    assert_eq!(make(&token_of_child, "b").code, 0);
+    let full = |said: &Said, id: &str, most: u64| {
+        let why = format!("grant {id}: resource exhausted: may have {most} containers at once");
+        assert!(said.code != 0 && said.err.contains(&why) && said.err.contains("remove one"), "{said:?}");
+    };
+    full(&make(&token_of_child, "c"), child, 1);
+    assert_eq!(make(&token_of_top, "c").code, 0);
+    full(&make(&token_of_top, "d"), &id, 3);
+    // More than it has itself can't be given on; and it is the whole path that counts.
+    let wide = ok(&daemon, &["--as", &token_of_top, "grant", "create", "-f", "deploy", "--containers", "9"]);
+    assert_eq!(json(&daemon, &["grant", "show", wide.trim()])["options"]["mostContainers"], 3);
+    let token_of_wide = ok(&daemon, &["--as", &token_of_top, "grant", "save", wide.trim()]).trim().to_owned();
+    full(&make(&token_of_wide, "d"), &id, 3);
+    let shown = |id: &str| json(&daemon, &["grant", "show", id])["made"].as_u64().unwrap();
+    assert_eq!((shown(&id), shown(child), shown(wide.trim())), (3, 1, 0));
+    // Nothing is left of what was refused, the operator is not bound by it, and a place that is free again can be taken.
+    assert_eq!(ok(&daemon, &["ps", "-a", "-q"]).lines().count(), 4);
+    idle(&daemon, "more");
+    ok(&daemon, &["rm", "-f", "b"]);
+    assert_eq!((shown(&id), shown(child)), (2, 0));
+    daemon.kill9();
+    daemon.restart();
+    assert_eq!(make(&token_of_wide, "d").code, 0);
+    full(&make(&token_of_child, "e"), &id, 3);
+    assert!(ok(&daemon, &["grant", "ls"]).contains("deploy, containers<=3"));
+}
+
+#[test]
+fn a_grant_has_so_many_calls_under_way() {
+    let daemon = Daemon::with_busybox();
+    idle(&daemon, "web");
+    let (id, token) = token(&daemon, &["-f", "logs", "-f", "kill", "--calls", "1"]);
+    assert_eq!(ok(&daemon, &["--as", &token, "ps", "-q"]), "web\n");
+    let mut waits = daemon.command();
+    let waits =
+        waits.args(["--as", &token, "wait", "web"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    until("it waits", || (json(&daemon, &["grant", "show", &id])["calling"] == 1).then_some(()));
+    let refused = say(&daemon, &["--as", &token, "ps"]);
+    assert!(refused.code == 1 && refused.err.contains("may have 1 calls under way at once"), "{refused:?}");
+    ok(&daemon, &["kill", "-s", "KILL", "web"]);
+    assert_eq!(Said::from(waits.wait_with_output().unwrap()).code, 137);
+    ok(&daemon, &["--as", &token, "ps"]);
+    assert_eq!(json(&daemon, &["grant", "show", &id])["calling"], 0);
+}
+
+#[test]
+fn what_differs_between_two_grants_is_told() {
+    let daemon = Daemon::start();
+    let one = ok(&daemon, &["grant", "create", "-f", "logs", "-l", "one"]).trim().to_owned();
+    let two =
+        ok(&daemon, &["grant", "create", "-f", "metrics", "-c", "web", "--pids", "9", "-l", "two"]).trim().to_owned();
+    let said = say(&daemon, &["grant", "diff", &one, &two]);
+    assert_eq!(said.code, 1, "{said:?}");
+    for line in ["- Container.logs\n", "+ Task.metrics\n", "containers: [] -> [\"web\"]\n", "pids: 0 -> 9\n"] {
+        assert!(said.out.contains(line), "{line}: {said:?}");
+    }
+    assert!(!said.out.contains("Containers.get") && !said.out.contains("label"), "{said:?}");
+    let programs = say(&daemon, &["grant", "diff", "-o", "json", &one, &two]);
+    let programs: serde_json::Value = serde_json::from_str(&programs.out).unwrap();
+    assert_eq!(programs["removed"], serde_json::json!(["Container.logs"]));
+    assert_eq!(programs["changed"]["pids"], serde_json::json!([0, 9]));
+    let same = say(&daemon, &["grant", "diff", &one, &one]);
+    assert_eq!((same.code, same.out.as_str()), (0, ""));
+    assert!(say(&daemon, &["grant", "diff", &one, "x"]).err.contains("is no id of a grant"));
+
+    // And all that was handed out of all namespaces.
+    ok(&daemon, &["namespace", "create", "shop"]);
+    let three = ok(&daemon, &["-n", "shop", "grant", "create"]).trim().to_owned();
+    let listed = ok(&daemon, &["grant", "ls", "--all"]);
+    assert!(
+        listed.starts_with("NAMESPACE") && listed.lines().any(|line| line.starts_with("shop") && line.contains(&three))
+    );
+    assert!(listed.contains(&one) && !ok(&daemon, &["grant", "ls"]).contains(&three));
+    assert_eq!(ok(&daemon, &["grant", "ls", "-a", "-q"]).lines().count(), 3);
+}

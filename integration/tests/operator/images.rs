@@ -68,7 +68,7 @@ fn errors_say_what_is_wrong() {
         (vec!["content", "get", absent], vec![absent, "is not in this namespace"]),
         (vec!["content", "get", "sha256:short"], vec!["sha256:short"]),
         (vec!["frobnicate"], vec!["frobnicate", "coffer help"]),
-        (vec!["system", "crash", "nosuch"], vec!["nosuch", "there are metadata, grants, events", "tasks"]),
+        (vec!["system", "crash", "nosuch"], vec!["nosuch", "there are metadata, grants, audit, events", "tasks"]),
         (vec!["--socket", "", "ps"], vec!["--socket is empty"]),
         (vec!["--socket", "/tmp", "ps"], vec!["/tmp", "is no socket"]),
         (vec!["inspect", "nobody"], vec!["nobody", "does not exist"]),

@@ -1,5 +1,6 @@
 //! The operator's commands: `coffer` as a person or a script runs it.
 
+mod audit;
 mod check;
 mod checkpoints;
 mod containers;

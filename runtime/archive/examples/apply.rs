@@ -13,7 +13,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let [file, dir] = &args[..] else {
         return Err("usage: apply [--detached] FILE DIR".into());
     };
-    let options = if detached { ApplyOptions::detached() } else { ApplyOptions::default() };
+    let options =
+        if detached { ApplyOptions { flush: true, ..ApplyOptions::detached() } } else { ApplyOptions::default() };
     let root = File::open(dir)?;
     let start = Instant::now();
     let applied = apply(root.as_fd(), File::open(file)?, &options, &AtomicBool::new(false))?;

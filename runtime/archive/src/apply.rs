@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashSet,
-    ffi::{CString, OsStr},
+    ffi::OsStr,
     hash::{BuildHasher, RandomState},
     io::Read,
     os::{
@@ -19,16 +19,18 @@ use nix::{
     errno::Errno,
     fcntl::AtFlags,
     sys::{
-        stat::{Mode, SFlag, UtimensatFlags, fchmod, fstat, futimens, makedev, mknodat, utimensat},
+        stat::{Mode, SFlag, UtimensatFlags, fchmod, fstat, makedev, mknodat, utimensat},
         time::TimeSpec,
     },
-    unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, getegid, geteuid, linkat, symlinkat, unlinkat, write},
+    unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, getegid, geteuid, linkat, symlinkat, unlinkat},
 };
 
 use crate::{
     Applied, ApplyOptions, LowerLink, at,
     at::fail,
-    header::{exhausted, malformed, refused},
+    fill::{Attributes, Filler, Made, SMALL, may_set, write_all},
+    flush::Flusher,
+    header::{exhausted, refused},
     merged::undecided,
     put::stays,
     reader::{Entry, Reader, Type},
@@ -39,6 +41,8 @@ use crate::{
 const WHITEOUT: &[u8] = b".wh.";
 const META: &[u8] = b".wh..wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
+/// A layer with no more entries than these is unpacked without another thread.
+const FEW: u64 = 256;
 /// How often an entry is tried again when somebody else puts something in its place.
 const TRIES: usize = 64;
 
@@ -67,6 +71,8 @@ pub fn apply(
             entries: 0,
             dropped_xattrs: 0,
             born: if options.detached { born(root)? } else { None },
+            filler: None,
+            flusher: if options.flush { Some(Flusher::start(root)?) } else { None },
         };
         while let Some(entry) = reader.next()? {
             let entry = match &options.put {
@@ -112,6 +118,10 @@ struct Apply<'a> {
     dropped_xattrs: u64,
     /// Whom new things in the tree belong to by themselves, while that is sure.
     born: Option<(u32, u32)>,
+    /// Once there were more than a few entries.
+    filler: Option<Filler>,
+    /// Where the caller syncs it all.
+    flusher: Option<Flusher>,
 }
 
 impl Apply<'_> {
@@ -121,6 +131,9 @@ impl Apply<'_> {
         }
         let limits = &self.options.limits;
         self.entries += 1;
+        if let Some(flusher) = &mut self.flusher {
+            flusher.entry();
+        }
         if self.entries + self.tree.made > limits.max_entries {
             return Err(exhausted(&entry.path, format!("the layer has more than {} entries", limits.max_entries)));
         }
@@ -220,44 +233,32 @@ impl Apply<'_> {
 
     fn file(&mut self, entry: &Entry, reader: &mut Reader, parent: &Place, name: &[u8], real: &[u8]) -> Result<()> {
         let fd = self.replace(parent, name, real, |dir| at::create(dir, name))?;
-        while let Some(mut bytes) = reader.data()? {
+        let (attributes, size) = (Attributes::of(entry, self.born), reader.left());
+        if size <= SMALL && self.entries > FEW {
+            if let Some(flusher) = &mut self.flusher {
+                flusher.wrote(size);
+            }
+            let mut bytes = Vec::with_capacity(size as usize);
+            while let Some(more) = reader.data()? {
+                bytes.extend_from_slice(more);
+            }
+            let made = Made { fd, bytes, attributes, real: real.to_vec() };
+            return match &mut self.filler {
+                Some(filler) => filler.give(made),
+                none => none.insert(Filler::start()?).give(made),
+            };
+        }
+        while let Some(bytes) = reader.data()? {
             if self.cancel.load(Ordering::Relaxed) {
                 return Err(cancelled());
             }
-            while !bytes.is_empty() {
-                match write(&fd, bytes) {
-                    Ok(n) => bytes = &bytes[n..],
-                    Err(Errno::EINTR) => {}
-                    Err(errno) => return Err(fail(real, "writing a file", errno)),
-                }
+            write_all(&fd, bytes, real)?;
+            if let Some(flusher) = &mut self.flusher {
+                flusher.wrote(bytes.len() as u64);
             }
         }
-        self.attributes(entry, &fd, real, true)?;
-        futimens(&fd, &entry.atime, &entry.mtime).map_err(|errno| fail(real, "setting times", errno))
-    }
-
-    /// Owner, mode and extended attributes, in the order in which none undoes another: a write or a chown clears
-    /// set-id bits and file capabilities.
-    fn attributes(&mut self, entry: &Entry, fd: &OwnedFd, real: &[u8], new: bool) -> Result<()> {
-        if !new || self.born != Some((entry.uid, entry.gid)) {
-            fchown(fd, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))
-                .map_err(|errno| fail(real, "setting the owner", errno))?;
-        }
-        fchmod(fd, entry.mode).map_err(|errno| fail(real, "setting the mode", errno))?;
-        for (key, value) in &entry.xattrs {
-            if !may_set(key) {
-                self.dropped_xattrs += 1;
-                continue;
-            }
-            let name =
-                CString::new(&key[..]).map_err(|_| malformed(real, "an extended attribute's name holds a NUL"))?;
-            match at::set_xattr(fd, &name, value) {
-                Ok(()) => {}
-                Err(Errno::EOPNOTSUPP) => self.dropped_xattrs += 1,
-                Err(errno) => return Err(fail(real, "setting an extended attribute", errno)),
-            }
-        }
-        Ok(())
+        self.dropped_xattrs += attributes.set(&fd, real)?;
+        attributes.set_times(&fd, real)
     }
 
     fn dir(&mut self, entry: &Entry, path: &[u8], parent: &Place, name: &[u8], real: &[u8]) -> Result<()> {
@@ -286,7 +287,8 @@ impl Apply<'_> {
             }
             fd
         };
-        self.attributes(entry, &fd, real, !there)?;
+        let born = if there { None } else { self.born };
+        self.dropped_xattrs += Attributes::of(entry, born).set(&fd, real)?;
         // What is made in it may get its group instead of ours: by the bit, or on a file system that is mounted so.
         if entry.mode.contains(Mode::S_ISGID) || self.born.is_some_and(|(_, gid)| gid != entry.gid) {
             self.born = None;
@@ -491,6 +493,9 @@ impl Apply<'_> {
     }
 
     fn finish(mut self) -> Result<Applied> {
+        if let Some(mut filler) = self.filler.take() {
+            self.dropped_xattrs += filler.end()?;
+        }
         let mut applied = self.nothing();
         for (path, note) in std::mem::take(self.tree.notes()) {
             if let Some((atime, mtime)) = note.times {
@@ -516,12 +521,6 @@ impl Apply<'_> {
         applied.lower_links.sort_by_key(|link| link.position);
         Ok(applied)
     }
-}
-
-/// Whether an image may set this attribute. `security.capability` is part of how its programs work; other `security.*`
-/// is the host's policy, `trusted.*` and `user.overlay.*` steer overlayfs.
-fn may_set(key: &[u8]) -> bool {
-    key == b"security.capability" || key.starts_with(b"user.") && !key.starts_with(b"user.overlay.")
 }
 
 fn set_times(dir: &OwnedFd, name: &[u8], atime: &TimeSpec, mtime: &TimeSpec, real: &[u8]) -> Result<()> {

@@ -1,7 +1,7 @@
 //! Layer archives: applying a tar to a directory, confined to its root.
 //!
 //! [`apply`] reads a layer (plain, gzip or zstd) once: one thread inflates, one hashes, the caller's parses the tar and
-//! makes the files. Every path is resolved beneath the directory descriptor that the caller gave, one name at a time
+//! makes the files, and of many small ones another fills them. Every path is resolved beneath the directory descriptor that the caller gave, one name at a time
 //! and never by the kernel through a symbolic link, so that no archive and no concurrent renamer can lead a write out.
 //!
 //! A layer is applied in one of two forms. *In place*, onto the tree of its parent, where a whiteout deletes. Or
@@ -9,11 +9,13 @@
 //! what only the parent knows (the owner of a directory that the archive merely passes through, the content of a
 //! hard link to a lower file, a directory that is a symbolic link below) is left to [`settle`].
 //!
-//! Nothing here syncs: the caller does that once for many layers. After an error the tree is incomplete and belongs in
+//! Nothing here waits for a sync: the caller does that once for many layers. After an error the tree is incomplete and belongs in
 //! the bin.
 
 mod apply;
 mod at;
+mod fill;
+mod flush;
 mod header;
 mod merged;
 mod pax;
@@ -95,6 +97,8 @@ pub struct ApplyOptions {
     pub detached: bool,
     /// Make device nodes; otherwise an archive that has one is refused.
     pub devices: bool,
+    /// Begin to write to the disk before the end, in steps: for a caller who syncs it all then.
+    pub flush: bool,
     /// Not a layer but files that are put into a tree. Not together with `overlay`.
     pub put: Option<Put>,
     /// What it may cost.
@@ -109,6 +113,7 @@ impl Default for ApplyOptions {
             overlay: false,
             detached: false,
             devices: true,
+            flush: false,
             put: None,
             limits: Limits::default(),
         }

@@ -143,6 +143,11 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// How many bytes of the current entry were not taken yet.
+    pub(crate) fn left(&self) -> u64 {
+        self.left
+    }
+
     /// The next bytes of the current entry's content; `None` behind the last.
     pub(crate) fn data(&mut self) -> Result<Option<&[u8]>> {
         if self.left == 0 {

@@ -1,6 +1,6 @@
 //! The pipeline: inflate on one thread, hash on a second, hand the bytes to the caller's.
 //!
-//! A fixed number of chunks goes round, so a slow stage holds the others back and memory stays at 1 MiB a layer.
+//! A fixed number of chunks goes round, so a slow stage holds the others back and memory stays at 1 MiB a layer, and what `fill` has waiting.
 
 use std::{
     cell::{Cell, RefCell},

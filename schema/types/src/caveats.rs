@@ -181,6 +181,31 @@ impl Pictures {
     }
 }
 
+/// How much there may be at once of what comes through a grant, or through those that come from it: theirs counts too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quota {
+    /// Containers that were made through it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub containers: Option<u64>,
+    /// Calls under way, those that wait included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calls: Option<u64>,
+}
+
+impl Quota {
+    /// Whether there is no bound.
+    pub fn is_none(&self) -> bool {
+        *self == Quota::default()
+    }
+
+    /// The least of both.
+    #[must_use]
+    pub fn and(&self, other: &Quota) -> Quota {
+        let least = |ours: Option<u64>, theirs: Option<u64>| ours.into_iter().chain(theirs).min();
+        Quota { containers: least(self.containers, other.containers), calls: least(self.calls, other.calls) }
+    }
+}
+
 /// What is left of a grant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Caveats {
@@ -194,6 +219,9 @@ pub struct Caveats {
     pub containers: Which,
     /// The bounds of what is made through it.
     pub ceiling: Ceiling,
+    /// So much at once.
+    #[serde(default, skip_serializing_if = "Quota::is_none")]
+    pub quota: Quota,
     /// Until then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_after: Option<Timestamp>,
@@ -211,6 +239,7 @@ impl Caveats {
             facets: Vec::new(),
             containers: Which::default(),
             ceiling: Ceiling::FULL,
+            quota: Quota::default(),
             not_after: None,
             may_delegate: true,
             may_save: true,
@@ -230,6 +259,7 @@ impl Caveats {
             facets: both(&self.facets, &other.facets),
             containers: self.containers.and(&other.containers),
             ceiling,
+            quota: self.quota.and(&other.quota),
             not_after: self.not_after.into_iter().chain(other.not_after).min(),
             may_delegate: self.may_delegate && other.may_delegate,
             may_save: self.may_save && other.may_save,
@@ -307,6 +337,7 @@ mod tests {
                     storage: self.maybe(|dice| dice.roll(5)),
                     images: Pictures(self.maybe(patterns).into_iter().collect()),
                 },
+                quota: Quota { containers: self.maybe(|dice| dice.roll(5)), calls: self.maybe(|dice| dice.roll(5)) },
                 not_after: self.maybe(|dice| Timestamp(dice.roll(5))),
                 may_delegate: self.roll(2) == 0,
                 may_save: self.roll(2) == 0,
@@ -343,7 +374,15 @@ mod tests {
         for n in 0..6 {
             let within = |limit: Option<u64>| limit.is_none_or(|limit| n <= limit);
             let Ceiling { memory, nano_cpus, pids, storage, .. } = caveats.ceiling;
-            for (what, limit) in [("memory", memory), ("cpus", nano_cpus), ("pids", pids), ("storage", storage)] {
+            let Quota { containers, calls } = caveats.quota;
+            for (what, limit) in [
+                ("memory", memory),
+                ("cpus", nano_cpus),
+                ("pids", pids),
+                ("storage", storage),
+                ("containers", containers),
+                ("calls", calls),
+            ] {
                 if within(limit) {
                     reached.insert(format!("{what} {n}"));
                 }

@@ -33,6 +33,8 @@ pub enum Fault {
     BundleUnrecorded,
     /// A log has no container.
     LogUnrecorded,
+    /// The audit log is not what was written.
+    AuditBroken,
     /// There are more of a kind than are told.
     More,
 }
@@ -56,6 +58,7 @@ impl Fault {
             Fault::TrashLeft => "trash-left",
             Fault::BundleUnrecorded => "bundle-unrecorded",
             Fault::LogUnrecorded => "log-unrecorded",
+            Fault::AuditBroken => "audit-broken",
             Fault::More => "more",
         }
     }

@@ -46,6 +46,15 @@
 annotation needs @0xcc13fd54f4681bfe (method) :Text;
 # The right that the method needs.
 
+annotation audit @0xfd5ab50227b0f2df (method) :Text;
+# What a call of the method leaves in the audit log (audit.capnp). A method that needs "read" leaves nothing where it says
+# nothing, and each other says it:
+#   "none"  nothing
+#   "use"   a record, which is on disk within 100 ms: it runs code, or uses authority so that somebody may want to know
+#   "give"  a record, which is on disk before the answer: it gives authority. Where it can't be recorded it is refused
+#   "take"  the same of what takes authority back; that is done even where it can't be recorded, and the answer says so
+# Every call that is refused for want of authority leaves a record, whatever its method says.
+
 using Fd = UInt32;
 # The number of a descriptor on this connection.
 
@@ -98,8 +107,8 @@ struct Context @0xc5c3cf113c7c7131 {
 
 interface ByteStream @0xd24295c11faf9df7 {
   # A sink of bytes. Flow control: the window is 1 MiB, a chunk at most 256 KiB.
-  write @0 (chunk :Data) -> stream $needs("none");
-  end @1 () -> () $needs("none");
+  write @0 (chunk :Data) -> stream $needs("none") $audit("none");
+  end @1 () -> () $needs("none") $audit("none");
   # No more bytes; returns when all are where they belong. A stream dropped without `end` was cut off.
 }
 

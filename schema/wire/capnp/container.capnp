@@ -339,11 +339,11 @@ struct TaskInfo @0x9d07e5c2b4f1a836 {
 }
 
 interface Containers @0xe1f8b36d7a50c924 {
-  create @0 (params :CreateParams) -> (container :Container) $Common.needs("write");
+  create @0 (params :CreateParams) -> (container :Container) $Common.needs("write") $Common.audit("use");
   # Makes the record and the writable snapshot; nothing runs yet.
 
   createFromSpec @1 (params :CreateParams, spec :Data, runtimeOptions :Common.Any) -> (container :Container)
-    $Common.needs("host");
+    $Common.needs("host") $Common.audit("use");
   # The same with an OCI runtime spec (JSON) of your own instead of the options. `root` is ours; without an image there is
   # no snapshot, and it is the host's directory at `root.path`. The cgroup is ours where the spec names none
   # (linux.cgroupsPath). `runtimeOptions` are those of `params`, in either place.
@@ -360,14 +360,14 @@ interface ContainerCursor @0xb7a46e0fd9c23581 {
 interface Container @0xcd9183f6e5b7a042 {
   info @0 () -> (info :ContainerInfo) $Common.needs("read");
 
-  createTask @1 (stdio :Common.Stdio, log :Bool, checkpoint :Image) -> (task :Task) $Common.needs("run");
+  createTask @1 (stdio :Common.Stdio, log :Bool, checkpoint :Image) -> (task :Task) $Common.needs("run") $Common.audit("use");
   # Makes the container's first process, ready but not yet started. With `log` its output is kept (`logs`).
   # failed_precondition if there is a task already. With a `checkpoint` (an image that `Task.checkpoint` made, of the same
   # namespace) the start restores what ran then; until then there is no process, and the pid is 0. That needs "host".
 
   task @2 () -> (task :Task) $Common.needs("read");
 
-  remove @3 (force :Bool) -> () $Common.needs("write");
+  remove @3 (force :Bool) -> () $Common.needs("write") $Common.audit("use");
   # Container, ended task and snapshot, in one commit. A running task is failed_precondition unless forced: then it is
   # killed first.
 
@@ -378,26 +378,26 @@ interface Container @0xcd9183f6e5b7a042 {
   # Writes what was logged, oldest first, into your sink; with `follow` until the task has ended.
   # failed_precondition where the log driver keeps nothing that could be read here.
 
-  updateResources @6 (resources :Data) -> () $Common.needs("run");
+  updateResources @6 (resources :Data) -> () $Common.needs("run") $Common.audit("use");
   # As `Task.update`, with or without a task.
 
-  update @7 (changes :ContainerChanges, fields :List(Text)) -> (info :ContainerInfo) $Common.needs("write");
+  update @7 (changes :ContainerChanges, fields :List(Text)) -> (info :ContainerInfo) $Common.needs("write") $Common.audit("use");
   # Takes from `changes` the fields that are named: labels, labels.KEY, spec, extensions, extensions.KEY; where an entry
   # is absent it is removed. Without names all of them, and a spec must be there. Everything else about a container never
   # changes. A spec needs "host", counts from the next task on, and keeps its cgroup while there is a task.
 
-  rename @8 (id :Text) -> (container :Container) $Common.needs("write");
+  rename @8 (id :Text) -> (container :Container) $Common.needs("write") $Common.audit("use");
   # Gives it another id. What it is inside, such as its host name, stays. failed_precondition while its task has not
   # ended; an ended one keeps its exit.
 
-  copyOut @9 (path :Text, sink :Common.ByteStream) -> () $Common.needs("run");
+  copyOut @9 (path :Text, sink :Common.ByteStream) -> () $Common.needs("run") $Common.audit("use");
   # Writes what is at an absolute path of the container into your sink, as a tar archive, and ends that. At its top is one
   # entry with the path's last name; with "/." at the path's end, what is in the directory. A link is what it is, unless a
   # slash follows. What is mounted beneath the path is left out. While the task runs the path is looked for as its first
   # process would, mounts and all; otherwise in the snapshot, and no task is made until the copy is done.
   # failed_precondition while it runs in a user namespace.
 
-  copyIn @10 (path :Text, into :Bool, keepOwners :Bool) -> (sink :Common.ByteStream) $Common.needs("run");
+  copyIn @10 (path :Text, into :Bool, keepOwners :Bool) -> (sink :Common.ByteStream) $Common.needs("run") $Common.audit("use");
   # Unpacks the tar archive (plain, gzip or zstd) that you write. `path` is a directory that is there; or, without `into`,
   # the one thing at the archive's top takes that name in the directory above, which is there. A directory's place is
   # taken by nothing else, nor does a directory take another thing's. All belongs to root unless `keepOwners`. Device
@@ -407,7 +407,7 @@ interface Container @0xcd9183f6e5b7a042 {
   # What was changed in its files since it was made; what is mounted in it aside. failed_precondition where its root is a
   # directory of the host.
 
-  commit @12 (options :CommitOptions) -> (job :Job) $Common.needs("run");
+  commit @12 (options :CommitOptions) -> (job :Job) $Common.needs("run") $Common.audit("use");
   # Makes an image of its own and those changes: one more layer, and a config that is that of its image but for what the
   # options say. Layer, config and name appear together. The name may be there already: it stands for the new image then.
 }
@@ -446,8 +446,8 @@ struct Extension @0x8e41c0b7d95a62f3 {
 }
 
 interface LogSink @0x91e5a7c80b3fd264 {
-  write @0 (records :List(LogRecord)) -> stream $Common.needs("none");
-  end @1 () -> () $Common.needs("none");
+  write @0 (records :List(LogRecord)) -> stream $Common.needs("none") $Common.audit("none");
+  end @1 () -> () $Common.needs("none") $Common.audit("none");
 }
 
 struct LogRecord @0xf2d7b05c6e194a83 {
@@ -483,48 +483,48 @@ struct ProcessOptions @0xe7059bd3c2f68a14 {
 }
 
 interface Process @0xd06c4fe8a35b7192 {
-  start @0 () -> (pid :UInt32) $Common.needs("run");
+  start @0 () -> (pid :UInt32) $Common.needs("run") $Common.audit("use");
   wait @1 () -> (exit :Exit) $Common.needs("read");
   # Before the start, while it runs, or afterwards until it is deleted; as many waiters as you like.
 
   state @2 () -> (status :Status, pid :UInt32, exit :Exit) $Common.needs("read");
-  kill @3 (signal :UInt32, all :Bool) -> () $Common.needs("run");
+  kill @3 (signal :UInt32, all :Bool) -> () $Common.needs("run") $Common.audit("use");
   # not_found if it has ended. `all` signals every process of the container: of one that was run by `exec` that is denied to
   # who may not do it to the task.
 
-  resize @4 (rows :UInt16, columns :UInt16) -> () $Common.needs("run");
-  closeStdin @5 () -> () $Common.needs("run");
-  attach @6 (stdio :Common.Stdio) -> (attachment :Attachment) $Common.needs("run");
+  resize @4 (rows :UInt16, columns :UInt16) -> () $Common.needs("run") $Common.audit("none");
+  closeStdin @5 () -> () $Common.needs("run") $Common.audit("none");
+  attach @6 (stdio :Common.Stdio) -> (attachment :Attachment) $Common.needs("run") $Common.audit("use");
   # Follows what it writes from now on, and feeds its input. Several may be attached at once. A process whose pipes
   # were handed over directly (no log, no terminal) can't be attached to: failed_precondition.
 
-  stdin @7 () -> (sink :Common.ByteStream) $Common.needs("run");
+  stdin @7 () -> (sink :Common.ByteStream) $Common.needs("run") $Common.audit("use");
   # For a standard input that was declared as `stream`.
 
-  delete @8 () -> (exit :Exit) $Common.needs("run");
+  delete @8 () -> (exit :Exit) $Common.needs("run") $Common.audit("none");
   # Forgets an ended process; a running one is failed_precondition.
 }
 
 interface Attachment @0x88b3d5f02e6ac917 {
   # Dropping it detaches.
-  wait @0 () -> (reason :Text) $Common.needs("none");
+  wait @0 () -> (reason :Text) $Common.needs("none") $Common.audit("none");
   # Until it ends: "exit", "detached" or "overflow".
 }
 
 interface Task @0xba1f6c70e48d9325 extends (Process) {
   # A container's first process, and the others in it.
 
-  exec @0 (id :Text, options :ProcessOptions, stdio :Common.Stdio) -> (process :Process) $Common.needs("run");
+  exec @0 (id :Text, options :ProcessOptions, stdio :Common.Stdio) -> (process :Process) $Common.needs("run") $Common.audit("use");
   # Another process in the container, ready but not yet started. An empty id: the daemon chooses one.
 
   process @1 (id :Text) -> (process :Process) $Common.needs("read");
   # One that was run by `exec`; the first process is the task itself.
 
-  pause @2 () -> () $Common.needs("run");
-  resume @3 () -> () $Common.needs("run");
+  pause @2 () -> () $Common.needs("run") $Common.audit("use");
+  resume @3 () -> () $Common.needs("run") $Common.audit("use");
   pids @4 () -> (pids :List(UInt32)) $Common.needs("read");
 
-  update @5 (resources :Data) -> () $Common.needs("run");
+  update @5 (resources :Data) -> () $Common.needs("run") $Common.audit("use");
   # Changes limits: `linux.resources` of the OCI runtime spec (JSON). What it doesn't name stays as it is; a list of
   # devices replaces the one before. All of it is done or nothing. It is kept in the container's spec. Of a task that has
   # ended, the spec alone changes. Devices, `unified` and realtime need "host".
@@ -535,7 +535,7 @@ interface Task @0xba1f6c70e48d9325 extends (Process) {
   processes @7 () -> (processes :List(ProcessInfo)) $Common.needs("read");
   # The processes of the container, 4,096 at most, with the execs that they belong to.
 
-  checkpoint @8 (options :CheckpointOptions) -> (job :Job) $Common.needs("run");
+  checkpoint @8 (options :CheckpointOptions) -> (job :Job) $Common.needs("run") $Common.audit("use");
   # Writes what runs in the container, with its changed files, into an image of a new name. It stands still meanwhile.
   # Needs criu on the daemon's host.
 }

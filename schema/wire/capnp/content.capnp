@@ -32,7 +32,7 @@ interface Content @0xe2c6b4807d1f5a39 {
   list @1 (filters :List(Text)) -> (cursor :BlobCursor) $Common.needs("read");
   # Fields: digest, labels.<key>.
 
-  ingest @2 (reference :Text, total :UInt64, expected :Text, algorithm :Text) -> (ingest :Ingest) $Common.needs("write");
+  ingest @2 (reference :Text, total :UInt64, expected :Text, algorithm :Text) -> (ingest :Ingest) $Common.needs("write") $Common.audit("none");
   # Opens the ingest of that name, or takes up where an earlier one ended. Only one client holds it at a time
   # (`unavailable`). already_exists if this namespace has the expected blob. Algorithm: sha256 (also if empty), sha512,
   # blake3; where a digest is expected its own.
@@ -40,10 +40,10 @@ interface Content @0xe2c6b4807d1f5a39 {
   ingests @3 (filters :List(Text)) -> (cursor :IngestCursor) $Common.needs("read");
   # Fields: ref.
 
-  abort @4 (reference :Text) -> () $Common.needs("write");
+  abort @4 (reference :Text) -> () $Common.needs("write") $Common.audit("none");
   # Drops it and its bytes, whoever holds it: that one then fails to commit.
 
-  remove @5 (digest :Text) -> () $Common.needs("write");
+  remove @5 (digest :Text) -> () $Common.needs("write") $Common.audit("none");
   # From this namespace. Open readers go on.
 
   status @6 (reference :Text) -> (info :IngestInfo) $Common.needs("read");
@@ -67,22 +67,22 @@ interface Blob @0xdb6f8e135c0a7294 {
   readFd @2 (offset :UInt64, length :UInt64, sink :Common.Fd) -> () $Common.needs("read");
   # The twin: writes into a pipe, socket or file of yours; returns when all is written.
 
-  update @3 (labels :List(Label), fields :List(Text)) -> (info :BlobInfo) $Common.needs("write");
+  update @3 (labels :List(Label), fields :List(Text)) -> (info :BlobInfo) $Common.needs("write") $Common.audit("none");
   # Takes from `labels` what is named: "labels", "labels.KEY"; where an entry is absent it is removed. Without names all of
   # them. Everything else about a blob never changes: invalid_argument.
 }
 
 interface Ingest @0xf06a3c9be7d85142 {
   info @0 () -> (info :IngestInfo) $Common.needs("read");
-  sink @1 () -> (sink :Common.ByteStream) $Common.needs("write");
+  sink @1 () -> (sink :Common.ByteStream) $Common.needs("write") $Common.audit("none");
   # Bytes go behind what is there. `end` on it returns when they are on their way to disk; it doesn't commit.
 
-  truncate @2 () -> () $Common.needs("write");
-  commit @3 (size :UInt64, expected :Text, labels :List(Label)) -> (digest :Text) $Common.needs("write");
+  truncate @2 () -> () $Common.needs("write") $Common.audit("none");
+  commit @3 (size :UInt64, expected :Text, labels :List(Label)) -> (digest :Text) $Common.needs("write") $Common.audit("none");
   # Synced to disk when it returns. A size of 0 and an empty digest are not compared. data_loss on a mismatch: the
   # ingest stays and can be gone on with.
 
-  takeFd @4 (source :Common.Fd) -> (offset :UInt64) $Common.needs("write");
+  takeFd @4 (source :Common.Fd) -> (offset :UInt64) $Common.needs("write") $Common.audit("none");
   # The twin of `sink`: reads a pipe, socket or file of yours to its end, a file from where it stands. Returns when all of it
   # is written, with the ingest's new offset. What was read before a failure is there. To take up a copy of a file, let it
   # stand where `info` says; of what can't seek, truncate first.

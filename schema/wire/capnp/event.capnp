@@ -20,11 +20,11 @@ interface Events @0xf6b82d4ea91c7053 {
   # (0xffffffffffffffff) means "from now on". Fields: namespace, topic, event.<field>.
 
   last @1 () -> (sequence :UInt64) $Common.needs("read");
-  publish @2 (topic :Text, payload :Text) -> (sequence :UInt64) $Common.needs("write");
+  publish @2 (topic :Text, payload :Text) -> (sequence :UInt64) $Common.needs("write") $Common.audit("none");
   # The payload must be a JSON object. Durable when it returns. The topics of the daemon's own subsystems (/containers,
   # /content, /images, /namespaces, /snapshot, /tasks) are `denied`.
 
-  forward @3 (event :Event) -> (sequence :UInt64) $Common.needs("root");
+  forward @3 (event :Event) -> (sequence :UInt64) $Common.needs("root") $Common.audit("use");
   # Takes a foreign event in, with its own time, namespace and topic.
 }
 

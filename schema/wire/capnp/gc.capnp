@@ -28,7 +28,7 @@ struct ByteOwner @0xc9052e8db71af643 {
 
 struct ByteArea @0xdb7f40c2951e68a3 {
   name @0 :Text;
-  # "records", "events", "logs" (of containers that are gone), "ingests", "checkpoints", "trash", "unnamed" (in the making, or made
+  # "records", "events", "audit", "logs" (of containers that are gone), "ingests", "checkpoints", "trash", "unnamed" (in the making, or made
   # ahead), "other" (the directories that hold all this).
   bytes @1 :UInt64;
 }
@@ -56,21 +56,21 @@ struct CollectReport @0xf7249eb0531dac86 {
 }
 
 interface Collector @0x8c60d7e3f41b925a {
-  collect @0 (rehearse :Bool) -> (report :CollectReport, cursor :CollectedCursor) $Common.needs("root");
+  collect @0 (rehearse :Bool) -> (report :CollectReport, cursor :CollectedCursor) $Common.needs("root") $Common.audit("use");
   # Collects now, whatever the schedule says. The answer comes when the bytes are gone, too, but for those of snapshots, which
   # are being deleted by then. With `rehearse` it says what would go now, and removes nothing. The cursor lists the first
   # 10,000 things; the figures count all.
 
-  usage @1 () -> (usage :DiskUsage, cursor :ByteOwnerCursor) $Common.needs("root");
+  usage @1 () -> (usage :DiskUsage, cursor :ByteOwnerCursor) $Common.needs("root") $Common.audit("none");
   # Whose the bytes below the root are, as they lie on disk. All of it is looked at: it takes as long as du(1).
 }
 
 interface ByteOwnerCursor @0xfa1c6b058e92d437 {
-  next @0 (max :UInt16) -> (items :List(ByteOwner), end :Bool) $Common.needs("root");
+  next @0 (max :UInt16) -> (items :List(ByteOwner), end :Bool) $Common.needs("root") $Common.audit("none");
 }
 
 interface CollectedCursor @0xb95ef2186a70cd34 {
-  next @0 (max :UInt16) -> (items :List(Collected), end :Bool) $Common.needs("root");
+  next @0 (max :UInt16) -> (items :List(Collected), end :Bool) $Common.needs("root") $Common.audit("none");
 }
 
 struct ReferenceStep @0xe4d08b7196f3ac25 {

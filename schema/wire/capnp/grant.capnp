@@ -55,6 +55,11 @@ struct GrantOptions @0xcf86c10aa3c3e63a {
   # Its holder may make grants that come from it.
   maySave @14 :Bool;
   # And may have tokens made for those.
+  mostContainers @15 :UInt64;
+  # How many containers there may be at once that were made through it, or through those that come from it. 0 is no bound.
+  mostCalls @16 :UInt64;
+  # How many calls may be under way at once, likewise; those that wait for something to happen count, and those that need nothing
+  # don't. 0 is no bound. What is beyond a bound is refused with resource_exhausted.
 }
 
 struct GrantInfo @0xb06bb10aaa841e12 {
@@ -79,45 +84,49 @@ struct GrantInfo @0xb06bb10aaa841e12 {
   # How many connections have it just now, and grants come from it.
   rights @11 :List(Text);
   # What is left of the rights.
+  made @12 :UInt64;
+  # How many containers there are that were made through it or through those that come from it. Told by `Grant.info`.
+  calling @13 :UInt64;
+  # How many calls are under way, where it bounds them itself. Told by `Grant.info`.
 }
 
 interface Grants @0xc1f19c227ac6c292 {
   # Those that come from the grant by which you have this object; of the operator all of the namespace.
 
-  create @0 (options :GrantOptions) -> (grant :Grant) $Common.needs("none");
+  create @0 (options :GrantOptions) -> (grant :Grant) $Common.needs("none") $Common.audit("give");
   # It stays until it is taken back, or ends by itself. What you haven't it hasn't either; `denied` where nothing would
   # be left, and where your own grant may not be passed on.
 
-  get @1 (id :Text) -> (grant :Grant) $Common.needs("none");
-  list @2 () -> (cursor :GrantCursor) $Common.needs("none");
+  get @1 (id :Text) -> (grant :Grant) $Common.needs("none") $Common.audit("none");
+  list @2 () -> (cursor :GrantCursor) $Common.needs("none") $Common.audit("none");
   # In the order of a tree: each before those that come from it.
 }
 
 interface GrantCursor @0xe46de8017af7feb4 {
-  next @0 (max :UInt16) -> (items :List(GrantInfo), end :Bool) $Common.needs("none");
+  next @0 (max :UInt16) -> (items :List(GrantInfo), end :Bool) $Common.needs("none") $Common.audit("none");
 }
 
 interface Grant @0xd8e433398cf5e8f9 {
-  info @0 () -> (info :GrantInfo) $Common.needs("none");
+  info @0 () -> (info :GrantInfo) $Common.needs("none") $Common.audit("none");
 
-  revoke @1 () -> () $Common.needs("none");
+  revoke @1 () -> () $Common.needs("none") $Common.audit("take");
   # Takes it back, with all that come from it. When this returns no call of theirs is under way, and no later one succeeds.
 
-  save @2 (sealed :Bool, sealedTo :UInt32) -> (token :Text) $Common.needs("none");
+  save @2 (sealed :Bool, sealedTo :UInt32) -> (token :Text) $Common.needs("none") $Common.audit("give");
   # Makes a token: whoever has it gets the grant by `Gate.restore`; where it is sealed, only that user. It is told here and
   # never again. An older token of this grant is worth nothing from then on.
 
-  open @3 () -> (namespace :Namespace) $Common.needs("none");
+  open @3 () -> (namespace :Namespace) $Common.needs("none") $Common.audit("use");
   # The namespace, as its holder has it.
 
-  explain @4 () -> (methods :List(Text)) $Common.needs("none");
+  explain @4 () -> (methods :List(Text)) $Common.needs("none") $Common.audit("none");
   # Every method that its holder can call, as "Container.logs"; but for those that need nothing, which give nothing by
   # themselves.
 
-  export @5 (directory :Text) -> () $Common.needs("host");
+  export @5 (directory :Text) -> () $Common.needs("host") $Common.audit("give");
   # Makes "cofferdam.sock" in a directory of the daemon's host, which is made if it isn't there: whoever can connect to it
   # holds the grant, whichever user it is. It is there again before the daemon serves anybody when it is started anew.
 
-  unexport @6 () -> () $Common.needs("host");
+  unexport @6 () -> () $Common.needs("host") $Common.audit("take");
   # Removes the socket, and ends the connections that came by it.
 }

@@ -75,21 +75,21 @@ struct ImportOptions @0xdc51b90e7f3a2846 {
 interface Images @0xb6e31f5c80d4a972 {
   get @0 (name :Text) -> (image :Image) $Common.needs("read");
 
-  obtain @1 (options :PullOptions, policy :PullPolicy) -> (image :Image) $Common.needs("write");
+  obtain @1 (options :PullOptions, policy :PullPolicy) -> (image :Image) $Common.needs("write") $Common.audit("use");
   # The image, pulled first if the policy says so; returns when it is there and unpacked. Pipeline on it.
 
-  pull @2 (options :PullOptions) -> (job :Job) $Common.needs("write");
+  pull @2 (options :PullOptions) -> (job :Job) $Common.needs("write") $Common.audit("use");
 
-  importFd @3 (options :ImportOptions, source :Common.Fd) -> (job :Job) $Common.needs("write");
+  importFd @3 (options :ImportOptions, source :Common.Fd) -> (job :Job) $Common.needs("write") $Common.audit("use");
   # From a directory, a file or a pipe of yours. The name of the image or images comes from `Job.wait`.
 
-  import @4 (options :ImportOptions) -> (job :Job, sink :Common.ByteStream) $Common.needs("write");
+  import @4 (options :ImportOptions) -> (job :Job, sink :Common.ByteStream) $Common.needs("write") $Common.audit("use");
   # The twin: write the archive into `sink`.
 
   list @5 (filters :List(Text)) -> (cursor :ImageCursor) $Common.needs("read");
   # Fields: name, target.digest, target.mediatype, labels.<key>.
 
-  remove @6 (name :Text) -> () $Common.needs("write");
+  remove @6 (name :Text) -> () $Common.needs("write") $Common.audit("use");
   # Containers made from it go on.
 }
 
@@ -103,7 +103,7 @@ interface Image @0x9e84d7a02b5cf163 {
   detail @1 (platform :Text) -> (detail :ImageDetail) $Common.needs("read");
   # Empty is the host's platform.
 
-  unpack @2 (platform :Text, driver :Text) -> (chainId :Text) $Common.needs("write");
+  unpack @2 (platform :Text, driver :Text) -> (chainId :Text) $Common.needs("write") $Common.audit("none");
 
   exportFd @3 (target :Common.Fd) -> (job :Job) $Common.needs("read");
   # Writes the image as an OCI layout in a tar archive into a file or a pipe of yours: what its name stands for, with all

@@ -36,7 +36,7 @@ interface Job @0xeaba890fdbb7ce57 {
   wait @2 () -> (names :List(Text)) $Common.needs("read");
   # Until it ends: the images that it made, or its error.
 
-  cancel @3 () -> () $Common.needs("write");
+  cancel @3 () -> () $Common.needs("write") $Common.audit("none");
   # Returns when it has ended and left nothing behind. A job goes on when its client disappears.
 }
 

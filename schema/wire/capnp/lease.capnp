@@ -28,14 +28,14 @@ struct Resource @0xb8e3a60d4c71f925 {
 }
 
 interface Leases @0xc6b41d97f0a8e253 {
-  create @0 (id :Text, labels :List(Label), expires :Common.Time) -> (lease :Lease) $Common.needs("write");
+  create @0 (id :Text, labels :List(Label), expires :Common.Time) -> (lease :Lease) $Common.needs("write") $Common.audit("none");
   # The id is yours to choose; already_exists where it is taken. Without a time to end at it stays until it is removed.
 
   get @1 (id :Text) -> (lease :Lease) $Common.needs("read");
   list @2 (filters :List(Text)) -> (cursor :LeaseCursor) $Common.needs("read");
   # Fields: id, labels.<key>.
 
-  remove @3 (id :Text) -> () $Common.needs("write");
+  remove @3 (id :Text) -> () $Common.needs("write") $Common.audit("none");
   # What it held stays until it is collected, unless something else keeps it.
 }
 
@@ -46,17 +46,17 @@ interface LeaseCursor @0xd5720e8bc93f61a4 {
 interface Lease @0xe1a8f7340b6dc952 {
   info @0 () -> (info :LeaseInfo) $Common.needs("read");
 
-  namespace @1 () -> (namespace :Namespace) $Common.needs("none");
+  namespace @1 () -> (namespace :Namespace) $Common.needs("none") $Common.audit("none");
   # The same namespace. What is made through it is held by the lease: blobs, snapshots, pulled and imported images. When
   # the lease is gone that fails with not_found, and when it has ended with failed_precondition.
 
-  update @2 (labels :List(Label), expires :Common.Time, fields :List(Text)) -> (info :LeaseInfo) $Common.needs("write");
+  update @2 (labels :List(Label), expires :Common.Time, fields :List(Text)) -> (info :LeaseInfo) $Common.needs("write") $Common.audit("none");
   # Takes what is named: "labels", "labels.KEY", "expires"; without names all of them.
 
-  add @3 (resource :Resource) -> () $Common.needs("write");
+  add @3 (resource :Resource) -> () $Common.needs("write") $Common.audit("none");
   # It need not exist yet.
 
-  drop @4 (resource :Resource) -> () $Common.needs("write");
+  drop @4 (resource :Resource) -> () $Common.needs("write") $Common.audit("none");
   # not_found where the lease doesn't hold it.
 
   resources @5 () -> (cursor :ResourceCursor) $Common.needs("read");

@@ -56,13 +56,13 @@ interface Snapshots @0xd83a6e0f4c17b925 {
 
   get @1 (key :Text) -> (snapshot :Snapshot) $Common.needs("read");
 
-  prepare @2 (key :Text, parent :Text, labels :List(Label)) -> (snapshot :Snapshot) $Common.needs("write");
+  prepare @2 (key :Text, parent :Text, labels :List(Label)) -> (snapshot :Snapshot) $Common.needs("write") $Common.audit("none");
   # A writable snapshot on top of a committed one; an empty parent: of nothing. The key is yours to choose, and not taken
   # by another snapshot of the namespace in this driver, whatever its kind. already_exists where it is, not_found where
   # the parent isn't there, invalid_argument where that isn't committed. It stands until it is committed or removed: nothing
   # else ends it, except where it is made through a lease's namespace the end of that lease. What is written into it is sure to last with the commit.
 
-  view @3 (key :Text, parent :Text, labels :List(Label)) -> (snapshot :Snapshot) $Common.needs("write");
+  view @3 (key :Text, parent :Text, labels :List(Label)) -> (snapshot :Snapshot) $Common.needs("write") $Common.audit("none");
   # A read-only one, likewise.
 }
 
@@ -75,24 +75,24 @@ interface Snapshot @0x8d2fc6b7e0a93514 {
   usage @1 () -> (size :UInt64, inodes :UInt64) $Common.needs("read");
   # Of this layer alone.
 
-  remove @2 () -> () $Common.needs("write");
+  remove @2 () -> () $Common.needs("write") $Common.audit("none");
   # failed_precondition while another snapshot has it as its parent, or a container uses it. Unmount it first.
 
-  mounts @3 () -> (mounts :List(Common.Mount)) $Common.needs("host");
+  mounts @3 () -> (mounts :List(Common.Mount)) $Common.needs("host") $Common.audit("use");
   # What shows it, on the daemon's host: the same until it is removed. failed_precondition where it is committed: prepare
   # or view one on top of it; and while a container runs in it, where the snapshotter is overlay: what two mounts make of
   # one writable tree is undefined.
 
-  commit @4 (name :Text, labels :List(Label)) -> (snapshot :Snapshot) $Common.needs("write");
+  commit @4 (name :Text, labels :List(Label)) -> (snapshot :Snapshot) $Common.needs("write") $Common.audit("none");
   # Makes an active snapshot immutable, and durable, under another key. The old key is free then, and this object of no
   # more use; labels and times are new. already_exists where the name is taken; failed_precondition where it isn't active,
   # or is the root of a container. Write nothing into it meanwhile, or afterwards.
 
-  update @5 (labels :List(Label), fields :List(Text)) -> (info :SnapshotInfo) $Common.needs("write");
+  update @5 (labels :List(Label), fields :List(Text)) -> (info :SnapshotInfo) $Common.needs("write") $Common.audit("none");
   # Takes from `labels` what is named: "labels", "labels.KEY"; where an entry is absent it is removed. Without names all of
   # them. Everything else about a snapshot never changes: invalid_argument.
 
-  limit @6 (bytes :UInt64) -> () $Common.needs("write");
+  limit @6 (bytes :UInt64) -> () $Common.needs("write") $Common.audit("none");
   # The most bytes that an active snapshot may have for itself, besides what it lies on; 0 is no limit. Who writes more gets
   # EDQUOT. unimplemented where the driver can't see to that; failed_precondition where the file system could, but its quotas
   # are off, and where the snapshot isn't active.
@@ -101,7 +101,7 @@ interface Snapshot @0x8d2fc6b7e0a93514 {
   # What differs from the snapshot `base`; where that is empty, from what it lies on. While something writes to it, a list
   # of several blocks is not of one moment.
 
-  diff @8 (base :Text, mediaType :Text, labels :List(Label)) -> (layer :Layer) $Common.needs("write");
+  diff @8 (base :Text, mediaType :Text, labels :List(Label)) -> (layer :Layer) $Common.needs("write") $Common.audit("none");
   # The same as a layer, in the content of the namespace, with these labels beside "containerd.io/uncompressed", the diff
   # id. Media types of OCI and Docker, plain, gzip and zstd; empty is OCI's with gzip; unimplemented is any other. Nothing
   # should write to it meanwhile: a file that shrinks while it is read ends it.
@@ -112,7 +112,7 @@ interface Snapshot @0x8d2fc6b7e0a93514 {
   diffTo @10 (base :Text, mediaType :Text, sink :Common.ByteStream) -> (layer :Layer) $Common.needs("read");
   # The twin: the layer is written into your sink.
 
-  mountFd @11 () -> (mount :Common.Fd) $Common.needs("write");
+  mountFd @11 () -> (mount :Common.Fd) $Common.needs("write") $Common.audit("use");
   # What shows it, as a mount that is attached nowhere (open_tree(2)), for who hasn't the "host" right that `mounts` takes:
   # attach it by move_mount(2), or open what is in it. No device in it can be used, and no program gets another's rights by
   # its mode. It is gone with its last descriptor, or where it is unmounted. Refused where `mounts` is.

@@ -28,24 +28,24 @@ struct SystemStatus @0xfa8c61d04be72953 {
 }
 
 interface System @0xae92f7d5063c1b48 {
-  status @0 () -> (status :SystemStatus) $Common.needs("root");
-  crash @1 (actor :Text) -> () $Common.needs("root");
+  status @0 () -> (status :SystemStatus) $Common.needs("root") $Common.audit("none");
+  crash @1 (actor :Text) -> () $Common.needs("root") $Common.audit("use");
   # For tests and drills: panics that actor. It comes back from its state on disk.
 
-  shims @2 () -> (cursor :ShimCursor) $Common.needs("root");
+  shims @2 () -> (cursor :ShimCursor) $Common.needs("root") $Common.audit("none");
   # Those that have a task on record.
 
-  shim @3 (id :Text) -> (state :ShimState) $Common.needs("root");
+  shim @3 (id :Text) -> (state :ShimState) $Common.needs("root") $Common.audit("none");
   # What a shim says of itself. unavailable where it doesn't answer, unimplemented where it is too old.
 
-  check @4 (repair :Bool) -> (cursor :FindingCursor) $Common.needs("root");
+  check @4 (repair :Bool) -> (cursor :FindingCursor) $Common.needs("root") $Common.audit("use");
   # Compares the records with each other and with the disk, both ways, beside ordinary work. With `repair`: what no record
   # names is removed, indices are made anew, and a record that has lost its bytes is dropped where nothing lies on it.
   # It goes on as its cursor is asked.
 }
 
 interface FindingCursor @0xd1846e0a57c93bf2 {
-  next @0 (max :UInt16) -> (items :List(Finding), end :Bool) $Common.needs("root");
+  next @0 (max :UInt16) -> (items :List(Finding), end :Bool) $Common.needs("root") $Common.audit("none");
   # One at a time. Behind the last finding: none, and `end`.
 }
 
@@ -59,7 +59,7 @@ struct Finding @0xe93c50b7a218d64f {
 }
 
 interface ShimCursor @0xc27e80d5f6a1943b {
-  next @0 (max :UInt16) -> (items :List(ShimInfo), end :Bool) $Common.needs("root");
+  next @0 (max :UInt16) -> (items :List(ShimInfo), end :Bool) $Common.needs("root") $Common.audit("none");
 }
 
 struct ShimInfo @0x99b7d40c6e52f81a {

@@ -38,6 +38,7 @@ macro_rules! generated {
 
 generated!(
     common_capnp,
+    audit_capnp,
     gate_capnp,
     namespace_capnp,
     grant_capnp,

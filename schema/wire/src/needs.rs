@@ -1,6 +1,20 @@
-//! What each method needs, made from the schema's `$needs` when this crate is built.
+//! What each method needs, and what a call of it leaves in the audit log, made from the schema's `$needs` and `$audit` when
+//! this crate is built.
 
 use cofferdam_types::Right;
+
+/// What a call leaves in the audit log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trail {
+    /// Nothing, unless it is refused.
+    None,
+    /// A record, on disk soon.
+    Use,
+    /// A record, on disk before the answer: it gives authority, and is refused where it can't be recorded.
+    Give,
+    /// A record, on disk before the answer: it takes authority back, and is done all the same.
+    Take,
+}
 
 /// A method as an object has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +29,8 @@ pub struct Method {
     pub name: &'static str,
     /// What it needs.
     pub needs: Right,
+    /// What a call of it leaves.
+    pub leaves: Trail,
 }
 
 include!(concat!(env!("OUT_DIR"), "/needs.rs"));
@@ -47,6 +63,11 @@ pub fn needs(interface: u64, method: u16) -> Option<Right> {
     rights(interface).get(usize::from(method)).copied()
 }
 
+/// What a call of a method leaves.
+pub fn leaves(interface: u64, method: u16) -> Trail {
+    trails(interface).get(usize::from(method)).copied().unwrap_or(Trail::None)
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -67,6 +88,7 @@ mod tests {
         for method in METHODS {
             assert_eq!(needs(method.interface, method.method), Some(method.needs), "{}", method.name);
             assert!(shape(method.interface, method.method).is_some(), "{}", method.name);
+            assert_eq!(leaves(method.interface, method.method), method.leaves, "{}", method.name);
         }
         // A task is a process and more.
         let task = container_capnp::task::Client::TYPE_ID;
@@ -76,5 +98,43 @@ mod tests {
         assert_eq!(shape.gives, [(0, gate_capnp::namespaces::Client::TYPE_ID)]);
         let names: BTreeSet<_> = METHODS.iter().map(|method| method.name).collect();
         assert_eq!(names.len(), METHODS.len());
+    }
+
+    // What gives authority or runs code is on record, whoever comes to change the schema.
+    #[test]
+    fn authority_and_code_leave_a_trail() {
+        let trail = |name: &str| METHODS.iter().find(|method| method.name == name).map(|method| method.leaves);
+        for (leaves, names) in [
+            (Trail::Give, &["Gate.restore", "Grants.create", "Grant.save", "Grant.export"][..]),
+            (Trail::Take, &["Grant.revoke", "Grant.unexport"]),
+            (
+                Trail::Use,
+                &[
+                    "Gate.enter",
+                    "Containers.create",
+                    "Containers.createFromSpec",
+                    "Container.createTask",
+                    "Task.start",
+                    "Task.exec",
+                    "Process.start",
+                    "Task.kill",
+                    "Task.attach",
+                    "Task.stdin",
+                    "System.crash",
+                ],
+            ),
+        ] {
+            for name in names {
+                assert_eq!(trail(name), Some(leaves), "{name}");
+            }
+        }
+        for method in METHODS {
+            let looks = method.needs == Right::Read;
+            assert!(!looks || method.leaves == Trail::None, "{} only looks", method.name);
+            // What touches the host, or runs code, but for these, which feed or end what was recorded.
+            let feeds = ["resize", "closeStdin", "delete"].iter().any(|end| method.name.ends_with(end));
+            let strong = matches!(method.needs, Right::Host | Right::Run);
+            assert!(!strong || feeds || method.leaves != Trail::None, "{} leaves nothing", method.name);
+        }
     }
 }

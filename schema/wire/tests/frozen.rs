@@ -299,6 +299,10 @@ fn describe(node: schema::node::Reader<'_>, names: &Names<'_>) -> Vec<String> {
                 let (params, results) = (method.get_param_struct_type(), method.get_result_struct_type());
                 say(format!("@{n} {method_name} ({}) -> ({})", names.full(params), names.full(results)));
                 for annotation in method.get_annotations().unwrap() {
+                    // What is audited is no promise to clients.
+                    if names.bare(annotation.get_id()).ends_with(":audit") {
+                        continue;
+                    }
                     let value = value(annotation.get_value().unwrap());
                     say(format!("@{n} {method_name} ${} {value}", names.full(annotation.get_id())));
                 }

@@ -18,7 +18,7 @@ fn events(range: std::ops::RangeInclusive<u64>) -> Vec<Event> {
 }
 
 fn small() -> Retention {
-    Retention { segment: 1024, ..Retention::default() }
+    Retention { segment: 1024, ..RETENTION }
 }
 
 fn open_with(dir: &Path, retention: Retention, committed: u64) -> Result<Journal> {
@@ -88,7 +88,7 @@ fn a_batch_given_twice_is_kept_once() {
 #[test]
 fn a_tail_torn_anywhere_recovers_to_the_last_whole_record_and_the_outbox_refills_the_rest() {
     let dir = tempfile::tempdir().unwrap();
-    let big = Retention::default();
+    let big = RETENTION;
     open_with(dir.path(), big, u64::MAX).unwrap().append(&events(1..=5)).unwrap();
     let path = segments(dir.path()).pop().unwrap();
     let whole = fs::read(&path).unwrap();
@@ -236,7 +236,7 @@ fn r7_a_full_disk_keeps_what_was_appended_and_takes_the_rest_when_there_is_room(
         let mount = cofferdam_types::Mount { kind: "tmpfs".into(), source: "tmpfs".into(), options };
         let disk = cofferdam_sys::mount::detached(&mount).unwrap();
         let dir = format!("/proc/self/fd/{}/.", disk.as_raw_fd());
-        let retention = Retention { segment: 6 << 10, ..Retention::default() };
+        let retention = Retention { segment: 6 << 10, ..RETENTION };
         let open = || open_with(Path::new(&dir), retention, u64::MAX).unwrap();
         let journal = open();
         let mut due = 1;
@@ -277,7 +277,7 @@ fn r7_a_full_disk_keeps_what_was_appended_and_takes_the_rest_when_there_is_room(
 #[test]
 fn r8_the_order_is_that_of_the_sequence_whatever_the_clock_says() {
     let dir = tempfile::tempdir().unwrap();
-    let retention = Retention { bytes: 8 << 10, segment: 1 << 10, ..Retention::default() };
+    let retention = Retention { bytes: 8 << 10, segment: 1 << 10, ..RETENTION };
     let journal = open_with(dir.path(), retention, u64::MAX).unwrap();
     let now = Timestamp::now().0;
     let year = 365 * 24 * 3600 * 1_000_000_000;

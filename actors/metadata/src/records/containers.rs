@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use cofferdam_types::{Any, Ceiling, Error, Event, GrantId, Id, Labels, Name, Namespace, Result, Subject, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::{Record, Resource, events, namespaces, resource};
+use super::{Record, Resource, events, grants, namespaces, resource};
 use crate::{
     Read, Tx, codec,
     fields::{self, Path},
@@ -231,6 +231,8 @@ pub fn create(tx: &mut Tx<'_>, ns: &Namespace, mut container: Container) -> Resu
     if exists(tx, ns, &container.id)? {
         return Err(Error::already_exists("container", &container.id, TAKEN));
     }
+    let path = tx.authority().grants.clone();
+    grants::may_make(tx, ns, &path)?;
     container.created = tx.now();
     container.updated = tx.now();
     container.ceiling = tx.authority().ceiling.clone();

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use cofferdam_types::{Caveats, Digest, Error, GrantId, Namespace, Result, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::{Record, namespaces};
+use super::{Record, containers::Container, namespaces};
 use crate::{
     Read, Tx, codec,
     table::{self, Table},
@@ -150,6 +150,38 @@ pub fn create(tx: &mut Tx<'_>, above: &[GrantId], mut grant: Grant) -> Result<Gr
     grant.created = tx.now();
     super::save(tx, &key(&path), &grant)?;
     Ok(grant)
+}
+
+/// How many containers there are that were made through a grant or through those that come from it; no more than `most` are
+/// counted.
+pub fn made(read: &dyn Read, ns: &Namespace, id: GrantId, most: u64) -> Result<u64> {
+    let mut count = 0;
+    if most == 0 {
+        return Ok(0);
+    }
+    table::scan(read, Table::CONTAINERS, &codec::prefix(&[ns]), None, &mut |row, value| {
+        // One that can't be read is nobody's to count.
+        let found = codec::decode::<Container>(Container::KIND, row, value);
+        count += u64::from(found.is_ok_and(|one| one.made_by.contains(&id)));
+        Ok(if count < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+    })?;
+    Ok(count)
+}
+
+/// Whether one container more may be made through the grant at the end of a path: each grant on it has its own bound.
+pub(crate) fn may_make(read: &dyn Read, ns: &Namespace, path: &[GrantId]) -> Result<()> {
+    for end in 1..=path.len() {
+        let Some(grant) = find(read, &path[..end])? else { continue };
+        let Some(most) = grant.caveats.quota.containers else { continue };
+        if made(read, ns, grant.id, most)? >= most {
+            let why = format!(
+                "may have {most} containers at once, and there are as many that were made through it or what comes from it: \
+                 remove one, or ask whoever gave it for more"
+            );
+            return Err(Error::resource_exhausted("grant", grant.id, why));
+        }
+    }
+    Ok(())
 }
 
 /// Changes what a grant has beside its caveats: its token, and where it is exported.

@@ -5,6 +5,7 @@
 //! an update can only narrow it. A namespace must exist before anything is created in it.
 
 pub mod attachments;
+pub mod audit;
 pub mod check;
 pub mod containers;
 pub mod content;

@@ -35,6 +35,8 @@ pub static CREATE: Command = Command {
         value("cpus", None, "NUMBER", "the most processors of a container"),
         value("pids", None, "NUMBER", "the most processes of a container"),
         value("storage", None, "SIZE", "the most that a container may have written"),
+        value("containers", None, "NUMBER", "how many containers there may be at once that are made through it"),
+        value("calls", None, "NUMBER", "how many calls may be under way through it at once, those that wait included"),
         value("expires", None, "SPAN", "when it ends by itself, such as 90s, 30m, 24h or 7d"),
         value("uses", None, "NUMBER", "how often its token may be used"),
         value("label", Some('l'), "TEXT", "what to call it"),
@@ -68,6 +70,8 @@ fn options(cx: &Cx) -> Result<GrantOptions, Failure> {
         storage: args.read("storage", storage)?.unwrap_or_default(),
         not_after: Timestamp(expires.map(end).unwrap_or_default()),
         uses: args.read("uses", number)?.unwrap_or_default(),
+        most_containers: args.read("containers", number)?.unwrap_or_default(),
+        most_calls: args.read("calls", number)?.unwrap_or_default(),
         may_delegate: args.has("delegate"),
         may_save: args.has("tokens"),
     })
@@ -100,6 +104,8 @@ fn what(info: &GrantInfo) -> String {
     words.extend(bound("cpus", options.nano_cpus, (options.nano_cpus as f64 / 1e9).to_string()));
     words.extend(bound("pids", options.pids, options.pids.to_string()));
     words.extend(bound("storage", options.storage, show_size(options.storage)));
+    words.extend(bound("containers", options.most_containers, options.most_containers.to_string()));
+    words.extend(bound("calls", options.most_calls, options.most_calls.to_string()));
     words.join(", ")
 }
 
@@ -119,14 +125,23 @@ pub static LS: Command = Command {
     path: &["grant", "ls"],
     about: "list what was handed out, as a tree",
     positionals: &[],
-    flags: &[switch("quiet", Some('q'), "ids alone")],
+    flags: &[switch("quiet", Some('q'), "ids alone"), switch("all", Some('a'), "of all namespaces")],
     notes: "-o json: one array, each before those that come from it",
     failure: 1,
     action: |cx| Box::pin(ls(cx)),
 };
 
 async fn ls(cx: Cx) -> Result<i32, Failure> {
-    let list = cx.namespace().await?.grants().list().all().await?;
+    let mut list = Vec::new();
+    let all = cx.args.has("all");
+    if all {
+        let client = cx.client().await?;
+        for namespace in client.namespaces().list::<&str>(&[]).all().await? {
+            list.extend(client.namespace(&namespace.name).grants().list().all().await?);
+        }
+    } else {
+        list = cx.namespace().await?.grants().list().all().await?;
+    }
     if cx.args.has("quiet") {
         cx.names(list.iter().map(|info| info.id.as_str()))?;
         return Ok(0);
@@ -135,7 +150,8 @@ async fn ls(cx: Cx) -> Result<i32, Failure> {
         cx.document(&list)?;
         return Ok(0);
     }
-    let mut table = Table::new(&["GRANT", "LABEL", "GIVES", "BY", "USED", "CREATED", "EXPIRES"]);
+    let heads = ["NAMESPACE", "GRANT", "LABEL", "GIVES", "BY", "USED", "CREATED", "EXPIRES"];
+    let mut table = Table::new(&heads[usize::from(!all)..]);
     // Each comes behind the one that it comes from.
     let mut path: Vec<&str> = Vec::new();
     for info in &list {
@@ -143,7 +159,8 @@ async fn ls(cx: Cx) -> Result<i32, Failure> {
         path.truncate(depth);
         path.push(&info.id);
         let end = info.options.not_after;
-        table.row([
+        let row = [
+            info.namespace.clone(),
             format!("{}{}", "  ".repeat(depth), info.id),
             info.options.label.clone(),
             what(info),
@@ -151,7 +168,8 @@ async fn ls(cx: Cx) -> Result<i32, Failure> {
             info.holders.to_string(),
             show_age(info.created),
             if end == Timestamp::default() { "-".to_owned() } else { end.to_rfc3339() },
-        ]);
+        ];
+        table.row(row.into_iter().skip(usize::from(!all)));
     }
     table.print()?;
     Ok(0)

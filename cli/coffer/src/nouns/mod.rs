@@ -1,6 +1,7 @@
 //! The commands, one file per noun; those of containers that have more to them have a file of their own.
 
 pub mod attach;
+pub mod audit;
 pub mod checkpoint;
 pub mod commit;
 pub mod container;
@@ -13,6 +14,7 @@ pub mod exec;
 pub mod foreground;
 pub mod gc;
 pub mod grant;
+pub mod grant_diff;
 pub mod image;
 pub mod job;
 pub mod lease;

@@ -42,6 +42,8 @@ fn held(deadline: Option<Duration>) -> Held {
         reach: Reach::everything(),
         check: None,
         deadline,
+        calls: Default::default(),
+        about: Default::default(),
     }
 }
 
@@ -54,7 +56,7 @@ fn guarded_with(held: Held) -> Setup {
     let dispatch = <system::Client as FromServer<Trouble>>::from_server(Rc::new(Trouble));
     let counted = (meter.begin_object().unwrap(), None);
     let own = <system::Client as HasTypeId>::TYPE_ID;
-    let object = guard(dispatch, own, meter.clone(), counted, Rc::new(held.clone()), None);
+    let object = guard(dispatch, own, meter.clone(), counted, Rc::new(held.clone()), None, None);
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (network, _) = connect::network(ours, Side::Server, connect::MESSAGE);
     let served = FromClientHook::new(object.into_client_hook());
@@ -138,7 +140,7 @@ fn every_method_is_refused_without_its_right_and_let_through_with_it() {
             let (meter, came): (Rc<Meter>, Rc<std::cell::Cell<usize>>) = Default::default();
             let held = Held { reach: Reach::of(&caveats), ..held(None) };
             let counted = (meter.begin_object().unwrap(), None);
-            let object = guard(Anything(came.clone()), method.own, meter, counted, Rc::new(held), None);
+            let object = guard(Anything(came.clone()), method.own, meter, counted, Rc::new(held), None, None);
             let client = capnp::capability::Client::new(object.into_client_hook());
             let call = client.new_call::<any_pointer::Owned, any_pointer::Owned>(method.interface, method.method, None);
             let answer = call.send().promise.await;
@@ -248,7 +250,7 @@ fn a_streaming_method_stays_one() {
         let dispatch = <byte_stream::Client as FromServer<Sink>>::from_server(Rc::new(Sink));
         let counted = (meter.begin_object().unwrap(), None);
         let own = <byte_stream::Client as HasTypeId>::TYPE_ID;
-        let object = guard(dispatch, own, meter.clone(), counted, Rc::new(held(None)), None);
+        let object = guard(dispatch, own, meter.clone(), counted, Rc::new(held(None)), None, None);
         let client: byte_stream::Client = FromClientHook::new(object.into_client_hook());
         let _ = client.write_request().send().await;
         // Only a streaming call breaks its object for good.

@@ -56,11 +56,20 @@ fn served(server: UnixStream, client: UnixStream) -> Setup {
 fn served_of(meter: Rc<Meter>, server: UnixStream, client: UnixStream) -> Setup {
     let answered: Rc<Cell<usize>> = Rc::default();
     let (grant, reach) = (Live::new(), Reach::everything());
-    let held = Held { authority: Authority::system(), grant, given: None, reach, check: None, deadline: None };
+    let held = Held {
+        authority: Authority::system(),
+        grant,
+        given: None,
+        reach,
+        check: None,
+        deadline: None,
+        calls: Default::default(),
+        about: Default::default(),
+    };
     let object = Rc::new(Slow { answered: answered.clone() });
     let dispatch = <gate_capnp::gate::Client as FromServer<Slow>>::from_server(object);
     let (own, counted) = (<gate_capnp::gate::Client as HasTypeId>::TYPE_ID, (meter.begin_object().unwrap(), None));
-    let object = guard(dispatch, own, meter.clone(), counted, Rc::new(held), None);
+    let object = guard(dispatch, own, meter.clone(), counted, Rc::new(held), None, None);
     let tap = |reader| Tap::new(reader, meter.clone());
     let (network, _) = connect::network_through(server, Side::Server, connect::MESSAGE, tap);
     let bootstrap = FromClientHook::new(object.into_client_hook());

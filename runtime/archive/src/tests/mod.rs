@@ -4,6 +4,7 @@ mod confined;
 mod interop;
 mod layers;
 mod limits;
+mod many;
 mod refused;
 mod root_path;
 mod support;
