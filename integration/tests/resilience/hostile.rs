@@ -163,7 +163,10 @@ fn w4_lies_about_ids_end_the_connection_that_tells_them() {
         (
             "what only three have",
             true,
-            vec![said(|root| drop(root.init_provide())), said(|root| drop(root.init_join()))],
+            vec![
+                said(|root| root.init_provide().set_question_id(60)),
+                said(|root| root.init_join().set_question_id(61)),
+            ],
         ),
         ("results that are to stay", true, {
             vec![said(|root| {

@@ -140,6 +140,8 @@ fn what_is_not_done_is_said() {
     let mut tables = Tables::default();
     let kept = comes(&mut tables, |root| root.init_call().get_send_results_to().set_yourself(()));
     assert!(matches!(kept, Fate::Refused(_)), "{kept:?}");
-    let crowd = comes(&mut tables, |root| drop(root.init_call().init_params().init_cap_table(NAMED as u32 + 1)));
+    let crowd = comes(&mut tables, |root| {
+        root.init_call().init_params().init_cap_table(NAMED as u32 + 1);
+    });
     assert_eq!(crowd, Fate::Over);
 }
