@@ -228,7 +228,6 @@ fn copy(mut from: File, to: OwnedFd) {
 }
 
 /// What comes from a grant, on connections of its own.
-#[expect(dead_code, reason = "they are held")]
 struct Holder {
     gates: Vec<gate::Client>,
     roots: Vec<root::Client>,
