@@ -41,10 +41,13 @@ fn main() {
         println!("cargo::error=the schema can't be compiled ({error}): install capnproto, or run deploy/setup");
         return;
     }
-    let table = fs::read(&request).map_err(Into::into).and_then(|bytes| needs(&bytes));
-    let written = table.and_then(|text| fs::write(Path::new(&out).join("needs.rs"), text).map_err(Into::into));
-    if let Err(error) = written {
-        println!("cargo::error=what the methods of the schema need can't be made out: {error}");
+    type Table = fn(&[u8]) -> Result<String, Box<dyn Error>>;
+    for (name, table) in [("needs.rs", needs as Table), ("shapes.rs", shapes)] {
+        let table = fs::read(&request).map_err(Into::into).and_then(|bytes| table(&bytes));
+        let written = table.and_then(|text| fs::write(Path::new(&out).join(name), text).map_err(Into::into));
+        if let Err(error) = written {
+            println!("cargo::error=what the methods of the schema need can't be made out: {error}");
+        }
     }
 }
 
@@ -132,6 +135,52 @@ fn needs(request: &[u8]) -> Result<String, Box<dyn Error>> {
          /// What a call of them leaves.\nconst fn trails(interface: u64) -> &'static [Trail] {{\n{trails}_ => &[],\n}}\n}}\n\n\
          /// Every method that a client can call, with those that an interface has from another.\npub static METHODS: &[Method] = {all}];\n"
     ))
+}
+
+/// What every method takes and gives, as Rust.
+fn shapes(request: &[u8]) -> Result<String, Box<dyn Error>> {
+    let message = serialize::read_message(request, ReaderOptions::new())?;
+    let request = message.get_root::<schema::code_generator_request::Reader<'_>>()?;
+    let mut structs = BTreeMap::new();
+    for node in request.get_nodes()? {
+        if let schema::node::Struct(body) = node.which()? {
+            structs.insert(node.get_id(), body);
+        }
+    }
+    let mut text = "&[\n".to_owned();
+    for node in request.get_nodes()? {
+        let schema::node::Interface(body) = node.which()? else { continue };
+        if node.get_display_name()?.to_str()?.contains(SHIM) {
+            continue;
+        }
+        for (n, method) in body.get_methods()?.iter().enumerate() {
+            let params = structs.get(&method.get_param_struct_type()).ok_or("a method takes what is no struct")?;
+            let results = structs.get(&method.get_result_struct_type()).ok_or("a method gives what is no struct")?;
+            let (mut texts, mut gives) = (Vec::new(), Vec::new());
+            for field in params.get_fields()? {
+                if let schema::field::Slot(slot) = field.which()?
+                    && let schema::type_::Text(()) = slot.get_type()?.which()?
+                {
+                    texts.push(slot.get_offset());
+                }
+            }
+            for field in results.get_fields()? {
+                if let schema::field::Slot(slot) = field.which()?
+                    && let schema::type_::Interface(of) = slot.get_type()?.which()?
+                {
+                    gives.push((slot.get_offset(), of.get_type_id()));
+                }
+            }
+            writeln!(
+                text,
+                "Shape {{ interface: {:#018x}, method: {n}, data: {}, pointers: {}, texts: &{texts:?}, gives: &{gives:?} }},",
+                node.get_id(),
+                params.get_data_word_count(),
+                params.get_pointer_count(),
+            )?;
+        }
+    }
+    Ok(format!("/// Every method that a client can call.\npub static SHAPES: &[Shape] = {text}];\n"))
 }
 
 /// A right as Rust has it.

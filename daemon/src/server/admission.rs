@@ -1,4 +1,4 @@
-//! Who may connect: a bound on all connections, and a share of it for each user.
+//! Who may connect: a bound on all connections, and a share of it for each user; and what these may keep here.
 
 use std::{
     collections::HashMap,
@@ -9,6 +9,13 @@ use std::{
 };
 
 use cofferdam_types::{Error, GrantId, Result};
+
+use super::share::Share;
+
+/// What the connections of one user, or of one grant, keep together, beside the little that each has for itself.
+const KEPT: usize = 64 << 20;
+/// And those of all but the operator.
+const KEPT_BY_ALL: usize = 256 << 20;
 
 /// By whom a connection is had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,19 +34,28 @@ pub struct Admission {
     /// All that are open.
     open: Arc<AtomicU32>,
     /// Those of others. None has an entry without a connection, so that there are no more than connections.
-    others: Mutex<HashMap<Whose, u32>>,
+    others: Mutex<HashMap<Whose, Theirs>>,
+    kept: Arc<Share>,
+}
+
+/// What one of the others has.
+struct Theirs {
+    connections: u32,
+    share: Arc<Share>,
 }
 
 /// A connection that was let in, for as long as it is open.
 pub struct Admitted {
     admission: Arc<Admission>,
     whose: Whose,
+    /// Of what it may keep; none: the operator's.
+    pub share: Option<Arc<Share>>,
 }
 
 impl Admission {
     /// At most `most` connections; `open` tells how many there are.
     pub fn new(most: u32, own: u32, open: Arc<AtomicU32>) -> Arc<Admission> {
-        Arc::new(Admission { most, own, open, others: Mutex::default() })
+        Arc::new(Admission { most, own, open, others: Mutex::default(), kept: Share::new(KEPT_BY_ALL, None) })
     }
 
     /// Lets a connection in, if there is room for it.
@@ -50,9 +66,10 @@ impl Admission {
         if self.open.load(Ordering::Relaxed) >= most {
             return refuse(format!("is refused: {most} are open, which is all that the daemon takes (--connections)"));
         }
+        let mut kept = None;
         if whose != Whose::User(self.own) {
             let share = most.div_ceil(8);
-            let mine = others.get(&whose).copied().unwrap_or_default();
+            let mine = others.get(&whose).map_or(0, |theirs| theirs.connections);
             if mine >= share {
                 return refuse(match whose {
                     Whose::User(uid) => {
@@ -61,22 +78,25 @@ impl Admission {
                     Whose::Grant(_) => format!("is refused: {mine} hold this grant, which is all that may"),
                 });
             }
-            if others.values().sum::<u32>() >= most - most / 4 {
+            if others.values().map(|theirs| theirs.connections).sum::<u32>() >= most - most / 4 {
                 return refuse("is refused: the others of the daemon's connections are kept for its operator".into());
             }
-            others.insert(whose, mine + 1);
+            let fresh = || Theirs { connections: 0, share: Share::new(KEPT, Some(self.kept.clone())) };
+            let theirs = others.entry(whose).or_insert_with(fresh);
+            theirs.connections += 1;
+            kept = Some(theirs.share.clone());
         }
         self.open.fetch_add(1, Ordering::Relaxed);
-        Ok(Admitted { admission: self.clone(), whose })
+        Ok(Admitted { admission: self.clone(), whose, share: kept })
     }
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
         let mut others = self.admission.others.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(mine) = others.get_mut(&self.whose) {
-            *mine -= 1;
-            if *mine == 0 {
+        if let Some(theirs) = others.get_mut(&self.whose) {
+            theirs.connections -= 1;
+            if theirs.connections == 0 {
                 others.remove(&self.whose);
             }
         }

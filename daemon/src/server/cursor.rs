@@ -1,6 +1,9 @@
 //! Cursors: lists in blocks, so that no answer grows with the number of things.
 
-use std::cell::RefCell;
+use std::{
+    cell::RefCell,
+    time::{Duration, Instant},
+};
 
 use cofferdam_types::{Error, Result};
 
@@ -8,6 +11,8 @@ use cofferdam_types::{Error, Result};
 const BLOCK: usize = 100;
 /// The most that are looked at for one block when a filter lets few through: the next call goes on there.
 const LOOK: usize = 10_000;
+/// And for so long at most: others are served on the same thread.
+const TIME: Duration = Duration::from_millis(20);
 
 /// Where a list is, and how it goes on.
 pub struct Cursor<T> {
@@ -34,6 +39,7 @@ impl<T> Cursor<T> {
         let max = usize::from(max).min(BLOCK);
         let mut block = Vec::new();
         let mut looked = 0;
+        let began = Instant::now();
         while looked < LOOK {
             let after = self.after.borrow().clone();
             let page = (self.page)(after.as_deref(), max)?;
@@ -46,6 +52,9 @@ impl<T> Cursor<T> {
                 *self.after.borrow_mut() = Some((self.key)(&item));
                 if (self.keep)(&item) {
                     block.push(item);
+                }
+                if began.elapsed() > TIME {
+                    return Ok((block, false));
                 }
             }
             if end {
@@ -66,6 +75,28 @@ mod tests {
             Ok((from..1000).take(max).collect())
         });
         Cursor::new(page, |n| format!("{n:04}"), keep)
+    }
+
+    // A filter that takes its time, over many things of which it lets few through.
+    #[test]
+    fn a_slow_filter_has_its_turns() {
+        let cursor = numbers(|n| {
+            let until = Instant::now() + Duration::from_millis(5);
+            while Instant::now() < until {}
+            *n == 99
+        });
+        let (mut all, mut longest) = (Vec::new(), Duration::ZERO);
+        loop {
+            let began = Instant::now();
+            let (block, end) = cursor.next(100).unwrap();
+            longest = longest.max(began.elapsed());
+            all.extend(block);
+            if end || !all.is_empty() {
+                break;
+            }
+        }
+        assert_eq!(all, [99]);
+        assert!(longest < Duration::from_millis(400), "{longest:?}: all hundred of a page take 500 ms");
     }
 
     #[test]

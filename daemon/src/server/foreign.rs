@@ -8,7 +8,10 @@ use std::{io, os::fd::OwnedFd};
 use cofferdam_types::{Error, Result};
 use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
-    sys::stat::{SFlag, fstat},
+    sys::{
+        socket::{getsockopt, sockopt},
+        stat::{SFlag, fstat},
+    },
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
@@ -27,7 +30,11 @@ impl Way {
             Way::In => "can't be read",
             Way::Out => "can't be written to",
         };
-        Error::io("fd", "", what, e)
+        match e.raw_os_error() {
+            // What it is an opening of has no bytes to give or take.
+            Some(libc::EINVAL | libc::EISDIR | libc::EOPNOTSUPP) => Error::invalid("fd", "", format!("{what}: {e}")),
+            _ => Error::io("fd", "", what, e),
+        }
     }
 }
 
@@ -53,6 +60,10 @@ impl Foreign {
         }
         match kind {
             SFlag::S_IFREG => Ok(Foreign { fd, socket: false, waits: false }),
+            // One that others connect to has nothing to read, ever.
+            SFlag::S_IFSOCK if getsockopt(&fd, sockopt::AcceptConn).map_err(os)? => {
+                Err(Error::invalid("fd", "", "is a socket that listens: give one that is connected"))
+            }
             SFlag::S_IFSOCK => Ok(Foreign { fd, socket: true, waits: true }),
             SFlag::S_IFIFO | SFlag::S_IFCHR => {
                 let flags = (access | OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits();

@@ -52,7 +52,7 @@ pub struct State<D> {
     held: Rc<Held>,
     full: Option<Arc<Full>>,
     audit: Option<Audit>,
-    _counted: Counted,
+    _counted: (Counted, Option<Counted>),
 }
 
 /// The generated dispatchers are cheap to clone, and so is this.
@@ -103,7 +103,7 @@ pub(super) fn guard<D: Server + Clone + 'static>(
     dispatch: D,
     own: u64,
     meter: Rc<Meter>,
-    counted: Counted,
+    counted: (Counted, Option<Counted>),
     held: Rc<Held>,
     full: Option<Arc<Full>>,
     audit: Option<Audit>,

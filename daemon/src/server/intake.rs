@@ -2,7 +2,8 @@
 //! more is read while the client leaves too much unread itself.
 //!
 //! The guard sees a call when its object is there. Before that the RPC system keeps it: a call on a promise that isn't
-//! resolved, a chunk behind another one of its stream. These are known by the message that they came in.
+//! resolved, a chunk behind another one of its stream. These are known by the message that they came in; and what else it
+//! keeps for the client by what `tables.rs` makes of each message.
 
 use std::{
     cell::RefCell,
@@ -17,11 +18,14 @@ use capnp_rpc::{
     Connection, FlowController, IncomingMessage, OutgoingMessage, VatNetwork, rpc_capnp, rpc_twoparty_capnp::Side,
     twoparty,
 };
-use cofferdam_types::Error;
+use cofferdam_types::{Code, Error};
 use cofferdam_wire::common_capnp::byte_stream;
 use futures::{AsyncRead, FutureExt as _, TryFutureExt as _};
 
-use super::meter::{Kept, Meter};
+use super::{
+    meter::{Kept, Meter},
+    tables::Fate,
+};
 
 /// Counts the bytes on their way to the RPC system, so that the length of each message is known.
 pub struct Tap<R> {
@@ -100,16 +104,35 @@ impl Connection<Side> for Metered {
     fn receive_incoming_message(&mut self) -> Promise<Option<Box<dyn IncomingMessage>>, capnp::Error> {
         let (inner, meter) = (self.inner.clone(), self.meter.clone());
         Promise::from_future(async move {
-            meter.until_read().await;
-            let reading = inner.borrow_mut().receive_incoming_message();
-            let Some(message) = reading.await? else { return Ok(None) };
-            match meter.keep(is_chunk(&*message)?) {
-                Some(kept) => Ok(Some(Box::new(Call { inner: message, _kept: kept }) as Box<dyn IncomingMessage>)),
-                None => {
-                    refuse(&inner, &*message)?;
+            loop {
+                meter.until_read().await;
+                let reading = inner.borrow_mut().receive_incoming_message();
+                let Some(message) = reading.await? else { return Ok(None) };
+                let kept = match meter.comes(message.get_body()?.get_as()?)? {
+                    Fate::Taken(named) => meter.keep(is_chunk(&*message)?, named),
+                    Fate::NotFollowed => {
+                        unimplemented(&inner, &meter, &*message)?;
+                        continue;
+                    }
+                    Fate::Refused(why) => {
+                        refuse(&inner, &meter, &*message, Error::unimplemented("call", "", why))?;
+                        continue;
+                    }
+                    Fate::Deep => {
+                        let why =
+                            "is on an answer to come, which is on another, and so on, too far: wait for one of them";
+                        refuse(&inner, &meter, &*message, Error::resource_exhausted("call", "", why))?;
+                        continue;
+                    }
+                    Fate::Over => None,
+                };
+                let Some(kept) = kept else {
+                    let why = "has too many calls waiting, or too many bytes or objects in them, or holds too many answers, and is cut";
+                    refuse(&inner, &meter, &*message, Error::resource_exhausted("connection", "", why))?;
                     // Nothing more is read until the connection is cut, which is a moment away.
-                    std::future::pending().await
-                }
+                    return std::future::pending().await;
+                };
+                return Ok(Some(Box::new(Call { inner: message, _kept: kept }) as Box<dyn IncomingMessage>));
             }
         })
     }
@@ -137,17 +160,44 @@ fn is_chunk(message: &dyn IncomingMessage) -> capnp::Result<bool> {
 }
 
 /// Answers a call that the RPC system is not going to see.
-fn refuse(connection: &RefCell<Box<dyn Connection<Side>>>, message: &dyn IncomingMessage) -> capnp::Result<()> {
+fn refuse(
+    connection: &RefCell<Box<dyn Connection<Side>>>,
+    meter: &Rc<Meter>,
+    message: &dyn IncomingMessage,
+    error: Error,
+) -> capnp::Result<()> {
+    meter.passed();
     let root: rpc_capnp::message::Reader<'_> = message.get_body()?.get_as()?;
     let rpc_capnp::message::Call(call) = root.which()? else { return Ok(()) };
     let mut answer = connection.borrow_mut().new_outgoing_message(64);
     let mut root = answer.get_body()?.init_as::<rpc_capnp::message::Builder<'_>>().init_return();
     root.set_answer_id(call?.get_question_id());
     let mut exception = root.init_exception();
-    let why = "has too many calls waiting, or too many bytes in them, and is cut";
-    exception.set_reason(Error::resource_exhausted("connection", "", why).to_reason());
-    exception.set_type(rpc_capnp::exception::Type::Overloaded);
-    let _ = answer.send();
+    exception.set_type(match error.code {
+        Code::Unimplemented => rpc_capnp::exception::Type::Unimplemented,
+        _ => rpc_capnp::exception::Type::Overloaded,
+    });
+    exception.set_reason(error.to_reason());
+    send(answer, meter)
+}
+
+/// Sends a message back that is not done as it says.
+fn unimplemented(
+    connection: &RefCell<Box<dyn Connection<Side>>>,
+    meter: &Rc<Meter>,
+    message: &dyn IncomingMessage,
+) -> capnp::Result<()> {
+    meter.passed();
+    let mut answer = connection.borrow_mut().new_outgoing_message(64);
+    let mut root = answer.get_body()?.init_as::<rpc_capnp::message::Builder<'_>>();
+    root.set_unimplemented(message.get_body()?.get_as()?)?;
+    send(answer, meter)
+}
+
+/// Sends an answer of ours.
+fn send(answer: Box<dyn OutgoingMessage>, meter: &Rc<Meter>) -> capnp::Result<()> {
+    let answer = Box::new(Answer { inner: answer, meter: meter.clone() });
+    drop(answer.send());
     Ok(())
 }
 
@@ -179,7 +229,12 @@ impl OutgoingMessage for Answer {
     }
 
     fn send(self: Box<Self>) -> (Promise<(), capnp::Error>, Rc<message::Builder<message::HeapAllocator>>) {
-        let unread = self.meter.unread(self.inner.size_in_words() * 8);
+        let size = self.inner.size_in_words() * 8;
+        // One that can't be read was not made here.
+        if let Ok(message) = self.inner.get_body_as_reader().and_then(|body| body.get_as()) {
+            let _ = self.meter.goes(message, size);
+        }
+        let unread = self.meter.unread(size);
         let (sent, message) = self.inner.send();
         // The RPC system doesn't wait for this promise, so somebody else must.
         let sent = sent.shared();

@@ -5,8 +5,10 @@ use std::{
         fd::AsRawFd as _,
         unix::{fs::PermissionsExt as _, net::UnixListener as StdListener},
     },
+    panic::AssertUnwindSafe,
     path::Path,
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use actix_rt::{Arbiter, ArbiterHandle};
@@ -14,6 +16,7 @@ use capnp_rpc::{RpcSystem, rpc_capnp, rpc_twoparty_capnp::Side};
 use cofferdam_grants::{Calls, End};
 use cofferdam_types::{Error, Peer, Result};
 use cofferdam_wire::{connect, gate_capnp::gate};
+use futures::FutureExt as _;
 use tokio::net::{UnixListener, UnixStream};
 
 use super::{
@@ -31,7 +34,7 @@ use crate::services::Services;
 /// RPC systems can't move between threads: connections are dealt out to so many.
 const ARBITERS: usize = 2;
 /// How long clients wait for the start of the actors.
-const START: std::time::Duration = std::time::Duration::from_secs(5);
+const START: Duration = Duration::from_secs(5);
 
 /// The threads on which connections are served.
 pub struct Rooms(Vec<Arbiter>);
@@ -117,12 +120,14 @@ pub async fn accept(listener: UnixListener, door: Door) {
     if !matches!(tokio::time::timeout(START, services.kernel.ready()).await, Ok(Ok(()))) {
         tracing::error!("not every actor is up: the daemon is degraded");
     }
+    // Whoever is refused may try again at once, and for ever: that is told once a second.
+    let (mut told, mut refused) = (None::<Instant>, 0u64);
     for turn in 0usize.. {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
                 tracing::warn!(%error, "a connection can't be accepted");
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
@@ -131,7 +136,11 @@ pub async fn accept(listener: UnixListener, door: Door) {
         let admitted = match admission.admit(whose(entry.as_ref(), uid)) {
             Ok(admitted) => admitted,
             Err(error) => {
-                tracing::warn!(uid, pid, "{error}");
+                refused += 1;
+                if told.is_none_or(|told| told.elapsed() >= Duration::from_secs(1)) {
+                    tracing::warn!(uid, pid, refused, "{error}");
+                    (told, refused) = (Some(Instant::now()), 0);
+                }
                 refuse(&stream, &error);
                 continue;
             }
@@ -163,7 +172,7 @@ fn refuse(stream: &UnixStream, error: &Error) {
 async fn until_closed(session: &Session) -> End {
     let Some(entry) = &session.entry else { return std::future::pending().await };
     let end = entry.live.until_ended().await;
-    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
     end
 }
 
@@ -172,12 +181,12 @@ async fn serve(
     services: Services,
     peer: Peer,
     entry: Option<Entry>,
-    _admitted: Admitted,
+    admitted: Admitted,
 ) -> Result<()> {
     let os = |e: std::io::Error| Error::io("connection", "", "can't be served", &e);
     let stream = UnixStream::from_std(stream).map_err(os)?;
     services.quiet.stir();
-    let meter = Meter::new(services.quiet.clone());
+    let meter = Meter::new(services.quiet.clone(), admitted.share.clone());
     let tap = |reader| Tap::new(reader, meter.clone());
     let (network, fds) = connect::network_through(stream, Side::Server, connect::MESSAGE, tap);
     let network = Network::new(network, meter.clone());
@@ -194,9 +203,16 @@ async fn serve(
         about: About::default(),
     };
     let gate: gate::Client = session.hand_out(Gate(session.clone()), &held);
+    // What was not foreseen in the protocol's own code ends the connection that met it, and what it had.
     let system = RpcSystem::new(Box::new(network), Some(gate.client));
+    let disconnector = system.get_disconnector();
+    let system = AssertUnwindSafe(system).catch_unwind();
+    tokio::pin!(system);
     let ended = tokio::select! {
-        ended = system => ended.map_err(cofferdam_wire::error::from_rpc),
+        ended = &mut system => match ended {
+            Ok(ended) => ended.map_err(cofferdam_wire::error::from_rpc),
+            Err(_) => Err(Error::internal("connection", "", "panicked and is cut")),
+        },
         () = session.meter.until_cut() => {
             Err(Error::resource_exhausted("connection", "", "was over its budget and is cut"))
         }
@@ -204,5 +220,8 @@ async fn serve(
     };
     // What still works for this client ends with its connection.
     session.grant.finish(End::Closed);
+    // The answers that are to come hold the RPC system's tables, which hold them: without this they would stay, and the
+    // socket would.
+    let _ = disconnector.now_or_never();
     ended
 }

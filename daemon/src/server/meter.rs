@@ -1,9 +1,18 @@
 //! What one connection has under way, and what it may have.
 
-use std::{cell::Cell, rc::Rc, sync::Arc};
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::Arc,
+};
 
+use capnp_rpc::rpc_capnp::message;
 use tokio::sync::Notify;
 
+use super::{
+    share::{Drawn, Share},
+    tables::{Fate, OVERHEAD, Tables},
+};
 use crate::quiet::Quiet;
 
 /// What one connection may have; over budget it is cut. The other bounds of the table in the architecture lie where
@@ -16,10 +25,14 @@ pub struct Budget {
     pub queued: usize,
     /// Bytes of all messages that are kept, for calls under way and for those that wait.
     pub bytes: usize,
+    /// Bytes of answers that the client has not finished (`tables.rs`).
+    pub answers: usize,
     /// Bytes of answers that the client has not read. Over this it is not cut: nothing more is read from it meanwhile.
     pub unread: usize,
     /// Objects handed out and not yet released.
     pub objects: usize,
+    /// Of these, places in lists.
+    pub cursors: usize,
     /// Subscriptions to events.
     pub subscriptions: usize,
 }
@@ -31,23 +44,33 @@ impl Default for Budget {
             queued: 1024,
             // Four for what waits, and the windows of a dozen streams whose readers are slow.
             bytes: 16 << 20,
+            answers: 16 << 20,
             unread: 4 << 20,
             objects: 4096,
+            cursors: 256,
             subscriptions: 64,
         }
     }
 }
 
-/// What keeping a message costs beside its bytes.
-const OVERHEAD: usize = 512;
-
+/// What a message on its way out costs beside its bytes: who never reads has thousands of small ones.
+const WAITING: usize = 2 << 10;
+/// What a call under way costs, and an object.
+const CALL: usize = 2 << 10;
+const OBJECT: usize = 1 << 10;
+/// What a place in a list costs beside that: it keeps its filters.
+const CURSOR: usize = 64 << 10;
 /// Counts, and says when the connection must be cut.
 #[derive(Default)]
 pub struct Meter {
     budget: Budget,
     quiet: Arc<Quiet>,
+    /// What of it counts for the user's or the grant's share.
+    drawn: Drawn,
+    tables: RefCell<Tables>,
     calls: Cell<usize>,
     objects: Cell<usize>,
+    cursors: Cell<usize>,
     subscriptions: Cell<usize>,
     /// Messages that somebody keeps.
     messages: Cell<usize>,
@@ -63,13 +86,52 @@ pub struct Meter {
 
 impl Meter {
     /// One that tells `quiet` of all that passes.
-    pub fn new(quiet: Arc<Quiet>) -> Rc<Meter> {
-        Rc::new(Meter { quiet, ..Meter::default() })
+    pub fn new(quiet: Arc<Quiet>, share: Option<Arc<Share>>) -> Rc<Meter> {
+        Rc::new(Meter { quiet, drawn: Drawn::from(share), ..Meter::default() })
+    }
+
+    /// What the connection keeps, about.
+    fn held(&self) -> usize {
+        let counted = self.calls.get() * CALL + self.objects.get() * OBJECT + self.cursors.get() * CURSOR;
+        self.bytes.get() + self.tables.borrow().bytes() + self.unread.get() + counted
+    }
+
+    /// Takes what is held from the share; false, and the end of the connection, where there is no room for it.
+    fn draw(&self) -> bool {
+        let room = self.drawn.set(self.held());
+        if !room {
+            self.cut.notify_one();
+        }
+        room
+    }
+
+    /// What is to become of a message that came in.
+    pub fn comes(&self, message: message::Reader<'_>) -> capnp::Result<Fate> {
+        let fate = self.tables.borrow_mut().comes(message)?;
+        if fate == Fate::Over || self.tables.borrow().bytes() > self.budget.answers || !self.draw() {
+            self.cut.notify_one();
+            return Ok(Fate::Over);
+        }
+        Ok(fate)
+    }
+
+    /// A message goes out.
+    pub fn goes(&self, message: message::Reader<'_>, size: usize) -> capnp::Result<()> {
+        self.tables.borrow_mut().goes(message, size)?;
+        if self.tables.borrow().bytes() > self.budget.answers {
+            self.cut.notify_one();
+        }
+        Ok(())
     }
 
     /// Counts an object for as long as the answer lives; `None` and the end of the connection over budget.
     pub fn begin_object(self: &Rc<Self>) -> Option<Counted> {
         Counted::begin(self, self.budget.objects, |meter| &meter.objects)
+    }
+
+    /// Counts a place in a list, beside that it is an object.
+    pub fn begin_cursor(self: &Rc<Self>) -> Option<Counted> {
+        Counted::begin(self, self.budget.cursors, |meter| &meter.cursors)
     }
 
     /// Counts a call for as long as the answer lives; `None` and the end of the connection over budget.
@@ -88,10 +150,10 @@ impl Meter {
         self.arrived.set(self.arrived.get() + bytes);
     }
 
-    /// Counts the message whose bytes arrived, for as long as the answer lives; `None` and the end of the connection
-    /// over budget. A `chunk` of a stream counts by its bytes.
-    pub fn keep(self: &Rc<Self>, chunk: bool) -> Option<Kept> {
-        let size = self.arrived.take() + OVERHEAD;
+    /// Counts the message whose bytes arrived and that names so many capabilities, for as long as the answer lives; `None`
+    /// and the end of the connection over budget. A `chunk` of a stream counts by its bytes.
+    pub fn keep(self: &Rc<Self>, chunk: bool, named: usize) -> Option<Kept> {
+        let size = self.arrived.take() + OVERHEAD * (1 + named);
         let counts = usize::from(!chunk);
         let (messages, bytes) = (self.messages.get() + counts, self.bytes.get() + size);
         // A call under way keeps its message for the most part; one that doesn't leaves room for one more to wait.
@@ -101,13 +163,22 @@ impl Meter {
         }
         self.messages.set(messages);
         self.bytes.set(bytes);
-        Some(Kept { meter: self.clone(), size, counts })
+        let kept = Kept { meter: self.clone(), size, counts };
+        self.draw().then_some(kept)
+    }
+
+    /// The message whose bytes arrived is not kept.
+    pub fn passed(&self) {
+        self.arrived.take();
     }
 
     /// Counts bytes on their way to the client, for as long as the answer lives.
     pub fn unread(self: &Rc<Self>, size: usize) -> Unread {
+        let size = size + WAITING;
         self.unread.set(self.unread.get() + size);
-        Unread { meter: self.clone(), size }
+        let unread = Unread { meter: self.clone(), size };
+        self.draw();
+        unread
     }
 
     /// Waits until the client has read most of what it was sent.
@@ -150,7 +221,8 @@ impl Counted {
             return None;
         }
         count.set(count.get() + 1);
-        Some(Counted { meter: meter.clone(), which })
+        let counted = Counted { meter: meter.clone(), which };
+        meter.draw().then_some(counted)
     }
 }
 
@@ -158,6 +230,7 @@ impl Drop for Counted {
     fn drop(&mut self) {
         let count = (self.which)(&self.meter);
         count.set(count.get() - 1);
+        self.meter.draw();
     }
 }
 
@@ -172,6 +245,7 @@ impl Drop for Kept {
     fn drop(&mut self) {
         self.meter.messages.set(self.meter.messages.get() - self.counts);
         self.meter.bytes.set(self.meter.bytes.get() - self.size);
+        self.meter.draw();
     }
 }
 
@@ -184,6 +258,7 @@ pub struct Unread {
 impl Drop for Unread {
     fn drop(&mut self) {
         self.meter.unread.set(self.meter.unread.get() - self.size);
+        self.meter.draw();
         self.meter.read.notify_one();
         self.meter.quiet.stir();
     }

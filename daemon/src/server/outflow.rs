@@ -5,12 +5,16 @@
 use std::{
     fs::File,
     io::{self, Read as _},
-    os::fd::{AsRawFd as _, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    time::{Duration, Instant},
 };
 
 use cofferdam_kernel::Pool;
 use cofferdam_types::{Error, Result};
-use nix::sys::socket::{MsgFlags, send};
+use nix::{
+    poll::{PollFd, PollFlags, poll},
+    sys::socket::{MsgFlags, send},
+};
 use tokio::io::Interest;
 
 use super::foreign::{Foreign, Way, unwatched};
@@ -19,6 +23,10 @@ use super::foreign::{Foreign, Way, unwatched};
 const BLOCK: usize = 64 << 10;
 /// What one turn on a thread of the pool moves at most: others wait for one.
 const TURN: usize = 4 << 20;
+/// How long a turn may last, and how long it waits for a reader who is just about to read: to go away from the thread and come
+/// back takes longer than he does.
+const LONG: Duration = Duration::from_millis(20);
+const MOMENT: u8 = 1;
 
 fn write(to: &Foreign, bytes: &[u8]) -> io::Result<usize> {
     Ok(match to.socket {
@@ -46,7 +54,7 @@ enum Turn {
 
 impl Flow {
     fn turn(&mut self) -> Result<Turn> {
-        let mut moved = 0;
+        let (mut moved, began) = (0, Instant::now());
         while moved < TURN {
             if self.written == self.block.len() {
                 self.block.resize(BLOCK, 0);
@@ -63,7 +71,12 @@ impl Flow {
                     moved += n;
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Turn::Full),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    let mut ready = [PollFd::new(self.to.fd.as_fd(), PollFlags::POLLOUT)];
+                    if began.elapsed() > LONG || !poll(&mut ready, MOMENT).is_ok_and(|ready| ready > 0) {
+                        return Ok(Turn::Full);
+                    }
+                }
                 Err(e) => return Err(Way::Out.fault(&e)),
             }
         }

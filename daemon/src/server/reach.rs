@@ -346,21 +346,42 @@ mod tests {
         assert!(!exec.contains("Task.kill") && !exec.contains("Task.attach") && !exec.contains("Task.delete"));
     }
 
-    // A promise of SPECIFICATION.md, with room for a machine that has other things to do.
+    // What is asked at a call is one look into one list, wherever the grant comes from: that is all that its time depends on.
     #[test]
+    fn a_check_is_as_short_for_a_grant_of_many() {
+        let mut caveats = of(&[Facet::Deploy], Rights::HOST);
+        let first = Reach::of(&caveats);
+        for _ in 0..16 {
+            caveats = caveats.and(&of(&[Facet::Deploy, Facet::Logs], Rights::HOST));
+        }
+        let last = Reach::of(&caveats);
+        assert!(last.methods.as_ref().unwrap().len() <= first.methods.as_ref().unwrap().len());
+        assert!(last.methods.as_ref().unwrap().is_sorted());
+    }
+
+    #[test]
+    #[ignore = "timed: integration/benches/figures runs it, on a machine that is quiet"]
     fn a_check_takes_no_time() {
-        let reach = Reach::of(&of(&[Facet::Deploy], Rights::HOST));
+        let mut caveats = of(&[Facet::Deploy], Rights::HOST);
+        for _ in 0..16 {
+            caveats = caveats.and(&of(&[Facet::Deploy], Rights::HOST));
+        }
+        let reach = Reach::of(&caveats);
         let m = METHODS.iter().find(|m| m.name == "Task.processes").unwrap();
-        let best = (0..20)
+        let mut samples: Vec<f64> = (0..20)
             .map(|_| {
                 let begun = Instant::now();
                 for _ in 0..10_000 {
                     std::hint::black_box(reach.check(m.own, m.interface, m.method)).unwrap();
                 }
-                begun.elapsed() / 10_000
+                begun.elapsed().as_secs_f64() * 1e9 / 1e4
             })
-            .min()
-            .unwrap();
-        assert!(best.as_nanos() <= 100, "{best:?}");
+            .collect();
+        samples.sort_by(f64::total_cmp);
+        let (min, median, max) = (samples[0], samples[10], samples[19]);
+        println!(
+            r#"{{"peer":"cofferd","what":"check","unit":"ns","n":20,"min":{min},"median":{median},"max":{max},"samples":{samples:?}}}"#
+        );
+        assert!(median <= 100.0, "{median} ns");
     }
 }

@@ -4,7 +4,7 @@ use std::{
     cell::RefCell,
     collections::HashMap,
     rc::{Rc, Weak},
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::Duration,
 };
 
@@ -14,10 +14,14 @@ use capnp::{
 };
 use cofferdam_grants::{Calls, Live, Node};
 use cofferdam_types::{Authority, Error, Name, Namespace, Peer, Result};
-use cofferdam_wire::{error::to_rpc, fdstream::Fds};
+use cofferdam_wire::{error::to_rpc, fdstream::Fds, needs::METHODS};
 
 use super::{guard, images::Image, meter::Meter, reach::Reach, trail::About};
 use crate::services::Services;
+
+/// The interfaces of places in lists.
+static LISTS: LazyLock<Vec<u64>> =
+    LazyLock::new(|| METHODS.iter().filter(|m| m.name.ends_with("Cursor.next")).map(|m| m.own).collect());
 
 /// A socket that is a grant.
 #[derive(Clone)]
@@ -99,7 +103,8 @@ impl Session {
     where
         C: FromServer<S> + FromClientHook + HasTypeId,
     {
-        let Some(counted) = self.meter.begin_object() else {
+        let places = LISTS.contains(&C::TYPE_ID).then(|| self.meter.begin_cursor());
+        let (Some(counted), None | Some(Some(_))) = (self.meter.begin_object(), &places) else {
             let why = "holds as many objects as is allowed, and is cut";
             let broken = capnp_rpc::new_broken_cap(to_rpc(Error::resource_exhausted("connection", "", why)));
             return C::new(broken.hook);
@@ -107,6 +112,7 @@ impl Session {
         let dispatch = C::from_server(object);
         let (full, audit) = (Some(self.services.full.clone()), Some(self.services.audit.clone()));
         let (own, meter, held) = (C::TYPE_ID, self.meter.clone(), Rc::new(held.clone()));
+        let counted = (counted, places.flatten());
         C::new(guard::guard(dispatch, own, meter, counted, held, full, audit).into_client_hook())
     }
 

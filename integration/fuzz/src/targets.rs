@@ -21,6 +21,8 @@ use oci_spec::{image::ImageConfiguration, runtime::Spec};
 
 #[path = "audit.rs"]
 mod audit;
+#[path = "gate.rs"]
+mod live_gate;
 #[path = "own.rs"]
 mod own;
 #[path = "pages.rs"]
@@ -35,6 +37,7 @@ pub const TARGETS: &[Target] = &[
     ("connection", connection),
     ("documents", documents),
     ("filter", filter),
+    ("gate", live_gate::gate),
     ("image-config", image_config),
     ("journal", own::journal),
     ("layer", layer),

@@ -26,6 +26,7 @@ mod stop;
 mod streams;
 mod terminal;
 mod userns;
+mod walk;
 
 use cofferdam_client::{Client, Container, ContainerRequest, Namespace, Run, RunRequest, Stdio, Task};
 use cofferdam_integration::{BUSYBOX, Daemon};

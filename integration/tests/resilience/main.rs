@@ -8,6 +8,7 @@ mod deaths;
 mod drills;
 mod faults;
 mod groups;
+mod hostile;
 mod kills;
 mod ledger;
 mod neighbours;
@@ -15,6 +16,7 @@ mod outside;
 mod power;
 mod proxy;
 mod random;
+mod raw;
 mod restart;
 mod storm;
 

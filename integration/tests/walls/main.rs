@@ -9,6 +9,7 @@ mod acceptance;
 mod fuzz;
 mod layers;
 mod lints;
+mod mutants;
 mod repository;
 mod schema;
 mod source;

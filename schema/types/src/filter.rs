@@ -16,7 +16,12 @@ use regex_lite::{Regex, RegexBuilder};
 use crate::{Error, Result};
 
 /// A compiled expression stays below this, so that a hostile one costs an event no more than a moment.
-const MAX_REGEX: usize = 64 * 1024;
+const MAX_REGEX: usize = 10 * 1024;
+/// Bytes of all filters of a list, what they ask for, and how much of that is an expression: a list is kept for as long as
+/// somebody goes through it.
+const MAX_LENGTH: usize = 16 * 1024;
+const MAX_SELECTORS: usize = 256;
+const MAX_REGEXES: usize = 8;
 
 /// A filter, or several of which any may match.
 #[derive(Clone, Debug, Default)]
@@ -50,27 +55,34 @@ impl Filter {
         if text.is_empty() {
             return Ok(Filter::everything());
         }
-        Ok(Filter { any: vec![Parser { text, at: 0, known: None }.selectors()?] })
+        Filter::read(&[text], None)
     }
 
     /// [`Filter::any`] over things whose fields are all `known`: asking for another is a slip of the pen, and an empty
     /// list would hide it. `labels.KEY` stands for whatever follows `labels.`.
     pub fn of<S: AsRef<str>>(texts: &[S], known: &[&str]) -> Result<Filter> {
-        let parse = |text: &S| match text.as_ref() {
-            "" => Ok(None),
-            text => Parser { text, at: 0, known: Some(known) }.selectors().map(Some),
-        };
-        let all: Option<Vec<_>> = texts.iter().map(parse).collect::<Result<_>>()?;
-        Ok(Filter { any: all.unwrap_or_default() })
+        Filter::read(texts, Some(known))
     }
 
     /// Reads filters of which any may match. No filter, or an empty one among them, matches everything.
     pub fn any<S: AsRef<str>>(texts: &[S]) -> Result<Filter> {
-        let parsed: Vec<Filter> = texts.iter().map(|text| Filter::parse(text.as_ref())).collect::<Result<_>>()?;
-        if parsed.iter().any(Filter::is_everything) {
-            return Ok(Filter::everything());
+        Filter::read(texts, None)
+    }
+
+    fn read<S: AsRef<str>>(texts: &[S], known: Option<&[&str]>) -> Result<Filter> {
+        let length: usize = texts.iter().map(|text| text.as_ref().len()).sum();
+        if length > MAX_LENGTH {
+            let why = format!("has {length} bytes, of all that are to match: at most {MAX_LENGTH} are allowed");
+            return Err(Error::invalid("filter", "", why));
         }
-        Ok(Filter { any: parsed.into_iter().flat_map(|filter| filter.any).collect() })
+        let mut room = Room { selectors: MAX_SELECTORS, regexes: MAX_REGEXES };
+        let mut parse = |text: &S| match text.as_ref() {
+            "" => Ok(None),
+            text => Parser { text, at: 0, known, room: &mut room }.selectors().map(Some),
+        };
+        let all: Vec<Option<Vec<_>>> = texts.iter().map(&mut parse).collect::<Result<_>>()?;
+        let any: Option<Vec<_>> = all.into_iter().collect();
+        Ok(Filter { any: any.unwrap_or_default() })
     }
 
     /// Whether there is nothing to ask.
@@ -113,9 +125,16 @@ fn names(known: &str, path: &[String]) -> bool {
     }
 }
 
+/// What may still be asked for.
+struct Room {
+    selectors: usize,
+    regexes: usize,
+}
+
 struct Parser<'t> {
     text: &'t str,
     at: usize,
+    room: &'t mut Room,
     /// The fields that there are, where that is known.
     known: Option<&'t [&'t str]>,
 }
@@ -136,6 +155,9 @@ impl Parser<'_> {
     fn selector(&mut self) -> Result<Selector> {
         self.skip_space();
         let start = self.at;
+        self.room.selectors = self.room.selectors.checked_sub(1).ok_or_else(|| {
+            self.error(start, format!("too much is asked for: at most {MAX_SELECTORS} selectors, of all filters"))
+        })?;
         let mut path = vec![self.field()?];
         while self.peek() == Some('.') {
             self.at += 1;
@@ -153,6 +175,10 @@ impl Parser<'_> {
                 _ => {
                     self.skip_space();
                     let start = self.at;
+                    self.room.regexes = self.room.regexes.checked_sub(1).ok_or_else(|| {
+                        let most = format!("at most {MAX_REGEXES} regular expressions are allowed, of all filters");
+                        self.error(start, most)
+                    })?;
                     let pattern = self.value(&['"', '/', '|'])?;
                     // The reference says nothing and never matches.
                     let regex = RegexBuilder::new(&pattern).size_limit(MAX_REGEX).build();
@@ -315,6 +341,26 @@ mod tests {
             record("bazo", "abc", &[]),
             record("compound", "", &[("foo", "omg_asdf.asdf-qwer")]),
         ]
+    }
+
+    #[test]
+    fn what_is_asked_for_is_bounded() {
+        let many = |n: usize, one: &str| vec![one; n].join(",");
+        let said = |texts: &[String]| Filter::any(texts).map(drop).map_err(|e| (e.code, e.message));
+        said(&[many(256, "name==a")]).unwrap();
+        said(&[many(8, "name~=a")]).unwrap();
+        for (texts, why) in [
+            (vec![many(257, "name==a")], "at most 256 selectors"),
+            (vec![many(200, "name"), many(57, "name")], "at most 256 selectors"),
+            (vec![many(9, "name~=a")], "at most 8 regular expressions"),
+            (vec!["name~=a".into(); 9], "at most 8 regular expressions"),
+            (vec!["name~=(a{1000}){1000}".into()], "not a regular expression"),
+            (vec![format!("name=={}", "a".repeat(16 << 10))], "at most 16384 are allowed"),
+            (vec![format!("name=={}", "a".repeat(9 << 10)); 2], "at most 16384 are allowed"),
+        ] {
+            let (code, message) = said(&texts).unwrap_err();
+            assert!(code == Code::InvalidArgument && message.contains(why), "{message}");
+        }
     }
 
     fn chosen(filter: &Filter) -> Vec<usize> {

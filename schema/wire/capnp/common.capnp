@@ -91,6 +91,14 @@
 # more that wait for a promise, 4,096 objects that are not released, 64 subscriptions, and 16 MiB in the messages of all its
 # calls: over that it is told `resource_exhausted`, and cut. Release objects that you don't need. With 4 MiB of answers unread
 # nothing more is read from you until you take some.
+# A block of a list that is not the last may have fewer items than were asked for, or none: the daemon looks for so long at most. A
+# connection has at most 256 cursors. The filters of a list have at most 16 KiB, 256 selectors and 8 regular expressions, all
+# together.
+#
+# PIPELINING: a call may be made on an answer to come, and passed one as an argument, up to 64 deep; what is deeper fails with
+# resource_exhausted, and so does a connection that leaves more than 16 MiB of answers unfinished. Results are never kept here for a
+# later call (`sendResultsTo.yourself` is unimplemented), and a promise that resolves to another promise, or to an answer to come, stays a
+# promise (`Resolve` is unimplemented for it).
 #
 # CANCELLING: dropping the promise of a call cancels it where it waits. Work that must finish (a commit, a pull) is not
 # undone by that.

@@ -9,7 +9,8 @@ use std::{
     cell::RefCell,
     collections::{BTreeMap, VecDeque},
     io::{self, IoSlice, IoSliceMut},
-    os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+    mem::MaybeUninit,
+    os::fd::{AsRawFd, OwnedFd, RawFd},
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
@@ -17,13 +18,16 @@ use std::{
 
 use cofferdam_types::{Error, Result};
 use futures::{AsyncRead, AsyncWrite};
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 use tokio::{io::Interest, net::UnixStream};
 
 /// How many received descriptors may wait to be taken.
 pub const PARKED: usize = 64;
-/// How many go with one byte: well below the kernel's SCM_MAX_FD (253).
+/// How many go with one byte: well below what the kernel lets through.
 const PER_BYTE: usize = 16;
+/// How many can come with one byte, whatever the sender is: the kernel's SCM_MAX_FD.
+const MOST: usize = 253;
 
 #[derive(Debug, Default)]
 struct State {
@@ -88,21 +92,21 @@ impl AsyncRead for Reader {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         loop {
             ready!(self.stream.poll_read_ready(cx))?;
-            let mut space = nix::cmsg_space!([RawFd; PARKED]);
             let received = self.stream.try_io(Interest::READABLE, || {
+                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
+                let mut control = RecvAncillaryBuffer::new(&mut space);
                 let mut iov = [IoSliceMut::new(buf)];
-                let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
-                let message = recvmsg::<()>(self.stream.as_raw_fd(), &mut iov, Some(&mut space), flags)?;
-                for control in message.cmsgs()? {
-                    if let ControlMessageOwned::ScmRights(received) = control {
-                        for fd in received {
-                            // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
-                            self.fds.park(unsafe { OwnedFd::from_raw_fd(fd) });
-                        }
+                let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+                let message = recvmsg(&self.stream, &mut iov, &mut control, flags)?;
+                // First: those that have come are somebody's, also where others were lost on the way.
+                for received in control.drain() {
+                    if let RecvAncillaryMessage::ScmRights(fds) = received {
+                        fds.for_each(|fd| self.fds.park(fd));
                     }
                 }
-                if message.flags.contains(MsgFlags::MSG_CTRUNC) {
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, "too many descriptors on one byte"));
+                if message.flags.contains(ReturnFlags::CTRUNC) {
+                    let why = "descriptors were lost: this process may have no more of them";
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, why));
                 }
                 Ok(message.bytes)
             });
@@ -206,6 +210,25 @@ mod tests {
                 assert_eq!(text, [n as u8]);
             }
             assert!(received.take(0).is_err(), "a number is good once");
+        });
+    }
+
+    // As many as the kernel lets through with one byte, again and again: none is lost sight of.
+    #[test]
+    fn a_crowd_on_one_byte_is_parked_and_the_rest_closed() {
+        run(async |a, b| {
+            let (mut reader, _, received) = split(b);
+            let (read, write) = nix::unistd::pipe().unwrap();
+            let crowd = vec![write.as_raw_fd(); MOST];
+            for _ in 0..3 {
+                let iov = [IoSlice::new(b"x")];
+                sendmsg::<()>(a.as_raw_fd(), &iov, &[ControlMessage::ScmRights(&crowd)], MsgFlags::empty(), None)
+                    .unwrap();
+                reader.read_exact(&mut [0]).await.unwrap();
+            }
+            assert_eq!(received.parked(), PARKED);
+            drop((write, reader, received));
+            assert_eq!(File::from(read).read(&mut [0]).unwrap(), 0, "one is open that nobody has");
         });
     }
 

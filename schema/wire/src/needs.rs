@@ -34,6 +34,29 @@ pub struct Method {
 }
 
 include!(concat!(env!("OUT_DIR"), "/needs.rs"));
+include!(concat!(env!("OUT_DIR"), "/shapes.rs"));
+
+/// What a method takes and gives, for who calls it without knowing it.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// The interface that declares the method.
+    pub interface: u64,
+    /// The ordinal there.
+    pub method: u16,
+    /// Words of data in its parameters.
+    pub data: u16,
+    /// Pointers in its parameters.
+    pub pointers: u16,
+    /// Those of them that are texts.
+    pub texts: &'static [u32],
+    /// The objects that it gives: where they stand in its results, and their interfaces.
+    pub gives: &'static [(u32, u64)],
+}
+
+/// What a method takes and gives; none where there is no such method.
+pub fn shape(interface: u64, method: u16) -> Option<&'static Shape> {
+    SHAPES.iter().find(|shape| (shape.interface, shape.method) == (interface, method))
+}
 
 /// What a method needs; none where there is no such method.
 pub fn needs(interface: u64, method: u16) -> Option<Right> {
@@ -64,12 +87,15 @@ mod tests {
         assert_eq!(needs(shim_capnp::shim::Client::TYPE_ID, 0), None, "a shim is no affair of clients");
         for method in METHODS {
             assert_eq!(needs(method.interface, method.method), Some(method.needs), "{}", method.name);
+            assert!(shape(method.interface, method.method).is_some(), "{}", method.name);
             assert_eq!(leaves(method.interface, method.method), method.leaves, "{}", method.name);
         }
         // A task is a process and more.
         let task = container_capnp::task::Client::TYPE_ID;
         let of_task: BTreeSet<_> = METHODS.iter().filter(|m| m.own == task).map(|m| m.name).collect();
         assert!(of_task.contains("Task.exec") && of_task.contains("Task.kill"), "{of_task:?}");
+        let shape = shape(root, 0).unwrap();
+        assert_eq!(shape.gives, [(0, gate_capnp::namespaces::Client::TYPE_ID)]);
         let names: BTreeSet<_> = METHODS.iter().map(|method| method.name).collect();
         assert_eq!(names.len(), METHODS.len());
     }

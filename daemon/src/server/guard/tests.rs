@@ -54,7 +54,7 @@ fn guarded(deadline: Option<Duration>) -> Setup {
 fn guarded_with(held: Held) -> Setup {
     let meter: Rc<Meter> = Rc::default();
     let dispatch = <system::Client as FromServer<Trouble>>::from_server(Rc::new(Trouble));
-    let counted = meter.begin_object().unwrap();
+    let counted = (meter.begin_object().unwrap(), None);
     let own = <system::Client as HasTypeId>::TYPE_ID;
     let object = guard(dispatch, own, meter.clone(), counted, Rc::new(held.clone()), None, None);
     let (ours, theirs) = UnixStream::pair().unwrap();
@@ -139,7 +139,7 @@ fn every_method_is_refused_without_its_right_and_let_through_with_it() {
             let caveats = Caveats { rights, ..Caveats::none() };
             let (meter, came): (Rc<Meter>, Rc<std::cell::Cell<usize>>) = Default::default();
             let held = Held { reach: Reach::of(&caveats), ..held(None) };
-            let counted = meter.begin_object().unwrap();
+            let counted = (meter.begin_object().unwrap(), None);
             let object = guard(Anything(came.clone()), method.own, meter, counted, Rc::new(held), None, None);
             let client = capnp::capability::Client::new(object.into_client_hook());
             let call = client.new_call::<any_pointer::Owned, any_pointer::Owned>(method.interface, method.method, None);
@@ -248,7 +248,7 @@ fn a_streaming_method_stays_one() {
     run(async || {
         let meter: Rc<Meter> = Rc::default();
         let dispatch = <byte_stream::Client as FromServer<Sink>>::from_server(Rc::new(Sink));
-        let counted = meter.begin_object().unwrap();
+        let counted = (meter.begin_object().unwrap(), None);
         let own = <byte_stream::Client as HasTypeId>::TYPE_ID;
         let object = guard(dispatch, own, meter.clone(), counted, Rc::new(held(None)), None, None);
         let client: byte_stream::Client = FromClientHook::new(object.into_client_hook());

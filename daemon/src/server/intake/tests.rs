@@ -14,7 +14,7 @@ use futures::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
 use super::*;
-use crate::server::{guard::guard, reach::Reach, session::Held};
+use crate::server::{guard::guard, reach::Reach, session::Held, share::Share};
 
 /// `enter` never answers, `hello` answers at length.
 struct Slow {
@@ -50,7 +50,11 @@ struct Setup {
 }
 
 fn served(server: UnixStream, client: UnixStream) -> Setup {
-    let (meter, answered): (Rc<Meter>, Rc<Cell<usize>>) = Default::default();
+    served_of(Rc::default(), server, client)
+}
+
+fn served_of(meter: Rc<Meter>, server: UnixStream, client: UnixStream) -> Setup {
+    let answered: Rc<Cell<usize>> = Rc::default();
     let (grant, reach) = (Live::new(), Reach::everything());
     let held = Held {
         authority: Authority::system(),
@@ -64,7 +68,7 @@ fn served(server: UnixStream, client: UnixStream) -> Setup {
     };
     let object = Rc::new(Slow { answered: answered.clone() });
     let dispatch = <gate_capnp::gate::Client as FromServer<Slow>>::from_server(object);
-    let (own, counted) = (<gate_capnp::gate::Client as HasTypeId>::TYPE_ID, meter.begin_object().unwrap());
+    let (own, counted) = (<gate_capnp::gate::Client as HasTypeId>::TYPE_ID, (meter.begin_object().unwrap(), None));
     let object = guard(dispatch, own, meter.clone(), counted, Rc::new(held), None, None);
     let tap = |reader| Tap::new(reader, meter.clone());
     let (network, _) = connect::network_through(server, Side::Server, connect::MESSAGE, tap);
@@ -119,6 +123,34 @@ fn their_bytes_are_counted() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let setup = served(ours, theirs);
         assert_eq!(until_refused(&setup, 40, &"x".repeat(900 << 10)).await, (16 << 20) / (900 << 10));
+    });
+}
+
+#[test]
+fn what_a_grants_connections_keep_is_counted_together() {
+    run(async || {
+        let share = Share::new(3500 << 10, None);
+        let of_it = || {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            served_of(Meter::new(Default::default(), Some(share.clone())), ours, theirs)
+        };
+        let (first, second, third) = (of_it(), of_it(), of_it());
+        let text = "x".repeat(900 << 10);
+        // Within the budget of a connection, and the share is used up.
+        let root = first.client.enter_request().send().pipeline.get_root();
+        let never: system::Client = root.system_request().send().pipeline.get_system();
+        let kept: Vec<_> = (0..4)
+            .map(|_| {
+                let mut request = never.crash_request();
+                request.get().set_actor(&text);
+                request.send()
+            })
+            .collect();
+        first.client.hello_request().send().promise.await.unwrap();
+        assert_eq!(until_refused(&second, 40, &text).await, 0);
+        assert_eq!(until_refused(&third, 40, &text).await, 0, "what was refused is not kept");
+        first.client.hello_request().send().promise.await.expect("it goes on");
+        drop(kept);
     });
 }
 
@@ -189,11 +221,11 @@ fn who_does_not_read_is_not_read_from() {
 #[test]
 fn chunks_of_a_stream_count_by_their_bytes() {
     let meter: Rc<Meter> = Rc::default();
-    let chunks: Vec<_> = (0..5000).map(|_| meter.keep(true).unwrap()).collect();
-    let calls: Vec<_> = (0..1024).map(|_| meter.keep(false).unwrap()).collect();
-    assert!(meter.keep(false).is_none());
+    let chunks: Vec<_> = (0..5000).map(|_| meter.keep(true, 0).unwrap()).collect();
+    let calls: Vec<_> = (0..1024).map(|_| meter.keep(false, 0).unwrap()).collect();
+    assert!(meter.keep(false, 0).is_none());
     meter.arrives(16 << 20);
-    assert!(meter.keep(true).is_none());
+    assert!(meter.keep(true, 0).is_none());
     drop((chunks, calls));
     assert!(meter.is_idle());
 }

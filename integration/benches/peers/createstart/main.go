@@ -119,10 +119,31 @@ func records(ctx context.Context, client *containerd.Client, n int) error {
 	return nil
 }
 
-func report(what string, of []float64) {
+// What a call takes that does nothing: each sample is the mean of as many as our bench makes.
+func versions(ctx context.Context, client *containerd.Client, n int) error {
+	const calls = 2000
+	var samples []float64
+	for i := -1; i < n; i++ {
+		begin := time.Now()
+		for j := 0; j < calls; j++ {
+			if _, err := client.Version(ctx); err != nil {
+				return err
+			}
+		}
+		if i >= 0 {
+			samples = append(samples, float64(time.Since(begin).Nanoseconds())/1000/calls)
+		}
+	}
+	reportIn("version", "us", samples)
+	return nil
+}
+
+func report(what string, of []float64) { reportIn(what, "ms", of) }
+
+func reportIn(what, unit string, of []float64) {
 	sort.Float64s(of)
 	json.NewEncoder(os.Stdout).Encode(map[string]interface{}{
-		"peer": "containerd", "what": what, "unit": "ms", "n": len(of),
+		"peer": "containerd", "what": what, "unit": unit, "n": len(of),
 		"min": of[0], "median": of[len(of)/2], "max": of[len(of)-1], "samples": of,
 	})
 }
@@ -132,6 +153,7 @@ func main() {
 	reference := flag.String("image", "", "an image that is unpacked already")
 	n := flag.Int("n", 20, "how often")
 	only := flag.Int("records", 0, "make and list so many records of containers, and nothing else")
+	called := flag.Int("versions", 0, "ask for its version, in so many rounds, and nothing else")
 	flag.Parse()
 
 	client, err := containerd.New(*address)
@@ -142,6 +164,12 @@ func main() {
 	ctx := namespaces.WithNamespace(context.Background(), "default")
 	if *only > 0 {
 		if err := records(ctx, client, *only); err != nil {
+			log.Fatal(err)
+		}
+		return
+	}
+	if *called > 0 {
+		if err := versions(ctx, client, *called); err != nil {
 			log.Fatal(err)
 		}
 		return
