@@ -225,7 +225,13 @@ impl Run {
     /// Gives the terminal another size.
     pub async fn resize(&self, rows: u16, columns: u16) -> Result<()> {
         self.size.set(Some((rows, columns)));
-        self.on_task(|task| task.resize(rows, columns)).await
+        // One that is asked for again, since its answer was lost, must not come behind a later one with what was before.
+        let latest = || self.size.get().unwrap_or((rows, columns));
+        self.on_task(|task| {
+            let (rows, columns) = latest();
+            task.resize(rows, columns)
+        })
+        .await
     }
 
     /// The container on the connection of the moment.

@@ -5,8 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cofferdam_client::{Container, Task, is_lost};
-use cofferdam_integration::{Daemon, binary, until};
+use cofferdam_client::{Container, ProcessOptions, Stdio, Task, is_lost};
+use cofferdam_integration::{Daemon, binary, until, until_async};
 
 use crate::{
     place::{end, runs},
@@ -54,7 +54,15 @@ pub async fn daemon_restart_with_running_shim(daemon: &Daemon) {
 pub async fn shim_sigkilled(daemon: &Daemon) {
     let mut quickest = Duration::MAX;
     for id in ["one", "two", "three"] {
-        let (container, task, pid) = asleep(daemon, id).await;
+        let (container, task, _) = asleep(daemon, id).await;
+        // All of its cgroup: what the first process started, and what came beside it.
+        let family = ProcessOptions {
+            args: ["sh", "-c", "sleep 1000 & sleep 1000"].map(String::from).into(),
+            ..Default::default()
+        };
+        task.exec("family", &family, Stdio::default()).start().await.unwrap();
+        let pids =
+            until_async("all run", async || Some(task.pids().await.unwrap()).filter(|pids| pids.len() == 4)).await;
         let system = daemon.client().await.system();
         let shim = system.shims().all().await.unwrap().remove(0);
         let shim = system.shim(&shim.id).await.unwrap().pid;
@@ -62,7 +70,7 @@ pub async fn shim_sigkilled(daemon: &Daemon) {
         task.state().await.unwrap();
         let killed = Instant::now();
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim as i32), nix::sys::signal::SIGKILL).unwrap();
-        until("the container's process ends", || (!runs(pid)).then_some(()));
+        until("the container's processes end", || (!pids.iter().any(|pid| runs(*pid))).then_some(()));
         quickest = quickest.min(killed.elapsed());
         let exit = wait.await.unwrap();
         assert_eq!((exit.status, &*exit.reason), (137, "shim lost"));

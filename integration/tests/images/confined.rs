@@ -63,7 +63,11 @@ impl Jail {
         let mut root = names(self.world.daemon.root());
         // It is made some time after the start.
         root.retain(|name| name != "reserve");
-        assert_eq!(root, ["checkpoints", "content", "events", "logs", "meta.redb", "snapshots", "trash"], "{what}");
+        assert_eq!(
+            root,
+            ["audit", "checkpoints", "content", "events", "logs", "meta.redb", "snapshots", "trash"],
+            "{what}"
+        );
     }
 
     async fn import(&self, picture: &Picture, driver: &str) -> Result<String> {

@@ -189,3 +189,35 @@ fn each_method_of_an_exec_in_each_state() {
         box_.remove(true).await.unwrap();
     });
 }
+
+#[test]
+fn of_many_deletions_at_once_each_gives_the_exit_or_finds_nothing() {
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    bounded(async {
+        let namespace = daemon.open().await;
+        let container = crate::container(&namespace, "box", "exit 7");
+        for _ in 0..5 {
+            let task = container.create_task(Stdio::default(), false);
+            task.start().await.unwrap();
+            let exit = task.wait().await.unwrap();
+            let mut all = Vec::new();
+            for _ in 0..8 {
+                all.push(daemon.open().await.containers().get("box").task());
+            }
+            let deleted = futures::future::join_all(all.iter().map(|task| task.delete())).await;
+            assert!(deleted.iter().any(Result::is_ok), "{deleted:?}");
+            for deleted in deleted {
+                match deleted {
+                    Ok(told) => assert_eq!(told, exit),
+                    Err(error) => assert_eq!(error.code, Code::NotFound, "{error}"),
+                }
+            }
+            // However often it is said.
+            assert_eq!(task.delete().await.unwrap_err().code, Code::NotFound);
+        }
+        container.remove(false).await.unwrap();
+        assert_eq!(container.remove(true).await.unwrap_err().code, Code::NotFound);
+    });
+    daemon.settles(&before);
+}

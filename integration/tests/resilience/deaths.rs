@@ -381,6 +381,8 @@ fn a_stopped_shim_keeps_nobody_waiting() {
     bounded(async {
         let (request, file) = ends_when_told(&daemon, "box");
         let (run, pid) = start(&daemon.client().await, request).await;
+        let (request, others_file) = ends_when_told(&daemon, "other");
+        let (other, _) = start(&daemon.client().await, request).await;
         let shim = shim_of(pid);
         send(shim, Signal::SIGSTOP);
         let container = daemon.open().await.containers().get("box");
@@ -388,8 +390,27 @@ fn a_stopped_shim_keeps_nobody_waiting() {
         let options = cofferdam_client::ProcessOptions { args: vec!["true".into()], ..Default::default() };
         let exec = task.exec("more", &options, Stdio::default());
         let began = Instant::now();
-        let (killed, paused, pids, started) =
-            tokio::join!(task.kill(10, false), task.pause(), task.pids(), exec.start());
+        let blocked = async { tokio::join!(task.kill(10, false), task.pause(), task.pids(), exec.start()) };
+        // What goes on with other containers is over before they are told.
+        let others = async {
+            let exec = other.task().exec("more", &options, Stdio::default());
+            exec.start().await.unwrap();
+            assert_eq!(exec.wait().await.unwrap().status, 0);
+            assert!(!other.task().pids().await.unwrap().is_empty());
+            tell(&others_file, 4);
+            assert_eq!(other.wait().await.unwrap().status, 4);
+            let (request, file) = ends_when_told(&daemon, "new");
+            let (new, _) = start(&daemon.client().await, request).await;
+            tell(&file, 5);
+            assert_eq!(new.wait().await.unwrap().status, 5);
+        };
+        let mut blocked = std::pin::pin!(blocked);
+        tokio::select! {
+            biased;
+            _ = &mut blocked => panic!("the others had to wait"),
+            () = others => {}
+        }
+        let (killed, paused, pids, started) = blocked.await;
         for error in [killed.unwrap_err(), paused.unwrap_err(), pids.unwrap_err(), started.unwrap_err()] {
             assert_eq!(error.code, Code::Unavailable, "{error}");
             assert!(error.message.contains("doesn't answer"), "{error}");

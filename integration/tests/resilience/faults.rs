@@ -33,6 +33,8 @@ struct Faults {
     kinds: &'static [&'static str],
     verbs: &'static [&'static str],
     one_in: u64,
+    /// Of how many strikes one is at the daemon.
+    daemon_in: u64,
 }
 
 impl Faults {
@@ -64,7 +66,7 @@ impl Faults {
             pause,
             strike: Box::new(move |random| {
                 let spare = random.below(32) != 0;
-                kill_one(daemon, random, |pid| spare && hangs(pid))
+                kill_one(daemon, random, self.daemon_in, |pid| spare && hangs(pid))
             }),
             accounts_for: |life, outcome| match outcome {
                 // One that could not be started is killed: it would look as if it ran.
@@ -90,14 +92,19 @@ fn each_run_has_one_end_though_the_runtime_hangs() {
     let daemon = Daemon::with_busybox();
     let name = "a runtime that hangs";
     // At a deletion the daemon's own patience ends first; at the others a deadline of half a minute strikes.
-    let faults = Faults { kinds: &["hang"], verbs: if is_long() { VERBS } else { &["delete"] }, one_in: count(40, 3) };
+    let faults = Faults {
+        kinds: &["hang"],
+        verbs: if is_long() { VERBS } else { &["delete"] },
+        one_in: count(40, 3),
+        daemon_in: count(10, 15),
+    };
     faults.rage(&daemon, name, count(2000, 8), Duration::from_secs(count(2, 30)));
 }
 
 #[test]
 fn each_run_has_one_end_though_the_runtime_fails() {
     let daemon = Daemon::with_busybox();
-    let faults = Faults { kinds: &["refuse", "halfway"], verbs: VERBS, one_in: 2 };
+    let faults = Faults { kinds: &["refuse", "halfway"], verbs: VERBS, one_in: 2, daemon_in: count(40, 15) };
     faults.rage(&daemon, "a runtime that fails half-way", count(2000, 24), Duration::from_millis(200));
 }
 
@@ -149,7 +156,7 @@ fn each_run_has_one_end_though_the_disk_fills_up() {
         pause: Duration::from_millis(100),
         strike: Box::new(move |random| {
             if random.below(4) != 0 {
-                return kill_one(host, random, |_| false);
+                return kill_one(host, random, count(40, 15), |_| false);
             }
             match neighbour.0.take() {
                 Some(filler) => fs::remove_file(filler).unwrap(),

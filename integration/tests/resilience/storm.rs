@@ -78,9 +78,9 @@ fn is_ordinary(life: &Life, outcome: &Result<Exit>) -> bool {
     }
 }
 
-/// Kills the daemon, which comes back, or a shim, which doesn't, unless it is to be spared; one that has just ended by
+/// Kills the daemon (once in so many times), which comes back, or a shim, which doesn't, unless it is to be spared; one that has just ended by
 /// itself is let be.
-pub fn kill_one(daemon: &Daemon, random: &mut Random, spared: impl Fn(i32) -> bool) -> &'static str {
+pub fn kill_one(daemon: &Daemon, random: &mut Random, daemon_in: u64, spared: impl Fn(i32) -> bool) -> &'static str {
     let mut shims = processes(&daemon.state());
     shims.retain(|(_, name)| name == "coffer-shim");
     // A child that is about to execute something else looks like its shim.
@@ -90,7 +90,7 @@ pub fn kill_one(daemon: &Daemon, random: &mut Random, spared: impl Fn(i32) -> bo
     if shims.is_empty() {
         return "strikes at nothing";
     }
-    if random.below(count(40, 15)) == 0 {
+    if random.below(daemon_in) == 0 {
         daemon.restart();
         return "daemons killed";
     }
@@ -171,6 +171,9 @@ impl Storm<'_> {
             std::thread::sleep(Duration::from_millis(5));
         }
         report(name, &told, &strikes, took);
+        // A storm without one of them would show nothing of it.
+        let both = ["daemons killed", "shims killed"].iter().all(|what| strikes.contains_key(what));
+        assert!(both || !is_long(), "{strikes:?}");
     }
 }
 
@@ -307,7 +310,7 @@ fn each_run_has_one_end_whatever_is_killed() {
         name: "the native runtime",
         lives: (0..count(2000, 60)).map(|n| Life::random(&mut random, format!("s{n}"))).collect(),
         pause: Duration::from_millis(50),
-        strike: Box::new(|random| kill_one(&daemon, random, |_| false)),
+        strike: Box::new(|random| kill_one(&daemon, random, count(40, 15), |_| false)),
         accounts_for: |_, _| false,
     };
     storm.rage(&daemon);
