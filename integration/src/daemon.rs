@@ -44,6 +44,8 @@ pub struct Daemon {
     unified: bool,
     /// A network namespace that it runs in, in place of the test's.
     netns: Option<File>,
+    /// Where its programs lie, if it has copies of its own.
+    programs: Option<PathBuf>,
 }
 
 impl Daemon {
@@ -54,7 +56,7 @@ impl Daemon {
 
     /// Starts one with more flags.
     pub fn with_flags(flags: &'static [&'static str]) -> Daemon {
-        Daemon::new(flags, false, None)
+        Daemon::new(flags, false, None).begin()
     }
 
     /// Starts one, with busybox, in a network namespace of its own, so that what its plugins do to the host's network is
@@ -65,7 +67,7 @@ impl Daemon {
             cofferdam_sys::network::loopback_up().expect("a loopback");
             File::open("/proc/thread-self/ns/net").expect("its own")
         });
-        let daemon = Daemon::new(flags, false, Some(thread.join().expect("it doesn't panic")));
+        let daemon = Daemon::new(flags, false, Some(thread.join().expect("it doesn't panic"))).begin();
         daemon.import_busybox();
         daemon
     }
@@ -77,10 +79,14 @@ impl Daemon {
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).expect("its mode");
         let namespace = format!("t{}-n{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let log = std::env::var("COFFERD_LOG").unwrap_or_else(|_| "info".into());
-        let daemon = Daemon { dir, namespace, child: Mutex::new(None), log, flags, unified, netns };
-        daemon.restart();
-        daemon.create_namespace();
-        daemon
+        Daemon { dir, namespace, child: Mutex::new(None), log, flags, unified, netns, programs: None }
+    }
+
+    /// The first start.
+    fn begin(self) -> Daemon {
+        self.restart();
+        self.create_namespace();
+        self
     }
 
     /// Makes the test's namespace, on a root that has none.
@@ -100,9 +106,35 @@ impl Daemon {
     /// The same on a host that has nothing but cgroup v2, as far as it can see: in a mount namespace of its own. The
     /// groups are those that this host's v2 hierarchy has too.
     pub fn unified_with_busybox() -> Daemon {
-        let daemon = Daemon::new(&[], true, None);
+        let daemon = Daemon::new(&[], true, None).begin();
         daemon.import_busybox();
         daemon
+    }
+
+    /// One that has busybox and runs copies of the programs, which can be replaced: see [`Daemon::upgrade`].
+    pub fn installed_with_busybox() -> Daemon {
+        let mut daemon = Daemon::new(&[], false, None);
+        let programs = daemon.path().join("bin");
+        std::fs::create_dir(&programs).expect("a directory for its programs");
+        daemon.programs = Some(programs);
+        daemon.upgrade();
+        let daemon = daemon.begin();
+        daemon.import_busybox();
+        daemon
+    }
+
+    /// Puts new files in the place of its programs, as a package manager does: what runs goes on from files without a name.
+    pub fn upgrade(&self) {
+        for name in ["cofferd", "coffer-shim"] {
+            let (place, new) = (self.program(name), self.path().join("new"));
+            std::fs::copy(binary(name), &new).expect("a copy of a program");
+            std::fs::rename(&new, place).expect("the copy is put in its place");
+        }
+    }
+
+    /// The file of one of the programs that it is started from.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.programs.as_ref().map_or_else(|| binary(name), |dir| dir.join(name))
     }
 
     /// Imports busybox from its root file system.
@@ -230,9 +262,9 @@ impl Daemon {
         let began = Instant::now();
         let log = File::options().create(true).append(true).open(self.dir.path().join("log")).expect("its log");
         let (configs, plugins) = self.networks();
-        let mut command = Command::new(if self.unified { "unshare".into() } else { binary("cofferd") });
+        let mut command = Command::new(if self.unified { "unshare".into() } else { self.program("cofferd") });
         if self.unified {
-            command.args(["--mount", "--propagation", "private", "sh", "-ec", UNIFIED]).arg(binary("cofferd"));
+            command.args(["--mount", "--propagation", "private", "sh", "-ec", UNIFIED]).arg(self.program("cofferd"));
         }
         if let Some(netns) = self.netns.as_ref().map(|netns| netns.as_raw_fd()) {
             let enter = move || {
@@ -249,7 +281,7 @@ impl Daemon {
             .arg("--state")
             .arg(self.state())
             .arg("--shim")
-            .arg(binary("coffer-shim"))
+            .arg(self.program("coffer-shim"))
             .arg("--cni-config")
             .arg(configs)
             .arg("--cni-plugins")

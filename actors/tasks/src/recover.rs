@@ -98,7 +98,7 @@ pub(crate) fn entry(deps: &Deps, ns: &Namespace, task: &Task) -> Rc<Entry> {
 }
 
 /// Asks the task's shim, for as long as it lives. `None`: there is none any more, and the entry says how the task
-/// ended; or there is nothing to be had from it.
+/// ended. One that can't be talked to is waited for to its end.
 pub(crate) async fn find(deps: &Deps, entry: &Rc<Entry>) -> Option<Connection> {
     let mut asking = std::pin::pin!(ask(deps, entry));
     let answer = match tokio::time::timeout(ANSWER, asking.as_mut()).await {
@@ -115,6 +115,17 @@ pub(crate) async fn find(deps: &Deps, entry: &Rc<Entry>) -> Option<Connection> {
         Err(error) if error.code == Code::Unimplemented => {
             tracing::error!(container = %entry.id, shim = %entry.shim, %error, "its shim can't be talked to");
             entry.link.mute(format!("its shim {}", error.message));
+            // Its end can be seen without a word.
+            if let Ok(connection) = shim::find(&deps.layout, &entry.shim) {
+                tokio::select! {
+                    biased;
+                    () = connection.ended.clone() => {}
+                    () = entry.link.lost() => return None,
+                }
+            }
+            if !entry.removing.get() {
+                lost(deps, entry).await;
+            }
             None
         }
         Err(error) => {

@@ -175,12 +175,20 @@ pub(crate) async fn hello(shim: &shim::Client) -> Result<()> {
     request.get().set_version(SHIM_VERSION);
     request.get().init_features(0);
     let answer = request.send().promise.await.map_err(from_shim)?;
-    let version = answer.get().map_err(from_shim)?.get_version();
-    if version == 0 || version > SHIM_VERSION {
-        let why = format!("speaks version {version} of the protocol; this daemon speaks {SHIM_VERSION} and older");
-        return Err(Error::unimplemented("shim", "", why));
+    spoken(answer.get().map_err(from_shim)?.get_version(), SHIM_VERSION)
+}
+
+/// Whether a daemon of version `ours` speaks with a shim of version `theirs`. All versions before its own it does: what
+/// they lack is not asked of them. What a later one would take for granted it can't know.
+fn spoken(theirs: u32, ours: u32) -> Result<()> {
+    if (1..=ours).contains(&theirs) {
+        return Ok(());
     }
-    Ok(())
+    let why = format!(
+        "speaks version {theirs} of the protocol, this daemon speaks {ours} and older: start the daemon of the release \
+         that the container was started by, or remove the container by force"
+    );
+    Err(Error::unimplemented("shim", "", why))
 }
 
 /// What a call to a shim failed with. That its connection broke is no news of the client's own connection, which the
@@ -259,7 +267,44 @@ fn kill_in(dir: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use cofferdam_wire::shim_capnp::shim::{HelloParams, HelloResults, Server};
+
     use super::*;
+
+    /// A shim of some version, or of one before `hello`.
+    struct Other(Option<u32>);
+
+    impl Server for Other {
+        async fn hello(self: Rc<Self>, params: HelloParams, mut results: HelloResults) -> capnp::Result<()> {
+            let Some(version) = self.0 else { return Err(capnp::Error::unimplemented("hello".into())) };
+            assert_eq!(params.get()?.get_version(), SHIM_VERSION, "it is told who asks");
+            results.get().set_version(version);
+            Ok(())
+        }
+    }
+
+    fn answer(version: Option<u32>) -> Result<()> {
+        futures::executor::block_on(hello(&capnp_rpc::new_client(Other(version))))
+    }
+
+    #[test]
+    fn every_version_up_to_ours_is_spoken() {
+        (1..=SHIM_VERSION).for_each(|version| answer(Some(version)).unwrap());
+        // As it will be when there has been more than one.
+        (1..=7).for_each(|version| spoken(version, 7).unwrap());
+    }
+
+    #[test]
+    fn a_version_that_is_not_spoken_is_refused_with_what_to_do() {
+        for version in [0, SHIM_VERSION + 1, u32::MAX] {
+            let error = answer(Some(version)).unwrap_err();
+            assert_eq!((error.code, &*error.kind), (Code::Unimplemented, "shim"));
+            let named = error.message.contains(&format!("version {version} of"));
+            assert!(named && error.message.contains("remove the container by force"), "{error}");
+        }
+        assert_eq!(spoken(8, 7).unwrap_err().code, Code::Unimplemented);
+        assert_eq!(answer(None).unwrap_err().code, Code::Unimplemented);
+    }
 
     #[test]
     fn what_runs_in_a_bundle_is_outlived() {

@@ -25,6 +25,7 @@ mod states;
 mod stop;
 mod streams;
 mod terminal;
+mod upgrade;
 mod userns;
 mod walk;
 

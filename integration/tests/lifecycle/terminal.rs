@@ -9,7 +9,7 @@ use cofferdam_types::Code;
 use crate::{script, start};
 
 /// A terminal of ours as a process's streams: who sits at it, and what the process is given.
-fn sit_down(size: (u16, u16)) -> (OwnedFd, Arrivals, Stdio) {
+pub fn sit_down(size: (u16, u16)) -> (OwnedFd, Arrivals, Stdio) {
     let (master, slave) = terminal();
     let screen = Arrivals::new(master.try_clone().unwrap());
     let stdio =
