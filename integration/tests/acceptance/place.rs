@@ -202,6 +202,14 @@ pub async fn end(task: &Task) {
 
 /// Whether a process runs; one that ended and is not yet taken in doesn't.
 pub fn runs(pid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|stat| !stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X'])))
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let Some((_, rest)) = stat.rsplit_once(')') else { return false };
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    // One that exits runs nothing any more. The first of a PID namespace goes on exiting until the others are reaped, by
+    // whoever inherits them from a shim that was killed: the host's init, when that comes to it.
+    let exits = fields[6].parse::<u32>().unwrap() & PF_EXITING != 0;
+    !exits && !matches!(fields[0], "Z" | "X")
 }
+
+/// Of the flags in /proc/PID/stat (include/linux/sched.h).
+const PF_EXITING: u32 = 4;
