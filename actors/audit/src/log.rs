@@ -220,17 +220,7 @@ impl Log {
         let (first, now, before) = (self.last + 1, self.clock.now(), self.hash);
         let (mut number, mut hash) = (self.last, before);
         let bytes = [chain::head(&before), chain::encode(records, &mut number, &mut hash)?].concat();
-        // None of that name is in the index.
-        let file = self.dir.open(first, OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_TRUNC)?;
-        let written = file
-            .write_all_at(&bytes, 0)
-            .and_then(|()| file.set_modified(system(now)))
-            .and_then(|()| file.sync_all())
-            .and_then(|()| self.dir.sync());
-        if let Err(error) = written {
-            let _ = self.dir.unlink(first);
-            return Err(self.dir.fault("begin a segment of", &error));
-        }
+        let file = self.dir.begin(first, &bytes, now)?;
         if let (Some(old), Some(last)) = (&self.file, self.index.back()) {
             // What was held ahead of its end.
             let _ = old.set_len(last.bytes).and_then(|()| old.set_modified(system(last.newest)));

@@ -231,17 +231,7 @@ impl Journal {
         let (first, now) = (events[0].sequence, self.clock.now());
         let mut bytes = [MAGIC.as_slice(), &[VERSION]].concat();
         bytes.extend(encode(events)?);
-        // A leftover of that name holds nothing that is in the index.
-        let file = self.dir.open(first, OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_TRUNC)?;
-        let written = file
-            .write_all_at(&bytes, 0)
-            .and_then(|()| file.set_modified(system(now)))
-            .and_then(|()| file.sync_all())
-            .and_then(|()| self.dir.sync());
-        if let Err(error) = written {
-            let _ = self.dir.unlink(first);
-            return Err(fault("begin a segment of", &error));
-        }
+        let file = self.dir.begin(first, &bytes, now)?;
         lock(&self.index).push_back(Segment {
             first,
             last: first + events.len() as u64 - 1,

@@ -7,7 +7,7 @@ use cofferdam_kernel::hosted;
 use cofferdam_types::Result;
 
 use crate::{
-    core::Core,
+    core::{Begun, Core},
     messages::{
         Check, Commit, CommitLayers, Discard, Limit, Measure, Prepare, Remove, ReplaceLayer, Reserve, StageAgain,
         StageLayer,
@@ -15,7 +15,17 @@ use crate::{
 };
 
 /// The actor that owns the drivers' directories.
-pub struct SnapshotsActor(pub(crate) Arc<Core>);
+pub struct SnapshotsActor {
+    core: Arc<Core>,
+    /// That of the start, until it begins.
+    sweep: Option<Begun>,
+}
+
+impl SnapshotsActor {
+    pub(crate) fn new(core: Arc<Core>, sweep: Begun) -> SnapshotsActor {
+        SnapshotsActor { core, sweep: Some(sweep) }
+    }
+}
 
 hosted!(SnapshotsActor);
 
@@ -24,8 +34,8 @@ impl Actor for SnapshotsActor {
 
     fn started(&mut self, _ctx: &mut Context<SnapshotsActor>) {
         // Not the context's: it ends although the actor may not live to see it.
-        actix_rt::spawn(self.0.begin_sweep());
-        for driver in self.0.drivers() {
+        self.sweep.take().map(actix_rt::spawn);
+        for driver in self.core.drivers() {
             self.restock(driver);
         }
     }
@@ -33,7 +43,7 @@ impl Actor for SnapshotsActor {
 
 impl SnapshotsActor {
     fn restock(&self, driver: &str) {
-        let (core, driver) = (self.0.clone(), driver.to_owned());
+        let (core, driver) = (self.core.clone(), driver.to_owned());
         actix_rt::spawn(async move { core.restock(&driver).await });
     }
 
@@ -41,7 +51,7 @@ impl SnapshotsActor {
     where
         F: Future<Output = R> + 'static,
     {
-        Box::pin(f(self.0.clone()))
+        Box::pin(f(self.core.clone()))
     }
 }
 

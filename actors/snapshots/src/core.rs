@@ -26,6 +26,8 @@ mod check;
 mod heal;
 mod sweep;
 
+pub use sweep::Begun;
+
 use crate::{
     area::{self, Area, Known, private_dir},
     drivers::{self, Access},

@@ -3,19 +3,9 @@
 use std::{
     os::fd::{AsFd as _, OwnedFd},
     path::Path,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
-
-use cofferdam_kernel::{Kernel, Placement, Pool, Slot, SlotConfig};
-use cofferdam_metadata::{
-    Metadata,
-    records::{
-        layers,
-        snapshots::{self, Kind, Removed, Snapshot, Usage},
-    },
-};
-use cofferdam_types::{Authority, Code, Digest, Error, Finding, Labels, Mount, Name, Namespace, Result};
 
 use crate::{
     actor::SnapshotsActor,
@@ -27,6 +17,15 @@ use crate::{
     same::{self, Pace},
     stage::{Changes, Reserved, Stage, Staged, Turn},
 };
+use cofferdam_kernel::{Kernel, Placement, Pool, Slot, SlotConfig};
+use cofferdam_metadata::{
+    Metadata,
+    records::{
+        layers,
+        snapshots::{self, Kind, Removed, Snapshot, Usage},
+    },
+};
+use cofferdam_types::{Authority, Code, Digest, Error, Finding, Labels, Mount, Name, Namespace, Result};
 
 /// Threads for copies, syncs and scans; and how many such jobs may wait.
 const THREADS: usize = 4;
@@ -51,7 +50,12 @@ impl Snapshots {
         let config =
             SlotConfig { bound: BOUND, heartbeat: Duration::from_secs(30), ..SlotConfig::new("snapshots", placement) };
         let theirs = core.clone();
-        let slot = kernel.spawn(config, move || SnapshotsActor(theirs.clone()));
+        // From now on whoever wants what was there waits, though the actor may be up a little later.
+        let first = Mutex::new(Some(core.begin_sweep()));
+        let slot = kernel.spawn(config, move || {
+            let first = first.lock().unwrap_or_else(PoisonError::into_inner).take();
+            SnapshotsActor::new(theirs.clone(), first.unwrap_or_else(|| theirs.begin_sweep()))
+        });
         Ok(Snapshots { core, meta, slot })
     }
 

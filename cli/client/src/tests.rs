@@ -248,23 +248,29 @@ async fn serve(path: &Path, life: &Rc<Life>, stop: &Notify) {
     std::fs::remove_file(path).unwrap();
 }
 
+/// The same, away for a while, and the same again: the first attempts find no socket in between.
+async fn serve_again(path: &Path, life: &Rc<Life>, stop: &Notify) {
+    serve(path, life, stop).await;
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    life.restarts.set(1);
+    serve(path, life, stop).await;
+}
+
+async fn there(path: &Path) {
+    while !path.exists() {
+        tokio::task::yield_now().await;
+    }
+}
+
 #[test]
 fn a_run_outlives_the_daemon() {
     bounded(async {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("cofferd.sock");
         let (life, stop) = (Rc::new(Life::default()), Notify::new());
-        let daemon = async {
-            serve(&path, &life, &stop).await;
-            // Away for a while: the first attempts find no socket.
-            tokio::time::sleep(Duration::from_millis(30)).await;
-            life.restarts.set(1);
-            serve(&path, &life, &stop).await;
-        };
+        let daemon = serve_again(&path, &life, &stop);
         let client = async {
-            while !path.exists() {
-                tokio::task::yield_now().await;
-            }
+            there(&path).await;
             let client = Client::connect(&path).await.unwrap();
             assert!(client.hello().await.unwrap().fds);
             let mut request = RunRequest::new("default", "busybox");
@@ -298,17 +304,9 @@ fn sturdy_handles_are_found_again_by_the_saved_token() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("cofferd.sock");
         let (life, stop) = (Rc::new(Life::default()), Notify::new());
-        let daemon = async {
-            serve(&path, &life, &stop).await;
-            // Away for a while: the first attempts find no socket.
-            tokio::time::sleep(Duration::from_millis(30)).await;
-            life.restarts.set(1);
-            serve(&path, &life, &stop).await;
-        };
+        let daemon = serve_again(&path, &life, &stop);
         let client = async {
-            while !path.exists() {
-                tokio::task::yield_now().await;
-            }
+            there(&path).await;
             let client = Client::restore(&path, "secret").await.unwrap().reconnecting();
             let ways = Rc::new(Cell::new(0));
             let counted = ways.clone();
@@ -379,9 +377,7 @@ fn what_never_started_is_removed() {
         let (life, stop) = (Rc::new(Life::default()), Notify::new());
         life.bad_command.set(true);
         let client = async {
-            while !path.exists() {
-                tokio::task::yield_now().await;
-            }
+            there(&path).await;
             let client = Client::connect(&path).await.unwrap();
             let error = client.run(RunRequest::new("default", "busybox")).unwrap().wait().await.unwrap_err();
             assert_eq!((error.code, &*error.kind, &*error.id), (Code::NotFound, "command", "nonsense"));
@@ -400,9 +396,7 @@ fn who_cannot_have_streams_again_is_told_of_a_part_that_is_down() {
         let (life, stop) = (Rc::new(Life::default()), Notify::new());
         life.down.borrow_mut().push("create");
         let client = async {
-            while !path.exists() {
-                tokio::task::yield_now().await;
-            }
+            there(&path).await;
             let client = Client::connect(&path).await.unwrap();
             let mut request = RunRequest::new("default", "busybox");
             request.stdio.stdin = Input::Fd(std::fs::File::open("/dev/null").unwrap().into());

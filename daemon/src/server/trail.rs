@@ -171,7 +171,7 @@ impl Drop for Trail {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use capnp::traits::HasTypeId as _;
     use cofferdam_grants::Live;
@@ -183,9 +183,8 @@ mod tests {
     use super::*;
     use crate::server::reach::Reach;
 
-    // What a call costs that leaves a record; one that leaves none has none begun.
-    #[test]
-    fn a_record_takes_a_few_microseconds_of_its_call() {
+    /// With an audit log, and what an object holds that somebody has.
+    fn with(test: impl AsyncFnOnce(Audit, Held)) {
         let dir = tempfile::tempdir().unwrap();
         actix_rt::System::new().block_on(async {
             let kernel = Kernel::new().unwrap();
@@ -195,9 +194,8 @@ mod tests {
             let (root, kept) = (std::fs::File::open(root).unwrap().into(), cofferdam_audit::RETENTION);
             let audit = Audit::start(&kernel, Placement::Shared("kernel"), meta, root, kept).unwrap();
             kernel.ready().await.unwrap();
-            let peer = Some(Peer::Unix { uid: 1, gid: 2, pid: 3 });
             let held = Held {
-                authority: Authority { peer, ..Authority::system() },
+                authority: Authority { peer: Some(PEER), ..Authority::system() },
                 grant: Live::new(),
                 given: None,
                 reach: Reach::everything(),
@@ -206,21 +204,26 @@ mod tests {
                 calls: Default::default(),
                 about: About { namespace: Some(Namespace::default_namespace()), object: Some("container/web".into()) },
             };
-            let exec = (task::Client::TYPE_ID, task::Client::TYPE_ID, 0);
-            let info = (container::Client::TYPE_ID, container::Client::TYPE_ID, 0);
-            assert!(Trail::begin(&audit, &held, info).is_none());
-            let mut best = Duration::MAX;
-            for _ in 0..20 {
-                let begun = Instant::now();
-                for _ in 0..100 {
-                    let trail = Trail::begin(&audit, &held, exec).unwrap();
-                    trail.serve(|| note(|| "sh -c id"));
-                    trail.end(Ok(())).await.unwrap();
-                }
-                best = best.min(begun.elapsed() / 100);
-            }
-            println!("{best:?}");
-            assert!(best < Duration::from_micros(20), "{best:?}");
+            test(audit, held).await;
+            kernel.stop().await;
+        });
+    }
+
+    const PEER: Peer = Peer::Unix { uid: 1, gid: 2, pid: 3 };
+    const EXEC: (u64, u64, u16) = (task::Client::TYPE_ID, task::Client::TYPE_ID, 0);
+    const INFO: (u64, u64, u16) = (container::Client::TYPE_ID, container::Client::TYPE_ID, 0);
+
+    async fn call(audit: &Audit, held: &Held) {
+        let trail = Trail::begin(audit, held, EXEC).unwrap();
+        trail.serve(|| note(|| "sh -c id"));
+        trail.end(Ok(())).await.unwrap();
+    }
+
+    #[test]
+    fn a_record_has_what_was_said_of_the_call_and_reading_leaves_none() {
+        with(async |audit, held| {
+            assert!(Trail::begin(&audit, &held, INFO).is_none());
+            call(&audit, &held).await;
             audit.record(Record::new("test", Verdict::Allowed)).await.unwrap();
             let (found, ..) = audit.read(cofferdam_audit::Place::after(1), 1, Default::default()).await.unwrap();
             let record = found[0].record.clone().unwrap();
@@ -228,8 +231,29 @@ mod tests {
                 (record.method.as_ref(), record.object.as_str(), record.detail.as_str()),
                 ("Task.exec", "container/web", "sh -c id")
             );
-            assert_eq!((record.peer, record.verdict, record.namespace.as_str()), (peer, Verdict::Allowed, "default"));
-            kernel.stop().await;
+            let (peer, verdict) = (Some(PEER), Verdict::Allowed);
+            assert_eq!((record.peer, record.verdict, record.namespace.as_str()), (peer, verdict, "default"));
+        });
+    }
+
+    #[test]
+    #[ignore = "timed: integration/benches/figures runs it, on a machine that is quiet"]
+    fn a_record_takes_a_few_microseconds_of_its_call() {
+        with(async |audit, held| {
+            let mut samples = Vec::new();
+            for _ in 0..20 {
+                let begun = Instant::now();
+                for _ in 0..100 {
+                    call(&audit, &held).await;
+                }
+                samples.push(begun.elapsed().as_secs_f64() * 1e6 / 100.0);
+            }
+            samples.sort_by(f64::total_cmp);
+            let (min, median, max) = (samples[0], samples[10], samples[19]);
+            println!(
+                r#"{{"peer":"cofferd","what":"record","unit":"us","n":20,"min":{min},"median":{median},"max":{max},"samples":{samples:?}}}"#
+            );
+            assert!(median <= 20.0, "{median} us");
         });
     }
 }

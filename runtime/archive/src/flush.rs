@@ -91,3 +91,43 @@ impl Drop for Flusher<'_> {
         let _ = self.end();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, os::fd::AsFd as _};
+
+    use nix::{
+        errno::Errno,
+        fcntl::{OFlag, open},
+        sys::stat::Mode,
+    };
+
+    use super::*;
+
+    #[test]
+    fn enough_is_written_before_the_end_and_little_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = File::open(dir.path()).unwrap();
+        let mut flusher = Flusher::new(root.as_fd());
+        flusher.wrote(STEP - ENTRY - 1);
+        flusher.entry();
+        assert!(flusher.running.is_none());
+        flusher.wrote(1);
+        assert!(flusher.running.is_some());
+        flusher.end().unwrap();
+    }
+
+    #[test]
+    fn what_the_disk_says_is_told() {
+        // A descriptor that can't be synced stands for a disk that fails.
+        let root = open("/", OFlag::O_PATH, Mode::empty()).unwrap();
+        let mut flusher = Flusher::new(root.as_fd());
+        flusher.wrote(STEP);
+        let thread = &flusher.running.as_ref().unwrap().thread;
+        while !thread.is_finished() {
+            thread::yield_now();
+        }
+        let error = flusher.end().unwrap_err();
+        assert!(error.to_string().contains(&io::Error::from(Errno::EBADF).to_string()), "{error}");
+    }
+}

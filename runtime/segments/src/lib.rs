@@ -7,7 +7,10 @@
 use std::{
     collections::VecDeque,
     fs::File,
-    os::fd::{AsFd, OwnedFd},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::FileExt as _,
+    },
     time::{Duration, Instant, SystemTime},
 };
 
@@ -107,6 +110,21 @@ impl Directory {
     /// Of something of this kind.
     pub fn new(dir: OwnedFd, kind: &'static str) -> Directory {
         Directory { dir, kind }
+    }
+
+    /// Begins a segment with these bytes, durably: whole or not at all. What is there of that name is in nobody's index.
+    pub fn begin(&self, first: u64, bytes: &[u8], now: Timestamp) -> Result<File> {
+        let file = self.open(first, OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_TRUNC)?;
+        let written = file
+            .write_all_at(bytes, 0)
+            .and_then(|()| file.set_modified(system(now)))
+            .and_then(|()| file.sync_all())
+            .and_then(|()| self.sync());
+        if let Err(error) = written {
+            let _ = self.unlink(first);
+            return Err(self.fault("begin a segment of", &error));
+        }
+        Ok(file)
     }
 
     /// The first numbers of all segments, in order.

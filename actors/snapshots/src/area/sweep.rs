@@ -1,7 +1,6 @@
 //! What every start does with what the daemon before it has left.
 
-use std::collections::BTreeMap;
-use std::os::fd::AsFd as _;
+use std::{collections::BTreeMap, os::fd::AsFd as _};
 
 use cofferdam_types::Result;
 

@@ -1,6 +1,6 @@
 //! The sweep of a start, and who waits for it.
 
-use std::{sync::PoisonError, time::Duration};
+use std::{pin::Pin, sync::PoisonError, time::Duration};
 
 use cofferdam_metadata::records::snapshots::{self, Kind};
 
@@ -10,6 +10,9 @@ use super::{Arc, Area, Core, Depot, Name, Namespace, Result, known, parents};
 const TOLD: usize = 20;
 /// How long after a sweep that failed it is tried again; each time twice as long, up to the second.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+/// A sweep to be gone on with. It counts as under way already.
+pub type Begun = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A sweep that is under way until this is dropped.
 struct Sweep(Arc<Core>);
@@ -45,16 +48,16 @@ impl Drop for Sweep {
 impl Core {
     /// Begins to bring directories and records together; see [`Area::sweep`]. That takes a while where there are many, and
     /// nobody waits for it but who changes or measures what is there already: [`Core::settled`].
-    pub fn begin_sweep(self: &Arc<Core>) -> impl Future<Output = ()> + use<> {
+    pub fn begin_sweep(self: &Arc<Core>) -> Begun {
         // From now on, and until the job ends: whoever waits for that may be gone.
         let sweep = Sweep::begin(self.clone());
         let pool = self.pool.clone();
-        async move {
+        Box::pin(async move {
             let done = pool.run(move || sweep.run());
             if let Err(error) = done.await {
                 tracing::error!(%error, "the snapshots' directories can't be swept before the next start");
             }
-        }
+        })
     }
 
     fn sweep_once(&self) -> Result<()> {
@@ -97,16 +100,18 @@ impl Core {
     /// took may not have found room to be made again.
     pub async fn ready(&self, ns: &Namespace, driver: &str, key: &Name) -> Result<()> {
         let area = self.depot(driver)?.area.clone();
+        // Of most that are used: it costs them no more than this.
+        let dir = snapshots::get(&self.meta.read()?, ns, driver, key)?.dir;
+        if area.is_new(dir) {
+            return Ok(());
+        }
+        self.settled().await;
         let (record, parents) = {
             let view = self.meta.read()?;
             let record = snapshots::get(&view, ns, driver, key)?;
             let parents = parents(&view, ns, driver, record.parent.as_ref())?;
             (record, parents)
         };
-        if area.is_new(record.dir) {
-            return Ok(());
-        }
-        self.settled().await;
         let own = record.kind == Kind::Active || record.kind == Kind::View && parents.is_empty();
         if !own || self.meta.writable().is_err() || area.is_there(record.dir) {
             return Ok(());

@@ -83,12 +83,3 @@ fn what_was_unpacked_before_an_error_is_whole() {
         assert!(!jail.has(&format!("f{at}")));
     }
 }
-
-#[test]
-fn a_large_layer_is_on_its_way_before_its_end() {
-    let jail = Jail::new();
-    let body = "x".repeat(20 << 20);
-    let tar = (0..4).fold(Tar::new(), |tar, n| tar.file(&format!("f{n}"), &body));
-    jail.apply_as(&tar.end(), &ApplyOptions { flush: true, ..ApplyOptions::detached() }).unwrap();
-    assert_eq!(jail.meta("f3").size(), body.len() as u64);
-}
