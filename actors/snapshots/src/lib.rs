@@ -25,12 +25,14 @@ mod ground;
 mod handle;
 mod image;
 pub mod messages;
+mod project;
 mod same;
 mod stage;
 mod trash;
 pub mod walk;
 
 pub use actor::SnapshotsActor;
+pub use drivers::Settings;
 pub use cofferdam_metadata::records::snapshots::{Kind, Removed, Snapshot, Usage};
 pub use handle::Snapshots;
 pub use messages::ChainLayer;

@@ -274,20 +274,3 @@ fn a_limit_holds_and_can_be_changed() {
         world.kernel.stop().await;
     });
 }
-
-#[test]
-fn a_limit_that_nobody_can_keep_is_refused() {
-    run(async {
-        let world = World::on(Disk::btrfs()).await;
-        for (driver, code) in
-            [("overlay", Code::Unimplemented), ("native", Code::Unimplemented), ("btrfs", Code::FailedPrecondition)]
-        {
-            let suite = Suite { world: &world, driver };
-            suite.prepare("a", None).await.unwrap();
-            let refused =
-                world.snapshots.limit(&Authority::system(), &ns(), driver, &name("a"), 1 << 20).await.unwrap_err();
-            assert_eq!(refused.code, code, "{driver}: {refused}");
-        }
-        world.kernel.stop().await;
-    });
-}

@@ -14,12 +14,21 @@ pub struct Disk {
 impl Disk {
     /// An empty btrfs.
     pub fn btrfs() -> Disk {
+        Disk::made_by("mkfs.btrfs")
+    }
+
+    /// An empty ext4.
+    pub fn ext4() -> Disk {
+        Disk::made_by("mkfs.ext4")
+    }
+
+    fn made_by(program: &str) -> Disk {
         let dir = tempfile::tempdir().unwrap();
         let image = dir.path().join("image");
         File::create(&image).unwrap().set_len(512 << 20).unwrap();
         let disk = Disk { dir };
         std::fs::create_dir(disk.path()).unwrap();
-        tool("mkfs.btrfs", &["-q".as_ref(), &image]);
+        tool(program, &["-q".as_ref(), &image]);
         tool("mount", &["-o".as_ref(), "loop".as_ref(), &image, &disk.path()]);
         disk
     }
