@@ -2,10 +2,12 @@
 //! unpacks, run, and refused where they are wrong.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test a failure is a panic")]
 
+mod again;
 mod bad;
 mod btrfs;
 mod confined;
 mod disk;
+mod entries;
 mod erofs;
 mod imports;
 mod inside;

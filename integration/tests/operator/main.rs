@@ -7,6 +7,7 @@ mod containers;
 mod content;
 mod cp;
 mod diffs;
+mod files;
 mod full;
 mod gc;
 mod grants;

@@ -100,6 +100,7 @@ fn lacking(kind: Kind) -> Error {
             "has no project quotas on: that takes a kernel with CONFIG_QUOTA and CONFIG_QFMT_V2, `mkfs.f2fs -O extra_attr,project_quota,quota`, \
              and the mount option prjquota"
         }
+        Kind::Btrfs => "has no project quotas, but quotas of its own: use the driver btrfs, and turn them on",
         _ => "has no project quotas, which ext4, xfs and f2fs have: put the daemon's root on one of these",
     };
     Error::unimplemented("filesystem", kind, why)

@@ -9,7 +9,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
-use cofferdam_sys::{mount, verity};
+use cofferdam_sys::{filesystem::Kind, mount, verity};
 use cofferdam_types::{Code, Error, Mount, Result};
 use nix::{
     errno::Errno,
@@ -49,7 +49,11 @@ impl Driver for Erofs {
         true
     }
 
-    fn fits(&self, _dir: BorrowedFd<'_>) -> Result<()> {
+    fn fits(&self, dir: BorrowedFd<'_>) -> Result<()> {
+        if Kind::of(dir)? == Kind::Tmpfs {
+            let why = "mounts layers from files, and the daemon's root lies on tmpfs, which has no blocks: use another driver";
+            return Err(Error::unimplemented("driver", self.name(), why));
+        }
         mount::Filesystem::open("erofs").map(drop).map_err(|e| match e.code {
             Code::Unimplemented => {
                 Error::unimplemented("driver", self.name(), "this kernel has no EROFS: use another driver")
