@@ -102,7 +102,10 @@ fn place(path: &Path, own: &Path, flag: &str) -> Result<Made> {
 fn guarded(path: &Path, flag: &str) -> Result<()> {
     let meta = path.metadata().map_err(|e| Error::io("directory", path.display(), "can't be read", &e))?;
     let why = if meta.uid() != 0 {
-        format!("belongs to user {}, who could put links in the place of the daemon's files: chown it to root", meta.uid())
+        format!(
+            "belongs to user {}, who could put links in the place of the daemon's files: chown it to root",
+            meta.uid()
+        )
     } else if meta.mode() & 0o002 != 0 || meta.mode() & 0o020 != 0 && meta.gid() != 0 {
         "can be written by others, who could put links in the place of the daemon's files: chmod go-w it".to_owned()
     } else {

@@ -204,7 +204,7 @@ impl Images {
     }
 
     fn has_blob(&self, one: &Unpacked) -> bool {
-        self.content.info(&one.namespace, &one.blob.digest).is_ok()
+        self.content.job_holds(&one.namespace, &one.blob.digest).is_ok()
     }
 
     /// Tells of the layers that were found to be damaged. With `repair` they, and those that are gone, are unpacked again
@@ -294,8 +294,11 @@ impl Images {
                 }
                 Ok(None) => {}
                 // Somebody else has done it.
-                Err(error) if error.code == Code::FailedPrecondition && !self.is_lost(&one)? && !self.is_damaged(&one) => {}
-                Err(error) => return Err(error.context("a layer that the disk has lost or changed can't be unpacked again")),
+                Err(error)
+                    if error.code == Code::FailedPrecondition && !self.is_lost(&one)? && !self.is_damaged(&one) => {}
+                Err(error) => {
+                    return Err(error.context("a layer that the disk has lost or changed can't be unpacked again"));
+                }
             }
         }
         Ok(())

@@ -204,7 +204,9 @@ mod tests {
         };
         // Nobody ever came.
         assert_eq!(wait(None, ms(5)), Some(ms(0)));
-        for (ago, took, left) in [(0, 5, 50), (20, 5, 30), (50, 5, 0), (60, 5, 0), (0, 0, 10), (3, 1, 7), (0, 500, 100), (99, 500, 1)] {
+        for (ago, took, left) in
+            [(0, 5, 50), (20, 5, 30), (50, 5, 0), (60, 5, 0), (0, 0, 10), (3, 1, 7), (0, 500, 100), (99, 500, 1)]
+        {
             assert_eq!(wait(Some(ms(ago)), ms(took)), Some(ms(left)), "{ago} ms ago, where a commit takes {took} ms");
         }
         assert_eq!(due(Patience::For(ms(7)), now, Some(now), ms(5)), Some(now + ms(7)));

@@ -32,8 +32,8 @@ mod trash;
 pub mod walk;
 
 pub use actor::SnapshotsActor;
-pub use drivers::Settings;
 pub use cofferdam_metadata::records::snapshots::{Kind, Removed, Snapshot, Usage};
+pub use drivers::Settings;
 pub use handle::Snapshots;
 pub use messages::ChainLayer;
 pub use same::Pace;

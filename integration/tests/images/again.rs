@@ -30,9 +30,10 @@ fn faults(daemon: &Daemon, flags: &[&str]) -> (Vec<String>, usize) {
     (names, left)
 }
 
-/// Busybox, with three layers on it.
+/// Busybox, by a layer that no other image has, with three layers on it.
 fn picture() -> Picture {
-    let base = fs::read(images().join("rootfs/busybox.tar")).unwrap();
+    let base = Tar::new().dir("srv", 0o755).file("srv/base", "base").open();
+    let base = [base, fs::read(images().join("rootfs/busybox.tar")).unwrap()].concat();
     let layer = |tar: Tar| tar.end();
     Picture::of(vec![
         base,
@@ -78,7 +79,10 @@ fn lose_or_change(driver: &str) {
     let daemon = Daemon::with_flags(&["--scrub", "1"]);
     let pull = || ok(&daemon, &["image", "pull", "--snapshotter", driver, &layered]);
     pull();
-    ok(&daemon, &["run", "-d", "--name", "other", "--snapshotter", driver, &other, "sh", "-c", "echo first; exec sleep 1000"]);
+    ok(
+        &daemon,
+        &["run", "-d", "--name", "other", "--snapshotter", driver, &other, "sh", "-c", "echo first; exec sleep 1000"],
+    );
     let running = || {
         let inspected: Value = serde_json::from_str(&ok(&daemon, &["inspect", "other", "-o", "json"])).unwrap();
         (inspected["task"]["pid"].clone(), inspected["task"]["status"].clone())
@@ -90,9 +94,8 @@ fn lose_or_change(driver: &str) {
         assert_eq!(ok(&daemon, &["logs", "other"]), "first\n");
     };
     let script = "cat /srv/one /srv/both /srv/three; ls /srv; ls /bin/busybox";
-    let shown = || {
-        ok(&daemon, &["run", "--rm", "--pull", "never", "--snapshotter", driver, &layered, "/bin/sh", "-c", script])
-    };
+    let shown =
+        || ok(&daemon, &["run", "--rm", "--pull", "never", "--snapshotter", driver, &layered, "/bin/sh", "-c", script]);
     let right = shown();
     assert!(right.starts_with("oneupperthree") && !right.contains("two"), "{right}");
 

@@ -17,7 +17,8 @@ fn foreign(machine: &str) -> Picture {
     config["architecture"] = json!(machine);
     picture.config = config.to_string().into_bytes();
     let mut manifest: serde_json::Value = serde_json::from_slice(&picture.manifest).unwrap();
-    manifest["config"] = json!({"mediaType": media::OCI_CONFIG, "digest": sha(&picture.config), "size": picture.config.len()});
+    manifest["config"] =
+        json!({"mediaType": media::OCI_CONFIG, "digest": sha(&picture.config), "size": picture.config.len()});
     picture.manifest = manifest.to_string().into_bytes();
     picture
 }
@@ -48,7 +49,8 @@ fn m9_each_entry_of_an_index_gives_what_the_namespace_has_and_no_more() {
         let index = index.to_string().into_bytes();
         let target = json!([{"mediaType": media::OCI_INDEX, "digest": sha(&index), "size": index.len()}]);
         // With the foreign manifest and config, too, which are no secret; what they lead to is.
-        let blobs: Vec<&[u8]> = mine.blobs().into_iter().chain([&index[..], &theirs.manifest, &theirs.config]).collect();
+        let blobs: Vec<&[u8]> =
+            mine.blobs().into_iter().chain([&index[..], &theirs.manifest, &theirs.config]).collect();
         let options = ImportOptions { name: "both".into(), ..ImportOptions::default() };
         let names = ns.images().import_fd(&options, packed(&layout(&target, &blobs))).wait().await.unwrap();
         let image = ns.images().get(&names[0]);

@@ -17,8 +17,9 @@ fn everything(dir: &Path) -> Vec<PathBuf> {
     let mut all = Vec::new();
     let mut to_see = vec![dir.to_owned()];
     while let Some(path) = to_see.pop() {
-        let tree = path.parent().and_then(Path::parent).and_then(Path::parent).is_some_and(|at| at.ends_with("snapshots"))
-            && ["fs", "work", "layer"].iter().any(|name| path.ends_with(name));
+        let tree =
+            path.parent().and_then(Path::parent).and_then(Path::parent).is_some_and(|at| at.ends_with("snapshots"))
+                && ["fs", "work", "layer"].iter().any(|name| path.ends_with(name));
         if tree {
             continue;
         }

@@ -46,9 +46,8 @@ pub struct Project {
 fn quotactl(on: BorrowedFd<'_>, command: libc::c_int, project: u32, data: &mut libc::dqblk) -> Result<(), Errno> {
     let command = (command << 8) | OF_PROJECTS;
     // SAFETY: `struct if_dqblk` is what both commands read or fill, and it lives through the call.
-    let done = unsafe {
-        libc::syscall(libc::SYS_quotactl_fd, on.as_raw_fd(), command, project, std::ptr::from_mut(data))
-    };
+    let done =
+        unsafe { libc::syscall(libc::SYS_quotactl_fd, on.as_raw_fd(), command, project, std::ptr::from_mut(data)) };
     check(done).map(drop).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))
 }
 
@@ -74,8 +73,7 @@ pub fn project(on: BorrowedFd<'_>, project: u32) -> Result<Project> {
 
 /// Bounds the bytes that a project's files may take; 0 is no bound.
 pub fn limit(on: BorrowedFd<'_>, project: u32, bytes: u64) -> Result<()> {
-    let mut wanted =
-        libc::dqblk { dqb_bhardlimit: bytes.div_ceil(BLOCK), dqb_valid: libc::QIF_BLIMITS, ..blank() };
+    let mut wanted = libc::dqblk { dqb_bhardlimit: bytes.div_ceil(BLOCK), dqb_valid: libc::QIF_BLIMITS, ..blank() };
     quotactl(on, libc::Q_SETQUOTA, project, &mut wanted).map_err(|e| fault(on, e, "bound what a project may have"))
 }
 
@@ -95,7 +93,9 @@ fn lacking(kind: Kind) -> Error {
             "has no project quotas on: that takes a kernel with CONFIG_QUOTA and CONFIG_QFMT_V2, `tune2fs -O project,quota` \
              while it isn't mounted, and the mount option prjquota"
         }
-        Kind::Xfs => "has no project quotas on: that takes a kernel with CONFIG_XFS_QUOTA, and the mount option prjquota",
+        Kind::Xfs => {
+            "has no project quotas on: that takes a kernel with CONFIG_XFS_QUOTA, and the mount option prjquota"
+        }
         Kind::F2fs => {
             "has no project quotas on: that takes a kernel with CONFIG_QUOTA and CONFIG_QFMT_V2, `mkfs.f2fs -O extra_attr,project_quota,quota`, \
              and the mount option prjquota"
@@ -143,7 +143,9 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_named() {
-        for (kind, word) in [(Kind::Ext4, "CONFIG_QFMT_V2"), (Kind::Xfs, "CONFIG_XFS_QUOTA"), (Kind::Tmpfs, "which ext4")] {
+        for (kind, word) in
+            [(Kind::Ext4, "CONFIG_QFMT_V2"), (Kind::Xfs, "CONFIG_XFS_QUOTA"), (Kind::Tmpfs, "which ext4")]
+        {
             let error = lacking(kind);
             assert!(error.code == Code::Unimplemented && error.message.contains(word), "{error}");
         }

@@ -83,7 +83,11 @@ mod tests {
         assert!(said(Kind::Ext4, false).contains("CONFIG_FS_VERITY"));
         assert!(said(Kind::Ext4, true).contains("tune2fs -O verity"));
         for there in [false, true] {
-            assert!(said(Kind::Tmpfs, there).contains("tmpfs: has no fs-verity, which ext4"), "{}", said(Kind::Tmpfs, there));
+            assert!(
+                said(Kind::Tmpfs, there).contains("tmpfs: has no fs-verity, which ext4"),
+                "{}",
+                said(Kind::Tmpfs, there)
+            );
         }
     }
 

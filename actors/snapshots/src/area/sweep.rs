@@ -124,9 +124,13 @@ impl Area {
     fn sweep_unfinished(&self) -> Result<()> {
         // Nobody makes one now.
         let _restoring = lock(&self.restoring);
-        let all = names(self.dir.as_fd()).map_err(|e| Error::io("snapshot", "", "list a driver's directory", &e.into()))?;
+        let all =
+            names(self.dir.as_fd()).map_err(|e| Error::io("snapshot", "", "list a driver's directory", &e.into()))?;
         let left = all.iter().filter(|name| {
-            name.to_str().ok().and_then(|name| name.strip_suffix(UNFINISHED)).is_some_and(|id| id.parse::<u64>().is_ok())
+            name.to_str()
+                .ok()
+                .and_then(|name| name.strip_suffix(UNFINISHED))
+                .is_some_and(|id| id.parse::<u64>().is_ok())
         });
         left.into_iter().try_for_each(|name| self.trash.take(self.dir.as_fd(), name))
     }
@@ -190,7 +194,8 @@ mod tests {
             if parent.is_none() || fault == NONE {
                 return Ok(());
             }
-            nix::unistd::unlinkat(open_dir(own, c"fs").unwrap(), c"b", nix::unistd::UnlinkatFlags::NoRemoveDir).unwrap();
+            nix::unistd::unlinkat(open_dir(own, c"fs").unwrap(), c"b", nix::unistd::UnlinkatFlags::NoRemoveDir)
+                .unwrap();
             assert_ne!(fault, CRASH, "the power goes");
             Err(Error::io("snapshot", "", "copy the parent's tree", &Errno::ENOSPC.into()))
         }
@@ -241,7 +246,10 @@ mod tests {
         fault.store(NONE, Ordering::Relaxed);
         let whole = area(root.path(), &fault);
         assert!(whole.sweep(known).unwrap().is_empty());
-        assert_eq!((entries(&base), entries(&base.join("2/fs"))), (vec!["1".into(), "2".into()], vec!["a".into(), "b".into()]));
+        assert_eq!(
+            (entries(&base), entries(&base.join("2/fs"))),
+            (vec!["1".into(), "2".into()], vec!["a".into(), "b".into()])
+        );
         // What is in its place is left alone, whatever it is.
         fs::rename(base.join("2/fs"), base.join("2/mine")).unwrap();
         whole.restore(2, Some(1)).unwrap();

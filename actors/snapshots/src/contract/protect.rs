@@ -84,9 +84,12 @@ fn what_can_not_have_fs_verity_is_not_committed_and_stays_as_it_was() {
                 // So it is with a layer that the daemon has unpacked.
                 let chain = Digest::of(Algorithm::Sha256, driver.as_bytes());
                 let turn = all.turn(&ns(), driver, &chain).await.unwrap();
-                let Staged::New(stage) = all.stage_layer(driver, turn, None, None, true).await.unwrap() else { panic!() };
+                let Staged::New(stage) = all.stage_layer(driver, turn, None, None, true).await.unwrap() else {
+                    panic!()
+                };
                 fs::write(format!("/proc/self/fd/{}/f", stage.tree().as_raw_fd()), "layer").unwrap();
-                let layer = ChainLayer { chain: chain.clone(), parent: None, labels: Labels::new(), stage: Some(stage) };
+                let layer =
+                    ChainLayer { chain: chain.clone(), parent: None, labels: Labels::new(), stage: Some(stage) };
                 let auth = Authority::system();
                 let refused = all.commit_layers(&auth, &ns(), driver, vec![layer], |_| Ok(())).await;
                 assert_refused(&refused.unwrap_err(), driver, says);
@@ -146,7 +149,15 @@ fn a_limit_that_nobody_can_keep_is_refused_with_what_is_missing() {
 fn write(at: &Path, mib: usize) -> bool {
     let to = format!("of={}", at.display());
     let output = Command::new("setpriv")
-        .args(["--bounding-set=-sys_resource", "dd", "if=/dev/zero", &to, "bs=1M", &format!("count={mib}"), "conv=fsync"])
+        .args([
+            "--bounding-set=-sys_resource",
+            "dd",
+            "if=/dev/zero",
+            &to,
+            "bs=1M",
+            &format!("count={mib}"),
+            "conv=fsync",
+        ])
         .output()
         .unwrap();
     output.status.success()
@@ -180,9 +191,8 @@ fn where_kernel_and_file_system_can_layers_are_sealed_and_limits_hold() {
             let dir = world.snapshots.stat(&ns(), driver, &name(key)).unwrap().dir;
             quota::project_of(File::open(own(world, driver, dir)).unwrap()).unwrap()
         };
-        let known = |world: &World, project| {
-            quota::project(File::open(world.root.path()).unwrap().as_fd(), project).unwrap()
-        };
+        let known =
+            |world: &World, project| quota::project(File::open(world.root.path()).unwrap().as_fd(), project).unwrap();
         for driver in ["overlay", "native", "erofs"] {
             let suite = Suite { world: &world, driver };
             let parent = (driver == "erofs").then_some("low");

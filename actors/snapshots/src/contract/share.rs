@@ -42,14 +42,14 @@ fn a_copy_of_the_native_driver_takes_no_room_on_btrfs() {
             .flat_map(u64::to_le_bytes)
             .collect();
         suite.layer("low", None, |m| fs::write(m.at("big"), &noise).unwrap()).await;
-        let (one, two) = (used(disk), 2 * noise.len() as u64);
-        assert!(one > two / 2, "{one}");
+        let one = used(disk);
+        assert!(one > noise.len() as u64, "{one}");
         let low = own(&world, "native", suite.stat("low").unwrap().dir).join("fs/big");
-        // Once for what is written to, and once for what becomes a layer of its own.
+        // The tables lie there too, and grow by some. Once for what is written to, and once for what becomes a layer of its own.
         let active = suite.prepare("a", Some("low")).await.unwrap();
         suite.layer("high", Some("low"), |m| m.write("small", "x")).await;
         let grown = used(disk) - one;
-        assert!(grown < 4 * MIB as u64, "two copies take {grown} bytes");
+        assert!(grown < noise.len() as u64 / 4, "two copies take {grown} bytes");
         for key in ["a", "high"] {
             let copy = own(&world, "native", suite.stat(key).unwrap().dir).join("fs/big");
             let (all, shared) = extents(&copy);
