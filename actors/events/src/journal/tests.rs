@@ -397,3 +397,18 @@ fn no_event_exceeds_the_highest_number_whatever_can_be_read() {
     fs::write(&last, &good[..good.len() - 1]).unwrap();
     assert!((99..110).contains(&highest()), "{}", highest());
 }
+
+#[test]
+fn a_payload_comes_back_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let payload = serde_json::json!({
+        "none": null, "nested": {"none": null, "list": [null, {}, [], [null]], "": ""},
+        "yes": true, "number": -7, "large": u64::MAX, "part": 0.1, "text": "\u{0}\u{1F600}",
+    });
+    let told = Event { payload, ..event(1) };
+    let journal = open(dir.path());
+    journal.append(std::slice::from_ref(&told)).unwrap();
+    drop(journal);
+    let Chunk::Events(found) = open(dir.path()).read(&mut Cursor::at(1), 10).unwrap() else { panic!("a gap") };
+    assert_eq!(found, [told]);
+}
