@@ -303,7 +303,8 @@ fn a_task_that_can_not_be_made_is_told_of_as_gone() {
         let error = container.create_task(Stdio::default(), false).made().await.unwrap_err();
         assert_eq!(error.code, Code::NotFound, "{error}");
         let told = told(&namespace, after).await;
-        let of = |topic: &str| told.get(topic).into_iter().flatten().map(|p| p["container_id"].clone()).collect::<Vec<_>>();
+        let of =
+            |topic: &str| told.get(topic).into_iter().flatten().map(|p| p["container_id"].clone()).collect::<Vec<_>>();
         assert_eq!((of("/tasks/create"), of("/tasks/delete")), (vec![json!("box")], vec![json!("box")]), "{told:?}");
         container.remove(false).await.unwrap();
     });
