@@ -81,35 +81,44 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn blobs_are_read_no_faster_than_they_may_be() {
-        // Large ones, small ones, and what could be read no further.
-        let steps = [STEP, STEP, 17, 0, STEP / 2, STEP, 1, STEP];
-        let (began, left, read) = (Instant::now(), RefCell::new(steps.iter()), Cell::new(0));
-        let may = || RATE as f64 * began.elapsed().as_secs_f64();
-        let step = async || {
-            // By when a step begins the ones before it have had their time; the clock counts milliseconds.
-            assert!(f64::from(read.get()) <= may() + RATE as f64 / 1000.0, "{} of {}", read.get(), may());
-            let next = left.borrow_mut().next().copied();
-            read.set(read.get() + next.unwrap_or_default() as u32);
-            Ok(next)
-        };
-        paced(step).await.unwrap();
-        assert_eq!(read.get() as usize, steps.iter().sum::<usize>());
-        // Nor much slower: a millisecond is lost with each.
-        let over = began.elapsed().as_secs_f64() - f64::from(read.get()) / RATE as f64;
-        assert!((0.0..0.01).contains(&over), "{over}");
-        assert!(STEP as u64 * 8 <= RATE, "no step is a burst");
+    /// A clock that goes on when all wait for it.
+    fn run(test: impl Future<Output = ()>) {
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap().block_on(test);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn an_error_ends_a_pass() {
-        let mut calls = 0;
-        let step = async || {
-            calls += 1;
-            Err(Error::unavailable("content", "", "not now"))
-        };
-        assert_eq!(paced(step).await.unwrap_err().code, Code::Unavailable);
-        assert_eq!(calls, 1);
+    #[test]
+    fn blobs_are_read_no_faster_than_they_may_be() {
+        run(async {
+            // Large ones, small ones, and what could be read no further.
+            let steps = [STEP, STEP, 17, 0, STEP / 2, STEP, 1, STEP];
+            let (began, left, read) = (Instant::now(), RefCell::new(steps.iter()), Cell::new(0));
+            let may = || RATE as f64 * began.elapsed().as_secs_f64();
+            let step = async || {
+                // By when a step begins the ones before it have had their time; the clock counts milliseconds.
+                assert!(f64::from(read.get()) <= may() + RATE as f64 / 1000.0, "{} of {}", read.get(), may());
+                let next = left.borrow_mut().next().copied();
+                read.set(read.get() + next.unwrap_or_default() as u32);
+                Ok(next)
+            };
+            paced(step).await.unwrap();
+            assert_eq!(read.get() as usize, steps.iter().sum::<usize>());
+            // Nor much slower: a millisecond is lost with each.
+            let over = began.elapsed().as_secs_f64() - f64::from(read.get()) / RATE as f64;
+            assert!((0.0..0.01).contains(&over), "{over}");
+            assert!(STEP as u64 * 8 <= RATE, "no step is a burst");
+        });
+    }
+
+    #[test]
+    fn an_error_ends_a_pass() {
+        run(async {
+            let mut calls = 0;
+            let step = async || {
+                calls += 1;
+                Err(Error::unavailable("content", "", "not now"))
+            };
+            assert_eq!(paced(step).await.unwrap_err().code, Code::Unavailable);
+            assert_eq!(calls, 1);
+        });
     }
 }

@@ -164,7 +164,10 @@ fn of_a_long_file_too_nothing_altered_is_believed() {
             }
         }
     }
-    assert!(refused > seeds / 6 && unharmed > 2, "of what is hit {refused} is seen, and {unharmed} is nothing that counts");
+    assert!(
+        refused > seeds / 6 && unharmed > 2,
+        "of what is hit {refused} is seen, and {unharmed} is nothing that counts"
+    );
 
     // What is readable is served, and nothing is written.
     let places = closed.windows(6).enumerate().filter(|(_, window)| *window == b"020007").map(|(at, _)| at);
