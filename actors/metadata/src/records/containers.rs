@@ -239,9 +239,12 @@ pub fn create(tx: &mut Tx<'_>, ns: &Namespace, mut container: Container) -> Resu
     container.made_by = tx.authority().grants.to_vec();
     save(tx, &codec::key(&[ns, &container.id]), &container, None)?;
     resource::touch(tx, ns, container.refers());
-    let payload = serde_json::json!({
-        "id": container.id, "image": container.image, "runtime": { "name": container.runtime },
-    });
+    // Of the options the type alone: they name places of the host.
+    let mut runtime = serde_json::json!({ "name": container.runtime });
+    if !container.runtime_options.is_empty() {
+        runtime["options"] = serde_json::json!({ "type_url": container.runtime_options.type_url });
+    }
+    let payload = serde_json::json!({ "id": container.id, "image": container.image, "runtime": runtime });
     events::emit(tx, Event::new(ns, "/containers/create", payload))?;
     Ok(container)
 }
