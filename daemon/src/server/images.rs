@@ -18,7 +18,7 @@ use super::{
     Place,
     bytes::{End, PipeSink, pipe, pump},
     cursor::Cursor,
-    ends, filters, jobs, rpc, trail, within,
+    ends, filters, foreign, jobs, rpc, trail, within,
 };
 
 /// The images of a namespace.
@@ -211,6 +211,7 @@ impl images::Server for Images {
     ) -> capnp::Result<()> {
         let params = params.get()?;
         let source = rpc(self.0.session.fds.take(params.get_source()))?;
+        let source = rpc(foreign::archive(source, &self.0.session.files).await)?;
         let job = rpc(begin_import(&self.0, params.get_options()?, source).await)?;
         results.get().set_job(jobs::begun(&self.0, job));
         Ok(())
@@ -319,6 +320,7 @@ impl image::Server for Image {
         mut results: image::ExportFdResults,
     ) -> capnp::Result<()> {
         let target = rpc(self.place.session.fds.take(params.get()?.get_target()))?;
+        let target = rpc(foreign::vouched(target, &self.place.session.files).await)?;
         let job = self.place.services().transfer.export(&self.place.namespace, &self.name, target).await;
         results.get().set_job(jobs::begun(&self.place, rpc(job)?));
         Ok(())
