@@ -31,8 +31,8 @@ pub(crate) fn export(core: &Core, job: &Job, name: &Name, to: OwnedFd) -> Result
     let (ns, board, word) = (job.namespace(), job.board(), job.word());
     let target = core.images.get(ns, name)?.target;
     board.stage("exporting");
-    let mut blobs = Vec::new();
-    gather(core, job, &target, false, 0, &mut HashSet::new(), &mut blobs)?;
+    let mut found = Gather::here(core, job);
+    found.add(&target)?;
     let mut entry = Descriptor { platform: None, ..target.clone() };
     entry.annotations.insert(FULL_NAME.into(), name.to_string());
     // A tag alone, as others write it, and read it.
@@ -56,7 +56,7 @@ pub(crate) fn export(core: &Core, job: &Job, name: &Name, to: OwnedFd) -> Result
     put("oci-layout", marker.len() as u64, &mut &*marker)?;
     let index = index.to_string().into_bytes();
     put("index.json", index.len() as u64, &mut &*index)?;
-    for blob in &blobs {
+    for blob in &found.blobs {
         let item = board.item(&blob.digest, blob.size);
         board.phase(item, Phase::Fetching);
         // Verified on its way in; whoever imports verifies it again.
@@ -70,43 +70,63 @@ pub(crate) fn export(core: &Core, job: &Job, name: &Name, to: OwnedFd) -> Result
     Ok(vec![Arrived { name: name.clone(), manifest: target.digest.clone(), target, chain: None }])
 }
 
-/// All that a document leads to, the document first. Of an index some images may not be here: they are for other
-/// platforms.
-fn gather(
-    core: &Core,
-    job: &Job,
-    blob: &Descriptor,
-    spare: bool,
-    depth: usize,
-    seen: &mut HashSet<cofferdam_types::Digest>,
-    out: &mut Vec<Descriptor>,
-) -> Result<()> {
-    job.word().check()?;
-    if depth > MAX_DEPTH {
-        return Err(Error::invalid("document", &blob.digest, format!("lies behind more than {MAX_DEPTH} others")));
+/// All that documents lead to.
+pub(crate) struct Gather<'a> {
+    core: &'a Core,
+    job: &'a Job,
+    /// Whether images of an index may be missing: they are for other platforms.
+    partly: bool,
+    seen: HashSet<cofferdam_types::Digest>,
+    /// Each before what it leads to.
+    pub blobs: Vec<Descriptor>,
+}
+
+impl<'a> Gather<'a> {
+    /// What is here of it.
+    pub fn here(core: &'a Core, job: &'a Job) -> Gather<'a> {
+        Gather { core, job, partly: true, seen: HashSet::new(), blobs: Vec::new() }
     }
-    if !seen.insert(blob.digest.clone()) {
-        return Ok(());
+
+    /// All of it must be here.
+    pub fn whole(core: &'a Core, job: &'a Job) -> Gather<'a> {
+        Gather { partly: false, ..Gather::here(core, job) }
     }
-    match core.content.info(job.namespace(), &blob.digest) {
-        Err(e) if e.code == Code::NotFound && spare => return Ok(()),
-        Err(e) if e.code == Code::NotFound => {
-            let why = "is not here, and belongs to the image: pull or import that again";
-            return Err(Error::failed_precondition("blob", &blob.digest, why));
+
+    /// What one leads to, itself included.
+    pub fn add(&mut self, top: &Descriptor) -> Result<()> {
+        self.enter(top, false, 0)
+    }
+
+    fn enter(&mut self, blob: &Descriptor, spare: bool, depth: usize) -> Result<()> {
+        self.job.word().check()?;
+        if depth > MAX_DEPTH {
+            return Err(Error::invalid("document", &blob.digest, format!("lies behind more than {MAX_DEPTH} others")));
         }
-        other => other?,
-    };
-    out.push(Descriptor::new(&*blob.media_type, blob.digest.clone(), blob.size));
-    let kind = media::kind(&blob.media_type);
-    if !matches!(kind, media::Kind::Manifest | media::Kind::Index) {
-        return Ok(());
+        if !self.seen.insert(blob.digest.clone()) {
+            return Ok(());
+        }
+        let (content, ns) = (&self.core.content, self.job.namespace());
+        match content.info(ns, &blob.digest) {
+            Err(e) if e.code == Code::NotFound && spare => return Ok(()),
+            Err(e) if e.code == Code::NotFound => {
+                let of = blob.platform.as_ref().map(|platform| format!(" (for {platform})")).unwrap_or_default();
+                let why = format!("is not here{of}, and belongs to the image: pull or import that again");
+                return Err(Error::failed_precondition("blob", &blob.digest, why));
+            }
+            other => other?,
+        };
+        self.blobs.push(Descriptor::new(&*blob.media_type, blob.digest.clone(), blob.size));
+        let kind = media::kind(&blob.media_type);
+        if !matches!(kind, media::Kind::Manifest | media::Kind::Index) {
+            return Ok(());
+        }
+        let bytes = content.read_verified(ns, &blob.digest, MAX_DOCUMENT)?;
+        for child in children(&document(blob, &bytes)?) {
+            let image = matches!(media::kind(&child.media_type), media::Kind::Manifest | media::Kind::Index);
+            self.enter(&child, self.partly && image && kind == media::Kind::Index, depth + 1)?;
+        }
+        Ok(())
     }
-    let bytes = core.content.read_verified(job.namespace(), &blob.digest, MAX_DOCUMENT)?;
-    for child in children(&document(blob, &bytes)?) {
-        let image = matches!(media::kind(&child.media_type), media::Kind::Manifest | media::Kind::Index);
-        gather(core, job, &child, image && kind == media::Kind::Index, depth + 1, seen, out)?;
-    }
-    Ok(())
 }
 
 /// A descriptor of the client's, whose other end may never read again: looked at in turns with the word that ends the

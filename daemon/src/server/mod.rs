@@ -17,6 +17,7 @@ mod foreign;
 mod gate;
 mod grants;
 mod guard;
+mod image;
 mod images;
 mod inflow;
 mod intake;

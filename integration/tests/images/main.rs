@@ -10,4 +10,5 @@ mod erofs;
 mod imports;
 mod inside;
 mod pulls;
+mod pushes;
 mod support;
