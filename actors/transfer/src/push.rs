@@ -14,7 +14,7 @@ use cofferdam_types::{Descriptor, Digest, Error, Name, Platform, Result, media};
 
 use crate::{
     Cancel, Endpoint, Job, Reference, Target,
-    export::Gather,
+    gather::Gather,
     job::Arrived,
     progress::{Board, Phase},
     registry::{Access, Repository, Sent, Source},

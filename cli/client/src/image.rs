@@ -386,6 +386,26 @@ impl Images {
         Image { link: self.link.clone(), client: request.send().pipeline.get_image() }
     }
 
+    /// Writes several into one archive: a file or a pipe of yours. With a platform the images for that alone.
+    pub fn export_fd<S: AsRef<str>>(&self, names: &[S], platform: &str, target: OwnedFd) -> Job {
+        let mut request = self.client.export_fd_request();
+        let mut options = request.get().init_options();
+        set_texts(options.reborrow().init_names(names.len() as u32), names);
+        options.set_platform(platform);
+        request.get().set_target(self.link.fds.push(target));
+        Job { link: self.link.clone(), client: request.send().pipeline.get_job() }
+    }
+
+    /// The same into a sink of yours, see [`crate::channel`].
+    pub fn export<S: AsRef<str>>(&self, names: &[S], platform: &str, sink: Sink) -> Job {
+        let mut request = self.client.export_request();
+        let mut options = request.get().init_options();
+        set_texts(options.reborrow().init_names(names.len() as u32), names);
+        options.set_platform(platform);
+        request.get().set_sink(sink.client);
+        Job { link: self.link.clone(), client: request.send().pipeline.get_job() }
+    }
+
     /// Removes images that no container was made from: those that pass one of the filters and were last changed so long ago. With
     /// `rehearse` nothing is removed.
     pub async fn prune<S: AsRef<str>>(

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use cofferdam_images::State;
 use cofferdam_metadata::records::{containers, images as records};
-use cofferdam_transfer::{PushOptions, Reference, normalize};
+use cofferdam_transfer::{ExportOptions, PushOptions, Reference, normalize};
 use cofferdam_types::{Error, Labels, Name, Result};
 use cofferdam_wire::{
     convert::{labels, set_descriptor, set_platform, set_texts, text, texts},
@@ -13,8 +13,7 @@ use cofferdam_wire::{
 };
 
 use super::{
-    Place,
-    bytes::{End, pipe, pump},
+    Place, archive,
     images::{endpoint, platform, set_info},
     jobs, rpc, within,
 };
@@ -63,6 +62,11 @@ impl Image {
             Ok(others)
         };
         self.place.services().pool.run(look).await
+    }
+
+    /// All that its name stands for, in an archive.
+    fn all(&self) -> ExportOptions {
+        ExportOptions { names: vec![self.name.clone()], platform: None }
     }
 
     fn push_options(&self, reader: push_options::Reader<'_>) -> Result<PushOptions> {
@@ -153,8 +157,7 @@ impl image::Server for Image {
         mut results: image::ExportFdResults,
     ) -> capnp::Result<()> {
         let target = rpc(self.place.session.fds.take(params.get()?.get_target()))?;
-        let job = self.place.services().transfer.export(&self.place.namespace, &self.name, target).await;
-        results.get().set_job(jobs::begun(&self.place, rpc(job)?));
+        results.get().set_job(rpc(archive::into_fd(&self.place, self.all(), target).await)?);
         Ok(())
     }
 
@@ -164,15 +167,7 @@ impl image::Server for Image {
         mut results: image::ExportResults,
     ) -> capnp::Result<()> {
         let sink = params.get()?.get_sink()?;
-        let (read, write) = rpc(pipe(End::Read))?;
-        let job = rpc(self.place.services().transfer.export(&self.place.namespace, &self.name, write).await)?;
-        tokio::task::spawn_local(async move {
-            // A client that takes no more: the job finds a pipe that nobody reads.
-            if let Err(error) = pump(read, sink).await {
-                tracing::debug!(%error, "an export ended early");
-            }
-        });
-        results.get().set_job(jobs::begun(&self.place, job));
+        results.get().set_job(rpc(archive::into_sink(&self.place, self.all(), sink).await)?);
         Ok(())
     }
 

@@ -5,8 +5,8 @@ use std::{os::fd::OwnedFd, rc::Rc, time::Duration};
 use cofferdam_images::{Prune, Pruned, Why};
 use cofferdam_metadata::records::images::Image as Record;
 use cofferdam_transfer::{
-    Credentials, Endpoint, ImportOptions, Job as Handle, PullOptions, Reference, RootfsConfig, RootfsOptions, Source,
-    normalize,
+    Credentials, Endpoint, ExportOptions, ImportOptions, Job as Handle, PullOptions, Reference, RootfsConfig,
+    RootfsOptions, Source, normalize,
 };
 use cofferdam_types::{
     Code, Error, Name, Platform, Result, Right,
@@ -16,12 +16,13 @@ use cofferdam_wire::{
     convert::{set_descriptor, set_labels, text, texts},
     error::{from_rpc, malformed},
     image_capnp::{
-        PullPolicy, image, image_cursor, image_info, images, import_options, pruned_image_cursor, pull_options,
+        PullPolicy, export_options, image, image_cursor, image_info, images, import_options, pruned_image_cursor,
+        pull_options,
     },
 };
 
 use super::{
-    Place,
+    Place, archive,
     bytes::{End, PipeSink, pipe},
     collector::placed,
     cursor::Cursor,
@@ -32,6 +33,9 @@ use super::{
 
 /// What filters may name.
 const FIELDS: [&str; 4] = ["name", "target.digest", "target.mediatype", "labels.KEY"];
+
+/// Images in one archive.
+const MAX_NAMES: usize = 256;
 
 /// The images of a namespace.
 pub struct Images(pub Place);
@@ -49,6 +53,23 @@ impl Images {
         }
         // That no image can have such a name says more than that none has it.
         normalize(text).map(|_| None)
+    }
+
+    /// The image that a client means: `not_found` if it isn't here.
+    fn here(&self, text: &str) -> Result<Name> {
+        let not_here = || Error::not_found("image", text, "is not here; `coffer image ls` lists those that are");
+        self.find(text)?.ok_or_else(not_here)
+    }
+
+    fn export_options(&self, reader: export_options::Reader<'_>) -> Result<ExportOptions> {
+        let names = texts(reader.get_names())?;
+        if names.is_empty() || names.len() > MAX_NAMES {
+            let why = format!("are {}: name 1 to {MAX_NAMES} images", names.len());
+            return Err(Error::invalid("names", "", why));
+        }
+        let names = names.iter().map(|name| self.here(name)).collect::<Result<_>>()?;
+        let of = text(reader.get_platform())?;
+        Ok(ExportOptions { names, platform: if of.is_empty() { None } else { Some(platform(of)?) } })
     }
 
     fn hand_out(&self, name: Name) -> image::Client {
@@ -261,8 +282,7 @@ impl images::Server for Images {
     async fn remove(self: Rc<Self>, params: images::RemoveParams, _: images::RemoveResults) -> capnp::Result<()> {
         let given = rpc(text(params.get()?.get_name()))?;
         trail::object("image", given);
-        let not_here = || Error::not_found("image", given, "is not here; `coffer image ls` lists those that are");
-        let name = rpc(self.find(given).and_then(|found| found.ok_or_else(not_here)))?;
+        let name = rpc(self.here(given))?;
         rpc(self.0.services().images.remove(self.0.authority(), &self.0.namespace, &name).await)
     }
 
@@ -271,8 +291,7 @@ impl images::Server for Images {
         let (source, replace) = (rpc(text(params.get_source()))?, params.get_replace());
         let name = rpc(text(params.get_name()).and_then(normalize))?;
         trail::object("image", &name);
-        let not_here = || Error::not_found("image", source, "is not here; `coffer image ls` lists those that are");
-        let source = rpc(self.find(source).and_then(|found| found.ok_or_else(not_here)))?;
+        let source = rpc(self.here(source))?;
         let (services, namespace) = (self.0.services(), &self.0.namespace);
         let target = rpc(services.images.get(namespace, &source))?.target;
         if !self.0.held.reach.caveats.ceiling.images.has(&name, &[&target.digest]) {
@@ -282,6 +301,29 @@ impl images::Server for Images {
         let name = rpc(Name::new(name))?;
         rpc(services.images.tag(self.0.authority(), namespace, &source, &name, replace).await)?;
         results.get().set_image(self.hand_out(name));
+        Ok(())
+    }
+
+    async fn export_fd(
+        self: Rc<Self>,
+        params: images::ExportFdParams,
+        mut results: images::ExportFdResults,
+    ) -> capnp::Result<()> {
+        let params = params.get()?;
+        let target = rpc(self.0.session.fds.take(params.get_target()))?;
+        let options = rpc(self.export_options(params.get_options()?))?;
+        results.get().set_job(rpc(archive::into_fd(&self.0, options, target).await)?);
+        Ok(())
+    }
+
+    async fn export(
+        self: Rc<Self>,
+        params: images::ExportParams,
+        mut results: images::ExportResults,
+    ) -> capnp::Result<()> {
+        let params = params.get()?;
+        let options = rpc(self.export_options(params.get_options()?))?;
+        results.get().set_job(rpc(archive::into_sink(&self.0, options, params.get_sink()?).await)?);
         Ok(())
     }
 

@@ -7,6 +7,7 @@ mod btrfs;
 mod confined;
 mod disk;
 mod erofs;
+mod exports;
 mod imports;
 mod inside;
 mod pulls;

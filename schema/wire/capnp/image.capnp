@@ -136,6 +136,13 @@ struct PushOptions @0xa3e95c1f7d20b846 {
   # Layers too that aren't meant to be distributed.
 }
 
+struct ExportOptions @0x9d4c08b7e1f253a6 {
+  names @0 :List(Text);
+  # 1 to 256 images.
+  platform @1 :Text;
+  # The images for one platform alone; empty: all that the names stand for, as far as it is here.
+}
+
 struct ImportOptions @0xdc51b90e7f3a2846 {
   name @0 :Text;
   # Of the image, where the archive names none; for a root file system it must be given.
@@ -190,6 +197,12 @@ interface Images @0xb6e31f5c80d4a972 {
   prune @8 (options :PruneOptions) -> (report :PruneReport, cursor :PrunedImageCursor) $Common.needs("write") $Common.audit("use");
   # Removes images that no container was made from, in one commit: one that is made meanwhile keeps its image. The cursor lists
   # what was looked at.
+
+  exportFd @9 (options :ExportOptions, target :Common.Fd) -> (job :Job) $Common.needs("read");
+  # As `Image.exportFd`, of several images at once: what they share is there once.
+
+  export @10 (options :ExportOptions, sink :Common.ByteStream) -> (job :Job) $Common.needs("read");
+  # The twin.
 }
 
 interface PrunedImageCursor @0x81b411a2f772d65d {
@@ -212,7 +225,8 @@ interface Image @0x9e84d7a02b5cf163 {
 
   exportFd @3 (target :Common.Fd) -> (job :Job) $Common.needs("read");
   # Writes the image as an OCI layout in a tar archive into a file or a pipe of yours: what its name stands for, with all
-  # that it leads to and that is here. A checkpoint goes with the image that its container was made from.
+  # that it leads to and that is here. A checkpoint goes with the image that its container was made from. `docker load` reads the archive
+  # too, where the image for the host's platform is here. The same images give the same bytes.
 
   export @4 (sink :Common.ByteStream) -> (job :Job) $Common.needs("read");
   # The twin: the archive is written into your sink, which is ended behind it. Whether it is whole says `Job.wait`.

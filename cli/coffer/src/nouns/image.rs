@@ -168,18 +168,26 @@ fn source(path: &str) -> Result<OwnedFd, Failure> {
 /// `coffer image export`.
 pub static EXPORT: Command = Command {
     path: &["image", "export"],
-    about: "write an image into an archive",
-    positionals: &[Positional { name: "NAME", times: Times::Once }, Positional { name: "FILE", times: Times::Once }],
-    flags: &[],
-    notes: "An OCI layout in a tar archive, as \"coffer image import\" and others read it. FILE must not be there; - is standard\n\
-            output. Progress goes to standard error. ctrl-c cancels.",
+    about: "write images into an archive",
+    positionals: &[Positional { name: "NAME... FILE", times: Times::Many }],
+    flags: &[value(
+        "platform",
+        None,
+        "OS/ARCH[/VARIANT]",
+        "the images for this platform alone; all that is here otherwise",
+    )],
+    notes: "An OCI layout in a tar archive, as \"coffer image import\" and others read it; \"docker load\" reads it too. The same images give\n\
+            the same bytes. FILE must not be there; - is standard output. Progress goes to standard error. ctrl-c cancels.",
     failure: 1,
     action: |cx| Box::pin(export(cx)),
 };
 
 async fn export(cx: Cx) -> Result<i32, Failure> {
-    let path = cx.args.at(1);
-    let image = cx.namespace().await?.images().get(cx.args.at(0));
+    let (path, names) = match cx.args.from(0) {
+        [names @ .., path] if !names.is_empty() => (path.as_str(), names.to_vec()),
+        _ => return Err(Failure::usage("image export: name the images, then the FILE to write")),
+    };
+    let images = cx.namespace().await?.images();
     let target = match path {
         "-" => std::io::stdout().as_fd().try_clone_to_owned().map_err(|e| Failure::io("standard output", e))?,
         path => {
@@ -187,7 +195,7 @@ async fn export(cx: Cx) -> Result<i32, Failure> {
             file.map_err(|e| Failure::io(path, e))?.into()
         }
     };
-    let done = progress::follow(&image.export_fd(target)).await;
+    let done = progress::follow(&images.export_fd(&names, &cx.args.text("platform"), target)).await;
     if done.is_err() && path != "-" {
         let _ = std::fs::remove_file(path);
     }
