@@ -1,6 +1,6 @@
 //! Containers: pure data. Creating one starts nothing (reference, section 12).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use cofferdam_types::{Any, Ceiling, Error, Event, GrantId, Id, Labels, Name, Namespace, Result, Subject, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -230,6 +230,26 @@ pub fn get(read: &dyn Read, ns: &Namespace, id: &str) -> Result<Container> {
 /// A page of them, by id, without their specs.
 pub fn list(read: &dyn Read, ns: &Namespace, after: Option<&str>, max: usize) -> Result<Vec<Container>> {
     super::page(read, &codec::prefix(&[ns]), after, max)
+}
+
+/// For each image, by its name, a container that was made from it: the first, without its spec.
+pub fn users(read: &dyn Read, ns: &Namespace) -> Result<HashMap<String, Container>> {
+    let mut users = HashMap::new();
+    super::visit(read, &codec::prefix(&[ns]), &mut |container: Container| {
+        if !container.image.is_empty() {
+            users.entry(container.image.clone()).or_insert(container);
+        }
+    })?;
+    Ok(users)
+}
+
+/// Gives `each` the containers that were made from an image, by its name, without their specs.
+pub fn made_from(read: &dyn Read, ns: &Namespace, image: &str, each: &mut dyn FnMut(&Container)) -> Result<()> {
+    super::visit(read, &codec::prefix(&[ns]), &mut |container: Container| {
+        if container.image == image {
+            each(&container);
+        }
+    })
 }
 
 /// Creates a container.
