@@ -132,6 +132,7 @@ impl Daemon {
             users: Users::default(),
             children: Children::default(),
             makers: Makers::default(),
+            grants: grants.clone(),
         };
         let tasks = Tasks::start(&kernel, TABLE.tasks, deps)?;
         let transfer = Transfer::start(&kernel, TABLE.transfer, metadata.clone(), content.clone(), images.clone());

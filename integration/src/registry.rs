@@ -55,6 +55,11 @@ impl Registry {
         std::fs::read(self.dir.path().join("ca.crt")).expect("it was started with --tls")
     }
 
+    /// What it was asked, a line for each request.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).expect("it has a log")
+    }
+
     /// Ends it; what it has stays.
     pub fn stop(&self) {
         ask(&["stop", self.dir.path().to_str().expect("UTF-8")]);

@@ -132,23 +132,12 @@ impl Images {
     pub async fn examine(&self, one: Unpacked, rate: u64) -> Result<()> {
         let (cancel, images) = (CancelOnDrop::default(), self.clone());
         let over = cancel.0.clone();
-        let job = move || {
-            let pace = |bytes: usize| {
-                if over.load(Ordering::Relaxed) {
-                    return Err(Error::cancelled("layer", "", "nobody waits for it any more"));
-                }
-                if bytes > 0 {
-                    std::thread::sleep(Duration::from_secs_f64(bytes as f64 / rate as f64));
-                }
-                Ok(())
-            };
-            images.look(&one, &pace).map(drop)
-        };
+        let job = move || images.look(&one, &paced(rate, &over, std::thread::sleep)).map(drop);
         self.healing.run(job).await
     }
 
     /// Says whether it is right, where that could be found out.
-    fn look(&self, one: &Unpacked, pace: Pace<'_>) -> Result<Option<bool>> {
+    pub(crate) fn look(&self, one: &Unpacked, pace: Pace<'_>) -> Result<Option<bool>> {
         // What is copied from what it lies on is wrong where that is. What is gone the check finds without this.
         let on_damaged = || one.below.iter().any(|lower| self.is_damaged(lower));
         if self.is_lost(one)? || (!self.snapshots.detached(&one.driver)? && on_damaged()) {
@@ -353,6 +342,23 @@ impl Images {
             Err(e) if e.code == Code::NotFound => Ok(self.dir(one)?.is_some()),
             Err(e) => Err(e),
         }
+    }
+}
+
+/// Has who read so many bytes wait for as long as that is to take, until it is over.
+pub(crate) fn paced(
+    rate: u64,
+    over: &AtomicBool,
+    wait: impl Fn(Duration) + Sync,
+) -> impl Fn(usize) -> Result<()> + Sync {
+    move |bytes| {
+        if over.load(Ordering::Relaxed) {
+            return Err(Error::cancelled("layer", "", "nobody waits for it any more"));
+        }
+        if bytes > 0 {
+            wait(Duration::from_secs_f64(bytes as f64 / rate as f64));
+        }
+        Ok(())
     }
 }
 

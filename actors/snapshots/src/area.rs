@@ -365,7 +365,8 @@ impl Drop for Area {
 }
 
 /// How often and how long apart it is asked whether a record names a directory, while the tables can't be read.
-const LOOKS: u32 = 20;
+/// An actor that crashed is back in a second at most, and then opens them.
+const LOOKS: u32 = 200;
 const LOOK: std::time::Duration = std::time::Duration::from_millis(10);
 
 /// A directory in somebody's hands. Dropped, it goes to the trash, unless a record refers to it.

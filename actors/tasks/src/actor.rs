@@ -12,7 +12,7 @@ use cofferdam_metadata::{
     },
 };
 use cofferdam_types::{Authority, Code, Error, Event, Id, Namespace, Result, Timestamp};
-use cofferdam_wire::convert::life;
+use cofferdam_wire::{convert::life, received::Received};
 use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 
 use crate::{
@@ -240,10 +240,7 @@ impl Ctx {
         }
         let (ctx, entry, exec) = (self.clone(), entry.clone(), exec.to_owned());
         // The shim's life record has it; the tables follow. It is in the writer's queue before its end can be.
-        let mut recording = Box::pin(async move { ctx.record_start(&entry, &exec, pid).await });
-        if futures::poll!(&mut recording).is_pending() {
-            tokio::task::spawn_local(recording);
-        }
+        beside(async move { ctx.record_start(&entry, &exec, pid).await }).await;
         Ok(pid)
     }
 
@@ -408,6 +405,14 @@ impl Handler<Execs> for TasksActor {
     }
 }
 
+/// Begins what nobody waits for. What it asks of an actor first is in that one's queue before anything that is asked later.
+async fn beside(work: impl Future<Output = ()> + 'static) {
+    let mut work = Box::pin(work);
+    if futures::poll!(&mut work).is_pending() {
+        tokio::task::spawn_local(work);
+    }
+}
+
 /// Who asked for what, for the log. What runs code or changes authority will be audited from here.
 pub(crate) fn note(what: &str, ns: &Namespace, id: &Id, auth: &Authority) {
     let (correlation, trace) = (auth.correlation.as_deref(), auth.trace.as_deref());
@@ -452,7 +457,7 @@ calls! {
         let mut request = remote.container.stdin_request();
         request.get().set_id(&m.exec);
         let answer = entry.answer(&remote, request.send().promise).await?;
-        remote.fds.take(answer.get().map_err(from_shim)?.get_write())
+        remote.fds.take(answer.get().map_err(from_shim)?.get_write()).map(Received::into_fd)
     };
     Dump -> Dumped = |ctx, entry, remote, m| restore::dump(&ctx.deps, &entry, &remote, m.options).await;
     Pause -> () = |ctx, entry, remote, m| {
@@ -484,12 +489,7 @@ impl Handler<Kill> for TasksActor {
                 let what = if exec.is_empty() { id.as_str() } else { exec.as_str() };
                 return Err(Error::not_found("process", what, "has ended"));
             }
-            let remote = entry.remote().await?;
-            let mut request = remote.container.kill_request();
-            request.get().set_id(&exec);
-            request.get().set_signal(signal);
-            request.get().set_all(all);
-            entry.answer(&remote, request.send().promise).await.map(drop)
+            entry.kill(&exec, signal, all).await
         })
     }
 }
@@ -524,7 +524,11 @@ impl Handler<Exec> for TasksActor {
         Box::pin(async move {
             let entry = ctx.entry(&message.namespace, &message.id)?;
             rights::streams_within(&message.stdio, &message.authority.ceiling)?;
-            exec::exec(&ctx.deps, &entry, &message.authority, message.exec, message.request, message.stdio).await
+            let (exec, request, stdio) = (message.exec, message.request, message.stdio);
+            let exec = exec::exec(&ctx.deps, &entry, &message.authority, exec, request, stdio).await?;
+            let added = exec.clone();
+            beside(async move { ctx.record_exec(&entry, &added).await }).await;
+            Ok(exec)
         })
     }
 }

@@ -16,6 +16,7 @@ mod leases;
 mod lifecycle;
 mod limits;
 mod logs;
+mod objects;
 mod output;
 mod readme;
 mod rebuild;
