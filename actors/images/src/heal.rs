@@ -193,7 +193,7 @@ impl Images {
     }
 
     fn has_blob(&self, one: &Unpacked) -> bool {
-        self.content.info(&one.namespace, &one.blob.digest).is_ok()
+        self.content.job_holds(&one.namespace, &one.blob.digest).is_ok()
     }
 
     /// Tells of the layers that were found to be damaged. With `repair` they, and those that are gone, are unpacked again
@@ -249,6 +249,48 @@ impl Images {
             found.add(Fault::SnapshotDamaged, id, format!("{what} in layer {chain}: {then}"), false);
         }
         Ok(found.done())
+    }
+
+    /// Makes those layers of an image anew that the disk has lost, or is known to have changed: an image of which all blobs are here
+    /// again is to work. The blobs are in the namespace, or placed for it; layers are given the lowest first.
+    pub(crate) async fn mend_chain<'l>(
+        &self,
+        ns: &Namespace,
+        driver: &str,
+        layers: impl Iterator<Item = (&'l Descriptor, &'l Digest, &'l Digest)>,
+    ) -> Result<()> {
+        let (mut below, mut replaced) = (Vec::<Arc<Unpacked>>::new(), BTreeSet::new());
+        for (blob, diff_id, chain) in layers {
+            let one = Arc::new(Unpacked {
+                namespace: ns.clone(),
+                driver: driver.to_owned(),
+                blob: blob.clone(),
+                diff_id: diff_id.clone(),
+                chain: chain.clone(),
+                below: below.clone(),
+            });
+            let lost = self.is_lost(&one)?;
+            let copied = below.iter().any(|lower| replaced.contains(&lower.key()));
+            below.push(one.clone());
+            if !lost && !copied && !self.is_damaged(&one) {
+                continue;
+            }
+            let (images, theirs) = (self.clone(), one.clone());
+            match self.healing.run(move || images.mend(&theirs, lost)).await {
+                Ok(Some(what)) => {
+                    tracing::warn!(driver, %chain, what, "a layer was unpacked again");
+                    replaced.insert(one.key());
+                }
+                Ok(None) => {}
+                // Somebody else has done it.
+                Err(error)
+                    if error.code == Code::FailedPrecondition && !self.is_lost(&one)? && !self.is_damaged(&one) => {}
+                Err(error) => {
+                    return Err(error.context("a layer that the disk has lost or changed can't be unpacked again"));
+                }
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn mend(&self, one: &Unpacked, lost: bool) -> Result<Option<String>> {

@@ -12,7 +12,7 @@ use cofferdam_metadata::{
     },
 };
 use cofferdam_types::{Authority, Code, Error, Event, Id, Namespace, Result, Timestamp};
-use cofferdam_wire::convert::life;
+use cofferdam_wire::{convert::life, received::Received};
 use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 
 use crate::{
@@ -457,7 +457,7 @@ calls! {
         let mut request = remote.container.stdin_request();
         request.get().set_id(&m.exec);
         let answer = entry.answer(&remote, request.send().promise).await?;
-        remote.fds.take(answer.get().map_err(from_shim)?.get_write())
+        remote.fds.take(answer.get().map_err(from_shim)?.get_write()).map(Received::into_fd)
     };
     Dump -> Dumped = |ctx, entry, remote, m| restore::dump(&ctx.deps, &entry, &remote, m.options).await;
     Pause -> () = |ctx, entry, remote, m| {
@@ -489,12 +489,7 @@ impl Handler<Kill> for TasksActor {
                 let what = if exec.is_empty() { id.as_str() } else { exec.as_str() };
                 return Err(Error::not_found("process", what, "has ended"));
             }
-            let remote = entry.remote().await?;
-            let mut request = remote.container.kill_request();
-            request.get().set_id(&exec);
-            request.get().set_signal(signal);
-            request.get().set_all(all);
-            entry.answer(&remote, request.send().promise).await.map(drop)
+            entry.kill(&exec, signal, all).await
         })
     }
 }

@@ -155,6 +155,16 @@ impl Entry {
         Err(Error::unavailable("task", &self.id, SILENT))
     }
 
+    /// Sends a signal to one process, or to all.
+    pub async fn kill(self: &Rc<Self>, exec: &str, signal: u32, all: bool) -> Result<()> {
+        let remote = self.remote().await?;
+        let mut request = remote.container.kill_request();
+        request.get().set_id(exec);
+        request.get().set_signal(signal);
+        request.get().set_all(all);
+        self.answer(&remote, request.send().promise).await.map(drop)
+    }
+
     pub fn state(&self, exec: &str) -> Result<ProcessState> {
         let process = self.process(exec)?;
         let exit = process.ended();

@@ -72,6 +72,33 @@ fn what_was_copied_from_a_damaged_layer_is_made_anew_with_it() {
 }
 
 #[test]
+fn an_image_is_unpacked_whole_again_though_a_layer_that_others_lie_on_is_gone_or_damaged() {
+    run(async {
+        let world = World::start().await;
+        world.store(&first(), &three_layers()).await;
+        for driver in ["overlay", "native"] {
+            for layer in 0..3 {
+                let top = world.unpack(&first(), driver).await.unwrap().unwrap();
+                let tree = world.file(driver, layer, "").await;
+                fs::remove_dir_all(tree.parent().unwrap()).unwrap();
+                assert_eq!(world.unpack(&first(), driver).await.unwrap().unwrap(), top, "{driver}: {layer}");
+                assert!(world.file(driver, layer, "").await.exists(), "{driver}: {layer}");
+                world.look(&first(), driver, &top, looks_right).await;
+            }
+            let top = world.unpack(&first(), driver).await.unwrap().unwrap();
+            spoil(&world.file(driver, 0, "keep").await);
+            world.examine().await;
+            assert_eq!(world.told(false).await, [(Fault::SnapshotDamaged, false)], "{driver}");
+            world.unpack(&first(), driver).await.unwrap();
+            assert_eq!(world.told(false).await, [], "{driver}");
+            world.look(&first(), driver, &top, looks_right).await;
+            assert_eq!(world.snapshots.check(false).await.unwrap(), [], "{driver}");
+        }
+        world.kernel.stop().await;
+    });
+}
+
+#[test]
 fn all_that_is_read_of_a_layer_and_its_blob_takes_its_time() {
     run(async {
         let world = World::start().await;
