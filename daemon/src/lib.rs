@@ -108,7 +108,7 @@ impl Daemon {
             cofferdam_events::RETENTION,
         )?;
         let content = Content::start(&kernel, TABLE.content, metadata.clone(), dir(&config.root.join("content"))?)?;
-        let snapshots = Snapshots::start(&kernel, TABLE.snapshots, metadata.clone(), &config.root)?;
+        let snapshots = Snapshots::start(&kernel, TABLE.snapshots, metadata.clone(), &config.root, config.snapshots)?;
         let diff = Diff::start(&kernel, TABLE.diff, content.clone());
         let images =
             Images::start(&kernel, TABLE.images, metadata.clone(), content.clone(), snapshots.clone(), diff.clone());

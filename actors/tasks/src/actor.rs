@@ -240,10 +240,7 @@ impl Ctx {
         }
         let (ctx, entry, exec) = (self.clone(), entry.clone(), exec.to_owned());
         // The shim's life record has it; the tables follow. It is in the writer's queue before its end can be.
-        let mut recording = Box::pin(async move { ctx.record_start(&entry, &exec, pid).await });
-        if futures::poll!(&mut recording).is_pending() {
-            tokio::task::spawn_local(recording);
-        }
+        beside(async move { ctx.record_start(&entry, &exec, pid).await }).await;
         Ok(pid)
     }
 
@@ -408,6 +405,14 @@ impl Handler<Execs> for TasksActor {
     }
 }
 
+/// Begins what nobody waits for. What it asks of an actor first is in that one's queue before anything that is asked later.
+async fn beside(work: impl Future<Output = ()> + 'static) {
+    let mut work = Box::pin(work);
+    if futures::poll!(&mut work).is_pending() {
+        tokio::task::spawn_local(work);
+    }
+}
+
 /// Who asked for what, for the log. What runs code or changes authority will be audited from here.
 pub(crate) fn note(what: &str, ns: &Namespace, id: &Id, auth: &Authority) {
     let (correlation, trace) = (auth.correlation.as_deref(), auth.trace.as_deref());
@@ -519,7 +524,11 @@ impl Handler<Exec> for TasksActor {
         Box::pin(async move {
             let entry = ctx.entry(&message.namespace, &message.id)?;
             rights::streams_within(&message.stdio, &message.authority.ceiling)?;
-            exec::exec(&ctx.deps, &entry, &message.authority, message.exec, message.request, message.stdio).await
+            let (exec, request, stdio) = (message.exec, message.request, message.stdio);
+            let exec = exec::exec(&ctx.deps, &entry, &message.authority, exec, request, stdio).await?;
+            let added = exec.clone();
+            beside(async move { ctx.record_exec(&entry, &added).await }).await;
+            Ok(exec)
         })
     }
 }

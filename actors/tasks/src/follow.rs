@@ -182,6 +182,16 @@ impl Ctx {
         }
     }
 
+    /// A process was made beside the first one, and who asked for it is about to know.
+    pub(crate) async fn record_exec(&self, entry: &Entry, exec: &str) {
+        let payload = serde_json::json!({ "container_id": entry.id, "exec_id": exec });
+        let ns = entry.namespace.clone();
+        let write = move |tx: &mut Tx<'_>| events::emit(tx, Event::new(&ns, "/tasks/exec-added", payload.clone()));
+        if let Err(error) = self.deps.metadata.write_lazily(&Authority::system(), write).await {
+            tracing::error!(container = %entry.id, %error, "a new process can't be told of");
+        }
+    }
+
     /// A process ended, and those who wait know: now the tables.
     async fn ended(&self, entry: &Rc<Entry>, exec: &str) {
         if exec.is_empty() && entry.remove_on_exit {

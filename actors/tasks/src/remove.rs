@@ -24,10 +24,10 @@ use crate::{
     shim::{self, from_shim},
 };
 
-fn exit_payload(entry: &Entry, exec: &str, pid: u32, exit: &Exit) -> serde_json::Value {
+fn exit_payload(container: &Id, exec: &str, pid: u32, exit: &Exit) -> serde_json::Value {
     serde_json::json!({
-        "container_id": entry.id,
-        "id": if exec.is_empty() { entry.id.as_str() } else { exec },
+        "container_id": container,
+        "id": if exec.is_empty() { container.as_str() } else { exec },
         "pid": pid,
         "exit_status": exit.status,
         "exited_at": exit.at.to_rfc3339(),
@@ -73,21 +73,31 @@ pub(crate) async fn record_oom(deps: &Deps, entry: &Entry) {
 #[derive(Clone)]
 pub(crate) struct End {
     exit: Exit,
-    payload: serde_json::Value,
+    pid: u32,
     ooms: Ooms,
 }
 
 impl End {
     /// `None`: it has not ended.
     pub fn of(entry: &Entry) -> Option<End> {
-        let exit = entry.init.ended()?;
-        let payload = exit_payload(entry, "", entry.init.life.borrow().pid, &exit);
-        Some(End { exit, payload, ooms: Ooms::of(entry) })
+        Some(End { exit: entry.init.ended()?, pid: entry.init.life.borrow().pid, ooms: Ooms::of(entry) })
     }
 
-    /// Puts it there, with its event, if nobody has.
+    /// That of what was never started.
+    fn never(entry: &Entry) -> End {
+        End { exit: never(Timestamp::now()), pid: entry.init.life.borrow().pid, ooms: Ooms::of(entry) }
+    }
+
+    /// Puts it into the tables, with its event, if nobody has.
     pub fn record(&self, tx: &mut Tx<'_>, ns: &Namespace, id: &Id) -> Result<()> {
-        record(tx, ns, id, self.ooms, &self.exit, self.payload.clone())
+        let Some(mut task) = tasks::find(tx, ns, id)? else { return Ok(()) };
+        if task.exit.is_some() {
+            return Ok(());
+        }
+        self.ooms.record(tx, ns, &mut task)?;
+        (task.state, task.pid, task.exit) = (State::Stopped, self.pid, Some(self.exit.clone()));
+        tasks::update(tx, ns, task)?;
+        events::emit(tx, Event::new(ns, "/tasks/exit", exit_payload(id, "", self.pid, &self.exit)))
     }
 }
 
@@ -113,17 +123,17 @@ pub(crate) fn forget_files_of(deps: &Deps, entry: &Entry) {
     remove_dirs(deps, &entry.namespace, &entry.id, Some(entry));
 }
 
-/// Puts the end of the first process into the tables, with its event.
-fn record(tx: &mut Tx<'_>, ns: &Namespace, id: &Id, ooms: Ooms, exit: &Exit, payload: serde_json::Value) -> Result<()> {
-    let Some(mut task) = tasks::find(tx, ns, id)? else { return Ok(()) };
-    if task.exit.is_some() {
-        return Ok(());
-    }
-    ooms.record(tx, ns, &mut task)?;
-    task.state = State::Stopped;
-    task.exit = Some(exit.clone());
-    tasks::update(tx, ns, task)?;
-    events::emit(tx, Event::new(ns, "/tasks/exit", payload))
+/// The end of what was never started.
+fn never(at: Timestamp) -> Exit {
+    Exit { status: 0, at, reason: String::new() }
+}
+
+/// Removes a task's record, with its event: each `/tasks/create` has one.
+pub(crate) fn delete_record(tx: &mut Tx<'_>, ns: &Namespace, task: &Task) -> Result<()> {
+    tasks::delete(tx, ns, &task.id)?;
+    let exit = task.exit.clone().unwrap_or_else(|| never(tx.now()));
+    let payload = exit_payload(&task.id, "", task.pid, &exit);
+    events::emit(tx, Event::new(ns, "/tasks/delete", payload))
 }
 
 /// Records an end. It is in the life record already: what waits for the process has been told. Whether there was no room
@@ -131,16 +141,16 @@ fn record(tx: &mut Tx<'_>, ns: &Namespace, id: &Id, ooms: Ooms, exit: &Exit, pay
 pub(crate) async fn record_exit(deps: &Deps, entry: &Rc<Entry>, exec: &str) -> bool {
     let Ok(process) = entry.process(exec) else { return false };
     let Some(exit) = process.ended() else { return false };
-    let pid = process.life.borrow().pid;
-    let payload = exit_payload(entry, exec, pid, &exit);
     let (ns, id, first) = (entry.namespace.clone(), entry.id.clone(), exec.is_empty());
-    let (auth, ooms) = (Authority::system(), Ooms::of(entry));
+    let auth = Authority::system();
     let written = if first {
-        let write = move |tx: &mut Tx<'_>| record(tx, &ns, &id, ooms, &exit, payload.clone());
+        let Some(end) = End::of(entry) else { return false };
+        let write = move |tx: &mut Tx<'_>| end.record(tx, &ns, &id);
         // Who waits for the end has been told, and most remove what has ended at once: one commit for both.
         persisted(async || deps.metadata.write_lazily(&auth, write.clone()).await).await
     } else {
         // Not a second time if it is open whether it was done.
+        let payload = exit_payload(&id, exec, process.life.borrow().pid, &exit);
         let write = move |tx: &mut Tx<'_>| events::emit(tx, Event::new(&ns, "/tasks/exit", payload.clone()));
         deps.metadata.write_lazily(&auth, write).await
     };
@@ -354,18 +364,14 @@ pub(crate) async fn delete_task(deps: &Deps, auth: &Authority, entry: &Rc<Entry>
     let deleted = async {
         let aside = deletes_aside(entry);
         let ended_shim = if aside { None } else { Some(end_shim(deps, entry, false).await?) };
-        let never = || Exit { status: 0, at: Timestamp::now(), reason: String::new() };
-        let exit = entry.init.ended().unwrap_or_else(never);
-        let payload = exit_payload(entry, "", entry.init.life.borrow().pid, &exit);
-        let (ns, id, ended) = (entry.namespace.clone(), entry.id.clone(), exit.clone());
-        let ooms = Ooms::of(entry);
+        let end = End::of(entry).unwrap_or_else(|| End::never(entry));
+        let (ns, id, exit) = (entry.namespace.clone(), entry.id.clone(), end.exit.clone());
         let commit = move |tx: &mut Tx<'_>| {
             if tasks::find(tx, &ns, &id)?.is_none() {
                 return Ok(());
             }
-            record(tx, &ns, &id, ooms, &ended, payload.clone())?;
-            tasks::delete(tx, &ns, &id)?;
-            events::emit(tx, Event::new(&ns, "/tasks/delete", payload.clone()))
+            end.record(tx, &ns, &id)?;
+            delete_record(tx, &ns, &tasks::get(tx, &ns, &id)?)
         };
         let shim = async {
             let ended = match ended_shim {
@@ -439,13 +445,10 @@ async fn forget(
     let commit = move |tx: &mut Tx<'_>| {
         let Some(container) = containers::head(tx, &ns, &id)? else { return Ok(None) };
         if tasks::find(tx, &ns, &id)?.is_some() {
-            let mut payload = serde_json::json!({ "container_id": id });
             if let Some(end) = &ended {
                 end.record(tx, &ns, &id)?;
-                payload = end.payload.clone();
             }
-            tasks::delete(tx, &ns, &id)?;
-            events::emit(tx, Event::new(&ns, "/tasks/delete", payload))?;
+            delete_record(tx, &ns, &tasks::get(tx, &ns, &id)?)?;
         }
         containers::delete(tx, &ns, &id)?;
         match &container.snapshot_key {

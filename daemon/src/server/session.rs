@@ -16,7 +16,7 @@ use cofferdam_grants::{Calls, Live, Node};
 use cofferdam_types::{Authority, Error, Name, Namespace, Peer, Result};
 use cofferdam_wire::{error::to_rpc, fdstream::Fds, needs::METHODS, received::Room};
 
-use super::{guard, images::Image, meter::Meter, reach::Reach, trail::About};
+use super::{guard, image::Image, meter::Meter, reach::Reach, trail::About};
 use crate::services::Services;
 
 /// The interfaces of places in lists.

@@ -3,14 +3,16 @@
 use std::{cell::RefCell, fs, path::PathBuf, rc::Rc, time::Duration};
 
 use cofferdam_client::LogRecord;
-use cofferdam_integration::{Daemon, bounded, fill, input, script, small_disk, small_state, until, until_async};
+use cofferdam_integration::{
+    Daemon, bounded, count, fill, input, is_long, script, small_disk, small_state, until, until_async,
+};
 use cofferdam_types::Code;
 
 use crate::{
     ends_when_told,
     random::{Random, seed},
     start,
-    storm::{Life, Storm, children, count, is_long, kill_one},
+    storm::{Life, Storm, children, kill_one},
     tell,
 };
 

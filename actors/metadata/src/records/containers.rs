@@ -1,6 +1,6 @@
 //! Containers: pure data. Creating one starts nothing (reference, section 12).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use cofferdam_types::{Any, Ceiling, Error, Event, GrantId, Id, Labels, Name, Namespace, Result, Subject, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -232,6 +232,26 @@ pub fn list(read: &dyn Read, ns: &Namespace, after: Option<&str>, max: usize) ->
     super::page(read, &codec::prefix(&[ns]), after, max)
 }
 
+/// For each image, by its name, a container that was made from it: the first, without its spec.
+pub fn users(read: &dyn Read, ns: &Namespace) -> Result<HashMap<String, Container>> {
+    let mut users = HashMap::new();
+    super::visit(read, &codec::prefix(&[ns]), &mut |container: Container| {
+        if !container.image.is_empty() {
+            users.entry(container.image.clone()).or_insert(container);
+        }
+    })?;
+    Ok(users)
+}
+
+/// Gives `each` the containers that were made from an image, by its name, without their specs.
+pub fn made_from(read: &dyn Read, ns: &Namespace, image: &str, each: &mut dyn FnMut(&Container)) -> Result<()> {
+    super::visit(read, &codec::prefix(&[ns]), &mut |container: Container| {
+        if container.image == image {
+            each(&container);
+        }
+    })
+}
+
 /// Creates a container.
 pub fn create(tx: &mut Tx<'_>, ns: &Namespace, mut container: Container) -> Result<Container> {
     namespaces::require(tx, ns)?;
@@ -248,9 +268,12 @@ pub fn create(tx: &mut Tx<'_>, ns: &Namespace, mut container: Container) -> Resu
     container.made_by = tx.authority().grants.to_vec();
     save(tx, &codec::key(&[ns, &container.id]), &container, None)?;
     resource::touch(tx, ns, container.refers());
-    let payload = serde_json::json!({
-        "id": container.id, "image": container.image, "runtime": { "name": container.runtime },
-    });
+    // Of the options the type alone: they name places of the host.
+    let mut runtime = serde_json::json!({ "name": container.runtime });
+    if !container.runtime_options.is_empty() {
+        runtime["options"] = serde_json::json!({ "type_url": container.runtime_options.type_url });
+    }
+    let payload = serde_json::json!({ "id": container.id, "image": container.image, "runtime": runtime });
     events::emit(tx, Event::new(ns, "/containers/create", payload))?;
     Ok(container)
 }
