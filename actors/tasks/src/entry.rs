@@ -232,7 +232,7 @@ impl Entry {
     }
 
     pub fn state(&self, exec: &str) -> Result<ProcessState> {
-        let past = |error| {
+        let past = |error: Error| -> Result<ProcessState> {
             let exit = self.past.borrow().exit(exec).ok_or(error)?;
             let (created, oomed) = (Timestamp::default(), Timestamp::default());
             Ok(ProcessState { state: State::Stopped, pid: 0, created, started: None, exit: Some(exit), oomed, ooms: 0 })

@@ -547,7 +547,7 @@ fn k2_a_checkpoint_takes_no_name_from_its_archive() {
     let daemon = daemon();
     bounded(async {
         let namespace = daemon.open().await;
-        let (container, task, _) = counting(&namespace, "native", COUNT).await;
+        let (container, task, _arrivals) = counting(&namespace, "native", COUNT).await;
         task.checkpoint(&named(false)).wait().await.unwrap();
         task.wait().await.unwrap();
         container.remove(false).await.unwrap();
