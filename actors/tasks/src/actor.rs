@@ -9,7 +9,7 @@ use cofferdam_metadata::records::{
     tasks::{Exit, Task},
 };
 use cofferdam_types::{Authority, Error, Id, Namespace, Result};
-use cofferdam_wire::convert::life;
+use cofferdam_wire::{convert::life, received::Received};
 use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 
 use crate::{
@@ -339,6 +339,14 @@ impl Handler<Execs> for TasksActor {
     }
 }
 
+/// Begins what nobody waits for. What it asks of an actor first is in that one's queue before anything that is asked later.
+pub(crate) async fn beside(work: impl Future<Output = ()> + 'static) {
+    let mut work = Box::pin(work);
+    if futures::poll!(&mut work).is_pending() {
+        tokio::task::spawn_local(work);
+    }
+}
+
 /// Who asked for what, for the log. What runs code or changes authority will be audited from here.
 pub(crate) fn note(what: &str, ns: &Namespace, id: &Id, auth: &Authority) {
     let (correlation, trace) = (auth.correlation.as_deref(), auth.trace.as_deref());
@@ -383,7 +391,7 @@ calls! {
         let mut request = remote.container.stdin_request();
         request.get().set_id(&m.exec);
         let answer = entry.answer(&remote, request.send().promise).await?;
-        remote.fds.take(answer.get().map_err(from_shim)?.get_write())
+        remote.fds.take(answer.get().map_err(from_shim)?.get_write()).map(Received::into_fd)
     };
     Dump -> Dumped = |ctx, entry, remote, m| restore::dump(&ctx.deps, &entry, &remote, m.options).await;
     Pause -> () = |ctx, entry, remote, m| {
@@ -411,12 +419,7 @@ impl Handler<Kill> for TasksActor {
                 let what = if exec.is_empty() { id.as_str() } else { exec.as_str() };
                 return Err(Error::not_found("process", what, "has ended"));
             }
-            let remote = entry.remote().await?;
-            let mut request = remote.container.kill_request();
-            request.get().set_id(&exec);
-            request.get().set_signal(signal);
-            request.get().set_all(all);
-            entry.answer(&remote, request.send().promise).await.map(drop)
+            entry.kill(&exec, signal, all).await
         })
     }
 }
@@ -451,7 +454,11 @@ impl Handler<Exec> for TasksActor {
         Box::pin(async move {
             let entry = ctx.entry(&message.namespace, &message.id)?;
             rights::streams_within(&message.stdio, &message.authority.ceiling)?;
-            exec::exec(&ctx.deps, &entry, &message.authority, message.exec, message.request, message.stdio).await
+            let (exec, request, stdio) = (message.exec, message.request, message.stdio);
+            let exec = exec::exec(&ctx.deps, &entry, &message.authority, exec, request, stdio).await?;
+            let added = exec.clone();
+            beside(async move { ctx.record_exec(&entry, &added).await }).await;
+            Ok(exec)
         })
     }
 }

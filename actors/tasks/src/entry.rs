@@ -231,6 +231,16 @@ impl Entry {
         Error::deadline_exceeded("task", &self.id, why)
     }
 
+    /// Sends a signal to one process, or to all.
+    pub async fn kill(self: &Rc<Self>, exec: &str, signal: u32, all: bool) -> Result<()> {
+        let remote = self.remote().await?;
+        let mut request = remote.container.kill_request();
+        request.get().set_id(exec);
+        request.get().set_signal(signal);
+        request.get().set_all(all);
+        self.answer(&remote, request.send().promise).await.map(drop)
+    }
+
     pub fn state(&self, exec: &str) -> Result<ProcessState> {
         let past = |error: Error| -> Result<ProcessState> {
             let exit = self.past.borrow().exit(exec).ok_or(error)?;

@@ -50,6 +50,10 @@ pub(crate) async fn exec(
     message.set_id(&id);
     message.set_process(&process);
     message.set_terminal(request.terminal);
+    // What a daemon that comes after this one has to know to end it with its grant. A shim that is older keeps it to itself.
+    if let Some(grant) = auth.grants.last() {
+        message.set_grant(grant.to_string());
+    }
     set_stdio(message.init_stdio(), stdio, &remote.fds);
     let answer = entry.answer(&remote, call.send().promise).await?;
     let life = life(answer.get().and_then(|a| a.get_life()).map_err(from_shim)?)?;

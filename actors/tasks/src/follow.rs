@@ -86,6 +86,7 @@ impl Ctx {
             // What was not started may never be, and has no end then.
             let begun = entry.process(&exec).is_ok_and(|p| p.life.borrow().started != Timestamp(0));
             self.watch(&entry, exec.clone(), begun || exec.is_empty());
+            self.end_with_grant(&entry, exec);
         }
         if entry.init.ended().is_none() {
             self.watch_memory(&entry);
@@ -107,6 +108,41 @@ impl Ctx {
                 ctx.exec_ended(&entry, exec.clone(), process.clone());
             }
             ctx.ended(&entry).await;
+        });
+    }
+
+    /// Ends a process with the grant through which it was run, before this daemon or the crash of this actor: nobody else knows of it.
+    fn end_with_grant(&self, entry: &Rc<Entry>, exec: String) {
+        let Ok(process) = entry.process(&exec) else { return };
+        let grant = process.life.borrow().grant.clone();
+        // Of damaged tables nobody knows whether the grant was among what is lost.
+        if grant.is_empty() || self.deps.metadata.writable().is_err() {
+            return;
+        }
+        let (deps, entry) = (self.deps.clone(), entry.clone());
+        tokio::task::spawn_local(async move {
+            let mut over = process.exit.subscribe();
+            let ended = async {
+                // What is no id is that of no grant.
+                if let Ok(id) = grant.parse() {
+                    deps.grants.until_ended(id).await;
+                }
+                let mut pause = AGAIN.0;
+                while let Err(error) = entry.kill(&exec, libc::SIGKILL as u32, false).await {
+                    // One that was made and not started nobody can start any more through the grant.
+                    if error.code != Code::Unavailable {
+                        return;
+                    }
+                    tracing::warn!(container = %entry.id, exec, %error, "a process outlives the grant through which it was run");
+                    tokio::time::sleep(pause).await;
+                    pause = AGAIN.1.min(pause * 2);
+                }
+            };
+            tokio::select! {
+                _ = over.wait_for(Option::is_some) => {}
+                () = entry.link.lost() => {}
+                () = ended => {}
+            }
         });
     }
 
@@ -231,6 +267,16 @@ impl Ctx {
             };
             self.deps.metadata.write(auth, write).await?;
             entry.news.borrow_mut().pop_front();
+        }
+    }
+
+    /// A process was made beside the first one, and who asked for it is about to know.
+    pub(crate) async fn record_exec(&self, entry: &Entry, exec: &str) {
+        let payload = serde_json::json!({ "container_id": entry.id, "exec_id": exec });
+        let ns = entry.namespace.clone();
+        let write = move |tx: &mut Tx<'_>| events::emit(tx, Event::new(&ns, "/tasks/exec-added", payload.clone()));
+        if let Err(error) = self.deps.metadata.write_lazily(&Authority::system(), write).await {
+            tracing::error!(container = %entry.id, %error, "a new process can't be told of");
         }
     }
 

@@ -25,10 +25,10 @@ use crate::{
     told,
 };
 
-pub(crate) fn exit_payload(entry: &Entry, exec: &str, pid: u32, exit: &Exit) -> serde_json::Value {
+pub(crate) fn exit_payload(container: &Id, exec: &str, pid: u32, exit: &Exit) -> serde_json::Value {
     serde_json::json!({
-        "container_id": entry.id,
-        "id": if exec.is_empty() { entry.id.as_str() } else { exec },
+        "container_id": container,
+        "id": if exec.is_empty() { container.as_str() } else { exec },
         "pid": pid,
         "exit_status": exit.status,
         "exited_at": exit.at.to_rfc3339(),
@@ -74,21 +74,31 @@ pub(crate) async fn record_oom(deps: &Deps, entry: &Entry) {
 #[derive(Clone)]
 pub(crate) struct End {
     exit: Exit,
-    payload: serde_json::Value,
+    pid: u32,
     ooms: Ooms,
 }
 
 impl End {
     /// `None`: it has not ended.
     pub fn of(entry: &Entry) -> Option<End> {
-        let exit = entry.init.ended()?;
-        let payload = exit_payload(entry, "", entry.init.life.borrow().pid, &exit);
-        Some(End { exit, payload, ooms: Ooms::of(entry) })
+        Some(End { exit: entry.init.ended()?, pid: entry.init.life.borrow().pid, ooms: Ooms::of(entry) })
     }
 
-    /// Puts it there, with its event, if nobody has.
+    /// That of what was never started.
+    fn never(entry: &Entry) -> End {
+        End { exit: never(Timestamp::now()), pid: entry.init.life.borrow().pid, ooms: Ooms::of(entry) }
+    }
+
+    /// Puts it into the tables, with its event, if nobody has.
     pub fn record(&self, tx: &mut Tx<'_>, ns: &Namespace, id: &Id) -> Result<()> {
-        record(tx, ns, id, self.ooms, &self.exit, self.payload.clone())
+        let Some(mut task) = tasks::find(tx, ns, id)? else { return Ok(()) };
+        if task.exit.is_some() {
+            return Ok(());
+        }
+        self.ooms.record(tx, ns, &mut task)?;
+        (task.state, task.pid, task.exit) = (State::Stopped, self.pid, Some(self.exit.clone()));
+        tasks::update(tx, ns, task)?;
+        events::emit(tx, Event::new(ns, "/tasks/exit", exit_payload(id, "", self.pid, &self.exit)))
     }
 }
 
@@ -116,17 +126,17 @@ pub(crate) fn forget_files_of(deps: &Deps, entry: &Entry) {
     remove_dirs(deps, &entry.namespace, &entry.id, Some(entry));
 }
 
-/// Puts the end of the first process into the tables, with its event.
-fn record(tx: &mut Tx<'_>, ns: &Namespace, id: &Id, ooms: Ooms, exit: &Exit, payload: serde_json::Value) -> Result<()> {
-    let Some(mut task) = tasks::find(tx, ns, id)? else { return Ok(()) };
-    if task.exit.is_some() {
-        return Ok(());
-    }
-    ooms.record(tx, ns, &mut task)?;
-    task.state = State::Stopped;
-    task.exit = Some(exit.clone());
-    tasks::update(tx, ns, task)?;
-    events::emit(tx, Event::new(ns, "/tasks/exit", payload))
+/// The end of what was never started.
+fn never(at: Timestamp) -> Exit {
+    Exit { status: 0, at, reason: String::new() }
+}
+
+/// Removes a task's record, with its event: each `/tasks/create` has one.
+pub(crate) fn delete_record(tx: &mut Tx<'_>, ns: &Namespace, task: &Task) -> Result<()> {
+    tasks::delete(tx, ns, &task.id)?;
+    let exit = task.exit.clone().unwrap_or_else(|| never(tx.now()));
+    let payload = exit_payload(&task.id, "", task.pid, &exit);
+    events::emit(tx, Event::new(ns, "/tasks/delete", payload))
 }
 
 /// Records the end of the first process. It is in the life record already: what waits for it has been told. Whether there
@@ -360,17 +370,14 @@ pub(crate) async fn delete_task(deps: &Deps, auth: &Authority, entry: &Rc<Entry>
     let deleted = async {
         let aside = deletes_aside(entry);
         let ended_shim = if aside { None } else { Some(end_shim(deps, entry, false).await?) };
-        let never = || Exit { status: 0, at: Timestamp::now(), reason: String::new() };
-        let exit = entry.init.ended().unwrap_or_else(never);
-        let payload = exit_payload(entry, "", entry.init.life.borrow().pid, &exit);
-        let (ns, id, ended) = (entry.namespace.clone(), entry.id.clone(), exit.clone());
-        let (ooms, ends) = (Ooms::of(entry), told::Ends::of(entry).await);
+        let end = End::of(entry).unwrap_or_else(|| End::never(entry));
+        let (ns, id, exit) = (entry.namespace.clone(), entry.id.clone(), end.exit.clone());
+        let ends = told::Ends::of(entry).await;
         let commit = move |tx: &mut Tx<'_>| {
             let Some(mut task) = tasks::find(tx, &ns, &id)? else { return Ok(()) };
             ends.tell(tx, &ns, &mut task)?;
-            record(tx, &ns, &id, ooms, &ended, payload.clone())?;
-            tasks::delete(tx, &ns, &id)?;
-            events::emit(tx, Event::new(&ns, "/tasks/delete", payload.clone()))
+            end.record(tx, &ns, &id)?;
+            delete_record(tx, &ns, &tasks::get(tx, &ns, &id)?)
         };
         let shim = async {
             let ended = match ended_shim {
@@ -448,16 +455,13 @@ async fn forget(
     let commit = move |tx: &mut Tx<'_>| {
         let Some(container) = containers::head(tx, &ns, &id)? else { return Ok(None) };
         if let Some(mut task) = tasks::find(tx, &ns, &id)? {
-            let mut payload = serde_json::json!({ "container_id": id });
             if let Some(ends) = &ends {
                 ends.tell(tx, &ns, &mut task)?;
             }
             if let Some(end) = &ended {
                 end.record(tx, &ns, &id)?;
-                payload = end.payload.clone();
             }
-            tasks::delete(tx, &ns, &id)?;
-            events::emit(tx, Event::new(&ns, "/tasks/delete", payload))?;
+            delete_record(tx, &ns, &tasks::get(tx, &ns, &id)?)?;
         }
         containers::delete(tx, &ns, &id)?;
         match &container.snapshot_key {

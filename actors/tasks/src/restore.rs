@@ -113,7 +113,7 @@ pub(crate) async fn dump(deps: &Deps, entry: &Rc<Entry>, remote: &Remote, option
     let mut request = remote.container.checkpoint_request();
     let mut fields = request.get().init_request();
     fields.set_spec(&record.spec.value);
-    fields.set_directory(remote.fds.push(dir.into()));
+    fields.set_directory(remote.fds.push(OwnedFd::from(dir)));
     let given = RuntimeOptions::read(&record.runtime_options)?;
     fields.set_criu(criu_for(deps, &given).to_string_lossy().as_ref());
     fields.set_tcp_established(options.tcp_established);

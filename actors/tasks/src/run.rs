@@ -216,12 +216,14 @@ async fn make_task(
     if own && spare.is_none() {
         shim::place(&deps.layout.shim(&shim_id), &shim_id)?;
     }
-    let (namespace, intent) = (ns.clone(), task.clone());
+    let (namespace, intent, restored) = (ns.clone(), task.clone(), checkpoint.clone());
     let entered = prepared.early.as_ref().map(|(entered, _)| entered.clone());
     let commit = deps.metadata.write(auth, move |tx: &mut Tx<'_>| {
         entered.as_ref().map_or(Ok(()), |entered| entered.require(&intent.id))?;
         let task = tasks::create(tx, &namespace, intent.clone())?;
-        let payload = serde_json::json!({ "container_id": task.id });
+        let payload = serde_json::json!({
+            "container_id": task.id, "io": { "terminal": task.terminal }, "checkpoint": restored,
+        });
         cofferdam_metadata::records::events::emit(tx, Event::new(&namespace, "/tasks/create", payload))?;
         Ok(task)
     });
@@ -332,7 +334,7 @@ async fn make_task(
             if committed.is_ok() {
                 let (namespace, id) = (ns.clone(), id.clone());
                 let undo = move |tx: &mut Tx<'_>| match tasks::find(tx, &namespace, &id)? {
-                    Some(_) => tasks::delete(tx, &namespace, &id).map(drop),
+                    Some(task) => remove::delete_record(tx, &namespace, &task),
                     None => Ok(()),
                 };
                 remove::persist(deps, &Authority::system(), undo).await?;

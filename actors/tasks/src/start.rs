@@ -7,7 +7,7 @@ use cofferdam_types::{Code, Error, Result, Timestamp};
 use cofferdam_wire::convert::life;
 
 use crate::{
-    actor::{Ctx, TasksActor, note},
+    actor::{Ctx, TasksActor, beside, note},
     entry::{Entry, Starting},
     layout,
     link::Remote,
@@ -104,10 +104,7 @@ impl Ctx {
         }
         let (ctx, entry, exec) = (self.clone(), entry.clone(), exec.to_owned());
         // The shim's life record has it; the tables follow. It is in the writer's queue before its end can be.
-        let mut recording = Box::pin(async move { ctx.record_start(&entry, &exec, &process).await });
-        if futures::poll!(&mut recording).is_pending() {
-            tokio::task::spawn_local(recording);
-        }
+        beside(async move { ctx.record_start(&entry, &exec, &process).await }).await;
         Ok(pid)
     }
 }

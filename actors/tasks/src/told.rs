@@ -90,7 +90,7 @@ impl End {
     fn of(entry: &Entry, exec: &str, process: &Process) -> Option<End> {
         let exit = process.ended()?;
         let told = ExecTold { ended: true, ..told(process) };
-        let payload = exit_payload(entry, exec, told.pid, &exit);
+        let payload = exit_payload(&entry.id, exec, told.pid, &exit);
         let began = process.life.borrow().started != Timestamp(0);
         Some(End { exec: exec.to_owned(), told, began, payload })
     }

@@ -7,6 +7,7 @@ mod checkpoint;
 mod contract;
 mod drivers;
 mod early;
+mod events;
 mod examples;
 mod exec;
 mod failures;

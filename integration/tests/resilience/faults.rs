@@ -4,7 +4,8 @@ use std::{cell::RefCell, fs, path::PathBuf, rc::Rc, time::Duration};
 
 use cofferdam_client::{ContainerRequest, Events, LogRecord, Status, Stdio};
 use cofferdam_integration::{
-    BUSYBOX, Daemon, bounded, fill, input, processes, script, small_disk, small_state, until, until_async,
+    BUSYBOX, Daemon, bounded, count, fill, input, is_long, processes, script, small_disk, small_state, until,
+    until_async,
 };
 use cofferdam_sys::cgroup::{Cgroup, Layout};
 use cofferdam_types::Code;
@@ -13,7 +14,7 @@ use crate::{
     ends_when_told,
     random::{Random, seed},
     start,
-    storm::{Life, Storm, children, count, is_long, kill_one},
+    storm::{Life, Storm, children, kill_one},
     tell,
 };
 

@@ -7,6 +7,7 @@ mod crashes;
 mod deaths;
 mod drills;
 mod faults;
+mod files;
 mod groups;
 mod hostile;
 mod kills;

@@ -10,7 +10,7 @@ use std::{
 };
 
 use cofferdam_client::{Client, Exit, Namespace, ProcessOptions, Stdio};
-use cofferdam_integration::{DEADLINE, Daemon, bounded, descriptors, processes, until};
+use cofferdam_integration::{DEADLINE, Daemon, bounded, count, descriptors, is_long, processes, until};
 use cofferdam_types::{Code, Error, Result};
 use nix::sys::signal::Signal;
 
@@ -25,16 +25,6 @@ const LANES: usize = 8;
 const LIMIT: Duration = Duration::from_secs(1500);
 /// What one answer may take: the deadlines of a runtime that hangs strike before.
 const PATIENCE: Duration = Duration::from_secs(240);
-
-/// Whether there is time for the full counts.
-pub fn is_long() -> bool {
-    std::env::var_os("COFFERDAM_LONG").is_some()
-}
-
-/// The full count, or that of every day.
-pub fn count(long: u64, short: u64) -> u64 {
-    if is_long() { long } else { short }
-}
 
 /// A container's life, as it is planned.
 pub struct Life {

@@ -154,7 +154,7 @@ impl Container {
         } = request;
         let log = log.map(|writer| Rc::new(RefCell::new(writer)));
         let prepared = prepare(stdio, terminal, log.is_some(), pipes)?;
-        let init = Process::new(dir.clone(), life::file_name(&id, ""), "", terminal)?;
+        let init = Process::new(dir.clone(), life::file_name(&id, ""), "", "", terminal)?;
         let own_pids = spec
             .linux()
             .as_ref()
@@ -360,13 +360,13 @@ impl Container {
     }
 
     /// Makes another process, to be started later.
-    pub fn exec(&self, id: Id, spec: ProcessSpec, stdio: Wishes, terminal: bool) -> Result<Life> {
+    pub fn exec(&self, id: Id, spec: ProcessSpec, stdio: Wishes, terminal: bool, grant: &str) -> Result<Life> {
         self.only_in("", &ALIVE, "nothing can be run in it")?;
         if self.execs.borrow().contains_key(&id) {
             return Err(Error::already_exists("process", &id, "is there already: choose another id"));
         }
         let prepared = prepare(stdio, terminal, false, self.pipes)?;
-        let process = Process::new(self.dir.clone(), life::file_name(&self.id, &id), &id, terminal)?;
+        let process = Process::new(self.dir.clone(), life::file_name(&self.id, &id), &id, grant, terminal)?;
         let life = process.life();
         self.execs.borrow_mut().insert(id, Exec { process, pending: Some((spec, prepared)) });
         Ok(life)
