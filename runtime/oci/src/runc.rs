@@ -39,7 +39,8 @@ use crate::{
     criu, native::Kept, rootfs, systemd,
 };
 
-const DEADLINE: Duration = Duration::from_secs(30);
+/// How long one command of a binary may take.
+pub const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Names in a bundle.
 const CONFIG: &str = "config.json";
