@@ -8,6 +8,7 @@ use crate::with;
 
 /// It hangs at what the container's id says.
 const WRAPPER: &str = r#"#!/bin/sh
+verb=none
 for word; do
     case $word in create | start | pause | exec | delete | kill) verb=$word; break ;; esac
 done

@@ -94,6 +94,8 @@ pub struct Container {
     calls: Rc<Calls>,
     patience: Patience,
     turn: tokio::sync::Mutex<()>,
+    /// Held while it is being frozen, or let go on.
+    freezing: tokio::sync::Mutex<()>,
     pipes: Owner,
     /// For a process that works on it.
     pub driver: Driver,
@@ -176,6 +178,7 @@ impl Container {
             calls,
             patience: Patience::default(),
             turn: tokio::sync::Mutex::default(),
+            freezing: tokio::sync::Mutex::default(),
             pipes,
             driver,
             made: RefCell::new(None),
@@ -448,6 +451,7 @@ impl Container {
     /// Freezes, or lets go on.
     pub async fn pause(&self, pause: bool) -> Result<()> {
         let _turn = self.turn.lock().await;
+        let _freezing = self.freezing.lock().await;
         if pause {
             self.only_in("", &[State::Running], "only what runs can be paused")?;
         } else {
@@ -462,8 +466,14 @@ impl Container {
         Ok(())
     }
 
-    /// Whether it is frozen.
+    /// Whether it is frozen, as far as that is known at the moment.
     pub fn paused(&self) -> bool {
+        self.paused.get()
+    }
+
+    /// Whether it is frozen, once that is known: who asks since a pause didn't answer him wants to know what came of it.
+    pub async fn settled(&self) -> bool {
+        let _freezing = self.freezing.lock().await;
         self.paused.get()
     }
 

@@ -249,9 +249,10 @@ impl shim_container::Server for Held {
         _: shim_container::StateParams,
         mut results: shim_container::StateResults,
     ) -> capnp::Result<()> {
+        let paused = self.container.settled().await;
         let lives = self.container.lives();
         let mut answer = results.get();
-        answer.set_paused(self.container.paused());
+        answer.set_paused(paused);
         answer.set_log_lost(self.container.log_lost());
         let mut list = answer.init_processes(lives.len() as u32);
         for (n, life) in lives.iter().enumerate() {

@@ -231,7 +231,7 @@ fn a_running_container_can_be_acted_on() {
 fn a_terminal_comes_back_with_its_size() {
     let fixture = Fixture::new();
     let spec = fixture.spec(&["sh", "-c", "tty; stty size; exec sleep 1000"], true);
-    let container = fixture.create(&spec, Stdio::Terminal { rows: 33, cols: 77 }).unwrap();
+    let mut container = fixture.create(&spec, Stdio::Terminal { rows: 33, cols: 77 }).unwrap();
     let mut console = File::from(container.init.console.take().unwrap());
     fixture.driver.start(&container).unwrap();
     let mut text = Vec::new();

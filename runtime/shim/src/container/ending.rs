@@ -12,6 +12,9 @@ use crate::process::{End, Process};
 /// How long a deletion waits for processes that it killed.
 const KILL: Duration = Duration::from_secs(10);
 
+/// How long a deletion waits for whoever else changes the container: the daemon gives a deletion five seconds.
+const HURRY: Duration = Duration::from_secs(2);
+
 const KILLED: End = End::Signal(libc::SIGKILL as u32);
 
 impl Container {
@@ -137,8 +140,8 @@ impl Container {
 
     /// Kills what runs and removes all that the driver made. May be repeated.
     pub async fn delete(&self) -> Result<Life> {
-        // Who is at work for it is not waited for.
-        let _turn = match self.turn.try_lock() {
+        // Who is at work for it, such as a start whose program has ended already, is not waited for long.
+        let _turn = match tokio::time::timeout(HURRY, self.turn.lock()).await {
             Ok(turn) => turn,
             Err(_) => {
                 self.patience.lose();

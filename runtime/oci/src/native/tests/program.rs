@@ -186,7 +186,7 @@ fn a_terminal_has_a_size_and_is_the_console() {
     f.spec["process"]["terminal"] = json!(true);
     f.spec["process"]["user"]["uid"] = json!(1000);
     f.sh("tty; stty size; stat -c '%t:%T' /dev/console; readlink /proc/self/fd/2; echo x > /dev/tty; stat -c %u /dev/pts/0; ls -1 /proc/self/fd");
-    let container = f.create(Stdio::Terminal { rows: 30, cols: 101 }).unwrap();
+    let mut container = f.create(Stdio::Terminal { rows: 30, cols: 101 }).unwrap();
     let console = container.init.console.take().unwrap();
     assert_eq!(cofferdam_sys::pty::size(&console).unwrap(), (30, 101));
     f.native.start(&container).unwrap();
@@ -205,7 +205,7 @@ fn a_terminal_without_a_size_has_the_specs() {
             f.spec["process"]["consoleSize"] = size;
         }
         f.sh("stty size");
-        let container = f.create(Stdio::Terminal { rows: 0, cols: 0 }).unwrap();
+        let mut container = f.create(Stdio::Terminal { rows: 0, cols: 0 }).unwrap();
         let console = container.init.console.take().unwrap();
         f.native.start(&container).unwrap();
         assert_eq!(read_terminal(console).trim(), text);

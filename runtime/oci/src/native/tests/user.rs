@@ -136,7 +136,7 @@ fn a_terminal_of_a_user_namespace_belongs_to_its_user() {
     f.spec["process"]["terminal"] = json!(true);
     f.spec["process"]["user"]["uid"] = json!(1000);
     f.sh("tty; stat -c '%t:%T' /dev/console; stat -c %u /dev/pts/0; echo x > /dev/tty");
-    let container = f.create(Stdio::Terminal { rows: 30, cols: 101 }).unwrap();
+    let mut container = f.create(Stdio::Terminal { rows: 30, cols: 101 }).unwrap();
     let console = container.init.console.take().unwrap();
     f.native.start(&container).unwrap();
     assert_eq!(read_terminal(console), "/dev/pts/0\n88:0\n1000\nx\n");
