@@ -83,7 +83,7 @@ impl Cgroup {
 
     /// A signal for each of these that is still in the group once it is held: before, its number may pass to another
     /// process.
-    fn signal(&self, pids: &[i32], signal: i32) -> Result<()> {
+    pub(super) fn signal(&self, pids: &[i32], signal: i32) -> Result<()> {
         for some in pids.chunks(HELD) {
             let mut held: Vec<(i32, OwnedFd)> = Vec::new();
             for pid in some {
