@@ -2,8 +2,9 @@
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
-use cofferdam_gc::Settings;
+use cofferdam_gc::Settings as Gc;
 use cofferdam_net::Plugins;
+use cofferdam_snapshots::Settings;
 use cofferdam_types::{Error, Result};
 
 /// The command line, in full: an appliance fills this in itself.
@@ -24,9 +25,11 @@ pub struct Config {
     /// Where networks are configured, and what makes them.
     pub networks: Networks,
     /// When the collector collects.
-    pub gc: Settings,
+    pub gc: Gc,
     /// How much time is between two passes over all blobs; zero: there are none.
     pub scrub: Duration,
+    /// What all snapshot drivers are held to.
+    pub snapshots: Settings,
     /// What is logged, as tracing-subscriber's `EnvFilter` reads it.
     pub log: String,
 }
@@ -56,7 +59,7 @@ cofferd: the container daemon
 
 Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--criu FILE] [--connections NUMBER] [--journal SOCKET]
                [--cni-config DIR] [--cni-plugins DIR[:DIR]...] [--cni-timeout SECONDS] [--scrub SECONDS]
-               [--gc KEY=VALUE[,...]]... [--rebuild] [--log FILTER]
+               [--gc KEY=VALUE[,...]]... [--verity] [--rebuild] [--log FILTER]
 
   --root DIR            what must last (default /var/lib/cofferdam)
   --state DIR           what ends with a reboot, and the socket cofferd.sock (default /run/cofferdam)
@@ -77,6 +80,8 @@ Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--criu FILE] [--connect
                         written). 0 turns one off; docs/gc.md says more
   --scrub SECONDS       how much time goes by between two passes that compare all blobs with their digests, and unpacked layers
                         with their blobs (default 604800, a week); 0: there are none
+  --verity              seal each layer by fs-verity when it is committed, or refuse it: only the snapshot driver erofs can, which is
+                        the default then; it takes a kernel and a file system that have it; docs/snapshots.md says more
   --rebuild             serve nobody, but make a new meta.redb from what is readable in a damaged one and from what lies on
                         disk, and say what became of it; docs/check.md says more
   --log FILTER          what is logged to standard error, such as info or cofferd=debug (default warn)
@@ -114,8 +119,9 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
                 deadline: Duration::from_secs(60),
             },
         },
-        gc: Settings::default(),
+        gc: Gc::default(),
         scrub: Duration::from_secs(7 * 24 * 3600),
+        snapshots: Settings::default(),
         log: std::env::var("COFFERD_LOG").unwrap_or_else(|_| "warn".into()),
     };
     let (mut args, mut rebuild) = (args.into_iter(), false);
@@ -157,6 +163,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
                 let wrong = || Error::invalid("option", "--scrub", "needs a number of seconds; 0 is never");
                 config.scrub = Duration::from_secs(value()?.to_string_lossy().parse().map_err(|_| wrong())?);
             }
+            "--verity" if inline.is_none() => config.snapshots.verity = true,
             "--log" => config.log = value()?.to_string_lossy().into_owned(),
             "--rebuild" => rebuild = true,
             "--version" => return Ok(Command::Print(format!("cofferd {}\n", env!("CARGO_PKG_VERSION")))),
@@ -219,6 +226,15 @@ mod tests {
             assert_eq!(config.scrub, Duration::from_secs(seconds), "{line}");
         }
         assert_eq!(words("--scrub often").unwrap_err().id, "--scrub");
+    }
+
+    #[test]
+    fn layers_are_sealed_where_that_is_wanted() {
+        for (line, verity) in [("", false), ("--verity --log debug", true)] {
+            let Command::Run(config) = words(line).unwrap() else { panic!("a run") };
+            assert_eq!(config.snapshots.verity, verity, "{line}");
+        }
+        assert_eq!(words("--verity=no").unwrap_err().id, "--verity");
     }
 
     #[test]

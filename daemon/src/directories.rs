@@ -86,6 +86,9 @@ fn place(path: &Path, own: &Path, flag: &str) -> Result<Made> {
     let fresh = !missing.is_empty();
     let made = Made { dirs: missing, kept: false };
     DirBuilder::new().recursive(true).mode(MODE).create(path).map_err(fault)?;
+    if !fresh {
+        guarded(path, flag)?;
+    }
     if fresh {
         // Whatever the umask says.
         std::fs::set_permissions(path, Permissions::from_mode(MODE)).map_err(fault)?;
@@ -93,6 +96,22 @@ fn place(path: &Path, own: &Path, flag: &str) -> Result<Made> {
         tracing::warn!(path = %path.display(), "others can't pass through this directory: containers whose user is not root may not start (chmod o+x)");
     }
     Ok(made)
+}
+
+/// Refuses a directory that somebody else can put links into, in the place of files that are to be the daemon's (F4).
+fn guarded(path: &Path, flag: &str) -> Result<()> {
+    let meta = path.metadata().map_err(|e| Error::io("directory", path.display(), "can't be read", &e))?;
+    let why = if meta.uid() != 0 {
+        format!(
+            "belongs to user {}, who could put links in the place of the daemon's files: chown it to root",
+            meta.uid()
+        )
+    } else if meta.mode() & 0o002 != 0 || meta.mode() & 0o020 != 0 && meta.gid() != 0 {
+        "can be written by others, who could put links in the place of the daemon's files: chmod go-w it".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(Error::failed_precondition("directory", path.display(), format!("{why}, or give {flag} another")))
 }
 
 /// What was made for a directory. It goes again, unless it is kept or something is in it.

@@ -108,7 +108,7 @@ impl Daemon {
             cofferdam_events::RETENTION,
         )?;
         let content = Content::start(&kernel, TABLE.content, metadata.clone(), dir(&config.root.join("content"))?)?;
-        let snapshots = Snapshots::start(&kernel, TABLE.snapshots, metadata.clone(), &config.root)?;
+        let snapshots = Snapshots::start(&kernel, TABLE.snapshots, metadata.clone(), &config.root, config.snapshots)?;
         let diff = Diff::start(&kernel, TABLE.diff, content.clone());
         let images =
             Images::start(&kernel, TABLE.images, metadata.clone(), content.clone(), snapshots.clone(), diff.clone());
@@ -132,6 +132,7 @@ impl Daemon {
             users: Users::default(),
             children: Children::default(),
             makers: Makers::default(),
+            grants: grants.clone(),
         };
         let tasks = Tasks::start(&kernel, TABLE.tasks, deps)?;
         let transfer = Transfer::start(&kernel, TABLE.transfer, metadata.clone(), content.clone(), images.clone());

@@ -4,6 +4,7 @@ use std::{
     fs::{self, File},
     path::{Path, PathBuf},
     process::Command,
+    thread::JoinHandle,
 };
 
 use nix::{
@@ -59,6 +60,9 @@ pub struct Powered {
     pub daemon: Daemon,
     /// The disk.
     pub platter: Platter,
+    /// How many there were before, and the end of the last of them.
+    cuts: u32,
+    ending: Option<JoinHandle<()>>,
 }
 
 impl Powered {
@@ -74,18 +78,35 @@ impl Powered {
         let _ = fs::remove_dir(daemon.root().join("lost+found"));
         daemon.restart();
         daemon.create_namespace();
-        Powered { daemon, platter }
+        Powered { daemon, platter, cuts: 0, ending: None }
     }
 
     /// Cuts the power, and starts again with this on the disk.
     pub fn cut(&mut self, image: Image) {
         self.daemon.power_off();
-        self.platter.end();
         // What ends with a reboot.
         let _ = fs::remove_dir_all(self.daemon.state());
-        self.platter = Platter::serve(&self.daemon.path().join("platter"), image);
-        mount(&self.platter, &self.daemon.root());
+        self.cuts += 1;
+        let new = Platter::serve(&self.daemon.path().join(format!("platter{}", self.cuts)), image);
+        mount(&new, &self.daemon.root());
+        // The kernel takes its time to let go of a loop device: the next one doesn't wait for that.
+        let old = std::mem::replace(&mut self.platter, new);
+        self.ended();
+        self.ending = Some(std::thread::spawn(|| drop(old)));
         self.daemon.restart();
+    }
+
+    /// Waits until the disk of before is gone.
+    fn ended(&mut self) {
+        if let Some(ending) = self.ending.take() {
+            ending.join().expect("a disk ends");
+        }
+    }
+}
+
+impl Drop for Powered {
+    fn drop(&mut self) {
+        self.ended();
     }
 }
 

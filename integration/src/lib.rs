@@ -24,4 +24,4 @@ pub use platter::{Image, Platter, Record};
 pub use registry::Registry;
 pub use runtimes::{crun, program, script};
 pub use streams::{Arrivals, input, output, pipe, terminal, write};
-pub use wait::{DEADLINE, bounded, until, until_async};
+pub use wait::{DEADLINE, bounded, count, is_long, until, until_async};

@@ -1,7 +1,7 @@
 //! Debian's registry, with test images in it.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -21,9 +21,23 @@ impl Registry {
         let path = dir.path().to_str().expect("UTF-8").to_owned();
         let address = ask(&[&["start", &path], args].concat()).trim().to_owned();
         let registry = Registry { dir, address };
-        let layouts = crate::images();
-        ask(&[&["push", &path, layouts.to_str().expect("UTF-8")], names].concat());
+        if !names.is_empty() {
+            registry.push(&crate::images(), names);
+        }
         registry
+    }
+
+    /// Pushes what lies as OCI layouts in `oci/NAME`, of the tag `latest`.
+    pub fn push(&self, layouts: &Path, names: &[&str]) {
+        let (dir, layouts) = (self.dir.path().to_str().expect("UTF-8"), layouts.to_str().expect("UTF-8"));
+        ask(&[&["push", dir, layouts], names].concat());
+    }
+
+    /// Which blobs it was asked for.
+    pub fn served(&self) -> Vec<String> {
+        let log = std::fs::read_to_string(self.dir.path().join("log")).expect("its log");
+        let asked = log.lines().filter_map(|line| line.split_once("\"GET ")?.1.split_once("/blobs/"));
+        asked.filter_map(|(_, rest)| Some(rest.split([' ', '"']).next()?.to_owned())).collect()
     }
 
     /// host:port
@@ -39,6 +53,11 @@ impl Registry {
     /// The certificate that vouches for it, with `--tls`.
     pub fn authority(&self) -> Vec<u8> {
         std::fs::read(self.dir.path().join("ca.crt")).expect("it was started with --tls")
+    }
+
+    /// What it was asked, a line for each request.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).expect("it has a log")
     }
 
     /// Ends it; what it has stays.

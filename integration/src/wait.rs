@@ -1,4 +1,4 @@
-//! Waiting: always with a deadline, for a state rather than for a time.
+//! Waiting: always with a deadline, for a state rather than for a time. And how long a test may go on.
 
 use std::{
     future::Future,
@@ -9,9 +9,20 @@ use std::{
 pub const DEADLINE: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_millis(2);
 
+/// Whether there is time for the full counts.
+pub fn is_long() -> bool {
+    std::env::var_os("COFFERDAM_LONG").is_some()
+}
+
+/// The full count, or that of every day.
+pub fn count(long: u64, short: u64) -> u64 {
+    if is_long() { long } else { short }
+}
+
 /// Runs a test that talks to a daemon; one that hangs fails.
 pub fn bounded<T>(test: impl Future<Output = T>) -> T {
-    let limited = async { tokio::time::timeout(DEADLINE * 6, test).await };
+    let limit = DEADLINE * count(45, 6) as u32;
+    let limited = async { tokio::time::timeout(limit, test).await };
     cofferdam_client::block_on(limited).expect("a runtime").expect("the test hangs")
 }
 

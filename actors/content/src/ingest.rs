@@ -9,7 +9,7 @@ use std::{
 };
 
 use cofferdam_types::{
-    Algorithm, Authority, Code, Digest, Digester, Error, Labels, Name, Namespace, Result, Timestamp,
+    Algorithm, Authority, Code, Digest, Digester, Error, GrantId, Labels, Name, Namespace, Result, Timestamp,
 };
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
@@ -21,6 +21,8 @@ use crate::{
 
 /// Between two attempts to give an ingest up.
 const PAUSE: Duration = Duration::from_millis(50);
+/// So many bytes are asked for at a time where a grant bounds them.
+const AHEAD: u64 = 4 << 20;
 
 /// How the file of an ingest is known, and what becomes of it when its writer goes away without a commit.
 #[derive(Debug)]
@@ -53,6 +55,8 @@ pub struct Ingest {
     digester: Digester,
     offset: u64,
     started: Timestamp,
+    /// Of one that came through grants of which one bounds the disk: who they are, and how far it was asked about.
+    pub(crate) asked: Option<(Arc<[GrantId]>, u64)>,
     /// Set once the file is somebody else's business: a blob, or removed.
     pub(crate) done: bool,
     /// The ref, and for a scratch ingest the name of its file, which the sweep then leaves alone.
@@ -104,6 +108,7 @@ impl Ingest {
             digester: Digester::new(algorithm),
             offset: 0,
             started,
+            asked: None,
             done: false,
             _held: held,
         };
@@ -171,6 +176,16 @@ impl Ingest {
         if let Some(total) = self.total.filter(|total| end > *total) {
             let why = format!("gets more than the {total} bytes that were announced");
             return Err(Error::out_of_range("ingest", self.id(), why));
+        }
+        if let Some((path, until)) = self.asked.clone().filter(|(_, until)| end > *until) {
+            // Somewhat ahead, so that it isn't asked for each piece; what is left in the end is less than that.
+            let ahead = end.max(until.saturating_add(AHEAD).min(self.total.unwrap_or(u64::MAX)));
+            let asked = self.store.may_store(&self.namespace, &path, ahead - self.offset);
+            let until = match asked {
+                Ok(()) => ahead,
+                Err(_) => self.store.may_store(&self.namespace, &path, bytes.len() as u64).map(|()| end)?,
+            };
+            self.asked = Some((path, until));
         }
         if let Err(error) = self.file.write_all_at(bytes, self.offset) {
             // What got there would count as written when the ingest is resumed, and is room on a disk that is full.

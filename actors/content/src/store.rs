@@ -12,7 +12,9 @@ use std::sync::{
 
 use cofferdam_kernel::Pool;
 use cofferdam_metadata::{Metadata, Read, records};
-use cofferdam_types::{Algorithm, Authority, Digest, Error, Keeper, Labels, Name, Namespace, Result, Timestamp};
+use cofferdam_types::{
+    Algorithm, Authority, Digest, Error, GrantId, Keeper, Labels, Name, Namespace, Result, Timestamp,
+};
 use nix::sys::stat::FileStat;
 
 use crate::{
@@ -108,13 +110,39 @@ impl Store {
             }
         };
         let origin = Origin::Recorded { reference: reference.clone(), id: record.id };
+        let bounded = records::grants::bounds_disk(&view, &record.made_by)?;
+        let asked = bounded.then(|| Arc::<[GrantId]>::from(record.made_by.as_slice()));
         let options = (record.total, record.expected, algorithm);
-        Ingest::open(self.clone(), ns.clone(), origin, record.id.to_string(), options, record.started, held)
-            .inspect_err(|_| {
-                if fresh && let Err(error) = self.drop_record(auth, ns, &reference, Some(record.id)) {
-                    tracing::warn!(%error, %reference, "the record of an ingest without a file stays until the next start");
-                }
-            })
+        let opened = Ingest::open(
+            self.clone(),
+            ns.clone(),
+            origin,
+            record.id.to_string(),
+            options,
+            record.started,
+            held,
+        )
+        .inspect_err(|_| {
+            if fresh && let Err(error) = self.drop_record(auth, ns, &reference, Some(record.id)) {
+                tracing::warn!(%error, %reference, "the record of an ingest without a file stays until the next start");
+            }
+        });
+        opened.map(|mut ingest| {
+            ingest.asked = asked.map(|path| (path, ingest.offset()));
+            ingest
+        })
+    }
+
+    /// Whether so many bytes more may come through grants, beside what is there of ingests that came through them.
+    pub(crate) fn may_store(&self, ns: &Namespace, path: &[GrantId], more: u64) -> Result<()> {
+        let view = self.meta.read()?;
+        let ingests = records::ingests::list(&view, ns, None, usize::MAX)?;
+        let size = |ingest: &records::ingests::Ingest| {
+            let stat = self.files.ingest_stat(&ingest.id.to_string()).ok().flatten();
+            stat.map_or(0, |stat| u64::try_from(stat.st_size).unwrap_or(0))
+        };
+        let coming = |id: GrantId| ingests.iter().filter(|ingest| ingest.made_by.contains(&id)).map(size).sum();
+        records::grants::may_store(&view, ns, path, more, &coming)
     }
 
     /// What an interrupted ingest is to become may be said again, or for the first time.

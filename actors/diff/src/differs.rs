@@ -1,6 +1,6 @@
-//! Differs: who turns layers of which media types into tars, and tars into such layers. The first that takes a media type
-//! does it; what none takes is `unimplemented`, with the types that there are. Another one is one type here and one entry
-//! of [`ALL`].
+//! Differs: who turns layers of which media types into tars, and tars into such layers. They are asked in order: one that says
+//! `unimplemented` gives way to the next, and any other error is the answer. What none takes is `unimplemented`, with the
+//! types that there are. Another one is one type here and one entry of [`ALL`].
 
 use std::{
     cell::Cell,
@@ -9,18 +9,26 @@ use std::{
 };
 
 use cofferdam_types::{
-    Error, Result,
+    Code, Error, Result,
     media::{self, Compression, Kind},
 };
 use zeekstd::{EncodeOptions, Encoder, FrameSizePolicy};
 
 /// One of them.
 pub(crate) trait Differ: Sync {
-    /// Whether it reads layers of this media type.
-    fn reads(&self, media_type: &str) -> bool;
+    /// Whether it reads layers of this media type. `unimplemented`: another may.
+    fn reads(&self, media_type: &str) -> Result<()>;
 
-    /// The media types of the layers that it writes.
-    fn writes(&self) -> &'static [&'static str];
+    /// Whether it writes layers of this media type. `unimplemented`: another may.
+    fn writes(&self, media_type: &str) -> Result<()> {
+        match self.types().contains(&media_type) {
+            true => Ok(()),
+            false => Err(Error::unimplemented("layer", media_type, "is written by another differ")),
+        }
+    }
+
+    /// The media types of the layers that it writes, for those who ask which there are.
+    fn types(&self) -> &'static [&'static str];
 
     /// Writes a tar as such a layer.
     fn pack<'a>(&self, out: Box<dyn Write + 'a>) -> io::Result<Box<dyn Packed + 'a>>;
@@ -35,37 +43,59 @@ pub(crate) trait Packed: Write {
 /// All of them, in the order in which they are asked.
 const ALL: [&dyn Differ; 3] = [&Gzip, &Zstd, &Plain];
 
-/// Refuses a media type that no differ reads.
-pub(crate) fn readable(media_type: &str) -> Result<()> {
-    match ALL.iter().any(|differ| differ.reads(media_type)) {
-        true => Ok(()),
-        false => {
-            Err(Error::invalid("layer", media_type, "is a media type that is not a layer's, or of none that is read"))
+/// The first that doesn't say `unimplemented`; what else it says is the answer.
+fn first<'d>(
+    differs: &[&'d dyn Differ],
+    asked: impl Fn(&dyn Differ) -> Result<()>,
+    none: impl FnOnce() -> Error,
+) -> Result<&'d dyn Differ> {
+    for differ in differs {
+        match asked(*differ) {
+            Err(error) if error.code == Code::Unimplemented => {}
+            answer => return answer.map(|()| *differ),
         }
     }
+    Err(none())
+}
+
+/// Refuses a media type that no differ reads.
+pub(crate) fn readable(media_type: &str) -> Result<()> {
+    let none = || {
+        let why =
+            "is a media type that is not a layer's, or of none that is read: the image is made for something else";
+        Error::unimplemented("layer", media_type, why)
+    };
+    first(&ALL, |differ| differ.reads(media_type), none).map(drop)
 }
 
 /// The differ that writes layers of this media type.
 pub(crate) fn writer(media_type: &str) -> Result<&'static dyn Differ> {
-    ALL.into_iter().find(|differ| differ.writes().contains(&media_type)).ok_or_else(|| {
-        let known: Vec<&str> = ALL.iter().flat_map(|differ| differ.writes()).copied().collect();
-        let why = format!("is not a media type of layers that are written: choose one of {}", known.join(", "));
-        Error::unimplemented("layer", media_type, why)
-    })
+    first(
+        &ALL,
+        |differ| differ.writes(media_type),
+        || {
+            let known: Vec<&str> = ALL.iter().flat_map(|differ| differ.types()).copied().collect();
+            let why = format!("is not a media type of layers that are written: choose one of {}", known.join(", "));
+            Error::unimplemented("layer", media_type, why)
+        },
+    )
 }
 
-fn is(media_type: &str, compression: Compression) -> bool {
-    media::kind(media_type) == Kind::Layer(compression)
+fn is(media_type: &str, compression: Compression) -> Result<()> {
+    match media::kind(media_type) == Kind::Layer(compression) {
+        true => Ok(()),
+        false => Err(Error::unimplemented("layer", media_type, "is read by another differ")),
+    }
 }
 
 struct Gzip;
 
 impl Differ for Gzip {
-    fn reads(&self, media_type: &str) -> bool {
+    fn reads(&self, media_type: &str) -> Result<()> {
         is(media_type, Compression::Gzip)
     }
 
-    fn writes(&self) -> &'static [&'static str] {
+    fn types(&self) -> &'static [&'static str] {
         &[media::OCI_LAYER_GZIP, media::DOCKER_LAYER_GZIP]
     }
 
@@ -88,11 +118,11 @@ const FRAME: u32 = 4 << 20;
 struct Zstd;
 
 impl Differ for Zstd {
-    fn reads(&self, media_type: &str) -> bool {
+    fn reads(&self, media_type: &str) -> Result<()> {
         is(media_type, Compression::Zstd)
     }
 
-    fn writes(&self) -> &'static [&'static str] {
+    fn types(&self) -> &'static [&'static str] {
         &[media::OCI_LAYER_ZSTD, media::DOCKER_LAYER_ZSTD]
     }
 
@@ -162,11 +192,11 @@ impl Packed for Frames<'_> {
 struct Plain;
 
 impl Differ for Plain {
-    fn reads(&self, media_type: &str) -> bool {
+    fn reads(&self, media_type: &str) -> Result<()> {
         is(media_type, Compression::None)
     }
 
-    fn writes(&self) -> &'static [&'static str] {
+    fn types(&self) -> &'static [&'static str] {
         &[media::OCI_LAYER, media::DOCKER_LAYER]
     }
 
@@ -197,14 +227,12 @@ impl Packed for Whole<'_> {
 mod tests {
     use std::io::Read as _;
 
-    use cofferdam_types::Code;
-
     use super::*;
 
     #[test]
     fn the_first_that_takes_a_media_type_does_it_and_what_none_takes_is_refused() {
         for differ in ALL {
-            for media_type in differ.writes() {
+            for media_type in differ.types() {
                 readable(media_type).unwrap();
                 let mut bytes = Vec::new();
                 let mut packed = writer(media_type).unwrap().pack(Box::new(&mut bytes)).unwrap();
@@ -222,12 +250,60 @@ mod tests {
         readable("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip").unwrap();
         readable("application/vnd.oci.image.layer.nondistributable.v1.tar+zstd").unwrap();
         for other in ["", media::OCI_CONFIG, "application/vnd.oci.image.layer.v1.tar+xz", "application/gzip"] {
-            assert_eq!(readable(other).unwrap_err().code, Code::InvalidArgument, "{other}");
+            assert_eq!(readable(other).unwrap_err().code, Code::Unimplemented, "{other}");
             let error = writer(other).err().unwrap();
             assert_eq!(error.code, Code::Unimplemented, "{other}");
             assert!(error.message.contains(media::DOCKER_LAYER_ZSTD), "{error}");
         }
     }
+
+    /// Takes all layers with the same answer.
+    struct Says(Option<Code>);
+
+    impl Differ for Says {
+        fn reads(&self, media_type: &str) -> Result<()> {
+            match self.0 {
+                None => Ok(()),
+                Some(Code::Unimplemented) => Err(Error::unimplemented("layer", media_type, "is another differ's")),
+                Some(_) => Err(Error::data_loss("layer", media_type, "can't be opened")),
+            }
+        }
+
+        fn writes(&self, media_type: &str) -> Result<()> {
+            self.reads(media_type)
+        }
+
+        fn types(&self) -> &'static [&'static str] {
+            &[]
+        }
+
+        fn pack<'a>(&self, out: Box<dyn Write + 'a>) -> io::Result<Box<dyn Packed + 'a>> {
+            Ok(Box::new(Whole(out)))
+        }
+    }
+
+    #[test]
+    fn who_says_unimplemented_gives_way_and_no_other_error_is_masked() {
+        let (other, broken, takes) = (Says(Some(Code::Unimplemented)), Says(Some(Code::DataLoss)), Says(None));
+        /// Which one takes a layer.
+        fn asked(differs: &[&dyn Differ]) -> std::result::Result<usize, Code> {
+            let none = || Error::not_found("differ", "", "none of them");
+            let place =
+                |found: &dyn Differ| differs.iter().position(|differ| std::ptr::addr_eq(*differ, found)).unwrap();
+            let reads = first(differs, |differ| differ.reads(media::OCI_LAYER), none).map(place);
+            let writes = first(differs, |differ| differ.writes(media::OCI_LAYER), none).map(place);
+            assert_eq!(reads, writes);
+            reads.map_err(|error| error.code)
+        }
+        let again = Says(None);
+        assert_eq!(asked(&[&other, &takes, &broken]), Ok(1), "the second for what the first doesn't do");
+        assert_eq!(asked(&[&takes, &again]), Ok(0), "and nobody else for what it does");
+        assert_eq!(asked(&[&other, &other, &takes]), Ok(2));
+        assert_eq!(asked(&[&broken, &takes]), Err(Code::DataLoss), "its error is the answer");
+        assert_eq!(asked(&[&other, &broken, &takes]), Err(Code::DataLoss));
+        assert_eq!(asked(&[&other]), Err(Code::NotFound), "none takes it");
+    }
+
     fn zstd(tar: &[u8], out: Box<dyn Write + '_>) -> io::Result<()> {
         let mut packed = Zstd.pack(out)?;
         packed.write_all(tar)?;

@@ -183,7 +183,7 @@ impl Diff {
         differs::writer(media_type).map(drop)
     }
 
-    /// Extracts a blob of the namespace once more, into a stage of a layer that is there, on top of the trees below it (the
+    /// Extracts a blob of the namespace, or one that is placed for it, once more, into a stage of a layer that is there, on top of the trees below it (the
     /// lowest first). On the caller's thread, at the pace that is set: told what is read of the blob. Says too whether it took
     /// anything from those trees.
     pub fn again(
@@ -196,7 +196,7 @@ impl Diff {
     ) -> Result<(Stage, bool)> {
         let (broken, mut borrows) = (Mutex::new(None), false);
         let open = |layer: &Descriptor| {
-            let blob = self.core.content.reader(ns, &layer.digest)?;
+            let blob = self.core.content.job_reader(ns, &layer.digest)?;
             Ok(Paced { blob, pace, broken: &broken })
         };
         let go = AtomicBool::new(false);

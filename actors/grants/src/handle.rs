@@ -42,6 +42,13 @@ impl Grants {
         self.core.node(authority, id)
     }
 
+    /// Waits until one has ended, by whatever: at once where it is there no more.
+    pub async fn until_ended(&self, id: GrantId) {
+        if let Some(node) = self.core.tree.get(id) {
+            node.live.until_ended().await;
+        }
+    }
+
     /// What is on record of one.
     pub fn record(&self, node: &Node) -> Result<Grant> {
         records::get(&self.core.metadata.read()?, &node.path)
@@ -109,6 +116,11 @@ impl Grants {
     /// How many containers there are that were made through a grant, or through what comes from it.
     pub fn made(&self, node: &Node) -> Result<u64> {
         records::made(&self.core.metadata.read()?, &node.namespace, node.id(), u64::MAX)
+    }
+
+    /// How many bytes of the disk are taken by what came through a grant, or through what comes from it.
+    pub fn stored(&self, node: &Node) -> Result<u64> {
+        records::stored(&self.core.metadata.read()?, &node.namespace, node.id())
     }
 
     /// Those that are sockets.

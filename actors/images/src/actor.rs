@@ -7,8 +7,8 @@ use cofferdam_types::{Code, Descriptor, Namespace, Result};
 
 use crate::{
     json::MAX_DOCUMENT,
-    messages::{CheckContent, Documents, Platforms, Resolve, Size},
-    resolve,
+    messages::{CheckContent, Documents, Frees, Platforms, Resolve, Size, States},
+    prune, report, resolve,
 };
 
 /// The actor that reads documents.
@@ -66,5 +66,15 @@ handle! {
     Size, m => m.0.namespace, |blobs| resolve::size(blobs, &m.0.target, &m.0.platform);
     Platforms, m => m.namespace, |blobs| resolve::platforms(blobs, &m.target);
     Documents, m => m.namespace, |blobs| resolve::documents(blobs, &m.target);
+    States, m => m.namespace, |blobs| report::states(blobs, &m.target);
     CheckContent, m => m.0.namespace, |blobs| resolve::check(blobs, &m.0.target, &m.0.platform);
+}
+
+impl Handler<Frees> for ImagesActor {
+    type Result = ResponseFuture<<Frees as Message>::Result>;
+
+    fn handle(&mut self, m: Frees, _ctx: &mut Context<ImagesActor>) -> Self::Result {
+        let pool = self.pool.clone();
+        Box::pin(async move { pool.run(move || prune::frees(&m.view, &m.namespace, &m.names)).await })
+    }
 }

@@ -16,11 +16,11 @@ use cofferdam_snapshots::Snapshots;
 use cofferdam_types::{Authority, Code, Descriptor, Digest, Error, Labels, Name, Namespace, Platform, Result};
 
 use crate::{
-    Check, Config, Manifest, ResolvedImage, Unpack,
+    Check, Config, Manifest, ResolvedImage, State, Unpack,
     actor::ImagesActor,
     document::{chain_ids, gc_labels},
     heal::Damaged,
-    messages::{CheckContent, Documents, Platforms, Resolve, Size},
+    messages::{CheckContent, Documents, Platforms, Resolve, Size, States},
     recent::Recent,
     unpack,
 };
@@ -118,6 +118,19 @@ impl Images {
         self.meta.write(auth, write).await
     }
 
+    /// Gives what an image stands for another name, with its labels.
+    pub async fn tag(
+        &self,
+        auth: &Authority,
+        ns: &Namespace,
+        source: &Name,
+        name: &Name,
+        replace: bool,
+    ) -> Result<Image> {
+        let (ns, source, name) = (ns.clone(), source.clone(), name.clone());
+        self.meta.write(auth, move |tx| images::tag(tx, &ns, &source, name.clone(), replace)).await
+    }
+
     /// Removes a record. Content and snapshots go when they are collected.
     pub async fn remove(&self, auth: &Authority, ns: &Namespace, name: &Name) -> Result<()> {
         let (ns, name) = (ns.clone(), name.clone());
@@ -163,6 +176,11 @@ impl Images {
     /// What of the image for a platform is in the namespace.
     pub async fn check(&self, ns: &Namespace, target: &Descriptor, platform: &Platform) -> Result<Check> {
         self.slot.call(CheckContent(question(ns, target, platform))).await
+    }
+
+    /// What is here of the images behind a descriptor, for each platform.
+    pub async fn states(&self, ns: &Namespace, target: &Descriptor) -> Result<Vec<State>> {
+        self.slot.call(States { namespace: ns.clone(), target: target.clone() }).await
     }
 
     /// Whether a chain (an image's [`ResolvedImage::top`]) is unpacked for the namespace.

@@ -132,23 +132,12 @@ impl Images {
     pub async fn examine(&self, one: Unpacked, rate: u64) -> Result<()> {
         let (cancel, images) = (CancelOnDrop::default(), self.clone());
         let over = cancel.0.clone();
-        let job = move || {
-            let pace = |bytes: usize| {
-                if over.load(Ordering::Relaxed) {
-                    return Err(Error::cancelled("layer", "", "nobody waits for it any more"));
-                }
-                if bytes > 0 {
-                    std::thread::sleep(Duration::from_secs_f64(bytes as f64 / rate as f64));
-                }
-                Ok(())
-            };
-            images.look(&one, &pace).map(drop)
-        };
+        let job = move || images.look(&one, &paced(rate, &over, std::thread::sleep)).map(drop);
         self.healing.run(job).await
     }
 
     /// Says whether it is right, where that could be found out.
-    fn look(&self, one: &Unpacked, pace: Pace<'_>) -> Result<Option<bool>> {
+    pub(crate) fn look(&self, one: &Unpacked, pace: Pace<'_>) -> Result<Option<bool>> {
         // What is copied from what it lies on is wrong where that is. What is gone the check finds without this.
         let on_damaged = || one.below.iter().any(|lower| self.is_damaged(lower));
         if self.is_lost(one)? || (!self.snapshots.detached(&one.driver)? && on_damaged()) {
@@ -204,7 +193,7 @@ impl Images {
     }
 
     fn has_blob(&self, one: &Unpacked) -> bool {
-        self.content.info(&one.namespace, &one.blob.digest).is_ok()
+        self.content.job_holds(&one.namespace, &one.blob.digest).is_ok()
     }
 
     /// Tells of the layers that were found to be damaged. With `repair` they, and those that are gone, are unpacked again
@@ -262,6 +251,48 @@ impl Images {
         Ok(found.done())
     }
 
+    /// Makes those layers of an image anew that the disk has lost, or is known to have changed: an image of which all blobs are here
+    /// again is to work. The blobs are in the namespace, or placed for it; layers are given the lowest first.
+    pub(crate) async fn mend_chain<'l>(
+        &self,
+        ns: &Namespace,
+        driver: &str,
+        layers: impl Iterator<Item = (&'l Descriptor, &'l Digest, &'l Digest)>,
+    ) -> Result<()> {
+        let (mut below, mut replaced) = (Vec::<Arc<Unpacked>>::new(), BTreeSet::new());
+        for (blob, diff_id, chain) in layers {
+            let one = Arc::new(Unpacked {
+                namespace: ns.clone(),
+                driver: driver.to_owned(),
+                blob: blob.clone(),
+                diff_id: diff_id.clone(),
+                chain: chain.clone(),
+                below: below.clone(),
+            });
+            let lost = self.is_lost(&one)?;
+            let copied = below.iter().any(|lower| replaced.contains(&lower.key()));
+            below.push(one.clone());
+            if !lost && !copied && !self.is_damaged(&one) {
+                continue;
+            }
+            let (images, theirs) = (self.clone(), one.clone());
+            match self.healing.run(move || images.mend(&theirs, lost)).await {
+                Ok(Some(what)) => {
+                    tracing::warn!(driver, %chain, what, "a layer was unpacked again");
+                    replaced.insert(one.key());
+                }
+                Ok(None) => {}
+                // Somebody else has done it.
+                Err(error)
+                    if error.code == Code::FailedPrecondition && !self.is_lost(&one)? && !self.is_damaged(&one) => {}
+                Err(error) => {
+                    return Err(error.context("a layer that the disk has lost or changed can't be unpacked again"));
+                }
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn mend(&self, one: &Unpacked, lost: bool) -> Result<Option<String>> {
         let at_once = |_| Ok(());
         let Some(Layer { dir, usage, .. }) = self.record(one)? else { return Ok(None) };
@@ -311,6 +342,23 @@ impl Images {
             Err(e) if e.code == Code::NotFound => Ok(self.dir(one)?.is_some()),
             Err(e) => Err(e),
         }
+    }
+}
+
+/// Has who read so many bytes wait for as long as that is to take, until it is over.
+pub(crate) fn paced(
+    rate: u64,
+    over: &AtomicBool,
+    wait: impl Fn(Duration) + Sync,
+) -> impl Fn(usize) -> Result<()> + Sync {
+    move |bytes| {
+        if over.load(Ordering::Relaxed) {
+            return Err(Error::cancelled("layer", "", "nobody waits for it any more"));
+        }
+        if bytes > 0 {
+            wait(Duration::from_secs_f64(bytes as f64 / rate as f64));
+        }
+        Ok(())
     }
 }
 

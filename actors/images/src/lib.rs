@@ -25,7 +25,9 @@ mod handle;
 mod heal;
 mod json;
 pub mod messages;
+mod prune;
 mod recent;
+mod report;
 mod resolve;
 #[cfg(test)]
 mod tests;
@@ -43,6 +45,8 @@ pub use document::{
 pub use handle::Images;
 pub use heal::Unpacked;
 pub use json::MAX_DOCUMENT;
+pub use prune::{Prune, Pruned, Why};
+pub use report::State;
 pub use resolve::{Blobs, Check, ResolvedImage, resolve};
 pub use unpack::Unpack;
 

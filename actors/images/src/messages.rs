@@ -1,9 +1,12 @@
 //! What the actor is asked: whatever reads documents. Records are read and written through the handle.
 
-use actix::Message;
-use cofferdam_types::{Descriptor, Digest, Namespace, Platform, Result};
+use std::collections::HashSet;
 
-use crate::{Check, ResolvedImage};
+use actix::Message;
+use cofferdam_metadata::{View, graph::Freed};
+use cofferdam_types::{Descriptor, Digest, Name, Namespace, Platform, Result};
+
+use crate::{Check, ResolvedImage, State};
 
 /// Find the image for a platform behind a descriptor.
 pub struct Resolve {
@@ -28,6 +31,24 @@ pub struct Platforms {
 
 /// Say what of an image is there.
 pub struct CheckContent(pub Resolve);
+
+/// Say what is here of an image, for each platform.
+pub struct States {
+    /// Where its content is.
+    pub namespace: Namespace,
+    /// A manifest or an index.
+    pub target: Descriptor,
+}
+
+/// Say what these images alone keep.
+pub struct Frees {
+    /// As it was.
+    pub view: View,
+    /// Of which namespace.
+    pub namespace: Namespace,
+    /// Their names.
+    pub names: HashSet<Name>,
+}
 
 /// List every document behind a descriptor that is there, with what it refers to.
 pub struct Documents {
@@ -55,4 +76,12 @@ impl Message for Platforms {
 
 impl Message for CheckContent {
     type Result = Result<Check>;
+}
+
+impl Message for States {
+    type Result = Result<Vec<State>>;
+}
+
+impl Message for Frees {
+    type Result = Result<Freed>;
 }

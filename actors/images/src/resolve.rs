@@ -6,9 +6,9 @@ use crate::checkpoint::is_part;
 use crate::document::{Config, Document, Manifest, chain_ids, config, document};
 
 /// Indexes within indexes.
-const MAX_DEPTH: usize = 4;
+pub(crate) const MAX_DEPTH: usize = 4;
 /// Documents that are read for one question.
-const MAX_DOCUMENTS: usize = 256;
+pub(crate) const MAX_DOCUMENTS: usize = 256;
 
 /// Where documents come from: bytes that have been verified against the descriptor's digest.
 pub trait Blobs {
@@ -253,7 +253,7 @@ pub fn documents(blobs: &dyn Blobs, target: &Descriptor) -> Result<Vec<(Digest, 
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::HashMap;
 
     use cofferdam_types::Algorithm;
@@ -262,7 +262,7 @@ mod tests {
     use super::*;
 
     #[derive(Default)]
-    struct Store(HashMap<Digest, Vec<u8>>);
+    pub(crate) struct Store(pub HashMap<Digest, Vec<u8>>);
 
     impl Blobs for Store {
         fn read(&self, d: &Descriptor) -> Result<Vec<u8>> {
@@ -274,14 +274,14 @@ mod tests {
     }
 
     impl Store {
-        fn put(&mut self, media_type: &str, value: &Value) -> Descriptor {
+        pub(crate) fn put(&mut self, media_type: &str, value: &Value) -> Descriptor {
             let bytes = value.to_string().into_bytes();
             let descriptor = Descriptor::new(media_type, Digest::of(Algorithm::Sha256, &bytes), bytes.len() as u64);
             self.0.insert(descriptor.digest.clone(), bytes);
             descriptor
         }
 
-        fn image(&mut self, os: &str, arch: &str, marker: &str) -> Descriptor {
+        pub(crate) fn image(&mut self, os: &str, arch: &str, marker: &str) -> Descriptor {
             let layer = self.put(media::OCI_LAYER, &json!(marker));
             let config = self.put(
                 media::OCI_CONFIG,
@@ -291,12 +291,12 @@ mod tests {
             self.put(media::OCI_MANIFEST, &json!({"schemaVersion": 2, "config": config, "layers": [layer]}))
         }
 
-        fn index(&mut self, entries: &[Descriptor]) -> Descriptor {
+        pub(crate) fn index(&mut self, entries: &[Descriptor]) -> Descriptor {
             self.put(media::OCI_INDEX, &json!({"schemaVersion": 2, "manifests": entries}))
         }
     }
 
-    fn on(mut d: Descriptor, platform: &str) -> Descriptor {
+    pub(crate) fn on(mut d: Descriptor, platform: &str) -> Descriptor {
         d.platform = Some(platform.parse().unwrap());
         d
     }

@@ -166,6 +166,9 @@ impl Unpack {
     /// for it. Gives the name of the topmost snapshot.
     pub async fn finish(mut self, placed: Option<&Placed>) -> Result<Option<Digest>> {
         self.hold_blobs()?;
+        // What is on record already, and will be lain on, may have suffered meanwhile.
+        let layers = self.layers.iter().map(|layer| (&layer.blob, &layer.diff_id, &layer.chain));
+        self.images.mend_chain(&self.ns, &self.driver, layers).await?;
         let mut tries = 1;
         loop {
             match self.attempt(placed).await {

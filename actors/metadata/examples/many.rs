@@ -1,6 +1,6 @@
 //! Puts so many blobs and snapshots into the root directory of a daemon that doesn't run, to see what one makes of them:
-//! `many ROOT COUNT`. A blob has eight bytes, a snapshot is active and empty, and all are held as if they had been made by hand.
-//! Every thousandth has the label `rare=yes`.
+//! `many ROOT COUNT [loose]`. A blob has eight bytes, a snapshot is active and empty, and all are held as if they had been made by
+//! hand: but what is `loose` nothing keeps. Every thousandth has the label `rare=yes`.
 
 use std::{fs, io, path::Path};
 
@@ -16,27 +16,32 @@ use cofferdam_metadata::{
 use cofferdam_types::{Algorithm, Authority, Digest, Error, Labels, Name, Namespace, Result};
 
 const AT_ONCE: usize = 1000;
+/// Where the numbers of those begin that nothing keeps.
+const LOOSE: usize = 1 << 30;
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let given = match &arguments[..] {
-        [path, count] => count.parse().ok().map(|count| (path.clone(), count)),
+        [path, count] => count.parse().ok().map(|count| (path, count, false)),
+        [path, count, word] if word == "loose" => count.parse().ok().map(|count| (path, count, true)),
         _ => None,
     };
-    let (root, count) = given.ok_or_else(|| Error::invalid("usage", "", "many ROOT COUNT"))?;
-    let root = Path::new(&root);
-    let files = || (0..count as u64).try_for_each(|n| make(root, n));
+    let (root, count, loose): (_, usize, _) =
+        given.ok_or_else(|| Error::invalid("usage", "", "many ROOT COUNT [loose]"))?;
+    let root = Path::new(root);
+    let from = if loose { LOOSE } else { 0 };
+    let files = || (from..from + count).try_for_each(|n| make(root, n as u64));
     files().map_err(|e| Error::io("many", root.display(), "making files", &e))?;
     actix_rt::System::new().block_on(async {
         let kernel = Kernel::new()?;
         let meta = Metadata::start(&kernel, Placement::Own, &root.join("meta.redb"))?;
         kernel.ready().await?;
         let ns = Namespace::default_namespace();
-        let by_hand = Authority::system().by_hand();
-        for first in (0..count).step_by(AT_ONCE) {
+        let authority = if loose { Authority::system() } else { Authority::system().by_hand() };
+        for first in (from..from + count).step_by(AT_ONCE) {
             let ns = ns.clone();
             let fill = move |tx: &mut cofferdam_metadata::Tx<'_>| {
-                for n in first..(first + AT_ONCE).min(count) {
+                for n in first..(first + AT_ONCE).min(from + count) {
                     let rare = Labels::from([("rare".to_owned(), if n % 1000 == 0 { "yes" } else { "no" }.to_owned())]);
                     let mut link = Link::new(digest(n as u64), 8);
                     link.labels = rare.clone();
@@ -49,7 +54,7 @@ fn main() -> Result<()> {
                 // There is no journal that would take them over.
                 events::outbox_trim(tx, u64::MAX)
             };
-            meta.write(&by_hand, fill).await?;
+            meta.write(&authority, fill).await?;
         }
         kernel.stop().await;
         Ok(())

@@ -91,20 +91,6 @@ impl Writer {
         }
     }
 
-    /// When a write's patience ends; `None`: it has none.
-    fn due(&self, patience: Patience) -> Option<Instant> {
-        let now = Instant::now();
-        match patience {
-            Patience::None => None,
-            Patience::For(time) => Some(now + time),
-            Patience::UntilQuiet => {
-                let (times, least, most) = QUIET;
-                let quiet = (self.took * times).clamp(least, most);
-                Some(self.last.map_or(now, |last| now.max(last + quiet)))
-            }
-        }
-    }
-
     /// Sees to it that who is patient is written then, whoever comes.
     fn flush_at(&mut self, due: Instant, ctx: &mut Context<Writer>) {
         if self.prompt > 0 || self.timer.as_ref().is_some_and(|(sooner, _)| *sooner <= due) {
@@ -137,6 +123,20 @@ impl Writer {
     }
 }
 
+/// When the patience of a write ends that comes `now`; `None`: it has none. `last`: when somebody came who had none; `took`: how long
+/// a commit takes.
+fn due(patience: Patience, now: Instant, last: Option<Instant>, took: Duration) -> Option<Instant> {
+    match patience {
+        Patience::None => None,
+        Patience::For(time) => Some(now + time),
+        Patience::UntilQuiet => {
+            let (times, least, most) = QUIET;
+            let quiet = took.saturating_mul(times).clamp(least, most);
+            Some(last.map_or(now, |last| now.max(last + quiet)))
+        }
+    }
+}
+
 fn prompt(writes: &[Write]) -> usize {
     writes.iter().filter(|write| write.patience == Patience::None).count()
 }
@@ -162,7 +162,7 @@ impl Handler<Write> for Writer {
 
     fn handle(&mut self, write: Write, ctx: &mut Context<Writer>) -> Self::Result {
         let (answer, answered) = oneshot::channel();
-        let due = self.due(write.patience);
+        let due = due(write.patience, Instant::now(), self.last, self.took);
         self.waiting.push((write, answer));
         if let Some(due) = due {
             self.flush_at(due, ctx);
@@ -187,5 +187,29 @@ impl Handler<Write> for Writer {
                 Err(Error::unavailable("metadata", "", "the writer crashed; whether it had committed is open"))
             })
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_quiet_when_nobody_came_for_ten_commits_within_bounds() {
+        let ms = Duration::from_millis;
+        let now = Instant::now() + ms(1000);
+        let wait = |ago: Option<Duration>, took| {
+            let last = ago.map(|ago| now - ago);
+            due(Patience::UntilQuiet, now, last, took).map(|due| due - now)
+        };
+        // Nobody ever came.
+        assert_eq!(wait(None, ms(5)), Some(ms(0)));
+        for (ago, took, left) in
+            [(0, 5, 50), (20, 5, 30), (50, 5, 0), (60, 5, 0), (0, 0, 10), (3, 1, 7), (0, 500, 100), (99, 500, 1)]
+        {
+            assert_eq!(wait(Some(ms(ago)), ms(took)), Some(ms(left)), "{ago} ms ago, where a commit takes {took} ms");
+        }
+        assert_eq!(due(Patience::For(ms(7)), now, Some(now), ms(5)), Some(now + ms(7)));
+        assert_eq!(due(Patience::None, now, None, ms(5)), None);
     }
 }

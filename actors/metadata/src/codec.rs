@@ -135,6 +135,14 @@ mod tests {
     }
 
     #[test]
+    fn the_payload_of_an_event_comes_back_as_it_was() {
+        let payload = serde_json::json!({"none": null, "list": [null, [], {"none": null}], "empty": {}});
+        let event = cofferdam_types::Event::new(&cofferdam_types::Namespace::default_namespace(), "/test", payload);
+        let bytes = encode("event", &event).unwrap();
+        assert_eq!(decode::<cofferdam_types::Event>("event", b"", &bytes).unwrap(), event);
+    }
+
+    #[test]
     fn what_was_packed_comes_back_and_what_was_altered_is_refused() {
         for text in [&b""[..], b"{}", &[b'x'; 100_000]] {
             assert_eq!(unpack("spec", b"k", &pack(text)).unwrap(), text);

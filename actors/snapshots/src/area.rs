@@ -13,7 +13,7 @@ mod sweep;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    ffi::CString,
+    ffi::{CStr, CString},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
     sync::{
@@ -37,6 +37,7 @@ use crate::{
     copy::inherit,
     drivers::{Access, Driver, Trees},
     ground::{self, Ground},
+    project,
     trash::{Trash, open_path},
     walk::{names, open_dir, usage},
 };
@@ -61,6 +62,8 @@ pub type Referenced = Box<dyn Fn(u64) -> Result<bool> + Send + Sync>;
 /// A driver and its directory.
 pub struct Area {
     driver: Box<dyn Driver>,
+    /// What is committed gets fs-verity.
+    verity: bool,
     /// Where the driver mounts something in the directory.
     ground: Option<Ground>,
     path: String,
@@ -112,6 +115,7 @@ impl Area {
         let first = last.max(taken) + 1;
         Ok(Area {
             driver,
+            verity: false,
             ground,
             path,
             dir,
@@ -126,6 +130,11 @@ impl Area {
             stock: Mutex::default(),
             filling: Mutex::default(),
         })
+    }
+
+    /// From now on nothing is committed without fs-verity.
+    pub fn demand_verity(&mut self) {
+        self.verity = true;
     }
 
     /// The driver.
@@ -159,7 +168,9 @@ impl Area {
         let Some(held) = id.map(|id| self.held(id)) else { return self.make(self.driver.scratch(), parent) };
         match parent {
             // What it shows of its parent it shows by its mounts.
-            Some(parent) if self.driver.detached() => self.inherit(held.id(), &self.tree(parent)?)?,
+            Some(parent) if self.driver.detached() => {
+                self.inherit(self.directory(held.id())?, held.id(), &self.tree(parent)?)?;
+            }
             Some(_) => self.make_at(held.id(), self.driver.scratch(), parent)?,
             None => {}
         }
@@ -193,25 +204,28 @@ impl Area {
     /// What is there already, empty, is taken as it is. A tree gets the content of its parent's where the driver copies;
     /// the attributes of the root are the parent's in any case.
     fn make_at(&self, id: u64, scratch: bool, parent: Option<u64>) -> Result<()> {
-        let made = |result| match result {
-            Err(Errno::EEXIST) => Ok(()),
-            other => other,
-        };
+        self.make_as(&name(id), id, scratch, parent)
+    }
+
+    /// The same under a name that need not be the final one.
+    fn make_as(&self, place: &CStr, id: u64, scratch: bool, parent: Option<u64>) -> Result<()> {
         let failed = |e: Errno| Error::io("snapshot", id, "make a directory for a snapshot", &e.into());
         let parent = parent.map(|parent| self.tree(parent)).transpose()?;
-        made(mkdirat(&self.dir, name(id).as_c_str(), Mode::S_IRWXU)).map_err(failed)?;
-        let own = open_dir(self.dir.as_fd(), &name(id)).map_err(failed)?;
+        match mkdirat(&self.dir, place, Mode::S_IRWXU) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(e) => return Err(failed(e)),
+        }
+        let own = open_dir(self.dir.as_fd(), place).map_err(failed)?;
         self.driver.make(own.as_fd(), parent.as_ref().map(AsFd::as_fd))?;
         if scratch {
-            made(mkdirat(&own, "work", Mode::from_bits_truncate(0o711))).map_err(failed)?;
+            make_scratch(&own).map_err(failed)?;
         }
-        parent.map_or(Ok(()), |parent| self.inherit(id, &parent))
+        parent.map_or(Ok(()), |parent| self.inherit(own, id, &parent))
     }
 
     /// Gives the root of a writable tree the attributes of its parent's.
-    fn inherit(&self, id: u64, parent: &OwnedFd) -> Result<()> {
-        let own = open_dir(self.dir.as_fd(), &name(id));
-        own.and_then(|own| open_dir(own.as_fd(), c"fs"))
+    fn inherit(&self, own: OwnedFd, id: u64, parent: &OwnedFd) -> Result<()> {
+        open_dir(own.as_fd(), c"fs")
             .and_then(|tree| inherit(parent.as_fd(), tree.as_fd()))
             .map_err(|e| Error::io("snapshot", id, "set owner and mode of the root", &e.into()))
     }
@@ -223,6 +237,11 @@ impl Area {
         self.trash.take(own.as_fd(), c"fs")?;
         self.make_at(id, true, None)?;
         open_dir(own.as_fd(), c"work").map_err(failed)
+    }
+
+    fn directory(&self, id: u64) -> Result<OwnedFd> {
+        open_dir(self.dir.as_fd(), &name(id))
+            .map_err(|e| Error::io("snapshot", id, "open the directory of a snapshot", &e.into()))
     }
 
     /// Opens a tree.
@@ -251,7 +270,7 @@ impl Area {
 
     /// Bounds what may be written into a tree, durably; 0 is no bound.
     pub fn limit(&self, id: u64, bytes: u64) -> Result<()> {
-        self.driver.limit(self.tree(id)?.as_fd(), bytes)?;
+        self.driver.limit(self.directory(id)?.as_fd(), id, bytes)?;
         self.sync()
     }
 
@@ -280,6 +299,9 @@ impl Area {
 
     fn throw(&self, id: u64) -> Result<()> {
         self.release(id)?;
+        if let Ok(own) = open_dir(self.dir.as_fd(), &name(id)) {
+            project::forget(own.as_fd());
+        }
         self.trash.take(self.dir.as_fd(), &name(id))
     }
 }
@@ -324,9 +346,7 @@ impl Area {
 
     /// What is in a tree from now on doesn't change any more.
     pub fn seal(&self, id: u64) -> Result<()> {
-        let own = open_dir(self.dir.as_fd(), &name(id))
-            .map_err(|e| Error::io("snapshot", id, "open the directory of a snapshot", &e.into()))?;
-        self.driver.seal(own.as_fd())
+        self.driver.seal(self.directory(id)?.as_fd(), self.verity)
     }
 }
 
@@ -345,7 +365,8 @@ impl Drop for Area {
 }
 
 /// How often and how long apart it is asked whether a record names a directory, while the tables can't be read.
-const LOOKS: u32 = 20;
+/// An actor that crashed is back in a second at most, and then opens them.
+const LOOKS: u32 = 200;
 const LOOK: std::time::Duration = std::time::Duration::from_millis(10);
 
 /// A directory in somebody's hands. Dropped, it goes to the trash, unless a record refers to it.
@@ -456,6 +477,13 @@ pub fn private_dir(path: &Path) -> Result<OwnedFd> {
         .set_permissions(std::fs::Permissions::from_mode(0o700))
         .map_err(failed)?;
     Ok(dir)
+}
+
+fn make_scratch(own: &OwnedFd) -> Result<(), Errno> {
+    match mkdirat(own, "work", Mode::from_bits_truncate(0o711)) {
+        Err(Errno::EEXIST) => Ok(()),
+        other => other,
+    }
 }
 
 fn name(id: u64) -> CString {

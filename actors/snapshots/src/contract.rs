@@ -13,13 +13,15 @@ use cofferdam_kernel::{Kernel, Placement};
 use cofferdam_metadata::{Metadata, records::namespaces};
 use cofferdam_types::{Authority, Ceiling, Code, Labels, Mount, Name, Namespace, Result};
 
-use crate::{Kind, Snapshot, Snapshots, core::DEPTH};
+use crate::{Kind, Settings, Snapshot, Snapshots, core::DEPTH};
 
 mod btrfs;
 mod disk;
 mod erofs;
 mod heal;
 mod more;
+mod protect;
+mod share;
 mod sweep;
 
 pub use disk::Disk;
@@ -49,10 +51,14 @@ impl World {
     }
 
     async fn at(root: tempfile::TempDir, disk: Option<Disk>) -> World {
+        World::with(root, disk, Settings::default()).await
+    }
+
+    async fn with(root: tempfile::TempDir, disk: Option<Disk>, settings: Settings) -> World {
         let kernel = Kernel::new().unwrap();
         let place = Placement::Shared("test");
         let meta = Metadata::start(&kernel, place, &root.path().join("meta.redb")).unwrap();
-        let snapshots = Snapshots::start(&kernel, place, meta.clone(), root.path()).unwrap();
+        let snapshots = Snapshots::start(&kernel, place, meta.clone(), root.path(), settings).unwrap();
         kernel.ready().await.unwrap();
         snapshots.core().settled().await;
         World { kernel, meta, snapshots, root, disk }

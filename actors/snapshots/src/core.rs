@@ -30,7 +30,7 @@ pub use sweep::Begun;
 
 use crate::{
     area::{self, Area, Known, private_dir},
-    drivers::{self, Access},
+    drivers::{self, Access, Settings},
     flights::Flights,
     messages::{Commit, CommitLayers, Limit, Measure, Prepare, Remove, Reserve, StageLayer},
     stage::{Base, Changes, Reserved, Stage, Staged, Turn},
@@ -63,7 +63,7 @@ pub struct Depot {
 
 impl Core {
     /// Opens the directories of all drivers below `root`.
-    pub fn open(meta: Metadata, pool: Pool, root: &Path) -> Result<Core> {
+    pub fn open(meta: Metadata, pool: Pool, root: &Path, settings: Settings) -> Result<Core> {
         let trash = Trash::start(private_dir(&root.join("trash"))?)?;
         let all = private_dir(&root.join("snapshots"))?;
         let view = meta.read()?;
@@ -78,7 +78,10 @@ impl Core {
             let theirs = meta.clone();
             let referenced = Box::new(move |id| Ok(snapshots::dir_references(&theirs.read()?, name, id)? > 0));
             let attaches = driver.attaches();
-            let opened = Area::open(root, driver, trash.clone(), last, referenced).and_then(|area| {
+            let opened = Area::open(root, driver, trash.clone(), last, referenced).and_then(|mut area| {
+                if settings.verity {
+                    area.demand_verity();
+                }
                 // Who asks for mounts doesn't wait for the actor's first sweep, and must not find something unmounted.
                 if attaches && meta.writable().is_ok() {
                     area.sweep(|| known(&view, name))?;
@@ -94,6 +97,10 @@ impl Core {
                 }
                 Err(reason) => return Err(reason),
             }
+        }
+        if settings.verity {
+            // The default is the first; whose layers are trees refuses each commit.
+            depots.sort_by_key(|depot| !depot.area.driver().attaches());
         }
         Ok(Core { meta, pool, depots, unfit, sweeps: watch::Sender::new(0), sweeping: Mutex::default() })
     }

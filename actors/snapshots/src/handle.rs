@@ -10,6 +10,7 @@ use std::{
 use crate::{
     actor::SnapshotsActor,
     core::Core,
+    drivers::Settings,
     messages::{
         ChainLayer, Check, Commit, CommitLayers, Discard, Limit, Measure, Prepare, Remove, ReplaceLayer, Reserve,
         StageAgain, StageLayer,
@@ -44,9 +45,15 @@ pub struct Snapshots {
 impl Snapshots {
     /// Opens the drivers' directories below `root` and hosts the actor, whose every start sweeps them. Only what is
     /// new can be made before that is done.
-    pub fn start(kernel: &Kernel, placement: Placement, meta: Metadata, root: &Path) -> Result<Snapshots> {
+    pub fn start(
+        kernel: &Kernel,
+        placement: Placement,
+        meta: Metadata,
+        root: &Path,
+        settings: Settings,
+    ) -> Result<Snapshots> {
         let pool = Pool::new("snapshots", THREADS, QUEUE);
-        let core = Arc::new(Core::open(meta.clone(), pool, root)?);
+        let core = Arc::new(Core::open(meta.clone(), pool, root, settings)?);
         let config =
             SlotConfig { bound: BOUND, heartbeat: Duration::from_secs(30), ..SlotConfig::new("snapshots", placement) };
         let theirs = core.clone();

@@ -25,6 +25,7 @@ mod ground;
 mod handle;
 mod image;
 pub mod messages;
+mod project;
 mod same;
 mod stage;
 mod trash;
@@ -32,6 +33,7 @@ pub mod walk;
 
 pub use actor::SnapshotsActor;
 pub use cofferdam_metadata::records::snapshots::{Kind, Removed, Snapshot, Usage};
+pub use drivers::Settings;
 pub use handle::Snapshots;
 pub use messages::ChainLayer;
 pub use same::Pace;

@@ -132,6 +132,7 @@ pub(crate) async fn create(
     };
     let mut record = Container::new(id, runtime, Any { type_url: SPEC_TYPE.to_owned(), value: spec });
     record.transient = new.remove_on_exit;
+    record.storage = new.storage;
     record.labels = new.labels;
     record.runtime_options = new.runtime_options;
     record.group = new.group;

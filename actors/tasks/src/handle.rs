@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use cofferdam_grants::Grants;
 use cofferdam_images::Images;
 use cofferdam_kernel::{Kernel, Placement, Pool, Slot, SlotConfig};
 use cofferdam_metadata::{
@@ -83,6 +84,8 @@ pub struct Deps {
     pub children: Children,
     /// Whose the containers are that have not started and go with their task.
     pub makers: Makers,
+    /// With which processes end that were run through one.
+    pub grants: Grants,
 }
 
 /// Tasks and containers. Cheap to clone.

@@ -10,7 +10,7 @@ use cofferdam_metadata::records::{
 use cofferdam_oci::spec::Options;
 use cofferdam_sys::{metrics::Metrics, procfs};
 use cofferdam_types::{Any, Authority, Finding, Id, Labels, Name, Namespace, Platform, Result, Timestamp};
-use cofferdam_wire::convert::Life;
+use cofferdam_wire::{convert::Life, received::Received};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{oneshot, watch};
 
@@ -28,7 +28,7 @@ pub enum Input {
     #[default]
     Null,
     /// A descriptor of the client's.
-    Fd(OwnedFd),
+    Fd(Received),
     /// A pipe whose write end the shim keeps.
     Pipe,
     /// A FIFO of the host, by its path.
@@ -44,7 +44,7 @@ pub enum Output {
     #[default]
     Null,
     /// A descriptor of the client's.
-    Fd(OwnedFd),
+    Fd(Received),
     /// A FIFO of the host, by its path.
     Fifo(String),
     /// A file of the host, by its path.

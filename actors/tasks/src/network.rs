@@ -18,7 +18,7 @@ use cofferdam_types::{Authority, Ceiling, Error, Id, Namespace, Result};
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use serde::{Deserialize, Serialize};
 
-use crate::{actor::Ctx, handle::Deps, run::Prepared, shim::from_shim};
+use crate::{actor::Ctx, handle::Deps, rights::net, run::Prepared, shim::from_shim};
 
 /// The host's own; the second is that of a resolver which has the first point at itself.
 const RESOLV: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
@@ -133,7 +133,14 @@ fn may_share(theirs: &Prepared, ceiling: &Ceiling) -> Result<()> {
         let why = format!("is in {place}: to share that needs the {right} right");
         Err(Error::denied("container", id, why))
     };
-    match theirs.run.network.as_ref().map(|record| &record.network) {
+    let theirs_is = theirs.run.network.as_ref().map(|record| &record.network);
+    if !ceiling.nets.has("container")
+        || theirs_is.is_some_and(|theirs| *theirs != Network::None && !ceiling.nets.has(net(theirs)))
+    {
+        let why = "is in a network that is not among those of the grant through which the other was made";
+        return Err(Error::denied("container", id, why));
+    }
+    match theirs_is {
         Some(Network::Container(_)) => {
             let why = "shares the network of another one itself: name that one";
             Err(Error::failed_precondition("container", id, why))

@@ -9,10 +9,22 @@ use crate::messages::{Input, NewContainer, Output, Stdio};
 
 /// Z3: what touches the host is checked on every path that can set it, against the ceiling that the record keeps.
 pub(crate) fn within(new: &NewContainer, ceiling: &Ceiling) -> Result<()> {
+    let options = &new.options;
+    if !ceiling.nets.is_all() {
+        // What a spec of one's own or a runtime of one's own does there is not known before.
+        let whose = new.spec.is_some() || new.runtime.contains('/') || options.namespaces.contains_key("network");
+        if whose || !ceiling.nets.has(net(&options.network)) {
+            let asked = if whose { "a spec, a namespace or a runtime of its own" } else { net(&options.network) };
+            let why = format!(
+                "asks for {asked}, and the grant that it is made through says which networks there are: {}",
+                ceiling.nets.0.iter().map(|nets| nets.join(" or ")).collect::<Vec<_>>().join("; of these ")
+            );
+            return Err(Error::denied("network", "", why));
+        }
+    }
     if ceiling.host {
         return Ok(());
     }
-    let options = &new.options;
     if matches!(options.network, Network::Named(_)) && !ceiling.may_connect() {
         let why = "asks for a network of the host's configuration, which needs the networks right";
         return Err(Error::denied("container", "", why));
@@ -49,10 +61,24 @@ pub(crate) fn within(new: &NewContainer, ceiling: &Ceiling) -> Result<()> {
         "a runtime binary by path"
     } else if new.runtime_options != Any::default() {
         "options of the runtime"
+    } else if !options.annotations.is_empty() && !matches!(&*new.runtime, "" | "native") {
+        // L2: which of them are orders to it only that runtime knows.
+        "annotations for a runtime of others"
     } else {
         return Ok(());
     };
     Err(Error::denied("container", "", format!("asks for {wish}, which needs the host right")))
+}
+
+/// A network as a grant names it.
+pub(crate) fn net(network: &Network) -> &str {
+    match network {
+        Network::None => "none",
+        Network::Host => "host",
+        Network::Path(path) => path,
+        Network::Container(_) => "container",
+        Network::Named(name) => name,
+    }
 }
 
 /// Whether what a container is made from is within the ceiling.
@@ -162,6 +188,40 @@ mod tests {
         }
     }
 
+    // Z3: of networks a grant says which, whatever rights there are; what can't be known before is none of them.
+    #[test]
+    fn what_is_asked_for_is_one_of_the_networks_of_the_grant() {
+        let of = |nets: &[&[&str]]| {
+            let nets = nets.iter().map(|some| some.iter().map(|net| (*net).to_owned()).collect()).collect();
+            Ceiling { nets: cofferdam_types::Nets(nets), ..Ceiling::FULL }
+        };
+        let may = |network: Network, ceiling: &Ceiling| {
+            within(&asks(Options { network, ..Options::default() }), ceiling).map_err(|e| (e.code, e.kind.into_owned()))
+        };
+        let refused = || Err((Code::Denied, "network".to_owned()));
+        let other = || Network::Container(cofferdam_types::Id::new("other").unwrap());
+        let named = |name: &str| Network::Named(name.into());
+        let ceiling = of(&[&["none", "red", "/run/netns/blue"]]);
+        for there in [Network::None, named("red"), Network::Path("/run/netns/blue".into())] {
+            assert_eq!(may(there, &ceiling), Ok(()));
+        }
+        for no in [Network::Host, other(), named("blue"), Network::Path("/run/netns/red".into())] {
+            assert_eq!(may(no, &ceiling), refused());
+        }
+        // Of two lists both must have it.
+        let both = of(&[&["none", "red"], &["red", "host"]]);
+        assert_eq!(
+            (may(named("red"), &both), may(Network::None, &both), may(Network::Host, &both)),
+            (Ok(()), refused(), refused())
+        );
+        let spec = NewContainer { spec: Some(Default::default()), ..asks(Options::default()) };
+        let runtime = NewContainer { runtime: "/usr/bin/mine".into(), ..asks(Options::default()) };
+        for unknown in [&spec, &runtime] {
+            within(unknown, &Ceiling::FULL).unwrap();
+            assert_eq!(within(unknown, &ceiling).unwrap_err().code, Code::Denied);
+        }
+    }
+
     // Z3: every option that reaches the host.
     #[test]
     fn what_reaches_the_host_needs_the_right() {
@@ -193,6 +253,15 @@ mod tests {
         let restored = NewContainer { checkpoint: true, ..asks(Options::default()) };
         within(&restored, &Ceiling::FULL).unwrap();
         assert_eq!(within(&restored, &Ceiling::default()).unwrap_err().code, Code::Denied);
+        // L2: what orders the native runtime takes from them is known: none.
+        let annotated = |runtime: &str| {
+            let options = serde_json::from_value(serde_json::json!({"annotations": {"a.example/b": "c"}})).unwrap();
+            let new = NewContainer { runtime: runtime.into(), ..asks(options) };
+            within(&new, &Ceiling::FULL).unwrap();
+            within(&new, &Ceiling::default()).map_err(|e| e.code)
+        };
+        assert_eq!(["", "native"].map(annotated), [Ok(()), Ok(())]);
+        assert_eq!(["runc", "kata"].map(annotated), [Err(Code::Denied), Err(Code::Denied)]);
         let rooted = NewContainer { image: None, rootfs: Some("/srv".into()), ..asks(Options::default()) };
         within(&rooted, &Ceiling::FULL).unwrap();
         assert_eq!(within(&rooted, &Ceiling::default()).unwrap_err().code, Code::Denied);

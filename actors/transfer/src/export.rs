@@ -1,19 +1,24 @@
-//! An image as an OCI layout in a tar archive.
+//! Images as an archive, which is two: an OCI layout in a tar archive, and what `docker load` reads.
+//!
+//! The bytes depend on nothing but the names, what they stand for, and what of that is here: entries are sorted, and carry no time and no
+//! owner.
 
 use std::{
-    collections::HashSet,
+    collections::BTreeMap,
     fs::File,
     io::{self, Read, Write},
     os::fd::{AsFd as _, OwnedFd},
     time::{Duration, Instant},
 };
 
-use cofferdam_images::{MAX_DOCUMENT, children, document};
-use cofferdam_types::{Code, Descriptor, Error, Name, Result, media};
+use cofferdam_kernel::block_on;
+use cofferdam_types::{Descriptor, Digest, Error, Name, Platform, Result, media};
+use serde::Serialize;
 use serde_json::json;
 
 use crate::{
     Cancel, Job,
+    gather::Gather,
     job::Arrived,
     plan::{FULL_NAME, REF_NAME, blob_path},
     progress::Phase,
@@ -24,26 +29,43 @@ use crate::{
 const SILENCE: Duration = Duration::from_secs(300);
 /// What a pipe takes without waiting when it says that it takes something (pipe(7)).
 const PIECE: usize = 4096;
-/// Documents within documents.
-const MAX_DEPTH: usize = 8;
 
-pub(crate) fn export(core: &Core, job: &Job, name: &Name, to: OwnedFd) -> Result<Vec<Arrived>> {
+/// What to export.
+#[derive(Clone, Debug)]
+pub struct ExportOptions {
+    /// The images.
+    pub names: Vec<Name>,
+    /// The images for one platform alone; `None`: all that the names stand for, as far as it is here.
+    pub platform: Option<Platform>,
+}
+
+pub(crate) fn export(core: &Core, job: &Job, options: &ExportOptions, to: OwnedFd) -> Result<Vec<Arrived>> {
     let (ns, board, word) = (job.namespace(), job.board(), job.word());
-    let target = core.images.get(ns, name)?.target;
     board.stage("exporting");
-    let mut blobs = Vec::new();
-    gather(core, job, &target, false, 0, &mut HashSet::new(), &mut blobs)?;
-    let mut entry = Descriptor { platform: None, ..target.clone() };
-    entry.annotations.insert(FULL_NAME.into(), name.to_string());
-    // A tag alone, as others write it, and read it.
-    let last = name.rsplit('/').next().and_then(|last| last.split_once(':'));
-    entry.annotations.insert(REF_NAME.into(), last.map_or_else(|| name.to_string(), |(_, tag)| tag.to_owned()));
-    let index = json!({ "schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": [entry] });
+    let mut names = options.names.clone();
+    names.sort();
+    names.dedup();
+    let (mut found, mut entries, mut arrived) = (Gather::here(core, job), Vec::new(), Vec::new());
+    let mut loadable = Loadable::default();
+    for name in &names {
+        let target = core.images.get(ns, name)?.target;
+        let target = match &options.platform {
+            None => target,
+            Some(platform) => block_on(core.images.resolve(ns, name, platform))?.manifest,
+        };
+        found.add(&target)?;
+        loadable.add(core, job, name, options.platform.as_ref());
+        entries.push(entry(name, &target));
+        arrived.push(Arrived { name: name.clone(), manifest: target.digest.clone(), target, chain: None });
+    }
+    let mut blobs = found.blobs;
+    blobs.sort_by(|a, b| a.digest.cmp(&b.digest));
+    let index = json!({ "schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": entries });
     let mut out = io::BufWriter::with_capacity(256 << 10, Patient::new(to, word)?);
     let mut tar = tar::Builder::new(&mut out);
     let fault = |e: io::Error| match e.get_ref().and_then(|e| e.downcast_ref::<Error>()) {
         Some(ours) => ours.clone(),
-        None => Error::io("archive", name, "can't be written", &e),
+        None => Error::io("archive", "", "can't be written", &e),
     };
     let mut put = |path: &str, size: u64, bytes: &mut dyn Read| {
         let mut header = tar::Header::new_gnu();
@@ -56,6 +78,9 @@ pub(crate) fn export(core: &Core, job: &Job, name: &Name, to: OwnedFd) -> Result
     put("oci-layout", marker.len() as u64, &mut &*marker)?;
     let index = index.to_string().into_bytes();
     put("index.json", index.len() as u64, &mut &*index)?;
+    if let Some(manifest) = loadable.document() {
+        put("manifest.json", manifest.len() as u64, &mut &*manifest)?;
+    }
     for blob in &blobs {
         let item = board.item(&blob.digest, blob.size);
         board.phase(item, Phase::Fetching);
@@ -67,46 +92,55 @@ pub(crate) fn export(core: &Core, job: &Job, name: &Name, to: OwnedFd) -> Result
     tar.finish().map_err(fault)?;
     drop(tar);
     out.flush().map_err(fault)?;
-    Ok(vec![Arrived { name: name.clone(), manifest: target.digest.clone(), target, chain: None }])
+    Ok(arrived)
 }
 
-/// All that a document leads to, the document first. Of an index some images may not be here: they are for other
-/// platforms.
-fn gather(
-    core: &Core,
-    job: &Job,
-    blob: &Descriptor,
-    spare: bool,
-    depth: usize,
-    seen: &mut HashSet<cofferdam_types::Digest>,
-    out: &mut Vec<Descriptor>,
-) -> Result<()> {
-    job.word().check()?;
-    if depth > MAX_DEPTH {
-        return Err(Error::invalid("document", &blob.digest, format!("lies behind more than {MAX_DEPTH} others")));
-    }
-    if !seen.insert(blob.digest.clone()) {
-        return Ok(());
-    }
-    match core.content.info(job.namespace(), &blob.digest) {
-        Err(e) if e.code == Code::NotFound && spare => return Ok(()),
-        Err(e) if e.code == Code::NotFound => {
-            let why = "is not here, and belongs to the image: pull or import that again";
-            return Err(Error::failed_precondition("blob", &blob.digest, why));
+/// What the index says of an image.
+fn entry(name: &Name, target: &Descriptor) -> Descriptor {
+    let mut entry = Descriptor { platform: None, ..target.clone() };
+    entry.annotations.insert(FULL_NAME.into(), name.to_string());
+    // A tag alone, as others write it, and read it.
+    let last = name.rsplit('/').next().and_then(|last| last.split_once(':'));
+    entry.annotations.insert(REF_NAME.into(), last.map_or_else(|| name.to_string(), |(_, tag)| tag.to_owned()));
+    entry
+}
+
+/// The images that `docker load` finds: of each the one for the platform that was asked for, or the host's.
+#[derive(Default)]
+struct Loadable(BTreeMap<Digest, Load>);
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Load {
+    config: String,
+    repo_tags: Vec<String>,
+    layers: Vec<String>,
+}
+
+impl Loadable {
+    /// What has no such image, or not all of it here, is found by who reads the layout alone.
+    fn add(&mut self, core: &Core, job: &Job, name: &Name, platform: Option<&Platform>) {
+        let host = Platform::host();
+        let Ok(image) = block_on(core.images.resolve(job.namespace(), name, platform.unwrap_or(&host))) else { return };
+        let mut parts = image.layers.iter().chain([&image.config_descriptor]);
+        if !parts.all(|part| core.content.info(job.namespace(), &part.digest).is_ok()) {
+            return;
         }
-        other => other?,
-    };
-    out.push(Descriptor::new(&*blob.media_type, blob.digest.clone(), blob.size));
-    let kind = media::kind(&blob.media_type);
-    if !matches!(kind, media::Kind::Manifest | media::Kind::Index) {
-        return Ok(());
+        let load = self.0.entry(image.manifest.digest.clone()).or_insert_with(|| Load {
+            config: blob_path(&image.config_descriptor.digest),
+            repo_tags: Vec::new(),
+            layers: image.layers.iter().map(|layer| blob_path(&layer.digest)).collect(),
+        });
+        // A digest is no tag.
+        if !name.contains('@') {
+            load.repo_tags.push(name.to_string());
+        }
     }
-    let bytes = core.content.read_verified(job.namespace(), &blob.digest, MAX_DOCUMENT)?;
-    for child in children(&document(blob, &bytes)?) {
-        let image = matches!(media::kind(&child.media_type), media::Kind::Manifest | media::Kind::Index);
-        gather(core, job, &child, image && kind == media::Kind::Index, depth + 1, seen, out)?;
+
+    fn document(&self) -> Option<Vec<u8>> {
+        let all: Vec<&Load> = self.0.values().collect();
+        if all.is_empty() { None } else { serde_json::to_vec(&all).ok() }
     }
-    Ok(())
 }
 
 /// A descriptor of the client's, whose other end may never read again: looked at in turns with the word that ends the

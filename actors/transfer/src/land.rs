@@ -61,6 +61,8 @@ pub(crate) struct Landing<'a> {
     pub driver: Option<&'a str>,
     /// Layers at once.
     pub lanes: usize,
+    /// Of the blobs that come.
+    pub labels: Labels,
 }
 
 /// A layer to be fetched: which one, and where its bytes go beside the store.
@@ -298,7 +300,7 @@ impl Landing<'_> {
                 ingest,
                 size: Some(layer.size),
                 expected: Some(layer.digest.clone()),
-                labels: Labels::new(),
+                labels: self.labels.clone(),
             }),
             Err(error) => {
                 self.abort(ingest);
@@ -314,7 +316,7 @@ impl Landing<'_> {
         for (descriptor, bytes) in &choice.path {
             commits.push(self.small(descriptor, bytes, content_labels(descriptor, bytes)?)?);
         }
-        commits.push(self.small(&image.config_descriptor, &image.config_bytes, Labels::new())?);
+        commits.push(self.small(&image.config_descriptor, &image.config_bytes, self.labels.clone())?);
         Ok(commits)
     }
 

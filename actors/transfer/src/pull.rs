@@ -9,6 +9,7 @@ use crate::{
     choose::{Library, choose},
     job::Arrived,
     land::{Landing, Supply},
+    push::came_from,
     registry::{MAX_MANIFEST, Repository},
     transfer::Core,
 };
@@ -71,6 +72,7 @@ pub(crate) fn pull(core: &Core, job: &Job, auth: &Authority, options: &PullOptio
         ns: job.namespace(),
         driver: options.driver.as_deref(),
         lanes: options.endpoint.limits.connections,
+        labels: came_from(reference),
     };
     landing.land(&[name], &choice, &remote)
 }

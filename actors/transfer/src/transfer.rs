@@ -10,8 +10,8 @@ use cofferdam_tasks::Tasks;
 use cofferdam_types::{Authority, Id, Name, Namespace, Platform, Result};
 
 use crate::{
-    CheckpointOptions, CommitOptions, Endpoint, Job, Reference, RootfsConfig, Source, actor::TransferActor, checkpoint,
-    commit, export, flights::Flights, import, job::Jobs, messages::Begin, pull,
+    CheckpointOptions, CommitOptions, Endpoint, ExportOptions, Job, PushOptions, Reference, RootfsConfig, Source,
+    actor::TransferActor, checkpoint, commit, export, flights::Flights, import, job::Jobs, messages::Begin, pull, push,
 };
 
 /// Jobs at once, and how many more may wait.
@@ -154,10 +154,20 @@ impl Transfer {
         self.begin("commit", subject, ns, work).await
     }
 
-    /// Begins to write an image into a descriptor, as an OCI layout in a tar archive.
-    pub async fn export(&self, ns: &Namespace, name: &Name, to: OwnedFd) -> Result<Job> {
-        let name = name.clone();
-        self.begin("export", name.to_string(), ns, move |core, job| export::export(core, job, &name, to)).await
+    /// Begins to write images into a descriptor, as an OCI layout in a tar archive that `docker load` reads too.
+    pub async fn export(&self, ns: &Namespace, options: ExportOptions, to: OwnedFd) -> Result<Job> {
+        let subject = match &*options.names {
+            [name] => name.to_string(),
+            names => format!("{} images", names.len()),
+        };
+        self.begin("export", subject, ns, move |core, job| export::export(core, job, &options, to)).await
+    }
+
+    /// Begins to push an image to a registry.
+    pub async fn push(&self, ns: &Namespace, options: PushOptions) -> Result<Job> {
+        options.reference.target()?;
+        let subject = options.reference.to_string();
+        self.begin("push", subject, ns, move |core, job| push::push(core, job, &options)).await
     }
 
     /// A job of the namespace.

@@ -35,6 +35,8 @@ pub struct GrantOptions {
     pub own: bool,
     /// Only these images: names, beginnings with `*` behind them, digests.
     pub images: Vec<String>,
+    /// Only these networks: `none`, `container`, `host`, paths of namespaces, names; none: all that the rights allow.
+    pub networks: Vec<String>,
     /// The most memory of a container, in bytes; 0 is no bound.
     pub memory: u64,
     /// The most of the processors, in thousand millionths of one; 0 is no bound.
@@ -56,6 +58,8 @@ pub struct GrantOptions {
     pub most_containers: u64,
     /// How many calls may be under way at once, those that wait included; 0 is no bound.
     pub most_calls: u64,
+    /// How many bytes of the disk what came through it may have; 0 is no bound.
+    pub most_disk: u64,
 }
 
 /// What a grant is.
@@ -89,6 +93,8 @@ pub struct GrantInfo {
     pub made: u64,
     /// How many calls are under way, where it bounds them itself. Told by [`Grant::info`].
     pub calling: u64,
+    /// How many bytes of the disk are taken by what came through it. Told by [`Grant::info`].
+    pub stored: u64,
 }
 
 fn set_options(mut builder: grant_options::Builder<'_>, options: &GrantOptions) {
@@ -98,6 +104,7 @@ fn set_options(mut builder: grant_options::Builder<'_>, options: &GrantOptions) 
     set_texts(builder.reborrow().init_containers(options.containers.len() as u32), &options.containers);
     set_texts(builder.reborrow().init_filters(options.filters.len() as u32), &options.filters);
     set_texts(builder.reborrow().init_images(options.images.len() as u32), &options.images);
+    set_texts(builder.reborrow().init_networks(options.networks.len() as u32), &options.networks);
     builder.set_own(options.own);
     builder.set_memory(options.memory);
     builder.set_nano_cpus(options.nano_cpus);
@@ -109,6 +116,7 @@ fn set_options(mut builder: grant_options::Builder<'_>, options: &GrantOptions) 
     builder.set_may_save(options.may_save);
     builder.set_most_containers(options.most_containers);
     builder.set_most_calls(options.most_calls);
+    builder.set_most_disk(options.most_disk);
 }
 
 fn read_options(reader: grant_options::Reader<'_>) -> Result<GrantOptions> {
@@ -120,6 +128,7 @@ fn read_options(reader: grant_options::Reader<'_>) -> Result<GrantOptions> {
         filters: texts(reader.get_filters())?,
         own: reader.get_own(),
         images: texts(reader.get_images())?,
+        networks: texts(reader.get_networks())?,
         memory: reader.get_memory(),
         nano_cpus: reader.get_nano_cpus(),
         pids: reader.get_pids(),
@@ -130,6 +139,7 @@ fn read_options(reader: grant_options::Reader<'_>) -> Result<GrantOptions> {
         may_save: reader.get_may_save(),
         most_containers: reader.get_most_containers(),
         most_calls: reader.get_most_calls(),
+        most_disk: reader.get_most_disk(),
     })
 }
 
@@ -142,6 +152,7 @@ pub(crate) fn info(reader: grant_info::Reader<'_>) -> Result<GrantInfo> {
         rights: texts(reader.get_rights())?,
         made: reader.get_made(),
         calling: reader.get_calling(),
+        stored: reader.get_stored(),
         created: Timestamp(reader.get_created()),
         by: reader.get_by(),
         saved: reader.get_saved(),

@@ -1,12 +1,15 @@
 //! Images.
 
-use std::{fmt, os::fd::OwnedFd, rc::Rc};
+use std::{fmt, os::fd::OwnedFd, rc::Rc, time::Duration};
 
 use cofferdam_types::{Descriptor, Labels, Platform, Result, Timestamp};
 use cofferdam_wire::{
-    convert::{descriptor, labels, platform, set_texts, text},
+    convert::{descriptor, labels, platform, set_labels, set_texts, text, texts},
     error::malformed,
-    image_capnp::{self as wire, image, image_detail, image_info, images, import_options, pull_options},
+    image_capnp::{
+        self as wire, image, image_detail, image_info, image_report, images, import_options, platform_state,
+        pruned_image, pull_options, push_options,
+    },
 };
 use serde::Serialize;
 
@@ -81,6 +84,100 @@ fn detail(reader: image_detail::Reader<'_>) -> Result<ImageDetail> {
     })
 }
 
+/// What is here of an image for one platform.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlatformState {
+    /// What it is for.
+    pub platform: Platform,
+    /// Its manifest, whether that is here or not.
+    pub manifest: Descriptor,
+    /// How many blobs it needs.
+    pub required: u32,
+    /// Those of them that aren't here.
+    pub missing: Vec<Descriptor>,
+    /// Of all that it needs.
+    pub size: u64,
+    /// The snapshot drivers into which it is unpacked.
+    pub drivers: Vec<String>,
+}
+
+/// What is here of an image, and who uses it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageReport {
+    /// The name, and what it stands for.
+    pub info: ImageInfo,
+    /// In the order of the index.
+    pub platforms: Vec<PlatformState>,
+    /// Containers that were made from it, the first 256.
+    pub users: Vec<String>,
+    /// How many there are.
+    pub user_count: u64,
+    /// Other images that stand for the same, the first 256.
+    pub names: Vec<String>,
+    /// Why the platforms can't be told; empty where they can.
+    pub damage: String,
+}
+
+/// An image that [`Images::prune`] looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PrunedImage {
+    /// The name, and what it stood for.
+    pub info: ImageInfo,
+    /// Whether it is gone, or would be.
+    pub removed: bool,
+    /// Why it goes or stays, in a sentence.
+    pub why: String,
+}
+
+/// What [`Images::prune`] did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PruneReport {
+    /// Images that are gone, or would be.
+    pub removed: u64,
+    /// Images that stay.
+    pub kept: u64,
+    /// Blobs that nothing keeps any more then.
+    pub blobs: u64,
+    /// Likewise.
+    pub snapshots: u64,
+    /// What these take up.
+    pub bytes: u64,
+}
+
+fn state(reader: platform_state::Reader<'_>) -> Result<PlatformState> {
+    Ok(PlatformState {
+        platform: platform(reader.get_platform().map_err(malformed)?)?,
+        manifest: descriptor(reader.get_manifest().map_err(malformed)?)?,
+        required: reader.get_required(),
+        missing: reader.get_missing().map_err(malformed)?.iter().map(descriptor).collect::<Result<_>>()?,
+        size: reader.get_size(),
+        drivers: texts(reader.get_drivers())?,
+    })
+}
+
+fn report(reader: image_report::Reader<'_>) -> Result<ImageReport> {
+    Ok(ImageReport {
+        info: info(reader.get_info().map_err(malformed)?)?,
+        platforms: reader.get_platforms().map_err(malformed)?.iter().map(state).collect::<Result<_>>()?,
+        users: texts(reader.get_users())?,
+        user_count: reader.get_user_count(),
+        names: texts(reader.get_names())?,
+        damage: text(reader.get_damage())?.to_owned(),
+    })
+}
+
+fn pruned(reader: pruned_image::Reader<'_>) -> Result<PrunedImage> {
+    Ok(PrunedImage {
+        info: info(reader.get_info().map_err(malformed)?)?,
+        removed: reader.get_removed(),
+        why: text(reader.get_why())?.to_owned(),
+    })
+}
+
 /// When an image is pulled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PullPolicy {
@@ -134,6 +231,43 @@ impl PullOptions {
         builder.set_driver(&self.driver);
         builder.set_fetch_only(self.fetch_only);
         builder.set_ca_certificates(&self.ca_certificates);
+    }
+}
+
+/// How an image is pushed. What is left empty is the default.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PushOptions {
+    /// host[:port]/path[:tag]; the image's own name otherwise.
+    pub reference: String,
+    /// os/arch[/variant]: the image for this alone.
+    pub platform: String,
+    /// Only http.
+    pub plain_http: bool,
+    /// For basic authentication, or to get a token.
+    pub user: String,
+    /// Likewise.
+    pub secret: Secret,
+    /// PEM; trusted besides the host's own.
+    pub ca_certificates: Vec<u8>,
+    /// Bytes of a blob in one request; 0: all.
+    pub chunk: u64,
+    /// Repositories of the same registry that may have its blobs.
+    pub mount_from: Vec<String>,
+    /// Layers too that aren't meant to be distributed.
+    pub foreign: bool,
+}
+
+impl PushOptions {
+    fn fill(&self, mut builder: push_options::Builder<'_>) {
+        builder.set_reference(&self.reference);
+        builder.set_platform(&self.platform);
+        builder.set_plain_http(self.plain_http);
+        builder.set_user(&self.user);
+        builder.set_secret(&self.secret.0);
+        builder.set_ca_certificates(&self.ca_certificates);
+        builder.set_chunk(self.chunk);
+        builder.set_foreign(self.foreign);
+        set_texts(builder.init_mount_from(self.mount_from.len() as u32), &self.mount_from);
     }
 }
 
@@ -243,6 +377,72 @@ impl Images {
         })
     }
 
+    /// Gives what `source` stands for another name; one that stands for something else only with `replace`.
+    pub fn tag(&self, source: &str, name: &str, replace: bool) -> Image {
+        let mut request = self.client.tag_request();
+        request.get().set_source(source);
+        request.get().set_name(name);
+        request.get().set_replace(replace);
+        Image { link: self.link.clone(), client: request.send().pipeline.get_image() }
+    }
+
+    /// Writes several into one archive: a file or a pipe of yours. With a platform the images for that alone.
+    pub fn export_fd<S: AsRef<str>>(&self, names: &[S], platform: &str, target: OwnedFd) -> Job {
+        let mut request = self.client.export_fd_request();
+        let mut options = request.get().init_options();
+        set_texts(options.reborrow().init_names(names.len() as u32), names);
+        options.set_platform(platform);
+        request.get().set_target(self.link.fds.push(target));
+        Job { link: self.link.clone(), client: request.send().pipeline.get_job() }
+    }
+
+    /// The same into a sink of yours, see [`crate::channel`].
+    pub fn export<S: AsRef<str>>(&self, names: &[S], platform: &str, sink: Sink) -> Job {
+        let mut request = self.client.export_request();
+        let mut options = request.get().init_options();
+        set_texts(options.reborrow().init_names(names.len() as u32), names);
+        options.set_platform(platform);
+        request.get().set_sink(sink.client);
+        Job { link: self.link.clone(), client: request.send().pipeline.get_job() }
+    }
+
+    /// Removes images that no container was made from: those that pass one of the filters and were last changed so long ago. With
+    /// `rehearse` nothing is removed.
+    pub async fn prune<S: AsRef<str>>(
+        &self,
+        filters: &[S],
+        unchanged: Duration,
+        rehearse: bool,
+    ) -> Result<(PruneReport, Cursor<PrunedImage>)> {
+        let mut request = self.client.prune_request();
+        let mut options = request.get().init_options();
+        set_texts(options.reborrow().init_filters(filters.len() as u32), filters);
+        options.set_unchanged(u64::try_from(unchanged.as_nanos()).unwrap_or(u64::MAX));
+        options.set_rehearse(rehearse);
+        let (report, cursor) = reply(&self.link, request, |answer| {
+            let report = answer.get_report().map_err(malformed)?;
+            let report = PruneReport {
+                removed: report.get_removed(),
+                kept: report.get_kept(),
+                blobs: report.get_blobs(),
+                snapshots: report.get_snapshots(),
+                bytes: report.get_bytes(),
+            };
+            Ok((report, answer.get_cursor().map_err(malformed)?))
+        })
+        .await?;
+        let link = self.link.clone();
+        let next = move || {
+            let mut request = cursor.next_request();
+            request.get().set_max(BLOCK);
+            reply(&link, request, |answer| {
+                let items = answer.get_items().map_err(malformed)?;
+                Ok((items.iter().map(pruned).collect::<Result<_>>()?, answer.get_end()))
+            })
+        };
+        Ok((report, Cursor::over_records(next)))
+    }
+
     /// Removes a name. Containers made from it go on.
     pub fn remove(&self, name: &str) -> Reply<()> {
         let mut request = self.client.remove_request();
@@ -269,6 +469,26 @@ impl Image {
         let mut request = self.client.detail_request();
         request.get().set_platform(platform);
         reply(&self.link, request, |answer| detail(answer.get_detail().map_err(malformed)?))
+    }
+
+    /// Changes the labels that `fields` names ("labels", or "labels.KEY").
+    pub fn update(&self, labels: &Labels, fields: &[String]) -> Reply<ImageInfo> {
+        let mut request = self.client.update_request();
+        set_labels(request.get().init_labels(labels.len() as u32), labels);
+        set_texts(request.get().init_fields(fields.len() as u32), fields);
+        reply(&self.link, request, |answer| info(answer.get_info().map_err(malformed)?))
+    }
+
+    /// Sends it to a registry.
+    pub fn push(&self, options: &PushOptions) -> Job {
+        let mut request = self.client.push_request();
+        options.fill(request.get().init_options());
+        Job { link: self.link.clone(), client: request.send().pipeline.get_job() }
+    }
+
+    /// What is here of it, for each platform, and who uses it.
+    pub fn report(&self) -> Reply<ImageReport> {
+        reply(&self.link, self.client.report_request(), |answer| report(answer.get_report().map_err(malformed)?))
     }
 
     /// Unpacks it, and gives the snapshot that containers start from.

@@ -110,7 +110,10 @@ pub use container::{Container, ContainerChanges, ContainerInfo, ContainerRequest
 pub use content::{Blob, BlobInfo, Content, Ingest, IngestInfo};
 pub use event::{Events, FROM_NOW, Gap, Subscription};
 pub use grant::{Grant, GrantInfo, GrantOptions, Grants};
-pub use image::{Image, ImageDetail, ImageInfo, Images, ImportFormat, ImportOptions, PullOptions, PullPolicy, Secret};
+pub use image::{
+    Image, ImageDetail, ImageInfo, ImageReport, Images, ImportFormat, ImportOptions, PlatformState, PruneReport,
+    PrunedImage, PullOptions, PullPolicy, PushOptions, Secret,
+};
 pub use job::{Job, JobInfo, JobItem, Jobs};
 pub use lease::{Lease, LeaseInfo, Leases, Resource};
 pub use logs::{LogOptions, LogPosition, LogRecord, LogStream};

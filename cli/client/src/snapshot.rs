@@ -6,6 +6,7 @@ use cofferdam_types::{Descriptor, Labels, Mount, Result, Timestamp};
 use cofferdam_wire::{
     convert::{descriptor, labels, mounts, set_labels, set_texts, text},
     error::malformed,
+    received::Received,
     snapshot_capnp::{change, change_cursor, layer, snapshot, snapshot_info, snapshots},
 };
 use serde::Serialize;
@@ -210,7 +211,9 @@ impl Snapshot {
     /// What shows it, as a mount that is attached nowhere; no device can be used in it.
     pub fn mount_fd(&self) -> Reply<OwnedFd> {
         let link = self.link.clone();
-        reply(&self.link, self.client.mount_fd_request(), move |answer| link.fds.take(answer.get_mount()))
+        reply(&self.link, self.client.mount_fd_request(), move |answer| {
+            link.fds.take(answer.get_mount()).map(Received::into_fd)
+        })
     }
 
     /// What differs from the snapshot `base`; where that is empty, from what it lies on.

@@ -8,14 +8,25 @@ use std::{
     },
 };
 
+use cofferdam_kernel::Pool;
 use cofferdam_types::{Error, GrantId, Result};
+use cofferdam_wire::received::{Closer, Room};
+use futures::FutureExt as _;
 
-use super::share::Share;
+use super::{
+    foreign::{FILES, FILES_OF_ALL},
+    share::Share,
+};
 
 /// What the connections of one user, or of one grant, keep together, beside the little that each has for itself.
 const KEPT: usize = 64 << 20;
 /// And those of all but the operator.
 const KEPT_BY_ALL: usize = 256 << 20;
+/// So many descriptors of theirs may wait for each connection that there may be: half of these are the operator's, and one user or
+/// grant has half of what is left.
+const DESCRIPTORS: usize = 4;
+/// Threads that close what one of them sent.
+const CLOSERS: usize = 2;
 
 /// By whom a connection is had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -35,27 +46,75 @@ pub struct Admission {
     open: Arc<AtomicU32>,
     /// Those of others. None has an entry without a connection, so that there are no more than connections.
     others: Mutex<HashMap<Whose, Theirs>>,
-    kept: Arc<Share>,
+    /// The operator's, and what those of others are parts of.
+    lot: Lot,
+    all: Lot,
+}
+
+/// What connections may have together.
+#[derive(Clone)]
+pub struct Lot {
+    /// Of what they may keep; none: the operator's.
+    pub share: Option<Arc<Share>>,
+    /// Descriptors that they sent and that are not closed yet.
+    pub fds: Arc<Room>,
+    /// Threads that read and write files of theirs.
+    pub files: Arc<Room>,
+}
+
+/// Closes what they sent on threads of its own, one for each that takes its time. There is room in its queue for all that there may be.
+fn closer(most: usize) -> Closer {
+    let pool = Pool::new("closing", CLOSERS, most + 1024);
+    Box::new(move |fd, place| {
+        let close = move || {
+            drop((fd, place));
+            Ok(())
+        };
+        // It is taken at once, and nobody waits for it.
+        let _ = pool.run(close).now_or_never();
+    })
 }
 
 /// What one of the others has.
 struct Theirs {
     connections: u32,
-    share: Arc<Share>,
+    lot: Lot,
 }
 
 /// A connection that was let in, for as long as it is open.
 pub struct Admitted {
     admission: Arc<Admission>,
     whose: Whose,
-    /// Of what it may keep; none: the operator's.
-    pub share: Option<Arc<Share>>,
+    /// What it has together with others of its holder.
+    pub lot: Lot,
 }
 
 impl Admission {
     /// At most `most` connections; `open` tells how many there are.
     pub fn new(most: u32, own: u32, open: Arc<AtomicU32>) -> Arc<Admission> {
-        Arc::new(Admission { most, own, open, others: Mutex::default(), kept: Share::new(KEPT_BY_ALL, None) })
+        let fds = DESCRIPTORS * most as usize;
+        let every = Room::new(fds, None);
+        let lot = Lot {
+            share: None,
+            fds: Room::closing(fds, Some(every.clone()), closer(fds)),
+            files: Room::new(FILES_OF_ALL, None),
+        };
+        let all = Lot {
+            share: Some(Share::new(KEPT_BY_ALL, None)),
+            fds: Room::new(fds / 2, Some(every)),
+            files: Room::new(FILES_OF_ALL, None),
+        };
+        Arc::new(Admission { most, own, open, others: Mutex::default(), lot, all })
+    }
+
+    /// Of one of the others.
+    fn part(&self) -> Lot {
+        let fds = (DESCRIPTORS * self.most as usize).div_ceil(4);
+        Lot {
+            share: Some(Share::new(KEPT, self.all.share.clone())),
+            fds: Room::closing(fds, Some(self.all.fds.clone()), closer(fds)),
+            files: Room::new(FILES, Some(self.all.files.clone())),
+        }
     }
 
     /// Lets a connection in, if there is room for it.
@@ -66,7 +125,7 @@ impl Admission {
         if self.open.load(Ordering::Relaxed) >= most {
             return refuse(format!("is refused: {most} are open, which is all that the daemon takes (--connections)"));
         }
-        let mut kept = None;
+        let mut lot = self.lot.clone();
         if whose != Whose::User(self.own) {
             let share = most.div_ceil(8);
             let mine = others.get(&whose).map_or(0, |theirs| theirs.connections);
@@ -81,13 +140,12 @@ impl Admission {
             if others.values().map(|theirs| theirs.connections).sum::<u32>() >= most - most / 4 {
                 return refuse("is refused: the others of the daemon's connections are kept for its operator".into());
             }
-            let fresh = || Theirs { connections: 0, share: Share::new(KEPT, Some(self.kept.clone())) };
-            let theirs = others.entry(whose).or_insert_with(fresh);
+            let theirs = others.entry(whose).or_insert_with(|| Theirs { connections: 0, lot: self.part() });
             theirs.connections += 1;
-            kept = Some(theirs.share.clone());
+            lot = theirs.lot.clone();
         }
         self.open.fetch_add(1, Ordering::Relaxed);
-        Ok(Admitted { admission: self.clone(), whose, share: kept })
+        Ok(Admitted { admission: self.clone(), whose, lot })
     }
 }
 

@@ -1,16 +1,13 @@
 //! `ChangeCursor` (snapshot.capnp): what differs between two snapshots; and layers made of that.
 
-use std::{
-    os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
-    path::Path,
-    rc::Rc,
-};
+use std::{os::unix::ffi::OsStrExt as _, path::Path, rc::Rc};
 
 use cofferdam_content::Commit;
 use cofferdam_diff::{Change, ChangeKind, Created, Listing};
 use cofferdam_types::{Error, Labels, Name, Result, media};
 use cofferdam_wire::{
     convert::set_descriptor,
+    received::Received,
     snapshot_capnp::{change, change_cursor, layer},
 };
 use tokio::sync::Mutex;
@@ -64,12 +61,12 @@ impl Pair<'_> {
 
     /// The layer in a descriptor of the client's. It is whole before the first byte goes out: who is slow to take it
     /// holds up nothing.
-    pub async fn pour(&self, media_type: &str, target: OwnedFd, builder: layer::Builder<'_>) -> Result<()> {
+    pub async fn pour(&self, media_type: &str, target: impl Into<Received>, builder: layer::Builder<'_>) -> Result<()> {
         let Created { ingest, layer, diff_id, .. } = self.compare(media_type).await?;
         set_layer(builder, &layer, &diff_id);
         let file = ingest.file()?;
         drop(ingest);
-        outflow::pour(&self.place.services().pool, file, layer.size, target).await
+        outflow::pour(&self.place.services().pool, file, layer.size, target, &self.place.session.files).await
     }
 }
 

@@ -68,7 +68,7 @@ impl collector::Server for Collector {
 }
 
 /// A cursor over what is in memory. It goes on behind a key: here the place in the list.
-fn placed<T: Clone + 'static>(items: Vec<T>) -> Cursor<(usize, T)> {
+pub fn placed<T: Clone + 'static>(items: Vec<T>) -> Cursor<(usize, T)> {
     let items: Vec<(usize, T)> = items.into_iter().enumerate().collect();
     let page = move |after: Option<&str>, max: usize| {
         let from = after.and_then(|after| after.parse::<usize>().ok()).map_or(0, |after| after + 1);

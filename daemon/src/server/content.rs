@@ -3,7 +3,6 @@
 use std::{
     cell::RefCell,
     io::{Read as _, Seek as _, SeekFrom, Write as _},
-    os::fd::OwnedFd,
     rc::Rc,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -229,9 +228,9 @@ impl blob::Server for Blob {
 
     async fn read_fd(self: Rc<Self>, params: blob::ReadFdParams, _: blob::ReadFdResults) -> capnp::Result<()> {
         let params = params.get()?;
-        let sink: OwnedFd = rpc(self.place.session.fds.take(params.get_sink()))?;
+        let sink = rpc(self.place.session.fds.take(params.get_sink()))?;
         let (file, left) = rpc(self.range(params.get_offset(), params.get_length()))?;
-        rpc(outflow::pour(&self.place.services().pool, file, left, sink).await)
+        rpc(outflow::pour(&self.place.services().pool, file, left, sink, &self.place.session.files).await)
     }
 
     async fn update(self: Rc<Self>, params: blob::UpdateParams, mut results: blob::UpdateResults) -> capnp::Result<()> {
@@ -301,7 +300,7 @@ impl ingest::Server for Ingest {
         params: ingest::TakeFdParams,
         mut results: ingest::TakeFdResults,
     ) -> capnp::Result<()> {
-        let source: OwnedFd = rpc(self.place.session.fds.take(params.get()?.get_source()))?;
+        let source = rpc(self.place.session.fds.take(params.get()?.get_source()))?;
         let turn = async |inlet: inflow::Inlet| {
             on_writer(&self.place, &self.writer, move |writer| {
                 let writer = open(writer)?;
@@ -309,7 +308,7 @@ impl ingest::Server for Ingest {
             })
             .await
         };
-        rpc(inflow::draw(source, turn).await)?;
+        rpc(inflow::draw(source, &self.place.session.files, turn).await)?;
         let offset = |writer: &mut Option<Writer>| Ok(open(writer)?.offset());
         results.get().set_offset(rpc(on_writer(&self.place, &self.writer, offset).await)?);
         Ok(())

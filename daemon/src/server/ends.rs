@@ -20,7 +20,7 @@ pub fn job(place: &Place, job: &Job) {
 }
 
 /// A process that was run in a container through this place: whoever has its streams would go on with it otherwise. A daemon
-/// that was started since doesn't know who ran it.
+/// that is started later sees to it by what the shim knows (`end_with_grant` in `actors/tasks/src/follow.rs`).
 pub fn exec(place: &Place, id: &Id, exec: &str) {
     let Some(given) = place.held.given.clone() else { return };
     let (tasks, namespace, id, exec) =

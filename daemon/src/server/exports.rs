@@ -3,11 +3,9 @@
 
 use std::{
     collections::HashMap,
+    fs::File,
     io::ErrorKind,
-    os::unix::{
-        fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
-        net::UnixListener as StdListener,
-    },
+    os::unix::{fs::PermissionsExt as _, net::UnixListener as StdListener},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -15,11 +13,17 @@ use std::{
 use actix_rt::ArbiterHandle;
 use cofferdam_grants::{End, Live, Node};
 use cofferdam_types::{Error, GrantId, Result};
+use nix::{
+    errno::Errno,
+    fcntl::AtFlags,
+    sys::stat::fstatat,
+    unistd::{UnlinkatFlags, unlinkat},
+};
 use tokio::net::UnixListener;
 
 use super::{
     admission::{Admission, Whose},
-    listener::{Door, accept, bind},
+    listener::{Door, accept, bind_in},
     session::Entry,
 };
 use crate::services::Services;
@@ -76,16 +80,20 @@ impl Exports {
         let place = PathBuf::from(directory);
         let os = |what: &str, e: &std::io::Error| Error::io("directory", directory, what, e);
         make(&place).map_err(|e| os("can't be made", &e))?;
-        match place.join(SOCKET).symlink_metadata() {
-            Ok(there) if !there.file_type().is_socket() => {
+        // Held from here on: its name may come to stand for another one, and what is removed in the end is what was made here.
+        let held = File::open(&place).map_err(|e| os("can't be opened", &e))?;
+        match fstatat(&held, SOCKET, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(there) if there.st_mode & libc::S_IFMT != libc::S_IFSOCK => {
                 let why = format!("has a {SOCKET} that is no socket: give another directory");
                 return Err(Error::failed_precondition("directory", directory, why));
             }
-            Err(e) if e.kind() != ErrorKind::NotFound => return Err(os("can't be looked at", &e)),
+            Err(e) if e != Errno::ENOENT => return Err(os("can't be looked at", &e.into())),
             _ => {}
         }
         // Whoever can get there holds it, whichever user that is: it is the directory that keeps others out.
-        let listener = bind(&place, SOCKET, 0o666)?;
+        let (listener, made) = bind_in(&held, SOCKET, 0o666)
+            .map_err(|(what, e)| Error::io("socket", place.join(SOCKET).display(), what, &e))?;
+        let socket = Socket { held, made };
         listener.set_nonblocking(true).map_err(|e| os("has a socket that can't listen", &e))?;
         let entry = Entry { node: node.clone(), live: Live::below(&[&node.live]) };
         if let Some(before) = self.sockets().insert(node.id(), entry.live.clone()) {
@@ -101,7 +109,7 @@ impl Exports {
         };
         arbiter.spawn_fn(move || {
             tokio::task::spawn_local(async move {
-                if let Err(error) = serve(listener, &place, door, &entry).await {
+                if let Err(error) = serve(listener, socket, door, &entry).await {
                     tracing::error!(grant = %entry.node.id(), %error, "a grant is no socket any more");
                 }
                 // Another one may be there under its id by now.
@@ -136,21 +144,33 @@ fn make(directory: &Path) -> std::io::Result<()> {
     }
 }
 
+/// Where one lies, and what it is known by there.
+struct Socket {
+    held: File,
+    made: (u64, u64),
+}
+
+impl Socket {
+    /// Only the one that was made here: somebody may have exported another grant to this place since.
+    fn remove(&self) -> nix::Result<()> {
+        match fstatat(&self.held, SOCKET, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(there) if (there.st_dev, there.st_ino) == self.made => {
+                unlinkat(&self.held, SOCKET, UnlinkatFlags::NoRemoveDir)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Until the grant ends.
-async fn serve(listener: StdListener, directory: &Path, door: Door, entry: &Entry) -> Result<()> {
-    let os = |e: std::io::Error| Error::io("socket", directory.join(SOCKET).display(), "can't be served", &e);
-    let path = directory.join(SOCKET);
-    let made = path.symlink_metadata().map_err(os)?;
+async fn serve(listener: StdListener, socket: Socket, door: Door, entry: &Entry) -> Result<()> {
+    let os = |e: std::io::Error| Error::io("socket", SOCKET, "can't be served", &e);
     let listener = UnixListener::from_std(listener).map_err(os)?;
     tokio::select! {
         () = accept(listener, door) => {}
         _ = entry.live.until_ended() => {}
     }
-    // Only the one that was made here: somebody may have exported another grant to this place since.
-    if path.symlink_metadata().is_ok_and(|there| (there.dev(), there.ino()) == (made.dev(), made.ino())) {
-        std::fs::remove_file(&path).map_err(os)?;
-    }
-    Ok(())
+    socket.remove().map_err(|e| os(e.into()))
 }
 
 /// For whom a connection to this entry counts.

@@ -6,8 +6,8 @@ use cofferdam_grants::{Live, NewGrant, Node};
 use cofferdam_metadata::records::grants::Grant as Record;
 use cofferdam_transfer::normalize;
 use cofferdam_types::{
-    Authority, Caveats, Ceiling, Digest, Error, Facet, GrantId, Id, Keeper, Pictures, Quota, Result, Right, Rights,
-    Timestamp, Which,
+    Authority, Caveats, Ceiling, Digest, Error, Facet, GrantId, Id, Keeper, Nets, Pictures, Quota, Result, Right,
+    Rights, Timestamp, Which,
 };
 use cofferdam_wire::{
     convert::{set_texts, text, texts},
@@ -97,6 +97,11 @@ fn new_grant(place: &Place, reader: grant_options::Reader<'_>) -> Result<NewGran
         true => Ok(pattern),
         false => normalize(&pattern),
     };
+    let nets = texts(reader.get_networks())?;
+    if let Some(bad) = nets.iter().find(|net| net.is_empty() || net.len() > 256 || net.contains(char::is_control)) {
+        let why = "is no network: give none, container, host, the path of a namespace, or the name of a network";
+        return Err(Error::invalid("network", bad.escape_debug(), why));
+    }
     let images = texts(reader.get_images())?.into_iter().map(picture).collect::<Result<_>>()?;
     let caveats = Caveats {
         rights,
@@ -114,8 +119,13 @@ fn new_grant(place: &Place, reader: grant_options::Reader<'_>) -> Result<NewGran
             pids: some(reader.get_pids()),
             storage: some(reader.get_storage()),
             images: Pictures(all(images)),
+            nets: Nets(all(nets)),
         },
-        quota: Quota { containers: some(reader.get_most_containers()), calls: some(reader.get_most_calls()) },
+        quota: Quota {
+            containers: some(reader.get_most_containers()),
+            calls: some(reader.get_most_calls()),
+            disk: some(reader.get_most_disk()),
+        },
         not_after: some(reader.get_not_after()).map(Timestamp),
         may_delegate: reader.get_may_delegate(),
         may_save: reader.get_may_save(),
@@ -160,12 +170,15 @@ pub fn set_info(mut builder: grant_info::Builder<'_>, node: &Node, record: &Reco
     options.set_own(own.containers.made_by.contains(&node.id()));
     let images: Vec<_> = own.ceiling.images.0.iter().flatten().collect();
     set_texts(options.reborrow().init_images(images.len() as u32), &images);
+    let nets: Vec<_> = own.ceiling.nets.0.iter().flatten().collect();
+    set_texts(options.reborrow().init_networks(nets.len() as u32), &nets);
     options.set_memory(left.ceiling.memory.unwrap_or_default());
     options.set_nano_cpus(left.ceiling.nano_cpus.unwrap_or_default());
     options.set_pids(left.ceiling.pids.unwrap_or_default());
     options.set_storage(left.ceiling.storage.unwrap_or_default());
     options.set_most_containers(left.quota.containers.unwrap_or_default());
     options.set_most_calls(left.quota.calls.unwrap_or_default());
+    options.set_most_disk(left.quota.disk.unwrap_or_default());
     options.set_not_after(left.not_after.unwrap_or_default().0);
     options.set_uses(record.uses.unwrap_or_default());
     options.set_may_delegate(left.may_delegate);
@@ -257,6 +270,7 @@ impl grant::Server for Grant {
         let mut info = results.get().init_info();
         info.set_made(rpc(self.place.services().grants.made(&node))?);
         info.set_calling(node.calls.of(node.id()));
+        info.set_stored(rpc(self.place.services().grants.stored(&node))?);
         set_info(info, &node, &record);
         Ok(())
     }

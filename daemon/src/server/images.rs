@@ -1,34 +1,44 @@
-//! `Images` and `Image` (image.capnp).
+//! `Images` (image.capnp).
 
-use std::{os::fd::OwnedFd, rc::Rc};
+use std::{os::fd::OwnedFd, rc::Rc, time::Duration};
 
+use cofferdam_images::{Prune, Pruned, Why};
 use cofferdam_metadata::records::images::Image as Record;
 use cofferdam_transfer::{
-    Credentials, Endpoint, ImportOptions, Job as Handle, PullOptions, Reference, RootfsConfig, RootfsOptions, Source,
-    normalize,
+    Credentials, Endpoint, ExportOptions, ImportOptions, Job as Handle, PullOptions, Reference, RootfsConfig,
+    RootfsOptions, Source, normalize,
 };
-use cofferdam_types::{Code, Error, Name, Platform, Result, filter};
+use cofferdam_types::{
+    Code, Error, Name, Platform, Result, Right,
+    filter::{self, Filter},
+};
 use cofferdam_wire::{
-    convert::{set_descriptor, set_labels, set_platform, text, texts},
+    convert::{set_descriptor, set_labels, text, texts},
     error::{from_rpc, malformed},
-    image_capnp::{PullPolicy, image, image_cursor, image_info, images, import_options, pull_options},
+    image_capnp::{
+        PullPolicy, export_options, image, image_cursor, image_info, images, import_options, pruned_image_cursor,
+        pull_options,
+    },
 };
 
 use super::{
-    Place,
-    bytes::{End, PipeSink, pipe, pump},
+    Place, archive,
+    bytes::{End, PipeSink, pipe},
+    collector::placed,
     cursor::Cursor,
-    ends, filters, jobs, rpc, trail, within,
+    ends, filters, foreign,
+    image::Image,
+    jobs, rpc, trail, within,
 };
+
+/// What filters may name.
+const FIELDS: [&str; 4] = ["name", "target.digest", "target.mediatype", "labels.KEY"];
+
+/// Images in one archive.
+const MAX_NAMES: usize = 256;
 
 /// The images of a namespace.
 pub struct Images(pub Place);
-
-/// One image. It holds a name, not what the name stood for when it was handed out.
-pub struct Image {
-    place: Place,
-    name: Name,
-}
 
 impl Images {
     /// The image that a client means: by its name as given, or written out in full.
@@ -43,6 +53,23 @@ impl Images {
         }
         // That no image can have such a name says more than that none has it.
         normalize(text).map(|_| None)
+    }
+
+    /// The image that a client means: `not_found` if it isn't here.
+    fn here(&self, text: &str) -> Result<Name> {
+        let not_here = || Error::not_found("image", text, "is not here; `coffer image ls` lists those that are");
+        self.find(text)?.ok_or_else(not_here)
+    }
+
+    fn export_options(&self, reader: export_options::Reader<'_>) -> Result<ExportOptions> {
+        let names = texts(reader.get_names())?;
+        if names.is_empty() || names.len() > MAX_NAMES {
+            let why = format!("are {}: name 1 to {MAX_NAMES} images", names.len());
+            return Err(Error::invalid("names", "", why));
+        }
+        let names = names.iter().map(|name| self.here(name)).collect::<Result<_>>()?;
+        let of = text(reader.get_platform())?;
+        Ok(ExportOptions { names, platform: if of.is_empty() { None } else { Some(platform(of)?) } })
     }
 
     fn hand_out(&self, name: Name) -> image::Client {
@@ -91,6 +118,17 @@ fn driver(place: &Place, name: &str, unpack: bool) -> Option<String> {
     unpack.then(|| if name.is_empty() { usual } else { name }.to_owned())
 }
 
+/// How a client wants a registry to be spoken to.
+pub fn endpoint(plain_http: bool, certificates: &[u8], user: &str, secret: &str) -> Endpoint {
+    Endpoint {
+        plain_http,
+        ca: (!certificates.is_empty()).then(|| certificates.to_vec()),
+        credentials: (!user.is_empty() || !secret.is_empty())
+            .then(|| Credentials { user: user.to_owned(), secret: secret.to_owned() }),
+        ..Endpoint::default()
+    }
+}
+
 fn pull_options_of(place: &Place, reader: pull_options::Reader<'_>) -> Result<PullOptions> {
     let (user, secret) = (text(reader.get_user())?, text(reader.get_secret())?);
     let certificates = reader.get_ca_certificates().map_err(malformed)?;
@@ -100,13 +138,7 @@ fn pull_options_of(place: &Place, reader: pull_options::Reader<'_>) -> Result<Pu
     Ok(PullOptions {
         reference: Reference::parse(&name)?,
         platform: platform(text(reader.get_platform())?)?,
-        endpoint: Endpoint {
-            plain_http: reader.get_plain_http(),
-            ca: (!certificates.is_empty()).then(|| certificates.to_vec()),
-            credentials: (!user.is_empty() || !secret.is_empty())
-                .then(|| Credentials { user: user.to_owned(), secret: secret.to_owned() }),
-            ..Endpoint::default()
-        },
+        endpoint: endpoint(reader.get_plain_http(), certificates, user, secret),
         driver: driver(place, text(reader.get_driver())?, !reader.get_fetch_only()),
     })
 }
@@ -126,6 +158,12 @@ async fn begin_import(place: &Place, reader: import_options::Reader<'_>, fd: Own
     if flags & libc::O_ACCMODE == libc::O_WRONLY || flags & libc::O_PATH != 0 {
         return Err(Error::invalid("archive", "", "its descriptor is not open for reading"));
     }
+    if directory && !place.held.reach.caveats.rights.has(Right::Host) {
+        // What lies below it is opened by the daemon, who may read what the client may not.
+        let why =
+            "is a directory, which the daemon would read by its own rights: that needs the host right; send an archive";
+        return Err(Error::denied("archive", "", why));
+    }
     let source = if directory { Source::Directory(fd) } else { Source::Archive(fd) };
     let (transfer, authority) = (&place.services().transfer, place.authority());
     match reader.get_format().map_err(|e| malformed(e.into()))? {
@@ -142,7 +180,7 @@ async fn begin_import(place: &Place, reader: import_options::Reader<'_>, fd: Own
     }
 }
 
-fn set_info(mut builder: image_info::Builder<'_>, record: &Record) {
+pub fn set_info(mut builder: image_info::Builder<'_>, record: &Record) {
     builder.set_name(&*record.name);
     set_labels(builder.reborrow().init_labels(record.labels.len() as u32), &record.labels);
     set_descriptor(builder.reborrow().init_target(), &record.target);
@@ -211,6 +249,7 @@ impl images::Server for Images {
     ) -> capnp::Result<()> {
         let params = params.get()?;
         let source = rpc(self.0.session.fds.take(params.get_source()))?;
+        let source = rpc(foreign::archive(source, &self.0.session.files).await)?;
         let job = rpc(begin_import(&self.0, params.get_options()?, source).await)?;
         results.get().set_job(jobs::begun(&self.0, job));
         Ok(())
@@ -229,23 +268,13 @@ impl images::Server for Images {
     }
 
     async fn list(self: Rc<Self>, params: images::ListParams, mut results: images::ListResults) -> capnp::Result<()> {
-        let known = ["name", "target.digest", "target.mediatype", "labels.KEY"];
-        let filters = rpc(filters(params.get()?.get_filters(), &known))?;
+        let filters = rpc(filters(params.get()?.get_filters(), &FIELDS))?;
         let (handle, namespace) = (self.0.services().images.clone(), self.0.namespace.clone());
         let place = self.0.clone();
         let cursor = Cursor::new(
             Box::new(move |after, max| handle.list(&namespace, after, max)),
             |record: &Record| record.name.to_string(),
-            move |record| {
-                within::has_image(&place, record)
-                    && filters.matches(&|path: &[&str]| match path {
-                        ["name"] => Some(record.name.as_str().into()),
-                        ["target", "digest"] => Some(record.target.digest.to_string().into()),
-                        ["target", "mediatype"] => Some(record.target.media_type.as_str().into()),
-                        ["labels", rest @ ..] => filter::label(&record.labels, rest),
-                        _ => None,
-                    })
-            },
+            move |record| within::has_image(&place, record) && selected(&filters, record),
         );
         results.get().set_cursor(self.0.hand_out(ImageCursor(cursor)));
         Ok(())
@@ -254,10 +283,125 @@ impl images::Server for Images {
     async fn remove(self: Rc<Self>, params: images::RemoveParams, _: images::RemoveResults) -> capnp::Result<()> {
         let given = rpc(text(params.get()?.get_name()))?;
         trail::object("image", given);
-        let not_here = || Error::not_found("image", given, "is not here; `coffer image ls` lists those that are");
-        let name = rpc(self.find(given).and_then(|found| found.ok_or_else(not_here)))?;
+        let name = rpc(self.here(given))?;
         rpc(self.0.services().images.remove(self.0.authority(), &self.0.namespace, &name).await)
     }
+
+    async fn tag(self: Rc<Self>, params: images::TagParams, mut results: images::TagResults) -> capnp::Result<()> {
+        let params = params.get()?;
+        let (source, replace) = (rpc(text(params.get_source()))?, params.get_replace());
+        let name = rpc(text(params.get_name()).and_then(normalize))?;
+        trail::object("image", &name);
+        let source = rpc(self.here(source))?;
+        let (services, namespace) = (self.0.services(), &self.0.namespace);
+        let target = rpc(services.images.get(namespace, &source))?.target;
+        if !self.0.held.reach.caveats.ceiling.images.has(&name, &[&target.digest]) {
+            let why = "would not be among the images that this grant is for";
+            return rpc(Err(Error::denied("image", &name, why)));
+        }
+        let name = rpc(Name::new(name))?;
+        rpc(services.images.tag(self.0.authority(), namespace, &source, &name, replace).await)?;
+        results.get().set_image(self.hand_out(name));
+        Ok(())
+    }
+
+    async fn export_fd(
+        self: Rc<Self>,
+        params: images::ExportFdParams,
+        mut results: images::ExportFdResults,
+    ) -> capnp::Result<()> {
+        let params = params.get()?;
+        let target = rpc(self.0.session.fds.take(params.get_target()))?;
+        let options = rpc(self.export_options(params.get_options()?))?;
+        results.get().set_job(rpc(archive::into_fd(&self.0, options, target).await)?);
+        Ok(())
+    }
+
+    async fn export(
+        self: Rc<Self>,
+        params: images::ExportParams,
+        mut results: images::ExportResults,
+    ) -> capnp::Result<()> {
+        let params = params.get()?;
+        let options = rpc(self.export_options(params.get_options()?))?;
+        results.get().set_job(rpc(archive::into_sink(&self.0, options, params.get_sink()?).await)?);
+        Ok(())
+    }
+
+    async fn prune(
+        self: Rc<Self>,
+        params: images::PruneParams,
+        mut results: images::PruneResults,
+    ) -> capnp::Result<()> {
+        let options = params.get()?.get_options()?;
+        let filters = rpc(filters(options.get_filters(), &FIELDS))?;
+        let pictures = self.0.held.reach.caveats.ceiling.images.clone();
+        let chosen =
+            move |record: &Record| pictures.has(&record.name, &[&record.target.digest]) && selected(&filters, record);
+        let options =
+            Prune { unchanged: Duration::from_nanos(options.get_unchanged()), rehearse: options.get_rehearse() };
+        let (services, namespace) = (self.0.services(), &self.0.namespace);
+        let (looked, freed) = rpc(services.images.prune(self.0.authority(), namespace, options, chosen).await)?;
+        let mut report = results.get().init_report();
+        let removed = looked.iter().filter(|one| one.removed).count();
+        report.set_removed(removed as u64);
+        report.set_kept((looked.len() - removed) as u64);
+        report.set_blobs(freed.blobs);
+        report.set_snapshots(freed.snapshots);
+        report.set_bytes(freed.bytes);
+        let cursor = PrunedImageCursor { place: self.0.clone(), cursor: placed(looked) };
+        results.get().set_cursor(self.0.hand_out(cursor));
+        Ok(())
+    }
+}
+
+struct PrunedImageCursor {
+    place: Place,
+    cursor: Cursor<(usize, Pruned)>,
+}
+
+impl PrunedImageCursor {
+    fn why(&self, why: &Why) -> String {
+        match why {
+            Why::Unused => "no container was made from it".to_owned(),
+            Why::Young => "was changed since".to_owned(),
+            // Which one is not everybody's business.
+            Why::Used(container) if !self.place.held.reach.caveats.containers.has(&container.subject()) => {
+                "a container was made from it".to_owned()
+            }
+            Why::Used(container) => format!("container {} was made from it", container.id),
+        }
+    }
+}
+
+impl pruned_image_cursor::Server for PrunedImageCursor {
+    async fn next(
+        self: Rc<Self>,
+        params: pruned_image_cursor::NextParams,
+        mut results: pruned_image_cursor::NextResults,
+    ) -> capnp::Result<()> {
+        let (block, end) = rpc(self.cursor.next(params.get()?.get_max()))?;
+        let mut answer = results.get();
+        answer.set_end(end);
+        let mut items = answer.init_items(block.len() as u32);
+        for (n, (_, pruned)) in block.iter().enumerate() {
+            let mut item = items.reborrow().get(n as u32);
+            set_info(item.reborrow().init_info(), &pruned.image);
+            item.set_removed(pruned.removed);
+            item.set_why(self.why(&pruned.why));
+        }
+        Ok(())
+    }
+}
+
+fn selected(filters: &Filter, record: &Record) -> bool {
+    filters.matches(&|path: &[&str]| match path {
+        ["name"] => Some(record.name.as_str().into()),
+        ["target", "digest"] => Some(record.target.digest.to_string().into()),
+        ["target", "mediatype"] => Some(record.target.media_type.as_str().into()),
+        ["labels", rest @ ..] => filter::label(&record.labels, rest),
+        _ => None,
+    })
 }
 
 struct ImageCursor(Cursor<Record>);
@@ -275,86 +419,6 @@ impl image_cursor::Server for ImageCursor {
         for (n, record) in block.iter().enumerate() {
             set_info(items.reborrow().get(n as u32), record);
         }
-        Ok(())
-    }
-}
-
-impl image::Server for Image {
-    async fn info(self: Rc<Self>, _: image::InfoParams, mut results: image::InfoResults) -> capnp::Result<()> {
-        let record = rpc(self.place.services().images.get(&self.place.namespace, &self.name))?;
-        set_info(results.get().init_info(), &record);
-        Ok(())
-    }
-
-    async fn detail(
-        self: Rc<Self>,
-        params: image::DetailParams,
-        mut results: image::DetailResults,
-    ) -> capnp::Result<()> {
-        let platform = rpc(text(params.get()?.get_platform()).and_then(platform))?;
-        let (services, namespace) = (self.place.services(), &self.place.namespace);
-        let record = rpc(services.images.get(namespace, &self.name))?;
-        let resolved = rpc(services.images.resolve(namespace, &self.name, &platform).await)?;
-        let driver = services.snapshots.drivers()[0];
-        let unpacked = rpc(services.images.is_unpacked(namespace, driver, resolved.top()))?;
-        let mut detail = results.get().init_detail();
-        set_info(detail.reborrow().init_info(), &record);
-        set_descriptor(detail.reborrow().init_manifest(), &resolved.manifest);
-        detail.set_config(&resolved.config_bytes);
-        let mut layers = detail.reborrow().init_layers(resolved.layers.len() as u32);
-        for (n, layer) in resolved.layers.iter().enumerate() {
-            set_descriptor(layers.reborrow().get(n as u32), layer);
-        }
-        detail.set_chain_id(resolved.top().map(ToString::to_string).unwrap_or_default());
-        detail.set_unpacked(unpacked);
-        let parts = resolved.layers.iter().chain([&resolved.manifest, &resolved.config_descriptor]);
-        detail.set_size(parts.map(|part| part.size).sum());
-        set_platform(detail.init_platform(), &resolved.config.platform);
-        Ok(())
-    }
-
-    async fn export_fd(
-        self: Rc<Self>,
-        params: image::ExportFdParams,
-        mut results: image::ExportFdResults,
-    ) -> capnp::Result<()> {
-        let target = rpc(self.place.session.fds.take(params.get()?.get_target()))?;
-        let job = self.place.services().transfer.export(&self.place.namespace, &self.name, target).await;
-        results.get().set_job(jobs::begun(&self.place, rpc(job)?));
-        Ok(())
-    }
-
-    async fn export(
-        self: Rc<Self>,
-        params: image::ExportParams,
-        mut results: image::ExportResults,
-    ) -> capnp::Result<()> {
-        let sink = params.get()?.get_sink()?;
-        let (read, write) = rpc(pipe(End::Read))?;
-        let job = rpc(self.place.services().transfer.export(&self.place.namespace, &self.name, write).await)?;
-        tokio::task::spawn_local(async move {
-            // A client that takes no more: the job finds a pipe that nobody reads.
-            if let Err(error) = pump(read, sink).await {
-                tracing::debug!(%error, "an export ended early");
-            }
-        });
-        results.get().set_job(jobs::begun(&self.place, job));
-        Ok(())
-    }
-
-    async fn unpack(
-        self: Rc<Self>,
-        params: image::UnpackParams,
-        mut results: image::UnpackResults,
-    ) -> capnp::Result<()> {
-        let params = params.get()?;
-        let platform = rpc(text(params.get_platform()).and_then(platform))?;
-        let (services, namespace) = (self.place.services(), &self.place.namespace);
-        let driver = rpc(text(params.get_driver()))?;
-        let driver = if driver.is_empty() { services.snapshots.drivers()[0] } else { driver };
-        let resolved = rpc(services.images.resolve(namespace, &self.name, &platform).await)?;
-        rpc(services.images.unpack(self.place.authority(), namespace, &resolved, driver).await)?;
-        results.get().set_chain_id(resolved.top().map(ToString::to_string).unwrap_or_default());
         Ok(())
     }
 }

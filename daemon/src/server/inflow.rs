@@ -2,13 +2,10 @@
 //!
 //! While nobody writes the call waits and no thread does.
 
-use std::{
-    io,
-    os::fd::{AsRawFd as _, OwnedFd},
-    sync::Arc,
-};
+use std::{io, os::fd::AsRawFd as _, sync::Arc};
 
 use cofferdam_types::{Error, Result};
+use cofferdam_wire::received::{Received, Room};
 use nix::sys::socket::{MsgFlags, recv};
 use tokio::io::Interest;
 
@@ -36,8 +33,8 @@ pub struct Inlet(Arc<Foreign>);
 impl Inlet {
     fn read(&self, block: &mut [u8]) -> io::Result<usize> {
         Ok(match self.0.socket {
-            true => recv(self.0.fd.as_raw_fd(), block, MsgFlags::MSG_DONTWAIT)?,
-            false => nix::unistd::read(&self.0.fd, block)?,
+            true => recv(self.0.fd().as_raw_fd(), block, MsgFlags::MSG_DONTWAIT)?,
+            false => nix::unistd::read(self.0.fd(), block)?,
         })
     }
 
@@ -62,8 +59,12 @@ impl Inlet {
 }
 
 /// Reads the client's descriptor to its end. `turn` runs [`Inlet::turn`] where that may block.
-pub async fn draw(from: OwnedFd, turn: impl AsyncFn(Inlet) -> Result<Turn>) -> Result<()> {
-    let from = Foreign::take(from, Way::In)?;
+pub async fn draw(
+    from: impl Into<Received>,
+    files: &Arc<Room>,
+    turn: impl AsyncFn(Inlet) -> Result<Turn>,
+) -> Result<()> {
+    let (from, aside) = Foreign::take(from.into(), Way::In, files).await?;
     let ready = from.watch(Interest::READABLE)?;
     let inlet = Inlet(from.into());
     loop {
@@ -73,13 +74,18 @@ pub async fn draw(from: OwnedFd, turn: impl AsyncFn(Inlet) -> Result<Turn>) -> R
             None => None,
         };
         match (turn(inlet.clone()).await?, guard) {
-            (Turn::Done, _) => return Ok(()),
+            (Turn::Done, _) => break,
             (Turn::Empty, Some(mut guard)) => guard.clear_ready(),
             (Turn::Empty, None) => {
                 return Err(Error::failed_precondition("fd", "", "has nothing now, and can't be waited for"));
             }
             (Turn::Again, _) => {}
         }
+    }
+    // The pipe of a file that can't be read ends too.
+    match aside {
+        Some(aside) => aside.done().await,
+        None => Ok(()),
     }
 }
 
@@ -89,7 +95,7 @@ mod tests {
         cell::RefCell,
         fs::File,
         io::{Seek as _, SeekFrom, Write as _},
-        os::unix::net::UnixStream,
+        os::{fd::OwnedFd, unix::net::UnixStream},
     };
 
     use cofferdam_kernel::Pool;
@@ -117,7 +123,7 @@ mod tests {
             got.borrow_mut().extend(bytes);
             Ok(turn)
         };
-        draw(from, turn).await?;
+        draw(from, &Room::new(1, None), turn).await?;
         Ok(got.into_inner())
     }
 

@@ -13,19 +13,27 @@ use std::{
     task::{Context, Poll},
 };
 
-use capnp::{any_pointer, capability::Promise, message, traits::HasTypeId};
+use capnp::{any_pointer, capability::Promise, message, serialize, traits::HasTypeId};
 use capnp_rpc::{
     Connection, FlowController, IncomingMessage, OutgoingMessage, VatNetwork, rpc_capnp, rpc_twoparty_capnp::Side,
-    twoparty,
 };
 use cofferdam_types::{Code, Error};
-use cofferdam_wire::common_capnp::byte_stream;
-use futures::{AsyncRead, FutureExt as _, TryFutureExt as _};
+use cofferdam_wire::{
+    buffered,
+    common_capnp::byte_stream,
+    connect,
+    fdstream::{self, Fds},
+};
+use futures::{AsyncRead, TryFutureExt as _};
+use tokio::net::UnixStream;
 
 use super::{
     meter::{Kept, Meter},
     tables::Fate,
 };
+
+/// What comes in by a connection, before anybody looks at it.
+pub type Buffered = buffered::Reader<fdstream::Reader>;
 
 /// Counts the bytes on their way to the RPC system, so that the length of each message is known.
 pub struct Tap<R> {
@@ -52,14 +60,21 @@ impl<R: AsyncRead + Unpin> AsyncRead for Tap<R> {
 
 /// The network of one client.
 pub struct Network<R: AsyncRead + Unpin + 'static> {
-    inner: twoparty::VatNetwork<Tap<R>>,
+    inner: connect::Network<Tap<R>>,
     meter: Rc<Meter>,
 }
 
-impl<R: AsyncRead + Unpin + 'static> Network<R> {
-    /// Holds what goes over `inner` against the budget.
-    pub fn new(inner: twoparty::VatNetwork<Tap<R>>, meter: Rc<Meter>) -> Network<R> {
-        Network { inner, meter }
+/// The network of a stream, held against the budget, and the descriptors that travel with it.
+pub fn network(stream: UnixStream, meter: Rc<Meter>) -> (Network<Buffered>, Fds) {
+    let (coming, leaving) = (meter.clone(), meter.clone());
+    let (tap, sent) = (|reader| Tap::new(reader, coming), move |bytes| leaving.sent(bytes));
+    let (inner, fds) = connect::network_through(stream, Side::Server, connect::MESSAGE, tap, sent);
+    (Network { inner, meter }, fds)
+}
+
+impl<R: AsyncRead + Unpin + 'static> Drop for Network<R> {
+    fn drop(&mut self) {
+        self.meter.closed();
     }
 }
 
@@ -108,8 +123,9 @@ impl Connection<Side> for Metered {
                 meter.until_read().await;
                 let reading = inner.borrow_mut().receive_incoming_message();
                 let Some(message) = reading.await? else { return Ok(None) };
-                let kept = match meter.comes(message.get_body()?.get_as()?)? {
-                    Fate::Taken(named) => meter.keep(is_chunk(&*message)?, named),
+                let root: rpc_capnp::message::Reader<'_> = message.get_body()?.get_as()?;
+                let kept = match meter.comes(root)? {
+                    Fate::Taken(named) => meter.keep(is_chunk(root)?, named),
                     Fate::NotFollowed => {
                         unimplemented(&inner, &meter, &*message)?;
                         continue;
@@ -147,9 +163,8 @@ impl Connection<Side> for Metered {
 }
 
 /// Whether a message is a piece of a byte stream.
-fn is_chunk(message: &dyn IncomingMessage) -> capnp::Result<bool> {
+fn is_chunk(root: rpc_capnp::message::Reader<'_>) -> capnp::Result<bool> {
     const STREAM: u64 = <byte_stream::Client as HasTypeId>::TYPE_ID;
-    let root: rpc_capnp::message::Reader<'_> = message.get_body()?.get_as()?;
     Ok(match root.which() {
         Ok(rpc_capnp::message::Call(call)) => {
             let call = call?;
@@ -234,16 +249,9 @@ impl OutgoingMessage for Answer {
         if let Ok(message) = self.inner.get_body_as_reader().and_then(|body| body.get_as()) {
             let _ = self.meter.goes(message, size);
         }
-        let unread = self.meter.unread(size);
-        let (sent, message) = self.inner.send();
-        // The RPC system doesn't wait for this promise, so somebody else must.
-        let sent = sent.shared();
-        let waiting = sent.clone();
-        tokio::task::spawn_local(async move {
-            let _ = waiting.await;
-            drop(unread);
-        });
-        (Promise::from_future(sent), message)
+        let sent = self.inner.send();
+        self.meter.leaves(serialize::compute_serialized_size_in_words(&sent.1) * 8);
+        sent
     }
 
     fn take(self: Box<Self>) -> message::Builder<message::HeapAllocator> {

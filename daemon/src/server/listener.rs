@@ -3,7 +3,10 @@
 use std::{
     os::{
         fd::AsRawFd as _,
-        unix::{fs::PermissionsExt as _, net::UnixListener as StdListener},
+        unix::{
+            fs::{MetadataExt as _, PermissionsExt as _},
+            net::UnixListener as StdListener,
+        },
     },
     panic::AssertUnwindSafe,
     path::Path,
@@ -12,10 +15,10 @@ use std::{
 };
 
 use actix_rt::{Arbiter, ArbiterHandle};
-use capnp_rpc::{RpcSystem, rpc_capnp, rpc_twoparty_capnp::Side};
+use capnp_rpc::{RpcSystem, rpc_capnp};
 use cofferdam_grants::{Calls, End};
 use cofferdam_types::{Error, Peer, Result};
-use cofferdam_wire::{connect, gate_capnp::gate};
+use cofferdam_wire::gate_capnp::gate;
 use futures::FutureExt as _;
 use tokio::net::{UnixListener, UnixStream};
 
@@ -23,7 +26,7 @@ use super::{
     admission::{Admission, Admitted},
     exports::whose,
     gate::Gate,
-    intake::{Network, Tap},
+    intake,
     meter::Meter,
     reach::Reach,
     session::{Entry, Held, Session},
@@ -100,16 +103,27 @@ impl Listener {
 pub fn bind(dir: &Path, name: &str, mode: u32) -> Result<StdListener> {
     let os = |what: &str, e: &std::io::Error| Error::io("socket", dir.join(name).display(), what, e);
     let held = std::fs::File::open(dir).map_err(|e| os("its directory can't be opened", &e))?;
+    let (listener, _) = bind_in(&held, name, mode).map_err(|(what, e)| os(what, &e))?;
+    Ok(listener)
+}
+
+/// The same in a directory that is held, and what the socket is known by there. An error says at what it failed.
+pub fn bind_in(
+    held: &std::fs::File,
+    name: &str,
+    mode: u32,
+) -> std::result::Result<(StdListener, (u64, u64)), (&'static str, std::io::Error)> {
     // Through the descriptor: names outgrow sun_path.
     let fresh = format!("/proc/self/fd/{}/.{name}.new", held.as_raw_fd());
     let _ = std::fs::remove_file(&fresh);
-    let listener = StdListener::bind(&fresh).map_err(|e| os("can't be bound", &e))?;
+    let listener = StdListener::bind(&fresh).map_err(|e| ("can't be bound", e))?;
     // The daemon's umask is 077: until here nobody else could have connected.
     std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(mode))
-        .map_err(|e| os("can't be given its mode", &e))?;
+        .map_err(|e| ("can't be given its mode", e))?;
+    let made = std::fs::symlink_metadata(&fresh).map_err(|e| ("can't be looked at", e))?;
     std::fs::rename(&fresh, format!("/proc/self/fd/{}/{name}", held.as_raw_fd()))
-        .map_err(|e| os("can't be put in place", &e))?;
-    Ok(listener)
+        .map_err(|e| ("can't be put in place", e))?;
+    Ok((listener, (made.dev(), made.ino())))
 }
 
 /// Serves whoever connects.
@@ -186,11 +200,10 @@ async fn serve(
     let os = |e: std::io::Error| Error::io("connection", "", "can't be served", &e);
     let stream = UnixStream::from_std(stream).map_err(os)?;
     services.quiet.stir();
-    let meter = Meter::new(services.quiet.clone(), admitted.share.clone());
-    let tap = |reader| Tap::new(reader, meter.clone());
-    let (network, fds) = connect::network_through(stream, Side::Server, connect::MESSAGE, tap);
-    let network = Network::new(network, meter.clone());
-    let session = Session::new(services, fds, peer, meter, entry);
+    let meter = Meter::new(services.quiet.clone(), admitted.lot.share.clone());
+    let (network, fds) = intake::network(stream, meter.clone());
+    fds.within(admitted.lot.fds.clone());
+    let session = Session::new(services, fds, peer, meter, admitted.lot.files.clone(), entry);
     // The gate confers nothing, but it too is guarded: its calls count and its panics are contained.
     let held = Held {
         authority: cofferdam_types::Authority { peer: Some(peer), ..cofferdam_types::Authority::system() },

@@ -2,6 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::VecDeque,
     rc::Rc,
     sync::Arc,
 };
@@ -76,6 +77,9 @@ pub struct Meter {
     messages: Cell<usize>,
     bytes: Cell<usize>,
     unread: Cell<usize>,
+    /// Sizes of the messages that are on their way out, and how much of the first the client has.
+    leaving: RefCell<VecDeque<usize>>,
+    begun: Cell<usize>,
     /// Bytes of the message that is being read.
     arrived: Cell<usize>,
     /// Told when the client has read something.
@@ -172,13 +176,39 @@ impl Meter {
         self.arrived.take();
     }
 
-    /// Counts bytes on their way to the client, for as long as the answer lives.
-    pub fn unread(self: &Rc<Self>, size: usize) -> Unread {
-        let size = size + WAITING;
-        self.unread.set(self.unread.get() + size);
-        let unread = Unread { meter: self.clone(), size };
+    /// Counts a message of so many bytes that is on its way to the client, until [`Meter::sent`] heard of all of it.
+    pub fn leaves(&self, size: usize) {
+        self.leaving.borrow_mut().push_back(size);
+        self.unread.set(self.unread.get() + size + WAITING);
         self.draw();
-        unread
+    }
+
+    /// The client has taken so many bytes more.
+    pub fn sent(&self, bytes: usize) {
+        let mut leaving = self.leaving.borrow_mut();
+        let (mut sent, mut unread) = (self.begun.get() + bytes, self.unread.get());
+        while let Some(first) = leaving.front().copied().filter(|first| *first <= sent) {
+            leaving.pop_front();
+            sent -= first;
+            unread -= first + WAITING;
+        }
+        if leaving.is_empty() {
+            // A connection that idles keeps nothing.
+            *leaving = VecDeque::new();
+        }
+        self.begun.set(sent);
+        self.unread.set(unread);
+        drop(leaving);
+        self.draw();
+        self.read.notify_one();
+        self.quiet.stir();
+    }
+
+    /// Nothing more leaves.
+    pub fn closed(&self) {
+        self.leaving.take();
+        self.unread.set(0);
+        self.draw();
     }
 
     /// Waits until the client has read most of what it was sent.
@@ -246,20 +276,5 @@ impl Drop for Kept {
         self.meter.messages.set(self.meter.messages.get() - self.counts);
         self.meter.bytes.set(self.meter.bytes.get() - self.size);
         self.meter.draw();
-    }
-}
-
-/// A message that goes out, until the client has it.
-pub struct Unread {
-    meter: Rc<Meter>,
-    size: usize,
-}
-
-impl Drop for Unread {
-    fn drop(&mut self) {
-        self.meter.unread.set(self.meter.unread.get() - self.size);
-        self.meter.draw();
-        self.meter.read.notify_one();
-        self.meter.quiet.stir();
     }
 }

@@ -1,6 +1,7 @@
 //! The RPC servers: one file per interface, each method a few lines between the schema and an actor.
 
 mod admission;
+mod archive;
 mod attachments;
 mod audit;
 mod bytes;
@@ -17,6 +18,7 @@ mod foreign;
 mod gate;
 mod grants;
 mod guard;
+mod image;
 mod images;
 mod inflow;
 mod intake;

@@ -5,13 +5,17 @@
 use std::{
     fs::File,
     io::{self, Read as _},
-    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    os::fd::AsRawFd as _,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use cofferdam_kernel::Pool;
 use cofferdam_types::{Error, Result};
+use cofferdam_wire::received::{Received, Room};
 use nix::{
+    errno::Errno,
+    fcntl::{SpliceFFlags, splice},
     poll::{PollFd, PollFlags, poll},
     sys::socket::{MsgFlags, send},
 };
@@ -21,8 +25,9 @@ use super::foreign::{Foreign, Way, unwatched};
 
 /// Read at once, and kept while nobody takes it.
 const BLOCK: usize = 64 << 10;
-/// What one turn on a thread of the pool moves at most: others wait for one.
-const TURN: usize = 4 << 20;
+/// What one turn on a thread of the pool moves at most: others wait for one. To go away from the thread and come back takes as long
+/// as some hundred kilobytes.
+const TURN: usize = 32 << 20;
 /// How long a turn may last, and how long it waits for a reader who is just about to read: to go away from the thread and come
 /// back takes longer than he does.
 const LONG: Duration = Duration::from_millis(20);
@@ -30,8 +35,8 @@ const MOMENT: u8 = 1;
 
 fn write(to: &Foreign, bytes: &[u8]) -> io::Result<usize> {
     Ok(match to.socket {
-        true => send(to.fd.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)?,
-        false => nix::unistd::write(&to.fd, bytes)?,
+        true => send(to.fd().as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)?,
+        false => nix::unistd::write(to.fd(), bytes)?,
     })
 }
 
@@ -39,6 +44,8 @@ fn write(to: &Foreign, bytes: &[u8]) -> io::Result<usize> {
 struct Flow {
     from: io::Take<File>,
     to: Foreign,
+    /// Whether the file's own pages can go into the pipe, uncopied: nobody changes them.
+    splices: bool,
     block: Vec<u8>,
     /// How much of the block is written.
     written: usize,
@@ -53,26 +60,48 @@ enum Turn {
 }
 
 impl Flow {
+    fn new(from: File, length: u64, to: Foreign) -> Flow {
+        let splices = to.pipe;
+        Flow { from: from.take(length), to, splices, block: Vec::new(), written: 0 }
+    }
+
+    /// Moves some, of what is left; none where there is no more.
+    fn step(&mut self) -> Result<io::Result<usize>> {
+        if self.splices {
+            let most = self.from.limit().min(TURN as u64) as usize;
+            match splice(self.from.get_ref(), None, self.to.fd(), None, most, SpliceFFlags::SPLICE_F_NONBLOCK) {
+                Ok(n) => {
+                    self.from.set_limit(self.from.limit() - n as u64);
+                    return Ok(Ok(n));
+                }
+                // Not from this file system.
+                Err(Errno::EINVAL) => self.splices = false,
+                Err(e) => return Ok(Err(e.into())),
+            }
+        }
+        if self.written == self.block.len() {
+            self.block.resize(BLOCK, 0);
+            let read = self.from.read(&mut self.block).map_err(|e| Error::io("blob", "", "can't be read", &e))?;
+            self.block.truncate(read);
+            self.written = 0;
+            if read == 0 {
+                return Ok(Ok(0));
+            }
+        }
+        let written = write(&self.to, &self.block[self.written..]);
+        self.written += written.as_ref().copied().unwrap_or_default();
+        Ok(written)
+    }
+
     fn turn(&mut self) -> Result<Turn> {
         let (mut moved, began) = (0, Instant::now());
         while moved < TURN {
-            if self.written == self.block.len() {
-                self.block.resize(BLOCK, 0);
-                let read = self.from.read(&mut self.block).map_err(|e| Error::io("blob", "", "can't be read", &e))?;
-                self.block.truncate(read);
-                self.written = 0;
-                if read == 0 {
-                    return Ok(Turn::Done);
-                }
-            }
-            match write(&self.to, &self.block[self.written..]) {
-                Ok(n) => {
-                    self.written += n;
-                    moved += n;
-                }
+            match self.step()? {
+                Ok(0) => return Ok(Turn::Done),
+                Ok(n) => moved += n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    let mut ready = [PollFd::new(self.to.fd.as_fd(), PollFlags::POLLOUT)];
+                    let mut ready = [PollFd::new(self.to.fd(), PollFlags::POLLOUT)];
                     if began.elapsed() > LONG || !poll(&mut ready, MOMENT).is_ok_and(|ready| ready > 0) {
                         return Ok(Turn::Full);
                     }
@@ -85,10 +114,18 @@ impl Flow {
 }
 
 /// Writes `length` bytes of `from` into the client's descriptor.
-pub async fn pour(pool: &Pool, from: File, length: u64, to: OwnedFd) -> Result<()> {
-    let to = Foreign::take(to, Way::Out)?;
-    let ready = to.watch(Interest::WRITABLE)?;
-    let mut flow = Flow { from: from.take(length), to, block: Vec::new(), written: 0 };
+pub async fn pour(pool: &Pool, from: File, length: u64, to: impl Into<Received>, files: &Arc<Room>) -> Result<()> {
+    let (to, aside) = Foreign::take(to.into(), Way::Out, files).await?;
+    let poured = flow(pool, Flow::new(from, length, to)).await;
+    // Its end of the pipe is closed by now. What happened to the file comes first: that the pipe broke follows from it.
+    match aside {
+        Some(aside) => aside.done().await.and(poured),
+        None => poured,
+    }
+}
+
+async fn flow(pool: &Pool, mut flow: Flow) -> Result<()> {
+    let ready = flow.to.watch(Interest::WRITABLE)?;
     loop {
         // Taken before the turn: a reader that comes in between is not missed.
         let guard = match &ready {
@@ -116,12 +153,16 @@ pub async fn pour(pool: &Pool, from: File, length: u64, to: OwnedFd) -> Result<(
 mod tests {
     use std::{
         io::{Seek as _, Write as _},
-        os::unix::net::UnixStream,
+        os::{fd::OwnedFd, unix::net::UnixStream},
     };
 
     use nix::fcntl::{FcntlArg, fcntl};
 
     use super::*;
+
+    fn files() -> Arc<Room> {
+        Room::new(1, None)
+    }
 
     fn source(bytes: &[u8]) -> File {
         let mut file = tempfile::tempfile().unwrap();
@@ -157,7 +198,7 @@ mod tests {
                 }
                 all
             });
-            run(pour(&pool, source(&bytes), 8_999_999, write)).unwrap();
+            run(pour(&pool, source(&bytes), 8_999_999, write, &files())).unwrap();
             assert_eq!(fcntl(&kept, FcntlArg::F_GETFL).unwrap(), flags, "the client's flags are the client's");
             assert!(reader.join().unwrap() == bytes[..8_999_999], "socket: {socket}");
         }
@@ -167,17 +208,17 @@ mod tests {
     fn who_never_reads_holds_no_thread() {
         let pool = Pool::new("test", 1, 8);
         run(async {
-            let mut kept = Vec::new();
+            let (mut kept, room) = (Vec::new(), files());
             let mut flows = futures::stream::FuturesUnordered::new();
             for _ in 0..3 {
                 let (read, write) = nix::unistd::pipe().unwrap();
                 kept.push(read);
-                flows.push(pour(&pool, source(&vec![1; 1 << 20]), 1 << 20, write));
+                flows.push(pour(&pool, source(&vec![1; 1 << 20]), 1 << 20, write, &room));
             }
             let other = async {
                 let (read, write) = nix::unistd::pipe().unwrap();
                 let mut read = File::from(read);
-                pour(&pool, source(b"goes on"), 7, write).await.unwrap();
+                pour(&pool, source(b"goes on"), 7, write, &room).await.unwrap();
                 let mut text = String::new();
                 read.read_to_string(&mut text).unwrap();
                 assert_eq!(text, "goes on");
@@ -201,17 +242,17 @@ mod tests {
         let pool = Pool::new("test", 1, 8);
         let mut file = source(b"before");
         file.seek(io::SeekFrom::End(0)).unwrap();
-        run(pour(&pool, source(b" and behind"), 11, file.try_clone().unwrap().into())).unwrap();
+        run(pour(&pool, source(b" and behind"), 11, OwnedFd::from(file.try_clone().unwrap()), &files())).unwrap();
         let mut text = String::new();
         file.rewind().unwrap();
         file.read_to_string(&mut text).unwrap();
         assert_eq!(text, "before and behind");
         let null = File::options().write(true).open("/dev/null").unwrap();
-        run(pour(&pool, source(&[0; 100_000]), 100_000, null.into())).unwrap();
+        run(pour(&pool, source(&[0; 100_000]), 100_000, OwnedFd::from(null), &files())).unwrap();
         let (read, _write) = nix::unistd::pipe().unwrap();
         let null = File::open("/dev/null").unwrap();
         for bad in [read, null.into(), File::open("/").unwrap().into()] {
-            let error = run(pour(&pool, source(b"x"), 1, bad)).unwrap_err();
+            let error = run(pour(&pool, source(b"x"), 1, bad, &files())).unwrap_err();
             assert_eq!(error.code, cofferdam_types::Code::InvalidArgument, "{error}");
         }
     }

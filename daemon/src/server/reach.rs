@@ -56,6 +56,8 @@ const fn facet(facet: Facet) -> &'static [&'static str] {
             "Image.detail",
             "Image.export",
             "Image.exportFd",
+            "Images.export",
+            "Images.exportFd",
             "Job.info",
             "Job.watch",
             "Job.wait",

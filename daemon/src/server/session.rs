@@ -14,9 +14,9 @@ use capnp::{
 };
 use cofferdam_grants::{Calls, Live, Node};
 use cofferdam_types::{Authority, Error, Name, Namespace, Peer, Result};
-use cofferdam_wire::{error::to_rpc, fdstream::Fds, needs::METHODS};
+use cofferdam_wire::{error::to_rpc, fdstream::Fds, needs::METHODS, received::Room};
 
-use super::{guard, images::Image, meter::Meter, reach::Reach, trail::About};
+use super::{guard, image::Image, meter::Meter, reach::Reach, trail::About};
 use crate::services::Services;
 
 /// The interfaces of places in lists.
@@ -80,14 +80,23 @@ pub struct Session {
     pub entry: Option<Entry>,
     /// What it has under way.
     pub meter: Rc<Meter>,
+    /// For threads that read and write what it sends (`foreign.rs`).
+    pub files: Arc<Room>,
     /// Images that were handed out, by their server's address: so they are known when they come back.
     images: RefCell<HashMap<usize, Known>>,
 }
 
 impl Session {
     /// For a new connection.
-    pub fn new(services: Services, fds: Fds, peer: Peer, meter: Rc<Meter>, entry: Option<Entry>) -> Rc<Session> {
-        Rc::new(Session { services, fds, peer, grant: Live::new(), entry, meter, images: RefCell::default() })
+    pub fn new(
+        services: Services,
+        fds: Fds,
+        peer: Peer,
+        meter: Rc<Meter>,
+        files: Arc<Room>,
+        entry: Option<Entry>,
+    ) -> Rc<Session> {
+        Rc::new(Session { services, fds, peer, grant: Live::new(), entry, meter, files, images: RefCell::default() })
     }
 
     /// Makes a client of a server object. This, and what it calls, is the only way: a test refuses any other.

@@ -200,6 +200,10 @@ impl snapshot::Server for Snapshot {
     }
 
     async fn limit(self: Rc<Self>, params: snapshot::LimitParams, _: snapshot::LimitResults) -> capnp::Result<()> {
+        if self.place.held.reach.caveats.quota.disk.is_some() {
+            let why = "can't have its limit changed through this grant, which has so much of the disk: it counts as it was made";
+            return rpc(Err(Error::denied("snapshot", &self.key, why)));
+        }
         let (all, bytes) = (&self.place.services().snapshots, params.get()?.get_bytes());
         rpc(all.limit(self.place.authority(), &self.place.namespace, &self.driver, &self.key, bytes).await)
     }

@@ -52,7 +52,7 @@ fn out(place: &Place, reader: capnp::Result<output::Reader<'_>>) -> Result<Outpu
                     tracing::debug!(%error, "an output stream ended early");
                 }
             });
-            Output::Fd(write)
+            Output::Fd(write.into())
         }
     })
 }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use cofferdam_client::ImportOptions;
-use cofferdam_integration::bounded;
+use cofferdam_integration::{bounded, count};
 use cofferdam_types::{Code, Error, Result};
 
 use crate::support::{
@@ -323,8 +323,10 @@ fn a9_somebody_renames_directories_meanwhile() {
                 }
             })
         };
-        let mut whole = 0;
-        for round in 0..12 {
+        let (mut whole, mut round) = (0, 0);
+        let least = count(100_000, 200) as usize;
+        while round < 12 || swaps.load(Ordering::Relaxed) < least {
+            assert!(round < 20 || swaps.load(Ordering::Relaxed) > 100, "the renamer does nothing");
             let mut tar = Tar::new();
             for i in 0..400 {
                 tar = tar
@@ -347,11 +349,13 @@ fn a9_somebody_renames_directories_meanwhile() {
                 Err(error) => assert_ne!(error.code, Code::Cancelled, "{error}"),
             }
             jail.unharmed(&format!("round {round}, {driver}"));
+            round += 1;
         }
         stop.store(true, Ordering::Relaxed);
         renamer.join().unwrap();
-        let swaps = swaps.load(Ordering::Relaxed);
-        assert!(swaps > 100, "the renamer did nothing ({swaps} swaps, {whole} imports came through)");
+        println!(
+            "long-run: A9, a renamer beside imports | {swaps:?} swaps in {round} imports, {whole} of which came through"
+        );
     });
 }
 

@@ -2,12 +2,16 @@
 //! unpacks, run, and refused where they are wrong.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test a failure is a panic")]
 
+mod again;
 mod bad;
 mod btrfs;
 mod confined;
 mod disk;
+mod entries;
 mod erofs;
+mod exports;
 mod imports;
 mod inside;
 mod pulls;
+mod pushes;
 mod support;

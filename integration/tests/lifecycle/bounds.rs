@@ -1,7 +1,7 @@
 //! What nobody reads, and what fails again and again, costs no memory and leaves nothing behind.
 
 use cofferdam_client::{ContainerRequest, Output, ProcessOptions, Stdio};
-use cofferdam_integration::{Daemon, bounded, output, pipe};
+use cofferdam_integration::{Daemon, bounded, count, output, pipe};
 use cofferdam_types::Code;
 
 use crate::{idle, named, with};
@@ -68,6 +68,9 @@ fn r1_output_that_nobody_reads_stays_out_of_memory() {
     });
 }
 
+/// Who fail side by side.
+const LANES: usize = 4;
+
 // R2: whatever was tried and failed is forgotten.
 #[test]
 fn r2_failed_attempts_leave_memory_and_descriptors_flat() {
@@ -85,7 +88,7 @@ fn r2_failed_attempts_leave_memory_and_descriptors_flat() {
             exec.delete().await.unwrap();
             let bad =
                 ProcessOptions { args: vec!["true".into()], user: "nobody-such".into(), ..ProcessOptions::default() };
-            assert!(task.exec("bad", &bad, Stdio::default()).state().await.is_err());
+            assert!(task.exec(&format!("bad{n}"), &bad, Stdio::default()).state().await.is_err());
             let unknown = task.process("none");
             let (_read, write) = pipe();
             assert!(unknown.attach(Stdio { stdout: Output::Fd(write), ..Stdio::default() }).wait().await.is_err());
@@ -98,18 +101,27 @@ fn r2_failed_attempts_leave_memory_and_descriptors_flat() {
                 Code::InvalidArgument
             );
         };
-        // Of descriptors that came with a request which failed before it took them a connection keeps 64.
-        for n in 0..80 {
-            round(n).await;
+        // Of descriptors that came with a request which failed before it took them a connection keeps 64, and the daemon keeps the
+        // 1,024 newest events: a long run has them all before it looks.
+        let warm = count(1000, 80) as usize;
+        for n in 0..warm / LANES {
+            futures::future::join_all((0..LANES).map(|lane| round(n * LANES + lane))).await;
         }
         let state = || {
             let threads = |pid: i32| std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().count();
             [descriptors(shim), descriptors(cofferd), threads(shim), threads(cofferd)]
         };
         let (held, rss) = (state(), [memory(shim, "VmRSS"), memory(cofferd, "VmRSS")]);
-        for n in 80..280 {
-            round(n).await;
-        }
+        // Of 100,000 failures a long run sees: each round has five.
+        let rounds = count(20_000, 200) as usize;
+        let lanes = (0..LANES).map(async |lane| {
+            for n in (warm + lane..warm + rounds).step_by(LANES) {
+                round(n).await;
+            }
+        });
+        let began = std::time::Instant::now();
+        futures::future::join_all(lanes).await;
+        println!("long-run: R2, failures | {} in {} s", rounds * 5, began.elapsed().as_secs());
         // What was let go of last is let go of beside the answer.
         cofferdam_integration::until_async("nothing more is held", async || {
             state().iter().zip(held).all(|(now, before)| *now <= before + 1).then_some(())
@@ -117,7 +129,7 @@ fn r2_failed_attempts_leave_memory_and_descriptors_flat() {
         .await;
         for (pid, before) in [shim, cofferd].into_iter().zip(rss) {
             let grown = memory(pid, "VmRSS").saturating_sub(before);
-            assert!(grown < 1024, "{pid} grew by {grown} KiB in 200 rounds");
+            assert!(grown < 1024, "{pid} grew by {grown} KiB in {rounds} rounds");
         }
         container.remove(true).await.unwrap();
     });

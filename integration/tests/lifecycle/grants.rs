@@ -4,8 +4,8 @@
 use std::{cell::RefCell, collections::BTreeSet, future::Future, rc::Rc};
 
 use cofferdam_client::{
-    BindMount, Client, ContainerChanges, ContainerRequest, FROM_NOW, GrantOptions, MountSource, Namespace, Output,
-    ProcessOptions, PullOptions, PullPolicy, Stdio, channel,
+    BindMount, Client, ContainerChanges, ContainerRequest, FROM_NOW, GrantOptions, MountSource, Namespace, Network,
+    Output, ProcessOptions, PullOptions, PullPolicy, Stdio, channel,
 };
 use cofferdam_integration::{BUSYBOX, Daemon, bounded, output, until, until_async};
 use cofferdam_types::{Code, Error, Labels, Timestamp};
@@ -374,6 +374,136 @@ fn z3_what_a_deployer_makes_keeps_within_his_grant() {
     });
 }
 
+// Z3: of the networks that his rights allow a deployer asks for those that he was given.
+#[test]
+fn z3_a_deployer_has_the_networks_that_he_was_given() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let operator = daemon.open().await;
+        let mut shared = request("shared");
+        shared.options.network = Network::Host;
+        let image = operator.images().get(BUSYBOX);
+        operator.containers().create(&image, &shared).create_task(Stdio::default(), true).start().await.unwrap();
+        let deployer = async |rights: &str, networks: &str, above: Option<&Namespace>| {
+            let options = GrantOptions {
+                rights: words(rights),
+                networks: words(networks),
+                may_delegate: true,
+                may_save: true,
+                ..facets("deploy")
+            };
+            let giver = above.unwrap_or(&operator);
+            holder(&daemon, giver, &options).await.0.namespace("")
+        };
+        let asks = async |who: &Namespace, id: &str, network: Network| {
+            let mut request = request(id);
+            request.options.network = network;
+            who.containers().create(&who.images().get(BUSYBOX), &request).info().await.map(drop)
+        };
+        let alone = deployer("write run host", "none", None).await;
+        asks(&alone, "alone", Network::None).await.unwrap();
+        for network in [
+            Network::Host,
+            Network::Path("/proc/1/ns/net".into()),
+            Network::Container("shared".into()),
+            Network::Named("any".into()),
+        ] {
+            let error = denied(asks(&alone, "more", network)).await;
+            assert!(error.message.contains("which networks there are: none"), "{error}");
+        }
+        // What is derived has what both allow; a list never brings a right.
+        let both = deployer("write run host", "none host", None).await;
+        asks(&both, "with-host", Network::Host).await.unwrap();
+        let less = deployer("write run host", "host container", Some(&both)).await;
+        asks(&less, "with-host-too", Network::Host).await.unwrap();
+        denied(asks(&less, "own", Network::None)).await;
+        denied(asks(&less, "shares", Network::Container("shared".into()))).await;
+        let poor = deployer("write run", "none host", None).await;
+        let error = denied(asks(&poor, "poor", Network::Host)).await;
+        assert!(error.message.contains("needs the host right"), "{error}");
+        // To be in another one's network is to be in that network.
+        let shares = deployer("write run host", "none container", None).await;
+        asks(&shares, "shares", Network::Container("shared".into())).await.unwrap();
+        denied(shares.containers().get("shares").create_task(Stdio::default(), true).made()).await;
+        refused(
+            operator.grants().create(&GrantOptions { networks: vec![String::new()], ..facets("deploy") }).info().await,
+            Code::InvalidArgument,
+        );
+    });
+}
+
+/// Bytes that nobody else has.
+fn bytes(seed: u8, size: usize) -> std::os::fd::OwnedFd {
+    use std::io::{Seek as _, Write as _};
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&vec![seed; size]).unwrap();
+    file.rewind().unwrap();
+    file.into()
+}
+
+// Z3, Z5: what comes through a grant has so much of the disk together, whatever becomes of the daemon.
+#[test]
+fn z3_a_grant_has_so_much_of_the_disk_with_what_comes_from_it() {
+    let daemon = Daemon::with_busybox();
+    let options = |most: u64| GrantOptions {
+        rights: words("write"),
+        most_disk: most,
+        may_delegate: true,
+        may_save: true,
+        ..GrantOptions::default()
+    };
+    let put = async |namespace: &Namespace, seed: u8, size: usize| -> Result<String, Error> {
+        let reference = format!("ingest-{seed}");
+        let ingest = namespace.content().ingest(&reference, 0, "", "sha256");
+        ingest.copy_fd(bytes(seed, size)).await?;
+        Ok(ingest.commit(0, "", &Labels::new()).await?.to_string())
+    };
+    let (token, id, first) = bounded(async {
+        let operator = daemon.open().await;
+        let grant = operator.grants().create(&options(1 << 20));
+        let (token, id) = (grant.save(None).await.unwrap(), grant.info().await.unwrap().id);
+        let top = Client::restore(daemon.socket(), &token).await.unwrap().namespace("");
+        // What comes from it asks for more, and has the least of both.
+        let (below, child) = holder(&daemon, &top, &options(2 << 20)).await;
+        assert_eq!(top.grants().get(&child).info().await.unwrap().options.most_disk, 1 << 20);
+        let below = below.namespace("");
+        let first = put(&top, 1, 600_000).await.unwrap();
+        assert_eq!(grant.info().await.unwrap().stored, 600_000);
+        let error = refused(put(&below, 2, 600_000).await, Code::ResourceExhausted);
+        assert!(error.to_string().contains(&id) && error.message.contains("are taken"), "{error}");
+        // What was begun and not ended is there too, until it is given up.
+        for one in below.content().ingests::<&str>(&[]).all().await.unwrap() {
+            below.content().abort(&one.reference).await.unwrap();
+        }
+        let begun = below.content().ingest("begun", 0, "", "sha256");
+        begun.copy_fd(bytes(3, 400_000)).await.unwrap();
+        refused(put(&top, 4, 100_000).await, Code::ResourceExhausted);
+        top.content().abort("ingest-4").await.unwrap();
+        drop(begun);
+        top.content().abort("begun").await.unwrap();
+        put(&below, 5, 400_000).await.unwrap();
+        assert_eq!(grant.info().await.unwrap().stored, 1_000_000);
+        // An image is as much as its blobs; nothing is left of one that is too much.
+        let archive = std::fs::File::open(cofferdam_integration::images().join("archive/busybox.oci.tar")).unwrap();
+        let job = top.images().import_fd(&Default::default(), archive.into());
+        refused(job.wait().await, Code::ResourceExhausted);
+        assert_eq!(grant.info().await.unwrap().stored, 1_000_000);
+        // The operator has what there is.
+        put(&operator, 6, 2 << 20).await.unwrap();
+        (token, id, first)
+    });
+    daemon.kill9();
+    daemon.restart();
+    bounded(async {
+        let top = Client::restore(daemon.socket(), &token).await.unwrap().namespace("");
+        refused(put(&top, 7, 100_000).await, Code::ResourceExhausted);
+        top.content().abort("ingest-7").await.unwrap();
+        top.content().remove(&first).await.unwrap();
+        put(&top, 7, 100_000).await.unwrap();
+        assert_eq!(daemon.open().await.grants().get(&id).info().await.unwrap().stored, 500_000);
+    });
+}
+
 // Z6: what waits, what streams, what is sent behind it, and what comes from it.
 #[test]
 fn z6_revoking_ends_everything_at_once() {
@@ -447,6 +577,54 @@ fn z6_revoking_ends_everything_at_once() {
         assert_eq!(task.process("his").wait().await.unwrap().status, 137);
         assert_eq!(task.state().await.unwrap().status.as_str(), "running", "calls end, and no container");
         operator.containers().get("talker").task().state().await.unwrap();
+    });
+}
+
+// Z6: through which grant a process was run its shim knows, and a daemon that comes later asks it.
+#[test]
+fn z6_what_was_run_ends_with_its_grant_under_a_daemon_that_came_later_too() {
+    let daemon = Daemon::with_busybox();
+    let soon = Timestamp(Timestamp::now().0 + 8_000_000_000);
+    let [top, kept] = bounded(async {
+        let operator = daemon.open().await;
+        idle(&operator, "web").await;
+        let all = GrantOptions { rights: words("run"), may_delegate: true, may_save: true, ..GrantOptions::default() };
+        let (parent, top) = holder(&daemon, &operator, &all).await;
+        let child = parent.namespace("").grants().create(&GrantOptions { rights: words("run"), ..Default::default() });
+        let child = Client::restore(daemon.socket(), &child.save(None).await.unwrap()).await.unwrap();
+        let (other, kept) = holder(&daemon, &operator, &all).await;
+        let (short, _) = holder(&daemon, &operator, &GrantOptions { not_after: soon, ..all }).await;
+        let long = ProcessOptions { args: words("sleep 1000"), ..ProcessOptions::default() };
+        for (client, id) in [(&parent, "parents"), (&child, "childs"), (&other, "others"), (&short, "shorts")] {
+            let run = client.namespace("").containers().get("web").task().exec(id, &long, Stdio::default());
+            run.start().await.unwrap();
+        }
+        operator.containers().get("web").task().exec("mine", &long, Stdio::default()).start().await.unwrap();
+        [top, kept]
+    });
+    daemon.kill9();
+    until("a grant's time is over while there is no daemon", || (Timestamp::now() > soon).then_some(()));
+    daemon.restart();
+    bounded(async {
+        let operator = daemon.open().await;
+        let task = operator.containers().get("web").task();
+        let state = async |id: &str| task.process(id).state().await.unwrap().status.as_str().to_owned();
+        assert_eq!(task.process("shorts").wait().await.unwrap().status, 137, "its time was over before");
+        for id in ["parents", "childs", "others", "mine"] {
+            assert_eq!(state(id).await, "running", "{id}");
+        }
+        operator.grants().get(&top).revoke().await.unwrap();
+        for id in ["parents", "childs"] {
+            assert_eq!(task.process(id).wait().await.unwrap().status, 137, "{id}");
+        }
+        for id in ["others", "mine"] {
+            assert_eq!(state(id).await, "running", "{id}");
+        }
+        // And a crash of the actor alone forgets nothing either.
+        daemon.client().await.system().crash("tasks").await.unwrap();
+        operator.grants().get(&kept).revoke().await.unwrap();
+        assert_eq!(task.process("others").wait().await.unwrap().status, 137);
+        assert_eq!(state("mine").await, "running");
     });
 }
 

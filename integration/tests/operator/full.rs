@@ -16,7 +16,12 @@ struct Neighbour {
 impl Neighbour {
     /// Makes directories while there is room for these: `lost+found` is nobody's business.
     fn new(daemon: &Daemon) -> Neighbour {
-        let dirs: Vec<_> = (0..20).map(|n| daemon.root().join(format!("lost+found/{n}"))).collect();
+        Neighbour::patient(daemon, 20)
+    }
+
+    /// Who is asked so many times.
+    fn patient(daemon: &Daemon, times: usize) -> Neighbour {
+        let dirs: Vec<_> = (0..times).map(|n| daemon.root().join(format!("lost+found/{n}"))).collect();
         dirs.iter().for_each(|dir| fs::create_dir_all(dir).unwrap());
         Neighbour { dirs }
     }
@@ -133,6 +138,51 @@ fn everything_can_be_removed_from_a_full_btrfs() {
     let root = format!("{} (btrfs on /dev/loop", daemon.root().display());
     // There each commit is written to another place: a neighbour who takes all each time comes to the end of any reserve.
     emptied(&daemon, &root, false);
+}
+
+#[test]
+fn who_takes_all_room_of_a_btrfs_again_and_again_empties_the_reserve_and_harms_nothing() {
+    const LEASES: usize = 300;
+    let daemon = btrfs_disk(256);
+    let name = |n: usize| format!("lease{n:03}");
+    let left = || ok(&daemon, &["lease", "ls", "-q"]).lines().map(str::to_owned).collect::<Vec<_>>();
+    bounded(async {
+        let leases = daemon.open().await.leases();
+        for n in 0..LEASES {
+            leases.create(&name(n), &Labels::new(), None).info().await.unwrap();
+        }
+    });
+    until("there is a reserve", || (reserved(&daemon) >= 4 << 20).then_some(()));
+    let mut neighbour = Neighbour::patient(&daemon, LEASES + 1);
+    neighbour.fill();
+    let mut gone = 0;
+    let refused = loop {
+        let said = say(&daemon, &["lease", "rm", &name(gone)]);
+        if said.code != 0 {
+            break said;
+        }
+        gone += 1;
+        assert!(gone < LEASES, "the reserve has no end");
+        neighbour.fill();
+    };
+    // The reserve is for one, at the least. What is given up of it is free with the file system's next transaction, so one may take
+    // all of it.
+    assert!(
+        gone >= 1 && (refused.err.contains("unavailable") || refused.err.contains("is down")),
+        "{gone}: {refused:?}"
+    );
+    // What was answered stands, and so does the rest: for the daemon that is there and for the next one.
+    fs::remove_dir_all(daemon.root().join("lost+found")).unwrap();
+    let rest: Vec<_> = (gone..LEASES).map(name).collect();
+    let serves = || (say(&daemon, &["lease", "ls", "-q"]).code == 0).then_some(());
+    until("it serves again", serves);
+    assert_eq!(left(), rest);
+    until("there is a reserve again", || (reserved(&daemon) >= 4 << 20).then_some(()));
+    ok(&daemon, &["lease", "rm", &name(gone)]);
+    daemon.kill9();
+    daemon.restart();
+    assert_eq!(left(), rest[1..]);
+    well(&daemon);
 }
 
 /// Nothing makes it collect but the disk.

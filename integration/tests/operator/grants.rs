@@ -2,6 +2,7 @@
 
 use std::{
     os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    path::Path,
     process::{Command, Stdio},
 };
 
@@ -110,9 +111,19 @@ fn z5_what_comes_from_a_grant_lies_below_it_and_narrows() {
     ok(&daemon, &["namespace", "create", "shop"]);
     let id = ok(&daemon, &["-n", "shop", "grant", "create"]).trim().to_owned();
     let held = say(&daemon, &["namespace", "rm", "shop"]);
-    assert!(held.code == 1 && held.err.contains("holds grants"), "{held:?}");
+    assert!(held.code == 1 && held.err.contains(&id) && held.err.contains("grant revoke"), "{held:?}");
     ok(&daemon, &["-n", "shop", "grant", "revoke", &id]);
     ok(&daemon, &["namespace", "rm", "shop"]);
+    // Or all at once; but not for nothing.
+    ok(&daemon, &["namespace", "create", "shop"]);
+    let ids: Vec<_> = (0..3).map(|_| ok(&daemon, &["-n", "shop", "grant", "create", "-f", "logs"])).collect();
+    ok(&daemon, &["-n", "shop", "lease", "create", "kept"]);
+    let held = say(&daemon, &["namespace", "rm", "--revoke", "shop"]);
+    assert!(held.code == 1 && held.err.contains("holds leases"), "{held:?}");
+    assert_eq!(ok(&daemon, &["-n", "shop", "grant", "ls", "-q"]).lines().count(), ids.len(), "none was taken back");
+    ok(&daemon, &["-n", "shop", "lease", "rm", "kept"]);
+    ok(&daemon, &["namespace", "rm", "--revoke", "shop"]);
+    assert_eq!(ok(&daemon, &["namespace", "ls", "-q"]).lines().filter(|name| *name == "shop").count(), 0);
 }
 
 // Z8, Z1: whose a token is, the kernel says.
@@ -247,6 +258,36 @@ fn an_exported_directory_takes_nothings_place() {
     let (_, token) = token(&daemon, &["--right", "run", "--delegate"]);
     let child = ok(&daemon, &["--as", &token, "grant", "create"]).trim().to_owned();
     denied(&say(&daemon, &["--as", &token, "grant", "export", &child, other.to_str().unwrap()]));
+}
+
+// F4: the name of a directory may come to stand for another one.
+#[test]
+fn f4_with_its_grant_goes_the_socket_that_was_made_and_no_other() {
+    let daemon = Daemon::with_busybox();
+    let ids: Vec<_> = (0..2).map(|_| ok(&daemon, &["grant", "create"]).trim().to_owned()).collect();
+    let [given, moved, other] = ["given", "moved", "other"].map(|name| daemon.path().join(name));
+    ok(&daemon, &["grant", "export", &ids[0], given.to_str().unwrap()]);
+    ok(&daemon, &["grant", "export", &ids[1], other.to_str().unwrap()]);
+    std::fs::rename(&given, &moved).unwrap();
+    std::os::unix::fs::symlink(&other, &given).unwrap();
+    ok(&daemon, &["grant", "revoke", &ids[0]]);
+    until("the socket is gone from where it was made", || (!moved.join("cofferdam.sock").exists()).then_some(()));
+    assert_eq!(ok(&daemon, &["--as", other.to_str().unwrap(), "ps", "-q"]), "", "another one's is there");
+    // Nor is one removed that has taken its place.
+    let third = ok(&daemon, &["grant", "create"]).trim().to_owned();
+    let mine = other.join("cofferdam.sock");
+    std::fs::remove_file(&mine).unwrap();
+    let own = std::os::unix::net::UnixListener::bind(&mine).unwrap();
+    ok(&daemon, &["grant", "revoke", &ids[1]]);
+    ok(&daemon, &["grant", "export", &third, moved.to_str().unwrap()]);
+    until("the other is closed", || {
+        let held = format!("{}/fd", daemon.pid());
+        let dirs = std::fs::read_dir(Path::new("/proc").join(held)).unwrap();
+        let targets: Vec<_> = dirs.filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok()).collect();
+        (!targets.contains(&other)).then_some(())
+    });
+    assert!(std::os::unix::net::UnixStream::connect(&mine).is_ok());
+    drop(own);
 }
 
 #[test]

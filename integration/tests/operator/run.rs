@@ -316,3 +316,38 @@ fn a_directory_takes_the_place_of_an_image() {
     }
     daemon.settles(&before);
 }
+
+/// The process that a container's first one is a child of.
+fn shim_of(daemon: &Daemon, name: &str) -> u64 {
+    let pid = json(daemon, &["inspect", name])["task"]["pid"].as_u64().unwrap();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().parse().unwrap()
+}
+
+#[test]
+fn containers_of_one_group_share_a_shim_and_others_do_not() {
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    for (name, group) in [("a", "pod"), ("b", "pod"), ("c", "other"), ("d", ""), ("e", "")] {
+        let group: &[&str] = if group.is_empty() { &[] } else { &["--group", group] };
+        ok(&daemon, &[&["run", "-d", "--name", name], group, &[BUSYBOX, "sleep", "1000"]].concat());
+    }
+    let shims = ["a", "b", "c", "d", "e"].map(|name| shim_of(&daemon, name));
+    assert_eq!(shims[0], shims[1], "{shims:?}");
+    assert_eq!(std::collections::BTreeSet::from(shims).len(), 4, "{shims:?}");
+    let held: Vec<_> = json(&daemon, &["shim", "ls"])
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|shim| (shim["group"].as_str().unwrap().to_owned(), shim["containers"].as_array().unwrap().len()))
+        .filter(|(_, containers)| *containers > 0)
+        .collect::<std::collections::BTreeSet<_>>()
+        .into_iter()
+        .collect();
+    assert_eq!(held, [(String::new(), 1), ("other".into(), 1), ("pod".into(), 2)]);
+    // One that goes leaves the shim to the other.
+    ok(&daemon, &["rm", "-f", "a"]);
+    assert_eq!((ok(&daemon, &["exec", "b", "echo", "here"]).as_str(), shim_of(&daemon, "b")), ("here\n", shims[0]));
+    ok(&daemon, &["rm", "-f", "b", "c", "d", "e"]);
+    daemon.settles(&before);
+}

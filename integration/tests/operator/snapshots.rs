@@ -68,7 +68,7 @@ fn a_limit_is_set_where_the_driver_can_keep_it() {
         ok(&daemon, &["snapshot", "prepare", "--snapshotter", driver, "work"]);
     }
     let refused = limit("overlay");
-    assert!(refused.code == 1 && refused.err.contains("use the driver btrfs"), "{refused:?}");
+    assert!(refused.code == 1 && refused.err.contains("use the driver btrfs,"), "{refused:?}");
     let refused = limit("btrfs");
     assert!(refused.code == 1 && refused.err.contains("quotas are off"), "{refused:?}");
     let root = daemon.root();

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use cofferdam_client::{Client, Containers, Stdio, is_lost};
-use cofferdam_integration::{BUSYBOX, Daemon, bounded};
+use cofferdam_integration::{BUSYBOX, Daemon, bounded, count};
 use cofferdam_types::{Code, Error, Result};
 
 use crate::random::{Random, seed};
@@ -68,7 +68,7 @@ async fn check(containers: &Containers, id: &str, reached: Reached) {
 #[test]
 fn nothing_acknowledged_is_lost_and_nothing_is_left() {
     let seed = seed();
-    let kills = if std::env::var_os("COFFERDAM_LONG").is_some() { 300 } else { 30 };
+    let kills = count(300, 30);
     let mut random = Random::new(seed);
     println!("seed {seed}");
 

@@ -506,6 +506,47 @@ fn descriptors_of_the_wrong_kind_guessed_and_used_twice() {
     }
 }
 
+// Each connection within its own bound, and all of a grant's together within theirs: who sends one more is told, and cut.
+#[test]
+fn w5_descriptors_that_wait_have_a_bound_over_all_connections() {
+    let host = Host::start(&["--connections", "256"]);
+    let (most, each) = (256, 60);
+    let before = open(&host);
+    let file = || OwnedFd::from(File::open("/etc/passwd").unwrap());
+    let fill = async |socket: &Path| {
+        let (gate, fds) = with_descriptors(socket).await;
+        for _ in 0..each {
+            fds.push(file());
+        }
+        let mut last = Ok(());
+        // Behind a few more messages all of them have gone over.
+        for _ in 0..8 {
+            last = last.and(gate.hello_request().send().promise.await.map(drop).map_err(from_rpc));
+        }
+        (gate, last)
+    };
+    bounded(async {
+        let (mut held, mut refused) = (Vec::new(), 0);
+        for _ in 0..8 {
+            let (gate, answered) = fill(&host.sockets[1]).await;
+            if let Err(error) = answered {
+                assert_eq!(error.code, Code::ResourceExhausted, "{error}");
+                refused += 1;
+            }
+            held.push(gate);
+        }
+        assert!(refused >= held.len() - most / each, "{refused} were refused");
+        let there = open(&host) - before;
+        assert!(there <= most + held.len() + 8, "{there} are open");
+        host.serves("a crowd of descriptors");
+        let (_operator, answered) = fill(&host.sockets[0]).await;
+        answered.expect("the operator has a part of his own");
+        drop(held);
+    });
+    until("they go with the connections", || (open(&host) <= before + 8).then_some(()));
+    bounded(async { fill(&host.sockets[1]).await.1.expect("there is room again") });
+}
+
 // S3: the kernel says at every accept who is there, and what he may not is denied to him alone.
 #[test]
 fn s3_each_peer_of_the_daemon_is_known_by_the_kernel() {

@@ -8,8 +8,8 @@ use std::{
     path::Path,
 };
 
-use cofferdam_client::{Client, ContainerRequest, ImportFormat, ImportOptions, Namespace, SnapshotKind};
-use cofferdam_integration::{BUSYBOX, DEADLINE, Daemon};
+use cofferdam_client::{Client, ContainerRequest, ImportFormat, ImportOptions, Namespace, PullOptions, SnapshotKind};
+use cofferdam_integration::{BUSYBOX, DEADLINE, Daemon, Registry};
 use cofferdam_types::{Algorithm, Code, Digest, Error, Labels, Result};
 
 use crate::random::Random;
@@ -155,7 +155,7 @@ impl<'a> Worker<'a> {
             }
             Kind::Container => {
                 self.fact((kind, id.clone()), Some(String::new()), create(ns, &id)).await?;
-                if self.random.below(2) == 0 { run(client, ns, &format!("{id}-run")).await } else { Ok(()) }
+                if self.random.below(2) == 0 { run(client, ns, BUSYBOX, &format!("{id}-run")).await } else { Ok(()) }
             }
             Kind::Garbage => unreachable!("nobody makes it"),
         }
@@ -278,8 +278,8 @@ async fn create(ns: &Namespace, id: &str) -> Result<()> {
     ns.containers().create(&ns.images().get(BUSYBOX), &request).info().await.map(drop)
 }
 
-async fn run(client: &Client, ns: &Namespace, id: &str) -> Result<()> {
-    let mut request = cofferdam_client::RunRequest::new(&ns.info().await?.name, BUSYBOX);
+async fn run(client: &Client, ns: &Namespace, image: &str, id: &str) -> Result<()> {
+    let mut request = cofferdam_client::RunRequest::new(&ns.info().await?.name, image);
     request.container.id = id.into();
     request.container.options.args = vec!["true".into()];
     request.container.remove_on_exit = true;
@@ -387,17 +387,20 @@ fn broken(why: impl std::fmt::Display) -> Error {
     Error::data_loss("broken", "", why.to_string())
 }
 
-/// Records and disk agree, and the daemon does all that it ever did.
-pub async fn is_well(daemon: &Daemon, client: &Client, ns: &Namespace) {
+/// Where [`is_well`] pulls from.
+pub fn registry() -> Registry {
+    Registry::start(&[], &["busybox"])
+}
+
+/// Records and disk agree, and the daemon does all that it ever did: the next pull, run and delete work, and the collection
+/// takes what is left of them.
+pub async fn is_well(daemon: &Daemon, client: &Client, ns: &Namespace, registry: &Registry) {
     agrees(client).await;
-    let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join("text"), "afterwards").unwrap();
-    import(ns, "test/afterwards:latest", dir.path()).await.unwrap();
-    let image = (Kind::Image, "test/afterwards:latest".to_owned());
-    assert_eq!(Ledger::default().find(ns, &image).await.unwrap(), "afterwards");
-    run(client, ns, "afterwards").await.unwrap();
-    let layer = ns.images().get("test/afterwards:latest").detail("").await.unwrap().chain_id;
-    ns.images().remove("test/afterwards:latest").await.unwrap();
+    let pull = PullOptions { reference: registry.reference("busybox"), plain_http: true, ..PullOptions::default() };
+    let name = ns.images().pull(&pull).wait().await.unwrap().remove(0);
+    run(client, ns, &name, "afterwards").await.unwrap();
+    let layer = ns.images().get(&name).detail("").await.unwrap().chain_id;
+    ns.images().remove(&name).await.unwrap();
     client.collector().collect(false).await.unwrap();
     let gone = Ledger::default().find(ns, &(Kind::Garbage, layer)).await;
     assert_eq!(gone.unwrap_err().code, Code::NotFound, "nothing keeps it");

@@ -34,6 +34,49 @@ fn every_property_names_a_test() {
     none("A row of a table of properties has a test, or says that it is `the same`:", &complaints);
 }
 
+#[test]
+fn every_attack_of_the_catalogue_has_a_test_or_a_reason() {
+    let files = tracked();
+    let text = documents(&files).find(|(path, _)| *path == "SECURITY.md").unwrap().1;
+    none("A row `| ID | attack | shown by |` names a test, or says `not there` and why:", &undefended(text));
+}
+
+/// The letters of the catalogue, and the ids that each has.
+const CATALOGUE: &[(char, &[u32])] = &[
+    ('A', &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]),
+    ('M', &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]),
+    ('D', &[1, 2, 3, 4, 5, 6, 7, 8]),
+    ('F', &[1, 2, 3, 4]),
+    ('P', &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]),
+    ('L', &[1, 2, 3, 4, 5]),
+    ('C', &[1, 9]),
+    ('K', &[1, 2, 3]),
+    ('X', &[1, 2, 3, 4, 5, 6, 7, 8]),
+    ('R', &[1, 2, 3, 4, 5, 6, 7, 8]),
+    ('S', &[1, 2, 3]),
+    ('W', &[1, 2, 3, 4, 5, 6]),
+    ('Z', &[1, 2, 3, 4, 5, 6, 7, 8]),
+];
+
+/// The attacks without a row, and the rows that show nothing.
+fn undefended(text: &str) -> Vec<String> {
+    let rows: Vec<Vec<&str>> = text
+        .lines()
+        .filter(|line| line.starts_with("| "))
+        .map(|line| line.split('|').map(str::trim).collect::<Vec<_>>())
+        .filter(|cells| cells.len() > 3)
+        .collect();
+    let ids = CATALOGUE.iter().flat_map(|(letter, numbers)| numbers.iter().map(move |n| format!("{letter}{n}")));
+    ids.filter_map(|id| match rows.iter().find(|cells| cells[1] == id) {
+        None => Some(format!("{id} has no row")),
+        Some(cells) if references(cells[3]).next().is_none() && !cells[3].starts_with("not there") => {
+            Some(format!("{id} names no test"))
+        }
+        Some(_) => None,
+    })
+    .collect()
+}
+
 fn documents(files: &[(String, String)]) -> impl Iterator<Item = (&str, &str)> {
     files.iter().map(|(path, text)| (&**path, &**text)).filter(|(path, _)| DOCUMENTS.contains(path))
 }
@@ -168,6 +211,15 @@ fn a_property_without_a_test_is_found() {
     }
     assert_eq!(untested(&table("later")), ["docs/drivers.md:3: `a`"]);
     assert_eq!(untested("| key | value |\n| --- | --- |\n| a | b |\n"), ["there is no property"]);
+}
+
+#[test]
+fn an_attack_without_a_test_is_found() {
+    let all = CATALOGUE.iter().map(|(_, numbers)| numbers.len()).sum::<usize>();
+    assert_eq!(undefended("").len(), all);
+    let text = "| A1 | links | `a.rs::a1` |\n| A2 | more | later |\n| D6 | mirrors | not there: none |\n";
+    let found = undefended(text);
+    assert_eq!((found.len(), found[0].as_str()), (all - 2, "A2 names no test"));
 }
 
 #[test]

@@ -3,6 +3,10 @@
 //!
 //! Names are made in the order of the archive, by one thread. What is done here is done by descriptor: whatever becomes of
 //! the name meanwhile, it reaches the file that the entry made.
+//!
+//! Each layer has its own, once it has a small file: what is handed over is in the order of one archive, its first error is that
+//! layer's, and a layer that is slow to be filled holds up no other. There are no more of them than layers are unpacked at
+//! once.
 
 use std::{
     ffi::CString,

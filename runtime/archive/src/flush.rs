@@ -1,5 +1,10 @@
 //! Begins to write to the disk while a large layer is still being unpacked: the caller syncs at the end, and would wait for
 //! all of it then.
+//!
+//! Each large layer has a thread for it, not all of them one: an error of the disk's is told to each descriptor once, so each tree
+//! needs a sync through its own to hear of what became of it, and a round for one would keep the others' waiting. There are
+//! no more of them than layers are unpacked at once, which a pool bounds, and each sleeps in the kernel, where rounds that come
+//! together write the same pages once.
 
 use std::{
     io,

@@ -39,7 +39,8 @@ use crate::{
     criu, native::Kept, rootfs, systemd,
 };
 
-const DEADLINE: Duration = Duration::from_secs(30);
+/// How long one command of a binary may take.
+pub const DEADLINE: Duration = Duration::from_secs(30);
 
 /// How long what was killed may take to end before the binary is asked to kill it.
 const AT_ONCE: Duration = Duration::from_millis(500);

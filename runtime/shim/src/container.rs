@@ -161,7 +161,7 @@ impl Container {
         } = request;
         let log = log.map(|writer| Rc::new(RefCell::new(writer)));
         let mut prepared = prepare(stdio, terminal, log.is_some(), pipes)?;
-        let init = Process::new(dir.clone(), life::file_name(&id, ""), "", terminal)?;
+        let init = Process::new(dir.clone(), life::file_name(&id, ""), "", "", terminal)?;
         init.feed(&mut prepared.feed)?;
         let own_pids = spec
             .linux()
@@ -399,13 +399,13 @@ impl Container {
     }
 
     /// Makes another process, to be started later.
-    pub fn exec(&self, id: Id, spec: ProcessSpec, stdio: Wishes, terminal: bool) -> Result<Life> {
+    pub fn exec(&self, id: Id, spec: ProcessSpec, stdio: Wishes, terminal: bool, grant: &str) -> Result<Life> {
         self.only_in("", &ALIVE, "nothing can be run in it")?;
         if self.execs.borrow().contains_key(&id) {
             return Err(Error::already_exists("process", &id, "is there already: choose another id"));
         }
         let mut prepared = prepare(stdio, terminal, false, self.pipes)?;
-        let process = Process::new(self.dir.clone(), life::file_name(&self.id, &id), &id, terminal)?;
+        let process = Process::new(self.dir.clone(), life::file_name(&self.id, &id), &id, grant, terminal)?;
         process.feed(&mut prepared.feed)?;
         let life = process.life();
         self.execs.borrow_mut().insert(id, Exec { process, pending: Some((spec, prepared)) });

@@ -93,9 +93,10 @@ pub struct Process {
 
 impl Process {
     /// A process that has not been made yet. Its record is on disk when this returns.
-    pub fn new(dir: Rc<OwnedFd>, record: String, id: &str, terminal: bool) -> Result<Rc<Process>> {
+    pub fn new(dir: Rc<OwnedFd>, record: String, id: &str, grant: &str, terminal: bool) -> Result<Rc<Process>> {
+        let (id, grant, created) = (id.to_owned(), grant.to_owned(), Timestamp::now());
         let process = Process {
-            life: RefCell::new(Life { id: id.to_owned(), created: Timestamp::now(), ..Life::default() }),
+            life: RefCell::new(Life { id, grant, created, ..Life::default() }),
             record,
             dir,
             pidfd: RefCell::new(None),

@@ -66,7 +66,7 @@ impl Service {
         }
         let source = if reader.get_restore() {
             Some(Source {
-                dir: self.fds.take(reader.get_checkpoint())?,
+                dir: self.fds.take(reader.get_checkpoint())?.into_fd(),
                 criu: text(reader.get_criu())?.into(),
                 tcp_established: reader.get_tcp_established(),
                 unix_sockets: reader.get_unix_sockets(),
@@ -74,7 +74,7 @@ impl Service {
         } else {
             None
         };
-        let bundle = self.fds.take(reader.get_bundle())?;
+        let bundle = self.fds.take(reader.get_bundle())?.into_fd();
         Ok(Create {
             namespace: Namespace::new(text(reader.get_namespace())?)?,
             id: Id::new(text(reader.get_id())?)?,
@@ -97,14 +97,14 @@ impl Service {
 impl Service {
     fn log(&self, reader: create_request::Reader<'_>) -> Result<Writer> {
         if !reader.has_logging() {
-            return Ok(Writer::plain(self.fds.take(reader.get_log_fd())?));
+            return Ok(Writer::plain(self.fds.take(reader.get_log_fd())?.into_fd()));
         }
         let logging = reader.get_logging().map_err(malformed)?;
         let attributes = labels(logging.get_attributes())?;
         let driver: LogDriver = text(logging.get_driver())?.parse()?;
         Ok(match (driver, driver.format()) {
             (_, Some(format)) => {
-                let dir = self.fds.take(logging.get_directory())?;
+                let dir = self.fds.take(logging.get_directory())?.into_fd();
                 Writer::files(dir, format, logging.get_max_size(), logging.get_max_files(), &attributes)
             }
             (LogDriver::Journald, None) => {
@@ -283,7 +283,7 @@ impl shim_container::Server for Held {
             let process = serde_json::from_slice(request.get_process().map_err(malformed)?)
                 .map_err(|e| Error::invalid("process", &id, format!("is not a process of an OCI spec: {e}")))?;
             let stdio = Wishes::read(request.get_stdio().map_err(malformed)?, &self.fds)?;
-            self.container.exec(id, process, stdio, request.get_terminal())
+            self.container.exec(id, process, stdio, request.get_terminal(), text(request.get_grant())?)
         })();
         set_life(results.get().init_life(), &life.map_err(to_rpc)?);
         Ok(())
@@ -383,7 +383,7 @@ impl shim_container::Server for Held {
             let spec = serde_json::from_slice(reader.get_spec().map_err(malformed)?)
                 .map_err(|e| Error::invalid("spec", &container.id, format!("is not an OCI runtime spec: {e}")))?;
             let (cgroup, pid) = container.place()?;
-            let dir = self.fds.take(reader.get_directory())?;
+            let dir = self.fds.take(reader.get_directory())?.into_fd();
             let dir = std::fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd()))
                 .map_err(|e| Error::io("checkpoint", &container.id, "its directory has no path", &e))?;
             Ok(CheckpointRequest {

@@ -66,7 +66,7 @@ impl Wishes {
         } else {
             match reader.get_stdin().map_err(malformed)?.which().map_err(|e| malformed(e.into()))? {
                 input::Null(()) => Wish::Null,
-                input::Fd(number) => Wish::Fd(fds.take(number)?),
+                input::Fd(number) => Wish::Fd(fds.take(number)?.into_fd()),
                 input::Stream(()) => Wish::Pipe,
                 input::Fifo(path) => {
                     let (read, hold) = host::fifo_input(text(path)?)?;
@@ -81,7 +81,7 @@ impl Wishes {
             }
             Ok(match reader.map_err(malformed)?.which().map_err(|e| malformed(e.into()))? {
                 output::Null(()) => Wish::Null,
-                output::Fd(number) => Wish::Fd(fds.take(number)?),
+                output::Fd(number) => Wish::Fd(fds.take(number)?.into_fd()),
                 output::Stream(_) => {
                     return Err(Error::unimplemented("output", "", "a shim writes to descriptors alone"));
                 }

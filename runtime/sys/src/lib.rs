@@ -9,6 +9,7 @@ pub mod btrfs;
 pub mod cgroup;
 pub mod devices;
 pub mod fd;
+pub mod filesystem;
 pub mod handover;
 pub mod memory;
 pub mod metrics;
@@ -21,7 +22,9 @@ pub mod process;
 pub mod procfs;
 pub mod program;
 pub mod pty;
+pub mod quota;
 pub mod userns;
+pub mod verity;
 pub mod xattr;
 
 pub(crate) fn check(result: libc::c_long) -> std::io::Result<libc::c_long> {

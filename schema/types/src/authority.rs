@@ -4,7 +4,10 @@ use std::{fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Name, Peer, caveats::Pictures};
+use crate::{
+    Error, Name, Peer,
+    caveats::{Nets, Pictures},
+};
 
 /// The id of a grant: 128 random bits, or zero for the authority that the daemon itself acts with. It names a grant and
 /// gives nothing.
@@ -65,6 +68,9 @@ pub struct Ceiling {
     /// What containers may be made from.
     #[serde(default, skip_serializing_if = "Pictures::is_all")]
     pub images: Pictures,
+    /// Which networks they may ask for, of those that the rights allow.
+    #[serde(default, skip_serializing_if = "Nets::is_all")]
+    pub nets: Nets,
 }
 
 impl Ceiling {
@@ -74,8 +80,16 @@ impl Ceiling {
     pub const NONE: Ceiling = Ceiling::bare(false);
 
     const fn bare(host: bool) -> Ceiling {
-        let images = Pictures(Vec::new());
-        Ceiling { host, networks: host, memory: None, nano_cpus: None, pids: None, storage: None, images }
+        Ceiling {
+            host,
+            networks: host,
+            memory: None,
+            nano_cpus: None,
+            pids: None,
+            storage: None,
+            images: Pictures(Vec::new()),
+            nets: Nets(Vec::new()),
+        }
     }
 
     /// What both allow.
@@ -89,6 +103,7 @@ impl Ceiling {
             pids: least(self.pids, other.pids),
             storage: least(self.storage, other.storage),
             images: self.images.and(&other.images),
+            nets: self.nets.and(&other.nets),
         }
     }
 

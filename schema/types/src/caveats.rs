@@ -181,6 +181,29 @@ impl Pictures {
     }
 }
 
+/// Which networks a container may ask for: of each list one must be it. `none` is its own, `container` that of another one, `host` that
+/// of the host, what begins with a slash a namespace of the host's by its path, and all else the name of a network.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Nets(pub Vec<Vec<String>>);
+
+impl Nets {
+    /// Whether there is no condition.
+    pub fn is_all(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether one is among them.
+    pub fn has(&self, net: &str) -> bool {
+        self.0.iter().all(|nets| nets.iter().any(|one| one == net))
+    }
+
+    /// What both allow.
+    pub fn and(&self, other: &Nets) -> Nets {
+        Nets(both(&self.0, &other.0))
+    }
+}
+
 /// How much there may be at once of what comes through a grant, or through those that come from it: theirs counts too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Quota {
@@ -190,6 +213,9 @@ pub struct Quota {
     /// Calls under way, those that wait included.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calls: Option<u64>,
+    /// Bytes of blobs that came through it, and of what its containers may write.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<u64>,
 }
 
 impl Quota {
@@ -202,7 +228,11 @@ impl Quota {
     #[must_use]
     pub fn and(&self, other: &Quota) -> Quota {
         let least = |ours: Option<u64>, theirs: Option<u64>| ours.into_iter().chain(theirs).min();
-        Quota { containers: least(self.containers, other.containers), calls: least(self.calls, other.calls) }
+        Quota {
+            containers: least(self.containers, other.containers),
+            calls: least(self.calls, other.calls),
+            disk: least(self.disk, other.disk),
+        }
     }
 }
 
@@ -290,6 +320,8 @@ impl Caveats {
 mod tests {
     use super::*;
 
+    const NETS: [&str; 5] = ["none", "host", "container", "/run/netns/blue", "red"];
+
     fn labels(text: &str) -> Labels {
         text.split_whitespace().filter_map(|kv| kv.split_once('=')).map(|(k, v)| (k.into(), v.into())).collect()
     }
@@ -336,8 +368,13 @@ mod tests {
                     pids: self.maybe(|dice| dice.roll(5)),
                     storage: self.maybe(|dice| dice.roll(5)),
                     images: Pictures(self.maybe(patterns).into_iter().collect()),
+                    nets: Nets(self.maybe(|dice| dice.some(&NETS.map(String::from))).into_iter().collect()),
                 },
-                quota: Quota { containers: self.maybe(|dice| dice.roll(5)), calls: self.maybe(|dice| dice.roll(5)) },
+                quota: Quota {
+                    containers: self.maybe(|dice| dice.roll(5)),
+                    calls: self.maybe(|dice| dice.roll(5)),
+                    disk: self.maybe(|dice| dice.roll(5)),
+                },
                 not_after: self.maybe(|dice| Timestamp(dice.roll(5))),
                 may_delegate: self.roll(2) == 0,
                 may_save: self.roll(2) == 0,
@@ -371,10 +408,15 @@ mod tests {
                 reached.insert(format!("image {image}"));
             }
         }
+        for net in NETS {
+            if caveats.ceiling.nets.has(net) {
+                reached.insert(format!("net {net}"));
+            }
+        }
         for n in 0..6 {
             let within = |limit: Option<u64>| limit.is_none_or(|limit| n <= limit);
             let Ceiling { memory, nano_cpus, pids, storage, .. } = caveats.ceiling;
-            let Quota { containers, calls } = caveats.quota;
+            let Quota { containers, calls, disk } = caveats.quota;
             for (what, limit) in [
                 ("memory", memory),
                 ("cpus", nano_cpus),
@@ -382,6 +424,7 @@ mod tests {
                 ("storage", storage),
                 ("containers", containers),
                 ("calls", calls),
+                ("disk", disk),
             ] {
                 if within(limit) {
                     reached.insert(format!("{what} {n}"));

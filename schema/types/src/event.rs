@@ -1,6 +1,7 @@
 //! Events: what happened, in order.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::Value;
 
 use crate::{Error, Id, Namespace, Result, Timestamp};
 
@@ -16,12 +17,13 @@ pub struct Event {
     /// What, such as `/tasks/exit` (the topics of the reference, section 14.2).
     pub topic: String,
     /// The details.
-    pub payload: serde_json::Value,
+    #[serde(serialize_with = "whole")]
+    pub payload: Value,
 }
 
 impl Event {
     /// An event that happens now. The topic is one of ours and needs no check.
-    pub fn new(namespace: &Namespace, topic: &str, payload: serde_json::Value) -> Event {
+    pub fn new(namespace: &Namespace, topic: &str, payload: Value) -> Event {
         Event {
             sequence: 0,
             timestamp: Timestamp::now(),
@@ -39,5 +41,21 @@ impl Event {
             Id::new(part).map_err(|e| bad(&e.message))?;
         }
         Ok(())
+    }
+}
+
+/// JSON's null is no value. Serde calls it a unit by itself, which CBOR has not: it would come back as an empty list.
+fn whole<S: Serializer>(value: &Value, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    struct Whole<'v>(&'v Value);
+    impl Serialize for Whole<'_> {
+        fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+            whole(self.0, serializer)
+        }
+    }
+    match value {
+        Value::Null => serializer.serialize_none(),
+        Value::Array(values) => serializer.collect_seq(values.iter().map(Whole)),
+        Value::Object(fields) => serializer.collect_map(fields.iter().map(|(key, value)| (key, Whole(value)))),
+        other => other.serialize(serializer),
     }
 }

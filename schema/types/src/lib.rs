@@ -22,7 +22,7 @@ mod spec;
 mod time;
 
 pub use authority::{Authority, Ceiling, GrantId, Keeper};
-pub use caveats::{CHOOSABLE, Caveats, Facet, Pictures, Quota, Subject, Which};
+pub use caveats::{CHOOSABLE, Caveats, Facet, Nets, Pictures, Quota, Subject, Which};
 pub use descriptor::Descriptor;
 pub use digest::{Algorithm, Digest, Digester};
 pub use error::{COMES_BACK, Code, Error, Result};

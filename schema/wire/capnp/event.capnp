@@ -5,15 +5,19 @@
 #   /namespaces/create, update      name, labels              /namespaces/delete    name
 #   /images/create, update          name, labels              /images/delete        name
 #   /content/delete, damaged        digest
-#   /snapshot/prepare               key, parent, driver       /snapshot/commit      key, name, driver
+#   /snapshot/prepare               key, parent, driver
+#   /snapshot/commit                key, name, driver; of a layer that is unpacked `key` is its name too
 #   /snapshot/remove, damaged, repaired   key, driver
-#   /containers/create              id, image, runtime.name   /containers/update    id, image, labels, snapshot_key
+#   /containers/create              id, image, runtime.name, runtime.options.type_url if there are options
+#   /containers/update              id, image, labels, snapshot_key
 #   /containers/rename              id, from                  /containers/delete    id
-#   /tasks/create                   container_id              /tasks/start          container_id, pid
-#   /tasks/exec-started             container_id, exec_id, pid
+#   /tasks/create                   container_id, io.terminal, checkpoint (the image that it is restored from, or null)
+#   /tasks/start                    container_id, pid
+#   /tasks/exec-added               container_id, exec_id     /tasks/exec-started   container_id, exec_id, pid
 #   /tasks/exit     container_id, id (of the process: the container's for the first one, else the exec's), pid, exit_status,
 #                   exited_at (RFC 3339), reason
-#   /tasks/oom                      container_id, count       /tasks/delete         container_id
+#   /tasks/delete   the same, of the first process: each /tasks/create is followed by one
+#   /tasks/oom                      container_id, count
 #   /tasks/paused, resumed          container_id              /tasks/checkpointed   container_id, checkpoint
 # More topics and fields may come.
 

@@ -64,6 +64,12 @@ struct GrantOptions @0xcf86c10aa3c3e63a {
   mostCalls @16 :UInt64;
   # How many calls may be under way at once, likewise; those that wait for something to happen count, and those that need nothing
   # don't. 0 is no bound. What is beyond a bound is refused with resource_exhausted.
+  networks @17 :List(Text);
+  # Which networks a container may ask for, of those that the rights allow: "none" (its own), "container" (another one's),
+  # "host", the path of a network namespace, the name of a network. None: all of these.
+  mostDisk @18 :UInt64;
+  # How many bytes of the disk what came through it may have, or through those that come from it: blobs that were ingested, pulled and
+  # imported, and of its containers what they may write (their `storage`). 0 is no bound.
 }
 
 struct GrantInfo @0xb06bb10aaa841e12 {
@@ -92,6 +98,8 @@ struct GrantInfo @0xb06bb10aaa841e12 {
   # How many containers there are that were made through it or through those that come from it. Told by `Grant.info`.
   calling @13 :UInt64;
   # How many calls are under way, where it bounds them itself. Told by `Grant.info`.
+  stored @14 :UInt64;
+  # How many bytes of the disk are taken of what it may have. Told by `Grant.info`.
 }
 
 interface GrantCursor @0xe46de8017af7feb4 {

@@ -36,6 +36,61 @@ struct ImageDetail @0x92f3b8e6a1c7d405 {
   platform @7 :Common.Platform;
 }
 
+struct PlatformState @0xc56b72fd40ac473a {
+  # What is here of an image for one platform.
+  platform @0 :Common.Platform;
+  manifest @1 :Common.Descriptor;
+  # Without a digest where it isn't here.
+  required @2 :UInt32;
+  # How many blobs it needs: manifest, config and layers.
+  missing @3 :List(Common.Descriptor);
+  # Those of them that aren't here.
+  size @4 :UInt64;
+  # Of all that it needs.
+  drivers @5 :List(Text);
+  # The snapshot drivers into which it is unpacked.
+}
+
+struct ImageReport @0xc5916f5961e0490d {
+  # What is here of an image, and who uses it.
+  info @0 :ImageInfo;
+  platforms @1 :List(PlatformState);
+  # In the order of the index. Nothing is here where its own document isn't: then none can be told.
+  users @2 :List(Text);
+  # Containers that were made from it, by its name; the first 256.
+  userCount @3 :UInt64;
+  names @4 :List(Text);
+  # Other images that stand for the same; the first 256.
+  damage @5 :Text;
+  # Why the platforms can't be told; empty where they can.
+}
+
+struct PruneOptions @0xe5fcc31dd1f358b8 {
+  filters @0 :List(Text);
+  # As in `Images.list`: only these are looked at.
+  unchanged @1 :UInt64;
+  # Only those that were last changed so long ago, in nanoseconds.
+  rehearse @2 :Bool;
+  # Say what would go, and remove nothing.
+}
+
+struct PrunedImage @0xde07691486960a58 {
+  info @0 :ImageInfo;
+  removed @1 :Bool;
+  # With `rehearse`: it would be.
+  why @2 :Text;
+  # Why it goes or stays, in a sentence.
+}
+
+struct PruneReport @0xf6ffdbfcd69e086b {
+  removed @0 :UInt64;
+  kept @1 :UInt64;
+  blobs @2 :UInt64;
+  # What nothing keeps any more when they are gone: the next collection removes it.
+  snapshots @3 :UInt64;
+  bytes @4 :UInt64;
+}
+
 enum PullPolicy @0xbd0a4c7e92f86135 {
   never @0;
   # It must be here.
@@ -61,6 +116,31 @@ struct PullOptions @0xa79ce5d138fb0264 {
   # Don't unpack.
   caCertificates @7 :Data;
   # PEM; trusted besides the host's own.
+}
+
+struct PushOptions @0xa3e95c1f7d20b846 {
+  reference @0 :Text;
+  # host[:port]/path[:tag]: where to, and what to call it there. Empty: the image's own name.
+  platform @1 :Text;
+  # The image for one platform alone; empty: all that the name stands for, of which all must be here.
+  plainHttp @2 :Bool;
+  user @3 :Text;
+  secret @4 :Text;
+  caCertificates @5 :Data;
+  # As in `PullOptions`.
+  chunk @6 :UInt64;
+  # Bytes of a blob in one request; 0: all.
+  mountFrom @7 :List(Text);
+  # Repositories (paths) of the same registry that may have its blobs already. Those that they were pulled from are known.
+  foreign @8 :Bool;
+  # Layers too that aren't meant to be distributed.
+}
+
+struct ExportOptions @0x9d4c08b7e1f253a6 {
+  names @0 :List(Text);
+  # 1 to 256 images.
+  platform @1 :Text;
+  # The images for one platform alone; empty: all that the names stand for, as far as it is here.
 }
 
 struct ImportOptions @0xdc51b90e7f3a2846 {
@@ -97,7 +177,8 @@ interface Images @0xb6e31f5c80d4a972 {
   # The same as a job, whose progress can be watched. Its errors come out of `Job.wait`.
 
   importFd @3 (options :ImportOptions, source :Common.Fd) -> (job :Job) $Common.needs("write") $Common.audit("use");
-  # From a directory, a file or a pipe of yours. The name of the image or images comes from `Job.wait`.
+  # From a directory, a file or a pipe of yours. The name of the image or images comes from `Job.wait`. The daemon reads what is
+  # below a directory by its own rights: that needs the right `host` as well, and without it `denied` says to send an archive.
 
   import @4 (options :ImportOptions) -> (job :Job, sink :Common.ByteStream) $Common.needs("write") $Common.audit("use");
   # The twin: write the archive into `sink`, and end it. That returns when the archive is on its way; what became of it says
@@ -108,6 +189,24 @@ interface Images @0xb6e31f5c80d4a972 {
 
   remove @6 (name :Text) -> () $Common.needs("write") $Common.audit("use");
   # Containers made from it go on. not_found where it isn't here. What nothing else keeps of it is collected.
+
+  tag @7 (source :Text, name :Text, replace :Bool) -> (image :Image) $Common.needs("write") $Common.audit("use");
+  # Gives what `source` stands for another name, with its labels. already_exists where that is taken, by something else and without
+  # `replace`.
+
+  prune @8 (options :PruneOptions) -> (report :PruneReport, cursor :PrunedImageCursor) $Common.needs("write") $Common.audit("use");
+  # Removes images that no container was made from, in one commit: one that is made meanwhile keeps its image. The cursor lists
+  # what was looked at.
+
+  exportFd @9 (options :ExportOptions, target :Common.Fd) -> (job :Job) $Common.needs("read");
+  # As `Image.exportFd`, of several images at once: what they share is there once.
+
+  export @10 (options :ExportOptions, sink :Common.ByteStream) -> (job :Job) $Common.needs("read");
+  # The twin.
+}
+
+interface PrunedImageCursor @0x81b411a2f772d65d {
+  next @0 (max :UInt16) -> (items :List(PrunedImage), end :Bool) $Common.needs("write") $Common.audit("none");
 }
 
 interface ImageCursor @0xf3c2a8d94b6017e5 {
@@ -126,8 +225,20 @@ interface Image @0x9e84d7a02b5cf163 {
 
   exportFd @3 (target :Common.Fd) -> (job :Job) $Common.needs("read");
   # Writes the image as an OCI layout in a tar archive into a file or a pipe of yours: what its name stands for, with all
-  # that it leads to and that is here. A checkpoint goes with the image that its container was made from.
+  # that it leads to and that is here. A checkpoint goes with the image that its container was made from. `docker load` reads the archive
+  # too, where the image for the host's platform is here. The same images give the same bytes.
 
   export @4 (sink :Common.ByteStream) -> (job :Job) $Common.needs("read");
   # The twin: the archive is written into your sink, which is ended behind it. Whether it is whole says `Job.wait`.
+
+  update @5 (labels :List(Label), fields :List(Text)) -> (info :ImageInfo) $Common.needs("write") $Common.audit("none");
+  # Fields: labels, labels.KEY. A label that says what the collector keeps counts here as in containerd: of those that name
+  # snapshots.
+
+  report @6 () -> (report :ImageReport) $Common.needs("read");
+  # All platforms; none of the blobs is read but manifests, indexes and configs.
+
+  push @7 (options :PushOptions) -> (job :Job) $Common.needs("write") $Common.audit("use");
+  # Sends it to a registry: blobs that this has not, then manifests, the name last. What the registry has or can take over from
+  # another of its repositories isn't sent. failed_precondition where a part isn't here; `denied` where the registry says so.
 }

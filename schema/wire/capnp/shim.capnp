@@ -24,6 +24,8 @@ struct Life @0xd4e97b1f860ca253 {
   # When the container ran out of memory last; 0 is never. Of the first process alone, as `ooms`.
   ooms @10 :UInt64;
   # How often.
+  grant @11 :Text;
+  # The id of the grant through which it was run, so that a daemon that comes back ends it with that; empty: none.
 }
 
 struct CreateRequest @0xe6a1c0f2d93b7584 {
@@ -90,6 +92,8 @@ struct ExecRequest @0x8c75d0be3f9a2164 {
   # The `process` object of the OCI runtime spec, JSON.
   stdio @2 :Common.Stdio;
   terminal @3 :Bool;
+  grant @4 :Text;
+  # Of its `Life`.
 }
 
 interface Shim @0xf97b3a5ed806c142 {

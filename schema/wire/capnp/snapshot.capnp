@@ -102,8 +102,8 @@ interface Snapshot @0x8d2fc6b7e0a93514 {
 
   limit @6 (bytes :UInt64) -> () $Common.needs("write") $Common.audit("none");
   # The most bytes that an active snapshot may have for itself, besides what it lies on; 0 is no limit. Who writes more gets
-  # EDQUOT. unimplemented where the driver can't see to that; failed_precondition where the file system could, but its quotas
-  # are off, and where the snapshot isn't active.
+  # EDQUOT. unimplemented where the file system has no quotas, with what is missing; failed_precondition where btrfs has them turned
+  # off, and where the snapshot isn't active.
 
   changes @7 (base :Text) -> (cursor :ChangeCursor) $Common.needs("read");
   # What differs from the snapshot `base`, of the same driver; where that is empty, from what it lies on. While something writes

@@ -152,6 +152,8 @@ pub struct Life {
     pub oomed: Timestamp,
     /// How often it did.
     pub ooms: u64,
+    /// The grant through which it was run; empty: none.
+    pub grant: String,
 }
 
 /// Reads a life.
@@ -168,6 +170,7 @@ pub fn life(reader: shim_capnp::life::Reader<'_>) -> Result<Life> {
         output_end: Timestamp(reader.get_output_end()),
         oomed: Timestamp(reader.get_oomed()),
         ooms: reader.get_ooms(),
+        grant: text(reader.get_grant())?.to_owned(),
     })
 }
 
@@ -184,4 +187,5 @@ pub fn set_life(mut builder: shim_capnp::life::Builder<'_>, life: &Life) {
     builder.set_output_end(life.output_end.0);
     builder.set_oomed(life.oomed.0);
     builder.set_ooms(life.ooms);
+    builder.set_grant(&life.grant);
 }

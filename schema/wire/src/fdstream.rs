@@ -3,16 +3,18 @@
 //! Each direction numbers the descriptors that it sends from 0 on. A descriptor that was [`Fds::push`]ed is attached to
 //! the next byte that goes out, so it arrives no later than the message that names its number, and [`Fds::take`] finds
 //! it. Invariants: a number is good once; everything received is close-on-exec; at most [`PARKED`] received
-//! descriptors wait to be taken, the oldest is closed beyond that.
+//! descriptors wait to be taken, the oldest is closed beyond that; of a connection within a [`Room`] none is received for
+//! which there is no place, and that ends it.
 
 use std::{
     cell::RefCell,
     collections::{BTreeMap, VecDeque},
     io::{self, IoSlice, IoSliceMut},
     mem::MaybeUninit,
-    os::fd::{AsRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd as _, AsRawFd, OwnedFd, RawFd},
     pin::Pin,
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -22,19 +24,24 @@ use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 use tokio::{io::Interest, net::UnixStream};
 
+use crate::received::{Received, Room};
+
 /// How many received descriptors may wait to be taken.
 pub const PARKED: usize = 64;
 /// How many go with one byte: well below what the kernel lets through.
 const PER_BYTE: usize = 16;
 /// How many can come with one byte, whatever the sender is: the kernel's SCM_MAX_FD.
 const MOST: usize = 253;
+/// So many more than are asked for may fit, for the sake of alignment.
+const SLACK: usize = 3;
 
 #[derive(Debug, Default)]
 struct State {
-    outgoing: VecDeque<OwnedFd>,
+    outgoing: VecDeque<Received>,
     next_out: u32,
-    parked: BTreeMap<u32, OwnedFd>,
+    parked: BTreeMap<u32, Received>,
     next_in: u32,
+    room: Option<Arc<Room>>,
 }
 
 /// The descriptors of one connection.
@@ -43,19 +50,29 @@ pub struct Fds(Rc<RefCell<State>>);
 
 impl Fds {
     /// Queues a descriptor and gives the number by which a message names it. Send that message at once.
-    pub fn push(&self, fd: OwnedFd) -> u32 {
+    pub fn push(&self, fd: impl Into<Received>) -> u32 {
         let mut state = self.0.borrow_mut();
-        state.outgoing.push_back(fd);
+        state.outgoing.push_back(fd.into());
         let number = state.next_out;
         state.next_out = number.wrapping_add(1);
         number
     }
 
     /// Takes the descriptor that a message named. Good once.
-    pub fn take(&self, number: u32) -> Result<OwnedFd> {
+    pub fn take(&self, number: u32) -> Result<Received> {
         self.0.borrow_mut().parked.remove(&number).ok_or_else(|| {
             Error::invalid("fd", number, "no such descriptor waits on this connection; each number is good once")
         })
+    }
+
+    /// Has what comes take places in a room, from now on.
+    pub fn within(&self, room: Arc<Room>) {
+        self.0.borrow_mut().room = Some(room);
+    }
+
+    /// How many may come now.
+    fn free(&self) -> usize {
+        self.0.borrow().room.as_ref().map_or(MOST, |room| room.free().min(MOST))
     }
 
     /// How many descriptors wait to be taken.
@@ -67,7 +84,8 @@ impl Fds {
         let mut state = self.0.borrow_mut();
         let number = state.next_in;
         state.next_in = number.wrapping_add(1);
-        state.parked.insert(number, fd);
+        let place = state.room.as_ref().map(Room::take);
+        state.parked.insert(number, Received::new(fd, place));
         if state.parked.len() > PARKED {
             state.parked.pop_first();
         }
@@ -92,26 +110,49 @@ impl AsyncRead for Reader {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         loop {
             ready!(self.stream.poll_read_ready(cx))?;
+            let (asked, mut all) = (buf.len(), None);
             let received = self.stream.try_io(Interest::READABLE, || {
                 let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
-                let mut control = RecvAncillaryBuffer::new(&mut space);
+                // What doesn't fit the kernel closes by itself, and asks nobody. The room that a few take is alignment's.
+                let free = self.fds.free();
+                let size = match free.saturating_sub(SLACK) {
+                    0 => 0,
+                    some if free < MOST => rustix::cmsg_space!(ScmRights(some)),
+                    _ => space.len(),
+                };
+                let mut control = RecvAncillaryBuffer::new(&mut space[..size]);
                 let mut iov = [IoSliceMut::new(buf)];
                 let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
                 let message = recvmsg(&self.stream, &mut iov, &mut control, flags)?;
                 // First: those that have come are somebody's, also where others were lost on the way.
+                let mut carried = false;
                 for received in control.drain() {
+                    carried = true;
                     if let RecvAncillaryMessage::ScmRights(fds) = received {
                         fds.for_each(|fd| self.fds.park(fd));
                     }
                 }
                 if message.flags.contains(ReturnFlags::CTRUNC) {
-                    let why = "descriptors were lost: this process may have no more of them";
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+                    let why = if free < MOST {
+                        "sends more descriptors than may wait here at once, with those that others sent: send them with the calls that take them"
+                    } else {
+                        "sends descriptors that were lost: this process may have no more of them"
+                    };
+                    return Err(io::Error::other(Error::resource_exhausted("connection", "", why).to_reason()));
+                }
+                // Less than there was room for is all there is, but where descriptors end what one call gives. Said so here, and
+                // the next call waits for more instead of asking in vain.
+                if (1..asked).contains(&message.bytes) && !carried {
+                    all = Some(message.bytes);
+                    return Err(io::ErrorKind::WouldBlock.into());
                 }
                 Ok(message.bytes)
             });
             match received {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => match all {
+                    Some(bytes) => return Poll::Ready(Ok(bytes)),
+                    None => continue,
+                },
                 other => return Poll::Ready(other),
             }
         }
@@ -131,7 +172,7 @@ impl AsyncWrite for Writer {
             ready!(self.stream.poll_write_ready(cx))?;
             let sent = self.stream.try_io(Interest::WRITABLE, || {
                 let mut state = self.fds.0.borrow_mut();
-                let batch: Vec<RawFd> = state.outgoing.iter().take(PER_BYTE).map(AsRawFd::as_raw_fd).collect();
+                let batch: Vec<RawFd> = state.outgoing.iter().take(PER_BYTE).map(|fd| fd.as_fd().as_raw_fd()).collect();
                 // More wait than go with one byte: send a single byte, so that the bytes of a message never
                 // overtake its descriptors.
                 let part = if state.outgoing.len() > PER_BYTE { &buf[..buf.len().min(1)] } else { buf };
@@ -145,7 +186,12 @@ impl AsyncWrite for Writer {
             });
             match sent {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-                other => return Poll::Ready(other),
+                // Whatever it was: who reads comes to the end of what was said, and to no more.
+                Err(error) => {
+                    let _ = nix::sys::socket::shutdown(self.stream.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+                    return Poll::Ready(Err(error));
+                }
+                Ok(n) => return Poll::Ready(Ok(n)),
             }
         }
     }
@@ -206,7 +252,7 @@ mod tests {
                 let flags = nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_GETFD).unwrap();
                 assert_eq!(flags & libc::FD_CLOEXEC, libc::FD_CLOEXEC);
                 let mut text = Vec::new();
-                File::from(fd).read_to_end(&mut text).unwrap();
+                File::from(fd.into_fd()).read_to_end(&mut text).unwrap();
                 assert_eq!(text, [n as u8]);
             }
             assert!(received.take(0).is_err(), "a number is good once");
@@ -238,13 +284,41 @@ mod tests {
             let (_, mut writer, fds) = split(a);
             let (mut reader, _, received) = split(b);
             for _ in 0..PARKED + 3 {
-                fds.push(File::open("/dev/null").unwrap().into());
+                fds.push(OwnedFd::from(File::open("/dev/null").unwrap()));
             }
             writer.write_all(b"0123456789").await.unwrap();
             reader.read_exact(&mut [0; 10]).await.unwrap();
             assert_eq!(received.parked(), PARKED);
             assert!(received.take(2).is_err());
             assert!(received.take(3).is_ok());
+        });
+    }
+
+    // Of those for which there is no place none gets here: who sends one is told why, and cut.
+    #[test]
+    fn what_has_no_place_is_not_received() {
+        run(async |a, b| {
+            let (mut reader, _, received) = split(b);
+            let room = Room::new(5, None);
+            received.within(room.clone());
+            let send = |many: usize| {
+                let null = File::open("/dev/null").unwrap();
+                let crowd = vec![null.as_raw_fd(); many];
+                let iov = [IoSlice::new(b"x")];
+                sendmsg::<()>(a.as_raw_fd(), &iov, &[ControlMessage::ScmRights(&crowd)], MsgFlags::empty(), None)
+                    .unwrap();
+            };
+            send(3);
+            reader.read_exact(&mut [0]).await.unwrap();
+            drop(received.take(0).unwrap());
+            assert_eq!((received.parked(), room.taken()), (2, 2));
+            // Where some are received all the same there was a place for each.
+            send(9);
+            let error = reader.read_exact(&mut [0]).await.unwrap_err();
+            assert!(error.to_string().starts_with("cofferdam:resource_exhausted"), "{error}");
+            assert!((2..=5).contains(&room.taken()), "{room:?}");
+            drop((reader, received));
+            assert_eq!(room.taken(), 0);
         });
     }
 }

@@ -12,6 +12,7 @@ pub mod error;
 pub mod fdstream;
 pub mod life;
 pub mod needs;
+pub mod received;
 
 /// The version of the API that [`gate_capnp::gate`]'s `hello` speaks.
 pub const API_VERSION: u32 = 1;

@@ -116,6 +116,7 @@ mod tests {
             output_end: Timestamp(4),
             oomed: Timestamp(5),
             ooms: 6,
+            grant: "00000000000000000000000000000007".into(),
         }
     }
 
@@ -132,7 +133,14 @@ mod tests {
 
     #[test]
     fn a_record_of_an_older_shim_is_read() {
-        let old = Life { signal: 0, output_end: Timestamp(0), oomed: Timestamp(0), ooms: 0, ..sample() };
+        let old = Life {
+            signal: 0,
+            output_end: Timestamp(0),
+            oomed: Timestamp(0),
+            ooms: 0,
+            grant: String::new(),
+            ..sample()
+        };
         assert_eq!(decode(&first_form()).unwrap(), old);
     }
 

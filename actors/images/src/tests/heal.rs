@@ -3,12 +3,14 @@
 use std::{
     path::Path,
     process::Command,
+    sync::{Arc, Mutex, atomic::AtomicBool},
     time::{Duration, SystemTime},
 };
 
 use cofferdam_types::Fault;
 
 use super::*;
+use crate::heal::paced;
 
 /// Enough that nobody waits for it.
 const RATE: u64 = 1 << 30;
@@ -65,6 +67,64 @@ fn what_was_copied_from_a_damaged_layer_is_made_anew_with_it() {
             assert_eq!(world.told(false).await, [], "{driver}");
             world.look(&first(), driver, &top, looks_right).await;
         }
+        world.kernel.stop().await;
+    });
+}
+
+#[test]
+fn an_image_is_unpacked_whole_again_though_a_layer_that_others_lie_on_is_gone_or_damaged() {
+    run(async {
+        let world = World::start().await;
+        world.store(&first(), &three_layers()).await;
+        for driver in ["overlay", "native"] {
+            for layer in 0..3 {
+                let top = world.unpack(&first(), driver).await.unwrap().unwrap();
+                let tree = world.file(driver, layer, "").await;
+                fs::remove_dir_all(tree.parent().unwrap()).unwrap();
+                assert_eq!(world.unpack(&first(), driver).await.unwrap().unwrap(), top, "{driver}: {layer}");
+                assert!(world.file(driver, layer, "").await.exists(), "{driver}: {layer}");
+                world.look(&first(), driver, &top, looks_right).await;
+            }
+            let top = world.unpack(&first(), driver).await.unwrap().unwrap();
+            spoil(&world.file(driver, 0, "keep").await);
+            world.examine().await;
+            assert_eq!(world.told(false).await, [(Fault::SnapshotDamaged, false)], "{driver}");
+            world.unpack(&first(), driver).await.unwrap();
+            assert_eq!(world.told(false).await, [], "{driver}");
+            world.look(&first(), driver, &top, looks_right).await;
+            assert_eq!(world.snapshots.check(false).await.unwrap(), [], "{driver}");
+        }
+        world.kernel.stop().await;
+    });
+}
+
+#[test]
+fn all_that_is_read_of_a_layer_and_its_blob_takes_its_time() {
+    run(async {
+        let world = World::start().await;
+        let big: String = (0..300_000).map(|n| char::from(b'a' + (n * n / 7 % 26) as u8)).collect();
+        let made = image(vec![layer(&[Entry::File("big", &big), Entry::File("keep", "k")])]);
+        let whole = made.layers[0].packed.len() + big.len() + 1;
+        world.store(&first(), &made).await;
+        world.unpack(&first(), "overlay").await.unwrap();
+        let one = world.images.unpacked().await.unwrap().remove(0);
+        // A byte a second, of a clock that nobody waits for.
+        let (waited, over) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
+        let (images, waits, ended) = (world.images.clone(), waited.clone(), over.clone());
+        let look = move |one| {
+            let wait = |time: Duration| waits.lock().unwrap().push(time.as_secs());
+            images.look(&one, &paced(1, &ended, wait))
+        };
+        let look = Arc::new(look);
+        let again = look.clone();
+        let theirs = one.clone();
+        assert_eq!(world.images.healing.run(move || look(theirs)).await.unwrap(), Some(true));
+        let waits = std::mem::take(&mut *waited.lock().unwrap());
+        assert_eq!(waits.iter().sum::<u64>() as usize, whole, "each byte once: of the blob and of its tree");
+        assert!(waits.iter().all(|bytes| *bytes <= 256 << 10), "and not many at once: {waits:?}");
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(world.images.healing.run(move || again(one)).await.unwrap_err().code, Code::Cancelled);
+        assert!(waited.lock().unwrap().is_empty());
         world.kernel.stop().await;
     });
 }

@@ -11,7 +11,7 @@ mod sweep;
 mod usage;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     ops::ControlFlow,
 };
 
@@ -94,6 +94,17 @@ impl Node {
     fn next(&self) -> impl Iterator<Item = usize> {
         self.refers.iter().chain(&self.parent).copied()
     }
+}
+
+/// How much would go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Freed {
+    /// Blobs.
+    pub blobs: u64,
+    /// Snapshots.
+    pub snapshots: u64,
+    /// Bytes of both, as they are on record.
+    pub bytes: u64,
 }
 
 /// How far a mark has reached.
@@ -259,6 +270,20 @@ impl Graph {
                 }
             }
         }
+    }
+
+    /// What these roots keep and no other does.
+    pub fn freed(&self, by: impl Fn(&Root) -> bool) -> Freed {
+        let kept: HashSet<&Resource> = self.reached(|root| !by(root)).into_iter().map(|node| &node.resource).collect();
+        let mut freed = Freed::default();
+        for node in self.reached(by).into_iter().filter(|node| !kept.contains(&node.resource)) {
+            match node.resource {
+                Resource::Content(_) => freed.blobs += 1,
+                Resource::Snapshot { .. } => freed.snapshots += 1,
+            }
+            freed.bytes += node.size;
+        }
+        freed
     }
 
     /// All that the roots that `from` names keep.

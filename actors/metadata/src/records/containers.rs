@@ -1,6 +1,6 @@
 //! Containers: pure data. Creating one starts nothing (reference, section 12).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use cofferdam_types::{Any, Ceiling, Error, Event, GrantId, Id, Labels, Name, Namespace, Result, Subject, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -62,6 +62,13 @@ pub struct Container {
     /// It goes with its task; see [`transient`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub transient: bool,
+    /// The bytes that it may write, as was asked for when it was made; 0: there is no bound.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub storage: u64,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 impl Record for Container {
@@ -100,6 +107,7 @@ impl Container {
             ceiling: Ceiling::default(),
             made_by: Vec::new(),
             transient: false,
+            storage: 0,
         }
     }
 
@@ -224,6 +232,26 @@ pub fn list(read: &dyn Read, ns: &Namespace, after: Option<&str>, max: usize) ->
     super::page(read, &codec::prefix(&[ns]), after, max)
 }
 
+/// For each image, by its name, a container that was made from it: the first, without its spec.
+pub fn users(read: &dyn Read, ns: &Namespace) -> Result<HashMap<String, Container>> {
+    let mut users = HashMap::new();
+    super::visit(read, &codec::prefix(&[ns]), &mut |container: Container| {
+        if !container.image.is_empty() {
+            users.entry(container.image.clone()).or_insert(container);
+        }
+    })?;
+    Ok(users)
+}
+
+/// Gives `each` the containers that were made from an image, by its name, without their specs.
+pub fn made_from(read: &dyn Read, ns: &Namespace, image: &str, each: &mut dyn FnMut(&Container)) -> Result<()> {
+    super::visit(read, &codec::prefix(&[ns]), &mut |container: Container| {
+        if container.image == image {
+            each(&container);
+        }
+    })
+}
+
 /// Creates a container.
 pub fn create(tx: &mut Tx<'_>, ns: &Namespace, mut container: Container) -> Result<Container> {
     namespaces::require(tx, ns)?;
@@ -233,15 +261,19 @@ pub fn create(tx: &mut Tx<'_>, ns: &Namespace, mut container: Container) -> Resu
     }
     let path = tx.authority().grants.clone();
     grants::may_make(tx, ns, &path)?;
+    grants::may_store(tx, ns, &path, container.storage, &|_| 0)?;
     container.created = tx.now();
     container.updated = tx.now();
     container.ceiling = tx.authority().ceiling.clone();
     container.made_by = tx.authority().grants.to_vec();
     save(tx, &codec::key(&[ns, &container.id]), &container, None)?;
     resource::touch(tx, ns, container.refers());
-    let payload = serde_json::json!({
-        "id": container.id, "image": container.image, "runtime": { "name": container.runtime },
-    });
+    // Of the options the type alone: they name places of the host.
+    let mut runtime = serde_json::json!({ "name": container.runtime });
+    if !container.runtime_options.is_empty() {
+        runtime["options"] = serde_json::json!({ "type_url": container.runtime_options.type_url });
+    }
+    let payload = serde_json::json!({ "id": container.id, "image": container.image, "runtime": runtime });
     events::emit(tx, Event::new(ns, "/containers/create", payload))?;
     Ok(container)
 }
@@ -265,7 +297,7 @@ pub fn update(tx: &mut Tx<'_>, ns: &Namespace, mut container: Container) -> Resu
     container.created = old.created;
     container.updated = tx.now();
     container.ceiling = old.ceiling.intersect(&tx.authority().ceiling);
-    (container.transient, container.made_by) = (old.transient, old.made_by.clone());
+    (container.transient, container.made_by, container.storage) = (old.transient, old.made_by.clone(), old.storage);
     save(tx, &codec::key(&[ns, &container.id]), &container, Some(&old))?;
     resource::touch(tx, ns, container.refers());
     let payload = serde_json::json!({
@@ -305,7 +337,7 @@ pub fn rename(tx: &mut Tx<'_>, ns: &Namespace, id: &str, mut renamed: Container)
     renamed.created = old.created;
     renamed.updated = tx.now();
     renamed.ceiling = old.ceiling.intersect(&tx.authority().ceiling);
-    (renamed.transient, renamed.made_by) = (old.transient, old.made_by.clone());
+    (renamed.transient, renamed.made_by, renamed.storage) = (old.transient, old.made_by.clone(), old.storage);
     remove(tx, &codec::key(&[ns, id]), &old)?;
     save(tx, &codec::key(&[ns, &renamed.id]), &renamed, None)?;
     resource::touch(tx, ns, renamed.refers());

@@ -2,10 +2,10 @@
 //!
 //! Knowing a digest grants nothing: a namespace sees a blob only through its link.
 
-use cofferdam_types::{Ceiling, Digest, Error, Event, Labels, Namespace, Result, Timestamp};
+use cofferdam_types::{Ceiling, Digest, Error, Event, GrantId, Labels, Namespace, Result, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::{Record, Resource, events, leases, namespaces, resource};
+use super::{Record, Resource, events, grants, leases, namespaces, resource};
 use crate::{Read, Tx, codec, fields, table::Table};
 
 /// A namespace's link to a blob.
@@ -23,6 +23,9 @@ pub struct Link {
     pub updated: Timestamp,
     /// The bounds of the authority that linked it.
     pub ceiling: Ceiling,
+    /// The grants through which that was, the outermost first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub made_by: Vec<GrantId>,
 }
 
 /// A blob, stored once.
@@ -56,6 +59,7 @@ impl Link {
             created: Timestamp::default(),
             updated: Timestamp::default(),
             ceiling: Ceiling::default(),
+            made_by: Vec::new(),
         }
     }
 }
@@ -102,11 +106,14 @@ pub fn create(tx: &mut Tx<'_>, ns: &Namespace, mut link: Link) -> Result<Link> {
         let message = format!("has {} bytes, not {}", blob.size, link.size);
         return Err(Error::data_loss("content", &link.digest, message));
     }
+    let path = tx.authority().grants.clone();
+    grants::may_store(tx, ns, &path, link.size, &|_| 0)?;
     blob.links += 1;
     super::save(tx, blob.digest.to_string().as_bytes(), &blob)?;
     link.created = tx.now();
     link.updated = tx.now();
     link.ceiling = tx.authority().ceiling.clone();
+    link.made_by = path.to_vec();
     leases::keep(tx, ns, &Resource::Content(link.digest.clone()))?;
     store(tx, ns, link)
 }

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use cofferdam_types::{Caveats, Digest, Error, GrantId, Namespace, Result, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::{Record, containers::Container, namespaces};
+use super::{Record, containers::Container, content::Link, namespaces};
 use crate::{
     Read, Tx, codec,
     table::{self, Table},
@@ -184,6 +184,58 @@ pub(crate) fn may_make(read: &dyn Read, ns: &Namespace, path: &[GrantId]) -> Res
     Ok(())
 }
 
+/// How many bytes there are that came through a grant or through those that come from it: of blobs, and of what containers
+/// may write.
+pub fn stored(read: &dyn Read, ns: &Namespace, id: GrantId) -> Result<u64> {
+    let mut bytes = 0u64;
+    let prefix = codec::prefix(&[ns]);
+    table::scan(read, Table::CONTENT, &prefix, None, &mut |row, value| {
+        let link = codec::decode::<Link>(Link::KIND, row, value).ok().filter(|link| link.made_by.contains(&id));
+        bytes = bytes.saturating_add(link.map_or(0, |link| link.size));
+        Ok(ControlFlow::Continue(()))
+    })?;
+    table::scan(read, Table::CONTAINERS, &prefix, None, &mut |row, value| {
+        let one = codec::decode::<Container>(Container::KIND, row, value).ok().filter(|one| one.made_by.contains(&id));
+        bytes = bytes.saturating_add(one.map_or(0, |one| one.storage));
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(bytes)
+}
+
+/// Whether any grant on a path bounds what comes through it on disk.
+pub fn bounds_disk(read: &dyn Read, path: &[GrantId]) -> Result<bool> {
+    for end in 1..=path.len() {
+        if find(read, &path[..end])?.is_some_and(|grant| grant.caveats.quota.disk.is_some()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Whether so many bytes more may come through the grant at the end of a path, beside what `coming` says of each on it that is
+/// no record yet: each has its own bound.
+pub fn may_store(
+    read: &dyn Read,
+    ns: &Namespace,
+    path: &[GrantId],
+    more: u64,
+    coming: &dyn Fn(GrantId) -> u64,
+) -> Result<()> {
+    for end in 1..=path.len() {
+        let Some(grant) = find(read, &path[..end])? else { continue };
+        let Some(most) = grant.caveats.quota.disk.filter(|_| more > 0) else { continue };
+        let there = stored(read, ns, grant.id)?.saturating_add(coming(grant.id));
+        if there.saturating_add(more) > most {
+            let why = format!(
+                "may have {most} bytes of the disk for what is made through it or what comes from it, and {there} are taken: {more} \
+                 more are too many. Remove blobs or containers, or ask whoever gave it for more"
+            );
+            return Err(Error::resource_exhausted("grant", grant.id, why));
+        }
+    }
+    Ok(())
+}
+
 /// Changes what a grant has beside its caveats: its token, and where it is exported.
 pub fn update(tx: &mut Tx<'_>, path: &[GrantId], change: impl FnOnce(&mut Grant) -> Result<()>) -> Result<Grant> {
     let old = get(tx, path)?;
@@ -208,9 +260,14 @@ pub fn delete(tx: &mut Tx<'_>, path: &[GrantId]) -> Result<usize> {
     Ok(gone)
 }
 
-/// Whether any begins in a namespace.
-pub(crate) fn any_in(read: &dyn Read, namespace: &Namespace) -> Result<bool> {
-    let mut any = false;
-    visit(read, &mut |_, grant| any |= grant.namespace == *namespace, &mut |_| {})?;
-    Ok(any)
+/// The uppermost of those that begin in a namespace.
+pub(crate) fn of_namespace(read: &dyn Read, namespace: &Namespace) -> Result<Vec<Grant>> {
+    let mut found = Vec::new();
+    let mut each = |path: Vec<GrantId>, grant: Grant| {
+        if path.len() == 1 && grant.namespace == *namespace {
+            found.push(grant);
+        }
+    };
+    visit(read, &mut each, &mut |_| {})?;
+    Ok(found)
 }

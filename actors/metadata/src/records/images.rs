@@ -119,6 +119,26 @@ pub fn update_fields(tx: &mut Tx<'_>, ns: &Namespace, given: Image, mask: &[Stri
     update(tx, ns, image)
 }
 
+/// Gives what an image stands for another name, with its labels; one that stands for something else already only with `replace`.
+pub fn tag(tx: &mut Tx<'_>, ns: &Namespace, source: &str, name: Name, replace: bool) -> Result<Image> {
+    let source = get(tx, ns, source)?;
+    // Another name is no way round the bounds of who made the first.
+    let ceiling = source.ceiling.intersect(&tx.authority().ceiling);
+    let image = Image { labels: source.labels, created: tx.now(), ceiling, ..Image::new(name, source.target) };
+    match find(tx, ns, &image.name)? {
+        None => store(tx, ns, image, "/images/create"),
+        Some(old) if old.target.digest == image.target.digest => Ok(old),
+        Some(old) if replace => {
+            let ceiling = image.ceiling.intersect(&old.ceiling);
+            store(tx, ns, Image { created: old.created, ceiling, ..image }, "/images/update")
+        }
+        Some(_) => {
+            let why = "stands for another image: remove it, or say that it is to be replaced";
+            Err(Error::already_exists("image", &image.name, why))
+        }
+    }
+}
+
 /// Removes an image; its content stays until it is collected.
 pub fn delete(tx: &mut Tx<'_>, ns: &Namespace, name: &str) -> Result<()> {
     get(tx, ns, name)?;

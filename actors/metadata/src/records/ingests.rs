@@ -1,6 +1,6 @@
 //! Ingests: uploads that are under way, or that were interrupted and can go on.
 
-use cofferdam_types::{Digest, Error, Name, Namespace, Result, Timestamp};
+use cofferdam_types::{Digest, Error, GrantId, Name, Namespace, Result, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::{Record, namespaces};
@@ -21,6 +21,9 @@ pub struct Ingest {
     pub started: Timestamp,
     /// When its record was changed last.
     pub updated: Timestamp,
+    /// The grants through which it was begun, the outermost first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub made_by: Vec<GrantId>,
 }
 
 impl Record for Ingest {
@@ -65,7 +68,8 @@ pub fn create(
         ));
     }
     let (id, now) = (tx.next("ingest", 1)?, tx.now());
-    let ingest = Ingest { reference, id, expected, total, started: now, updated: now };
+    let made_by = tx.authority().grants.to_vec();
+    let ingest = Ingest { reference, id, expected, total, started: now, updated: now, made_by };
     super::save(tx, &codec::key(&[ns, &ingest.reference]), &ingest)?;
     Ok(ingest)
 }
@@ -75,6 +79,7 @@ pub fn update(tx: &mut Tx<'_>, ns: &Namespace, mut ingest: Ingest) -> Result<Ing
     let old = get(tx, ns, &ingest.reference)?;
     ingest.id = old.id;
     ingest.started = old.started;
+    ingest.made_by = old.made_by;
     ingest.updated = tx.now();
     super::save(tx, &codec::key(&[ns, &ingest.reference]), &ingest)?;
     Ok(ingest)

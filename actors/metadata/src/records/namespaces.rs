@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Record, content, events,
+    grants::{self, Grant},
     snapshots::{self, Removed, Snapshot},
 };
 use crate::{Read, Tx, codec, fields, table::Table};
@@ -117,8 +118,8 @@ pub fn delete(tx: &mut Tx<'_>, name: &Namespace) -> Result<Emptied> {
         }
     }
     // A namespace of the same name that is made later is another one.
-    if super::grants::any_in(tx, name)? {
-        return Err(in_use(name, "grants"));
+    if let [first, others @ ..] = &*grants::of_namespace(tx, name)? {
+        return Err(given_out(name, first, others.len()));
     }
     let emptied = Emptied { snapshots: unlink_layers(tx, name)?, blobs: unlink_blobs(tx, name)? };
     for table in [Table::INGESTS, Table::HELD] {
@@ -130,6 +131,16 @@ pub fn delete(tx: &mut Tx<'_>, name: &Namespace) -> Result<Emptied> {
     let payload = serde_json::json!({ "name": name });
     events::emit(tx, Event::new(name, "/namespaces/delete", payload))?;
     Ok(emptied)
+}
+
+fn given_out(name: &Namespace, first: &Grant, others: usize) -> Error {
+    let label = if first.label.is_empty() { String::new() } else { format!("({}) ", first.label) };
+    let others = if others == 0 { "begins".to_owned() } else { format!("and {others} more begin") };
+    let why = format!(
+        "{label}{others} in namespace {name}, which stays until they are taken back: `coffer -n {name} grant revoke`, or \
+         `coffer namespace rm --revoke {name}` for all of them"
+    );
+    Error::failed_precondition("grant", first.id, why)
 }
 
 fn in_use(name: &Namespace, what: &str) -> Error {

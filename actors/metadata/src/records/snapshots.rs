@@ -215,9 +215,17 @@ pub fn create(tx: &mut Tx<'_>, ns: &Namespace, mut snapshot: Snapshot) -> Result
     snapshot.ceiling = tx.authority().ceiling.clone();
     leases::keep(tx, ns, &snapshot.resource())?;
     let snapshot = store(tx, ns, snapshot)?;
-    if snapshot.kind == Kind::Active {
-        let payload = serde_json::json!({ "key": snapshot.key, "parent": snapshot.parent, "driver": snapshot.driver });
-        events::emit(tx, Event::new(ns, "/snapshot/prepare", payload))?;
+    let (key, driver) = (&snapshot.key, &snapshot.driver);
+    let told = match snapshot.kind {
+        Kind::Active => {
+            Some(("/snapshot/prepare", serde_json::json!({ "key": key, "parent": snapshot.parent, "driver": driver })))
+        }
+        // A layer was never active under another key.
+        Kind::Committed => Some(("/snapshot/commit", serde_json::json!({ "key": key, "name": key, "driver": driver }))),
+        Kind::View => None,
+    };
+    if let Some((topic, payload)) = told {
+        events::emit(tx, Event::new(ns, topic, payload))?;
     }
     Ok(snapshot)
 }

@@ -4,15 +4,10 @@ use std::{future::Future, time::Duration};
 
 use cofferdam_kernel::{Health, Kernel, Placement};
 use cofferdam_types::Descriptor;
-use futures::FutureExt as _;
 use tokio::time::timeout;
 
 use super::{disk::Disk, *};
-use crate::{
-    Metadata,
-    messages::Patience,
-    records::{images, leases},
-};
+use crate::{Metadata, messages::Patience, records::images};
 
 fn with_kernel<F: Future<Output = ()>>(test: impl FnOnce(Kernel) -> F) {
     actix_rt::System::new().block_on(async {
@@ -157,58 +152,16 @@ fn a_disk_that_fails_for_long_brings_the_slot_down_and_back() {
     });
 }
 
-/// Each job says how often the disk had been synced when it ran: in one commit that is the same.
+/// How long it waits before that is [`crate::actor`]'s to say; that it shares the commit of who comes meanwhile, the test of lazy
+/// writes shows.
 #[test]
-fn what_is_patient_shares_the_commit_of_others_and_goes_alone_at_last() {
+fn what_waits_for_quiet_goes_alone_where_nobody_comes() {
     with_kernel(|kernel| async move {
-        let (disk, system) = (Disk::default(), Authority::system());
-        let opened = disk.clone();
-        let meta =
-            Metadata::start_with(&kernel, Placement::Own, Opener::backend(u64::MAX, move || opened.clone())).unwrap();
-        kernel.ready().await.unwrap();
-        let ran = Mutex::new(Vec::new());
-        let note = |key: &'static str| {
-            let disk = disk.clone();
-            move |tx: &mut Tx<'_>| {
-                leases::create(tx, &default(), leases::Lease::new(name(key)))?;
-                Ok(disk.syncs())
-            }
-        };
-        let (ran, meta, system) = (&ran, &meta, &system);
-        let ordinary = |key| {
-            let job = note(key);
-            async move {
-                let seen = meta.write(system, job).await.unwrap();
-                ran.lock().unwrap().push((key, seen));
-            }
-            .boxed_local()
-        };
-        let patient = |key| {
-            let job = note(key);
-            async move {
-                let seen = meta.write_patiently(system, job).await.unwrap();
-                ran.lock().unwrap().push((key, seen));
-            }
-            .boxed_local()
-        };
-        // The writer is held until all of them wait.
-        let (holding, holds) = tokio::sync::oneshot::channel();
-        let (holding, (release, held)) = (Mutex::new(Some(holding)), std::sync::mpsc::channel());
-        let held = Mutex::new(held);
-        let hold = meta.write(system, move |_| {
-            let _ = holding.lock().unwrap().take().unwrap().send(());
-            held.lock().unwrap().recv().unwrap();
-            Ok(())
-        });
-        let writes = [patient("p1"), patient("p2"), ordinary("w1"), ordinary("w2")];
-        let others = async {
-            holds.await.unwrap();
-            futures::future::join(futures::future::join_all(writes), async { release.send(()).unwrap() }).await
-        };
-        futures::future::join(hold, others).await.0.unwrap();
-        patient("p3").await;
-        let ran: BTreeMap<_, _> = std::mem::take(&mut *ran.lock().unwrap()).into_iter().collect();
-        assert!(["p1", "p2", "w2"].iter().all(|other| ran[other] == ran["w1"]), "they share one: {ran:?}");
-        assert!(ran["w1"] < ran["p3"], "{ran:?}");
+        let (disk, meta) = on_disk(&kernel).await;
+        put(&meta, "before").await.unwrap();
+        let before = disk.syncs();
+        meta.write_patiently(&Authority::system(), image("patient")).await.unwrap();
+        assert!(disk.syncs() > before);
+        images::get(&meta.read().unwrap(), &default(), "patient").unwrap();
     });
 }

@@ -48,7 +48,7 @@ fn used(path: &Path, good: &[Row]) -> Result<()> {
 
 #[test]
 fn what_was_altered_is_refused_or_is_nothing_that_counts() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = memory();
     let path = dir.path().join("meta.redb");
     let shared = Arc::new(Shared::new(Opener::file(&path)));
     let mut store = shared.open().unwrap();
@@ -126,7 +126,7 @@ fn a_read_that_meets_an_altered_page_is_an_error() {
 /// nothing is found in a good one, closed or as a kill leaves it.
 #[test]
 fn of_a_long_file_too_nothing_altered_is_believed() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = memory();
     let path = dir.path().join("meta.redb");
     let shared = Arc::new(Shared::new(Opener::file(&path)));
     let mut store = shared.open().unwrap();
@@ -143,7 +143,8 @@ fn of_a_long_file_too_nothing_altered_is_believed() {
     let closed = std::fs::read(&path).unwrap();
     assert!(closed.len() > 32 << 20, "{}", closed.len());
     let (mut refused, mut unharmed) = (0, 0);
-    for seed in 0..60 {
+    let seeds = if std::env::var_os("COFFERDAM_LONG").is_some() { 60 } else { 20 };
+    for seed in 0..seeds {
         let mut rng = Rng::new(seed);
         let mut bad = if seed % 2 == 0 { killed.clone() } else { closed.clone() };
         if seed > 1 {
@@ -163,7 +164,10 @@ fn of_a_long_file_too_nothing_altered_is_believed() {
             }
         }
     }
-    assert!(refused > 10 && unharmed > 4, "of what is hit {refused} is seen, and {unharmed} is nothing that counts");
+    assert!(
+        refused > seeds / 6 && unharmed > 2,
+        "of what is hit {refused} is seen, and {unharmed} is nothing that counts"
+    );
 
     // What is readable is served, and nothing is written.
     let places = closed.windows(6).enumerate().filter(|(_, window)| *window == b"020007").map(|(at, _)| at);

@@ -27,6 +27,11 @@ use crate::{
     store::{Opener, Shared, Store},
 };
 
+/// A directory in memory, where there is such: for files that are written anew hundreds of times, and never lose their power.
+fn memory() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
 /// A store in memory.
 struct Fixture {
     shared: Arc<Shared>,

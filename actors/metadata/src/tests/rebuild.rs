@@ -59,7 +59,7 @@ fn files(dir: &Path) -> (Vec<Row>, [Vec<u8>; 2]) {
 
 #[test]
 fn all_of_a_good_file_is_read_and_of_one_that_is_no_database_nothing() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = memory();
     let (all, files) = files(dir.path());
     let path = dir.path().join("copy");
     for bytes in files {
@@ -76,7 +76,7 @@ fn all_of_a_good_file_is_read_and_of_one_that_is_no_database_nothing() {
 
 #[test]
 fn of_a_damaged_file_only_what_was_written_is_taken_over() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = memory();
     let (all, files) = files(dir.path());
     let written: BTreeSet<_> = all.iter().map(|(table, key, value)| (table.name(), key, value)).collect();
     let path = dir.path().join("meta.redb");
@@ -130,7 +130,7 @@ fn of_a_damaged_file_only_what_was_written_is_taken_over() {
 
 #[test]
 fn what_may_have_lost_its_keeper_is_held_and_counters_go_on() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = memory();
     let path = dir.path().join("meta.redb");
     let shared = Arc::new(Shared::new(Opener::file(&path)));
     let mut store = shared.open().unwrap();
@@ -171,7 +171,7 @@ fn what_may_have_lost_its_keeper_is_held_and_counters_go_on() {
 
 #[test]
 fn a_newer_format_and_a_file_in_use_are_left_alone() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = memory();
     let path = dir.path().join("meta.redb");
     let shared = Arc::new(Shared::new(Opener::file(&path)));
     let mut store = shared.open().unwrap();

@@ -353,6 +353,50 @@ fn images_follow_the_reference() {
 }
 
 #[test]
+fn an_image_of_another_name_is_bounded_as_the_first_was() {
+    let mut f = Fixture::new();
+    let narrow = Authority { ceiling: Ceiling { host: false, ..Ceiling::FULL }, ..Authority::system() };
+    let make = |text: &str, digest: &str| {
+        let mut image = Image::new(name(text), target(digest));
+        image.labels = labels("of=");
+        move |tx: &mut Tx<'_>| images::create(tx, &default(), image.clone())
+    };
+    f.write_as(&narrow, make("low", "1")).unwrap();
+    f.write(make("high", "2")).unwrap();
+    let tag = |from: &'static str, to: &'static str, replace| {
+        move |tx: &mut Tx<'_>| images::tag(tx, &default(), from, name(to), replace)
+    };
+    let made = f.write(tag("low", "other", false)).unwrap();
+    assert_eq!((&made.target, made.labels.len(), made.ceiling.host), (&target("1"), 1, false));
+    assert_eq!(f.write(tag("low", "other", false)).unwrap(), made, "it stands for the same already");
+    code(f.write(tag("high", "other", false)), Code::AlreadyExists);
+    let replaced = f.write(tag("high", "other", true)).unwrap();
+    assert_eq!((&replaced.target, replaced.created), (&target("2"), made.created));
+    assert!(!replaced.ceiling.host, "a name is only narrowed");
+    code(f.write(tag("nothing", "new", false)), Code::NotFound);
+    let topics: Vec<_> = events::outbox_after(&f.view(), 0, 99).unwrap().into_iter().map(|e| e.topic).collect();
+    assert_eq!(topics[1..], ["/images/create", "/images/create", "/images/create", "/images/update"]);
+}
+
+#[test]
+fn who_uses_an_image_is_known_by_its_name() {
+    let mut f = Fixture::new();
+    f.write(|tx| {
+        for (id, image) in [("a", "one"), ("b", "two"), ("c", "one"), ("d", "")] {
+            let made = Container { image: image.into(), ..container(id) };
+            containers::create(tx, &default(), made)?;
+        }
+        Ok(())
+    })
+    .unwrap();
+    let users = containers::users(&f.view(), &default()).unwrap();
+    assert_eq!((users.len(), users["one"].id.as_str(), users["two"].id.as_str()), (2, "a", "b"));
+    let mut found = Vec::new();
+    containers::made_from(&f.view(), &default(), "one", &mut |c| found.push(c.id.to_string())).unwrap();
+    assert_eq!(found, ["a", "c"]);
+}
+
+#[test]
 fn a_blob_is_linked_per_namespace_and_counted() {
     let mut f = Fixture::new();
     let other = Namespace::new("other").unwrap();

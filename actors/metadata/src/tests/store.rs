@@ -115,7 +115,7 @@ fn the_outbox_is_taken_over_in_order() {
 
 #[test]
 fn a_newer_format_is_refused() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = memory();
     let path = dir.path().join("meta.redb");
     let open = || Arc::new(Shared::new(Opener::file(&path))).open();
     let store = open().unwrap();
@@ -194,7 +194,7 @@ fn views_and_writes_can_move_between_threads() {
 
 #[test]
 fn a_damaged_file_is_an_error_that_says_what_to_do() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = memory();
     let path = dir.path().join("meta.redb");
     let open = || Arc::new(Shared::new(Opener::file(&path))).open();
     std::fs::write(&path, b"this is not a database".repeat(1000)).unwrap();

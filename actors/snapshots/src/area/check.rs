@@ -39,7 +39,7 @@ impl Area {
                 lost.push(id);
                 continue;
             };
-            let (made, then) = match repair.then(|| self.make_at(id, self.driver.scratch(), parent)) {
+            let (made, then) = match repair.then(|| self.restore(id, parent)) {
                 Some(Ok(_)) => (true, "it was made again".to_owned()),
                 Some(Err(error)) => (false, format!("it can't be made again: {error}")),
                 None => (false, "--repair makes it again, as it was before anything was written".to_owned()),

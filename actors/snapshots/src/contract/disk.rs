@@ -14,14 +14,30 @@ pub struct Disk {
 impl Disk {
     /// An empty btrfs.
     pub fn btrfs() -> Disk {
+        Disk::made_by("mkfs.btrfs", &[], "loop").unwrap()
+    }
+
+    /// An empty ext4.
+    pub fn ext4() -> Disk {
+        Disk::made_by("mkfs.ext4", &[], "loop").unwrap()
+    }
+
+    /// An empty ext4 with fs-verity and project quotas, where this kernel mounts such a one.
+    pub fn ext4_with_all() -> Option<Disk> {
+        Disk::made_by("mkfs.ext4", &["-O", "verity,project,quota"], "loop,prjquota")
+    }
+
+    /// None: it can't be mounted.
+    fn made_by(program: &str, features: &[&str], options: &str) -> Option<Disk> {
         let dir = tempfile::tempdir().unwrap();
         let image = dir.path().join("image");
         File::create(&image).unwrap().set_len(512 << 20).unwrap();
-        let disk = Disk { dir };
-        std::fs::create_dir(disk.path()).unwrap();
-        tool("mkfs.btrfs", &["-q".as_ref(), &image]);
-        tool("mount", &["-o".as_ref(), "loop".as_ref(), &image, &disk.path()]);
-        disk
+        let place = dir.path().join("disk");
+        std::fs::create_dir(&place).unwrap();
+        let features: Vec<&Path> = features.iter().map(Path::new).collect();
+        tool(program, &[&features[..], &["-q".as_ref(), &image]].concat());
+        let mounted = Command::new("mount").args(["-o", options]).arg(image).arg(place).output().unwrap();
+        mounted.status.success().then(|| Disk { dir })
     }
 
     /// Where it is mounted.

@@ -65,6 +65,18 @@ fn a_committed_layer_is_an_image_and_nothing_else() {
 }
 
 #[test]
+fn a_root_from_which_no_image_can_be_mounted_is_refused_with_the_reason() {
+    run(async {
+        let world = World::at(tempfile::tempdir_in("/dev/shm").unwrap(), None).await;
+        let error = Suite { world: &world, driver: ON }.prepare("a", None).await.err().unwrap();
+        assert_eq!(error.code, cofferdam_types::Code::Unimplemented);
+        assert!(error.message.contains("lies on tmpfs"), "{error}");
+        assert!(!world.root.path().join("snapshots/erofs").exists());
+        world.kernel.stop().await;
+    });
+}
+
+#[test]
 fn a_commit_that_failed_leaves_it_writable() {
     run(async {
         let world = World::start().await;

@@ -14,7 +14,7 @@ use nix::{
     fcntl::{RenameFlags, renameat2},
 };
 
-use super::{Access, Driver, Trees, bind, open_to_all};
+use super::{Access, Driver, Trees, bind, open_to_all, unverified};
 use crate::walk::open_dir;
 
 /// The driver that needs btrfs.
@@ -59,7 +59,10 @@ impl Driver for Btrfs {
     }
 
     /// By a read-only snapshot, not by the flag alone: that doesn't stop who has a file open.
-    fn seal(&self, own: BorrowedFd<'_>) -> Result<()> {
+    fn seal(&self, own: BorrowedFd<'_>, verity: bool) -> Result<()> {
+        if verity {
+            return Err(unverified(self.name()));
+        }
         let tree = open_dir(own, TREE).map_err(|e| failed("open a subvolume")(e.into()))?;
         if let Some(place) = btrfs::holds_others(&tree).map_err(failed("look for subvolumes in a snapshot"))? {
             let why = format!(
@@ -93,7 +96,8 @@ impl Driver for Btrfs {
         btrfs::exclusive(tree).map_err(failed("ask for the size of a subvolume"))
     }
 
-    fn limit(&self, tree: BorrowedFd<'_>, bytes: u64) -> Result<()> {
+    fn limit(&self, own: BorrowedFd<'_>, _id: u64, bytes: u64) -> Result<()> {
+        let tree = open_dir(own, TREE).map_err(|e| failed("open a subvolume")(e.into()))?;
         btrfs::limit_exclusive(tree, bytes).map_err(|e| match e.raw_os_error() {
             Some(libc::ENOTCONN) => {
                 let why =

@@ -9,7 +9,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
-use cofferdam_sys::mount;
+use cofferdam_sys::{filesystem::Kind, mount, verity};
 use cofferdam_types::{Code, Error, Mount, Result};
 use nix::{
     errno::Errno,
@@ -49,7 +49,11 @@ impl Driver for Erofs {
         true
     }
 
-    fn fits(&self, _dir: BorrowedFd<'_>) -> Result<()> {
+    fn fits(&self, dir: BorrowedFd<'_>) -> Result<()> {
+        if Kind::of(dir)? == Kind::Tmpfs {
+            let why = "mounts layers from files, and the daemon's root lies on tmpfs, which has no blocks: use another driver";
+            return Err(Error::unimplemented("driver", self.name(), why));
+        }
         mount::Filesystem::open("erofs").map(drop).map_err(|e| match e.code {
             Code::Unimplemented => {
                 Error::unimplemented("driver", self.name(), "this kernel has no EROFS: use another driver")
@@ -69,14 +73,21 @@ impl Driver for Erofs {
         }
     }
 
-    fn seal(&self, own: BorrowedFd<'_>) -> Result<()> {
+    fn seal(&self, own: BorrowedFd<'_>, verity: bool) -> Result<()> {
         self.settle(own, false)?;
         let failed = failed("write the image of a layer");
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
         let image = File::from(openat(own, UNFINISHED, flags, Mode::S_IRUSR).map_err(&failed)?);
         image::write(open_dir(own, c"fs").map_err(&failed)?.as_fd(), &image)?;
+        fsync(&image).map_err(&failed)?;
+        // Who has it open to write keeps it from being sealed.
+        drop(image);
+        if verity {
+            let image = open_image(own, UNFINISHED).map_err(&failed)?;
+            verity::enable(&image).map_err(|e| refused(self.name(), e))?;
+            fsync(&image).map_err(&failed)?;
+        }
         let keep = || -> Result<(), Errno> {
-            fsync(&image)?;
             renameat(own, UNFINISHED, own, IMAGE)?;
             fsync(own)
         };
@@ -121,6 +132,21 @@ impl Driver for Erofs {
     }
 }
 
+fn open_image(own: BorrowedFd<'_>, name: &CStr) -> Result<File, Errno> {
+    openat(own, name, OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty()).map(File::from)
+}
+
+/// Why a layer can't have fs-verity.
+fn refused(driver: &'static str, error: Error) -> Error {
+    match error.code {
+        Code::Unimplemented => {
+            let why = format!("commits nothing while the daemon runs with --verity: {} {}", error.id, error.message);
+            Error::unimplemented("driver", driver, why)
+        }
+        _ => error,
+    }
+}
+
 fn is_mounted(own: BorrowedFd<'_>, layer: &OwnedFd) -> Result<bool, Errno> {
     Ok(fstat(layer)?.st_dev != fstat(own)?.st_dev)
 }
@@ -140,8 +166,7 @@ fn attach(own: BorrowedFd<'_>) -> Result<()> {
     if there {
         return Ok(());
     }
-    let image = openat(own, IMAGE, OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
-        .map_err(failed("open the image of a layer"))?;
+    let image = open_image(own, IMAGE).map_err(failed("open the image of a layer"))?;
     let source = format!("/proc/self/fd/{}", image.as_raw_fd());
     // Its name is what the host's table of mounts shows; an option has no room for a long one.
     let named = std::fs::read_link(&source).ok().and_then(|path| path.into_os_string().into_string().ok());

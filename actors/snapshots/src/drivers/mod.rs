@@ -22,7 +22,7 @@ use erofs::Erofs;
 use native::Native;
 pub(crate) use overlay::Overlay;
 
-use crate::walk::open_dir;
+use crate::{project, walk::open_dir};
 
 /// The states of a snapshot that can be mounted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,9 +83,10 @@ pub trait Driver: Send + Sync + 'static {
     /// it is `detached` and stacks at mount time, brings the content of the tree `parent` into it. The caller syncs.
     fn make(&self, own: BorrowedFd<'_>, parent: Option<BorrowedFd<'_>>) -> Result<()>;
 
-    /// What is in the tree in `own` is what will be committed: it changes no more from here on, whoever still writes to it.
-    fn seal(&self, _own: BorrowedFd<'_>) -> Result<()> {
-        Ok(())
+    /// What is in the tree in `own` is what will be committed: it changes no more from here on, whoever still writes to it. With
+    /// `verity` the kernel is to see to it that what is read of it later is what it was; a driver that can't have that refuses.
+    fn seal(&self, _own: BorrowedFd<'_>, verity: bool) -> Result<()> {
+        if verity { Err(unverified(self.name())) } else { Ok(()) }
     }
 
     /// Brings the directory `own` into the form of a snapshot that is committed, or of one that isn't: after a commit,
@@ -119,19 +120,32 @@ pub trait Driver: Send + Sync + 'static {
         Ok(None)
     }
 
-    /// Bounds the bytes that a writable tree may have for itself; 0 is no bound.
-    fn limit(&self, _tree: BorrowedFd<'_>, _bytes: u64) -> Result<()> {
-        let why = "can't bound what is written into a snapshot: use the driver btrfs, with quotas on";
-        Err(Error::unimplemented("driver", self.name(), why))
+    /// Bounds the bytes that what is written into the directory `own` of the snapshot `id` may take; 0 is no bound.
+    fn limit(&self, own: BorrowedFd<'_>, id: u64, bytes: u64) -> Result<()> {
+        project::limit(own, self.name(), id, bytes)
     }
 
     /// The mounts that show a snapshot, to be applied in order onto one target.
     fn mounts(&self, access: Access, trees: Trees<'_>) -> Vec<Mount>;
 }
 
+/// What the operator wants of all drivers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Layers are committed with fs-verity, or not at all.
+    pub verity: bool,
+}
+
 /// The drivers of this build, the default first.
 pub fn all() -> Vec<Box<dyn Driver>> {
     vec![Box::new(Overlay::detect()), Box::new(Native), Box::new(Btrfs), Box::new(Erofs::detect())]
+}
+
+/// The refusal of a driver whose layers are trees.
+fn unverified(driver: &'static str) -> Error {
+    let why = "commits nothing while the daemon runs with --verity: fs-verity seals a file, and this driver keeps a layer as a tree \
+               of them. Use the driver erofs";
+    Error::unimplemented("driver", driver, why)
 }
 
 /// Makes the tree as a directory.

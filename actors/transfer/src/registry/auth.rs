@@ -10,6 +10,8 @@ use cofferdam_types::{Error, Result};
 use serde::Deserialize;
 use ureq::http::HeaderMap;
 
+use super::Access;
+
 /// A user and a secret. With an empty user the secret is a refresh ("identity") token.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
@@ -135,8 +137,14 @@ impl TokenReply {
 }
 
 /// The scopes to ask for: ours and the challenge's, each once, sorted.
-pub(super) fn scopes(path: &str, challenged: Option<&str>) -> Vec<String> {
-    let mut all = vec![format!("repository:{path}:pull")];
+pub(super) fn scopes(path: &str, access: &Access, challenged: Option<&str>) -> Vec<String> {
+    let mut all = match access {
+        Access::Pull => vec![format!("repository:{path}:pull")],
+        Access::Push(from) => {
+            let own = std::iter::once(format!("repository:{path}:pull,push"));
+            own.chain(from.iter().map(|from| format!("repository:{from}:pull"))).collect()
+        }
+    };
     all.extend(challenged.into_iter().flat_map(str::split_ascii_whitespace).take(16).map(str::to_owned));
     all.sort();
     all.dedup();
@@ -182,8 +190,11 @@ mod tests {
 
     #[test]
     fn scopes_are_each_once_and_sorted() {
-        assert_eq!(scopes("a/b", Some("repository:a/b:pull")), ["repository:a/b:pull"]);
-        assert_eq!(scopes("b", Some("repository:a:pull x")), ["repository:a:pull", "repository:b:pull", "x"]);
+        let pull = |path, challenged| scopes(path, &Access::Pull, challenged);
+        assert_eq!(pull("a/b", Some("repository:a/b:pull")), ["repository:a/b:pull"]);
+        assert_eq!(pull("b", Some("repository:a:pull x")), ["repository:a:pull", "repository:b:pull", "x"]);
+        let push = scopes("b", &Access::Push(vec!["a".into()]), Some("repository:b:pull,push"));
+        assert_eq!(push, ["repository:a:pull", "repository:b:pull,push"]);
     }
 
     // D8 of the negative tests.

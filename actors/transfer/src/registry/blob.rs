@@ -8,7 +8,7 @@ use std::{
 use cofferdam_types::{Code, Descriptor, Error, Result};
 use ureq::{
     BodyReader,
-    http::{HeaderMap, Uri},
+    http::{HeaderMap, Method, Uri},
 };
 
 use super::{Ask, Repository, http::cause};
@@ -109,7 +109,7 @@ impl<'a> BlobStream<'a> {
     fn request(&self, uri: Uri, ours: bool) -> Result<BodyReader<'static>> {
         let http = &self.repository.http;
         let range = (self.offset > 0).then_some(self.offset);
-        let response = http.send(&Ask { head: false, uri, accept: None, range, ours, body_within: None })?;
+        let response = http.send(&Ask { range, ours, ..Ask::of(Method::GET, uri) })?;
         let bad = |what: String| http.error(Error::data_loss, format!("{what} for {}", self.descriptor.digest));
         let (size, left) = (self.descriptor.size, self.descriptor.size - self.offset);
         let skip = match response.status().as_u16() {

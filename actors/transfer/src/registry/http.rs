@@ -13,8 +13,8 @@ use std::{
 use cofferdam_types::{Error, Result};
 use serde::Deserialize;
 use ureq::{
-    Agent, Body, Timeout,
-    http::{HeaderMap, Request, Response, Uri},
+    Agent, AsSendBody, Body, SendBody, Timeout,
+    http::{HeaderMap, Method, Request, Response, Uri, request::Builder},
     tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem},
     unversioned::{resolver::DefaultResolver, transport::DefaultConnector},
 };
@@ -41,6 +41,7 @@ pub(super) struct Http {
     /// For messages: what the operator wrote.
     pub shown: String,
     pub path: String,
+    access: Access,
     credentials: Option<Credentials>,
     trusted_realms: Vec<String>,
     auth: Mutex<Auth>,
@@ -55,8 +56,8 @@ struct Auth {
 }
 
 /// What is asked of a server.
-pub(super) struct Ask {
-    pub head: bool,
+pub(super) struct Ask<'a> {
+    pub method: Method,
     pub uri: Uri,
     pub accept: Option<&'static str>,
     /// The first byte wanted.
@@ -65,10 +66,43 @@ pub(super) struct Ask {
     pub ours: bool,
     /// The whole body must be there by then.
     pub body_within: Option<Duration>,
+    /// What goes along.
+    pub content: Content<'a>,
+}
+
+impl Ask<'_> {
+    /// A question that needs no more.
+    pub fn of(method: Method, uri: Uri) -> Self {
+        Ask { method, uri, accept: None, range: None, ours: true, body_within: None, content: Content::None }
+    }
+}
+
+/// The body of a request.
+pub(super) enum Content<'a> {
+    None,
+    /// Of this media type.
+    Bytes(&'a str, &'a [u8]),
+    /// A blob's bytes from the first on, of so many; opened anew for each attempt.
+    Stream {
+        first: u64,
+        length: u64,
+        part: bool,
+        open: &'a dyn Fn() -> Result<Box<dyn Read + 'a>>,
+    },
+}
+
+/// What a job may do in its repository, and so what its tokens are for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Access {
+    /// Read.
+    #[default]
+    Pull,
+    /// Write too, and take blobs over from these repositories of the registry.
+    Push(Vec<String>),
 }
 
 impl Http {
-    pub fn new(reference: &Reference, endpoint: &Endpoint, cancel: &Cancel) -> Result<Http> {
+    pub fn new(reference: &Reference, endpoint: &Endpoint, access: Access, cancel: &Cancel) -> Result<Http> {
         let shown = reference.to_string();
         let written = match reference.host() {
             "docker.io" => "registry-1.docker.io",
@@ -95,7 +129,8 @@ impl Http {
             .timeout_send_request(Some(endpoint.limits.header))
             // The whole header, not one read of it: one byte a second is no progress (D5).
             .timeout_recv_response(Some(endpoint.limits.header))
-            .timeout_per_read(Some(endpoint.limits.idle));
+            .timeout_per_read(Some(endpoint.limits.idle))
+            .timeout_per_write(Some(endpoint.limits.idle));
         if guard::is_loopback(&base.host) {
             // A proxy's idea of "this machine" is another machine.
             config = config.proxy(None);
@@ -117,6 +152,7 @@ impl Http {
             named,
             shown,
             path: reference.path().to_owned(),
+            access,
             credentials: endpoint.credentials.clone(),
             trusted_realms,
             auth: Mutex::default(),
@@ -134,7 +170,7 @@ impl Http {
     }
 
     /// Sends `ask` and follows redirects and challenges until there is an answer. Any status may come back.
-    pub fn send(&self, ask: &Ask) -> Result<Response<Body>> {
+    pub fn send(&self, ask: &Ask<'_>) -> Result<Response<Body>> {
         let mut uri = ask.uri.clone();
         let mut ours = ask.ours;
         let (mut redirects, mut challenges) = (0, 0);
@@ -150,6 +186,10 @@ impl Http {
             };
             let response = self.once(ask, &uri, header.as_deref())?;
             match response.status().as_u16() {
+                // They would have it asked again as a GET.
+                301..=303 if !matches!(ask.method, Method::GET | Method::HEAD) => {
+                    return Err(self.error(Error::unavailable, "redirects what is written to it"));
+                }
                 301 | 302 | 303 | 307 | 308 => {
                     redirects += 1;
                     if redirects > MAX_REDIRECTS {
@@ -180,8 +220,8 @@ impl Http {
         Ok(origin)
     }
 
-    fn once(&self, ask: &Ask, uri: &Uri, authorization: Option<&str>) -> Result<Response<Body>> {
-        let mut request = Request::builder().method(if ask.head { "HEAD" } else { "GET" }).uri(uri);
+    fn once(&self, ask: &Ask<'_>, uri: &Uri, authorization: Option<&str>) -> Result<Response<Body>> {
+        let mut request = Request::builder().method(&ask.method).uri(uri);
         if let Some(accept) = ask.accept {
             request = request.header("accept", accept);
         }
@@ -192,10 +232,31 @@ impl Http {
             request = request.header("authorization", value);
         }
         // What the server packs on the way would be counted and hashed packed.
-        let request = request.header("accept-encoding", "identity").body(());
-        let request = request.map_err(|_| self.error(Error::invalid, "does not make a request"))?;
-        let request = self.agent.configure_request(request).timeout_recv_body(ask.body_within).build();
-        self.agent.run(request).map_err(|e| self.transport(&e, Origin::of(uri).as_ref()))
+        request = request.header("accept-encoding", "identity");
+        match &ask.content {
+            Content::None if matches!(ask.method, Method::GET | Method::HEAD) => self.run(ask, uri, request, ()),
+            Content::None => self.run(ask, uri, request.header("content-length", 0), ()),
+            Content::Bytes(kind, bytes) => self.run(ask, uri, request.header("content-type", *kind), *bytes),
+            Content::Stream { first, length, part, open } => {
+                request = request.header("content-type", "application/octet-stream").header("content-length", *length);
+                if *part {
+                    request =
+                        request.header("content-range", format!("{first}-{}", (first + length).saturating_sub(1)));
+                }
+                let mut stream = open()?;
+                self.run(ask, uri, request, SendBody::from_reader(&mut *stream))
+            }
+        }
+    }
+
+    fn run(&self, ask: &Ask<'_>, uri: &Uri, request: Builder, body: impl AsSendBody) -> Result<Response<Body>> {
+        let request = request.body(body).map_err(|_| self.error(Error::invalid, "does not make a request"))?;
+        let mut request = self.agent.configure_request(request).timeout_recv_body(ask.body_within);
+        if !matches!(ask.method, Method::GET | Method::HEAD) {
+            // It stores what it got before it answers.
+            request = request.timeout_recv_response(Some(self.limits.store));
+        }
+        self.agent.run(request.build()).map_err(|e| self.transport(&e, Origin::of(uri).as_ref()))
     }
 
     /// Answers a 401: the next request carries what it asked for, or there is a reason why not.
@@ -232,7 +293,7 @@ impl Http {
             .ok_or_else(|| self.error(Error::denied, "names a token realm over plain http: refused"))?;
         let credentials = self.credentials.as_ref().filter(|_| trusted);
         let mut fields: Vec<(&str, String)> = service.map(|s| ("service", s.to_owned())).into_iter().collect();
-        let scopes = auth::scopes(&self.path, scope);
+        let scopes = auth::scopes(&self.path, &self.access, scope);
         let unsendable = |_| self.error(Error::denied, "names a token realm that is not a URL");
         let within = Some(self.limits.header);
         let answer = match credentials {
@@ -278,11 +339,17 @@ impl Http {
         reply.header(&origin.host)
     }
 
+    /// What is done with the repository, in a word.
+    fn act(&self) -> &'static str {
+        if self.access == Access::Pull { "pull" } else { "push to" }
+    }
+
     fn refused(&self) -> Error {
-        match self.credentials {
-            Some(_) => self.error(Error::denied, "the registry refused the user and secret: check them, and that they may pull this repository"),
-            None => self.error(Error::denied, "the registry lets nobody pull this without credentials (or it does not exist): give a user and a secret"),
-        }
+        let act = self.act();
+        self.error(Error::denied, match self.credentials {
+            Some(_) => format!("the registry refused the user and secret: check them, and that they may {act} this repository"),
+            None => format!("the registry lets nobody {act} this without credentials (or it does not exist): give a user and a secret"),
+        })
     }
 
     /// The error that a status other than the wanted one stands for, with what the registry says about it.
@@ -293,7 +360,10 @@ impl Http {
             401 => self.refused(),
             403 => self.error(
                 Error::denied,
-                format!("the registry forbids {what}{said}: ask for the right to pull, or log in as another user"),
+                format!(
+                    "the registry forbids {what}{said}: ask for the right to {} it, or log in as another user",
+                    self.act()
+                ),
             ),
             404 => self.error(Error::not_found, format!("the registry has no such {what}{said}: check the name")),
             429 => {
@@ -441,7 +511,7 @@ fn roots(own: Option<&[u8]>) -> Result<RootCerts> {
 }
 
 /// Where `location` leads, seen from `base` (RFC 3986, 5.2, as far as servers use it).
-fn join(base: &Uri, location: &str) -> Option<Uri> {
+pub(super) fn join(base: &Uri, location: &str) -> Option<Uri> {
     let location = location.split_once('#').map_or(location, |(l, _)| l);
     let scheme = base.scheme_str()?;
     let authority = base.authority()?;

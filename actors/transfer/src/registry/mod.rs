@@ -1,4 +1,4 @@
-//! A client for registries (OCI distribution specification), as far as pulling needs it.
+//! A client for registries (OCI distribution specification).
 //!
 //! Blocking by design: it runs on the threads of a job, and a [`Cancel`] closes its sockets. Everything that a
 //! registry says is checked: sizes and digests against the descriptor that asked, media types against the document,
@@ -10,16 +10,22 @@ mod guard;
 mod http;
 #[cfg(test)]
 mod tests;
+mod upload;
 
 use std::{io::Read, time::Duration};
 
 use cofferdam_types::{Algorithm, Descriptor, Digest, Error, Result, media};
 use serde::Deserialize;
-use ureq::{Body, http::Response};
+use ureq::{
+    Body,
+    http::{Method, Response},
+};
 
 pub use auth::Credentials;
 pub use blob::BlobStream;
+pub use http::Access;
 use http::{Ask, Http, cause};
+pub use upload::{Sent, Source};
 
 use crate::{Cancel, Reference, Target};
 
@@ -46,6 +52,8 @@ pub struct Limits {
     pub attempts: u32,
     /// Before the second attempt; doubles with each.
     pub backoff: Duration,
+    /// From the last byte of what is written to the answer: what was sent is stored meanwhile.
+    pub store: Duration,
     /// Kept connections, and blobs fetched at once.
     pub connections: usize,
 }
@@ -60,6 +68,7 @@ impl Default for Limits {
             pace_bytes: 64 << 10,
             attempts: 5,
             backoff: Duration::from_millis(200),
+            store: Duration::from_secs(300),
             connections: 4,
         }
     }
@@ -99,29 +108,31 @@ pub struct Repository {
 impl Repository {
     /// Opens nothing yet: the first request connects.
     pub fn new(reference: &Reference, endpoint: &Endpoint, cancel: &Cancel) -> Result<Repository> {
-        Ok(Repository { http: Http::new(reference, endpoint, cancel)?, cancel: cancel.clone() })
+        Repository::with(reference, endpoint, Access::Pull, cancel)
+    }
+
+    /// The same, to do more with it.
+    pub fn with(reference: &Reference, endpoint: &Endpoint, access: Access, cancel: &Cancel) -> Result<Repository> {
+        Ok(Repository { http: Http::new(reference, endpoint, access, cancel)?, cancel: cancel.clone() })
     }
 
     /// Finds out what `target` is. A HEAD request does where the registry answers it in full: it costs no quota and
     /// saves the body where the content is here already.
     pub fn resolve(&self, target: &Target) -> Result<Resolved> {
         let uri = self.http.uri("manifests", &target.to_string())?;
-        let ask = |head| Ask {
-            head,
-            uri: uri.clone(),
+        let ask = |method| Ask {
             accept: Some(ACCEPT_MANIFEST),
-            range: None,
-            ours: true,
             body_within: Some(self.http.limits.header),
+            ..Ask::of(method, uri.clone())
         };
-        let response = self.again(|| self.http.send(&ask(true)))?;
+        let response = self.again(|| self.http.send(&ask(Method::HEAD)))?;
         // HEAD carries no explanation, and some refuse HEAD alone: what is the matter is then said by the GET.
         if response.status() == 200
             && let Some(descriptor) = self.described(target, &response)?
         {
             return Ok(Resolved { descriptor, body: None });
         }
-        let response = self.again(|| self.http.send(&ask(false)))?;
+        let response = self.again(|| self.http.send(&ask(Method::GET)))?;
         if response.status() != 200 {
             return Err(self.http.unexpected("manifest", response));
         }
@@ -164,12 +175,9 @@ impl Repository {
             return Err(self.too_big(MAX_MANIFEST));
         }
         let ask = Ask {
-            head: false,
-            uri: self.http.uri("manifests", &descriptor.digest.to_string())?,
             accept: Some(ACCEPT_MANIFEST),
-            range: None,
-            ours: true,
             body_within: Some(self.http.limits.header),
+            ..Ask::of(Method::GET, self.http.uri("manifests", &descriptor.digest.to_string())?)
         };
         let response = self.again(|| self.http.send(&ask))?;
         if response.status() != 200 {

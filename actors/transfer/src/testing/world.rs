@@ -69,7 +69,7 @@ impl World {
         let meta = Metadata::start(&kernel, place, &root.path().join("meta.redb")).unwrap();
         let dir = OwnedFd::from(File::open(root.path()).unwrap());
         let content = Content::start(&kernel, place, meta.clone(), dir).unwrap();
-        let snapshots = Snapshots::start(&kernel, place, meta.clone(), root.path()).unwrap();
+        let snapshots = Snapshots::start(&kernel, place, meta.clone(), root.path(), Default::default()).unwrap();
         let diff = Diff::start(&kernel, place, content.clone());
         let images = Images::start(&kernel, place, meta.clone(), content.clone(), snapshots.clone(), diff);
         let transfer = Transfer::start(&kernel, place, meta.clone(), content.clone(), images.clone());

@@ -31,12 +31,19 @@ pub static CREATE: Command = Command {
         many("filter", None, "FILTER", "only containers that pass, such as labels.KEY==VALUE"),
         switch("own", None, "only containers that are made through it"),
         many("image", Some('i'), "IMAGE", "only this image: a name, the beginning of one and *, or a digest"),
+        many("network", None, "NETWORK", "only this network of a container: none, container, host, a path or a name"),
         value("memory", Some('m'), "SIZE", "the most memory of a container"),
         value("cpus", None, "NUMBER", "the most processors of a container"),
         value("pids", None, "NUMBER", "the most processes of a container"),
         value("storage", None, "SIZE", "the most that a container may have written"),
         value("containers", None, "NUMBER", "how many containers there may be at once that are made through it"),
         value("calls", None, "NUMBER", "how many calls may be under way through it at once, those that wait included"),
+        value(
+            "disk",
+            None,
+            "SIZE",
+            "how much of the disk what comes through it may have: blobs, and what its containers may write",
+        ),
         value("expires", None, "SPAN", "when it ends by itself, such as 90s, 30m, 24h or 7d"),
         value("uses", None, "NUMBER", "how often its token may be used"),
         value("label", Some('l'), "TEXT", "what to call it"),
@@ -64,6 +71,7 @@ fn options(cx: &Cx) -> Result<GrantOptions, Failure> {
         filters: args.all("filter").to_vec(),
         own: args.has("own"),
         images: args.all("image").to_vec(),
+        networks: args.all("network").to_vec(),
         memory: args.read("memory", size)?.unwrap_or_default(),
         nano_cpus: args.read("cpus", cpus)?.unwrap_or_default(),
         pids: args.read("pids", number)?.unwrap_or_default(),
@@ -72,6 +80,7 @@ fn options(cx: &Cx) -> Result<GrantOptions, Failure> {
         uses: args.read("uses", number)?.unwrap_or_default(),
         most_containers: args.read("containers", number)?.unwrap_or_default(),
         most_calls: args.read("calls", number)?.unwrap_or_default(),
+        most_disk: args.read("disk", size)?.unwrap_or_default(),
         may_delegate: args.has("delegate"),
         may_save: args.has("tokens"),
     })
@@ -99,12 +108,14 @@ fn what(info: &GrantInfo) -> String {
     words.extend(list("where", &options.filters));
     words.extend(options.own.then(|| "its own".to_owned()));
     words.extend(list("from", &options.images));
+    words.extend(list("in", &options.networks));
     let bound = |name: &str, n: u64, text: String| (n != 0).then(|| format!("{name}<={text}"));
     words.extend(bound("memory", options.memory, show_size(options.memory)));
     words.extend(bound("cpus", options.nano_cpus, (options.nano_cpus as f64 / 1e9).to_string()));
     words.extend(bound("pids", options.pids, options.pids.to_string()));
     words.extend(bound("storage", options.storage, show_size(options.storage)));
     words.extend(bound("containers", options.most_containers, options.most_containers.to_string()));
+    words.extend(bound("disk", options.most_disk, show_size(options.most_disk)));
     words.extend(bound("calls", options.most_calls, options.most_calls.to_string()));
     words.join(", ")
 }

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use cofferdam_client::{ImageDetail, ImageInfo, ImportFormat, ImportOptions, PullOptions, Secret};
+use cofferdam_client::{ImageDetail, ImageInfo, ImportFormat, ImportOptions, PullOptions, PushOptions, Secret};
 use cofferdam_types::Platform;
 use serde::Serialize;
 
@@ -10,12 +10,9 @@ use crate::{
     args::{Args, Command, Positional, Times, many, switch, value},
     cx::{Cx, Table},
     failure::Failure,
-    nouns::{
-        container::{each, show_each},
-        lease::LEASE,
-    },
+    nouns::{container::each, lease::LEASE},
     progress::{self, short_name},
-    units::{show_age, show_size},
+    units::{show_age, show_size, size},
 };
 
 /// `coffer image pull`.
@@ -44,33 +41,82 @@ async fn pull(cx: Cx) -> Result<i32, Failure> {
     names(&cx, progress::follow(&job).await?)
 }
 
-fn pull_options(args: &Args) -> Result<PullOptions, Failure> {
-    let ca_certificates = match args.value("ca") {
-        Some(path) => std::fs::read(path).map_err(|e| Failure::io(&format!("--ca {path}"), e))?,
-        None => Vec::new(),
-    };
-    let secret = match args.value("user") {
-        None => String::new(),
+/// The certificates that `--ca` names.
+fn certificates(args: &Args) -> Result<Vec<u8>, Failure> {
+    match args.value("ca") {
+        Some(path) => std::fs::read(path).map_err(|e| Failure::io(&format!("--ca {path}"), e)),
+        None => Ok(Vec::new()),
+    }
+}
+
+/// The password of `--user`.
+fn secret(command: &str, args: &Args) -> Result<Secret, Failure> {
+    match args.value("user") {
+        None => Ok(Secret::default()),
         // Never from the command line: that is there for all to read.
-        Some(_) => std::env::var("COFFER_PASSWORD").map_err(|_| {
-            Failure::usage("image pull: --user needs the password in the environment variable COFFER_PASSWORD")
-        })?,
-    };
+        Some(_) => std::env::var("COFFER_PASSWORD").map(Secret).map_err(|_| {
+            let why = "--user needs the password in the environment variable COFFER_PASSWORD";
+            Failure::usage(format!("{command}: {why}"))
+        }),
+    }
+}
+
+fn pull_options(args: &Args) -> Result<PullOptions, Failure> {
     Ok(PullOptions {
         reference: args.at(0).to_owned(),
         platform: args.text("platform"),
         plain_http: args.has("plain-http"),
         user: args.text("user"),
-        secret: Secret(secret),
+        secret: secret("image pull", args)?,
         driver: args.text("snapshotter"),
         fetch_only: args.has("no-unpack"),
-        ca_certificates,
+        ca_certificates: certificates(args)?,
     })
 }
 
 fn names(cx: &Cx, names: Vec<String>) -> Result<i32, Failure> {
     cx.names(names.iter().map(String::as_str))?;
     Ok(0)
+}
+
+/// `coffer image push`.
+pub static PUSH: Command = Command {
+    path: &["image", "push"],
+    about: "send an image to a registry",
+    positionals: &[
+        Positional { name: "IMAGE", times: Times::Once },
+        Positional { name: "REFERENCE", times: Times::Maybe },
+    ],
+    flags: &[
+        value("platform", None, "OS/ARCH[/VARIANT]", "the image for this platform alone"),
+        value("user", Some('u'), "NAME", "for registries that ask; the password comes from COFFER_PASSWORD"),
+        value("ca", None, "FILE", "certificates (PEM) to trust besides the host's"),
+        switch("plain-http", None, "over http alone"),
+        value("chunk-size", None, "SIZE", "of a blob in one request; all of it otherwise"),
+        many("mount-from", None, "PATH", "a repository of the same registry that may have its layers already"),
+        switch("all-layers", None, "those too that aren't meant to be distributed"),
+    ],
+    notes: "REFERENCE is host[:port]/path[:tag]; without one the image's own name. What the registry has already isn't sent. Progress\n\
+            goes to standard error, the whole name to standard output. ctrl-c cancels.",
+    failure: 1,
+    action: |cx| Box::pin(push(cx)),
+};
+
+async fn push(cx: Cx) -> Result<i32, Failure> {
+    let args = &cx.args;
+    let options = PushOptions {
+        reference: args.at(1).to_owned(),
+        platform: args.text("platform"),
+        plain_http: args.has("plain-http"),
+        user: args.text("user"),
+        secret: secret("image push", args)?,
+        ca_certificates: certificates(args)?,
+        chunk: args.read("chunk-size", size)?.unwrap_or(0),
+        mount_from: args.all("mount-from").to_vec(),
+        foreign: args.has("all-layers"),
+    };
+    let image = cx.namespace().await?.images().get(args.at(0));
+    names(&cx, progress::follow(&image.push(&options)).await?)
 }
 
 /// `coffer image import`.
@@ -122,18 +168,26 @@ fn source(path: &str) -> Result<OwnedFd, Failure> {
 /// `coffer image export`.
 pub static EXPORT: Command = Command {
     path: &["image", "export"],
-    about: "write an image into an archive",
-    positionals: &[Positional { name: "NAME", times: Times::Once }, Positional { name: "FILE", times: Times::Once }],
-    flags: &[],
-    notes: "An OCI layout in a tar archive, as \"coffer image import\" and others read it. FILE must not be there; - is standard\n\
-            output. Progress goes to standard error. ctrl-c cancels.",
+    about: "write images into an archive",
+    positionals: &[Positional { name: "NAME... FILE", times: Times::Many }],
+    flags: &[value(
+        "platform",
+        None,
+        "OS/ARCH[/VARIANT]",
+        "the images for this platform alone; all that is here otherwise",
+    )],
+    notes: "An OCI layout in a tar archive, as \"coffer image import\" and others read it; \"docker load\" reads it too. The same images give\n\
+            the same bytes. FILE must not be there; - is standard output. Progress goes to standard error. ctrl-c cancels.",
     failure: 1,
     action: |cx| Box::pin(export(cx)),
 };
 
 async fn export(cx: Cx) -> Result<i32, Failure> {
-    let path = cx.args.at(1);
-    let image = cx.namespace().await?.images().get(cx.args.at(0));
+    let (path, names) = match cx.args.from(0) {
+        [names @ .., path] if !names.is_empty() => (path.as_str(), names.to_vec()),
+        _ => return Err(Failure::usage("image export: name the images, then the FILE to write")),
+    };
+    let images = cx.namespace().await?.images();
     let target = match path {
         "-" => std::io::stdout().as_fd().try_clone_to_owned().map_err(|e| Failure::io("standard output", e))?,
         path => {
@@ -141,7 +195,7 @@ async fn export(cx: Cx) -> Result<i32, Failure> {
             file.map_err(|e| Failure::io(path, e))?.into()
         }
     };
-    let done = progress::follow(&image.export_fd(target)).await;
+    let done = progress::follow(&images.export_fd(&names, &cx.args.text("platform"), target)).await;
     if done.is_err() && path != "-" {
         let _ = std::fs::remove_file(path);
     }
@@ -245,21 +299,4 @@ async fn rm(cx: Cx) -> Result<i32, Failure> {
         cx.client().await?.collector().collect(false).await?;
     }
     Ok(code)
-}
-
-/// `coffer image inspect`.
-pub static INSPECT: Command = Command {
-    path: &["image", "inspect"],
-    about: "show all that is known of images, as JSON",
-    positionals: &[Positional { name: "NAME", times: Times::Many }],
-    flags: &[value("platform", None, "OS/ARCH[/VARIANT]", "other than the host's")],
-    notes: "one JSON document for each; -o json puts each on one line",
-    failure: 1,
-    action: |cx| Box::pin(inspect(cx)),
-};
-
-async fn inspect(cx: Cx) -> Result<i32, Failure> {
-    let images = cx.namespace().await?.images();
-    let platform = cx.args.text("platform");
-    show_each(&cx, async |name| images.get(name).detail(&platform).await).await
 }

@@ -16,6 +16,8 @@ pub mod gc;
 pub mod grant;
 pub mod grant_diff;
 pub mod image;
+pub mod image_check;
+pub mod image_tag;
 pub mod job;
 pub mod lease;
 pub mod lifecycle;

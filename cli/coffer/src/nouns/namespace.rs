@@ -1,5 +1,7 @@
 //! Namespaces.
 
+use cofferdam_types::Code;
+
 use crate::{
     args::{Command, Positional, Times, many, switch},
     cx::{Cx, Table, line},
@@ -88,14 +90,31 @@ pub static RM: Command = Command {
     path: &["namespace", "rm"],
     about: "remove empty namespaces",
     positionals: &[Positional { name: "NAME", times: Times::Many }],
-    flags: &[],
+    flags: &[switch("revoke", None, "take back what was given out of it by grants")],
     notes: "A namespace is empty when no containers, images, leases and snapshots made by hand are in it. What images that are\n\
-            gone left in it, blobs and layers, goes with it, unless another namespace has it too.",
+            gone left in it, blobs and layers, goes with it, unless another namespace has it too. While there are grants that begin\n\
+            in it it stays, unless --revoke takes them back.",
     failure: 1,
     action: |cx| Box::pin(rm(cx)),
 };
 
 async fn rm(cx: Cx) -> Result<i32, Failure> {
-    let namespaces = cx.client().await?.namespaces();
-    each(&cx, async |name| Ok(namespaces.remove(name).await?)).await
+    let client = cx.client().await?;
+    let (namespaces, revoke) = (client.namespaces(), cx.args.has("revoke"));
+    each(&cx, async |name| {
+        match namespaces.remove(name).await {
+            // Where something else stands in the way nothing is taken back.
+            Err(error) if revoke && error.code == Code::FailedPrecondition && error.kind == "grant" => {}
+            done => return Ok(done?),
+        }
+        let grants = client.namespace(name).grants();
+        for one in grants.list().all().await?.iter().filter(|one| one.parent.is_empty()) {
+            match grants.get(&one.id).revoke().await {
+                Err(error) if error.code != Code::NotFound => return Err(error.into()),
+                _ => {}
+            }
+        }
+        Ok(namespaces.remove(name).await?)
+    })
+    .await
 }

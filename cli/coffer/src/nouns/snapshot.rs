@@ -263,7 +263,8 @@ pub static LIMIT: Command = Command {
     about: "bound what may be written into an active snapshot",
     positionals: &[Positional { name: "KEY", times: Times::Once }, Positional { name: "SIZE", times: Times::Once }],
     flags: &[SNAPSHOTTER],
-    notes: "SIZE is such as 512m, and 0 for no limit. What it lies on doesn't count. The driver btrfs can do that, with quotas on.",
+    notes: "SIZE is such as 512m, and 0 for no limit. What it lies on doesn't count. The driver btrfs can do that, with quotas on, and \
+            the others where the file system has project quotas.",
     failure: 1,
     action: |cx| Box::pin(limit(cx)),
 };

@@ -9,9 +9,8 @@ use capnp::{
 use capnp_rpc::RpcSystem;
 use cofferdam_grants::Live;
 use cofferdam_types::{Authority, Code};
-use cofferdam_wire::{connect, error::from_rpc, gate_capnp, system_capnp::system};
+use cofferdam_wire::{error::from_rpc, gate_capnp, system_capnp::system};
 use futures::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::UnixStream;
 
 use super::*;
 use crate::server::{guard::guard, reach::Reach, session::Held, share::Share};
@@ -70,10 +69,9 @@ fn served_of(meter: Rc<Meter>, server: UnixStream, client: UnixStream) -> Setup 
     let dispatch = <gate_capnp::gate::Client as FromServer<Slow>>::from_server(object);
     let (own, counted) = (<gate_capnp::gate::Client as HasTypeId>::TYPE_ID, (meter.begin_object().unwrap(), None));
     let object = guard(dispatch, own, meter.clone(), counted, Rc::new(held), None, None);
-    let tap = |reader| Tap::new(reader, meter.clone());
-    let (network, _) = connect::network_through(server, Side::Server, connect::MESSAGE, tap);
+    let (network, _) = network(server, meter.clone());
     let bootstrap = FromClientHook::new(object.into_client_hook());
-    tokio::task::spawn_local(RpcSystem::new(Box::new(Network::new(network, meter.clone())), Some(bootstrap)));
+    tokio::task::spawn_local(RpcSystem::new(Box::new(network), Some(bootstrap)));
     let (network, _) = connect::network(client, Side::Client, 64 << 20);
     let mut rpc = RpcSystem::new(Box::new(network), None);
     let client = rpc.bootstrap(Side::Server);

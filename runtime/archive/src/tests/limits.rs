@@ -8,7 +8,7 @@ use std::{
 
 use cofferdam_types::Code;
 
-use super::support::{Jail, Tar, gzip, xattrs};
+use super::support::{Jail, Tar, count, gzip, xattrs};
 use crate::{ApplyOptions, Limits, apply};
 
 fn limited(limits: Limits) -> ApplyOptions {
@@ -17,12 +17,7 @@ fn limited(limits: Limits) -> ApplyOptions {
 
 #[test]
 fn a13_entries_depth_and_attributes_are_bounded() {
-    let mut tar = Tar::new();
-    for i in 0..101 {
-        tar = tar.file(&format!("f{i}"), "");
-    }
     let options = limited(Limits { max_entries: 100, ..Limits::default() });
-    assert_eq!(Jail::new().apply_as(&tar.end(), &options).unwrap_err().code, Code::ResourceExhausted);
     // Directories that are made along the way count.
     let tar = Tar::new().file(&("d/".repeat(101) + "f"), "").end();
     assert_eq!(Jail::new().apply_as(&tar, &options).unwrap_err().code, Code::ResourceExhausted);
@@ -46,6 +41,48 @@ fn a13_entries_depth_and_attributes_are_bounded() {
     }
     let options = limited(Limits { max_names: 100_000, ..Limits::default() });
     assert_eq!(Jail::new().apply_as(&tar.end(), &options).unwrap_err().code, Code::ResourceExhausted);
+}
+
+/// Files of size 0 without end, made up while they are read: some names again and again.
+struct Crowd {
+    left: usize,
+    block: Vec<u8>,
+}
+
+/// So many names they have: each is a file, and a disk has only so many.
+const NAMES: usize = 200_000;
+
+impl Read for Crowd {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        if self.block.is_empty() {
+            self.block = match self.left.checked_sub(1) {
+                Some(left) => Tar::new().file(&format!("d{}/f{}", left % 100, left % NAMES), "").bytes,
+                None => return Ok(0),
+            };
+            self.left = self.left.saturating_sub(1);
+        }
+        let n = self.block.len().min(into.len());
+        into[..n].copy_from_slice(&self.block[..n]);
+        self.block.drain(..n);
+        Ok(n)
+    }
+}
+
+#[test]
+fn a13_as_many_entries_as_may_be_and_no_more() {
+    let most = count(Limits::default().max_entries as usize, 2000);
+    // The directories that are made along the way count.
+    let options = limited(Limits { max_entries: most as u64, ..Limits::default() });
+    let go = AtomicBool::new(false);
+    let applied = |entries: usize| {
+        let jail = Jail::new();
+        let root = std::fs::File::open(jail.root()).unwrap();
+        let crowd = Crowd { left: entries, block: Vec::new() };
+        apply(std::os::fd::AsFd::as_fd(&root), crowd, &options, &go).map(drop)
+    };
+    applied(most - 100).unwrap();
+    assert_eq!(applied(most - 99).unwrap_err().code, Code::ResourceExhausted);
+    println!("long-run: A13, entries of size 0 | {most} taken, and one more refused");
 }
 
 #[test]

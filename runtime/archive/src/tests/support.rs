@@ -21,6 +21,11 @@ use crate::{Applied, ApplyOptions, apply, settle};
 
 pub(super) const TIME: u64 = 1_600_000_000;
 
+/// The full count, or that of every day.
+pub(super) fn count(long: usize, short: usize) -> usize {
+    if std::env::var_os("COFFERDAM_LONG").is_some() { long } else { short }
+}
+
 #[derive(Clone)]
 pub(super) struct Tar {
     pub(super) bytes: Vec<u8>,

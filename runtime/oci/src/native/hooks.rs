@@ -31,6 +31,24 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// How much of what a hook said is told.
 const SAID: usize = 500;
 
+/// How long the hooks may take that run outside the making of a container.
+#[derive(Clone, Copy, Debug)]
+pub struct HookTime {
+    /// Those of its start.
+    pub start: Duration,
+    /// Those behind its end.
+    pub stop: Duration,
+}
+
+/// That of the hooks that a spec has.
+pub fn hook_time(spec: &oci_spec::runtime::Spec) -> HookTime {
+    let sum = |hooks: &[Hook]| hooks.iter().fold(Duration::ZERO, |sum, hook| sum.saturating_add(timeout(hook)));
+    let of = |which: fn(&Spec) -> &Option<Vec<Hook>>| {
+        spec.hooks().as_ref().map_or(Duration::ZERO, |hooks| sum(list(which(hooks))))
+    };
+    HookTime { start: of(Spec::start_container).saturating_add(of(Spec::poststart)), stop: of(Spec::poststop) }
+}
+
 /// The hooks of a container that has any.
 #[derive(Debug)]
 pub(super) struct Hooks {

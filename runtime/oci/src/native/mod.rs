@@ -42,6 +42,7 @@ use cofferdam_types::{Error, Result};
 use oci_spec::runtime::{Capability, LinuxResources, Process as ProcessSpec, Spec};
 
 pub use check::{check, check_resources};
+pub use hooks::{HookTime, hook_time};
 
 use self::{
     ahead::Ahead,

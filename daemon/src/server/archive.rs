@@ -1,0 +1,29 @@
+//! Images on their way out, into a descriptor or a sink of the client's.
+
+use cofferdam_transfer::ExportOptions;
+use cofferdam_types::Result;
+use cofferdam_wire::{common_capnp::byte_stream, job_capnp::job, received::Received};
+
+use super::{
+    Place,
+    bytes::{End, pipe, pump},
+    foreign, jobs,
+};
+
+pub async fn into_fd(place: &Place, options: ExportOptions, target: Received) -> Result<job::Client> {
+    let target = foreign::vouched(target, &place.session.files).await?;
+    let job = place.services().transfer.export(&place.namespace, options, target).await?;
+    Ok(jobs::begun(place, job))
+}
+
+pub async fn into_sink(place: &Place, options: ExportOptions, sink: byte_stream::Client) -> Result<job::Client> {
+    let (read, write) = pipe(End::Read)?;
+    let job = place.services().transfer.export(&place.namespace, options, write).await?;
+    tokio::task::spawn_local(async move {
+        // A client that takes no more: the job finds a pipe that nobody reads.
+        if let Err(error) = pump(read, sink).await {
+            tracing::debug!(%error, "an export ended early");
+        }
+    });
+    Ok(jobs::begun(place, job))
+}
