@@ -90,3 +90,30 @@ fn each_kind_of_hook_runs_in_its_place_with_runc() {
 fn each_kind_of_hook_runs_in_its_place_with_crun() {
     each_kind_in_its_place("crun");
 }
+
+/// The shim goes on meanwhile, and is not taken for one that hangs.
+fn those_behind_the_end_have_their_time(runtime: &str) {
+    let scene = Scene::new(runtime);
+    let before = scene.daemon.leftovers();
+    bounded(async {
+        let namespace = scene.daemon.open().await;
+        let hooks = json!({"poststop": [scene.hook("first", 3), scene.hook("second", 4)]});
+        let container = scene.container(&namespace, "exit 3", hooks).await;
+        let task = container.create_task(Stdio::default(), false);
+        task.start().await.unwrap();
+        assert_eq!(task.wait().await.unwrap().status, 3);
+        container.remove(false).await.unwrap();
+        assert_eq!(scene.said(), "first second ");
+    });
+    scene.daemon.settles(&before);
+}
+
+#[test]
+fn hooks_behind_the_end_have_their_time_with_native() {
+    those_behind_the_end_have_their_time("native");
+}
+
+#[test]
+fn hooks_behind_the_end_have_their_time_with_runc() {
+    those_behind_the_end_have_their_time("runc");
+}

@@ -50,7 +50,7 @@ fn measure(dir: &std::path::Path, runs: usize) -> Result<()> {
     for run in 0..runs {
         let id = Id::new(format!("floor-{}-{run}", std::process::id()))?;
         let begin = Instant::now();
-        let mut container = native.create(&CreateRequest {
+        let container = native.create(&CreateRequest {
             id: &id,
             namespace: &namespace,
             bundle: bundle.as_fd(),
@@ -61,7 +61,7 @@ fn measure(dir: &std::path::Path, runs: usize) -> Result<()> {
             filter: None,
         })?;
         let created = Instant::now();
-        native.start(&mut container)?;
+        native.start(&container)?;
         let started = Instant::now();
         cofferdam_sys::process::waitid(&container.init.pidfd, true).map_err(io("waitid"))?;
         let ended = Instant::now();
@@ -99,8 +99,8 @@ fn execs(
     let stdio = Stdio::Fds { stdin: stdin.as_fd(), stdout: null.as_fd(), stderr: null.as_fd() };
     let bundle = bundle.as_fd();
     let request = CreateRequest { id: &id, namespace, bundle, bundle_path, spec: &spec, rootfs, stdio, filter: None };
-    let mut container = native.create(&request)?;
-    native.start(&mut container)?;
+    let container = native.create(&request)?;
+    native.start(&container)?;
     let mut times = [Vec::new(), Vec::new()];
     for _ in 0..runs {
         let begin = Instant::now();
