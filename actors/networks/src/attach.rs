@@ -16,15 +16,20 @@ use cofferdam_net::{Chain, Outcome, Place, Plugins, Port, Wish, find};
 use cofferdam_sys::network;
 use cofferdam_types::{Authority, Error, Id, Result, Timestamp};
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
 
-use crate::messages::Attach;
+use crate::{handle::THREADS, messages::Attach};
 
 /// The interface that a container gets.
 pub const INTERFACE: &str = "eth0";
 /// How long a port or an address is waited for whose holder is just giving it up, and how often that is looked at.
 const GIVING_UP: (Duration, Duration) = (Duration::from_secs(10), Duration::from_millis(20));
 const PAGE: usize = 100;
+/// How many threads one network may have, of those that there are for all.
+pub(crate) const SHARE: usize = THREADS / 4;
 
 /// What a connected container has.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,6 +61,8 @@ pub(crate) struct Core {
     pub configs: PathBuf,
     /// Where namespaces are pinned.
     pub pins: PathBuf,
+    /// How many ADDs and DELs of each network are under way: one whose plugins hang leaves room for the others.
+    shares: Mutex<HashMap<String, Arc<Semaphore>>>,
     /// One after the other for each attachment: an ADD that a crashed actor began is over before its DEL begins.
     turns: Mutex<HashMap<Id, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -69,13 +76,25 @@ enum Intent {
 
 impl Core {
     pub fn new(metadata: Metadata, pool: Pool, plugins: Plugins, configs: PathBuf, pins: PathBuf) -> Core {
-        Core { metadata, pool, plugins, configs, pins, turns: Mutex::default() }
+        Core { metadata, pool, plugins, configs, pins, shares: Mutex::default(), turns: Mutex::default() }
     }
 
     fn turn(&self, id: &Id) -> Arc<tokio::sync::Mutex<()>> {
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
         turns.retain(|_, turn| Arc::strong_count(turn) > 1);
         turns.entry(id.clone()).or_default().clone()
+    }
+
+    /// A part of the pool, for one network; it falls with the work.
+    async fn share(&self, network: &str) -> Option<OwnedSemaphorePermit> {
+        let share = {
+            let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+            shares.retain(|_, share| Arc::strong_count(share) > 1);
+            let new = || Arc::new(Semaphore::new(SHARE));
+            shares.entry(network.to_owned()).or_insert_with(new).clone()
+        };
+        // It is never closed.
+        share.acquire_owned().await.ok()
     }
 
     pub fn pin(&self, id: &Id) -> PathBuf {
@@ -95,9 +114,10 @@ impl Core {
         self.intend(&request, &config).await?;
         let (core, id) = (self.clone(), request.id.clone());
         let turn = self.turn(&id).lock_owned().await;
+        let share = self.share(&request.network).await;
         let connect = move || {
-            // Falls with the work, not with whoever waits for it.
-            let _turn = turn;
+            // They fall with the work, not with whoever waits for it.
+            let _held = (turn, share);
             core.connect(&id, &config)
         };
         let answer = self.pool.run(connect).await?;
@@ -157,8 +177,10 @@ impl Core {
     pub async fn detach(self: &Arc<Core>, id: &Id) -> Result<()> {
         let (core, own) = (self.clone(), id.clone());
         let turn = self.turn(id).lock_owned().await;
+        let Some(network) = attachments::find(&self.metadata.read()?, id)?.map(|a| a.network) else { return Ok(()) };
+        let share = self.share(&network).await;
         let disconnect = move || {
-            let _turn = turn;
+            let _held = (turn, share);
             core.disconnect(&own)
         };
         self.pool.run(disconnect).await?;
@@ -240,8 +262,15 @@ fn taken(read: &dyn Read, new: &Attachment, wish: &Wish) -> Result<Option<Error>
     for other in each(read)? {
         let Ok(theirs) = config(&other) else { continue };
         let port = wish.ports.iter().find(|port| theirs.wish.ports.iter().any(|other| other.collides(port)));
-        let bare = |text: &str| text.split('/').next().unwrap_or_default().to_owned();
-        let has = |address: &String| theirs.wish.addresses.iter().any(|other| bare(other) == bare(address));
+        // One address can be written in many ways.
+        let has = |address: &String| {
+            let parsed = cofferdam_net::address(address);
+            theirs
+                .wish
+                .addresses
+                .iter()
+                .any(|other| other == address || parsed.is_some() && cofferdam_net::address(other) == parsed)
+        };
         let address = wish.addresses.iter().find(|address| other.network == new.network && has(address));
         let (kind, what) = match (port, address) {
             (Some(port), _) => ("port", format!("{}/{}", port.host_port, port.protocol.as_str())),

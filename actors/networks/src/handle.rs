@@ -20,8 +20,8 @@ use crate::{
     messages::{List, Release},
 };
 
-/// A plugin that hangs keeps a thread until its deadline: so many may hang before others wait.
-const THREADS: usize = 64;
+/// A plugin that hangs keeps a thread until its deadline. One network has a part of them, so that others go on.
+pub(crate) const THREADS: usize = 64;
 const QUEUE: usize = 4096;
 const BOUND: usize = 4096;
 /// How long an undoing is waited for; it goes on without the waiter.

@@ -53,6 +53,7 @@ impl World {
         let script = format!(
             "#!/bin/sh\ncd {at}\ncat > input\n[ -s /proc/self/ns/net ]\necho $CNI_COMMAND $CNI_CONTAINERID >> log\n\
              [ -e hang-$CNI_COMMAND ] && exec sleep 1000\n\
+             [ -e needs-nsfs -a -n \"$CNI_NETNS\" ] && ! nsenter --net=\"$CNI_NETNS\" true && exit 1\n\
              [ -e fail-$CNI_COMMAND ] && {{ echo '{{\"code\":7,\"msg\":\"as told\"}}'; exit 1; }}\n\
              [ $CNI_COMMAND = ADD ] && echo '{{\"cniVersion\":\"1.0.0\",\"ips\":[{{\"address\":\"10.1.0.2/16\"}}]}}'\nexit 0\n"
         );
@@ -266,6 +267,14 @@ fn a_port_of_the_host_is_given_once() {
         let error = world.attach("five", address()).await.unwrap_err();
         assert_eq!((error.code, &*error.kind, &*error.id), (Code::AlreadyExists, "address", "10.1.0.9"));
         assert_eq!(world.log().len(), 3, "nothing was run for those that were refused");
+        // However it is written.
+        let address = |text: &str| Wish { addresses: vec![text.into()], ..Wish::default() };
+        world.attach("six", address("fd00::3/64")).await.unwrap();
+        for text in ["fd00:0::3", "FD00::3/128", "fd00:0:0:0:0:0:0:3"] {
+            let error = world.attach("seven", address(text)).await.unwrap_err();
+            assert_eq!((error.code, &*error.kind, &*error.id), (Code::AlreadyExists, "address", text));
+        }
+        world.attach("eight", address("fd00::4")).await.unwrap();
         // One that is just being taken away is waited for.
         world.touch("fail-DEL");
         world.give_up("one").await;
@@ -273,7 +282,7 @@ fn a_port_of_the_host_is_given_once() {
         assert!(tokio::time::timeout(Duration::from_millis(100), &mut waits).await.is_err());
         world.rm("fail-DEL");
         waits.await.unwrap();
-        for id in ["two", "three", "four"] {
+        for id in ["two", "three", "four", "six", "eight"] {
             world.give_up(id).await;
         }
         world.kernel.stop().await;
@@ -293,6 +302,74 @@ fn what_is_not_configured_or_not_installed_is_named() {
         // The DEL of the first waits for its plugin to come back.
         assert_eq!((world.stage("one"), world.stage("two")), (Some(Stage::Releasing), None));
         cofferdam_sys::network::unpin(&world.pin("one")).unwrap();
+        world.kernel.stop().await;
+    });
+}
+
+/// SIGKILL between the two steps of a pin: what is there is no namespace, and DEL is not told of one.
+#[test]
+fn a_namespace_that_was_half_made_is_released() {
+    run(async {
+        let world = World::new().await;
+        world.touch("hang-ADD");
+        let mut hangs = Box::pin(world.attach("one", port(80)));
+        let end = Instant::now() + DEADLINE;
+        while world.log().is_empty() {
+            assert!(tokio::time::timeout(Duration::from_millis(5), &mut hangs).await.is_err() && Instant::now() < end);
+        }
+        drop(hangs);
+        let world = world.again().await;
+        let pin = world.pin("one");
+        cofferdam_sys::network::unpin(&pin).unwrap();
+        std::fs::write(&pin, "").unwrap();
+        world.touch("needs-nsfs");
+        world.give_up("one").await;
+        world.gone("one").await;
+        // What it had is free.
+        world.rm("hang-ADD");
+        world.attach("two", port(80)).await.unwrap();
+        world.give_up("two").await;
+        world.kernel.stop().await;
+    });
+}
+
+/// As many as there are threads.
+#[test]
+fn a_network_whose_plugins_hang_leaves_room_for_others() {
+    run(async {
+        let world = World::new().await;
+        let conf = std::fs::read_to_string(world.dir.path().join("net.d/net.conf")).unwrap();
+        std::fs::write(world.dir.path().join("net.d/other.conf"), conf.replace("\"net\"", "\"other\"")).unwrap();
+        let request = |id: &str, network: &str| Attach {
+            authority: Authority::system(),
+            id: Id::new(id).unwrap(),
+            namespace: Namespace::default_namespace(),
+            container: Id::new(format!("of-{id}")).unwrap(),
+            network: network.to_owned(),
+            wish: Wish::default(),
+        };
+        world.touch("hang-ADD");
+        let ids: Vec<_> = (0..crate::handle::THREADS).map(|n| format!("hangs{n}")).collect();
+        let mut hang = Vec::new();
+        for id in &ids {
+            let (networks, request) = (world.networks.clone(), request(id, "net"));
+            hang.push(actix_rt::spawn(async move { networks.attach(request).await }));
+        }
+        let end = Instant::now() + DEADLINE;
+        while world.log().len() < crate::attach::SHARE {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            assert!(Instant::now() < end, "{:?}", world.log());
+        }
+        world.rm("hang-ADD");
+        world.networks.attach(request("other", "other")).await.unwrap();
+        assert!(!hang.iter().any(|attach| attach.is_finished()), "those hang still");
+        world.give_up("other").await;
+        // They come to their deadline, or to their turn.
+        for (attach, id) in hang.into_iter().zip(&ids) {
+            let _ = attach.await.unwrap();
+            world.give_up(id).await;
+            world.gone(id).await;
+        }
         world.kernel.stop().await;
     });
 }

@@ -1,17 +1,14 @@
 //! The actor: which tasks there are, and a future for every request.
 
-use std::{cell::RefCell, collections::BTreeMap, os::fd::OwnedFd, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::RefCell, collections::BTreeMap, os::fd::OwnedFd, rc::Rc, sync::Arc};
 
 use actix::{Actor, AsyncContext as _, Context, Handler, ResponseFuture};
 use cofferdam_kernel::hosted;
-use cofferdam_metadata::{
-    Tx,
-    records::{
-        containers, events,
-        tasks::{Exit, Task},
-    },
+use cofferdam_metadata::records::{
+    containers,
+    tasks::{Exit, Task},
 };
-use cofferdam_types::{Authority, Code, Error, Event, Id, Namespace, Result, Timestamp};
+use cofferdam_types::{Authority, Error, Id, Namespace, Result};
 use cofferdam_wire::{convert::life, received::Received};
 use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 
@@ -21,10 +18,9 @@ use crate::{
     entry::{Entry, Process},
     exec,
     handle::Deps,
-    layout,
     messages::{
         Attach, Attached, CloseStdin, CreateTask, DeleteProcess, Dump, Exec, Execs, Kill, LogLost, Observe, Pause,
-        ProcessState, Query, Remove, Removed, Resize, Start, Stdin,
+        ProcessState, Query, Remove, Removed, Resize, Stdin,
     },
     recover, remove,
     restore::{self, Dumped},
@@ -32,13 +28,10 @@ use crate::{
     run::{self, set_stdio},
     shim::from_shim,
     spare::Spares,
-    sweep,
+    sweep, told,
 };
 
 pub(crate) type Key = (Namespace, Id);
-
-/// How long a lost shim's container may take to die.
-const DYING: Duration = Duration::from_secs(15);
 
 /// What every future of the actor may look at.
 #[derive(Clone)]
@@ -52,7 +45,7 @@ pub(crate) struct Ctx {
     turns: Rc<RefCell<BTreeMap<Key, Arc<Mutex<()>>>>>,
     /// The same of groups.
     pub groups: Rc<RefCell<BTreeMap<Key, Arc<Mutex<()>>>>>,
-    spares: Rc<Spares>,
+    pub spares: Rc<Spares>,
     pub departed: Departed,
     pub coming: Arrivals,
 }
@@ -95,9 +88,11 @@ impl Actor for TasksActor {
         };
         let known = recorded.iter().map(|(_, task)| task.shim.clone()).collect();
         let sweeps = self.ctx.deps.metadata.writable().is_ok();
-        if sweeps && let Err(error) = sweep::dirs(&self.ctx.deps, &known, self.first) {
+        let swept = if sweeps { sweep::dirs(&self.ctx.deps, &known, self.first) } else { Ok(Vec::new()) };
+        let unmade = swept.unwrap_or_else(|error| {
             tracing::warn!(%error, "what a crash left can't be removed");
-        }
+            Vec::new()
+        });
         let shims = sweep::unknown(&self.ctx.deps, &known);
         let spares = self.ctx.deps.layout.spares();
         let orphans = self.ctx.deps.networks.orphans().unwrap_or_else(|error| {
@@ -126,12 +121,12 @@ impl Actor for TasksActor {
             }
             self.ctx.entries.borrow_mut().insert((namespace, task.id.clone()), entry.clone());
             let ctx = self.ctx.clone();
-            let was_recorded = task.exit.is_some();
-            context.spawn(actix::fut::wrap_future(async move { ctx.find(entry, was_recorded).await }));
+            context.spawn(actix::fut::wrap_future(async move { ctx.find(entry, &task).await }));
         }
         if sweeps {
             let ctx = self.ctx.clone();
-            context.spawn(actix::fut::wrap_future(async move { ctx.sweep(shims, spares, orphans, unborn).await }));
+            context
+                .spawn(actix::fut::wrap_future(async move { ctx.sweep(shims, spares, orphans, unborn, unmade).await }));
         }
     }
 
@@ -195,53 +190,6 @@ impl Ctx {
         let mut removals = self.removals.borrow_mut();
         removals.retain(|_, waiting| waiting.receiver_count() > 0);
         Ok(removals.entry(key).or_default().subscribe())
-    }
-
-    async fn start(&self, entry: &Rc<Entry>, exec: &str) -> Result<u32> {
-        let remote = match entry.link.remote().await {
-            // Its shim died between the making and the start: as below.
-            Err(error) if error.code == Code::FailedPrecondition && exec.is_empty() => {
-                let never = entry.init.life.borrow().started == Timestamp(0);
-                return if never && entry.init.ended().is_some() { Ok(0) } else { Err(error) };
-            }
-            other => other?,
-        };
-        let mut request = remote.container.start_request();
-        request.get().set_id(exec);
-        // Watched from before the start, so that no end is missed; the first process has been watched since it was made.
-        let watching = (!exec.is_empty()).then(|| self.watch(entry, exec.to_owned(), true));
-        let process = entry.process(exec)?;
-        let answer = match request.send().promise.await.map_err(from_shim) {
-            // The shim died of something: whether before the start or behind it, the process ends as one that it lost.
-            Err(error) if error.code == Code::Unavailable => {
-                let mut exit = process.exit.subscribe();
-                let ended = tokio::time::timeout(DYING, exit.wait_for(Option::is_some)).await;
-                return if ended.is_ok_and(|ended| ended.is_ok()) { Ok(0) } else { Err(error) };
-            }
-            Err(error) => {
-                // One that could not be run has ended, and that is told; one that may not run now has no end.
-                if let Some(watching) = watching
-                    && remote.is_waiting(exec).await
-                {
-                    watching.abort();
-                }
-                return Err(error);
-            }
-            Ok(answer) => answer,
-        };
-        let life = life(answer.get().and_then(|a| a.get_life()).map_err(from_shim)?)?;
-        let pid = life.pid;
-        if exec.is_empty() {
-            // What it was restored from, if it was.
-            layout::remove(&self.deps.layout.restored(&entry.shim, &entry.id))?;
-        }
-        if process.ended().is_none() {
-            process.update(life);
-        }
-        let (ctx, entry, exec) = (self.clone(), entry.clone(), exec.to_owned());
-        // The shim's life record has it; the tables follow. It is in the writer's queue before its end can be.
-        beside(async move { ctx.record_start(&entry, &exec, pid).await }).await;
-        Ok(pid)
     }
 
     async fn attach(&self, message: Attach) -> Result<Attached> {
@@ -343,26 +291,6 @@ impl Ctx {
     }
 }
 
-impl Handler<Start> for TasksActor {
-    type Result = ResponseFuture<Result<u32>>;
-    fn handle(&mut self, message: Start, _: &mut Context<Self>) -> Self::Result {
-        note("Start", &message.namespace, &message.id, &message.authority);
-        let ctx = self.ctx.clone();
-        Box::pin(async move {
-            let (ns, id) = (&message.namespace, &message.id);
-            let entry = ctx.entry(ns, id).map_err(|e| ctx.departed.refusal(ns, id).unwrap_or(e))?;
-            let first = message.exec.is_empty();
-            let maker = if first { ctx.deps.makers.take(&message.namespace, &message.id) } else { None };
-            let started = ctx.start(&entry, &message.exec).await;
-            if let (Some(maker), Err(_)) = (maker, &started) {
-                ctx.expect_start(&message.namespace, &message.id, Some(maker));
-            }
-            ctx.spares.refill_now();
-            started
-        })
-    }
-}
-
 impl Handler<Observe> for TasksActor {
     type Result = ResponseFuture<Result<watch::Receiver<Option<Exit>>>>;
     fn handle(&mut self, message: Observe, _: &mut Context<Self>) -> Self::Result {
@@ -380,7 +308,13 @@ impl Handler<Observe> for TasksActor {
                 ctx.settled(&message.namespace, &message.id).await?;
             }
             // The end of the first process can be waited for before anybody knows how it is.
-            Ok(entry.process(&message.exec)?.exit.subscribe())
+            match entry.process(&message.exec) {
+                Ok(process) => Ok(process.exit.subscribe()),
+                Err(error) => {
+                    let exit = entry.past.borrow().exit(&message.exec).ok_or(error)?;
+                    Ok(watch::channel(Some(exit)).1)
+                }
+            }
         })
     }
 }
@@ -406,7 +340,7 @@ impl Handler<Execs> for TasksActor {
 }
 
 /// Begins what nobody waits for. What it asks of an actor first is in that one's queue before anything that is asked later.
-async fn beside(work: impl Future<Output = ()> + 'static) {
+pub(crate) async fn beside(work: impl Future<Output = ()> + 'static) {
     let mut work = Box::pin(work);
     if futures::poll!(&mut work).is_pending() {
         tokio::task::spawn_local(work);
@@ -467,12 +401,8 @@ calls! {
             entry.answer(&remote, remote.container.resume_request().send().promise).await?;
         }
         entry.paused.set(m.pause);
-        let (ns, id) = (m.namespace.clone(), m.id.clone());
-        let topic = if m.pause { "/tasks/paused" } else { "/tasks/resumed" };
-        let write = move |tx: &mut Tx<'_>| {
-            events::emit(tx, Event::new(&ns, topic, serde_json::json!({ "container_id": id })))
-        };
-        ctx.deps.metadata.write(&m.authority, write).await
+        ctx.tell(&entry, &m.authority, if m.pause { "/tasks/paused" } else { "/tasks/resumed" }).await;
+        Ok(())
     };
 }
 
@@ -548,7 +478,17 @@ impl Handler<DeleteProcess> for TasksActor {
                 ctx.forget(&entry);
                 return Ok(exit);
             }
+            if let Some(exit) = entry.past.borrow_mut().take(&message.exec) {
+                return Ok(exit);
+            }
             let remote = entry.remote().await?;
+            if let Ok(process) = entry.process(&message.exec) {
+                // Once the shim has forgotten it nobody could tell its end but us. A full disk is waited for beside this.
+                let recorded = told::record_end(&ctx.deps, &entry, &message.exec, &process, true).await;
+                if !told::wants_room(&recorded) {
+                    recorded?;
+                }
+            }
             let mut request = remote.container.delete_exec_request();
             request.get().set_id(&message.exec);
             let answer = entry.answer(&remote, request.send().promise).await?;

@@ -2,9 +2,10 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     path::PathBuf,
     rc::Rc,
+    time::Duration,
 };
 
 use cofferdam_metadata::records::tasks::{Exit, State};
@@ -16,6 +17,7 @@ use crate::{
     handle::ExitWatch,
     link::{Link, Remote},
     messages::ProcessState,
+    patience::Patience,
     recover::{ANSWER, SILENT},
     shim::from_shim,
     spare::Home,
@@ -26,12 +28,14 @@ use crate::{
 pub(crate) struct Process {
     pub life: RefCell<Life>,
     pub exit: ExitWatch,
+    /// Its end is in the tables, with its event.
+    pub recorded: Cell<bool>,
 }
 
 impl Process {
     pub fn new(life: Life) -> Rc<Process> {
         let exit = exit_of(&life);
-        Rc::new(Process { life: RefCell::new(life), exit: watch::channel(exit).0 })
+        Rc::new(Process { life: RefCell::new(life), exit: watch::channel(exit).0, recorded: Cell::default() })
     }
 
     /// Takes the news in; tells who waits.
@@ -56,6 +60,41 @@ impl Process {
 
 fn exit_of(life: &Life) -> Option<Exit> {
     (life.exited != Timestamp(0)).then(|| Exit { status: life.status, at: life.exited, reason: life.reason.clone() })
+}
+
+/// A start that is under way.
+pub(crate) struct Starting(Rc<Entry>);
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        self.0.starting.send_modify(|n| *n -= 1);
+    }
+}
+
+/// How many ends are kept of processes that nobody deleted.
+const PAST: usize = 4096;
+
+/// Ends, the oldest first: small, where a process with all that belongs to it is not.
+#[derive(Debug, Default)]
+pub(crate) struct Past(VecDeque<(String, Exit)>);
+
+impl Past {
+    pub fn keep(&mut self, exec: String, exit: Exit) {
+        self.take(&exec);
+        if self.0.len() == PAST {
+            self.0.pop_front();
+        }
+        self.0.push_back((exec, exit));
+    }
+
+    pub fn exit(&self, exec: &str) -> Option<Exit> {
+        self.0.iter().find(|(id, _)| id == exec).map(|(_, exit)| exit.clone())
+    }
+
+    pub fn take(&mut self, exec: &str) -> Option<Exit> {
+        let at = self.0.iter().position(|(id, _)| id == exec)?;
+        self.0.remove(at).map(|(_, exit)| exit)
+    }
 }
 
 /// One task.
@@ -83,6 +122,14 @@ pub(crate) struct Entry {
     pub paused: Cell<bool>,
     /// Where its shim goes, if it can be used again.
     pub home: RefCell<Option<Home>>,
+    /// How long its shim may take for what it is asked.
+    pub patience: Patience,
+    /// So many starts of the first process are not answered: whether it runs is about to be known.
+    pub starting: watch::Sender<u32>,
+    /// What happened to it and is not in the journal yet, the oldest first; the first is being written.
+    pub news: RefCell<VecDeque<&'static str>>,
+    /// The ends of other processes that the shim has forgotten.
+    pub past: RefCell<Past>,
     /// Somebody is removing it: the end of its shim is no loss.
     pub removing: Cell<bool>,
     /// Its end is in the tables, with its event.
@@ -96,6 +143,21 @@ impl Entry {
         }
         let found = self.execs.borrow().get(exec).cloned();
         found.ok_or_else(|| Error::not_found("process", exec, format!("is not one of container {}'s", self.id)))
+    }
+
+    /// From here on a start is under way, until what this gives falls.
+    pub fn begin(self: &Rc<Self>) -> Starting {
+        self.starting.send_modify(|n| *n += 1);
+        Starting(self.clone())
+    }
+
+    /// Waits for the answer to a start that is under way.
+    pub async fn begun(&self, otherwise: &str) -> Result<()> {
+        let mut starting = self.starting.subscribe();
+        match tokio::time::timeout(ANSWER, starting.wait_for(|n| *n == 0)).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Error::failed_precondition("task", &self.id, format!("is about to be started: {otherwise}"))),
+        }
     }
 
     /// Refuses what only a task can do that has not ended.
@@ -138,6 +200,12 @@ impl Entry {
         if let Ok(answer) = tokio::time::timeout(ANSWER, asked).await {
             return answer.map_err(from_shim);
         }
+        self.silent(remote);
+        Err(Error::unavailable("task", &self.id, SILENT))
+    }
+
+    /// Its shim has not answered in time: it is out of reach until it does.
+    pub fn silent(self: &Rc<Self>, remote: &Remote) {
         if self.link.state() == "there" {
             tracing::error!(container = %self.id, shim = %self.shim, "its shim doesn't answer: it is waited for");
             self.link.mute(SILENT);
@@ -152,7 +220,15 @@ impl Entry {
                 }
             });
         }
-        Err(Error::unavailable("task", &self.id, SILENT))
+    }
+
+    /// What was to be done within `limit` and was not: done or not, that is known when its shim answers.
+    pub fn late(&self, what: &str, limit: Duration) -> Error {
+        let why = format!(
+            "was not {what} by its shim within {limit:?}: it may be yet, which its state says when the shim answers; if it \
+             never does, remove the container by force"
+        );
+        Error::deadline_exceeded("task", &self.id, why)
     }
 
     /// Sends a signal to one process, or to all.
@@ -166,7 +242,15 @@ impl Entry {
     }
 
     pub fn state(&self, exec: &str) -> Result<ProcessState> {
-        let process = self.process(exec)?;
+        let past = |error: Error| -> Result<ProcessState> {
+            let exit = self.past.borrow().exit(exec).ok_or(error)?;
+            let (created, oomed) = (Timestamp::default(), Timestamp::default());
+            Ok(ProcessState { state: State::Stopped, pid: 0, created, started: None, exit: Some(exit), oomed, ooms: 0 })
+        };
+        let process = match self.process(exec) {
+            Ok(process) => process,
+            Err(error) => return past(error),
+        };
         let exit = process.ended();
         let life = process.life.borrow();
         let started = (life.started != Timestamp(0)).then_some(life.started);

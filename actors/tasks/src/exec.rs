@@ -15,9 +15,10 @@ use crate::{
     messages::{ExecRequest, Stdio},
     run::set_stdio,
     shim::{self, from_shim},
+    told,
 };
 
-/// How many that have ended are kept for whoever comes to ask. A client that wants no more of one deletes it.
+/// How many that have ended are kept as they are for whoever comes to ask. A client that wants no more of one deletes it.
 const KEPT: usize = 64;
 
 /// Makes a process, ready but not started; gives its id.
@@ -57,24 +58,37 @@ pub(crate) async fn exec(
     let answer = entry.answer(&remote, call.send().promise).await?;
     let life = life(answer.get().and_then(|a| a.get_life()).map_err(from_shim)?)?;
     entry.execs.borrow_mut().insert(id.clone(), Process::new(life));
-    forget_oldest(entry, &remote).await?;
+    entry.past.borrow_mut().take(&id);
+    forget_oldest(deps, entry, &remote).await?;
     Ok(id)
 }
 
-/// Forgets those that ended first, as if they had been deleted: nobody may ever do that, and each makes the container's
-/// own deletion longer.
-async fn forget_oldest(entry: &Rc<Entry>, remote: &Remote) -> Result<()> {
+/// Has the shim forget those that ended first: nobody may ever delete them, and each makes the container's own deletion
+/// longer. Their ends are kept, of a few thousand.
+async fn forget_oldest(deps: &Deps, entry: &Rc<Entry>, remote: &Remote) -> Result<()> {
     let mut ended: Vec<(Timestamp, String)> = {
         let execs = entry.execs.borrow();
         execs.iter().filter_map(|(id, process)| Some((process.ended()?.at, id.clone()))).collect()
     };
     ended.sort();
     for (_, id) in &ended[..ended.len().saturating_sub(KEPT)] {
+        let Ok(process) = entry.process(id) else { continue };
+        let recorded = told::record_end(deps, entry, id, &process, true).await;
+        if told::wants_room(&recorded) {
+            // They stay until there is some.
+            return Ok(());
+        }
+        recorded?;
         let mut call = remote.container.delete_exec_request();
         call.get().set_id(id);
         match entry.answer(remote, call.send().promise).await {
             Err(error) if error.code != Code::NotFound => return Err(error),
-            _ => drop(entry.execs.borrow_mut().remove(id)),
+            _ => {
+                entry.execs.borrow_mut().remove(id);
+                if let Some(exit) = process.ended() {
+                    entry.past.borrow_mut().keep(id.clone(), exit);
+                }
+            }
         }
     }
     Ok(())
@@ -100,6 +114,10 @@ fn spec(deps: &Deps, entry: &Entry, request: &ExecRequest) -> Result<Vec<u8>> {
         cap_drop: request.cap_drop.clone(),
     };
     let pid = entry.init.life.borrow().pid;
+    if pid == 0 {
+        let why = "is created, and not restored from its checkpoint yet: start it first";
+        return Err(Error::failed_precondition("task", &entry.id, why));
+    }
     let root = cofferdam_sys::fd::open_path(format!("/proc/{pid}/root").as_ref())
         .map_err(|e| Error::io("container", &entry.id, "its root can't be opened", &e))?;
     let process = spec::exec(first, &options, root.as_fd())?;

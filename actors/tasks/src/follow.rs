@@ -6,42 +6,73 @@ use cofferdam_metadata::{
     Tx,
     records::{
         events,
-        tasks::{self, State},
+        tasks::{self, State, Task},
     },
 };
-use cofferdam_types::{Authority, Code, Event, Timestamp};
+use cofferdam_types::{Authority, Code, Event, Result, Timestamp};
 use cofferdam_wire::convert::life;
 use tokio::task::JoinHandle;
 
 use crate::{
     actor::Ctx,
-    entry::Entry,
+    entry::{Entry, Process},
     recover, remove,
     shim::{Connection, from_shim},
+    told,
 };
 
 /// The first and the longest pause between two attempts to remove what ended, of which the longest is the last, or to
 /// record it while the disk is full.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
 
+/// How much news of one container waits for room; even.
+const NEWS: usize = 64;
+
 impl Ctx {
     /// Finds a task again, and follows it.
-    pub(crate) async fn find(self, entry: Rc<Entry>, was_recorded: bool) {
+    pub(crate) async fn find(self, entry: Rc<Entry>, task: &Task) {
+        let was_recorded = task.exit.is_some();
         if was_recorded {
             entry.recorded.send_replace(true);
         }
         let was_started = entry.init.life.borrow().started != Timestamp(0);
         let connection = recover::find(&self.deps, &entry).await;
-        let (started, pid) = { (entry.init.life.borrow().started, entry.init.life.borrow().pid) };
+        let started = entry.init.life.borrow().started;
         if !was_started && !was_recorded && started != Timestamp(0) {
             // The daemon ended between the start and its record.
-            self.record_start(&entry, "", pid).await;
+            self.record_start(&entry, "", &entry.init).await;
         }
+        self.tell_execs(&entry, task).await;
         if entry.init.ended().is_some() && (!was_recorded || entry.remove_on_exit) {
-            self.ended(&entry, "").await;
+            self.ended(&entry).await;
         }
         if let Some(connection) = connection {
             self.follow(entry, &connection);
+        }
+    }
+
+    /// Tells of the other processes what a daemon before this one didn't, or the actor.
+    async fn tell_execs(&self, entry: &Rc<Entry>, task: &Task) {
+        let Some(known) = &task.execs else {
+            if let Err(error) = told::adopt(&self.deps, entry).await {
+                tracing::error!(container = %entry.id, %error, "its processes can't be recorded");
+            }
+            return;
+        };
+        let all: Vec<_> = entry.execs.borrow().iter().map(|(exec, process)| (exec.clone(), process.clone())).collect();
+        for (exec, process) in all {
+            let (created, began) = {
+                let life = process.life.borrow();
+                (life.created, life.started != Timestamp(0))
+            };
+            let told = known.get(&exec).filter(|told| told.created == created);
+            if told.is_some_and(|told| told.ended) {
+                process.recorded.set(true);
+            } else if process.ended().is_some() {
+                self.exec_ended(entry, exec, process);
+            } else if told.is_none() && began {
+                self.record_start(entry, &exec, &process).await;
+            }
         }
     }
 
@@ -73,7 +104,10 @@ impl Ctx {
                 return;
             }
             recover::lost(&ctx.deps, &entry).await;
-            ctx.ended(&entry, "").await;
+            for (exec, process) in entry.execs.borrow().iter() {
+                ctx.exec_ended(&entry, exec.clone(), process.clone());
+            }
+            ctx.ended(&entry).await;
         });
     }
 
@@ -115,7 +149,10 @@ impl Ctx {
     /// Waits for a process's end and makes it known. With `holds` the connection stays until then, and with it the shim.
     pub(crate) fn watch(&self, entry: &Rc<Entry>, exec: String, holds: bool) -> JoinHandle<()> {
         let (ctx, entry) = (self.clone(), entry.clone());
+        let process = entry.process(&exec);
         tokio::task::spawn_local(async move {
+            // Its own: whoever deletes it doesn't keep its end from being told.
+            let Ok(process) = process else { return };
             let Ok(remote) = entry.link.remote().await else { return };
             let mut request = remote.container.wait_request();
             request.get().set_id(&exec);
@@ -125,10 +162,14 @@ impl Ctx {
             let Ok(life) = answer.get().and_then(|a| a.get_life()).map_err(from_shim).and_then(life) else { return };
             // What the shim has of it may go now: what follows may take its time.
             drop((held, answer));
-            let Ok(process) = entry.process(&exec) else { return };
-            if process.ended().is_none() {
+            let is_news = process.ended().is_none();
+            if is_news {
                 process.update(life);
-                ctx.ended(&entry, &exec).await;
+            }
+            match exec.is_empty() {
+                true if is_news => ctx.ended(&entry).await,
+                true => {}
+                false => ctx.exec_ended(&entry, exec, process),
             }
         })
     }
@@ -159,15 +200,22 @@ impl Ctx {
     }
 
     /// A process runs, and who started it knows: now the tables.
-    pub(crate) async fn record_start(&self, entry: &Entry, exec: &str, pid: u32) {
-        let (ns, id, exec) = (entry.namespace.clone(), entry.id.clone(), exec.to_owned());
-        let started = entry.init.life.borrow().started;
+    pub(crate) async fn record_start(&self, entry: &Entry, exec: &str, process: &Process) {
+        let recorded = if exec.is_empty() {
+            self.record_first(entry, process).await
+        } else {
+            told::record_start(&self.deps, entry, exec, process).await
+        };
+        if let Err(error) = recorded {
+            tracing::error!(container = %entry.id, exec, %error, "a start can't be recorded");
+        }
+    }
+
+    async fn record_first(&self, entry: &Entry, process: &Process) -> Result<()> {
+        let (ns, id) = (entry.namespace.clone(), entry.id.clone());
+        let (started, pid) = { (process.life.borrow().started, process.life.borrow().pid) };
         let write = move |tx: &mut Tx<'_>| {
             let Some(mut task) = tasks::find(tx, &ns, &id)? else { return Ok(()) };
-            if !exec.is_empty() {
-                let payload = serde_json::json!({ "container_id": id, "exec_id": exec, "pid": pid });
-                return events::emit(tx, Event::new(&ns, "/tasks/exec-started", payload));
-            }
             if task.exit.is_none() {
                 task.state = State::Running;
             }
@@ -177,8 +225,48 @@ impl Ctx {
             let payload = serde_json::json!({ "container_id": id, "pid": pid });
             events::emit(tx, Event::new(&ns, "/tasks/start", payload))
         };
-        if let Err(error) = self.deps.metadata.write_lazily(&Authority::system(), write).await {
-            tracing::error!(container = %entry.id, %error, "a start can't be recorded");
+        self.deps.metadata.write_lazily(&Authority::system(), write).await
+    }
+
+    /// Tells that it stands still, or goes on. It does so already, and who asked for that is not told otherwise for want of
+    /// room: the news comes when there is some, in order.
+    pub(crate) async fn tell(&self, entry: &Rc<Entry>, auth: &Authority, topic: &'static str) {
+        let is_first = {
+            let mut news = entry.news.borrow_mut();
+            if news.len() == NEWS {
+                // One and its opposite, which follow each other.
+                tracing::error!(container = %entry.id, "that it was paused and resumed can't be recorded any more");
+                news.drain(1..3);
+            }
+            news.push_back(topic);
+            news.len() == 1
+        };
+        if is_first && let Err(error) = self.write_news(entry, auth).await {
+            tracing::error!(container = %entry.id, topic, %error, "it can't be recorded yet");
+            let (ctx, entry) = (self.clone(), entry.clone());
+            tokio::task::spawn_local(async move {
+                let mut pause = AGAIN.0;
+                loop {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(AGAIN.1);
+                    let written = ctx.write_news(&entry, &Authority::system()).await;
+                    if written.is_ok() || entry.removing.get() {
+                        return;
+                    }
+                }
+            });
+        }
+    }
+
+    async fn write_news(&self, entry: &Entry, auth: &Authority) -> Result<()> {
+        loop {
+            let Some(topic) = entry.news.borrow().front().copied() else { return Ok(()) };
+            let (ns, id) = (entry.namespace.clone(), entry.id.clone());
+            let write = move |tx: &mut Tx<'_>| {
+                events::emit(tx, Event::new(&ns, topic, serde_json::json!({ "container_id": id })))
+            };
+            self.deps.metadata.write(auth, write).await?;
+            entry.news.borrow_mut().pop_front();
         }
     }
 
@@ -192,22 +280,41 @@ impl Ctx {
         }
     }
 
-    /// A process ended, and those who wait know: now the tables.
-    async fn ended(&self, entry: &Rc<Entry>, exec: &str) {
-        if exec.is_empty() && entry.remove_on_exit {
+    /// A process beside the first ended, and those who wait know: now the tables, beside whatever comes.
+    fn exec_ended(&self, entry: &Rc<Entry>, exec: String, process: Rc<Process>) {
+        let (ctx, entry) = (self.clone(), entry.clone());
+        tokio::task::spawn_local(async move {
+            let mut pause = AGAIN.0;
+            loop {
+                let recorded = told::record_end(&ctx.deps, &entry, &exec, &process, false).await;
+                if let Err(error) = &recorded {
+                    tracing::error!(container = %entry.id, exec, %error, "an exit can't be recorded");
+                }
+                if !told::wants_room(&recorded) || entry.removing.get() {
+                    return;
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(AGAIN.1);
+            }
+        });
+    }
+
+    /// The first process ended, and those who wait know: now the tables.
+    async fn ended(&self, entry: &Rc<Entry>) {
+        if entry.remove_on_exit {
             let mut pause = AGAIN.0;
             while !self.removed_with(entry).await {
                 if pause > AGAIN.1 {
                     return;
                 }
-                remove::record_exit(&self.deps, entry, exec).await;
+                remove::record_exit(&self.deps, entry).await;
                 tokio::time::sleep(pause).await;
                 pause *= 2;
             }
         } else {
             // Who removes it records its end too.
             let mut pause = AGAIN.0;
-            while !entry.removing.get() && remove::record_exit(&self.deps, entry, exec).await {
+            while !entry.removing.get() && remove::record_exit(&self.deps, entry).await {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(AGAIN.1);
             }
@@ -224,7 +331,9 @@ impl Ctx {
             return true;
         }
         let _group = self.group_turn(ns, id).await;
-        match remove::remove(&self.deps, &Authority::system(), ns, id, Some(entry), true).await {
+        // Nobody has asked for the others of its group to die.
+        let force = entry.group.is_none();
+        match remove::remove(&self.deps, &Authority::system(), ns, id, Some(entry), force).await {
             Err(error) if error.code != Code::NotFound => {
                 tracing::error!(container = %id, %error, "it can't be removed after its end");
                 false

@@ -41,6 +41,8 @@ struct Stir {
     moves: u64,
 }
 
+/// In a bundle: the cgroup that its container is to get, if that is not one of ours.
+const INTENT: &str = "cgroup";
 /// What is empty is removed when nothing was done for so long: who runs one container after the other finds what holds
 /// them still there.
 const QUIET: Duration = Duration::from_millis(200);
@@ -222,6 +224,22 @@ impl Layout {
         if let Err(error) = self.host().and_then(|host| cgroup::prune_made(host, cgroup)) {
             tracing::warn!(%error, "an empty cgroup is left behind");
         }
+    }
+
+    /// Notes which cgroup that is not among ours is about to be made for a bundle, before anything is: until the task is on
+    /// record nobody else would know whose it is. One that is there already is not made, and is somebody's.
+    pub(crate) fn intend(&self, bundle: &Path, cgroup: &str) -> Result<()> {
+        let ours = cgroup.strip_prefix(&*self.cgroups).is_some_and(|rest| rest.starts_with('/'));
+        if ours || !cgroup.starts_with('/') || cgroup::Cgroup::exists(self.host()?, cgroup)? {
+            return Ok(());
+        }
+        std::fs::write(bundle.join(INTENT), cgroup)
+            .map_err(|e| Error::io("bundle", bundle.display(), "its intent can't be noted", &e))
+    }
+
+    /// What was noted so.
+    pub(crate) fn intended(&self, bundle: &Path) -> Option<String> {
+        std::fs::read_to_string(bundle.join(INTENT)).ok().filter(|cgroup| cgroup.starts_with('/'))
     }
 
     /// [`Layout::tidy`] once it is quiet there. Something of the namespace's has just gone.

@@ -32,6 +32,7 @@ mod link;
 mod makers;
 mod messages;
 mod network;
+mod patience;
 mod recover;
 mod remove;
 mod restore;
@@ -40,7 +41,9 @@ mod run;
 mod shim;
 mod shims;
 mod spare;
+mod start;
 mod sweep;
+mod told;
 mod users;
 
 pub use children::Children;

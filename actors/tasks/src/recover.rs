@@ -1,6 +1,6 @@
 //! Finding tasks again: after a restart of the daemon, a crash of the actor, a reboot.
 
-use std::{fs::File, os::fd::AsFd as _, rc::Rc, time::Duration};
+use std::{cell::RefCell, fs::File, os::fd::AsFd as _, rc::Rc, time::Duration};
 
 use cofferdam_metadata::{
     View,
@@ -19,6 +19,7 @@ use crate::{
     entry::{Entry, Process},
     handle::Deps,
     link::{Link, Remote},
+    patience::Patience,
     remove, run,
     shim::{self, Connection, from_shim},
 };
@@ -77,6 +78,13 @@ pub(crate) fn entry(deps: &Deps, ns: &Namespace, task: &Task) -> Rc<Entry> {
         ooms: task.ooms,
         ..Life::default()
     };
+    // Those whose end was not told: where the shim is gone nobody else knows of them.
+    let open = task.execs.iter().flatten().filter(|(_, told)| !told.ended);
+    let execs = open.map(|(id, told)| {
+        let life =
+            Life { id: id.clone(), pid: told.pid, created: told.created, started: told.created, ..Life::default() };
+        (id.clone(), Process::new(life))
+    });
     Rc::new(Entry {
         namespace: ns.clone(),
         id: task.id.clone(),
@@ -86,10 +94,15 @@ pub(crate) fn entry(deps: &Deps, ns: &Namespace, task: &Task) -> Rc<Entry> {
         ends_at_once: prepared.as_ref().is_some_and(|p| p.ends_at_once()),
         remove_on_exit: prepared.as_ref().is_some_and(|p| p.run.remove_on_exit),
         runc: prepared.as_ref().map_or_else(|| deps.layout.runc_of(ns, &task.id), |p| p.runc(deps, ns)),
+        // It may be one that is restored, if it has not begun.
+        patience: prepared.as_ref().map_or_else(Patience::unknown, |p| p.patience(task.started.is_none())),
         cgroup: prepared.map_or_else(|| deps.layout.cgroup(ns, &task.id), |p| p.cgroup),
         link: Link::looking(),
         init: Process::new(life),
-        execs: Default::default(),
+        execs: RefCell::new(execs.collect()),
+        starting: Default::default(),
+        news: Default::default(),
+        past: Default::default(),
         paused: Default::default(),
         home: Default::default(),
         removing: Default::default(),
@@ -146,14 +159,19 @@ async fn ask(deps: &Deps, entry: &Rc<Entry>) -> Result<Connection> {
     let answer = container.state_request().send().promise.await.map_err(from_shim)?;
     let answer = answer.get().map_err(from_shim)?;
     entry.paused.set(answer.get_paused());
+    let mut there = std::collections::BTreeSet::new();
     for process in answer.get_processes().map_err(from_shim)?.iter() {
         let life = life(process)?;
-        if life.id.is_empty() {
-            entry.init.update(life);
-        } else {
-            entry.execs.borrow_mut().insert(life.id.clone(), Process::new(life));
+        there.insert(life.id.clone());
+        let known = entry.process(&life.id).ok().filter(|known| known.life.borrow().created == life.created);
+        match known {
+            Some(process) => process.update(life),
+            None if life.id.is_empty() => entry.init.update(life),
+            None => drop(entry.execs.borrow_mut().insert(life.id.clone(), Process::new(life))),
         }
     }
+    // Of what it has forgotten the end is told with that of the container.
+    entry.execs.borrow_mut().retain(|exec, _| there.contains(exec));
     entry.link.found(Remote { container, fds: connection.fds.clone(), _close: connection.close.clone() });
     Ok(connection)
 }

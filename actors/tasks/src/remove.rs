@@ -22,9 +22,10 @@ use crate::{
     link::Remote,
     recover,
     shim::{self, from_shim},
+    told,
 };
 
-fn exit_payload(container: &Id, exec: &str, pid: u32, exit: &Exit) -> serde_json::Value {
+pub(crate) fn exit_payload(container: &Id, exec: &str, pid: u32, exit: &Exit) -> serde_json::Value {
     serde_json::json!({
         "container_id": container,
         "id": if exec.is_empty() { container.as_str() } else { exec },
@@ -105,8 +106,10 @@ impl End {
 pub(crate) async fn end(deps: &Deps, entry: &Rc<Entry>) -> Result<()> {
     entry.removing.set(true);
     let ended = end_shim(deps, entry, false).await.inspect_err(|_| entry.removing.set(false))?;
+    // While they have the name that they had.
+    let recorded = told::record_all(deps, entry).await;
     ended.released().await;
-    Ok(())
+    recorded
 }
 
 /// Removes the files of a name that no record has.
@@ -136,31 +139,19 @@ pub(crate) fn delete_record(tx: &mut Tx<'_>, ns: &Namespace, task: &Task) -> Res
     events::emit(tx, Event::new(ns, "/tasks/delete", payload))
 }
 
-/// Records an end. It is in the life record already: what waits for the process has been told. Whether there was no room
-/// for it.
-pub(crate) async fn record_exit(deps: &Deps, entry: &Rc<Entry>, exec: &str) -> bool {
-    let Ok(process) = entry.process(exec) else { return false };
-    let Some(exit) = process.ended() else { return false };
-    let (ns, id, first) = (entry.namespace.clone(), entry.id.clone(), exec.is_empty());
-    let auth = Authority::system();
-    let written = if first {
-        let Some(end) = End::of(entry) else { return false };
-        let write = move |tx: &mut Tx<'_>| end.record(tx, &ns, &id);
-        // Who waits for the end has been told, and most remove what has ended at once: one commit for both.
-        persisted(async || deps.metadata.write_lazily(&auth, write.clone()).await).await
-    } else {
-        // Not a second time if it is open whether it was done.
-        let payload = exit_payload(&id, exec, process.life.borrow().pid, &exit);
-        let write = move |tx: &mut Tx<'_>| events::emit(tx, Event::new(&ns, "/tasks/exit", payload.clone()));
-        deps.metadata.write_lazily(&auth, write).await
-    };
-    match written {
-        Ok(()) if first => {
+/// Records the end of the first process. It is in the life record already: what waits for it has been told. Whether there
+/// was no room for it.
+pub(crate) async fn record_exit(deps: &Deps, entry: &Rc<Entry>) -> bool {
+    let Some(end) = End::of(entry) else { return false };
+    let (ns, id, auth) = (entry.namespace.clone(), entry.id.clone(), Authority::system());
+    let write = move |tx: &mut Tx<'_>| end.record(tx, &ns, &id);
+    // Most remove what has ended at once: one commit for both.
+    match persisted(async || deps.metadata.write_lazily(&auth, write.clone()).await).await {
+        Ok(()) => {
             entry.recorded.send_replace(true);
             let (networks, attachment) = (deps.networks.clone(), entry.attachment.clone());
             tokio::task::spawn_local(async move { networks.released(attachment.as_ref()).await });
         }
-        Ok(()) => {}
         Err(error) => {
             tracing::error!(container = %entry.id, %error, "an exit can't be recorded");
             return error.code == Code::ResourceExhausted;
@@ -169,8 +160,8 @@ pub(crate) async fn record_exit(deps: &Deps, entry: &Rc<Entry>, exec: &str) -> b
     false
 }
 
-/// How long a shim may take to delete its container.
-const DELETE: Duration = Duration::from_secs(5);
+/// How long a root file system is waited for that a shim lets go of.
+const RELEASE: Duration = Duration::from_secs(5);
 /// The first and the longest pause between two attempts at a write that must be done, which end behind the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(2));
 
@@ -184,7 +175,7 @@ pub(crate) async fn persist<R: Send + 'static>(
     persisted(async || deps.metadata.write(auth, f.clone()).await).await
 }
 
-async fn persisted<R>(write: impl AsyncFn() -> Result<R>) -> Result<R> {
+pub(crate) async fn persisted<R>(write: impl AsyncFn() -> Result<R>) -> Result<R> {
     let mut pause = PAUSES.0;
     loop {
         match write().await {
@@ -205,21 +196,37 @@ impl Ended {
     async fn released(self) {
         if let Some(remote) = self.0 {
             // An error is a shim that ends, or one so old that it holds nothing.
-            let _ = tokio::time::timeout(DELETE, remote.container.release_request().send().promise).await;
+            let _ = tokio::time::timeout(RELEASE, remote.container.release_request().send().promise).await;
         }
     }
 }
 
-/// Has the shim delete the container: kills what runs, removes cgroups and mounts. Where there is no shim any more, or
-/// it doesn't answer, it is done here; with `force` also where its runtime fails at it, as it would again, unless others
-/// would die with its shim.
+/// Whether others would die with its shim.
+fn has_others(deps: &Deps, entry: &Entry) -> bool {
+    entry.group.is_some() && shared(deps, &entry.namespace, &entry.id, &entry.shim)
+}
+
+/// Has the shim delete the container: kills what runs, removes cgroups and mounts. Where there is no shim any more it is done
+/// here, and where it doesn't answer in the time that hooks and runtimes have: then it is killed. With `force` so it is where
+/// its runtime fails at it, as it would again. One that others live in is killed only if it doesn't answer, and by force.
 async fn end_shim(deps: &Deps, entry: &Rc<Entry>, force: bool) -> Result<Ended> {
     let by_force = async || end_by_force(deps, entry).await.map(|()| Ended(None));
+    let unanswered = async |refuse: fn(&'static str, &str, String) -> Error| {
+        if !force && has_others(deps, entry) {
+            let why = "is not deleted: its shim doesn't answer, and others of its group live in that: wait and try again, or \
+                       remove the container by force, with which they all end";
+            return Err(refuse("task", &entry.id, why.to_owned()));
+        }
+        tracing::warn!(container = %entry.id, shim = %entry.shim, "its shim doesn't delete it: both are killed");
+        by_force().await
+    };
     let remote = match entry.link.remote().await {
         Ok(remote) => remote,
-        Err(_) => return by_force().await,
+        Err(error) if error.code == Code::FailedPrecondition => return by_force().await,
+        Err(_) => return unanswered(|kind, id, why| Error::unavailable(kind, id, why)).await,
     };
-    match tokio::time::timeout(DELETE, remote.container.delete_request().send().promise).await {
+    let limit = if entry.init.ended().is_some() { entry.patience.delete } else { entry.patience.kill };
+    match tokio::time::timeout(limit, remote.container.delete_request().send().promise).await {
         Ok(Ok(answer)) => {
             let life = life(answer.get().and_then(|a| a.get_life()).map_err(from_shim)?)?;
             if life.exited != Timestamp(0) && life.output_end == Timestamp(0) {
@@ -232,25 +239,23 @@ async fn end_shim(deps: &Deps, entry: &Rc<Entry>, force: bool) -> Result<Ended> 
             Ok(Ended(Some(remote)))
         }
         Ok(Err(error)) => match from_shim(error) {
-            error if error.code == Code::Unavailable => by_force().await,
-            error if force && entry.group.is_none() => {
+            // It died of something.
+            error if error.code == Code::Unavailable && error.kind == "shim" => by_force().await,
+            error if force && !has_others(deps, entry) => {
                 tracing::warn!(container = %entry.id, %error, "it can't be deleted by its runtime: it is killed with its shim");
                 by_force().await
             }
             error => Err(error),
         },
-        Err(_) => {
-            tracing::warn!(container = %entry.id, shim = %entry.shim, "its shim doesn't delete it: both are killed");
-            by_force().await
-        }
+        Err(_) => unanswered(|kind, id, why| Error::deadline_exceeded(kind, id, why)).await,
     }
 }
 
 /// Whether the shim can delete the container beside the commit that ends its records: nothing runs in it that could be in
 /// the way, or that an error would leave running without a record. A crash between the two leaves what the next start
-/// sweeps.
+/// sweeps. Where others live in the shim it may not be able to, and without a record nobody would try again.
 fn deletes_aside(entry: &Entry) -> bool {
-    entry.ends_at_once && entry.init.ended().is_some()
+    entry.ends_at_once && entry.group.is_none() && entry.init.ended().is_some()
 }
 
 /// [`end_shim`] where that is so.
@@ -349,6 +354,7 @@ async fn over(entry: &Entry, why: &str) -> Result<()> {
         return Ok(());
     }
     entry.link.settled().await?;
+    entry.begun(why).await?;
     let state = entry.state("")?.state;
     if !matches!(state, State::Created | State::Stopped) {
         return Err(Error::failed_precondition("task", &entry.id, format!("is {}: {why}", state.as_str())));
@@ -366,10 +372,10 @@ pub(crate) async fn delete_task(deps: &Deps, auth: &Authority, entry: &Rc<Entry>
         let ended_shim = if aside { None } else { Some(end_shim(deps, entry, false).await?) };
         let end = End::of(entry).unwrap_or_else(|| End::never(entry));
         let (ns, id, exit) = (entry.namespace.clone(), entry.id.clone(), end.exit.clone());
+        let ends = told::Ends::of(entry).await;
         let commit = move |tx: &mut Tx<'_>| {
-            if tasks::find(tx, &ns, &id)?.is_none() {
-                return Ok(());
-            }
+            let Some(mut task) = tasks::find(tx, &ns, &id)? else { return Ok(()) };
+            ends.tell(tx, &ns, &mut task)?;
             end.record(tx, &ns, &id)?;
             delete_record(tx, &ns, &tasks::get(tx, &ns, &id)?)
         };
@@ -441,10 +447,17 @@ async fn forget(
     entry: Option<&Rc<Entry>>,
 ) -> Result<Option<Removed>> {
     let ended = entry.and_then(|entry| End::of(entry));
+    let ends = match entry {
+        Some(entry) => Some(told::Ends::of(entry).await),
+        None => None,
+    };
     let (ns, id) = (ns.clone(), id.clone());
     let commit = move |tx: &mut Tx<'_>| {
         let Some(container) = containers::head(tx, &ns, &id)? else { return Ok(None) };
-        if tasks::find(tx, &ns, &id)?.is_some() {
+        if let Some(mut task) = tasks::find(tx, &ns, &id)? {
+            if let Some(ends) = &ends {
+                ends.tell(tx, &ns, &mut task)?;
+            }
             if let Some(end) = &ended {
                 end.record(tx, &ns, &id)?;
             }

@@ -12,14 +12,15 @@ use std::{
     rc::Rc,
 };
 
+use capnp::capability::Response;
 use cofferdam_images::Checkpoint;
 use cofferdam_metadata::records::containers;
 use cofferdam_oci::{
     RuntimeOptions, criu,
     spec::{NAMES, Network},
 };
-use cofferdam_types::{Authority, Error, Name, Namespace, Result};
-use cofferdam_wire::shim_capnp::shim_hold;
+use cofferdam_types::{Authority, Code, Error, Name, Namespace, Result};
+use cofferdam_wire::shim_capnp::{shim_container::checkpoint_results, shim_hold};
 use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
@@ -31,6 +32,7 @@ use crate::{
     link::Remote,
     messages::RunRecord,
     network::NetworkRecord,
+    recover::ANSWER,
     run::Prepared,
     shim::{self, from_shim},
 };
@@ -117,11 +119,7 @@ pub(crate) async fn dump(deps: &Deps, entry: &Rc<Entry>, remote: &Remote, option
     fields.set_tcp_established(options.tcp_established);
     fields.set_unix_sockets(options.unix_sockets);
     let was = entry.paused.replace(true);
-    let held: Result<shim_hold::Client> = async {
-        let answer = request.send().promise.await.map_err(from_shim)?;
-        answer.get().and_then(|a| a.get_hold()).map_err(from_shim)
-    }
-    .await;
+    let held = answered(entry, remote, request.send().promise).await;
     let held = held.inspect_err(|_| entry.paused.set(was))?;
     let (entry, container) = (entry.clone(), remote.container.clone());
     tokio::task::spawn_local(async move {
@@ -134,6 +132,38 @@ pub(crate) async fn dump(deps: &Deps, entry: &Rc<Entry>, remote: &Remote, option
         let _ = tell.send(());
     });
     Ok(dumped)
+}
+
+/// What the shim answers once criu is done, or the runtime. They are given their time; a shim that answers nothing else
+/// meanwhile is not waited for: it lets the container go on by itself when it is done, since nobody holds that.
+async fn answered(
+    entry: &Rc<Entry>,
+    remote: &Remote,
+    asked: impl Future<Output = capnp::Result<Response<checkpoint_results::Owned>>>,
+) -> Result<shim_hold::Client> {
+    let limit = criu::DEADLINE + ANSWER;
+    let is_there = async {
+        loop {
+            tokio::time::sleep(ANSWER).await;
+            let state = remote.container.state_request().send().promise;
+            if let Err(error) = entry.answer(remote, state).await {
+                return error;
+            }
+        }
+    };
+    let late =
+        || Error::deadline_exceeded("task", &entry.id, format!("was not checkpointed within {limit:?}: it goes on"));
+    let answer = tokio::select! {
+        answer = tokio::time::timeout(limit, asked) => answer.map_err(|_| late())?.map_err(from_shim)?,
+        error = is_there => return Err(match error.code {
+            Code::Unavailable => {
+                let why = "is not checkpointed: its shim doesn't answer, and lets it go on when it does";
+                Error::deadline_exceeded("task", &entry.id, why)
+            }
+            _ => error,
+        }),
+    };
+    answer.get().and_then(|a| a.get_hold()).map_err(from_shim)
 }
 
 /// Makes the directory of a checkpoint's files, with what goes into it.

@@ -61,6 +61,9 @@ pub(crate) fn within(new: &NewContainer, ceiling: &Ceiling) -> Result<()> {
         "a runtime binary by path"
     } else if new.runtime_options != Any::default() {
         "options of the runtime"
+    } else if !options.annotations.is_empty() && !matches!(&*new.runtime, "" | "native") {
+        // L2: which of them are orders to it only that runtime knows.
+        "annotations for a runtime of others"
     } else {
         return Ok(());
     };
@@ -250,6 +253,15 @@ mod tests {
         let restored = NewContainer { checkpoint: true, ..asks(Options::default()) };
         within(&restored, &Ceiling::FULL).unwrap();
         assert_eq!(within(&restored, &Ceiling::default()).unwrap_err().code, Code::Denied);
+        // L2: what orders the native runtime takes from them is known: none.
+        let annotated = |runtime: &str| {
+            let options = serde_json::from_value(serde_json::json!({"annotations": {"a.example/b": "c"}})).unwrap();
+            let new = NewContainer { runtime: runtime.into(), ..asks(options) };
+            within(&new, &Ceiling::FULL).unwrap();
+            within(&new, &Ceiling::default()).map_err(|e| e.code)
+        };
+        assert_eq!(["", "native"].map(annotated), [Ok(()), Ok(())]);
+        assert_eq!(["runc", "kata"].map(annotated), [Err(Code::Denied), Err(Code::Denied)]);
         let rooted = NewContainer { image: None, rootfs: Some("/srv".into()), ..asks(Options::default()) };
         within(&rooted, &Ceiling::FULL).unwrap();
         assert_eq!(within(&rooted, &Ceiling::default()).unwrap_err().code, Code::Denied);

@@ -36,10 +36,12 @@ use crate::{
     link::{Link, Remote},
     messages::{Input, Output, RunRecord, Stdio},
     network::{self, Joined, Neighbour},
+    patience::Patience,
     remove, restore,
     rights::streams_within,
     shim::{self, Connection, from_shim},
     spare::{Home, Spare, Spares},
+    sweep,
 };
 
 /// How long a shim may take to make a container. Far beyond what any driver takes: it is for one that is stuck.
@@ -77,6 +79,11 @@ impl Prepared {
     /// Whether the native driver is to make a network namespace, in the host's user namespace.
     fn own_network(&self) -> bool {
         self.native() && self.has_own(LinuxNamespaceType::Network) && !self.has_own(LinuxNamespaceType::User)
+    }
+
+    /// See [`Entry::patience`].
+    pub fn patience(&self, restores: bool) -> Patience {
+        Patience::of(&self.spec, self.native(), restores, self.record.group.is_some())
     }
 
     /// See [`Entry::ends_at_once`].
@@ -176,8 +183,9 @@ async fn make_task(
     let shared = shared.and_then(|shim| shim::find(&deps.layout, &shim).ok().map(|connection| (shim, connection)));
     let own = shared.is_none();
     let bundle_path = deps.layout.bundle(ns, id);
-    layout::remove(&bundle_path)?;
+    sweep::unmade(deps, &bundle_path).await?;
     layout::make(&bundle_path)?;
+    deps.layout.intend(&bundle_path, &prepared.cgroup).inspect_err(|_| drop(layout::remove(&bundle_path)))?;
     joined.write(&bundle_path).inspect_err(|_| drop(layout::remove(&bundle_path)))?;
     let bundle = File::open(&bundle_path).map_err(|e| Error::io("bundle", id, "can't be opened", &e))?;
     let keeps_files = log && prepared.run.log.driver.format().is_some();
@@ -270,6 +278,7 @@ async fn make_task(
     match (committed, made) {
         (Ok(task), Ok((connection, child, container, life))) => {
             let child = child.filter(|_| again && prepared.record.group.is_none());
+            let patience = prepared.patience(checkpoint.is_some());
             let home = child.map(|child| Home { spares: spares.clone(), child, connection: connection.clone() });
             let remote = Remote { container, fds: connection.fds.clone(), _close: connection.close.clone() };
             let entry = Entry {
@@ -287,14 +296,24 @@ async fn make_task(
                 execs: Default::default(),
                 paused: Default::default(),
                 home: RefCell::new(home),
+                patience,
+                starting: Default::default(),
+                news: Default::default(),
+                past: Default::default(),
                 removing: Default::default(),
                 recorded: Default::default(),
             };
             Ok((Rc::new(entry), connection, task))
         }
         (Err(error), Ok((_, _, container, _))) => {
-            let _ = container.delete_request().send().promise.await;
+            let limit = prepared.patience(false).kill;
+            let deleted = tokio::time::timeout(limit, container.delete_request().send().promise).await;
             if own {
+                if deleted.is_err()
+                    && let Err(error) = shim::kill(deps.layout.shim(&shim_id)).await
+                {
+                    tracing::error!(container = %id, %error, "a shim is left behind");
+                }
                 let _ = layout::remove(&deps.layout.shim(&shim_id));
             }
             let _ = layout::remove(&deps.layout.restored(&shim_id, id));

@@ -1,6 +1,9 @@
 //! What a crash left, removed at the start: directories, shims, cgroups and containers that nobody comes back for.
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use cofferdam_metadata::records::{containers, namespaces, tasks};
 use cofferdam_types::{Authority, Id, Namespace, Result};
@@ -23,13 +26,19 @@ pub(crate) fn unborn(deps: &Deps) -> Result<Vec<(Namespace, Id)>> {
 
 /// Bundles without a task, logs without a container, and files of checkpoints that nobody waits for: a crash came between
 /// a commit and their removal, or before one. Runs before any request is served, so that nothing is taken that is just
-/// being made.
-pub(crate) fn dirs(deps: &Deps, shims: &BTreeSet<String>, first: bool) -> Result<()> {
+/// being made. Gives the containers of bundles that name a cgroup, which may be there: those stay until their shims are gone.
+pub(crate) fn dirs(deps: &Deps, shims: &BTreeSet<String>, first: bool) -> Result<Vec<(Namespace, Id)>> {
+    let mut unmade = Vec::new();
     let view = deps.metadata.read()?;
     let (bundles, logs) = deps.layout.kept();
     for (ns, id) in bundles {
-        if tasks::find(&view, &ns, &id)?.is_none() {
-            layout::remove(&deps.layout.bundle(&ns, &id))?;
+        if tasks::find(&view, &ns, &id)?.is_some() {
+            continue;
+        }
+        let bundle = deps.layout.bundle(&ns, &id);
+        match deps.layout.intended(&bundle) {
+            Some(_) => unmade.push((ns, id)),
+            None => layout::remove(&bundle)?,
         }
     }
     // What is to be restored stays for as long as its shim does; what is being made is lost with the daemon.
@@ -44,7 +53,17 @@ pub(crate) fn dirs(deps: &Deps, shims: &BTreeSet<String>, first: bool) -> Result
             layout::remove(&deps.layout.log_dir(&ns, &id))?;
         }
     }
-    Ok(())
+    Ok(unmade)
+}
+
+/// Removes the bundle of what was never recorded, behind the cgroup that it was about to get.
+pub(crate) async fn unmade(deps: &Deps, bundle: &Path) -> Result<()> {
+    if let Some(cgroup) = deps.layout.intended(bundle) {
+        tracing::info!(cgroup, "a cgroup that was made for nobody on record is swept");
+        remove::cleanup(&cgroup, bundle.to_owned()).await?;
+        deps.layout.prune_given(&cgroup);
+    }
+    layout::remove(bundle)
 }
 
 /// Shims that have a directory and no task on record. Asked before any request is served, as above.
@@ -62,6 +81,7 @@ impl Ctx {
         spares: Vec<PathBuf>,
         orphans: Vec<Id>,
         unborn: Vec<(Namespace, Id, OwnedMutexGuard<()>)>,
+        unmade: Vec<(Namespace, Id)>,
     ) {
         futures::future::join_all(shims.iter().map(|id| end(&self.deps, id))).await;
         for spare in spares {
@@ -83,6 +103,13 @@ impl Ctx {
             drop(turn);
         }
         // Shims first: what made a cgroup is dead by now.
+        for (ns, id) in unmade {
+            let _turn = self.turn(&ns, &id).await;
+            let has_task = self.entries.borrow().contains_key(&(ns.clone(), id.clone()));
+            if !has_task && let Err(error) = self::unmade(&self.deps, &self.deps.layout.bundle(&ns, &id)).await {
+                tracing::error!(container = %id, %error, "a cgroup is left behind");
+            }
+        }
         for (ns, id) in self.deps.layout.cgroups() {
             let _turn = self.turn(&ns, &id).await;
             let path = self.deps.layout.cgroup(&ns, &id);

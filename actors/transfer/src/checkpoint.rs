@@ -2,7 +2,7 @@
 //! in its files.
 //!
 //! It stands still until all of it is stored. Only then it is ended, where that is wanted: whatever fails before leaves
-//! a container that runs on.
+//! a container that runs on and no image, and what fails then leaves the image, which is whole.
 
 use std::{
     fs::File,
@@ -136,7 +136,11 @@ pub(crate) fn checkpoint(
         });
         match ended {
             // It was to go with its end, and has.
-            Err(error) if error.code != cofferdam_types::Code::NotFound => return Err(error),
+            Err(error) if error.code != cofferdam_types::Code::NotFound => {
+                // Taken back, it would be lost if the container has ended after all.
+                let kept = format!("its checkpoint {} is stored, but it could not be ended: kill it", options.name);
+                return Err(error.context(kept));
+            }
             _ => {}
         }
     }

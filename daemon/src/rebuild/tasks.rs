@@ -94,5 +94,5 @@ fn task(view: &View, ns: &Namespace, shim: &str, id: Id, life: &Life, config: &C
     let log = config.root.join("logs").join(ns.as_str()).join(id.as_str()).is_dir();
     let (pid, ooms, oomed) = (life.pid, life.ooms, life.oomed);
     let attachment = attachment.map(|one| one.id);
-    Ok(Task { state, pid, started, exit, log, attachment, ooms, oomed, ..Task::new(id, shim) })
+    Ok(Task { state, pid, started, exit, log, attachment, ooms, oomed, execs: None, ..Task::new(id, shim) })
 }

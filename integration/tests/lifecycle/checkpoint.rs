@@ -139,8 +139,17 @@ fn goes_on_in_its_place(runtime: &str) {
         let task = container.create_task_from(&checkpoint, streams(stdout), false);
         let made = task.state().await.unwrap();
         assert_eq!((made.status, made.pid), (Status::Created, 0), "there is no process yet");
-        let early = task.kill(15, false).await.unwrap_err();
-        assert_eq!(early.code, Code::FailedPrecondition, "{early}");
+        for early in [
+            task.kill(15, false).await.unwrap_err(),
+            task.pids().await.unwrap_err(),
+            task.pause().await.unwrap_err(),
+            task.attach(Stdio::default()).wait().await.unwrap_err(),
+            task.update(br#"{"pids": {"limit": 50}}"#).await.unwrap_err(),
+        ] {
+            assert_eq!((early.code, &*early.kind), (Code::FailedPrecondition, "task"), "{early}");
+            assert!(early.message.starts_with("is created"), "{early}");
+        }
+        assert_eq!(task.kill(1000, false).await.unwrap_err().code, Code::InvalidArgument);
         let pid = task.start().await.unwrap();
         let runs = task.state().await.unwrap();
         assert_eq!((runs.status, runs.pid), (Status::Running, pid));
@@ -160,6 +169,13 @@ fn goes_on_in_its_place(runtime: &str) {
         task.resume().await.unwrap();
         end(&task).await;
         // One that was never started goes without a word.
+        task.delete().await.unwrap();
+        let task = container.create_task_from(&checkpoint, Stdio::default(), false);
+        task.state().await.unwrap();
+        // It can be killed, as what is made otherwise.
+        task.kill(9, false).await.unwrap();
+        assert_eq!(task.wait().await.unwrap().status, 137);
+        assert_eq!(task.start().await.unwrap_err().code, Code::FailedPrecondition);
         task.delete().await.unwrap();
         let task = container.create_task_from(&checkpoint, Stdio::default(), false);
         task.state().await.unwrap();
@@ -255,6 +271,11 @@ fn goes_on_beside(runtime: &str) {
         let twin = namespace.containers().create(&image, &request);
         let (stdout, its) = output();
         let other = twin.create_task_from(&image, streams(stdout), false);
+        // Before that there is nothing to run another process in.
+        let options = ProcessOptions { args: vec!["true".into()], ..ProcessOptions::default() };
+        let early = other.exec("early", &options, Stdio::default()).state().await.unwrap_err();
+        assert_eq!((early.code, &*early.kind, &*early.id), (Code::FailedPrecondition, "task", "twin"), "{early}");
+        assert!(early.message.starts_with("is created"), "{early}");
         other.start().await.unwrap();
         counted(&its, 3).await;
         end(&other).await;
@@ -534,4 +555,56 @@ fn a_daemon_that_dies_meanwhile_leaves_a_container_that_runs() {
         container.remove(false).await.unwrap();
     });
     daemon.settles(&before);
+}
+
+// K2: what an archive calls a checkpoint names nothing: neither that nor what lies beside it.
+#[test]
+fn k2_a_checkpoint_takes_no_name_from_its_archive() {
+    let daemon = daemon();
+    bounded(async {
+        let namespace = daemon.open().await;
+        let (container, task, _arrivals) = counting(&namespace, "native", COUNT).await;
+        task.checkpoint(&named(false)).wait().await.unwrap();
+        task.wait().await.unwrap();
+        container.remove(false).await.unwrap();
+        let image = namespace.images().get(CHECKPOINT);
+        let (archive, dir) = (daemon.path().join("checkpoint.tar"), daemon.path().join("taken-apart"));
+        image.export_fd(File::create_new(&archive).unwrap().into()).wait().await.unwrap();
+        let tar = |how: &str| {
+            let mut tar = std::process::Command::new("tar");
+            assert!(tar.arg(how).arg(&archive).arg("-C").arg(&dir).arg(".").status().unwrap().success());
+        };
+        std::fs::create_dir(&dir).unwrap();
+        tar("-xf");
+        let list = async || {
+            let mut list = namespace.images().list::<&str>(&[]).all().await.unwrap();
+            list.sort_by(|a, b| a.name.cmp(&b.name));
+            list.into_iter().map(|info| (info.name, info.target.digest)).collect::<Vec<_>>()
+        };
+        let before = list().await;
+        let path = dir.join("index.json");
+        let mut index: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        for name in [BUSYBOX, "docker.io/evil/image:latest"] {
+            let names = serde_json::json!({
+                "io.containerd.image.name": name, "org.opencontainers.image.ref.name": name,
+            });
+            for manifest in index["manifests"].as_array_mut().unwrap() {
+                manifest["annotations"] = names.clone();
+            }
+            std::fs::write(&path, serde_json::to_vec(&index).unwrap()).unwrap();
+            tar("-cf");
+            let import = |name: &str| {
+                let options = ImportOptions { name: name.into(), ..ImportOptions::default() };
+                namespace.images().import_fd(&options, File::open(&archive).unwrap().into())
+            };
+            let unnamed = import("").wait().await.unwrap_err();
+            assert!(unnamed.message.contains("give it a name"), "{unnamed}");
+            assert_eq!(list().await, before);
+            assert_eq!(import("test/mine:1").wait().await.unwrap(), ["docker.io/test/mine:1"]);
+            let mut now = list().await;
+            now.retain(|(name, _)| name != "docker.io/test/mine:1");
+            assert_eq!(now, before);
+            namespace.images().remove("docker.io/test/mine:1").await.unwrap();
+        }
+    });
 }

@@ -10,6 +10,34 @@ fn sh(script: &str) -> ProcessOptions {
     ProcessOptions { args: ["sh", "-c", script].map(String::from).into(), ..ProcessOptions::default() }
 }
 
+/// Far more than are kept with all that belongs to them.
+#[test]
+fn ends_are_known_until_the_task_is_deleted() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let namespace = daemon.open().await;
+        let (container, task) = idle(&namespace, "box").await;
+        for n in 0..80 {
+            let exec = task.exec(&format!("e{n}"), &sh(&format!("exit {n}")), Stdio::default());
+            exec.start().await.unwrap();
+            assert_eq!(exec.wait().await.unwrap().status, n);
+        }
+        assert!(container.info().await.unwrap().task.unwrap().execs.len() < 70, "they are not kept whole");
+        for n in 0..80 {
+            assert_eq!(task.process(&format!("e{n}")).wait().await.unwrap().status, n);
+        }
+        // Deleted is deleted, and so is one that another has the id of.
+        assert_eq!(task.process("e0").delete().await.unwrap().status, 0);
+        assert_eq!(task.process("e0").wait().await.unwrap_err().code, Code::NotFound);
+        let again = task.exec("e1", &sh("exit 101"), Stdio::default());
+        again.start().await.unwrap();
+        assert_eq!(again.wait().await.unwrap().status, 101);
+        again.delete().await.unwrap();
+        assert_eq!(task.process("e1").wait().await.unwrap_err().code, Code::NotFound);
+        container.remove(true).await.unwrap();
+    });
+}
+
 #[test]
 fn ids_are_unique_until_deleted() {
     let daemon = Daemon::with_busybox();

@@ -100,6 +100,8 @@ fn limits_change_and_stay_of(runtime: &str) {
         assert!(task.update(b"{").await.is_err());
         let no_cpu = bytes(json!({"memory": {"limit": 40 * MIB}, "cpu": {"cpus": "4000"}}));
         task.update(&no_cpu).await.unwrap_err();
+        assert_eq!(limit(&daemon, "box"), 64 * MIB);
+        assert_eq!(task.metrics().await.unwrap().pids.unwrap().limit, 51);
         let resources = spec(&container).await["linux"]["resources"].clone();
         assert_eq!(resources["memory"]["limit"], 64 * MIB);
         assert_eq!((&resources["pids"]["limit"], &resources["cpu"]["cpus"]), (&json!(51), &Value::Null));

@@ -1,5 +1,10 @@
 //! Limits, and what is used of them.
 
+use std::{
+    io::{BufRead as _, BufReader},
+    process::Stdio,
+};
+
 use cofferdam_integration::{BUSYBOX, Daemon, until};
 
 use crate::{idle, json, ok, say};
@@ -33,6 +38,9 @@ fn stats_and_top_show_what_runs() {
     let table = ok(&daemon, &["stats", "--no-stream"]);
     let rows: Vec<&str> = table.lines().map(|line| line.split_whitespace().next().unwrap()).collect();
     assert_eq!(rows, ["CONTAINER", "one", "two"], "{table}");
+    for column in ["CPU", "MEMORY", "PIDS", "READ", "WRITTEN"] {
+        assert!(table.lines().next().unwrap().contains(column), "{column}: {table}");
+    }
     let said = say(&daemon, &["stats", "--no-stream", "three"]);
     assert!(said.code == 1 && said.out.is_empty() && said.err.contains("does not exist"), "{said:?}");
     // What is missing keeps nothing from being shown, and is said once.
@@ -56,4 +64,47 @@ fn stats_and_top_show_what_runs() {
     let said = say(&daemon, &["top", "two"]);
     assert!(said.code == 1 && said.err.contains("is stopped"), "{said:?}");
     ok(&daemon, &["rm", "-f", "one", "two"]);
+}
+
+/// As at a terminal, look after look, until what is looked at has ended.
+#[test]
+fn stats_go_on_until_it_has_ended() {
+    let daemon = Daemon::with_busybox();
+    ok(&daemon, &["run", "-d", "--name", "busy", BUSYBOX, "sh", "-c", "while :; do :; done"]);
+    let mut command = daemon.command();
+    let mut child = command.args(["stats", "busy"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut lines =
+        BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap).filter(|line| !line.is_empty());
+    for _ in 0..2 {
+        let head = lines.next().unwrap();
+        assert!(head.starts_with("CONTAINER"), "{head}");
+        let row = lines.next().unwrap();
+        let fields: Vec<&str> = row.split_whitespace().collect();
+        let percent: f64 = fields[1].trim_end_matches('%').parse().unwrap_or_else(|e| panic!("{row}: {e}"));
+        assert!(fields[0] == "busy" && percent > 0.0 && percent < 150.0, "{row}");
+    }
+    ok(&daemon, &["rm", "-f", "busy"]);
+    assert!(lines.all(|line| line.starts_with("CONTAINER") || line.starts_with("busy")));
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+}
+
+#[test]
+fn a_signal_reaches_the_first_process_or_all() {
+    let daemon = Daemon::with_busybox();
+    let script = "(trap 'echo the other hears' USR1; echo the other is there; while :; do sleep 0.05; done) & \
+                  trap 'echo the first hears' USR1; echo the first is there; while :; do sleep 0.05; done";
+    ok(&daemon, &["run", "-d", "--name", "box", BUSYBOX, "sh", "-c", script]);
+    let logs = || ok(&daemon, &["logs", "box"]);
+    let says = |what: &str| until(what, || logs().contains(what).then_some(()));
+    says("the first is there");
+    says("the other is there");
+    ok(&daemon, &["kill", "-s", "USR1", "box"]);
+    says("the first hears");
+    assert!(!logs().contains("the other hears"), "{}", logs());
+    ok(&daemon, &["kill", "--all", "-s", "USR1", "box"]);
+    says("the other hears");
+    assert_eq!(logs().matches("the first hears").count(), 2, "{}", logs());
+    ok(&daemon, &["kill", "--all", "box"]);
+    assert_eq!(say(&daemon, &["wait", "box"]).out.trim(), "137");
+    ok(&daemon, &["rm", "box"]);
 }

@@ -2,10 +2,12 @@
 
 use std::{cell::RefCell, fs, path::PathBuf, rc::Rc, time::Duration};
 
-use cofferdam_client::LogRecord;
+use cofferdam_client::{ContainerRequest, Events, LogRecord, Status, Stdio};
 use cofferdam_integration::{
-    Daemon, bounded, count, fill, input, is_long, script, small_disk, small_state, until, until_async,
+    BUSYBOX, Daemon, bounded, count, fill, input, is_long, processes, script, small_disk, small_state, until,
+    until_async,
 };
+use cofferdam_sys::cgroup::{Cgroup, Layout};
 use cofferdam_types::Code;
 
 use crate::{
@@ -93,7 +95,7 @@ const VERBS: &[&str] = &["create", "start", "kill", "delete"];
 fn each_run_has_one_end_though_the_runtime_hangs() {
     let daemon = Daemon::with_busybox();
     let name = "a runtime that hangs";
-    // At a deletion the daemon's own patience ends first; at the others a deadline of half a minute strikes.
+    // At each a deadline of half a minute strikes.
     let faults = Faults {
         kinds: &["hang"],
         verbs: if is_long() { VERBS } else { &["delete"] },
@@ -171,6 +173,57 @@ fn each_run_has_one_end_though_the_disk_fills_up() {
     storm.rage(&daemon);
 }
 
+/// The tables have room of their own: until that is gone too.
+async fn exhaust(events: &Events) {
+    for size in [15 << 10, 1 << 10, 16] {
+        let much = serde_json::json!({ "text": "x".repeat(size) });
+        until_async("there is no room", async || match events.publish("/test/much", &much).await {
+            Ok(_) => None,
+            Err(error) => {
+                assert_eq!(error.code, Code::ResourceExhausted, "{error}");
+                Some(())
+            }
+        })
+        .await;
+    }
+}
+
+/// It stands still or goes on, as it is told; the news comes when there is room.
+#[test]
+fn a_pause_on_a_full_disk_is_one_and_is_recorded_later() {
+    let daemon = small_disk(64, 4096);
+    daemon.import_busybox();
+    bounded(async {
+        let client = daemon.client().await;
+        let (request, file) = ends_when_told(&daemon, "box");
+        let (run, _) = start(&client, request).await;
+        let events = client.namespace(daemon.namespace()).events();
+        until_async("its start is recorded", async || {
+            let info = run.container().info().await.unwrap();
+            info.task.is_some_and(|task| task.pid != 0).then_some(())
+        })
+        .await;
+        let neighbour = Neighbour(Some(fill(&daemon.root(), 0)));
+        exhaust(&events).await;
+        let last = events.last().await.unwrap();
+        for _ in 0..2 {
+            run.task().pause().await.unwrap();
+            assert_eq!(run.task().state().await.unwrap().status, Status::Paused);
+            run.task().resume().await.unwrap();
+            assert_eq!(run.task().state().await.unwrap().status, Status::Running);
+        }
+        assert_eq!(events.last().await.unwrap(), last, "there was room");
+        drop(neighbour);
+        let mut told = events.subscribe(last, &["topic==\"/tasks/paused\"", "topic==\"/tasks/resumed\""]);
+        for topic in ["/tasks/paused", "/tasks/resumed"].repeat(2) {
+            assert_eq!(told.next().await.unwrap().expect("no gap").topic, topic);
+        }
+        tell(&file, 7);
+        assert_eq!(run.wait().await.unwrap().status, 7);
+        run.container().remove(false).await.unwrap();
+    });
+}
+
 /// Nobody asks for it any more, and it comes.
 #[test]
 fn an_end_on_a_full_disk_is_recorded_when_there_is_room() {
@@ -187,18 +240,7 @@ fn an_end_on_a_full_disk_is_recorded_when_there_is_room() {
         })
         .await;
         let neighbour = Neighbour(Some(fill(&daemon.root(), 0)));
-        // The tables have room of their own: until that is gone too.
-        for size in [15 << 10, 1 << 10, 16] {
-            let much = serde_json::json!({ "text": "x".repeat(size) });
-            until_async("there is no room", async || match events.publish("/test/much", &much).await {
-                Ok(_) => None,
-                Err(error) => {
-                    assert_eq!(error.code, Code::ResourceExhausted, "{error}");
-                    Some(())
-                }
-            })
-            .await;
-        }
+        exhaust(&events).await;
         let last = events.last().await.unwrap();
         tell(&file, 7);
         // That doesn't keep anybody from being told.
@@ -294,4 +336,52 @@ fn r7_a_container_that_logs_goes_on_though_the_disk_is_full() {
         assert!(wrote == all && n >= *numbers.last().unwrap(), "{wrote} {all} {n}: {said:?}");
         container.remove(false).await.unwrap();
     });
+}
+
+/// What is about to be made is noted before that: also where it can't be recorded, and all die who know of it.
+#[test]
+fn a_cgroup_of_a_clients_choice_is_swept_though_nobody_recorded_it() {
+    let daemon = small_disk(64, 4096);
+    daemon.import_busybox();
+    let before = daemon.leftovers();
+    let runtime = daemon.path().join("runtime");
+    script(
+        &runtime,
+        "#!/bin/sh\ncase \" $* \" in *' create '*) runc \"$@\"; exec sleep 1000 ;; esac\nexec runc \"$@\"\n",
+    );
+    bounded(async {
+        let namespace = daemon.open().await;
+        let above = format!("/given-{}", daemon.pid());
+        let cgroup = format!("{above}/box");
+        let mut request = ContainerRequest { id: "box".into(), ..ContainerRequest::default() };
+        request.runtime = runtime.to_str().unwrap().into();
+        request.options.args = ["sleep", "1000"].map(String::from).into();
+        request.options.cgroup = cgroup.clone();
+        let container = namespace.containers().create(&namespace.images().get(BUSYBOX), &request);
+        container.info().await.unwrap();
+        let neighbour = Neighbour(Some(fill(&daemon.root(), 0)));
+        exhaust(&namespace.events()).await;
+        let layout = Layout::detect().unwrap();
+        let pids = || Cgroup::open(&layout, &cgroup).and_then(|cgroup| cgroup.pids()).unwrap_or_default();
+        let task = container.create_task(Stdio::default(), false);
+        tokio::select! {
+            state = task.state() => panic!("{state:?}"),
+            () = until_async("it is made", async || (!pids().is_empty()).then_some(())) => {}
+        }
+        daemon.kill9();
+        for (pid, name) in processes(&daemon.state()) {
+            if name == "coffer-shim" {
+                crate::send(pid as u32, nix::sys::signal::Signal::SIGKILL);
+            }
+        }
+        assert!(!pids().is_empty(), "it outlives them");
+        drop(neighbour);
+        daemon.restart();
+        until("its cgroup is gone", || {
+            let there = [&cgroup, &above].map(|path| Cgroup::exists(&layout, path).unwrap());
+            (there == [false, false]).then_some(())
+        });
+        daemon.open().await.containers().get("box").remove(false).await.unwrap();
+    });
+    daemon.settles(&before);
 }

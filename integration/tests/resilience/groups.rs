@@ -1,11 +1,16 @@
 //! Containers of a group: one shim for all of them.
 
-use cofferdam_client::{Container, Namespace, Run, Status};
-use cofferdam_integration::{Daemon, bounded, until, until_async};
+use cofferdam_client::{Container, ContainerRequest, Namespace, Run, Status, Stdio};
+use cofferdam_integration::{Daemon, bounded, script, until, until_async};
 use cofferdam_types::Code;
 use nix::sys::signal::Signal;
+use serde_json::json;
 
-use crate::{ends_when_told, runs, send, shim_of, start, tell, until_ended};
+use crate::{
+    ends_when_told,
+    late::{hook, hooked},
+    runs, send, shim_of, start, tell, until_ended,
+};
 
 /// A member of the group `pod` that ends when it is told to.
 async fn member(daemon: &Daemon, id: &str, runtime: &str) -> (Run, u32, std::fs::File) {
@@ -155,4 +160,65 @@ fn a_shim_says_how_it_is() {
             client.namespace(daemon.namespace()).containers().get(id).remove(true).await.unwrap();
         }
     });
+}
+
+/// Whatever holds the shim up meanwhile: those who live in it go on.
+#[test]
+fn a_member_that_goes_takes_nobody_along() {
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    let runtime = daemon.path().join("slow");
+    script(&runtime, "#!/bin/sh\ncase \" $* \" in *' create '*) sleep 6 ;; esac\nexec runc \"$@\"\n");
+    bounded(async {
+        let namespace = daemon.open().await;
+        let (b, runs_on, tell_b) = member(&daemon, "b", "native").await;
+        // Its own hook takes long.
+        let request = ContainerRequest { id: "a".into(), group: "pod".into(), ..ContainerRequest::default() };
+        let mark = daemon.path().join("mark");
+        let hooks = json!({"poststop": hook(&format!("sleep 6; touch {}", mark.display()))});
+        let a = hooked(&namespace, &request, "exit 3", hooks).await;
+        let task = a.create_task(Stdio::default(), false);
+        task.start().await.unwrap();
+        assert_eq!(task.wait().await.unwrap().status, 3);
+        a.remove(false).await.unwrap();
+        assert!(mark.exists() && runs(runs_on));
+        // The runtime of another.
+        let (_d, _, tell_d) = member(&daemon, "d", "native").await;
+        tell(&tell_d, 5);
+        assert_eq!(namespace.containers().get("d").task().wait().await.unwrap().status, 5);
+        let (mut request, _tell_c) = ends_when_told(&daemon, "c");
+        request.container.group = "pod".into();
+        request.container.runtime = runtime.to_str().unwrap().into();
+        let client = daemon.client().await;
+        let (c, d) = tokio::join!(start(&client, request), async {
+            until_async("the runtime is at it", async || {
+                let all = cofferdam_integration::all_processes(&daemon.state());
+                all.iter().any(|(_, name)| name == "slow").then_some(())
+            })
+            .await;
+            namespace.containers().get("d").remove(false).await
+        });
+        d.unwrap();
+        assert!(runs(runs_on) && runs(c.1));
+        // Nor does it where the shim doesn't answer at all; by force it does.
+        let (_e, _, tell_e) = member(&daemon, "e", "native").await;
+        tell(&tell_e, 6);
+        let e = namespace.containers().get("e");
+        assert_eq!(e.task().wait().await.unwrap().status, 6);
+        let shim = shim_of(runs_on);
+        send(shim, Signal::SIGSTOP);
+        let error = e.remove(false).await.unwrap_err();
+        assert!(matches!(error.code, Code::DeadlineExceeded | Code::Unavailable), "{error}");
+        let error = e.remove(false).await.unwrap_err();
+        assert!(matches!(error.code, Code::DeadlineExceeded | Code::Unavailable), "{error}");
+        send(shim, Signal::SIGCONT);
+        until_async("it can be removed", async || e.remove(false).await.ok()).await;
+        assert!(runs(runs_on) && runs(shim));
+        tell(&tell_b, 4);
+        assert_eq!(b.wait().await.unwrap().status, 4);
+        for id in ["b", "c"] {
+            namespace.containers().get(id).remove(true).await.unwrap();
+        }
+    });
+    daemon.settles(&before);
 }

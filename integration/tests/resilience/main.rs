@@ -11,6 +11,7 @@ mod files;
 mod groups;
 mod hostile;
 mod kills;
+mod late;
 mod ledger;
 mod neighbours;
 mod outside;
@@ -58,20 +59,47 @@ pub fn send(pid: u32, signal: nix::sys::signal::Signal) {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), signal).unwrap();
 }
 
-/// Every end of a container that is in the journal.
+/// How often each was started, first process or other, by its id; and its ends.
+#[derive(Debug, Default)]
+pub struct History {
+    pub starts: BTreeMap<String, usize>,
+    pub ends: BTreeMap<String, Vec<Exit>>,
+}
+
+/// Every end of a container that is in the journal, and those of other processes by their ids.
 pub async fn journal(client: &Client, namespace: &str) -> BTreeMap<String, Vec<Exit>> {
+    history(client, namespace).await.ends
+}
+
+/// Everything of that kind that is in the journal.
+pub async fn history(client: &Client, namespace: &str) -> History {
     let events = client.namespace(namespace).events();
-    let mut found: BTreeMap<String, Vec<Exit>> = BTreeMap::new();
+    let mut found = History::default();
     // A last event of our own: everything before it has been seen when it comes.
     let last = events.publish("/test/end", &serde_json::json!({})).await.unwrap();
-    let mut events = events.subscribe(0, &["topic==\"/tasks/exit\"", "topic==\"/test/end\""]);
+    let topics = ["/tasks/start", "/tasks/exec-started", "/tasks/exit", "/test/end"];
+    let topics = topics.map(|topic| format!("topic==\"{topic}\""));
+    let mut events = events.subscribe(0, &topics.each_ref().map(|topic| &**topic));
     loop {
         let event = events.next().await.unwrap().expect("no gap");
         if event.sequence == last {
             return found;
         }
         let text = |field: &str| event.payload[field].as_str().unwrap().to_owned();
-        found.entry(text("container_id")).or_default().push(Exit {
+        match &*event.topic {
+            "/tasks/start" => {
+                *found.starts.entry(text("container_id")).or_default() += 1;
+                continue;
+            }
+            "/tasks/exec-started" => {
+                *found.starts.entry(text("exec_id")).or_default() += 1;
+                continue;
+            }
+            // Of somebody who looked before.
+            "/test/end" => continue,
+            _ => {}
+        }
+        found.ends.entry(text("id")).or_default().push(Exit {
             status: event.payload["exit_status"].as_u64().unwrap() as u32,
             at: Timestamp::parse_rfc3339(&text("exited_at")).unwrap(),
             reason: text("reason"),

@@ -10,7 +10,7 @@ use cofferdam_client::{Input, Output, ProcessOptions, Status, Stdio};
 use cofferdam_integration::{Arrivals, Daemon, bounded, input, output, terminal, until_async, write};
 use cofferdam_types::{Code, Timestamp};
 
-use crate::{ends_when_told, exits, runs, send, shim_of, start, tell, until_ended};
+use crate::{ends_when_told, exits, history, runs, send, shim_of, start, tell, until_ended};
 
 #[test]
 fn twenty_containers_are_found_again() {
@@ -204,7 +204,87 @@ fn execs_are_known_again() {
         late.start().await.unwrap();
         tell(&file, 7);
         assert_eq!(late.wait().await.unwrap().status, 7);
+        // One that a daemon has told of, or was about to, is not told of again.
+        daemon.kill9();
+        daemon.restart();
+        let told = each_has_its_end(&daemon, &[("meanwhile", 5), ("after", 6), ("late", 7)]).await;
+        assert!(!told.starts.contains_key("made") && !told.ends.contains_key("made"), "{told:?}");
     });
+}
+
+/// Waits until each of these has been told of, once.
+async fn each_has_its_end(daemon: &Daemon, ends: &[(&str, u32)]) -> crate::History {
+    let client = daemon.client().await;
+    let told = until_async("all are told of", async || {
+        let told = history(&client, daemon.namespace()).await;
+        ends.iter().all(|(id, _)| told.ends.contains_key(*id)).then_some(told)
+    })
+    .await;
+    for (id, status) in ends {
+        let statuses: Vec<_> = told.ends[*id].iter().map(|exit| exit.status).collect();
+        assert_eq!((told.starts.get(*id), statuses), (Some(&1), vec![*status]), "{id}: {told:?}");
+    }
+    told
+}
+
+/// Whoever else dies: each exec that was told to have started is told to have ended, once.
+#[test]
+fn each_exec_has_its_end_whatever_is_killed() {
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    bounded(async {
+        let options = ProcessOptions { args: ["sleep", "1000"].map(String::from).into(), ..ProcessOptions::default() };
+        let begin = async |id: &str| {
+            let client = daemon.client().await;
+            let (run, pid) = start(&client, daemon.run(id, ["sleep", "1000"])).await;
+            let exec = run.task().exec(&format!("in-{id}"), &options, Stdio::default());
+            exec.start().await.unwrap();
+            let told = until_async("it is told of", async || {
+                let told = history(&client, daemon.namespace()).await;
+                told.starts.contains_key(&format!("in-{id}")).then_some(())
+            });
+            told.await;
+            (run, pid)
+        };
+        // Its shim, under a daemon that looks on.
+        let (_, pid) = begin("seen").await;
+        send(shim_of(pid), nix::sys::signal::Signal::SIGKILL);
+        each_has_its_end(&daemon, &[("seen", 137), ("in-seen", 137)]).await;
+        // Its shim, and nobody looks.
+        let (_, pid) = begin("unseen").await;
+        daemon.kill9();
+        send(shim_of(pid), nix::sys::signal::Signal::SIGKILL);
+        until_ended(pid);
+        daemon.restart();
+        each_has_its_end(&daemon, &[("unseen", 137), ("in-unseen", 137)]).await;
+        // The container, by force.
+        let (run, _) = begin("removed").await;
+        run.container().remove(true).await.unwrap();
+        each_has_its_end(&daemon, &[("removed", 137), ("in-removed", 137)]).await;
+        // With the end of the first process, and removed at once.
+        let (run, _) = begin("killed").await;
+        run.task().kill(9, true).await.unwrap();
+        assert_eq!(run.wait().await.unwrap().status, 137);
+        run.task().delete().await.unwrap();
+        each_has_its_end(&daemon, &[("killed", 137), ("in-killed", 137)]).await;
+        // One that is deleted as soon as its end is known, and the daemon killed.
+        let (run, _) = begin("deleted").await;
+        let exec = run.task().process("in-deleted");
+        exec.kill(9, false).await.unwrap();
+        exec.wait().await.unwrap();
+        exec.delete().await.unwrap();
+        daemon.kill9();
+        daemon.restart();
+        each_has_its_end(&daemon, &[("in-deleted", 137)]).await;
+        for id in ["seen", "unseen", "killed", "deleted"] {
+            daemon.open().await.containers().get(id).remove(true).await.unwrap();
+        }
+        let told = history(&daemon.client().await, daemon.namespace()).await;
+        for (id, starts) in &told.starts {
+            assert_eq!((*starts, told.ends.get(id).map(Vec::len)), (1, Some(1)), "{id}: {told:?}");
+        }
+    });
+    daemon.settles(&before);
 }
 
 #[test]

@@ -9,13 +9,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cofferdam_client::{Client, Exit, Namespace};
+use cofferdam_client::{Client, Exit, Namespace, ProcessOptions, Stdio};
 use cofferdam_integration::{DEADLINE, Daemon, bounded, count, descriptors, is_long, processes, until};
 use cofferdam_types::{Code, Error, Result};
 use nix::sys::signal::Signal;
 
 use crate::{
-    journal,
+    History, history,
     random::{Random, seed},
 };
 
@@ -24,7 +24,7 @@ const LANES: usize = 8;
 /// What a whole storm may take.
 const LIMIT: Duration = Duration::from_secs(1500);
 /// What one answer may take: the deadlines of a runtime that hangs strike before.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(240);
 
 /// A container's life, as it is planned.
 pub struct Life {
@@ -37,13 +37,18 @@ pub struct Life {
     pub killed: bool,
     /// Whether it stays until it is removed.
     pub kept: bool,
+    /// With which code another process ends that is run in it.
+    pub exec: Option<u32>,
 }
 
 impl Life {
     pub fn random(random: &mut Random, id: String) -> Life {
         let code = 1 + random.below(100) as u32;
-        let script = format!("sleep 0.0{}; exit {code}", random.below(10));
-        Life { id, runtime: "native".into(), script, code, killed: false, kept: random.below(2) == 0 }
+        let exec = (random.below(3) == 0).then(|| 1 + random.below(100) as u32);
+        // Long enough for the other to be there, most often.
+        let tenths = u64::from(exec.is_some());
+        let script = format!("sleep 0.{tenths}{}; exit {code}", random.below(10));
+        Life { id, runtime: "native".into(), script, code, killed: false, kept: random.below(2) == 0, exec }
     }
 }
 
@@ -110,7 +115,7 @@ impl Storm<'_> {
         let before = daemon.leftovers();
 
         let began = Instant::now();
-        let (told, strikes) = std::thread::scope(|scope| {
+        let ((told, execs), strikes) = std::thread::scope(|scope| {
             let (pause, strike) = (pause.as_micros() as u64, &mut strike);
             // Closed when the lives are over, well or badly.
             let (going, over) = sync_channel::<()>(0);
@@ -134,14 +139,20 @@ impl Storm<'_> {
         drop(strike);
 
         bounded(async {
-            let journal = journal(&daemon.client().await, daemon.namespace()).await;
-            for (id, outcome) in &told {
-                let found = journal.get(id).map(Vec::as_slice).unwrap_or_default();
+            let History { starts, ends } = history(&daemon.client().await, daemon.namespace()).await;
+            let ends_of = |id: &String| ends.get(id).map(Vec::as_slice).unwrap_or_default();
+            for (id, outcome) in told.iter().chain(&execs) {
+                let found = ends_of(id);
                 match outcome {
                     Ok(exit) => assert_eq!(found, std::slice::from_ref(exit), "{id}"),
                     Err(_) => assert!(found.len() <= 1, "{id}: {found:?}"),
                 }
             }
+            // Whatever a client was told.
+            for (id, times) in &starts {
+                assert_eq!((*times, ends_of(id).len()), (1, 1), "{id}: {:?}, {:?}", ends_of(id), told.get(id));
+            }
+            println!("of {} starts each has one end", starts.len());
         });
         until("no container is left", || {
             let list = async { daemon.open().await.containers().list::<&str>(&[]).all().await.unwrap() };
@@ -194,17 +205,15 @@ fn calm(daemon: &Daemon, id: &str) {
     });
 }
 
-/// Lives all of them, and gives what a client was told of each.
-async fn all(
-    daemon: &Daemon,
-    lives: &[Life],
-    accounts_for: fn(&Life, &Result<Exit>) -> bool,
-) -> BTreeMap<String, Result<Exit>> {
-    let (next, told) = (RefCell::new(lives.iter()), RefCell::new(BTreeMap::new()));
+type Told = BTreeMap<String, Result<Exit>>;
+
+/// Lives all of them, and gives what a client was told of each, and of what was run in it.
+async fn all(daemon: &Daemon, lives: &[Life], accounts_for: fn(&Life, &Result<Exit>) -> bool) -> (Told, Told) {
+    let (next, told, execs) = (RefCell::new(lives.iter()), RefCell::new(Told::new()), RefCell::new(Told::new()));
     let lane = async || {
         loop {
             let Some(life) = next.borrow_mut().next() else { return };
-            let outcome = tokio::time::timeout(PATIENCE, live(daemon, life)).await;
+            let outcome = tokio::time::timeout(PATIENCE, live(daemon, life, &execs)).await;
             let outcome = outcome.unwrap_or_else(|_| panic!("{} hangs", life.id));
             assert!(
                 is_ordinary(life, &outcome) || accounts_for(life, &outcome),
@@ -216,10 +225,10 @@ async fn all(
         }
     };
     futures::future::join_all((0..LANES).map(|_| lane())).await;
-    told.into_inner()
+    (told.into_inner(), execs.into_inner())
 }
 
-async fn live(daemon: &Daemon, life: &Life) -> Result<Exit> {
+async fn live(daemon: &Daemon, life: &Life, execs: &RefCell<Told>) -> Result<Exit> {
     let mut request = daemon.run(&life.id, ["sh", "-c", &life.script]);
     request.container.remove_on_exit = !life.kept;
     request.container.runtime = life.runtime.clone();
@@ -235,7 +244,18 @@ async fn live(daemon: &Daemon, life: &Life) -> Result<Exit> {
         let _ = run.task().kill(9, true).await;
         gone(&life.id, ask(daemon, async |ns| ns.containers().get(&life.id).remove(true).await).await);
     }
-    let outcome = run.wait().await;
+    let more = async {
+        let code = life.exec?;
+        run.started().await.ok()?;
+        let (id, args) = (format!("{}-exec", life.id), ["sh".into(), "-c".into(), format!("sleep 0.05; exit {code}")]);
+        let options = ProcessOptions { args: args.into(), ..ProcessOptions::default() };
+        let exec = run.task().exec(&id, &options, Stdio::default());
+        exec.start().await.ok()?;
+        // Its container may end before it, and be gone.
+        let outcome = exec.wait().await;
+        execs.borrow_mut().insert(id, outcome)
+    };
+    let (outcome, _) = tokio::join!(run.wait(), more);
     if life.kept {
         match &outcome {
             Ok(exit) if !life.killed => bury(daemon, life, exit).await,
@@ -256,6 +276,11 @@ async fn bury(daemon: &Daemon, life: &Life, exit: &Exit) {
             // Done the first time; or its runtime fails at it, and force is called for.
             let done = repeated && error.code == Code::NotFound;
             assert!(done || life.runtime != "native", "{id}: {error}");
+            if !done {
+                // One that hangs has its half minute each time.
+                gone(id, ask(daemon, async |ns| ns.containers().get(id).remove(true).await).await);
+                return;
+            }
         }
     }
     match ask(daemon, async |ns| ns.containers().get(id).remove(false).await).await {

@@ -185,7 +185,8 @@ impl Chain {
         let previous = answer
             .filter(|_| VERSIONS.iter().position(|v| *v == version) >= VERSIONS.iter().position(|v| *v == "0.4.0"));
         for plugin in self.plugins.iter().rev() {
-            let netns = Some(place.netns).filter(|path| path.exists());
+            // A plugin stumbles over a file that is none.
+            let netns = Some(place.netns).filter(|path| cofferdam_sys::network::is_pinned(path));
             let call = Call { command: "DEL", container: place.container, netns, interface: place.interface };
             let config = self.config(plugin, version, wish, previous);
             // In order, and not past an error: an address must not be free while a port still leads to it.

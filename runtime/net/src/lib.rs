@@ -21,7 +21,7 @@ pub use conf::{Network, find, list};
 pub use names::{Names, text_of_hosts, text_of_resolv};
 pub use outcome::{Dns, Outcome};
 pub use plugin::Plugins;
-pub use wish::{Port, Protocol, Wish};
+pub use wish::{Port, Protocol, Wish, address};
 
 use cofferdam_types::{Error, Result};
 

@@ -128,7 +128,7 @@ impl Wish {
 }
 
 /// The address of `10.1.2.3` or `10.1.2.3/24`.
-pub(crate) fn address(text: &str) -> Option<IpAddr> {
+pub fn address(text: &str) -> Option<IpAddr> {
     let Some((ip, length)) = text.split_once('/') else { return text.parse().ok() };
     let ip: IpAddr = ip.parse().ok()?;
     let most = if ip.is_ipv4() { 32 } else { 128 };

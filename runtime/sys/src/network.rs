@@ -68,6 +68,11 @@ pub fn pin(path: &Path) -> io::Result<()> {
     made.inspect_err(|_| drop(std::fs::remove_file(path)))
 }
 
+/// Whether a namespace is pinned at `path`. What was killed between the two steps of [`pin`] left a plain file there.
+pub fn is_pinned(path: &Path) -> bool {
+    nix::sys::statfs::statfs(path).is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::NSFS_MAGIC)
+}
+
 /// Takes what [`pin`] made away; what isn't there is fine. The namespace goes with the last process in it.
 pub fn unpin(path: &Path) -> io::Result<()> {
     loop {
@@ -97,6 +102,7 @@ mod tests {
         let own = std::fs::metadata("/proc/self/ns/net").unwrap().ino();
         pin(&path).unwrap();
         assert_eq!(pin(&path).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert!(is_pinned(&path) && !is_pinned(dir.path()));
         assert_ne!(std::fs::metadata(&path).unwrap().ino(), own);
         assert_eq!(std::fs::metadata("/proc/thread-self/ns/net").unwrap().ino(), own, "this thread stays where it was");
         let pinned = File::open(&path).unwrap();
@@ -106,7 +112,12 @@ mod tests {
         });
         assert!(reaches.join().unwrap());
         unpin(&path).unwrap();
-        assert!(!path.exists());
+        assert!(!path.exists() && !is_pinned(&path));
         unpin(&path).unwrap();
+        // What is left of one that was killed half-way.
+        std::fs::write(&path, "").unwrap();
+        assert!(!is_pinned(&path));
+        unpin(&path).unwrap();
+        assert!(!path.exists());
     }
 }

@@ -1,6 +1,9 @@
 //! Tasks: what runs, or ran, in a container. Their events come from the shim's life record, not from here.
 
-use std::ops::{Bound, ControlFlow};
+use std::{
+    collections::BTreeMap,
+    ops::{Bound, ControlFlow},
+};
 
 use cofferdam_types::{Error, Id, Namespace, Result, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -47,6 +50,17 @@ pub struct Exit {
     pub reason: String,
 }
 
+/// What was told of another process of the container's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecTold {
+    /// When it was created: another one may have its id later.
+    pub created: Timestamp,
+    /// Its pid.
+    pub pid: u32,
+    /// Whether its end was told too.
+    pub ended: bool,
+}
+
 /// A task.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Task {
@@ -79,6 +93,9 @@ pub struct Task {
     /// When it did last.
     #[serde(default)]
     pub oomed: Timestamp,
+    /// What was told of its other processes: each end is, once. `None`: by whoever wrote this, which kept no record of it.
+    #[serde(default)]
+    pub execs: Option<BTreeMap<String, ExecTold>>,
 }
 
 impl Record for Task {
@@ -103,6 +120,7 @@ impl Task {
             attachment: None,
             ooms: 0,
             oomed: Timestamp::default(),
+            execs: Some(BTreeMap::new()),
         }
     }
 }

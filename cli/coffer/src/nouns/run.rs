@@ -2,7 +2,9 @@
 
 use std::rc::Rc;
 
-use cofferdam_client::{ContainerOptions, ContainerRequest, Networking, PullOptions, PullPolicy, RunRequest, Stdio};
+use cofferdam_client::{
+    BindMount, ContainerOptions, ContainerRequest, MountSource, Networking, PullOptions, PullPolicy, RunRequest, Stdio,
+};
 use cofferdam_types::{Any, Labels};
 use serde_json::json;
 
@@ -43,6 +45,7 @@ pub(super) const FLAGS: &[Flag] = &[
     value("hostname", None, "NAME", "its host name"),
     value("entrypoint", None, "PROGRAM", "in place of the image's entrypoint; empty for none"),
     many("mount", None, "SPEC", "type=bind,src=PATH,dst=PATH[,ro] or type=tmpfs,dst=PATH[,size=64m]"),
+    switch("host-localtime", None, "its clock shows the host's time zone, by the host's /etc/localtime"),
     value("rootfs", None, "DIR", "a directory of the host is its root file system, without an IMAGE"),
     switch("read-only", None, "its root file system can't be written"),
     value("net", None, "NETWORK", "none (the default), host, the name of one, path:PATH or container:ID"),
@@ -287,7 +290,7 @@ fn options(args: &Args) -> Result<ContainerOptions, Failure> {
         hostname: args.text("hostname"),
         terminal: args.has("tty"),
         read_only: args.has("read-only"),
-        mounts: args.read_all("mount", units::mount)?,
+        mounts: mounts(args)?,
         cap_add: args.all("cap-add").to_vec(),
         cap_drop: args.all("cap-drop").to_vec(),
         network: args.read("net", units::network)?.unwrap_or_default(),
@@ -326,6 +329,20 @@ fn options(args: &Args) -> Result<ContainerOptions, Failure> {
     })
 }
 
+fn mounts(args: &Args) -> Result<Vec<BindMount>, Failure> {
+    let mut mounts = args.read_all("mount", units::mount)?;
+    if args.has("host-localtime") {
+        let (path, options) = ("/etc/localtime", ["rbind", "nosuid", "nodev", "noexec"].map(String::from).to_vec());
+        mounts.push(BindMount {
+            target: path.into(),
+            source: MountSource::Host(path.into()),
+            read_only: true,
+            options,
+        });
+    }
+    Ok(mounts)
+}
+
 fn namespaces(args: &Args) -> Result<Vec<(String, String)>, Failure> {
     let mut chosen = Vec::new();
     for kind in ["pid", "ipc", "uts"] {
@@ -340,7 +357,7 @@ fn pairs(args: &Args, name: &str) -> Result<Labels, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use cofferdam_client::{Device, IdMap, MountSource, Network, PortMapping, Rlimit};
+    use cofferdam_client::{Device, IdMap, Network, PortMapping, Rlimit};
 
     use super::*;
     use crate::commands;
@@ -348,6 +365,15 @@ mod tests {
     fn read(line: &[&str]) -> Result<RunRequest, Failure> {
         let words = ["run"].iter().chain(line).map(|word| (*word).to_owned()).collect();
         request(&commands::parse(words)?, "default")
+    }
+
+    #[test]
+    fn the_hosts_time_zone_is_a_mount_that_can_not_be_written() {
+        let request = read(&["--host-localtime", "busybox"]).unwrap();
+        let [mount] = request.container.options.mounts.as_slice() else { panic!("one mount") };
+        assert_eq!((&*mount.target, mount.read_only), ("/etc/localtime", true));
+        assert_eq!(mount.source, MountSource::Host("/etc/localtime".into()));
+        assert!(read(&["busybox"]).unwrap().container.options.mounts.is_empty());
     }
 
     #[test]

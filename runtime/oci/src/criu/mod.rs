@@ -23,7 +23,7 @@ const OLDEST: (i32, i32) = (4, 0);
 /// How long it may take to say its version.
 const GREETING: Duration = Duration::from_secs(10);
 /// How long it may take to checkpoint or to restore: memory goes through a disk.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(600);
+pub const DEADLINE: Duration = Duration::from_secs(600);
 /// In a checkpoint: its images, and what criu writes besides.
 pub const IMAGES: &str = "images";
 /// See [`IMAGES`].

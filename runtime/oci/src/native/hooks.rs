@@ -31,6 +31,24 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// How much of what a hook said is told.
 const SAID: usize = 500;
 
+/// How long the hooks may take that run outside the making of a container.
+#[derive(Clone, Copy, Debug)]
+pub struct HookTime {
+    /// Those of its start.
+    pub start: Duration,
+    /// Those behind its end.
+    pub stop: Duration,
+}
+
+/// That of the hooks that a spec has.
+pub fn hook_time(spec: &oci_spec::runtime::Spec) -> HookTime {
+    let sum = |hooks: &[Hook]| hooks.iter().fold(Duration::ZERO, |sum, hook| sum.saturating_add(timeout(hook)));
+    let of = |which: fn(&Spec) -> &Option<Vec<Hook>>| {
+        spec.hooks().as_ref().map_or(Duration::ZERO, |hooks| sum(list(which(hooks))))
+    };
+    HookTime { start: of(Spec::start_container).saturating_add(of(Spec::poststart)), stop: of(Spec::poststop) }
+}
+
 /// The hooks of a container that has any.
 #[derive(Debug)]
 pub(super) struct Hooks {
@@ -61,20 +79,17 @@ impl Hooks {
             .set_bundle(request.bundle_path.to_owned())
             .set_annotations(request.spec.annotations().clone());
         let process = request.spec.process().clone().unwrap_or_default();
-        let hooks = Hooks { spec, state, bundle: request.bundle_path.to_owned(), process };
-        let any = hooks.all().any(|list| !list.is_empty());
-        any.then_some(hooks)
+        has_any(&spec).then(|| Hooks { spec, state, bundle: request.bundle_path.to_owned(), process })
+    }
+
+    /// Whether a spec has any.
+    pub fn any(spec: &oci_spec::runtime::Spec) -> bool {
+        spec.hooks().as_ref().is_some_and(has_any)
     }
 
     #[allow(deprecated)] // prestart is, but specs have it.
     fn prestart(&self) -> &[Hook] {
         list(self.spec.prestart())
-    }
-
-    fn all(&self) -> impl Iterator<Item = &[Hook]> {
-        let spec = &self.spec;
-        let rest = [spec.create_runtime(), spec.create_container(), spec.start_container(), spec.poststart()];
-        [self.prestart(), list(spec.poststop())].into_iter().chain(rest.into_iter().map(list))
     }
 
     /// Whether there are any that come before the change to the container's root.
@@ -190,6 +205,12 @@ impl Hooks {
         }
         finish(kind, hook, command, state)
     }
+}
+
+#[allow(deprecated)] // prestart is, but specs have it.
+fn has_any(spec: &Spec) -> bool {
+    let lists = [spec.prestart(), spec.create_runtime(), spec.create_container(), spec.start_container()];
+    lists.into_iter().chain([spec.poststart(), spec.poststop()]).any(|hooks| !list(hooks).is_empty())
 }
 
 fn list(hooks: &Option<Vec<Hook>>) -> &[Hook] {

@@ -40,9 +40,11 @@ const VERSION: &str = "1.0.2";
 const MAX_HOSTNAME: usize = 64;
 const MAX_ANNOTATIONS: usize = 64 << 10;
 
-/// Annotations with these prefixes are orders to runc, crun and criu (unit properties, handlers, files of the host).
-/// They come with a raw spec and its right, not by the way.
-const ORDERS: &[&str] = &["org.systemd.property.", "org.criu.", "run.oci.", "io.podman.", "module.wasm."];
+/// Annotations with these prefixes are orders to runc, crun, criu and Kata (unit properties, handlers, files of the host, what a
+/// hypervisor is started with). They come with a raw spec and its right, not by the way. No list of what runtimes of others
+/// obey is whole: for those every annotation takes the `host` right.
+const ORDERS: &[&str] =
+    &["org.systemd.property.", "org.criu.", "run.oci.", "io.podman.", "module.wasm.", "io.katacontainers."];
 
 /// Generates the spec of container `id`, to run in the cgroup of that path. `look_up` finds a user in its root file system
 /// (see [`users::resolve`]); the spec's own `root.path` is `rootfs` in the bundle.

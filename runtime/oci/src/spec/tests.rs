@@ -235,8 +235,13 @@ fn l3_injection_is_refused_by_field() {
 
 #[test]
 fn l2_annotations_give_no_orders_to_a_runtime() {
-    for key in ["org.systemd.property.ExecStopPost", "run.oci.handler", "org.criu.config", "module.wasm.image/variant"]
-    {
+    for key in [
+        "org.systemd.property.ExecStopPost",
+        "run.oci.handler",
+        "org.criu.config",
+        "module.wasm.image/variant",
+        "io.katacontainers.config.hypervisor.kernel_params",
+    ] {
         refused("annotations", &[json!({key: "x"})]);
     }
     let kept =

@@ -1,0 +1,212 @@
+//! What takes its time: starts and deletions that meet, hooks behind the end, shims that stand still meanwhile.
+
+use std::time::{Duration, Instant};
+
+use cofferdam_client::{Container, ContainerRequest, Namespace, Status, Stdio};
+use cofferdam_integration::{BUSYBOX, Daemon, bounded, script, until_async};
+use cofferdam_types::Code;
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::{runs, send, shim_of, start};
+
+/// A container of a raw spec: what `args` makes, and `hooks`.
+pub async fn hooked(namespace: &Namespace, request: &ContainerRequest, script: &str, hooks: Value) -> Container {
+    let mut model = ContainerRequest { id: "model".into(), ..ContainerRequest::default() };
+    model.options.args = ["sh", "-c", script].map(String::from).into();
+    let image = namespace.images().get(BUSYBOX);
+    let model = namespace.containers().create(&image, &model);
+    let mut spec: Value = serde_json::from_slice(&model.info().await.unwrap().spec.value).unwrap();
+    model.remove(false).await.unwrap();
+    spec["linux"].as_object_mut().unwrap().remove("cgroupsPath");
+    spec["hooks"] = hooks;
+    namespace.containers().create_from_spec(Some(&image), request, &serde_json::to_vec(&spec).unwrap())
+}
+
+/// A hook of the host's shell.
+pub fn hook(script: &str) -> Value {
+    json!([{"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]}])
+}
+
+/// In one burst: whoever deletes without force doesn't kill what somebody else has just started.
+#[test]
+fn a_deletion_beside_a_start_kills_nothing() {
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    bounded(async {
+        let namespace = daemon.open().await;
+        for runtime in ["native", "runc"] {
+            for task_alone in [true, false] {
+                let mut request = ContainerRequest { id: "box".into(), runtime: runtime.into(), ..Default::default() };
+                request.options.args = ["sleep", "1000"].map(String::from).into();
+                let container = namespace.containers().create(&namespace.images().get(BUSYBOX), &request);
+                let task = container.create_task(Stdio::default(), false);
+                task.state().await.unwrap();
+                let (started, deleted) = tokio::join!(task.start(), async {
+                    if task_alone { task.delete().await.map(drop) } else { container.remove(false).await }
+                });
+                let (pid, error) = (started.unwrap(), deleted.unwrap_err());
+                assert_eq!(error.code, Code::FailedPrecondition, "{runtime}: {error}");
+                assert!(error.message.starts_with("is running"), "{runtime}: {error}");
+                let state = task.state().await.unwrap();
+                assert_eq!((state.status, state.pid), (Status::Running, pid));
+                assert!(runs(pid));
+                container.remove(true).await.unwrap();
+            }
+        }
+    });
+    daemon.settles(&before);
+}
+
+/// `poststop` has the time that it is said to have, and so has a foreign runtime for its deletion.
+#[test]
+fn what_comes_behind_the_end_has_its_time() {
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    let runtime = daemon.path().join("slow");
+    script(&runtime, "#!/bin/sh\ncase \" $* \" in *' delete '*) sleep 6 ;; esac\nexec runc \"$@\"\n");
+    bounded(async {
+        let namespace = daemon.open().await;
+        let all = ["ended", "ended-removed", "forced", "foreign"].map(async |id| {
+            let mark = daemon.path().join(id);
+            let mut request = ContainerRequest { id: id.into(), ..ContainerRequest::default() };
+            if id == "foreign" {
+                request.runtime = runtime.to_str().unwrap().into();
+            }
+            let slow = if id == "foreign" { "" } else { "sleep 6; " };
+            let hooks = json!({"poststop": hook(&format!("{slow}touch {}", mark.display()))});
+            (id, mark, request, hooks)
+        });
+        let mut ready = Vec::new();
+        for one in all {
+            let (id, mark, request, hooks) = one.await;
+            let script = if id == "forced" { "exec sleep 1000" } else { "exit 3" };
+            let container = hooked(&namespace, &request, script, hooks).await;
+            let task = container.create_task(Stdio::default(), false);
+            task.start().await.unwrap();
+            if id != "forced" {
+                assert_eq!(task.wait().await.unwrap().status, 3);
+            }
+            ready.push((id, mark, container));
+        }
+        let went = ready.into_iter().map(async |(id, mark, container)| {
+            let began = Instant::now();
+            match id {
+                "ended" | "foreign" => assert_eq!(container.task().delete().await.unwrap().status, 3, "{id}"),
+                _ => container.remove(id == "forced").await.unwrap(),
+            }
+            assert!(mark.exists(), "{id}: what was to run did not, after {:?}", began.elapsed());
+            if matches!(id, "ended" | "foreign") {
+                container.remove(false).await.unwrap();
+            }
+        });
+        futures::future::join_all(went).await;
+    });
+    assert!(!daemon.log().contains("doesn't delete it"), "{}", daemon.log());
+    daemon.settles(&before);
+}
+
+/// A start that its shim doesn't answer has a deadline; what the shim does of it later is what happened.
+#[test]
+fn a_start_that_is_not_answered_has_a_deadline() {
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    bounded(async {
+        let client = daemon.client().await;
+        let namespace = daemon.open().await;
+        let mut request = ContainerRequest { id: "box".into(), ..ContainerRequest::default() };
+        request.options.args = ["sleep", "1000"].map(String::from).into();
+        let container = namespace.containers().create(&namespace.images().get(BUSYBOX), &request);
+        let task = container.create_task(Stdio::default(), false);
+        let shim = shim_of(task.state().await.unwrap().pid);
+        send(shim, Signal::SIGSTOP);
+        let began = Instant::now();
+        let error = task.start().await.unwrap_err();
+        assert_eq!((error.code, &*error.kind, &*error.id), (Code::DeadlineExceeded, "task", "box"), "{error}");
+        assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+        // It is alone in that: others start.
+        let (other, _) = start(&client, daemon.run("other", ["true"])).await;
+        assert_eq!(other.wait().await.unwrap().status, 0);
+        other.container().remove(false).await.unwrap();
+        // Whether it runs nobody knows.
+        assert_eq!(task.delete().await.unwrap_err().code, Code::Unavailable);
+        send(shim, Signal::SIGCONT);
+        let state =
+            until_async("it runs", async || task.state().await.ok().filter(|state| state.status == Status::Running))
+                .await;
+        assert!(runs(state.pid));
+        until_async("that is recorded", async || {
+            let info = container.info().await.unwrap();
+            info.task.filter(|task| task.pid == state.pid)
+        })
+        .await;
+        let error = task.start().await.unwrap_err();
+        assert_eq!(error.code, Code::FailedPrecondition, "{error}");
+
+        // An exec is started in time or not, as well.
+        let options =
+            cofferdam_client::ProcessOptions { args: ["sleep", "1000"].map(String::from).into(), ..Default::default() };
+        let exec = task.exec("more", &options, Stdio::default());
+        exec.state().await.unwrap();
+        send(shim, Signal::SIGSTOP);
+        assert_eq!(exec.start().await.unwrap_err().code, Code::DeadlineExceeded);
+        send(shim, Signal::SIGCONT);
+        until_async("the exec runs", async || exec.state().await.ok().filter(|state| state.status == Status::Running))
+            .await;
+        container.remove(true).await.unwrap();
+    });
+    daemon.settles(&before);
+}
+
+/// Nor does a checkpoint wait for ever; the container goes on, and there is no image.
+#[test]
+fn a_checkpoint_that_is_not_answered_has_a_deadline() {
+    let daemon = Daemon::with_flags(Box::leak(Box::new(["--criu", cofferdam_integration::criu()])));
+    daemon.import_busybox();
+    bounded(async {
+        let client = daemon.client().await;
+        let namespace = daemon.open().await;
+        let (run, pid) = start(&client, daemon.run("box", ["sleep", "1000"])).await;
+        let shim = shim_of(pid);
+        send(shim, Signal::SIGSTOP);
+        let options = cofferdam_client::CheckpointOptions { name: "cp".into(), ..Default::default() };
+        let began = Instant::now();
+        let error = run.task().checkpoint(&options).wait().await.unwrap_err();
+        assert_eq!(error.code, Code::DeadlineExceeded, "{error}");
+        assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+        send(shim, Signal::SIGCONT);
+        let state = until_async("it answers, and runs", async || {
+            run.task().state().await.ok().filter(|state| state.status == Status::Running)
+        })
+        .await;
+        assert_eq!(state.pid, pid);
+        assert_eq!(namespace.images().get("cp").info().await.unwrap_err().code, Code::NotFound);
+        run.container().remove(true).await.unwrap();
+    });
+}
+
+/// What is stored is not taken back because the container could not be ended behind it: that runs on, and it is said.
+#[test]
+fn a_checkpoint_whose_container_can_not_be_ended_is_kept() {
+    let daemon = Daemon::with_flags(Box::leak(Box::new(["--criu", cofferdam_integration::criu()])));
+    daemon.import_busybox();
+    let runtime = daemon.path().join("lame");
+    script(&runtime, "#!/bin/sh\ncase \" $* \" in *' kill '*) exit 77 ;; esac\nexec runc \"$@\"\n");
+    bounded(async {
+        let client = daemon.client().await;
+        let mut request = daemon.run("box", ["sleep", "1000"]);
+        request.container.runtime = runtime.to_str().unwrap().into();
+        let (run, pid) = start(&client, request).await;
+        let options = cofferdam_client::CheckpointOptions { name: "test/cp:1".into(), ..Default::default() };
+        let error = run.task().checkpoint(&options).wait().await.unwrap_err();
+        assert!(error.message.contains("is stored, but it could not be ended"), "{error}");
+        let name = "docker.io/test/cp:1";
+        assert_eq!(daemon.open().await.images().get(name).info().await.unwrap().name, name);
+        let state = until_async("it goes on", async || {
+            run.task().state().await.ok().filter(|state| state.status == Status::Running)
+        })
+        .await;
+        assert_eq!(state.pid, pid);
+        run.container().remove(true).await.unwrap();
+    });
+}
