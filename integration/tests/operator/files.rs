@@ -142,9 +142,19 @@ fn f4_a_directory_that_others_can_write_to_is_refused() {
     let refused = |root: &Path, state: &Path| {
         let mut command = Command::new(binary("cofferd"));
         command.arg("--root").arg(root).arg("--state").arg(state).arg("--shim").arg(binary("coffer-shim"));
-        let output = command.stdin(Stdio::null()).output().unwrap();
-        assert!(!output.status.success(), "{output:?}");
-        String::from_utf8(output.stderr).unwrap()
+        let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let serves = || std::os::unix::net::UnixStream::connect(state.join("cofferd.sock")).is_ok();
+        let status = until("it ends, or serves", || match child.try_wait().unwrap() {
+            None if serves() => Some(None),
+            status => status.map(Some),
+        });
+        let Some(status) = status else {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            panic!("it serves from {} and {}", root.display(), state.display());
+        };
+        assert!(!status.success(), "{status}");
+        std::io::read_to_string(child.stderr.take().unwrap()).unwrap()
     };
     let (fine, theirs) = (dir.path().join("fine"), dir.path().join("theirs"));
     for (mode, owner, word) in [
