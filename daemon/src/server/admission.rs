@@ -23,7 +23,7 @@ const KEPT: usize = 64 << 20;
 /// And those of all but the operator.
 const KEPT_BY_ALL: usize = 256 << 20;
 /// So many descriptors of theirs may wait for each connection that there may be: half of these are the operator's, and one user or
-/// grant has an eighth of what is left.
+/// grant has half of what is left.
 const DESCRIPTORS: usize = 4;
 /// Threads that close what one of them sent.
 const CLOSERS: usize = 2;
@@ -109,7 +109,7 @@ impl Admission {
 
     /// Of one of the others.
     fn part(&self) -> Lot {
-        let fds = (DESCRIPTORS * self.most as usize).div_ceil(16);
+        let fds = (DESCRIPTORS * self.most as usize).div_ceil(4);
         Lot {
             share: Some(Share::new(KEPT, self.all.share.clone())),
             fds: Room::closing(fds, Some(self.all.fds.clone()), closer(fds)),

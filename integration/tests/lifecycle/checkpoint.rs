@@ -139,8 +139,17 @@ fn goes_on_in_its_place(runtime: &str) {
         let task = container.create_task_from(&checkpoint, streams(stdout), false);
         let made = task.state().await.unwrap();
         assert_eq!((made.status, made.pid), (Status::Created, 0), "there is no process yet");
-        let early = task.kill(15, false).await.unwrap_err();
-        assert_eq!(early.code, Code::FailedPrecondition, "{early}");
+        for early in [
+            task.kill(15, false).await.unwrap_err(),
+            task.pids().await.unwrap_err(),
+            task.pause().await.unwrap_err(),
+            task.attach(Stdio::default()).wait().await.unwrap_err(),
+            task.update(br#"{"pids": {"limit": 50}}"#).await.unwrap_err(),
+        ] {
+            assert_eq!((early.code, &*early.kind), (Code::FailedPrecondition, "task"), "{early}");
+            assert!(early.message.starts_with("is created"), "{early}");
+        }
+        assert_eq!(task.kill(1000, false).await.unwrap_err().code, Code::InvalidArgument);
         let pid = task.start().await.unwrap();
         let runs = task.state().await.unwrap();
         assert_eq!((runs.status, runs.pid), (Status::Running, pid));
@@ -160,6 +169,13 @@ fn goes_on_in_its_place(runtime: &str) {
         task.resume().await.unwrap();
         end(&task).await;
         // One that was never started goes without a word.
+        task.delete().await.unwrap();
+        let task = container.create_task_from(&checkpoint, Stdio::default(), false);
+        task.state().await.unwrap();
+        // It can be killed, as what is made otherwise.
+        task.kill(9, false).await.unwrap();
+        assert_eq!(task.wait().await.unwrap().status, 137);
+        assert_eq!(task.start().await.unwrap_err().code, Code::FailedPrecondition);
         task.delete().await.unwrap();
         let task = container.create_task_from(&checkpoint, Stdio::default(), false);
         task.state().await.unwrap();

@@ -8,54 +8,80 @@ use cofferdam_types::{Code, Timestamp};
 use crate::{script, with};
 
 /// A driver, and a host.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct On {
-    runtime: fn() -> String,
+    runtime: String,
     unified: bool,
 }
 
 impl On {
-    fn daemon(self) -> Daemon {
+    fn new(runtime: impl Into<String>, unified: bool) -> On {
+        On { runtime: runtime.into(), unified }
+    }
+
+    fn daemon(&self) -> Daemon {
         if self.unified { Daemon::unified_with_busybox() } else { Daemon::with_busybox() }
     }
 
-    fn runtime(self) -> String {
-        (self.runtime)()
+    fn runtime(&self) -> String {
+        self.runtime.clone()
     }
 }
 
+/// What else is installed: youki, and what `COFFERDAM_RUNTIMES` names, by name or path and with colons between, each with `@v2`
+/// behind it if it is for v2 alone.
+fn others() -> Vec<On> {
+    let named = std::env::var("COFFERDAM_RUNTIMES").unwrap_or_default();
+    let mut all: Vec<String> = named.split(':').filter(|name| !name.is_empty()).map(String::from).collect();
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if std::env::split_paths(&path).any(|dir| dir.join("youki").is_file()) {
+        all.push("youki".into());
+    }
+    let on = |name: String| match name.strip_suffix("@v2") {
+        Some(name) => On::new(name, true),
+        None => On::new(name, false),
+    };
+    all.into_iter().map(on).collect()
+}
+
 macro_rules! contract {
-    ($driver:ident: $runtime:expr, $unified:expr; $($name:ident)*) => {
+    ($driver:ident: $all:expr; $($name:ident)*) => {
         mod $driver {
-            const ON: super::On = super::On { runtime: $runtime, unified: $unified };
+            use super::*;
             $(#[test]
             fn $name() {
-                super::$name(ON);
+                for on in $all {
+                    super::$name(on);
+                }
             })*
         }
     };
 }
 
 contract! {
-    native: || "native".into(), false;
+    native: [On::new("native", false)];
     states waiters exit_codes kills execs terminals pipes logs frozen removed_on_exit unstartable refused
 }
 contract! {
-    runc: || "runc".into(), false;
+    runc: [On::new("runc", false)];
     states waiters exit_codes kills execs terminals pipes logs frozen removed_on_exit unstartable refused
 }
 contract! {
     // It refuses hybrid cgroups.
-    crun: cofferdam_integration::crun, true;
+    crun: [On::new(cofferdam_integration::crun(), true)];
+    states waiters exit_codes kills execs terminals pipes logs frozen removed_on_exit unstartable refused
+}
+contract! {
+    other: others();
     states waiters exit_codes kills execs terminals pipes logs frozen removed_on_exit unstartable refused
 }
 // What has to do with cgroups.
 contract! {
-    native_on_v2: || "native".into(), true;
+    native_on_v2: [On::new("native", true)];
     states kills execs frozen
 }
 contract! {
-    runc_on_v2: || "runc".into(), true;
+    runc_on_v2: [On::new("runc", true)];
     states kills execs frozen
 }
 
@@ -184,6 +210,15 @@ fn kills(on: On) {
         assert_eq!(execs[1].wait().await.unwrap().status, 129);
         task.kill(15, true).await.unwrap();
         assert_eq!(execs[2].wait().await.unwrap().status, 143);
+        // Of those that have no name too; and what is no signal goes to nobody.
+        let more = task.exec("d", &options, Stdio::default());
+        more.start().await.unwrap();
+        for wrong in [65, 1000, u32::MAX] {
+            let error = task.kill(wrong, true).await.unwrap_err();
+            assert_eq!((error.code, &*error.kind), (Code::InvalidArgument, "signal"), "{error}");
+        }
+        task.kill(37, true).await.unwrap();
+        assert_eq!(more.wait().await.unwrap().status, 128 + 37);
         assert_eq!(task.state().await.unwrap().status, Status::Running, "the first has no handler");
         task.kill(9, true).await.unwrap();
         assert_eq!(task.wait().await.unwrap().status, 137);

@@ -1,6 +1,6 @@
 //! What can be done to a container, and to an exec, in which state: the table, and the words.
 
-use cofferdam_client::{CheckpointOptions, Container, Namespace, Process, ProcessOptions, Stdio, Task};
+use cofferdam_client::{CheckpointOptions, Container, Input, Namespace, Process, ProcessOptions, Stdio, Task};
 use cofferdam_integration::{Daemon, bounded, criu};
 use cofferdam_types::{Code, Result};
 
@@ -47,7 +47,7 @@ async fn container(namespace: &Namespace, id: &str, at: At) -> (Container, Task)
     (container, task)
 }
 
-fn sleep() -> ProcessOptions {
+pub fn sleep() -> ProcessOptions {
     ProcessOptions { args: ["sleep", "1000"].map(String::from).into(), terminal: true, ..ProcessOptions::default() }
 }
 
@@ -165,6 +165,8 @@ const EXEC_ACTS: &[ExecAct] = &[
     ("kill", &[Running], |p| Box::pin(async { p.kill(10, false).await })),
     ("resize", &[Running], |p| Box::pin(async { p.resize(3, 4).await })),
     ("attach", &[Running, Stopped], |p| Box::pin(async { attached(p).await })),
+    ("stdin", &[Running], |p| Box::pin(async { p.stdin().end().await })),
+    ("close_stdin", &[Created, Running, Stopped], |p| Box::pin(async { p.close_stdin().await })),
     ("delete", &[Created, Stopped], |p| Box::pin(async { p.delete().await.map(drop) })),
 ];
 
@@ -185,6 +187,36 @@ fn each_method_of_an_exec_in_each_state() {
         for (what, _, act) in EXEC_ACTS {
             let error = act(&task.process("nobody")).await.unwrap_err();
             assert_eq!((error.code, &*error.kind), (Code::NotFound, "process"), "{what}: {error}");
+        }
+        box_.remove(true).await.unwrap();
+    });
+}
+
+/// What is a pipe is there before the process is.
+#[test]
+fn the_input_of_an_exec_is_written_and_closed_before_its_start() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let namespace = daemon.open().await;
+        let (box_, task) = container(&namespace, "box", Running).await;
+        for (text, close) in [("", true), ("given before\n", false)] {
+            let (stdout, arrivals) = cofferdam_integration::output();
+            let options = ProcessOptions { args: vec!["cat".into()], ..ProcessOptions::default() };
+            let stdio = Stdio { stdin: Input::Stream, stdout, ..Stdio::default() };
+            let exec = task.exec("cat", &options, stdio);
+            if close {
+                exec.close_stdin().await.unwrap();
+                let closed = exec.stdin().end().await.unwrap_err();
+                assert_eq!(closed.code, Code::FailedPrecondition, "{closed}");
+            } else {
+                let stdin = exec.stdin();
+                stdin.write(text.as_bytes()).await.unwrap();
+                stdin.end().await.unwrap();
+            }
+            exec.start().await.unwrap();
+            assert_eq!(exec.wait().await.unwrap().status, 0);
+            assert_eq!(arrivals.text().await, text);
+            exec.delete().await.unwrap();
         }
         box_.remove(true).await.unwrap();
     });

@@ -20,7 +20,8 @@ fn everything(dir: &Path) -> Vec<PathBuf> {
         let tree =
             path.parent().and_then(Path::parent).and_then(Path::parent).is_some_and(|at| at.ends_with("snapshots"))
                 && ["fs", "work", "layer"].iter().any(|name| path.ends_with(name));
-        if tree {
+        // What is being deleted is as it was, behind a door that is shut.
+        if tree || path.parent().is_some_and(|parent| parent.ends_with("trash")) {
             continue;
         }
         if path.symlink_metadata().is_ok_and(|meta| meta.is_dir()) {

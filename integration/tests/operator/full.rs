@@ -165,8 +165,12 @@ fn who_takes_all_room_of_a_btrfs_again_and_again_empties_the_reserve_and_harms_n
         assert!(gone < LEASES, "the reserve has no end");
         neighbour.fill();
     };
-    println!("{gone} removals until {refused:?}");
-    assert!(gone >= 8, "{gone}: {refused:?}");
+    // The reserve is for one, at the least. What is given up of it is free with the file system's next transaction, so one may take
+    // all of it.
+    assert!(
+        gone >= 1 && (refused.err.contains("unavailable") || refused.err.contains("is down")),
+        "{gone}: {refused:?}"
+    );
     // What was answered stands, and so does the rest: for the daemon that is there and for the next one.
     fs::remove_dir_all(daemon.root().join("lost+found")).unwrap();
     let rest: Vec<_> = (gone..LEASES).map(name).collect();

@@ -193,26 +193,17 @@ fn w5_a_file_that_never_answers_keeps_its_own_call_waiting_and_no_other() {
         tokio::time::timeout(SOON, taken(&mine, "mine", passwd())).await.expect("the operator waits").unwrap();
         assert!(waits.iter().all(|wait| !wait.is_finished()));
 
-        // Images, streams, and what nobody ever takes: each is given up with its connection, and its closing is waited for by nobody.
+        // What nobody takes any more is given up with its connection, and its closing is waited for by nobody.
         let export = mine.images().get(cofferdam_integration::BUSYBOX).export_fd(mounted.open(true));
         let exporting = tokio::task::spawn_local(async move { export.info().await.map(drop) });
-        let long = cofferdam_client::ProcessOptions { args: words("sleep 1000"), ..Default::default() };
-        let (request, _tell) = crate::ends_when_told(&daemon, "web");
-        let (run, _) = crate::start(&own, request).await;
-        let task = mine.containers().get("web").task();
-        let stdin = cofferdam_client::Input::Fd(mounted.open(false));
-        let stdio = cofferdam_client::Stdio { stdin, ..Default::default() };
-        let exec = task.exec("", &long, stdio);
-        let begins = tokio::task::spawn_local(async move { exec.start().await.map(drop) });
         drop((waits, theirs, seen));
         for socket in [&socket, &daemon.socket()] {
             let ask = async { Client::connect(socket).await.unwrap().namespace(daemon.namespace()).info().await };
             tokio::time::timeout(SOON, ask).await.expect("nobody is served").unwrap();
         }
         exporting.abort();
-        begins.abort();
         mounted.speaks();
-        drop((run, own));
+        drop(own);
         before
     });
     until("all of it is closed", || {

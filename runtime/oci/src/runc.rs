@@ -24,9 +24,9 @@ use std::{
     time::Duration,
 };
 
-use cofferdam_sys::{cgroup, fd, process, pty};
+use cofferdam_sys::{cgroup, fd, process, program, pty};
 use cofferdam_types::{Code, Error, Result};
-use oci_spec::runtime::{BoxBuilder, LinuxNamespaceType, LinuxResources, Process as ProcessSpec};
+use oci_spec::runtime::{BoxBuilder, LinuxNamespaceType, LinuxResources, Process as ProcessSpec, Spec};
 
 use self::{
     command::{Invocation, Streams},
@@ -41,6 +41,9 @@ use crate::{
 
 /// How long one command of a binary may take.
 pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long what was killed may take to end before the binary is asked to kill it.
+const AT_ONCE: Duration = Duration::from_millis(500);
 
 /// Names in a bundle.
 const CONFIG: &str = "config.json";
@@ -227,7 +230,7 @@ impl RuncDriver {
             self.make(&place, &args, INIT_PID, &request.stdio, size)
         })();
         let init = made.map_err(|e| about(e, request.spec.process().as_ref())).inspect_err(|_| {
-            if let Err(left) = self.remove(&place) {
+            if let Err(left) = program::regardless(|| self.remove(&place)) {
                 tracing::warn!(container = %request.id, error = %left, "a failed create left something behind");
             }
         })?;
@@ -280,6 +283,10 @@ impl Runtime for RuncDriver {
         "runc"
     }
 
+    fn is_slow(&self, _: &Spec) -> bool {
+        true
+    }
+
     fn create(&self, request: &CreateRequest<'_>) -> Result<Container> {
         let mut args = vec!["create"];
         args.extend(self.options.no_pivot.then_some("--no-pivot"));
@@ -309,7 +316,7 @@ impl Runtime for RuncDriver {
         driver.begin(request, &args).map_err(|e| told(e, &from.dir.join(criu::WORK).join("restore.log")))
     }
 
-    fn start(&self, container: &mut Container) -> Result<()> {
+    fn start(&self, container: &Container) -> Result<()> {
         // Whether it runs or waits is not known. As a caller of the native runtime finds it: dead, for the caller to reap.
         let kill = |_: &Error| drop(process::pidfd_send_signal(&container.init.pidfd, libc::SIGKILL));
         self.act(container, &["start", &container.id]).map(drop).inspect_err(kill)
@@ -345,6 +352,11 @@ impl Runtime for RuncDriver {
     }
 
     fn kill_all(&self, container: &Container) -> Result<()> {
+        // What the kernel can do needs no program that may hang. Of processes that are elsewhere the binary alone knows.
+        let _ = container.kill_cgroup();
+        if process::ended_within(&container.init.pidfd, AT_ONCE).unwrap_or_default() {
+            return Ok(());
+        }
         match self.act(container, &["kill", "--all", &container.id, "9"]) {
             Err(e) if process::is_alive(&container.init.pidfd) => return Err(e),
             _ => {}

@@ -3,6 +3,7 @@
 use std::{
     os::fd::{BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use cofferdam_sys::{
@@ -160,12 +161,23 @@ impl Container {
     /// Lets go of the root file system of one that is deleted, which may take as long as a sync of its disk.
     pub fn release_root(&self) {
         self.release_mounts();
-        drop(self.kept.root.take());
+        drop(locked(&self.kept.root).take());
     }
 
     /// Lets go of the mounts of one that has ended, for which the kernel takes half a millisecond.
     pub fn release_mounts(&self) {
-        drop(self.kept.mounts.take());
+        drop(locked(&self.kept.mounts).take());
+    }
+
+    /// Signals every process that is in its cgroup. It is for the kernel to say which those are: no program is asked, and a
+    /// pid that has passed to another process is not in it.
+    pub fn signal_all(&self, signal: i32) -> Result<()> {
+        self.with_cgroup(|cgroup| cgroup.signal_all(signal))
+    }
+
+    /// Kills all that is in its cgroup.
+    pub(crate) fn kill_cgroup(&self) -> Result<()> {
+        self.with_cgroup(Cgroup::kill)
     }
 
     /// How often something in it was killed for want of memory.
@@ -184,19 +196,34 @@ impl Container {
     }
 }
 
+/// What nobody holds across a call that can fail half-way: it is whole whatever became of who held it.
+pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A driver: makes containers and acts on those it made.
 ///
-/// Calls block, for milliseconds. They belong in a process that has one thread and is a child subreaper.
-pub trait Runtime {
+/// Calls block. They belong in a process that is a child subreaper and leaves alone, while one is at work, which of its
+/// children it doesn't know. One may be made from a thread of its own, which lives until the call is over: what it starts
+/// dies with that thread. Calls for one container come one after the other, but for those that signal it.
+pub trait Runtime: Send + Sync {
     /// The driver's name, for errors and records.
     fn name(&self) -> &'static str;
+
+    /// Whether it is a program of somebody else's: then whatever it is asked for takes as long as that does.
+    fn is_foreign(&self) -> bool {
+        true
+    }
+
+    /// Whether to make this, to start and to remove what was made may take long. Otherwise it takes milliseconds.
+    fn is_slow(&self, spec: &Spec) -> bool;
 
     /// Makes the container, set up to the last detail but for the program itself. On an error nothing is left of it.
     fn create(&self, request: &CreateRequest<'_>) -> Result<Container>;
 
     /// Starts the program, and says whether that worked: `not_found command/…` if there is no such file,
     /// `failed_precondition command/…` if it can't be executed. A container whose start failed has a dead init and can be deleted.
-    fn start(&self, container: &mut Container) -> Result<()>;
+    fn start(&self, container: &Container) -> Result<()>;
 
     /// Writes what runs in a container, paused or not, into images. It stays as it is. May take as long as its memory
     /// takes to be written.
@@ -226,6 +253,11 @@ pub trait Runtime {
 
     /// The pids of every process, in the caller's pid namespace.
     fn pids(&self, container: &Container) -> Result<Vec<i32>>;
+
+    /// Removes what the driver made if that needs no waiting, as where all that ran has ended; whether it was done.
+    fn delete_at_once(&self, _container: &Container) -> Result<bool> {
+        Ok(false)
+    }
 
     /// Kills what still runs and removes what the driver made (cgroups, files). May be repeated.
     fn delete(&self, container: &Container) -> Result<()>;

@@ -9,6 +9,7 @@ use std::{
     path::PathBuf,
     process::{Command, ExitCode, Stdio},
     rc::Rc,
+    sync::Arc,
 };
 
 use cofferdam_oci::{CheckpointRequest, Runtime, RuntimeOptions, native::Native, runc::RuncDriver};
@@ -44,12 +45,12 @@ impl Driver {
     }
 
     /// The driver itself, of what was made ahead if it is ours.
-    pub fn make(&self, ahead: Option<Native>) -> Result<Box<dyn Runtime>> {
+    pub fn make(&self, ahead: Option<Native>) -> Result<Arc<dyn Runtime>> {
         Ok(if self.native() {
-            Box::new(ahead.map_or_else(Native::new, Ok)?.with_options(&self.options)?.with_oom_score(self.oom_score))
+            Arc::new(ahead.map_or_else(Native::new, Ok)?.with_options(&self.options)?.with_oom_score(self.oom_score))
         } else {
             let driver = RuncDriver::new(&self.runtime, &self.root)?;
-            Box::new(driver.with_options(self.options.clone()).with_oom_score(self.oom_score))
+            Arc::new(driver.with_options(self.options.clone()).with_oom_score(self.oom_score))
         })
     }
 }
@@ -90,9 +91,12 @@ pub struct Hold(Rc<Container>);
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        if let Err(error) = self.0.release() {
-            crate::complain(format_args!("after a checkpoint: {error}"));
-        }
+        let container = self.0.clone();
+        tokio::task::spawn_local(async move {
+            if let Err(error) = container.release().await {
+                crate::complain(format_args!("after a checkpoint: {error}"));
+            }
+        });
     }
 }
 
@@ -101,7 +105,7 @@ impl cofferdam_wire::shim_capnp::shim_hold::Server for Hold {}
 /// Freezes a container and writes what runs in it into the directory of the request. Whoever asked may go away: it is
 /// finished all the same, since criu must not be stopped half-way, and then the container goes on.
 pub async fn checkpoint(shared: &Rc<Shared>, container: Rc<Container>, request: CheckpointRequest) -> Result<Hold> {
-    container.hold()?;
+    container.hold().await?;
     let hold = Hold(container.clone());
     let errand = Errand { driver: container.driver.clone(), request };
     let (child, pidfd, output) = spawn(&errand)?;

@@ -1,12 +1,14 @@
-//! A container, and what can be done with it.
+//! A container, and what can be done with it. Each change of it has its turn; signals, streams and questions don't wait.
+
+mod ending;
 
 use std::{
-    cell::{Cell, Ref, RefCell},
+    cell::{Cell, RefCell},
     collections::BTreeMap,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::PathBuf,
     rc::Rc,
-    time::Duration,
+    sync::Arc,
 };
 
 use cofferdam_log::Writer;
@@ -17,19 +19,15 @@ use cofferdam_wire::{convert::Life, life};
 use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Process as ProcessSpec, Spec};
 
 use crate::{
+    calls::{Busy, Calls, Patience},
     checkpoint::{Driver, Held},
     oom::Oom,
     process::{End, Process},
     stdio::{Given, Owner, Prepared, Wishes, prepare},
 };
 
-/// How long a deletion waits for processes that it killed.
-const KILL: Duration = Duration::from_secs(10);
-
 /// All but the end.
 const ALIVE: [State; 3] = [State::Created, State::Running, State::Paused];
-const KILLED: End = End::Signal(libc::SIGKILL as u32);
-
 /// What makes a container.
 pub struct Create {
     /// Where it lies.
@@ -43,7 +41,7 @@ pub struct Create {
     /// The root file system.
     pub rootfs: Vec<Mount>,
     /// The driver.
-    pub runtime: Box<dyn Runtime>,
+    pub runtime: Arc<dyn Runtime>,
     /// The driver, for another process.
     pub driver: Driver,
     /// What it is restored from, if it is.
@@ -89,13 +87,20 @@ pub struct Container {
     pub id: Id,
     dir: Rc<OwnedFd>,
     /// Held for as long as the driver names it by path.
-    bundle: OwnedFd,
-    runtime: Box<dyn Runtime>,
+    bundle: Arc<OwnedFd>,
+    runtime: Arc<dyn Runtime>,
+    /// Whether making, starting and removing it may take long.
+    slow: bool,
+    calls: Rc<Calls>,
+    patience: Patience,
+    turn: tokio::sync::Mutex<()>,
+    /// Held while it is being frozen, or let go on.
+    freezing: tokio::sync::Mutex<()>,
     pipes: Owner,
     /// For a process that works on it.
     pub driver: Driver,
     /// `None` until it is restored.
-    made: RefCell<Option<oci::Container>>,
+    made: RefCell<Option<Arc<oci::Container>>>,
     pending: RefCell<Option<Pending>>,
     held: Held,
     /// Without a pid namespace of its own its processes outlive the first one unless somebody kills them.
@@ -103,6 +108,8 @@ pub struct Container {
     init: Rc<Process>,
     log: Option<Rc<RefCell<Writer>>>,
     execs: RefCell<BTreeMap<Id, Exec>>,
+    /// Deleted ones whose output is still on its way.
+    forgotten: RefCell<Vec<Rc<Process>>>,
     paused: Cell<bool>,
     /// What is known of its memory.
     pub oom: Oom,
@@ -136,7 +143,7 @@ struct Exec {
 
 impl Container {
     /// Makes one whose life records go into `dir`. On an error nothing is left of it.
-    pub fn create(dir: Rc<OwnedFd>, request: Create) -> Result<Rc<Container>> {
+    pub async fn create(dir: Rc<OwnedFd>, calls: Rc<Calls>, request: Create) -> Result<Rc<Container>> {
         let Create {
             namespace,
             id,
@@ -153,8 +160,9 @@ impl Container {
             log,
         } = request;
         let log = log.map(|writer| Rc::new(RefCell::new(writer)));
-        let prepared = prepare(stdio, terminal, log.is_some(), pipes)?;
+        let mut prepared = prepare(stdio, terminal, log.is_some(), pipes)?;
         let init = Process::new(dir.clone(), life::file_name(&id, ""), "", "", terminal)?;
+        init.feed(&mut prepared.feed)?;
         let own_pids = spec
             .linux()
             .as_ref()
@@ -164,8 +172,13 @@ impl Container {
             namespace,
             id,
             dir,
-            bundle,
+            bundle: Arc::new(bundle),
+            slow: runtime.is_slow(&spec),
             runtime,
+            calls,
+            patience: Patience::default(),
+            turn: tokio::sync::Mutex::default(),
+            freezing: tokio::sync::Mutex::default(),
             pipes,
             driver,
             made: RefCell::new(None),
@@ -175,6 +188,7 @@ impl Container {
             init,
             log,
             execs: RefCell::default(),
+            forgotten: RefCell::default(),
             paused: Cell::new(false),
             oom: Oom::default(),
         });
@@ -182,65 +196,80 @@ impl Container {
             *container.pending.borrow_mut() = Some(Pending { spec, rootfs, source, filter, prepared });
             return Ok(container);
         }
-        container.make(&spec, &rootfs, None, &filter, prepared).inspect_err(|_| container.init.forget())?;
+        let made = container.make(spec, rootfs, None, filter, prepared).await;
+        made.inspect_err(|_| container.init.forget())?;
         Ok(container)
     }
 
     /// Makes it, or restores it from a checkpoint. On an error nothing is left of it.
-    fn make(
+    async fn make(
         &self,
-        spec: &Spec,
-        rootfs: &[Mount],
-        source: Option<&Source>,
-        filter: &[libc::sock_filter],
+        spec: Spec,
+        rootfs: Vec<Mount>,
+        source: Option<Source>,
+        filter: Vec<libc::sock_filter>,
         prepared: Prepared,
     ) -> Result<()> {
-        let path = path_of(&self.bundle, &self.id)?;
-        let request = oci::CreateRequest {
-            id: &self.id,
-            namespace: &self.namespace,
-            bundle: self.bundle.as_fd(),
-            bundle_path: &path,
-            spec,
-            rootfs,
-            stdio: borrow(&prepared.given),
-            filter: (!filter.is_empty()).then_some(filter),
-        };
-        let made = match source {
-            None => self.runtime.create(&request)?,
-            Some(source) => self.runtime.restore(
-                &request,
-                &oci::RestoreFrom {
-                    dir: &path_of(&source.dir, &self.id)?,
-                    criu: &source.criu,
-                    tcp_established: source.tcp_established,
-                    unix_sockets: source.unix_sockets,
-                },
-            )?,
-        };
         let Prepared { given, relays, feed } = prepared;
-        // The process's ends are its own now: kept open here they would hide its end of file from us.
-        drop(given);
+        let (id, namespace) = (self.id.clone(), self.namespace.clone());
+        let (bundle, runtime) = (self.bundle.clone(), self.runtime.clone());
+        let slow = self.slow || source.is_some();
+        // The process's ends fall with it: kept open here they would hide its end of file from us.
+        let work = move || {
+            let path = path_of(&bundle, &id)?;
+            let request = oci::CreateRequest {
+                id: &id,
+                namespace: &namespace,
+                bundle: bundle.as_fd(),
+                bundle_path: &path,
+                spec: &spec,
+                rootfs: &rootfs,
+                stdio: borrow(&given),
+                filter: (!filter.is_empty()).then_some(&*filter),
+            };
+            let Some(source) = source else { return runtime.create(&request) };
+            let from = oci::RestoreFrom {
+                dir: &path_of(&source.dir, &id)?,
+                criu: &source.criu,
+                tcp_established: source.tcp_established,
+                unix_sockets: source.unix_sockets,
+            };
+            runtime.restore(&request, &from)
+        };
+        let (made, _busy) = self.calls.make(slow, &self.patience, work).await?;
+        let made = Arc::new(made);
         if let Err(error) = self.init.made(&made.init, relays, feed, self.log.as_ref()) {
-            let _ = self.runtime.delete(&made);
+            let _ = self.act(slow, move |runtime| runtime.delete(&made)).await;
             return Err(error);
         }
         *self.made.borrow_mut() = Some(made);
         Ok(())
     }
 
+    /// Has the driver do something.
+    async fn act<T: Send + 'static>(
+        &self,
+        slow: bool,
+        what: impl FnOnce(&dyn Runtime) -> Result<T> + Send + 'static,
+    ) -> Result<(T, Option<Busy>)> {
+        let runtime = self.runtime.clone();
+        self.calls.make(slow, &self.patience, move || what(&*runtime)).await
+    }
+
     /// What the driver made of it.
-    fn made(&self) -> Result<Ref<'_, oci::Container>> {
-        Ref::filter_map(self.made.borrow(), Option::as_ref).map_err(|_| {
-            let why = "is not restored from its checkpoint yet: start it first";
-            Error::failed_precondition("container", &self.id, why)
+    fn made(&self) -> Result<Arc<oci::Container>> {
+        self.made.borrow().clone().ok_or_else(|| {
+            let state = self.state(&self.init).as_str();
+            let why =
+                format!("is {state}, and not restored from its checkpoint: there is nothing of it before its start");
+            Error::failed_precondition("task", &self.id, why)
         })
     }
 
-    fn restore(self: &Rc<Self>, pending: Pending) -> Result<Life> {
+    async fn restore(self: &Rc<Self>, pending: Pending) -> Result<Life> {
         let Pending { spec, rootfs, source, filter, prepared } = pending;
         self.init.started()?;
-        match self.make(&spec, &rootfs, Some(&source), &filter, prepared) {
+        match self.make(spec, rootfs, Some(source), filter, prepared).await {
             Ok(()) => {
                 self.oom.start(self);
                 Ok(self.init.life())
@@ -253,23 +282,27 @@ impl Container {
     }
 
     /// Freezes it for a checkpoint. Whether it is paused is another matter: that is somebody's wish.
-    pub fn hold(&self) -> Result<()> {
+    pub async fn hold(&self) -> Result<()> {
+        let _turn = self.turn.lock().await;
         self.only_in("", &[State::Running, State::Paused], "there is nothing to checkpoint")?;
         self.held.take(&self.id)?;
         if self.paused.get() {
             return Ok(());
         }
-        let frozen = self.made().and_then(|made| self.runtime.pause(&made));
-        frozen.inspect_err(|_| self.held.give_back())
+        let made = self.made().inspect_err(|_| self.held.give_back())?;
+        let frozen = self.act(true, move |runtime| runtime.pause(&made)).await;
+        frozen.map(drop).inspect_err(|_| self.held.give_back())
     }
 
     /// What [`Container::hold`] did is over.
-    pub fn release(&self) -> Result<()> {
+    pub async fn release(&self) -> Result<()> {
+        let _turn = self.turn.lock().await;
         self.held.give_back();
         if self.paused.get() || !self.init.alive() {
             return Ok(());
         }
-        self.runtime.resume(&*self.made()?)
+        let made = self.made()?;
+        self.act(true, move |runtime| runtime.resume(&made)).await.map(drop)
     }
 
     /// The bundle's path.
@@ -319,32 +352,38 @@ impl Container {
     }
 
     /// Starts a process that was made.
-    pub fn start(self: &Rc<Self>, id: &str) -> Result<Life> {
+    pub async fn start(self: &Rc<Self>, id: &str) -> Result<Life> {
+        let _turn = self.turn.lock().await;
         let process = self.only_in(id, &[State::Created], "it can't be started again")?;
-        if id.is_empty() {
-            if let Some(pending) = self.pending.take() {
-                return self.restore(pending);
-            }
-            // `started` first: a process that runs must not look as if it hadn't been started.
-            process.started()?;
-            if let Some(made) = self.made.borrow_mut().as_mut() {
-                self.runtime.start(made)?;
-            }
-            self.oom.start(self);
-            return Ok(process.life());
+        if !id.is_empty() {
+            return self.start_exec(id, &process).await;
         }
+        let pending = self.pending.take();
+        if let Some(pending) = pending {
+            return self.restore(pending).await;
+        }
+        // `started` first: a process that runs must not look as if it hadn't been started.
+        process.started()?;
+        let made = self.made()?;
+        self.act(self.slow, move |runtime| runtime.start(&made)).await?;
+        self.oom.start(self);
+        Ok(process.life())
+    }
+
+    async fn start_exec(&self, id: &str, process: &Rc<Process>) -> Result<Life> {
         // In a frozen cgroup it would stand still before it has told us that it is there.
         self.only_in("", &[State::Running], "nothing can be started in it")?;
+        let made = self.made()?;
         let pending = self.execs.borrow_mut().get_mut(id).and_then(|exec| exec.pending.take());
         let (spec, prepared) =
             pending.ok_or_else(|| Error::failed_precondition("process", id, "could not be started before"))?;
         let exec_id = Id::new(id)?;
-        let request = oci::ExecRequest { id: &exec_id, process: &spec, stdio: borrow(&prepared.given) };
-        let run = self.made().and_then(|made| self.runtime.exec(&made, &request));
         let Prepared { given, relays, feed } = prepared;
-        drop(given);
-        match run {
-            Ok(made) => {
+        let run = self.act(self.runtime.is_foreign(), move |runtime| {
+            runtime.exec(&made, &oci::ExecRequest { id: &exec_id, process: &spec, stdio: borrow(&given) })
+        });
+        match run.await {
+            Ok((made, _busy)) => {
                 let known = process.made(&made, relays, feed, None).and_then(|()| process.started());
                 // Nobody would know that it runs.
                 known.inspect_err(|_| drop(process.kill(libc::SIGKILL)))?;
@@ -365,43 +404,21 @@ impl Container {
         if self.execs.borrow().contains_key(&id) {
             return Err(Error::already_exists("process", &id, "is there already: choose another id"));
         }
-        let prepared = prepare(stdio, terminal, false, self.pipes)?;
+        let mut prepared = prepare(stdio, terminal, false, self.pipes)?;
         let process = Process::new(self.dir.clone(), life::file_name(&self.id, &id), &id, grant, terminal)?;
+        process.feed(&mut prepared.feed)?;
         let life = process.life();
         self.execs.borrow_mut().insert(id, Exec { process, pending: Some((spec, prepared)) });
         Ok(life)
     }
 
-    /// Sends a signal to one process, or to all.
-    pub fn kill(&self, id: &str, signal: i32, all: bool) -> Result<()> {
-        let process = self.there(id)?;
-        drop(self.made()?);
-        if !all {
-            return process.kill(signal);
-        }
-        if signal == libc::SIGKILL {
-            return self.kill_all();
-        }
-        for pid in self.pids()? {
-            let _ = nix::sys::signal::kill(
-                nix::unistd::Pid::from_raw(pid),
-                nix::sys::signal::Signal::try_from(signal).ok(),
-            );
-        }
-        Ok(())
-    }
-
-    fn kill_all(&self) -> Result<()> {
-        self.init.doom();
-        self.execs.borrow().values().for_each(|exec| exec.process.doom());
-        self.runtime.kill_all(&*self.made()?)
-    }
-
     /// Changes limits.
-    pub fn update(&self, resources: &LinuxResources) -> Result<()> {
-        drop(self.made()?);
+    pub async fn update(&self, resources: LinuxResources) -> Result<()> {
+        let _turn = self.turn.lock().await;
         self.only_in("", &ALIVE, "it has no limits to change")?;
-        self.runtime.update(&*self.made()?, resources)
+        let made = self.made()?;
+        // The kernel may have to take memory away first.
+        self.act(true, move |runtime| runtime.update(&made, &resources)).await.map(drop)
     }
 
     /// The news that it ran out of memory.
@@ -424,27 +441,17 @@ impl Container {
         new.is_some()
     }
 
-    /// Why a process ended, where that is nobody's order and not its own doing.
-    fn reason(&self, process: &Process, end: End) -> &'static str {
-        let first = std::ptr::eq(process, &*self.init);
-        if first || end == KILLED {
-            self.look_for_ooms();
-        }
-        let killed = end == KILLED && !process.is_doomed() && self.oom.recent();
-        // The others of a pid namespace die of the first one's end, before it has ended.
-        let of_the_first = !first && cofferdam_sys::procfs::is_exiting(self.init.life().pid as i32);
-        if killed && !of_the_first { "oom killed" } else { "" }
-    }
-
     /// Every process's pid, on the host.
-    pub fn pids(&self) -> Result<Vec<i32>> {
-        drop(self.made()?);
+    pub async fn pids(&self) -> Result<Vec<i32>> {
         self.only_in("", &ALIVE, "it has no processes")?;
-        self.runtime.pids(&*self.made()?)
+        let made = self.made()?;
+        Ok(self.act(self.runtime.is_foreign(), move |runtime| runtime.pids(&made)).await?.0)
     }
 
     /// Freezes, or lets go on.
-    pub fn pause(&self, pause: bool) -> Result<()> {
+    pub async fn pause(&self, pause: bool) -> Result<()> {
+        let _turn = self.turn.lock().await;
+        let _freezing = self.freezing.lock().await;
         if pause {
             self.only_in("", &[State::Running], "only what runs can be paused")?;
         } else {
@@ -452,17 +459,21 @@ impl Container {
         }
         self.held.free(&self.id)?;
         let made = self.made()?;
-        if pause {
-            self.runtime.pause(&made)?
-        } else {
-            self.runtime.resume(&made)?
-        }
+        // What stands still in the kernel is waited for.
+        let act = self.act(true, move |runtime| if pause { runtime.pause(&made) } else { runtime.resume(&made) });
+        act.await?;
         self.paused.set(pause);
         Ok(())
     }
 
-    /// Whether it is frozen.
+    /// Whether it is frozen, as far as that is known at the moment.
     pub fn paused(&self) -> bool {
+        self.paused.get()
+    }
+
+    /// Whether it is frozen, once that is known: who asks since a pause didn't answer him wants to know what came of it.
+    pub async fn settled(&self) -> bool {
+        let _freezing = self.freezing.lock().await;
         self.paused.get()
     }
 
@@ -483,17 +494,29 @@ impl Container {
     /// Changes the size of a process's terminal.
     pub fn resize(&self, id: &str, rows: u16, columns: u16) -> Result<()> {
         self.there(id)?;
-        self.only_in(id, &ALIVE, "its terminal is gone")?.resize(rows, columns)
+        let process = self.only_in(id, &ALIVE, "its terminal is gone")?;
+        if process.waits_for_terminal() {
+            drop(self.made()?);
+        }
+        process.resize(rows, columns)
     }
 
     /// A process that can be followed; of one that has ended there is nothing to be had but its end.
     pub fn attachable(&self, id: &str) -> Result<Rc<Process>> {
-        self.there(id)
+        let process = self.there(id)?;
+        if process.life().exited == Timestamp(0) {
+            drop(self.made()?);
+        }
+        Ok(process)
     }
 
     /// A process whose standard input can be written to.
     pub fn fed(&self, id: &str) -> Result<Rc<Process>> {
-        self.only_in(id, &ALIVE, "it has no standard input to write to")
+        let process = self.only_in(id, &ALIVE, "it has no standard input to write to")?;
+        if process.waits_for_terminal() {
+            return self.only_in(id, &[State::Running, State::Paused], "its terminal is not there yet: start it");
+        }
+        Ok(process)
     }
 
     /// Every process's life, the first one's first.
@@ -502,49 +525,11 @@ impl Container {
         std::iter::once(self.init.life()).chain(execs.values().map(|exec| exec.process.life())).collect()
     }
 
-    /// Forgets an exec that has ended, or was never started.
-    pub fn delete_exec(&self, id: &str) -> Result<Life> {
-        let process = self.process(id)?;
-        if id.is_empty() {
-            return Err(Error::invalid("process", id, "is the container's first: delete the container"));
-        }
-        self.only_in(id, &[State::Created, State::Stopped], "kill it first")?;
-        self.execs.borrow_mut().remove(id);
-        process.forget();
-        Ok(process.life())
-    }
-
-    /// Kills what runs and removes all that the driver made. May be repeated.
-    pub async fn delete(&self) -> Result<Life> {
-        if self.init.alive() {
-            if self.paused.replace(false) {
-                let _ = self.made().and_then(|made| self.runtime.resume(&made));
-            }
-            self.kill_all()?;
-            let _ = self.init.kill(libc::SIGKILL);
-            tokio::time::timeout(KILL, self.init.wait()).await.map_err(|_| {
-                Error::deadline_exceeded("container", &self.id, "did not die within 10 s of SIGKILL: is its disk hung?")
-            })?;
-        }
-        self.oom.stop();
-        match self.made.borrow().as_ref() {
-            Some(made) => self.runtime.delete(made)?,
-            // Whoever waits for its end would wait for ever.
-            None if self.pending.take().is_some() => self.init.exited(End::Code(0), "was never started"),
-            None => {}
-        }
-        for exec in self.execs.borrow().values() {
-            exec.process.forget();
-        }
-        self.init.seal();
-        Ok(self.init.life())
-    }
-
-    /// Unmounts the root file system of one that is deleted.
-    pub fn release_root(&self) {
-        if let Some(made) = &*self.made.borrow() {
-            made.release_root();
-        }
+    /// A process of its that has ended and can be taken in.
+    pub fn ended(&self) -> Option<Rc<Process>> {
+        let execs = self.execs.borrow();
+        let mut all = std::iter::once(&self.init).chain(execs.values().map(|exec| &exec.process));
+        all.find(|process| process.has_ended()).cloned()
     }
 
     /// The process of its that is this child of ours.
@@ -553,27 +538,6 @@ impl Container {
             return Some(self.init.clone());
         }
         self.execs.borrow().values().map(|exec| &exec.process).find(|process| process.is(pid)).cloned()
-    }
-
-    /// One of its processes has ended, and was taken in.
-    pub fn exited(self: &Rc<Self>, process: &Rc<Process>, end: End) {
-        let reason = self.reason(process, end);
-        let first = Rc::ptr_eq(process, &self.init);
-        if first && !self.own_pids {
-            let _ = self.kill_all();
-        }
-        process.exited(end, reason);
-        if first {
-            let container = self.clone();
-            tokio::task::spawn_local(async move {
-                container.init.wait().await;
-                // Behind the answers to those who wait as well.
-                tokio::task::yield_now().await;
-                if let Some(made) = &*container.made.borrow() {
-                    made.release_mounts();
-                }
-            });
-        }
     }
 }
 

@@ -2,9 +2,10 @@
 //!
 //! It outlives the daemon: it holds the container's terminal and pipes, reaps what the container leaves, and keeps the
 //! record of each process's life in its own directory. It is started with that directory as its working directory and
-//! its listening socket as descriptor 0, and it accepts nobody but its own uid. One thread, always: the native driver
-//! clones, and a lock held by another thread would stay locked in the child.
+//! its listening socket as descriptor 0, and it accepts nobody but its own uid. One thread does all of it but for calls of
+//! drivers that may take long ([`calls`]); a child that the native driver clones takes no lock that another may hold.
 
+mod calls;
 mod checkpoint;
 mod container;
 mod dump;
@@ -44,7 +45,9 @@ use tokio::{
 };
 
 use crate::{
+    calls::Calls,
     checkpoint::Helper,
+    container::Container,
     process::{End, take},
     registry::Registry,
     service::Service,
@@ -58,11 +61,14 @@ const GRACE: Duration = Duration::from_secs(10);
 /// What the shim's tasks share.
 pub struct Shared {
     containers: Registry,
+    calls: Rc<Calls>,
     connections: Cell<usize>,
     /// What containers start with, see [`surroundings::protect`].
     oom_score: Option<i32>,
     /// What the next container will need.
     ahead: RefCell<Option<Native>>,
+    /// Containers that are deleted, and whose output is still on its way.
+    leaving: Cell<usize>,
     /// Processes of ours that work on a container.
     helpers: RefCell<BTreeMap<i32, Helper>>,
     /// Told when a connection or a container went: there may be nothing left to do.
@@ -73,6 +79,40 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// A container is deleted. Who follows its output has it yet to come: the shim stays until he has it, or is gone.
+    fn let_go(self: &Rc<Self>, container: &Rc<Container>) {
+        self.containers.remove(container);
+        if container.is_delivered() {
+            return;
+        }
+        self.leaving.set(self.leaving.get() + 1);
+        let (shared, container) = (self.clone(), container.clone());
+        tokio::task::spawn_local(async move {
+            container.delivered().await;
+            shared.leaving.set(shared.leaving.get() - 1);
+            shared.idle.notify_one();
+        });
+    }
+
+    /// Takes in a child that has ended, if one has. While calls are at work, only one that is known: the others may be
+    /// theirs.
+    fn take_one(&self) -> std::io::Result<bool> {
+        if !self.calls.any() {
+            // An error is that there is no child, ended or not.
+            return sys::ended_child().ok().flatten().map_or(Ok(false), |pid| self.take_in(pid).map(|()| true));
+        }
+        let ended = |helper: &Helper| !sys::is_alive(&helper.pidfd);
+        let helper = self.helpers.borrow().iter().find_map(|(pid, helper)| ended(helper).then_some(*pid));
+        if let Some(pid) = helper {
+            return self.take_in(pid).map(|()| true);
+        }
+        match self.containers.ended() {
+            Some((container, process)) => container.exited(&process, process.reap()?),
+            None => return Ok(false),
+        }
+        Ok(true)
+    }
+
     /// Takes in a child that has ended: what is ours by its pidfd, so that no other's status is taken for its; anything
     /// else is an orphan that fell to us.
     fn take_in(&self, pid: i32) -> std::io::Result<()> {
@@ -143,6 +183,7 @@ fn run() -> Result<()> {
         }
         libc::close_range(keep + 1, libc::c_uint::MAX, 0);
     }
+    cofferdam_sys::memory::one_heap();
     // It is started through a descriptor, after which the kernel would name it.
     let _ = nix::sys::prctl::set_name(c"coffer-shim");
     let oom_score = surroundings::protect();
@@ -161,7 +202,9 @@ fn run() -> Result<()> {
         let here = std::fs::File::open(".").map_err(os("can't open its directory"))?;
         let shared = Rc::new(Shared {
             containers: Registry::new(here.into()),
+            calls: Rc::default(),
             connections: Cell::new(0),
+            leaving: Cell::new(0),
             oom_score,
             ahead: RefCell::default(),
             idle: Notify::new(),
@@ -178,7 +221,7 @@ fn run() -> Result<()> {
 
 /// Returns when the shim holds no container and nobody talks to it.
 async fn until_idle(shared: &Shared) {
-    let nothing = || shared.containers.is_empty() && shared.connections.get() == 0;
+    let nothing = || shared.containers.is_empty() && shared.connections.get() == 0 && shared.leaving.get() == 0;
     loop {
         // A container that was deleted ends the shim with its connection; one that was never made gets the grace.
         if nothing() && shared.containers.had_any() {
@@ -218,14 +261,15 @@ async fn serve(stream: UnixStream, shared: Rc<Shared>) {
 
 /// Takes in every child that ended: the containers' processes and the orphans that fall to the subreaper.
 ///
-/// Drivers run to their end inside one poll of a task, so what they wait for themselves is never taken from them, and a
-/// process is registered before this loop can see its end.
+/// What a driver waits for itself is never taken from it, and a process is registered before its end can be seen: a call is
+/// over within one poll of a task, or it is among those at work.
 async fn reap(mut children: tokio::signal::unix::Signal, shared: Rc<Shared>) {
     loop {
-        // An error is that there is no child, ended or not.
-        let taken = sys::ended_child().ok().flatten().map(|pid| shared.take_in(pid));
-        if !matches!(taken, Some(Ok(()))) {
-            children.recv().await;
+        if !matches!(shared.take_one(), Ok(true)) {
+            tokio::select! {
+                _ = children.recv() => {}
+                () = shared.calls.over.notified() => {}
+            }
         }
     }
 }

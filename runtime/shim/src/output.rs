@@ -1,7 +1,8 @@
 //! One output of a process: read by the shim, written to the log and to every sink.
 //!
-//! The log comes first and may make the process wait. At an exit [`Output::drain`] takes in what the process had
-//! written, so that no output comes after the news of its end; a descendant that keeps the pipe open delays nothing.
+//! The log comes first and may make the process wait. At an exit [`Output::finish`] puts into the log what the process had
+//! written, so that nothing of it comes after the news of its end. Those who follow it get it as fast as they read; a
+//! descendant that keeps the pipe open delays nothing, and what it writes then interests the log alone.
 
 use std::{
     cell::{Cell, RefCell},
@@ -32,11 +33,46 @@ struct State {
     source: AsyncFd<OwnedFd>,
     log: Option<Log>,
     sinks: RefCell<Vec<Sink>>,
-    ended: Cell<bool>,
-    /// A drain wants a fresh look at the source.
+    /// In the log, and not with the sinks yet: what the process had left.
+    left: RefCell<Vec<u8>>,
+    /// From the process's end on: so many bytes of its own there may be in the source still.
+    owed: Cell<Option<usize>>,
+    /// Something is on its way to the sinks.
+    giving: Cell<bool>,
+    /// Nothing goes to the sinks any more; those that there were have yet to write what they hold.
+    over: Cell<bool>,
+    /// The pump is to look again.
     probe: Notify,
-    /// The source had nothing more, at a look that began behind the probe.
-    empty: Notify,
+    changed: Notify,
+}
+
+impl State {
+    fn log(&self, bytes: &[u8]) {
+        if let Some(log) = &self.log {
+            log.writer.borrow_mut().write(log.stream, bytes);
+        }
+    }
+
+    /// The source gives no more.
+    fn end_log(&self) {
+        if let Some(log) = &self.log {
+            log.writer.borrow_mut().end(log.stream);
+        }
+    }
+
+    /// So many bytes were read of what the process left.
+    fn paid(&self, bytes: usize) {
+        self.owed.set(self.owed.get().map(|owed| owed.saturating_sub(bytes)));
+    }
+
+    /// Ends the sinks if they have all that the process wrote.
+    fn settle(&self) {
+        if self.owed.get() == Some(0) && !self.giving.get() && self.left.borrow().is_empty() && !self.over.replace(true)
+        {
+            self.sinks.borrow().iter().for_each(|sink| sink.end("exit"));
+            self.changed.notify_waiters();
+        }
+    }
 }
 
 /// See the module.
@@ -51,9 +87,12 @@ impl Output {
             source,
             log,
             sinks: RefCell::new(sinks),
-            ended: Cell::new(false),
+            left: RefCell::default(),
+            owed: Cell::new(None),
+            giving: Cell::new(false),
+            over: Cell::new(false),
             probe: Notify::new(),
-            empty: Notify::new(),
+            changed: Notify::new(),
         });
         tokio::task::spawn_local(pump(state.clone()));
         Ok(Output(state))
@@ -66,46 +105,101 @@ impl Output {
 
     /// Follows from here on.
     pub fn attach(&self, sink: Sink) {
-        if self.0.ended.get() {
+        if self.0.over.get() {
             sink.end("exit");
         } else {
             self.0.sinks.borrow_mut().push(sink);
         }
     }
 
-    /// Waits until all that was written so far has reached log and sinks.
-    pub async fn drain(&self) {
-        if !self.0.ended.get() {
-            let empty = self.0.empty.notified();
-            self.0.probe.notify_one();
-            empty.await;
+    /// The process has ended: what it left in the source goes into the log at once, and then to those who follow it.
+    pub fn finish(&self) {
+        let state = &self.0;
+        // There can't be more of its own than fits, whatever its descendants add meanwhile.
+        state.owed.set(Some(capacity(state.source.get_ref())));
+        let followed = !state.sinks.borrow().is_empty();
+        let most = if followed { AHEAD } else { usize::MAX };
+        let mut buffer = vec![0; BUFFER];
+        while state.owed.get() != Some(0) && state.left.borrow().len() < most {
+            match nix::unistd::read(state.source.get_ref(), &mut buffer) {
+                Ok(n) if n > 0 => {
+                    state.log(&buffer[..n]);
+                    state.paid(n);
+                    if followed {
+                        state.left.borrow_mut().extend(&buffer[..n]);
+                    }
+                }
+                Err(nix::Error::EINTR) => {}
+                Err(nix::Error::EAGAIN) => state.owed.set(Some(0)),
+                // The end: the pump comes upon it too.
+                _ => {
+                    state.end_log();
+                    state.owed.set(Some(0));
+                }
+            }
+        }
+        state.settle();
+        state.probe.notify_one();
+    }
+
+    /// Whether all that the process wrote is where it goes. Only from its end on.
+    pub fn is_delivered(&self) -> bool {
+        self.0.over.get() && !self.0.sinks.borrow().iter().any(Sink::pending)
+    }
+
+    /// Waits for that.
+    pub async fn delivered(&self) {
+        loop {
+            let changed = self.0.changed.notified();
+            if self.0.over.get() {
+                break;
+            }
+            changed.await;
         }
         let sinks: Vec<Sink> = self.0.sinks.borrow().clone();
         for sink in sinks {
             sink.flushed().await;
         }
     }
-
-    /// The process is gone: what its descendants may still write interests the log alone.
-    pub fn close(&self) {
-        for sink in self.0.sinks.borrow_mut().drain(..) {
-            sink.end("exit");
-        }
-    }
 }
 
 /// What is read at once.
 const BUFFER: usize = 16 << 10;
+/// How much is read ahead of those who follow, for the log's sake: as much as a pipe can hold that nobody privileged made
+/// larger.
+const AHEAD: usize = 1 << 20;
+
+/// How much may lie in a pipe or a terminal.
+fn capacity(source: &OwnedFd) -> usize {
+    use nix::fcntl::{FcntlArg, fcntl};
+    // A terminal is no pipe, and holds less.
+    fcntl(source, FcntlArg::F_GETPIPE_SZ).ok().and_then(|size| usize::try_from(size).ok()).unwrap_or(AHEAD)
+}
 
 async fn pump(state: Rc<State>) {
     let mut buffer = Vec::new();
     loop {
+        let left = state.left.take();
+        if !left.is_empty() {
+            give(&state, &left).await;
+            continue;
+        }
+        state.settle();
         buffer.resize(BUFFER, 0);
         match nix::unistd::read(state.source.get_ref(), &mut buffer) {
-            Ok(n) if n > 0 => deliver(&state, &buffer[..n]).await,
+            Ok(n) if n > 0 => {
+                state.log(&buffer[..n]);
+                state.paid(n);
+                if !state.over.get() {
+                    give(&state, &buffer[..n]).await;
+                }
+            }
             Err(nix::Error::EINTR) => {}
             Err(nix::Error::EAGAIN) => {
-                state.empty.notify_waiters();
+                if state.owed.get().is_some() {
+                    state.owed.set(Some(0));
+                    state.settle();
+                }
                 // A process that is silent costs no memory.
                 buffer = Vec::new();
                 tokio::select! {
@@ -121,29 +215,27 @@ async fn pump(state: Rc<State>) {
             _ => break,
         }
     }
-    if let Some(log) = &state.log {
-        log.writer.borrow_mut().end(log.stream);
-    }
-    state.ended.set(true);
-    state.empty.notify_waiters();
-    for sink in state.sinks.borrow_mut().drain(..) {
-        sink.end("exit");
-    }
+    state.end_log();
+    // The process may live on, and has closed it.
+    state.owed.set(Some(0));
+    state.settle();
 }
 
-async fn deliver(state: &State, bytes: &[u8]) {
-    if let Some(log) = &state.log {
-        log.writer.borrow_mut().write(log.stream, bytes);
+/// To the sinks, in pieces that fit.
+async fn give(state: &State, bytes: &[u8]) {
+    state.giving.set(true);
+    for piece in bytes.chunks(BUFFER) {
+        let sinks: Vec<Sink> = state.sinks.borrow().clone();
+        let mut lost = false;
+        for sink in &sinks {
+            lost |= !sink.push(piece).await;
+        }
+        if lost {
+            let mut left = state.sinks.borrow_mut();
+            left.retain(|sink| !sink.is_over());
+        }
     }
-    let sinks: Vec<Sink> = state.sinks.borrow().clone();
-    let mut lost = false;
-    for sink in &sinks {
-        lost |= !sink.push(bytes).await;
-    }
-    if lost {
-        let mut left = state.sinks.borrow_mut();
-        left.retain(|sink| !sink.is_over());
-    }
+    state.giving.set(false);
 }
 
 /// Makes our end of a pipe non-blocking. It is our own opening: the process's end keeps its flags.

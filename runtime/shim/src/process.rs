@@ -32,8 +32,9 @@ use crate::{
     stdio::{Feed, Relay, Wish, pipe},
 };
 
-/// How long the news of an exit waits for a client that doesn't read what was written before it.
-const DRAIN: Duration = Duration::from_secs(2);
+/// How long the news of an exit waits for clients that read: most have all of the output by then, and both are one piece of
+/// news.
+const MOMENT: Duration = Duration::from_millis(10);
 /// The first and the longest pause between two attempts to write a record that there was no room for.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
@@ -77,6 +78,8 @@ pub struct Process {
     /// Copies the starting client's input into the terminal.
     feeder: Cell<Option<JoinHandle<()>>>,
     reported: Cell<bool>,
+    /// It was reaped, and its end is yet to be told.
+    taken_in: Cell<bool>,
     /// Its record is nobody's any more: another container may get one of that name.
     sealed: Cell<bool>,
     /// Its record is older than its life: it is written again and again.
@@ -103,6 +106,7 @@ impl Process {
             held: RefCell::new(None),
             feeder: Cell::new(None),
             reported: Cell::new(false),
+            taken_in: Cell::new(false),
             sealed: Cell::new(false),
             unsaved: Cell::new(false),
             doomed: Cell::new(false),
@@ -143,19 +147,34 @@ impl Process {
             self.outputs.borrow_mut().push(Output::new(source, interest, log, relay.sink.into_iter().collect())?);
         }
         match feed {
-            Feed::None => {}
+            Feed::Terminal(source, hold) => {
+                *self.held.borrow_mut() = hold;
+                self.feeder.set(Some(self.feed_from(source, None)?));
+            }
+            // It was taken when the process was asked for.
+            Feed::None | Feed::Pipe(_) | Feed::Held(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Takes over what feeds it, where that can be written to, and closed, before there is a process. A terminal is none
+    /// before.
+    pub fn feed(&self, feed: &mut Feed) -> Result<()> {
+        match std::mem::replace(feed, Feed::None) {
             Feed::Pipe(write) => {
                 let fd =
                     watch(write, Interest::WRITABLE).map_err(|e| Error::io("stdin", "", "can't be watched", &e))?;
                 *self.stdin.borrow_mut() = Some(Rc::new(fd));
             }
             Feed::Held(hold) => *self.held.borrow_mut() = Some(hold),
-            Feed::Terminal(source, hold) => {
-                *self.held.borrow_mut() = hold;
-                self.feeder.set(Some(self.feed_from(source, None)?));
-            }
+            later => *feed = later,
         }
         Ok(())
+    }
+
+    /// Whether it is to have a terminal, and has none yet.
+    pub fn waits_for_terminal(&self) -> bool {
+        self.terminal && self.outputs.borrow().is_empty()
     }
 
     /// It runs.
@@ -167,7 +186,7 @@ impl Process {
 
     /// Whether it is this child of ours, which has ended.
     pub fn is(&self, pid: i32) -> bool {
-        self.alive() && self.life.borrow().pid == pid as u32
+        self.alive() && !self.taken_in.get() && self.life.borrow().pid == pid as u32
     }
 
     /// Takes it in, now that it has ended, by its pidfd.
@@ -178,9 +197,24 @@ impl Process {
         }
     }
 
-    /// It ended: on disk first, then to everybody, behind the output that it wrote before.
+    /// Looks whether it has ended and can be taken in.
+    pub fn has_ended(&self) -> bool {
+        let gone = self.pidfd.borrow().as_ref().is_some_and(|pidfd| !sys::is_alive(pidfd));
+        gone && self.alive() && !self.taken_in.get()
+    }
+
+    /// It was reaped; its end is told later.
+    pub fn taken_in(&self) {
+        self.taken_in.set(true);
+        *self.pidfd.borrow_mut() = None;
+    }
+
+    /// It ended: on disk first, then to everybody. What it wrote before is in the log by then, and on its way to those who
+    /// follow it: the end of that is another piece of news.
     pub fn exited(self: &Rc<Self>, end: End, reason: &str) {
         let outputs = self.outputs.borrow().clone();
+        outputs.iter().for_each(Output::finish);
+        let delivered = outputs.iter().all(Output::is_delivered);
         self.note(|life| {
             life.exited = Timestamp::now();
             (life.status, life.signal) = match end {
@@ -188,24 +222,38 @@ impl Process {
                 End::Signal(signal) => (128 + signal, signal),
             };
             life.reason = reason.to_owned();
-            if outputs.is_empty() {
+            if delivered {
                 life.output_end = life.exited;
             }
         });
         *self.pidfd.borrow_mut() = None;
         self.close_stdin();
-        if outputs.is_empty() {
+        if delivered {
             self.report();
             return;
         }
         let process = self.clone();
         tokio::task::spawn_local(async move {
-            let drained = futures::future::join_all(outputs.iter().map(Output::drain));
-            let _ = tokio::time::timeout(DRAIN, drained).await;
-            outputs.iter().for_each(Output::close);
+            let mut delivered = Box::pin(futures::future::join_all(outputs.iter().map(Output::delivered)));
+            let in_time = tokio::time::timeout(MOMENT, &mut delivered).await.is_ok();
+            if !in_time {
+                process.report();
+                delivered.await;
+            }
             process.note(|life| life.output_end = Timestamp::now());
             process.report();
         });
+    }
+
+    /// Waits until what it wrote before its end has arrived where it goes, or can't any more.
+    pub async fn delivered(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if self.life.borrow().output_end != Timestamp(0) {
+                return;
+            }
+            changed.await;
+        }
     }
 
     /// The container ran out of memory, so often by now.

@@ -18,6 +18,7 @@ use cofferdam_wire::{
 
 use crate::{
     Shared,
+    calls::through,
     checkpoint::{self, Driver},
     container::{Container, Create, Source},
     dump,
@@ -162,10 +163,10 @@ impl shim::Server for Service {
 
     async fn create(self: Rc<Self>, params: shim::CreateParams, mut results: shim::CreateResults) -> capnp::Result<()> {
         self.shared.containers.wanted();
-        let made = self
-            .request(params.get()?.get_request()?)
-            .and_then(|request| self.shared.containers.create(request))
-            .map_err(to_rpc)?;
+        let request = self.request(params.get()?.get_request()?).map_err(to_rpc)?;
+        let shared = self.shared.clone();
+        let making = async move { shared.containers.create(shared.calls.clone(), request).await };
+        let made = through(making).await.map_err(to_rpc)?;
         let mut answer = results.get();
         set_life(answer.reborrow().init_life(), &made.lives()[0]);
         answer.set_container(self.hand_out(made));
@@ -178,10 +179,9 @@ impl shim::Server for Service {
         mut results: shim::ContainerResults,
     ) -> capnp::Result<()> {
         let params = params.get()?;
-        let found = (|| {
-            let namespace = Namespace::new(text(params.get_namespace())?)?;
-            self.shared.containers.get(&namespace, &Id::new(text(params.get_id())?)?)
-        })();
+        let key = (|| Ok((Namespace::new(text(params.get_namespace())?)?, Id::new(text(params.get_id())?)?)))();
+        let (namespace, id) = key.map_err(to_rpc)?;
+        let found = self.shared.containers.get(&namespace, &id).await;
         results.get().set_container(self.hand_out(found.map_err(to_rpc)?));
         Ok(())
     }
@@ -207,6 +207,16 @@ struct Held {
 }
 
 impl Held {
+    /// Does something with the container to its end, whatever becomes of the caller.
+    async fn act<T: 'static, F: Future<Output = Result<T>> + 'static>(
+        &self,
+        id: capnp::Result<capnp::text::Reader<'_>>,
+        what: impl FnOnce(Rc<Container>, String) -> F,
+    ) -> capnp::Result<T> {
+        let id = text(id).map_err(to_rpc)?.to_owned();
+        through(what(self.container.clone(), id)).await.map_err(to_rpc)
+    }
+
     fn process(&self, id: capnp::Result<capnp::text::Reader<'_>>) -> capnp::Result<Rc<Process>> {
         text(id).and_then(|id| self.container.process(id)).map_err(to_rpc)
     }
@@ -218,7 +228,7 @@ impl shim_container::Server for Held {
         params: shim_container::StartParams,
         mut results: shim_container::StartResults,
     ) -> capnp::Result<()> {
-        let life = text(params.get()?.get_id()).and_then(|id| self.container.start(id)).map_err(to_rpc)?;
+        let life = self.act(params.get()?.get_id(), |container, id| async move { container.start(&id).await }).await?;
         tokio::task::spawn_local(trim());
         set_life(results.get().init_life(), &life);
         Ok(())
@@ -239,9 +249,10 @@ impl shim_container::Server for Held {
         _: shim_container::StateParams,
         mut results: shim_container::StateResults,
     ) -> capnp::Result<()> {
+        let paused = self.container.settled().await;
         let lives = self.container.lives();
         let mut answer = results.get();
-        answer.set_paused(self.container.paused());
+        answer.set_paused(paused);
         answer.set_log_lost(self.container.log_lost());
         let mut list = answer.init_processes(lives.len() as u32);
         for (n, life) in lives.iter().enumerate() {
@@ -257,7 +268,8 @@ impl shim_container::Server for Held {
     ) -> capnp::Result<()> {
         let params = params.get()?;
         let signal = i32::try_from(params.get_signal()).unwrap_or(i32::MAX);
-        text(params.get_id()).and_then(|id| self.container.kill(id, signal, params.get_all())).map_err(to_rpc)
+        let all = params.get_all();
+        self.act(params.get_id(), |container, id| async move { container.kill(&id, signal, all).await }).await
     }
 
     async fn exec(
@@ -324,8 +336,9 @@ impl shim_container::Server for Held {
         _: shim_container::DeleteParams,
         mut results: shim_container::DeleteResults,
     ) -> capnp::Result<()> {
-        let life = self.container.delete().await.map_err(to_rpc)?;
-        self.shared.containers.remove(&self.container);
+        let container = self.container.clone();
+        let life = through(async move { container.delete().await }).await.map_err(to_rpc)?;
+        self.shared.let_go(&self.container);
         set_life(results.get().init_life(), &life);
         Ok(())
     }
@@ -335,7 +348,7 @@ impl shim_container::Server for Held {
         _: shim_container::PauseParams,
         _: shim_container::PauseResults,
     ) -> capnp::Result<()> {
-        self.container.pause(true).map_err(to_rpc)
+        self.act(Ok("".into()), |container, _| async move { container.pause(true).await }).await
     }
 
     async fn resume(
@@ -343,7 +356,7 @@ impl shim_container::Server for Held {
         _: shim_container::ResumeParams,
         _: shim_container::ResumeResults,
     ) -> capnp::Result<()> {
-        self.container.pause(false).map_err(to_rpc)
+        self.act(Ok("".into()), |container, _| async move { container.pause(false).await }).await
     }
 
     async fn pids(
@@ -351,7 +364,7 @@ impl shim_container::Server for Held {
         _: shim_container::PidsParams,
         mut results: shim_container::PidsResults,
     ) -> capnp::Result<()> {
-        let pids = self.container.pids().map_err(to_rpc)?;
+        let pids = self.act(Ok("".into()), |container, _| async move { container.pids().await }).await?;
         let mut list = results.get().init_pids(pids.len() as u32);
         for (n, pid) in pids.iter().enumerate() {
             list.set(n as u32, *pid as u32);
@@ -411,7 +424,8 @@ impl shim_container::Server for Held {
         let resources = serde_json::from_slice(params.get()?.get_resources()?).map_err(|e| {
             to_rpc(Error::invalid("resources", "", format!("is not linux.resources of an OCI spec: {e}")))
         });
-        self.container.update(&resources?).map_err(to_rpc)
+        let resources = resources?;
+        self.act(Ok("".into()), |container, _| async move { container.update(resources).await }).await
     }
 
     async fn oom(
@@ -429,8 +443,12 @@ impl shim_container::Server for Held {
         _: shim_container::ReleaseParams,
         _: shim_container::ReleaseResults,
     ) -> capnp::Result<()> {
-        self.container.release_root();
-        Ok(())
+        let (container, others) = (self.container.clone(), !self.shared.containers.is_empty());
+        let release = async move {
+            container.release_root(others).await;
+            Ok(())
+        };
+        through(release).await.map_err(to_rpc)
     }
 }
 

@@ -205,7 +205,8 @@ impl Sink {
         }
     }
 
-    fn pending(&self) -> bool {
+    /// Whether it has something that is not written yet.
+    pub fn pending(&self) -> bool {
         !self.ring.cut() && (self.ring.writing.get() || !self.ring.bytes.borrow().is_empty())
     }
 

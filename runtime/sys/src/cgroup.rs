@@ -323,23 +323,43 @@ impl Cgroup {
     /// Removes the group and all below it; one that is gone already is no error. Its processes must be dead or dying.
     pub fn remove(&self) -> Result<()> {
         let end = Instant::now() + PATIENCE;
-        for part in &self.parts {
-            let dir = join(&part.hierarchy.root, &self.path);
-            loop {
-                match remove_tree(&dir, 0) {
-                    Ok(()) => break,
-                    // The last process is still on its way out.
-                    Err(e) if e.raw_os_error() == Some(libc::EBUSY) && Instant::now() < end => {
-                        std::thread::sleep(Duration::from_millis(1));
-                    }
-                    Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
-                        return Err(Error::failed_precondition("cgroup", &self.path, "processes still run in it"));
-                    }
-                    Err(e) => return Err(Error::io("cgroup", &self.path, "removing it", &e)),
-                }
+        // The last process may still be on its way out.
+        while !self.try_remove()? {
+            if Instant::now() > end {
+                return Err(Error::failed_precondition("cgroup", &self.path, "processes still run in it"));
             }
+            std::thread::sleep(Duration::from_millis(1));
         }
         Ok(())
+    }
+
+    /// The same without waiting; false where something is in it.
+    pub fn try_remove(&self) -> Result<bool> {
+        for part in &self.parts {
+            match remove_tree(&join(&part.hierarchy.root, &self.path), 0) {
+                Ok(()) => {}
+                Err(e) if e.raw_os_error() == Some(libc::EBUSY) => return Ok(false),
+                Err(e) => return Err(Error::io("cgroup", &self.path, "removing it", &e)),
+            }
+        }
+        Ok(true)
+    }
+
+    /// The group of the v2 hierarchy, this one or one below it, that a process is in now.
+    pub fn unified_of(&self, pid: i32) -> Result<OwnedFd> {
+        let fail = |e: &io::Error| Error::io("cgroup", &self.path, format!("looking for that of process {pid}"), e);
+        let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).map_err(|e| fail(&e))?;
+        let path = text.lines().find_map(|line| line.strip_prefix("0::"));
+        // What the process moved out of the group it must have had help for: nothing of ours follows.
+        let below = path.and_then(|path| path.strip_prefix(&*self.path));
+        let below = below.filter(|rest| rest.is_empty() || rest.starts_with('/'));
+        match (below, self.unified()) {
+            (Some(""), Some(dir)) => dir.try_clone_to_owned().map_err(|e| fail(&e)),
+            (Some(rest), Some(dir)) => {
+                fd::open_no_symlinks(dir, rest[1..].as_ref(), libc::O_DIRECTORY, 0).map_err(|e| fail(&e))
+            }
+            _ => Err(Error::failed_precondition("cgroup", &self.path, "its first process is not in it any more")),
+        }
     }
 }
 

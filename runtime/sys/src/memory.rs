@@ -7,6 +7,12 @@ pub fn trim() {
     unsafe { libc::malloc_trim(0) };
 }
 
+/// Has all threads share one heap, for a program whose others come and go: each would leave one behind.
+pub fn one_heap() {
+    // SAFETY: mallopt(3) sets a number, under the allocator's own lock.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
 /// Gives back what the deepest calls so far have left below the stack's end. For a program's first thread alone: the
 /// stacks of others have no name in the maps.
 pub fn trim_stack() -> std::io::Result<()> {

@@ -4,6 +4,7 @@
 //! its three streams, and SIGKILL when its caller dies.
 
 use std::{
+    cell::RefCell,
     fs::File,
     io::{self, Read},
     os::{
@@ -12,6 +13,7 @@ use std::{
     },
     path::Path,
     process::{Command, ExitStatus, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -44,6 +46,27 @@ pub struct Ended {
     pub errors: Vec<u8>,
     /// Whether it wrote more than is kept of its output.
     pub cut: bool,
+}
+
+thread_local! {
+    static GIVEN_UP: RefCell<Option<Arc<OwnedFd>>> = const { RefCell::new(None) };
+}
+
+/// Calls `f`; what it runs on this thread is killed, as one that takes too long, as soon as `given_up` can be read: whoever
+/// started this doesn't want it any more.
+pub fn until<T>(given_up: Arc<OwnedFd>, f: impl FnOnce() -> T) -> T {
+    let before = GIVEN_UP.replace(Some(given_up));
+    let result = f();
+    GIVEN_UP.set(before);
+    result
+}
+
+/// Calls `f` to its end though that is so: it tidies up.
+pub fn regardless<T>(f: impl FnOnce() -> T) -> T {
+    let before = GIVEN_UP.take();
+    let result = f();
+    GIVEN_UP.set(before);
+    result
 }
 
 /// Where a program finds others.
@@ -160,15 +183,18 @@ pub fn run(mut command: Command, streams: Streams, deadline: Duration) -> io::Re
     Ok(Some(Ended { status, output, errors, cut }))
 }
 
-/// Waits for the end of the child and reads what it writes meanwhile; false when the deadline passes first.
+/// Waits for the end of the child and reads what it writes meanwhile; false when the deadline passes first. An error where
+/// it was given up.
 fn wait(pid: i32, captured: &mut [Captured], deadline: Duration) -> io::Result<bool> {
     let pidfd = process::pidfd_open(pid)?;
     let end = Instant::now() + deadline;
+    let given_up = GIVEN_UP.with_borrow(Clone::clone);
     loop {
         let left = end.saturating_duration_since(Instant::now());
         let interest = |fd: i32| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-        let mut polled = vec![interest(pidfd.as_fd().as_raw_fd())];
         // poll(2) passes over a negative descriptor.
+        let given_up = given_up.as_ref().map_or(-1, |fd| fd.as_raw_fd());
+        let mut polled = vec![interest(pidfd.as_fd().as_raw_fd()), interest(given_up)];
         polled.extend(captured.iter().map(|c| interest(c.reader.as_ref().map_or(-1, |reader| reader.as_raw_fd()))));
         let timeout = i32::try_from(left.as_millis()).unwrap_or(i32::MAX).saturating_add(1);
         // SAFETY: the pointer is valid for the call and the length is that of the array.
@@ -183,6 +209,9 @@ fn wait(pid: i32, captured: &mut [Captured], deadline: Duration) -> io::Result<b
         captured.iter_mut().try_for_each(Captured::drain)?;
         if polled[0].revents != 0 {
             return Ok(true);
+        }
+        if polled[1].revents != 0 {
+            return Err(io::Error::other("it was given up, since the container is killed or removed"));
         }
         if left.is_zero() {
             return Ok(false);
@@ -213,6 +242,20 @@ mod tests {
         let apart = run(shell("cat; echo err >&2"), Streams::Apart(input, 3), Duration::from_secs(20));
         let apart = apart.unwrap().unwrap();
         assert_eq!((&*apart.output, &*apart.errors, apart.cut), (&b"giv"[..], &b"err\n"[..], true));
+    }
+
+    #[test]
+    fn one_that_hangs_is_given_up_on_demand() {
+        let (read, write) = std::io::pipe().unwrap();
+        let given_up = Arc::new(OwnedFd::from(read));
+        let hangs = std::thread::spawn(move || {
+            until(given_up, || run(shell("exec sleep 1000"), Streams::Captured, Duration::from_secs(1000)))
+        });
+        drop(write);
+        let error = hangs.join().unwrap().unwrap_err();
+        assert!(error.to_string().contains("given up"), "{error}");
+        // Others go on.
+        assert!(run(shell("true"), Streams::Captured, Duration::from_secs(20)).unwrap().is_some());
     }
 
     #[test]

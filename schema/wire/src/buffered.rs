@@ -75,6 +75,9 @@ struct Waiting<W> {
     at: usize,
     /// Who writes waits for the stream: he goes on with it, and nobody else.
     blocked: bool,
+    /// It takes no more. Who reads from it hears so too, and of what was said before: he ends the connection, and tells those who
+    /// wait. Until then what is written is lost.
+    broken: bool,
     sent: Box<dyn Fn(usize)>,
 }
 
@@ -84,9 +87,12 @@ impl<W: AsyncWrite + Unpin> Waiting<W> {
             return Poll::Ready(Ok(()));
         }
         while self.at < self.bytes.len() {
-            match ready!(Pin::new(&mut self.inner).poll_write(cx, &self.bytes[self.at..]))? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                n => {
+            match ready!(Pin::new(&mut self.inner).poll_write(cx, &self.bytes[self.at..])) {
+                Ok(0) | Err(_) => {
+                    self.broken = true;
+                    break;
+                }
+                Ok(n) => {
                     self.at += n;
                     (self.sent)(n);
                 }
@@ -100,10 +106,20 @@ impl<W: AsyncWrite + Unpin> Waiting<W> {
         if self.bytes.len() + buf.len() > SIZE {
             ready!(self.poll_drain(cx))?;
         }
+        if self.broken {
+            return Poll::Ready(Ok(buf.len()));
+        }
         if buf.len() >= SIZE {
-            let n = ready!(Pin::new(&mut self.inner).poll_write(cx, buf))?;
-            (self.sent)(n);
-            return Poll::Ready(Ok(n));
+            return Poll::Ready(Ok(match ready!(Pin::new(&mut self.inner).poll_write(cx, buf)) {
+                Ok(n) => {
+                    (self.sent)(n);
+                    n
+                }
+                Err(_) => {
+                    self.broken = true;
+                    buf.len()
+                }
+            }));
         }
         self.bytes.extend_from_slice(buf);
         Poll::Ready(Ok(buf.len()))
@@ -119,7 +135,7 @@ pub struct Sender<W>(Rc<RefCell<Waiting<W>>>);
 
 /// Around a stream; `sent` hears how many bytes it has taken.
 pub fn writer<W: AsyncWrite + Unpin>(inner: W, sent: impl Fn(usize) + 'static) -> (Writer<W>, Sender<W>) {
-    let waiting = Waiting { inner, bytes: Vec::new(), at: 0, blocked: false, sent: Box::new(sent) };
+    let waiting = Waiting { inner, bytes: Vec::new(), at: 0, blocked: false, broken: false, sent: Box::new(sent) };
     let waiting = Rc::new(RefCell::new(waiting));
     (Writer(waiting.clone()), Sender(waiting))
 }

@@ -182,6 +182,27 @@ mod tests {
         });
     }
 
+    // A peer that hangs up while it is written to said why before: who waits is told that, and doesn't wait for ever.
+    #[test]
+    fn who_waits_is_told_what_was_said_before_it_ended() {
+        run(async {
+            let (ours, mut peer) = UnixStream::pair().unwrap();
+            let (network, _) = network(ours, Side::Client, MESSAGE);
+            let mut system = RpcSystem::new(Box::new(network), None);
+            let gate: gate::Client = system.bootstrap(Side::Server);
+            use capnp_rpc::rpc_capnp::message;
+            use tokio::io::AsyncWriteExt as _;
+            let mut abort = capnp::message::Builder::new_default();
+            abort.init_root::<message::Builder<'_>>().init_abort().set_reason("you say too much");
+            peer.write_all(&capnp::serialize::write_message_to_words(&abort)).await.unwrap();
+            drop(peer);
+            let call = gate.hello_request().send().promise;
+            tokio::task::spawn_local(system);
+            let error = call.await.map(drop).unwrap_err();
+            assert!(error.to_string().contains("you say too much"), "{error}");
+        });
+    }
+
     // Nothing stays behind for want of something that comes after it.
     #[test]
     fn what_waits_for_nothing_is_sent() {

@@ -1,19 +1,20 @@
 //! What the next container needs whoever it will be, made before it is asked for.
 
-use std::{cell::RefCell, os::fd::OwnedFd};
+use std::{os::fd::OwnedFd, sync::Mutex};
 
 use cofferdam_sys::{mount, network};
 use cofferdam_types::{Error, Mount, Result};
 
 use super::mounts;
+use crate::runtime::locked;
 
 /// Each part goes to the first container that needs it; what isn't there is made in time.
 #[derive(Debug, Default)]
 pub(super) struct Ahead {
     /// It is as one that is made now, by the host's defaults of this moment.
-    network: RefCell<Option<OwnedFd>>,
+    network: Mutex<Option<OwnedFd>>,
     /// File systems that nothing is in yet.
-    mounts: RefCell<Vec<(Mount, OwnedFd)>>,
+    mounts: Mutex<Vec<(Mount, OwnedFd)>>,
 }
 
 impl Ahead {
@@ -26,16 +27,16 @@ impl Ahead {
             Ok((wish, made))
         });
         let mounts = made.collect::<Result<Vec<_>>>()?;
-        Ok(Ahead { network: RefCell::new(Some(network.into())), mounts: RefCell::new(mounts) })
+        Ok(Ahead { network: Mutex::new(Some(network.into())), mounts: Mutex::new(mounts) })
     }
 
     pub fn network(&self) -> Option<OwnedFd> {
-        self.network.take()
+        locked(&self.network).take()
     }
 
     /// A new file system, detached.
     pub fn mount(&self, wish: &Mount) -> Result<OwnedFd> {
-        let mut mounts = self.mounts.borrow_mut();
+        let mut mounts = locked(&self.mounts);
         match mounts.iter().position(|(made, _)| made == wish) {
             Some(at) => Ok(mounts.swap_remove(at).1),
             None => mount::detached(wish),
@@ -44,7 +45,7 @@ impl Ahead {
 
     #[cfg(test)]
     pub fn left(&self) -> (Option<OwnedFd>, usize) {
-        let network = self.network.borrow().as_ref().and_then(|fd| fd.try_clone().ok());
-        (network, self.mounts.borrow().len())
+        let network = locked(&self.network).as_ref().and_then(|fd| fd.try_clone().ok());
+        (network, locked(&self.mounts).len())
     }
 }

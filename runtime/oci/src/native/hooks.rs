@@ -79,20 +79,17 @@ impl Hooks {
             .set_bundle(request.bundle_path.to_owned())
             .set_annotations(request.spec.annotations().clone());
         let process = request.spec.process().clone().unwrap_or_default();
-        let hooks = Hooks { spec, state, bundle: request.bundle_path.to_owned(), process };
-        let any = hooks.all().any(|list| !list.is_empty());
-        any.then_some(hooks)
+        has_any(&spec).then(|| Hooks { spec, state, bundle: request.bundle_path.to_owned(), process })
+    }
+
+    /// Whether a spec has any.
+    pub fn any(spec: &oci_spec::runtime::Spec) -> bool {
+        spec.hooks().as_ref().is_some_and(has_any)
     }
 
     #[allow(deprecated)] // prestart is, but specs have it.
     fn prestart(&self) -> &[Hook] {
         list(self.spec.prestart())
-    }
-
-    fn all(&self) -> impl Iterator<Item = &[Hook]> {
-        let spec = &self.spec;
-        let rest = [spec.create_runtime(), spec.create_container(), spec.start_container(), spec.poststart()];
-        [self.prestart(), list(spec.poststop())].into_iter().chain(rest.into_iter().map(list))
     }
 
     /// Whether there are any that come before the change to the container's root.
@@ -208,6 +205,12 @@ impl Hooks {
         }
         finish(kind, hook, command, state)
     }
+}
+
+#[allow(deprecated)] // prestart is, but specs have it.
+fn has_any(spec: &Spec) -> bool {
+    let lists = [spec.prestart(), spec.create_runtime(), spec.create_container(), spec.start_container()];
+    lists.into_iter().chain([spec.poststart(), spec.poststop()]).any(|hooks| !list(hooks).is_empty())
 }
 
 fn list(hooks: &Option<Vec<Hook>>) -> &[Hook] {

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{self, IoSliceMut, Write},
-    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
 };
 
 use cofferdam_sys::{cgroup::Cgroup, fd, process};
@@ -43,13 +43,21 @@ enum Progress {
     },
 }
 
-/// Clones the child into `cgroup` and its namespaces. `pid_namespace`: one that exists, to be born into.
+/// Where a process is accounted for.
+pub(super) struct Place<'a> {
+    pub cgroup: &'a Cgroup,
+    /// Whose group it is born into where that one takes no process, since those in it made groups and handed controllers
+    /// down to them.
+    pub neighbour: Option<i32>,
+    pub class: Option<&'a Class>,
+}
+
+/// Clones the child into its place and its namespaces. `pid_namespace`: one that exists, to be born into.
 pub(super) fn launch(
     steps: &[Step],
     flags: i32,
     pid_namespace: Option<&OwnedFd>,
-    cgroup: &Cgroup,
-    class: Option<&Class>,
+    place: &Place<'_>,
     process: &Process,
     oom_score: Option<i32>,
 ) -> Result<Launched> {
@@ -58,12 +66,21 @@ pub(super) fn launch(
         .map_err(|e| fail("making a control socket")(e.into()))?;
     let born_into = pid_namespace.map(ChildrenIn::enter).transpose().map_err(fail("entering the pid namespace"))?;
     let (own, parents) = (theirs.as_raw_fd(), ours.as_raw_fd());
-    // SAFETY: the child goes straight into the walk, which makes system calls only and never returns.
-    let child = match unsafe { process::clone3(flags, cgroup.unified()) } {
-        Ok(Some(child)) => child,
-        Ok(None) => child::run(steps, own, parents),
-        Err(e) => return Err(fail("clone3")(e)),
+    let clone = |into: Option<BorrowedFd<'_>>| {
+        // SAFETY: the child goes straight into the walk, which makes system calls only and never returns.
+        match unsafe { process::clone3(flags, into) } {
+            Ok(None) => child::run(steps, own, parents),
+            Ok(Some(child)) => Ok(child),
+            Err(e) => Err(e),
+        }
     };
+    let child = match (clone(place.cgroup.unified()), place.neighbour) {
+        (Err(e), Some(pid)) if e.raw_os_error() == Some(libc::EBUSY) => {
+            clone(Some(place.cgroup.unified_of(pid)?.as_fd()))
+        }
+        (cloned, _) => cloned,
+    };
+    let child = child.map_err(fail("clone3"))?;
     drop((theirs, born_into));
     let mut launched = Launched { child, control: ours, console: None };
     if steps.iter().any(|step| matches!(step, Step::Born { .. })) {
@@ -71,7 +88,7 @@ pub(super) fn launch(
     }
     let pid = launched.child.pid;
     let placed = properties::place(pid, process, oom_score)
-        .and_then(|()| class.map_or(Ok(()), |class| class.add(pid)))
+        .and_then(|()| place.class.map_or(Ok(()), |class| class.add(pid)))
         .and_then(|()| launched.release());
     if let Err(e) = placed {
         launched.destroy();

@@ -27,10 +27,10 @@ mod tests;
 mod user;
 
 use std::{
-    cell::RefCell,
     fs::File,
     os::fd::{AsFd, OwnedFd},
     path::Path,
+    sync::Mutex,
 };
 
 use cofferdam_sys::{
@@ -39,7 +39,7 @@ use cofferdam_sys::{
     userns::UserNamespace,
 };
 use cofferdam_types::{Error, Result};
-use oci_spec::runtime::{Capability, LinuxResources, Process as ProcessSpec};
+use oci_spec::runtime::{Capability, LinuxResources, Process as ProcessSpec, Spec};
 
 pub use check::{check, check_resources};
 pub use hooks::{HookTime, hook_time};
@@ -48,7 +48,7 @@ use self::{
     ahead::Ahead,
     hooks::{Hooks, Inside},
     identity::{Filter, Role},
-    launch::Launched,
+    launch::{Launched, Place},
     properties::Call,
     rdt::Class,
     step::Step,
@@ -57,7 +57,7 @@ pub(crate) use plan::{open_namespace, sysctl_path};
 
 use crate::{
     CheckpointRequest, Container, CreateRequest, ExecRequest, Process, RestoreFrom, Runtime, RuntimeOptions, Stdio,
-    criu, rootfs,
+    criu, rootfs, runtime::locked,
 };
 
 /// The native driver.
@@ -82,15 +82,15 @@ pub(crate) struct Kept {
     shared: Vec<Call>,
     /// An overlay, until it is let go of: the container's own mounts of it end when its processes have, and the last
     /// one syncs the disk. The end of a process is not to wait for that.
-    pub(crate) root: RefCell<Option<OwnedFd>>,
+    pub(crate) root: Mutex<Option<OwnedFd>>,
     /// The mount namespace, until the end of the first process has been told: the kernel would take it down before it
     /// lets anybody see that end, and waits for every processor to do so.
-    pub(crate) mounts: RefCell<Option<OwnedFd>>,
+    pub(crate) mounts: Mutex<Option<OwnedFd>>,
     /// Until its end has been told to them.
-    hooks: RefCell<Option<Hooks>>,
+    hooks: Mutex<Option<Hooks>>,
     /// Until it is started: the child, and the steps that it has yet to walk (with those before it left in, since the
     /// child counts from the first).
-    waiting: Option<Waiting>,
+    waiting: Mutex<Option<Waiting>>,
 }
 
 #[derive(Debug)]
@@ -174,15 +174,9 @@ impl Native {
         if let (Some(program), Some(Step::Execute(command))) = (program, steps.last_mut()) {
             command.candidates = vec![identity::c_string("path", &program.to_string_lossy())?];
         }
-        let launched = launch::launch(
-            &steps,
-            0,
-            pid_namespace,
-            cgroup,
-            container.kept.class.as_ref(),
-            request.process,
-            self.oom_score,
-        );
+        let neighbour = Some(container.init.pid);
+        let place = Place { cgroup, neighbour, class: container.kept.class.as_ref() };
+        let launched = launch::launch(&steps, 0, pid_namespace, &place, request.process, self.oom_score);
         let mut launched = launched.map_err(|e| match process::is_alive(&container.init.pidfd) {
             false => Error::failed_precondition("container", &container.id, "its first process has ended"),
             true => e,
@@ -234,8 +228,8 @@ fn launch_init(
     plan.steps.extend(shared.iter().cloned().map(Step::Call));
     native.identity(request.id, process, filter.as_ref(), Role::Init, user.as_ref(), &mut plan.steps)?;
     let pid_namespace = plan.pid_namespace.as_ref();
-    let mut launched =
-        launch::launch(&plan.steps, plan.flags, pid_namespace, cgroup, class, process, native.oom_score)?;
+    let place = Place { cgroup, neighbour: None, class };
+    let mut launched = launch::launch(&plan.steps, plan.flags, pid_namespace, &place, process, native.oom_score)?;
     let mut given = None;
     let moved = match linux.filter(|linux| netdevices::any(linux)) {
         Some(linux) => launched.wait_paused(&plan.steps).and_then(|()| {
@@ -280,9 +274,9 @@ fn launch_init(
     let held = root.is_some() && plan.flags & libc::CLONE_NEWNS != 0 && !can_mount(process);
     let held = held && !has_foreign_mounts(request);
     let mounts = held.then(|| process::mount_namespace(&init.pidfd).ok()).flatten();
-    let (root, mounts) = (RefCell::new(root), RefCell::new(mounts));
-    let waiting = Some(Waiting { launched, steps, command: command(Some(process)) });
-    let hooks = RefCell::default();
+    let (root, mounts) = (Mutex::new(root), Mutex::new(mounts));
+    let waiting = Mutex::new(Some(Waiting { launched, steps, command: command(Some(process)) }));
+    let hooks = Mutex::default();
     Ok((init, Kept { cgroup: None, class: None, join: plan.join, filter, user, shared, root, mounts, hooks, waiting }))
 }
 
@@ -343,11 +337,21 @@ fn about(container: &str) -> impl Fn(Error) -> Error + '_ {
 const _: fn() = || {
     fn is_send<T: Send>() {}
     is_send::<Container>();
+    fn is_sync<T: Sync>() {}
+    is_sync::<Container>();
 };
 
 impl Runtime for Native {
     fn name(&self) -> &'static str {
         "native"
+    }
+
+    fn is_foreign(&self) -> bool {
+        false
+    }
+
+    fn is_slow(&self, spec: &Spec) -> bool {
+        Hooks::any(spec)
     }
 
     fn create(&self, request: &CreateRequest<'_>) -> Result<Container> {
@@ -371,7 +375,7 @@ impl Runtime for Native {
         let path = cgroup.path().to_owned();
         kept.cgroup = Some(cgroup);
         kept.class = class;
-        kept.hooks = RefCell::new(hooks);
+        kept.hooks = Mutex::new(hooks);
         Ok(Container {
             id: request.id.clone(),
             namespace: request.namespace.clone(),
@@ -382,13 +386,13 @@ impl Runtime for Native {
         })
     }
 
-    fn start(&self, container: &mut Container) -> Result<()> {
-        let waiting = container.kept.waiting.take();
+    fn start(&self, container: &Container) -> Result<()> {
+        let waiting = locked(&container.kept.waiting).take();
         let mut waiting = waiting.ok_or_else(|| {
             Error::failed_precondition("container", &container.id, "is started already: create another one")
         })?;
         let mut run = || {
-            let hooks = container.kept.hooks.borrow();
+            let hooks = locked(&container.kept.hooks);
             let pid = container.init.pid;
             if let Some(hooks) = &*hooks {
                 hooks.start(pid, |process, path, input| self.hook(container, process, path, input))?;
@@ -439,7 +443,7 @@ impl Runtime for Native {
 
     fn exec(&self, container: &Container, request: &ExecRequest<'_>) -> Result<Process> {
         check::check_process(request.process)?;
-        if container.kept.waiting.is_some() {
+        if locked(&container.kept.waiting).is_some() {
             return Err(Error::failed_precondition("container", &container.id, "is not started yet: start it first"));
         }
         self.spawn(container, request, None)
@@ -488,9 +492,20 @@ impl Runtime for Native {
         }
         cgroup.remove()?;
         container.kept.class.as_ref().inspect(|class| class.remove());
-        if let Some(hooks) = container.kept.hooks.take() {
+        let hooks = locked(&container.kept.hooks).take();
+        if let Some(hooks) = hooks {
             hooks.stopped();
         }
         Ok(())
+    }
+
+    fn delete_at_once(&self, container: &Container) -> Result<bool> {
+        let cgroup = self.cgroup(container)?;
+        // Who has hooks waits for them.
+        if locked(&container.kept.hooks).is_some() || !cgroup.pids()?.is_empty() || !cgroup.try_remove()? {
+            return Ok(false);
+        }
+        container.kept.class.as_ref().inspect(|class| class.remove());
+        Ok(true)
     }
 }

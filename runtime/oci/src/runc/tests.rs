@@ -102,8 +102,8 @@ impl Fixture {
     }
 
     fn started(&self, args: &[&str]) -> Container {
-        let mut container = self.quiet(args);
-        self.driver.start(&mut container).unwrap();
+        let container = self.quiet(args);
+        self.driver.start(&container).unwrap();
         container
     }
 
@@ -168,11 +168,11 @@ fn a_container_runs_from_create_to_delete() {
     let (reader, writer) = std::io::pipe().unwrap();
     let stdio = Stdio::Fds { stdin: null.as_fd(), stdout: writer.as_fd(), stderr: writer.as_fd() };
     let spec = fixture.spec(&["sh", "-c", "id; grep Cap /proc/self/status; exit 7"], false);
-    let mut container = fixture.create(&spec, stdio).unwrap();
+    let container = fixture.create(&spec, stdio).unwrap();
     assert!(process::is_alive(&container.init.pidfd));
     assert_eq!(fixture.status(&container), "created");
     assert_eq!(container.cgroup, format!("/{}/{}", fixture.namespace, fixture.id));
-    fixture.driver.start(&mut container).unwrap();
+    fixture.driver.start(&container).unwrap();
     drop(writer);
     let output = read(reader);
     assert!(output.contains("uid=0 gid=0"), "{output}");
@@ -233,7 +233,7 @@ fn a_terminal_comes_back_with_its_size() {
     let spec = fixture.spec(&["sh", "-c", "tty; stty size; exec sleep 1000"], true);
     let mut container = fixture.create(&spec, Stdio::Terminal { rows: 33, cols: 77 }).unwrap();
     let mut console = File::from(container.init.console.take().unwrap());
-    fixture.driver.start(&mut container).unwrap();
+    fixture.driver.start(&container).unwrap();
     let mut text = Vec::new();
     while text.iter().filter(|b| **b == b'\n').count() < 2 {
         let mut block = [0; 256];
@@ -290,9 +290,9 @@ fn a_failed_create_leaves_nothing_and_says_why() {
 #[test]
 fn what_could_not_be_started_is_dead() {
     let fixture = Fixture::new();
-    let mut container = fixture.quiet(&["sleep", "1000"]);
+    let container = fixture.quiet(&["sleep", "1000"]);
     let fails = RuncDriver::new("/bin/false", fixture.dir.path().join("state")).unwrap();
-    fails.start(&mut container).unwrap_err();
+    fails.start(&container).unwrap_err();
     let exit = process::waitid(&container.init.pidfd, true).unwrap().unwrap();
     assert_eq!(exit.status(), 128 + libc::SIGKILL as u32, "it waited, and would for ever");
     fixture.driver.delete(&container).unwrap();

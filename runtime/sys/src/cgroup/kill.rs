@@ -61,7 +61,7 @@ impl Cgroup {
             if new.is_empty() {
                 return Ok(());
             }
-            self.signal(&new)?;
+            self.signal(&new, libc::SIGKILL)?;
             signalled.extend(new);
             if Instant::now() > end {
                 return Err(Error::failed_precondition("cgroup", &self.path, "processes still run in it"));
@@ -72,13 +72,18 @@ impl Cgroup {
     /// Signals every process; how many there were.
     fn kill_once(&self) -> Result<usize> {
         let pids = self.pids()?;
-        self.signal(&pids)?;
+        self.signal(&pids, libc::SIGKILL)?;
         Ok(pids.len())
     }
 
-    /// SIGKILL for each of these that is still in the group once it is held: before, its number may pass to another
+    /// Signals every process that is in it now.
+    pub fn signal_all(&self, signal: i32) -> Result<()> {
+        self.signal(&self.pids()?, signal)
+    }
+
+    /// A signal for each of these that is still in the group once it is held: before, its number may pass to another
     /// process.
-    fn signal(&self, pids: &[i32]) -> Result<()> {
+    pub(super) fn signal(&self, pids: &[i32], signal: i32) -> Result<()> {
         for some in pids.chunks(HELD) {
             let mut held: Vec<(i32, OwnedFd)> = Vec::new();
             for pid in some {
@@ -90,7 +95,7 @@ impl Cgroup {
             }
             let there = self.pids()?;
             for (_, pidfd) in held.iter().filter(|(pid, _)| there.binary_search(pid).is_ok()) {
-                match pidfd_send_signal(pidfd, libc::SIGKILL) {
+                match pidfd_send_signal(pidfd, signal) {
                     Err(e) if e.raw_os_error() != Some(libc::ESRCH) => return Err(self.unkilled(&e)),
                     _ => {}
                 }
@@ -100,7 +105,7 @@ impl Cgroup {
     }
 
     fn unkilled(&self, error: &io::Error) -> Error {
-        Error::io("cgroup", &self.path, "killing its processes", error)
+        Error::io("cgroup", &self.path, "signalling its processes", error)
     }
 
     /// Of a group whose making was interrupted there may be nothing to freeze: signals until nobody is left.

@@ -36,6 +36,29 @@ fn bad_paths_are_refused() {
 }
 
 #[test]
+fn a_signal_goes_to_all_that_are_in_it_and_to_nobody_else() {
+    use std::os::unix::process::ExitStatusExt as _;
+    let layout = Layout::detect().unwrap();
+    let group = Cgroup::create(&layout, &name("signal")).unwrap();
+    let (mut members, mut other) = ([sleeper(), sleeper()], sleeper());
+    for member in &members {
+        group.add(member.id() as i32).unwrap();
+    }
+    // One that has no name.
+    group.signal_all(libc::SIGRTMIN() + 3).unwrap();
+    for member in &mut members {
+        assert_eq!(member.wait().unwrap().signal(), Some(libc::SIGRTMIN() + 3));
+    }
+    assert!(other.try_wait().unwrap().is_none());
+    // Whose number the kernel gave to another is not in it: here, one that was listed and has moved.
+    group.signal(&[other.id() as i32], libc::SIGKILL).unwrap();
+    assert!(other.try_wait().unwrap().is_none());
+    assert!(group.try_remove().unwrap());
+    other.kill().unwrap();
+    other.wait().unwrap();
+}
+
+#[test]
 fn a_group_is_made_joined_frozen_killed_and_removed() {
     let layout = Layout::detect().unwrap();
     let above = name("life");

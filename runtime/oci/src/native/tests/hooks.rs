@@ -52,11 +52,11 @@ fn each_hook_runs_in_its_place_with_the_state() {
     let null = File::open("/dev/null").unwrap();
     let (mut reader, writer) = std::io::pipe().unwrap();
     let stdio = Stdio::Fds { stdin: null.as_fd(), stdout: writer.as_fd(), stderr: writer.as_fd() };
-    let mut container = f.sh("ls /hooked; cat /log; test -e /oldroot || pwd").create(stdio).unwrap();
+    let container = f.sh("ls /hooked; cat /log; test -e /oldroot || pwd").create(stdio).unwrap();
     let (pid, made) = (container.init.pid, logged(&f));
     let own_mnt = std::fs::read_link(format!("/proc/{pid}/ns/mnt")).unwrap().to_str().unwrap().to_owned();
     let own_net = std::fs::read_link(format!("/proc/{pid}/ns/net")).unwrap().to_str().unwrap().to_owned();
-    f.native.start(&mut container).unwrap();
+    f.native.start(&container).unwrap();
     drop(writer);
     let mut output = String::new();
     reader.read_to_string(&mut output).unwrap();
@@ -109,9 +109,9 @@ fn a_hook_that_fails_ends_the_container() {
         let made = f.args(&["cat"]).create(stdio);
         let error = match made {
             Err(error) => error,
-            Ok(mut container) => {
+            Ok(container) => {
                 assert!(index > 2, "{kind} comes before the container is made");
-                let started = f.native.start(&mut container);
+                let started = f.native.start(&container);
                 if *kind == "poststop" {
                     f.native.kill(&container, 9).unwrap();
                 }

@@ -57,11 +57,35 @@ fn a_container_out_of_memory_is_counted() {
     f.sh("dd if=/dev/zero of=/dev/shm/x bs=1M count=32");
     let null = File::open("/dev/null").unwrap();
     let stdio = Stdio::Fds { stdin: null.as_fd(), stdout: null.as_fd(), stderr: null.as_fd() };
-    let mut container = f.create(stdio).unwrap();
-    f.native.start(&mut container).unwrap();
+    let container = f.create(stdio).unwrap();
+    f.native.start(&container).unwrap();
     process::waitid(&container.init.pidfd, true).unwrap();
     assert!(container.kept.cgroup.as_ref().unwrap().oom_kills().unwrap() > 0);
     f.native.delete(&container).unwrap();
+}
+
+/// A group that hands controllers down takes no process any more: those in it are below.
+#[test]
+fn another_process_joins_where_the_first_one_went() {
+    let mut f = Fixture::new();
+    let (container, _hold) = sleeping(&mut f);
+    let unified = Layout::detect().unwrap().hierarchies.into_iter().find(|h| h.unified).unwrap().root;
+    let own = unified.join(container.cgroup.trim_start_matches('/'));
+    let leaf = own.join("leaf");
+    std::fs::create_dir(&leaf).unwrap();
+    std::fs::write(leaf.join("cgroup.procs"), container.init.pid.to_string()).unwrap();
+    let controllers = std::fs::read_to_string(own.join("cgroup.controllers")).unwrap();
+    let one = controllers.split_whitespace().next().expect("v2 has a controller");
+    std::fs::write(own.join("cgroup.subtree_control"), format!("+{one}")).unwrap();
+    let process = json!({
+        "user": {"uid": 0, "gid": 0}, "cwd": "/", "env": ["PATH=/bin"], "args": ["sh", "-c", "grep '^0::' /proc/self/cgroup"],
+    });
+    let (status, out) = exec(&f, &container, process).unwrap();
+    // In its own cgroup namespace, whose root was the group then.
+    assert_eq!((status, out.trim()), (0, "0::/leaf"));
+    f.native.delete(&container).unwrap();
+    process::waitid(&container.init.pidfd, true).unwrap();
+    assert!(!own.exists());
 }
 
 #[test]
@@ -188,7 +212,7 @@ fn a_container_that_is_never_started_leaves_nothing() {
     let f = Fixture::new();
     let null = File::open("/dev/null").unwrap();
     let stdio = Stdio::Fds { stdin: null.as_fd(), stdout: null.as_fd(), stderr: null.as_fd() };
-    let mut container = f.create(stdio).unwrap();
+    let container = f.create(stdio).unwrap();
     let again = f.create(stdio).unwrap_err();
     assert_eq!(again.code, Code::AlreadyExists);
     let spec: ProcessSpec =
@@ -197,8 +221,8 @@ fn a_container_that_is_never_started_leaves_nothing() {
     assert_eq!(early.unwrap_err().code, Code::FailedPrecondition);
     f.native.kill(&container, libc::SIGKILL).unwrap();
     process::waitid(&container.init.pidfd, true).unwrap();
-    assert_eq!(f.native.start(&mut container).unwrap_err().code, Code::Unavailable);
-    assert_eq!(f.native.start(&mut container).unwrap_err().code, Code::FailedPrecondition);
+    assert_eq!(f.native.start(&container).unwrap_err().code, Code::Unavailable);
+    assert_eq!(f.native.start(&container).unwrap_err().code, Code::FailedPrecondition);
     f.native.delete(&container).unwrap();
 }
 

@@ -118,8 +118,8 @@ impl Fixture {
         let null = File::open("/dev/null").unwrap();
         let (mut reader, writer) = std::io::pipe().unwrap();
         let stdio = Stdio::Fds { stdin: null.as_fd(), stdout: writer.as_fd(), stderr: writer.as_fd() };
-        let mut container = self.create(stdio)?;
-        let started = self.native.start(&mut container);
+        let container = self.create(stdio)?;
+        let started = self.native.start(&container);
         drop(writer);
         let mut output = String::new();
         reader.read_to_string(&mut output).unwrap();
@@ -214,8 +214,8 @@ fn sleeping(f: &mut Fixture) -> (Container, std::io::PipeWriter) {
     let null = File::options().write(true).open("/dev/null").unwrap();
     let (stdin, hold) = std::io::pipe().unwrap();
     let stdio = Stdio::Fds { stdin: stdin.as_fd(), stdout: null.as_fd(), stderr: null.as_fd() };
-    let mut container = f.args(&["cat"]).create(stdio).unwrap();
-    f.native.start(&mut container).unwrap();
+    let container = f.args(&["cat"]).create(stdio).unwrap();
+    f.native.start(&container).unwrap();
     (container, hold)
 }
 

@@ -106,8 +106,8 @@ fn namespaces_are_joined_by_path() {
     let (stdin, hold) = std::io::pipe().unwrap();
     let stdio = Stdio::Fds { stdin: stdin.as_fd(), stdout: writer.as_fd(), stderr: writer.as_fd() };
     let mut f = f;
-    let mut container = f.args(&["cat"]).create(stdio).unwrap();
-    f.native.start(&mut container).unwrap();
+    let container = f.args(&["cat"]).create(stdio).unwrap();
+    f.native.start(&container).unwrap();
     let pid = container.init.pid;
     let path = |n: &str| format!("/proc/{pid}/ns/{n}");
     f2.spec["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "cgroup"}, {"type": "pid", "path": path("pid")},
@@ -189,7 +189,7 @@ fn a_terminal_has_a_size_and_is_the_console() {
     let mut container = f.create(Stdio::Terminal { rows: 30, cols: 101 }).unwrap();
     let console = container.init.console.take().unwrap();
     assert_eq!(cofferdam_sys::pty::size(&console).unwrap(), (30, 101));
-    f.native.start(&mut container).unwrap();
+    f.native.start(&container).unwrap();
     let out = read_terminal(console);
     assert!(out.starts_with("/dev/pts/0\n30 101\n88:0\n/dev/pts/0\nx\n1000\n0\n1\n2\n3\n"), "{out}");
     process::waitid(&container.init.pidfd, true).unwrap();
@@ -207,7 +207,7 @@ fn a_terminal_without_a_size_has_the_specs() {
         f.sh("stty size");
         let mut container = f.create(Stdio::Terminal { rows: 0, cols: 0 }).unwrap();
         let console = container.init.console.take().unwrap();
-        f.native.start(&mut container).unwrap();
+        f.native.start(&container).unwrap();
         assert_eq!(read_terminal(console).trim(), text);
         process::waitid(&container.init.pidfd, true).unwrap();
         f.native.delete(&container).unwrap();

@@ -138,7 +138,7 @@ fn a_terminal_of_a_user_namespace_belongs_to_its_user() {
     f.sh("tty; stat -c '%t:%T' /dev/console; stat -c %u /dev/pts/0; echo x > /dev/tty");
     let mut container = f.create(Stdio::Terminal { rows: 30, cols: 101 }).unwrap();
     let console = container.init.console.take().unwrap();
-    f.native.start(&mut container).unwrap();
+    f.native.start(&container).unwrap();
     assert_eq!(read_terminal(console), "/dev/pts/0\n88:0\n1000\nx\n");
     process::waitid(&container.init.pidfd, true).unwrap();
     f.native.delete(&container).unwrap();

@@ -1,0 +1,109 @@
+//! Calls of drivers. One that is over in a moment is made where it is asked for. One that may wait, for a program of
+//! somebody else's or for the kernel, has a thread of its own for as long as it takes: the shim goes on meanwhile with
+//! what its containers write, with their ends and with whoever asks about them.
+//!
+//! What such a call starts is a child of the shim like any other, and may end before it is known whose it is: while one
+//! is at work, the reaper leaves alone what it doesn't know.
+
+use std::{
+    cell::{Cell, RefCell},
+    os::fd::OwnedFd,
+    rc::Rc,
+    sync::Arc,
+};
+
+use cofferdam_sys::program;
+use cofferdam_types::{Error, Result};
+use futures::FutureExt as _;
+use tokio::sync::{Notify, oneshot};
+
+use crate::stdio::pipe;
+
+/// What is read by a driver needs no more.
+const STACK: usize = 1 << 20;
+
+/// Those that are at work.
+#[derive(Default)]
+pub struct Calls {
+    at_work: Cell<usize>,
+    /// The last of them is over.
+    pub over: Notify,
+}
+
+/// A call on a thread of its own, until what it gave is where it belongs.
+pub struct Busy(Rc<Calls>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.at_work.set(self.0.at_work.get() - 1);
+        if !self.0.any() {
+            self.0.over.notify_one();
+        }
+    }
+}
+
+impl Calls {
+    /// Whether there is any.
+    pub fn any(&self) -> bool {
+        self.at_work.get() > 0
+    }
+
+    /// Makes a call here and now, unless it may be `slow`.
+    pub async fn make<T: Send + 'static>(
+        self: &Rc<Self>,
+        slow: bool,
+        patience: &Patience,
+        call: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<(T, Option<Busy>)> {
+        if !slow {
+            return call().map(|done| (done, None));
+        }
+        let (tell, told) = oneshot::channel();
+        self.at_work.set(self.at_work.get() + 1);
+        let busy = Busy(self.clone());
+        let given_up = patience.end()?;
+        // Not one of a pool: a thread is in the mount namespace that the shim was in when the thread began.
+        let thread = std::thread::Builder::new().name("call".into()).stack_size(STACK);
+        let begun = thread.spawn(move || {
+            // Whoever asked may be gone with the shim's loop.
+            let _ = tell.send(program::until(given_up, call));
+        });
+        begun.map_err(|e| Error::io("shim", "", "can't have a thread for a call", &e))?;
+        let gone = || Error::internal("shim", "", "a call ended without an answer");
+        let done = told.await.map_err(|_| gone())??;
+        Ok((done, Some(busy)))
+    }
+}
+
+/// With the calls for one container. What their programs are killed by is a pipe that has lost its writer.
+#[derive(Default)]
+pub struct Patience(RefCell<Option<(Arc<OwnedFd>, OwnedFd)>>);
+
+impl Patience {
+    fn end(&self) -> Result<Arc<OwnedFd>> {
+        let mut ends = self.0.borrow_mut();
+        if ends.is_none() {
+            let (read, write) = pipe()?;
+            *ends = Some((read.into(), write));
+        }
+        let gone = || Error::internal("shim", "", "a pipe is gone");
+        ends.as_ref().map(|(read, _)| read.clone()).ok_or_else(gone)
+    }
+
+    /// Gives up those that are at work; what comes later is another matter.
+    pub fn lose(&self) {
+        drop(self.0.take());
+    }
+}
+
+/// Does something to its end, whatever becomes of who asked for it. What is over at once is done here.
+pub async fn through<T: 'static>(work: impl Future<Output = Result<T>> + 'static) -> Result<T> {
+    let mut work = Box::pin(work);
+    match work.as_mut().now_or_never() {
+        Some(done) => done,
+        None => {
+            let gone = |e| Error::internal("shim", "", format!("a call ended without an answer: {e}"));
+            tokio::task::spawn_local(work).await.map_err(gone)?
+        }
+    }
+}

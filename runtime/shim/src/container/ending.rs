@@ -1,0 +1,199 @@
+//! How containers and their processes end: by signals, by themselves, by removal.
+
+use std::{rc::Rc, sync::Arc, time::Duration};
+
+use cofferdam_oci as oci;
+use cofferdam_types::{Error, Result, Timestamp};
+use cofferdam_wire::convert::Life;
+
+use super::{Container, State};
+use crate::process::{End, Process};
+
+/// How long a deletion waits for processes that it killed.
+const KILL: Duration = Duration::from_secs(10);
+
+/// How long a deletion waits for whoever else changes the container: the daemon gives a deletion five seconds.
+const HURRY: Duration = Duration::from_secs(2);
+
+const KILLED: End = End::Signal(libc::SIGKILL as u32);
+
+impl Container {
+    /// Sends a signal to one process, or to all.
+    pub async fn kill(&self, id: &str, signal: i32, all: bool) -> Result<()> {
+        let process = self.there(id)?;
+        if !(0..=libc::SIGRTMAX()).contains(&signal) {
+            return Err(Error::invalid("signal", signal, "is not a signal; kill -l lists those that are"));
+        }
+        if self.made.borrow().is_none() && process.life().exited == Timestamp(0) {
+            return self.kill_unmade(signal);
+        }
+        match (all, signal) {
+            (false, _) => process.kill(signal),
+            (true, libc::SIGKILL) => self.kill_all().await,
+            (true, _) => {
+                self.only_in("", &super::ALIVE, "it has no processes")?;
+                self.made()?.signal_all(signal)
+            }
+        }
+    }
+
+    /// A signal for what is not restored yet: there is nobody who could take any but the one that nobody is asked about.
+    fn kill_unmade(&self, signal: i32) -> Result<()> {
+        if signal != libc::SIGKILL {
+            return self.made().map(drop);
+        }
+        self.init.doom();
+        // A restore that is at work ends by that, and tells the end.
+        self.patience.lose();
+        if self.pending.take().is_some() {
+            self.init.exited(KILLED, "");
+        }
+        Ok(())
+    }
+
+    async fn kill_all(&self) -> Result<()> {
+        self.init.doom();
+        self.execs.borrow().values().for_each(|exec| exec.process.doom());
+        let made = self.made()?;
+        // Not `act`: who kills gives up what else is at work, which must not be this.
+        let runtime = self.runtime.clone();
+        self.calls.make(true, &Default::default(), move || runtime.kill_all(&made)).await.map(drop)
+    }
+
+    /// Why a process ended, where that is nobody's order and not its own doing.
+    fn reason(&self, process: &Process, end: End) -> &'static str {
+        let first = std::ptr::eq(process, &*self.init);
+        if first || end == KILLED {
+            self.look_for_ooms();
+        }
+        let killed = end == KILLED && !process.is_doomed() && self.oom.recent();
+        // The others of a pid namespace die of the first one's end, before it has ended.
+        let of_the_first = !first && cofferdam_sys::procfs::is_exiting(self.init.life().pid as i32);
+        if killed && !of_the_first { "oom killed" } else { "" }
+    }
+
+    /// One of its processes has ended, and was taken in.
+    pub fn exited(self: &Rc<Self>, process: &Rc<Process>, end: End) {
+        let reason = self.reason(process, end);
+        let container = self.clone();
+        if !Rc::ptr_eq(process, &self.init) {
+            process.exited(end, reason);
+        } else if self.own_pids {
+            process.exited(end, reason);
+            tokio::task::spawn_local(async move { container.let_go().await });
+        } else {
+            // Its end is told when it is that of all.
+            process.taken_in();
+            let process = process.clone();
+            tokio::task::spawn_local(async move {
+                let _ = container.kill_all().await;
+                process.exited(end, reason);
+                container.let_go().await;
+            });
+        }
+    }
+
+    /// Lets go of what its end can do without.
+    async fn let_go(&self) {
+        self.init.wait().await;
+        // Behind the answers to those who wait as well.
+        tokio::task::yield_now().await;
+        if let Some(made) = &*self.made.borrow() {
+            made.release_mounts();
+        }
+    }
+
+    /// Whether all that its processes wrote before their ends has arrived.
+    pub fn is_delivered(&self) -> bool {
+        self.ended_ones().iter().all(|process| process.life().output_end != Timestamp(0))
+    }
+
+    /// Waits for that. Who does not read, and is still there, is waited for.
+    pub async fn delivered(&self) {
+        for process in self.ended_ones() {
+            process.delivered().await;
+        }
+    }
+
+    /// Those that have run, in a container where nothing runs any more.
+    fn ended_ones(&self) -> Vec<Rc<Process>> {
+        let (execs, forgotten) = (self.execs.borrow(), self.forgotten.borrow());
+        let all = std::iter::once(&self.init).chain(execs.values().map(|exec| &exec.process)).chain(&*forgotten);
+        all.filter(|process| process.life().pid != 0).cloned().collect()
+    }
+
+    /// Forgets an exec that has ended, or was never started.
+    pub fn delete_exec(&self, id: &str) -> Result<Life> {
+        let process = self.process(id)?;
+        if id.is_empty() {
+            return Err(Error::invalid("process", id, "is the container's first: delete the container"));
+        }
+        self.only_in(id, &[State::Created, State::Stopped], "kill it first")?;
+        self.execs.borrow_mut().remove(id);
+        process.forget();
+        let life = process.life();
+        let mut forgotten = self.forgotten.borrow_mut();
+        forgotten.retain(|process| process.life().output_end == Timestamp(0));
+        forgotten.extend((life.pid != 0 && life.output_end == Timestamp(0)).then_some(process));
+        Ok(life)
+    }
+
+    /// Kills what runs and removes all that the driver made. May be repeated.
+    pub async fn delete(&self) -> Result<Life> {
+        // Who is at work for it, such as a start whose program has ended already, is not waited for long.
+        let _turn = match tokio::time::timeout(HURRY, self.turn.lock()).await {
+            Ok(turn) => turn,
+            Err(_) => {
+                self.patience.lose();
+                if self.init.alive() && self.made.borrow().is_some() {
+                    self.kill_all().await?;
+                }
+                self.turn.lock().await
+            }
+        };
+        if self.init.alive() {
+            let made = self.made()?;
+            if self.paused.replace(false) {
+                let made = made.clone();
+                let _ = self.act(true, move |runtime| runtime.resume(&made)).await;
+            }
+            self.kill_all().await?;
+            let _ = self.init.kill(libc::SIGKILL);
+            tokio::time::timeout(KILL, self.init.wait()).await.map_err(|_| {
+                Error::deadline_exceeded("container", &self.id, "did not die within 10 s of SIGKILL: is its disk hung?")
+            })?;
+        }
+        self.oom.stop();
+        let made = self.made.borrow().clone();
+        match made {
+            Some(made) => self.unmake(made).await?,
+            // Whoever waits for its end would wait for ever.
+            None if self.pending.take().is_some() => self.init.exited(End::Code(0), "was never started"),
+            None => {}
+        }
+        for exec in self.execs.borrow().values() {
+            exec.process.forget();
+        }
+        self.init.seal();
+        Ok(self.init.life())
+    }
+
+    async fn unmake(&self, made: Arc<oci::Container>) -> Result<()> {
+        if self.runtime.delete_at_once(&made).unwrap_or_default() {
+            return Ok(());
+        }
+        self.act(true, move |runtime| runtime.delete(&made)).await.map(drop)
+    }
+
+    /// Unmounts the root file system of one that is deleted. Where others are served, they are while it takes.
+    pub async fn release_root(&self, others: bool) {
+        let made = self.made.borrow().clone();
+        if let Some(made) = made {
+            let release = move |_: &dyn oci::Runtime| {
+                made.release_root();
+                Ok(())
+            };
+            let _ = self.act(others, release).await;
+        }
+    }
+}
