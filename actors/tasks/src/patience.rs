@@ -8,6 +8,9 @@ use oci_spec::runtime::Spec;
 
 use crate::recover::ANSWER;
 
+/// What any start may take: a program is read from a disk that may be full, busy or just being synced.
+const START: Duration = Duration::from_secs(20);
+
 /// What it has for each.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Patience {
@@ -35,8 +38,8 @@ impl Patience {
         let others = if in_group { runc::DEADLINE } else { Duration::ZERO };
         let with = |documented: Duration| documented.saturating_add(ANSWER);
         Patience {
-            start: with(start),
-            exec: with(exec),
+            start: START.saturating_add(start),
+            exec: START.saturating_add(exec),
             kill: with(kill).saturating_add(others),
             delete: with(delete).saturating_add(others),
         }
@@ -61,15 +64,15 @@ mod tests {
             let Patience { start, exec, kill, delete } = Patience::of(&spec, native, false, group);
             [start, exec, kill, delete].map(|time| time.as_secs())
         };
-        assert_eq!(of(json!({}), true, false), [5, 5, 5, 5]);
+        assert_eq!(of(json!({}), true, false), [20, 20, 5, 5]);
         let hooks = json!({
             "poststart": [{"path": "/a", "timeout": 7}],
             "startContainer": [{"path": "/a"}],
             "poststop": [{"path": "/a"}, {"path": "/b", "timeout": 100}],
         });
-        assert_eq!(of(hooks, true, false), [42, 5, 135, 135]);
-        assert_eq!(of(json!({}), false, false), [35, 35, 95, 35]);
-        assert_eq!(of(json!({}), true, true), [5, 5, 35, 35]);
+        assert_eq!(of(hooks, true, false), [57, 20, 135, 135]);
+        assert_eq!(of(json!({}), false, false), [50, 50, 95, 35]);
+        assert_eq!(of(json!({}), true, true), [20, 20, 35, 35]);
         let endless = json!({"poststop": [{"path": "/a", "timeout": i64::MAX}, {"path": "/a", "timeout": i64::MAX}]});
         assert!(of(endless, true, true)[3] > 1 << 60);
     }

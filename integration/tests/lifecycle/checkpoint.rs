@@ -570,12 +570,12 @@ fn k2_a_checkpoint_takes_no_name_from_its_archive() {
         let image = namespace.images().get(CHECKPOINT);
         let (archive, dir) = (daemon.path().join("checkpoint.tar"), daemon.path().join("taken-apart"));
         image.export_fd(File::create_new(&archive).unwrap().into()).wait().await.unwrap();
-        let tar = |how: &str| {
+        let tar = |how: &str, what: &[&str]| {
             let mut tar = std::process::Command::new("tar");
-            assert!(tar.arg(how).arg(&archive).arg("-C").arg(&dir).arg(".").status().unwrap().success());
+            assert!(tar.arg(how).arg(&archive).arg("-C").arg(&dir).args(what).status().unwrap().success());
         };
         std::fs::create_dir(&dir).unwrap();
-        tar("-xf");
+        tar("-xf", &[]);
         let list = async || {
             let mut list = namespace.images().list::<&str>(&[]).all().await.unwrap();
             list.sort_by(|a, b| a.name.cmp(&b.name));
@@ -592,7 +592,7 @@ fn k2_a_checkpoint_takes_no_name_from_its_archive() {
                 manifest["annotations"] = names.clone();
             }
             std::fs::write(&path, serde_json::to_vec(&index).unwrap()).unwrap();
-            tar("-cf");
+            tar("-cf", &["index.json", "oci-layout", "blobs"]);
             let import = |name: &str| {
                 let options = ImportOptions { name: name.into(), ..ImportOptions::default() };
                 namespace.images().import_fd(&options, File::open(&archive).unwrap().into())

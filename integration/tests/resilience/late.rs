@@ -123,7 +123,7 @@ fn a_start_that_is_not_answered_has_a_deadline() {
         let began = Instant::now();
         let error = task.start().await.unwrap_err();
         assert_eq!((error.code, &*error.kind, &*error.id), (Code::DeadlineExceeded, "task", "box"), "{error}");
-        assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(40), "{:?}", began.elapsed());
         // It is alone in that: others start.
         let (other, _) = start(&client, daemon.run("other", ["true"])).await;
         assert_eq!(other.wait().await.unwrap().status, 0);

@@ -252,9 +252,10 @@ fn each_exec_has_its_end_whatever_is_killed() {
         each_has_its_end(&daemon, &[("seen", 137), ("in-seen", 137)]).await;
         // Its shim, and nobody looks.
         let (_, pid) = begin("unseen").await;
+        let shim = shim_of(pid);
         daemon.kill9();
-        send(shim_of(pid), nix::sys::signal::Signal::SIGKILL);
-        until_ended(pid);
+        send(shim, nix::sys::signal::Signal::SIGKILL);
+        until_ended(shim);
         daemon.restart();
         each_has_its_end(&daemon, &[("unseen", 137), ("in-unseen", 137)]).await;
         // The container, by force.

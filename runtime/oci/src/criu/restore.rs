@@ -50,7 +50,6 @@ pub(crate) fn restore(
     mut limits: impl FnMut() -> Result<()>,
 ) -> Result<Process> {
     super::require(from.criu)?;
-    verify::filters(request, &from.dir.join(IMAGES))?;
     let io = |what: &str, e: &std::io::Error| Error::io("container", request.id, what, e);
     let (images, work) = (folder(from.dir, IMAGES)?, folder(from.dir, WORK)?);
     let network = network(request.spec)?;
@@ -104,6 +103,7 @@ pub(crate) fn restore(
             // Everything is there, and stands still.
             Some("pre-resume") => {
                 verify::verify(request.id, request.spec, &cgroup.pids()?, criu)?;
+                verify::filters(request, &from.dir.join(IMAGES))?;
                 limits()?;
             }
             _ => {}
