@@ -71,6 +71,9 @@ pub(crate) fn export(core: &Core, job: &Job, options: &ExportOptions, to: OwnedF
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Regular);
         header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
         header.set_size(size);
         tar.append_data(&mut header, path, bytes).map_err(fault)
     };

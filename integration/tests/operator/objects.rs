@@ -107,7 +107,7 @@ fn what_nobody_uses_is_pruned_and_the_reason_is_said() {
         items.iter().find(|item| item["info"]["name"] == name).unwrap()["why"].as_str().unwrap().to_owned()
     };
     assert_eq!(why("docker.io/shop/stack:1"), "no container was made from it");
-    assert_eq!(why(&names(&daemon)[0]), "container user was made from it");
+    assert_eq!(why(shown["info"]["name"].as_str().unwrap()), "container user was made from it");
     assert_eq!(names(&daemon).len(), 3, "nothing was removed");
 
     assert!(ok(&daemon, &["image", "prune", "--older-than", "1h"]).contains("was changed since"));
