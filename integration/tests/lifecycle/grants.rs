@@ -4,8 +4,8 @@
 use std::{cell::RefCell, collections::BTreeSet, future::Future, rc::Rc};
 
 use cofferdam_client::{
-    BindMount, Client, ContainerChanges, ContainerRequest, FROM_NOW, GrantOptions, MountSource, Namespace, Network,
-    Output, ProcessOptions, PullOptions, PullPolicy, Stdio, channel,
+    BindMount, Client, ContainerChanges, ContainerRequest, FROM_NOW, GrantOptions, ImportOptions, MountSource,
+    Namespace, Network, Output, ProcessOptions, PullOptions, PullPolicy, Stdio, channel,
 };
 use cofferdam_integration::{BUSYBOX, Daemon, bounded, output, until, until_async};
 use cofferdam_types::{Code, Error, Labels, Timestamp};
@@ -485,7 +485,8 @@ fn z3_a_grant_has_so_much_of_the_disk_with_what_comes_from_it() {
         assert_eq!(grant.info().await.unwrap().stored, 1_000_000);
         // An image is as much as its blobs; nothing is left of one that is too much.
         let archive = std::fs::File::open(cofferdam_integration::images().join("archive/busybox.oci.tar")).unwrap();
-        let job = top.images().import_fd(&Default::default(), archive.into());
+        let named = ImportOptions { name: "too/much".into(), ..ImportOptions::default() };
+        let job = top.images().import_fd(&named, archive.into());
         refused(job.wait().await, Code::ResourceExhausted);
         assert_eq!(grant.info().await.unwrap().stored, 1_000_000);
         // The operator has what there is.
@@ -623,7 +624,13 @@ fn z6_what_was_run_ends_with_its_grant_under_a_daemon_that_came_later_too() {
         // And a crash of the actor alone forgets nothing either.
         daemon.client().await.system().crash("tasks").await.unwrap();
         operator.grants().get(&kept).revoke().await.unwrap();
-        assert_eq!(task.process("others").wait().await.unwrap().status, 137);
+        let others = until_async("the actor is there again, and has ended it", async || {
+            match task.process("others").wait().await {
+                Ok(exit) => Some(exit.status),
+                Err(error) => (error.code != Code::Unavailable).then(|| panic!("{error}")),
+            }
+        });
+        assert_eq!(others.await, 137);
         assert_eq!(state("mine").await, "running");
     });
 }

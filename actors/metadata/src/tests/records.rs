@@ -358,7 +358,7 @@ fn an_image_of_another_name_is_bounded_as_the_first_was() {
     let narrow = Authority { ceiling: Ceiling { host: false, ..Ceiling::FULL }, ..Authority::system() };
     let make = |text: &str, digest: &str| {
         let mut image = Image::new(name(text), target(digest));
-        image.labels = labels("of=");
+        image.labels = labels("of=x");
         move |tx: &mut Tx<'_>| images::create(tx, &default(), image.clone())
     };
     f.write_as(&narrow, make("low", "1")).unwrap();
