@@ -38,7 +38,7 @@ pub struct Pruned {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Why {
     /// A container was made from it; the first that was found.
-    Used(containers::Container),
+    Used(Box<containers::Container>),
     /// It was changed not so long ago.
     Young,
     /// No container was made from it.
@@ -88,7 +88,7 @@ fn decide(
     Ok(images
         .map(|image| {
             let why = match users.remove(image.name.as_str()) {
-                Some(container) => Why::Used(container),
+                Some(container) => Why::Used(Box::new(container)),
                 None if age(&image) < options.unchanged => Why::Young,
                 None => Why::Unused,
             };

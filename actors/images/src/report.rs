@@ -80,7 +80,8 @@ impl Walk<'_> {
             Err(e) if is_other(&e) => return Ok(()),
             Err(e) => return Err(e),
         };
-        let Some(platform) = descriptor.platform.as_ref().or(config.as_ref().map(|config| &config.platform)) else {
+        let Some(platform) = descriptor.platform.as_ref().or_else(|| config.as_ref().map(|config| &config.platform))
+        else {
             // Neither says what it is for.
             return Ok(());
         };

@@ -135,12 +135,13 @@ pub(crate) async fn record_end(deps: &Deps, entry: &Entry, exec: &str, process: 
 /// its shim still knows of.
 pub(crate) async fn adopt(deps: &Deps, entry: &Entry) -> Result<()> {
     let known = Known::of(entry);
-    let execs = entry.execs.borrow();
-    let began = execs.iter().filter(|(_, process)| process.life.borrow().started != Timestamp(0));
-    let all: Vec<_> = began
-        .map(|(exec, process)| (exec.clone(), ExecTold { ended: process.ended().is_some(), ..told(process) }))
-        .collect();
-    drop(execs);
+    let all: Vec<_> = {
+        let execs = entry.execs.borrow();
+        let began = execs.iter().filter(|(_, process)| process.life.borrow().started != Timestamp(0));
+        began
+            .map(|(exec, process)| (exec.clone(), ExecTold { ended: process.ended().is_some(), ..told(process) }))
+            .collect()
+    };
     let write = move |tx: &mut Tx<'_>| {
         let Some(mut task) = task_of(tx, &known)? else { return Ok(()) };
         let execs = task.execs.get_or_insert_default();

@@ -96,7 +96,7 @@ fn incomplete(error: Error, options: &PushOptions) -> Error {
     match options.platform {
         None if error.code == cofferdam_types::Code::FailedPrecondition => {
             let why = format!("{}; or push the image for one platform alone", error.message);
-            Error { message: why.into(), ..error }
+            Error { message: why, ..error }
         }
         _ => error,
     }

@@ -107,12 +107,15 @@ pub fn bind(dir: &Path, name: &str, mode: u32) -> Result<StdListener> {
     Ok(listener)
 }
 
+/// Device and inode of a socket: what it is, whatever its name comes to stand for.
+type Place = (u64, u64);
+
 /// The same in a directory that is held, and what the socket is known by there. An error says at what it failed.
 pub fn bind_in(
     held: &std::fs::File,
     name: &str,
     mode: u32,
-) -> std::result::Result<(StdListener, (u64, u64)), (&'static str, std::io::Error)> {
+) -> std::result::Result<(StdListener, Place), (&'static str, std::io::Error)> {
     // Through the descriptor: names outgrow sun_path.
     let fresh = format!("/proc/self/fd/{}/.{name}.new", held.as_raw_fd());
     let _ = std::fs::remove_file(&fresh);

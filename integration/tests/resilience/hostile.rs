@@ -525,7 +525,7 @@ fn w5_descriptors_that_wait_have_a_bound_over_all_connections() {
         }
         (gate, last)
     };
-    bounded(async {
+    let held = bounded(async {
         let (mut held, mut refused) = (Vec::new(), 0);
         for _ in 0..8 {
             let (gate, answered) = fill(&host.sockets[1]).await;
@@ -538,11 +538,11 @@ fn w5_descriptors_that_wait_have_a_bound_over_all_connections() {
         assert!(refused >= held.len() - most / each, "{refused} were refused");
         let there = open(&host) - before;
         assert!(there <= most + held.len() + 8, "{there} are open");
-        host.serves("a crowd of descriptors");
         let (_operator, answered) = fill(&host.sockets[0]).await;
         answered.expect("the operator has a part of his own");
-        drop(held);
+        held
     });
+    drop(held);
     until("they go with the connections", || (open(&host) <= before + 8).then_some(()));
     bounded(async { fill(&host.sockets[1]).await.1.expect("there is room again") });
 }

@@ -76,7 +76,7 @@ struct Waiting<W> {
     /// Who writes waits for the stream: he goes on with it, and nobody else.
     blocked: bool,
     /// It takes no more. Who reads from it hears so too, and of what was said before: he ends the connection, and tells those who
-    /// wait. Until then what is written is lost.
+    /// wait. Until then what is written is lost, and counts as sent: who is not read from before it is, would never hear of the end.
     broken: bool,
     sent: Box<dyn Fn(usize)>,
 }
@@ -90,6 +90,7 @@ impl<W: AsyncWrite + Unpin> Waiting<W> {
             match ready!(Pin::new(&mut self.inner).poll_write(cx, &self.bytes[self.at..])) {
                 Ok(0) | Err(_) => {
                     self.broken = true;
+                    (self.sent)(self.bytes.len() - self.at);
                     break;
                 }
                 Ok(n) => {
@@ -107,6 +108,7 @@ impl<W: AsyncWrite + Unpin> Waiting<W> {
             ready!(self.poll_drain(cx))?;
         }
         if self.broken {
+            (self.sent)(buf.len());
             return Poll::Ready(Ok(buf.len()));
         }
         if buf.len() >= SIZE {
@@ -117,6 +119,7 @@ impl<W: AsyncWrite + Unpin> Waiting<W> {
                 }
                 Err(_) => {
                     self.broken = true;
+                    (self.sent)(buf.len());
                     buf.len()
                 }
             }));

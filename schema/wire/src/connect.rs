@@ -101,7 +101,7 @@ impl<R: AsyncRead + Unpin + 'static> VatNetwork<Side> for Network<R> {
             }
             let sent = ready!(sender.poll_send(cx));
             match written.take() {
-                Some(done) => Poll::Ready(done.and(sent.map_err(capnp::Error::from))),
+                Some(done) => Poll::Ready(done.and_then(|()| sent.map_err(capnp::Error::from))),
                 None => sent.map_or_else(|e| Poll::Ready(Err(e.into())), |()| Poll::Pending),
             }
         }))

@@ -126,6 +126,7 @@ impl Received {
     }
 
     /// The descriptor alone. Who takes it may be kept waiting when it is closed.
+    #[expect(clippy::expect_used, reason = "there is no other way out of what has a destructor")]
     pub fn into_fd(mut self) -> OwnedFd {
         // PANIC: it is taken here and in `drop`, and by nobody else.
         self.fd.take().expect("it is there")
@@ -145,6 +146,7 @@ impl From<OwnedFd> for Received {
 }
 
 impl AsFd for Received {
+    #[expect(clippy::expect_used, reason = "a descriptor can't be made up")]
     fn as_fd(&self) -> BorrowedFd<'_> {
         // PANIC: it is taken by who drops this, and by nobody else.
         self.fd.as_ref().expect("it is there").as_fd()
