@@ -71,6 +71,8 @@ fn plain(stream: UnixStream, side: Side) -> Box<VatNetwork<impl futures::AsyncRe
 }
 
 async fn bare(socket: &str) {
+    // Of the turn before.
+    let _ = std::fs::remove_file(socket);
     let listener = UnixListener::bind(socket).expect("a socket");
     println!("serves");
     while let Ok((stream, _)) = listener.accept().await {
