@@ -40,6 +40,15 @@ pub struct Unpacked {
     below: Vec<Arc<Unpacked>>,
 }
 
+impl Unpacked {
+    /// A layer (its blob, diff id and chain id) that lies on these.
+    fn of(ns: &Namespace, driver: &str, layer: (&Descriptor, &Digest, &Digest), below: &[Arc<Unpacked>]) -> Unpacked {
+        let (namespace, driver, below) = (ns.clone(), driver.to_owned(), below.to_vec());
+        let (blob, diff_id, chain) = layer;
+        Unpacked { namespace, driver, blob: blob.clone(), diff_id: diff_id.clone(), chain: chain.clone(), below }
+    }
+}
+
 type Key = (String, Digest);
 
 /// Layers whose tree isn't what it should be: in which directory, and what is wrong there.
@@ -110,14 +119,7 @@ impl Images {
                 if found.is_none_or(|found| found.layer.as_ref() != Some(chain)) {
                     break;
                 }
-                let one = Arc::new(Unpacked {
-                    namespace: ns.clone(),
-                    driver: driver.to_owned(),
-                    blob: blob.clone(),
-                    diff_id: diff_id.clone(),
-                    chain: chain.clone(),
-                    below: below.clone(),
-                });
+                let one = Arc::new(Unpacked::of(ns, driver, (blob, diff_id, chain), &below));
                 if self.has_blob(&one) && met.insert(one.key()) {
                     all.push(Unpacked::clone(&one));
                 }
@@ -261,14 +263,7 @@ impl Images {
     ) -> Result<()> {
         let (mut below, mut replaced) = (Vec::<Arc<Unpacked>>::new(), BTreeSet::new());
         for (blob, diff_id, chain) in layers {
-            let one = Arc::new(Unpacked {
-                namespace: ns.clone(),
-                driver: driver.to_owned(),
-                blob: blob.clone(),
-                diff_id: diff_id.clone(),
-                chain: chain.clone(),
-                below: below.clone(),
-            });
+            let one = Arc::new(Unpacked::of(ns, driver, (blob, diff_id, chain), &below));
             let lost = self.is_lost(&one)?;
             let copied = below.iter().any(|lower| replaced.contains(&lower.key()));
             below.push(one.clone());

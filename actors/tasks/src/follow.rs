@@ -25,6 +25,20 @@ use crate::{
 /// record it while the disk is full.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
 
+/// The pauses between attempts: each is twice the one before, up to the longest.
+struct Pauses(Duration);
+
+impl Pauses {
+    fn new() -> Pauses {
+        Pauses(AGAIN.0)
+    }
+
+    async fn pass(&mut self) {
+        tokio::time::sleep(self.0).await;
+        self.0 = (self.0 * 2).min(AGAIN.1);
+    }
+}
+
 /// How much news of one container waits for room; even.
 const NEWS: usize = 64;
 
@@ -127,15 +141,14 @@ impl Ctx {
                 if let Ok(id) = grant.parse() {
                     deps.grants.until_ended(id).await;
                 }
-                let mut pause = AGAIN.0;
+                let mut pauses = Pauses::new();
                 while let Err(error) = entry.kill(&exec, libc::SIGKILL as u32, false).await {
                     // One that was made and not started nobody can start any more through the grant.
                     if error.code != Code::Unavailable {
                         return;
                     }
                     tracing::warn!(container = %entry.id, exec, %error, "a process outlives the grant through which it was run");
-                    tokio::time::sleep(pause).await;
-                    pause = AGAIN.1.min(pause * 2);
+                    pauses.pass().await;
                 }
             };
             tokio::select! {
@@ -245,10 +258,9 @@ impl Ctx {
             tracing::error!(container = %entry.id, topic, %error, "it can't be recorded yet");
             let (ctx, entry) = (self.clone(), entry.clone());
             tokio::task::spawn_local(async move {
-                let mut pause = AGAIN.0;
+                let mut pauses = Pauses::new();
                 loop {
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(AGAIN.1);
+                    pauses.pass().await;
                     let written = ctx.write_news(&entry, &Authority::system()).await;
                     if written.is_ok() || entry.removing.get() {
                         return;
@@ -284,7 +296,7 @@ impl Ctx {
     fn exec_ended(&self, entry: &Rc<Entry>, exec: String, process: Rc<Process>) {
         let (ctx, entry) = (self.clone(), entry.clone());
         tokio::task::spawn_local(async move {
-            let mut pause = AGAIN.0;
+            let mut pauses = Pauses::new();
             loop {
                 let recorded = told::record_end(&ctx.deps, &entry, &exec, &process, false).await;
                 if let Err(error) = &recorded {
@@ -293,8 +305,7 @@ impl Ctx {
                 if !told::wants_room(&recorded) || entry.removing.get() {
                     return;
                 }
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(AGAIN.1);
+                pauses.pass().await;
             }
         });
     }
@@ -302,21 +313,19 @@ impl Ctx {
     /// The first process ended, and those who wait know: now the tables.
     async fn ended(&self, entry: &Rc<Entry>) {
         if entry.remove_on_exit {
-            let mut pause = AGAIN.0;
+            let mut pauses = Pauses::new();
             while !self.removed_with(entry).await {
-                if pause > AGAIN.1 {
+                if pauses.0 == AGAIN.1 {
                     return;
                 }
                 remove::record_exit(&self.deps, entry).await;
-                tokio::time::sleep(pause).await;
-                pause *= 2;
+                pauses.pass().await;
             }
         } else {
             // Who removes it records its end too.
-            let mut pause = AGAIN.0;
+            let mut pauses = Pauses::new();
             while !entry.removing.get() && remove::record_exit(&self.deps, entry).await {
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(AGAIN.1);
+                pauses.pass().await;
             }
         }
     }

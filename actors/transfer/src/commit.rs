@@ -13,7 +13,7 @@ use cofferdam_kernel::block_on;
 use cofferdam_metadata::records::{containers::Container, tasks::State};
 use cofferdam_tasks::Tasks;
 use cofferdam_types::{
-    Algorithm, Authority, Code, Descriptor, Digest, Error, Id, Labels, Name, Namespace, Platform, Result, Timestamp,
+    Algorithm, Authority, Code, Descriptor, Digest, Error, Id, Name, Namespace, Platform, Result, Timestamp,
     media::{self, Compression},
 };
 use serde::Deserialize;
@@ -91,8 +91,7 @@ pub(crate) fn commit(
     layers.extend(made.filled.then(|| made.layer.clone()));
     let choice = composed(&image.manifest.media_type, config, bytes, layers)?;
     let supply = Changed { layer: made.layer.digest.clone(), ingest: Mutex::new(Some(made.ingest)) };
-    let driver = Some(&*container.driver);
-    let landing = Landing { core, job, word, auth, ns, driver, lanes: 1, labels: Labels::new() };
+    let landing = Landing::new(core, job, word, auth, Some(&*container.driver));
     landing.land(std::slice::from_ref(&options.name), &choice, &supply)
 }
 

@@ -11,9 +11,7 @@ use std::{
 };
 
 use cofferdam_content::Ingest;
-use cofferdam_types::{
-    Algorithm, Authority, Descriptor, Digest, Digester, Error, Labels, Result, media, media::Compression,
-};
+use cofferdam_types::{Algorithm, Authority, Descriptor, Digest, Digester, Error, Result, media, media::Compression};
 
 use crate::{
     Cancel, ImportOptions, Job, RootfsOptions, Source,
@@ -41,16 +39,8 @@ pub(crate) fn import(
     options: &ImportOptions,
 ) -> Result<Vec<Arrived>> {
     let word = job.word().child();
-    let landing = Landing {
-        core,
-        job,
-        word: &word,
-        auth,
-        ns: job.namespace(),
-        driver: options.driver.as_deref(),
-        lanes: available_parallelism().map_or(2, usize::from),
-        labels: Labels::new(),
-    };
+    let lanes = available_parallelism().map_or(2, usize::from);
+    let landing = Landing { lanes, ..Landing::new(core, job, &word, auth, options.driver.as_deref()) };
     job.board().stage("reading");
     let (platform, name) = (&options.platform, options.name.as_deref());
     match open(source)? {
@@ -115,16 +105,7 @@ pub(crate) fn rootfs(
     let layer = Descriptor::new(media_type, ingest.digest_so_far(), ingest.offset());
     let choice: Choice = rootfs::image(&options.platform, &options.config, layer.clone(), &diff_id)?;
     let taken = Taken(Mutex::new(HashMap::from([(layer.digest, ingest)])));
-    let landing = Landing {
-        core,
-        job,
-        word: &word,
-        auth,
-        ns: job.namespace(),
-        driver: options.driver.as_deref(),
-        lanes: 1,
-        labels: Labels::new(),
-    };
+    let landing = Landing::new(core, job, &word, auth, options.driver.as_deref());
     landing.land(std::slice::from_ref(&options.name), &choice, &taken)
 }
 

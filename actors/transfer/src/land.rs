@@ -79,7 +79,12 @@ struct Haul {
     error: Option<Error>,
 }
 
-impl Landing<'_> {
+impl<'a> Landing<'a> {
+    /// One layer at a time, of blobs without labels.
+    pub fn new(core: &'a Core, job: &'a Job, word: &'a Cancel, auth: &'a Authority, driver: Option<&'a str>) -> Self {
+        Landing { core, job, word, auth, ns: job.namespace(), driver, lanes: 1, labels: Labels::new() }
+    }
+
     /// Brings an image in and names it.
     pub fn land(&self, names: &[Name], choice: &Choice, supply: &dyn Supply) -> Result<Vec<Arrived>> {
         let image = &choice.image;

@@ -64,15 +64,7 @@ pub(crate) fn pull(core: &Core, job: &Job, auth: &Authority, options: &PullOptio
     let remote = Remote { repository: &repository, core, job, body };
     let choice = choose(&remote, &resolved.descriptor, &options.platform).map_err(|e| e.context(&name))?;
     job.board().stage("pulling");
-    let landing = Landing {
-        core,
-        job,
-        word: &word,
-        auth,
-        ns: job.namespace(),
-        driver: options.driver.as_deref(),
-        lanes: options.endpoint.limits.connections,
-        labels: came_from(reference),
-    };
+    let (lanes, labels) = (options.endpoint.limits.connections, came_from(reference));
+    let landing = Landing { lanes, labels, ..Landing::new(core, job, &word, auth, options.driver.as_deref()) };
     landing.land(&[name], &choice, &remote)
 }

@@ -210,3 +210,21 @@ impl Source for Stored<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_that_only_their_maker_distributes_are_told_apart() {
+        for (media_type, foreign) in [
+            ("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", true),
+            ("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", true),
+            (media::OCI_LAYER_GZIP, false),
+            ("application/vnd.docker.image.rootfs.diff.tar.gzip", false),
+            (media::OCI_CONFIG, false),
+        ] {
+            assert_eq!(is_foreign(media_type), foreign, "{media_type}");
+        }
+    }
+}

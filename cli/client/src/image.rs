@@ -486,9 +486,11 @@ impl Image {
         Job { link: self.link.clone(), client: request.send().pipeline.get_job() }
     }
 
-    /// What is here of it, for each platform, and who uses it.
-    pub fn report(&self) -> Reply<ImageReport> {
-        reply(&self.link, self.client.report_request(), |answer| report(answer.get_report().map_err(malformed)?))
+    /// What is here of it, for each platform; with `others` who uses it, and what else stands for the same.
+    pub fn report(&self, others: bool) -> Reply<ImageReport> {
+        let mut request = self.client.report_request();
+        request.get().set_others(others);
+        reply(&self.link, request, |answer| report(answer.get_report().map_err(malformed)?))
     }
 
     /// Unpacks it, and gives the snapshot that containers start from.

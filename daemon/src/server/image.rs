@@ -211,11 +211,15 @@ impl image::Server for Image {
         Ok(())
     }
 
-    async fn report(self: Rc<Self>, _: image::ReportParams, mut results: image::ReportResults) -> capnp::Result<()> {
+    async fn report(
+        self: Rc<Self>,
+        params: image::ReportParams,
+        mut results: image::ReportResults,
+    ) -> capnp::Result<()> {
         let (services, namespace) = (self.place.services(), &self.place.namespace);
         let record = rpc(services.images.get(namespace, &self.name))?;
         let states = services.images.states(namespace, &record.target).await;
-        let others = rpc(self.others().await)?;
+        let others = if params.get()?.get_others() { rpc(self.others().await)? } else { Others::default() };
         let mut report = results.get().init_report();
         set_info(report.reborrow().init_info(), &record);
         match &states {

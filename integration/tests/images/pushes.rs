@@ -30,7 +30,7 @@ fn skopeo(reference: &str, more: &[&str]) -> Value {
 }
 
 async fn report(world: &World, name: &str) -> ImageReport {
-    world.ns.images().get(name).report().await.unwrap()
+    world.ns.images().get(name).report(false).await.unwrap()
 }
 
 #[test]
@@ -153,6 +153,12 @@ fn what_the_registry_has_is_not_sent_again() {
         let log = registry.log();
         assert!(before > 0 && log.contains("mount=sha256"), "{log}");
         assert_eq!(sent(&log), before, "nothing was sent: {log}");
+        // The same by hand, where another repository is named that has them.
+        let third = registry.reference("third/stack:1");
+        let args = ["image", "push", "--plain-http", "--chunk-size", "1M", "--mount-from", "stack", &name, &third];
+        let said = world.daemon.coffer(&args);
+        assert_eq!((String::from_utf8_lossy(&said.stdout).trim(), said.status.code()), (&*third, Some(0)), "{said:?}");
+        assert_eq!(sent(&registry.log()), before, "nothing was sent");
 
         // And what is new is sent to two registries at once, whole to each.
         let second = Registry::start(&[], &[]);

@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, fs, path::PathBuf, rc::Rc, time::Duration};
 
-use cofferdam_client::{ContainerRequest, Events, LogRecord, Status, Stdio};
+use cofferdam_client::{ContainerRequest, Events, LogRecord, Run, Status, Stdio};
 use cofferdam_integration::{
     BUSYBOX, Daemon, bounded, count, fill, input, is_long, processes, script, small_disk, small_state, until,
     until_async,
@@ -188,24 +188,38 @@ async fn exhaust(events: &Events) {
     }
 }
 
+/// A container that runs, and ends when it is told, where there is no room since the last event.
+struct Cramped {
+    run: Run,
+    file: fs::File,
+    events: Events,
+    last: u64,
+    neighbour: Neighbour,
+}
+
+async fn cramped(daemon: &Daemon) -> Cramped {
+    let client = daemon.client().await;
+    let (request, file) = ends_when_told(daemon, "box");
+    let (run, _) = start(&client, request).await;
+    let events = client.namespace(daemon.namespace()).events();
+    until_async("its start is recorded", async || {
+        let info = run.container().info().await.unwrap();
+        info.task.is_some_and(|task| task.pid != 0).then_some(())
+    })
+    .await;
+    let neighbour = Neighbour(Some(fill(&daemon.root(), 0)));
+    exhaust(&events).await;
+    let last = events.last().await.unwrap();
+    Cramped { run, file, events, last, neighbour }
+}
+
 /// It stands still or goes on, as it is told; the news comes when there is room.
 #[test]
 fn a_pause_on_a_full_disk_is_one_and_is_recorded_later() {
     let daemon = small_disk(64, 4096);
     daemon.import_busybox();
     bounded(async {
-        let client = daemon.client().await;
-        let (request, file) = ends_when_told(&daemon, "box");
-        let (run, _) = start(&client, request).await;
-        let events = client.namespace(daemon.namespace()).events();
-        until_async("its start is recorded", async || {
-            let info = run.container().info().await.unwrap();
-            info.task.is_some_and(|task| task.pid != 0).then_some(())
-        })
-        .await;
-        let neighbour = Neighbour(Some(fill(&daemon.root(), 0)));
-        exhaust(&events).await;
-        let last = events.last().await.unwrap();
+        let Cramped { run, file, events, last, neighbour } = cramped(&daemon).await;
         for _ in 0..2 {
             run.task().pause().await.unwrap();
             assert_eq!(run.task().state().await.unwrap().status, Status::Paused);
@@ -230,18 +244,7 @@ fn an_end_on_a_full_disk_is_recorded_when_there_is_room() {
     let daemon = small_disk(64, 4096);
     daemon.import_busybox();
     bounded(async {
-        let client = daemon.client().await;
-        let (request, file) = ends_when_told(&daemon, "box");
-        let (run, _) = start(&client, request).await;
-        let events = client.namespace(daemon.namespace()).events();
-        until_async("its start is recorded", async || {
-            let info = run.container().info().await.unwrap();
-            info.task.is_some_and(|task| task.pid != 0).then_some(())
-        })
-        .await;
-        let neighbour = Neighbour(Some(fill(&daemon.root(), 0)));
-        exhaust(&events).await;
-        let last = events.last().await.unwrap();
+        let Cramped { run, file, events, last, neighbour } = cramped(&daemon).await;
         tell(&file, 7);
         // That doesn't keep anybody from being told.
         assert_eq!(run.wait().await.unwrap().status, 7);

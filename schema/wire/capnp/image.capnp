@@ -235,8 +235,9 @@ interface Image @0x9e84d7a02b5cf163 {
   # Fields: labels, labels.KEY. A label that says what the collector keeps counts here as in containerd: of those that name
   # snapshots.
 
-  report @6 () -> (report :ImageReport) $Common.needs("read");
-  # All platforms; none of the blobs is read but manifests, indexes and configs.
+  report @6 (others :Bool) -> (report :ImageReport) $Common.needs("read");
+  # All platforms; none of the blobs is read but manifests, indexes and configs. With `others` users, userCount and names too, for which
+  # all containers and images of the namespace are looked at.
 
   push @7 (options :PushOptions) -> (job :Job) $Common.needs("write") $Common.audit("use");
   # Sends it to a registry: blobs that this has not, then manifests, the name last. What the registry has or can take over from

@@ -65,7 +65,7 @@ async fn check(cx: Cx) -> Result<i32, Failure> {
     };
     let (mut failures, mut reports) = (Failures::default(), Vec::new());
     for block in names.chunks(64) {
-        let asked: Vec<_> = block.iter().map(|name| images.get(name).report()).collect();
+        let asked: Vec<_> = block.iter().map(|name| images.get(name).report(false)).collect();
         for answer in asked {
             match answer.await {
                 Ok(report) => reports.push(report),
@@ -167,7 +167,7 @@ async fn inspect(cx: Cx) -> Result<i32, Failure> {
     let platform = cx.args.text("platform");
     show_each(&cx, async |name| {
         let image = images.get(name);
-        let (detail, report) = (image.detail(&platform), image.report());
+        let (detail, report) = (image.detail(&platform), image.report(true));
         let (detail, report) = (detail.await?, report.await?);
         let history = history(&detail.config, &detail.layers);
         let ImageReport { platforms, users, user_count, names, .. } = report;
