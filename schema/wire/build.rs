@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, env, error::Error, fmt::Write as _, fs, path::P
 
 use capnp::{message::ReaderOptions, schema_capnp as schema, serialize};
 
-const FILES: [&str; 16] = [
+const FILES: [&str; 17] = [
     "common",
     "audit",
     "gate",
@@ -21,6 +21,7 @@ const FILES: [&str; 16] = [
     "container",
     "metrics",
     "system",
+    "credential",
     "shim",
 ];
 

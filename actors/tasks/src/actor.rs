@@ -9,13 +9,13 @@ use cofferdam_metadata::records::{
     tasks::{Exit, Task},
 };
 use cofferdam_types::{Authority, Error, Id, Namespace, Result};
-use cofferdam_wire::{convert::life, received::Received};
+use cofferdam_wire::received::Received;
 use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 
 use crate::{
     coming::Arrivals,
     departed::Departed,
-    entry::{Entry, Process},
+    entry::Entry,
     exec,
     handle::Deps,
     messages::{
@@ -481,23 +481,13 @@ impl Handler<DeleteProcess> for TasksActor {
             if let Some(exit) = entry.past.borrow_mut().take(&message.exec) {
                 return Ok(exit);
             }
-            let remote = entry.remote().await?;
-            if let Ok(process) = entry.process(&message.exec) {
-                // Once the shim has forgotten it nobody could tell its end but us. A full disk is waited for beside this.
-                let recorded = told::record_end(&ctx.deps, &entry, &message.exec, &process, true).await;
-                if !told::wants_room(&recorded) {
-                    recorded?;
-                }
-            }
-            let mut request = remote.container.delete_exec_request();
-            request.get().set_id(&message.exec);
-            let answer = entry.answer(&remote, request.send().promise).await?;
-            let life = life(answer.get().and_then(|a| a.get_life()).map_err(from_shim)?)?;
-            let gone = entry.execs.borrow_mut().remove(&message.exec);
+            let (process, kept) = told::delete(&entry, &message.exec).await?;
             let never = Exit { status: 0, at: cofferdam_types::Timestamp::now(), reason: "was never started".into() };
-            let process = gone.unwrap_or_else(|| Process::new(life.clone()));
-            process.update(life);
-            Ok(process.ended().unwrap_or(never))
+            let exit = process.ended().unwrap_or(never);
+            if kept {
+                ctx.exec_ended(&entry, message.exec, process);
+            }
+            Ok(exit)
         })
     }
 }

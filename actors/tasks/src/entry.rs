@@ -119,6 +119,8 @@ pub(crate) struct Entry {
     pub link: Link,
     pub init: Rc<Process>,
     pub execs: RefCell<BTreeMap<String, Rc<Process>>>,
+    /// Deleted ones whose end is not in the tables yet: until then their shim keeps it.
+    pub leaving: RefCell<BTreeMap<String, Rc<Process>>>,
     pub paused: Cell<bool>,
     /// Where its shim goes, if it can be used again.
     pub home: RefCell<Option<Home>>,

@@ -43,6 +43,12 @@ pub(crate) async fn exec(
     if entry.execs.borrow().contains_key(&id) {
         return Err(Error::already_exists("process", &id, "is there already: choose another id"));
     }
+    let deleted = entry.leaving.borrow().get(&id).cloned();
+    if let Some(deleted) = deleted {
+        // Its end is told before the start of the next one of its name.
+        told::record_end(deps, entry, &id, &deleted, true).await?;
+        told::forget(entry, &id, &deleted).await;
+    }
     let remote = entry.remote().await?;
     let process = spec(deps, entry, &request)?;
     let mut call = remote.container.exec_request();

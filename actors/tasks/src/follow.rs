@@ -73,16 +73,18 @@ impl Ctx {
             }
             return;
         };
-        let all: Vec<_> = entry.execs.borrow().iter().map(|(exec, process)| (exec.clone(), process.clone())).collect();
+        let all: Vec<_> = {
+            let (execs, leaving) = (entry.execs.borrow(), entry.leaving.borrow());
+            execs.iter().chain(&*leaving).map(|(exec, process)| (exec.clone(), process.clone())).collect()
+        };
         for (exec, process) in all {
             let (created, began) = {
                 let life = process.life.borrow();
                 (life.created, life.started != Timestamp(0))
             };
             let told = known.get(&exec).filter(|told| told.created == created);
-            if told.is_some_and(|told| told.ended) {
-                process.recorded.set(true);
-            } else if process.ended().is_some() {
+            process.recorded.set(told.is_some_and(|told| told.ended));
+            if process.ended().is_some() {
                 self.exec_ended(entry, exec, process);
             } else if told.is_none() && began {
                 self.record_start(entry, &exec, &process).await;
@@ -293,14 +295,15 @@ impl Ctx {
     }
 
     /// A process beside the first ended, and those who wait know: now the tables, beside whatever comes.
-    fn exec_ended(&self, entry: &Rc<Entry>, exec: String, process: Rc<Process>) {
+    pub(crate) fn exec_ended(&self, entry: &Rc<Entry>, exec: String, process: Rc<Process>) {
         let (ctx, entry) = (self.clone(), entry.clone());
         tokio::task::spawn_local(async move {
             let mut pauses = Pauses::new();
             loop {
                 let recorded = told::record_end(&ctx.deps, &entry, &exec, &process, false).await;
-                if let Err(error) = &recorded {
-                    tracing::error!(container = %entry.id, exec, %error, "an exit can't be recorded");
+                match &recorded {
+                    Ok(()) => told::forget(&entry, &exec, &process).await,
+                    Err(error) => tracing::error!(container = %entry.id, exec, %error, "an exit can't be recorded"),
                 }
                 if !told::wants_room(&recorded) || entry.removing.get() {
                     return;

@@ -100,6 +100,7 @@ pub(crate) fn entry(deps: &Deps, ns: &Namespace, task: &Task) -> Rc<Entry> {
         link: Link::looking(),
         init: Process::new(life),
         execs: RefCell::new(execs.collect()),
+        leaving: Default::default(),
         starting: Default::default(),
         news: Default::default(),
         past: Default::default(),
@@ -162,6 +163,10 @@ async fn ask(deps: &Deps, entry: &Rc<Entry>) -> Result<Connection> {
     let mut there = std::collections::BTreeSet::new();
     for process in answer.get_processes().map_err(from_shim)?.iter() {
         let life = life(process)?;
+        if life.deleted {
+            entry.leaving.borrow_mut().insert(life.id.clone(), Process::new(life));
+            continue;
+        }
         there.insert(life.id.clone());
         let known = entry.process(&life.id).ok().filter(|known| known.life.borrow().created == life.created);
         match known {

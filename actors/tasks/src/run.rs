@@ -294,6 +294,7 @@ async fn make_task(
                 link: Link::there(remote),
                 init: Process::new(life),
                 execs: Default::default(),
+                leaving: Default::default(),
                 paused: Default::default(),
                 home: RefCell::new(home),
                 patience,

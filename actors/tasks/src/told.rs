@@ -2,7 +2,7 @@
 //! is deleted, or dies; which starts and ends were told stands in the task's record, in the same commit as the event: so
 //! each is told once, whoever of daemon, actor and shim is killed in between.
 
-use std::{rc::Rc, time::Duration};
+use std::{collections::BTreeMap, rc::Rc, time::Duration};
 
 use cofferdam_metadata::{
     Tx,
@@ -12,11 +12,13 @@ use cofferdam_metadata::{
     },
 };
 use cofferdam_types::{Authority, Code, Event, Namespace, Result, Timestamp};
+use cofferdam_wire::convert::{Life, life};
 
 use crate::{
     entry::{Entry, Process},
     handle::Deps,
     remove::{exit_payload, persist, persisted},
+    shim::from_shim,
 };
 
 /// How long the ends of those are waited for that are killed with their container.
@@ -59,7 +61,7 @@ struct Known {
 
 impl Known {
     fn of(entry: &Entry) -> Known {
-        let execs = entry.execs.borrow().keys().cloned().collect();
+        let execs = entry.execs.borrow().keys().chain(entry.leaving.borrow().keys()).cloned().collect();
         Known { ns: entry.namespace.clone(), id: entry.id.clone(), shim: entry.shim.clone(), execs }
     }
 }
@@ -131,6 +133,54 @@ pub(crate) async fn record_end(deps: &Deps, entry: &Entry, exec: &str, process: 
     Ok(())
 }
 
+/// Deletes one; its shim keeps its end until that is in the tables. Gives it, and whether that is yet to come.
+pub(crate) async fn delete(entry: &Rc<Entry>, exec: &str) -> Result<(Rc<Process>, bool)> {
+    let remote = entry.remote().await?;
+    let known = entry.process(exec).ok();
+    let mut request = remote.container.delete_exec_request();
+    request.get().set_id(exec);
+    request.get().set_keep(!known.as_ref().is_some_and(|process| process.recorded.get()));
+    let answer = entry
+        .answer(&remote, request.send().promise)
+        .await
+        .and_then(|answer| life(answer.get().and_then(|a| a.get_life()).map_err(from_shim)?));
+    let life = match (answer, &known) {
+        (Ok(life), _) => life,
+        // An answer before this one was lost.
+        (Err(error), Some(known)) if error.code == Code::NotFound => {
+            Life { deleted: true, ..known.life.borrow().clone() }
+        }
+        (Err(error), _) => return Err(error),
+    };
+    entry.execs.borrow_mut().remove(exec);
+    let process = known.unwrap_or_else(|| Process::new(life.clone()));
+    let kept = life.deleted;
+    process.update(life);
+    if kept {
+        entry.leaving.borrow_mut().insert(exec.to_owned(), process.clone());
+    }
+    Ok((process, kept))
+}
+
+/// The end of a deleted one is in the tables: its shim needn't keep it.
+pub(crate) async fn forget(entry: &Rc<Entry>, exec: &str, process: &Rc<Process>) {
+    let is_it = |leaving: &BTreeMap<String, Rc<Process>>| leaving.get(exec).is_some_and(|p| Rc::ptr_eq(p, process));
+    if !is_it(&entry.leaving.borrow()) {
+        return;
+    }
+    // One that doesn't answer forgets it with the container.
+    if let Ok(remote) = entry.remote().await {
+        let mut request = remote.container.forget_exec_request();
+        request.get().set_id(exec);
+        request.get().set_created(process.life.borrow().created.0);
+        let _ = entry.answer(&remote, request.send().promise).await;
+    }
+    let mut leaving = entry.leaving.borrow_mut();
+    if is_it(&leaving) {
+        leaving.remove(exec);
+    }
+}
+
 /// What a daemon before this one that kept no such record has told, as far as can be known: each start, and each end that
 /// its shim still knows of.
 pub(crate) async fn adopt(deps: &Deps, entry: &Entry) -> Result<()> {
@@ -164,8 +214,8 @@ impl Ends {
     /// Waits for the ends of those that die with the container.
     pub async fn of(entry: &Rc<Entry>) -> Ends {
         over(entry).await;
-        let execs = entry.execs.borrow();
-        let ends = execs.iter().filter(|(_, process)| !process.recorded.get());
+        let (execs, leaving) = (entry.execs.borrow(), entry.leaving.borrow());
+        let ends = execs.iter().chain(&*leaving).filter(|(_, process)| !process.recorded.get());
         Ends { ends: ends.filter_map(|(exec, process)| End::of(entry, exec, process)).collect(), at: Timestamp::now() }
     }
 

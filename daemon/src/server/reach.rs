@@ -141,7 +141,14 @@ const CHOOSING: &[&str] = &[
 ];
 
 /// But for these: they make images of any name, of whatever is in them.
-const NOT_CHOOSING: &[&str] = &["Container.commit", "Task.checkpoint", "Images.import", "Images.importFd"];
+const NOT_CHOOSING: &[&str] = &[
+    "Container.commit",
+    "Task.checkpoint",
+    "Images.import",
+    "Images.importFd",
+    "Images.createArtifact",
+    "Image.convert",
+];
 
 fn fits(patterns: &[&str], name: &str) -> bool {
     patterns.iter().any(|pattern| match pattern.strip_suffix('*') {

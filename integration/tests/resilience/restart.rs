@@ -277,12 +277,29 @@ fn each_exec_has_its_end_whatever_is_killed() {
         daemon.kill9();
         daemon.restart();
         each_has_its_end(&daemon, &[("in-deleted", 137)]).await;
+        // The same of some that end by themselves, and of one whose name is used again at once.
+        let task = daemon.open().await.containers().get("deleted").task();
+        let fives = ProcessOptions { args: ["sh", "-c", "exit 5"].map(String::from).into(), ..ProcessOptions::default() };
+        for id in ["first", "again", "last", "again"] {
+            let exec = task.exec(id, &fives, Stdio::default());
+            exec.start().await.unwrap();
+            assert_eq!(exec.wait().await.unwrap().status, 5);
+            assert_eq!(exec.delete().await.unwrap().status, 5);
+        }
+        daemon.kill9();
+        daemon.restart();
+        let task = daemon.open().await.containers().get("deleted").task();
+        for id in ["first", "again", "last"] {
+            assert_eq!(task.process(id).state().await.unwrap_err().code, Code::NotFound, "{id} is deleted");
+        }
+        each_has_its_end(&daemon, &[("first", 5), ("last", 5)]).await;
         for id in ["seen", "unseen", "killed", "deleted"] {
             daemon.open().await.containers().get(id).remove(true).await.unwrap();
         }
         let told = history(&daemon.client().await, daemon.namespace()).await;
         for (id, starts) in &told.starts {
-            assert_eq!((*starts, told.ends.get(id).map(Vec::len)), (1, Some(1)), "{id}: {told:?}");
+            let lives = if id == "again" { 2 } else { 1 };
+            assert_eq!((*starts, told.ends.get(id).map(Vec::len)), (lives, Some(lives)), "{id}: {told:?}");
         }
     });
     daemon.settles(&before);

@@ -108,7 +108,7 @@ pub struct Container {
     init: Rc<Process>,
     log: Option<Rc<RefCell<Writer>>>,
     execs: RefCell<BTreeMap<Id, Exec>>,
-    /// Deleted ones whose output is still on its way.
+    /// Deleted ones whose output is still on its way, or whose end the daemon has yet to write down.
     forgotten: RefCell<Vec<Rc<Process>>>,
     paused: Cell<bool>,
     /// What is known of its memory.
@@ -405,6 +405,8 @@ impl Container {
             return Err(Error::already_exists("process", &id, "is there already: choose another id"));
         }
         let mut prepared = prepare(stdio, terminal, false, self.pipes)?;
+        // The record of a deleted one of that name gives way.
+        self.forgotten.borrow().iter().filter(|process| process.life().id == *id).for_each(|process| process.seal());
         let process = Process::new(self.dir.clone(), life::file_name(&self.id, &id), &id, grant, terminal)?;
         process.feed(&mut prepared.feed)?;
         let life = process.life();
@@ -519,10 +521,11 @@ impl Container {
         Ok(process)
     }
 
-    /// Every process's life, the first one's first.
+    /// Every process's life, the first one's first, with those that are deleted and kept.
     pub fn lives(&self) -> Vec<Life> {
-        let execs = self.execs.borrow();
-        std::iter::once(self.init.life()).chain(execs.values().map(|exec| exec.process.life())).collect()
+        let (execs, forgotten) = (self.execs.borrow(), self.forgotten.borrow());
+        let deleted = forgotten.iter().map(|process| process.life()).filter(|life| life.deleted);
+        std::iter::once(self.init.life()).chain(execs.values().map(|exec| exec.process.life())).chain(deleted).collect()
     }
 
     /// A process of its that has ended and can be taken in.

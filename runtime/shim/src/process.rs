@@ -117,6 +117,11 @@ impl Process {
         Ok(Rc::new(process))
     }
 
+    /// It is deleted, and its end is kept; or that no more.
+    pub fn set_deleted(&self, deleted: bool) {
+        self.life.borrow_mut().deleted = deleted;
+    }
+
     /// Its life so far.
     pub fn life(&self) -> Life {
         self.life.borrow().clone()

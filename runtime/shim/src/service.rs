@@ -326,8 +326,21 @@ impl shim_container::Server for Held {
         params: shim_container::DeleteExecParams,
         mut results: shim_container::DeleteExecResults,
     ) -> capnp::Result<()> {
-        let life = text(params.get()?.get_id()).and_then(|id| self.container.delete_exec(id)).map_err(to_rpc)?;
+        let params = params.get()?;
+        let keep = params.get_keep();
+        let life = text(params.get_id()).and_then(|id| self.container.delete_exec(id, keep)).map_err(to_rpc)?;
         set_life(results.get().init_life(), &life);
+        Ok(())
+    }
+
+    async fn forget_exec(
+        self: Rc<Self>,
+        params: shim_container::ForgetExecParams,
+        _: shim_container::ForgetExecResults,
+    ) -> capnp::Result<()> {
+        let params = params.get()?;
+        self.container
+            .forget_exec(text(params.get_id()).map_err(to_rpc)?, cofferdam_types::Timestamp(params.get_created()));
         Ok(())
     }
 

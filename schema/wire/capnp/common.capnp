@@ -149,6 +149,8 @@ struct Descriptor @0xaf74d0642f82cf7e {
   annotations @3 :List(Label);
   platform @4 :Platform;
   # Null where there is none.
+  artifactType @5 :Text;
+  # Of the manifest that it names; empty where nobody says.
 }
 
 struct Any @0xa060aca201c84e1a {

@@ -116,6 +116,19 @@ struct PullOptions @0xa79ce5d138fb0264 {
   # Don't unpack.
   caCertificates @7 :Data;
   # PEM; trusted besides the host's own.
+  clientCertificate @8 :Data;
+  clientKey @9 :Data;
+  # PEM, both or neither: what the registry's own host is shown.
+  platforms @10 :List(Text);
+  # Fetched for these too.
+  allPlatforms @11 :Bool;
+  # Fetched for all that there are. Only what runs here is unpacked.
+  rate @12 :UInt64;
+  # Bytes in a second at most; 0: no limit but the daemon's own.
+  zstdWindow @13 :UInt64;
+  # A zstd layer that needs more memory than this to be read, in bytes, is refused; 0: 32 MiB.
+  schema1 @14 :Bool;
+  # Manifests of docker's first schema are taken too, and become OCI ones. They can't be told from changed ones but by digest.
 }
 
 struct PushOptions @0xa3e95c1f7d20b846 {
@@ -134,6 +147,9 @@ struct PushOptions @0xa3e95c1f7d20b846 {
   # Repositories (paths) of the same registry that may have its blobs already. Those that they were pulled from are known.
   foreign @8 :Bool;
   # Layers too that aren't meant to be distributed.
+  clientCertificate @9 :Data;
+  clientKey @10 :Data;
+  # As in `PullOptions`.
 }
 
 struct ExportOptions @0x9d4c08b7e1f253a6 {
@@ -155,6 +171,13 @@ struct ImportOptions @0xdc51b90e7f3a2846 {
   noUnpack @4 :Bool;
   command @5 :List(Text);
   # For a root file system: the command of the image.
+  changes @6 :List(Text);
+  # For a root file system: further lines of a Dockerfile, as in `ENV A=b`: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER,
+  # VOLUME, WORKDIR.
+  created @7 :Common.Time;
+  # When it says that it was made; 0: now. With a time the same files give the same image.
+  author @8 :Text;
+  comment @9 :Text;
 
   enum Format @0x87e0f4b6c32d195a {
     detect @0;
@@ -162,6 +185,76 @@ struct ImportOptions @0xdc51b90e7f3a2846 {
     rootfs @1;
     # A root file system, as a directory (`importFd` alone) or a tar archive: it becomes an image of one layer.
   }
+}
+
+struct RouteStep @0xbf06451169e2e0d3 {
+  # A host that is asked for an image.
+  host @0 :Text;
+  # With its scheme and port, and the path before the repository: https://mirror:5000/v2.
+  capabilities @1 :List(Text);
+  # pull, resolve, push.
+  source @2 :Text;
+  # The file that says so; empty: nobody does, it is the host that the name says.
+  credential @3 :Text;
+  # Where what it is shown comes from: call, stored, docker-config, none. Never the secret itself.
+  proxy @4 :Text;
+  # Without user and password; empty: none.
+  tls @5 :List(Text);
+  # Files of certificates.
+  when @6 :Text;
+  # In a sentence: what must have happened before it is asked.
+}
+
+struct RouteReport @0x936fd4cee83a5342 {
+  # The way of a pull.
+  reference @0 :Text;
+  # The whole name.
+  steps @1 :List(RouteStep);
+  # In the order in which they are asked.
+  files @2 :List(Text);
+  # Looked at for it, there or not.
+  trust @3 :Text;
+  # The rule that says what must be signed, in a sentence.
+}
+
+enum Verdict @0xde6ff96fc0743601 {
+  take @0;
+  skip @1;
+  # Neither this nor what it leads to.
+  stop @2;
+  # Nor anything after it.
+}
+
+interface Chooser @0xf26caf12103d5907 {
+  # Yours: asked about everything that an image consists of, from the top.
+  look @0 (descriptor :Common.Descriptor, depth :UInt16) -> (verdict :Verdict) $Common.needs("none") $Common.audit("none");
+  # The manifest or index that the name stands for has the depth 0. What isn't answered within 10 s ends the pull.
+}
+
+struct ArtifactOptions @0x9adaea576492fdb2 {
+  # An artifact as in OCI image-spec 1.1, "Guidelines for Artifact Usage".
+  name @0 :Text;
+  # host[:port]/path:tag, as of an image.
+  artifactType @1 :Text;
+  # A media type. Needed where `config` has none.
+  config @2 :Common.Descriptor;
+  # Null: the empty one.
+  layers @3 :List(Common.Descriptor);
+  # Its files, which must be here; the annotation org.opencontainers.image.title is a file's name.
+  subject @4 :Common.Descriptor;
+  # What it belongs to, which needn't be here; null: nothing.
+  annotations @5 :List(Label);
+}
+
+struct ConvertOptions @0xf1d56193efd2bce0 {
+  name @0 :Text;
+  # Of the new image; the old one stays.
+  compression @1 :Text;
+  # gzip, zstd, none, or empty: as they are.
+  oci @2 :Bool;
+  # Docker's media types become OCI's.
+  platform @3 :Text;
+  # That alone; empty: all that is here.
 }
 
 interface Images @0xb6e31f5c80d4a972 {
@@ -203,6 +296,23 @@ interface Images @0xb6e31f5c80d4a972 {
 
   export @10 (options :ExportOptions, sink :Common.ByteStream) -> (job :Job) $Common.needs("read");
   # The twin.
+
+  explainRoute @11 (reference :Text) -> (report :RouteReport) $Common.needs("read");
+  # Which hosts a pull would ask, and how. Asks nobody.
+
+  fetch @12 (options :PullOptions, chooser :Chooser) -> (job :Job) $Common.needs("write") $Common.audit("use");
+  # As `pull`, of what the chooser takes. What is incomplete by that is never unpacked.
+
+  createArtifact @13 (options :ArtifactOptions) -> (image :Image) $Common.needs("write") $Common.audit("use");
+  # Makes a manifest of what is in `Content` already, and names it. `Image.push` sends it, `pull` with `fetchOnly` gets one.
+
+  referrers @14 (options :PullOptions, artifactType :Text) -> (cursor :DescriptorCursor) $Common.needs("write") $Common.audit("use");
+  # What a registry has that names this as its subject, of one type or of all: by its referrers API (OCI distribution-spec 1.1),
+  # or by the tag that stands for it.
+}
+
+interface DescriptorCursor @0xc59d994ccf61e839 {
+  next @0 (max :UInt16) -> (items :List(Common.Descriptor), end :Bool) $Common.needs("read");
 }
 
 interface PrunedImageCursor @0x81b411a2f772d65d {
@@ -242,4 +352,7 @@ interface Image @0x9e84d7a02b5cf163 {
   push @7 (options :PushOptions) -> (job :Job) $Common.needs("write") $Common.audit("use");
   # Sends it to a registry: blobs that this has not, then manifests, the name last. What the registry has or can take over from
   # another of its repositories isn't sent. failed_precondition where a part isn't here; `denied` where the registry says so.
+
+  convert @8 (options :ConvertOptions) -> (job :Job) $Common.needs("write") $Common.audit("use");
+  # Makes another image of it that holds the same files, packed otherwise.
 }

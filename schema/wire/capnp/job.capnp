@@ -28,6 +28,8 @@ struct JobInfo @0xb3f596f6eeffc5c9 {
   error @5 :Text;
   # In the form of common.capnp, where it failed.
   items @6 :List(JobItem);
+  stage @7 :Text;
+  # What it is at as a whole, in words, such as the host that it waits for; empty where there is nothing to say.
 }
 
 interface Job @0xeaba890fdbb7ce57 {

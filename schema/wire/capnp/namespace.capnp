@@ -20,6 +20,7 @@ using LeaseInfo = import "lease.capnp".LeaseInfo;
 using LeaseCursor = import "lease.capnp".LeaseCursor;
 using Resource = import "lease.capnp".Resource;
 using ResourceCursor = import "lease.capnp".ResourceCursor;
+using Credentials = import "credential.capnp".Credentials;
 using GrantInfo = import "grant.capnp".GrantInfo;
 using GrantOptions = import "grant.capnp".GrantOptions;
 using GrantCursor = import "grant.capnp".GrantCursor;
@@ -73,6 +74,9 @@ interface Namespace @0x90a3e332970f62d5 {
 
   grants @12 () -> (grants :Grants) $Common.needs("none") $Common.audit("none");
   # What was handed out of it (grant.capnp). `denied` where your own grant may not be passed on.
+
+  credentials @13 () -> (credentials :Credentials) $Common.needs("none") $Common.audit("none");
+  # What its pulls and pushes show to registries (credential.capnp).
 }
 
 interface Leases @0xc6b41d97f0a8e253 {

@@ -26,6 +26,8 @@ struct Life @0xd4e97b1f860ca253 {
   # How often.
   grant @11 :Text;
   # The id of the grant through which it was run, so that a daemon that comes back ends it with that; empty: none.
+  deleted @12 :Bool;
+  # It was deleted, and is only there until the daemon has written down how it ended.
 }
 
 struct CreateRequest @0xe6a1c0f2d93b7584 {
@@ -142,7 +144,9 @@ interface ShimContainer @0x8a3ec7d15b902f64 {
   resize @5 (id :Text, rows :UInt16, columns :UInt16) -> ();
   closeStdin @6 (id :Text) -> ();
   attach @7 (id :Text, stdio :Common.Stdio) -> (attachment :ShimAttachment);
-  deleteExec @8 (id :Text) -> (life :Life);
+  deleteExec @8 (id :Text, keep :Bool) -> (life :Life);
+  # With `keep` what has ended is there still, as `deleted`, until `forgetExec`.
+
   delete @9 () -> (life :Life);
   # The container: what still runs is killed, its cgroups and mounts go. A shim that holds no container any more ends
   # when its connection does.
@@ -165,6 +169,9 @@ interface ShimContainer @0x8a3ec7d15b902f64 {
   release @17 () -> ();
   # Behind `delete`: lets go of the root file system, and answers when it is unmounted. That syncs the disk that its
   # writable layer lies on, so `delete` doesn't wait for it. It goes with the last capability, at the latest.
+
+  forgetExec @18 (id :Text, created :Common.Time) -> ();
+  # One that is `deleted`; nothing happens where it isn't there.
 }
 
 interface ShimHold @0xe9c41b7d05a8f362 {

@@ -154,6 +154,8 @@ pub struct Life {
     pub ooms: u64,
     /// The grant through which it was run; empty: none.
     pub grant: String,
+    /// It was deleted, and only its end is still there.
+    pub deleted: bool,
 }
 
 /// Reads a life.
@@ -171,6 +173,7 @@ pub fn life(reader: shim_capnp::life::Reader<'_>) -> Result<Life> {
         oomed: Timestamp(reader.get_oomed()),
         ooms: reader.get_ooms(),
         grant: text(reader.get_grant())?.to_owned(),
+        deleted: reader.get_deleted(),
     })
 }
 
@@ -188,4 +191,5 @@ pub fn set_life(mut builder: shim_capnp::life::Builder<'_>, life: &Life) {
     builder.set_oomed(life.oomed.0);
     builder.set_ooms(life.ooms);
     builder.set_grant(&life.grant);
+    builder.set_deleted(life.deleted);
 }

@@ -50,6 +50,7 @@ generated!(
     event_capnp,
     lease_capnp,
     gc_capnp,
+    credential_capnp,
     container_capnp,
     metrics_capnp,
     system_capnp,

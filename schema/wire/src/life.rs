@@ -117,6 +117,7 @@ mod tests {
             oomed: Timestamp(5),
             ooms: 6,
             grant: "00000000000000000000000000000007".into(),
+            deleted: true,
         }
     }
 
@@ -139,6 +140,7 @@ mod tests {
             oomed: Timestamp(0),
             ooms: 0,
             grant: String::new(),
+            deleted: false,
             ..sample()
         };
         assert_eq!(decode(&first_form()).unwrap(), old);

@@ -122,20 +122,42 @@ impl Container {
         all.filter(|process| process.life().pid != 0).cloned().collect()
     }
 
-    /// Forgets an exec that has ended, or was never started.
-    pub fn delete_exec(&self, id: &str) -> Result<Life> {
+    /// Deletes an exec that has ended, or was never started. With `keep` the end of one is there until it is forgotten.
+    pub fn delete_exec(&self, id: &str, keep: bool) -> Result<Life> {
         let process = self.process(id)?;
         if id.is_empty() {
             return Err(Error::invalid("process", id, "is the container's first: delete the container"));
         }
         self.only_in(id, &[State::Created, State::Stopped], "kill it first")?;
         self.execs.borrow_mut().remove(id);
-        process.forget();
+        match keep && process.life().exited != Timestamp(0) {
+            true => process.set_deleted(true),
+            false => process.forget(),
+        }
         let life = process.life();
-        let mut forgotten = self.forgotten.borrow_mut();
-        forgotten.retain(|process| process.life().output_end == Timestamp(0));
-        forgotten.extend((life.pid != 0 && life.output_end == Timestamp(0)).then_some(process));
+        self.forgotten.borrow_mut().push(process);
+        self.tidy();
         Ok(life)
+    }
+
+    /// The end of a deleted one is written down elsewhere.
+    pub fn forget_exec(&self, id: &str, created: Timestamp) {
+        for process in &*self.forgotten.borrow() {
+            let life = process.life();
+            if life.deleted && (life.id.as_str(), life.created) == (id, created) {
+                process.forget();
+                process.set_deleted(false);
+            }
+        }
+        self.tidy();
+    }
+
+    /// Lets go of deleted ones of which nothing is wanted any more.
+    fn tidy(&self) {
+        self.forgotten.borrow_mut().retain(|process| {
+            let life = process.life();
+            life.deleted || (life.pid != 0 && life.output_end == Timestamp(0))
+        });
     }
 
     /// Kills what runs and removes all that the driver made. May be repeated.
@@ -171,9 +193,8 @@ impl Container {
             None if self.pending.take().is_some() => self.init.exited(End::Code(0), "was never started"),
             None => {}
         }
-        for exec in self.execs.borrow().values() {
-            exec.process.forget();
-        }
+        let (execs, forgotten) = (self.execs.borrow(), self.forgotten.borrow());
+        execs.values().map(|exec| &exec.process).chain(&*forgotten).for_each(|process| process.forget());
         self.init.seal();
         Ok(self.init.life())
     }
