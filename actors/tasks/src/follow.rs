@@ -315,6 +315,8 @@ impl Ctx {
 
     /// The first process ended, and those who wait know: now the tables.
     async fn ended(&self, entry: &Rc<Entry>) {
+        // A start that is not answered yet is told before it; one that nobody answers keeps no end from being told.
+        let _ = entry.begun("its end waits for that").await;
         if entry.remove_on_exit {
             let mut pauses = Pauses::new();
             while !self.removed_with(entry).await {

@@ -4,7 +4,7 @@ use std::{rc::Rc, time::Duration};
 
 use actix::{Context, Handler, ResponseFuture};
 use cofferdam_types::{Code, Error, Result, Timestamp};
-use cofferdam_wire::convert::life;
+use cofferdam_wire::convert::{Life, life};
 
 use crate::{
     actor::{Ctx, TasksActor, beside, note},
@@ -100,7 +100,8 @@ impl Ctx {
             layout::remove(&self.deps.layout.restored(&entry.shim, &entry.id))?;
         }
         if process.ended().is_none() {
-            process.update(life);
+            // One that has ended by now is known to have when that is told: by whoever watches it.
+            process.update(Life { exited: Timestamp(0), ..life });
         }
         let (ctx, entry, exec) = (self.clone(), entry.clone(), exec.to_owned());
         // The shim's life record has it; the tables follow. It is in the writer's queue before its end can be.

@@ -124,3 +124,25 @@ fn hangs_at(daemon: &Daemon, id: &str) -> bool {
     });
     all.count() > 0
 }
+
+/// What ends before its start is answered has a start and an end that are told.
+#[test]
+fn an_end_before_the_answer_to_the_start_is_told() {
+    let daemon = Daemon::with_busybox();
+    let runtime = daemon.path().join("slow");
+    install(&runtime, "#!/bin/sh\nrunc \"$@\" || exit\ncase \" $* \" in *' start '*) sleep 0.5 ;; esac\n");
+    bounded(async {
+        let namespace = daemon.open().await;
+        let mut events = namespace.events().subscribe(cofferdam_client::FROM_NOW, &["topic~=\"/tasks/(start|exit)\""]);
+        let brief =
+            with(&namespace, "brief", "exit 3", |request| request.runtime = runtime.to_str().unwrap().to_owned());
+        let task = brief.create_task(Stdio::default(), false);
+        task.start().await.unwrap();
+        assert_eq!(task.wait().await.unwrap().status, 3);
+        for topic in ["/tasks/start", "/tasks/exit"] {
+            let event = events.next().await.unwrap().expect("no gap");
+            assert_eq!((&*event.topic, &event.payload["container_id"]), (topic, &"brief".into()));
+        }
+        brief.remove(false).await.unwrap();
+    });
+}

@@ -279,7 +279,8 @@ fn each_exec_has_its_end_whatever_is_killed() {
         each_has_its_end(&daemon, &[("in-deleted", 137)]).await;
         // The same of some that end by themselves, and of one whose name is used again at once.
         let task = daemon.open().await.containers().get("deleted").task();
-        let fives = ProcessOptions { args: ["sh", "-c", "exit 5"].map(String::from).into(), ..ProcessOptions::default() };
+        let fives =
+            ProcessOptions { args: ["sh", "-c", "exit 5"].map(String::from).into(), ..ProcessOptions::default() };
         for id in ["first", "again", "last", "again"] {
             let exec = task.exec(id, &fives, Stdio::default());
             exec.start().await.unwrap();

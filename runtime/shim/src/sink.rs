@@ -94,6 +94,12 @@ impl Ring {
         self.over.get().is_some_and(|why| why != "exit")
     }
 
+    /// Wakes those who wait for room, or for the end, and whoever is about to.
+    fn tell(&self) {
+        self.done.notify_waiters();
+        self.done.notify_one();
+    }
+
     /// Waits for that.
     async fn until_cut(&self) {
         loop {
@@ -189,8 +195,7 @@ impl Sink {
         }
         self.ring.cutting.notify_waiters();
         self.ring.changed.notify_one();
-        self.ring.done.notify_waiters();
-        self.ring.done.notify_one();
+        self.ring.tell();
     }
 
     /// Takes no more.
@@ -236,6 +241,8 @@ async fn drive(target: Target, ring: Rc<Ring>) {
             continue;
         }
         ring.writing.set(true);
+        // There is room again, whether or not its reader takes what is in hand.
+        ring.tell();
         let written = tokio::select! {
             written = target.write(&batch) => written.is_ok(),
             () = ring.until_cut() => false,
@@ -248,14 +255,53 @@ async fn drive(target: Target, ring: Rc<Ring>) {
             }
             ring.bytes.borrow_mut().clear();
         }
-        ring.done.notify_waiters();
-        ring.done.notify_one();
+        ring.tell();
     }
-    ring.done.notify_waiters();
-    ring.done.notify_one();
+    ring.tell();
 }
 
 /// A borrowed descriptor's own copy.
 pub fn duplicate(fd: &impl AsFd) -> Result<OwnedFd> {
     fd.as_fd().try_clone_to_owned().map_err(|e| Error::io("fd", "", "can't be duplicated", &e))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::File,
+        io::{Read as _, Write as _},
+    };
+
+    use super::*;
+
+    /// A reader who doesn't read has a pipe full, what is in hand for him, and a ring.
+    #[test]
+    fn what_is_in_hand_leaves_the_ring_free() {
+        let (read, write) = nix::unistd::pipe().unwrap();
+        let (mut reader, mut writer) = (File::from(read), File::from(write.try_clone().unwrap()));
+        // Half of the pipe is taken, so that the first batch can't be written at once.
+        writer.write_all(&vec![0; RING / 2]).unwrap();
+        drop(writer);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let sink = Sink::fd(write, true).unwrap();
+            let piece = vec![1; RING / 4];
+            let pushes = async {
+                for _ in 0..8 {
+                    assert!(sink.push(&piece).await);
+                }
+            };
+            tokio::time::timeout(std::time::Duration::from_secs(10), pushes)
+                .await
+                .expect("there is room for two rings");
+            sink.end("exit");
+            let all = tokio::task::spawn_blocking(move || {
+                let mut bytes = Vec::new();
+                reader.read_to_end(&mut bytes).map(|_| bytes)
+            });
+            sink.flushed().await;
+            drop(sink);
+            assert_eq!(all.await.unwrap().unwrap().len(), RING / 2 + 2 * RING);
+        });
+    }
 }
