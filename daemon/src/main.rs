@@ -13,6 +13,11 @@ fn main() -> ExitCode {
     let print = |text: String| {
         std::io::stdout().write_all(text.as_bytes()).map_err(|e| Error::io("output", "", "can't be written", &e))
     };
+    // Before there is any descriptor of a client's: no program that is started has to do with one.
+    if let Err(error) = cofferdam_sys::spawn::begin() {
+        let _ = writeln!(std::io::stderr(), "cofferd: the thread that starts programs can't be made: {error}");
+        return ExitCode::FAILURE;
+    }
     let done = config::parse(std::env::args_os().skip(1)).and_then(|command| match command {
         Command::Print(text) => print(text),
         Command::Run(config) => run(&config),

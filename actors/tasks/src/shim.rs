@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     os::{
-        fd::{AsRawFd as _, OwnedFd},
+        fd::{AsFd as _, AsRawFd as _, OwnedFd},
         unix::{
             fs::{DirBuilderExt as _, MetadataExt as _},
             net::UnixListener,
@@ -77,12 +77,6 @@ impl Program {
         set_attributes(&read_only, libc::MOUNT_ATTR_RDONLY, 0, 0, false).map_err(fail)?;
         Ok(Program(Arc::new(Held { path: path.to_owned(), read_only })))
     }
-
-    fn command(&self) -> Command {
-        let mut command = Command::new(format!("/proc/self/fd/{}", self.0.read_only.as_raw_fd()));
-        command.arg0(&self.0.path);
-        command
-    }
 }
 
 /// A new shim's id: 64 random bits.
@@ -131,15 +125,18 @@ fn start(dir: &Path, program: &Program, id: &str) -> Result<(Child, File)> {
     let held = File::open(dir).map_err(|e| os("its directory can't be opened", &e))?;
     let listener = UnixListener::bind(through(&held, SOCKET)).map_err(|e| os("its socket can't be bound", &e))?;
     let log = File::options().create(true).append(true).open(dir.join("log"));
-    let child = program
-        .command()
-        .env_clear()
-        .current_dir(dir)
-        .stdin(OwnedFd::from(listener))
-        .stdout(Stdio::null())
-        .stderr(log.map_or_else(|_| Stdio::null(), Stdio::from))
-        .spawn()
-        .map_err(|e| os(&format!("{} can't be started", program.0.path.display()), &e))?;
+    let log = log
+        .or_else(|_| File::options().write(true).open("/dev/null"))
+        .map_err(|e| os("its log can't be opened", &e))?;
+    let (path, place) = (program.0.path.clone(), dir.to_owned());
+    let fds = [program.0.read_only.as_fd(), listener.as_fd(), log.as_fd()];
+    let child = cofferdam_sys::spawn::spawn(fds, move |[program, listener, log]| {
+        let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
+        command.arg0(path).env_clear().current_dir(place);
+        command.stdin(listener.try_clone()?).stdout(Stdio::null()).stderr(log.try_clone()?);
+        Ok(command)
+    });
+    let child = child.map_err(|e| os(&format!("{} can't be started", program.0.path.display()), &e))?;
     Ok((child, held))
 }
 

@@ -191,6 +191,16 @@ fn w5_a_file_that_never_answers_keeps_its_own_call_waiting_and_no_other() {
         assert!(local.unwrap() > 0);
         let mine = own.namespace(daemon.namespace());
         tokio::time::timeout(SOON, taken(&mine, "mine", passwd())).await.expect("the operator waits").unwrap();
+        // Programs are started as ever: their shims have nothing to do with what lies open here.
+        for n in 0..4 {
+            let id = format!("box{n}");
+            let brief = async {
+                let run = crate::start(&own, daemon.run(&id, ["true"])).await.0;
+                assert_eq!(run.wait().await.unwrap().status, 0);
+                run.container().remove(false).await.unwrap();
+            };
+            tokio::time::timeout(SOON, brief).await.expect("its shim is not there");
+        }
         assert!(waits.iter().all(|wait| !wait.is_finished()));
 
         // What nobody takes any more is given up with its connection, and its closing is waited for by nobody.

@@ -6,14 +6,9 @@
 //! what is handed over is a clone of the copy.
 
 use std::{
-    io::{self, IoSliceMut},
-    os::{
-        fd::{AsFd, AsRawFd, FromRawFd as _, OwnedFd, RawFd},
-        unix::net::UnixStream,
-    },
+    io,
+    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
 };
-
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
 use crate::process::{Exit, clone3, waitid};
 
@@ -22,53 +17,25 @@ const PLACE: &std::ffi::CStr = c"/proc";
 
 /// A clone of a detached mount whose attributes stay as they are, whoever attaches it. The mount itself is gone.
 pub fn locked(mount: OwnedFd) -> io::Result<OwnedFd> {
-    let (ours, theirs) = UnixStream::pair()?;
-    ours.set_nonblocking(true)?;
-    let message = Message::new(mount.as_raw_fd());
+    // The child has our descriptors, not copies: it puts the clone in the mount's place, and closes nothing (see `spawn`).
+    let flags = libc::CLONE_NEWNS | libc::CLONE_FILES;
     // SAFETY: the child makes system calls alone and never returns.
-    let Some(child) = (unsafe { clone3(libc::CLONE_NEWNS, None) })? else {
-        // SAFETY: see above; all that it needs was made before.
-        unsafe { lock(mount.as_raw_fd(), theirs.as_raw_fd(), &message) }
+    let Some(child) = (unsafe { clone3(flags, None) })? else {
+        // SAFETY: see above.
+        unsafe { lock(mount.as_raw_fd()) }
     };
-    drop((mount, theirs));
     match waitid(child.pidfd.as_fd(), true)? {
-        Some(Exit::Code(0)) => received(&ours),
+        Some(Exit::Code(0)) => Ok(mount),
         Some(Exit::Code(errno)) => Err(io::Error::from_raw_os_error(errno)),
         _ => Err(io::Error::other("who should make it was killed")),
     }
 }
 
-/// One byte and a descriptor, as sendmsg(2) takes them.
-#[repr(C, align(8))]
-struct Message {
-    control: [u8; 64],
-    length: usize,
-}
-
-impl Message {
-    fn new(fd: RawFd) -> Message {
-        let mut message = Message { control: [0; 64], length: 0 };
-        // SAFETY: the buffer is aligned and larger than a header with one descriptor.
-        unsafe {
-            message.length = libc::CMSG_SPACE(size_of::<RawFd>() as u32) as usize;
-            let mut header: libc::msghdr = std::mem::zeroed();
-            header.msg_control = message.control.as_mut_ptr().cast();
-            header.msg_controllen = message.length as _;
-            let first = libc::CMSG_FIRSTHDR(&raw const header);
-            (*first).cmsg_level = libc::SOL_SOCKET;
-            (*first).cmsg_type = libc::SCM_RIGHTS;
-            (*first).cmsg_len = libc::CMSG_LEN(size_of::<RawFd>() as u32) as _;
-            libc::CMSG_DATA(first).cast::<RawFd>().write_unaligned(fd);
-        }
-        message
-    }
-}
-
-/// In the child: attaches, copies, clones, sends the clone under the number that the mount had, and ends with an errno.
+/// In the child: attaches, copies, clones, gives the clone the number that the mount had, and ends with an errno.
 ///
 /// # Safety
 /// Only in a child of [`clone3`].
-unsafe fn lock(mount: RawFd, socket: RawFd, message: &Message) -> ! {
+unsafe fn lock(mount: RawFd) -> ! {
     // SAFETY: system calls on what outlives them; nothing is allocated.
     unsafe {
         let end = |good: bool| {
@@ -85,33 +52,13 @@ unsafe fn lock(mount: RawFd, socket: RawFd, message: &Message) -> ! {
         end(libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS) == 0);
         let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
         let clone = libc::syscall(libc::SYS_open_tree, here, PLACE.as_ptr(), flags) as RawFd;
-        end(clone >= 0 && libc::dup3(clone, mount, libc::O_CLOEXEC) >= 0);
-        let mut byte = [0u8; 1];
-        let mut part = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: 1 };
-        let mut header: libc::msghdr = std::mem::zeroed();
-        header.msg_iov = &raw mut part;
-        header.msg_iovlen = 1;
-        header.msg_control = message.control.as_ptr().cast_mut().cast();
-        header.msg_controllen = message.length as _;
-        end(libc::sendmsg(socket, &raw const header, libc::MSG_NOSIGNAL) == 1);
-        libc::_exit(0)
+        end(clone >= 0);
+        let put = libc::dup3(clone, mount, libc::O_CLOEXEC);
+        let why = *libc::__errno_location();
+        // The table is the caller's.
+        libc::close(clone);
+        libc::_exit(if put < 0 { why } else { 0 })
     }
-}
-
-fn received(socket: &UnixStream) -> io::Result<OwnedFd> {
-    let (mut byte, mut control) = ([0; 1], nix::cmsg_space!([RawFd; 1]));
-    let mut parts = [IoSliceMut::new(&mut byte)];
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-    let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
-    for part in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(fds) = part
-            && let [fd] = fds[..]
-        {
-            // SAFETY: the kernel made it for us just now.
-            return Ok(unsafe { OwnedFd::from_raw_fd(fd) });
-        }
-    }
-    Err(io::Error::other("it sent nothing"))
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ pub mod procfs;
 pub mod program;
 pub mod pty;
 pub mod quota;
+pub mod spawn;
 pub mod userns;
 pub mod verity;
 pub mod xattr;

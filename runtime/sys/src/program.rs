@@ -12,12 +12,12 @@ use std::{
         unix::process::CommandExt,
     },
     path::Path,
-    process::{Command, ExitStatus, Stdio},
+    process::{Command, ExitStatus},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use crate::process;
+use crate::{process, spawn::spawn};
 
 /// How much of what it says is kept; the rest is read and dropped, so that it can't block on a full pipe.
 pub const MAX_OUTPUT: usize = 64 << 10;
@@ -125,49 +125,54 @@ impl Captured {
 /// Runs it to its end. `None`: it took longer than `deadline`, and was killed with all of its process group.
 pub fn run(mut command: Command, streams: Streams, deadline: Duration) -> io::Result<Option<Ended>> {
     let mut captured: Vec<Captured> = Vec::new();
-    match streams {
-        Streams::Passed([stdin, stdout, stderr]) => {
-            command.stdin(stdin).stdout(stdout).stderr(stderr);
-        }
+    let streams: [OwnedFd; 3] = match streams {
+        Streams::Passed(streams) => streams,
         Streams::Apart(stdin, most) => {
             let (out, to) = Captured::new(most)?;
             let (err, errors) = Captured::new(MAX_OUTPUT)?;
-            command.stdin(stdin).stdout(to).stderr(errors);
             captured.extend([out, err]);
+            [stdin.into(), to.into(), errors.into()]
         }
         other => {
-            command.stdin(match other {
-                Streams::Input(file) => Stdio::from(file),
-                _ => Stdio::null(),
-            });
+            let stdin = match other {
+                Streams::Input(file) => file,
+                _ => File::open("/dev/null")?,
+            };
             let (both, to) = Captured::new(MAX_OUTPUT)?;
-            command.stdout(to.try_clone()?).stderr(to);
             captured.push(both);
+            [stdin.into(), to.try_clone()?.into(), to.into()]
         }
-    }
+    };
     let caller = process::pidfd_open(std::process::id() as i32)?;
-    // SAFETY: the closure makes three system calls and allocates nothing.
-    unsafe {
-        command.pre_exec(move || {
-            // The caller's death ends it; what it made has its own parent by then.
-            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
-                return Err(io::Error::last_os_error());
-            }
-            // One that was dead before that tells nobody. Its number may be none in a namespace that a hook has entered.
-            let mut ended = libc::pollfd { fd: caller.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-            if libc::poll(&mut ended, 1, 0) != 0 {
-                return Err(io::Error::from_raw_os_error(libc::ESRCH));
-            }
-            // X1: nothing above its three streams, whatever the caller forgot to mark.
-            if libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) != 0 {
-                return Err(io::Error::last_os_error());
-            }
-            Ok(())
-        });
-    }
-    let mut child = command.spawn()?;
-    // Holds our copies of the streams: with them open no reader would see an end.
-    drop(command);
+    let [stdin, stdout, stderr] = &streams;
+    let fds = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd(), caller.as_fd()];
+    let mut child = spawn(fds, move |[stdin, stdout, stderr, caller]| {
+        command.stdin(stdin.try_clone()?).stdout(stdout.try_clone()?).stderr(stderr.try_clone()?);
+        let caller = caller.as_raw_fd();
+        // SAFETY: the closure makes three system calls and allocates nothing. The number is that of a descriptor which is open
+        // until the program has begun.
+        unsafe {
+            command.pre_exec(move || {
+                // The caller's death ends it; what it made has its own parent by then.
+                if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
+                    return Err(io::Error::last_os_error());
+                }
+                // One that was dead before that tells nobody. Its number may be none in a namespace that a hook has entered.
+                let mut ended = libc::pollfd { fd: caller, events: libc::POLLIN, revents: 0 };
+                if libc::poll(&mut ended, 1, 0) != 0 {
+                    return Err(io::Error::from_raw_os_error(libc::ESRCH));
+                }
+                // X1: nothing above its three streams, whatever the caller forgot to mark.
+                if libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) != 0 {
+                    return Err(io::Error::last_os_error());
+                }
+                Ok(())
+            });
+        }
+        Ok(command)
+    })?;
+    // With our copies open no reader would see an end.
+    drop(streams);
     let ended = wait(child.id() as i32, &mut captured, deadline);
     if !matches!(ended, Ok(true)) {
         // SAFETY: no memory is involved; the group is the child's own and the child is not reaped yet.

@@ -199,7 +199,8 @@ struct Holder(Child);
 
 impl Holder {
     fn new(join: Option<BorrowedFd<'_>>) -> io::Result<Holder> {
-        let flags = if join.is_some() { 0 } else { libc::CLONE_NEWUSER };
+        // With the caller's own descriptors: it would have to close copies of them, which may take any time (`spawn`).
+        let flags = libc::CLONE_FILES | if join.is_some() { 0 } else { libc::CLONE_NEWUSER };
         // SAFETY: the child makes system calls alone and never returns.
         let Some(child) = (unsafe { process::clone3(flags, None) })? else { hold(join.map(|fd| fd.as_raw_fd())) };
         let holder = Holder(child);
