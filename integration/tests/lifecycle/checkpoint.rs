@@ -42,6 +42,16 @@ fn runc_goes_on_beside() {
 }
 
 #[test]
+fn native_connections_are_kept() {
+    connections_are_kept("native");
+}
+
+#[test]
+fn runc_connections_are_kept() {
+    connections_are_kept("runc");
+}
+
+#[test]
 fn native_terminal_is_kept() {
     terminal_is_kept("native");
 }
@@ -281,6 +291,34 @@ fn goes_on_beside(runtime: &str) {
         end(&other).await;
         end(&task).await;
         twin.remove(false).await.unwrap();
+        container.remove(false).await.unwrap();
+    });
+    daemon.settles(&before);
+}
+
+/// Numbers that come by way of a connection between two processes of a container.
+const SENT: &str = "sleep 100000 | nc -l -p 7000 & until n=0; (while :; do echo $n; n=$((n+1)); sleep 0.01; done) \
+                    | nc 127.0.0.1 7000; do sleep 0.1; done";
+
+fn connections_are_kept(runtime: &str) {
+    let daemon = daemon();
+    let before = daemon.leftovers();
+    bounded(async {
+        let namespace = daemon.open().await;
+        let (container, task, arrivals) = counting(&namespace, runtime, SENT).await;
+        // Without a word for it criu refuses them, and the container goes on.
+        refused(&task.checkpoint(&named(false)).wait().await.unwrap_err(), "tcp-established");
+        counted(&arrivals, counted(&arrivals, 1).await.len() + 3).await;
+        let options = CheckpointOptions { tcp_established: true, unix_sockets: true, ..named(false) };
+        task.checkpoint(&options).wait().await.unwrap();
+        assert_eq!(task.wait().await.unwrap().status, 137);
+        let last = *numbers(&arrivals.text().await).last().unwrap();
+        task.delete().await.unwrap();
+        let (stdout, arrivals) = output();
+        let task = container.create_task_from(&namespace.images().get(CHECKPOINT), streams(stdout), false);
+        task.start().await.unwrap();
+        follows(&arrivals, last).await;
+        end(&task).await;
         container.remove(false).await.unwrap();
     });
     daemon.settles(&before);

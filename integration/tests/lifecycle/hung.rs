@@ -38,8 +38,14 @@ async fn goes_on(namespace: &Namespace, runtime: &str, echo: &mut std::fs::File,
     let (stdout, arrivals) = output();
     let _attached = task.attach(Stdio { stdout, ..Stdio::default() });
     assert_eq!(task.state().await.unwrap().status, Status::Running);
-    echo.write_all(b"hello\n").unwrap();
-    arrivals.contains("hello").await;
+    // Again and again: he who follows gets what comes from then on.
+    let feed = &*echo;
+    until_async("it echoes", async || {
+        let mut feed = feed;
+        feed.write_all(b"hello\n").unwrap();
+        String::from_utf8_lossy(&arrivals.so_far()).contains("hello").then_some(())
+    })
+    .await;
     let other = with(namespace, &format!("other{n}"), "exit 3", in_pod(runtime));
     let brief = other.create_task(Stdio::default(), false);
     brief.start().await.unwrap();
@@ -104,6 +110,27 @@ fn a_runtime_that_hangs_holds_up_its_own_container_alone() {
         assert!(!hung.pids().await.unwrap().is_empty());
         hangs.remove(true).await.unwrap();
         assert!(starting.await.unwrap().is_err());
+
+        // A creation: there is a record of it, and nothing else.
+        let hangs = with(&namespace, "v-hang-create", "exec sleep 1000", in_pod(&runtime));
+        let hung = hangs.create_task(Stdio::default(), false);
+        let making = tokio::task::spawn_local(async move { hung.state().await });
+        until_async("it is made", async || hangs_at(&daemon, "v-hang-create").then_some(())).await;
+        goes_on(&namespace, &runtime, &mut feed, &task, 3).await;
+        hangs.remove(true).await.unwrap();
+        assert!(making.await.unwrap().is_err());
+        assert!(!hangs_at(&daemon, "v-hang-create"), "it was given up");
+
+        // A freeze.
+        let hangs = with(&namespace, "w-hang-pause", "exec sleep 1000", in_pod(&runtime));
+        let hung = hangs.create_task(Stdio::default(), false);
+        hung.start().await.unwrap();
+        let pausing = tokio::task::spawn_local(async move { hung.pause().await });
+        until_async("it is frozen", async || hangs_at(&daemon, "w-hang-pause").then_some(())).await;
+        goes_on(&namespace, &runtime, &mut feed, &task, 4).await;
+        hangs.remove(true).await.unwrap();
+        assert!(pausing.await.unwrap().is_err());
+        assert!(!hangs_at(&daemon, "w-hang-pause"), "it was given up");
 
         assert_eq!(task.state().await.unwrap().status, Status::Running, "the shim is the same");
         echo.remove(true).await.unwrap();
