@@ -114,6 +114,11 @@ impl Actor for TasksActor {
             Some((ns, id, turn))
         });
         let unborn = unborn.collect();
+        let unmade = unmade.into_iter().map(|(ns, id)| {
+            let turn = self.ctx.turn_of(&ns, &id).try_lock_owned().ok();
+            (ns, id, turn)
+        });
+        let unmade = unmade.collect();
         for (namespace, task) in recorded {
             let entry = recover::entry(&self.ctx.deps, &namespace, &task);
             if entry.remove_on_exit && task.started.is_none() && task.exit.is_none() {

@@ -24,21 +24,16 @@ pub(crate) fn unborn(deps: &Deps) -> Result<Vec<(Namespace, Id)>> {
     Ok(found)
 }
 
-/// Bundles without a task, logs without a container, and files of checkpoints that nobody waits for: a crash came between
-/// a commit and their removal, or before one. Runs before any request is served, so that nothing is taken that is just
-/// being made. Gives the containers of bundles that name a cgroup, which may be there: those stay until their shims are gone.
+/// Logs without a container, and files of checkpoints that nobody waits for: a crash came between a commit and their removal,
+/// or before one. Runs before any request is served, so that nothing is taken that is just being made. Gives the containers of
+/// bundles without a task: what was making them may be at it still, so these stay until the shims are gone.
 pub(crate) fn dirs(deps: &Deps, shims: &BTreeSet<String>, first: bool) -> Result<Vec<(Namespace, Id)>> {
     let mut unmade = Vec::new();
     let view = deps.metadata.read()?;
     let (bundles, logs) = deps.layout.kept();
     for (ns, id) in bundles {
-        if tasks::find(&view, &ns, &id)?.is_some() {
-            continue;
-        }
-        let bundle = deps.layout.bundle(&ns, &id);
-        match deps.layout.intended(&bundle) {
-            Some(_) => unmade.push((ns, id)),
-            None => layout::remove(&bundle)?,
+        if tasks::find(&view, &ns, &id)?.is_none() {
+            unmade.push((ns, id));
         }
     }
     // What is to be restored stays for as long as its shim does; what is being made is lost with the daemon.
@@ -73,15 +68,16 @@ pub(crate) fn unknown(deps: &Deps, known: &BTreeSet<String>) -> Vec<String> {
 }
 
 impl Ctx {
-    /// Removes the rest, beside ordinary work. `unborn` come with their turns, which nobody else gets before they are
-    /// gone.
+    /// Removes the rest, beside ordinary work. `unborn` and `unmade` come with their turns, which nobody else gets before they
+    /// are gone: a shim that was making one, by the same paths and under the same name, would undo what another makes. One of
+    /// both kinds has its turn among the former.
     pub(crate) async fn sweep(
         &self,
         shims: Vec<String>,
         spares: Vec<PathBuf>,
         orphans: Vec<Id>,
         unborn: Vec<(Namespace, Id, OwnedMutexGuard<()>)>,
-        unmade: Vec<(Namespace, Id)>,
+        unmade: Vec<(Namespace, Id, Option<OwnedMutexGuard<()>>)>,
     ) {
         futures::future::join_all(shims.iter().map(|id| end(&self.deps, id))).await;
         for spare in spares {
@@ -103,8 +99,11 @@ impl Ctx {
             drop(turn);
         }
         // Shims first: what made a cgroup is dead by now.
-        for (ns, id) in unmade {
-            let _turn = self.turn(&ns, &id).await;
+        for (ns, id, turn) in unmade {
+            let _turn = match turn {
+                Some(turn) => turn,
+                None => self.turn(&ns, &id).await,
+            };
             let has_task = self.entries.borrow().contains_key(&(ns.clone(), id.clone()));
             if !has_task && let Err(error) = self::unmade(&self.deps, &self.deps.layout.bundle(&ns, &id)).await {
                 tracing::error!(container = %id, %error, "a cgroup is left behind");
