@@ -432,29 +432,3 @@ fn what_was_frozen_stays_frozen() {
         assert_eq!(task.wait().await.unwrap().status, 2);
     });
 }
-
-/// What a daemon that died was making, and has no record of, may be made still, by its paths and under its name.
-#[test]
-fn what_a_lost_daemon_was_making_does_nothing_to_the_next_of_its_name() {
-    let daemon = Daemon::with_busybox();
-    let before = daemon.leftovers();
-    daemon.kill9();
-    let shim = daemon.state().join("shims/0123456789abcdef");
-    std::fs::create_dir_all(daemon.state().join("tasks").join(daemon.namespace()).join("box")).unwrap();
-    std::fs::create_dir_all(&shim).unwrap();
-    let listener = std::os::unix::net::UnixListener::bind(shim.join("shim.sock")).unwrap();
-    let program = std::path::Path::new(&std::env::var("COFFERDAM_BIN_DIR").unwrap()).join("coffer-shim");
-    let mut child =
-        std::process::Command::new(program).current_dir(&shim).stdin(OwnedFd::from(listener)).spawn().unwrap();
-    // It answers nothing before it is killed, which it is after some seconds.
-    send(child.id(), nix::sys::signal::Signal::SIGSTOP);
-    daemon.restart();
-    bounded(async {
-        let run = start(&daemon.client().await, daemon.run("box", ["true"])).await.0;
-        assert!(!shim.exists(), "it was there when the next one was made");
-        assert_eq!(run.wait().await.unwrap().status, 0);
-        run.container().remove(false).await.unwrap();
-    });
-    child.wait().unwrap();
-    daemon.settles(&before);
-}
