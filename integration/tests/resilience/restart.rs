@@ -449,12 +449,13 @@ os.execve(sys.argv[1], ['coffer-shim'], {})";
     let shim = daemon.state().join("shims/0123456789abcdef");
     std::fs::create_dir_all(daemon.state().join("tasks").join(daemon.namespace()).join("box")).unwrap();
     std::fs::create_dir_all(&shim).unwrap();
+    std::fs::write(shim.join("box.life"), "").unwrap();
     let program = daemon.program("coffer-shim");
     let mut child = std::process::Command::new("python3");
     let mut child = child.args(["-c", LISTENS]).arg(&program).current_dir(&shim).env_clear().spawn().unwrap();
     let is_shim = || std::fs::read_link(format!("/proc/{}/exe", child.id())).is_ok_and(|exe| exe == program);
     until("the shim runs", || is_shim().then_some(()));
-    // It answers nothing before it is killed, which it is after some seconds.
+    // What it holds it is asked to delete. It answers nothing before it is killed, which it is after some seconds.
     send(child.id(), nix::sys::signal::Signal::SIGSTOP);
     daemon.restart();
     bounded(async {
