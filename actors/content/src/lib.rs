@@ -25,6 +25,7 @@ mod files;
 mod handle;
 mod held;
 mod ingest;
+mod kept;
 pub mod messages;
 mod placed;
 mod reader;
