@@ -108,8 +108,8 @@ impl Placed {
                 self.store.files.sync_names(digest.algorithm())
             }
             commits => {
-                let resumed = commits.iter().filter(|(commit, _)| commit.ingest.resumed);
-                resumed.into_iter().try_for_each(|(commit, _)| commit.ingest.sync_all())?;
+                let ingests = commits.iter().map(|(commit, _)| &commit.ingest);
+                ingests.filter(|ingest| ingest.resumed).try_for_each(Ingest::sync_all)?;
                 self.earliest()?.map_or(Ok(()), |witness| witness.sync().map_err(|e| fault(&e)))
             }
         }

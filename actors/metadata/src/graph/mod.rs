@@ -220,7 +220,8 @@ impl Graph {
     fn unread(&mut self, kind: &str, key: &[u8], error: Error) {
         let resource = codec::parts(key).ok().and_then(|parts| match (kind, &parts[..]) {
             ("content" | "snapshot", [_, rest @ ..]) => {
-                Resource::from_parts(&[&[kind], rest].concat()).ok()
+                let parts: Vec<&str> = [kind].into_iter().chain(rest.iter().copied()).collect();
+                Resource::from_parts(&parts).ok()
             }
             _ => None,
         });
