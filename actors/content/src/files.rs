@@ -164,7 +164,6 @@ impl Files {
     pub(crate) fn device(&self) -> Result<u64> {
         fstat(&self.ingest).map(|stat| stat.st_dev).map_err(|e| fault("look at its directories", e))
     }
-
 }
 
 /// Makes a file read-only, before it becomes a blob.

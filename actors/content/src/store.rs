@@ -178,8 +178,7 @@ impl Store {
             }
         };
         self.files.remove_ingest(&name)?;
-        let opening =
-            Opening { total: None, expected: None, algorithm, started: Timestamp::now(), hashed: None };
+        let opening = Opening { total: None, expected: None, algorithm, started: Timestamp::now(), hashed: None };
         Ingest::open(self.clone(), ns.clone(), Origin::Scratch, name, opening, held)
     }
 

@@ -60,7 +60,12 @@ impl Doubt {
     pub(crate) fn settle(&self, file: &File) -> Result<()> {
         tracing::warn!("the disk did not take all that was written into meta.redb: it is read anew");
         let fault = |e: &io::Error| {
-            Error::io("metadata", "", "meta.redb can't be compared with what the disk has of it, and isn't used before", e)
+            Error::io(
+                "metadata",
+                "",
+                "meta.redb can't be compared with what the disk has of it, and isn't used before",
+                e,
+            )
         };
         reread(file).map_err(|e| fault(&e))?;
         match self.mark.as_ref().map_or(Ok(()), fs::remove_file) {
@@ -96,7 +101,8 @@ fn compare(disk: ReadAt<'_>, memory: ReadAt<'_>, forget: &dyn Fn(u64) -> io::Res
     let mut at = 0;
     loop {
         let there = full(disk, theirs, at)?;
-        let same = |ours: &mut [u8]| Ok::<_, io::Error>(full(memory, ours, at)? == there && ours[..there] == theirs[..there]);
+        let same =
+            |ours: &mut [u8]| Ok::<_, io::Error>(full(memory, ours, at)? == there && ours[..there] == theirs[..there]);
         if !same(&mut ours)? {
             tracing::warn!(at, "of what is in memory of meta.redb the disk has something else");
             forget(at)?;

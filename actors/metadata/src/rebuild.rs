@@ -19,8 +19,8 @@ use crate::{
     messages::{Patience, Write},
     records::{
         Record, attachments::Attachment, audit, check, containers, containers::Container, content::Link, grants::Grant,
-        images::Image, ingests, ingests::Ingest, layers::Layer, leases, leases::Lease, namespaces, namespaces::NamespaceRecord,
-        snapshots::Snapshot, tasks::Task,
+        images::Image, ingests, ingests::Ingest, layers::Layer, leases, leases::Lease, namespaces,
+        namespaces::NamespaceRecord, snapshots::Snapshot, tasks::Task,
     },
     salvage::Salvage,
     store::{INSTANCE, Opener, Shared, Store, VERSION},

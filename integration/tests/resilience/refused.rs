@@ -94,7 +94,8 @@ fn of_two_who_wrote_each_hears_of_what_the_disk_did_not_take() {
         content.commit_many(&auth, bad).await.unwrap_err();
         assert!(content.list(&ns, None, 9).unwrap().is_empty());
         // Who begins now is not told of it.
-        let again = content.commit_many(&auth, [begin(BAD), begin(b"as before; ")].into_iter().flatten().collect()).await;
+        let again =
+            content.commit_many(&auth, [begin(BAD), begin(b"as before; ")].into_iter().flatten().collect()).await;
         assert_eq!(again.unwrap().len(), 4);
         kernel.stop().await;
     });

@@ -128,7 +128,9 @@ fn what_became_something_else_is_never_gone_on_with() {
         drop(ingest);
 
         // A state that is none, and one of another algorithm.
-        for (reference, algorithm, state) in [("odd", Algorithm::Sha256, vec![1; 3]), ("other", Algorithm::Sha512, vec![])] {
+        for (reference, algorithm, state) in
+            [("odd", Algorithm::Sha256, vec![1; 3]), ("other", Algorithm::Sha512, vec![])]
+        {
             let mut ingest = rig.open(reference).await.unwrap();
             ingest.append(&first).unwrap();
             ingest.sync().unwrap();
@@ -155,9 +157,8 @@ fn what_became_something_else_is_never_gone_on_with() {
         ingest.abort(&rig.auth).unwrap();
         drop(rig.open("twice").await.unwrap());
         let ns = rig.ns.clone();
-        let write = move |tx: &mut cofferdam_metadata::Tx<'_>| {
-            records::ingests::keep(tx, &ns, "twice", id, Some(kept.clone()))
-        };
+        let write =
+            move |tx: &mut cofferdam_metadata::Tx<'_>| records::ingests::keep(tx, &ns, "twice", id, Some(kept.clone()));
         rig.meta.write(&rig.auth, write).await.unwrap();
         assert_eq!(hashed(&rig, "twice"), None);
         rig

@@ -99,7 +99,8 @@ fn kept(view: &View, spared: &Spared, ns: &Namespace, resource: &Resource, now: 
     }
     let Some((root, path)) = graph.chain(resource) else {
         if graph.is_blind() {
-            let why = "stays: a record of its namespace can't be read, and may refer to it; `coffer system check` says which";
+            let why =
+                "stays: a record of its namespace can't be read, and may refer to it; `coffer system check` says which";
             return Ok(Explanation { stays: true, why: why.into(), ..Explanation::default() });
         }
         return goes(view, &graph, spared, ns, resource, now);

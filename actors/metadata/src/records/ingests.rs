@@ -113,7 +113,9 @@ pub fn keep(tx: &mut Tx<'_>, ns: &Namespace, reference: &str, id: u64, hashed: O
 /// Has all of them be hashed anew when they are gone on with: rows that were found in a damaged file may be older than the bytes.
 pub(crate) fn keep_none(tx: &mut Tx<'_>) -> Result<()> {
     for key in super::keys(tx, Table::INGESTS, b"")? {
-        let Some(mut ingest) = super::find::<Ingest>(tx, &key)?.filter(|ingest| ingest.hashed.is_some()) else { continue };
+        let Some(mut ingest) = super::find::<Ingest>(tx, &key)?.filter(|ingest| ingest.hashed.is_some()) else {
+            continue;
+        };
         ingest.hashed = None;
         super::save(tx, &key, &ingest)?;
     }

@@ -314,7 +314,9 @@ fn what_lies_behind_a_flat_lease_stays_once_something_refers_to_it() {
             content::create(tx, &default(), link("middle", &labels[1]))?;
             content::create(tx, &default(), link("behind", ""))?;
             leases::hold(tx, &default(), "flat", &blob("top"))?;
-            for (dir, (key, parent)) in [("labelled", None), ("under", None), ("over", Some("under"))].into_iter().enumerate() {
+            for (dir, (key, parent)) in
+                [("labelled", None), ("under", None), ("over", Some("under"))].into_iter().enumerate()
+            {
                 let mut new = Snapshot::new("overlay", name(key), Kind::Committed, parent.map(name), dir as u64 + 1);
                 if key == "under" {
                     new.labels = self::labels("containerd.io/gc.ref.snapshot.overlay=labelled");

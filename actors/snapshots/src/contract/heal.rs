@@ -116,7 +116,9 @@ fn a_layer_is_not_made_of_a_tree_that_was_replaced_meanwhile() {
             };
             let stage = begin(&low, None).await;
             fill(&stage, "wrong");
-            all.commit_layers(&auth, &ns(), driver, vec![layer(&low, None, Some(stage))], None, |_| Ok(())).await.unwrap();
+            all.commit_layers(&auth, &ns(), driver, vec![layer(&low, None, Some(stage))], None, |_| Ok(()))
+                .await
+                .unwrap();
             let dir = all.stat(&ns(), driver, &name(&low.to_string())).unwrap().dir;
             let (stage, again) = (begin(&high, Some(&low)).await, all.stage_again(driver, &low, None).await.unwrap());
             fill(&again, "right");

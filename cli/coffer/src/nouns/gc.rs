@@ -93,7 +93,9 @@ async fn explain(cx: Cx) -> Result<i32, Failure> {
             "unreadable" => "a record that can't be read".to_owned(),
             kind => format!("{kind} {}", step.id),
         };
-        match step.by.is_empty() || matches!(answer.chain[0].kind.as_str(), "hand" | "label" | "unreadable") && step.by == name {
+        match step.by.is_empty()
+            || matches!(answer.chain[0].kind.as_str(), "hand" | "label" | "unreadable") && step.by == name
+        {
             true => line(&format!("  {name}"))?,
             false => line(&format!("  -> {name}  ({})", step.by))?,
         }
