@@ -246,6 +246,8 @@ impl Ingest {
     /// Forgets all that was written.
     pub fn truncate(&mut self) -> Result<()> {
         self.keep_nothing()?;
+        // Who syncs it beside us, and fails, empties it: not once there is something new in it.
+        let _alone = self.store.syncs.hold_all(vec![self.name.clone()]);
         self.file.set_len(0).map_err(|e| self.fault("truncate", &e))?;
         self.digester = Digester::new(self.algorithm);
         self.offset = 0;

@@ -76,13 +76,18 @@ impl Kept {
                 if !stands() {
                     return;
                 }
-                if let Err(error) = of.sync() {
-                    busy.0.failed.store(true, Ordering::Relaxed);
-                    // What is in memory is not what the disk has, and who goes on would read the one for the other. A writer
-                    // who is still there hears of it by his own sync.
-                    of.store.files.empty_ingest(&of.name);
-                    tracing::warn!(%error, reference = %of.reference, "the disk does not take what an ingest has");
-                    return;
+                match of.sync() {
+                    Ok(true) => {}
+                    // It is a blob by now, or was aborted.
+                    Ok(false) => return,
+                    Err(error) => {
+                        busy.0.failed.store(true, Ordering::Relaxed);
+                        // What is in memory is not what the disk has, and who goes on would read the one for the other. A
+                        // writer who is still there hears of it by his own sync.
+                        of.store.files.empty_ingest(&of.name);
+                        tracing::warn!(%error, reference = %of.reference, "the disk does not take what an ingest has");
+                        return;
+                    }
                 }
             }
             if let Err(error) = of.write(Some(hashed), stands) {
@@ -123,12 +128,11 @@ pub(crate) struct Of {
 }
 
 impl Of {
-    fn sync(&self) -> Result<()> {
-        let Some(file) = self.store.files.find_ingest(&self.name)? else {
-            return Ok(()); // It is a blob by now, or was aborted: so is its record.
-        };
+    /// Whether there is a file, which is synced then.
+    fn sync(&self) -> Result<bool> {
+        let Some(file) = self.store.files.find_ingest(&self.name)? else { return Ok(false) };
         file.sync_data().map_err(|e| Error::io("ingest", &self.reference, "can't sync", &e))?;
-        self.store.files.sync_ingests()
+        self.store.files.sync_ingests().map(|()| true)
     }
 
     /// Writes it down where it `stands`; `None`: nothing is kept.
