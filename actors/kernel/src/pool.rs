@@ -185,7 +185,7 @@ mod tests {
         let pool = Pool::new("test", 1, 1);
         let (release, first) = held(&pool);
         let (done, seen) = mpsc::channel();
-        assert!(pool.push(move || drop(done.send(()))));
+        assert!(pool.push(move || done.send(()).unwrap()));
         assert!(!pool.push(|| ()), "the queue is full");
         drop(release);
         assert_eq!((block_on(first).unwrap(), seen.recv()), (7, Ok(())));

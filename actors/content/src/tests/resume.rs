@@ -1,6 +1,6 @@
 //! A hash that is kept: what is on record goes on, after a crash too, and never on bytes that became others.
 
-use std::os::unix::fs::FileExt as _;
+use std::{os::unix::fs::FileExt as _, path::Path};
 
 use super::*;
 use crate::kept::STEP;
@@ -9,16 +9,18 @@ fn hashed(rig: &Rig, reference: &str) -> Option<records::ingests::Hashed> {
     records::ingests::get(&rig.meta.read().unwrap(), &rig.ns, reference).unwrap().hashed
 }
 
-fn ingest_file(rig: &Rig, reference: &str) -> fs::File {
+fn ingest_path(rig: &Rig, reference: &str) -> PathBuf {
     let id = records::ingests::get(&rig.meta.read().unwrap(), &rig.ns, reference).unwrap().id;
-    let path = rig.dir.path().join("content/ingest").join(id.to_string());
+    rig.dir.path().join("content/ingest").join(id.to_string())
+}
+
+fn file(path: &Path) -> fs::File {
     fs::File::options().read(true).write(true).open(path).unwrap()
 }
 
 /// The first byte becomes another: who hashes it anew finds that out.
-fn alter(rig: &Rig, reference: &str) {
-    let file = ingest_file(rig, reference);
-    let mut byte = [0];
+fn alter(path: &Path) {
+    let (file, mut byte) = (file(path), [0]);
     file.read_exact_at(&mut byte, 0).unwrap();
     file.write_all_at(&[!byte[0]], 0).unwrap();
 }
@@ -37,12 +39,13 @@ fn what_was_hashed_before_a_crash_is_not_hashed_again() {
             // What came since is hashed again.
             ingest.append(&data[200_000..250_000]).unwrap();
             drop(ingest);
-            rig = rig.restart(|rig| alter(rig, &reference)).await;
+            let path = ingest_path(&rig, &reference);
+            rig = rig.restart(|_| alter(&path)).await;
             let mut ingest = rig.content.ingest(&rig.auth, &rig.ns, opened).await.unwrap();
             assert_eq!(ingest.offset(), 250_000);
             let right = ingest.digest_so_far() == Digest::of(algorithm, &data[..250_000]);
             assert_eq!(right, kept, "{algorithm:?}: the byte that became another is read, or isn't");
-            alter(&rig, &reference);
+            alter(&path);
             if !kept {
                 ingest.truncate().unwrap();
                 ingest.append(&data[..250_000]).unwrap();
@@ -117,7 +120,8 @@ fn what_became_something_else_is_never_gone_on_with() {
         ingest.append(&first).unwrap();
         ingest.sync().unwrap();
         drop(ingest);
-        rig = rig.restart(|rig| ingest_file(rig, "short").set_len(10).unwrap()).await;
+        let path = ingest_path(&rig, "short");
+        rig = rig.restart(|_| file(&path).set_len(10).unwrap()).await;
         let mut ingest = rig.open("short").await.unwrap();
         assert_eq!((ingest.offset(), ingest.digest_so_far()), (10, sha(&first[..10])));
         assert_eq!(hashed(&rig, "short"), None, "it may become as long again");
