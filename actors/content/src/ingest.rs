@@ -14,6 +14,7 @@ use cofferdam_types::{
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use crate::{
+    ahead,
     commit::Commit,
     held::Guard,
     store::{RefKey, Store},
@@ -54,6 +55,8 @@ pub struct Ingest {
     algorithm: Algorithm,
     digester: Digester,
     offset: u64,
+    /// See [`Ingest::left`].
+    pub(crate) left: Vec<(u64, u64)>,
     started: Timestamp,
     /// Of one that came through grants of which one bounds the disk: who they are, and how far it was asked about.
     pub(crate) asked: Option<(Arc<[GrantId]>, u64)>,
@@ -74,27 +77,29 @@ pub struct IngestOptions {
     pub expected: Option<Digest>,
     /// What hashes it, unless `expected` says.
     pub algorithm: Algorithm,
+    /// What an earlier writer left is not hashed at once: it is for [`Ingest::recover`].
+    pub unread: bool,
 }
 
 impl IngestOptions {
     /// An ingest under `reference` of which nothing is known.
     pub fn new(reference: Name) -> IngestOptions {
-        IngestOptions { reference, total: None, expected: None, algorithm: Algorithm::Sha256 }
+        IngestOptions { reference, total: None, expected: None, algorithm: Algorithm::Sha256, unread: false }
     }
 }
 
 impl Ingest {
-    /// Takes over what the file holds, by hashing it again.
+    /// Takes over what the file holds, by hashing it again, now or later.
     pub(crate) fn open(
         store: Arc<Store>,
         namespace: Namespace,
         origin: Origin,
         name: String,
-        options: (Option<u64>, Option<Digest>, Algorithm),
+        options: (Option<u64>, Option<Digest>, Algorithm, bool),
         started: Timestamp,
         held: Guard<RefKey>,
     ) -> Result<Ingest> {
-        let (total, expected, algorithm) = options;
+        let (total, expected, algorithm, unread) = options;
         let algorithm = expected.as_ref().map_or(algorithm, Digest::algorithm);
         let mut ingest = Ingest {
             file: store.files.ingest(&name)?,
@@ -107,13 +112,34 @@ impl Ingest {
             algorithm,
             digester: Digester::new(algorithm),
             offset: 0,
+            left: Vec::new(),
             started,
             asked: None,
             done: false,
             _held: held,
         };
-        ingest.rehash()?;
+        ingest.look(unread)?;
+        if !unread {
+            ingest.rehash()?;
+        }
         Ok(ingest)
+    }
+
+    /// Finds out what is there. Who goes on at the end of it makes no use of what lies behind a hole.
+    fn look(&mut self, unread: bool) -> Result<()> {
+        let (left, length) = ahead::written(&self.file).map_err(|e| self.fault("resume", &e))?;
+        let end = match (unread, left.first()) {
+            (true, _) => self.total.map_or(length, |total| length.min(total)),
+            (false, Some((0, end))) => *end,
+            (false, _) => 0,
+        };
+        if end < length {
+            self.file.set_len(end).map_err(|e| self.fault("resume", &e))?;
+        }
+        if unread {
+            self.left = left.into_iter().map(|(from, to)| (from, to.min(end))).filter(|(from, to)| from < to).collect();
+        }
+        Ok(())
     }
 
     fn rehash(&mut self) -> Result<()> {
@@ -126,9 +152,14 @@ impl Ingest {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(self.fault("resume", &error)),
             };
-            self.digester.update(&buffer[..count]);
-            self.offset += count as u64;
+            self.pass(&buffer[..count]);
         }
+    }
+
+    /// These were the next.
+    pub(crate) fn pass(&mut self, bytes: &[u8]) {
+        self.digester.update(bytes);
+        self.offset += bytes.len() as u64;
     }
 
     /// The ref; `None` for one that can't be resumed.
@@ -192,8 +223,7 @@ impl Ingest {
             let _ = self.file.set_len(self.offset);
             return Err(self.fault("write", &error));
         }
-        self.digester.update(bytes);
-        self.offset = end;
+        self.pass(bytes);
         Ok(())
     }
 
@@ -202,6 +232,7 @@ impl Ingest {
         self.file.set_len(0).map_err(|e| self.fault("truncate", &e))?;
         self.digester = Digester::new(self.algorithm);
         self.offset = 0;
+        self.left = Vec::new();
         Ok(())
     }
 

@@ -91,7 +91,7 @@ impl Store {
 
     /// Opens an ingest, or takes up what another writer left under the ref.
     pub(crate) fn open(self: &Arc<Store>, auth: &Authority, ns: &Namespace, options: IngestOptions) -> Result<Ingest> {
-        let IngestOptions { reference, total, expected, algorithm } = options;
+        let IngestOptions { reference, total, expected, algorithm, unread } = options;
         let held = self.hold_ref(ns, &reference)?;
         let view = self.meta.read()?;
         records::namespaces::require(&view, ns)?;
@@ -112,7 +112,7 @@ impl Store {
         let origin = Origin::Recorded { reference: reference.clone(), id: record.id };
         let bounded = records::grants::bounds_disk(&view, &record.made_by)?;
         let asked = bounded.then(|| Arc::<[GrantId]>::from(record.made_by.as_slice()));
-        let options = (record.total, record.expected, algorithm);
+        let options = (record.total, record.expected, algorithm, unread);
         let opened = Ingest::open(
             self.clone(),
             ns.clone(),
@@ -180,7 +180,7 @@ impl Store {
             }
         };
         self.files.remove_ingest(&name)?;
-        let options = (None, None, algorithm);
+        let options = (None, None, algorithm, false);
         Ingest::open(self.clone(), ns.clone(), Origin::Scratch, name, options, Timestamp::now(), held)
     }
 

@@ -31,7 +31,7 @@ mod property;
 mod reference;
 
 pub use actor::DiffActor;
-pub use handle::{Created, Diff, LayerFeed, Pending};
+pub use handle::{Created, Diff, LayerFeed, Pending, Room};
 pub use list::{Change, ChangeKind, Listing};
 pub use messages::{Extracted, Rung};
 pub use pack::{Word, pack, pack_as};
