@@ -31,6 +31,7 @@ mod property;
 mod reference;
 
 pub use actor::DiffActor;
+pub use cofferdam_archive::Budget;
 pub use handle::{Created, Diff, LayerFeed, Pending, Room};
 pub use list::{Change, ChangeKind, Listing};
 pub use messages::{Extracted, Rung};
