@@ -3,12 +3,7 @@
 //!
 //! No record says which places were written: the file's holes do. So what was there when a daemon died is found by the next.
 
-use std::{
-    fs::File,
-    io,
-    os::unix::fs::FileExt,
-    sync::Arc,
-};
+use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc};
 
 use cofferdam_types::{Error, Result};
 use nix::{

@@ -211,7 +211,8 @@ fn what_was_written_ahead_is_found_by_the_next() {
         drop((ingest, ahead));
         rig = rig.restart(|_| ()).await;
         // Who makes no use of it has the beginning alone.
-        let ingest = rig.content.ingest(&rig.auth, &rig.ns, IngestOptions { unread: true, ..opened.clone() }).await.unwrap();
+        let ingest =
+            rig.content.ingest(&rig.auth, &rig.ns, IngestOptions { unread: true, ..opened.clone() }).await.unwrap();
         let [(0, first), (2_097_152, 3_145_728)] = ingest.left()[..] else { panic!("{:?}", ingest.left()) };
         assert!((100_000..=300_000).contains(&first), "{first}");
         drop(ingest);

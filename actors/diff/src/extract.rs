@@ -203,9 +203,15 @@ mod tests {
             assert_eq!(error.code, Code::DataLoss);
             assert!(error.message.contains(&diff_id.to_string()) && error.message.contains(&other.to_string()));
         }
-        assert_eq!(verify(&gzip[..gzip.len() - 9], &layer(&gzip), &diff_id, &Limits::default(), &go).unwrap_err().code, Code::DataLoss);
+        assert_eq!(
+            verify(&gzip[..gzip.len() - 9], &layer(&gzip), &diff_id, &Limits::default(), &go).unwrap_err().code,
+            Code::DataLoss
+        );
         let stop = AtomicBool::new(true);
-        assert_eq!(verify(&tar[..], &layer(&tar), &diff_id, &Limits::default(), &stop).unwrap_err().code, Code::Cancelled);
+        assert_eq!(
+            verify(&tar[..], &layer(&tar), &diff_id, &Limits::default(), &stop).unwrap_err().code,
+            Code::Cancelled
+        );
     }
 
     #[test]

@@ -80,7 +80,8 @@ impl Chooser {
         let question = Question { descriptor: descriptor.clone(), depth, answer };
         // There is one question at a time: the only one before this was answered, or ended the job.
         self.ask.try_send(question).map_err(|_| gone())?;
-        self.wait(&answered, word, &descriptor.digest.to_string()).and_then(|answer| answer.unwrap_or_else(|| Err(gone())))
+        self.wait(&answered, word, &descriptor.digest.to_string())
+            .and_then(|answer| answer.unwrap_or_else(|| Err(gone())))
     }
 
     fn wait(&self, answered: &Receiver<Result<Verdict>>, word: &Cancel, what: &str) -> Result<Option<Result<Verdict>>> {

@@ -82,7 +82,8 @@ impl Walk<'_> {
         let bytes = self.library.document(one)?;
         self.bytes += bytes.len();
         if self.selection.pages.len() >= MAX_DOCUMENTS || self.bytes > MAX_BYTES {
-            let why = format!("leads to more than {MAX_DOCUMENTS} documents or {MAX_BYTES} bytes of them: name platforms");
+            let why =
+                format!("leads to more than {MAX_DOCUMENTS} documents or {MAX_BYTES} bytes of them: name platforms");
             return Err(Error::resource_exhausted("document", &one.digest, why));
         }
         let read = if config { None } else { Some(document(one, &bytes)?) };
@@ -142,7 +143,9 @@ impl Library for Cached<'_> {
 impl Library for Selection {
     fn document(&self, descriptor: &Descriptor) -> Result<Vec<u8>> {
         let found = self.pages.iter().find(|(page, _)| page.digest == descriptor.digest);
-        found.map(|(_, bytes)| bytes.clone()).ok_or_else(|| Error::not_found("document", &descriptor.digest, "was left out"))
+        found
+            .map(|(_, bytes)| bytes.clone())
+            .ok_or_else(|| Error::not_found("document", &descriptor.digest, "was left out"))
     }
 }
 
@@ -175,10 +178,8 @@ mod tests {
             let config = self.put(media::OCI_CONFIG, &json!({"os": "linux", "architecture": arch}));
             let layer = Descriptor::new(media::OCI_LAYER, Digest::of(Algorithm::Sha256, arch.as_bytes()), 7);
             let base = Descriptor::new(media::OCI_LAYER, Digest::of(Algorithm::Sha256, b"base"), 9);
-            let mut image = self.put(
-                media::OCI_MANIFEST,
-                &json!({"schemaVersion": 2, "config": config, "layers": [base, layer]}),
-            );
+            let mut image =
+                self.put(media::OCI_MANIFEST, &json!({"schemaVersion": 2, "config": config, "layers": [base, layer]}));
             image["platform"] = json!({"os": "linux", "architecture": arch});
             image
         }

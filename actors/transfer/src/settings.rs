@@ -73,7 +73,9 @@ mod tests {
         settings.set("zstd_window=256M").unwrap();
         let want = Settings { rate: 5 << 20, idle: Duration::from_secs(7), memory: 64 << 20, zstd_window: 256 << 20 };
         assert_eq!(settings, want);
-        for (wrong, id) in [("idle=9,rate=fast", "rate"), ("idle=0", "idle"), ("memory=1M", "memory"), ("speed=1", "speed"), ("", "")] {
+        for (wrong, id) in
+            [("idle=9,rate=fast", "rate"), ("idle=0", "idle"), ("memory=1M", "memory"), ("speed=1", "speed"), ("", "")]
+        {
             assert_eq!(settings.set(wrong).unwrap_err().id, id, "{wrong}");
         }
         assert_eq!(settings, want, "what is wrong changes nothing");

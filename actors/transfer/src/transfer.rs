@@ -17,9 +17,9 @@ use cofferdam_tasks::Tasks;
 use cofferdam_types::{Authority, Error, Id, Name, Namespace, Platform, Result};
 
 use crate::{
-    CheckpointOptions, Chooser, CommitOptions, Endpoint, ExportOptions, Job, PushOptions, Reference, RootfsConfig, Settings,
-    Source, actor::TransferActor, checkpoint, commit, export, flights::Flights, import, job::Jobs, messages::Begin, pull,
-    push, rate::Rate,
+    CheckpointOptions, Chooser, CommitOptions, Endpoint, ExportOptions, Job, PushOptions, Reference, RootfsConfig,
+    Settings, Source, actor::TransferActor, checkpoint, commit, export, flights::Flights, import, job::Jobs,
+    messages::Begin, pull, push, rate::Rate,
 };
 
 /// Jobs at once, and how many more may wait. Some may wait for registries that don't answer.
@@ -132,7 +132,9 @@ impl Transfer {
         options.reference.target()?;
         let most = self.core.settings.zstd_window;
         if options.zstd_window > most {
-            let why = format!("asks for a zstd window of more than the {most} bytes that this daemon allows (--pull zstd_window=)");
+            let why = format!(
+                "asks for a zstd window of more than the {most} bytes that this daemon allows (--pull zstd_window=)"
+            );
             return Err(Error::invalid("pull", &options.reference, why));
         }
         let subject = options.reference.to_string();

@@ -243,11 +243,7 @@ pub enum Verdict {
 struct Choosing<F>(F);
 
 impl<F: AsyncFn(Descriptor, u16) -> Result<Verdict> + 'static> chooser::Server for Choosing<F> {
-    async fn look(
-        self: Rc<Self>,
-        params: chooser::LookParams,
-        mut results: chooser::LookResults,
-    ) -> capnp::Result<()> {
+    async fn look(self: Rc<Self>, params: chooser::LookParams, mut results: chooser::LookResults) -> capnp::Result<()> {
         let params = params.get()?;
         let asked = descriptor(params.get_descriptor()?).map_err(to_rpc)?;
         let verdict = (self.0)(asked, params.get_depth()).await.map_err(to_rpc)?;

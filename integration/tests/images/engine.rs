@@ -226,7 +226,10 @@ fn all_platforms_or_some_and_the_hosts_is_unpacked() {
             assert_eq!((here, open), (name == arch() || name == others[0], name == arch()), "{name}");
         }
         let before = world.holdings().await;
-        let none = PullOptions { platforms: vec!["linux/s390x".into()], ..PullOptions { all_platforms: false, ..all.clone() } };
+        let none = PullOptions {
+            platforms: vec!["linux/s390x".into()],
+            ..PullOptions { all_platforms: false, ..all.clone() }
+        };
         world.refused("no such platform", &before, world.pull_with(none), Code::NotFound, "s390x").await;
 
         // Only fetched.
@@ -285,10 +288,7 @@ fn a_client_chooses_what_is_fetched() {
         world.refused("an error", &before, fails, Code::Denied, "not today").await;
         let began = Instant::now();
         let hangs = images.fetch(&options, async |_, _| std::future::pending().await);
-        until_async("it was asked", async || {
-            (hangs.info().await.unwrap().stage == "resolving").then_some(())
-        })
-        .await;
+        until_async("it was asked", async || (hangs.info().await.unwrap().stage == "resolving").then_some(())).await;
         unpacked(&world, world.pull(&proxy.reference("picture"))).await;
         assert!(began.elapsed() < Duration::from_secs(9), "another pull didn't wait for it");
         let error = hangs.wait().await.unwrap_err();
@@ -298,9 +298,10 @@ fn a_client_chooses_what_is_fetched() {
 
         // One that goes away.
         let other = world.daemon.client().await;
-        let leaving = other.namespace(world.daemon.namespace()).images().fetch(&options, async |_, _| {
-            std::future::pending().await
-        });
+        let leaving = other
+            .namespace(world.daemon.namespace())
+            .images()
+            .fetch(&options, async |_, _| std::future::pending().await);
         let id = leaving.info().await.unwrap().id;
         drop((leaving, other));
         let job = world.ns.jobs().get(&id);
@@ -352,7 +353,8 @@ fn memory_has_a_bound_whatever_is_pulled() {
         registry.push(dir.path(), &["large", "w1", "w2", "w3", "w4"]);
         let proxy = Faults::before(registry.host());
         let world = World::start().await;
-        let jobs: Vec<_> = ["large", "w1", "w2", "w3", "w4", "large"].map(|name| world.pull(&proxy.reference(name))).into();
+        let jobs: Vec<_> =
+            ["large", "w1", "w2", "w3", "w4", "large"].map(|name| world.pull(&proxy.reference(name))).into();
         for job in jobs {
             unpacked(&world, job).await;
         }
@@ -375,8 +377,12 @@ fn any_client_follows_a_job_and_its_end() {
         let id = job.info().await.unwrap().id;
         let listed = String::from_utf8(world.daemon.coffer(&["job", "ls"]).stdout).unwrap();
         assert!(listed.contains("running: pulling") && listed.contains(&proxy.reference("picture")), "{listed}");
-        let watching = world.daemon.command().args(["job", "watch", &id]).stdout(std::process::Stdio::piped()).spawn().unwrap();
-        until_async("it watches", async || (world.client.system().status().await.unwrap().connections > 1).then_some(())).await;
+        let watching =
+            world.daemon.command().args(["job", "watch", &id]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+        until_async("it watches", async || {
+            (world.client.system().status().await.unwrap().connections > 1).then_some(())
+        })
+        .await;
         proxy.let_go();
         job.wait().await.unwrap();
         let said = watching.wait_with_output().unwrap();
@@ -392,7 +398,8 @@ fn any_client_follows_a_job_and_its_end() {
         let job = world.pull(&proxy.reference("picture"));
         under_way(&job, MIB).await;
         let id = job.info().await.unwrap().id;
-        let watching = world.daemon.command().args(["job", "watch", &id]).stderr(std::process::Stdio::piped()).spawn().unwrap();
+        let watching =
+            world.daemon.command().args(["job", "watch", &id]).stderr(std::process::Stdio::piped()).spawn().unwrap();
         assert!(world.daemon.coffer(&["job", "cancel", &id]).status.success());
         assert_eq!(job.wait().await.unwrap_err().code, Code::Cancelled);
         let said = watching.wait_with_output().unwrap();

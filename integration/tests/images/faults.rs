@@ -77,7 +77,8 @@ impl Rig {
                 self.world.refused(what, &self.before, job, code, word).await;
             }
             End::Here(_) | End::Again => {
-                let names = job.wait().await.unwrap_or_else(|error| panic!("{what}: {error}\n{:#?}", self.proxy.asked()));
+                let names =
+                    job.wait().await.unwrap_or_else(|error| panic!("{what}: {error}\n{:#?}", self.proxy.asked()));
                 assert!(self.world.ns.images().get(&names[0]).detail("").await.unwrap().unpacked, "{what}");
                 let sent = self.proxy.sent(&digest);
                 assert!(sent >= size, "{what}: {sent} of {size}");
@@ -151,7 +152,11 @@ fn a_pull_ends_right_or_with_its_error_whatever_the_network_does() {
             ("no HTTP", on(EACH, Fault::Garbage), Fails(Code::Unavailable, "")),
             ("a header without end", on(EACH, Fault::SlowHeader), Fails(Code::Unavailable, "too slow")),
             ("the manifest once", manifest("HEAD", 1, busy(503, "0")), Here(0)),
-            ("the manifest each time", manifest("GET", EACH, Fault::Status(502, Vec::new())), Fails(Code::Unavailable, "502")),
+            (
+                "the manifest each time",
+                manifest("GET", EACH, Fault::Status(502, Vec::new())),
+                Fails(Code::Unavailable, "502"),
+            ),
             ("half of a manifest", manifest("GET", EACH, Fault::Cut(20)), Fails(Code::Unavailable, "manifest")),
             ("a name without end", manifest("HEAD", EACH, Fault::SlowHeader), Fails(Code::Unavailable, "too slow")),
         ];
@@ -222,14 +227,19 @@ fn a_push_goes_on_where_the_registry_is() {
         let image = rig.world.ns.images().get(&name);
         let before = rig.world.holdings().await;
         let size = picture.layers[0].len() as u64;
-        for (what, chunk, code) in [("whole", 0, None), ("pieces", 4 * MIB, None), ("never", 4 * MIB, Some(Code::Unavailable))] {
+        for (what, chunk, code) in
+            [("whole", 0, None), ("pieces", 4 * MIB, None), ("never", 4 * MIB, Some(Code::Unavailable))]
+        {
             let never = code.is_some();
             rig.proxy.rule(move |asked| {
                 let sends = matches!(asked.method.as_str(), "PUT" | "PATCH") && asked.path.contains("/blobs/uploads/");
                 (sends && (never || asked.times < 1)).then_some(Fault::CutRequest(MIB))
             });
-            let options =
-                PushOptions { reference: rig.proxy.reference(&format!("copy/{what}:1")), chunk, ..PushOptions::default() };
+            let options = PushOptions {
+                reference: rig.proxy.reference(&format!("copy/{what}:1")),
+                chunk,
+                ..PushOptions::default()
+            };
             let job = image.push(&options);
             match code {
                 Some(code) => {

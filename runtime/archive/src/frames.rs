@@ -68,8 +68,9 @@ impl<'a, R: BufRead> Frames<'a, R> {
     fn hold(&mut self, window: u64) -> Result<()> {
         if window > self.most {
             let (mib, most) = (window.div_ceil(1 << 20), self.most >> 20);
-            let why =
-                format!("its zstd window of {mib} MiB is more than the {most} MiB that are allowed: allow more by name");
+            let why = format!(
+                "its zstd window of {mib} MiB is more than the {most} MiB that are allowed: allow more by name"
+            );
             return Err(exhausted(b"", why));
         }
         // First the smaller one back: who holds some and waits for more could wait for himself.
@@ -114,7 +115,8 @@ impl<R: BufRead> Read for Frames<'_, R> {
 
 /// The window that a frame's header asks for, as far as it is one: what isn't is for the decoder to refuse.
 fn window(head: &[u8]) -> u64 {
-    let Some((MAGIC, [descriptor, rest @ ..])) = head.split_first_chunk::<4>().map(|(magic, rest)| (*magic, rest)) else {
+    let Some((MAGIC, [descriptor, rest @ ..])) = head.split_first_chunk::<4>().map(|(magic, rest)| (*magic, rest))
+    else {
         return 0;
     };
     let single = descriptor & 0x20 != 0;

@@ -75,7 +75,16 @@ pub(super) struct Ask<'a> {
 impl Ask<'_> {
     /// A question that needs no more.
     pub fn of(method: Method, uri: Uri) -> Self {
-        Ask { method, uri, accept: None, range: None, until: None, ours: true, body_within: None, content: Content::None }
+        Ask {
+            method,
+            uri,
+            accept: None,
+            range: None,
+            until: None,
+            ours: true,
+            body_within: None,
+            content: Content::None,
+        }
     }
 }
 

@@ -21,7 +21,12 @@ pub static PULL: Command = Command {
     about: "get an image from a registry",
     positionals: &[Positional { name: "REFERENCE", times: Times::Once }],
     flags: &[
-        many("platform", None, "OS/ARCH[/VARIANT]", "other than the host's; of several the host's is unpacked, or the first"),
+        many(
+            "platform",
+            None,
+            "OS/ARCH[/VARIANT]",
+            "other than the host's; of several the host's is unpacked, or the first",
+        ),
         switch("all-platforms", None, "fetch all that there are, and unpack the host's"),
         value("user", Some('u'), "NAME", "for registries that ask; the password comes from COFFER_PASSWORD"),
         value("ca", None, "FILE", "certificates (PEM) to trust besides the host's"),

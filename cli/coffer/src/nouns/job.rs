@@ -79,7 +79,8 @@ async fn watch(cx: Cx) -> Result<i32, Failure> {
         return Ok(0);
     }
     let mut told = Ok(());
-    let ended = job.follow(EVERY, |info| told = std::mem::replace(&mut told, Ok(())).and_then(|()| cx.document(info))).await;
+    let ended =
+        job.follow(EVERY, |info| told = std::mem::replace(&mut told, Ok(())).and_then(|()| cx.document(info))).await;
     told?;
     ended?;
     Ok(0)
