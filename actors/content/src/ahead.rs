@@ -69,7 +69,7 @@ pub(crate) fn written(file: &File) -> io::Result<(Vec<(u64, u64)>, u64)> {
             Ok(place) => Ok(Some(u64::try_from(place).unwrap_or(0))),
             Err(Errno::ENXIO) => Ok(None),
             // A file system that has no holes.
-            Err(Errno::EINVAL | Errno::EOPNOTSUPP) if whence == Whence::SeekData => Ok(Some(from)),
+            Err(Errno::EINVAL | Errno::EOPNOTSUPP) if matches!(whence, Whence::SeekData) => Ok(Some(from)),
             Err(Errno::EINVAL | Errno::EOPNOTSUPP) => Ok(Some(length)),
             Err(e) => Err(io::Error::from(e)),
         };
