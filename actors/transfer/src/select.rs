@@ -74,8 +74,9 @@ impl Walk<'_> {
                 return Ok(());
             }
         }
-        let kind = media::kind(&one.media_type);
-        if !matches!(kind, media::Kind::Manifest | media::Kind::Index) && !(config && one.size <= MAX_MANIFEST) {
+        let document_like = matches!(media::kind(&one.media_type), media::Kind::Manifest | media::Kind::Index);
+        let small = config && one.size <= MAX_MANIFEST;
+        if !document_like && !small {
             self.selection.blobs.push(one.clone());
             return Ok(());
         }
