@@ -110,8 +110,8 @@ impl Daemon {
         let content = Content::start(&kernel, TABLE.content, metadata.clone(), dir(&config.root.join("content"))?)?;
         let snapshots = Snapshots::start(&kernel, TABLE.snapshots, metadata.clone(), &config.root, config.snapshots)?;
         let budget = Budget::new(config.pulls.memory);
-        let room = Room { budget: budget.clone(), most_window: config.pulls.zstd_window };
-        let diff = Diff::start(&kernel, TABLE.diff, content.clone(), room);
+        let inflating = Room { budget: budget.clone(), most_window: config.pulls.zstd_window };
+        let diff = Diff::start(&kernel, TABLE.diff, content.clone(), inflating);
         let images =
             Images::start(&kernel, TABLE.images, metadata.clone(), content.clone(), snapshots.clone(), diff.clone());
         let networks = cofferdam_networks::Config {
