@@ -5,6 +5,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 use cofferdam_gc::Settings as Gc;
 use cofferdam_net::Plugins;
 use cofferdam_snapshots::Settings;
+use cofferdam_transfer::Settings as Pulls;
 use cofferdam_types::{Error, Result};
 
 /// The command line, in full: an appliance fills this in itself.
@@ -28,6 +29,8 @@ pub struct Config {
     pub gc: Gc,
     /// How much time is between two passes over all blobs; zero: there are none.
     pub scrub: Duration,
+    /// What pulls are held to.
+    pub pulls: Pulls,
     /// What all snapshot drivers are held to.
     pub snapshots: Settings,
     /// What is logged, as tracing-subscriber's `EnvFilter` reads it.
@@ -59,7 +62,7 @@ cofferd: the container daemon
 
 Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--criu FILE] [--connections NUMBER] [--journal SOCKET]
                [--cni-config DIR] [--cni-plugins DIR[:DIR]...] [--cni-timeout SECONDS] [--scrub SECONDS]
-               [--gc KEY=VALUE[,...]]... [--verity] [--rebuild] [--log FILTER]
+               [--gc KEY=VALUE[,...]]... [--pull KEY=VALUE[,...]]... [--verity] [--rebuild] [--log FILTER]
 
   --root DIR            what must last (default /var/lib/cofferdam)
   --state DIR           what ends with a reboot, and the socket cofferd.sock (default /run/cofferdam)
@@ -80,6 +83,10 @@ Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--criu FILE] [--connect
                         written). 0 turns one off; docs/gc.md says more
   --scrub SECONDS       how much time goes by between two passes that compare all blobs with their digests, and unpacked layers
                         with their blobs (default 604800, a week); 0: there are none
+  --pull KEY=VALUE      what pulls are held to; several with a comma between them: rate (0: bytes a second of all of them together, such as
+                        20M; 0 is no limit), idle (30: seconds after which a layer that brings nothing is given up), memory (44M: what
+                        layers on their way hold together, beside a little for each) and zstd_window (128M: the largest window that a
+                        pull may ask for; without asking it has 32M)
   --verity              seal each layer by fs-verity when it is committed, or refuse it: only the snapshot driver erofs can, which is
                         the default then; it takes a kernel and a file system that have it; docs/snapshots.md says more
   --rebuild             serve nobody, but make a new meta.redb from what is readable in a damaged one and from what lies on
@@ -121,6 +128,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
         },
         gc: Gc::default(),
         scrub: Duration::from_secs(7 * 24 * 3600),
+        pulls: Pulls::default(),
         snapshots: Settings::default(),
         log: std::env::var("COFFERD_LOG").unwrap_or_else(|_| "warn".into()),
     };
@@ -163,6 +171,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
                 let wrong = || Error::invalid("option", "--scrub", "needs a number of seconds; 0 is never");
                 config.scrub = Duration::from_secs(value()?.to_string_lossy().parse().map_err(|_| wrong())?);
             }
+            "--pull" => config.pulls.set(&value()?.to_string_lossy())?,
             "--verity" if inline.is_none() => config.snapshots.verity = true,
             "--log" => config.log = value()?.to_string_lossy().into_owned(),
             "--rebuild" => rebuild = true,
@@ -226,6 +235,14 @@ mod tests {
             assert_eq!(config.scrub, Duration::from_secs(seconds), "{line}");
         }
         assert_eq!(words("--scrub often").unwrap_err().id, "--scrub");
+    }
+
+    #[test]
+    fn pulls_are_held_to_something() {
+        let Command::Run(config) = words("--pull rate=1M,idle=5 --pull=memory=32M").unwrap() else { panic!("a run") };
+        assert_eq!((config.pulls.rate, config.pulls.idle), (1 << 20, Duration::from_secs(5)));
+        assert_eq!((config.pulls.memory, config.pulls.zstd_window), (32 << 20, 128 << 20));
+        assert_eq!(words("--pull nonsense=1").unwrap_err().id, "nonsense");
     }
 
     #[test]

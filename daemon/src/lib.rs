@@ -27,7 +27,7 @@ use std::{
 
 use cofferdam_audit::Audit;
 use cofferdam_content::Content;
-use cofferdam_diff::Diff;
+use cofferdam_diff::{Budget, Diff, Room};
 use cofferdam_events::Events;
 use cofferdam_gc::Gc;
 use cofferdam_grants::Grants;
@@ -109,7 +109,9 @@ impl Daemon {
         )?;
         let content = Content::start(&kernel, TABLE.content, metadata.clone(), dir(&config.root.join("content"))?)?;
         let snapshots = Snapshots::start(&kernel, TABLE.snapshots, metadata.clone(), &config.root, config.snapshots)?;
-        let diff = Diff::start(&kernel, TABLE.diff, content.clone());
+        let budget = Budget::new(config.pulls.memory);
+        let inflating = Room { budget: budget.clone(), most_window: config.pulls.zstd_window };
+        let diff = Diff::start(&kernel, TABLE.diff, content.clone(), inflating);
         let images =
             Images::start(&kernel, TABLE.images, metadata.clone(), content.clone(), snapshots.clone(), diff.clone());
         let networks = cofferdam_networks::Config {
@@ -135,7 +137,15 @@ impl Daemon {
             grants: grants.clone(),
         };
         let tasks = Tasks::start(&kernel, TABLE.tasks, deps)?;
-        let transfer = Transfer::start(&kernel, TABLE.transfer, metadata.clone(), content.clone(), images.clone());
+        let transfer = Transfer::start(
+            &kernel,
+            TABLE.transfer,
+            metadata.clone(),
+            content.clone(),
+            images.clone(),
+            config.pulls.clone(),
+            budget,
+        );
         let gc = Gc::start(
             &kernel,
             TABLE.gc,

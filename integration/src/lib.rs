@@ -8,6 +8,7 @@
 
 mod daemon;
 mod disk;
+mod faults;
 mod files;
 mod leftovers;
 mod platter;
@@ -18,6 +19,7 @@ mod wait;
 
 pub use daemon::{BUSYBOX, Daemon};
 pub use disk::{Mounted, Powered, btrfs_disk, fill, small_disk, small_disk_with, small_state};
+pub use faults::{Asked, Fault, Faults};
 pub use files::{binary, clients, criu, images};
 pub use leftovers::{Leftovers, all_processes, cgroups, descriptors, processes};
 pub use platter::{Image, Platter, Record};

@@ -8,15 +8,16 @@
 //! - [`Transfer::checkpoint`] makes an image of a running container, [`Transfer::commit`] one of the files that were
 //!   changed in it, and [`Transfer::export`] an archive of an image.
 //! - A layer streams once: from the network or the archive into an ingest, hashed, and in the same pass into its tree.
-//!   Layers go side by side. What is there already is not fetched; what another job of the namespace is fetching is
-//!   waited for.
+//!   Layers go side by side, and of large ones parts, where it is the network that is waited for. What is there already is
+//!   not fetched; what another job of the namespace is fetching from the same repository is waited for.
 //! - Blobs become durable and visible together, then trees, then the name. A job that fails leaves nothing behind; one
-//!   whose daemon died leaves ingests that the next pull resumes.
+//!   whose daemon died or was ended leaves ingests that the next pull resumes.
 //! - [`registry`]: the client. Blocking, on the job's threads; a cancelled job closes its sockets.
 //! - [`Reference`] is the strict grammar of names, [`normalize`] the operator's shorthand.
 
 mod actor;
 mod amend;
+mod ask;
 mod cancel;
 mod checkpoint;
 mod choose;
@@ -28,14 +29,19 @@ mod gather;
 mod import;
 mod job;
 mod land;
+mod lanes;
 pub mod messages;
+mod parts;
 mod plan;
 mod progress;
 mod pull;
 mod push;
+mod rate;
 mod reference;
 pub mod registry;
 mod rootfs;
+mod select;
+mod settings;
 mod source;
 #[cfg(test)]
 mod testing;
@@ -45,6 +51,7 @@ mod transfer;
 
 pub use actor::TransferActor;
 pub use amend::ConfigChange;
+pub use ask::{Chooser, Question, Questions, Verdict};
 pub use cancel::Cancel;
 pub use checkpoint::CheckpointOptions;
 pub use commit::CommitOptions;
@@ -56,5 +63,6 @@ pub use push::PushOptions;
 pub use reference::{Reference, Target, normalize};
 pub use registry::{Credentials, Endpoint, Limits};
 pub use rootfs::RootfsConfig;
+pub use settings::Settings;
 pub use source::Source;
 pub use transfer::{ImportOptions, PullOptions, RootfsOptions, Transfer};

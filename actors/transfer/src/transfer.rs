@@ -1,21 +1,29 @@
 //! The handle that the layer above holds, and what all jobs share.
 
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::{
+    os::fd::OwnedFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
+use cofferdam_archive::Budget;
 use cofferdam_content::Content;
 use cofferdam_images::Images;
 use cofferdam_kernel::{Kernel, Placement, Pool, Slot, SlotConfig};
 use cofferdam_metadata::{Metadata, records::namespaces};
 use cofferdam_tasks::Tasks;
-use cofferdam_types::{Authority, Id, Name, Namespace, Platform, Result};
+use cofferdam_types::{Authority, Error, Id, Name, Namespace, Platform, Result};
 
 use crate::{
-    CheckpointOptions, CommitOptions, Endpoint, ExportOptions, Job, PushOptions, Reference, RootfsConfig, Source,
-    actor::TransferActor, checkpoint, commit, export, flights::Flights, import, job::Jobs, messages::Begin, pull, push,
+    CheckpointOptions, Chooser, CommitOptions, Endpoint, ExportOptions, Job, PushOptions, Reference, RootfsConfig,
+    Settings, Source, actor::TransferActor, checkpoint, commit, export, flights::Flights, import, job::Jobs,
+    messages::Begin, pull, push, rate::Rate,
 };
 
-/// Jobs at once, and how many more may wait.
-const JOBS: usize = 4;
+/// Jobs at once, and how many more may wait. Some may wait for registries that don't answer.
+const JOBS: usize = 8;
 const QUEUE: usize = 64;
 
 /// What to pull.
@@ -23,12 +31,22 @@ const QUEUE: usize = 64;
 pub struct PullOptions {
     /// The name, in full (see [`crate::normalize`]).
     pub reference: Reference,
-    /// The platform to take from an index.
+    /// The platform to take from an index, and to unpack.
     pub platform: Platform,
+    /// These are fetched too.
+    pub platforms: Vec<Platform>,
+    /// All are fetched; the one for `platform`, if there is one, is unpacked.
+    pub all_platforms: bool,
     /// How to speak to the registry.
     pub endpoint: Endpoint,
     /// The snapshot driver to unpack with; `None` only fetches.
     pub driver: Option<String>,
+    /// Bytes in a second; 0: no limit but that of all pulls.
+    pub rate: u64,
+    /// The largest zstd window of a layer; 0: 32 MiB.
+    pub zstd_window: u64,
+    /// Asked about everything that is fetched.
+    pub chooser: Option<Chooser>,
 }
 
 /// How to import.
@@ -63,6 +81,13 @@ pub(crate) struct Core {
     pub flights: Flights,
     pub jobs: Jobs,
     pub pool: Pool,
+    pub settings: Settings,
+    /// Of all pulls together.
+    pub rate: Rate,
+    /// Of all layers on their way; shared with who inflates them.
+    pub budget: Budget,
+    /// The daemon is about to end: what jobs have so far is left to the next.
+    pub closing: AtomicBool,
 }
 
 /// Jobs that move images. Cheap to clone.
@@ -74,7 +99,15 @@ pub struct Transfer {
 
 impl Transfer {
     /// Hosts the actor.
-    pub fn start(kernel: &Kernel, placement: Placement, meta: Metadata, content: Content, images: Images) -> Transfer {
+    pub fn start(
+        kernel: &Kernel,
+        placement: Placement,
+        meta: Metadata,
+        content: Content,
+        images: Images,
+        settings: Settings,
+        budget: Budget,
+    ) -> Transfer {
         let core = Arc::new(Core {
             meta,
             content,
@@ -82,6 +115,10 @@ impl Transfer {
             flights: Flights::default(),
             jobs: Jobs::default(),
             pool: Pool::new("transfer", JOBS, QUEUE),
+            rate: Rate::new(settings.rate),
+            settings,
+            budget,
+            closing: AtomicBool::new(false),
         });
         let slot = kernel.spawn(SlotConfig::new("transfer", placement), {
             let core = core.clone();
@@ -93,6 +130,13 @@ impl Transfer {
     /// Begins to pull an image from a registry.
     pub async fn pull(&self, auth: &Authority, ns: &Namespace, options: PullOptions) -> Result<Job> {
         options.reference.target()?;
+        let most = self.core.settings.zstd_window;
+        if options.zstd_window > most {
+            let why = format!(
+                "asks for a zstd window of more than the {most} bytes that this daemon allows (--pull zstd_window=)"
+            );
+            return Err(Error::invalid("pull", &options.reference, why));
+        }
         let subject = options.reference.to_string();
         let auth = auth.clone();
         self.begin("pull", subject, ns, move |core, job| pull::pull(core, job, &auth, &options)).await
@@ -180,8 +224,9 @@ impl Transfer {
         self.core.jobs.list(ns, after, max)
     }
 
-    /// Cancels every job: for the daemon's own end. (A crash of the actor ends none.)
+    /// Ends every job, for the daemon's own end: the next goes on with what was fetched. (A crash of the actor ends none.)
     pub fn cancel_all(&self) {
+        self.core.closing.store(true, Ordering::Release);
         self.core.jobs.cancel_all();
     }
 

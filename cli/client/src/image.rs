@@ -5,9 +5,9 @@ use std::{fmt, os::fd::OwnedFd, rc::Rc, time::Duration};
 use cofferdam_types::{Descriptor, Labels, Platform, Result, Timestamp};
 use cofferdam_wire::{
     convert::{descriptor, labels, platform, set_labels, set_texts, text, texts},
-    error::malformed,
+    error::{malformed, to_rpc},
     image_capnp::{
-        self as wire, image, image_detail, image_info, image_report, images, import_options, platform_state,
+        self as wire, chooser, image, image_detail, image_info, image_report, images, import_options, platform_state,
         pruned_image, pull_options, push_options,
     },
 };
@@ -219,6 +219,41 @@ pub struct PullOptions {
     pub fetch_only: bool,
     /// PEM; trusted besides the host's own.
     pub ca_certificates: Vec<u8>,
+    /// Fetched for these too.
+    pub platforms: Vec<String>,
+    /// Fetched for all that there are.
+    pub all_platforms: bool,
+    /// Bytes in a second at most; 0: no limit but the daemon's own.
+    pub rate: u64,
+    /// The largest window of a zstd layer, in bytes; 0: 32 MiB.
+    pub zstd_window: u64,
+}
+
+/// What becomes of a part of an image that is fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is fetched.
+    Take,
+    /// Neither it nor what it leads to.
+    Skip,
+    /// Nor anything after it.
+    Stop,
+}
+
+struct Choosing<F>(F);
+
+impl<F: AsyncFn(Descriptor, u16) -> Result<Verdict> + 'static> chooser::Server for Choosing<F> {
+    async fn look(self: Rc<Self>, params: chooser::LookParams, mut results: chooser::LookResults) -> capnp::Result<()> {
+        let params = params.get()?;
+        let asked = descriptor(params.get_descriptor()?).map_err(to_rpc)?;
+        let verdict = (self.0)(asked, params.get_depth()).await.map_err(to_rpc)?;
+        results.get().set_verdict(match verdict {
+            Verdict::Take => wire::Verdict::Take,
+            Verdict::Skip => wire::Verdict::Skip,
+            Verdict::Stop => wire::Verdict::Stop,
+        });
+        Ok(())
+    }
 }
 
 impl PullOptions {
@@ -231,6 +266,10 @@ impl PullOptions {
         builder.set_driver(&self.driver);
         builder.set_fetch_only(self.fetch_only);
         builder.set_ca_certificates(&self.ca_certificates);
+        builder.set_all_platforms(self.all_platforms);
+        builder.set_rate(self.rate);
+        builder.set_zstd_window(self.zstd_window);
+        set_texts(builder.init_platforms(self.platforms.len() as u32), &self.platforms);
     }
 }
 
@@ -343,6 +382,18 @@ impl Images {
     pub fn pull(&self, options: &PullOptions) -> Job {
         let mut request = self.client.pull_request();
         options.fill(request.get().init_options());
+        Job { link: self.link.clone(), client: request.send().pipeline.get_job() }
+    }
+
+    /// Pulls what `choose` takes. It is asked about everything that the image consists of, from the top, with the number of
+    /// documents that it lies behind; what it doesn't answer within 10 s ends the pull. What is incomplete isn't unpacked.
+    pub fn fetch<F>(&self, options: &PullOptions, choose: F) -> Job
+    where
+        F: AsyncFn(Descriptor, u16) -> Result<Verdict> + 'static,
+    {
+        let mut request = self.client.fetch_request();
+        options.fill(request.get().init_options());
+        request.get().set_chooser(capnp_rpc::new_client(Choosing(choose)));
         Job { link: self.link.clone(), client: request.send().pipeline.get_job() }
     }
 

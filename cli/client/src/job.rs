@@ -21,7 +21,7 @@ use crate::{
 pub struct JobItem {
     /// A digest, or what the step is called.
     pub name: String,
-    /// waiting, fetching, unpacking, done or exists.
+    /// waiting, elsewhere (another job has it in hand), fetching, unpacking, done or exists.
     pub phase: String,
     /// Bytes so far.
     pub done: u64,
@@ -48,6 +48,8 @@ pub struct JobInfo {
     pub error: String,
     /// Its parts.
     pub items: Vec<JobItem>,
+    /// What it is at as a whole, in words.
+    pub stage: String,
 }
 
 fn info(reader: job_info::Reader<'_>) -> Result<JobInfo> {
@@ -63,6 +65,7 @@ fn info(reader: job_info::Reader<'_>) -> Result<JobInfo> {
     Ok(JobInfo {
         items: items.collect::<Result<_>>()?,
         id: text(reader.get_id())?.to_owned(),
+        stage: text(reader.get_stage())?.to_owned(),
         kind: text(reader.get_kind())?.to_owned(),
         subject: text(reader.get_subject())?.to_owned(),
         started: Timestamp(reader.get_started()),

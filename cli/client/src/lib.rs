@@ -112,7 +112,7 @@ pub use event::{Events, FROM_NOW, Gap, Subscription};
 pub use grant::{Grant, GrantInfo, GrantOptions, Grants};
 pub use image::{
     Image, ImageDetail, ImageInfo, ImageReport, Images, ImportFormat, ImportOptions, PlatformState, PruneReport,
-    PrunedImage, PullOptions, PullPolicy, PushOptions, Secret,
+    PrunedImage, PullOptions, PullPolicy, PushOptions, Secret, Verdict,
 };
 pub use job::{Job, JobInfo, JobItem, Jobs};
 pub use lease::{Lease, LeaseInfo, Leases, Resource};

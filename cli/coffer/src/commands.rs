@@ -97,6 +97,7 @@ pub static ALL: &[&Command] = &[
     &nouns::audit::VERIFY,
     &nouns::events::EVENTS,
     &nouns::job::LS,
+    &nouns::job::WATCH,
     &nouns::job::CANCEL,
     &nouns::shim::LS,
     &nouns::shim::STATE,

@@ -5,7 +5,7 @@ use std::{os::fd::OwnedFd, rc::Rc, time::Duration};
 use cofferdam_images::{Prune, Pruned, Why};
 use cofferdam_metadata::records::images::Image as Record;
 use cofferdam_transfer::{
-    Credentials, Endpoint, ExportOptions, ImportOptions, Job as Handle, PullOptions, Reference, RootfsConfig,
+    Chooser, Credentials, Endpoint, ExportOptions, ImportOptions, Job as Handle, PullOptions, Reference, RootfsConfig,
     RootfsOptions, Source, normalize,
 };
 use cofferdam_types::{
@@ -24,6 +24,7 @@ use cofferdam_wire::{
 use super::{
     Place, archive,
     bytes::{End, PipeSink, pipe},
+    chooser,
     collector::placed,
     cursor::Cursor,
     ends, filters, foreign,
@@ -36,6 +37,8 @@ const FIELDS: [&str; 4] = ["name", "target.digest", "target.mediatype", "labels.
 
 /// Images in one archive.
 const MAX_NAMES: usize = 256;
+/// Platforms of one pull.
+const MAX_PLATFORMS: usize = 64;
 
 /// The images of a namespace.
 pub struct Images(pub Place);
@@ -138,9 +141,23 @@ fn pull_options_of(place: &Place, reader: pull_options::Reader<'_>) -> Result<Pu
     Ok(PullOptions {
         reference: Reference::parse(&name)?,
         platform: platform(text(reader.get_platform())?)?,
+        platforms: platforms(texts(reader.get_platforms())?)?,
+        all_platforms: reader.get_all_platforms(),
         endpoint: endpoint(reader.get_plain_http(), certificates, user, secret),
         driver: driver(place, text(reader.get_driver())?, !reader.get_fetch_only()),
+        rate: reader.get_rate(),
+        zstd_window: reader.get_zstd_window(),
+        chooser: None,
     })
+}
+
+/// Those that a client wants beside the one that it means.
+fn platforms(texts: Vec<String>) -> Result<Vec<Platform>> {
+    if texts.len() > MAX_PLATFORMS {
+        let why = format!("are {}: name {MAX_PLATFORMS} at most, or ask for all", texts.len());
+        return Err(Error::invalid("platforms", "", why));
+    }
+    texts.iter().map(|text| text.parse()).collect()
 }
 
 /// Begins an import, as the options say.
@@ -238,6 +255,23 @@ impl images::Server for Images {
         let options = rpc(pull_options_of(&self.0, params.get()?.get_options()?))?;
         let transfer = &self.0.services().transfer;
         let job = rpc(transfer.pull(self.0.authority(), &self.0.namespace, options).await)?;
+        results.get().set_job(jobs::begun(&self.0, job));
+        Ok(())
+    }
+
+    async fn fetch(
+        self: Rc<Self>,
+        params: images::FetchParams,
+        mut results: images::FetchResults,
+    ) -> capnp::Result<()> {
+        let params = params.get()?;
+        let (chooser, questions) = Chooser::new();
+        let options = rpc(pull_options_of(&self.0, params.get_options()?))?;
+        let options = PullOptions { chooser: Some(chooser), ..options };
+        let theirs = params.get_chooser()?;
+        let transfer = &self.0.services().transfer;
+        let job = rpc(transfer.pull(self.0.authority(), &self.0.namespace, options).await)?;
+        tokio::task::spawn_local(chooser::ask(questions, theirs));
         results.get().set_job(jobs::begun(&self.0, job));
         Ok(())
     }

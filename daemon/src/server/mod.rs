@@ -6,6 +6,7 @@ mod attachments;
 mod audit;
 mod bytes;
 mod changes;
+mod chooser;
 mod collector;
 mod coming;
 mod containers;

@@ -67,6 +67,7 @@ const fn facet(facet: Facet) -> &'static [&'static str] {
             "Images.list",
             "Images.obtain",
             "Images.pull",
+            "Images.fetch",
             "ImageCursor.next",
             "Image.info",
             "Image.detail",

@@ -62,6 +62,8 @@ pub(super) struct Ask<'a> {
     pub accept: Option<&'static str>,
     /// The first byte wanted.
     pub range: Option<u64>,
+    /// With that the byte behind the last; `None`: all that follows.
+    pub until: Option<u64>,
     /// Whether the registry's credentials may go along (while at its own origin).
     pub ours: bool,
     /// The whole body must be there by then.
@@ -73,7 +75,16 @@ pub(super) struct Ask<'a> {
 impl Ask<'_> {
     /// A question that needs no more.
     pub fn of(method: Method, uri: Uri) -> Self {
-        Ask { method, uri, accept: None, range: None, ours: true, body_within: None, content: Content::None }
+        Ask {
+            method,
+            uri,
+            accept: None,
+            range: None,
+            until: None,
+            ours: true,
+            body_within: None,
+            content: Content::None,
+        }
     }
 }
 
@@ -226,7 +237,8 @@ impl Http {
             request = request.header("accept", accept);
         }
         if let Some(first) = ask.range {
-            request = request.header("range", format!("bytes={first}-"));
+            let last = ask.until.map(|until| until.saturating_sub(1).to_string()).unwrap_or_default();
+            request = request.header("range", format!("bytes={first}-{last}"));
         }
         if let Some(value) = authorization {
             request = request.header("authorization", value);

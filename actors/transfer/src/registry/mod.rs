@@ -213,6 +213,12 @@ impl Repository {
         BlobStream::open(self, descriptor, offset)
     }
 
+    /// A stream of the part of a blob from `from` up to `to`. A registry that doesn't send parts sends all that follows too
+    /// ([`BlobStream::end`]), or with `only` is `unimplemented`.
+    pub fn part(&self, descriptor: &Descriptor, from: u64, to: u64, only: bool) -> Result<BlobStream<'_>> {
+        BlobStream::part(self, descriptor, from, to, only)
+    }
+
     /// Tries again what a busy registry (429, 503) or a stale kept connection spoiled, a bounded number of times.
     fn again(&self, send: impl Fn() -> Result<Response<Body>>) -> Result<Response<Body>> {
         const TRIES: u32 = 3;

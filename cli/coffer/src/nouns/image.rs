@@ -21,12 +21,20 @@ pub static PULL: Command = Command {
     about: "get an image from a registry",
     positionals: &[Positional { name: "REFERENCE", times: Times::Once }],
     flags: &[
-        value("platform", None, "OS/ARCH[/VARIANT]", "other than the host's"),
+        many(
+            "platform",
+            None,
+            "OS/ARCH[/VARIANT]",
+            "other than the host's; of several the host's is unpacked, or the first",
+        ),
+        switch("all-platforms", None, "fetch all that there are, and unpack the host's"),
         value("user", Some('u'), "NAME", "for registries that ask; the password comes from COFFER_PASSWORD"),
         value("ca", None, "FILE", "certificates (PEM) to trust besides the host's"),
         switch("plain-http", None, "over http alone"),
         value("snapshotter", None, "NAME", "the driver to unpack into"),
         switch("no-unpack", None, "only fetch"),
+        value("rate", None, "SIZE", "fetch no more than this in a second, such as 5M"),
+        value("zstd-window", None, "SIZE", "take zstd layers that need so much memory to be read; 32M otherwise"),
         LEASE,
     ],
     notes: "REFERENCE is host[:port]/path[:tag][@digest]. Progress goes to standard error, the image's name to standard\n\
@@ -62,9 +70,21 @@ fn secret(command: &str, args: &Args) -> Result<Secret, Failure> {
 }
 
 fn pull_options(args: &Args) -> Result<PullOptions, Failure> {
+    let mut platforms = args.all("platform").to_vec();
+    if !platforms.is_empty() && args.has("all-platforms") {
+        return Err(Failure::usage("image pull: --all-platforms fetches those of --platform too: leave one out"));
+    }
+    // One alone is what is meant. Of several that counts which can run here.
+    let runs = |text: &String| text.parse().is_ok_and(|platform: Platform| Platform::host().accepts(&platform));
+    let first = platforms.iter().position(runs).unwrap_or(0);
+    let platform = if platforms.is_empty() { String::new() } else { platforms.remove(first) };
     Ok(PullOptions {
         reference: args.at(0).to_owned(),
-        platform: args.text("platform"),
+        platform,
+        platforms,
+        all_platforms: args.has("all-platforms"),
+        rate: args.read("rate", size)?.unwrap_or(0),
+        zstd_window: args.read("zstd-window", size)?.unwrap_or(0),
         plain_http: args.has("plain-http"),
         user: args.text("user"),
         secret: secret("image pull", args)?,
