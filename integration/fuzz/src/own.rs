@@ -16,7 +16,7 @@ use cofferdam_metadata::{
     Metadata, Read, Table, Visit,
     graph::Graph,
     records::{
-        attachments, check, containers, content, events, grants, images, ingests, layers, leases, namespaces,
+        attachments, check, containers, content, credentials, events, grants, images, ingests, layers, leases, namespaces,
         snapshots, tasks,
     },
 };
