@@ -54,7 +54,7 @@ pub use job::{Arrived, Job, Status};
 pub use progress::{Item, Phase, Progress};
 pub use push::PushOptions;
 pub use reference::{Reference, Target, normalize};
-pub use registry::{Credentials, Endpoint, Explained, Identity, Limits, Proxies, Routes, Wallet};
+pub use registry::{Credentials, Endpoint, Explained, Identity, Limits, Proxies, Routes, Wallet, bound};
 pub use rootfs::RootfsConfig;
 pub use source::Source;
 pub use transfer::{ImportOptions, PullOptions, RootfsOptions, Transfer};

@@ -219,6 +219,10 @@ pub struct PullOptions {
     pub fetch_only: bool,
     /// PEM; trusted besides the host's own.
     pub ca_certificates: Vec<u8>,
+    /// PEM; what the registry is shown, with its key.
+    pub client_certificate: Vec<u8>,
+    /// Likewise.
+    pub client_key: Secret,
 }
 
 impl PullOptions {
@@ -231,6 +235,8 @@ impl PullOptions {
         builder.set_driver(&self.driver);
         builder.set_fetch_only(self.fetch_only);
         builder.set_ca_certificates(&self.ca_certificates);
+        builder.set_client_certificate(&self.client_certificate);
+        builder.set_client_key(self.client_key.0.as_bytes());
     }
 }
 
@@ -255,6 +261,10 @@ pub struct PushOptions {
     pub mount_from: Vec<String>,
     /// Layers too that aren't meant to be distributed.
     pub foreign: bool,
+    /// PEM; what the registry is shown, with its key.
+    pub client_certificate: Vec<u8>,
+    /// Likewise.
+    pub client_key: Secret,
 }
 
 impl PushOptions {
@@ -267,6 +277,8 @@ impl PushOptions {
         builder.set_ca_certificates(&self.ca_certificates);
         builder.set_chunk(self.chunk);
         builder.set_foreign(self.foreign);
+        builder.set_client_certificate(&self.client_certificate);
+        builder.set_client_key(self.client_key.0.as_bytes());
         set_texts(builder.init_mount_from(self.mount_from.len() as u32), &self.mount_from);
     }
 }

@@ -131,7 +131,8 @@ impl Http {
             return self.ways[n].send(ask, &ask.uri).map(|response| by(response, n)).map_err(|fault| fault.error);
         };
         let may = |way: &Way| if ask.resolve { way.can.resolve } else { way.can.pull };
-        let any = self.ways.iter().enumerate().filter(|(_, way)| self.ways.len() == 1 || may(way));
+        let pushes = self.common.access != Access::Pull;
+        let any = self.ways.iter().enumerate().filter(|(_, way)| pushes || may(way));
         let any: Vec<_> = any.collect();
         let alive: Vec<_> = any.iter().copied().filter(|(_, way)| !way.is_gone() && !way.is_busy()).collect();
         let mut asked = if alive.is_empty() { any } else { alive }.into_iter().peekable();

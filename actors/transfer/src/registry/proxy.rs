@@ -10,7 +10,7 @@ use ureq::{Proxy, http::Uri};
 use super::guard::{Origin, bare, is_loopback};
 
 /// The proxies of a daemon.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Proxies {
     http: Option<Proxy>,
     https: Option<Proxy>,

@@ -392,7 +392,9 @@ impl Way {
         let mut secrets: Vec<String> =
             auth.header.iter().filter_map(|h| h.split(' ').nth(1).map(str::to_owned)).collect();
         secrets.extend(self.credentials.iter().map(|c| c.secret.clone()));
-        secrets.extend(self.headers.iter().filter_map(|(_, value)| value.to_str().ok().map(str::to_owned)));
+        let added = self.headers.iter().filter_map(|(_, value)| value.to_str().ok().map(str::to_owned));
+        // What is shorter is no secret, and in every text.
+        secrets.extend(added.filter(|value| value.len() >= 8));
         secrets
     }
 
