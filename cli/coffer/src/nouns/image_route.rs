@@ -24,9 +24,9 @@ pub static EXPLAIN: Command = Command {
 async fn explain(cx: Cx) -> Result<i32, Failure> {
     let name = cx.args.at(0);
     // What a call has comes before what is stored, for the registry itself.
-    let own = match (cx.args.value("user"), dockers(&cx.args, name)) {
-        (Some(_), _) => Some("call"),
-        (None, found) => found?.map(|_| "docker-config"),
+    let own = match cx.args.value("user") {
+        Some(_) => Some("call"),
+        None => dockers(&cx.args, name)?.map(|_| "docker-config"),
     };
     let mut report = cx.namespace().await?.images().explain_route(name).await?;
     for step in report.steps.iter_mut().filter(|step| step.own) {
