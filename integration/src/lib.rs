@@ -21,7 +21,7 @@ pub use disk::{Powered, btrfs_disk, fill, small_disk, small_disk_with, small_sta
 pub use files::{binary, clients, criu, images};
 pub use leftovers::{Leftovers, all_processes, cgroups, descriptors, processes};
 pub use platter::{Image, Platter, Record};
-pub use registry::Registry;
+pub use registry::{Cache, Registry};
 pub use runtimes::{crun, program, script};
 pub use streams::{Arrivals, input, output, pipe, terminal, write};
 pub use wait::{DEADLINE, bounded, count, is_long, until, until_async};

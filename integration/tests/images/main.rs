@@ -5,6 +5,7 @@
 mod again;
 mod bad;
 mod btrfs;
+mod contract;
 mod confined;
 mod disk;
 mod entries;
@@ -14,4 +15,5 @@ mod imports;
 mod inside;
 mod pulls;
 mod pushes;
+mod routes;
 mod support;
