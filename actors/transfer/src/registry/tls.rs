@@ -56,7 +56,7 @@ pub(super) fn config(
     // Where the host has none, Mozilla's as built in.
     let trusted = match (roots.get(), own.is_empty()) {
         ([], true) => RootCerts::WebPki,
-        (known, _) => RootCerts::new_with_certs(&[known, &own].concat()),
+        (known, _) => RootCerts::new_with_certs(&[known, own.as_slice()].concat()),
     };
     let client = match (identity, &manner.client) {
         (Some(identity), _) => Some(shown(&identity.certificate, &identity.key, "")?),

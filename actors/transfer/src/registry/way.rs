@@ -332,7 +332,8 @@ impl Way {
     pub fn failed(&self, error: &ureq::Error, at: &Origin) -> Fault {
         let proxy = self.proxies.shown_to(at);
         let (make, message) = fault::transport(error, Some(at), proxy.as_deref(), at.https);
-        Fault { passing: !fault::is_distrust(error, at.https), ..self.error(make, message).into() }
+        let fault = Fault::from(self.error(make, message));
+        Fault { passing: fault.passing && !fault::is_distrust(error, at.https), ..fault }
     }
 
     /// The header of the next exchange. A token that has ended is replaced first: an upload would be sent in vain with it.
