@@ -4,10 +4,10 @@ use std::{cell::OnceCell, fmt, path::Path};
 
 use cofferdam_types::{Error, Result};
 use rustls::{
-    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs1KeyDer, PrivatePkcs8KeyDer, PrivateSec1KeyDer},
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
     sign::CertifiedKey,
 };
-use ureq::tls::{Certificate, ClientCert, KeyKind, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
+use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
 
 use super::hosts::Manner;
 
@@ -94,19 +94,9 @@ fn certificates(pem: &[u8], kind: &'static str, place: &str) -> Result<Vec<Certi
 fn shown(certificate: &[u8], key: &[u8], place: &str) -> Result<ClientCert> {
     const KIND: &str = "client certificate";
     let chain = certificates(certificate, KIND, place)?;
-    let found = parse_pem(key).find_map(|item| match item {
-        Ok(PemItem::PrivateKey(key)) => Some(key),
-        _ => None,
-    });
-    let key: PrivateKey<'static> =
-        found.ok_or_else(|| Error::invalid(KIND, place, "has no private key in PEM form beside it"))?;
-    let bytes = key.der().to_vec();
-    let der = match key.kind() {
-        KeyKind::Pkcs1 => PrivateKeyDer::Pkcs1(PrivatePkcs1KeyDer::from(bytes)),
-        KeyKind::Pkcs8 => PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(bytes)),
-        KeyKind::Sec1 => PrivateKeyDer::Sec1(PrivateSec1KeyDer::from(bytes)),
-        _ => return Err(Error::invalid(KIND, place, "has a private key of a form that isn't known")),
-    };
+    let keyless = |_| Error::invalid(KIND, place, "has no private key in PEM form beside it");
+    let der = PrivateKeyDer::from_pem_slice(key).map_err(keyless)?;
+    let key = PrivateKey::from_pem(key).map_err(|_| Error::invalid(KIND, place, "has a private key that can't be read"))?;
     let certs = chain.iter().map(|cert| CertificateDer::from(cert.der().to_vec())).collect();
     let provider = rustls::crypto::ring::default_provider();
     let pair = CertifiedKey::from_der(certs, der, &provider);
