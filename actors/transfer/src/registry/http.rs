@@ -46,6 +46,8 @@ pub(super) struct Ask<'a> {
     pub accept: Option<&'static str>,
     /// The first byte wanted.
     pub range: Option<u64>,
+    /// With that the byte behind the last; `None`: all that follows.
+    pub until: Option<u64>,
     /// Whether it is what a tag stands for.
     pub resolve: bool,
     /// Whether the registry's credentials may go along (while at its own origin).
@@ -59,8 +61,8 @@ pub(super) struct Ask<'a> {
 impl Ask<'_> {
     /// A question that needs no more.
     pub fn of(method: Method, uri: Uri) -> Self {
-        let (accept, range, body_within) = (None, None, None);
-        Ask { method, uri, accept, range, resolve: false, ours: true, body_within, content: Content::None }
+        let (accept, range, until, body_within) = (None, None, None, None);
+        Ask { method, uri, accept, range, until, resolve: false, ours: true, body_within, content: Content::None }
     }
 }
 

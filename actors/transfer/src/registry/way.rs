@@ -278,7 +278,8 @@ impl Way {
             request = request.header("accept", accept);
         }
         if let Some(first) = ask.range {
-            request = request.header("range", format!("bytes={first}-"));
+            let last = ask.until.map(|until| until.saturating_sub(1).to_string()).unwrap_or_default();
+            request = request.header("range", format!("bytes={first}-{last}"));
         }
         if ours {
             for (name, value) in self.headers.iter().filter(|(name, _)| authorization.is_none() || name != "authorization") {
