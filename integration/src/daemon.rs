@@ -88,7 +88,17 @@ impl Daemon {
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).expect("its mode");
         let namespace = format!("t{}-n{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let log = std::env::var("COFFERD_LOG").unwrap_or_else(|_| "info".into());
-        Daemon { dir, namespace, child: Mutex::new(None), log, flags, unified, netns, programs: None, variables: Vec::new() }
+        Daemon {
+            dir,
+            namespace,
+            child: Mutex::new(None),
+            log,
+            flags,
+            unified,
+            netns,
+            programs: None,
+            variables: Vec::new(),
+        }
     }
 
     /// The first start.

@@ -146,7 +146,13 @@ impl DockerConfig {
         if entry.auth.is_empty() {
             return Ok(None);
         }
-        let wrong = || Error::invalid("docker-config", self.path.display(), format!("has no user and password for {host} in its auth"));
+        let wrong = || {
+            Error::invalid(
+                "docker-config",
+                self.path.display(),
+                format!("has no user and password for {host} in its auth"),
+            )
+        };
         let text = STANDARD.decode(entry.auth.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
         let text = text.ok_or_else(wrong)?;
         let (user, secret) = text.split_once(':').ok_or_else(wrong)?;
@@ -299,7 +305,10 @@ mod tests {
             std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
         };
-        helper("good", r#"read server; [ "$1" = get ] && printf '{"ServerURL":"%s","Username":"me","Secret":"for %s"}' "$server" "$server""#);
+        helper(
+            "good",
+            r#"read server; [ "$1" = get ] && printf '{"ServerURL":"%s","Username":"me","Secret":"for %s"}' "$server" "$server""#,
+        );
         helper("token", r#"echo '{"Username":"<token>","Secret":"tok"}'"#);
         helper("none", "echo 'credentials not found in native keychain'; exit 1");
         helper("odd", "echo hunter22; exit 3");

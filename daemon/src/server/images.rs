@@ -5,8 +5,8 @@ use std::{os::fd::OwnedFd, path::PathBuf, rc::Rc, time::Duration};
 use cofferdam_images::{Prune, Pruned, Why};
 use cofferdam_metadata::records::images::Image as Record;
 use cofferdam_transfer::{
-    Credentials, Endpoint, Explained, ExportOptions, Identity, ImportOptions, Job as Handle, PullOptions, Reference, RootfsConfig,
-    RootfsOptions, Source, Wallet, normalize,
+    Credentials, Endpoint, Explained, ExportOptions, Identity, ImportOptions, Job as Handle, PullOptions, Reference,
+    RootfsConfig, RootfsOptions, Source, Wallet, normalize,
 };
 use cofferdam_types::{
     Code, Error, Name, Platform, Result, Right,

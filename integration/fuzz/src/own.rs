@@ -16,8 +16,8 @@ use cofferdam_metadata::{
     Metadata, Read, Table, Visit,
     graph::Graph,
     records::{
-        attachments, check, containers, content, credentials, events, grants, images, ingests, layers, leases, namespaces,
-        snapshots, tasks,
+        attachments, check, containers, content, credentials, events, grants, images, ingests, layers, leases,
+        namespaces, snapshots, tasks,
     },
 };
 use cofferdam_types::{Code, Event, Namespace, Result, Timestamp};

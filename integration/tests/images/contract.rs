@@ -97,7 +97,8 @@ fn by_tag_and_by_digest_the_same_is_pulled_from_every_registry() {
             let kind = site.kind;
             for image in ["stack", "stack-zstd"] {
                 let world = site.world().await;
-                let name = world.pull(&site.name(image)).wait().await.unwrap_or_else(|e| panic!("{kind:?}: {e}")).remove(0);
+                let name =
+                    world.pull(&site.name(image)).wait().await.unwrap_or_else(|e| panic!("{kind:?}: {e}")).remove(0);
                 let target = world.ns.images().get(&name).info().await.unwrap().target;
                 assert_same(image, &world.container_tree(&name, "").await, &umoci(image.trim_end_matches("-zstd")));
                 // Into a namespace of another daemon, so that nothing of it is here.
@@ -168,7 +169,8 @@ fn what_is_pushed_in_one_piece_or_in_many_is_what_is_pulled() {
                 assert_eq!(other.ns.images().get(&name).info().await.unwrap().target.digest, digest);
             }
             // A second time nothing is sent, and under another name the blobs are taken over.
-            let sent = |log: &str| log.lines().filter(|line| line.contains("PUT /v2/") && line.contains("/blobs/")).count();
+            let sent =
+                |log: &str| log.lines().filter(|line| line.contains("PUT /v2/") && line.contains("/blobs/")).count();
             let before = sent(&site.registry.log());
             let again = |image: &str| PushOptions {
                 reference: site.name(image),
@@ -194,7 +196,9 @@ fn a_cache_that_only_gives_is_not_pushed_to() {
         world.refused("it takes nothing", &before, job, Code::FailedPrecondition, "405").await;
         // Where the table says so, that is known before.
         let cache = &site.cache.as_ref().unwrap().address;
-        let text = format!("[host.\"{cache}/v2/registry.invalid\"]\noverride_path = true\ncapabilities = [\"pull\", \"resolve\"]\n");
+        let text = format!(
+            "[host.\"{cache}/v2/registry.invalid\"]\noverride_path = true\ncapabilities = [\"pull\", \"resolve\"]\n"
+        );
         world.daemon.set_hosts("registry.invalid", &text);
         let job = world.ns.images().get(&name).push(&PushOptions::default());
         let error = world.refused("no host for it", &before, job, Code::FailedPrecondition, "pushed to").await;
@@ -217,7 +221,7 @@ fn who_shows_no_certificate_where_one_is_wanted_is_not_let_in() {
             ..pull(site.name("busybox"))
         };
         for (what, options, code, word) in [
-            ("none", with(b"", &Secret::default()), Code::Unavailable, "registry"),
+            ("none", with(b"", &Secret::default()), Code::Denied, "wants to be shown a certificate"),
             ("no key", with(&cert, &Secret::default()), Code::InvalidArgument, "both or neither"),
             ("no certificate", with(b"x", &key), Code::InvalidArgument, "no certificate"),
             ("no pair", with(&site.registry.authority(), &key), Code::InvalidArgument, "no pair"),

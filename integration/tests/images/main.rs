@@ -5,8 +5,8 @@
 mod again;
 mod bad;
 mod btrfs;
-mod contract;
 mod confined;
+mod contract;
 mod disk;
 mod entries;
 mod erofs;

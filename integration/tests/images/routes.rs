@@ -8,9 +8,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use cofferdam_client::{
-    CredentialInfo, CredentialKind, GrantOptions, PullOptions, PushOptions, Secret,
-};
+use cofferdam_client::{CredentialInfo, CredentialKind, GrantOptions, PullOptions, PushOptions, Secret};
 use cofferdam_integration::{Daemon, bounded};
 use cofferdam_types::Code;
 use serde_json::Value;
@@ -58,7 +56,10 @@ fn a_mirror_is_pulled_from_and_the_registry_itself_is_not_asked() {
         host("server = \"https://registry.invalid\"\nskip-verify = true\n");
         let error = world.pull("registry.invalid/busybox:latest").wait().await.unwrap_err();
         assert_eq!(error.code, Code::FailedPrecondition);
-        assert!(error.id.ends_with("registry.invalid/hosts.toml:2") && error.message.contains("skip-verify"), "{error}");
+        assert!(
+            error.id.ends_with("registry.invalid/hosts.toml:2") && error.message.contains("skip-verify"),
+            "{error}"
+        );
     });
 }
 
@@ -99,15 +100,22 @@ fn the_way_is_explained_and_nobody_is_asked() {
         assert!(report.files[0].ends_with("registry.invalid/hosts.toml"), "{report:?}");
 
         let text = said(&world.daemon.coffer(&["image", "explain-route", "registry.invalid/team/app"]));
-        for word in ["1. ", "it is asked first", "what is stored for it", "not verified", "by the proxy: http://127.0.0.1:9"] {
+        for word in
+            ["1. ", "it is asked first", "what is stored for it", "not verified", "by the proxy: http://127.0.0.1:9"]
+        {
             assert!(text.contains(word), "{word}: {text}");
         }
         let json: Value =
-            serde_json::from_str(&said(&world.daemon.coffer(&["-o", "json", "image", "explain-route", "redis"]))).unwrap();
+            serde_json::from_str(&said(&world.daemon.coffer(&["-o", "json", "image", "explain-route", "redis"])))
+                .unwrap();
         assert_eq!(json["steps"][0]["host"], "https://registry-1.docker.io/v2");
         assert_eq!(json["steps"][0]["proxy"], "http://127.0.0.1:9");
         for secret in ["proxys-own", "headers-own", "stored-one"] {
-            assert!(!text.contains(secret) && !format!("{report:?}").contains(secret) && !world.daemon.log().contains(secret));
+            assert!(
+                !text.contains(secret)
+                    && !format!("{report:?}").contains(secret)
+                    && !world.daemon.log().contains(secret)
+            );
         }
         assert!(server.seen().is_empty());
     });
@@ -125,7 +133,8 @@ fn what_is_stored_is_shown_to_its_host_alone_and_cant_be_read_again() {
         world.refused("nothing is stored", &before, world.pull(&name), Code::Denied, "give a user and a secret").await;
 
         let mut login = world.daemon.command();
-        let child = login.args(["login", "-u", "me", "--password-stdin", &host]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let child =
+            login.args(["login", "-u", "me", "--password-stdin", &host]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = child.spawn().unwrap();
         child.stdin.take().unwrap().write_all(b"hunter22\n").unwrap();
         assert_eq!(said(&child.wait_with_output().unwrap()), format!("{host}\n"));
@@ -232,7 +241,11 @@ fn z_a_puller_for_one_route_learns_of_no_other_and_of_no_credential() {
         let holder = cofferdam_client::Client::restore(world.daemon.socket(), &token).await.unwrap();
         let ns = holder.namespace("");
         // It pulls with what is stored, which it can neither see nor change.
-        ns.images().pull(&PullOptions { reference: registry.reference("busybox"), ..PullOptions::default() }).wait().await.unwrap();
+        ns.images()
+            .pull(&PullOptions { reference: registry.reference("busybox"), ..PullOptions::default() })
+            .wait()
+            .await
+            .unwrap();
         ns.images().explain_route(&registry.reference("busybox")).await.unwrap();
         let credentials = ns.credentials();
         let info = CredentialInfo { host: host.clone(), user: "you".into(), ..CredentialInfo::default() };
@@ -283,7 +296,11 @@ fn dockers_config_file_and_its_helpers_are_read_by_who_calls() {
         let child = pull.args(["image", "pull", &name]).env("PATH", &path).stdout(Stdio::piped()).spawn().unwrap();
         let id = child.id();
         said(&child.wait_with_output().unwrap());
-        assert_eq!(std::fs::read_to_string(docker.join("asked")).unwrap(), format!("get {host} {id}\n"), "coffer ran it");
+        assert_eq!(
+            std::fs::read_to_string(docker.join("asked")).unwrap(),
+            format!("get {host} {id}\n"),
+            "coffer ran it"
+        );
         // One that isn't there is an error, and nothing is shown instead.
         let output = world.daemon.coffer(&["image", "pull", "other.invalid/app:1"]);
         assert!(String::from_utf8_lossy(&output.stderr).contains("docker-credential-absent"), "{output:?}");
@@ -333,10 +350,14 @@ fn a_daemon_reaches_registries_by_the_proxy_of_its_environment() {
         let (at, asked) = proxy(registry.host().to_owned());
         let variables = [("HTTP_PROXY", &*format!("http://me:proxys-own@{at}")), ("NO_PROXY", "direct.invalid")];
         let world = World::with(Daemon::with_variables(&variables)).await;
-        let plain = |reference: &str| PullOptions { reference: reference.into(), plain_http: true, ..PullOptions::default() };
+        let plain =
+            |reference: &str| PullOptions { reference: reference.into(), plain_http: true, ..PullOptions::default() };
         world.pull_with(plain("registry.invalid/busybox:latest")).wait().await.unwrap();
         let heads = asked.lock().unwrap().clone();
-        assert!(heads[0].starts_with("CONNECT registry.invalid:80 ") && heads[0].contains("Proxy-Authorization: Basic "), "{heads:?}");
+        assert!(
+            heads[0].starts_with("CONNECT registry.invalid:80 ") && heads[0].contains("Proxy-Authorization: Basic "),
+            "{heads:?}"
+        );
         let error = world.pull_with(plain("direct.invalid/busybox:latest")).wait().await.unwrap_err();
         assert_eq!(error.code, Code::Unavailable, "{error}");
         assert_eq!(asked.lock().unwrap().len(), heads.len(), "NO_PROXY is kept to");

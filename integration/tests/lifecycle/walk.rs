@@ -279,8 +279,20 @@ fn z_everything_that_a_grant_leads_to_is_what_explain_says() {
             let grant = operator.grants().create(&GrantOptions { may_save: true, ..options.clone() });
             let allowed = grant.explain().await.unwrap().into_iter().collect::<BTreeSet<_>>();
             let token = grant.save(None).await.unwrap();
-            let names =
-                ["", "web", "db", "still", "more", BUSYBOX, &digest, "lease", "h.invalid", "/etc", &other, daemon.namespace()];
+            let names = [
+                "",
+                "web",
+                "db",
+                "still",
+                "more",
+                BUSYBOX,
+                &digest,
+                "lease",
+                "h.invalid",
+                "/etc",
+                &other,
+                daemon.namespace(),
+            ];
             let hidden = (!options.containers.is_empty()).then_some("db");
             println!("{:?} {:?} seed {seed}", options.facets, options.rights);
             let mut walk = Walk { allowed, names: &names, hidden, random: Random(seed) };

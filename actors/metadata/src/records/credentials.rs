@@ -104,7 +104,8 @@ pub fn find(read: &dyn Read, ns: &Namespace, host: &str) -> Result<Option<Creden
 
 /// The credential for a host.
 pub fn get(read: &dyn Read, ns: &Namespace, host: &str) -> Result<Credential> {
-    find(read, ns, host)?.ok_or_else(|| Error::not_found("credential", host, "is not stored: `coffer login` stores one"))
+    find(read, ns, host)?
+        .ok_or_else(|| Error::not_found("credential", host, "is not stored: `coffer login` stores one"))
 }
 
 /// A page of them, by host.

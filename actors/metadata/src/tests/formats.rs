@@ -102,7 +102,11 @@ fn a_file_of_every_older_format_is_read_and_goes_on() {
             assert_eq!(paths, if since { both } else { Vec::new() }, "version {version}");
             let stored = credentials::find(&view, &ns, "h.io:5000").unwrap();
             let since = version == "now" || version.parse::<u64>().is_ok_and(|version| version >= 6);
-            assert_eq!(stored.as_ref().map(credentials::Credential::secret), since.then_some("s3cret"), "version {version}");
+            assert_eq!(
+                stored.as_ref().map(credentials::Credential::secret),
+                since.then_some("s3cret"),
+                "version {version}"
+            );
             assert_eq!(check::all(&view).unwrap(), [], "version {version}");
             assert_eq!(*known.get_or_insert_with(|| instance(&shared)), instance(&shared));
             drop(view);

@@ -230,7 +230,8 @@ mod tests {
         let reply: TokenReply = serde_json::from_str("{\"token\":\"a\\r\\nX: y\"}").unwrap();
         assert!(reply.header("h").is_err());
         for (text, lasts) in [("300", Some(290)), ("60.0", Some(54)), ("0", None), ("-1", None), ("\"x\"", None)] {
-            let reply: TokenReply = serde_json::from_str(&format!("{{\"token\":\"a\",\"expires_in\":{text}}}")).unwrap();
+            let reply: TokenReply =
+                serde_json::from_str(&format!("{{\"token\":\"a\",\"expires_in\":{text}}}")).unwrap();
             assert_eq!(reply.lasts(), lasts.map(Duration::from_secs), "{text}");
         }
     }

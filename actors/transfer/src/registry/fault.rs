@@ -18,8 +18,12 @@ pub(super) fn transport(error: &ureq::Error, at: Option<&Origin>, proxy: Option<
     let unavailable = |message: String| (Error::unavailable as Make, message);
     let unreached = |why: &str| {
         unavailable(match proxy {
-            None => format!("cannot be reached at {peer}: {why}: check its name and port, that it runs there, and the network"),
-            Some(proxy) => format!("cannot be reached at {peer} by the proxy {proxy}: {why}: check the proxy, and NO_PROXY"),
+            None => format!(
+                "cannot be reached at {peer}: {why}: check its name and port, that it runs there, and the network"
+            ),
+            Some(proxy) => {
+                format!("cannot be reached at {peer} by the proxy {proxy}: {why}: check the proxy, and NO_PROXY")
+            }
         })
     };
     match error {
@@ -59,6 +63,10 @@ pub(super) fn is_distrust(error: &ureq::Error, https: bool) -> bool {
 }
 
 fn untrusted(why: &dyn fmt::Display) -> (Make, String) {
+    // The alert of TLS 1.3 that says so; of older ones it isn't told apart.
+    if why.to_string().contains("CertificateRequired") {
+        return (Error::denied, "wants to be shown a certificate: give one for it, with its key".into());
+    }
     let message = format!("cannot be trusted over TLS ({why}): give its CA, or plain http if that is what it speaks");
     (Error::unavailable, message)
 }

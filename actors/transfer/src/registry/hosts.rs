@@ -329,8 +329,15 @@ impl<'t> Reader<'t> {
         let mut headers = Vec::new();
         for (name, value) in table {
             // What an exchange is made of is not up to a file.
-            const OURS: [&str; 7] =
-                ["host", "content-length", "content-type", "transfer-encoding", "connection", "range", "accept-encoding"];
+            const OURS: [&str; 7] = [
+                "host",
+                "content-length",
+                "content-type",
+                "transfer-encoding",
+                "connection",
+                "range",
+                "accept-encoding",
+            ];
             let parsed = HeaderName::from_bytes(name.get_ref().as_bytes());
             let known = parsed.ok().filter(|name| !OURS.contains(&name.as_str()));
             let name = known.ok_or_else(|| self.wrong(name.span(), "is no header that can be set"))?;
@@ -463,7 +470,11 @@ server = "https://registry-1.docker.io"
             ("host = 3", 1, "must be tables"),
         ] {
             let error = parsed(text).unwrap_err();
-            assert_eq!((error.code, error.id.as_ref()), (Code::FailedPrecondition, &*format!("/etc/h.io/hosts.toml:{line}")), "{error}");
+            assert_eq!(
+                (error.code, error.id.as_ref()),
+                (Code::FailedPrecondition, &*format!("/etc/h.io/hosts.toml:{line}")),
+                "{error}"
+            );
             assert!(error.message.contains(word) && !error.message.contains("s3cret"), "{text}: {error}");
         }
     }

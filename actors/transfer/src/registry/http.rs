@@ -13,7 +13,6 @@ use ureq::{
     http::{Method, Response, Uri},
 };
 
-pub(super) use super::{fault::cause, way::join};
 use super::{
     Endpoint, Limits, fault,
     guard::Origin,
@@ -21,6 +20,7 @@ use super::{
     tls::Roots,
     way::{Common, Fault, Way},
 };
+pub(super) use super::{fault::cause, way::join};
 use crate::{Cancel, Reference};
 
 const MAX_ERROR_BODY: u64 = 4 << 10;
@@ -155,7 +155,11 @@ impl Http {
             tracing::warn!(image = %self.common.shown, host = %way.base, "{why}: the next host of the route is asked");
             self.note(format!("{} {why}", way.base));
         }
-        let what = if ask.resolve { "may say what a tag stands for: name the image by its digest" } else { "may be pulled from" };
+        let what = if ask.resolve {
+            "may say what a tag stands for: name the image by its digest"
+        } else {
+            "may be pulled from"
+        };
         Err(Error::failed_precondition("hosts", &self.registry, format!("has a route on which no host {what}")))
     }
 
@@ -184,7 +188,8 @@ impl Http {
         let status = response.status().as_u16();
         let n = response.extensions().get::<By>().map_or(0, |by| by.0);
         let Some(way) = self.ways.get(n) else { return self.error(Error::internal, "answered by nobody") };
-        let alone = retry::after(response.headers()).map(|time| format!(", for {} s", time.as_secs())).unwrap_or_default();
+        let alone =
+            retry::after(response.headers()).map(|time| format!(", for {} s", time.as_secs())).unwrap_or_default();
         let said = said(way, response);
         let act = way.act();
         self.noted(match status {
@@ -196,7 +201,9 @@ impl Http {
             404 => way.error(Error::not_found, format!("the registry has no such {what}{said}: check the name")),
             429 => way.error(
                 Error::unavailable,
-                format!("the registry counts too many requests and wants to be left alone{alone}{said}: wait, or log in"),
+                format!(
+                    "the registry counts too many requests and wants to be left alone{alone}{said}: wait, or log in"
+                ),
             ),
             500..=599 => way.error(
                 Error::unavailable,

@@ -119,7 +119,8 @@ impl Without {
             Without::All => true,
             Without::Net(net, bits) => origin.host.parse().is_ok_and(|ip| within(ip, *net, *bits)),
             Without::Host(host, port) => {
-                let below = origin.host.strip_suffix(host.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+                let below =
+                    origin.host.strip_suffix(host.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
                 below && port.is_none_or(|port| port == origin.port)
             }
         }
@@ -181,7 +182,9 @@ mod tests {
         }
         let none = proxies(&[("HTTPS_PROXY", "http://p:1"), ("NO_PROXY", "*")]).unwrap();
         assert_eq!(to(&none, "https://h.io"), None);
-        assert!(found.is_one(&"http://lower:3128/".parse().unwrap()) && !found.is_one(&"http://lower:1/".parse().unwrap()));
+        assert!(
+            found.is_one(&"http://lower:3128/".parse().unwrap()) && !found.is_one(&"http://lower:1/".parse().unwrap())
+        );
     }
 
     // D8 of the negative tests.

@@ -243,7 +243,10 @@ mod tests {
             assert_eq!(Table::of(&[("h.io", text)]).hosts("h.io/a:t"), want, "{text}");
         }
         let of_all = Table::of(&[("_default", &origin)]);
-        assert_eq!(of_all.hosts("docker.io/library/a:t"), ["https://m1/v2", "https://m2/v2", "https://registry-1.docker.io/v2"]);
+        assert_eq!(
+            of_all.hosts("docker.io/library/a:t"),
+            ["https://m1/v2", "https://m2/v2", "https://registry-1.docker.io/v2"]
+        );
     }
 
     #[test]

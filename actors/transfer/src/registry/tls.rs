@@ -96,7 +96,8 @@ fn shown(certificate: &[u8], key: &[u8], place: &str) -> Result<ClientCert> {
     let chain = certificates(certificate, KIND, place)?;
     let keyless = |_| Error::invalid(KIND, place, "has no private key in PEM form beside it");
     let der = PrivateKeyDer::from_pem_slice(key).map_err(keyless)?;
-    let key = PrivateKey::from_pem(key).map_err(|_| Error::invalid(KIND, place, "has a private key that can't be read"))?;
+    let key =
+        PrivateKey::from_pem(key).map_err(|_| Error::invalid(KIND, place, "has a private key that can't be read"))?;
     let certs = chain.iter().map(|cert| CertificateDer::from(cert.der().to_vec())).collect();
     let provider = rustls::crypto::ring::default_provider();
     let pair = CertifiedKey::from_der(certs, der, &provider);

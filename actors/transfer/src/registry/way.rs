@@ -282,7 +282,9 @@ impl Way {
             request = request.header("range", format!("bytes={first}-{last}"));
         }
         if ours {
-            for (name, value) in self.headers.iter().filter(|(name, _)| authorization.is_none() || name != "authorization") {
+            for (name, value) in
+                self.headers.iter().filter(|(name, _)| authorization.is_none() || name != "authorization")
+            {
                 request = request.header(name, value);
             }
         }

@@ -34,7 +34,11 @@ async fn explain(cx: Cx) -> Result<i32, Failure> {
             step.credential = own.into();
         }
     }
-    if cx.json { cx.document(&report)? } else { line(&text(&report))? }
+    if cx.json {
+        cx.document(&report)?
+    } else {
+        line(&text(&report))?
+    }
     Ok(0)
 }
 
@@ -47,20 +51,26 @@ fn text(report: &RouteReport) -> String {
         if !step.source.is_empty() {
             lines.push(format!("   says: {}", step.source));
         }
-        lines.push(format!("   is shown: {}", match step.credential.as_str() {
-            "none" => "nothing",
-            "stored" => "what is stored for it (stored)",
-            "file" => "a header of that file (file)",
-            "call" => "the call's user and secret (call)",
-            "docker-config" => "what docker's config file has for it (docker-config)",
-            other => other,
-        }));
-        lines.push(format!("   is believed: {}", match (step.host.starts_with("https:"), step.unverified) {
-            (false, _) => "whoever answers: it is plain http".to_owned(),
-            (true, true) => "whoever answers: its certificate is not verified".to_owned(),
-            (true, false) if step.tls.is_empty() => "by TLS, as the host trusts".to_owned(),
-            (true, false) => format!("by TLS, as the host trusts, and with {}", step.tls.join(", ")),
-        }));
+        lines.push(format!(
+            "   is shown: {}",
+            match step.credential.as_str() {
+                "none" => "nothing",
+                "stored" => "what is stored for it (stored)",
+                "file" => "a header of that file (file)",
+                "call" => "the call's user and secret (call)",
+                "docker-config" => "what docker's config file has for it (docker-config)",
+                other => other,
+            }
+        ));
+        lines.push(format!(
+            "   is believed: {}",
+            match (step.host.starts_with("https:"), step.unverified) {
+                (false, _) => "whoever answers: it is plain http".to_owned(),
+                (true, true) => "whoever answers: its certificate is not verified".to_owned(),
+                (true, false) if step.tls.is_empty() => "by TLS, as the host trusts".to_owned(),
+                (true, false) => format!("by TLS, as the host trusts, and with {}", step.tls.join(", ")),
+            }
+        ));
         if !step.proxy.is_empty() {
             lines.push(format!("   by the proxy: {}", step.proxy));
         }

@@ -17,11 +17,13 @@ use crate::{
 const MAX_SECRET: u64 = 64 << 10;
 
 /// The flags of commands that speak to registries.
-pub const USER: Flag = value("user", Some('u'), "NAME", "for registries that ask; the password comes from COFFER_PASSWORD");
+pub const USER: Flag =
+    value("user", Some('u'), "NAME", "for registries that ask; the password comes from COFFER_PASSWORD");
 /// See [`USER`].
 pub const CA: Flag = value("ca", None, "FILE", "certificates (PEM) to trust besides the host's");
 /// See [`USER`].
-pub const CERT: Flag = value("cert", None, "FILE", "the certificate (PEM) that the registry is shown; its key may be in it");
+pub const CERT: Flag =
+    value("cert", None, "FILE", "the certificate (PEM) that the registry is shown; its key may be in it");
 /// See [`USER`].
 pub const KEY: Flag = value("key", None, "FILE", "the key of --cert (PEM)");
 /// See [`USER`].
@@ -49,12 +51,8 @@ pub fn own(args: &Args, image: &str) -> Result<Own, Failure> {
         return Err(Failure::usage(format!("{}: --key needs the certificate in --cert", args.command.name())));
     }
     let not_text = |_| Failure::usage("the key is not PEM: give --key, or --cert with the key in it");
-    let own = Own {
-        ca: read("ca")?,
-        certificate,
-        key: Secret(String::from_utf8(key).map_err(not_text)?),
-        ..Own::default()
-    };
+    let own =
+        Own { ca: read("ca")?, certificate, key: Secret(String::from_utf8(key).map_err(not_text)?), ..Own::default() };
     if args.value("user").is_some() {
         // Never from the command line: that is there for all to read.
         let secret = std::env::var("COFFER_PASSWORD").map_err(|_| {
@@ -87,7 +85,11 @@ pub static LOGIN: Command = Command {
     positionals: &[Positional { name: "HOST", times: Times::Once }],
     flags: &[
         value("user", Some('u'), "NAME", "whose it is"),
-        switch("password-stdin", None, "the password is on standard input; COFFER_PASSWORD otherwise, or the terminal is asked"),
+        switch(
+            "password-stdin",
+            None,
+            "the password is on standard input; COFFER_PASSWORD otherwise, or the terminal is asked",
+        ),
         switch("identity-token", None, "it is no password but a token by which tokens are got"),
         switch("docker-config", None, "take what docker's config file, or the helper that it names, has for HOST"),
     ],
@@ -112,7 +114,11 @@ async fn login(cx: Cx) -> Result<i32, Failure> {
     let credentials = cx.namespace().await?.credentials();
     credentials.put(&info, &found.secret).await?;
     let stored = credentials.get(&info.host).await?;
-    if cx.json { cx.document(&stored)? } else { line(&stored.host)? }
+    if cx.json {
+        cx.document(&stored)?
+    } else {
+        line(&stored.host)?
+    }
     Ok(0)
 }
 

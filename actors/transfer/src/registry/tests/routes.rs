@@ -145,7 +145,9 @@ fn d2_what_a_host_is_shown_goes_to_that_host_alone() {
     // D4: the mirror leads to this machine, which nobody has named at that place. D2: nothing goes along where it leads.
     let bytes = blob();
     let _ = read(&repository, &layer(&bytes), 0);
-    assert!(elsewhere.seen().iter().all(|seen| seen.header("x-mirror").is_none() && seen.header("authorization").is_none()));
+    assert!(
+        elsewhere.seen().iter().all(|seen| seen.header("x-mirror").is_none() && seen.header("authorization").is_none())
+    );
 }
 
 #[test]
@@ -214,7 +216,8 @@ fn a_token_that_has_ended_is_replaced_before_it_is_refused() {
     repository.resolve(&Target::Tag("t".into())).unwrap();
     let last = server.seen().pop().unwrap();
     assert_ne!(last.header("authorization"), Some("Bearer tok-0"));
-    let refused = server.seen().iter().filter(|seen| seen.path() != "/token" && seen.header("authorization").is_none()).count();
+    let refused =
+        server.seen().iter().filter(|seen| seen.path() != "/token" && seen.header("authorization").is_none()).count();
     assert_eq!(refused, 1, "only the first was sent without a token");
 }
 
@@ -324,6 +327,7 @@ fn a_proxy_is_asked_for_the_host_and_alone_is_told_its_password() {
     assert_eq!(proxy.asked.lock().unwrap().len(), asked.len());
     // One that refuses is said to, and what it was told isn't.
     let refusing = Proxy::to(&server, "407 no");
-    let error = fails(through(refusing.proxies("")), Code::Unavailable, &format!("by the proxy http://{}", refusing.at));
+    let error =
+        fails(through(refusing.proxies("")), Code::Unavailable, &format!("by the proxy http://{}", refusing.at));
     assert!(!error.to_string().contains("proxys-own"), "D8: {error}");
 }
