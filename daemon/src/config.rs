@@ -5,7 +5,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 use cofferdam_gc::Settings as Gc;
 use cofferdam_net::Plugins;
 use cofferdam_snapshots::Settings;
-use cofferdam_transfer::Settings as Pulls;
+use cofferdam_transfer::{Proxies, Settings as Pulls};
 use cofferdam_types::{Error, Result};
 
 /// The command line, in full: an appliance fills this in itself.
@@ -25,6 +25,10 @@ pub struct Config {
     pub journal: PathBuf,
     /// Where networks are configured, and what makes them.
     pub networks: Networks,
+    /// The table of hosts by which registries are reached.
+    pub hosts: PathBuf,
+    /// The proxies by which they are reached.
+    pub proxies: Proxies,
     /// When the collector collects.
     pub gc: Gc,
     /// How much time is between two passes over all blobs; zero: there are none.
@@ -61,7 +65,7 @@ const HELP: &str = "\
 cofferd: the container daemon
 
 Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--criu FILE] [--connections NUMBER] [--journal SOCKET]
-               [--cni-config DIR] [--cni-plugins DIR[:DIR]...] [--cni-timeout SECONDS] [--scrub SECONDS]
+               [--cni-config DIR] [--cni-plugins DIR[:DIR]...] [--cni-timeout SECONDS] [--hosts DIR] [--scrub SECONDS]
                [--gc KEY=VALUE[,...]]... [--pull KEY=VALUE[,...]]... [--verity] [--rebuild] [--log FILTER]
 
   --root DIR            what must last (default /var/lib/cofferdam)
@@ -75,6 +79,8 @@ Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--criu FILE] [--connect
   --cni-plugins DIRS    where CNI plugins lie, directories with a colon between them (default
                         /opt/cni/bin:/usr/lib/cni:/usr/libexec/cni)
   --cni-timeout SECONDS how long one run of a plugin may take before it is killed (default 60)
+  --hosts DIR           how registries are reached: a directory for each, with a hosts.toml as containerd's (default
+                        /etc/cofferdam/hosts.d); docs/registries.md says more
   --gc KEY=VALUE        when blobs and snapshots that nothing keeps are collected; several with a comma between them. The
                         keys are containerd's: pause_threshold (0.02: the share of the time that it may take),
                         deletion_threshold (0: how many removals make it collect; 0: each), mutation_threshold (100: how
@@ -94,6 +100,8 @@ Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--criu FILE] [--connect
   --log FILTER          what is logged to standard error, such as info or cofferd=debug (default warn)
   --version             the version
   --help                this text
+
+Registries are reached by the proxies that HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY in its environment say.
 
 One daemon per root directory, and per state directory. It runs as root, and grants everything on its socket to its own uid and nothing to
 anybody else.
@@ -126,6 +134,8 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
                 deadline: Duration::from_secs(60),
             },
         },
+        hosts: PathBuf::from("/etc/cofferdam/hosts.d"),
+        proxies: Proxies::of(|name| std::env::var(name).ok())?,
         gc: Gc::default(),
         scrub: Duration::from_secs(7 * 24 * 3600),
         pulls: Pulls::default(),
@@ -166,6 +176,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
                 let wrong = || Error::invalid("option", "--cni-timeout", "needs a number of seconds, 1 to 3600");
                 config.networks.plugins.deadline = Duration::from_secs(number.ok_or_else(wrong)?);
             }
+            "--hosts" => config.hosts = value()?.into(),
             "--gc" => config.gc.set(&value()?.to_string_lossy())?,
             "--scrub" => {
                 let wrong = || Error::invalid("option", "--scrub", "needs a number of seconds; 0 is never");
@@ -181,8 +192,8 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
         }
     }
     // Shims and containers outlive any working directory: everything is named absolutely.
-    let Config { root, state, shim, criu, journal, networks: Networks { configs, plugins }, .. } = &mut config;
-    for path in [root, state, shim, criu, journal, configs].into_iter().chain(&mut plugins.dirs) {
+    let Config { root, state, shim, criu, journal, hosts, networks: Networks { configs, plugins }, .. } = &mut config;
+    for path in [root, state, shim, criu, journal, hosts, configs].into_iter().chain(&mut plugins.dirs) {
         *path =
             std::path::absolute(&*path).map_err(|e| Error::io("path", path.display(), "has no absolute form", &e))?;
     }
@@ -217,6 +228,14 @@ mod tests {
         assert_eq!(config.networks.configs, PathBuf::from("/c"));
         assert_eq!(config.networks.plugins.dirs, ["/a", "/b"].map(PathBuf::from));
         assert_eq!(config.networks.plugins.deadline, Duration::from_secs(5));
+    }
+
+    #[test]
+    fn hosts_lie_in_a_directory() {
+        for (line, dir) in [("", "/etc/cofferdam/hosts.d"), ("--hosts /h", "/h"), ("--hosts=/h/i", "/h/i")] {
+            let Command::Run(config) = words(line).unwrap() else { panic!("a run") };
+            assert_eq!(config.hosts, PathBuf::from(dir), "{line}");
+        }
     }
 
     #[test]

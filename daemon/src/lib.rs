@@ -37,7 +37,7 @@ use cofferdam_metadata::Metadata;
 use cofferdam_networks::Networks;
 use cofferdam_snapshots::Snapshots;
 use cofferdam_tasks::{Children, Deps, Filters, Layout, Makers, Program, Tasks, Users};
-use cofferdam_transfer::Transfer;
+use cofferdam_transfer::{Routes, Transfer};
 use cofferdam_types::{Error, Result, Timestamp};
 
 pub use rebuild::rebuild;
@@ -180,6 +180,7 @@ impl Daemon {
             networks,
             tasks,
             transfer: transfer.clone(),
+            routes: Routes::new(Some(config.hosts.clone()), config.proxies.clone()),
             full: Full::new(&config.root, &config.state, gc.clone(), pool.clone()),
             gc,
             pool,

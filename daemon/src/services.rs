@@ -17,7 +17,7 @@ use cofferdam_metadata::Metadata;
 use cofferdam_networks::Networks;
 use cofferdam_snapshots::Snapshots;
 use cofferdam_tasks::Tasks;
-use cofferdam_transfer::Transfer;
+use cofferdam_transfer::{Routes, Transfer};
 use cofferdam_types::Timestamp;
 
 use crate::{full::Full, quiet::Quiet, server::Exports};
@@ -66,6 +66,8 @@ pub struct Services {
     pub tasks: Tasks,
     /// Pulls and imports.
     pub transfer: Transfer,
+    /// How registries are reached.
+    pub routes: Routes,
     /// What goes because nothing keeps it.
     pub gc: Gc,
     /// Threads for the RPC layer's own reads and writes of files.

@@ -227,6 +227,10 @@ pub struct PullOptions {
     pub rate: u64,
     /// The largest window of a zstd layer, in bytes; 0: 32 MiB.
     pub zstd_window: u64,
+    /// PEM; what the registry is shown, with its key.
+    pub client_certificate: Vec<u8>,
+    /// Likewise.
+    pub client_key: Secret,
 }
 
 /// What becomes of a part of an image that is fetched.
@@ -270,6 +274,8 @@ impl PullOptions {
         builder.set_rate(self.rate);
         builder.set_zstd_window(self.zstd_window);
         set_texts(builder.init_platforms(self.platforms.len() as u32), &self.platforms);
+        builder.set_client_certificate(&self.client_certificate);
+        builder.set_client_key(self.client_key.0.as_bytes());
     }
 }
 
@@ -294,6 +300,10 @@ pub struct PushOptions {
     pub mount_from: Vec<String>,
     /// Layers too that aren't meant to be distributed.
     pub foreign: bool,
+    /// PEM; what the registry is shown, with its key.
+    pub client_certificate: Vec<u8>,
+    /// Likewise.
+    pub client_key: Secret,
 }
 
 impl PushOptions {
@@ -306,6 +316,8 @@ impl PushOptions {
         builder.set_ca_certificates(&self.ca_certificates);
         builder.set_chunk(self.chunk);
         builder.set_foreign(self.foreign);
+        builder.set_client_certificate(&self.client_certificate);
+        builder.set_client_key(self.client_key.0.as_bytes());
         set_texts(builder.init_mount_from(self.mount_from.len() as u32), &self.mount_from);
     }
 }

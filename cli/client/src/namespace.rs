@@ -17,6 +17,7 @@ use crate::{
     connect::Link,
     container::Containers,
     content::Content,
+    credential::Credentials,
     event::Events,
     grant::Grants,
     image::Images,
@@ -178,6 +179,12 @@ impl Namespace {
     /// What was handed out of it.
     pub fn grants(&self) -> Grants {
         Grants { link: self.link.clone(), client: self.client.grants_request().send().pipeline.get_grants() }
+    }
+
+    /// What its pulls and pushes show to registries.
+    pub fn credentials(&self) -> Credentials {
+        let client = self.client.credentials_request().send().pipeline.get_credentials();
+        Credentials { link: self.link.clone(), client }
     }
 
     /// Its leases.

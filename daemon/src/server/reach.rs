@@ -68,6 +68,7 @@ const fn facet(facet: Facet) -> &'static [&'static str] {
             "Images.obtain",
             "Images.pull",
             "Images.fetch",
+            "Images.explainRoute",
             "ImageCursor.next",
             "Image.info",
             "Image.detail",
@@ -327,6 +328,9 @@ mod tests {
             "Container.commit",
             "Task.checkpoint",
             "Images.importFd",
+            "Credentials.list",
+            "Credentials.put",
+            "CredentialCursor.next",
         ] {
             assert!(METHODS.iter().any(|m| m.name == name), "{name}");
             assert!(!reached.contains(name), "{name}");
@@ -347,6 +351,14 @@ mod tests {
         assert!(run.contains("needs the run right") && run.contains("Container.createTask"), "{run}");
         assert!(other.contains("is not among the methods"), "{other}");
         assert_eq!(logs.check(7, 7, 7).unwrap_err().code, cofferdam_types::Code::Unimplemented);
+    }
+
+    #[test]
+    fn who_may_pull_has_nothing_to_do_with_credentials() {
+        for one in [Facet::Pull, Facet::Deploy, Facet::Backup, Facet::Exec] {
+            let reached = reached(&of(&[one], Rights::HOST));
+            assert!(reached.iter().all(|name| !name.starts_with("Credential")), "{}: {reached:?}", one.as_str());
+        }
     }
 
     #[test]
