@@ -5,6 +5,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 use cofferdam_gc::Settings as Gc;
 use cofferdam_net::Plugins;
 use cofferdam_snapshots::Settings;
+use cofferdam_tasks::Runtimes;
 use cofferdam_types::{Error, Result};
 
 /// The command line, in full: an appliance fills this in itself.
@@ -18,6 +19,8 @@ pub struct Config {
     pub shim: PathBuf,
     /// criu, for checkpoints; it need not be there.
     pub criu: PathBuf,
+    /// Runtime binaries of others that whoever may make containers may choose by name.
+    pub runtimes: Runtimes,
     /// How many connections may be open.
     pub connections: u32,
     /// Where journald listens, for containers that log to it.
@@ -57,7 +60,8 @@ pub enum Command {
 const HELP: &str = "\
 cofferd: the container daemon
 
-Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--criu FILE] [--connections NUMBER] [--journal SOCKET]
+Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--criu FILE] [--runtime NAME[=FILE]]... [--connections NUMBER]
+               [--journal SOCKET]
                [--cni-config DIR] [--cni-plugins DIR[:DIR]...] [--cni-timeout SECONDS] [--scrub SECONDS]
                [--gc KEY=VALUE[,...]]... [--verity] [--rebuild] [--log FILTER]
 
@@ -65,6 +69,9 @@ Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--criu FILE] [--connect
   --state DIR           what ends with a reboot, and the socket cofferd.sock (default /run/cofferdam)
   --shim FILE           the shim program (default: coffer-shim beside this program)
   --criu FILE           the program that checkpoints and restores (default: criu in the system's own directories)
+  --runtime NAME[=FILE] a runc-compatible runtime that whoever may make containers may choose by this name: this binary, or one
+                        of that name in the system's own directories; NAME= takes a name away. There are runc, crun and youki;
+                        any other takes the right to the host
   --connections NUMBER  how many may be open at once (default 1024); other users than its own have three quarters of
                         them at most, and one user an eighth
   --journal SOCKET      where journald listens, for containers that log to it (default /run/systemd/journal/socket)
@@ -110,6 +117,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
         state: PathBuf::from("/run/cofferdam"),
         shim: beside.unwrap_or_else(|| PathBuf::from("coffer-shim")),
         criu: criu(),
+        runtimes: Runtimes::default(),
         connections: 1024,
         journal: PathBuf::from(cofferdam_log::JOURNAL),
         networks: Networks {
@@ -140,6 +148,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
             "--state" => config.state = value()?.into(),
             "--shim" => config.shim = value()?.into(),
             "--criu" => config.criu = value()?.into(),
+            "--runtime" => config.runtimes.set(&value()?.to_string_lossy())?,
             "--connections" => {
                 let number = value()?.to_string_lossy().parse().ok().filter(|number| *number > 0);
                 let wrong = || Error::invalid("option", "--connections", "needs a number, 1 or more");
@@ -199,6 +208,17 @@ mod tests {
         assert_eq!((config.log.as_str(), config.connections), ("debug", 7));
         assert_eq!(config.journal, PathBuf::from("/c"));
         assert!(config.shim.ends_with("coffer-shim"));
+    }
+
+    #[test]
+    fn runtimes_have_names() {
+        let Command::Run(config) = words("--runtime kata=/opt/kata --runtime=runc= --runtime mine").unwrap() else {
+            panic!("a run")
+        };
+        let mut wanted = Runtimes::default();
+        ["kata=/opt/kata", "runc=", "mine"].iter().for_each(|text| wanted.set(text).unwrap());
+        assert_eq!(config.runtimes, wanted);
+        assert_eq!(words("--runtime kata=relative").unwrap_err().kind, "runtime");
     }
 
     #[test]

@@ -133,6 +133,7 @@ impl Daemon {
             children: Children::default(),
             makers: Makers::default(),
             grants: grants.clone(),
+            runtimes: config.runtimes.clone(),
         };
         let tasks = Tasks::start(&kernel, TABLE.tasks, deps)?;
         let transfer = Transfer::start(&kernel, TABLE.transfer, metadata.clone(), content.clone(), images.clone());

@@ -42,6 +42,7 @@ use crate::{
     },
     restore::{DumpOptions, Dumped},
     shim::Program,
+    runtimes::Runtimes,
     users::Users,
 };
 
@@ -86,6 +87,8 @@ pub struct Deps {
     pub makers: Makers,
     /// With which processes end that were run through one.
     pub grants: Grants,
+    /// Runtime binaries of others.
+    pub runtimes: Runtimes,
 }
 
 /// Tasks and containers. Cheap to clone.

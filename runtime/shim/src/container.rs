@@ -1,6 +1,7 @@
 //! A container, and what can be done with it. Each change of it has its turn; signals, streams and questions don't wait.
 
 mod ending;
+mod granted;
 
 use std::{
     cell::{Cell, RefCell},
@@ -18,6 +19,7 @@ use cofferdam_types::{Error, Id, Mount, Namespace, Result, Timestamp};
 use cofferdam_wire::{convert::Life, life};
 use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Process as ProcessSpec, Spec};
 
+use self::granted::Granted;
 use crate::{
     calls::{Busy, Calls, Patience},
     checkpoint::{Driver, Held},
@@ -108,6 +110,7 @@ pub struct Container {
     init: Rc<Process>,
     log: Option<Rc<RefCell<Writer>>>,
     execs: RefCell<BTreeMap<Id, Exec>>,
+    granted: Granted,
     /// Deleted ones whose output is still on its way, or whose end the daemon has yet to write down.
     forgotten: RefCell<Vec<Rc<Process>>>,
     paused: Cell<bool>,
@@ -188,6 +191,7 @@ impl Container {
             init,
             log,
             execs: RefCell::default(),
+            granted: Granted::default(),
             forgotten: RefCell::default(),
             paused: Cell::new(false),
             oom: Oom::default(),
@@ -379,8 +383,10 @@ impl Container {
             pending.ok_or_else(|| Error::failed_precondition("process", id, "could not be started before"))?;
         let exec_id = Id::new(id)?;
         let Prepared { given, relays, feed } = prepared;
+        let group = self.enter(&made, &process.life().grant)?;
         let run = self.act(self.runtime.is_foreign(), move |runtime| {
-            runtime.exec(&made, &oci::ExecRequest { id: &exec_id, process: &spec, stdio: borrow(&given) })
+            let (stdio, group) = (borrow(&given), group.as_deref());
+            runtime.exec(&made, &oci::ExecRequest { id: &exec_id, process: &spec, stdio, group })
         });
         match run.await {
             Ok((made, _busy)) => {

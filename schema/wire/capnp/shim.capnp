@@ -137,8 +137,9 @@ interface ShimContainer @0x8a3ec7d15b902f64 {
 
   start @0 (id :Text) -> (life :Life);
   wait @1 (id :Text) -> (life :Life);
-  state @2 () -> (processes :List(Life), paused :Bool, logLost :UInt64);
-  # `logLost`: so many bytes of output could not be kept.
+  state @2 () -> (processes :List(Life), paused :Bool, logLost :UInt64, grants :List(Text));
+  # `logLost`: so many bytes of output could not be kept. `grants`: the ids of those through which something was run that may
+  # still be there, whatever became of the process itself.
   kill @3 (id :Text, signal :UInt32, all :Bool) -> ();
   exec @4 (request :ExecRequest) -> (life :Life);
   resize @5 (id :Text, rows :UInt16, columns :UInt16) -> ();
@@ -172,6 +173,9 @@ interface ShimContainer @0x8a3ec7d15b902f64 {
 
   forgetExec @18 (id :Text, created :Common.Time) -> ();
   # One that is `deleted`; nothing happens where it isn't there.
+
+  endGrant @19 (grant :Text) -> ();
+  # Kills what was run through this grant, with all that it has begun; what was not started can't be any more.
 }
 
 interface ShimHold @0xe9c41b7d05a8f362 {
