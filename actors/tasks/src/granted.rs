@@ -1,4 +1,5 @@
-//! What was run through a grant ends with it: the processes, and all that they have begun. Through which grants something was
+//! What was run through a grant ends with it: the processes, all that they have begun, and the streams that a container was given
+//! by who made it. Through which grants something was
 //! run stands in the life records of its shim: so an end that comes while there is no daemon, or no actor, is made good by the next.
 
 use std::rc::Rc;
@@ -17,6 +18,7 @@ impl Ctx {
     /// Of a task that was found again, or was just made.
     pub(crate) fn end_all_with_their_grants(&self, entry: &Rc<Entry>) {
         let mut grants: Vec<String> = entry.granted.borrow().keys().cloned().collect();
+        grants.push(entry.init.life.borrow().grant.clone());
         grants.extend(entry.execs.borrow().values().map(|process| process.life.borrow().grant.clone()));
         grants.into_iter().for_each(|grant| self.end_with_grant(entry, grant));
     }

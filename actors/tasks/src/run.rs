@@ -265,6 +265,7 @@ async fn make_task(
             log,
             log_dir,
             source,
+            auth,
         );
         let (container, life) = made.await?;
         Ok((connection, child, container, life))
@@ -397,6 +398,7 @@ async fn request_create(
     log: bool,
     log_dir: Option<OwnedFd>,
     source: Option<restore::Source>,
+    auth: &Authority,
 ) -> Result<(cofferdam_wire::shim_capnp::shim_container::Client, cofferdam_wire::convert::Life)> {
     let binary = deps.runtimes.find(&prepared.record.runtime)?;
     let mut create = request.get().init_request();
@@ -414,6 +416,9 @@ async fn request_create(
     create.set_runtime_root(prepared.runc_root(deps).to_string_lossy().as_ref());
     create.set_runtime_options(&prepared.record.runtime_options.value);
     create.set_terminal(prepared.terminal());
+    if let Some(grant) = auth.grants.last() {
+        create.set_grant(grant.to_string());
+    }
     set_stdio(create.reborrow().init_stdio(), streams, fds);
     if log {
         create.set_log(true);

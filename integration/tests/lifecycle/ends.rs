@@ -1,11 +1,13 @@
 //! The end of a grant, tried against who would outlive it: what was run through it and left behind, calls that were given up,
 //! descriptors, a hundred thousand live capabilities. S, W and Z are ids of SECURITY.md.
 
+use std::io::Write as _;
+
 use capnp_rpc::{RpcSystem, rpc_twoparty_capnp::Side};
 use cofferdam_client::{
     Client, ContainerRequest, FROM_NOW, GrantOptions, Namespace, ProcessOptions, Stdio, Task, channel,
 };
-use cofferdam_integration::{BUSYBOX, Daemon, bounded, output, until_async};
+use cofferdam_integration::{BUSYBOX, Daemon, bounded, input, output, until_async};
 use cofferdam_types::{Code, Labels};
 use cofferdam_wire::{
     connect,
@@ -16,7 +18,7 @@ use cofferdam_wire::{
 
 use crate::{
     grants::{denied, facets, holder, refused, talking, words},
-    idle,
+    idle, with,
 };
 
 fn run(text: &str) -> ProcessOptions {
@@ -144,6 +146,49 @@ fn z6_what_was_not_started_can_not_be_when_its_grant_has_ended() {
         assert!(!sleeps(&task, "1001").await);
         process.delete().await.unwrap();
     });
+}
+
+// Z6: a container goes on, and is no way for its maker to hear of it, or to tell it anything.
+#[test]
+fn z6_the_streams_of_a_container_are_cut_with_the_grant_of_its_maker() {
+    let daemon = Daemon::with_busybox();
+    let script = "while read line; do echo got $line; done; echo over > /over; exec sleep 1001";
+    // Handed over as they are, logged, by a terminal; and under a daemon that was started since.
+    for (n, (log, terminal, restart)) in
+        [(false, false, false), (true, false, false), (false, true, false), (true, false, true)].into_iter().enumerate()
+    {
+        let id = format!("made-{n}");
+        let (stdin, mut typing) = input();
+        let (stdout, arrivals) = output();
+        let grant = bounded(async {
+            let operator = daemon.open().await;
+            let (maker, grant) = holder(&daemon, &operator, &facets("deploy")).await;
+            let made = with(&maker.namespace(""), &id, script, |request| request.options.terminal = terminal);
+            let task = made.create_task(Stdio { stdin, stdout, ..Stdio::default() }, log);
+            task.start().await.unwrap();
+            typing.write_all(b"one\n").unwrap();
+            arrivals.contains("got one").await;
+            grant
+        });
+        if restart {
+            daemon.kill9();
+            daemon.restart();
+        }
+        bounded(async {
+            let operator = daemon.open().await;
+            let task = operator.containers().get(&id).task();
+            operator.grants().get(&grant).revoke().await.unwrap();
+            // Nobody holds the other ends any more.
+            arrivals.all().await;
+            until_async("what is typed goes nowhere", async || typing.write_all(b"two\n").err()).await;
+            assert_eq!(task.state().await.unwrap().status.as_str(), "running", "{id}");
+            if !terminal {
+                // Its input has ended, as that of a client who left.
+                sleeping(&task, "1001").await;
+            }
+            assert!(!String::from_utf8(arrivals.so_far()).unwrap().contains("two"), "{id}");
+        });
+    }
 }
 
 // Z6, Z3: any program of the host would be run as root.

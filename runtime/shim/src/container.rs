@@ -25,7 +25,7 @@ use crate::{
     checkpoint::{Driver, Held},
     oom::Oom,
     process::{End, Process},
-    stdio::{Given, Owner, Prepared, Wishes, prepare},
+    stdio::{Given, Owner, Prepared, Through, Wishes, prepare},
 };
 
 /// All but the end.
@@ -58,6 +58,8 @@ pub struct Create {
     pub filter: Vec<libc::sock_filter>,
     /// Where its output is kept.
     pub log: Option<Writer>,
+    /// Through which grant it is made; empty: none.
+    pub grant: String,
 }
 
 /// A checkpoint that a container is restored from.
@@ -161,10 +163,17 @@ impl Container {
             pipes,
             filter,
             log,
+            grant,
         } = request;
         let log = log.map(|writer| Rc::new(RefCell::new(writer)));
-        let mut prepared = prepare(stdio, terminal, log.is_some(), pipes)?;
-        let init = Process::new(dir.clone(), life::file_name(&id, ""), "", "", terminal)?;
+        let through = match (grant.is_empty(), log.is_some()) {
+            (false, _) => Through::All,
+            (true, true) => Through::Outputs,
+            (true, false) => Through::Nothing,
+        };
+        let mut prepared = prepare(stdio, terminal, through, pipes)?;
+        let init = Process::new(dir.clone(), life::file_name(&id, ""), "", &grant, terminal)?;
+        init.gave(prepared.relays.iter().filter_map(|relay| relay.sink.clone()));
         init.feed(&mut prepared.feed)?;
         let own_pids = spec
             .linux()
@@ -410,7 +419,7 @@ impl Container {
         if self.execs.borrow().contains_key(&id) {
             return Err(Error::already_exists("process", &id, "is there already: choose another id"));
         }
-        let mut prepared = prepare(stdio, terminal, false, self.pipes)?;
+        let mut prepared = prepare(stdio, terminal, Through::Nothing, self.pipes)?;
         // The record of a deleted one of that name gives way.
         self.forgotten.borrow().iter().filter(|process| process.life().id == *id).for_each(|process| process.seal());
         let process = Process::new(self.dir.clone(), life::file_name(&self.id, &id), &id, grant, terminal)?;

@@ -90,6 +90,7 @@ impl Service {
             pipes: (options.io_uid, options.io_gid),
             filter: seccomp::from_bytes(reader.get_filter().map_err(malformed)?),
             log: if reader.get_log() { Some(self.log(reader)?) } else { None },
+            grant: text(reader.get_grant())?.to_owned(),
         })
     }
 }

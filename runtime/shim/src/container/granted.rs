@@ -1,5 +1,6 @@
 //! What was run through a grant, and ends with it: the processes themselves, and all that they have begun, which is found by
-//! the group that they are in, whoever its parent is by now.
+//! the group that they are in, whoever its parent is by now. A container that was made through it goes on, without the
+//! streams that its maker gave it.
 
 use std::{cell::RefCell, collections::BTreeSet, rc::Rc};
 
@@ -50,6 +51,9 @@ impl Container {
     /// Ends what was run through a grant, with all that came of it. What was not started can't be any more.
     pub async fn end_grant(&self, grant: &str) -> Result<()> {
         let name = group(grant)?;
+        if self.init.life().grant == grant {
+            self.init.cut();
+        }
         // At once, whoever has the turn; and once more behind him: what he was starting is there then.
         self.kill_granted(grant, &name).await?;
         let _turn = self.turn.lock().await;
