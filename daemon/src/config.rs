@@ -8,6 +8,8 @@ use cofferdam_snapshots::Settings;
 use cofferdam_tasks::Runtimes;
 use cofferdam_types::{Error, Result};
 
+use crate::access::Access;
+
 /// The command line, in full: an appliance fills this in itself.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -21,6 +23,10 @@ pub struct Config {
     pub criu: PathBuf,
     /// Runtime binaries of others that whoever may make containers may choose by name.
     pub runtimes: Runtimes,
+    /// The group whose members can connect to the socket; none: the daemon's own.
+    pub group: Option<u32>,
+    /// What others than the operator are granted by connecting.
+    pub access: Access,
     /// How many connections may be open.
     pub connections: u32,
     /// Where journald listens, for containers that log to it.
@@ -61,7 +67,7 @@ const HELP: &str = "\
 cofferd: the container daemon
 
 Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--criu FILE] [--runtime NAME[=FILE]]... [--connections NUMBER]
-               [--journal SOCKET]
+               [--group GID] [--access WHO=NAMESPACE/LABEL]... [--journal SOCKET]
                [--cni-config DIR] [--cni-plugins DIR[:DIR]...] [--cni-timeout SECONDS] [--scrub SECONDS]
                [--gc KEY=VALUE[,...]]... [--verity] [--rebuild] [--log FILTER]
 
@@ -74,6 +80,9 @@ Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--criu FILE] [--runtime
                         any other takes the right to the host
   --connections NUMBER  how many may be open at once (default 1024); other users than its own have three quarters of
                         them at most, and one user an eighth
+  --group GID           whose members can connect to the socket, beside the daemon's own user; they have nothing by that
+  --access WHO=NAMESPACE/LABEL  what somebody else is granted on the socket: the grant of that label that the operator made in that
+                        namespace. WHO is user:UID or group:GID, as the kernel says who connects; docs/grants.md says more
   --journal SOCKET      where journald listens, for containers that log to it (default /run/systemd/journal/socket)
   --cni-config DIR      where networks are configured (default /etc/cni/net.d)
   --cni-plugins DIRS    where CNI plugins lie, directories with a colon between them (default
@@ -96,7 +105,7 @@ Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--criu FILE] [--runtime
   --help                this text
 
 One daemon per root directory, and per state directory. It runs as root, and grants everything on its socket to its own uid and nothing to
-anybody else.
+anybody else, unless --access says so.
 ";
 
 /// The socket's name in the state directory.
@@ -118,6 +127,8 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
         shim: beside.unwrap_or_else(|| PathBuf::from("coffer-shim")),
         criu: criu(),
         runtimes: Runtimes::default(),
+        access: Access::default(),
+        group: None,
         connections: 1024,
         journal: PathBuf::from(cofferdam_log::JOURNAL),
         networks: Networks {
@@ -149,6 +160,11 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
             "--shim" => config.shim = value()?.into(),
             "--criu" => config.criu = value()?.into(),
             "--runtime" => config.runtimes.set(&value()?.to_string_lossy())?,
+            "--group" => {
+                let wrong = || Error::invalid("option", "--group", "needs the number of a group");
+                config.group = Some(value()?.to_string_lossy().parse().map_err(|_| wrong())?);
+            }
+            "--access" => config.access.add(&value()?.to_string_lossy())?,
             "--connections" => {
                 let number = value()?.to_string_lossy().parse().ok().filter(|number| *number > 0);
                 let wrong = || Error::invalid("option", "--connections", "needs a number, 1 or more");
@@ -208,6 +224,18 @@ mod tests {
         assert_eq!((config.log.as_str(), config.connections), ("debug", 7));
         assert_eq!(config.journal, PathBuf::from("/c"));
         assert!(config.shim.ends_with("coffer-shim"));
+    }
+
+    #[test]
+    fn what_others_are_granted_is_said() {
+        let Command::Run(config) = words("--group 8 --access user:7=default/watcher --access=group:8=default/logs").unwrap() else {
+            panic!("a run")
+        };
+        let mut wanted = Access::default();
+        ["user:7=default/watcher", "group:8=default/logs"].iter().for_each(|rule| wanted.add(rule).unwrap());
+        assert_eq!((config.access, config.group), (wanted, Some(8)));
+        assert_eq!(words("--group staff").unwrap_err().id, "--group");
+        assert_eq!(words("--access everybody").unwrap_err().kind, "access");
     }
 
     #[test]
