@@ -460,7 +460,7 @@ fn each_facet_is_enough_for_its_thing_and_for_nothing_else() {
 // S3: whoever connects is who the kernel says, and has what the rules say for him: nothing, without one.
 #[test]
 fn who_connects_has_what_the_rules_say() {
-    let rules = [
+    const RULES: &[&str] = &[
         "--group",
         "4444",
         "--access",
@@ -470,7 +470,7 @@ fn who_connects_has_what_the_rules_say() {
         "--access",
         "user:4323=default/nothing",
     ];
-    let daemon = Daemon::with_flags(Box::leak(Box::new(rules)));
+    let daemon = Daemon::with_flags(RULES);
     let own = |args: &[&str]| ok(&daemon, &[&["-n", "default"], args].concat());
     let watcher = own(&["grant", "create", "-f", "observer", "-l", "watcher"]);
     own(&["grant", "create", "-f", "logs", "-l", "readers"]);
