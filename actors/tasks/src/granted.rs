@@ -77,6 +77,9 @@ impl Ctx {
         for found in answer.get().and_then(|answer| answer.get_processes()).map_err(from_shim)?.iter() {
             let life = life(found)?;
             let Ok(process) = entry.process(&life.id) else { continue };
+            if life.id.is_empty() {
+                continue;
+            }
             let same = life.grant == grant && life.created == process.life.borrow().created;
             if same && life.started == Timestamp(0) && life.exited != Timestamp(0) && process.ended().is_none() {
                 let exec = life.id.clone();
