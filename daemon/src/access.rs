@@ -28,7 +28,8 @@ impl Access {
     /// Adds one: `user:UID=NAMESPACE/LABEL`, or `group:GID=NAMESPACE/LABEL`.
     pub fn add(&mut self, text: &str) -> Result<()> {
         let bad = || {
-            let why = "is no rule: write user:UID=NAMESPACE/LABEL or group:GID=NAMESPACE/LABEL, with the label of a grant";
+            let why =
+                "is no rule: write user:UID=NAMESPACE/LABEL or group:GID=NAMESPACE/LABEL, with the label of a grant";
             Error::invalid("access", text.escape_debug(), why)
         };
         let (who, grant) = text.split_once('=').ok_or_else(bad)?;
@@ -39,7 +40,11 @@ impl Access {
             _ => return Err(bad()),
         };
         if self.0.iter().any(|rule| rule.who == who) {
-            return Err(Error::invalid("access", text.escape_debug(), "is a second rule for the same: one says what is granted"));
+            return Err(Error::invalid(
+                "access",
+                text.escape_debug(),
+                "is a second rule for the same: one says what is granted",
+            ));
         }
         self.0.push(Rule { who, namespace: Namespace::new(namespace)?, label: label.to_owned() });
         Ok(())
@@ -67,7 +72,9 @@ mod tests {
         assert_eq!(find(1000, 7).as_deref(), Some("default watch/er"));
         assert_eq!(find(1001, 7).as_deref(), Some("shop readers of logs"));
         assert_eq!((find(7, 1000), find(0, 0)), (None, None));
-        for bad in ["", "user:1", "user:x=a/b", "user:=a/b", "user:-1=a/b", "all=a/b", "user:1=a", "user:1=a/", "user:1=/b"] {
+        for bad in
+            ["", "user:1", "user:x=a/b", "user:=a/b", "user:-1=a/b", "all=a/b", "user:1=a", "user:1=a/", "user:1=/b"]
+        {
             assert!(access.add(bad).is_err(), "{bad}");
         }
         assert!(access.add("user:1000=default/other").unwrap_err().message.contains("second rule"));

@@ -228,7 +228,9 @@ mod tests {
 
     #[test]
     fn what_others_are_granted_is_said() {
-        let Command::Run(config) = words("--group 8 --access user:7=default/watcher --access=group:8=default/logs").unwrap() else {
+        let Command::Run(config) =
+            words("--group 8 --access user:7=default/watcher --access=group:8=default/logs").unwrap()
+        else {
             panic!("a run")
         };
         let mut wanted = Access::default();

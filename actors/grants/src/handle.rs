@@ -47,9 +47,16 @@ impl Grants {
         let mut found = self.core.tree.labelled(namespace, label);
         match (found.pop(), found.len()) {
             (Some(node), 0) => Ok(node),
-            (None, _) => Err(Error::denied("grant", "", format!("{label:?} of namespace {namespace} is not there, or was taken back"))),
+            (None, _) => Err(Error::denied(
+                "grant",
+                "",
+                format!("{label:?} of namespace {namespace} is not there, or was taken back"),
+            )),
             (Some(_), more) => {
-                let why = format!("{label:?} of namespace {namespace} is what {} are called: the operator has to say which", more + 1);
+                let why = format!(
+                    "{label:?} of namespace {namespace} is what {} are called: the operator has to say which",
+                    more + 1
+                );
                 Err(Error::denied("grant", "", why))
             }
         }

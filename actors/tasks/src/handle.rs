@@ -41,8 +41,8 @@ use crate::{
         Shims, Start, Stdin, Stdio, UpdateResources,
     },
     restore::{DumpOptions, Dumped},
-    shim::Program,
     runtimes::Runtimes,
+    shim::Program,
     users::Users,
 };
 

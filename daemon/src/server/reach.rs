@@ -408,7 +408,9 @@ mod tests {
             for name in ["Images.pull", "Images.fetch", "Images.obtain", "Images.explainRoute", "Job.wait"] {
                 assert!(reached.contains(name), "{name}");
             }
-            for name in ["Image.push", "Images.remove", "Images.tag", "Images.import", "Content.get", "Containers.create"] {
+            for name in
+                ["Image.push", "Images.remove", "Images.tag", "Images.import", "Content.get", "Containers.create"]
+            {
                 assert!(!reached.contains(name), "{name}");
             }
         }

@@ -3,8 +3,8 @@
 use std::{fs::File, path::PathBuf};
 
 use cofferdam_client::{
-    CheckpointOptions, Container, ContainerRequest, GrantOptions, ImportOptions, Namespace, Network, Output, PortMapping,
-    ProcessOptions, Protocol, Status, Stdio, Task,
+    CheckpointOptions, Container, ContainerRequest, GrantOptions, ImportOptions, Namespace, Network, Output,
+    PortMapping, ProcessOptions, Protocol, Status, Stdio, Task,
 };
 use cofferdam_integration::{Arrivals, BUSYBOX, Daemon, bounded, criu, output, until_async};
 use cofferdam_types::{Code, Error};

@@ -310,7 +310,8 @@ fn z6_a_hundred_thousand_live_capabilities_end_at_once() {
         let follow = theirs.containers().get("web").logs(true, |_| Ok(()));
         let mut happening = theirs.events().subscribe::<&str>(FROM_NOW, &[]);
         let (stdout, arrivals) = output();
-        let talks = task.exec("talks", &run("while echo tick; do sleep 0.01; done"), Stdio { stdout, ..Stdio::default() });
+        let talks =
+            task.exec("talks", &run("while echo tick; do sleep 0.01; done"), Stdio { stdout, ..Stdio::default() });
         talks.start().await.unwrap();
         arrivals.contains("tick").await;
         let (sink, mut heard) = channel();

@@ -735,15 +735,18 @@ fn w2_the_holder_of_a_socket_harms_himself_alone() {
             bytes
         };
         // On the daemon's own as on this one.
-        for (socket, bytes) in [&socket, &daemon.socket()].into_iter().flat_map(|socket| [
-            vec![0xff; 64],
-            table(511, 0x7fff_ffff),
-            table(511, (1 << 17) / 511 + 1),
-            table(1, u32::MAX),
-            table(1, 1 << 29),
-            // One word that points outside of its message.
-            [table(1, 1), vec![0xfc, 0xff, 0xff, 0x7f, 1, 0, 1, 0]].concat(),
-        ].map(|bytes| (socket, bytes))) {
+        for (socket, bytes) in [&socket, &daemon.socket()].into_iter().flat_map(|socket| {
+            [
+                vec![0xff; 64],
+                table(511, 0x7fff_ffff),
+                table(511, (1 << 17) / 511 + 1),
+                table(1, u32::MAX),
+                table(1, 1 << 29),
+                // One word that points outside of its message.
+                [table(1, 1), vec![0xfc, 0xff, 0xff, 0x7f, 1, 0, 1, 0]].concat(),
+            ]
+            .map(|bytes| (socket, bytes))
+        }) {
             said_to(socket, &bytes);
         }
         good.namespace("").info().await.unwrap();

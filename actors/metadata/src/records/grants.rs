@@ -145,7 +145,8 @@ pub fn create(tx: &mut Tx<'_>, above: &[GrantId], mut grant: Grant) -> Result<Gr
     if !above.is_empty() {
         get(tx, above)?;
         if below(tx, &above[..1])? >= MOST {
-            let why = format!("has {MOST} grants that come from it, which is all that may: revoke some that nobody needs");
+            let why =
+                format!("has {MOST} grants that come from it, which is all that may: revoke some that nobody needs");
             return Err(Error::resource_exhausted("grant", above[0], why));
         }
     }

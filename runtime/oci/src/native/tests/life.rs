@@ -127,7 +127,8 @@ fn another_process_joins_everything() {
     })
     .unwrap();
     let stdio = Stdio::Terminal { rows: 11, cols: 22 };
-    let mut terminal = f.native.exec(&container, &ExecRequest { id: &f.id, process: &spec, stdio, group: None }).unwrap();
+    let mut terminal =
+        f.native.exec(&container, &ExecRequest { id: &f.id, process: &spec, stdio, group: None }).unwrap();
     assert_eq!(read_terminal(terminal.console.take().unwrap()), "/dev/pts/0\n11 22\nx\n");
     process::waitid(&terminal.pidfd, true).unwrap();
 
