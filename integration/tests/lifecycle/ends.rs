@@ -110,10 +110,10 @@ fn z6_a_process_whose_maker_gave_up_the_call_ends_with_its_grant() {
         let (client, id) = holder(&daemon, &operator, &all()).await;
         let theirs = client.namespace("");
         // Until one was given up that is there.
-        let mut tries = 0;
+        let tries = std::cell::Cell::new(0);
         let lost = until_async("one is made whose call was given up", async || {
-            tries += 1;
-            let lost = format!("lost-{tries}");
+            tries.set(tries.get() + 1);
+            let lost = format!("lost-{}", tries.get());
             let asking = theirs.containers().get("web").task().exec(&lost, &run("exec sleep 1000"), Stdio::default());
             // It is on its way, and let go of.
             tokio::task::yield_now().await;
@@ -159,7 +159,7 @@ fn z6_the_streams_of_a_container_are_cut_with_the_grant_of_its_maker() {
         [(false, false, false), (true, false, false), (false, true, false), (true, false, true)].into_iter().enumerate()
     {
         let id = format!("made-{n}");
-        let (stdin, mut typing) = input();
+        let (stdin, typing) = input();
         let (stdout, arrivals) = output();
         let grant = bounded(async {
             let operator = daemon.open().await;
@@ -167,7 +167,7 @@ fn z6_the_streams_of_a_container_are_cut_with_the_grant_of_its_maker() {
             let made = with(&maker.namespace(""), &id, script, |request| request.options.terminal = terminal);
             let task = made.create_task(Stdio { stdin, stdout, ..Stdio::default() }, log);
             task.start().await.unwrap();
-            typing.write_all(b"one\n").unwrap();
+            (&typing).write_all(b"one\n").unwrap();
             arrivals.contains("got one").await;
             grant
         });
@@ -181,7 +181,7 @@ fn z6_the_streams_of_a_container_are_cut_with_the_grant_of_its_maker() {
             operator.grants().get(&grant).revoke().await.unwrap();
             // Nobody holds the other ends any more.
             arrivals.all().await;
-            until_async("what is typed goes nowhere", async || typing.write_all(b"two\n").err()).await;
+            until_async("what is typed goes nowhere", async || (&typing).write_all(b"two\n").err()).await;
             assert_eq!(task.state().await.unwrap().status.as_str(), "running", "{id}");
             if !terminal {
                 // Its input has ended, as that of a client who left.
