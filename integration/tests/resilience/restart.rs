@@ -7,7 +7,7 @@ use std::{
 };
 
 use cofferdam_client::{Input, Output, ProcessOptions, Status, Stdio};
-use cofferdam_integration::{Arrivals, Daemon, bounded, input, output, terminal, until_async, write};
+use cofferdam_integration::{Arrivals, Daemon, bounded, input, output, terminal, until, until_async, write};
 use cofferdam_types::{Code, Timestamp};
 
 use crate::{ends_when_told, exits, history, runs, send, shim_of, start, tell, until_ended};
@@ -431,4 +431,39 @@ fn what_was_frozen_stays_frozen() {
         task.resume().await.unwrap();
         assert_eq!(task.wait().await.unwrap().status, 2);
     });
+}
+
+/// What a daemon that died was making, and has no record of, may be made still, by its paths and under its name.
+#[test]
+fn what_a_lost_daemon_was_making_does_nothing_to_the_next_of_its_name() {
+    // Its socket has to be its own: whose a socket is says who listened on it.
+    const LISTENS: &str = "import os, socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.bind('shim.sock')
+s.listen()
+os.dup2(s.fileno(), 0)
+os.execve(sys.argv[1], ['coffer-shim'], {})";
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    daemon.kill9();
+    let shim = daemon.state().join("shims/0123456789abcdef");
+    std::fs::create_dir_all(daemon.state().join("tasks").join(daemon.namespace()).join("box")).unwrap();
+    std::fs::create_dir_all(&shim).unwrap();
+    std::fs::write(shim.join("box.life"), "").unwrap();
+    let program = daemon.program("coffer-shim");
+    let mut child = std::process::Command::new("python3");
+    let mut child = child.args(["-c", LISTENS]).arg(&program).current_dir(&shim).env_clear().spawn().unwrap();
+    let is_shim = || std::fs::read_link(format!("/proc/{}/exe", child.id())).is_ok_and(|exe| exe == program);
+    until("the shim runs", || is_shim().then_some(()));
+    // What it holds it is asked to delete. It answers nothing before it is killed, which it is after some seconds.
+    send(child.id(), nix::sys::signal::Signal::SIGSTOP);
+    daemon.restart();
+    bounded(async {
+        let run = start(&daemon.client().await, daemon.run("box", ["true"])).await.0;
+        assert!(!shim.exists(), "it was there when the next one was made");
+        assert_eq!(run.wait().await.unwrap().status, 0);
+        run.container().remove(false).await.unwrap();
+    });
+    child.wait().unwrap();
+    daemon.settles(&before);
 }
