@@ -5,8 +5,11 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 use cofferdam_gc::Settings as Gc;
 use cofferdam_net::Plugins;
 use cofferdam_snapshots::Settings;
+use cofferdam_tasks::Runtimes;
 use cofferdam_transfer::{Proxies, Settings as Pulls};
 use cofferdam_types::{Error, Result};
+
+use crate::access::Access;
 
 /// The command line, in full: an appliance fills this in itself.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,6 +22,12 @@ pub struct Config {
     pub shim: PathBuf,
     /// criu, for checkpoints; it need not be there.
     pub criu: PathBuf,
+    /// Runtime binaries of others that whoever may make containers may choose by name.
+    pub runtimes: Runtimes,
+    /// The group whose members can connect to the socket; none: the daemon's own.
+    pub group: Option<u32>,
+    /// What others than the operator are granted by connecting.
+    pub access: Access,
     /// How many connections may be open.
     pub connections: u32,
     /// Where journald listens, for containers that log to it.
@@ -64,7 +73,8 @@ pub enum Command {
 const HELP: &str = "\
 cofferd: the container daemon
 
-Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--criu FILE] [--connections NUMBER] [--journal SOCKET]
+Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--criu FILE] [--runtime NAME[=FILE]]... [--connections NUMBER]
+               [--group GID] [--access WHO=NAMESPACE/LABEL]... [--journal SOCKET]
                [--cni-config DIR] [--cni-plugins DIR[:DIR]...] [--cni-timeout SECONDS] [--hosts DIR] [--scrub SECONDS]
                [--gc KEY=VALUE[,...]]... [--pull KEY=VALUE[,...]]... [--verity] [--rebuild] [--log FILTER]
 
@@ -72,8 +82,14 @@ Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--criu FILE] [--connect
   --state DIR           what ends with a reboot, and the socket cofferd.sock (default /run/cofferdam)
   --shim FILE           the shim program (default: coffer-shim beside this program)
   --criu FILE           the program that checkpoints and restores (default: criu in the system's own directories)
+  --runtime NAME[=FILE] a runc-compatible runtime that whoever may make containers may choose by this name: this binary, or one
+                        of that name in the system's own directories; NAME= takes a name away. There are runc, crun and youki;
+                        any other takes the right to the host
   --connections NUMBER  how many may be open at once (default 1024); other users than its own have three quarters of
                         them at most, and one user an eighth
+  --group GID           whose members can connect to the socket, beside the daemon's own user; they have nothing by that
+  --access WHO=NAMESPACE/LABEL  what somebody else is granted on the socket: the grant of that label that the operator made in that
+                        namespace. WHO is user:UID or group:GID, as the kernel says who connects; docs/grants.md says more
   --journal SOCKET      where journald listens, for containers that log to it (default /run/systemd/journal/socket)
   --cni-config DIR      where networks are configured (default /etc/cni/net.d)
   --cni-plugins DIRS    where CNI plugins lie, directories with a colon between them (default
@@ -104,7 +120,7 @@ Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--criu FILE] [--connect
 Registries are reached by the proxies that HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY in its environment say.
 
 One daemon per root directory, and per state directory. It runs as root, and grants everything on its socket to its own uid and nothing to
-anybody else.
+anybody else, unless --access says so.
 ";
 
 /// The socket's name in the state directory.
@@ -125,6 +141,9 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
         state: PathBuf::from("/run/cofferdam"),
         shim: beside.unwrap_or_else(|| PathBuf::from("coffer-shim")),
         criu: criu(),
+        runtimes: Runtimes::default(),
+        access: Access::default(),
+        group: None,
         connections: 1024,
         journal: PathBuf::from(cofferdam_log::JOURNAL),
         networks: Networks {
@@ -158,6 +177,12 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
             "--state" => config.state = value()?.into(),
             "--shim" => config.shim = value()?.into(),
             "--criu" => config.criu = value()?.into(),
+            "--runtime" => config.runtimes.set(&value()?.to_string_lossy())?,
+            "--group" => {
+                let wrong = || Error::invalid("option", "--group", "needs the number of a group");
+                config.group = Some(value()?.to_string_lossy().parse().map_err(|_| wrong())?);
+            }
+            "--access" => config.access.add(&value()?.to_string_lossy())?,
             "--connections" => {
                 let number = value()?.to_string_lossy().parse().ok().filter(|number| *number > 0);
                 let wrong = || Error::invalid("option", "--connections", "needs a number, 1 or more");
@@ -219,6 +244,31 @@ mod tests {
         assert_eq!((config.log.as_str(), config.connections), ("debug", 7));
         assert_eq!(config.journal, PathBuf::from("/c"));
         assert!(config.shim.ends_with("coffer-shim"));
+    }
+
+    #[test]
+    fn what_others_are_granted_is_said() {
+        let Command::Run(config) =
+            words("--group 8 --access user:7=default/watcher --access=group:8=default/logs").unwrap()
+        else {
+            panic!("a run")
+        };
+        let mut wanted = Access::default();
+        ["user:7=default/watcher", "group:8=default/logs"].iter().for_each(|rule| wanted.add(rule).unwrap());
+        assert_eq!((config.access, config.group), (wanted, Some(8)));
+        assert_eq!(words("--group staff").unwrap_err().id, "--group");
+        assert_eq!(words("--access everybody").unwrap_err().kind, "access");
+    }
+
+    #[test]
+    fn runtimes_have_names() {
+        let Command::Run(config) = words("--runtime kata=/opt/kata --runtime=runc= --runtime mine").unwrap() else {
+            panic!("a run")
+        };
+        let mut wanted = Runtimes::default();
+        ["kata=/opt/kata", "runc=", "mine"].iter().for_each(|text| wanted.set(text).unwrap());
+        assert_eq!(config.runtimes, wanted);
+        assert_eq!(words("--runtime kata=relative").unwrap_err().kind, "runtime");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! A program can embed it ([`Daemon::start`]); `cofferd` is a small main around it. It owns no state of its own: every
 //! fact lies with one of the actors, and what a client sees of them lies in [`server`].
 
+pub mod access;
 mod check;
 mod claim;
 pub mod config;
@@ -135,6 +136,7 @@ impl Daemon {
             children: Children::default(),
             makers: Makers::default(),
             grants: grants.clone(),
+            runtimes: config.runtimes.clone(),
         };
         let tasks = Tasks::start(&kernel, TABLE.tasks, deps)?;
         let transfer = Transfer::start(
@@ -170,6 +172,7 @@ impl Daemon {
             kernel: kernel.clone(),
             metadata,
             grants,
+            access: Arc::new(config.access.clone()),
             audit,
             exports: Exports::new(rooms.handles(), admission.clone()),
             content,
@@ -192,7 +195,7 @@ impl Daemon {
         let scrub = scrubs.then(|| tokio::task::spawn_local(scrub::watch(services.clone(), config.scrub)));
         // Containers that have one wait for it as they wait for nothing else.
         services.exports.open_all(&services)?;
-        let listener = Listener::start(&config.state, SOCKET, rooms, services, admission)?;
+        let listener = Listener::start(&config.state, SOCKET, rooms, services, admission, config.group)?;
         let quiet = tokio::task::spawn_local(async move { quiet.watch(async || quiet::trim(&pool).await).await });
         Ok(Daemon { kernel, transfer, snapshots, listener, quiet, scrub, _claim: claim })
     }

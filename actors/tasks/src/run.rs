@@ -265,6 +265,7 @@ async fn make_task(
             log,
             log_dir,
             source,
+            auth,
         );
         let (container, life) = made.await?;
         Ok((connection, child, container, life))
@@ -301,6 +302,7 @@ async fn make_task(
                 starting: Default::default(),
                 news: Default::default(),
                 past: Default::default(),
+                granted: Default::default(),
                 removing: Default::default(),
                 recorded: Default::default(),
             };
@@ -377,21 +379,6 @@ fn reap(deps: &Deps, child: u32, connection: &Connection) {
     });
 }
 
-/// The name of the driver that is ours, or the binary of one that is not.
-fn runtime(name: &str) -> Result<String> {
-    if name == "native" || name.contains('/') {
-        return Ok(name.to_owned());
-    }
-    // A fixed path, not the daemon's environment: what runs as root is not up to a variable.
-    let dirs = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
-    let found = dirs.iter().map(|dir| format!("{dir}/{name}")).find(|path| std::path::Path::new(path).is_file());
-    let id = cofferdam_types::Id::new(name);
-    found.filter(|_| id.is_ok()).ok_or_else(|| {
-        let why = "is not installed: `native` needs nothing; runc, crun and youki work if their binary is there";
-        Error::not_found("runtime", name, why)
-    })
-}
-
 #[allow(clippy::too_many_arguments, reason = "one message, filled in one place")]
 async fn request_create(
     deps: &Deps,
@@ -411,8 +398,9 @@ async fn request_create(
     log: bool,
     log_dir: Option<OwnedFd>,
     source: Option<restore::Source>,
+    auth: &Authority,
 ) -> Result<(cofferdam_wire::shim_capnp::shim_container::Client, cofferdam_wire::convert::Life)> {
-    let binary = runtime(&prepared.record.runtime)?;
+    let binary = deps.runtimes.find(&prepared.record.runtime)?;
     let mut create = request.get().init_request();
     create.set_namespace(&**ns);
     create.set_id(&**id);
@@ -428,6 +416,9 @@ async fn request_create(
     create.set_runtime_root(prepared.runc_root(deps).to_string_lossy().as_ref());
     create.set_runtime_options(&prepared.record.runtime_options.value);
     create.set_terminal(prepared.terminal());
+    if let Some(grant) = auth.grants.last() {
+        create.set_grant(grant.to_string());
+    }
     set_stdio(create.reborrow().init_stdio(), streams, fds);
     if log {
         create.set_log(true);

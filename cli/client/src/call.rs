@@ -6,13 +6,14 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use capnp::{
     capability::{FromTypelessPipeline, RemotePromise, Request},
     traits::{Owned, Pipelined},
 };
-use cofferdam_types::Result;
+use cofferdam_types::{Error, Result};
 use cofferdam_wire::error::from_rpc;
 use futures::{
     FutureExt as _,
@@ -29,6 +30,17 @@ impl<T: 'static> Reply<T> {
     /// A reply that something else than a single call makes.
     pub(crate) fn new(future: impl Future<Output = Result<T>> + 'static) -> Reply<T> {
         Reply(Box::pin(future))
+    }
+
+    /// The same, for so long at most: then the call is cancelled where it waits, and `deadline_exceeded`. This is the caller's own
+    /// clock, for a daemon that answers nothing at all; the daemon's is that of a [`Context`](crate::Context).
+    pub fn within(self, limit: Duration) -> Reply<T> {
+        Reply::new(async move {
+            tokio::time::timeout(limit, self).await.unwrap_or_else(|_| {
+                let why = format!("was not answered within {limit:?}: what was begun may have been done");
+                Err(Error::deadline_exceeded("call", "", why))
+            })
+        })
     }
 
     /// Keeps the handle that was asked until the answer is there. The call that gave the handle may still be under way:

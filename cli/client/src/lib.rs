@@ -25,7 +25,8 @@
 //! `connection` ([`is_lost`]).
 //!
 //! **Deadlines.** [`Namespace::with`] lays a [`Context`] over everything that is reached from there: a call that takes longer
-//! than its deadline fails with `deadline_exceeded`. What waits for something to happen is not bound by it; drop its [`Reply`].
+//! than its deadline fails with `deadline_exceeded`. What waits for something to happen is not bound by it: [`Reply::within`] bounds
+//! that, and whatever a daemon that stands still doesn't answer; or drop the [`Reply`].
 //!
 //! **Bytes.** Descriptors of yours go to the daemon in band ([`Input::Fd`], [`Output::Fd`]), so bytes never pass the
 //! daemon and survive its restart. Whoever has none uses streams: [`channel`] and [`Sink`].

@@ -231,7 +231,8 @@ struct CreateParams @0xc3a8f0d74e6b1592 {
   options @2 :ContainerOptions;
   labels @3 :List(Label);
   runtime @4 :Text;
-  # native (also if empty) or runc. A path of a runc-compatible binary needs "host".
+  # native (also if empty), or one that the operator names: runc, crun, youki, and those of `cofferd --runtime`. Any other, and
+  # a path, needs "host".
   driver @5 :Text;
   # Of the snapshot (`Namespace.snapshots`); empty is the default.
   removeOnExit @6 :Bool;
