@@ -273,7 +273,7 @@ impl PullOptions {
         builder.set_all_platforms(self.all_platforms);
         builder.set_rate(self.rate);
         builder.set_zstd_window(self.zstd_window);
-        set_texts(builder.init_platforms(self.platforms.len() as u32), &self.platforms);
+        set_texts(builder.reborrow().init_platforms(self.platforms.len() as u32), &self.platforms);
         builder.set_client_certificate(&self.client_certificate);
         builder.set_client_key(self.client_key.0.as_bytes());
     }

@@ -9,11 +9,14 @@ pub(super) fn after(headers: &HeaderMap) -> Option<Duration> {
     said(headers.get("retry-after")?.to_str().ok()?, SystemTime::now())
 }
 
+/// More than anybody waits, in seconds.
+const MANY: u64 = u32::MAX as u64;
+
 fn said(text: &str, now: SystemTime) -> Option<Duration> {
     let text = text.trim();
     if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
         // So long that it is no number is long all the same.
-        return Some(Duration::from_secs(text.parse().unwrap_or(u64::from(u32::MAX))));
+        return Some(Duration::from_secs(text.parse().unwrap_or(MANY)));
     }
     let until = httpdate::parse_http_date(text).ok()?;
     // A date that has passed: at once.
