@@ -26,6 +26,7 @@ mod filters;
 mod follow;
 mod handle;
 mod inspect;
+mod intent;
 mod layout;
 mod limits;
 mod link;
