@@ -424,7 +424,9 @@ pub(crate) async fn remove(
             None => {
                 let own = || run::prepare(deps, ns, id).is_ok_and(|prepared| prepared.has_own_cgroup(deps, ns));
                 match sweep::unmade(deps, ns, id, own).await {
-                    Err(error) if force => tracing::error!(container = %id, %error, "what was made of it is left behind"),
+                    Err(error) if force => {
+                        tracing::error!(container = %id, %error, "what was made of it is left behind")
+                    }
                     undone => undone?,
                 }
             }

@@ -220,9 +220,7 @@ async fn make_task(
     };
     let source = match &checkpoint {
         None => None,
-        Some(name) => {
-            Some(restore::lay_out(deps, auth, ns, name, &prepared, &shim_id).await.inspect_err(discard)?)
-        }
+        Some(name) => Some(restore::lay_out(deps, auth, ns, name, &prepared, &shim_id).await.inspect_err(discard)?),
     };
 
     let mut task = Task::new(id.clone(), &shim_id);

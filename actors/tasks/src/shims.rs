@@ -30,7 +30,8 @@ impl Ctx {
         };
         for member in members.iter().filter(|member| !member.removing.get()) {
             member.link.settled().await.map_err(|error| {
-                let why = format!("can't be joined while the shim of its container {} is out of reach: {error}", member.id);
+                let why =
+                    format!("can't be joined while the shim of its container {} is out of reach: {error}", member.id);
                 Error::unavailable("group", group, why)
             })?;
             if member.link.state() == "there" && !member.removing.get() {

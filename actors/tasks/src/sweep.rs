@@ -8,9 +8,7 @@ use cofferdam_types::{Authority, Code, Error, Id, Namespace, Result};
 use cofferdam_wire::life::file_name as life_file;
 use tokio::sync::OwnedMutexGuard;
 
-use crate::{
-    actor::Ctx, handle::Deps, intent::Intent, layout, patience::Patience, recover::ANSWER, remove, shim,
-};
+use crate::{actor::Ctx, handle::Deps, intent::Intent, layout, patience::Patience, recover::ANSWER, remove, shim};
 
 /// Containers that were to go with their task, and have none: the daemon died between the two. Whoever asked for both is
 /// told that the container isn't there, and asks anew.
