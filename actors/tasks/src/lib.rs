@@ -27,6 +27,7 @@ mod follow;
 mod granted;
 mod handle;
 mod inspect;
+mod intent;
 mod layout;
 mod limits;
 mod link;
