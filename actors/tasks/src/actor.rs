@@ -419,6 +419,10 @@ impl Handler<Kill> for TasksActor {
         let ctx = self.ctx.clone();
         Box::pin(async move {
             let entry = ctx.entry(&namespace, &id)?;
+            if !exec.is_empty() {
+                // Before its shim is found nobody knows which there are.
+                ctx.settled(&namespace, &id).await?;
+            }
             // Asked before the shim is: of one that ended with its shim the answer is the same.
             if entry.process(&exec)?.ended().is_some() {
                 let what = if exec.is_empty() { id.as_str() } else { exec.as_str() };
@@ -461,8 +465,7 @@ impl Handler<Exec> for TasksActor {
             rights::streams_within(&message.stdio, &message.authority.ceiling)?;
             let (exec, request, stdio) = (message.exec, message.request, message.stdio);
             let exec = exec::exec(&ctx.deps, &entry, &message.authority, exec, request, stdio).await?;
-            let added = exec.clone();
-            beside(async move { ctx.record_exec(&entry, &added).await }).await;
+            ctx.record_exec(&entry, &exec).await;
             Ok(exec)
         })
     }

@@ -28,8 +28,9 @@ impl Container {
             return self.kill_unmade(signal);
         }
         match (all, signal) {
-            (false, _) => process.kill(signal),
             (true, libc::SIGKILL) => self.kill_all().await,
+            (false, libc::SIGKILL) if self.state(&process) == State::Paused => self.kill_frozen(&process).await,
+            (false, _) => process.kill(signal),
             (true, _) => {
                 self.only_in("", &super::ALIVE, "it has no processes")?;
                 self.made()?.signal_all(signal)
@@ -51,7 +52,17 @@ impl Container {
         Ok(())
     }
 
-    async fn kill_all(&self) -> Result<()> {
+    /// In a v1 hierarchy nobody dies before he goes on. With the first process all others die, so they may.
+    async fn kill_frozen(&self, process: &Rc<Process>) -> Result<()> {
+        if Rc::ptr_eq(process, &self.init) {
+            return self.kill_all().await;
+        }
+        process.kill(libc::SIGKILL)?;
+        // It is our child, which we have not taken in: the number is its own.
+        self.made()?.let_die(process.life().pid as i32)
+    }
+
+    pub(super) async fn kill_all(&self) -> Result<()> {
         self.init.doom();
         self.execs.borrow().values().for_each(|exec| exec.process.doom());
         let made = self.made()?;
