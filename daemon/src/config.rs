@@ -22,6 +22,8 @@ pub struct Config {
     pub connections: u32,
     /// Where journald listens, for containers that log to it.
     pub journal: PathBuf,
+    /// How long a reader of a deleted process is waited for who takes nothing.
+    pub drain: Duration,
     /// Where networks are configured, and what makes them.
     pub networks: Networks,
     /// When the collector collects.
@@ -58,8 +60,8 @@ const HELP: &str = "\
 cofferd: the container daemon
 
 Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--criu FILE] [--connections NUMBER] [--journal SOCKET]
-               [--cni-config DIR] [--cni-plugins DIR[:DIR]...] [--cni-timeout SECONDS] [--scrub SECONDS]
-               [--gc KEY=VALUE[,...]]... [--verity] [--rebuild] [--log FILTER]
+               [--drain-timeout SECONDS] [--cni-config DIR] [--cni-plugins DIR[:DIR]...] [--cni-timeout SECONDS]
+               [--scrub SECONDS] [--gc KEY=VALUE[,...]]... [--verity] [--rebuild] [--log FILTER]
 
   --root DIR            what must last (default /var/lib/cofferdam)
   --state DIR           what ends with a reboot, and the socket cofferd.sock (default /run/cofferdam)
@@ -68,6 +70,8 @@ Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--criu FILE] [--connect
   --connections NUMBER  how many may be open at once (default 1024); other users than its own have three quarters of
                         them at most, and one user an eighth
   --journal SOCKET      where journald listens, for containers that log to it (default /run/systemd/journal/socket)
+  --drain-timeout SECONDS
+                        how long a reader who takes nothing of what a deleted container wrote keeps it waiting for him (default 300)
   --cni-config DIR      where networks are configured (default /etc/cni/net.d)
   --cni-plugins DIRS    where CNI plugins lie, directories with a colon between them (default
                         /opt/cni/bin:/usr/lib/cni:/usr/libexec/cni)
@@ -112,6 +116,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
         criu: criu(),
         connections: 1024,
         journal: PathBuf::from(cofferdam_log::JOURNAL),
+        drain: Duration::from_secs(300),
         networks: Networks {
             configs: PathBuf::from("/etc/cni/net.d"),
             plugins: Plugins {
@@ -146,6 +151,11 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
                 config.connections = number.ok_or_else(wrong)?;
             }
             "--journal" => config.journal = value()?.into(),
+            "--drain-timeout" => {
+                let number = value()?.to_string_lossy().parse().ok().filter(|seconds| (1..=86_400).contains(seconds));
+                let wrong = || Error::invalid("option", "--drain-timeout", "needs a number of seconds, 1 to 86400");
+                config.drain = Duration::from_secs(number.ok_or_else(wrong)?);
+            }
             "--cni-config" => config.networks.configs = value()?.into(),
             "--cni-plugins" => {
                 config.networks.plugins.dirs = std::env::split_paths(&value()?).filter(|dir| dir != "").collect();
@@ -198,6 +208,10 @@ mod tests {
         assert_eq!((config.root, config.state), (PathBuf::from("/a"), PathBuf::from("/b")));
         assert_eq!((config.log.as_str(), config.connections), ("debug", 7));
         assert_eq!(config.journal, PathBuf::from("/c"));
+        assert_eq!(config.drain, Duration::from_secs(300));
+        let Command::Run(config) = words("--drain-timeout 7").unwrap() else { panic!("a run") };
+        assert_eq!(config.drain, Duration::from_secs(7));
+        assert_eq!(words("--drain-timeout 0").unwrap_err().id, "--drain-timeout");
         assert!(config.shim.ends_with("coffer-shim"));
     }
 

@@ -489,7 +489,7 @@ impl Handler<DeleteProcess> for TasksActor {
             if let Some(exit) = entry.past.borrow_mut().take(&message.exec) {
                 return Ok(exit);
             }
-            let (process, kept) = told::delete(&entry, &message.exec).await?;
+            let (process, kept) = told::delete(&ctx.deps, &entry, &message.exec).await?;
             let never = Exit { status: 0, at: cofferdam_types::Timestamp::now(), reason: "was never started".into() };
             let exit = process.ended().unwrap_or(never);
             if kept {

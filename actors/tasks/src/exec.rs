@@ -87,6 +87,7 @@ async fn forget_oldest(deps: &Deps, entry: &Rc<Entry>, remote: &Remote) -> Resul
         recorded?;
         let mut call = remote.container.delete_exec_request();
         call.get().set_id(id);
+        call.get().set_drain(deps.drain.as_secs() as u32);
         match entry.answer(remote, call.send().promise).await {
             Err(error) if error.code != Code::NotFound => return Err(error),
             _ => {

@@ -263,7 +263,9 @@ async fn end_shim(deps: &Deps, entry: &Rc<Entry>, force: bool) -> Result<Ended> 
         Err(_) => return unanswered(|kind, id, why| Error::unavailable(kind, id, why)).await,
     };
     let limit = if entry.init.ended().is_some() { entry.patience.delete } else { entry.patience.kill };
-    match tokio::time::timeout(limit, remote.container.delete_request().send().promise).await {
+    let mut request = remote.container.delete_request();
+    request.get().set_drain(deps.drain.as_secs() as u32);
+    match tokio::time::timeout(limit, request.send().promise).await {
         Ok(Ok(answer)) => {
             let life = life(answer.get().and_then(|a| a.get_life()).map_err(from_shim)?)?;
             if life.exited != Timestamp(0) && life.output_end == Timestamp(0) {

@@ -135,11 +135,12 @@ pub(crate) async fn record_end(deps: &Deps, entry: &Entry, exec: &str, process: 
 }
 
 /// Deletes one; its shim keeps its end until that is in the tables. Gives it, and whether that is yet to come.
-pub(crate) async fn delete(entry: &Rc<Entry>, exec: &str) -> Result<(Rc<Process>, bool)> {
+pub(crate) async fn delete(deps: &Deps, entry: &Rc<Entry>, exec: &str) -> Result<(Rc<Process>, bool)> {
     let remote = entry.remote().await?;
     let known = entry.process(exec).ok();
     let mut request = remote.container.delete_exec_request();
     request.get().set_id(exec);
+    request.get().set_drain(deps.drain.as_secs() as u32);
     request.get().set_keep(!known.as_ref().is_some_and(|process| process.recorded.get()));
     let answer = entry
         .answer(&remote, request.send().promise)

@@ -20,6 +20,7 @@ mod proxy;
 mod random;
 mod raw;
 mod restart;
+mod starts;
 mod storm;
 
 use std::{collections::BTreeMap, io::Write as _};

@@ -119,7 +119,12 @@ impl Container {
         self.ended_ones().iter().all(|process| process.life().output_end != Timestamp(0))
     }
 
-    /// Waits for that. Who does not read, and is still there, is waited for.
+    /// Who follows what was written gets no more of it once he takes nothing for so long.
+    pub fn drain(&self, limit: Duration) {
+        self.ended_ones().iter().for_each(|process| process.drain(limit));
+    }
+
+    /// Waits for that.
     pub async fn delivered(&self) {
         for process in self.ended_ones() {
             process.delivered().await;
@@ -133,8 +138,9 @@ impl Container {
         all.filter(|process| process.life().pid != 0).cloned().collect()
     }
 
-    /// Deletes an exec that has ended, or was never started. With `keep` the end of one is there until it is forgotten.
-    pub fn delete_exec(&self, id: &str, keep: bool) -> Result<Life> {
+    /// Deletes an exec that has ended, or was never started. With `keep` the end of one is there until it is forgotten. Those
+    /// who follow its output are waited for as behind the deletion of a container.
+    pub fn delete_exec(&self, id: &str, keep: bool, drain: Duration) -> Result<Life> {
         let process = self.process(id)?;
         if id.is_empty() {
             return Err(Error::invalid("process", id, "is the container's first: delete the container"));
@@ -146,6 +152,7 @@ impl Container {
             false => process.forget(),
         }
         let life = process.life();
+        process.drain(drain);
         self.forgotten.borrow_mut().push(process);
         self.tidy();
         Ok(life)
