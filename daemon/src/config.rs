@@ -32,6 +32,8 @@ pub struct Config {
     pub connections: u32,
     /// Where journald listens, for containers that log to it.
     pub journal: PathBuf,
+    /// How long a reader of a deleted process is waited for who takes nothing.
+    pub drain: Duration,
     /// Where networks are configured, and what makes them.
     pub networks: Networks,
     /// The table of hosts by which registries are reached.
@@ -74,7 +76,7 @@ const HELP: &str = "\
 cofferd: the container daemon
 
 Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--criu FILE] [--runtime NAME[=FILE]]... [--connections NUMBER]
-               [--group GID] [--access WHO=NAMESPACE/LABEL]... [--journal SOCKET]
+               [--group GID] [--access WHO=NAMESPACE/LABEL]... [--journal SOCKET] [--drain-timeout SECONDS]
                [--cni-config DIR] [--cni-plugins DIR[:DIR]...] [--cni-timeout SECONDS] [--hosts DIR] [--scrub SECONDS]
                [--gc KEY=VALUE[,...]]... [--pull KEY=VALUE[,...]]... [--verity] [--rebuild] [--log FILTER]
 
@@ -91,6 +93,8 @@ Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--criu FILE] [--runtime
   --access WHO=NAMESPACE/LABEL  what somebody else is granted on the socket: the grant of that label that the operator made in that
                         namespace. WHO is user:UID or group:GID, as the kernel says who connects; docs/grants.md says more
   --journal SOCKET      where journald listens, for containers that log to it (default /run/systemd/journal/socket)
+  --drain-timeout SECONDS
+                        how long a reader who takes nothing of what a deleted container wrote keeps it waiting for him (default 300)
   --cni-config DIR      where networks are configured (default /etc/cni/net.d)
   --cni-plugins DIRS    where CNI plugins lie, directories with a colon between them (default
                         /opt/cni/bin:/usr/lib/cni:/usr/libexec/cni)
@@ -146,6 +150,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
         group: None,
         connections: 1024,
         journal: PathBuf::from(cofferdam_log::JOURNAL),
+        drain: Duration::from_secs(300),
         networks: Networks {
             configs: PathBuf::from("/etc/cni/net.d"),
             plugins: Plugins {
@@ -189,6 +194,11 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
                 config.connections = number.ok_or_else(wrong)?;
             }
             "--journal" => config.journal = value()?.into(),
+            "--drain-timeout" => {
+                let number = value()?.to_string_lossy().parse().ok().filter(|seconds| (1..=86_400).contains(seconds));
+                let wrong = || Error::invalid("option", "--drain-timeout", "needs a number of seconds, 1 to 86400");
+                config.drain = Duration::from_secs(number.ok_or_else(wrong)?);
+            }
             "--cni-config" => config.networks.configs = value()?.into(),
             "--cni-plugins" => {
                 config.networks.plugins.dirs = std::env::split_paths(&value()?).filter(|dir| dir != "").collect();
@@ -243,6 +253,10 @@ mod tests {
         assert_eq!((config.root, config.state), (PathBuf::from("/a"), PathBuf::from("/b")));
         assert_eq!((config.log.as_str(), config.connections), ("debug", 7));
         assert_eq!(config.journal, PathBuf::from("/c"));
+        assert_eq!(config.drain, Duration::from_secs(300));
+        let Command::Run(config) = words("--drain-timeout 7").unwrap() else { panic!("a run") };
+        assert_eq!(config.drain, Duration::from_secs(7));
+        assert_eq!(words("--drain-timeout 0").unwrap_err().id, "--drain-timeout");
         assert!(config.shim.ends_with("coffer-shim"));
     }
 

@@ -130,6 +130,7 @@ impl Daemon {
             shim: Program::open(&config.shim)?,
             criu: config.criu.clone(),
             journal: config.journal.clone(),
+            drain: config.drain,
             apparmor: cofferdam_oci::apparmor::Loader::detect().map(Arc::new),
             filters: Filters::default(),
             users: Users::default(),

@@ -427,6 +427,10 @@ impl Handler<Kill> for TasksActor {
         let ctx = self.ctx.clone();
         Box::pin(async move {
             let entry = ctx.entry(&namespace, &id)?;
+            if !exec.is_empty() {
+                // Before its shim is found nobody knows which there are.
+                ctx.settled(&namespace, &id).await?;
+            }
             // Asked before the shim is: of one that ended with its shim the answer is the same.
             if entry.process(&exec)?.ended().is_some() {
                 let what = if exec.is_empty() { id.as_str() } else { exec.as_str() };
@@ -474,8 +478,7 @@ impl Handler<Exec> for TasksActor {
                 ctx.end_with_grant(&entry, grant.to_string());
             }
             let exec = made?;
-            let added = exec.clone();
-            beside(async move { ctx.record_exec(&entry, &added).await }).await;
+            ctx.record_exec(&entry, &exec).await;
             Ok(exec)
         })
     }
@@ -499,7 +502,7 @@ impl Handler<DeleteProcess> for TasksActor {
             if let Some(exit) = entry.past.borrow_mut().take(&message.exec) {
                 return Ok(exit);
             }
-            let (process, kept) = told::delete(&entry, &message.exec).await?;
+            let (process, kept) = told::delete(&ctx.deps, &entry, &message.exec).await?;
             let never = Exit { status: 0, at: cofferdam_types::Timestamp::now(), reason: "was never started".into() };
             let exit = process.ended().unwrap_or(never);
             if kept {

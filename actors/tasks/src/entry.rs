@@ -30,12 +30,15 @@ pub(crate) struct Process {
     pub exit: ExitWatch,
     /// Its end is in the tables, with its event.
     pub recorded: Cell<bool>,
+    /// Its start failed: that its shim noted it before is no start.
+    pub in_vain: Cell<bool>,
 }
 
 impl Process {
     pub fn new(life: Life) -> Rc<Process> {
         let exit = exit_of(&life);
-        Rc::new(Process { life: RefCell::new(life), exit: watch::channel(exit).0, recorded: Cell::default() })
+        let (recorded, in_vain) = Default::default();
+        Rc::new(Process { life: RefCell::new(life), exit: watch::channel(exit).0, recorded, in_vain })
     }
 
     /// Takes the news in; tells who waits.
@@ -55,6 +58,11 @@ impl Process {
 
     pub fn ended(&self) -> Option<Exit> {
         self.exit.borrow().clone()
+    }
+
+    /// When it began, if it did.
+    pub fn began(&self) -> Option<Timestamp> {
+        Some(self.life.borrow().started).filter(|at| *at != Timestamp(0) && !self.in_vain.get())
     }
 }
 

@@ -73,6 +73,8 @@ pub struct Deps {
     pub shim: Program,
     /// Where journald listens.
     pub journal: PathBuf,
+    /// How long a reader of what was deleted is waited for who takes nothing.
+    pub drain: Duration,
     /// criu, whether or not it is there.
     pub criu: PathBuf,
     /// Loads the AppArmor profile of those who name none, where the host can have one.

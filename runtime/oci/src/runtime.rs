@@ -192,6 +192,11 @@ impl Container {
         self.with_cgroup(|cgroup| cgroup.inner(name)?.adopt(pid))
     }
 
+    /// Lets a process that was killed die though the others stand still.
+    pub fn let_die(&self, pid: i32) -> Result<()> {
+        self.with_cgroup(|cgroup| cgroup.let_die(pid))
+    }
+
     /// Kills all that is in its cgroup.
     pub(crate) fn kill_cgroup(&self) -> Result<()> {
         self.with_cgroup(Cgroup::kill)

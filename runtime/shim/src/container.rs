@@ -480,6 +480,10 @@ impl Container {
         let act = self.act(true, move |runtime| if pause { runtime.pause(&made) } else { runtime.resume(&made) });
         act.await?;
         self.paused.set(pause);
+        if pause && self.init.alive() && self.init.is_doomed() {
+            // It was killed meanwhile, and stands still before it could die of that.
+            self.kill_all().await?;
+        }
         Ok(())
     }
 

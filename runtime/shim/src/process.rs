@@ -256,6 +256,13 @@ impl Process {
         });
     }
 
+    /// Nobody else has a use for it any more: who follows its output and takes nothing for so long loses the rest.
+    pub fn drain(&self, limit: Duration) {
+        for output in self.outputs.borrow().iter().filter(|output| !output.is_delivered()) {
+            tokio::task::spawn_local(output.clone().drain(limit));
+        }
+    }
+
     /// Waits until what it wrote before its end has arrived where it goes, or can't any more.
     pub async fn delivered(&self) {
         loop {
@@ -515,7 +522,7 @@ impl Attachment {
 impl Drop for Attachment {
     fn drop(&mut self) {
         for sink in &self.sinks {
-            sink.end("detached");
+            sink.cut("detached");
         }
         if let Some(feeder) = &self.feeder {
             feeder.abort();

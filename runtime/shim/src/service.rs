@@ -3,6 +3,7 @@
 use std::{
     os::fd::{AsRawFd as _, OwnedFd},
     rc::Rc,
+    time::Duration,
 };
 
 use cofferdam_log::{Driver as LogDriver, Journal, Writer};
@@ -27,6 +28,9 @@ use crate::{
     stdio::Wishes,
     surroundings,
 };
+
+/// See [`drain`].
+const DRAIN: Duration = Duration::from_secs(300);
 
 /// What one connection sees.
 pub struct Service {
@@ -329,8 +333,8 @@ impl shim_container::Server for Held {
         mut results: shim_container::DeleteExecResults,
     ) -> capnp::Result<()> {
         let params = params.get()?;
-        let keep = params.get_keep();
-        let life = text(params.get_id()).and_then(|id| self.container.delete_exec(id, keep)).map_err(to_rpc)?;
+        let (keep, drain) = (params.get_keep(), drain(params.get_drain()));
+        let life = text(params.get_id()).and_then(|id| self.container.delete_exec(id, keep, drain)).map_err(to_rpc)?;
         set_life(results.get().init_life(), &life);
         Ok(())
     }
@@ -357,12 +361,12 @@ impl shim_container::Server for Held {
 
     async fn delete(
         self: Rc<Self>,
-        _: shim_container::DeleteParams,
+        params: shim_container::DeleteParams,
         mut results: shim_container::DeleteResults,
     ) -> capnp::Result<()> {
-        let container = self.container.clone();
+        let (container, drain) = (self.container.clone(), drain(params.get()?.get_drain()));
         let life = through(async move { container.delete().await }).await.map_err(to_rpc)?;
-        self.shared.let_go(&self.container);
+        self.shared.let_go(&self.container, drain);
         set_life(results.get().init_life(), &life);
         Ok(())
     }
@@ -474,6 +478,11 @@ impl shim_container::Server for Held {
         };
         through(release).await.map_err(to_rpc)
     }
+}
+
+/// How long who takes nothing is waited for, where a daemon says so.
+fn drain(seconds: u32) -> Duration {
+    if seconds == 0 { DRAIN } else { Duration::from_secs(seconds.into()) }
 }
 
 struct Attached(Attachment);

@@ -571,13 +571,14 @@ interface Process @0xd06c4fe8a35b7192 {
 
   delete @8 () -> (exit :Exit) $Common.needs("run") $Common.audit("none");
   # Forgets one that has ended, or was never started, and gives its exit; a running one is failed_precondition. Of the ended ones
-  # of `exec` the last 64 are kept, and older ones are forgotten as by this.
+  # of `exec` the last 64 are kept. Of older ones, up to 4,096, the exit is known until the daemon restarts, and nothing else.
 }
 
 interface Attachment @0x88b3d5f02e6ac917 {
   # Dropping it detaches.
   wait @0 () -> (reason :Text) $Common.needs("none") $Common.audit("none");
-  # Until it ends: "exit" (of the process), "detached" (by you), or "overflow" (you fell 64 KiB behind).
+  # Until it ends: "exit" (of the process), "detached" (by you), or "overflow" (you fell 64 KiB behind, or took
+  # nothing of what a deleted process had written for too long).
 }
 
 interface Task @0xba1f6c70e48d9325 extends (Process) {

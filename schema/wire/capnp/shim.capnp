@@ -148,12 +148,13 @@ interface ShimContainer @0x8a3ec7d15b902f64 {
   resize @5 (id :Text, rows :UInt16, columns :UInt16) -> ();
   closeStdin @6 (id :Text) -> ();
   attach @7 (id :Text, stdio :Common.Stdio) -> (attachment :ShimAttachment);
-  deleteExec @8 (id :Text, keep :Bool) -> (life :Life);
-  # With `keep` what has ended is there still, as `deleted`, until `forgetExec`.
+  deleteExec @8 (id :Text, keep :Bool, drain :UInt32) -> (life :Life);
+  # With `keep` what has ended is there still, as `deleted`, until `forgetExec`. `drain` as below.
 
-  delete @9 () -> (life :Life);
+  delete @9 (drain :UInt32) -> (life :Life);
   # The container: what still runs is killed, its cgroups and mounts go. A shim that holds no container any more ends
-  # when its connection does.
+  # when its connection does, and when those who follow what was written have it all. One who takes nothing for `drain`
+  # seconds (0: 300) is waited for no longer.
 
   pause @10 () -> ();
   resume @11 () -> ();

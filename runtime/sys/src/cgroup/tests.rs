@@ -209,6 +209,32 @@ fn without_v2_the_freezer_kills() {
     group.remove().unwrap();
 }
 
+#[test]
+fn one_of_a_frozen_group_is_let_die() {
+    let mut layout = Layout::detect().unwrap();
+    layout.hierarchies.retain(|h| h.controllers.iter().any(|c| c == "freezer"));
+    if layout.hierarchies.is_empty() {
+        return;
+    }
+    let group = Cgroup::create(&layout, &name("frozen")).unwrap();
+    let mut children = [sleeper(), sleeper()];
+    for child in &children {
+        group.add(child.id() as i32).unwrap();
+    }
+    group.freeze().unwrap();
+    let [one, other] = &mut children;
+    one.kill().unwrap();
+    // Another of them is none of its business.
+    assert!(one.try_wait().unwrap().is_none(), "a v1 group lets nobody die");
+    group.let_die(one.id() as i32).unwrap();
+    one.wait().unwrap();
+    let state = group.read_at(group.v1("freezer").unwrap(), "freezer.state").unwrap();
+    assert_eq!((state.trim(), other.try_wait().unwrap()), ("FROZEN", None));
+    group.kill().unwrap();
+    other.wait().unwrap();
+    group.remove().unwrap();
+}
+
 /// As one is left whose making was interrupted.
 #[test]
 fn a_group_without_a_freezer_is_killed() {
