@@ -5,7 +5,8 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 use cofferdam_gc::Settings as Gc;
 use cofferdam_net::Plugins;
 use cofferdam_snapshots::Settings;
-use cofferdam_types::{Error, Result};
+use cofferdam_transfer::Trust;
+use cofferdam_types::{Error, Limits, Result};
 
 /// The command line, in full: an appliance fills this in itself.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +29,10 @@ pub struct Config {
     pub gc: Gc,
     /// How much time is between two passes over all blobs; zero: there are none.
     pub scrub: Duration,
+    /// Whose images come in.
+    pub trust: Trust,
+    /// What an image may say and cost.
+    pub limits: Limits,
     /// What all snapshot drivers are held to.
     pub snapshots: Settings,
     /// What is logged, as tracing-subscriber's `EnvFilter` reads it.
@@ -59,7 +64,8 @@ cofferd: the container daemon
 
 Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--criu FILE] [--connections NUMBER] [--journal SOCKET]
                [--cni-config DIR] [--cni-plugins DIR[:DIR]...] [--cni-timeout SECONDS] [--scrub SECONDS]
-               [--gc KEY=VALUE[,...]]... [--verity] [--rebuild] [--log FILTER]
+               [--gc KEY=VALUE[,...]]... [--trust FILE]
+               [--image-limits KEY=VALUE[,...]]... [--verity] [--rebuild] [--log FILTER]
 
   --root DIR            what must last (default /var/lib/cofferdam)
   --state DIR           what ends with a reboot, and the socket cofferd.sock (default /run/cofferdam)
@@ -80,6 +86,10 @@ Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--criu FILE] [--connect
                         written). 0 turns one off; docs/gc.md says more
   --scrub SECONDS       how much time goes by between two passes that compare all blobs with their digests, and unpacked layers
                         with their blobs (default 604800, a week); 0: there are none
+  --trust FILE          the policy that says whose images come in, in JSON (default /etc/cofferdam/trust.json; where that isn't
+                        there, everything does); docs/trust.md says more
+  --image-limits KEY=VALUE
+                        what an image may say and cost; several with a comma between them; docs/images.md says which there are
   --verity              seal each layer by fs-verity when it is committed, or refuse it: only the snapshot driver erofs can, which is
                         the default then; it takes a kernel and a file system that have it; docs/snapshots.md says more
   --rebuild             serve nobody, but make a new meta.redb from what is readable in a damaged one and from what lies on
@@ -94,6 +104,9 @@ anybody else.
 
 /// The socket's name in the state directory.
 pub const SOCKET: &str = "cofferd.sock";
+
+/// Where the policy is looked for.
+const TRUST: &str = "/etc/cofferdam/trust.json";
 
 /// A fixed path, not the daemon's environment: what runs as root is not up to a variable.
 fn criu() -> PathBuf {
@@ -121,6 +134,8 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
         },
         gc: Gc::default(),
         scrub: Duration::from_secs(7 * 24 * 3600),
+        trust: Trust::of(PathBuf::from(TRUST), false),
+        limits: Limits::default(),
         snapshots: Settings::default(),
         log: std::env::var("COFFERD_LOG").unwrap_or_else(|_| "warn".into()),
     };
@@ -163,6 +178,12 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
                 let wrong = || Error::invalid("option", "--scrub", "needs a number of seconds; 0 is never");
                 config.scrub = Duration::from_secs(value()?.to_string_lossy().parse().map_err(|_| wrong())?);
             }
+            "--trust" => {
+                let path = PathBuf::from(value()?);
+                let failed = |e| Error::io("path", path.display(), "has no absolute form", &e);
+                config.trust = Trust::of(std::path::absolute(&path).map_err(failed)?, true);
+            }
+            "--image-limits" => config.limits.set(&value()?.to_string_lossy())?,
             "--verity" if inline.is_none() => config.snapshots.verity = true,
             "--log" => config.log = value()?.to_string_lossy().into_owned(),
             "--rebuild" => rebuild = true,
@@ -235,6 +256,15 @@ mod tests {
             assert_eq!(config.snapshots.verity, verity, "{line}");
         }
         assert_eq!(words("--verity=no").unwrap_err().id, "--verity");
+    }
+
+    #[test]
+    fn limits_of_images_are_changed_by_their_keys() {
+        let line = "--image-limits layers=7,ratio=10 --image-limits=path=100 --trust /x";
+        let Command::Run(config) = words(line).unwrap() else { panic!("a run") };
+        assert_eq!((config.limits.layers, config.limits.ratio, config.limits.path), (7, 10, 100));
+        assert!(config.trust.check().is_err(), "one that is named must be there");
+        assert_eq!(words("--image-limits nonsense=1").unwrap_err().id, "nonsense");
     }
 
     #[test]

@@ -88,6 +88,7 @@ impl Daemon {
             let why = "the shim program is not there: build it, or name it with --shim";
             return Err(Error::not_found("shim", config.shim.display(), why));
         }
+        config.limits.clone().choose();
         let kernel = Kernel::new()?;
         let metadata = Metadata::start(&kernel, TABLE.metadata, &config.root.join(directories::TABLES))?;
         let grants = Grants::start(&kernel, TABLE.grants, metadata.clone())?;
@@ -135,7 +136,18 @@ impl Daemon {
             grants: grants.clone(),
         };
         let tasks = Tasks::start(&kernel, TABLE.tasks, deps)?;
-        let transfer = Transfer::start(&kernel, TABLE.transfer, metadata.clone(), content.clone(), images.clone());
+        // Whoever reads the log learns of it before somebody is refused.
+        if let Err(error) = config.trust.check() {
+            tracing::error!(%error, "the policy is bad");
+        }
+        let transfer = Transfer::start(
+            &kernel,
+            TABLE.transfer,
+            metadata.clone(),
+            content.clone(),
+            images.clone(),
+            config.trust.clone(),
+        );
         let gc = Gc::start(
             &kernel,
             TABLE.gc,

@@ -12,15 +12,19 @@
 //!   waited for.
 //! - Blobs become durable and visible together, then trees, then the name. A job that fails leaves nothing behind; one
 //!   whose daemon died leaves ingests that the next pull resumes.
+//! - [`Transfer::artifact`] makes a manifest of any blobs, [`Transfer::convert`] an image of another one that holds the same files.
+//! - [`Trust`] says whose images come in: whatever gets a name is asked about first.
 //! - [`registry`]: the client. Blocking, on the job's threads; a cancelled job closes its sockets.
 //! - [`Reference`] is the strict grammar of names, [`normalize`] the operator's shorthand.
 
 mod actor;
 mod amend;
+mod artifact;
 mod cancel;
 mod checkpoint;
 mod choose;
 mod commit;
+mod convert;
 mod errors;
 mod export;
 mod flights;
@@ -28,6 +32,7 @@ mod gather;
 mod import;
 mod job;
 mod land;
+mod legacy;
 pub mod messages;
 mod plan;
 mod progress;
@@ -42,12 +47,15 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod transfer;
+mod trust;
 
 pub use actor::TransferActor;
 pub use amend::ConfigChange;
+pub use artifact::ArtifactOptions;
 pub use cancel::Cancel;
 pub use checkpoint::CheckpointOptions;
 pub use commit::CommitOptions;
+pub use convert::ConvertOptions;
 pub use errors::from_io;
 pub use export::ExportOptions;
 pub use job::{Arrived, Job, Status};
@@ -58,3 +66,4 @@ pub use registry::{Credentials, Endpoint, Limits};
 pub use rootfs::RootfsConfig;
 pub use source::Source;
 pub use transfer::{ImportOptions, PullOptions, RootfsOptions, Transfer};
+pub use trust::Trust;

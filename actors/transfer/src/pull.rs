@@ -2,13 +2,15 @@
 
 use std::io::Read;
 
-use cofferdam_types::{Authority, Code, Descriptor, Name, Result};
+use cofferdam_types::{Authority, Code, Descriptor, Error, Name, Result};
 
 use crate::{
     Job, PullOptions, Target,
+    artifact::bare_manifest,
     choose::{Library, choose},
     job::Arrived,
     land::{Landing, Supply},
+    legacy,
     push::came_from,
     registry::{MAX_MANIFEST, Repository},
     transfer::Core,
@@ -53,18 +55,44 @@ impl Supply for Remote<'_> {
     }
 }
 
+/// Whether an error says that what a name stands for is no image, which is no error where nothing is unpacked.
+fn is_artifact(error: &Error) -> bool {
+    matches!(error.code, Code::FailedPrecondition | Code::Unimplemented)
+}
+
 pub(crate) fn pull(core: &Core, job: &Job, auth: &Authority, options: &PullOptions) -> Result<Vec<Arrived>> {
     let (reference, name) = (&options.reference, Name::new(options.reference.to_string())?);
     let word = job.word().child();
+    // What may not come in is not asked for.
+    let gate = core.trust.open(job.namespace(), &name)?;
     let repository = Repository::new(reference, &options.endpoint, &word)?;
     job.board().stage("resolving");
     let target: Target = reference.target()?;
-    let resolved = repository.resolve(&target)?;
+    let resolved = match repository.resolve(&target) {
+        Err(e) if e.code == Code::Unimplemented && options.schema1 => {
+            return legacy::pull(core, job, auth, options, &repository, gate);
+        }
+        Err(e) if e.code == Code::Unimplemented && e.message.contains("manifest.v1+") => {
+            return Err(Error { message: format!("{}; --schema1 takes it", e.message), ..e });
+        }
+        other => other?,
+    };
+    let target = resolved.descriptor.digest.clone();
+    let shown = gate.map(|gate| gate.admit(&target, &repository)).transpose()?;
     let body = resolved.body.map(|body| (resolved.descriptor.clone(), body));
     let remote = Remote { repository: &repository, core, job, body };
-    let choice = choose(&remote, &resolved.descriptor, &options.platform).map_err(|e| e.context(&name))?;
+    let choice = match choose(&remote, &resolved.descriptor, &options.platform) {
+        // What is only fetched may be anything.
+        Err(e) if options.driver.is_none() && is_artifact(&e) => bare_manifest(&remote, &resolved.descriptor),
+        other => other,
+    };
+    let choice = choice.map_err(|e| e.context(&name))?;
     job.board().stage("pulling");
     let (lanes, labels) = (options.endpoint.limits.connections, came_from(reference));
     let landing = Landing { lanes, labels, ..Landing::new(core, job, &word, auth, options.driver.as_deref()) };
-    landing.land(&[name], &choice, &remote)
+    let arrived = landing.land(&[name], &choice, &remote)?;
+    if let Some(shown) = shown {
+        shown.keep(core, auth, job.namespace(), &target);
+    }
+    Ok(arrived)
 }

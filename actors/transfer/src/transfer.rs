@@ -7,11 +7,12 @@ use cofferdam_images::Images;
 use cofferdam_kernel::{Kernel, Placement, Pool, Slot, SlotConfig};
 use cofferdam_metadata::{Metadata, records::namespaces};
 use cofferdam_tasks::Tasks;
-use cofferdam_types::{Authority, Id, Name, Namespace, Platform, Result};
+use cofferdam_types::{Authority, Descriptor, Digest, Id, Name, Namespace, Platform, Result};
 
 use crate::{
-    CheckpointOptions, CommitOptions, Endpoint, ExportOptions, Job, PushOptions, Reference, RootfsConfig, Source,
-    actor::TransferActor, checkpoint, commit, export, flights::Flights, import, job::Jobs, messages::Begin, pull, push,
+    ArtifactOptions, Cancel, CheckpointOptions, CommitOptions, ConvertOptions, Endpoint, ExportOptions, Job, PushOptions,
+    Reference, RootfsConfig, Source, Trust, actor::TransferActor, artifact, checkpoint, commit, convert, export,
+    flights::Flights, import, job::Jobs, messages::Begin, pull, push, registry::Repository, trust::Kept,
 };
 
 /// Jobs at once, and how many more may wait.
@@ -29,6 +30,8 @@ pub struct PullOptions {
     pub endpoint: Endpoint,
     /// The snapshot driver to unpack with; `None` only fetches.
     pub driver: Option<String>,
+    /// Manifests of docker's first schema are taken too.
+    pub schema1: bool,
 }
 
 /// How to import.
@@ -63,6 +66,7 @@ pub(crate) struct Core {
     pub flights: Flights,
     pub jobs: Jobs,
     pub pool: Pool,
+    pub trust: Trust,
 }
 
 /// Jobs that move images. Cheap to clone.
@@ -74,7 +78,14 @@ pub struct Transfer {
 
 impl Transfer {
     /// Hosts the actor.
-    pub fn start(kernel: &Kernel, placement: Placement, meta: Metadata, content: Content, images: Images) -> Transfer {
+    pub fn start(
+        kernel: &Kernel,
+        placement: Placement,
+        meta: Metadata,
+        content: Content,
+        images: Images,
+        trust: Trust,
+    ) -> Transfer {
         let core = Arc::new(Core {
             meta,
             content,
@@ -82,6 +93,7 @@ impl Transfer {
             flights: Flights::default(),
             jobs: Jobs::default(),
             pool: Pool::new("transfer", JOBS, QUEUE),
+            trust,
         });
         let slot = kernel.spawn(SlotConfig::new("transfer", placement), {
             let core = core.clone();
@@ -170,6 +182,48 @@ impl Transfer {
         self.begin("push", subject, ns, move |core, job| push::push(core, job, &options)).await
     }
 
+    /// Begins to make another image of one, that holds the same files.
+    pub async fn convert(&self, auth: &Authority, ns: &Namespace, options: ConvertOptions) -> Result<Job> {
+        let (auth, subject) = (auth.clone(), options.source.to_string());
+        self.begin("convert", subject, ns, move |core, job| convert::convert(core, job, &auth, &options)).await
+    }
+
+    /// Makes a manifest of blobs that are here, and names it.
+    pub async fn artifact(&self, auth: &Authority, ns: &Namespace, options: ArtifactOptions) -> Result<Descriptor> {
+        let (core, auth, ns) = (self.core.clone(), auth.clone(), ns.clone());
+        self.core.pool.run(move || artifact::create(&core, &auth, &ns, &options)).await
+    }
+
+    /// What a registry has that names a manifest as its subject, of one artifact type; empty: of all. Dropped, it stops.
+    pub async fn referrers(
+        &self,
+        reference: Reference,
+        endpoint: Endpoint,
+        artifact_type: String,
+    ) -> Result<Vec<Descriptor>> {
+        let target = reference.target()?;
+        let over = Over(Cancel::new());
+        let word = over.0.clone();
+        let ask = move || {
+            let repository = Repository::new(&reference, &endpoint, &word)?;
+            let subject = repository.resolve(&target)?.descriptor.digest;
+            repository.referrers(&subject, &artifact_type)
+        };
+        self.core.pool.run(ask).await
+    }
+
+    /// Whether what is here already may have a name, by what was kept beside it.
+    pub async fn may_name(&self, ns: &Namespace, name: &Name, target: &Digest) -> Result<()> {
+        let (core, ns, name, target) = (self.core.clone(), ns.clone(), name.clone(), target.clone());
+        let ask = move || core.trust.admit(&ns, &name, &target, &Kept { core: &core, ns: &ns }).map(drop);
+        self.core.pool.run(ask).await
+    }
+
+    /// The operator's policy.
+    pub fn trust(&self) -> &Trust {
+        &self.core.trust
+    }
+
     /// A job of the namespace.
     pub fn job(&self, ns: &Namespace, id: u64) -> Result<Job> {
         self.core.jobs.find(ns, id)
@@ -195,5 +249,14 @@ impl Transfer {
         // Before anything is fetched for it.
         namespaces::require(&self.core.meta.read()?, ns)?;
         self.slot.call(Begin { kind, subject, namespace: ns.clone(), work: Box::new(work) }).await
+    }
+}
+
+/// Ends what it is the word of when nobody waits for it any more.
+struct Over(Cancel);
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        self.0.cancel();
     }
 }

@@ -219,10 +219,12 @@ pub struct PullOptions {
     pub fetch_only: bool,
     /// PEM; trusted besides the host's own.
     pub ca_certificates: Vec<u8>,
+    /// Manifests of docker's first schema are taken too.
+    pub schema1: bool,
 }
 
 impl PullOptions {
-    fn fill(&self, mut builder: pull_options::Builder<'_>) {
+    pub(crate) fn fill(&self, mut builder: pull_options::Builder<'_>) {
         builder.set_reference(&self.reference);
         builder.set_platform(&self.platform);
         builder.set_plain_http(self.plain_http);
@@ -230,6 +232,7 @@ impl PullOptions {
         builder.set_secret(&self.secret.0);
         builder.set_driver(&self.driver);
         builder.set_fetch_only(self.fetch_only);
+        builder.set_schema1(self.schema1);
         builder.set_ca_certificates(&self.ca_certificates);
     }
 }
@@ -296,6 +299,14 @@ pub struct ImportOptions {
     pub no_unpack: bool,
     /// For a root file system: the command of the image.
     pub command: Vec<String>,
+    /// For a root file system: lines of a Dockerfile, such as `ENV A=b`.
+    pub changes: Vec<String>,
+    /// When the image says that it was made; now otherwise.
+    pub created: Timestamp,
+    /// Who made it.
+    pub author: String,
+    /// What for.
+    pub comment: String,
 }
 
 impl ImportOptions {
@@ -308,6 +319,10 @@ impl ImportOptions {
         builder.set_platform(&self.platform);
         builder.set_driver(&self.driver);
         builder.set_no_unpack(self.no_unpack);
+        builder.set_created(self.created.0);
+        builder.set_author(&self.author);
+        builder.set_comment(&self.comment);
+        set_texts(builder.reborrow().init_changes(self.changes.len() as u32), &self.changes);
         set_texts(builder.init_command(self.command.len() as u32), &self.command);
     }
 }

@@ -8,6 +8,8 @@ mod auth;
 mod blob;
 mod guard;
 mod http;
+mod legacy;
+mod referrers;
 #[cfg(test)]
 mod tests;
 mod upload;
@@ -25,6 +27,7 @@ pub use auth::Credentials;
 pub use blob::BlobStream;
 pub use http::Access;
 use http::{Ask, Http, cause};
+pub use referrers::{Referrer, referrer};
 pub use upload::{Sent, Source};
 
 use crate::{Cancel, Reference, Target};

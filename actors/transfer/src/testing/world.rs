@@ -15,7 +15,7 @@ use cofferdam_metadata::{Metadata, records};
 use cofferdam_snapshots::Snapshots;
 use cofferdam_types::{Authority, Code, Digest, Error, Labels, Name, Namespace, Platform, Result};
 
-use crate::{Arrived, Endpoint, ImportOptions, Job, Limits, PullOptions, Reference, Source, Transfer};
+use crate::{Arrived, Endpoint, ImportOptions, Job, Limits, PullOptions, Reference, Source, Transfer, Trust};
 
 pub struct World {
     pub kernel: Kernel,
@@ -63,6 +63,10 @@ pub struct Holdings {
 
 impl World {
     pub async fn start() -> World {
+        World::with(Trust::none()).await
+    }
+
+    pub async fn with(trust: Trust) -> World {
         let root = tempfile::tempdir().unwrap();
         let kernel = Kernel::new().unwrap();
         let place = Placement::Shared("test");
@@ -72,7 +76,7 @@ impl World {
         let snapshots = Snapshots::start(&kernel, place, meta.clone(), root.path(), Default::default()).unwrap();
         let diff = Diff::start(&kernel, place, content.clone());
         let images = Images::start(&kernel, place, meta.clone(), content.clone(), snapshots.clone(), diff);
-        let transfer = Transfer::start(&kernel, place, meta.clone(), content.clone(), images.clone());
+        let transfer = Transfer::start(&kernel, place, meta.clone(), content.clone(), images.clone(), trust);
         kernel.ready().await.unwrap();
         let make =
             |tx: &mut cofferdam_metadata::Tx<'_>| records::namespaces::create(tx, &second(), &Labels::new()).map(drop);
@@ -135,6 +139,7 @@ impl World {
             platform: amd64(),
             endpoint,
             driver: Some("overlay".into()),
+            schema1: false,
         };
         self.transfer.pull(&auth(), ns, options).await.unwrap()
     }
