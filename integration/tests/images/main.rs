@@ -3,15 +3,22 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test a failure is a panic")]
 
 mod again;
+mod artifacts;
 mod bad;
 mod btrfs;
 mod confined;
+mod converts;
 mod disk;
 mod entries;
 mod erofs;
 mod exports;
 mod imports;
 mod inside;
+mod interop;
+mod legacy;
+mod limits;
 mod pulls;
 mod pushes;
+mod rootfs;
 mod support;
+mod trust;
