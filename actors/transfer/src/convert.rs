@@ -157,7 +157,13 @@ impl Conversion<'_> {
         Ok(())
     }
 
-    fn layer(&mut self, from: &Descriptor, is: Compression, family: Family, diff_id: Option<&Digest>) -> Result<Descriptor> {
+    fn layer(
+        &mut self,
+        from: &Descriptor,
+        is: Compression,
+        family: Family,
+        diff_id: Option<&Digest>,
+    ) -> Result<Descriptor> {
         let wanted = self.options.compression.unwrap_or(is);
         let media_type = family.layer(wanted);
         if wanted == is {

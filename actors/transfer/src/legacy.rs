@@ -126,14 +126,17 @@ fn read(payload: &[u8]) -> Result<Read> {
     let most = Limits::get().layers;
     if layers.len() != history.len() || layers.is_empty() || layers.len() as u64 > most {
         let (layers, steps) = (layers.len(), history.len());
-        return Err(refused(format!("has {layers} layers for {steps} steps: as many of both, 1 to {most}, make an image")));
+        return Err(refused(format!(
+            "has {layers} layers for {steps} steps: as many of both, 1 to {most}, make an image"
+        )));
     }
     let newest = serde_json::from_str(&history[0].v1_compatibility);
     let newest = newest.map_err(|e| refused(format!("has a config that can't be read: {e}")))?;
     let mut steps = Vec::with_capacity(layers.len());
     for (layer, step) in layers.iter().zip(&history).rev() {
         let step = serde_json::from_str(&step.v1_compatibility);
-        steps.push((step.map_err(|e| refused(format!("has a step that can't be read: {e}")))?, layer.blob_sum.parse()?));
+        steps
+            .push((step.map_err(|e| refused(format!("has a step that can't be read: {e}")))?, layer.blob_sum.parse()?));
     }
     Ok(Read { newest, steps })
 }

@@ -96,7 +96,9 @@ fn layout(shelf: &dyn Shelf, index: &[u8], platform: &Platform, name: Option<&st
         _ => return Err(Error::unimplemented("archive", "", "is an OCI layout of a version other than 1")),
     }
     let own = Descriptor::new(media::OCI_INDEX, Digest::of(Algorithm::Sha256, index), index.len() as u64);
-    let Document::Index(mut entries) = document(&own, index)? else { return Err(refused("index.json is not an index")) };
+    let Document::Index(mut entries) = document(&own, index)? else {
+        return Err(refused("index.json is not an index"));
+    };
     // They belong to images, and are none.
     entries.retain(|entry| !is_attachment(entry));
     if entries.is_empty() {

@@ -63,7 +63,8 @@ pub(crate) fn push(core: &Core, job: &Job, options: &PushOptions) -> Result<Vec<
         // It has no name there, and is found by what it is.
         Target::Digest(digest) if digest == top.digest => digest.to_string(),
         Target::Digest(_) => {
-            let why = format!("names another digest than {}, which is what would be pushed: give that, or a tag", top.digest);
+            let why =
+                format!("names another digest than {}, which is what would be pushed: give that, or a tag", top.digest);
             return Err(Error::invalid("reference", &options.reference, why));
         }
     };

@@ -10,9 +10,9 @@ use cofferdam_tasks::Tasks;
 use cofferdam_types::{Authority, Descriptor, Digest, Id, Name, Namespace, Platform, Result};
 
 use crate::{
-    ArtifactOptions, Cancel, CheckpointOptions, CommitOptions, ConvertOptions, Endpoint, ExportOptions, Job, PushOptions,
-    Reference, RootfsConfig, Source, Trust, actor::TransferActor, artifact, checkpoint, commit, convert, export,
-    flights::Flights, import, job::Jobs, messages::Begin, pull, push, registry::Repository, trust::Kept,
+    ArtifactOptions, Cancel, CheckpointOptions, CommitOptions, ConvertOptions, Endpoint, ExportOptions, Job,
+    PushOptions, Reference, RootfsConfig, Source, Trust, actor::TransferActor, artifact, checkpoint, commit, convert,
+    export, flights::Flights, import, job::Jobs, messages::Begin, pull, push, registry::Repository, trust::Kept,
 };
 
 /// Jobs at once, and how many more may wait.

@@ -469,7 +469,7 @@ impl Images {
 /// An image.
 #[derive(Clone)]
 pub struct Image {
-    link: Rc<Link>,
+    pub(crate) link: Rc<Link>,
     pub(crate) client: image::Client,
 }
 

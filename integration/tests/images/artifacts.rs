@@ -93,9 +93,8 @@ fn what_belongs_to_an_image_is_found_by_the_tag_where_the_registry_has_no_api() 
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("bill");
         fs::write(&file, "of material").unwrap();
-        let attach = |kind: &str| {
-            said(&world, &["artifact", "attach", "--plain-http", "--type", kind, &reference, path(&file)])
-        };
+        let attach =
+            |kind: &str| said(&world, &["artifact", "attach", "--plain-http", "--type", kind, &reference, path(&file)]);
         let (first, second) = (attach("text/bill"), attach("text/other"));
         // The same again is the same.
         assert_eq!(attach("text/bill"), first);
@@ -103,7 +102,10 @@ fn what_belongs_to_an_image_is_found_by_the_tag_where_the_registry_has_no_api() 
         let list = raw(&format!("{}:sha256-{}", registry.reference("busybox"), target.digest.hex()));
         let digests: Vec<_> = list["manifests"].as_array().unwrap().iter().map(|one| one["digest"].clone()).collect();
         assert_eq!(digests, [json!(first), json!(second)]);
-        assert_eq!(raw(&format!("{}@{first}", registry.reference("busybox")))["subject"]["digest"], json!(target.digest));
+        assert_eq!(
+            raw(&format!("{}@{first}", registry.reference("busybox")))["subject"]["digest"],
+            json!(target.digest)
+        );
 
         let other = World::start().await;
         let list = |kind: &str| {
@@ -146,7 +148,8 @@ fn the_referrers_api_is_read_page_by_page_and_within_bounds() {
             match request.path.rsplit('/').next().unwrap() {
                 "second" => answer(json!([entry(3, "a/b")])),
                 "endless" => answer(json!([])).with("link", "<endless>; rel=\"next\""),
-                _ => answer(json!([entry(1, "a/b"), entry(2, "c/d")])).with("link", "</v2/test/image/referrers/second>; rel=\"next\""),
+                _ => answer(json!([entry(1, "a/b"), entry(2, "c/d")]))
+                    .with("link", "</v2/test/image/referrers/second>; rel=\"next\""),
             }
         });
         let world = World::start().await;

@@ -184,7 +184,8 @@ fn we_read_what_others_make() {
         // containerd: what it exports of what it imported, and what it pushes.
         let from = images().join("archive/busybox.oci.tar");
         let reference = registry.reference("containerd/busybox:1");
-        let came = containerd.ctr(&["images", "import", "--no-unpack", "--index-name", &reference, from.to_str().unwrap()]);
+        let came =
+            containerd.ctr(&["images", "import", "--no-unpack", "--index-name", &reference, from.to_str().unwrap()]);
         let archive = at("ctr.tar");
         let listed = containerd.ctr(&["images", "ls", "-q"]);
         assert!(listed.contains(&reference), "{came}: {listed}");

@@ -78,7 +78,8 @@ fn it_becomes_an_oci_image_where_that_is_asked_for() {
         assert_eq!((detail.layers.len(), detail.unpacked), (2, true));
         let config: Value = serde_json::from_slice(&detail.config).unwrap();
         assert_eq!((&config["author"], &config["config"]["Env"]), (&json!("ann"), &json!(["A=1"])));
-        let empty: Vec<_> = config["history"].as_array().unwrap().iter().map(|step| step["empty_layer"].clone()).collect();
+        let empty: Vec<_> =
+            config["history"].as_array().unwrap().iter().map(|step| step["empty_layer"].clone()).collect();
         assert_eq!(empty, [Value::Null, json!(true), Value::Null, json!(true)]);
         assert_eq!(config["history"][0]["created_by"], json!("/bin/sh -c step 0"));
         let tree = world.container_tree(&name, "").await;
@@ -118,7 +119,12 @@ fn what_is_wrong_with_it_leaves_nothing() {
                 good.clone(),
                 Code::InvalidArgument,
             ),
-            ("another schema", manifest(&good, |body| body["schemaVersion"] = json!(2)), good.clone(), Code::InvalidArgument),
+            (
+                "another schema",
+                manifest(&good, |body| body["schemaVersion"] = json!(2)),
+                good.clone(),
+                Code::InvalidArgument,
+            ),
         ] {
             let served = server(manifest, layers);
             world.refused(what, &before, world.pull_with(asked(&served)), code, "").await;

@@ -58,9 +58,7 @@ fn within(times: usize, entries: usize) -> OwnedFd {
 #[test]
 fn each_bound_refuses_what_goes_beyond_and_takes_what_does_not() {
     let many = || Picture::of(vec![(0..50).fold(Tar::new(), |tar, n| tar.file(&format!("f{n}"), "")).end()]);
-    let layers = |count: usize| {
-        Picture::of((0..count).map(|n| Tar::new().file(&format!("l{n}"), "").end()).collect())
-    };
+    let layers = |count: usize| Picture::of((0..count).map(|n| Tar::new().file(&format!("l{n}"), "").end()).collect());
     let zeros = || Picture::of(vec![Tar::new().bytes("zeros", &[0; 4 << 20]).end()]);
     let nested = || {
         let mut picture = talkative();
@@ -98,7 +96,18 @@ fn each_bound_refuses_what_goes_beyond_and_takes_what_does_not() {
             "20",
             100,
         ),
-        ("names", 100, Box::new(|| source(&Picture::of(vec![(0..50).fold(Tar::new(), |tar, n| tar.dir(&format!("directory-{n}"), 0o755)).end()]))), Code::ResourceExhausted, "100", 10_000),
+        (
+            "names",
+            100,
+            Box::new(|| {
+                source(&Picture::of(vec![
+                    (0..50).fold(Tar::new(), |tar, n| tar.dir(&format!("directory-{n}"), 0o755)).end(),
+                ]))
+            }),
+            Code::ResourceExhausted,
+            "100",
+            10_000,
+        ),
     ];
     for (key, most, make, code, word, enough) in table {
         bounded(async {

@@ -62,7 +62,19 @@ fn the_config_says_what_it_was_told_and_the_same_gives_the_same_image() {
         let tar = dir.path().join("root.tar");
         fs::write(&tar, Tar::new().file("a", "b").end()).unwrap();
         let tar = tar.to_str().unwrap();
-        let args = ["image", "import", "--rootfs", "--change", "CMD [\"/a\"]", "--created", "2020-01-01", "-m", "x", tar, "hand"];
+        let args = [
+            "image",
+            "import",
+            "--rootfs",
+            "--change",
+            "CMD [\"/a\"]",
+            "--created",
+            "2020-01-01",
+            "-m",
+            "x",
+            tar,
+            "hand",
+        ];
         let said = world.daemon.coffer(&args);
         assert!(said.status.success(), "{said:?}");
         let detail = world.ns.images().get("hand").detail("").await.unwrap();

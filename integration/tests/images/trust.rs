@@ -19,23 +19,26 @@ use crate::support::{
 };
 
 /// A policy that can be changed.
-struct Policy(PathBuf, tempfile::TempDir);
+struct Policy {
+    path: PathBuf,
+    _dir: tempfile::TempDir,
+}
 
 impl Policy {
     fn new(value: &Value) -> Policy {
         let dir = tempfile::tempdir().unwrap();
-        let policy = Policy(dir.path().join("trust.json"), dir);
+        let policy = Policy { path: dir.path().join("trust.json"), _dir: dir };
         policy.set(&value.to_string());
         policy
     }
 
     fn set(&self, text: &str) {
-        fs::write(&self.0, text).unwrap();
-        fs::set_permissions(&self.0, fs::Permissions::from_mode(0o644)).unwrap();
+        fs::write(&self.path, text).unwrap();
+        fs::set_permissions(&self.path, fs::Permissions::from_mode(0o644)).unwrap();
     }
 
     async fn world(&self) -> World {
-        World::flags(&["--trust", self.0.to_str().unwrap()]).await
+        World::flags(&["--trust", self.path.to_str().unwrap()]).await
     }
 }
 
@@ -146,7 +149,8 @@ fn each_way_in_is_asked_about() {
         let busybox = || directory(&cofferdam_integration::images().join("oci/busybox"));
         let free = world.import("free", busybox()).wait().await.unwrap().remove(0);
         let before = world.holdings().await;
-        let refused = async |what: &str, job| world.refused(what, &before, job, Code::Denied, "is refused by the policy").await;
+        let refused =
+            async |what: &str, job| world.refused(what, &before, job, Code::Denied, "is refused by the policy").await;
 
         refused("an import", world.import(name, busybox())).await;
         let archive = std::fs::File::open(cofferdam_integration::images().join("archive/busybox.docker.tar")).unwrap();
@@ -159,8 +163,7 @@ fn each_way_in_is_asked_about() {
         refused("a conversion", images.get(&free).convert(&convert)).await;
         refused("a pull", world.pull("registry.example/shop/never:1")).await;
 
-        let artifact =
-            ArtifactOptions { name: name.into(), artifact_type: "a/b".into(), ..ArtifactOptions::default() };
+        let artifact = ArtifactOptions { name: name.into(), artifact_type: "a/b".into(), ..ArtifactOptions::default() };
         let error = images.create_artifact(&artifact).info().await.unwrap_err();
         assert_eq!(error.code, Code::Denied, "{error}");
         for to in [name, "REGISTRY.example:443/shop/app:1", "registry.example/shop/never:1"] {
@@ -228,13 +231,17 @@ fn an_archive_brings_its_signatures_along() {
 fn referred(picture: Picture, signature: Option<Signature>) -> Server {
     Server::start(move |request| {
         let last = request.path.rsplit('/').next().unwrap_or_default();
-        let json = |status, value: Value| Response::new(status, value.to_string()).with("content-type", media::OCI_INDEX);
+        let json =
+            |status, value: Value| Response::new(status, value.to_string()).with("content-type", media::OCI_INDEX);
         if request.path.contains("/referrers/") {
             let Some(signature) = &signature else { return Response::new(500, "{}") };
             let entry = Descriptor { artifact_type: Some(ARTIFACT.into()), ..signature.descriptor() };
             // Something else belongs to it too.
             let other = Descriptor { artifact_type: Some("text/plain".into()), ..picture.target() };
-            return json(200, json!({ "schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": [other, entry] }));
+            return json(
+                200,
+                json!({ "schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": [other, entry] }),
+            );
         }
         if let Some(signature) = &signature
             && let Some(blob) = signature.all().into_iter().find(|b| crate::support::craft::sha(b).to_string() == last)
@@ -267,7 +274,9 @@ fn signatures_are_found_by_the_referrers_api_and_what_can_not_be_asked_is_refuse
 
         let before = world.holdings().await;
         let job = world.pull(&mute.reference());
-        world.refused("a registry that can't say", &before, job, Code::Unavailable, "without which it may not come in").await;
+        world
+            .refused("a registry that can't say", &before, job, Code::Unavailable, "without which it may not come in")
+            .await;
         assert!(mute.seen().iter().all(|request| !request.path.contains("/blobs/")), "nothing of it was fetched");
 
         // A policy that is bad lets nothing in, and harms nothing that is here.
@@ -279,12 +288,16 @@ fn signatures_are_found_by_the_referrers_api_and_what_can_not_be_asked_is_refuse
             let error = world.ns.images().tag(&good.reference(), "x:1", false).info().await.unwrap_err();
             assert_eq!(error.code, Code::FailedPrecondition, "{error}");
         }
-        fs::remove_file(&policy.0).unwrap();
-        world.refused("no policy", &before, world.pull(&other.reference()), Code::FailedPrecondition, "trust.json").await;
+        fs::remove_file(&policy.path).unwrap();
+        world
+            .refused("no policy", &before, world.pull(&other.reference()), Code::FailedPrecondition, "trust.json")
+            .await;
         assert!(other.seen().is_empty(), "it wasn't even asked");
         policy.set(r#"{"default": "accept"}"#);
-        fs::set_permissions(&policy.0, fs::Permissions::from_mode(0o666)).unwrap();
-        world.refused("anybody's", &before, world.pull(&other.reference()), Code::FailedPrecondition, "nobody else").await;
+        fs::set_permissions(&policy.path, fs::Permissions::from_mode(0o666)).unwrap();
+        world
+            .refused("anybody's", &before, world.pull(&other.reference()), Code::FailedPrecondition, "nobody else")
+            .await;
         policy.set(r#"{"default": "accept"}"#);
         world.pull(&other.reference()).wait().await.unwrap();
     });
@@ -297,10 +310,13 @@ fn a_rule_may_be_for_a_namespace_alone() {
         let world = policy.world().await;
         let server = Server::of(Picture::sample("spaces", 1000));
         let own = world.daemon.namespace();
-        policy.set(&json!({ "default": "accept", "rules": [
-            { "namespaces": [own], "require": "reject" },
-            { "prefix": server.address(), "require": "nothing" },
-        ]}).to_string());
+        policy.set(
+            &json!({ "default": "accept", "rules": [
+                { "namespaces": [own], "require": "reject" },
+                { "prefix": server.address(), "require": "nothing" },
+            ]})
+            .to_string(),
+        );
         let before = world.holdings().await;
         world.refused("in its own", &before, world.pull(&server.reference()), Code::Denied, "lets nothing in").await;
         let other = world.client.namespace("default");

@@ -119,7 +119,13 @@ mod tests {
         limits.set("layers=3,ratio=10").unwrap();
         limits.set("path=100").unwrap();
         assert_eq!(limits, Limits { layers: 3, ratio: 10, path: 100, ..USUAL });
-        for (text, key) in [("layer=3", "layer"), ("layers=0", "layers"), ("layers=501", "layers"), ("ratio=x", "ratio"), ("path", "path")] {
+        for (text, key) in [
+            ("layer=3", "layer"),
+            ("layers=0", "layers"),
+            ("layers=501", "layers"),
+            ("ratio=x", "ratio"),
+            ("path", "path"),
+        ] {
             assert_eq!(limits.set(text).unwrap_err().id, key, "{text}");
         }
         assert_eq!(Limits::get(), &USUAL);

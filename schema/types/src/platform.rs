@@ -121,7 +121,8 @@ impl Platform {
 
 /// The variant of a 32-bit ARM processor, as /proc/cpuinfo has it.
 fn arm(cpuinfo: &str) -> &'static str {
-    let field = cpuinfo.lines().filter_map(|line| line.split_once(':')).find(|(key, _)| key.trim() == "CPU architecture");
+    let field =
+        cpuinfo.lines().filter_map(|line| line.split_once(':')).find(|(key, _)| key.trim() == "CPU architecture");
     let value = field.map(|(_, value)| value.trim()).unwrap_or_default();
     match value {
         "8" | "AArch64" => "v8",

@@ -63,7 +63,8 @@ pub fn descriptor(reader: common::descriptor::Reader<'_>) -> Result<Descriptor> 
     let mut descriptor =
         Descriptor::new(text(reader.get_media_type())?, text(reader.get_digest())?.parse()?, reader.get_size());
     descriptor.annotations = labels(reader.get_annotations())?;
-    descriptor.artifact_type = Some(text(reader.get_artifact_type())?).filter(|kind| !kind.is_empty()).map(str::to_owned);
+    descriptor.artifact_type =
+        Some(text(reader.get_artifact_type())?).filter(|kind| !kind.is_empty()).map(str::to_owned);
     if reader.has_platform() {
         descriptor.platform = Some(platform(reader.get_platform().map_err(malformed)?)?);
     }

@@ -6,7 +6,8 @@ use ureq::http::Method;
 use super::{Ask, MAX_MANIFEST, Repository, media_type};
 use crate::Target;
 
-const ACCEPT: &str = "application/vnd.docker.distribution.manifest.v1+prettyjws, application/vnd.docker.distribution.manifest.v1+json";
+const ACCEPT: &str =
+    "application/vnd.docker.distribution.manifest.v1+prettyjws, application/vnd.docker.distribution.manifest.v1+json";
 
 impl Repository {
     /// The bytes of a manifest of docker's first schema, as they come.

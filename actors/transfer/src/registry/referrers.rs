@@ -109,7 +109,8 @@ impl Repository {
     pub fn push_referrer(&self, name: &str, descriptor: &Descriptor, bytes: &[u8], is: &Referrer) -> Result<()> {
         let uri = self.http.uri("manifests", name)?;
         let content = || Content::Bytes(&descriptor.media_type, bytes);
-        let response = self.again(|| self.http.send(&Ask { content: content(), ..Ask::of(Method::PUT, uri.clone()) }))?;
+        let response =
+            self.again(|| self.http.send(&Ask { content: content(), ..Ask::of(Method::PUT, uri.clone()) }))?;
         if !matches!(response.status().as_u16(), 200..=204) {
             return Err(self.http.unexpected("the manifest", response));
         }
@@ -162,7 +163,8 @@ mod tests {
 
     #[test]
     fn a_manifest_says_what_it_belongs_to_and_what_it_is() {
-        let subject = json!({ "mediaType": media::OCI_MANIFEST, "digest": Digest::of(Algorithm::Sha256, b"s"), "size": 1 });
+        let subject =
+            json!({ "mediaType": media::OCI_MANIFEST, "digest": Digest::of(Algorithm::Sha256, b"s"), "size": 1 });
         let (descriptor, bytes) = described(&json!({ "artifactType": "a/b", "config": { "mediaType": "c/d" },
             "subject": subject, "annotations": { "k": "v" } }));
         let is = referrer(&descriptor, &bytes).unwrap().unwrap();

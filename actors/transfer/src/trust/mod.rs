@@ -126,14 +126,17 @@ impl Gate {
             Demand::Digest(_) => Err(self.refuse(&format!("has a list of digests, and {target} is not among them"))),
             Demand::Signature { keys, repositories } => {
                 let own = [repository(&self.name)];
-                let repositories = if repositories.is_empty() { &own } else { repositories.as_slice() };
+                let repositories = if repositories.is_empty() { &own[..] } else { repositories.as_slice() };
                 let unknown = |e: Error| match e.code {
                     Code::Cancelled => e,
-                    _ => e.context(format!("the signatures of {target}, without which it may not come in, can't be had")),
+                    _ => {
+                        e.context(format!("the signatures of {target}, without which it may not come in, can't be had"))
+                    }
                 };
                 let mut reasons: Vec<String> = Vec::new();
                 let mut left = MAX_CLAIMS;
-                for (descriptor, bytes) in evidence.manifests(target).map_err(unknown)?.into_iter().take(MAX_DOCUMENTS) {
+                for (descriptor, bytes) in evidence.manifests(target).map_err(unknown)?.into_iter().take(MAX_DOCUMENTS)
+                {
                     // A document that is none is no signature.
                     for claim in claims(&descriptor, &bytes).unwrap_or_default() {
                         let Some(rest) = left.checked_sub(1) else { break };

@@ -147,7 +147,10 @@ impl Policy {
 impl WrittenRule {
     fn checked(self) -> Result<Rule, String> {
         let Some(prefix) = prefix(&self.prefix) else {
-            return Err(format!("{:?} is not HOST[:PORT][/PATH]: write docker.io/library/NAME for short names", self.prefix));
+            return Err(format!(
+                "{:?} is not HOST[:PORT][/PATH]: write docker.io/library/NAME for short names",
+                self.prefix
+            ));
         };
         for name in &self.namespaces {
             Namespace::new(name.clone()).map_err(|e| e.to_string())?;
@@ -167,7 +170,9 @@ impl WrittenRule {
                 if digests.is_empty() {
                     return Err("names no digests".into());
                 }
-                Demand::Digest(digests.iter().map(|d| d.parse::<Digest>()).collect::<Result<_>>().map_err(|e| e.to_string())?)
+                Demand::Digest(
+                    digests.iter().map(|d| d.parse::<Digest>()).collect::<Result<_>>().map_err(|e| e.to_string())?,
+                )
             }
             Wanted::Signature => {
                 let keys = self.keys.unwrap_or_default();
@@ -289,10 +294,7 @@ mod tests {
             (json!({ "default": "accept", "rules": [{ "prefix": "h.io/a:1", "require": "reject" }] }), "HOST"),
             (json!({ "default": "accept", "rules": [{ "namespaces": [".."], "require": "reject" }] }), "rule 1"),
             (json!({ "default": "accept", "rules": [{ "require": "reject", "keys": [] }] }), "no use"),
-            (
-                json!({ "default": "accept", "rules": [{ "require": "reject" }, { "require": "nothing" }] }),
-                "already",
-            ),
+            (json!({ "default": "accept", "rules": [{ "require": "reject" }, { "require": "nothing" }] }), "already"),
         ] {
             let why = policy(&what).unwrap_err();
             assert!(why.contains(word), "{what}: {why}");

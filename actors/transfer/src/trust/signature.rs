@@ -25,7 +25,8 @@ pub(super) const MAX_PAYLOAD: u64 = 64 << 10;
 
 /// What stands before the point of a P-256 key, and before the bytes of an Ed25519 one (RFC 5480, RFC 8410): there is one way to
 /// write each.
-const P256: &[u8] = b"\x30\x59\x30\x13\x06\x07\x2a\x86\x48\xce\x3d\x02\x01\x06\x08\x2a\x86\x48\xce\x3d\x03\x01\x07\x03\x42\x00";
+const P256: &[u8] =
+    b"\x30\x59\x30\x13\x06\x07\x2a\x86\x48\xce\x3d\x02\x01\x06\x08\x2a\x86\x48\xce\x3d\x03\x01\x07\x03\x42\x00";
 const EDWARDS: &[u8] = b"\x30\x2a\x30\x05\x06\x03\x2b\x65\x70\x03\x21\x00";
 
 /// A public key.
@@ -195,7 +196,8 @@ mod tests {
         for (signer, other) in [(p256(), edwards()), (edwards(), p256())] {
             let ((key, sign), (stranger, forge)) = (signer, other);
             let keys = [stranger, key];
-            let judged = |text: Vec<u8>, signature: Vec<u8>| why_not(&claim(&text, signature), &text, &keys, &target, &ours);
+            let judged =
+                |text: Vec<u8>, signature: Vec<u8>| why_not(&claim(&text, signature), &text, &keys, &target, &ours);
             let good = payload(&target, "h.io/app:1", TYPE);
             assert_eq!(judged(good.clone(), sign(&good)), None);
             assert_eq!(judged(good.clone(), forge(&good)), None, "by the other of the two");

@@ -226,7 +226,11 @@ async fn pull(cx: Cx) -> Result<i32, Failure> {
     let manifest: Manifest = serde_json::from_slice(&bytes)
         .map_err(|_| Failure::usage(format!("{name} is not an artifact: it is pulled by \"coffer image pull\"")))?;
     let dir = Path::new(if cx.args.at(1).is_empty() { "." } else { cx.args.at(1) });
-    DirBuilder::new().recursive(true).mode(0o755).create(dir).map_err(|e| Failure::io(&dir.display().to_string(), e))?;
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(dir)
+        .map_err(|e| Failure::io(&dir.display().to_string(), e))?;
     let mut written = Vec::new();
     for layer in &manifest.layers {
         let digest = layer.digest.to_string();
@@ -236,7 +240,9 @@ async fn pull(cx: Cx) -> Result<i32, Failure> {
         };
         let path = dir.join(plain(title).ok_or_else(|| {
             // What somebody else calls a file must not lead out of the directory.
-            Failure::usage(format!("artifact pull: {title:?} is no name of a file: get {digest} by \"coffer content get\""))
+            Failure::usage(format!(
+                "artifact pull: {title:?} is no name of a file: get {digest} by \"coffer content get\""
+            ))
         })?);
         let shown = path.display().to_string();
         write(&content, layer, &path, cx.args.has("force")).await.map_err(|e| e.or_code(1))?;
@@ -305,7 +311,11 @@ async fn ls(cx: Cx) -> Result<i32, Failure> {
         let said: Vec<_> = one.annotations.iter().map(|(key, value)| format!("{key}={value}")).collect();
         table.row([short_name(&one.digest.to_string()), kind, show_size(one.size), said.join(",")]);
     }
-    if found.is_empty() { line("nothing belongs to it")? } else { table.print()? }
+    if found.is_empty() {
+        line("nothing belongs to it")?
+    } else {
+        table.print()?
+    }
     Ok(0)
 }
 

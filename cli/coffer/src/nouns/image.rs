@@ -203,7 +203,9 @@ async fn export(cx: Cx) -> Result<i32, Failure> {
     let images = cx.namespace().await?.images();
     if cx.args.has("directory") {
         let (layout, target) = Layout::begin(path)?;
-        return layout.end(progress::follow(&images.export_fd(&names, &cx.args.text("platform"), target)).await).map(|_| 0);
+        return layout
+            .end(progress::follow(&images.export_fd(&names, &cx.args.text("platform"), target)).await)
+            .map(|_| 0);
     }
     let target = match path {
         "-" => std::io::stdout().as_fd().try_clone_to_owned().map_err(|e| Failure::io("standard output", e))?,

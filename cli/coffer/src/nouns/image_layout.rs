@@ -48,9 +48,13 @@ fn fill(archive: impl io::Read, dir: &Path) -> io::Result<()> {
     for entry in archive.entries()? {
         let mut entry = entry?;
         let path = entry.path()?.into_owned();
-        let plain = entry.header().entry_type().is_file() && path.components().all(|c| matches!(c, Component::Normal(_)));
+        let plain =
+            entry.header().entry_type().is_file() && path.components().all(|c| matches!(c, Component::Normal(_)));
         if !plain {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{} is no file of a layout", path.display())));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{} is no file of a layout", path.display()),
+            ));
         }
         let path = dir.join(path);
         if let Some(parent) = path.parent() {
