@@ -6,8 +6,8 @@ use cofferdam_gc::Settings as Gc;
 use cofferdam_net::Plugins;
 use cofferdam_snapshots::Settings;
 use cofferdam_tasks::Runtimes;
-use cofferdam_transfer::{Proxies, Settings as Pulls};
-use cofferdam_types::{Error, Result};
+use cofferdam_transfer::{Proxies, Settings as Pulls, Trust};
+use cofferdam_types::{Error, Limits, Result};
 
 use crate::access::Access;
 
@@ -46,6 +46,10 @@ pub struct Config {
     pub scrub: Duration,
     /// What pulls are held to.
     pub pulls: Pulls,
+    /// Whose images come in.
+    pub trust: Trust,
+    /// What an image may say and cost.
+    pub limits: Limits,
     /// What all snapshot drivers are held to.
     pub snapshots: Settings,
     /// What is logged, as tracing-subscriber's `EnvFilter` reads it.
@@ -78,7 +82,8 @@ cofferd: the container daemon
 Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--criu FILE] [--runtime NAME[=FILE]]... [--connections NUMBER]
                [--group GID] [--access WHO=NAMESPACE/LABEL]... [--journal SOCKET] [--drain-timeout SECONDS]
                [--cni-config DIR] [--cni-plugins DIR[:DIR]...] [--cni-timeout SECONDS] [--hosts DIR] [--scrub SECONDS]
-               [--gc KEY=VALUE[,...]]... [--pull KEY=VALUE[,...]]... [--verity] [--rebuild] [--log FILTER]
+               [--gc KEY=VALUE[,...]]... [--pull KEY=VALUE[,...]]... [--trust FILE]
+               [--image-limits KEY=VALUE[,...]]... [--verity] [--rebuild] [--log FILTER]
 
   --root DIR            what must last (default /var/lib/cofferdam)
   --state DIR           what ends with a reboot, and the socket cofferd.sock (default /run/cofferdam)
@@ -113,6 +118,10 @@ Usage: cofferd [--root DIR] [--state DIR] [--shim FILE] [--criu FILE] [--runtime
                         20M; 0 is no limit), idle (30: seconds after which a layer that brings nothing is given up), memory (44M: what
                         layers on their way hold together, beside a little for each) and zstd_window (128M: the largest window that a
                         pull may ask for; without asking it has 32M)
+  --trust FILE          the policy that says whose images come in, in JSON (default /etc/cofferdam/trust.json; where that isn't
+                        there, everything does); docs/trust.md says more
+  --image-limits KEY=VALUE
+                        what an image may say and cost; several with a comma between them; docs/images.md says which there are
   --verity              seal each layer by fs-verity when it is committed, or refuse it: only the snapshot driver erofs can, which is
                         the default then; it takes a kernel and a file system that have it; docs/snapshots.md says more
   --rebuild             serve nobody, but make a new meta.redb from what is readable in a damaged one and from what lies on
@@ -129,6 +138,9 @@ anybody else, unless --access says so.
 
 /// The socket's name in the state directory.
 pub const SOCKET: &str = "cofferd.sock";
+
+/// Where the policy is looked for.
+const TRUST: &str = "/etc/cofferdam/trust.json";
 
 /// A fixed path, not the daemon's environment: what runs as root is not up to a variable.
 fn criu() -> PathBuf {
@@ -163,6 +175,8 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
         gc: Gc::default(),
         scrub: Duration::from_secs(7 * 24 * 3600),
         pulls: Pulls::default(),
+        trust: Trust::of(PathBuf::from(TRUST), false),
+        limits: Limits::default(),
         snapshots: Settings::default(),
         log: std::env::var("COFFERD_LOG").unwrap_or_else(|_| "warn".into()),
     };
@@ -218,6 +232,12 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
                 config.scrub = Duration::from_secs(value()?.to_string_lossy().parse().map_err(|_| wrong())?);
             }
             "--pull" => config.pulls.set(&value()?.to_string_lossy())?,
+            "--trust" => {
+                let path = PathBuf::from(value()?);
+                let failed = |e| Error::io("path", path.display(), "has no absolute form", &e);
+                config.trust = Trust::of(std::path::absolute(&path).map_err(failed)?, true);
+            }
+            "--image-limits" => config.limits.set(&value()?.to_string_lossy())?,
             "--verity" if inline.is_none() => config.snapshots.verity = true,
             "--log" => config.log = value()?.to_string_lossy().into_owned(),
             "--rebuild" => rebuild = true,
@@ -335,6 +355,15 @@ mod tests {
             assert_eq!(config.snapshots.verity, verity, "{line}");
         }
         assert_eq!(words("--verity=no").unwrap_err().id, "--verity");
+    }
+
+    #[test]
+    fn limits_of_images_are_changed_by_their_keys() {
+        let line = "--image-limits layers=7,ratio=10 --image-limits=path=100 --trust /x";
+        let Command::Run(config) = words(line).unwrap() else { panic!("a run") };
+        assert_eq!((config.limits.layers, config.limits.ratio, config.limits.path), (7, 10, 100));
+        assert!(config.trust.check().is_err(), "one that is named must be there");
+        assert_eq!(words("--image-limits nonsense=1").unwrap_err().id, "nonsense");
     }
 
     #[test]

@@ -38,7 +38,7 @@ use cofferdam_metadata::Metadata;
 use cofferdam_networks::Networks;
 use cofferdam_snapshots::Snapshots;
 use cofferdam_tasks::{Children, Deps, Filters, Layout, Makers, Program, Tasks, Users};
-use cofferdam_transfer::{Routes, Transfer};
+use cofferdam_transfer::{Bounds, Routes, Transfer};
 use cofferdam_types::{Error, Result, Timestamp};
 
 pub use rebuild::rebuild;
@@ -89,6 +89,7 @@ impl Daemon {
             let why = "the shim program is not there: build it, or name it with --shim";
             return Err(Error::not_found("shim", config.shim.display(), why));
         }
+        config.limits.clone().choose();
         let kernel = Kernel::new()?;
         let metadata = Metadata::start(&kernel, TABLE.metadata, &config.root.join(directories::TABLES))?;
         let grants = Grants::start(&kernel, TABLE.grants, metadata.clone())?;
@@ -140,14 +141,17 @@ impl Daemon {
             runtimes: config.runtimes.clone(),
         };
         let tasks = Tasks::start(&kernel, TABLE.tasks, deps)?;
+        // Whoever reads the log learns of it before somebody is refused.
+        if let Err(error) = config.trust.check() {
+            tracing::error!(%error, "the policy is bad");
+        }
         let transfer = Transfer::start(
             &kernel,
             TABLE.transfer,
             metadata.clone(),
             content.clone(),
             images.clone(),
-            config.pulls.clone(),
-            budget,
+            Bounds { settings: config.pulls.clone(), budget, trust: config.trust.clone() },
         );
         let gc = Gc::start(
             &kernel,

@@ -180,18 +180,47 @@ impl Diff {
     /// What was changed in a snapshot, as a layer of this media type that is not a blob of the namespace yet. On the
     /// caller's thread.
     pub fn create(&self, ns: &Namespace, changes: &Changes, media_type: &str, word: Word<'_>) -> Result<Created> {
-        let broken = |e: io::Error| match e.get_ref().and_then(|e| e.downcast_ref::<Error>()) {
-            Some(ours) => ours.clone(),
-            None => Error::io("layer", "", "can't be written", &e),
-        };
+        self.write(ns, media_type, |out| {
+            let lower = changes.lower.as_ref().map(AsFd::as_fd);
+            let trees = Trees { lower, upper: changes.upper.as_fd(), overlay: changes.overlay };
+            create::create(&trees, BufWriter::with_capacity(256 << 10, out), word)
+        })
+    }
+
+    /// A tar, as a layer of this media type that is not a blob of the namespace yet. On the caller's thread.
+    pub fn pack(&self, ns: &Namespace, tar: &mut dyn Read, media_type: &str, word: Word<'_>) -> Result<Created> {
+        self.write(ns, media_type, |out| {
+            let (mut buffer, mut total) = (vec![0; 256 << 10], 0);
+            let most = cofferdam_archive::Limits::default().max_bytes;
+            loop {
+                word()?;
+                let n = match tar.read(&mut buffer) {
+                    Ok(0) => return Ok(total > 0),
+                    Ok(n) => n,
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                    Err(e) => return Err(unread(e)),
+                };
+                total += n as u64;
+                if total > most {
+                    return Err(Error::resource_exhausted("layer", "", format!("inflates to more than {most} bytes")));
+                }
+                out.write_all(&buffer[..n]).map_err(broken)?;
+            }
+        })
+    }
+
+    fn write(
+        &self,
+        ns: &Namespace,
+        media_type: &str,
+        fill: impl FnOnce(&mut dyn Write) -> Result<bool>,
+    ) -> Result<Created> {
         let differ = differs::writer(media_type)?;
         let mut ingest = self.core.content.scratch(ns, Algorithm::Sha256)?;
         let (diff_id, filled) = {
             let packed = differ.pack(Box::new(&mut ingest)).map_err(broken)?;
             let mut out = Hashed { inner: packed, digester: Digester::new(Algorithm::Sha256) };
-            let lower = changes.lower.as_ref().map(AsFd::as_fd);
-            let trees = Trees { lower, upper: changes.upper.as_fd(), overlay: changes.overlay };
-            let filled = create::create(&trees, BufWriter::with_capacity(256 << 10, &mut out), word)?;
+            let filled = fill(&mut out)?;
             out.inner.end().map_err(broken)?;
             (out.digester.finish(), filled)
         };
@@ -257,7 +286,22 @@ impl Diff {
     }
 }
 
-/// A layer that [`Diff::create`] wrote, on its way to be a blob.
+fn broken(error: io::Error) -> Error {
+    match error.get_ref().and_then(|e| e.downcast_ref::<Error>()) {
+        Some(ours) => ours.clone(),
+        None => Error::io("layer", "", "can't be written", &error),
+    }
+}
+
+fn unread(error: io::Error) -> Error {
+    match error.get_ref().and_then(|e| e.downcast_ref::<Error>()) {
+        Some(ours) => ours.clone(),
+        // What the decoder says about its bytes.
+        None => Error::data_loss("layer", "", format!("can't be inflated: {error}")),
+    }
+}
+
+/// A layer that [`Diff::create`] or [`Diff::pack`] wrote, on its way to be a blob.
 pub struct Created {
     /// Its bytes.
     pub ingest: Ingest,

@@ -4,10 +4,7 @@ use std::{rc::Rc, time::Duration};
 
 use cofferdam_metadata::{
     Tx,
-    records::{
-        events,
-        tasks::Task,
-    },
+    records::{events, tasks::Task},
 };
 use cofferdam_types::{Authority, Code, Event, Result, Timestamp};
 use cofferdam_wire::convert::life;

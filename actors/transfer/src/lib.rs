@@ -12,16 +12,20 @@
 //!   not fetched; what another job of the namespace is fetching from the same repository is waited for.
 //! - Blobs become durable and visible together, then trees, then the name. A job that fails leaves nothing behind; one
 //!   whose daemon died or was ended leaves ingests that the next pull resumes.
+//! - [`Transfer::artifact`] makes a manifest of any blobs, [`Transfer::convert`] an image of another one that holds the same files.
+//! - [`Trust`] says whose images come in: whatever gets a name is asked about first.
 //! - [`registry`]: the client. Blocking, on the job's threads; a cancelled job closes its sockets.
 //! - [`Reference`] is the strict grammar of names, [`normalize`] the operator's shorthand.
 
 mod actor;
 mod amend;
+mod artifact;
 mod ask;
 mod cancel;
 mod checkpoint;
 mod choose;
 mod commit;
+mod convert;
 mod errors;
 mod export;
 mod flights;
@@ -30,6 +34,7 @@ mod import;
 mod job;
 mod land;
 mod lanes;
+mod legacy;
 pub mod messages;
 mod parts;
 mod plan;
@@ -48,13 +53,16 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod transfer;
+mod trust;
 
 pub use actor::TransferActor;
 pub use amend::ConfigChange;
+pub use artifact::ArtifactOptions;
 pub use ask::{Chooser, Question, Questions, Verdict};
 pub use cancel::Cancel;
 pub use checkpoint::CheckpointOptions;
 pub use commit::CommitOptions;
+pub use convert::ConvertOptions;
 pub use errors::from_io;
 pub use export::ExportOptions;
 pub use job::{Arrived, Job, Status};
@@ -65,4 +73,5 @@ pub use registry::{Credentials, Endpoint, Explained, Identity, Limits, Proxies, 
 pub use rootfs::RootfsConfig;
 pub use settings::Settings;
 pub use source::Source;
-pub use transfer::{ImportOptions, PullOptions, RootfsOptions, Transfer};
+pub use transfer::{Bounds, ImportOptions, PullOptions, RootfsOptions, Transfer};
+pub use trust::Trust;

@@ -2,13 +2,15 @@
 
 use std::io::Read;
 
-use cofferdam_types::{Authority, Code, Descriptor, Name, Platform, Result, media};
+use cofferdam_types::{Authority, Code, Descriptor, Error, Name, Platform, Result, media};
 
 use crate::{
     Cancel, Job, PullOptions, Target, Verdict,
+    artifact::bare_manifest,
     choose::{Choice, Library, choose},
     job::Arrived,
     land::{Landing, Load, Supply},
+    legacy,
     push::came_from,
     rate::{Rate, Throttled},
     registry::{MAX_MANIFEST, Repository},
@@ -80,9 +82,16 @@ impl Supply for Remote<'_> {
     }
 }
 
+/// Whether an error says that what a name stands for is no image, which is no error where nothing is unpacked.
+fn is_artifact(error: &Error) -> bool {
+    matches!(error.code, Code::FailedPrecondition | Code::Unimplemented)
+}
+
 pub(crate) fn pull(core: &Core, job: &Job, auth: &Authority, options: &PullOptions) -> Result<Vec<Arrived>> {
     let (reference, name) = (&options.reference, Name::new(options.reference.to_string())?);
     let word = job.word().child();
+    // What may not come in is not asked for.
+    let gate = core.trust.open(job.namespace(), &name)?;
     let mut endpoint = options.endpoint.clone();
     let (limits, idle) = (&mut endpoint.limits, core.settings.idle);
     // A connection may be silent for half of what a blob may, so that there is time for another.
@@ -90,7 +99,17 @@ pub(crate) fn pull(core: &Core, job: &Job, auth: &Authority, options: &PullOptio
     let repository = Repository::new(reference, &endpoint, &word)?;
     job.board().stage("resolving");
     let target: Target = reference.target()?;
-    let resolved = repository.resolve(&target)?;
+    let resolved = match repository.resolve(&target) {
+        Err(e) if e.code == Code::Unimplemented && options.schema1 => {
+            return legacy::pull(core, job, auth, options, &repository, gate);
+        }
+        Err(e) if e.code == Code::Unimplemented && e.message.contains("manifest.v1+") => {
+            return Err(Error { message: format!("{}; --schema1 takes it", e.message), ..e });
+        }
+        other => other?,
+    };
+    let root = resolved.descriptor.digest.clone();
+    let shown = gate.map(|gate| gate.admit(&root, &repository)).transpose()?;
     let body = resolved.body.map(|body| (resolved.descriptor.clone(), body));
     let remote = Remote { repository: &repository, core, job, word: &word, body, rate: Rate::new(options.rate) };
     let load = wanted(&remote, &resolved.descriptor, options, &|one, depth| match &options.chooser {
@@ -106,7 +125,11 @@ pub(crate) fn pull(core: &Core, job: &Job, auth: &Authority, options: &PullOptio
     let driver = options.driver.as_deref();
     let landing = Landing::new(core, job, &word, auth, driver);
     let landing = Landing { lanes, labels, route: reference.locator().into(), window: options.zstd_window, ..landing };
-    landing.load(&[name], &load, &remote)
+    let arrived = landing.load(&[name], &load, &remote)?;
+    if let Some(shown) = shown {
+        shown.keep(core, auth, job.namespace(), &root);
+    }
+    Ok(arrived)
 }
 
 /// What of a target is fetched, and which image of it is unpacked.
@@ -118,7 +141,11 @@ fn wanted(
 ) -> Result<Load> {
     let cached = Cached::new(remote);
     if options.chooser.is_none() && !options.all_platforms {
-        let main = choose(&cached, target, &options.platform)?;
+        let main = match choose(&cached, target, &options.platform) {
+            // What is only fetched may be anything.
+            Err(e) if options.driver.is_none() && is_artifact(&e) => bare_manifest(&cached, target)?,
+            other => other?,
+        };
         let mut load = Load::of(&main);
         for platform in &options.platforms {
             add(&mut load, &choose(&cached, target, platform)?);

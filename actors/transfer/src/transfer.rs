@@ -14,12 +14,13 @@ use cofferdam_images::Images;
 use cofferdam_kernel::{Kernel, Placement, Pool, Slot, SlotConfig};
 use cofferdam_metadata::{Metadata, records::namespaces};
 use cofferdam_tasks::Tasks;
-use cofferdam_types::{Authority, Error, Id, Name, Namespace, Platform, Result};
+use cofferdam_types::{Authority, Descriptor, Digest, Error, Id, Name, Namespace, Platform, Result};
 
 use crate::{
-    CheckpointOptions, Chooser, CommitOptions, Endpoint, ExportOptions, Job, PushOptions, Reference, RootfsConfig,
-    Settings, Source, actor::TransferActor, checkpoint, commit, export, flights::Flights, import, job::Jobs,
-    messages::Begin, pull, push, rate::Rate,
+    ArtifactOptions, Cancel, CheckpointOptions, Chooser, CommitOptions, ConvertOptions, Endpoint, ExportOptions, Job,
+    PushOptions, Reference, RootfsConfig, Settings, Source, Trust, actor::TransferActor, artifact, checkpoint, commit,
+    convert, export, flights::Flights, import, job::Jobs, messages::Begin, pull, push, rate::Rate,
+    registry::Repository, trust::Kept,
 };
 
 /// Jobs at once, and how many more may wait. Some may wait for registries that don't answer.
@@ -47,6 +48,8 @@ pub struct PullOptions {
     pub zstd_window: u64,
     /// Asked about everything that is fetched.
     pub chooser: Option<Chooser>,
+    /// Manifests of docker's first schema are taken too.
+    pub schema1: bool,
 }
 
 /// How to import.
@@ -88,6 +91,18 @@ pub(crate) struct Core {
     pub budget: Budget,
     /// The daemon is about to end: what jobs have so far is left to the next.
     pub closing: AtomicBool,
+    pub trust: Trust,
+}
+
+/// What all transfers of a daemon are held to.
+#[derive(Clone, Debug)]
+pub struct Bounds {
+    /// What pulls are held to.
+    pub settings: Settings,
+    /// What layers on their way hold; shared with who inflates them.
+    pub budget: Budget,
+    /// Whose images come in.
+    pub trust: Trust,
 }
 
 /// Jobs that move images. Cheap to clone.
@@ -105,9 +120,9 @@ impl Transfer {
         meta: Metadata,
         content: Content,
         images: Images,
-        settings: Settings,
-        budget: Budget,
+        bounds: Bounds,
     ) -> Transfer {
+        let Bounds { settings, budget, trust } = bounds;
         let core = Arc::new(Core {
             meta,
             content,
@@ -119,6 +134,7 @@ impl Transfer {
             settings,
             budget,
             closing: AtomicBool::new(false),
+            trust,
         });
         let slot = kernel.spawn(SlotConfig::new("transfer", placement), {
             let core = core.clone();
@@ -214,6 +230,48 @@ impl Transfer {
         self.begin("push", subject, ns, move |core, job| push::push(core, job, &options)).await
     }
 
+    /// Begins to make another image of one, that holds the same files.
+    pub async fn convert(&self, auth: &Authority, ns: &Namespace, options: ConvertOptions) -> Result<Job> {
+        let (auth, subject) = (auth.clone(), options.source.to_string());
+        self.begin("convert", subject, ns, move |core, job| convert::convert(core, job, &auth, &options)).await
+    }
+
+    /// Makes a manifest of blobs that are here, and names it.
+    pub async fn artifact(&self, auth: &Authority, ns: &Namespace, options: ArtifactOptions) -> Result<Descriptor> {
+        let (core, auth, ns) = (self.core.clone(), auth.clone(), ns.clone());
+        self.core.pool.run(move || artifact::create(&core, &auth, &ns, &options)).await
+    }
+
+    /// What a registry has that names a manifest as its subject, of one artifact type; empty: of all. Dropped, it stops.
+    pub async fn referrers(
+        &self,
+        reference: Reference,
+        endpoint: Endpoint,
+        artifact_type: String,
+    ) -> Result<Vec<Descriptor>> {
+        let target = reference.target()?;
+        let over = Over(Cancel::new());
+        let word = over.0.clone();
+        let ask = move || {
+            let repository = Repository::new(&reference, &endpoint, &word)?;
+            let subject = repository.resolve(&target)?.descriptor.digest;
+            repository.referrers(&subject, &artifact_type)
+        };
+        self.core.pool.run(ask).await
+    }
+
+    /// Whether what is here already may have a name, by what was kept beside it.
+    pub async fn may_name(&self, ns: &Namespace, name: &Name, target: &Digest) -> Result<()> {
+        let (core, ns, name, target) = (self.core.clone(), ns.clone(), name.clone(), target.clone());
+        let ask = move || core.trust.admit(&ns, &name, &target, &Kept { core: &core, ns: &ns }).map(drop);
+        self.core.pool.run(ask).await
+    }
+
+    /// The operator's policy.
+    pub fn trust(&self) -> &Trust {
+        &self.core.trust
+    }
+
     /// A job of the namespace.
     pub fn job(&self, ns: &Namespace, id: u64) -> Result<Job> {
         self.core.jobs.find(ns, id)
@@ -240,5 +298,14 @@ impl Transfer {
         // Before anything is fetched for it.
         namespaces::require(&self.core.meta.read()?, ns)?;
         self.slot.call(Begin { kind, subject, namespace: ns.clone(), work: Box::new(work) }).await
+    }
+}
+
+/// Ends what it is the word of when nobody waits for it any more.
+struct Over(Cancel);
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        self.0.cancel();
     }
 }

@@ -11,7 +11,7 @@ use cofferdam_wire::{
 use serde::Serialize;
 
 use crate::{
-    call::{BLOCK, Cursor, Reply, done, reply},
+    call::{BLOCK, Cursor, Reply, done_by, reply, reply_by},
     connect::Link,
     image::Secret,
 };
@@ -74,14 +74,14 @@ impl Credentials {
             CredentialKind::Identity => credential_info::Kind::Identity,
         });
         request.get().set_secret(&secret.0);
-        done(&self.link, request)
+        done_by(&self.link, &self.client, request)
     }
 
     /// What there is for a host.
     pub fn get(&self, host: &str) -> Reply<CredentialInfo> {
         let mut request = self.client.get_request();
         request.get().set_host(host);
-        reply(&self.link, request, |answer| info(answer.get_info().map_err(malformed)?))
+        reply_by(&self.link, &self.client, request, |answer| info(answer.get_info().map_err(malformed)?))
     }
 
     /// All of them, by host.
@@ -101,6 +101,6 @@ impl Credentials {
     pub fn remove(&self, host: &str) -> Reply<()> {
         let mut request = self.client.remove_request();
         request.get().set_host(host);
-        done(&self.link, request)
+        done_by(&self.link, &self.client, request)
     }
 }

@@ -227,6 +227,8 @@ pub struct PullOptions {
     pub rate: u64,
     /// The largest window of a zstd layer, in bytes; 0: 32 MiB.
     pub zstd_window: u64,
+    /// Manifests of docker's first schema are taken too.
+    pub schema1: bool,
     /// PEM; what the registry is shown, with its key.
     pub client_certificate: Vec<u8>,
     /// Likewise.
@@ -261,7 +263,7 @@ impl<F: AsyncFn(Descriptor, u16) -> Result<Verdict> + 'static> chooser::Server f
 }
 
 impl PullOptions {
-    fn fill(&self, mut builder: pull_options::Builder<'_>) {
+    pub(crate) fn fill(&self, mut builder: pull_options::Builder<'_>) {
         builder.set_reference(&self.reference);
         builder.set_platform(&self.platform);
         builder.set_plain_http(self.plain_http);
@@ -269,6 +271,7 @@ impl PullOptions {
         builder.set_secret(&self.secret.0);
         builder.set_driver(&self.driver);
         builder.set_fetch_only(self.fetch_only);
+        builder.set_schema1(self.schema1);
         builder.set_ca_certificates(&self.ca_certificates);
         builder.set_all_platforms(self.all_platforms);
         builder.set_rate(self.rate);
@@ -347,6 +350,14 @@ pub struct ImportOptions {
     pub no_unpack: bool,
     /// For a root file system: the command of the image.
     pub command: Vec<String>,
+    /// For a root file system: lines of a Dockerfile, such as `ENV A=b`.
+    pub changes: Vec<String>,
+    /// When the image says that it was made; now otherwise.
+    pub created: Timestamp,
+    /// Who made it.
+    pub author: String,
+    /// What for.
+    pub comment: String,
 }
 
 impl ImportOptions {
@@ -359,6 +370,10 @@ impl ImportOptions {
         builder.set_platform(&self.platform);
         builder.set_driver(&self.driver);
         builder.set_no_unpack(self.no_unpack);
+        builder.set_created(self.created.0);
+        builder.set_author(&self.author);
+        builder.set_comment(&self.comment);
+        set_texts(builder.reborrow().init_changes(self.changes.len() as u32), &self.changes);
         set_texts(builder.init_command(self.command.len() as u32), &self.command);
     }
 }
@@ -517,7 +532,7 @@ impl Images {
 /// An image.
 #[derive(Clone)]
 pub struct Image {
-    link: Rc<Link>,
+    pub(crate) link: Rc<Link>,
     pub(crate) client: image::Client,
 }
 

@@ -73,6 +73,7 @@
 //! **Examples** that are run by the tests lie in `cli/client/examples`: a run with streams, a grant and what it refuses, a log
 //! that is followed across the daemon's restart, and a deadline.
 
+mod artifact;
 mod audit;
 mod call;
 mod collector;
@@ -104,6 +105,7 @@ mod system;
 #[cfg(test)]
 mod tests;
 
+pub use artifact::{ArtifactOptions, ConvertOptions};
 pub use audit::{Audit, AuditCursor, AuditFault, AuditFilter, AuditRecord, AuditReport};
 pub use call::{Cursor, Reply};
 pub use cofferdam_types::{Any, Code, Error, Labels, Result, Timestamp};

@@ -13,7 +13,7 @@ use cofferdam_wire::{
 };
 
 use super::{
-    Place, archive,
+    Place, archive, artifacts,
     images::{Way, platform, set_info},
     jobs, rpc, within,
 };
@@ -243,6 +243,18 @@ impl image::Server for Image {
     async fn push(self: Rc<Self>, params: image::PushParams, mut results: image::PushResults) -> capnp::Result<()> {
         let options = rpc(self.push_options(params.get()?.get_options()?))?;
         let job = rpc(self.place.services().transfer.push(&self.place.namespace, options).await)?;
+        results.get().set_job(jobs::begun(&self.place, job));
+        Ok(())
+    }
+
+    async fn convert(
+        self: Rc<Self>,
+        params: image::ConvertParams,
+        mut results: image::ConvertResults,
+    ) -> capnp::Result<()> {
+        let options = rpc(artifacts::convert_options(&self.name, params.get()?.get_options()?))?;
+        let transfer = &self.place.services().transfer;
+        let job = rpc(transfer.convert(self.place.authority(), &self.place.namespace, options).await)?;
         results.get().set_job(jobs::begun(&self.place, job));
         Ok(())
     }

@@ -6,7 +6,7 @@ use cofferdam_images::{Prune, Pruned, Why};
 use cofferdam_metadata::records::images::Image as Record;
 use cofferdam_transfer::{
     Chooser, Credentials, Endpoint, Explained, ExportOptions, Identity, ImportOptions, Job as Handle, PullOptions,
-    Reference, RootfsConfig, RootfsOptions, Source, Wallet, normalize,
+    Reference, RootfsOptions, Source, Wallet, normalize,
 };
 use cofferdam_types::{
     Code, Error, Name, Platform, Result, Right,
@@ -23,6 +23,7 @@ use cofferdam_wire::{
 
 use super::{
     Place, archive,
+    artifacts::{self, DescriptorCursor},
     bytes::{End, PipeSink, pipe},
     chooser,
     collector::placed,
@@ -179,6 +180,7 @@ fn pull_options_of(place: &Place, reader: pull_options::Reader<'_>) -> Result<Pu
         rate: reader.get_rate(),
         zstd_window: reader.get_zstd_window(),
         chooser: None,
+        schema1: reader.get_schema1(),
     })
 }
 
@@ -221,7 +223,7 @@ async fn begin_import(place: &Place, reader: import_options::Reader<'_>, fd: Own
             transfer.import(authority, &place.namespace, source, options).await
         }
         import_options::Format::Rootfs => {
-            let config = RootfsConfig { cmd: texts(reader.get_command())?, ..RootfsConfig::default() };
+            let config = artifacts::rootfs_config(reader)?;
             let options = RootfsOptions { name: Name::new(normalize(name)?)?, platform, config, driver };
             transfer.rootfs(authority, &place.namespace, source, options).await
         }
@@ -365,7 +367,8 @@ impl images::Server for Images {
             return rpc(Err(Error::denied("image", &name, why)));
         }
         let name = rpc(Name::new(name))?;
-        rpc(services.images.tag(self.0.authority(), namespace, &source, &name, replace).await)?;
+        rpc(services.transfer.may_name(namespace, &name, &target.digest).await)?;
+        rpc(services.images.tag(self.0.authority(), namespace, &source, &name, &target.digest, replace).await)?;
         results.get().set_image(self.hand_out(name));
         Ok(())
     }
@@ -431,6 +434,32 @@ impl images::Server for Images {
         report.set_bytes(freed.bytes);
         let cursor = PrunedImageCursor { place: self.0.clone(), cursor: placed(looked) };
         results.get().set_cursor(self.0.hand_out(cursor));
+        Ok(())
+    }
+
+    async fn create_artifact(
+        self: Rc<Self>,
+        params: images::CreateArtifactParams,
+        mut results: images::CreateArtifactResults,
+    ) -> capnp::Result<()> {
+        let options = rpc(artifacts::artifact_options(params.get()?.get_options()?))?;
+        let name = options.name.clone();
+        let transfer = &self.0.services().transfer;
+        rpc(transfer.artifact(self.0.authority(), &self.0.namespace, options).await)?;
+        results.get().set_image(self.hand_out(name));
+        Ok(())
+    }
+
+    async fn referrers(
+        self: Rc<Self>,
+        params: images::ReferrersParams,
+        mut results: images::ReferrersResults,
+    ) -> capnp::Result<()> {
+        let params = params.get()?;
+        let (reference, endpoint) = rpc(artifacts::subject(&self.0, params.get_options()?))?;
+        let artifact_type = rpc(text(params.get_artifact_type()))?.to_owned();
+        let found = rpc(self.0.services().transfer.referrers(reference, endpoint, artifact_type).await)?;
+        results.get().set_cursor(self.0.hand_out(DescriptorCursor(placed(found))));
         Ok(())
     }
 }

@@ -2,6 +2,7 @@
 
 mod admission;
 mod archive;
+mod artifacts;
 mod attachments;
 mod audit;
 mod bytes;

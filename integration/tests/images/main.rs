@@ -3,10 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test a failure is a panic")]
 
 mod again;
+mod artifacts;
 mod bad;
 mod btrfs;
 mod confined;
 mod contract;
+mod converts;
 mod disk;
 mod engine;
 mod entries;
@@ -15,7 +17,12 @@ mod exports;
 mod faults;
 mod imports;
 mod inside;
+mod interop;
+mod legacy;
+mod limits;
 mod pulls;
 mod pushes;
+mod rootfs;
 mod routes;
 mod support;
+mod trust;

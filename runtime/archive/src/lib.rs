@@ -79,16 +79,19 @@ pub struct Limits {
 }
 
 impl Default for Limits {
+    /// Those that the process was told.
     fn default() -> Limits {
+        let chosen = cofferdam_types::Limits::get();
+        let most = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
         Limits {
-            max_entries: 1_000_000,
-            max_bytes: 64 << 30,
-            max_depth: 256,
-            max_path: 4096,
+            max_entries: chosen.entries,
+            max_bytes: chosen.inflated,
+            max_depth: most(chosen.levels),
+            max_path: most(chosen.path),
             max_xattr: 64 << 10,
-            max_ratio: 200,
+            max_ratio: chosen.ratio,
             ratio_free: 256 << 20,
-            max_names: 128 << 20,
+            max_names: most(chosen.names),
             max_window: 32 << 20,
             budget: None,
         }

@@ -133,7 +133,8 @@ struct PullOptions @0xa79ce5d138fb0264 {
 
 struct PushOptions @0xa3e95c1f7d20b846 {
   reference @0 :Text;
-  # host[:port]/path[:tag]: where to, and what to call it there. Empty: the image's own name.
+  # host[:port]/path[:tag]: where to, and what to call it there. Empty: the image's own name. With @digest, which must be its
+  # own, it gets no name there.
   platform @1 :Text;
   # The image for one platform alone; empty: all that the name stands for, of which all must be here.
   plainHttp @2 :Bool;

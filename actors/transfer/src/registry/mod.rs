@@ -11,7 +11,9 @@ mod guard;
 mod hosts;
 mod http;
 mod keys;
+mod legacy;
 mod proxy;
+mod referrers;
 mod retry;
 mod route;
 #[cfg(test)]
@@ -37,6 +39,7 @@ pub use http::Access;
 use http::{Ask, Http, cause};
 pub use keys::{Wallet, bound};
 pub use proxy::Proxies;
+pub use referrers::{Referrer, referrer};
 pub use route::{Explained, Routes};
 pub use tls::Identity;
 pub use upload::{Sent, Source};

@@ -15,7 +15,9 @@ use cofferdam_metadata::{Metadata, records};
 use cofferdam_snapshots::Snapshots;
 use cofferdam_types::{Authority, Code, Digest, Error, Labels, Name, Namespace, Platform, Result};
 
-use crate::{Arrived, Endpoint, ImportOptions, Job, Limits, PullOptions, Reference, Settings, Source, Transfer};
+use crate::{
+    Arrived, Bounds, Endpoint, ImportOptions, Job, Limits, PullOptions, Reference, Settings, Source, Transfer, Trust,
+};
 
 pub struct World {
     pub kernel: Kernel,
@@ -63,6 +65,10 @@ pub struct Holdings {
 
 impl World {
     pub async fn start() -> World {
+        World::with(Trust::none()).await
+    }
+
+    pub async fn with(trust: Trust) -> World {
         let root = tempfile::tempdir().unwrap();
         let kernel = Kernel::new().unwrap();
         let place = Placement::Shared("test");
@@ -78,8 +84,7 @@ impl World {
             meta.clone(),
             content.clone(),
             images.clone(),
-            Settings::default(),
-            Default::default(),
+            Bounds { settings: Settings::default(), budget: Default::default(), trust },
         );
         kernel.ready().await.unwrap();
         let make =
@@ -173,6 +178,7 @@ pub fn pulling(reference: &str, endpoint: Endpoint) -> PullOptions {
         rate: 0,
         zstd_window: 0,
         chooser: None,
+        schema1: false,
     }
 }
 

@@ -12,11 +12,12 @@ use crate::{
     failure::Failure,
     nouns::{
         container::each,
+        image_layout::Layout,
         lease::LEASE,
         login::{CA, CERT, KEY, NO_DOCKER, USER, own},
     },
     progress::{self, short_name},
-    units::{show_age, show_size, size},
+    units::{moment, show_age, show_size, size},
 };
 
 /// `coffer image pull`.
@@ -42,6 +43,7 @@ pub static PULL: Command = Command {
         switch("no-unpack", None, "only fetch"),
         value("rate", None, "SIZE", "fetch no more than this in a second, such as 5M"),
         value("zstd-window", None, "SIZE", "take zstd layers that need so much memory to be read; 32M otherwise"),
+        switch("schema1", None, "manifests of docker's first schema too, which become OCI ones"),
         LEASE,
     ],
     notes: "REFERENCE is host[:port]/path[:tag][@digest]. Without --user the registry is shown what docker's config file has for it, and\n\
@@ -81,6 +83,7 @@ fn pull_options(args: &Args) -> Result<PullOptions, Failure> {
         ca_certificates: own.ca,
         client_certificate: own.certificate,
         client_key: own.key,
+        schema1: args.has("schema1"),
     })
 }
 
@@ -143,6 +146,10 @@ pub static IMPORT: Command = Command {
     flags: &[
         switch("rootfs", None, "PATH is a root file system: it becomes an image of one layer"),
         many("cmd", None, "WORD", "with --rootfs: a word of the image's command"),
+        many("change", Some('c'), "INSTRUCTION", "with --rootfs: something of the config, as in a Dockerfile"),
+        value("created", None, "TIME", "with --rootfs: when it says that it was made; now otherwise"),
+        value("author", Some('a'), "TEXT", "with --rootfs: who made it"),
+        value("message", Some('m'), "TEXT", "with --rootfs: what for"),
         value("platform", None, "OS/ARCH[/VARIANT]", "other than the host's"),
         value("snapshotter", None, "NAME", "the driver to unpack into"),
         switch("no-unpack", None, "only store"),
@@ -150,7 +157,8 @@ pub static IMPORT: Command = Command {
     ],
     notes: "PATH is an OCI layout or a docker archive, a directory or packed, or with --rootfs a directory or a tar archive;\n\
             - is standard input. NAME is needed where the archive names no image. Progress goes to standard error, the\n\
-            names of the images to standard output. ctrl-c cancels.",
+            names of the images to standard output. ctrl-c cancels. INSTRUCTION is as of \"coffer commit\". With --created the same\n\
+            files give the same image.",
     failure: 1,
     action: |cx| Box::pin(import(cx)),
 };
@@ -164,7 +172,15 @@ async fn import(cx: Cx) -> Result<i32, Failure> {
         driver: args.text("snapshotter"),
         no_unpack: args.has("no-unpack"),
         command: args.all("cmd").to_vec(),
+        changes: args.all("change").to_vec(),
+        created: args.read("created", moment)?.unwrap_or_default(),
+        author: args.text("author"),
+        comment: args.text("message"),
     };
+    if !args.has("rootfs") && ["cmd", "change", "created", "author", "message"].iter().any(|flag| args.has(flag)) {
+        let why = "image import: --cmd, --change, --created, --author and --message are for --rootfs: an image says these itself";
+        return Err(Failure::usage(why));
+    }
     if args.has("rootfs") && options.name.is_empty() {
         return Err(Failure::usage("image import: with --rootfs the NAME of the image must follow PATH"));
     }
@@ -186,12 +202,10 @@ pub static EXPORT: Command = Command {
     path: &["image", "export"],
     about: "write images into an archive",
     positionals: &[Positional { name: "NAME... FILE", times: Times::Many }],
-    flags: &[value(
-        "platform",
-        None,
-        "OS/ARCH[/VARIANT]",
-        "the images for this platform alone; all that is here otherwise",
-    )],
+    flags: &[
+        value("platform", None, "OS/ARCH[/VARIANT]", "the images for this platform alone; all that is here otherwise"),
+        switch("directory", Some('d'), "make FILE a directory, not an archive"),
+    ],
     notes: "An OCI layout in a tar archive, as \"coffer image import\" and others read it; \"docker load\" reads it too. The same images give\n\
             the same bytes. FILE must not be there; - is standard output. Progress goes to standard error. ctrl-c cancels.",
     failure: 1,
@@ -204,6 +218,12 @@ async fn export(cx: Cx) -> Result<i32, Failure> {
         _ => return Err(Failure::usage("image export: name the images, then the FILE to write")),
     };
     let images = cx.namespace().await?.images();
+    if cx.args.has("directory") {
+        let (layout, target) = Layout::begin(path)?;
+        return layout
+            .end(progress::follow(&images.export_fd(&names, &cx.args.text("platform"), target)).await)
+            .map(|_| 0);
+    }
     let target = match path {
         "-" => std::io::stdout().as_fd().try_clone_to_owned().map_err(|e| Failure::io("standard output", e))?,
         path => {

@@ -55,6 +55,12 @@ impl World {
         World::with(Daemon::with_flags(STILL)).await
     }
 
+    /// With more flags for the daemon.
+    pub async fn flags(more: &[&str]) -> World {
+        let more = more.iter().map(|flag| &*Box::leak((*flag).to_owned().into_boxed_str()));
+        World::with(Daemon::with_flags(STILL.iter().copied().chain(more).collect::<Vec<_>>().leak())).await
+    }
+
     pub async fn with(daemon: Daemon) -> World {
         let client = daemon.client().await;
         let ns = client.namespace(daemon.namespace());
