@@ -7,7 +7,7 @@ use std::{
 };
 
 use cofferdam_client::{Input, Output, ProcessOptions, Status, Stdio};
-use cofferdam_integration::{Arrivals, Daemon, bounded, input, output, terminal, until_async, write};
+use cofferdam_integration::{Arrivals, Daemon, bounded, input, output, terminal, until, until_async, write};
 use cofferdam_types::{Code, Timestamp};
 
 use crate::{ends_when_told, exits, history, runs, send, shim_of, start, tell, until_ended};
@@ -258,6 +258,17 @@ fn each_exec_has_its_end_whatever_is_killed() {
         until_ended(shim);
         daemon.restart();
         each_has_its_end(&daemon, &[("unseen", 137), ("in-unseen", 137)]).await;
+        // The same before the tables have any of it: who started it was told that it runs.
+        for id in ["young", "younger", "youngest"] {
+            let (run, pid) = start(&daemon.client().await, daemon.run(id, ["sleep", "1000"])).await;
+            let (shim, exec) = (shim_of(pid), run.task().exec(&format!("in-{id}"), &options, Stdio::default()));
+            exec.start().await.unwrap();
+            daemon.kill9();
+            send(shim, nix::sys::signal::Signal::SIGKILL);
+            until_ended(shim);
+            daemon.restart();
+            each_has_its_end(&daemon, &[(id, 137), (&format!("in-{id}"), 137)]).await;
+        }
         // The container, by force.
         let (run, _) = begin("removed").await;
         run.container().remove(true).await.unwrap();
@@ -294,7 +305,7 @@ fn each_exec_has_its_end_whatever_is_killed() {
             assert_eq!(task.process(id).state().await.unwrap_err().code, Code::NotFound, "{id} is deleted");
         }
         each_has_its_end(&daemon, &[("first", 5), ("last", 5)]).await;
-        for id in ["seen", "unseen", "killed", "deleted"] {
+        for id in ["seen", "unseen", "young", "younger", "youngest", "killed", "deleted"] {
             daemon.open().await.containers().get(id).remove(true).await.unwrap();
         }
         let told = history(&daemon.client().await, daemon.namespace()).await;
@@ -431,4 +442,39 @@ fn what_was_frozen_stays_frozen() {
         task.resume().await.unwrap();
         assert_eq!(task.wait().await.unwrap().status, 2);
     });
+}
+
+/// What a daemon that died was making, and has no record of, may be made still, by its paths and under its name.
+#[test]
+fn what_a_lost_daemon_was_making_does_nothing_to_the_next_of_its_name() {
+    // Its socket has to be its own: whose a socket is says who listened on it.
+    const LISTENS: &str = "import os, socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.bind('shim.sock')
+s.listen()
+os.dup2(s.fileno(), 0)
+os.execve(sys.argv[1], ['coffer-shim'], {})";
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    daemon.kill9();
+    let shim = daemon.state().join("shims/0123456789abcdef");
+    std::fs::create_dir_all(daemon.state().join("tasks").join(daemon.namespace()).join("box")).unwrap();
+    std::fs::create_dir_all(&shim).unwrap();
+    std::fs::write(shim.join("box.life"), "").unwrap();
+    let program = daemon.program("coffer-shim");
+    let mut child = std::process::Command::new("python3");
+    let mut child = child.args(["-c", LISTENS]).arg(&program).current_dir(&shim).env_clear().spawn().unwrap();
+    let is_shim = || std::fs::read_link(format!("/proc/{}/exe", child.id())).is_ok_and(|exe| exe == program);
+    until("the shim runs", || is_shim().then_some(()));
+    // What it holds it is asked to delete. It answers nothing before it is killed, which it is after some seconds.
+    send(child.id(), nix::sys::signal::Signal::SIGSTOP);
+    daemon.restart();
+    bounded(async {
+        let run = start(&daemon.client().await, daemon.run("box", ["true"])).await.0;
+        assert!(!shim.exists(), "it was there when the next one was made");
+        assert_eq!(run.wait().await.unwrap().status, 0);
+        run.container().remove(false).await.unwrap();
+    });
+    child.wait().unwrap();
+    daemon.settles(&before);
 }
