@@ -3,6 +3,7 @@
 //! A program can embed it ([`Daemon::start`]); `cofferd` is a small main around it. It owns no state of its own: every
 //! fact lies with one of the actors, and what a client sees of them lies in [`server`].
 
+pub mod access;
 mod check;
 mod claim;
 pub mod config;
@@ -37,7 +38,7 @@ use cofferdam_metadata::Metadata;
 use cofferdam_networks::Networks;
 use cofferdam_snapshots::Snapshots;
 use cofferdam_tasks::{Children, Deps, Filters, Layout, Makers, Program, Tasks, Users};
-use cofferdam_transfer::Transfer;
+use cofferdam_transfer::{Routes, Transfer};
 use cofferdam_types::{Error, Result, Timestamp};
 
 pub use rebuild::rebuild;
@@ -129,12 +130,14 @@ impl Daemon {
             shim: Program::open(&config.shim)?,
             criu: config.criu.clone(),
             journal: config.journal.clone(),
+            drain: config.drain,
             apparmor: cofferdam_oci::apparmor::Loader::detect().map(Arc::new),
             filters: Filters::default(),
             users: Users::default(),
             children: Children::default(),
             makers: Makers::default(),
             grants: grants.clone(),
+            runtimes: config.runtimes.clone(),
         };
         let tasks = Tasks::start(&kernel, TABLE.tasks, deps)?;
         let transfer = Transfer::start(
@@ -170,6 +173,7 @@ impl Daemon {
             kernel: kernel.clone(),
             metadata,
             grants,
+            access: Arc::new(config.access.clone()),
             audit,
             exports: Exports::new(rooms.handles(), admission.clone()),
             content,
@@ -180,6 +184,7 @@ impl Daemon {
             networks,
             tasks,
             transfer: transfer.clone(),
+            routes: Routes::new(Some(config.hosts.clone()), config.proxies.clone()),
             full: Full::new(&config.root, &config.state, gc.clone(), pool.clone()),
             gc,
             pool,
@@ -191,7 +196,7 @@ impl Daemon {
         let scrub = scrubs.then(|| tokio::task::spawn_local(scrub::watch(services.clone(), config.scrub)));
         // Containers that have one wait for it as they wait for nothing else.
         services.exports.open_all(&services)?;
-        let listener = Listener::start(&config.state, SOCKET, rooms, services, admission)?;
+        let listener = Listener::start(&config.state, SOCKET, rooms, services, admission, config.group)?;
         let quiet = tokio::task::spawn_local(async move { quiet.watch(async || quiet::trim(&pool).await).await });
         Ok(Daemon { kernel, transfer, snapshots, listener, quiet, scrub, _claim: claim })
     }

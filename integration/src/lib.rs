@@ -23,7 +23,7 @@ pub use faults::{Asked, Fault, Faults};
 pub use files::{binary, clients, criu, images};
 pub use leftovers::{Leftovers, all_processes, cgroups, descriptors, processes};
 pub use platter::{Image, Platter, Record};
-pub use registry::Registry;
+pub use registry::{Cache, Registry};
 pub use runtimes::{crun, program, script};
 pub use streams::{Arrivals, input, output, pipe, terminal, write};
 pub use wait::{DEADLINE, bounded, count, is_long, until, until_async};

@@ -178,7 +178,8 @@ impl Store {
             }
         };
         self.files.remove_ingest(&name)?;
-        let opening = Opening { total: None, expected: None, algorithm, started: Timestamp::now(), hashed: None, unread: false };
+        let opening =
+            Opening { total: None, expected: None, algorithm, started: Timestamp::now(), hashed: None, unread: false };
         Ingest::open(self.clone(), ns.clone(), Origin::Scratch, name, opening, held)
     }
 

@@ -7,7 +7,7 @@ use cofferdam_types::{Code, Error, Result, Timestamp};
 use cofferdam_wire::convert::{Life, life};
 
 use crate::{
-    actor::{Ctx, TasksActor, beside, note},
+    actor::{Ctx, TasksActor, note},
     entry::{Entry, Starting},
     layout,
     link::Remote,
@@ -89,6 +89,7 @@ impl Ctx {
                 {
                     watching.abort();
                 }
+                process.in_vain.set(true);
                 return Err(error);
             }
             Ok(answer) => answer,
@@ -97,15 +98,16 @@ impl Ctx {
         let pid = life.pid;
         if exec.is_empty() {
             // What it was restored from, if it was.
-            layout::remove(&self.deps.layout.restored(&entry.shim, &entry.id))?;
+            let removed = layout::remove(&self.deps.layout.restored(&entry.shim, &entry.id));
+            // It runs all the same.
+            removed.unwrap_or_else(|error| tracing::warn!(%error, "a directory is left behind"));
         }
         if process.ended().is_none() {
             // One that has ended by now is known to have when that is told: by whoever watches it.
             process.update(Life { exited: Timestamp(0), ..life });
         }
-        let (ctx, entry, exec) = (self.clone(), entry.clone(), exec.to_owned());
         // The shim's life record has it; the tables follow. It is in the writer's queue before its end can be.
-        beside(async move { ctx.record_start(&entry, &exec, &process).await }).await;
+        self.record_start(entry, exec, &process).await;
         Ok(pid)
     }
 }

@@ -61,7 +61,7 @@ pub use job::{Arrived, Job, Status};
 pub use progress::{Item, Phase, Progress};
 pub use push::PushOptions;
 pub use reference::{Reference, Target, normalize};
-pub use registry::{Credentials, Endpoint, Limits};
+pub use registry::{Credentials, Endpoint, Explained, Identity, Limits, Proxies, Routes, Wallet, bound};
 pub use rootfs::RootfsConfig;
 pub use settings::Settings;
 pub use source::Source;

@@ -14,7 +14,7 @@ use cofferdam_wire::{
 use serde::Serialize;
 
 use crate::{
-    call::{BLOCK, Cursor, Reply, done, reply},
+    call::{BLOCK, Cursor, Reply, done_by, reply, reply_by},
     connect::Link,
     job::Job,
     stdio::Sink,
@@ -227,6 +227,10 @@ pub struct PullOptions {
     pub rate: u64,
     /// The largest window of a zstd layer, in bytes; 0: 32 MiB.
     pub zstd_window: u64,
+    /// PEM; what the registry is shown, with its key.
+    pub client_certificate: Vec<u8>,
+    /// Likewise.
+    pub client_key: Secret,
 }
 
 /// What becomes of a part of an image that is fetched.
@@ -269,7 +273,9 @@ impl PullOptions {
         builder.set_all_platforms(self.all_platforms);
         builder.set_rate(self.rate);
         builder.set_zstd_window(self.zstd_window);
-        set_texts(builder.init_platforms(self.platforms.len() as u32), &self.platforms);
+        set_texts(builder.reborrow().init_platforms(self.platforms.len() as u32), &self.platforms);
+        builder.set_client_certificate(&self.client_certificate);
+        builder.set_client_key(self.client_key.0.as_bytes());
     }
 }
 
@@ -294,6 +300,10 @@ pub struct PushOptions {
     pub mount_from: Vec<String>,
     /// Layers too that aren't meant to be distributed.
     pub foreign: bool,
+    /// PEM; what the registry is shown, with its key.
+    pub client_certificate: Vec<u8>,
+    /// Likewise.
+    pub client_key: Secret,
 }
 
 impl PushOptions {
@@ -306,6 +316,8 @@ impl PushOptions {
         builder.set_ca_certificates(&self.ca_certificates);
         builder.set_chunk(self.chunk);
         builder.set_foreign(self.foreign);
+        builder.set_client_certificate(&self.client_certificate);
+        builder.set_client_key(self.client_key.0.as_bytes());
         set_texts(builder.init_mount_from(self.mount_from.len() as u32), &self.mount_from);
     }
 }
@@ -470,7 +482,7 @@ impl Images {
         set_texts(options.reborrow().init_filters(filters.len() as u32), filters);
         options.set_unchanged(u64::try_from(unchanged.as_nanos()).unwrap_or(u64::MAX));
         options.set_rehearse(rehearse);
-        let (report, cursor) = reply(&self.link, request, |answer| {
+        let (report, cursor) = reply_by(&self.link, &self.client, request, |answer| {
             let report = answer.get_report().map_err(malformed)?;
             let report = PruneReport {
                 removed: report.get_removed(),
@@ -498,7 +510,7 @@ impl Images {
     pub fn remove(&self, name: &str) -> Reply<()> {
         let mut request = self.client.remove_request();
         request.get().set_name(name);
-        done(&self.link, request)
+        done_by(&self.link, &self.client, request)
     }
 }
 
@@ -512,14 +524,16 @@ pub struct Image {
 impl Image {
     /// What its name stands for.
     pub fn info(&self) -> Reply<ImageInfo> {
-        reply(&self.link, self.client.info_request(), |answer| info(answer.get_info().map_err(malformed)?))
+        reply_by(&self.link, &self.client, self.client.info_request(), |answer| {
+            info(answer.get_info().map_err(malformed)?)
+        })
     }
 
     /// What it is for one platform; empty is the host's.
     pub fn detail(&self, platform: &str) -> Reply<ImageDetail> {
         let mut request = self.client.detail_request();
         request.get().set_platform(platform);
-        reply(&self.link, request, |answer| detail(answer.get_detail().map_err(malformed)?))
+        reply_by(&self.link, &self.client, request, |answer| detail(answer.get_detail().map_err(malformed)?))
     }
 
     /// Changes the labels that `fields` names ("labels", or "labels.KEY").
@@ -527,7 +541,7 @@ impl Image {
         let mut request = self.client.update_request();
         set_labels(request.get().init_labels(labels.len() as u32), labels);
         set_texts(request.get().init_fields(fields.len() as u32), fields);
-        reply(&self.link, request, |answer| info(answer.get_info().map_err(malformed)?))
+        reply_by(&self.link, &self.client, request, |answer| info(answer.get_info().map_err(malformed)?))
     }
 
     /// Sends it to a registry.
@@ -541,7 +555,7 @@ impl Image {
     pub fn report(&self, others: bool) -> Reply<ImageReport> {
         let mut request = self.client.report_request();
         request.get().set_others(others);
-        reply(&self.link, request, |answer| report(answer.get_report().map_err(malformed)?))
+        reply_by(&self.link, &self.client, request, |answer| report(answer.get_report().map_err(malformed)?))
     }
 
     /// Unpacks it, and gives the snapshot that containers start from.
@@ -549,7 +563,7 @@ impl Image {
         let mut request = self.client.unpack_request();
         request.get().set_platform(platform);
         request.get().set_driver(driver);
-        reply(&self.link, request, |answer| Ok(text(answer.get_chain_id())?.to_owned()))
+        reply_by(&self.link, &self.client, request, |answer| Ok(text(answer.get_chain_id())?.to_owned()))
     }
 
     /// Writes it as an OCI layout in a tar archive into a file or a pipe of yours.

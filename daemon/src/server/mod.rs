@@ -11,6 +11,7 @@ mod collector;
 mod coming;
 mod containers;
 mod content;
+mod credentials;
 mod cursor;
 mod ends;
 mod events;
