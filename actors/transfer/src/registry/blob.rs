@@ -11,7 +11,7 @@ use ureq::{
     http::{HeaderMap, Method, Uri},
 };
 
-use super::{Ask, Repository, http::cause};
+use super::{Ask, Repository, http::cause, retry};
 
 /// Progress that makes up for the failures before it.
 const PROGRESS: u64 = 1 << 20;
@@ -108,7 +108,7 @@ impl<'a> BlobStream<'a> {
         let limits = &self.repository.http.limits;
         let silent = self.heard.elapsed() >= limits.idle * PATIENCE;
         let asked = self.asked.take();
-        if self.failures >= limits.attempts || silent || asked.is_some_and(|asked| asked > limits.header) {
+        if self.failures >= limits.attempts || silent || asked.is_some_and(|asked| asked > limits.patience) {
             let (done, size) = (self.offset, self.descriptor.size);
             return Err(error.context(format!("{} stopped at byte {done} of {size}", self.descriptor.digest)));
         }
@@ -161,7 +161,7 @@ impl<'a> BlobStream<'a> {
             }
             206 => return Err(bad("sent a part when asked for the whole".into())),
             429 | 503 => {
-                self.asked = retry_after(response.headers());
+                self.asked = retry::after(response.headers());
                 return Err(http.unexpected("blob", response));
             }
             416 => return Err(bad(format!("has less than the {size} bytes that the manifest says"))),
@@ -266,11 +266,6 @@ impl Pace {
         (self.spent, self.bytes) = (Duration::ZERO, 0);
         slow
     }
-}
-
-/// What a busy registry asks for, in seconds.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    headers.get("retry-after")?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
 }
 
 /// `Content-Range: bytes first-last/size`; a size of `*` is no answer to compare with.
