@@ -17,7 +17,7 @@ mod streams;
 mod wait;
 
 pub use daemon::{BUSYBOX, Daemon};
-pub use disk::{Powered, btrfs_disk, fill, small_disk, small_disk_with, small_state};
+pub use disk::{Mounted, Powered, btrfs_disk, fill, small_disk, small_disk_with, small_state};
 pub use files::{binary, clients, criu, images};
 pub use leftovers::{Leftovers, all_processes, cgroups, descriptors, processes};
 pub use platter::{Image, Platter, Record};

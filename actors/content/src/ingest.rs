@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use cofferdam_metadata::records::ingests::Hashed;
 use cofferdam_types::{
     Algorithm, Authority, Code, Digest, Digester, Error, GrantId, Labels, Name, Namespace, Result, Timestamp,
 };
@@ -16,6 +17,7 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use crate::{
     commit::Commit,
     held::Guard,
+    kept::{self, Kept},
     store::{RefKey, Store},
 };
 
@@ -55,6 +57,11 @@ pub struct Ingest {
     digester: Digester,
     offset: u64,
     started: Timestamp,
+    /// When its file was opened. Not before `file` was: who compares two knows which of them hears of whose errors.
+    pub(crate) opened: Instant,
+    /// Whether there was something in it that this opening hasn't written.
+    pub(crate) resumed: bool,
+    kept: Kept,
     /// Of one that came through grants of which one bounds the disk: who they are, and how far it was asked about.
     pub(crate) asked: Option<(Arc<[GrantId]>, u64)>,
     /// Set once the file is somebody else's business: a blob, or removed.
@@ -83,18 +90,26 @@ impl IngestOptions {
     }
 }
 
+/// What is on record of an ingest that is opened, and what is asked for.
+pub(crate) struct Opening {
+    pub(crate) total: Option<u64>,
+    pub(crate) expected: Option<Digest>,
+    pub(crate) algorithm: Algorithm,
+    pub(crate) started: Timestamp,
+    pub(crate) hashed: Option<Hashed>,
+}
+
 impl Ingest {
-    /// Takes over what the file holds, by hashing it again.
+    /// Takes over what the file holds, by hashing it from where its hash is kept.
     pub(crate) fn open(
         store: Arc<Store>,
         namespace: Namespace,
         origin: Origin,
         name: String,
-        options: (Option<u64>, Option<Digest>, Algorithm),
-        started: Timestamp,
+        opening: Opening,
         held: Guard<RefKey>,
     ) -> Result<Ingest> {
-        let (total, expected, algorithm) = options;
+        let Opening { total, expected, algorithm, started, hashed } = opening;
         let algorithm = expected.as_ref().map_or(algorithm, Digest::algorithm);
         let mut ingest = Ingest {
             file: store.files.ingest(&name)?,
@@ -108,17 +123,29 @@ impl Ingest {
             digester: Digester::new(algorithm),
             offset: 0,
             started,
+            opened: Instant::now(),
+            resumed: false,
+            kept: Kept::default(),
             asked: None,
             done: false,
             _held: held,
         };
+        let length = ingest.file.metadata().map_err(|e| ingest.fault("resume", &e))?.len();
+        if let Some(hashed) = hashed {
+            match ingest.kept.take_up(&hashed, algorithm, length) {
+                Some((digester, offset)) => (ingest.digester, ingest.offset) = (digester, offset),
+                // What is written from now on may be as long, and be something else.
+                None => ingest.keep_nothing()?,
+            }
+        }
+        ingest.resumed = length > 0;
         ingest.rehash()?;
         Ok(ingest)
     }
 
     fn rehash(&mut self) -> Result<()> {
         let mut buffer = vec![0; 256 << 10];
-        self.file.seek(SeekFrom::Start(0)).map_err(|e| self.fault("resume", &e))?;
+        self.file.seek(SeekFrom::Start(self.offset)).map_err(|e| self.fault("resume", &e))?;
         loop {
             let count = match self.file.read(&mut buffer) {
                 Ok(0) => return Ok(()),
@@ -194,11 +221,33 @@ impl Ingest {
         }
         self.digester.update(bytes);
         self.offset = end;
+        if self.kept.is_due(end)
+            && let Some(of) = self.of()
+        {
+            self.kept.keep(of, &self.digester, end);
+        }
         Ok(())
+    }
+
+    /// What its hash is kept of; nothing of one that can't be gone on with.
+    fn of(&self) -> Option<kept::Of> {
+        let Origin::Recorded { reference, id } = &self.origin else { return None };
+        let (store, namespace, name) = (self.store.clone(), self.namespace.clone(), self.name.clone());
+        Some(kept::Of { store, namespace, reference: reference.clone(), id: *id, name })
+    }
+
+    /// Takes out what is kept of its hash, durably.
+    fn keep_nothing(&mut self) -> Result<()> {
+        self.kept.over();
+        // Always: one that was being kept while its writer left may have been written since the record was read.
+        self.of().map_or(Ok(()), |of| of.write(None, || true))
     }
 
     /// Forgets all that was written.
     pub fn truncate(&mut self) -> Result<()> {
+        self.keep_nothing()?;
+        // Who syncs it beside us, and fails, empties it: not once there is something new in it.
+        let _alone = self.store.syncs.hold_all(vec![self.name.clone()]);
         self.file.set_len(0).map_err(|e| self.fault("truncate", &e))?;
         self.digester = Digester::new(self.algorithm);
         self.offset = 0;
@@ -217,13 +266,24 @@ impl Ingest {
         let _ = posix_fadvise(&self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
     }
 
-    /// Makes what was written durable, for a resume after a power cut.
-    pub fn sync(&self) -> Result<()> {
-        self.file.sync_data().map_err(|e| self.fault("sync", &e))
+    /// Makes what was written durable, and how far its hash is: who goes on after a power cut begins here. It is done now and
+    /// then by itself, beside the writing.
+    ///
+    /// On an error all that was written is forgotten: the disk may have kept none of it, whatever is read.
+    pub fn sync(&mut self) -> Result<()> {
+        let synced = self.file.sync_data().map_err(|e| self.fault("sync", &e));
+        let Some(of) = self.of() else { return synced };
+        if let Err(error) = synced.and_then(|()| self.store.files.sync_ingests()) {
+            self.truncate()?;
+            return Err(error);
+        }
+        kept::hashed(&self.digester, self.offset).map_or(Ok(()), |hashed| of.write(Some(hashed), || true))
     }
 
+    /// On an error the disk may have kept nothing of it, whatever is read: nobody goes on with that.
     pub(crate) fn sync_all(&self) -> Result<()> {
-        self.file.sync_all().map_err(|e| self.fault("sync", &e))
+        let synced = self.file.sync_all().inspect_err(|_| drop(self.file.set_len(0)));
+        synced.map_err(|e| self.fault("sync", &e))
     }
 
     /// Makes it a blob of its namespace, durably, if size and digest are as said: otherwise `data_loss`, and the

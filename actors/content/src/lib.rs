@@ -7,7 +7,7 @@
 //! - **Knowing a digest grants nothing.** A namespace sees a blob only through its own link, and gets one by presenting
 //!   the bytes. They are stored once.
 //! - [`Ingest`]: the one writer of a ref. It counts and hashes what passes; what it leaves is taken up by the next who
-//!   opens the ref, after hashing it again. Bytes go from the job that receives them to the file on that job's own
+//!   opens the ref, after hashing what came since its hash was kept. Bytes go from the job that receives them to the file on that job's own
 //!   thread, never through a mailbox.
 //! - A commit is durable when it answers: the bytes are moved into place and synced with their directory, then the
 //!   record makes them visible. Many blobs share one sync and one commit ([`Content::commit_many`]), which a job may
@@ -25,6 +25,7 @@ mod files;
 mod handle;
 mod held;
 mod ingest;
+mod kept;
 pub mod messages;
 mod placed;
 mod reader;

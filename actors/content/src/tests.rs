@@ -1,6 +1,7 @@
 //! The conformance suite of the reference (section 5.6) and what it does not ask: confinement, crashes, damage.
 
 mod check;
+mod resume;
 
 use std::{
     fs,

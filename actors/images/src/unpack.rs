@@ -272,10 +272,13 @@ impl Unpack {
     }
 
     async fn commit(&mut self, stages: Vec<Option<Stage>>, placed: Option<&Placed>) -> Result<()> {
+        let mut heard = None;
         if let Some(placed) = placed {
             // New trees are synced with their whole file system.
             let device = stages.iter().flatten().next().map(Stage::device).transpose()?;
-            if device != Some(placed.device()?) {
+            if device == Some(placed.device()?) {
+                heard = placed.witness().await?;
+            } else {
                 placed.sync().await?;
             }
         }
@@ -308,7 +311,7 @@ impl Unpack {
             let given = Labels::from([(key.clone(), top.to_string())]);
             content::update(tx, &ns, &config, &given, &[format!("labels.{key}")]).map(drop)
         };
-        self.images.snapshots.commit_layers(&self.authority, &self.ns, &self.driver, layers, label).await?;
+        self.images.snapshots.commit_layers(&self.authority, &self.ns, &self.driver, layers, heard, label).await?;
         for (layer, fresh) in self.layers.iter().zip(fresh) {
             if fresh {
                 self.images.diff.learn(&layer.blob.digest, &layer.diff_id);

@@ -27,7 +27,6 @@ use crate::{
     codec,
     messages::Write,
     rebuild, records,
-    reserve::Ballast,
     salvage::Salvage,
     spared::Spared,
     table::{Read, Table, View, damaged, storage},
@@ -101,7 +100,7 @@ impl Opener {
     /// A file, made if it is not there.
     pub(crate) fn file(path: &Path) -> Opener {
         let path = PathBuf::from(path);
-        let known = Known::new(Arc::new(Ballast::beside(&path)));
+        let known = Known::of(&path);
         // Once in a life: after a fault it is the same file.
         let verified = AtomicBool::new(false);
         let open = move |facts: Known| {
@@ -118,6 +117,12 @@ impl Opener {
                     }
                     return Err(storage(DatabaseError::DatabaseAlreadyOpen));
                 };
+                if facts.doubt().is_raised() {
+                    facts.doubt().settle(&untouched.file()?)?;
+                    verified.store(false, Ordering::Relaxed);
+                    // What was noted of it is what memory had.
+                    continue;
+                }
                 let length = untouched.length();
                 // A short one redb reads whole itself.
                 if length > SCANNED && !verified.load(Ordering::Relaxed) {

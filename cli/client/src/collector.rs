@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, rc::Rc};
 
 use cofferdam_types::Result;
 use cofferdam_wire::{
-    convert::text,
+    convert::{text, texts},
     error::malformed,
     gc_capnp::{byte_owner, collected, collector, explanation},
 };
@@ -46,6 +46,9 @@ pub struct CollectReport {
     pub sweep: u64,
     /// The longest of these that writers waited at once.
     pub longest: u64,
+    /// Records that can't be read: where one of them may refer to something, all stays in its namespace.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unreadable: Vec<String>,
 }
 
 /// Who keeps bytes.
@@ -164,6 +167,7 @@ impl Collector {
                 mark: report.get_mark(),
                 sweep: report.get_sweep(),
                 longest: report.get_longest(),
+                unreadable: texts(report.get_unreadable())?,
             };
             Ok((report, answer.get_cursor().map_err(malformed)?))
         })

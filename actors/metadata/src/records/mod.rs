@@ -71,6 +71,18 @@ pub(crate) fn visit<R: Record>(read: &dyn Read, prefix: &[u8], each: &mut dyn Fn
     })
 }
 
+/// The same with their keys, and with what can't be read among them.
+pub(crate) fn visit_all<R: Record>(
+    read: &dyn Read,
+    prefix: &[u8],
+    each: &mut dyn FnMut(&[u8], Result<R>),
+) -> Result<()> {
+    table::scan(read, R::TABLE, prefix, None, &mut |key, value| {
+        each(key, codec::decode(R::KIND, key, value));
+        Ok(ControlFlow::Continue(()))
+    })
+}
+
 /// Whether any row of the table begins with `prefix`.
 pub(crate) fn any(read: &dyn Read, table: Table, prefix: &[u8]) -> Result<bool> {
     let mut found = false;

@@ -47,6 +47,12 @@ pub fn list(read: &dyn Read, after: Option<&str>, max: usize) -> Result<Vec<Name
     super::page(read, b"", after, max)
 }
 
+/// The names of all of them, also of one whose record can't be read.
+pub fn names(read: &dyn Read) -> Result<Vec<Namespace>> {
+    let names = super::keys(read, Table::NAMESPACES, b"")?.into_iter();
+    Ok(names.filter_map(|key| Namespace::new(String::from_utf8(key).ok()?).ok()).collect())
+}
+
 /// Fails unless the namespace exists: the first line of every other create.
 pub fn require(read: &dyn Read, name: &Namespace) -> Result<()> {
     match read.get(Table::NAMESPACES, name.as_bytes())? {
