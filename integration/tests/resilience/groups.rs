@@ -271,7 +271,8 @@ fn what_a_lost_daemon_was_making_does_not_stay_with_the_others() {
         let client = daemon.client().await;
         let namespace = daemon.open().await;
         until_async("the shim has it no more", async || {
-            let [info] = client.system().shims().all().await.unwrap().try_into().ok()?;
+            let shims = client.system().shims().all().await.unwrap();
+            let [info] = shims.as_slice() else { return None };
             let state = client.system().shim(&info.id).await.ok()?;
             let ids: Vec<_> = state.containers.iter().map(|container| container.id.as_str()).collect();
             (ids == ["a"]).then_some(())

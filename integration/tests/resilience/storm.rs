@@ -5,16 +5,18 @@ use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
+    fs::File,
+    io::Read as _,
+    os::unix::fs::OpenOptionsExt as _,
     path::PathBuf,
     sync::mpsc::{RecvTimeoutError, sync_channel},
     time::{Duration, Instant},
 };
 
 use cofferdam_client::{Client, Exit, Namespace, Network, Output, ProcessOptions, RunRequest, Stdio};
-use cofferdam_integration::{DEADLINE, Daemon, bounded, count, descriptors, is_long, processes, until};
+use cofferdam_integration::{DEADLINE, Daemon, bounded, count, descriptors, is_long, processes, until, until_async};
 use cofferdam_types::{Code, Error, Result};
 use nix::sys::signal::Signal;
-use tokio::{io::AsyncReadExt as _, net::unix::pipe};
 
 use crate::{
     History, history,
@@ -89,7 +91,8 @@ impl Life {
         request.log = self.log;
         if self.streams == Streams::Fifo {
             let path = pipe_of(daemon, &self.id).to_str().unwrap().to_owned();
-            let streams = move || Ok(Stdio { stdout: Output::Fifo(path.clone()), ..Stdio::default() });
+            let streams =
+                move || -> Result<Stdio> { Ok(Stdio { stdout: Output::Fifo(path.clone()), ..Stdio::default() }) };
             request.stdio = streams().unwrap();
             request.again = Some(Box::new(streams));
         }
@@ -284,13 +287,13 @@ async fn live(daemon: &Daemon, life: &Life, execs: &RefCell<Told>) -> Result<Exi
     }
     let path = pipe_of(daemon, &life.id);
     nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
-    let mut reads = pipe::OpenOptions::new().open_receiver(&path).unwrap();
+    let reads = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
     let outcome = live_through(daemon, life, execs).await;
-    let mut said = String::new();
-    let read = tokio::time::timeout(DEADLINE, reads.read_to_string(&mut said)).await;
-    read.unwrap_or_else(|_| panic!("the pipe of {} is held by somebody: {outcome:?}", life.id)).unwrap();
+    let mut said = Vec::new();
+    let free = format!("nobody holds the pipe of {}", life.id);
+    until_async(&free, || std::future::ready((&reads).read_to_end(&mut said).ok())).await;
     // A shim that was killed takes along what it has not passed on.
-    assert!(format!("{SAID}\n").starts_with(&said), "{}: {said:?}", life.id);
+    assert!(format!("{SAID}\n").as_bytes().starts_with(&said), "{}: {said:?}", life.id);
     std::fs::remove_file(path).unwrap();
     outcome
 }
@@ -385,7 +388,9 @@ async fn ask<T>(daemon: &Daemon, ask: impl AsyncFn(&Namespace) -> Result<T>) -> 
 /// A bridge of the host's, to which some are connected.
 fn bridge(daemon: &Daemon) -> Network {
     let (configs, own) = daemon.networks();
-    [&configs, &own].map(|dir| std::fs::create_dir_all(dir).unwrap());
+    for dir in [&configs, &own] {
+        std::fs::create_dir_all(dir).unwrap();
+    }
     let ipam = serde_json::json!({
         "type": "host-local", "dataDir": daemon.path().join("leases"), "ranges": [[{ "subnet": "10.214.0.0/24" }]],
     });
