@@ -4,10 +4,7 @@ use std::{rc::Rc, time::Duration};
 
 use cofferdam_metadata::{
     Tx,
-    records::{
-        events,
-        tasks::Task,
-    },
+    records::{events, tasks::Task},
 };
 use cofferdam_types::{Authority, Code, Event, Result, Timestamp};
 use cofferdam_wire::convert::life;
@@ -337,9 +334,12 @@ impl Ctx {
         let _ = entry.begun("its end waits for that").await;
         if entry.remove_on_exit {
             let mut pauses = Pauses::new();
-            while pauses.0 < AGAIN.1 {
+            loop {
                 if self.removed_with(entry).await {
                     return;
+                }
+                if pauses.0 == AGAIN.1 {
+                    break;
                 }
                 let _ = remove::record_exit(&self.deps, entry).await;
                 pauses.pass().await;

@@ -128,7 +128,13 @@ impl End {
     }
 
     fn with(entry: &Entry, exit: Exit) -> End {
-        End { shim: entry.shim.clone(), exit, pid: entry.init.life.borrow().pid, start: Start::of(entry), ooms: Ooms::of(entry) }
+        End {
+            shim: entry.shim.clone(),
+            exit,
+            pid: entry.init.life.borrow().pid,
+            start: Start::of(entry),
+            ooms: Ooms::of(entry),
+        }
     }
 
     /// Puts it into the tables, with its event, if nobody has.

@@ -166,7 +166,9 @@ fn an_exec_that_outlives_the_first_process_ends_with_the_shim() {
     let before = daemon.leftovers();
     let layout = Layout::detect().unwrap();
     // A process that can't die for a while: in a v1 freezer of somebody else's.
-    let Some(freezer) = layout.hierarchies.iter().find(|h| h.controllers.iter().any(|c| c == "freezer")) else { return };
+    let Some(freezer) = layout.hierarchies.iter().find(|h| h.controllers.iter().any(|c| c == "freezer")) else {
+        return;
+    };
     let freezer = Freezer(freezer.root.join(format!("cofferdam-test-{}", std::process::id())));
     std::fs::create_dir(&freezer.0).unwrap();
     bounded(async {
