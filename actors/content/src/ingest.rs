@@ -15,6 +15,7 @@ use cofferdam_types::{
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use crate::{
+    ahead,
     commit::Commit,
     held::Guard,
     kept::{self, Kept},
@@ -56,6 +57,8 @@ pub struct Ingest {
     algorithm: Algorithm,
     digester: Digester,
     offset: u64,
+    /// See [`Ingest::left`].
+    pub(crate) left: Vec<(u64, u64)>,
     started: Timestamp,
     /// When its file was opened. Not before `file` was: who compares two knows which of them hears of whose errors.
     pub(crate) opened: Instant,
@@ -81,12 +84,14 @@ pub struct IngestOptions {
     pub expected: Option<Digest>,
     /// What hashes it, unless `expected` says.
     pub algorithm: Algorithm,
+    /// What an earlier writer left is not hashed at once: it is for [`Ingest::recover`].
+    pub unread: bool,
 }
 
 impl IngestOptions {
     /// An ingest under `reference` of which nothing is known.
     pub fn new(reference: Name) -> IngestOptions {
-        IngestOptions { reference, total: None, expected: None, algorithm: Algorithm::Sha256 }
+        IngestOptions { reference, total: None, expected: None, algorithm: Algorithm::Sha256, unread: false }
     }
 }
 
@@ -97,10 +102,12 @@ pub(crate) struct Opening {
     pub(crate) algorithm: Algorithm,
     pub(crate) started: Timestamp,
     pub(crate) hashed: Option<Hashed>,
+    /// Whether who opens it reads again what is there.
+    pub(crate) unread: bool,
 }
 
 impl Ingest {
-    /// Takes over what the file holds, by hashing it from where its hash is kept.
+    /// Takes over what the file holds: by hashing it from where its hash is kept, or when its bytes pass once more.
     pub(crate) fn open(
         store: Arc<Store>,
         namespace: Namespace,
@@ -109,7 +116,7 @@ impl Ingest {
         opening: Opening,
         held: Guard<RefKey>,
     ) -> Result<Ingest> {
-        let Opening { total, expected, algorithm, started, hashed } = opening;
+        let Opening { total, expected, algorithm, started, hashed, unread } = opening;
         let algorithm = expected.as_ref().map_or(algorithm, Digest::algorithm);
         let mut ingest = Ingest {
             file: store.files.ingest(&name)?,
@@ -122,6 +129,7 @@ impl Ingest {
             algorithm,
             digester: Digester::new(algorithm),
             offset: 0,
+            left: Vec::new(),
             started,
             opened: Instant::now(),
             resumed: false,
@@ -130,7 +138,12 @@ impl Ingest {
             done: false,
             _held: held,
         };
-        let length = ingest.file.metadata().map_err(|e| ingest.fault("resume", &e))?.len();
+        let length = ingest.look(unread)?;
+        ingest.resumed = length > 0;
+        if unread {
+            // All of it is to pass again. What is kept of its hash speaks of bytes that stay as they are.
+            return Ok(ingest);
+        }
         if let Some(hashed) = hashed {
             match ingest.kept.take_up(&hashed, algorithm, length) {
                 Some((digester, offset)) => (ingest.digester, ingest.offset) = (digester, offset),
@@ -138,9 +151,25 @@ impl Ingest {
                 None => ingest.keep_nothing()?,
             }
         }
-        ingest.resumed = length > 0;
         ingest.rehash()?;
         Ok(ingest)
+    }
+
+    /// Finds out what is there, and gives its length. Who goes on at the end of it makes no use of what lies behind a hole.
+    fn look(&mut self, unread: bool) -> Result<u64> {
+        let (left, length) = ahead::written(&self.file).map_err(|e| self.fault("resume", &e))?;
+        let end = match (unread, left.first()) {
+            (true, _) => self.total.map_or(length, |total| length.min(total)),
+            (false, Some((0, end))) => *end,
+            (false, _) => 0,
+        };
+        if end < length {
+            self.file.set_len(end).map_err(|e| self.fault("resume", &e))?;
+        }
+        if unread {
+            self.left = left.into_iter().map(|(from, to)| (from, to.min(end))).filter(|(from, to)| from < to).collect();
+        }
+        Ok(end)
     }
 
     fn rehash(&mut self) -> Result<()> {
@@ -153,8 +182,18 @@ impl Ingest {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(self.fault("resume", &error)),
             };
-            self.digester.update(&buffer[..count]);
-            self.offset += count as u64;
+            self.pass(&buffer[..count]);
+        }
+    }
+
+    /// These were the next.
+    pub(crate) fn pass(&mut self, bytes: &[u8]) {
+        self.digester.update(bytes);
+        self.offset += bytes.len() as u64;
+        if self.kept.is_due(self.offset)
+            && let Some(of) = self.of()
+        {
+            self.kept.keep(of, &self.digester, self.offset);
         }
     }
 
@@ -219,13 +258,7 @@ impl Ingest {
             let _ = self.file.set_len(self.offset);
             return Err(self.fault("write", &error));
         }
-        self.digester.update(bytes);
-        self.offset = end;
-        if self.kept.is_due(end)
-            && let Some(of) = self.of()
-        {
-            self.kept.keep(of, &self.digester, end);
-        }
+        self.pass(bytes);
         Ok(())
     }
 
@@ -251,6 +284,7 @@ impl Ingest {
         self.file.set_len(0).map_err(|e| self.fault("truncate", &e))?;
         self.digester = Digester::new(self.algorithm);
         self.offset = 0;
+        self.left = Vec::new();
         Ok(())
     }
 

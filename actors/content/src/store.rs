@@ -94,7 +94,7 @@ impl Store {
 
     /// Opens an ingest, or takes up what another writer left under the ref.
     pub(crate) fn open(self: &Arc<Store>, auth: &Authority, ns: &Namespace, options: IngestOptions) -> Result<Ingest> {
-        let IngestOptions { reference, total, expected, algorithm } = options;
+        let IngestOptions { reference, total, expected, algorithm, unread } = options;
         let held = self.hold_ref(ns, &reference)?;
         let view = self.meta.read()?;
         records::namespaces::require(&view, ns)?;
@@ -116,7 +116,7 @@ impl Store {
         let bounded = records::grants::bounds_disk(&view, &record.made_by)?;
         let asked = bounded.then(|| Arc::<[GrantId]>::from(record.made_by.as_slice()));
         let records::ingests::Ingest { id, total, expected, started, hashed, .. } = record;
-        let opening = Opening { total, expected, algorithm, started, hashed };
+        let opening = Opening { total, expected, algorithm, started, hashed, unread };
         let settled = self.syncs.hold_all(vec![id.to_string()]);
         let opened = Ingest::open(self.clone(), ns.clone(), origin, id.to_string(), opening, held);
         drop(settled);
@@ -178,7 +178,8 @@ impl Store {
             }
         };
         self.files.remove_ingest(&name)?;
-        let opening = Opening { total: None, expected: None, algorithm, started: Timestamp::now(), hashed: None };
+        let opening =
+            Opening { total: None, expected: None, algorithm, started: Timestamp::now(), hashed: None, unread: false };
         Ingest::open(self.clone(), ns.clone(), Origin::Scratch, name, opening, held)
     }
 

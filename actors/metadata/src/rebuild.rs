@@ -18,9 +18,9 @@ use crate::{
     Tx, View, codec,
     messages::{Patience, Write},
     records::{
-        Record, attachments::Attachment, audit, check, containers, containers::Container, content::Link, grants::Grant,
-        images::Image, ingests, ingests::Ingest, layers::Layer, leases, leases::Lease, namespaces,
-        namespaces::NamespaceRecord, snapshots::Snapshot, tasks::Task,
+        Record, attachments::Attachment, audit, check, containers, containers::Container, content::Link,
+        credentials::Credential, grants::Grant, images::Image, ingests, ingests::Ingest, layers::Layer, leases,
+        leases::Lease, namespaces, namespaces::NamespaceRecord, snapshots::Snapshot, tasks::Task,
     },
     salvage::Salvage,
     store::{INSTANCE, Opener, Shared, Store, VERSION},
@@ -272,6 +272,7 @@ fn sound(table: Table, key: &[u8], value: &[u8]) -> Sound {
         Table::TASKS => named(key, value, |one: &Task| vec![one.id.to_string()]),
         // One whose parent is lost is not live: what that left of it nobody knows.
         Table::GRANTS => named(key, value, |one: &Grant| vec![one.id.to_string()]),
+        Table::CREDENTIALS => named(key, value, |one: &Credential| vec![one.host.clone()]),
         Table::ATTACHMENTS => named(key, value, |one: &Attachment| vec![one.id.to_string()]),
         // A new table has a line here.
         _ => false,
@@ -298,6 +299,7 @@ fn in_namespaces(table: Table) -> bool {
         Table::LEASES,
         Table::HELD,
         Table::TASKS,
+        Table::CREDENTIALS,
     ]
     .contains(&table)
 }

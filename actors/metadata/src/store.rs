@@ -36,7 +36,7 @@ use crate::{
 
 /// The format of the tables. A file with a higher number was written by a newer daemon and is refused; for a lower
 /// one migrations run forward here.
-pub(crate) const VERSION: u64 = 5;
+pub(crate) const VERSION: u64 = 6;
 /// What version 2 kept on disk of a collection that was under way.
 const DELTA: TableDefinition<'static, &'static [u8], &'static [u8]> = TableDefinition::new("delta");
 /// redb's cache; unset it may take a gigabyte.
@@ -318,7 +318,7 @@ fn prepare(database: &Database, quick: bool) -> Result<()> {
             return Ok(());
         }
         // Version 2 has one table more, see [`Table::ATTACHMENTS`]; version 3 has a collector, and one less; version 4
-        // has the specs of containers apart; version 5 has grants.
+        // has the specs of containers apart; version 5 has grants; version 6 has credentials.
         Some(old @ 1..VERSION) => {
             for table in Table::ALL {
                 txn.open_table(table.definition()).map_err(storage)?;

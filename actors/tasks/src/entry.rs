@@ -30,12 +30,15 @@ pub(crate) struct Process {
     pub exit: ExitWatch,
     /// Its end is in the tables, with its event.
     pub recorded: Cell<bool>,
+    /// Its start failed: that its shim noted it before is no start.
+    pub in_vain: Cell<bool>,
 }
 
 impl Process {
     pub fn new(life: Life) -> Rc<Process> {
         let exit = exit_of(&life);
-        Rc::new(Process { life: RefCell::new(life), exit: watch::channel(exit).0, recorded: Cell::default() })
+        let (recorded, in_vain) = Default::default();
+        Rc::new(Process { life: RefCell::new(life), exit: watch::channel(exit).0, recorded, in_vain })
     }
 
     /// Takes the news in; tells who waits.
@@ -55,6 +58,11 @@ impl Process {
 
     pub fn ended(&self) -> Option<Exit> {
         self.exit.borrow().clone()
+    }
+
+    /// When it began, if it did.
+    pub fn began(&self) -> Option<Timestamp> {
+        Some(self.life.borrow().started).filter(|at| *at != Timestamp(0) && !self.in_vain.get())
     }
 }
 
@@ -132,6 +140,8 @@ pub(crate) struct Entry {
     pub news: RefCell<VecDeque<&'static str>>,
     /// The ends of other processes that the shim has forgotten.
     pub past: RefCell<Past>,
+    /// The grants through which something was run in it, and whether their end is waited for.
+    pub granted: RefCell<BTreeMap<String, bool>>,
     /// Somebody is removing it: the end of its shim is no loss.
     pub removing: Cell<bool>,
     /// Its end is in the tables, with its event.

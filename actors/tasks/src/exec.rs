@@ -80,13 +80,14 @@ async fn forget_oldest(deps: &Deps, entry: &Rc<Entry>, remote: &Remote) -> Resul
     for (_, id) in &ended[..ended.len().saturating_sub(KEPT)] {
         let Ok(process) = entry.process(id) else { continue };
         let recorded = told::record_end(deps, entry, id, &process, true).await;
-        if told::wants_room(&recorded) {
-            // They stay until there is some.
+        if told::may_come(&recorded) {
+            // They stay until it can be.
             return Ok(());
         }
         recorded?;
         let mut call = remote.container.delete_exec_request();
         call.get().set_id(id);
+        call.get().set_drain(deps.drain.as_secs() as u32);
         match entry.answer(remote, call.send().promise).await {
             Err(error) if error.code != Code::NotFound => return Err(error),
             _ => {

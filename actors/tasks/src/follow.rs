@@ -4,19 +4,17 @@ use std::{rc::Rc, time::Duration};
 
 use cofferdam_metadata::{
     Tx,
-    records::{
-        events,
-        tasks::{self, State, Task},
-    },
+    records::{events, tasks::Task},
 };
 use cofferdam_types::{Authority, Code, Event, Result, Timestamp};
 use cofferdam_wire::convert::life;
 use tokio::task::JoinHandle;
 
 use crate::{
-    actor::Ctx,
+    actor::{Ctx, beside},
     entry::{Entry, Process},
-    recover, remove,
+    recover,
+    remove::{self, persisted},
     shim::{Connection, from_shim},
     told,
 };
@@ -26,14 +24,14 @@ use crate::{
 const AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
 
 /// The pauses between attempts: each is twice the one before, up to the longest.
-struct Pauses(Duration);
+pub(crate) struct Pauses(Duration);
 
 impl Pauses {
-    fn new() -> Pauses {
+    pub fn new() -> Pauses {
         Pauses(AGAIN.0)
     }
 
-    async fn pass(&mut self) {
+    pub async fn pass(&mut self) {
         tokio::time::sleep(self.0).await;
         self.0 = (self.0 * 2).min(AGAIN.1);
     }
@@ -102,8 +100,8 @@ impl Ctx {
             // What was not started may never be, and has no end then.
             let begun = entry.process(&exec).is_ok_and(|p| p.life.borrow().started != Timestamp(0));
             self.watch(&entry, exec.clone(), begun || exec.is_empty());
-            self.end_with_grant(&entry, exec);
         }
+        self.end_all_with_their_grants(&entry);
         if entry.init.ended().is_none() {
             self.watch_memory(&entry);
         }
@@ -115,48 +113,18 @@ impl Ctx {
                 () = ended => {}
                 () = entry.link.lost() => return,
             }
-            if entry.removing.get() || entry.init.ended().is_some() {
+            if entry.removing.get() {
                 entry.link.lose("its shim has ended");
                 return;
             }
+            let was_told = entry.init.ended().is_some();
             recover::lost(&ctx.deps, &entry).await;
+            // One of the others may end behind the first.
             for (exec, process) in entry.execs.borrow().iter() {
                 ctx.exec_ended(&entry, exec.clone(), process.clone());
             }
-            ctx.ended(&entry).await;
-        });
-    }
-
-    /// Ends a process with the grant through which it was run, before this daemon or the crash of this actor: nobody else knows of it.
-    fn end_with_grant(&self, entry: &Rc<Entry>, exec: String) {
-        let Ok(process) = entry.process(&exec) else { return };
-        let grant = process.life.borrow().grant.clone();
-        // Of damaged tables nobody knows whether the grant was among what is lost.
-        if grant.is_empty() || self.deps.metadata.writable().is_err() {
-            return;
-        }
-        let (deps, entry) = (self.deps.clone(), entry.clone());
-        tokio::task::spawn_local(async move {
-            let mut over = process.exit.subscribe();
-            let ended = async {
-                // What is no id is that of no grant.
-                if let Ok(id) = grant.parse() {
-                    deps.grants.until_ended(id).await;
-                }
-                let mut pauses = Pauses::new();
-                while let Err(error) = entry.kill(&exec, libc::SIGKILL as u32, false).await {
-                    // One that was made and not started nobody can start any more through the grant.
-                    if error.code != Code::Unavailable {
-                        return;
-                    }
-                    tracing::warn!(container = %entry.id, exec, %error, "a process outlives the grant through which it was run");
-                    pauses.pass().await;
-                }
-            };
-            tokio::select! {
-                _ = over.wait_for(Option::is_some) => {}
-                () = entry.link.lost() => {}
-                () = ended => {}
+            if !was_told {
+                ctx.ended(&entry).await;
             }
         });
     }
@@ -214,33 +182,51 @@ impl Ctx {
         });
     }
 
-    /// A process runs, and who started it knows: now the tables.
-    pub(crate) async fn record_start(&self, entry: &Entry, exec: &str, process: &Process) {
-        let recorded = if exec.is_empty() {
-            self.record_first(entry, process).await
-        } else {
-            told::record_start(&self.deps, entry, exec, process).await
-        };
-        if let Err(error) = recorded {
-            tracing::error!(container = %entry.id, exec, %error, "a start can't be recorded");
+    /// Writes what has happened, until it is written or can't be; what `is_over` needn't be any more. Whether it was.
+    async fn insist(
+        &self,
+        entry: &Rc<Entry>,
+        is_over: impl Fn() -> bool,
+        failed: &str,
+        write: impl AsyncFn() -> Result<()>,
+    ) -> bool {
+        let mut pauses = Pauses::new();
+        loop {
+            let written = write().await;
+            let Err(error) = &written else { return true };
+            tracing::error!(container = %entry.id, %error, "{failed}");
+            if !told::may_come(&written) || is_over() {
+                return false;
+            }
+            pauses.pass().await;
+            // Who removes it writes it too, if he comes to that.
+            while entry.removing.get() {
+                if !self.is_current(entry) {
+                    return false;
+                }
+                pauses.pass().await;
+            }
         }
     }
 
-    async fn record_first(&self, entry: &Entry, process: &Process) -> Result<()> {
-        let (ns, id) = (entry.namespace.clone(), entry.id.clone());
-        let (started, pid) = { (process.life.borrow().started, process.life.borrow().pid) };
-        let write = move |tx: &mut Tx<'_>| {
-            let Some(mut task) = tasks::find(tx, &ns, &id)? else { return Ok(()) };
-            if task.exit.is_none() {
-                task.state = State::Running;
-            }
-            task.pid = pid;
-            task.started = Some(started);
-            tasks::update(tx, &ns, task)?;
-            let payload = serde_json::json!({ "container_id": id, "pid": pid });
-            events::emit(tx, Event::new(&ns, "/tasks/start", payload))
-        };
-        self.deps.metadata.write_lazily(&Authority::system(), write).await
+    /// Another task of that name is another's business.
+    fn is_current(&self, entry: &Rc<Entry>) -> bool {
+        let key = (entry.namespace.clone(), entry.id.clone());
+        self.entries.borrow().get(&key).is_some_and(|current| Rc::ptr_eq(current, entry))
+    }
+
+    /// A process runs, and who started it knows: now the tables. Its end tells it too, where that comes first.
+    pub(crate) async fn record_start(&self, entry: &Rc<Entry>, exec: &str, process: &Rc<Process>) {
+        let (ctx, entry, exec, process) = (self.clone(), entry.clone(), exec.to_owned(), process.clone());
+        beside(async move {
+            let write = async || match &*exec {
+                "" => remove::record_start(&ctx.deps, &entry).await,
+                exec => told::record_start(&ctx.deps, &entry, exec, &process).await,
+            };
+            let is_over = || process.ended().is_some();
+            ctx.insist(&entry, is_over, "a start can't be recorded", write).await;
+        })
+        .await;
     }
 
     /// Tells that it stands still, or goes on. It does so already, and who asked for that is not told otherwise for want of
@@ -285,30 +271,25 @@ impl Ctx {
     }
 
     /// A process was made beside the first one, and who asked for it is about to know.
-    pub(crate) async fn record_exec(&self, entry: &Entry, exec: &str) {
+    pub(crate) async fn record_exec(&self, entry: &Rc<Entry>, exec: &str) {
         let payload = serde_json::json!({ "container_id": entry.id, "exec_id": exec });
-        let ns = entry.namespace.clone();
-        let write = move |tx: &mut Tx<'_>| events::emit(tx, Event::new(&ns, "/tasks/exec-added", payload.clone()));
-        if let Err(error) = self.deps.metadata.write_lazily(&Authority::system(), write).await {
-            tracing::error!(container = %entry.id, %error, "a new process can't be told of");
-        }
+        let (ctx, entry, auth) = (self.clone(), entry.clone(), Authority::system());
+        beside(async move {
+            let ns = entry.namespace.clone();
+            let event = move |tx: &mut Tx<'_>| events::emit(tx, Event::new(&ns, "/tasks/exec-added", payload.clone()));
+            let write = async || persisted(async || ctx.deps.metadata.write_lazily(&auth, event.clone()).await).await;
+            ctx.insist(&entry, || false, "a new process can't be told of", write).await;
+        })
+        .await;
     }
 
     /// A process beside the first ended, and those who wait know: now the tables, beside whatever comes.
     pub(crate) fn exec_ended(&self, entry: &Rc<Entry>, exec: String, process: Rc<Process>) {
         let (ctx, entry) = (self.clone(), entry.clone());
         tokio::task::spawn_local(async move {
-            let mut pauses = Pauses::new();
-            loop {
-                let recorded = told::record_end(&ctx.deps, &entry, &exec, &process, false).await;
-                match &recorded {
-                    Ok(()) => told::forget(&entry, &exec, &process).await,
-                    Err(error) => tracing::error!(container = %entry.id, exec, %error, "an exit can't be recorded"),
-                }
-                if !told::wants_room(&recorded) || entry.removing.get() {
-                    return;
-                }
-                pauses.pass().await;
+            let write = async || told::record_end(&ctx.deps, &entry, &exec, &process, false).await;
+            if ctx.insist(&entry, || false, "an exit can't be recorded", write).await {
+                told::forget(&entry, &exec, &process).await;
             }
         });
     }
@@ -319,29 +300,27 @@ impl Ctx {
         let _ = entry.begun("its end waits for that").await;
         if entry.remove_on_exit {
             let mut pauses = Pauses::new();
-            while !self.removed_with(entry).await {
-                if pauses.0 == AGAIN.1 {
+            loop {
+                if self.removed_with(entry).await {
                     return;
                 }
-                remove::record_exit(&self.deps, entry).await;
-                pauses.pass().await;
-            }
-        } else {
-            // Who removes it records its end too.
-            let mut pauses = Pauses::new();
-            while !entry.removing.get() && remove::record_exit(&self.deps, entry).await {
+                if pauses.0 == AGAIN.1 {
+                    break;
+                }
+                let _ = remove::record_exit(&self.deps, entry).await;
                 pauses.pass().await;
             }
         }
+        // Who removes it records its end too.
+        let write = async || remove::record_exit(&self.deps, entry).await;
+        self.insist(entry, || false, "an exit can't be recorded", write).await;
     }
 
     /// Removes a container that was to go with its task. Whether it is gone, or somebody else is at it.
     async fn removed_with(&self, entry: &Rc<Entry>) -> bool {
         let (ns, id) = (&entry.namespace, &entry.id);
         let _turn = self.turn(ns, id).await;
-        // Another task of that name is another's business.
-        let is_current = self.entries.borrow().get(&(ns.clone(), id.clone())).is_some_and(|e| Rc::ptr_eq(e, entry));
-        if !is_current {
+        if !self.is_current(entry) {
             return true;
         }
         let _group = self.group_turn(ns, id).await;

@@ -41,6 +41,7 @@ use crate::{
         Shims, Start, Stdin, Stdio, UpdateResources,
     },
     restore::{DumpOptions, Dumped},
+    runtimes::Runtimes,
     shim::Program,
     users::Users,
 };
@@ -72,6 +73,8 @@ pub struct Deps {
     pub shim: Program,
     /// Where journald listens.
     pub journal: PathBuf,
+    /// How long a reader of what was deleted is waited for who takes nothing.
+    pub drain: Duration,
     /// criu, whether or not it is there.
     pub criu: PathBuf,
     /// Loads the AppArmor profile of those who name none, where the host can have one.
@@ -86,6 +89,8 @@ pub struct Deps {
     pub makers: Makers,
     /// With which processes end that were run through one.
     pub grants: Grants,
+    /// Runtime binaries of others.
+    pub runtimes: Runtimes,
 }
 
 /// Tasks and containers. Cheap to clone.

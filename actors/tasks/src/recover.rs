@@ -104,6 +104,7 @@ pub(crate) fn entry(deps: &Deps, ns: &Namespace, task: &Task) -> Rc<Entry> {
         starting: Default::default(),
         news: Default::default(),
         past: Default::default(),
+        granted: Default::default(),
         paused: Default::default(),
         home: Default::default(),
         removing: Default::default(),
@@ -160,6 +161,10 @@ async fn ask(deps: &Deps, entry: &Rc<Entry>) -> Result<Connection> {
     let answer = container.state_request().send().promise.await.map_err(from_shim)?;
     let answer = answer.get().map_err(from_shim)?;
     entry.paused.set(answer.get_paused());
+    for grant in answer.get_grants().map_err(from_shim)?.iter() {
+        let grant = grant.and_then(|grant| Ok(grant.to_string()?)).map_err(from_shim)?;
+        entry.granted.borrow_mut().entry(grant).or_default();
+    }
     let mut there = std::collections::BTreeSet::new();
     for process in answer.get_processes().map_err(from_shim)?.iter() {
         let life = life(process)?;

@@ -20,9 +20,9 @@ use crate::{
     handle::Deps,
     layout,
     link::Remote,
-    recover,
+    recover, run,
     shim::{self, from_shim},
-    told,
+    sweep, told,
 };
 
 pub(crate) fn exit_payload(container: &Id, exec: &str, pid: u32, exit: &Exit) -> serde_json::Value {
@@ -70,31 +70,81 @@ pub(crate) async fn record_oom(deps: &Deps, entry: &Entry) {
     }
 }
 
+/// The start of a first process.
+#[derive(Clone, Copy)]
+struct Start(Option<Timestamp>, u32);
+
+impl Start {
+    fn of(entry: &Entry) -> Start {
+        Start(entry.init.began(), entry.init.life.borrow().pid)
+    }
+
+    /// Puts it into the record, with its event, if it began and nobody has.
+    fn record(self, tx: &mut Tx<'_>, ns: &Namespace, task: &mut Task) -> Result<()> {
+        if self.0.is_none() || task.started.is_some() {
+            return Ok(());
+        }
+        (task.started, task.pid) = (self.0, self.1);
+        let payload = serde_json::json!({ "container_id": task.id, "pid": task.pid });
+        events::emit(tx, Event::new(ns, "/tasks/start", payload))
+    }
+}
+
+/// Records that the first process runs. Its end does so too, where it comes first.
+pub(crate) async fn record_start(deps: &Deps, entry: &Entry) -> Result<()> {
+    let (ns, id, shim) = (entry.namespace.clone(), entry.id.clone(), entry.shim.clone());
+    let (start, auth) = (Start::of(entry), Authority::system());
+    let write = move |tx: &mut Tx<'_>| {
+        let Some(mut task) = tasks::find(tx, &ns, &id)?.filter(|task| task.shim == shim) else { return Ok(()) };
+        if task.exit.is_none() {
+            start.record(tx, &ns, &mut task)?;
+            task.state = State::Running;
+            tasks::update(tx, &ns, task)?;
+        }
+        Ok(())
+    };
+    persisted(async || deps.metadata.write_lazily(&auth, write.clone()).await).await
+}
+
 /// The end of a first process, to be put into the tables by a write of somebody else's.
 #[derive(Clone)]
 pub(crate) struct End {
+    shim: String,
     exit: Exit,
     pid: u32,
+    start: Start,
     ooms: Ooms,
 }
 
 impl End {
     /// `None`: it has not ended.
     pub fn of(entry: &Entry) -> Option<End> {
-        Some(End { exit: entry.init.ended()?, pid: entry.init.life.borrow().pid, ooms: Ooms::of(entry) })
+        Some(End::with(entry, entry.init.ended()?))
     }
 
     /// That of what was never started.
     fn never(entry: &Entry) -> End {
-        End { exit: never(Timestamp::now()), pid: entry.init.life.borrow().pid, ooms: Ooms::of(entry) }
+        End::with(entry, never(Timestamp::now()))
+    }
+
+    fn with(entry: &Entry, exit: Exit) -> End {
+        End {
+            shim: entry.shim.clone(),
+            exit,
+            pid: entry.init.life.borrow().pid,
+            start: Start::of(entry),
+            ooms: Ooms::of(entry),
+        }
     }
 
     /// Puts it into the tables, with its event, if nobody has.
     pub fn record(&self, tx: &mut Tx<'_>, ns: &Namespace, id: &Id) -> Result<()> {
-        let Some(mut task) = tasks::find(tx, ns, id)? else { return Ok(()) };
+        // One of that name may be another by now.
+        let Some(mut task) = tasks::find(tx, ns, id)?.filter(|task| task.shim == self.shim) else { return Ok(()) };
         if task.exit.is_some() {
             return Ok(());
         }
+        self.start.record(tx, ns, &mut task)?;
         self.ooms.record(tx, ns, &mut task)?;
         (task.state, task.pid, task.exit) = (State::Stopped, self.pid, Some(self.exit.clone()));
         tasks::update(tx, ns, task)?;
@@ -139,25 +189,18 @@ pub(crate) fn delete_record(tx: &mut Tx<'_>, ns: &Namespace, task: &Task) -> Res
     events::emit(tx, Event::new(ns, "/tasks/delete", payload))
 }
 
-/// Records the end of the first process. It is in the life record already: what waits for it has been told. Whether there
-/// was no room for it.
-pub(crate) async fn record_exit(deps: &Deps, entry: &Rc<Entry>) -> bool {
-    let Some(end) = End::of(entry) else { return false };
+/// Records the end of the first process. It is in the life record already: what waits for it has been told.
+pub(crate) async fn record_exit(deps: &Deps, entry: &Rc<Entry>) -> Result<()> {
+    let Some(end) = End::of(entry) else { return Ok(()) };
     let (ns, id, auth) = (entry.namespace.clone(), entry.id.clone(), Authority::system());
     let write = move |tx: &mut Tx<'_>| end.record(tx, &ns, &id);
     // Most remove what has ended at once: one commit for both.
-    match persisted(async || deps.metadata.write_lazily(&auth, write.clone()).await).await {
-        Ok(()) => {
-            entry.recorded.send_replace(true);
-            let (networks, attachment) = (deps.networks.clone(), entry.attachment.clone());
-            tokio::task::spawn_local(async move { networks.released(attachment.as_ref()).await });
-        }
-        Err(error) => {
-            tracing::error!(container = %entry.id, %error, "an exit can't be recorded");
-            return error.code == Code::ResourceExhausted;
-        }
-    }
-    false
+    let recorded = persisted(async || deps.metadata.write_lazily(&auth, write.clone()).await).await;
+    recorded?;
+    entry.recorded.send_replace(true);
+    let (networks, attachment) = (deps.networks.clone(), entry.attachment.clone());
+    tokio::task::spawn_local(async move { networks.released(attachment.as_ref()).await });
+    Ok(())
 }
 
 /// How long a root file system is waited for that a shim lets go of.
@@ -226,7 +269,9 @@ async fn end_shim(deps: &Deps, entry: &Rc<Entry>, force: bool) -> Result<Ended> 
         Err(_) => return unanswered(|kind, id, why| Error::unavailable(kind, id, why)).await,
     };
     let limit = if entry.init.ended().is_some() { entry.patience.delete } else { entry.patience.kill };
-    match tokio::time::timeout(limit, remote.container.delete_request().send().promise).await {
+    let mut request = remote.container.delete_request();
+    request.get().set_drain(deps.drain.as_secs() as u32);
+    match tokio::time::timeout(limit, request.send().promise).await {
         Ok(Ok(answer)) => {
             let life = life(answer.get().and_then(|a| a.get_life()).map_err(from_shim)?)?;
             if life.exited != Timestamp(0) && life.output_end == Timestamp(0) {
@@ -420,7 +465,16 @@ pub(crate) async fn remove(
                 return futures::future::join(forget(deps, auth, ns, id, Some(entry)), shim).await.0;
             }
             Some(entry) => drop(end_shim(deps, entry, force).await?),
-            None => {}
+            // What could not be undone when it was made, if there is any.
+            None => {
+                let own = || run::prepare(deps, ns, id).is_ok_and(|prepared| prepared.has_own_cgroup(deps, ns));
+                match sweep::unmade(deps, ns, id, own).await {
+                    Err(error) if force => {
+                        tracing::error!(container = %id, %error, "what was made of it is left behind")
+                    }
+                    undone => undone?,
+                }
+            }
         }
         forget(deps, auth, ns, id, entry).await
     };

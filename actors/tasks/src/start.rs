@@ -7,7 +7,7 @@ use cofferdam_types::{Code, Error, Result, Timestamp};
 use cofferdam_wire::convert::{Life, life};
 
 use crate::{
-    actor::{Ctx, TasksActor, beside, note},
+    actor::{Ctx, TasksActor, note},
     entry::{Entry, Starting},
     layout,
     link::Remote,
@@ -75,6 +75,8 @@ impl Ctx {
         // Watched from before the start, so that no end is missed; the first process has been watched since it was made.
         let watching = (!exec.is_empty()).then(|| self.watch(entry, exec.to_owned(), true));
         let process = entry.process(exec)?;
+        // A start that another comes before is refused, which is no news of the process. An exec is noted when it runs.
+        let alone = exec.is_empty() && *entry.starting.borrow() == 1 && process.began().is_none();
         let answer = match request.send().promise.await.map_err(from_shim) {
             // The shim died of something: whether before the start or behind it, the process ends as one that it lost.
             Err(error) if error.code == Code::Unavailable => {
@@ -89,23 +91,28 @@ impl Ctx {
                 {
                     watching.abort();
                 }
+                if alone {
+                    process.in_vain.set(true);
+                }
                 return Err(error);
             }
             Ok(answer) => answer,
         };
         let life = life(answer.get().and_then(|a| a.get_life()).map_err(from_shim)?)?;
         let pid = life.pid;
+        process.in_vain.set(false);
         if exec.is_empty() {
             // What it was restored from, if it was.
-            layout::remove(&self.deps.layout.restored(&entry.shim, &entry.id))?;
+            let removed = layout::remove(&self.deps.layout.restored(&entry.shim, &entry.id));
+            // It runs all the same.
+            removed.unwrap_or_else(|error| tracing::warn!(%error, "a directory is left behind"));
         }
         if process.ended().is_none() {
             // One that has ended by now is known to have when that is told: by whoever watches it.
             process.update(Life { exited: Timestamp(0), ..life });
         }
-        let (ctx, entry, exec) = (self.clone(), entry.clone(), exec.to_owned());
         // The shim's life record has it; the tables follow. It is in the writer's queue before its end can be.
-        beside(async move { ctx.record_start(&entry, &exec, &process).await }).await;
+        self.record_start(entry, exec, &process).await;
         Ok(pid)
     }
 }

@@ -74,7 +74,8 @@ pub(crate) async fn record_start(deps: &Deps, entry: &Entry, exec: &str, process
         started(tx, &known.ns, &mut task, &exec, &told)?;
         tasks::update(tx, &known.ns, task).map(drop)
     };
-    deps.metadata.write_lazily(&Authority::system(), write).await
+    let auth = Authority::system();
+    persisted(async || deps.metadata.write_lazily(&auth, write.clone()).await).await
 }
 
 /// The end of one, to be put into the tables.
@@ -93,7 +94,7 @@ impl End {
         let exit = process.ended()?;
         let told = ExecTold { ended: true, ..told(process) };
         let payload = exit_payload(&entry.id, exec, told.pid, &exit);
-        let began = process.life.borrow().started != Timestamp(0);
+        let began = process.began().is_some();
         Some(End { exec: exec.to_owned(), told, began, payload })
     }
 
@@ -134,11 +135,12 @@ pub(crate) async fn record_end(deps: &Deps, entry: &Entry, exec: &str, process: 
 }
 
 /// Deletes one; its shim keeps its end until that is in the tables. Gives it, and whether that is yet to come.
-pub(crate) async fn delete(entry: &Rc<Entry>, exec: &str) -> Result<(Rc<Process>, bool)> {
+pub(crate) async fn delete(deps: &Deps, entry: &Rc<Entry>, exec: &str) -> Result<(Rc<Process>, bool)> {
     let remote = entry.remote().await?;
     let known = entry.process(exec).ok();
     let mut request = remote.container.delete_exec_request();
     request.get().set_id(exec);
+    request.get().set_drain(deps.drain.as_secs() as u32);
     request.get().set_keep(!known.as_ref().is_some_and(|process| process.recorded.get()));
     let answer = entry
         .answer(&remote, request.send().promise)
@@ -257,7 +259,7 @@ pub(crate) async fn record_all(deps: &Deps, entry: &Rc<Entry>) -> Result<()> {
     Ok(())
 }
 
-/// Whether a write failed only for want of room.
-pub(crate) fn wants_room(outcome: &Result<()>) -> bool {
-    outcome.as_ref().is_err_and(|error| error.code == Code::ResourceExhausted)
+/// Whether a write failed only for what passes: there is no room, or nobody who writes.
+pub(crate) fn may_come(outcome: &Result<()>) -> bool {
+    outcome.as_ref().is_err_and(|error| matches!(error.code, Code::ResourceExhausted | Code::Unavailable))
 }

@@ -1,22 +1,30 @@
 //! The handle that the layer above holds, and what all jobs share.
 
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::{
+    os::fd::OwnedFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
+use cofferdam_archive::Budget;
 use cofferdam_content::Content;
 use cofferdam_images::Images;
 use cofferdam_kernel::{Kernel, Placement, Pool, Slot, SlotConfig};
 use cofferdam_metadata::{Metadata, records::namespaces};
 use cofferdam_tasks::Tasks;
-use cofferdam_types::{Authority, Descriptor, Digest, Id, Name, Namespace, Platform, Result};
+use cofferdam_types::{Authority, Descriptor, Digest, Error, Id, Name, Namespace, Platform, Result};
 
 use crate::{
-    ArtifactOptions, Cancel, CheckpointOptions, CommitOptions, ConvertOptions, Endpoint, ExportOptions, Job,
-    PushOptions, Reference, RootfsConfig, Source, Trust, actor::TransferActor, artifact, checkpoint, commit, convert,
-    export, flights::Flights, import, job::Jobs, messages::Begin, pull, push, registry::Repository, trust::Kept,
+    ArtifactOptions, Cancel, CheckpointOptions, Chooser, CommitOptions, ConvertOptions, Endpoint, ExportOptions, Job,
+    PushOptions, Reference, RootfsConfig, Settings, Source, Trust, actor::TransferActor, artifact, checkpoint, commit,
+    convert, export, flights::Flights, import, job::Jobs, messages::Begin, pull, push, rate::Rate,
+    registry::Repository, trust::Kept,
 };
 
-/// Jobs at once, and how many more may wait.
-const JOBS: usize = 4;
+/// Jobs at once, and how many more may wait. Some may wait for registries that don't answer.
+const JOBS: usize = 8;
 const QUEUE: usize = 64;
 /// Questions that are looked into at once.
 const ASKS: usize = 2;
@@ -26,12 +34,22 @@ const ASKS: usize = 2;
 pub struct PullOptions {
     /// The name, in full (see [`crate::normalize`]).
     pub reference: Reference,
-    /// The platform to take from an index.
+    /// The platform to take from an index, and to unpack.
     pub platform: Platform,
+    /// These are fetched too.
+    pub platforms: Vec<Platform>,
+    /// All are fetched; the one for `platform`, if there is one, is unpacked.
+    pub all_platforms: bool,
     /// How to speak to the registry.
     pub endpoint: Endpoint,
     /// The snapshot driver to unpack with; `None` only fetches.
     pub driver: Option<String>,
+    /// Bytes in a second; 0: no limit but that of all pulls.
+    pub rate: u64,
+    /// The largest zstd window of a layer; 0: 32 MiB.
+    pub zstd_window: u64,
+    /// Asked about everything that is fetched.
+    pub chooser: Option<Chooser>,
     /// Manifests of docker's first schema are taken too.
     pub schema1: bool,
 }
@@ -70,6 +88,24 @@ pub(crate) struct Core {
     pub pool: Pool,
     /// For questions: they don't wait for jobs.
     pub asks: Pool,
+    pub settings: Settings,
+    /// Of all pulls together.
+    pub rate: Rate,
+    /// Of all layers on their way; shared with who inflates them.
+    pub budget: Budget,
+    /// The daemon is about to end: what jobs have so far is left to the next.
+    pub closing: AtomicBool,
+    pub trust: Trust,
+}
+
+/// What all transfers of a daemon are held to.
+#[derive(Clone, Debug)]
+pub struct Bounds {
+    /// What pulls are held to.
+    pub settings: Settings,
+    /// What layers on their way hold; shared with who inflates them.
+    pub budget: Budget,
+    /// Whose images come in.
     pub trust: Trust,
 }
 
@@ -88,8 +124,9 @@ impl Transfer {
         meta: Metadata,
         content: Content,
         images: Images,
-        trust: Trust,
+        bounds: Bounds,
     ) -> Transfer {
+        let Bounds { settings, budget, trust } = bounds;
         let core = Arc::new(Core {
             meta,
             content,
@@ -98,6 +135,10 @@ impl Transfer {
             jobs: Jobs::default(),
             pool: Pool::new("transfer", JOBS, QUEUE),
             asks: Pool::new("transfer-ask", ASKS, QUEUE),
+            rate: Rate::new(settings.rate),
+            settings,
+            budget,
+            closing: AtomicBool::new(false),
             trust,
         });
         let slot = kernel.spawn(SlotConfig::new("transfer", placement), {
@@ -110,6 +151,13 @@ impl Transfer {
     /// Begins to pull an image from a registry.
     pub async fn pull(&self, auth: &Authority, ns: &Namespace, options: PullOptions) -> Result<Job> {
         options.reference.target()?;
+        let most = self.core.settings.zstd_window;
+        if options.zstd_window > most {
+            let why = format!(
+                "asks for a zstd window of more than the {most} bytes that this daemon allows (--pull zstd_window=)"
+            );
+            return Err(Error::invalid("pull", &options.reference, why));
+        }
         let subject = options.reference.to_string();
         let auth = auth.clone();
         self.begin("pull", subject, ns, move |core, job| pull::pull(core, job, &auth, &options)).await
@@ -239,8 +287,9 @@ impl Transfer {
         self.core.jobs.list(ns, after, max)
     }
 
-    /// Cancels every job: for the daemon's own end. (A crash of the actor ends none.)
+    /// Ends every job, for the daemon's own end: the next goes on with what was fetched. (A crash of the actor ends none.)
     pub fn cancel_all(&self) {
+        self.core.closing.store(true, Ordering::Release);
         self.core.jobs.cancel_all();
     }
 

@@ -11,7 +11,7 @@ use cofferdam_wire::{
 use serde::Serialize;
 
 use crate::{
-    call::{BLOCK, Cursor, reply},
+    call::{BLOCK, Cursor, reply, reply_by},
     connect::Link,
 };
 
@@ -157,7 +157,7 @@ impl Collector {
         let mut request = self.client.collect_request();
         request.get().set_rehearse(rehearse);
         let link = self.link.clone();
-        let (report, cursor) = reply(&self.link, request, |answer| {
+        let (report, cursor) = reply_by(&self.link, &self.client, request, |answer| {
             let report = answer.get_report().map_err(malformed)?;
             let report = CollectReport {
                 blobs: report.get_blobs(),
@@ -186,7 +186,7 @@ impl Collector {
     /// Whose the bytes below the root are: the sums, and each owner.
     pub async fn usage(&self) -> Result<(DiskUsage, Cursor<ByteOwner>)> {
         let link = self.link.clone();
-        let (usage, cursor) = reply(&self.link, self.client.usage_request(), |answer| {
+        let (usage, cursor) = reply_by(&self.link, &self.client, self.client.usage_request(), |answer| {
             let usage = answer.get_usage().map_err(malformed)?;
             let mut areas = BTreeMap::new();
             for area in usage.get_areas().map_err(malformed)? {

@@ -11,7 +11,7 @@ use cofferdam_wire::{
 use super::{
     Place,
     cursor::Cursor,
-    images::{endpoint, platform},
+    images::{Way, platform},
     rpc, trail, within,
 };
 
@@ -80,7 +80,15 @@ pub fn subject(place: &Place, reader: pull_options::Reader<'_>) -> Result<(Refer
     let certificates = reader.get_ca_certificates().map_err(malformed)?;
     within::may_pull(place, &name, !reader.get_plain_http() && certificates.is_empty())?;
     let (user, secret) = (text(reader.get_user())?, text(reader.get_secret())?);
-    Ok((Reference::parse(&name)?, endpoint(reader.get_plain_http(), certificates, user, secret)))
+    let way = Way {
+        plain_http: reader.get_plain_http(),
+        certificates,
+        user,
+        secret,
+        client_certificate: reader.get_client_certificate().map_err(malformed)?,
+        client_key: reader.get_client_key().map_err(malformed)?,
+    };
+    Ok((Reference::parse(&name)?, way.endpoint(place)?))
 }
 
 pub struct DescriptorCursor(pub Cursor<(usize, Descriptor)>);

@@ -14,7 +14,7 @@ use cofferdam_wire::{
 
 use super::{
     Place, archive, artifacts,
-    images::{endpoint, platform, set_info},
+    images::{Way, platform, set_info},
     jobs, rpc, within,
 };
 
@@ -79,12 +79,15 @@ impl Image {
         Ok(PushOptions {
             name: self.name.clone(),
             reference: Reference::parse(&to)?,
-            endpoint: endpoint(
-                reader.get_plain_http(),
+            endpoint: Way {
+                plain_http: reader.get_plain_http(),
                 certificates,
-                text(reader.get_user())?,
-                text(reader.get_secret())?,
-            ),
+                user: text(reader.get_user())?,
+                secret: text(reader.get_secret())?,
+                client_certificate: reader.get_client_certificate().map_err(malformed)?,
+                client_key: reader.get_client_key().map_err(malformed)?,
+            }
+            .endpoint(&self.place)?,
             platform: if of.is_empty() { None } else { Some(platform(of)?) },
             chunk: reader.get_chunk(),
             mount_from: texts(reader.get_mount_from())?,

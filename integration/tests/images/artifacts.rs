@@ -197,7 +197,8 @@ fn what_is_no_artifact_is_not_made() {
             change(&mut options);
             world.ns.images().create_artifact(&options)
         };
-        let table: [(&str, &dyn Fn(&mut ArtifactOptions), Code, &str); 6] = [
+        type Change<'a> = &'a dyn Fn(&mut ArtifactOptions);
+        let table: [(&str, Change<'_>, Code, &str); 6] = [
             ("a file that isn't here", &|o| o.layers.push(gone.clone()), Code::FailedPrecondition, "is not here"),
             ("a config that isn't here", &|o| o.config = Some(gone.clone()), Code::FailedPrecondition, "is not here"),
             ("no type", &|o| o.artifact_type.clear(), Code::InvalidArgument, "media type"),

@@ -359,7 +359,20 @@ fn frozen(on: On) {
         assert_eq!(task.state().await.unwrap().status, Status::Running);
         until_async("it ticks again", async || (arrivals.so_far().len() > last).then_some(())).await;
 
-        // A frozen one can be killed.
+        // Each of a frozen one can be killed, by the driver's freezer whichever that is: one alone, and the first with all.
+        let sleeps = ["sleep", "1000"].map(String::from).into();
+        let exec = task.exec("", &ProcessOptions { args: sleeps, ..ProcessOptions::default() }, Stdio::default());
+        exec.start().await.unwrap();
+        task.pause().await.unwrap();
+        exec.kill(9, false).await.unwrap();
+        assert_eq!(exec.wait().await.unwrap().status, 137);
+        assert_eq!(task.state().await.unwrap().status, Status::Paused);
+        task.kill(9, false).await.unwrap();
+        assert_eq!(task.wait().await.unwrap().status, 137);
+        task.delete().await.unwrap();
+        // Or removed.
+        let task = container.create_task(Stdio::default(), false);
+        task.start().await.unwrap();
         task.pause().await.unwrap();
         container.remove(true).await.unwrap();
     });

@@ -8,7 +8,7 @@
 use std::{fs::File, io::Read as _, os::fd::OwnedFd, process::Stdio as Pipes};
 
 use cofferdam_client::{Output, ProcessOptions, Stdio, channel};
-use cofferdam_integration::{Daemon, bounded, pipe};
+use cofferdam_integration::{Daemon, bounded, pipe, until_async};
 use cofferdam_types::Code;
 
 use crate::{log::read, script, start};
@@ -115,6 +115,47 @@ fn a_restart_of_the_daemon_is_nothing_to_a_late_reader() {
         daemon.kill9();
         daemon.restart();
         same(&all(late), 30_000, "\n");
+    });
+    daemon.settles(&before);
+}
+
+/// Though he is there still. Who reads however slowly is another matter (runtime/shim/src/output.rs).
+#[test]
+fn who_takes_nothing_is_waited_for_as_long_as_the_daemon_was_told() {
+    let daemon = Daemon::with_flags(&["--drain-timeout", "1"]);
+    daemon.import_busybox();
+    let before = daemon.leftovers();
+    let part = |late: OwnedFd| {
+        let (got, wanted) = (all(late), lines(30_000, "\n"));
+        assert!(!got.is_empty() && got.len() < wanted.len() && wanted.starts_with(&got), "{} bytes", got.len());
+    };
+    bounded(async {
+        let client = daemon.client().await;
+        let (late, stdout) = pipe();
+        let mut request = script(&daemon, "brief", PIPED);
+        (request.container.remove_on_exit, request.stdio.stdout) = (true, Output::Fd(stdout));
+        request.log = true;
+        let run = start(&client, request).await;
+        assert_eq!(run.wait().await.unwrap().status, 0);
+        drop(run);
+        daemon.settles(&before);
+        part(late);
+
+        // What was run in a container keeps nothing in its shim.
+        let (container, task) = crate::idle(&daemon.open().await, "box").await;
+        let shim = client.system().shims().all().await.unwrap().remove(0).id;
+        let descriptors = async || client.system().shim(&shim).await.unwrap().descriptors;
+        let quiet = descriptors().await;
+        let (late, stdout) = pipe();
+        let args = ["sh", "-c", TYPED].map(String::from).into();
+        let options = ProcessOptions { args, terminal: true, ..ProcessOptions::default() };
+        let exec = task.exec("talks", &options, Stdio { stdout: Output::Fd(stdout), ..Stdio::default() });
+        exec.start().await.unwrap();
+        assert_eq!(exec.wait().await.unwrap().status, 0);
+        exec.delete().await.unwrap();
+        until_async("it is as before", async || (descriptors().await <= quiet).then_some(())).await;
+        drop(late);
+        container.remove(true).await.unwrap();
     });
     daemon.settles(&before);
 }

@@ -38,6 +38,32 @@ fn ends_are_known_until_the_task_is_deleted() {
     });
 }
 
+/// A daemon that comes back knows what the shim keeps.
+#[test]
+fn of_the_last_ends_all_is_known_behind_a_restart_too() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let (_, task) = idle(&daemon.open().await, "box").await;
+        let mut ends = Vec::new();
+        for n in 0..70 {
+            let exec = task.exec(&format!("e{n}"), &sh(&format!("exit {n}")), Stdio::default());
+            exec.start().await.unwrap();
+            ends.push(exec.wait().await.unwrap());
+        }
+        daemon.restart();
+        let container = daemon.open().await.containers().get("box");
+        let task = container.task();
+        for (n, end) in ends.iter().enumerate().skip(6) {
+            let state = task.process(&format!("e{n}")).state().await.unwrap();
+            assert_eq!((state.status, state.exit.as_ref()), (Status::Stopped, Some(end)));
+            assert!(state.pid > 0);
+        }
+        // What the daemon alone knew is in the journal of events.
+        assert_eq!(task.process("e0").wait().await.unwrap_err().code, Code::NotFound);
+        container.remove(true).await.unwrap();
+    });
+}
+
 #[test]
 fn ids_are_unique_until_deleted() {
     let daemon = Daemon::with_busybox();

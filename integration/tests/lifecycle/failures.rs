@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use cofferdam_client::{Network, Status, Stdio};
-use cofferdam_integration::{Daemon, bounded, until_async};
+use cofferdam_client::{ProcessOptions, Status, Stdio};
+use cofferdam_integration::{Daemon, bounded, until, until_async};
 use cofferdam_sys::cgroup::{Cgroup, Layout};
 use cofferdam_types::Code;
 
@@ -119,8 +119,9 @@ fn a_lost_shim_takes_its_container_along() {
         let client = daemon.client().await;
         let namespace = daemon.open().await;
         // With the host's pid namespace nothing of the kernel's would end it either.
-        for network in [Network::None, Network::Host] {
-            let container = with(&namespace, "box", "sleep 1000 & sleep 1000 & wait", |c| c.options.network = network);
+        for namespaces in [vec![], vec![("pid".to_owned(), "host".to_owned())]] {
+            let container =
+                with(&namespace, "box", "sleep 1000 & sleep 1000 & wait", |c| c.options.namespaces = namespaces);
             let task = container.create_task(Stdio::default(), true);
             let pid = task.start().await.unwrap();
             let shim = parent(pid);
@@ -156,6 +157,66 @@ fn a_lost_shim_takes_its_container_along() {
         assert_eq!((exit.status, &*exit.reason), (137, "shim lost"));
     });
     daemon.settles(&before);
+}
+
+/// One that outlives the first process has an end as well, whoever is there to tell it.
+#[test]
+fn an_exec_that_outlives_the_first_process_ends_with_the_shim() {
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    let layout = Layout::detect().unwrap();
+    // A process that can't die for a while: in a v1 freezer of somebody else's.
+    let Some(freezer) = layout.hierarchies.iter().find(|h| h.controllers.iter().any(|c| c == "freezer")) else {
+        return;
+    };
+    let freezer = Freezer(freezer.root.join(format!("cofferdam-test-{}", std::process::id())));
+    std::fs::create_dir(&freezer.0).unwrap();
+    bounded(async {
+        let namespace = daemon.open().await;
+        let container = with(&namespace, "box", "exec sleep 1000", |c| {
+            c.options.namespaces = vec![("pid".into(), "host".into())];
+        });
+        let task = container.create_task(Stdio::default(), false);
+        let shim = parent(task.start().await.unwrap());
+        let sleep = ProcessOptions { args: ["sleep", "1000"].map(String::from).into(), ..ProcessOptions::default() };
+        let exec = task.exec("late", &sleep, Stdio::default());
+        let pid = exec.start().await.unwrap();
+        std::fs::write(freezer.0.join("cgroup.procs"), pid.to_string()).unwrap();
+        freezer.set("FROZEN");
+        let mut wait = std::pin::pin!(exec.wait());
+        task.kill(9, false).await.unwrap();
+        assert_eq!(task.wait().await.unwrap().status, 137);
+        let early = tokio::time::timeout(Duration::from_millis(100), &mut wait).await;
+        assert!(early.is_err(), "{early:?}");
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim), nix::sys::signal::SIGKILL).unwrap();
+        freezer.set("THAWED");
+        let exit = wait.await.unwrap();
+        assert_eq!((exit.status, &*exit.reason), (137, "shim lost"));
+        let mut events = namespace.events().subscribe(0, &["topic==\"/tasks/exit\""]);
+        while events.next().await.unwrap().expect("no gap").payload["id"] != "late" {}
+        container.remove(false).await.unwrap();
+    });
+    drop(freezer);
+    daemon.settles(&before);
+}
+
+struct Freezer(std::path::PathBuf);
+
+impl Freezer {
+    fn set(&self, state: &str) {
+        until("it stands still, or goes on", || {
+            std::fs::write(self.0.join("freezer.state"), state).unwrap();
+            (std::fs::read_to_string(self.0.join("freezer.state")).unwrap().trim() == state).then_some(())
+        });
+    }
+}
+
+impl Drop for Freezer {
+    fn drop(&mut self) {
+        let _ = std::fs::write(self.0.join("freezer.state"), "THAWED");
+        // What was in it may be on its way out.
+        until("it can be removed", || std::fs::remove_dir(&self.0).is_ok().then_some(()));
+    }
 }
 
 fn parent(pid: u32) -> i32 {

@@ -3,7 +3,7 @@
 use std::os::unix::fs::MetadataExt as _;
 
 use cofferdam_client::{Device, IdMap, Stdio};
-use cofferdam_integration::{Daemon, bounded, output};
+use cofferdam_integration::{Daemon, bounded, input, output};
 use cofferdam_sys::{
     cgroup::{Cgroup, Layout},
     metrics::Metrics,
@@ -92,7 +92,8 @@ fn options_that_reach_the_host_work() {
     let before = daemon.leftovers();
     bounded(async {
         let client = daemon.client().await;
-        let line = "cat /proc/self/oom_score_adj; head -c 2 /dev/nothing | wc -c; echo x > /dev/nothing; readlink /proc/self/ns/ipc; cat /proc/self/cgroup | sort -u | tail -n 1";
+        let line = "cat /proc/self/oom_score_adj; head -c 2 /dev/nothing | wc -c; (echo x > /dev/nothing) 2>&1; \
+                    readlink /proc/self/ns/ipc; readlink /proc/self/ns/uts; read -r end";
         let mut request = script(&daemon, "box", line);
         let options = &mut request.container.options;
         options.oom_score_adj = 300;
@@ -101,12 +102,23 @@ fn options_that_reach_the_host_work() {
         options.namespaces = vec![("ipc".into(), "host".into()), ("uts".into(), "/proc/self/ns/uts".into())];
         options.cgroup = "/cofferdam-chosen".into();
         let (stdout, said) = output();
-        request.stdio = Stdio { stdout, ..Stdio::default() };
+        let (stdin, end) = input();
+        request.stdio = Stdio { stdin, stdout, ..Stdio::default() };
         let run = client.run(request).unwrap();
+        let pid = run.started().await.unwrap();
+        // As the host sees it, in each hierarchy.
+        let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+        let there = groups.lines().filter(|line| line.ends_with(":/cofferdam-chosen")).count();
+        assert_eq!(there, Layout::detect().unwrap().hierarchies.len(), "{groups}");
+        drop(end);
         run.wait().await.unwrap();
-        let ipc = std::fs::read_link("/proc/self/ns/ipc").unwrap();
+        let [ipc, uts] = ["ipc", "uts"].map(|kind| std::fs::read_link(format!("/proc/self/ns/{kind}")).unwrap());
         let said = said.text().await;
-        assert!(said.starts_with(&format!("300\n2\n{}\n", ipc.display())), "{said}");
+        let lines: Vec<_> = said.lines().collect();
+        let [adjusted, read, refused, its_ipc, its_uts] = lines[..] else { panic!("{said}") };
+        assert_eq!((adjusted, read), ("300", "2"));
+        assert!(refused.contains("/dev/nothing: Operation not permitted"), "it may be read alone: {said}");
+        assert_eq!([its_ipc, its_uts].map(std::path::Path::new), [&*ipc, &*uts]);
         run.container().remove(true).await.unwrap();
     });
     daemon.settles(&before);

@@ -21,6 +21,7 @@ mod random;
 mod raw;
 mod refused;
 mod restart;
+mod starts;
 mod storm;
 
 use std::{collections::BTreeMap, io::Write as _};

@@ -426,6 +426,30 @@ fn a_shim_that_was_lost_meanwhile() {
     daemon.settles(&before);
 }
 
+/// Before its shim has answered nobody knows which there are.
+#[test]
+fn a_signal_for_an_exec_waits_until_its_shim_is_found() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let client = daemon.client().await;
+        let (request, _file) = ends_when_told(&daemon, "box");
+        let (run, pid) = start(&client, request).await;
+        let sleep = ProcessOptions { args: ["sleep", "1000"].map(String::from).into(), ..ProcessOptions::default() };
+        run.task().exec("made", &sleep, Stdio::default()).state().await.unwrap();
+        let shim = shim_of(pid);
+        send(shim, nix::sys::signal::Signal::SIGSTOP);
+        daemon.restart();
+        let task = daemon.open().await.containers().get("box").task();
+        let mut kill = std::pin::pin!(async { task.process("made").kill(9, false).await });
+        let early = tokio::time::timeout(Duration::from_millis(200), &mut kill).await;
+        send(shim, nix::sys::signal::Signal::SIGCONT);
+        assert!(early.is_err(), "{early:?}");
+        let error = kill.await.unwrap_err();
+        assert_eq!(error.code, Code::FailedPrecondition, "{error}");
+        assert!(error.message.contains("is not there yet"), "{error}");
+    });
+}
+
 #[test]
 fn what_was_frozen_stays_frozen() {
     let daemon = Daemon::with_busybox();

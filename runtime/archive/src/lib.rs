@@ -14,8 +14,10 @@
 
 mod apply;
 mod at;
+mod budget;
 mod fill;
 mod flush;
+mod frames;
 mod header;
 mod merged;
 mod pax;
@@ -32,8 +34,10 @@ use std::path::PathBuf;
 use cofferdam_types::{Digest, Error};
 
 pub use apply::apply;
+pub use budget::{Budget, Share};
 pub use put::Put;
 pub use settle::settle;
+pub use stream::inflated;
 
 /// How a layer is compressed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,7 +49,7 @@ pub enum Compression {
     Plain,
     /// RFC 1952, any number of members.
     Gzip,
-    /// RFC 8878, any number of frames, windows up to 128 MiB.
+    /// RFC 8878, any number of frames.
     Zstd,
 }
 
@@ -68,6 +72,10 @@ pub struct Limits {
     pub ratio_free: u64,
     /// Bytes of paths remembered until the end of the archive (directories, whiteouts, links into lower layers).
     pub max_names: usize,
+    /// What a zstd frame may need to be read.
+    pub max_window: u64,
+    /// Which that is taken from.
+    pub budget: Option<Budget>,
 }
 
 impl Default for Limits {
@@ -84,6 +92,8 @@ impl Default for Limits {
             max_ratio: chosen.ratio,
             ratio_free: 256 << 20,
             max_names: most(chosen.names),
+            max_window: 32 << 20,
+            budget: None,
         }
     }
 }

@@ -2,10 +2,11 @@
 //! systemd.io).
 
 use std::{
+    cell::Cell,
     io,
     os::{fd::AsFd as _, unix::net::UnixDatagram},
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use cofferdam_types::{Error, Labels, Result};
@@ -18,15 +19,47 @@ use crate::{
 
 /// Where journald listens.
 pub const JOURNAL: &str = "/run/systemd/journal/socket";
-/// How long a container waits for a journal that takes nothing. After that its output is lost until it takes something.
+/// How long a container waits for the journal to take what was read from it at once. What it has not taken by then is lost.
 const PATIENCE: Duration = Duration::from_millis(500);
+
+thread_local! {
+    /// The journal was waited for as long as that: until then nobody of this thread waits for it again, so that others than who
+    /// writes are served.
+    static REST: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+/// What is left of the patience for one piece of output.
+struct Wait(Instant);
+
+impl Wait {
+    fn begin(stuck: bool) -> Wait {
+        let now = Instant::now();
+        let rests = REST.get().is_some_and(|until| now < until);
+        Wait(if stuck || rests { now } else { now + PATIENCE })
+    }
+
+    /// Waits until the journal takes something; whether it may.
+    fn pass(&self, socket: &UnixDatagram, stuck: &mut bool) -> bool {
+        let now = Instant::now();
+        let Some(left) = self.0.checked_duration_since(now).filter(|left| !left.is_zero()) else { return false };
+        let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
+        let left = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::ZERO);
+        // An error is the next attempt's to find.
+        let ready = !matches!(poll(&mut fds, left), Ok(0));
+        *stuck = !ready;
+        if !ready || Instant::now() >= self.0 {
+            REST.set(Some(Instant::now() + PATIENCE));
+        }
+        ready
+    }
+}
 
 /// A connection to the journal, and what stands in each entry.
 pub struct Journal {
     path: PathBuf,
     socket: UnixDatagram,
     fields: Vec<u8>,
-    /// It took nothing when it was last waited for.
+    /// It took nothing when it was last waited for: until it does it is not waited for again.
     stuck: bool,
 }
 
@@ -59,11 +92,12 @@ impl Journal {
     }
 
     pub(crate) fn put(&mut self, stream: Stream, bytes: &[u8], loss: &mut Loss) {
+        let wait = Wait::begin(self.stuck);
         if loss.unsaid > 0 {
             let text = format!("{} bytes of the container's output are lost: the journal took nothing", loss.unsaid);
             let mut entry = self.entry(Stream::Stderr, text.as_bytes());
             field(&mut entry, "CONTAINER_LOST", loss.unsaid.to_string().as_bytes());
-            if self.send(&entry).is_err() {
+            if self.send(&entry, &wait).is_err() {
                 return loss.add(bytes.len() as u64);
             }
             loss.unsaid = 0;
@@ -74,7 +108,7 @@ impl Journal {
             if !whole {
                 field(&mut entry, "CONTAINER_PARTIAL_MESSAGE", b"true");
             }
-            if self.send(&entry).is_err() {
+            if self.send(&entry, &wait).is_err() {
                 loss.add(piece.len() as u64);
             }
         }
@@ -88,7 +122,7 @@ impl Journal {
         entry
     }
 
-    fn send(&mut self, entry: &[u8]) -> io::Result<()> {
+    fn send(&mut self, entry: &[u8], wait: &Wait) -> io::Result<()> {
         let mut again = true;
         loop {
             match self.socket.send(entry) {
@@ -97,15 +131,8 @@ impl Journal {
                     return Ok(());
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock && !self.stuck => {
-                    // Read at its pace, as from any reader of a pipe; but not for ever.
-                    let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLOUT)];
-                    let wait = PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::ZERO);
-                    if matches!(poll(&mut fds, wait), Ok(0)) {
-                        self.stuck = true;
-                        return Err(e);
-                    }
-                }
+                // Read at its pace, as from any reader of a pipe; but not for ever.
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock && wait.pass(&self.socket, &mut self.stuck) => {}
                 Err(e) if again && e.kind() != io::ErrorKind::WouldBlock => {
                     // It was started anew, and has another socket of that name.
                     again = false;
@@ -213,5 +240,34 @@ mod tests {
         }
         assert!(writer.lost() > 10);
         assert!(began.elapsed() < PATIENCE * 4, "{:?}", began.elapsed());
+    }
+    /// It takes a line now and then: all of a piece has one wait, and after that others have their time.
+    #[test]
+    fn a_journal_that_is_slow_is_waited_for_half_of_the_time_at_most() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let daemon = UnixDatagram::bind(&path).unwrap();
+        let (over, goes_on) = std::sync::mpsc::channel::<()>();
+        let reader = std::thread::spawn(move || {
+            while let Err(std::sync::mpsc::RecvTimeoutError::Timeout) = goes_on.recv_timeout(PATIENCE / 10) {
+                receive(&daemon);
+            }
+        });
+        let mut writer = Writer::journal(Journal::open(&path, "shop", "web", &Labels::new()).unwrap());
+        let piece = b"a line\n".repeat(2000);
+        let began = Instant::now();
+        writer.write(Stream::Stdout, &piece);
+        // What fits, and ten more.
+        assert!(began.elapsed() >= PATIENCE && began.elapsed() < PATIENCE * 4, "{:?}", began.elapsed());
+        assert!(writer.lost() > piece.len() as u64 / 2 && writer.lost() < piece.len() as u64, "{}", writer.lost());
+        // As at the end of a process that left much: the rest of it has no wait of its own.
+        let began = Instant::now();
+        for _ in 0..4 {
+            writer.write(Stream::Stdout, &piece);
+        }
+        drop(over);
+        assert!(began.elapsed() < PATIENCE * 4, "{:?}", began.elapsed());
+        assert!(writer.lost() < piece.len() as u64 * 5);
+        let _ = reader.join();
     }
 }

@@ -79,12 +79,14 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// A container is deleted. Who follows its output has it yet to come: the shim stays until he has it, or is gone.
-    fn let_go(self: &Rc<Self>, container: &Rc<Container>) {
+    /// A container is deleted. Who follows its output has it yet to come: the shim stays until he has it, is gone, or takes
+    /// nothing for as long as `drain`.
+    fn let_go(self: &Rc<Self>, container: &Rc<Container>, drain: Duration) {
         self.containers.remove(container);
         if container.is_delivered() {
             return;
         }
+        container.drain(drain);
         self.leaving.set(self.leaving.get() + 1);
         let (shared, container) = (self.clone(), container.clone());
         tokio::task::spawn_local(async move {

@@ -9,6 +9,7 @@ use std::{
     io,
     os::fd::OwnedFd,
     rc::Rc,
+    time::Duration,
 };
 
 use cofferdam_log::{Stream, Writer};
@@ -163,6 +164,40 @@ impl Output {
     }
 }
 
+impl Output {
+    /// Waits for that no longer than each takes something within `limit`, of what is left for him.
+    pub async fn drain(self, limit: Duration) {
+        let mut drain = Drain::default();
+        drain.look(&self);
+        loop {
+            tokio::select! {
+                () = self.delivered() => return,
+                () = tokio::time::sleep(limit) => drain.look(&self),
+            }
+        }
+    }
+}
+
+/// Who took how much by when it was looked at last.
+#[derive(Default)]
+struct Drain(Vec<(Sink, u64)>);
+
+impl Drain {
+    /// Ends those who have taken nothing since, though there was something.
+    fn look(&mut self, output: &Output) {
+        let before = std::mem::take(&mut self.0);
+        for sink in output.0.sinks.borrow().iter().filter(|sink| sink.pending()) {
+            let taken = sink.taken();
+            if before.iter().any(|(other, then)| other.is(sink) && *then == taken) {
+                // As one who falls behind a process that goes on.
+                sink.cut("overflow");
+            } else {
+                self.0.push((sink.clone(), taken));
+            }
+        }
+    }
+}
+
 /// What is read at once.
 const BUFFER: usize = 16 << 10;
 /// How much is read ahead of those who follow, for the log's sake: as much as a pipe can hold that nobody privileged made
@@ -193,6 +228,8 @@ async fn pump(state: Rc<State>) {
                 if !state.over.get() {
                     give(&state, &buffer[..n]).await;
                 }
+                // A log takes its time, and a process may write faster than that: others are served in between.
+                tokio::task::yield_now().await;
             }
             Err(nix::Error::EINTR) => {}
             Err(nix::Error::EAGAIN) => {
@@ -244,4 +281,51 @@ pub fn nonblocking(fd: &OwnedFd) -> io::Result<()> {
     let flags = OFlag::from_bits_truncate(fcntl(fd, FcntlArg::F_GETFL)?);
     fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::File,
+        io::{Read as _, Write as _},
+    };
+
+    use super::*;
+
+    /// However little he takes: what he took of a pipe makes no room in it before a page is free.
+    #[test]
+    fn who_takes_something_is_waited_for_and_who_takes_nothing_is_not() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let (source, process) = nix::unistd::pipe().unwrap();
+            nonblocking(&source).unwrap();
+            let (read, write) = nix::unistd::pipe().unwrap();
+            let mut reader = File::from(read);
+            let sink = Sink::fd(write, true).unwrap();
+            let output = Output::new(source, Interest::READABLE, None, vec![sink.clone()]).unwrap();
+            // More than his pipe holds, and less than all that lies between him and the process.
+            let mut process = File::from(process);
+            let written = tokio::task::spawn_blocking(move || process.write_all(&vec![7; 200 << 10]));
+            written.await.unwrap().unwrap();
+            output.finish();
+            while !sink.pending() || sink.taken() != 0 {
+                tokio::task::yield_now().await;
+            }
+            let mut drain = Drain::default();
+            drain.look(&output);
+            for _ in 0..3 {
+                reader.read_exact(&mut [0]).unwrap();
+                drain.look(&output);
+                assert!(!output.is_delivered() && !sink.is_over());
+            }
+            drain.look(&output);
+            assert_eq!(sink.over().await, "overflow");
+            output.delivered().await;
+            let rest = tokio::task::spawn_blocking(move || {
+                let mut bytes = Vec::new();
+                reader.read_to_end(&mut bytes).map(|_| bytes.len())
+            });
+            assert_eq!(rest.await.unwrap().unwrap(), (64 << 10) - 3, "what lay in his pipe, and the end");
+        });
+    }
 }

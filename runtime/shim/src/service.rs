@@ -3,6 +3,7 @@
 use std::{
     os::fd::{AsRawFd as _, OwnedFd},
     rc::Rc,
+    time::Duration,
 };
 
 use cofferdam_log::{Driver as LogDriver, Journal, Writer};
@@ -10,7 +11,7 @@ use cofferdam_oci::{CheckpointRequest, RuntimeOptions, native::Native, seccomp};
 use cofferdam_types::{Error, Id, Namespace, Result};
 use cofferdam_wire::{
     SHIM_VERSION,
-    convert::{labels, mounts, set_life, text},
+    convert::{labels, mounts, set_life, set_texts, text},
     error::{malformed, to_rpc},
     fdstream::Fds,
     shim_capnp::{create_request, shim, shim_attachment, shim_container},
@@ -27,6 +28,9 @@ use crate::{
     stdio::Wishes,
     surroundings,
 };
+
+/// See [`drain`].
+const DRAIN: Duration = Duration::from_secs(300);
 
 /// What one connection sees.
 pub struct Service {
@@ -90,6 +94,7 @@ impl Service {
             pipes: (options.io_uid, options.io_gid),
             filter: seccomp::from_bytes(reader.get_filter().map_err(malformed)?),
             log: if reader.get_log() { Some(self.log(reader)?) } else { None },
+            grant: text(reader.get_grant())?.to_owned(),
         })
     }
 }
@@ -250,10 +255,11 @@ impl shim_container::Server for Held {
         mut results: shim_container::StateResults,
     ) -> capnp::Result<()> {
         let paused = self.container.settled().await;
-        let lives = self.container.lives();
+        let (lives, grants) = (self.container.lives(), self.container.grants());
         let mut answer = results.get();
         answer.set_paused(paused);
         answer.set_log_lost(self.container.log_lost());
+        set_texts(answer.reborrow().init_grants(grants.len() as u32), &grants);
         let mut list = answer.init_processes(lives.len() as u32);
         for (n, life) in lives.iter().enumerate() {
             set_life(list.reborrow().get(n as u32), life);
@@ -327,8 +333,8 @@ impl shim_container::Server for Held {
         mut results: shim_container::DeleteExecResults,
     ) -> capnp::Result<()> {
         let params = params.get()?;
-        let keep = params.get_keep();
-        let life = text(params.get_id()).and_then(|id| self.container.delete_exec(id, keep)).map_err(to_rpc)?;
+        let (keep, drain) = (params.get_keep(), drain(params.get_drain()));
+        let life = text(params.get_id()).and_then(|id| self.container.delete_exec(id, keep, drain)).map_err(to_rpc)?;
         set_life(results.get().init_life(), &life);
         Ok(())
     }
@@ -344,14 +350,23 @@ impl shim_container::Server for Held {
         Ok(())
     }
 
+    async fn end_grant(
+        self: Rc<Self>,
+        params: shim_container::EndGrantParams,
+        _: shim_container::EndGrantResults,
+    ) -> capnp::Result<()> {
+        let grant = params.get()?.get_grant();
+        self.act(grant, |container, grant| async move { container.end_grant(&grant).await }).await
+    }
+
     async fn delete(
         self: Rc<Self>,
-        _: shim_container::DeleteParams,
+        params: shim_container::DeleteParams,
         mut results: shim_container::DeleteResults,
     ) -> capnp::Result<()> {
-        let container = self.container.clone();
+        let (container, drain) = (self.container.clone(), drain(params.get()?.get_drain()));
         let life = through(async move { container.delete().await }).await.map_err(to_rpc)?;
-        self.shared.let_go(&self.container);
+        self.shared.let_go(&self.container, drain);
         set_life(results.get().init_life(), &life);
         Ok(())
     }
@@ -463,6 +478,11 @@ impl shim_container::Server for Held {
         };
         through(release).await.map_err(to_rpc)
     }
+}
+
+/// How long who takes nothing is waited for, where a daemon says so.
+fn drain(seconds: u32) -> Duration {
+    if seconds == 0 { DRAIN } else { Duration::from_secs(seconds.into()) }
 }
 
 struct Attached(Attachment);

@@ -8,7 +8,7 @@ use std::{
     collections::VecDeque,
     io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
-    rc::Rc,
+    rc::{Rc, Weak},
 };
 
 use cofferdam_types::{Error, Result};
@@ -59,7 +59,8 @@ enum Target {
 }
 
 impl Target {
-    async fn write(&self, mut bytes: &[u8]) -> io::Result<()> {
+    /// Writes all of it, and counts it.
+    async fn write(&self, mut bytes: &[u8], written: &Cell<u64>) -> io::Result<()> {
         while !bytes.is_empty() {
             let n = match self {
                 Target::Reopened(fd) => {
@@ -72,8 +73,24 @@ impl Target {
                 Target::File(fd) => nix::unistd::write(fd, bytes)?,
             };
             bytes = &bytes[n..];
+            written.set(written.get() + n as u64);
         }
         Ok(())
+    }
+
+    /// How much of it nobody has taken yet, as far as the kernel says. A pipe that is read from takes more only once a page of
+    /// it is free: whether somebody reads doesn't show in what can be written.
+    fn waiting(&self) -> u64 {
+        let (fd, question) = match self {
+            Target::Reopened(fd) if matches!(kind(fd.get_ref()), Ok(SFlag::S_IFIFO)) => (fd, libc::FIONREAD),
+            // Of a socket too.
+            Target::Reopened(fd) | Target::Socket(fd) => (fd, libc::TIOCOUTQ),
+            Target::File(_) => return 0,
+        };
+        let mut bytes: libc::c_int = 0;
+        // SAFETY: both write one int (ioctl_pipe(2), ioctl_tty(2), unix(7)), which lives across the call.
+        let asked = unsafe { libc::ioctl(fd.get_ref().as_raw_fd(), question, &mut bytes) };
+        if asked == 0 { bytes as u64 } else { 0 }
     }
 }
 
@@ -81,6 +98,8 @@ struct Ring {
     bytes: RefCell<VecDeque<u8>>,
     /// The sink's task holds bytes that it took out and has not written yet.
     writing: Cell<bool>,
+    /// So many bytes of it are written.
+    written: Cell<u64>,
     /// Why it takes no more.
     over: Cell<Option<&'static str>>,
     changed: Notify,
@@ -116,6 +135,8 @@ impl Ring {
 #[derive(Clone)]
 pub struct Sink {
     ring: Rc<Ring>,
+    /// It is closed when the last is written.
+    target: Weak<Target>,
     /// The client that started the process: it makes the process wait rather than lose bytes. Those that attached
     /// later are detached when they fall a ring behind.
     foreground: bool,
@@ -151,13 +172,26 @@ impl Sink {
         let ring = Rc::new(Ring {
             bytes: RefCell::default(),
             writing: Cell::new(false),
+            written: Cell::new(0),
             over: Cell::new(None),
             changed: Notify::new(),
             done: Notify::new(),
             cutting: Notify::new(),
         });
-        tokio::task::spawn_local(drive(target, ring.clone()));
-        Sink { ring, foreground }
+        let owned = Rc::new(target);
+        let target = Rc::downgrade(&owned);
+        tokio::task::spawn_local(drive(owned, ring.clone()));
+        Sink { ring, target, foreground }
+    }
+
+    /// Whether it is this one.
+    pub fn is(&self, other: &Sink) -> bool {
+        Rc::ptr_eq(&self.ring, &other.ring)
+    }
+
+    /// A number that changes when its reader takes something.
+    pub fn taken(&self) -> u64 {
+        self.ring.written.get().wrapping_sub(self.target.upgrade().map_or(0, |target| target.waiting()))
     }
 
     /// Takes bytes in. A foreground sink waits for room; another is detached when it has none. `false`: it is over.
@@ -190,9 +224,21 @@ impl Sink {
     /// Takes no more bytes. At the process's end (`exit`) what it has is still written; otherwise the descriptor is
     /// closed at once, whatever its reader does.
     pub fn end(&self, why: &'static str) {
-        if self.ring.over.get().is_none() || why == "detached" && !self.ring.cut() {
+        if self.ring.over.get().is_none() {
             self.ring.over.set(Some(why));
         }
+        self.tell();
+    }
+
+    /// The same of what it has from a process that has ended: that is not written any more.
+    pub fn cut(&self, why: &'static str) {
+        if !self.ring.cut() {
+            self.ring.over.set(Some(why));
+        }
+        self.tell();
+    }
+
+    fn tell(&self) {
         self.ring.cutting.notify_waiters();
         self.ring.changed.notify_one();
         self.ring.tell();
@@ -227,7 +273,7 @@ impl Sink {
     }
 }
 
-async fn drive(target: Target, ring: Rc<Ring>) {
+async fn drive(target: Rc<Target>, ring: Rc<Ring>) {
     loop {
         if ring.cut() {
             ring.bytes.borrow_mut().clear();
@@ -244,7 +290,7 @@ async fn drive(target: Target, ring: Rc<Ring>) {
         // There is room again, whether or not its reader takes what is in hand.
         ring.tell();
         let written = tokio::select! {
-            written = target.write(&batch) => written.is_ok(),
+            written = target.write(&batch, &ring.written) => written.is_ok(),
             () = ring.until_cut() => false,
         };
         ring.writing.set(false);

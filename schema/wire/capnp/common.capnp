@@ -215,7 +215,8 @@ struct Output @0xf9517376a3f2a091 {
     stream @2 :ByteStream;
     # A sink of yours, which is ended behind the last byte: that can be later than the answer of `Process.wait`. Of the client
     # that started the process it makes the process wait when it doesn't keep up. Of one that attached later it is detached
-    # when it falls 64 KiB behind, and the process goes on. It ends with your connection.
+    # when it falls 64 KiB behind, and the process goes on. It ends with your connection. So for each of these: who takes
+    # nothing for five minutes (cofferd --drain-timeout) of what a process wrote that was deleted loses the rest.
     fifo @3 :Text;
     # The absolute path of a FIFO of the host: needs "host". It is held open for reading too: nobody has to read yet, a
     # reader may come and go, and without one the process waits when the FIFO is full.

@@ -9,6 +9,7 @@ pub mod audit;
 pub mod check;
 pub mod containers;
 pub mod content;
+pub mod credentials;
 pub mod events;
 pub mod grants;
 pub mod images;

@@ -106,7 +106,7 @@ pub struct Emptied {
 }
 
 /// Removes a namespace in which nothing is left that somebody named. What images that are gone left in it, blobs and links
-/// to layers, goes with it, and so do its ingests.
+/// to layers, goes with it, and so do its ingests and its credentials.
 pub fn delete(tx: &mut Tx<'_>, name: &Namespace) -> Result<Emptied> {
     get(tx, name)?;
     if *name == Namespace::default_namespace() {
@@ -128,7 +128,7 @@ pub fn delete(tx: &mut Tx<'_>, name: &Namespace) -> Result<Emptied> {
         return Err(given_out(name, first, others.len()));
     }
     let emptied = Emptied { snapshots: unlink_layers(tx, name)?, blobs: unlink_blobs(tx, name)? };
-    for table in [Table::INGESTS, Table::HELD] {
+    for table in [Table::INGESTS, Table::HELD, Table::CREDENTIALS] {
         for key in super::keys(tx, table, &prefix)? {
             tx.remove(table, &key)?;
         }

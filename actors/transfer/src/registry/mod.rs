@@ -6,13 +6,22 @@
 
 mod auth;
 mod blob;
+mod fault;
 mod guard;
+mod hosts;
 mod http;
+mod keys;
 mod legacy;
+mod proxy;
 mod referrers;
+mod retry;
+mod route;
 #[cfg(test)]
 mod tests;
+mod tls;
+mod token;
 mod upload;
+mod way;
 
 use std::{io::Read, time::Duration};
 
@@ -25,9 +34,14 @@ use ureq::{
 
 pub use auth::Credentials;
 pub use blob::BlobStream;
+pub use hosts::Can;
 pub use http::Access;
 use http::{Ask, Http, cause};
+pub use keys::{Wallet, bound};
+pub use proxy::Proxies;
 pub use referrers::{Referrer, referrer};
+pub use route::{Explained, Routes};
+pub use tls::Identity;
 pub use upload::{Sent, Source};
 
 use crate::{Cancel, Reference, Target};
@@ -55,6 +69,8 @@ pub struct Limits {
     pub attempts: u32,
     /// Before the second attempt; doubles with each.
     pub backoff: Duration,
+    /// The longest that a host which is busy may ask to be left alone, for it to be waited for.
+    pub patience: Duration,
     /// From the last byte of what is written to the answer: what was sent is stored meanwhile.
     pub store: Duration,
     /// Kept connections, and blobs fetched at once.
@@ -71,6 +87,7 @@ impl Default for Limits {
             pace_bytes: 64 << 10,
             attempts: 5,
             backoff: Duration::from_millis(200),
+            patience: Duration::from_secs(60),
             store: Duration::from_secs(300),
             connections: 4,
         }
@@ -83,10 +100,16 @@ pub struct Endpoint {
     /// http instead of https. Without it, a host that is this machine is still spoken to in plain http unless `ca`
     /// says that it has a certificate.
     pub plain_http: bool,
-    /// Certificates in PEM form to trust beside the system's.
+    /// Certificates in PEM form to trust beside the system's, for the registry itself.
     pub ca: Option<Vec<u8>>,
-    /// Who pulls; anonymous without.
+    /// What the registry itself is shown of us by TLS.
+    pub identity: Option<Identity>,
+    /// Who pulls, for the registry itself; without, what the wallet has for each host.
     pub credentials: Option<Credentials>,
+    /// What is stored for hosts.
+    pub wallet: Wallet,
+    /// The operator's table of hosts, and the proxies.
+    pub routes: Routes,
     /// Hosts other than the registry's whose token service may be given the credentials.
     pub trusted_realms: Vec<String>,
     /// Time and failure limits.
@@ -126,6 +149,7 @@ impl Repository {
         let ask = |method| Ask {
             accept: Some(ACCEPT_MANIFEST),
             body_within: Some(self.http.limits.header),
+            resolve: matches!(target, Target::Tag(_)),
             ..Ask::of(method, uri.clone())
         };
         let response = self.again(|| self.http.send(&ask(Method::HEAD)))?;
@@ -216,6 +240,12 @@ impl Repository {
         BlobStream::open(self, descriptor, offset)
     }
 
+    /// A stream of the part of a blob from `from` up to `to`. A registry that doesn't send parts sends all that follows too
+    /// ([`BlobStream::end`]), or with `only` is `unimplemented`.
+    pub fn part(&self, descriptor: &Descriptor, from: u64, to: u64, only: bool) -> Result<BlobStream<'_>> {
+        BlobStream::part(self, descriptor, from, to, only)
+    }
+
     /// Tries again what a busy registry (429, 503) or a stale kept connection spoiled, a bounded number of times.
     fn again(&self, send: impl Fn() -> Result<Response<Body>>) -> Result<Response<Body>> {
         const TRIES: u32 = 3;
@@ -225,13 +255,15 @@ impl Repository {
             if !matches!(response.status().as_u16(), 429 | 502 | 503 | 504) {
                 return Ok(response);
             }
-            let asked = response.headers().get("retry-after").and_then(|v| v.to_str().ok()?.parse().ok());
-            let asked = asked.map_or(pause, Duration::from_secs);
-            if asked > self.http.limits.header {
-                return Ok(response);
+            match retry::after(response.headers()) {
+                // Who is asked waits for it.
+                Some(asked) if asked <= self.http.limits.patience => {}
+                Some(_) => return Ok(response),
+                None => {
+                    self.cancel.wait(pause)?;
+                    pause *= 2;
+                }
             }
-            self.cancel.wait(asked)?;
-            pause *= 2;
         }
         send()
     }

@@ -14,6 +14,8 @@ use crate::{
     testing::server::{Reply, Seen, Server, Then},
 };
 
+mod routes;
+
 fn limits() -> Limits {
     Limits {
         connect: Duration::from_secs(5),

@@ -15,7 +15,9 @@ use cofferdam_metadata::{Metadata, records};
 use cofferdam_snapshots::Snapshots;
 use cofferdam_types::{Authority, Code, Digest, Error, Labels, Name, Namespace, Platform, Result};
 
-use crate::{Arrived, Endpoint, ImportOptions, Job, Limits, PullOptions, Reference, Source, Transfer, Trust};
+use crate::{
+    Arrived, Bounds, Endpoint, ImportOptions, Job, Limits, PullOptions, Reference, Settings, Source, Transfer, Trust,
+};
 
 pub struct World {
     pub kernel: Kernel,
@@ -74,9 +76,16 @@ impl World {
         let dir = OwnedFd::from(File::open(root.path()).unwrap());
         let content = Content::start(&kernel, place, meta.clone(), dir).unwrap();
         let snapshots = Snapshots::start(&kernel, place, meta.clone(), root.path(), Default::default()).unwrap();
-        let diff = Diff::start(&kernel, place, content.clone());
+        let diff = Diff::start(&kernel, place, content.clone(), Default::default());
         let images = Images::start(&kernel, place, meta.clone(), content.clone(), snapshots.clone(), diff);
-        let transfer = Transfer::start(&kernel, place, meta.clone(), content.clone(), images.clone(), trust);
+        let transfer = Transfer::start(
+            &kernel,
+            place,
+            meta.clone(),
+            content.clone(),
+            images.clone(),
+            Bounds { settings: Settings::default(), budget: Default::default(), trust },
+        );
         kernel.ready().await.unwrap();
         let make =
             |tx: &mut cofferdam_metadata::Tx<'_>| records::namespaces::create(tx, &second(), &Labels::new()).map(drop);
@@ -134,13 +143,7 @@ impl World {
     }
 
     pub async fn begin_pull(&self, ns: &Namespace, reference: &str, endpoint: Endpoint) -> Job {
-        let options = PullOptions {
-            reference: Reference::parse(reference).unwrap(),
-            platform: amd64(),
-            endpoint,
-            driver: Some("overlay".into()),
-            schema1: false,
-        };
+        let options = pulling(reference, endpoint);
         self.transfer.pull(&auth(), ns, options).await.unwrap()
     }
 
@@ -161,6 +164,21 @@ impl World {
         drop(mounted);
         self.snapshots.remove(&auth(), &ns(), "overlay", &key).await.unwrap();
         text
+    }
+}
+
+pub fn pulling(reference: &str, endpoint: Endpoint) -> PullOptions {
+    PullOptions {
+        reference: Reference::parse(reference).unwrap(),
+        platform: amd64(),
+        platforms: Vec::new(),
+        all_platforms: false,
+        endpoint,
+        driver: Some("overlay".into()),
+        rate: 0,
+        zstd_window: 0,
+        chooser: None,
+        schema1: false,
     }
 }
 

@@ -112,7 +112,8 @@ impl Trust {
 
     /// [`Trust::open`] and [`Gate::admit`] at once.
     pub(crate) fn admit(&self, ns: &Namespace, name: &str, target: &Digest, evidence: &dyn Evidence) -> Result<Shown> {
-        self.open(ns, name)?.map_or(Ok(Shown::default()), |gate| gate.admit(target, evidence))
+        let Some(gate) = self.open(ns, name)? else { return Ok(Shown::default()) };
+        gate.admit(target, evidence)
     }
 }
 

@@ -17,14 +17,12 @@ use crate::{
     failure::Failure,
     nouns::{
         content::store,
-        image::{certificates, secret},
+        login::{CA, CERT, KEY, NO_DOCKER, USER, own},
     },
     progress::{self, short_name},
     units::{pair, show_size},
 };
 
-const USER: Flag = value("user", Some('u'), "NAME", "for registries that ask; the password comes from COFFER_PASSWORD");
-const CA: Flag = value("ca", None, "FILE", "certificates (PEM) to trust besides the host's");
 const PLAIN: Flag = switch("plain-http", None, "over http alone");
 const TYPE: Flag = value("type", None, "MEDIATYPE", "what it is");
 const ANNOTATION: Flag = many("annotation", Some('a'), "KEY=VALUE", "an annotation of its manifest");
@@ -45,7 +43,7 @@ pub static PUSH: Command = Command {
     path: &["artifact", "push"],
     about: "send files to a registry, as an artifact",
     positionals: &[Positional { name: "REFERENCE", times: Times::Once }, FILES],
-    flags: &[TYPE, CONFIG, ANNOTATION, USER, CA, PLAIN],
+    flags: &[TYPE, CONFIG, ANNOTATION, USER, CA, CERT, KEY, NO_DOCKER, PLAIN],
     notes: "REFERENCE is host[:port]/path:tag. Each FILE is a layer that has the file's name; its media type is application/octet-stream\n\
             where none is given. --type is needed unless --config has a media type. Prints the digest.",
     failure: 1,
@@ -53,7 +51,7 @@ pub static PUSH: Command = Command {
 };
 
 async fn push(cx: Cx) -> Result<i32, Failure> {
-    let digest = send(&cx, "artifact push", None, |_| cx.args.at(0).to_owned()).await?;
+    let digest = send(&cx, cx.args.at(0), None, |_| cx.args.at(0).to_owned()).await?;
     cx.names([&*digest])?;
     Ok(0)
 }
@@ -70,6 +68,9 @@ pub static ATTACH: Command = Command {
         value("to", None, "REPOSITORY", "host[:port]/path, where the image is; its own otherwise"),
         USER,
         CA,
+        CERT,
+        KEY,
+        NO_DOCKER,
         PLAIN,
     ],
     notes: "IMAGE must be here, and in the registry. The artifact has no tag: \"coffer artifact ls\" finds it. Prints the digest.",
@@ -83,7 +84,7 @@ async fn attach(cx: Cx) -> Result<i32, Failure> {
         Some(repository) => repository.to_owned(),
         None => repository(&info.name).to_owned(),
     };
-    let digest = send(&cx, "artifact attach", Some(info.target), |digest| format!("{repository}@{digest}")).await?;
+    let digest = send(&cx, &repository, Some(info.target), |digest| format!("{repository}@{digest}")).await?;
     cx.names([&*digest])?;
     Ok(0)
 }
@@ -98,12 +99,12 @@ fn repository(name: &str) -> &str {
 /// Makes an artifact of the files that were named, and sends it to where `to` says of its digest.
 async fn send(
     cx: &Cx,
-    command: &str,
+    registry: &str,
     subject: Option<Descriptor>,
     to: impl FnOnce(&str) -> String,
 ) -> Result<String, Failure> {
     let args = &cx.args;
-    let options = push_options(command, args)?;
+    let options = push_options(args, registry)?;
     let namespace = cx.namespace().await?;
     let id = random_id()?;
     let ends = u64::try_from(WHILE.as_nanos()).unwrap_or(u64::MAX);
@@ -153,12 +154,15 @@ async fn made(
     Ok(digest)
 }
 
-fn push_options(command: &str, args: &Args) -> Result<PushOptions, Failure> {
+fn push_options(args: &Args, image: &str) -> Result<PushOptions, Failure> {
+    let own = own(args, image)?;
     Ok(PushOptions {
         plain_http: args.has("plain-http"),
-        user: args.text("user"),
-        secret: secret(command, args)?,
-        ca_certificates: certificates(args)?,
+        user: own.user,
+        secret: own.secret,
+        ca_certificates: own.ca,
+        client_certificate: own.certificate,
+        client_key: own.key,
         ..PushOptions::default()
     })
 }
@@ -183,13 +187,16 @@ async fn blob(content: &Content, path: &str, media_type: &str) -> Result<Descrip
     Ok(Descriptor::new(media_type, digest.parse()?, meta.len()))
 }
 
-fn pull_options(command: &str, args: &Args) -> Result<PullOptions, Failure> {
+fn pull_options(args: &Args) -> Result<PullOptions, Failure> {
+    let own = own(args, args.at(0))?;
     Ok(PullOptions {
         reference: args.at(0).to_owned(),
         plain_http: args.has("plain-http"),
-        user: args.text("user"),
-        secret: secret(command, args)?,
-        ca_certificates: certificates(args)?,
+        user: own.user,
+        secret: own.secret,
+        ca_certificates: own.ca,
+        client_certificate: own.certificate,
+        client_key: own.key,
         fetch_only: true,
         ..PullOptions::default()
     })
@@ -203,7 +210,7 @@ pub static PULL: Command = Command {
         Positional { name: "REFERENCE", times: Times::Once },
         Positional { name: "DIRECTORY", times: Times::Maybe },
     ],
-    flags: &[USER, CA, PLAIN, switch("force", None, "over files that are there")],
+    flags: &[USER, CA, CERT, KEY, NO_DOCKER, PLAIN, switch("force", None, "over files that are there")],
     notes: "REFERENCE is host[:port]/path:tag or @digest. DIRECTORY is the present one otherwise; it is made where it isn't there. Files\n\
             without a name stay in the content. Prints the paths. The artifact stays here under its name: \"coffer image rm\" removes it.",
     failure: 1,
@@ -216,7 +223,7 @@ struct Manifest {
 }
 
 async fn pull(cx: Cx) -> Result<i32, Failure> {
-    let options = pull_options("artifact pull", &cx.args)?;
+    let options = pull_options(&cx.args)?;
     let namespace = cx.namespace().await?;
     let names = progress::follow(&namespace.images().pull(&options)).await?;
     let name = names.first().ok_or_else(|| Failure::usage("artifact pull: nothing came"))?;
@@ -261,7 +268,7 @@ fn plain(title: &str) -> Option<&str> {
 /// Beside the path first: what is there is whole, or isn't there.
 async fn write(content: &Content, layer: &Descriptor, path: &Path, force: bool) -> Result<(), Failure> {
     let shown = path.display().to_string();
-    let dir = path.parent().unwrap_or(Path::new("."));
+    let dir = path.parent().unwrap_or_else(|| Path::new("."));
     let file = tempfile::NamedTempFile::new_in(dir).map_err(|e| Failure::io(&shown, e))?;
     let fd = file.as_fd().try_clone_to_owned().map_err(|e| Failure::io(&shown, e))?;
     content.get(&layer.digest.to_string()).read_fd(0, 0, fd).await?;
@@ -292,14 +299,14 @@ pub static LS: Command = Command {
     path: &["artifact", "ls"],
     about: "list what a registry has that belongs to an image",
     positionals: &[Positional { name: "REFERENCE", times: Times::Once }],
-    flags: &[value("type", None, "MEDIATYPE", "that alone"), USER, CA, PLAIN],
+    flags: &[value("type", None, "MEDIATYPE", "that alone"), USER, CA, CERT, KEY, NO_DOCKER, PLAIN],
     notes: "REFERENCE is host[:port]/path:tag or @digest. -o json: one array",
     failure: 1,
     action: |cx| Box::pin(ls(cx)),
 };
 
 async fn ls(cx: Cx) -> Result<i32, Failure> {
-    let options = pull_options("artifact ls", &cx.args)?;
+    let options = pull_options(&cx.args)?;
     let found = cx.namespace().await?.images().referrers(&options, &cx.args.text("type")).all().await?;
     if cx.json {
         cx.document(&found)?;

@@ -182,7 +182,7 @@ pub static STOP: Command = Command {
         value("time", Some('t'), "SECONDS", "how long each may take; 10 otherwise"),
         value("signal", Some('s'), "SIGNAL", "how it is asked; as its image said at its creation, or TERM"),
     ],
-    notes: "",
+    notes: "What is paused is asked, and goes on.",
     failure: 1,
     action: |cx| Box::pin(stop(cx)),
 };
@@ -215,10 +215,13 @@ async fn stop(cx: Cx) -> Result<i32, Failure> {
 pub async fn stop_one(namespace: &Namespace, id: &str, asked: Option<u32>, patience: Duration) -> Result<(), Failure> {
     let container = namespace.containers().get(id);
     let info = container.info().await?;
-    if info.task.as_ref().is_none_or(|task| task.status == Status::Stopped) {
-        return Ok(());
-    }
-    let asked = asked.unwrap_or(if info.stop_signal == 0 { 15 } else { info.stop_signal });
+    let status = info.task.as_ref().map_or(Status::Stopped, |task| task.status);
+    let asked = match status {
+        Status::Stopped => return Ok(()),
+        // Nothing of it has begun that could take a signal.
+        Status::Created => 9,
+        _ => asked.unwrap_or(if info.stop_signal == 0 { 15 } else { info.stop_signal }),
+    };
     let task = container.task();
     let mut ended = task.wait();
     // It may end, and be removed, by itself at any moment.
@@ -227,6 +230,13 @@ pub async fn stop_one(namespace: &Namespace, id: &str, asked: Option<u32>, patie
         _ => Ok(()),
     };
     gone(task.kill(asked, false).await)?;
+    if status == Status::Paused {
+        // It takes the signal when it goes on. Somebody else may have let it.
+        match task.resume().await {
+            Err(error) if error.code == Code::FailedPrecondition => {}
+            other => gone(other)?,
+        }
+    }
     let waited = match tokio::time::timeout(patience, &mut ended).await {
         Ok(ended) => ended,
         Err(_) => {

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use cofferdam_client::{ImageDetail, ImageInfo, ImportFormat, ImportOptions, PullOptions, PushOptions, Secret};
+use cofferdam_client::{ImageDetail, ImageInfo, ImportFormat, ImportOptions, PullOptions, PushOptions};
 use cofferdam_types::Platform;
 use serde::Serialize;
 
@@ -10,7 +10,12 @@ use crate::{
     args::{Args, Command, Positional, Times, many, switch, value},
     cx::{Cx, Table},
     failure::Failure,
-    nouns::{container::each, image_layout::Layout, lease::LEASE},
+    nouns::{
+        container::each,
+        image_layout::Layout,
+        lease::LEASE,
+        login::{CA, CERT, KEY, NO_DOCKER, USER, own},
+    },
     progress::{self, short_name},
     units::{moment, show_age, show_size, size},
 };
@@ -21,17 +26,28 @@ pub static PULL: Command = Command {
     about: "get an image from a registry",
     positionals: &[Positional { name: "REFERENCE", times: Times::Once }],
     flags: &[
-        value("platform", None, "OS/ARCH[/VARIANT]", "other than the host's"),
-        value("user", Some('u'), "NAME", "for registries that ask; the password comes from COFFER_PASSWORD"),
-        value("ca", None, "FILE", "certificates (PEM) to trust besides the host's"),
+        many(
+            "platform",
+            None,
+            "OS/ARCH[/VARIANT]",
+            "other than the host's; of several the host's is unpacked, or the first",
+        ),
+        switch("all-platforms", None, "fetch all that there are, and unpack the host's"),
+        USER,
+        CA,
+        CERT,
+        KEY,
+        NO_DOCKER,
         switch("plain-http", None, "over http alone"),
         value("snapshotter", None, "NAME", "the driver to unpack into"),
         switch("no-unpack", None, "only fetch"),
+        value("rate", None, "SIZE", "fetch no more than this in a second, such as 5M"),
+        value("zstd-window", None, "SIZE", "take zstd layers that need so much memory to be read; 32M otherwise"),
         switch("schema1", None, "manifests of docker's first schema too, which become OCI ones"),
         LEASE,
     ],
-    notes: "REFERENCE is host[:port]/path[:tag][@digest]. Progress goes to standard error, the image's name to standard\n\
-            output. ctrl-c cancels.",
+    notes: "REFERENCE is host[:port]/path[:tag][@digest]. Without --user the registry is shown what docker's config file has for it, and\n\
+            else what \"coffer login\" has stored. Progress goes to standard error, the image's name to standard output. ctrl-c cancels.",
     failure: 1,
     action: |cx| Box::pin(pull(cx)),
 };
@@ -42,36 +58,31 @@ async fn pull(cx: Cx) -> Result<i32, Failure> {
     names(&cx, progress::follow(&job).await?)
 }
 
-/// The certificates that `--ca` names.
-pub fn certificates(args: &Args) -> Result<Vec<u8>, Failure> {
-    match args.value("ca") {
-        Some(path) => std::fs::read(path).map_err(|e| Failure::io(&format!("--ca {path}"), e)),
-        None => Ok(Vec::new()),
-    }
-}
-
-/// The password of `--user`.
-pub fn secret(command: &str, args: &Args) -> Result<Secret, Failure> {
-    match args.value("user") {
-        None => Ok(Secret::default()),
-        // Never from the command line: that is there for all to read.
-        Some(_) => std::env::var("COFFER_PASSWORD").map(Secret).map_err(|_| {
-            let why = "--user needs the password in the environment variable COFFER_PASSWORD";
-            Failure::usage(format!("{command}: {why}"))
-        }),
-    }
-}
-
 fn pull_options(args: &Args) -> Result<PullOptions, Failure> {
+    let mut platforms = args.all("platform").to_vec();
+    if !platforms.is_empty() && args.has("all-platforms") {
+        return Err(Failure::usage("image pull: --all-platforms fetches those of --platform too: leave one out"));
+    }
+    // One alone is what is meant. Of several that counts which can run here.
+    let runs = |text: &String| text.parse().is_ok_and(|platform: Platform| Platform::host().accepts(&platform));
+    let first = platforms.iter().position(runs).unwrap_or(0);
+    let platform = if platforms.is_empty() { String::new() } else { platforms.remove(first) };
+    let own = own(args, args.at(0))?;
     Ok(PullOptions {
         reference: args.at(0).to_owned(),
-        platform: args.text("platform"),
+        platform,
+        platforms,
+        all_platforms: args.has("all-platforms"),
+        rate: args.read("rate", size)?.unwrap_or(0),
+        zstd_window: args.read("zstd-window", size)?.unwrap_or(0),
         plain_http: args.has("plain-http"),
-        user: args.text("user"),
-        secret: secret("image pull", args)?,
+        user: own.user,
+        secret: own.secret,
         driver: args.text("snapshotter"),
         fetch_only: args.has("no-unpack"),
-        ca_certificates: certificates(args)?,
+        ca_certificates: own.ca,
+        client_certificate: own.certificate,
+        client_key: own.key,
         schema1: args.has("schema1"),
     })
 }
@@ -91,8 +102,11 @@ pub static PUSH: Command = Command {
     ],
     flags: &[
         value("platform", None, "OS/ARCH[/VARIANT]", "the image for this platform alone"),
-        value("user", Some('u'), "NAME", "for registries that ask; the password comes from COFFER_PASSWORD"),
-        value("ca", None, "FILE", "certificates (PEM) to trust besides the host's"),
+        USER,
+        CA,
+        CERT,
+        KEY,
+        NO_DOCKER,
         switch("plain-http", None, "over http alone"),
         value("chunk-size", None, "SIZE", "of a blob in one request; all of it otherwise"),
         many("mount-from", None, "PATH", "a repository of the same registry that may have its layers already"),
@@ -106,13 +120,16 @@ pub static PUSH: Command = Command {
 
 async fn push(cx: Cx) -> Result<i32, Failure> {
     let args = &cx.args;
+    let own = own(args, if args.at(1).is_empty() { args.at(0) } else { args.at(1) })?;
     let options = PushOptions {
         reference: args.at(1).to_owned(),
         platform: args.text("platform"),
         plain_http: args.has("plain-http"),
-        user: args.text("user"),
-        secret: secret("image push", args)?,
-        ca_certificates: certificates(args)?,
+        user: own.user,
+        secret: own.secret,
+        ca_certificates: own.ca,
+        client_certificate: own.certificate,
+        client_key: own.key,
         chunk: args.read("chunk-size", size)?.unwrap_or(0),
         mount_from: args.all("mount-from").to_vec(),
         foreign: args.has("all-layers"),

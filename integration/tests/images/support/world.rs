@@ -25,7 +25,7 @@ use super::{
 };
 
 /// Nothing is collected by itself: what something that failed has left behind would be gone before anybody looks.
-const STILL: &[&str] =
+pub const STILL: &[&str] =
     &["--gc", "startup_delay=0,deletion_threshold=1000000000,mutation_threshold=0,period=0,disk_pressure=0"];
 
 /// What a namespace shows and what the host has of it.

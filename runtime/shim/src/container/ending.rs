@@ -15,7 +15,7 @@ const KILL: Duration = Duration::from_secs(10);
 /// How long a deletion waits for whoever else changes the container: the daemon gives a deletion five seconds.
 const HURRY: Duration = Duration::from_secs(2);
 
-const KILLED: End = End::Signal(libc::SIGKILL as u32);
+pub(super) const KILLED: End = End::Signal(libc::SIGKILL as u32);
 
 impl Container {
     /// Sends a signal to one process, or to all.
@@ -28,8 +28,9 @@ impl Container {
             return self.kill_unmade(signal);
         }
         match (all, signal) {
-            (false, _) => process.kill(signal),
             (true, libc::SIGKILL) => self.kill_all().await,
+            (false, libc::SIGKILL) if self.state(&process) == State::Paused => self.kill_frozen(&process).await,
+            (false, _) => process.kill(signal),
             (true, _) => {
                 self.only_in("", &super::ALIVE, "it has no processes")?;
                 self.made()?.signal_all(signal)
@@ -51,7 +52,17 @@ impl Container {
         Ok(())
     }
 
-    async fn kill_all(&self) -> Result<()> {
+    /// In a v1 hierarchy nobody dies before he goes on. With the first process all others die, so they may.
+    async fn kill_frozen(&self, process: &Rc<Process>) -> Result<()> {
+        if Rc::ptr_eq(process, &self.init) {
+            return self.kill_all().await;
+        }
+        process.kill(libc::SIGKILL)?;
+        // It is our child, which we have not taken in: the number is its own.
+        self.made()?.let_die(process.life().pid as i32)
+    }
+
+    pub(super) async fn kill_all(&self) -> Result<()> {
         self.init.doom();
         self.execs.borrow().values().for_each(|exec| exec.process.doom());
         let made = self.made()?;
@@ -108,7 +119,12 @@ impl Container {
         self.ended_ones().iter().all(|process| process.life().output_end != Timestamp(0))
     }
 
-    /// Waits for that. Who does not read, and is still there, is waited for.
+    /// Who follows what was written gets no more of it once he takes nothing for so long.
+    pub fn drain(&self, limit: Duration) {
+        self.ended_ones().iter().for_each(|process| process.drain(limit));
+    }
+
+    /// Waits for that.
     pub async fn delivered(&self) {
         for process in self.ended_ones() {
             process.delivered().await;
@@ -122,8 +138,9 @@ impl Container {
         all.filter(|process| process.life().pid != 0).cloned().collect()
     }
 
-    /// Deletes an exec that has ended, or was never started. With `keep` the end of one is there until it is forgotten.
-    pub fn delete_exec(&self, id: &str, keep: bool) -> Result<Life> {
+    /// Deletes an exec that has ended, or was never started. With `keep` the end of one is there until it is forgotten. Those
+    /// who follow its output are waited for as behind the deletion of a container.
+    pub fn delete_exec(self: &Rc<Self>, id: &str, keep: bool, drain: Duration) -> Result<Life> {
         let process = self.process(id)?;
         if id.is_empty() {
             return Err(Error::invalid("process", id, "is the container's first: delete the container"));
@@ -135,6 +152,14 @@ impl Container {
             false => process.forget(),
         }
         let life = process.life();
+        if life.pid != 0 && life.output_end == Timestamp(0) {
+            process.drain(drain);
+            let (container, process) = (self.clone(), process.clone());
+            tokio::task::spawn_local(async move {
+                process.delivered().await;
+                container.tidy();
+            });
+        }
         self.forgotten.borrow_mut().push(process);
         self.tidy();
         Ok(life)

@@ -9,7 +9,7 @@ use std::{
 
 use cofferdam_types::{Error, Result};
 
-use super::{Cgroup, PATIENCE, join};
+use super::{Cgroup, PATIENCE, Part, join};
 use crate::process::{pidfd_open, pidfd_send_signal};
 
 /// Descriptors that are held at a time.
@@ -49,6 +49,17 @@ impl Cgroup {
         self.kill_once()?;
         let thawed = self.thaw();
         frozen.and(thawed)
+    }
+
+    /// Lets a process that was killed die though its group stands still. In a v1 hierarchy it would wait for the others to go
+    /// on: it goes where nothing stands still, to die there.
+    pub fn let_die(&self, pid: i32) -> Result<()> {
+        let freezes = |part: &&Part| part.hierarchy.controllers.iter().any(|c| c == "freezer");
+        let Some(part) = self.parts.iter().find(freezes) else { return Ok(()) };
+        match std::fs::write(part.hierarchy.root.join("cgroup.procs"), pid.to_string()) {
+            Err(e) if e.raw_os_error() != Some(libc::ESRCH) => Err(self.unkilled(&e)),
+            _ => Ok(()),
+        }
     }
 
     /// Signals every process until there is none that was not: who has been signalled forks no more.
