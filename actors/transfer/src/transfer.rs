@@ -26,6 +26,8 @@ use crate::{
 /// Jobs at once, and how many more may wait. Some may wait for registries that don't answer.
 const JOBS: usize = 8;
 const QUEUE: usize = 64;
+/// Questions that are looked into at once.
+const ASKS: usize = 2;
 
 /// What to pull.
 #[derive(Clone, Debug)]
@@ -84,6 +86,8 @@ pub(crate) struct Core {
     pub flights: Flights,
     pub jobs: Jobs,
     pub pool: Pool,
+    /// For questions: they don't wait for jobs.
+    pub asks: Pool,
     pub settings: Settings,
     /// Of all pulls together.
     pub rate: Rate,
@@ -130,6 +134,7 @@ impl Transfer {
             flights: Flights::default(),
             jobs: Jobs::default(),
             pool: Pool::new("transfer", JOBS, QUEUE),
+            asks: Pool::new("transfer-ask", ASKS, QUEUE),
             rate: Rate::new(settings.rate),
             settings,
             budget,
@@ -239,7 +244,7 @@ impl Transfer {
     /// Makes a manifest of blobs that are here, and names it.
     pub async fn artifact(&self, auth: &Authority, ns: &Namespace, options: ArtifactOptions) -> Result<Descriptor> {
         let (core, auth, ns) = (self.core.clone(), auth.clone(), ns.clone());
-        self.core.pool.run(move || artifact::create(&core, &auth, &ns, &options)).await
+        self.core.asks.run(move || artifact::create(&core, &auth, &ns, &options)).await
     }
 
     /// What a registry has that names a manifest as its subject, of one artifact type; empty: of all. Dropped, it stops.
@@ -257,14 +262,14 @@ impl Transfer {
             let subject = repository.resolve(&target)?.descriptor.digest;
             repository.referrers(&subject, &artifact_type)
         };
-        self.core.pool.run(ask).await
+        self.core.asks.run(ask).await
     }
 
     /// Whether what is here already may have a name, by what was kept beside it.
     pub async fn may_name(&self, ns: &Namespace, name: &Name, target: &Digest) -> Result<()> {
         let (core, ns, name, target) = (self.core.clone(), ns.clone(), name.clone(), target.clone());
         let ask = move || core.trust.admit(&ns, &name, &target, &Kept { core: &core, ns: &ns }).map(drop);
-        self.core.pool.run(ask).await
+        self.core.asks.run(ask).await
     }
 
     /// The operator's policy.
