@@ -300,9 +300,12 @@ impl Ctx {
         let _ = entry.begun("its end waits for that").await;
         if entry.remove_on_exit {
             let mut pauses = Pauses::new();
-            while pauses.0 < AGAIN.1 {
+            loop {
                 if self.removed_with(entry).await {
                     return;
+                }
+                if pauses.0 == AGAIN.1 {
+                    break;
                 }
                 let _ = remove::record_exit(&self.deps, entry).await;
                 pauses.pass().await;

@@ -75,6 +75,8 @@ impl Ctx {
         // Watched from before the start, so that no end is missed; the first process has been watched since it was made.
         let watching = (!exec.is_empty()).then(|| self.watch(entry, exec.to_owned(), true));
         let process = entry.process(exec)?;
+        // A start that another comes before is refused, which is no news of the process. An exec is noted when it runs.
+        let alone = exec.is_empty() && *entry.starting.borrow() == 1 && process.began().is_none();
         let answer = match request.send().promise.await.map_err(from_shim) {
             // The shim died of something: whether before the start or behind it, the process ends as one that it lost.
             Err(error) if error.code == Code::Unavailable => {
@@ -89,13 +91,16 @@ impl Ctx {
                 {
                     watching.abort();
                 }
-                process.in_vain.set(true);
+                if alone {
+                    process.in_vain.set(true);
+                }
                 return Err(error);
             }
             Ok(answer) => answer,
         };
         let life = life(answer.get().and_then(|a| a.get_life()).map_err(from_shim)?)?;
         let pid = life.pid;
+        process.in_vain.set(false);
         if exec.is_empty() {
             // What it was restored from, if it was.
             let removed = layout::remove(&self.deps.layout.restored(&entry.shim, &entry.id));

@@ -11,9 +11,10 @@ use std::{
 use cofferdam_client::{Job, PullOptions, Verdict};
 use cofferdam_integration::{Asked, Daemon, Fault, Faults, bounded, until_async};
 use cofferdam_types::{Code, Platform, media};
+use serde_json::json;
 
 use crate::support::{
-    craft::{Picture, Tar, arch, noise, sha, shelf},
+    craft::{Picture, Tar, arch, layout, noise, sha, shelf, write},
     world::{Registry, STILL, World},
 };
 
@@ -195,11 +196,32 @@ fn a_pull_is_held_to_a_rate_and_so_are_all_of_them_together() {
     });
 }
 
+/// An image for the host, one for another machine and one for a third, none of whose layers are the same.
+fn several(registry: &Registry) {
+    let others = ["amd64", "arm64", "riscv64"].into_iter().filter(|name| *name != arch());
+    let names: Vec<_> = [arch()].into_iter().chain(others).collect();
+    let pictures: Vec<_> = names.iter().map(|name| Picture::sample(name, 1000)).collect();
+    let entries = names.iter().zip(&pictures).map(|(name, picture)| {
+        let mut entry = json!(picture.target());
+        entry["platform"] = json!({"os": "linux", "architecture": name});
+        entry
+    });
+    let index = json!({"schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": entries.collect::<Vec<_>>()});
+    let index = index.to_string().into_bytes();
+    let target = json!({"mediaType": media::OCI_INDEX, "digest": sha(&index), "size": index.len(),
+        "annotations": {"org.opencontainers.image.ref.name": "latest"}});
+    let blobs: Vec<&[u8]> = pictures.iter().flat_map(Picture::blobs).chain([&*index]).collect();
+    let dir = tempfile::tempdir().unwrap();
+    write(&layout(&json!([target]), &blobs), &dir.path().join("oci/several"));
+    registry.push(dir.path(), &["several"]);
+}
+
 #[test]
 fn all_platforms_or_some_and_the_hosts_is_unpacked() {
     bounded(async {
-        let registry = Registry::start(&[], &["index"]);
-        let reference = registry.reference("index");
+        let registry = Registry::start(&[], &[]);
+        let reference = registry.reference("several");
+        several(&registry);
         let states = async |world: &World| {
             let report = world.ns.images().get(&format!("{reference}:latest")).report(false).await.unwrap();
             let mut found: Vec<_> = report

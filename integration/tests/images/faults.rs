@@ -1,7 +1,10 @@
 //! Pulls and pushes through a proxy that fails: each ends right or with its typed error, goes on where it was, and leaves nothing
 //! behind.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
 
 use cofferdam_client::{PullOptions, PushOptions};
 use cofferdam_integration::{Asked, Daemon, Fault, Faults, bounded};
@@ -249,9 +252,11 @@ fn a_push_goes_on_where_the_registry_is() {
             [("whole", 0, None), ("pieces", 4 * MIB, None), ("never", 4 * MIB, Some(Code::Unavailable))]
         {
             let never = code.is_some();
+            // Each attempt has a path of its own: they are counted together.
+            let cuts = AtomicUsize::new(0);
             rig.proxy.rule(move |asked| {
                 let sends = matches!(asked.method.as_str(), "PUT" | "PATCH") && asked.path.contains("/blobs/uploads/");
-                (sends && (never || asked.times < 1)).then_some(Fault::CutRequest(MIB))
+                (sends && (never || cuts.fetch_add(1, Ordering::AcqRel) == 0)).then_some(Fault::CutRequest(MIB))
             });
             let options = PushOptions {
                 reference: rig.proxy.reference(&format!("copy/{what}:1")),

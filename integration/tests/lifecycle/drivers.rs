@@ -372,6 +372,53 @@ fn the_journal_gets_lines_with_their_container() {
     daemon.settles(&before);
 }
 
+/// It is slow and not stuck: who writes much to it is answered for as ever, and so is who shares his shim.
+#[test]
+fn a_journal_that_is_slow_holds_up_no_shim() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let text: &'static str = path.to_str().unwrap().to_owned().leak();
+    let daemon = Daemon::with_flags(vec!["--journal", text].leak());
+    daemon.import_busybox();
+    let journal = UnixDatagram::bind(&path).unwrap();
+    journal.set_read_timeout(Some(cofferdam_integration::DEADLINE)).unwrap();
+    let (over, goes_on) = std::sync::mpsc::channel::<()>();
+    let reader = std::thread::spawn(move || {
+        use std::sync::mpsc::RecvTimeoutError::Timeout;
+        while goes_on.recv_timeout(std::time::Duration::from_millis(100)) == Err(Timeout) {
+            let _ = journal.recv(&mut [0; 1024]);
+        }
+    });
+    bounded(async {
+        let namespace = daemon.open().await;
+        let mut tasks = Vec::new();
+        for (id, script) in [("loud", "exec yes"), ("still", "exec sleep 1000")] {
+            let container = with(&namespace, id, script, |request| {
+                request.group = "pod".into();
+                request.log_driver = "journald".into();
+            });
+            let task = container.create_task(Stdio::default(), true);
+            task.start().await.unwrap();
+            tasks.push(task);
+        }
+        until_async("lines are lost", async || {
+            let info = namespace.containers().get("loud").info().await.unwrap();
+            (info.task.unwrap().log_lost > 0).then_some(())
+        })
+        .await;
+        // The daemon would give up on a shim after five seconds.
+        for task in tasks.iter().rev() {
+            assert_eq!(task.state().await.unwrap().status, cofferdam_client::Status::Running);
+            let began = std::time::Instant::now();
+            task.kill(9, false).await.unwrap();
+            assert_eq!(task.wait().await.unwrap().status, 137);
+            assert!(began.elapsed() < std::time::Duration::from_secs(4), "{:?}", began.elapsed());
+        }
+    });
+    drop(over);
+    reader.join().unwrap();
+}
+
 #[test]
 fn what_is_not_kept_can_still_be_attached_to() {
     let daemon = Daemon::with_busybox();

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use cofferdam_client::{ArtifactOptions, Content, Namespace, PullOptions, PushOptions, channel, random_id};
+use cofferdam_client::{ArtifactOptions, Content, Namespace, PullOptions, PushOptions, random_id};
 use cofferdam_types::{Descriptor, Labels, Timestamp};
 use serde::Deserialize;
 
@@ -278,7 +278,7 @@ async fn write(content: &Content, layer: &Descriptor, path: &Path, force: bool) 
 
 /// A document.
 async fn small(content: &Content, of: &Descriptor) -> Result<Vec<u8>, Failure> {
-    let (sink, mut receiver) = channel();
+    let (sink, mut receiver) = cofferdam_client::channel();
     let reading = content.get(&of.digest.to_string()).read(0, MAX_MANIFEST as u64, &sink);
     // The stream ends when its last sink is gone.
     drop(sink);

@@ -140,7 +140,7 @@ impl Container {
 
     /// Deletes an exec that has ended, or was never started. With `keep` the end of one is there until it is forgotten. Those
     /// who follow its output are waited for as behind the deletion of a container.
-    pub fn delete_exec(&self, id: &str, keep: bool, drain: Duration) -> Result<Life> {
+    pub fn delete_exec(self: &Rc<Self>, id: &str, keep: bool, drain: Duration) -> Result<Life> {
         let process = self.process(id)?;
         if id.is_empty() {
             return Err(Error::invalid("process", id, "is the container's first: delete the container"));
@@ -152,7 +152,14 @@ impl Container {
             false => process.forget(),
         }
         let life = process.life();
-        process.drain(drain);
+        if life.pid != 0 && life.output_end == Timestamp(0) {
+            process.drain(drain);
+            let (container, process) = (self.clone(), process.clone());
+            tokio::task::spawn_local(async move {
+                process.delivered().await;
+                container.tidy();
+            });
+        }
         self.forgotten.borrow_mut().push(process);
         self.tidy();
         Ok(life)
