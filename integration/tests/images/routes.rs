@@ -45,7 +45,7 @@ fn a_mirror_is_pulled_from_and_the_registry_itself_is_not_asked() {
         // It has no such image, and the name leads nowhere: nobody says that the registry itself may be asked (D7).
         let job = world.pull("registry.invalid/nothing:1");
         let error = world.refused("not there", &before, job, Code::NotFound, "check the name").await;
-        assert!(error.message.contains("before that: 127.0.0.1:1 cannot be reached"), "{error}");
+        assert!(error.message.contains("(before that: 127.0.0.1:1 cannot be reached"), "{error}");
         // The second is asked since the first is dead. What is pulled has the name that was asked for.
         let names = world.pull("registry.invalid/busybox:latest").wait().await.unwrap();
         assert_eq!(names, ["registry.invalid/busybox:latest"]);

@@ -63,9 +63,13 @@ pub(super) fn is_distrust(error: &ureq::Error, https: bool) -> bool {
 }
 
 fn untrusted(why: &dyn fmt::Display) -> (Make, String) {
-    // The alert of TLS 1.3 that says so; of older ones it isn't told apart.
-    if why.to_string().contains("CertificateRequired") {
-        return (Error::denied, "wants to be shown a certificate: give one for it, with its key".into());
+    // What the other side says of us, by either of the alerts that servers have for it.
+    let said = why.to_string();
+    if ["CertificateRequired", "BadCertificate"]
+        .iter()
+        .any(|alert| said.ends_with(&format!("received fatal alert: {alert}")))
+    {
+        return (Error::denied, "wants to be shown a certificate that it takes: give one for it, with its key".into());
     }
     let message = format!("cannot be trusted over TLS ({why}): give its CA, or plain http if that is what it speaks");
     (Error::unavailable, message)

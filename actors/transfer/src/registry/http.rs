@@ -149,7 +149,9 @@ impl Http {
                     // A cancelled job closes its sockets: what the socket says then is not the reason.
                     self.common.cancel.check()?;
                     way.set_gone();
-                    fault.error.message
+                    // Which host it was stands before it already.
+                    let said = fault.error.message;
+                    said.strip_prefix(&format!("by way of {}: ", way.base)).map(str::to_owned).unwrap_or(said)
                 }
             };
             tracing::warn!(image = %self.common.shown, host = %way.base, "{why}: the next host of the route is asked");
