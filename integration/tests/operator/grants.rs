@@ -1,7 +1,6 @@
 //! Grants as an operator hands them out, and as whoever has one uses it: with `coffer`, from another user, from a container.
 
 use std::{
-    io::{BufRead as _, BufReader, Read as _},
     os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::Path,
     process::{Command, Stdio},
@@ -378,83 +377,6 @@ fn what_differs_between_two_grants_is_told() {
     );
     assert!(listed.contains(&one) && !ok(&daemon, &["grant", "ls"]).contains(&three));
     assert_eq!(ok(&daemon, &["grant", "ls", "-a", "-q"]).lines().count(), 3);
-}
-
-/// What its holder does with a facet, and what is refused to him.
-struct Use {
-    facet: &'static str,
-    does: &'static [&'static [&'static str]],
-    not: &'static [&'static [&'static str]],
-}
-
-// Each ready-made set, from `coffer grant create` to `coffer --as`: it is enough for its own thing, and for no other's.
-#[test]
-fn each_facet_is_enough_for_its_thing_and_for_nothing_else() {
-    const KILL: &[&str] = &["kill", "-s", "CONT", "web"];
-    const LOGS: &[&str] = &["logs", "web"];
-    const EXEC: &[&str] = &["exec", "web", "true"];
-    const INSPECT: &[&str] = &["inspect", "web"];
-    const STATS: &[&str] = &["stats", "--no-stream", "web"];
-    const RUN: &[&str] = &["run", "--rm", BUSYBOX, "true"];
-    const REMOVE: &[&str] = &["rm", "-f", "web"];
-    const IMAGES: &[&str] = &["image", "ls"];
-    const UNTAG: &[&str] = &["image", "rm", BUSYBOX];
-    const BLOBS: &[&str] = &["content", "ls"];
-    const EVENTS: &[&str] = &["events", "--after", "0"];
-    const GIVE: &[&str] = &["grant", "create"];
-    const SYSTEM: &[&str] = &["system", "status"];
-    let uses = [
-        Use {
-            facet: "observer",
-            does: &[&["ps", "-q"], INSPECT, LOGS, STATS, IMAGES, BLOBS],
-            not: &[KILL, EXEC, RUN, REMOVE, UNTAG, GIVE, SYSTEM],
-        },
-        Use { facet: "logs", does: &[LOGS], not: &[INSPECT, STATS, EXEC, KILL, RUN, IMAGES, BLOBS, EVENTS, SYSTEM] },
-        Use { facet: "exec", does: &[EXEC], not: &[KILL, LOGS, INSPECT, STATS, RUN, REMOVE, IMAGES, EVENTS, SYSTEM] },
-        Use { facet: "kill", does: &[KILL], not: &[EXEC, LOGS, INSPECT, STATS, RUN, REMOVE, IMAGES, EVENTS, SYSTEM] },
-        Use { facet: "events", does: &[], not: &[LOGS, INSPECT, STATS, EXEC, KILL, RUN, IMAGES, BLOBS, SYSTEM] },
-        Use { facet: "metrics", does: &[STATS], not: &[LOGS, INSPECT, EXEC, KILL, RUN, IMAGES, EVENTS, SYSTEM] },
-        Use { facet: "backup", does: &[BLOBS, IMAGES], not: &[UNTAG, LOGS, INSPECT, STATS, EXEC, KILL, RUN, EVENTS] },
-        Use { facet: "pull", does: &[IMAGES], not: &[UNTAG, LOGS, EXEC, KILL, RUN, BLOBS, EVENTS, SYSTEM] },
-        Use { facet: "deploy", does: &[RUN, INSPECT, LOGS, EXEC], not: &[UNTAG, BLOBS, EVENTS, GIVE, SYSTEM] },
-    ];
-    let daemon = Daemon::with_busybox();
-    shell(&daemon, &["-d", "--name", "web"], "echo I am web; exec sleep 1000");
-    until("it has spoken", || ok(&daemon, &["logs", "web"]).contains("I am web").then_some(()));
-    for Use { facet, does, not } in &uses {
-        let (id, token) = token(&daemon, &["-f", facet]);
-        let by = |args: &[&str]| say(&daemon, &[&["--as", &token], args].concat());
-        for args in *does {
-            let said = by(args);
-            assert_eq!(said.code, 0, "{facet}: {args:?}: {said:?}");
-        }
-        for args in *not {
-            let said = by(args);
-            let refused = said.code != 0 && DENIED.iter().any(|why| said.err.contains(why));
-            assert!(refused, "{facet}: {args:?}: {said:?}");
-        }
-        // What goes on for ever, until it is taken back.
-        if *facet == "events" {
-            let mut reads = daemon.command();
-            let reads = reads.args(["--as", &token]).args(EVENTS).stdout(Stdio::piped()).stderr(Stdio::piped());
-            let mut reads = reads.spawn().unwrap();
-            // It is read from to its end: who finds nobody reading ends by that.
-            let mut heard = BufReader::new(reads.stdout.take().unwrap());
-            let mut first = String::new();
-            heard.read_line(&mut first).unwrap();
-            assert!(first.contains(daemon.namespace()), "{first:?}");
-            ok(&daemon, &["grant", "revoke", &id]);
-            heard.read_to_string(&mut first).unwrap();
-            assert_eq!(reads.wait().unwrap().code(), Some(1));
-        }
-        // An archive of all that a backup is for.
-        if *facet == "backup" {
-            let file = daemon.path().join("backup.tar");
-            let said = by(&["image", "export", BUSYBOX, file.to_str().unwrap()]);
-            assert!(said.code == 0 && file.metadata().unwrap().len() > 100_000, "{said:?}");
-        }
-    }
-    assert_eq!(ok(&daemon, &["ps", "-q"]), "web\n", "it is there, and nothing else");
 }
 
 // S3: whoever connects is who the kernel says, and has what the rules say for him: nothing, without one.
