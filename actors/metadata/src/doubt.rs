@@ -24,6 +24,8 @@ use nix::{
 
 /// What is compared at a time.
 const CHUNK: usize = 1 << 20;
+/// How often it is tried to read what the disk has.
+const TRIES: u32 = 3;
 /// What a disk reads whole, at least.
 const ALIGN: usize = 4096;
 
@@ -67,10 +69,19 @@ impl Doubt {
                 e,
             )
         };
-        reread(file).map_err(|e| fault(&e))?;
+        // What is still on its way to the disk is written before that is read, and tells once more that it can't be.
+        let mut read = reread(file);
+        for _ in 1..TRIES {
+            read = read.or_else(|_| reread(file));
+        }
+        read.map_err(|e| fault(&e))?;
+        self.raised.store(false, Ordering::Relaxed);
         match self.mark.as_ref().map_or(Ok(()), fs::remove_file) {
-            Err(e) if e.kind() != ErrorKind::NotFound => return Err(fault(&e)),
-            _ => self.raised.store(false, Ordering::Relaxed),
+            // On a full disk there may be no room for that. The next start compares once more.
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                tracing::warn!(%error, "the mark of a doubt that is over stays");
+            }
+            _ => {}
         }
         Ok(())
     }
