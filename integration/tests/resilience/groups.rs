@@ -258,7 +258,8 @@ fn what_a_lost_daemon_was_making_does_not_stay_with_the_others() {
         b.info().await.unwrap();
         let neighbour = Neighbour(Some(fill(&daemon.root(), 0)));
         exhaust(&namespace.events()).await;
-        let task = b.create_task(Stdio::default(), true);
+        // Without a log, for which there is no room.
+        let task = b.create_task(Stdio::default(), false);
         tokio::select! {
             state = task.state() => panic!("{state:?}"),
             () = until_async("it is made", async || made.exists().then_some(())) => {}
