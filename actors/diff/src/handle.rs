@@ -194,12 +194,19 @@ impl Diff {
             let most = cofferdam_archive::Limits::default().max_bytes;
             loop {
                 word()?;
-                let n = match tar.read(&mut buffer) {
-                    Ok(0) => return Ok(total > 0),
-                    Ok(n) => n,
-                    Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                    Err(e) => return Err(unread(e)),
-                };
+                // Always as much as there is room for: what becomes of bytes depends on how many come at once.
+                let mut n = 0;
+                while n < buffer.len() {
+                    match tar.read(&mut buffer[n..]) {
+                        Ok(0) => break,
+                        Ok(more) => n += more,
+                        Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                        Err(e) => return Err(unread(e)),
+                    }
+                }
+                if n == 0 {
+                    return Ok(total > 0);
+                }
                 total += n as u64;
                 if total > most {
                     return Err(Error::resource_exhausted("layer", "", format!("inflates to more than {most} bytes")));

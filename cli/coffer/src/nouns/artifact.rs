@@ -36,7 +36,7 @@ const TITLE: &str = "org.opencontainers.image.title";
 /// How long what is made is kept though nothing refers to it yet.
 const WHILE: Duration = Duration::from_secs(3600);
 /// Of a manifest.
-const MAX_MANIFEST: usize = 4 << 20;
+const MAX_MANIFEST: u64 = 4 << 20;
 
 /// `coffer artifact push`.
 pub static PUSH: Command = Command {
@@ -278,8 +278,11 @@ async fn write(content: &Content, layer: &Descriptor, path: &Path, force: bool) 
 
 /// A document.
 async fn small(content: &Content, of: &Descriptor) -> Result<Vec<u8>, Failure> {
+    if of.size > MAX_MANIFEST {
+        return Err(Failure::usage(format!("{} is larger than a manifest may be", of.digest)));
+    }
     let (sink, mut receiver) = cofferdam_client::channel();
-    let reading = content.get(&of.digest.to_string()).read(0, MAX_MANIFEST as u64, &sink);
+    let reading = content.get(&of.digest.to_string()).read(0, of.size, &sink);
     // The stream ends when its last sink is gone.
     drop(sink);
     let gather = async {
