@@ -156,6 +156,7 @@ fn name(owner: &Owner) -> String {
         None => format!("that nothing keeps in namespace {namespace}"),
         Some(Root::Hand) => format!("made by hand in namespace {namespace}"),
         Some(Root::Label) => format!("labelled containerd.io/gc.root in namespace {namespace}"),
+        Some(Root::Unreadable) => format!("of records that can't be read in namespace {namespace}"),
         Some(root) => {
             let (kind, id) = root.words();
             format!("{kind} {namespace}/{id}")

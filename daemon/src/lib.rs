@@ -3,6 +3,7 @@
 //! A program can embed it ([`Daemon::start`]); `cofferd` is a small main around it. It owns no state of its own: every
 //! fact lies with one of the actors, and what a client sees of them lies in [`server`].
 
+pub mod access;
 mod check;
 mod claim;
 pub mod config;
@@ -27,7 +28,7 @@ use std::{
 
 use cofferdam_audit::Audit;
 use cofferdam_content::Content;
-use cofferdam_diff::Diff;
+use cofferdam_diff::{Budget, Diff, Room};
 use cofferdam_events::Events;
 use cofferdam_gc::Gc;
 use cofferdam_grants::Grants;
@@ -37,7 +38,7 @@ use cofferdam_metadata::Metadata;
 use cofferdam_networks::Networks;
 use cofferdam_snapshots::Snapshots;
 use cofferdam_tasks::{Children, Deps, Filters, Layout, Makers, Program, Tasks, Users};
-use cofferdam_transfer::Transfer;
+use cofferdam_transfer::{Bounds, Routes, Transfer};
 use cofferdam_types::{Error, Result, Timestamp};
 
 pub use rebuild::rebuild;
@@ -88,6 +89,7 @@ impl Daemon {
             let why = "the shim program is not there: build it, or name it with --shim";
             return Err(Error::not_found("shim", config.shim.display(), why));
         }
+        config.limits.clone().choose();
         let kernel = Kernel::new()?;
         let metadata = Metadata::start(&kernel, TABLE.metadata, &config.root.join(directories::TABLES))?;
         let grants = Grants::start(&kernel, TABLE.grants, metadata.clone())?;
@@ -109,7 +111,9 @@ impl Daemon {
         )?;
         let content = Content::start(&kernel, TABLE.content, metadata.clone(), dir(&config.root.join("content"))?)?;
         let snapshots = Snapshots::start(&kernel, TABLE.snapshots, metadata.clone(), &config.root, config.snapshots)?;
-        let diff = Diff::start(&kernel, TABLE.diff, content.clone());
+        let budget = Budget::new(config.pulls.memory);
+        let inflating = Room { budget: budget.clone(), most_window: config.pulls.zstd_window };
+        let diff = Diff::start(&kernel, TABLE.diff, content.clone(), inflating);
         let images =
             Images::start(&kernel, TABLE.images, metadata.clone(), content.clone(), snapshots.clone(), diff.clone());
         let networks = cofferdam_networks::Config {
@@ -134,9 +138,21 @@ impl Daemon {
             children: Children::default(),
             makers: Makers::default(),
             grants: grants.clone(),
+            runtimes: config.runtimes.clone(),
         };
         let tasks = Tasks::start(&kernel, TABLE.tasks, deps)?;
-        let transfer = Transfer::start(&kernel, TABLE.transfer, metadata.clone(), content.clone(), images.clone());
+        // Whoever reads the log learns of it before somebody is refused.
+        if let Err(error) = config.trust.check() {
+            tracing::error!(%error, "the policy is bad");
+        }
+        let transfer = Transfer::start(
+            &kernel,
+            TABLE.transfer,
+            metadata.clone(),
+            content.clone(),
+            images.clone(),
+            Bounds { settings: config.pulls.clone(), budget, trust: config.trust.clone() },
+        );
         let gc = Gc::start(
             &kernel,
             TABLE.gc,
@@ -161,6 +177,7 @@ impl Daemon {
             kernel: kernel.clone(),
             metadata,
             grants,
+            access: Arc::new(config.access.clone()),
             audit,
             exports: Exports::new(rooms.handles(), admission.clone()),
             content,
@@ -171,6 +188,7 @@ impl Daemon {
             networks,
             tasks,
             transfer: transfer.clone(),
+            routes: Routes::new(Some(config.hosts.clone()), config.proxies.clone()),
             full: Full::new(&config.root, &config.state, gc.clone(), pool.clone()),
             gc,
             pool,
@@ -182,7 +200,7 @@ impl Daemon {
         let scrub = scrubs.then(|| tokio::task::spawn_local(scrub::watch(services.clone(), config.scrub)));
         // Containers that have one wait for it as they wait for nothing else.
         services.exports.open_all(&services)?;
-        let listener = Listener::start(&config.state, SOCKET, rooms, services, admission)?;
+        let listener = Listener::start(&config.state, SOCKET, rooms, services, admission, config.group)?;
         let quiet = tokio::task::spawn_local(async move { quiet.watch(async || quiet::trim(&pool).await).await });
         Ok(Daemon { kernel, transfer, snapshots, listener, quiet, scrub, _claim: claim })
     }

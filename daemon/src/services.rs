@@ -17,10 +17,10 @@ use cofferdam_metadata::Metadata;
 use cofferdam_networks::Networks;
 use cofferdam_snapshots::Snapshots;
 use cofferdam_tasks::Tasks;
-use cofferdam_transfer::Transfer;
+use cofferdam_transfer::{Routes, Transfer};
 use cofferdam_types::Timestamp;
 
-use crate::{full::Full, quiet::Quiet, server::Exports};
+use crate::{access::Access, full::Full, quiet::Quiet, server::Exports};
 
 /// What is true of this daemon for as long as it runs.
 #[derive(Debug)]
@@ -48,6 +48,8 @@ pub struct Services {
     pub grants: Grants,
     /// What of that is a socket.
     pub exports: Exports,
+    /// Who is granted what of it by connecting.
+    pub access: Arc<Access>,
     /// Who used that for what.
     pub audit: Audit,
     /// Blobs.
@@ -66,6 +68,8 @@ pub struct Services {
     pub tasks: Tasks,
     /// Pulls and imports.
     pub transfer: Transfer,
+    /// How registries are reached.
+    pub routes: Routes,
     /// What goes because nothing keeps it.
     pub gc: Gc,
     /// Threads for the RPC layer's own reads and writes of files.

@@ -1,6 +1,6 @@
-//! The floor under the life of a container: `floor DIRECTORY N` does, in one small program, what the kernel has to do for
-//! `/bin/true` in a container, with as many durable writes as the daemon makes. DIRECTORY is on the disk that the store is on.
-//! One JSON line, in the form of `life`.
+//! The floor under the life of a container: `floor DIRECTORY N SYNCS WHAT` does, in one small program, what the kernel has to do
+//! for `/bin/true` in a container, with as many durable writes as the daemon makes for it (`figures` counts them). DIRECTORY is on
+//! the disk that the store is on. One JSON line, in the form of `life`, under the name WHAT.
 
 use std::{
     ffi::CString,
@@ -17,17 +17,13 @@ use nix::{
     unistd::{chdir, execv, pivot_root, sethostname},
 };
 
-/// What the daemon commits in one life: the container, the task, its end, and that both are gone.
-const BEFORE: usize = 2;
-const AFTER: usize = 3;
-
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
-    let [dir, count] = &arguments[..] else {
-        eprintln!("usage: floor DIRECTORY N (integration/benches/figures runs it)");
+    let [dir, count, syncs, what] = &arguments[..] else {
+        eprintln!("usage: floor DIRECTORY N SYNCS WHAT (integration/benches/figures runs it)");
         return;
     };
-    let count: usize = count.parse().expect("a number of rounds");
+    let [count, syncs] = [count, syncs].map(|number| number.parse::<usize>().expect("a number"));
     let dir = Path::new(dir).join(format!("floor-{}", std::process::id()));
     for sub in ["bin", "proc", "dev", "sys"] {
         fs::create_dir_all(dir.join("lower").join(sub)).expect("a lower layer");
@@ -38,12 +34,12 @@ fn main() {
         File::options().create(true).truncate(true).write(true).open(dir.join("table")).expect("a file to sync");
     table.write_all_at(&[0; 64 << 10], 0).expect("room on the disk");
     let hierarchies = hierarchies();
-    life(&dir, &table, &hierarchies);
-    let mut samples: Vec<f64> = (0..count).map(|_| life(&dir, &table, &hierarchies)).collect();
+    life(&dir, &table, syncs, &hierarchies);
+    let mut samples: Vec<f64> = (0..count).map(|_| life(&dir, &table, syncs, &hierarchies)).collect();
     fs::remove_dir_all(&dir).expect("nothing in use");
     samples.sort_by(f64::total_cmp);
     let line = serde_json::json!({
-        "peer": "floor", "what": "life", "unit": "ms", "n": samples.len(),
+        "peer": "floor", "what": what, "unit": "ms", "n": samples.len(),
         "min": samples[0], "median": samples[samples.len() / 2], "max": samples[samples.len() - 1], "samples": samples,
     });
     println!("{line}");
@@ -56,7 +52,9 @@ fn hierarchies() -> Vec<PathBuf> {
     fields.filter(|f| f.len() > 2 && matches!(f[2], "cgroup" | "cgroup2")).map(|f| f[1].into()).collect()
 }
 
-fn life(dir: &Path, table: &File, hierarchies: &[PathBuf]) -> f64 {
+fn life(dir: &Path, table: &File, syncs: usize, hierarchies: &[PathBuf]) -> f64 {
+    // Half of them before the process is there, and the rest behind its end.
+    let before = syncs / 2;
     let durable = |times: usize| {
         for _ in 0..times {
             table.write_all_at(&[1; 4096], 0).expect("room on the disk");
@@ -65,7 +63,7 @@ fn life(dir: &Path, table: &File, hierarchies: &[PathBuf]) -> f64 {
     };
     let groups: Vec<PathBuf> = hierarchies.iter().map(|at| at.join(format!("floor-{}", std::process::id()))).collect();
     let began = Instant::now();
-    durable(BEFORE);
+    durable(before);
     for sub in ["upper", "work"] {
         fs::create_dir(dir.join(sub)).expect("a writable layer");
     }
@@ -85,14 +83,13 @@ fn life(dir: &Path, table: &File, hierarchies: &[PathBuf]) -> f64 {
     let child = unsafe { clone(Box::new(|| inside(dir, &groups)), &mut stack, flags, Some(libc::SIGCHLD)) };
     let ended = waitpid(child.expect("a child"), None).expect("its end");
     assert!(matches!(ended, WaitStatus::Exited(_, 0)), "{ended:?}");
-    durable(1);
     for group in &groups {
         fs::remove_dir(group).expect("an empty cgroup");
     }
     for sub in ["upper", "work"] {
         fs::remove_dir_all(dir.join(sub)).expect("nothing in use");
     }
-    durable(AFTER - 1);
+    durable(syncs - before);
     began.elapsed().as_secs_f64() * 1e3
 }
 

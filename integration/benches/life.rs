@@ -1,5 +1,6 @@
-//! Times the life of a container through the client library: `life SOCKET IMAGE N [side]`. One JSON line per figure, in the form
-//! that `peers/measure` prints for containerd; `figures` runs both and prints the ratios. With `side` only those eight at once.
+//! Times the life of a container through the client library: `life SOCKET IMAGE N [side|steps|burst]`. One JSON line per figure, in
+//! the form that `peers/measure` prints for containerd; `figures` runs both and prints the ratios. With `side` only those eight at
+//! once; with `steps` or `burst` nothing but N lives of that form, for who counts what they take.
 //!
 //! `life` awaits every call before the next, as containerd's client must; `life_burst` sends them as this API is meant
 //! to be used. Both create, start, wait and delete `/bin/true` with null streams, and remove the container. The phases of
@@ -18,7 +19,23 @@ fn main() {
         return;
     };
     let count: usize = count.parse().expect("a number of rounds");
-    block_on(measure(socket, image, count, !rest.is_empty())).and_then(|done| done).expect("a run without errors");
+    let done = match rest.first().map(String::as_str) {
+        Some(form @ ("steps" | "burst")) => block_on(alone(socket, image, count, form == "burst")),
+        side => block_on(measure(socket, image, count, side.is_some())),
+    };
+    done.and_then(|done| done).expect("a run without errors");
+}
+
+async fn alone(socket: &str, name: &str, count: usize, bursts: bool) -> Result<()> {
+    let namespace = Client::connect(socket).await?.namespace("default");
+    let image = namespace.images().get(name);
+    for _ in 0..count {
+        match bursts {
+            true => burst(&namespace, &image).await?,
+            false => step_by_step(&namespace, &image, &mut Samples::new()).await.map(drop)?,
+        }
+    }
+    Ok(())
 }
 
 async fn measure(socket: &str, name: &str, count: usize, side_only: bool) -> Result<()> {

@@ -46,6 +46,8 @@ pub struct Daemon {
     netns: Option<File>,
     /// Where its programs lie, if it has copies of its own.
     programs: Option<PathBuf>,
+    /// What its environment has beside the test's.
+    variables: Vec<(String, String)>,
 }
 
 impl Daemon {
@@ -57,6 +59,13 @@ impl Daemon {
     /// Starts one with more flags.
     pub fn with_flags(flags: &'static [&'static str]) -> Daemon {
         Daemon::new(flags, false, None).begin()
+    }
+
+    /// Starts one with more in its environment.
+    pub fn with_variables(variables: &[(&str, &str)]) -> Daemon {
+        let mut daemon = Daemon::new(&[], false, None);
+        daemon.variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        daemon.begin()
     }
 
     /// Starts one, with busybox, in a network namespace of its own, so that what its plugins do to the host's network is
@@ -79,7 +88,17 @@ impl Daemon {
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).expect("its mode");
         let namespace = format!("t{}-n{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let log = std::env::var("COFFERD_LOG").unwrap_or_else(|_| "info".into());
-        Daemon { dir, namespace, child: Mutex::new(None), log, flags, unified, netns, programs: None }
+        Daemon {
+            dir,
+            namespace,
+            child: Mutex::new(None),
+            log,
+            flags,
+            unified,
+            netns,
+            programs: None,
+            variables: Vec::new(),
+        }
     }
 
     /// The first start.
@@ -186,6 +205,18 @@ impl Daemon {
         (self.path().join("net.d"), self.path().join("cni"))
     }
 
+    /// The table of hosts by which it reaches registries; it need not be there.
+    pub fn hosts(&self) -> PathBuf {
+        self.path().join("hosts.d")
+    }
+
+    /// Says in it how a registry is reached.
+    pub fn set_hosts(&self, registry: &str, text: &str) {
+        let dir = self.hosts().join(registry);
+        std::fs::create_dir_all(&dir).expect("a directory in the table of hosts");
+        std::fs::write(dir.join("hosts.toml"), text).expect("a file in the table of hosts");
+    }
+
     /// Does something in the network namespace that it runs in.
     pub fn inside<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
         let netns = self.netns.as_ref().expect("it was started with a network");
@@ -286,8 +317,11 @@ impl Daemon {
             .arg(configs)
             .arg("--cni-plugins")
             .arg(std::env::join_paths([plugins, "/usr/lib/cni".into()]).expect("no colons"))
+            .arg("--hosts")
+            .arg(self.hosts())
             .args(["--log", &self.log])
             .args(self.flags)
+            .envs(self.variables.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -328,6 +362,8 @@ impl Daemon {
     pub fn command(&self) -> Command {
         let mut command = Command::new(binary("coffer"));
         command.env("COFFER_SOCKET", self.socket()).env("COFFER_NAMESPACE", &self.namespace).stdin(Stdio::null());
+        // Whoever runs the test may have one of his own.
+        command.env("DOCKER_CONFIG", self.path().join("docker"));
         command
     }
 

@@ -110,6 +110,36 @@ impl Drop for Powered {
     }
 }
 
+/// A file system on a disk of its own, and nothing on that.
+pub struct Mounted {
+    /// The disk.
+    pub platter: Platter,
+    top: PathBuf,
+}
+
+impl Mounted {
+    /// Makes both below a directory.
+    pub fn start(dir: &Path, mib: usize, mkfs: &str) -> Mounted {
+        let platter = Platter::serve(&dir.join("platter"), Image::empty(mib));
+        tool(mkfs, &["-q", platter.path().to_str().expect("UTF-8")]);
+        let top = dir.join("mounted");
+        fs::create_dir(&top).expect("a mount point");
+        mount(&platter, &top);
+        Mounted { platter, top }
+    }
+
+    /// Where it is mounted.
+    pub fn top(&self) -> &Path {
+        &self.top
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.top, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
 fn mount(platter: &Platter, root: &Path) {
     let disk = platter.path();
     tool("mount", &["-o", "loop", disk.to_str().expect("UTF-8"), root.to_str().expect("UTF-8")]);

@@ -8,6 +8,7 @@
 
 mod daemon;
 mod disk;
+mod faults;
 mod files;
 mod leftovers;
 mod platter;
@@ -17,11 +18,12 @@ mod streams;
 mod wait;
 
 pub use daemon::{BUSYBOX, Daemon};
-pub use disk::{Powered, btrfs_disk, fill, small_disk, small_disk_with, small_state};
+pub use disk::{Mounted, Powered, btrfs_disk, fill, small_disk, small_disk_with, small_state};
+pub use faults::{Asked, Fault, Faults};
 pub use files::{binary, clients, criu, images};
 pub use leftovers::{Leftovers, all_processes, cgroups, descriptors, processes};
 pub use platter::{Image, Platter, Record};
-pub use registry::Registry;
+pub use registry::{Cache, Registry};
 pub use runtimes::{crun, program, script};
 pub use streams::{Arrivals, input, output, pipe, terminal, write};
 pub use wait::{DEADLINE, bounded, count, is_long, until, until_async};

@@ -116,6 +116,8 @@ impl Record {
 struct State {
     image: Image,
     record: Option<Record>,
+    /// What it doesn't take, and how often it was asked to.
+    refused: Option<(Vec<u8>, usize)>,
 }
 
 /// A disk that is there.
@@ -129,7 +131,7 @@ impl Platter {
     /// Serves a disk as a file of a directory, which is made for it.
     pub fn serve(dir: &Path, image: Image) -> Platter {
         fs::create_dir(dir).expect("a mount point");
-        let state = Arc::new(Mutex::new(State { image, record: None }));
+        let state = Arc::new(Mutex::new(State { image, record: None, refused: None }));
         let session = fuser::Session::new(Served(state.clone()), dir, &fuser::Config::default())
             .and_then(fuser::Session::spawn)
             .expect("/dev/fuse is there, and serves");
@@ -150,6 +152,21 @@ impl Platter {
     /// How many writes and flushes were kept so far.
     pub fn position(&self) -> usize {
         lock(&self.state).record.as_ref().map_or(0, Record::len)
+    }
+
+    /// From now on it fails to write whatever has these bytes in it.
+    pub fn refuse(&self, bytes: &[u8]) {
+        lock(&self.state).refused = Some((bytes.to_vec(), 0));
+    }
+
+    /// It is in order again. Says how many writes failed.
+    pub fn relent(&self) -> usize {
+        lock(&self.state).refused.take().map_or(0, |(_, times)| times)
+    }
+
+    /// What is on it now.
+    pub fn image(&self) -> Image {
+        lock(&self.state).image.clone()
     }
 
     /// What was kept.
@@ -252,6 +269,12 @@ impl Filesystem for Served {
         let mut state = lock(&self.0);
         if offset as usize + data.len() > state.image.0.len() * BLOCK {
             return reply.error(Errno::ENOSPC);
+        }
+        if let Some((bytes, times)) = &mut state.refused
+            && data.windows(bytes.len()).any(|window| window == bytes)
+        {
+            *times += 1;
+            return reply.error(Errno::EIO);
         }
         let ops = state.image.write(offset as usize, data);
         if let Some(record) = &mut state.record {

@@ -1,4 +1,4 @@
-//! Debian's registry, with test images in it.
+//! Debian's registry, with test images in it, and a cache of another make before it.
 
 use std::{
     path::{Path, PathBuf},
@@ -55,6 +55,11 @@ impl Registry {
         std::fs::read(self.dir.path().join("ca.crt")).expect("it was started with --tls")
     }
 
+    /// The certificate that it wants to be shown, and its key, with `--clients`.
+    pub fn client(&self) -> (PathBuf, PathBuf) {
+        (self.dir.path().join("client.cert"), self.dir.path().join("client.key"))
+    }
+
     /// What it was asked, a line for each request.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).expect("it has a log")
@@ -72,14 +77,45 @@ impl Drop for Registry {
     }
 }
 
+/// A cache that is pulled through, until dropped.
+pub struct Cache {
+    dir: TempDir,
+    /// scheme://host:port
+    pub address: String,
+}
+
+impl Cache {
+    /// Starts one, as `deploy/cache start` says: what is called NAME/... is pulled from an address.
+    pub fn start(name: &str, from: &str) -> Cache {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().to_str().expect("UTF-8").to_owned();
+        let address = run("cache", &["start", &path, name, from]).trim().to_owned();
+        Cache { dir, address }
+    }
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        let _ = Command::new(deploy("cache")).arg("stop").arg(self.dir.path()).status();
+    }
+}
+
 fn script() -> PathBuf {
-    [env!("CARGO_MANIFEST_DIR"), "../deploy/registry"].iter().collect()
+    deploy("registry")
+}
+
+fn deploy(script: &str) -> PathBuf {
+    [env!("CARGO_MANIFEST_DIR"), "../deploy", script].iter().collect()
 }
 
 fn ask(args: &[&str]) -> String {
-    let output = Command::new(script()).args(args).stdin(Stdio::null()).output().expect("deploy/registry");
+    run("registry", args)
+}
+
+fn run(script: &str, args: &[&str]) -> String {
+    let output = Command::new(deploy(script)).args(args).stdin(Stdio::null()).output().expect("a script of deploy");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let why = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "deploy/registry {args:?}: {text}{why}");
+    assert!(output.status.success(), "deploy/{script} {args:?}: {text}{why}");
     text
 }

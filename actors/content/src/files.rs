@@ -18,7 +18,7 @@ use nix::{
     errno::Errno,
     fcntl::{AtFlags, OFlag, RenameFlags, openat, renameat, renameat2},
     sys::stat::{FileStat, Mode, fchmod, fstat, fstatat, mkdirat},
-    unistd::{UnlinkatFlags, fsync, syncfs, unlinkat},
+    unistd::{UnlinkatFlags, fsync, unlinkat},
 };
 
 /// The directories of the files.
@@ -92,6 +92,16 @@ impl Files {
         Ok(file)
     }
 
+    /// Opens the file of an ingest as it is, if there is one.
+    pub(crate) fn find_ingest(&self, name: &str) -> Result<Option<File>> {
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+        match openat(&self.ingest, name, flags, Mode::empty()) {
+            Ok(file) => Ok(Some(file.into())),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(e) => Err(fault("open the file of an ingest", e)),
+        }
+    }
+
     /// The state of an ingest's file, if there is one.
     pub(crate) fn ingest_stat(&self, name: &str) -> Result<Option<FileStat>> {
         stat(&self.ingest, name)
@@ -121,7 +131,9 @@ impl Files {
         let moved = match renameat2(&self.ingest, name, to, hex, RenameFlags::RENAME_NOREPLACE) {
             // EINVAL: a file system without the flag.
             Err(Errno::EEXIST | Errno::EINVAL) => {
-                file.sync_all().map_err(|e| Error::io("blob", digest, "can't sync its file", &e))?;
+                // What the disk did not take nobody goes on with.
+                let synced = file.sync_all().inspect_err(|_| drop(file.set_len(0)));
+                synced.map_err(|e| Error::io("blob", digest, "can't sync its file", &e))?;
                 renameat(&self.ingest, name, to, hex)
             }
             other => other,
@@ -143,14 +155,14 @@ impl Files {
         fsync(self.blobs(algorithm)).map_err(|e| fault("sync the directory of blobs", e))
     }
 
+    /// Makes the names of ingests durable.
+    pub(crate) fn sync_ingests(&self) -> Result<()> {
+        fsync(&self.ingest).map_err(|e| fault("sync the directory of ingests", e))
+    }
+
     /// The device of the files, as stat(2) names it.
     pub(crate) fn device(&self) -> Result<u64> {
         fstat(&self.ingest).map(|stat| stat.st_dev).map_err(|e| fault("look at its directories", e))
-    }
-
-    /// Makes all that was written to this file system durable.
-    pub(crate) fn sync_all(&self) -> Result<()> {
-        syncfs(&self.ingest).map_err(|e| fault("sync the file system", e))
     }
 }
 

@@ -8,14 +8,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+use cofferdam_metadata::records::ingests::Hashed;
 use cofferdam_types::{
     Algorithm, Authority, Code, Digest, Digester, Error, GrantId, Labels, Name, Namespace, Result, Timestamp,
 };
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use crate::{
+    ahead,
     commit::Commit,
     held::Guard,
+    kept::{self, Kept},
     store::{RefKey, Store},
 };
 
@@ -54,7 +57,14 @@ pub struct Ingest {
     algorithm: Algorithm,
     digester: Digester,
     offset: u64,
+    /// See [`Ingest::left`].
+    pub(crate) left: Vec<(u64, u64)>,
     started: Timestamp,
+    /// When its file was opened. Not before `file` was: who compares two knows which of them hears of whose errors.
+    pub(crate) opened: Instant,
+    /// Whether there was something in it that this opening hasn't written.
+    pub(crate) resumed: bool,
+    kept: Kept,
     /// Of one that came through grants of which one bounds the disk: who they are, and how far it was asked about.
     pub(crate) asked: Option<(Arc<[GrantId]>, u64)>,
     /// Set once the file is somebody else's business: a blob, or removed.
@@ -74,27 +84,39 @@ pub struct IngestOptions {
     pub expected: Option<Digest>,
     /// What hashes it, unless `expected` says.
     pub algorithm: Algorithm,
+    /// What an earlier writer left is not hashed at once: it is for [`Ingest::recover`].
+    pub unread: bool,
 }
 
 impl IngestOptions {
     /// An ingest under `reference` of which nothing is known.
     pub fn new(reference: Name) -> IngestOptions {
-        IngestOptions { reference, total: None, expected: None, algorithm: Algorithm::Sha256 }
+        IngestOptions { reference, total: None, expected: None, algorithm: Algorithm::Sha256, unread: false }
     }
 }
 
+/// What is on record of an ingest that is opened, and what is asked for.
+pub(crate) struct Opening {
+    pub(crate) total: Option<u64>,
+    pub(crate) expected: Option<Digest>,
+    pub(crate) algorithm: Algorithm,
+    pub(crate) started: Timestamp,
+    pub(crate) hashed: Option<Hashed>,
+    /// Whether who opens it reads again what is there.
+    pub(crate) unread: bool,
+}
+
 impl Ingest {
-    /// Takes over what the file holds, by hashing it again.
+    /// Takes over what the file holds: by hashing it from where its hash is kept, or when its bytes pass once more.
     pub(crate) fn open(
         store: Arc<Store>,
         namespace: Namespace,
         origin: Origin,
         name: String,
-        options: (Option<u64>, Option<Digest>, Algorithm),
-        started: Timestamp,
+        opening: Opening,
         held: Guard<RefKey>,
     ) -> Result<Ingest> {
-        let (total, expected, algorithm) = options;
+        let Opening { total, expected, algorithm, started, hashed, unread } = opening;
         let algorithm = expected.as_ref().map_or(algorithm, Digest::algorithm);
         let mut ingest = Ingest {
             file: store.files.ingest(&name)?,
@@ -107,18 +129,52 @@ impl Ingest {
             algorithm,
             digester: Digester::new(algorithm),
             offset: 0,
+            left: Vec::new(),
             started,
+            opened: Instant::now(),
+            resumed: false,
+            kept: Kept::default(),
             asked: None,
             done: false,
             _held: held,
         };
+        let length = ingest.look(unread)?;
+        ingest.resumed = length > 0;
+        if unread {
+            // All of it is to pass again. What is kept of its hash speaks of bytes that stay as they are.
+            return Ok(ingest);
+        }
+        if let Some(hashed) = hashed {
+            match ingest.kept.take_up(&hashed, algorithm, length) {
+                Some((digester, offset)) => (ingest.digester, ingest.offset) = (digester, offset),
+                // What is written from now on may be as long, and be something else.
+                None => ingest.keep_nothing()?,
+            }
+        }
         ingest.rehash()?;
         Ok(ingest)
     }
 
+    /// Finds out what is there, and gives its length. Who goes on at the end of it makes no use of what lies behind a hole.
+    fn look(&mut self, unread: bool) -> Result<u64> {
+        let (left, length) = ahead::written(&self.file).map_err(|e| self.fault("resume", &e))?;
+        let end = match (unread, left.first()) {
+            (true, _) => self.total.map_or(length, |total| length.min(total)),
+            (false, Some((0, end))) => *end,
+            (false, _) => 0,
+        };
+        if end < length {
+            self.file.set_len(end).map_err(|e| self.fault("resume", &e))?;
+        }
+        if unread {
+            self.left = left.into_iter().map(|(from, to)| (from, to.min(end))).filter(|(from, to)| from < to).collect();
+        }
+        Ok(end)
+    }
+
     fn rehash(&mut self) -> Result<()> {
         let mut buffer = vec![0; 256 << 10];
-        self.file.seek(SeekFrom::Start(0)).map_err(|e| self.fault("resume", &e))?;
+        self.file.seek(SeekFrom::Start(self.offset)).map_err(|e| self.fault("resume", &e))?;
         loop {
             let count = match self.file.read(&mut buffer) {
                 Ok(0) => return Ok(()),
@@ -126,8 +182,18 @@ impl Ingest {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(self.fault("resume", &error)),
             };
-            self.digester.update(&buffer[..count]);
-            self.offset += count as u64;
+            self.pass(&buffer[..count]);
+        }
+    }
+
+    /// These were the next.
+    pub(crate) fn pass(&mut self, bytes: &[u8]) {
+        self.digester.update(bytes);
+        self.offset += bytes.len() as u64;
+        if self.kept.is_due(self.offset)
+            && let Some(of) = self.of()
+        {
+            self.kept.keep(of, &self.digester, self.offset);
         }
     }
 
@@ -192,16 +258,33 @@ impl Ingest {
             let _ = self.file.set_len(self.offset);
             return Err(self.fault("write", &error));
         }
-        self.digester.update(bytes);
-        self.offset = end;
+        self.pass(bytes);
         Ok(())
+    }
+
+    /// What its hash is kept of; nothing of one that can't be gone on with.
+    fn of(&self) -> Option<kept::Of> {
+        let Origin::Recorded { reference, id } = &self.origin else { return None };
+        let (store, namespace, name) = (self.store.clone(), self.namespace.clone(), self.name.clone());
+        Some(kept::Of { store, namespace, reference: reference.clone(), id: *id, name })
+    }
+
+    /// Takes out what is kept of its hash, durably.
+    fn keep_nothing(&mut self) -> Result<()> {
+        self.kept.over();
+        // Always: one that was being kept while its writer left may have been written since the record was read.
+        self.of().map_or(Ok(()), |of| of.write(None, || true))
     }
 
     /// Forgets all that was written.
     pub fn truncate(&mut self) -> Result<()> {
+        self.keep_nothing()?;
+        // Who syncs it beside us, and fails, empties it: not once there is something new in it.
+        let _alone = self.store.syncs.hold_all(vec![self.name.clone()]);
         self.file.set_len(0).map_err(|e| self.fault("truncate", &e))?;
         self.digester = Digester::new(self.algorithm);
         self.offset = 0;
+        self.left = Vec::new();
         Ok(())
     }
 
@@ -217,13 +300,24 @@ impl Ingest {
         let _ = posix_fadvise(&self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
     }
 
-    /// Makes what was written durable, for a resume after a power cut.
-    pub fn sync(&self) -> Result<()> {
-        self.file.sync_data().map_err(|e| self.fault("sync", &e))
+    /// Makes what was written durable, and how far its hash is: who goes on after a power cut begins here. It is done now and
+    /// then by itself, beside the writing.
+    ///
+    /// On an error all that was written is forgotten: the disk may have kept none of it, whatever is read.
+    pub fn sync(&mut self) -> Result<()> {
+        let synced = self.file.sync_data().map_err(|e| self.fault("sync", &e));
+        let Some(of) = self.of() else { return synced };
+        if let Err(error) = synced.and_then(|()| self.store.files.sync_ingests()) {
+            self.truncate()?;
+            return Err(error);
+        }
+        kept::hashed(&self.digester, self.offset).map_or(Ok(()), |hashed| of.write(Some(hashed), || true))
     }
 
+    /// On an error the disk may have kept nothing of it, whatever is read: nobody goes on with that.
     pub(crate) fn sync_all(&self) -> Result<()> {
-        self.file.sync_all().map_err(|e| self.fault("sync", &e))
+        let synced = self.file.sync_all().inspect_err(|_| drop(self.file.set_len(0)));
+        synced.map_err(|e| self.fault("sync", &e))
     }
 
     /// Makes it a blob of its namespace, durably, if size and digest are as said: otherwise `data_loss`, and the

@@ -7,8 +7,8 @@
 //! - **Knowing a digest grants nothing.** A namespace sees a blob only through its own link, and gets one by presenting
 //!   the bytes. They are stored once.
 //! - [`Ingest`]: the one writer of a ref. It counts and hashes what passes; what it leaves is taken up by the next who
-//!   opens the ref, after hashing it again. Bytes go from the job that receives them to the file on that job's own
-//!   thread, never through a mailbox.
+//!   opens the ref, after hashing what came since its hash was kept. Bytes go from the job that receives them to the file on that job's own
+//!   thread, never through a mailbox. [`Ahead`]: others of the job, who write what comes later.
 //! - A commit is durable when it answers: the bytes are moved into place and synced with their directory, then the
 //!   record makes them visible. Many blobs share one sync and one commit ([`Content::commit_many`]), which a job may
 //!   share with what else it does ([`Content::place`]).
@@ -19,12 +19,14 @@
 //!   ingests and readers do not notice it.
 
 mod actor;
+mod ahead;
 mod check;
 mod commit;
 mod files;
 mod handle;
 mod held;
 mod ingest;
+mod kept;
 pub mod messages;
 mod placed;
 mod reader;
@@ -36,6 +38,7 @@ mod sweep;
 mod tests;
 
 pub use actor::ContentActor;
+pub use ahead::Ahead;
 pub use cofferdam_metadata::records::content::Link as Info;
 pub use commit::Commit;
 pub use handle::{Content, field};

@@ -6,12 +6,15 @@
 
 use std::{
     collections::HashMap,
+    fs::File,
+    io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
 use cofferdam_metadata::{Tx, records};
-use cofferdam_types::{Authority, Code, Digest, Namespace, Result};
+use cofferdam_sys::fd::Witness;
+use cofferdam_types::{Authority, Code, Digest, Error, Namespace, Result};
 
 use crate::{
     commit::{Commit, Row},
@@ -90,11 +93,11 @@ impl Placed {
         self.store.files.device()
     }
 
-    /// Makes bytes and names durable, unless a sync of the whole file system does so: it must be done before the rows are
-    /// committed.
+    /// Makes bytes and names durable: it must be done before the rows are committed, unless somebody else syncs the file
+    /// system through [`Placed::witness`].
     pub async fn sync(&self) -> Result<()> {
-        let store = self.store.clone();
-        self.store.pool.run(move || store.files.sync_all()).await
+        let Some(witness) = self.witness().await? else { return Ok(()) };
+        self.store.pool.run(move || witness.sync().map_err(|e| fault(&e))).await
     }
 
     /// [`Placed::sync`] on this thread. One file with its name costs less than the file system.
@@ -104,8 +107,33 @@ impl Placed {
                 commit.ingest.sync_all()?;
                 self.store.files.sync_names(digest.algorithm())
             }
-            _ => self.store.files.sync_all(),
+            commits => {
+                let ingests = commits.iter().map(|(commit, _)| &commit.ingest);
+                ingests.filter(|ingest| ingest.resumed).try_for_each(Ingest::sync_all)?;
+                self.earliest()?.map_or(Ok(()), |witness| witness.sync().map_err(|e| fault(&e)))
+            }
         }
+    }
+
+    /// Who hears what becomes of their bytes, when the whole file system is synced through it. What an earlier writer has left
+    /// of them is synced before: of that it may not hear. `None`: there are none.
+    pub async fn witness(&self) -> Result<Option<Arc<Witness>>> {
+        let resumed = self.commits.iter().map(|(commit, _)| &commit.ingest).filter(|ingest| ingest.resumed);
+        let left = resumed.map(|ingest| ingest.file.try_clone()).collect::<io::Result<Vec<_>>>();
+        let left = left.map_err(|e| fault(&e))?;
+        if !left.is_empty() {
+            let sync = |file: &File| file.sync_all().inspect_err(|_| drop(file.set_len(0)));
+            self.store.pool.run(move || left.iter().try_for_each(sync).map_err(|e| fault(&e))).await?;
+        }
+        self.earliest()
+    }
+
+    /// The file of them that was opened first hears of all that was written into any.
+    fn earliest(&self) -> Result<Option<Arc<Witness>>> {
+        let ingests = self.commits.iter().map(|(commit, _)| &commit.ingest);
+        let first = ingests.min_by_key(|ingest| ingest.opened);
+        let witness = first.map(|ingest| Witness::of(&ingest.file, ingest.opened)).transpose();
+        witness.map(|witness| witness.map(Arc::new)).map_err(|e| fault(&e))
     }
 
     /// What makes them visible: to be called in the transaction.
@@ -143,6 +171,10 @@ impl Placed {
         });
         restored.collect()
     }
+}
+
+fn fault(error: &io::Error) -> Error {
+    Error::io("content", "", "blobs can't be synced", error)
 }
 
 impl Drop for Placed {

@@ -21,7 +21,7 @@ use crate::{
     commit::Commit,
     files::Files,
     held::{Guard, Held},
-    ingest::{Ingest, IngestOptions, Origin},
+    ingest::{Ingest, IngestOptions, Opening, Origin},
     placed::Placements,
     reader::BlobReader,
     scrub::Altered,
@@ -61,6 +61,8 @@ pub(crate) struct Store {
     pub(crate) pool: Pool,
     pub(crate) refs: Held<RefKey>,
     pub(crate) reserved: Held<Digest>,
+    /// Names of files of ingests that are being synced beside their writers.
+    pub(crate) syncs: Held<String>,
     pub(crate) placed: Placements,
     pub(crate) altered: Altered,
     /// One sweep at a time, so that a sweep that was waited for leaves nothing to another.
@@ -82,6 +84,7 @@ impl Store {
             pool,
             refs: Held::default(),
             reserved: Held::default(),
+            syncs: Held::default(),
             placed: Placements::default(),
             altered: Altered::default(),
             sweeping: Mutex::new(()),
@@ -91,7 +94,7 @@ impl Store {
 
     /// Opens an ingest, or takes up what another writer left under the ref.
     pub(crate) fn open(self: &Arc<Store>, auth: &Authority, ns: &Namespace, options: IngestOptions) -> Result<Ingest> {
-        let IngestOptions { reference, total, expected, algorithm } = options;
+        let IngestOptions { reference, total, expected, algorithm, unread } = options;
         let held = self.hold_ref(ns, &reference)?;
         let view = self.meta.read()?;
         records::namespaces::require(&view, ns)?;
@@ -112,18 +115,13 @@ impl Store {
         let origin = Origin::Recorded { reference: reference.clone(), id: record.id };
         let bounded = records::grants::bounds_disk(&view, &record.made_by)?;
         let asked = bounded.then(|| Arc::<[GrantId]>::from(record.made_by.as_slice()));
-        let options = (record.total, record.expected, algorithm);
-        let opened = Ingest::open(
-            self.clone(),
-            ns.clone(),
-            origin,
-            record.id.to_string(),
-            options,
-            record.started,
-            held,
-        )
-        .inspect_err(|_| {
-            if fresh && let Err(error) = self.drop_record(auth, ns, &reference, Some(record.id)) {
+        let records::ingests::Ingest { id, total, expected, started, hashed, .. } = record;
+        let opening = Opening { total, expected, algorithm, started, hashed, unread };
+        let settled = self.syncs.hold_all(vec![id.to_string()]);
+        let opened = Ingest::open(self.clone(), ns.clone(), origin, id.to_string(), opening, held);
+        drop(settled);
+        let opened = opened.inspect_err(|_| {
+            if fresh && let Err(error) = self.drop_record(auth, ns, &reference, Some(id)) {
                 tracing::warn!(%error, %reference, "the record of an ingest without a file stays until the next start");
             }
         });
@@ -180,8 +178,9 @@ impl Store {
             }
         };
         self.files.remove_ingest(&name)?;
-        let options = (None, None, algorithm);
-        Ingest::open(self.clone(), ns.clone(), Origin::Scratch, name, options, Timestamp::now(), held)
+        let opening =
+            Opening { total: None, expected: None, algorithm, started: Timestamp::now(), hashed: None, unread: false };
+        Ingest::open(self.clone(), ns.clone(), Origin::Scratch, name, opening, held)
     }
 
     /// Stores a small blob, whether the namespace has it already or not.

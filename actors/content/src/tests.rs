@@ -1,6 +1,7 @@
 //! The conformance suite of the reference (section 5.6) and what it does not ask: confinement, crashes, damage.
 
 mod check;
+mod resume;
 
 use std::{
     fs,
@@ -192,6 +193,48 @@ fn resume() {
             ingest.commit(&rig.auth, Some(256), None, Labels::new()).await.unwrap();
             assert_eq!(rig.content.info(&rig.ns, &sha(&data)).unwrap().size, 256);
         }
+        rig
+    });
+}
+
+#[test]
+fn what_was_written_ahead_is_found_by_the_next() {
+    run(|mut rig| async move {
+        let data = bytes(7, 4 << 20);
+        let (total, expected) = (Some(4 << 20), Some(sha(&data)));
+        let opened = IngestOptions { total, expected, unread: true, ..options("far") };
+        let mut ingest = rig.content.ingest(&rig.auth, &rig.ns, opened.clone()).await.unwrap();
+        assert!(ingest.left().is_empty());
+        ingest.append(&data[..300_000]).unwrap();
+        let ahead = ingest.ahead().unwrap().unwrap();
+        ahead.write_at(&data[2 << 20..3 << 20], 2 << 20).unwrap();
+        assert_eq!(ahead.write_at(b"xx", (4 << 20) - 1).unwrap_err().code, Code::OutOfRange);
+        drop((ingest, ahead));
+        rig = rig.restart(|_| ()).await;
+        // Who makes no use of it has the beginning alone.
+        let ingest =
+            rig.content.ingest(&rig.auth, &rig.ns, IngestOptions { unread: true, ..opened.clone() }).await.unwrap();
+        let [(0, first), (2_097_152, 3_145_728)] = ingest.left()[..] else { panic!("{:?}", ingest.left()) };
+        assert!((100_000..=300_000).contains(&first), "{first}");
+        drop(ingest);
+        let mut ingest = rig.content.ingest(&rig.auth, &rig.ns, opened.clone()).await.unwrap();
+        let mut buffer = vec![0; first as usize];
+        ingest.recover(&mut buffer).unwrap();
+        assert!(buffer == data[..first as usize] && ingest.digest_so_far() == sha(&buffer));
+        ingest.append(&data[first as usize..2 << 20]).unwrap();
+        ingest.recover(&mut vec![0; 1 << 20]).unwrap();
+        ingest.append(&data[3 << 20..]).unwrap();
+        ingest.commit(&rig.auth, Some(4 << 20), None, Labels::new()).await.unwrap();
+
+        // Opened without a word of holes it goes on behind the first piece.
+        let data = bytes(8, 4 << 20);
+        let opened = IngestOptions { total, expected: Some(sha(&data)), ..options("near") };
+        let mut ingest = rig.content.ingest(&rig.auth, &rig.ns, opened.clone()).await.unwrap();
+        ingest.append(&data[..300_000]).unwrap();
+        ingest.ahead().unwrap().unwrap().write_at(&data[2 << 20..], 2 << 20).unwrap();
+        drop(ingest);
+        let ingest = rig.content.ingest(&rig.auth, &rig.ns, opened).await.unwrap();
+        assert_eq!((ingest.offset(), ingest.digest_so_far()), (first, sha(&data[..first as usize])));
         rig
     });
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use actix::{Actor, Context, Handler, Message, ResponseFuture};
 use cofferdam_kernel::hosted;
+use cofferdam_types::Descriptor;
 
 use crate::{
     extract,
@@ -28,7 +29,7 @@ impl Handler<Apply> for DiffActor {
             let content = core.content.clone();
             let job = move || {
                 let source = content.job_reader(&m.namespace, &m.layer.digest)?;
-                extract::extract(source, &m.layer, &m.diff_id, m.stage, &m.cancel)
+                extract::extract(source, &m.layer, &m.diff_id, m.stage, &m.limits, &m.cancel)
             };
             core.pool.run(job).await
         })
@@ -40,10 +41,10 @@ impl Handler<Verify> for DiffActor {
     fn handle(&mut self, m: Verify, _ctx: &mut Context<DiffActor>) -> Self::Result {
         let core = self.0.clone();
         Box::pin(async move {
-            let content = core.content.clone();
+            let (content, limits) = (core.content.clone(), core.ceiling());
             let job = move || {
                 let source = content.job_reader(&m.namespace, &m.layer.digest)?;
-                extract::verify(source, &m.layer, &m.diff_id, &m.cancel)
+                extract::verify(source, &m.layer, &m.diff_id, &limits, &m.cancel)
             };
             core.pool.run(job).await
         })
@@ -55,9 +56,11 @@ impl Handler<Settle> for DiffActor {
     fn handle(&mut self, m: Settle, _ctx: &mut Context<DiffActor>) -> Self::Result {
         let core = self.0.clone();
         Box::pin(async move {
-            let content = core.content.clone();
-            let job =
-                move || extract::settle(m.rungs, |layer| content.job_reader(&m.namespace, &layer.digest), &m.cancel);
+            let (content, limits) = (core.content.clone(), core.ceiling());
+            let job = move || {
+                let open = |layer: &Descriptor| content.job_reader(&m.namespace, &layer.digest);
+                extract::settle(m.rungs, open, &limits, &m.cancel)
+            };
             core.pool.run(job).await
         })
     }

@@ -1,14 +1,14 @@
 //! A layer's bytes into a stage, and a chain of stages into layers: plain functions for worker threads.
 
 use std::{
-    io::{self, BufReader, Read},
+    io::{self, Read},
     os::fd::{AsFd, BorrowedFd},
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use cofferdam_archive::{ApplyOptions, Limits};
+use cofferdam_archive::{ApplyOptions, Limits, inflated};
 use cofferdam_snapshots::Stage;
-use cofferdam_types::{Algorithm, Code, Descriptor, Digest, Digester, Error, Result, media};
+use cofferdam_types::{Algorithm, Code, Descriptor, Digest, Digester, Error, Result};
 
 use crate::{
     differs,
@@ -32,12 +32,13 @@ pub fn extract(
     layer: &Descriptor,
     diff_id: &Digest,
     stage: Stage,
+    limits: &Limits,
     cancel: &AtomicBool,
 ) -> Result<Extracted> {
     check(layer, diff_id)?;
     let options = if stage.detached() { ApplyOptions::detached() } else { ApplyOptions::default() };
     // A stage is synced before it is committed.
-    let options = ApplyOptions { flush: true, ..options };
+    let options = ApplyOptions { flush: true, limits: limits.clone(), ..options };
     let applied = cofferdam_archive::apply(stage.tree(), source, &options, cancel)
         .map_err(|e| e.context(format_args!("layer {}", layer.digest)))?;
     same(layer, diff_id, &applied.diff_id)?;
@@ -54,10 +55,12 @@ pub fn onto(
     layer: &Descriptor,
     diff_id: &Digest,
     root: impl AsFd,
+    limits: &Limits,
     cancel: &AtomicBool,
 ) -> Result<()> {
     check(layer, diff_id)?;
-    let applied = cofferdam_archive::apply(root.as_fd(), source, &ApplyOptions::default(), cancel)
+    let options = ApplyOptions { limits: limits.clone(), ..ApplyOptions::default() };
+    let applied = cofferdam_archive::apply(root.as_fd(), source, &options, cancel)
         .map_err(|e| e.context(format_args!("layer {}", layer.digest)))?;
     same(layer, diff_id, &applied.diff_id)
 }
@@ -73,17 +76,26 @@ fn same(layer: &Descriptor, expected: &Digest, found: &Digest) -> Result<()> {
 }
 
 /// Inflates and hashes, and keeps nothing.
-pub fn verify(source: impl Read, layer: &Descriptor, diff_id: &Digest, cancel: &AtomicBool) -> Result<()> {
+pub fn verify(
+    source: impl Read,
+    layer: &Descriptor,
+    diff_id: &Digest,
+    limits: &Limits,
+    cancel: &AtomicBool,
+) -> Result<()> {
     check(layer, diff_id)?;
     let failed = |e: io::Error| {
+        if let Some(own) = e.get_ref().and_then(|e| e.downcast_ref::<Error>()) {
+            return own.clone();
+        }
         let mut error = Error::io("layer", &layer.digest, "inflate", &e);
         if error.code == Code::Internal {
             error.code = Code::DataLoss;
         }
         error
     };
-    let limit = Limits::default().max_bytes;
-    let mut tar = inflate(source).map_err(failed)?;
+    let limit = limits.max_bytes;
+    let mut tar = inflated(source, limits, cancel).map_err(failed)?;
     let mut digester = Digester::new(Algorithm::Sha256);
     let mut buffer = vec![0; 256 << 10];
     let mut total = 0_u64;
@@ -110,24 +122,12 @@ pub fn verify(source: impl Read, layer: &Descriptor, diff_id: &Digest, cancel: &
     same(layer, diff_id, &digester.finish())
 }
 
-fn inflate<'a>(source: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
-    let mut source = BufReader::with_capacity(256 << 10, source);
-    let mut head = Vec::with_capacity(4);
-    source.by_ref().take(4).read_to_end(&mut head)?;
-    let kind = media::Compression::sniff(&head);
-    let whole = io::Cursor::new(head).chain(source);
-    Ok(match kind {
-        media::Compression::None => Box::new(whole),
-        media::Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(whole)),
-        media::Compression::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(whole)?),
-    })
-}
-
 /// Completes the new layers of a chain, the lowest first. `blob` opens a layer again: a few can only be extracted on top
 /// of what lies below them.
 pub fn settle<R: Read + Send>(
     mut rungs: Vec<Rung>,
     blob: impl Fn(&Descriptor) -> Result<R>,
+    limits: &Limits,
     cancel: &AtomicBool,
 ) -> Result<Vec<Option<Stage>>> {
     for i in 0..rungs.len() {
@@ -141,7 +141,7 @@ pub fn settle<R: Read + Send>(
         let settled = match settled {
             Err(e) if e.code == Code::FailedPrecondition && !parents.is_empty() => {
                 tracing::info!(layer = %extracted.layer.digest, why = e.message, "extracting a layer again, on its parents");
-                on_parents(extracted, &parents, blob(&extracted.layer)?, cancel)
+                on_parents(extracted, &parents, blob(&extracted.layer)?, limits, cancel)
             }
             other => other,
         };
@@ -159,10 +159,12 @@ fn on_parents(
     extracted: &mut Extracted,
     parents: &[BorrowedFd<'_>],
     source: impl Read + Send,
+    limits: &Limits,
     cancel: &AtomicBool,
 ) -> Result<()> {
     let root = extracted.stage.on_parents(parents)?;
-    let applied = cofferdam_archive::apply(root.as_fd(), source, &ApplyOptions::default(), cancel)?;
+    let options = ApplyOptions { limits: limits.clone(), ..ApplyOptions::default() };
+    let applied = cofferdam_archive::apply(root.as_fd(), source, &options, cancel)?;
     // The blob is the one that was verified, unless the disk has changed its mind.
     same(&extracted.layer, &extracted.applied.diff_id, &applied.diff_id)?;
     extracted.applied = applied;
@@ -172,6 +174,8 @@ fn on_parents(
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+
+    use cofferdam_types::media;
 
     use super::*;
 
@@ -193,15 +197,21 @@ mod tests {
         let zstd = zstd::encode_all(&tar[..], 1).unwrap();
         let go = AtomicBool::new(false);
         for bytes in [&tar, &gzip, &zstd] {
-            verify(&bytes[..], &layer(bytes), &diff_id, &go).unwrap();
+            verify(&bytes[..], &layer(bytes), &diff_id, &Limits::default(), &go).unwrap();
             let other = Digest::of(Algorithm::Sha256, b"other");
-            let error = verify(&bytes[..], &layer(bytes), &other, &go).unwrap_err();
+            let error = verify(&bytes[..], &layer(bytes), &other, &Limits::default(), &go).unwrap_err();
             assert_eq!(error.code, Code::DataLoss);
             assert!(error.message.contains(&diff_id.to_string()) && error.message.contains(&other.to_string()));
         }
-        assert_eq!(verify(&gzip[..gzip.len() - 9], &layer(&gzip), &diff_id, &go).unwrap_err().code, Code::DataLoss);
+        assert_eq!(
+            verify(&gzip[..gzip.len() - 9], &layer(&gzip), &diff_id, &Limits::default(), &go).unwrap_err().code,
+            Code::DataLoss
+        );
         let stop = AtomicBool::new(true);
-        assert_eq!(verify(&tar[..], &layer(&tar), &diff_id, &stop).unwrap_err().code, Code::Cancelled);
+        assert_eq!(
+            verify(&tar[..], &layer(&tar), &diff_id, &Limits::default(), &stop).unwrap_err().code,
+            Code::Cancelled
+        );
     }
 
     #[test]

@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use cofferdam_archive::{Budget, Limits};
 use cofferdam_content::{BlobReader, Content, Ingest};
 use cofferdam_kernel::{Kernel, Placement, Pool, Slot, SlotConfig};
 use cofferdam_snapshots::{Changes, Pace, Stage};
@@ -47,7 +48,23 @@ pub struct Diff {
 pub(crate) struct Core {
     pub(crate) content: Content,
     pub(crate) pool: Pool,
+    room: Room,
     known: Mutex<Known>,
+}
+
+/// What inflating may take.
+#[derive(Clone, Debug)]
+pub struct Room {
+    /// Bytes for all layers at once.
+    pub budget: Budget,
+    /// The largest window of a zstd layer that anybody may ask for: what is here already was let in with no more.
+    pub most_window: u64,
+}
+
+impl Default for Room {
+    fn default() -> Room {
+        Room { budget: Budget::default(), most_window: 128 << 20 }
+    }
 }
 
 /// Which tar a blob inflates to: a fact about its bytes, so it never goes stale. The oldest is forgotten first.
@@ -58,6 +75,19 @@ struct Known {
 }
 
 impl Core {
+    /// For what somebody was allowed before.
+    pub(crate) fn ceiling(&self) -> Limits {
+        self.limits(self.room.most_window)
+    }
+
+    /// For layers whose windows are at most so large; 0: the usual.
+    fn limits(&self, window: u64) -> Limits {
+        let usual = Limits::default();
+        let max_window = if window == 0 { usual.max_window } else { window };
+        let budget = Some(self.room.budget.clone());
+        Limits { max_window: max_window.min(self.room.most_window), budget, ..usual }
+    }
+
     fn known(&self) -> std::sync::MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -65,21 +95,28 @@ impl Core {
 
 impl Diff {
     /// Hosts the actor. As many jobs as there are processors run at once: inflating is what takes the time.
-    pub fn start(kernel: &Kernel, placement: Placement, content: Content) -> Diff {
+    pub fn start(kernel: &Kernel, placement: Placement, content: Content, room: Room) -> Diff {
         let threads = available_parallelism().map_or(2, usize::from).max(2);
-        let core = Arc::new(Core { content, pool: Pool::new("diff", threads, QUEUE), known: Mutex::default() });
+        let core = Arc::new(Core { content, pool: Pool::new("diff", threads, QUEUE), room, known: Mutex::default() });
         let config =
             SlotConfig { bound: BOUND, heartbeat: Duration::from_secs(30), ..SlotConfig::new("diff", placement) };
         let theirs = core.clone();
         Diff { slot: kernel.spawn(config, move || DiffActor(theirs.clone())), core }
     }
 
-    /// Extracts a blob of the namespace into a stage and verifies its diff id (`data_loss` names both). Dropped, it
-    /// stops.
-    pub async fn apply(&self, ns: &Namespace, layer: &Descriptor, diff_id: &Digest, stage: Stage) -> Result<Extracted> {
-        let cancel = CancelOnDrop::default();
+    /// Extracts a blob of the namespace into a stage and verifies its diff id (`data_loss` names both). A zstd window larger than
+    /// `window` (0: the usual 32 MiB) is `resource_exhausted`. Dropped, it stops.
+    pub async fn apply(
+        &self,
+        ns: &Namespace,
+        layer: &Descriptor,
+        diff_id: &Digest,
+        stage: Stage,
+        window: u64,
+    ) -> Result<Extracted> {
+        let (cancel, limits) = (CancelOnDrop::default(), self.core.limits(window));
         let (namespace, layer, diff_id) = (ns.clone(), layer.clone(), diff_id.clone());
-        self.slot.call(Apply { namespace, layer, diff_id, stage, cancel: cancel.flag() }).await
+        self.slot.call(Apply { namespace, layer, diff_id, stage, limits, cancel: cancel.flag() }).await
     }
 
     /// Whether a blob of the namespace inflates to the tar with this diff id; remembered, and else found out by doing
@@ -110,8 +147,8 @@ impl Diff {
     }
 
     /// A layer that is extracted while its (compressed) bytes arrive: write them into the feed. The job takes a thread
-    /// at the first byte, so that feeds nobody writes to hold up nobody.
-    pub fn feed(&self, layer: &Descriptor, diff_id: &Digest, stage: Stage) -> (LayerFeed, Pending) {
+    /// at the first byte, so that feeds nobody writes to hold up nobody. `window` as in [`Diff::apply`].
+    pub fn feed(&self, layer: &Descriptor, diff_id: &Digest, stage: Stage, window: u64) -> (LayerFeed, Pending) {
         let cancel = CancelOnDrop::default();
         let finished = Arc::new(AtomicBool::new(false));
         let (sender, source) = pipe();
@@ -122,6 +159,7 @@ impl Diff {
             layer: layer.clone(),
             diff_id: diff_id.clone(),
             stage,
+            limits: self.core.limits(window),
             cancel: cancel.flag(),
             answer,
         };
@@ -134,26 +172,55 @@ impl Diff {
     pub async fn apply_onto(&self, ns: &Namespace, layer: &Descriptor, diff_id: &Digest, root: OwnedFd) -> Result<()> {
         let cancel = CancelOnDrop::default();
         let (content, ns, layer, diff_id) = (self.core.content.clone(), ns.clone(), layer.clone(), diff_id.clone());
-        let flag = cancel.flag();
-        let job = move || extract::onto(content.reader(&ns, &layer.digest)?, &layer, &diff_id, root, &flag);
+        let (flag, limits) = (cancel.flag(), self.core.ceiling());
+        let job = move || extract::onto(content.reader(&ns, &layer.digest)?, &layer, &diff_id, root, &limits, &flag);
         self.core.pool.run(job).await
     }
 
     /// What was changed in a snapshot, as a layer of this media type that is not a blob of the namespace yet. On the
     /// caller's thread.
     pub fn create(&self, ns: &Namespace, changes: &Changes, media_type: &str, word: Word<'_>) -> Result<Created> {
-        let broken = |e: io::Error| match e.get_ref().and_then(|e| e.downcast_ref::<Error>()) {
-            Some(ours) => ours.clone(),
-            None => Error::io("layer", "", "can't be written", &e),
-        };
+        self.write(ns, media_type, |out| {
+            let lower = changes.lower.as_ref().map(AsFd::as_fd);
+            let trees = Trees { lower, upper: changes.upper.as_fd(), overlay: changes.overlay };
+            create::create(&trees, BufWriter::with_capacity(256 << 10, out), word)
+        })
+    }
+
+    /// A tar, as a layer of this media type that is not a blob of the namespace yet. On the caller's thread.
+    pub fn pack(&self, ns: &Namespace, tar: &mut dyn Read, media_type: &str, word: Word<'_>) -> Result<Created> {
+        self.write(ns, media_type, |out| {
+            let (mut buffer, mut total) = (vec![0; 256 << 10], 0);
+            let most = cofferdam_archive::Limits::default().max_bytes;
+            loop {
+                word()?;
+                let n = match tar.read(&mut buffer) {
+                    Ok(0) => return Ok(total > 0),
+                    Ok(n) => n,
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                    Err(e) => return Err(unread(e)),
+                };
+                total += n as u64;
+                if total > most {
+                    return Err(Error::resource_exhausted("layer", "", format!("inflates to more than {most} bytes")));
+                }
+                out.write_all(&buffer[..n]).map_err(broken)?;
+            }
+        })
+    }
+
+    fn write(
+        &self,
+        ns: &Namespace,
+        media_type: &str,
+        fill: impl FnOnce(&mut dyn Write) -> Result<bool>,
+    ) -> Result<Created> {
         let differ = differs::writer(media_type)?;
         let mut ingest = self.core.content.scratch(ns, Algorithm::Sha256)?;
         let (diff_id, filled) = {
             let packed = differ.pack(Box::new(&mut ingest)).map_err(broken)?;
             let mut out = Hashed { inner: packed, digester: Digester::new(Algorithm::Sha256) };
-            let lower = changes.lower.as_ref().map(AsFd::as_fd);
-            let trees = Trees { lower, upper: changes.upper.as_fd(), overlay: changes.overlay };
-            let filled = create::create(&trees, BufWriter::with_capacity(256 << 10, &mut out), word)?;
+            let filled = fill(&mut out)?;
             out.inner.end().map_err(broken)?;
             (out.digester.finish(), filled)
         };
@@ -199,11 +266,11 @@ impl Diff {
             let blob = self.core.content.job_reader(ns, &layer.digest)?;
             Ok(Paced { blob, pace, broken: &broken })
         };
-        let go = AtomicBool::new(false);
-        let extracted = extract::extract(open(layer)?, layer, diff_id, stage, &go).and_then(|extracted| {
+        let (go, limits) = (AtomicBool::new(false), self.core.ceiling());
+        let extracted = extract::extract(open(layer)?, layer, diff_id, stage, &limits, &go).and_then(|extracted| {
             borrows = !below.is_empty() && extracted.borrows();
             let rungs = below.into_iter().map(Rung::There).chain([Rung::New(Box::new(extracted))]).collect();
-            extract::settle(rungs, open, &go)
+            extract::settle(rungs, open, &limits, &go)
         });
         let ended = broken.lock().unwrap_or_else(PoisonError::into_inner).take();
         let stage = extracted.map_err(|error| ended.unwrap_or(error))?.pop().flatten();
@@ -219,7 +286,22 @@ impl Diff {
     }
 }
 
-/// A layer that [`Diff::create`] wrote, on its way to be a blob.
+fn broken(error: io::Error) -> Error {
+    match error.get_ref().and_then(|e| e.downcast_ref::<Error>()) {
+        Some(ours) => ours.clone(),
+        None => Error::io("layer", "", "can't be written", &error),
+    }
+}
+
+fn unread(error: io::Error) -> Error {
+    match error.get_ref().and_then(|e| e.downcast_ref::<Error>()) {
+        Some(ours) => ours.clone(),
+        // What the decoder says about its bytes.
+        None => Error::data_loss("layer", "", format!("can't be inflated: {error}")),
+    }
+}
+
+/// A layer that [`Diff::create`] or [`Diff::pack`] wrote, on its way to be a blob.
 pub struct Created {
     /// Its bytes.
     pub ingest: Ingest,
@@ -274,15 +356,16 @@ struct Job {
     layer: Descriptor,
     diff_id: Digest,
     stage: Stage,
+    limits: Limits,
     cancel: Arc<AtomicBool>,
     answer: oneshot::Sender<Result<Extracted>>,
 }
 
 impl Job {
     fn start(self) -> io::Result<()> {
-        let Job { pool, source, layer, diff_id, stage, cancel, answer } = self;
+        let Job { pool, source, layer, diff_id, stage, limits, cancel, answer } = self;
         let job = move || {
-            let result = extract::extract(source, &layer, &diff_id, stage, &cancel);
+            let result = extract::extract(source, &layer, &diff_id, stage, &limits, &cancel);
             // Nobody waits any more: the stage is dropped with the answer.
             let _ = answer.send(result);
             Ok(())

@@ -31,7 +31,8 @@ mod property;
 mod reference;
 
 pub use actor::DiffActor;
-pub use handle::{Created, Diff, LayerFeed, Pending};
+pub use cofferdam_archive::Budget;
+pub use handle::{Created, Diff, LayerFeed, Pending, Room};
 pub use list::{Change, ChangeKind, Listing};
 pub use messages::{Extracted, Rung};
 pub use pack::{Word, pack, pack_as};

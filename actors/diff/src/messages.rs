@@ -6,7 +6,7 @@ use std::{
 };
 
 use actix::Message;
-use cofferdam_archive::Applied;
+use cofferdam_archive::{Applied, Limits};
 use cofferdam_snapshots::Stage;
 use cofferdam_types::{Descriptor, Digest, Namespace, Result};
 
@@ -56,6 +56,8 @@ pub struct Apply {
     pub diff_id: Digest,
     /// Where to.
     pub stage: Stage,
+    /// What it may cost.
+    pub limits: Limits,
     /// Set: stop.
     pub cancel: Arc<AtomicBool>,
 }

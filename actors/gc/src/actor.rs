@@ -23,6 +23,9 @@ const GLANCE: Duration = Duration::from_secs(1);
 /// A timer doesn't see that the clock was set, and nobody says that the disk fills.
 const LONGEST: Duration = Duration::from_secs(60);
 
+/// So many records that can't be read are told of one by one.
+const TOLD: usize = 20;
+
 /// What all lives of the actor share.
 pub(crate) struct Shared {
     pub stores: Stores,
@@ -58,6 +61,9 @@ impl Shared {
         match self.stores.collect() {
             Ok((report, seen)) => {
                 let Report { blobs, snapshots, leases, bytes, mark, sweep, longest, next_end, .. } = report;
+                for unreadable in report.unreadable.iter().take(TOLD) {
+                    tracing::error!(unreadable, "a record stands in the way of collections");
+                }
                 if blobs + snapshots + leases > 0 {
                     tracing::info!(blobs, snapshots, leases, bytes, ?mark, ?sweep, ?longest, "collected");
                 }

@@ -14,12 +14,10 @@ use cofferdam_metadata::{
     records::{Resource, content, namespaces, snapshots},
 };
 use cofferdam_snapshots::Snapshots;
-use cofferdam_types::{Authority, Name, Namespace, Result, Timestamp};
+use cofferdam_types::{Authority, Code, Error, Name, Namespace, Result, Timestamp};
 
 /// Records that one commit removes: a writer whose commit it is too, or who comes behind it, waits for that.
 const SLICE: usize = 8;
-/// Namespaces that are read in one go.
-const PAGE: usize = 1000;
 /// What a report lists; its figures count all.
 pub const LISTED: usize = 10_000;
 
@@ -55,6 +53,8 @@ pub struct Report {
     pub longest: Duration,
     /// When the next lease ends.
     pub next_end: Option<Timestamp>,
+    /// Records that can't be read, in words, the first [`LISTED`]: where there is one that may refer to something, all stays.
+    pub unreadable: Vec<String>,
 }
 
 impl Report {
@@ -66,6 +66,12 @@ impl Report {
         self.bytes += bytes;
         if self.items.len() < LISTED {
             self.items.push(Item { namespace: namespace.clone(), resource, bytes });
+        }
+    }
+
+    fn unread(&mut self, namespace: &Namespace, error: &Error) {
+        if self.unreadable.len() < LISTED {
+            self.unreadable.push(format!("{namespace}: {error}"));
         }
     }
 }
@@ -80,44 +86,46 @@ pub struct Stores {
 
 /// What a mark leaves of one namespace.
 struct Left {
-    namespace: Namespace,
-    garbage: Vec<Resource>,
+    sweep: Sweep,
     ended: Vec<Name>,
 }
 
 /// Marks all namespaces over one view.
-fn mark(view: &View, report: &mut Report) -> Result<Vec<Left>> {
-    let (mut left, mut after) = (Vec::new(), None::<Namespace>);
-    loop {
-        let page = namespaces::list(view, after.as_ref().map(Namespace::as_str), PAGE)?;
-        let Some(last) = page.last() else { return Ok(left) };
-        after = Some(last.name.clone());
-        for record in page {
-            let graph = Graph::read(view, &record.name, Timestamp::now())?;
-            report.next_end = report.next_end.into_iter().chain(graph.next_end()).min();
-            let garbage: Vec<_> = graph.garbage().into_iter().map(|node| node.resource.clone()).collect();
-            let ended = graph.ended().to_vec();
-            if !garbage.is_empty() || !ended.is_empty() {
-                left.push(Left { namespace: record.name, garbage, ended });
-            }
+fn mark(view: &View, collection: u64, report: &mut Report) -> Result<Vec<Left>> {
+    let mut left = Vec::new();
+    for namespace in namespaces::names(view)? {
+        let graph = Graph::read(view, &namespace, Timestamp::now())?;
+        report.next_end = report.next_end.into_iter().chain(graph.next_end()).min();
+        graph.unreadable().iter().for_each(|error| report.unread(&namespace, error));
+        let ended = graph.ended().to_vec();
+        let sweep = Sweep::new(collection, namespace, &graph);
+        if !sweep.is_done() || !ended.is_empty() {
+            left.push(Left { sweep, ended });
         }
     }
+    Ok(left)
 }
 
 impl Stores {
     /// What a collection would remove now.
     pub fn rehearse(&self) -> Result<Report> {
         let (begun, mut report, view) = (Instant::now(), Report::default(), self.meta.read()?);
-        let left = mark(&view, &mut report)?;
+        let left = mark(&view, 0, &mut report)?;
         // What has several links goes with the last of them.
         let mut links = HashMap::new();
-        for Left { namespace, garbage, ended } in left {
+        for Left { sweep, ended } in left {
             report.leases += ended.len() as u64;
-            for resource in garbage {
-                let (key, count, size) = bytes(&view, &namespace, &resource)?;
-                let links: &mut u64 = links.entry(key).or_default();
-                *links += 1;
-                report.add(&namespace, resource, if *links == count { size } else { 0 });
+            let namespace = sweep.namespace();
+            for resource in sweep.left() {
+                match bytes(&view, namespace, resource) {
+                    Ok((key, count, size)) => {
+                        let links: &mut u64 = links.entry(key).or_default();
+                        *links += 1;
+                        report.add(namespace, resource.clone(), if *links == count { size } else { 0 });
+                    }
+                    Err(error) if error.code == Code::DataLoss => report.unread(namespace, &error),
+                    Err(error) => return Err(error),
+                }
             }
         }
         report.mark = begun.elapsed();
@@ -131,18 +139,30 @@ impl Stores {
         let ended = Ends(&self.meta, collection);
         // Only now: what was written before is in it, and what is written behind it is noted.
         let view = self.meta.read()?;
-        let left = mark(&view, &mut report)?;
+        let left = mark(&view, collection, &mut report)?;
         drop(view);
         report.mark = begun.elapsed();
         let begun = Instant::now();
-        for Left { namespace, garbage, ended } in left {
+        for Left { sweep, ended } in left {
+            let namespace = sweep.namespace().clone();
             self.end(&namespace, ended, &mut report)?;
-            let sweep = Arc::new(Mutex::new(Sweep::new(collection, namespace.clone(), garbage)));
+            let sweep = Arc::new(Mutex::new(sweep));
+            let mut max = SLICE;
             while !lock(&sweep).is_done() {
                 let (theirs, begun) = (sweep.clone(), Instant::now());
-                let swept = self.write(move |tx| lock(&theirs).slice(tx, SLICE))?;
+                let swept = match self.write(move |tx| lock(&theirs).slice(tx, max)) {
+                    // A row that goes along can't be read. One by one it is found which, and left where it is.
+                    Err(error) if error.code == Code::DataLoss => {
+                        if std::mem::replace(&mut max, 1) == 1 {
+                            lock(&sweep).skip();
+                            report.unread(&namespace, &error);
+                        }
+                        continue;
+                    }
+                    swept => swept?,
+                };
                 report.longest = report.longest.max(begun.elapsed());
-                lock(&sweep).done(&swept, SLICE);
+                lock(&sweep).done(&swept, max);
                 self.discard(&namespace, swept, &mut report);
             }
         }

@@ -1,5 +1,7 @@
 //! The schedule, by the clock of the test; and collections of real stores.
 
+mod stores;
+
 use std::time::{Duration, Instant};
 
 use cofferdam_metadata::Changes;

@@ -7,7 +7,7 @@ use cofferdam_metadata::{
     Metadata,
     records::grants::{self as records, Grant},
 };
-use cofferdam_types::{Authority, GrantId, Namespace, Result};
+use cofferdam_types::{Authority, Error, GrantId, Namespace, Result};
 
 use crate::{
     NewGrant, Node, Token,
@@ -40,6 +40,26 @@ impl Grants {
     /// A live one that comes from the one that asks.
     pub fn get(&self, authority: &Authority, id: GrantId) -> Result<Arc<Node>> {
         self.core.node(authority, id)
+    }
+
+    /// The one of a label that the operator made in a namespace, for whom a rule of his gives it to.
+    pub fn labelled(&self, namespace: &Namespace, label: &str) -> Result<Arc<Node>> {
+        let mut found = self.core.tree.labelled(namespace, label);
+        match (found.pop(), found.len()) {
+            (Some(node), 0) => Ok(node),
+            (None, _) => Err(Error::denied(
+                "grant",
+                "",
+                format!("{label:?} of namespace {namespace} is not there, or was taken back"),
+            )),
+            (Some(_), more) => {
+                let why = format!(
+                    "{label:?} of namespace {namespace} is what {} are called: the operator has to say which",
+                    more + 1
+                );
+                Err(Error::denied("grant", "", why))
+            }
+        }
     }
 
     /// Waits until one has ended, by whatever: at once where it is there no more.

@@ -253,6 +253,32 @@ fn a_row_whose_parent_is_lost_gives_nothing() {
 }
 
 #[test]
+fn the_one_of_a_label_is_found_for_as_long_as_it_is_the_only_one() {
+    run(async |dir| {
+        let world = World::start(dir).await;
+        let ns = Namespace::default_namespace();
+        let labelled = |label: &str| NewGrant { label: label.into(), ..new(Caveats::none()) };
+        code(world.grants.labelled(&ns, "watcher"), Code::Denied);
+        let first = world.grants.create(&root(), labelled("watcher")).await.unwrap();
+        // Who holds a grant gives none that the operator's rules are about.
+        world.grants.create(&holder(&first), labelled("watcher")).await.unwrap();
+        assert_eq!(world.grants.labelled(&ns, "watcher").unwrap().id(), first.id());
+        code(world.grants.labelled(&Namespace::new("shop").unwrap(), "watcher"), Code::Denied);
+        let second = world.grants.create(&root(), labelled("watcher")).await.unwrap();
+        let error = code(world.grants.labelled(&ns, "watcher"), Code::Denied);
+        assert!(error.message.contains("2 are called"), "{error}");
+        world.grants.revoke(&root(), first.id()).await.unwrap();
+        assert_eq!(world.grants.labelled(&ns, "watcher").unwrap().id(), second.id());
+        world.kernel.stop().await;
+        let world = World::start(dir).await;
+        assert_eq!(world.grants.labelled(&ns, "watcher").unwrap().id(), second.id());
+        world.grants.revoke(&root(), second.id()).await.unwrap();
+        code(world.grants.labelled(&ns, "watcher"), Code::Denied);
+        world.kernel.stop().await;
+    });
+}
+
+#[test]
 fn ending_one_of_many_leaves_the_others() {
     let top = Live::new();
     let mut all: Vec<_> = (0..100_000).map(|_| Live::below(&[&top])).collect();

@@ -1,7 +1,7 @@
 //! The grants that are live, by their ids and by what is kept of their tokens.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -23,6 +23,8 @@ pub struct Node {
     pub calls: Calls,
     /// Whether it still is.
     pub live: Arc<Live>,
+    /// What people call it.
+    label: String,
     /// What came of its row's own token and seal; see [`Seal`].
     seal: Mutex<Seal>,
 }
@@ -50,6 +52,8 @@ impl Node {
 struct Inner {
     nodes: HashMap<GrantId, Arc<Node>>,
     tokens: HashMap<Digest, GrantId>,
+    /// Those that the operator made, by what he calls them.
+    labels: HashMap<(Namespace, String), BTreeSet<GrantId>>,
 }
 
 /// See the module.
@@ -70,6 +74,13 @@ impl Tree {
     pub fn find(&self, token: &Digest) -> Option<Arc<Node>> {
         let inner = self.lock();
         inner.nodes.get(inner.tokens.get(token)?).cloned()
+    }
+
+    /// Those of a label that the operator made.
+    pub fn labelled(&self, namespace: &Namespace, label: &str) -> Vec<Arc<Node>> {
+        let inner = self.lock();
+        let found = inner.labels.get(&(namespace.clone(), label.to_owned()));
+        found.into_iter().flatten().filter_map(|id| inner.nodes.get(id).cloned()).collect()
     }
 
     /// Takes in what a row says. None where the grant that it comes from is not live: then it isn't either.
@@ -95,8 +106,12 @@ impl Tree {
             caveats: given.and(&grant.caveats),
             live: Live::below(&above.iter().map(|above| &above.live).collect::<Vec<_>>()),
             seal: Mutex::default(),
+            label: grant.label.clone(),
         });
         inner.nodes.insert(node.id(), node.clone());
+        if let ([_], false) = (path, node.label.is_empty()) {
+            inner.labels.entry((node.namespace.clone(), node.label.clone())).or_default().insert(node.id());
+        }
         drop(inner);
         self.seal(&node, grant);
         Some(node)
@@ -120,9 +135,18 @@ impl Tree {
     pub fn remove(&self, gone: &[Arc<Node>], end: End) {
         gone.iter().for_each(|node| node.live.finish(end));
         let mut inner = self.lock();
-        let Inner { nodes, tokens } = &mut *inner;
+        let Inner { nodes, tokens, labels } = &mut *inner;
         nodes.retain(|_, one| one.live.end().is_none());
         tokens.retain(|_, id| nodes.contains_key(id));
+        for node in gone {
+            let key = (node.namespace.clone(), node.label.clone());
+            if let Some(ids) = labels.get_mut(&key) {
+                ids.remove(&node.id());
+                if ids.is_empty() {
+                    labels.remove(&key);
+                }
+            }
+        }
     }
 
     /// Those whose time is over.

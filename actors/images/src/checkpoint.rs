@@ -1,7 +1,7 @@
 //! Checkpoints as images: an index in the reference's form (section 20), whose entries are what criu wrote, the
 //! container's spec, the image that it was made from and the layer of what was changed in it.
 
-use std::os::fd::OwnedFd;
+use std::{io::Read, os::fd::OwnedFd};
 
 use cofferdam_content::BlobReader;
 use cofferdam_diff::{Created, Word};
@@ -190,6 +190,11 @@ impl Images {
         word: Word<'_>,
     ) -> Result<Created> {
         self.diff.create(ns, &self.snapshots.changes(ns, driver, key, None)?, media_type, word)
+    }
+
+    /// A tar as a layer of this media type that is not a blob yet. On the caller's thread.
+    pub fn pack(&self, ns: &Namespace, tar: &mut dyn Read, media_type: &str, word: Word<'_>) -> Result<Created> {
+        self.diff.pack(ns, tar, media_type, word)
     }
 
     /// Refuses a media type of which no layer can be written.

@@ -1,15 +1,10 @@
 //! Manifests, indexes and configs: what is believed of them, and what is refused.
 
-use cofferdam_types::{Descriptor, Digest, Error, Labels, Platform, Result, media};
+use cofferdam_types::{Descriptor, Digest, Error, Labels, Limits, Platform, Result, media};
 use oci_spec::image::ImageConfiguration;
 use serde_json::{Map, Value};
 
 use crate::json;
-
-/// Most entries of an index.
-pub const MAX_ENTRIES: usize = 1000;
-/// Most layers of an image: as many as overlayfs stacks.
-pub const MAX_LAYERS: usize = 500;
 
 const SCHEMA_1: [&str; 2] = [
     "application/vnd.docker.distribution.manifest.v1+prettyjws",
@@ -73,12 +68,12 @@ pub fn document(descriptor: &Descriptor, bytes: &[u8]) -> Result<Document> {
         return Err(refuse(format!("has both `{ours}` and `{name}`: it could be read as a manifest or as an index")));
     }
     if kind == media::Kind::Index {
-        let entries: Vec<Descriptor> = list(digest, &map, "manifests", MAX_ENTRIES)?;
+        let entries: Vec<Descriptor> = list(digest, &map, "manifests", Limits::get().platforms)?;
         return Ok(Document::Index(entries));
     }
     let config: Descriptor = json::field(digest, &map, "config")?;
     checked(digest, &config)?;
-    let layers = list(digest, &map, "layers", MAX_LAYERS)?;
+    let layers = list(digest, &map, "layers", Limits::get().layers)?;
     Ok(Document::Manifest(Manifest { config, layers }))
 }
 
@@ -98,9 +93,9 @@ fn sized(descriptor: &Descriptor, bytes: &[u8]) -> Result<()> {
     Err(Error::data_loss("document", &descriptor.digest, why))
 }
 
-fn list(digest: &Digest, map: &Map<String, Value>, name: &str, most: usize) -> Result<Vec<Descriptor>> {
+fn list(digest: &Digest, map: &Map<String, Value>, name: &str, most: u64) -> Result<Vec<Descriptor>> {
     if let Some(Value::Array(values)) = map.get(name)
-        && values.len() > most
+        && values.len() as u64 > most
     {
         return Err(Error::invalid(
             "document",
@@ -158,7 +153,7 @@ pub fn config(descriptor: &Descriptor, bytes: &[u8]) -> Result<Config> {
         return Err(Error::failed_precondition("image config", digest, why));
     }
     sized(descriptor, bytes)?;
-    let map = json::parse(digest, bytes)?;
+    let map = json::parse_within(digest, bytes, Limits::get().config)?;
     let text = |name: &str| map.get(name).and_then(Value::as_str).unwrap_or_default();
     let platform = Platform::new(text("os"), text("architecture"), text("variant"));
     if !platform_is_plain(&platform) {
@@ -166,8 +161,9 @@ pub fn config(descriptor: &Descriptor, bytes: &[u8]) -> Result<Config> {
     }
     let image: ImageConfiguration =
         serde_json::from_value(Value::Object(map)).map_err(|e| refuse(format!("can't be read: {e}")))?;
-    if image.rootfs().diff_ids().len() > MAX_LAYERS {
-        return Err(refuse(format!("names more than {MAX_LAYERS} layers")));
+    let most = Limits::get().layers;
+    if image.rootfs().diff_ids().len() as u64 > most {
+        return Err(refuse(format!("names more than {most} layers")));
     }
     let diff_ids = image.rootfs().diff_ids().iter().map(|text| text.parse()).collect::<Result<_>>()?;
     Ok(Config { image, platform, diff_ids })
@@ -212,7 +208,7 @@ pub fn gc_snapshot_label(driver: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use cofferdam_types::{Algorithm, Code};
+    use cofferdam_types::{Algorithm, Code, USUAL};
     use serde_json::json;
 
     use super::*;
@@ -306,10 +302,10 @@ mod tests {
 
     #[test]
     fn m5_a_crowd_of_children_is_refused() {
-        let crowd: Vec<Value> = (0..=MAX_ENTRIES).map(|i| entry(media::OCI_MANIFEST, &i.to_string())).collect();
+        let crowd: Vec<Value> = (0..=USUAL.platforms).map(|i| entry(media::OCI_MANIFEST, &i.to_string())).collect();
         assert!(read(media::OCI_INDEX, &json!({"schemaVersion": 2, "manifests": crowd})).is_err());
         let mut m = manifest();
-        m["layers"] = (0..=MAX_LAYERS).map(|i| entry(media::OCI_LAYER, &i.to_string())).collect();
+        m["layers"] = (0..=USUAL.layers).map(|i| entry(media::OCI_LAYER, &i.to_string())).collect();
         assert!(read(media::OCI_MANIFEST, &m).is_err());
     }
 

@@ -118,17 +118,25 @@ impl Images {
         self.meta.write(auth, write).await
     }
 
-    /// Gives what an image stands for another name, with its labels.
+    /// Gives what an image stands for another name, with its labels. It must still be what was looked at: `expected`.
     pub async fn tag(
         &self,
         auth: &Authority,
         ns: &Namespace,
         source: &Name,
         name: &Name,
+        expected: &Digest,
         replace: bool,
     ) -> Result<Image> {
-        let (ns, source, name) = (ns.clone(), source.clone(), name.clone());
-        self.meta.write(auth, move |tx| images::tag(tx, &ns, &source, name.clone(), replace)).await
+        let (ns, source, name, expected) = (ns.clone(), source.clone(), name.clone(), expected.clone());
+        let write = move |tx: &mut cofferdam_metadata::Tx<'_>| {
+            if images::get(tx, &ns, &source)?.target.digest != expected {
+                let why = "stands for another image since it was looked at: try again";
+                return Err(Error::failed_precondition("image", &source, why));
+            }
+            images::tag(tx, &ns, &source, name.clone(), replace)
+        };
+        self.meta.write(auth, write).await
     }
 
     /// Removes a record. Content and snapshots go when they are collected.

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use cofferdam_types::{Digest, Error, Result};
+use cofferdam_types::{Digest, Error, Limits, Result, USUAL};
 use serde::{
     Deserialize,
     de::{self, DeserializeSeed, MapAccess, SeqAccess, Visitor},
@@ -11,17 +11,20 @@ use serde::{
 use serde_json::{Map, Value};
 
 /// The most bytes that a manifest, an index or a config may have: the usual limit of registries.
-pub const MAX_DOCUMENT: u64 = 4 << 20;
-const MAX_DEPTH: usize = 32;
-const MAX_VALUES: usize = 100_000;
+pub const MAX_DOCUMENT: u64 = USUAL.manifest;
 
 /// Reads the document `digest`, whose bytes the caller has verified.
 pub fn parse(digest: &Digest, bytes: &[u8]) -> Result<Map<String, Value>> {
+    parse_within(digest, bytes, Limits::get().manifest)
+}
+
+/// The same of at most so many bytes.
+pub fn parse_within(digest: &Digest, bytes: &[u8], most: u64) -> Result<Map<String, Value>> {
     let bad = |why: String| Error::invalid("document", digest, format!("is not a document that can be trusted: {why}"));
-    if bytes.len() as u64 > MAX_DOCUMENT {
-        return Err(bad(format!("it has {} bytes, more than the {MAX_DOCUMENT} allowed", bytes.len())));
+    if bytes.len() as u64 > most {
+        return Err(bad(format!("it has {} bytes, more than the {most} allowed", bytes.len())));
     }
-    let mut left = MAX_VALUES;
+    let mut left = Limits::get().values;
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let value = Strict { depth: 0, left: &mut left }
         .deserialize(&mut reader)
@@ -40,21 +43,22 @@ pub fn field<T: for<'de> Deserialize<'de>>(digest: &Digest, map: &Map<String, Va
 }
 
 struct Strict<'a> {
-    depth: usize,
-    left: &'a mut usize,
+    depth: u64,
+    left: &'a mut u64,
 }
 
 impl<'de> DeserializeSeed<'de> for Strict<'_> {
     type Value = Value;
 
     fn deserialize<D: de::Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-        if self.depth > MAX_DEPTH {
-            return Err(de::Error::custom(format_args!("it is nested deeper than {MAX_DEPTH}")));
+        let Limits { nesting, values, .. } = Limits::get();
+        if self.depth > *nesting {
+            return Err(de::Error::custom(format_args!("it is nested deeper than {nesting}")));
         }
         *self.left = self
             .left
             .checked_sub(1)
-            .ok_or_else(|| de::Error::custom(format_args!("it holds more than {MAX_VALUES} values")))?;
+            .ok_or_else(|| de::Error::custom(format_args!("it holds more than {values} values")))?;
         deserializer.deserialize_any(self)
     }
 }
@@ -150,7 +154,7 @@ mod tests {
 
     #[test]
     fn m5_too_many_values_are_refused() {
-        let text = format!(r#"{{"a": [{}1]}}"#, "1,".repeat(MAX_VALUES));
+        let text = format!(r#"{{"a": [{}1]}}"#, "1,".repeat(USUAL.values as usize));
         assert!(read(&text).unwrap_err().message.contains("values"));
     }
 

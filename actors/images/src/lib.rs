@@ -38,10 +38,7 @@ use cofferdam_types::{Descriptor, Labels, Result};
 pub use actor::ImagesActor;
 pub use checkpoint::{Checkpoint, pack_spec};
 pub use cofferdam_metadata::records::images::Image;
-pub use document::{
-    Config, Document, MAX_ENTRIES, MAX_LAYERS, Manifest, chain_ids, children, config, document, gc_labels,
-    gc_snapshot_label,
-};
+pub use document::{Config, Document, Manifest, chain_ids, children, config, document, gc_labels, gc_snapshot_label};
 pub use handle::Images;
 pub use heal::Unpacked;
 pub use json::MAX_DOCUMENT;

@@ -1,11 +1,11 @@
 //! What is here of an image, platform by platform.
 
-use cofferdam_types::{Code, Descriptor, Digest, Error, Platform, Result, media};
+use cofferdam_types::{Code, Descriptor, Digest, Error, Limits, Platform, Result, media};
 
 use crate::{
     checkpoint::is_part,
     document::{Config, Document, Manifest, chain_ids, config, document},
-    resolve::{Blobs, MAX_DEPTH, MAX_DOCUMENTS},
+    resolve::Blobs,
 };
 
 /// An image for one platform, as far as it is here.
@@ -32,24 +32,25 @@ impl State {
 
 /// Those behind `target`, in the order of its index; of several for one platform the one that is taken for it.
 pub fn states(blobs: &dyn Blobs, target: &Descriptor) -> Result<Vec<State>> {
-    let mut walk = Walk { blobs, left: MAX_DOCUMENTS, found: Vec::new() };
+    let mut walk = Walk { blobs, left: Limits::get().documents, found: Vec::new() };
     walk.enter(target, 0)?;
     Ok(walk.found)
 }
 
 struct Walk<'a> {
     blobs: &'a dyn Blobs,
-    left: usize,
+    left: u64,
     found: Vec<State>,
 }
 
 impl Walk<'_> {
     fn enter(&mut self, descriptor: &Descriptor, depth: usize) -> Result<()> {
-        if depth > MAX_DEPTH {
+        let Limits { indexes, documents, .. } = Limits::get();
+        if depth as u64 > *indexes {
             return Ok(());
         }
         self.left = self.left.checked_sub(1).ok_or_else(|| {
-            let why = format!("leads to more than {MAX_DOCUMENTS} documents: name a manifest by its digest");
+            let why = format!("leads to more than {documents} documents: name a manifest by its digest");
             Error::resource_exhausted("document", &descriptor.digest, why)
         })?;
         let read = self.blobs.read(descriptor).and_then(|bytes| document(descriptor, &bytes));

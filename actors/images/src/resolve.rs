@@ -1,14 +1,9 @@
 //! From a descriptor to the image for a platform, and the questions that are asked on the way.
 
-use cofferdam_types::{Code, Descriptor, Digest, Error, Name, Platform, Result, media};
+use cofferdam_types::{Code, Descriptor, Digest, Error, Limits, Name, Platform, Result, media};
 
 use crate::checkpoint::is_part;
 use crate::document::{Config, Document, Manifest, chain_ids, config, document};
-
-/// Indexes within indexes.
-pub(crate) const MAX_DEPTH: usize = 4;
-/// Documents that are read for one question.
-pub(crate) const MAX_DOCUMENTS: usize = 256;
 
 /// Where documents come from: bytes that have been verified against the descriptor's digest.
 pub trait Blobs {
@@ -63,17 +58,18 @@ pub struct Check {
 
 struct Walk<'a> {
     blobs: &'a dyn Blobs,
-    left: usize,
+    left: u64,
 }
 
 impl Walk<'_> {
     fn document(&mut self, descriptor: &Descriptor, depth: usize) -> Result<Document> {
-        if depth > MAX_DEPTH {
-            let why = format!("lies behind more than {MAX_DEPTH} indexes, one within the other");
+        let Limits { indexes, documents, .. } = Limits::get();
+        if depth as u64 > *indexes {
+            let why = format!("lies behind more than {indexes} indexes, one within the other");
             return Err(Error::invalid("document", &descriptor.digest, why));
         }
         self.left = self.left.checked_sub(1).ok_or_else(|| {
-            let why = format!("its index leads to more than {MAX_DOCUMENTS} documents: name a manifest by its digest");
+            let why = format!("its index leads to more than {documents} documents: name a manifest by its digest");
             Error::resource_exhausted("document", &descriptor.digest, why)
         })?;
         document(descriptor, &self.blobs.read(descriptor)?)
@@ -138,7 +134,7 @@ fn none(blobs: &dyn Blobs, target: &Descriptor, platform: &Platform) -> Error {
 
 /// The image for `platform` behind `target`.
 pub fn resolve(blobs: &dyn Blobs, target: &Descriptor, platform: &Platform) -> Result<ResolvedImage> {
-    let mut walk = Walk { blobs, left: MAX_DOCUMENTS };
+    let mut walk = Walk { blobs, left: Limits::get().documents };
     let mut path = Vec::new();
     let (descriptor, manifest) =
         walk.find(target, platform, 0, &mut path)?.ok_or_else(|| none(blobs, target, platform))?;
@@ -164,7 +160,7 @@ pub fn resolve(blobs: &dyn Blobs, target: &Descriptor, platform: &Platform) -> R
 
 /// The bytes of an image for `platform`: its documents, config and layers.
 pub fn size(blobs: &dyn Blobs, target: &Descriptor, platform: &Platform) -> Result<u64> {
-    let mut walk = Walk { blobs, left: MAX_DOCUMENTS };
+    let mut walk = Walk { blobs, left: Limits::get().documents };
     let mut path = Vec::new();
     let (_, manifest) = walk.find(target, platform, 0, &mut path)?.ok_or_else(|| none(blobs, target, platform))?;
     let all = path.iter().chain([&manifest.config]).chain(&manifest.layers);
@@ -176,7 +172,7 @@ pub fn size(blobs: &dyn Blobs, target: &Descriptor, platform: &Platform) -> Resu
 
 /// The platforms that there are images for: as an index names them, else as the configs do.
 pub fn platforms(blobs: &dyn Blobs, target: &Descriptor) -> Result<Vec<Platform>> {
-    let mut walk = Walk { blobs, left: MAX_DOCUMENTS };
+    let mut walk = Walk { blobs, left: Limits::get().documents };
     let mut found = Vec::new();
     let mut pending = vec![(target.clone(), 0)];
     while let Some((descriptor, depth)) = pending.pop() {
@@ -214,7 +210,7 @@ pub fn platforms(blobs: &dyn Blobs, target: &Descriptor) -> Result<Vec<Platform>
 
 /// What of the image for `platform` is there.
 pub fn check(blobs: &dyn Blobs, target: &Descriptor, platform: &Platform) -> Result<Check> {
-    let mut walk = Walk { blobs, left: MAX_DOCUMENTS };
+    let mut walk = Walk { blobs, left: Limits::get().documents };
     let found = match walk.find(target, platform, 0, &mut Vec::new()) {
         Err(e) if e.code == Code::NotFound => None,
         other => other?,
@@ -233,7 +229,7 @@ pub fn check(blobs: &dyn Blobs, target: &Descriptor, platform: &Platform) -> Res
 
 /// Every document behind `target` that is there, with what it refers to.
 pub fn documents(blobs: &dyn Blobs, target: &Descriptor) -> Result<Vec<(Digest, Vec<Descriptor>)>> {
-    let mut walk = Walk { blobs, left: MAX_DOCUMENTS };
+    let mut walk = Walk { blobs, left: Limits::get().documents };
     let mut found = Vec::new();
     let mut pending = vec![(target.clone(), 0)];
     while let Some((descriptor, depth)) = pending.pop() {
@@ -256,7 +252,7 @@ pub fn documents(blobs: &dyn Blobs, target: &Descriptor) -> Result<Vec<(Digest, 
 pub(crate) mod tests {
     use std::collections::HashMap;
 
-    use cofferdam_types::Algorithm;
+    use cofferdam_types::{Algorithm, USUAL};
     use serde_json::{Value, json};
 
     use super::*;
@@ -346,7 +342,7 @@ pub(crate) mod tests {
     fn m5_a_depth_bomb_is_refused() {
         let mut store = Store::default();
         let mut top = store.image("linux", "amd64", "x");
-        for _ in 0..=MAX_DEPTH {
+        for _ in 0..=USUAL.indexes {
             top = on(store.index(&[top]), "linux/amd64");
         }
         assert!(resolve(&store, &top, &amd64()).is_err());
@@ -356,7 +352,7 @@ pub(crate) mod tests {
     #[test]
     fn m5_a_crowd_of_documents_is_refused() {
         let mut store = Store::default();
-        let crowd: Vec<_> = (0..=MAX_DOCUMENTS).map(|i| store.image("linux", "arm", &i.to_string())).collect();
+        let crowd: Vec<_> = (0..=USUAL.documents).map(|i| store.image("linux", "arm", &i.to_string())).collect();
         let index = store.index(&crowd);
         let error = resolve(&store, &index, &amd64()).unwrap_err();
         assert_eq!(error.code, Code::ResourceExhausted);

@@ -66,7 +66,7 @@ impl World {
         let dir = OwnedFd::from(fs::File::open(root.path()).unwrap());
         let content = Content::start(&kernel, place, meta.clone(), dir).unwrap();
         let snapshots = Snapshots::start(&kernel, place, meta.clone(), root.path(), Default::default()).unwrap();
-        let diff = Diff::start(&kernel, place, content.clone());
+        let diff = Diff::start(&kernel, place, content.clone(), Default::default());
         let images = Images::start(&kernel, place, meta.clone(), content.clone(), snapshots.clone(), diff);
         kernel.ready().await.unwrap();
         World { kernel, meta, content, snapshots, images, root }

@@ -39,6 +39,8 @@ pub struct Unpack {
     /// The config's blob, which gets the label.
     config: Digest,
     layers: Vec<Layer>,
+    /// The largest zstd window that was allowed for its layers; 0: the usual.
+    window: u64,
     /// It was unpacked before this job began.
     done: bool,
     /// The records that appear with it.
@@ -96,6 +98,7 @@ impl Unpack {
             driver: driver.to_owned(),
             config: config.clone(),
             layers: layers.collect(),
+            window: 0,
             done: false,
             named: Vec::new(),
             _pin: pin,
@@ -139,6 +142,11 @@ impl Unpack {
         Ok(self)
     }
 
+    /// Allows its layers a zstd window of so many bytes; 0: the usual.
+    pub fn allow_window(&mut self, bytes: u64) {
+        self.window = bytes;
+    }
+
     /// The snapshot that will hold all of the image; none for an image without layers.
     pub fn top(&self) -> Option<&Digest> {
         self.layers.last().map(|layer| &layer.chain)
@@ -151,7 +159,7 @@ impl Unpack {
         let layer = self.layers.iter_mut().find(wanted)?;
         let State::Staged(stage) = layer.state.take() else { return None };
         let turn = stage.turn();
-        let (feed, pending) = self.images.diff.feed(&layer.blob, &layer.diff_id, *stage);
+        let (feed, pending) = self.images.diff.feed(&layer.blob, &layer.diff_id, *stage, self.window);
         layer.state = State::Fed(pending, turn);
         Some(feed)
     }
@@ -225,11 +233,11 @@ impl Unpack {
     }
 
     async fn extract_side_by_side(&mut self) -> Result<()> {
-        let (images, ns, driver) = (&self.images, &self.ns, &self.driver);
+        let (images, ns, driver, window) = (&self.images, &self.ns, &self.driver, self.window);
         for layer in &mut self.layers {
             layer.stage(images, driver, None).await?;
         }
-        try_join_all(self.layers.iter_mut().map(|layer| layer.extract(images, ns, driver))).await.map(drop)
+        try_join_all(self.layers.iter_mut().map(|layer| layer.extract(images, ns, driver, window))).await.map(drop)
     }
 
     async fn extract_in_order(&mut self) -> Result<()> {
@@ -241,7 +249,7 @@ impl Unpack {
                 _ => None,
             };
             layer.stage(&self.images, &self.driver, under).await?;
-            layer.extract(&self.images, &self.ns, &self.driver).await?;
+            layer.extract(&self.images, &self.ns, &self.driver, self.window).await?;
         }
         Ok(())
     }
@@ -272,10 +280,13 @@ impl Unpack {
     }
 
     async fn commit(&mut self, stages: Vec<Option<Stage>>, placed: Option<&Placed>) -> Result<()> {
+        let mut heard = None;
         if let Some(placed) = placed {
             // New trees are synced with their whole file system.
             let device = stages.iter().flatten().next().map(Stage::device).transpose()?;
-            if device != Some(placed.device()?) {
+            if device == Some(placed.device()?) {
+                heard = placed.witness().await?;
+            } else {
                 placed.sync().await?;
             }
         }
@@ -308,7 +319,7 @@ impl Unpack {
             let given = Labels::from([(key.clone(), top.to_string())]);
             content::update(tx, &ns, &config, &given, &[format!("labels.{key}")]).map(drop)
         };
-        self.images.snapshots.commit_layers(&self.authority, &self.ns, &self.driver, layers, label).await?;
+        self.images.snapshots.commit_layers(&self.authority, &self.ns, &self.driver, layers, heard, label).await?;
         for (layer, fresh) in self.layers.iter().zip(fresh) {
             if fresh {
                 self.images.diff.learn(&layer.blob.digest, &layer.diff_id);
@@ -334,16 +345,16 @@ impl Layer {
         Ok(())
     }
 
-    async fn extract(&mut self, images: &Images, ns: &Namespace, driver: &str) -> Result<()> {
+    async fn extract(&mut self, images: &Images, ns: &Namespace, driver: &str, window: u64) -> Result<()> {
         let diff: &Diff = &images.diff;
         let extracted = match self.state.take() {
-            State::Staged(stage) => diff.apply(ns, &self.blob, &self.diff_id, *stage).await?,
+            State::Staged(stage) => diff.apply(ns, &self.blob, &self.diff_id, *stage, window).await?,
             State::Fed(pending, turn) => match pending.wait().await {
                 // Whoever fed it gave up, and the blob came some other way.
                 Err(e) if e.code == Code::Cancelled => {
                     let parent = self.parent.as_ref();
                     match images.snapshots.stage_layer(driver, turn, parent, None, false).await? {
-                        Staged::New(stage) => diff.apply(ns, &self.blob, &self.diff_id, stage).await?,
+                        Staged::New(stage) => diff.apply(ns, &self.blob, &self.diff_id, stage, window).await?,
                         Staged::Exists => {
                             self.state = State::There;
                             return Ok(());

@@ -59,6 +59,15 @@ impl Pool {
         futures::executor::block_on(self.run(job))
     }
 
+    /// Has a job run that nobody waits for. `false`: the queue is full, and it won't run.
+    pub fn push(&self, job: impl FnOnce() + Send + 'static) -> bool {
+        let job = move || {
+            job();
+            Ok(())
+        };
+        self.submit(job).is_ok()
+    }
+
     fn submit<R: Send + 'static>(
         &self,
         job: impl FnOnce() -> Result<R> + Send + 'static,
@@ -169,6 +178,17 @@ mod tests {
         drop((release, release_too));
         assert_eq!(block_on(async { (first.await.unwrap(), second.await.unwrap(), third.await.unwrap()) }), (7, 7, 8));
         assert_eq!(pool.run_blocking(|| Ok(10)).unwrap(), 10);
+    }
+
+    #[test]
+    fn a_job_that_nobody_waits_for_runs_or_is_refused() {
+        let pool = Pool::new("test", 1, 1);
+        let (release, first) = held(&pool);
+        let (done, seen) = mpsc::channel();
+        assert!(pool.push(move || done.send(()).unwrap()));
+        assert!(!pool.push(|| ()), "the queue is full");
+        drop(release);
+        assert_eq!((block_on(first).unwrap(), seen.recv()), (7, Ok(())));
     }
 
     #[test]

@@ -93,10 +93,10 @@ fn collect(meta: &Metadata, ns: &Namespace, slice: usize) -> Result<(Duration, D
     let begun = Instant::now();
     let (collection, _) = block_on(meta.begin_collection())?;
     let graph = Graph::read(&meta.read()?, ns, Timestamp::now())?;
-    let garbage: Vec<_> = graph.garbage().into_iter().map(|node| node.resource.clone()).collect();
+    let sweep = Sweep::new(collection, ns.clone(), &graph);
     drop(graph);
-    let (mark, begun, count) = (begun.elapsed(), Instant::now(), garbage.len());
-    let sweep = Arc::new(Mutex::new(Sweep::new(collection, ns.clone(), garbage)));
+    let (mark, begun, count) = (begun.elapsed(), Instant::now(), sweep.left().count());
+    let sweep = Arc::new(Mutex::new(sweep));
     let lock = || sweep.lock().unwrap_or_else(PoisonError::into_inner);
     while !lock().is_done() {
         let theirs = sweep.clone();

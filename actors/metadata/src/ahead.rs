@@ -7,6 +7,7 @@
 use std::{
     io::Result,
     ops::Bound,
+    path::Path,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -17,7 +18,8 @@ use cofferdam_types::Error;
 use redb::{BackendError, StorageBackend};
 
 use crate::{
-    reserve::{Reserve, is_full},
+    doubt::Doubt,
+    reserve::{Ballast, Reserve, is_full},
     table::PREVIOUS,
 };
 
@@ -38,13 +40,28 @@ struct Facts {
     lent: AtomicBool,
     /// Whether some of it was given up.
     spent: AtomicBool,
+    doubt: Doubt,
 }
 
 impl Known {
     pub(crate) fn new(reserve: Arc<dyn Reserve>) -> Known {
+        Known::with(reserve, Doubt::default())
+    }
+
+    /// Of a file.
+    pub(crate) fn of(path: &Path) -> Known {
+        Known::with(Arc::new(Ballast::beside(path)), Doubt::of(path))
+    }
+
+    fn with(reserve: Arc<dyn Reserve>, doubt: Doubt) -> Known {
         let (length, failure) = (AtomicU64::new(0), Mutex::default());
         let (lent, spent) = (AtomicBool::new(false), AtomicBool::new(false));
-        Known(Arc::new(Facts { length, failure, reserve, lent, spent }))
+        Known(Arc::new(Facts { length, failure, reserve, lent, spent, doubt }))
+    }
+
+    /// Whether a sync failed, and the file has not been read past memory since.
+    pub(crate) fn doubt(&self) -> &Doubt {
+        &self.0.doubt
     }
 
     /// The room that is kept for removals.
@@ -174,7 +191,8 @@ impl<B: StorageBackend> StorageBackend for Ahead<B> {
     }
 
     fn sync_data(&self) -> Result<()> {
-        self.facts.note(self.below.sync_data())
+        let synced = self.below.sync_data().inspect_err(|_| self.facts.doubt().raise());
+        self.facts.note(synced)
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<()> {

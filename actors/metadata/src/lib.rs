@@ -15,11 +15,12 @@
 //!   a job has pinned ([`Metadata::pin`]), it spares.
 //!
 //! After a crash of the writer, or a storage error, the file is opened again; until then reads and writes are
-//! `unavailable`.
+//! `unavailable`. After a sync that failed it is first read past the page cache, which may hold what the disk has not.
 
 mod actor;
 mod ahead;
 mod codec;
+mod doubt;
 mod fields;
 pub mod graph;
 mod handle;

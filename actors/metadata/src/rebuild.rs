@@ -18,9 +18,9 @@ use crate::{
     Tx, View, codec,
     messages::{Patience, Write},
     records::{
-        Record, attachments::Attachment, audit, check, containers, containers::Container, content::Link, grants::Grant,
-        images::Image, ingests::Ingest, layers::Layer, leases, leases::Lease, namespaces, namespaces::NamespaceRecord,
-        snapshots::Snapshot, tasks::Task,
+        Record, attachments::Attachment, audit, check, containers, containers::Container, content::Link,
+        credentials::Credential, grants::Grant, images::Image, ingests, ingests::Ingest, layers::Layer, leases,
+        leases::Lease, namespaces, namespaces::NamespaceRecord, snapshots::Snapshot, tasks::Task,
     },
     salvage::Salvage,
     store::{INSTANCE, Opener, Shared, Store, VERSION},
@@ -180,6 +180,7 @@ impl Rebuild {
             }
         }
         self.write(containers::part)?;
+        self.write(ingests::keep_none)?;
         // A namespace whose own row is lost is known by what is in it.
         for name in spaces {
             self.write(move |tx| match namespaces::find(tx, &name)? {
@@ -258,7 +259,7 @@ fn sound(table: Table, key: &[u8], value: &[u8]) -> Sound {
         Table::OUTBOX => {
             codec::decode::<Event>(Event::KIND, key, value).is_ok_and(|e| e.sequence.to_be_bytes() == *key)
         }
-        Table::HELD => value.is_empty() && codec::parts(key).is_ok_and(|parts| parts.len() >= 3),
+        Table::HELD => value.is_empty() && leases::read_held(key).is_ok(),
         Table::NAMESPACES => named(key, value, |one: &NamespaceRecord| vec![one.name.to_string()]),
         Table::CONTAINERS => named(key, value, |one: &Container| vec![one.id.to_string()]),
         Table::SPECS => containers::read_spec(key, value).is_ok(),
@@ -271,6 +272,7 @@ fn sound(table: Table, key: &[u8], value: &[u8]) -> Sound {
         Table::TASKS => named(key, value, |one: &Task| vec![one.id.to_string()]),
         // One whose parent is lost is not live: what that left of it nobody knows.
         Table::GRANTS => named(key, value, |one: &Grant| vec![one.id.to_string()]),
+        Table::CREDENTIALS => named(key, value, |one: &Credential| vec![one.host.clone()]),
         Table::ATTACHMENTS => named(key, value, |one: &Attachment| vec![one.id.to_string()]),
         // A new table has a line here.
         _ => false,
@@ -297,6 +299,7 @@ fn in_namespaces(table: Table) -> bool {
         Table::LEASES,
         Table::HELD,
         Table::TASKS,
+        Table::CREDENTIALS,
     ]
     .contains(&table)
 }

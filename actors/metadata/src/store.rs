@@ -27,7 +27,6 @@ use crate::{
     codec,
     messages::Write,
     rebuild, records,
-    reserve::Ballast,
     salvage::Salvage,
     spared::Spared,
     table::{Read, Table, View, damaged, storage},
@@ -37,7 +36,7 @@ use crate::{
 
 /// The format of the tables. A file with a higher number was written by a newer daemon and is refused; for a lower
 /// one migrations run forward here.
-pub(crate) const VERSION: u64 = 5;
+pub(crate) const VERSION: u64 = 6;
 /// What version 2 kept on disk of a collection that was under way.
 const DELTA: TableDefinition<'static, &'static [u8], &'static [u8]> = TableDefinition::new("delta");
 /// redb's cache; unset it may take a gigabyte.
@@ -101,7 +100,7 @@ impl Opener {
     /// A file, made if it is not there.
     pub(crate) fn file(path: &Path) -> Opener {
         let path = PathBuf::from(path);
-        let known = Known::new(Arc::new(Ballast::beside(&path)));
+        let known = Known::of(&path);
         // Once in a life: after a fault it is the same file.
         let verified = AtomicBool::new(false);
         let open = move |facts: Known| {
@@ -118,6 +117,12 @@ impl Opener {
                     }
                     return Err(storage(DatabaseError::DatabaseAlreadyOpen));
                 };
+                if facts.doubt().is_raised() {
+                    facts.doubt().settle(&untouched.file()?)?;
+                    verified.store(false, Ordering::Relaxed);
+                    // What was noted of it is what memory had.
+                    continue;
+                }
                 let length = untouched.length();
                 // A short one redb reads whole itself.
                 if length > SCANNED && !verified.load(Ordering::Relaxed) {
@@ -313,7 +318,7 @@ fn prepare(database: &Database, quick: bool) -> Result<()> {
             return Ok(());
         }
         // Version 2 has one table more, see [`Table::ATTACHMENTS`]; version 3 has a collector, and one less; version 4
-        // has the specs of containers apart; version 5 has grants.
+        // has the specs of containers apart; version 5 has grants; version 6 has credentials.
         Some(old @ 1..VERSION) => {
             for table in Table::ALL {
                 txn.open_table(table.definition()).map_err(storage)?;

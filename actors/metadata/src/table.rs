@@ -40,9 +40,10 @@ impl Table {
     pub(crate) const OUTBOX: Table = Table("outbox");
     pub(crate) const ATTACHMENTS: Table = Table("attachments");
     pub(crate) const GRANTS: Table = Table("grants");
+    pub(crate) const CREDENTIALS: Table = Table("credentials");
 
     /// All of them; made at the first start, so that a reader finds each.
-    pub(crate) const ALL: [Table; 20] = [
+    pub(crate) const ALL: [Table; 21] = [
         Table::META,
         Table::COUNTERS,
         Table::NAMESPACES,
@@ -63,6 +64,7 @@ impl Table {
         Table::OUTBOX,
         Table::ATTACHMENTS,
         Table::GRANTS,
+        Table::CREDENTIALS,
     ];
 
     /// What it is called in the file.

@@ -23,6 +23,7 @@ use std::{
 };
 
 use cofferdam_metadata::records::snapshots::Usage;
+use cofferdam_sys::fd::Witness;
 use cofferdam_types::{Code, Error, Mount, Result};
 use nix::{
     errno::Errno,
@@ -30,7 +31,6 @@ use nix::{
         stat::{Mode, fstat, mkdirat},
         statvfs::fstatvfs,
     },
-    unistd::syncfs,
 };
 
 use crate::{
@@ -270,8 +270,9 @@ impl Area {
 
     /// Bounds what may be written into a tree, durably; 0 is no bound.
     pub fn limit(&self, id: u64, bytes: u64) -> Result<()> {
+        let witness = self.witness()?;
         self.driver.limit(self.directory(id)?.as_fd(), id, bytes)?;
-        self.sync()
+        sync(&witness)
     }
 
     /// The device that the driver's directory lies on, as stat(2) names it.
@@ -287,9 +288,9 @@ impl Area {
         Ok(fs.blocks_available().saturating_mul(fs.fragment_size()))
     }
 
-    /// Makes everything in this filesystem durable, directory entries included.
-    pub fn sync(&self) -> Result<()> {
-        sync(self.dir.as_fd())
+    /// Who hears what becomes of all that is written here from now on.
+    pub fn witness(&self) -> Result<Witness> {
+        Witness::open(&self.dir).map_err(|e| Error::io("snapshot", "", "open a driver's directory", &e))
     }
 
     /// Throws a directory away whose record is gone, now or when nobody is at it any more.
@@ -306,9 +307,9 @@ impl Area {
     }
 }
 
-/// Makes everything durable in the filesystem that this lies in.
-pub fn sync(fd: BorrowedFd<'_>) -> Result<()> {
-    syncfs(fd).map_err(|e| Error::io("snapshot", "", "sync the snapshots' filesystem", &e.into()))
+/// Makes everything durable in a filesystem, directory entries included.
+pub fn sync(witness: &Witness) -> Result<()> {
+    witness.sync().map_err(|e| Error::io("snapshot", "", "sync the snapshots' filesystem", &e))
 }
 
 impl Area {

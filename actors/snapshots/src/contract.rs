@@ -544,12 +544,12 @@ fn layers_are_shared_between_namespaces_and_unpacked_once() {
                 stage,
             };
             let layers = vec![link(0, Some(first)), link(1, Some(second))];
-            all.commit_layers(&auth, &ns(), driver, layers, |_| Ok(())).await.unwrap();
+            all.commit_layers(&auth, &ns(), driver, layers, None, |_| Ok(())).await.unwrap();
             assert!(matches!(waiter.await.unwrap().unwrap(), Staged::Exists), "whoever waited finds it there");
 
             let before = dirs(&world, driver);
             let layers = vec![link(0, Some(fed)), link(1, None)];
-            all.commit_layers(&auth, &other, driver, layers, |_| Ok(())).await.unwrap();
+            all.commit_layers(&auth, &other, driver, layers, None, |_| Ok(())).await.unwrap();
             assert_eq!(dirs(&world, driver), before - 1, "linked, and what was unpacked twice is gone");
             let top = name(&chain[1].to_string());
             for ns in [&ns(), &other] {
@@ -567,7 +567,7 @@ fn layers_are_shared_between_namespaces_and_unpacked_once() {
             assert!(!tree.exists() && !all.has_layer(driver, &chain[1]).unwrap());
             // A parent that is not there can't be linked to (M8).
             let layers = vec![link(1, None)];
-            assert!(all.commit_layers(&auth, &ns(), driver, layers, |_| Ok(())).await.is_err());
+            assert!(all.commit_layers(&auth, &ns(), driver, layers, None, |_| Ok(())).await.is_err());
         }
         world.kernel.stop().await;
     });

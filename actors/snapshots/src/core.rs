@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd as _, OwnedFd},
     path::Path,
     sync::{Arc, Mutex},
 };
@@ -167,12 +167,12 @@ impl Core {
             (_, parent) => {
                 let area = area.clone();
                 let make = move || {
-                    let held = area.take(parent)?;
                     // A copy is part of what the record will promise; and unlike an empty directory, one that a
                     // power cut left half written can't be recognised at the next start.
-                    if parent.is_some() && !area.driver().detached() {
-                        area.sync()?;
-                    }
+                    let copies = parent.is_some() && !area.driver().detached();
+                    let witness = copies.then(|| area.witness()).transpose()?;
+                    let held = area.take(parent)?;
+                    witness.as_ref().map_or(Ok(()), area::sync)?;
                     Ok(held)
                 };
                 (self.pool.run(make).await?, true)
@@ -249,9 +249,11 @@ impl Core {
             if snapshots::get(&self.meta.read()?, &m.namespace, &m.driver, &m.key)?.dir != active.dir {
                 return Err(replaced(&m.key));
             }
-            // Durable first; the size then, which what is sealed may share with what it was made of.
+            // Durable first; the size then, which what is sealed may share with what it was made of. What was written into it
+            // before, nobody of ours did: what the disk has told nobody of yet is told here.
             let seal = move || {
-                let sealed = area.sync().and_then(|()| {
+                let synced = area.witness().and_then(|witness| area::sync(&witness));
+                let sealed = synced.and_then(|()| {
                     let usage = area.usage_of_active(active.dir)?;
                     area.seal(active.dir).map(|()| usage)
                 });
@@ -366,7 +368,7 @@ impl Core {
 
     /// See [`CommitLayers`].
     pub async fn commit_layers(&self, m: CommitLayers) -> Result<()> {
-        let CommitLayers { authority, namespace, driver, layers, also } = m;
+        let CommitLayers { authority, namespace, driver, layers, heard, also } = m;
         let area = self.depot(&driver)?.area.clone();
         let dirs: Vec<Option<u64>> = layers.iter().map(|layer| layer.stage.as_ref().map(Stage::dir)).collect();
         if let Some(layer) = layers.iter().find(|l| l.stage.as_ref().is_some_and(|s| *s.chain() != l.chain)) {
@@ -374,14 +376,11 @@ impl Core {
         }
         let detached = area.driver().detached();
         let usages = if dirs.iter().any(Option::is_some) {
-            // Each through a descriptor that was open before anything was written into it: the disk's errors are told to a
-            // descriptor once, and one that all share may have heard of this one's for another.
-            let mut trees = Vec::new();
-            for stage in layers.iter().filter_map(|layer| layer.stage.as_ref()) {
-                let tree = stage.tree().try_clone_to_owned();
-                trees.push(tree.map_err(|e| Error::io("layer", stage.chain(), "its tree", &e))?);
-            }
-            let sync = move || trees.iter().try_for_each(|tree| area::sync(tree.as_fd()));
+            // One sync for all of them, through the one of their witnesses that has listened longest: it hears of all that was
+            // written into any.
+            let stages = layers.iter().filter_map(|layer| layer.stage.as_ref());
+            let witness = stages.map(Stage::witness).chain(heard).min_by_key(|witness| witness.since());
+            let sync = move || witness.map_or(Ok(()), |witness| area::sync(&witness));
             let (area, dirs) = (area.clone(), dirs.clone());
             // What is sealed may share its size with what it was made of.
             let seal = move |dir| {
@@ -469,9 +468,11 @@ fn show_layer(
 }
 
 fn stage(area: &Arc<Area>, base: Option<u64>, turn: Turn) -> Result<Stage> {
+    // First: it may be a copy.
+    let witness = area.witness()?;
     let held = area.make(false, base)?;
     let tree = area.tree(held.id())?;
-    Ok(Stage::new(turn, held, tree))
+    Ok(Stage::new(turn, held, tree, witness))
 }
 
 /// The directories of a snapshot's ancestors, the nearest first.

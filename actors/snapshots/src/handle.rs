@@ -26,6 +26,7 @@ use cofferdam_metadata::{
         snapshots::{self, Kind, Removed, Snapshot, Usage},
     },
 };
+use cofferdam_sys::fd::Witness;
 use cofferdam_types::{Authority, Code, Digest, Error, Finding, Labels, Mount, Name, Namespace, Result};
 
 /// Threads for copies, syncs and scans; and how many such jobs may wait.
@@ -330,7 +331,7 @@ impl Snapshots {
 
     /// Makes a whole chain visible in a namespace, the lowest layer first: new ones from their stages, others by a link
     /// to what is there. One sync, one commit, in which `also` may write more. That the namespace holds the blobs of
-    /// what is linked is the caller's to see to. A snapshot that the namespace has under one of the names stays; what is
+    /// what is linked is the caller's to see to. Where there is a new one the sync is for what was `heard` of too. A snapshot that the namespace has under one of the names stays; what is
     /// new above one that is not the layer itself becomes the namespace's own as well.
     pub async fn commit_layers(
         &self,
@@ -338,10 +339,11 @@ impl Snapshots {
         ns: &Namespace,
         driver: &str,
         layers: Vec<ChainLayer>,
+        heard: Option<Arc<Witness>>,
         also: impl Fn(&mut cofferdam_metadata::Tx<'_>) -> Result<()> + Send + 'static,
     ) -> Result<()> {
         let (authority, namespace, driver) = (auth.clone(), ns.clone(), driver.to_owned());
-        self.slot.call(CommitLayers { authority, namespace, driver, layers, also: Box::new(also) }).await
+        self.slot.call(CommitLayers { authority, namespace, driver, layers, heard, also: Box::new(also) }).await
     }
 }
 

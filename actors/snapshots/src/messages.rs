@@ -1,10 +1,13 @@
 //! What the actor is asked. What only reads records is not here: the handle does it on the caller's thread.
 
+use std::sync::Arc;
+
 use actix::Message;
 use cofferdam_metadata::{
     Tx,
     records::snapshots::{Kind, Removed, Usage},
 };
+use cofferdam_sys::fd::Witness;
 use cofferdam_types::{Authority, Digest, Finding, Labels, Mount, Name, Namespace, Result};
 
 use crate::{Reserved, Stage, Staged, Turn};
@@ -143,6 +146,8 @@ pub struct CommitLayers {
     pub driver: String,
     /// The lowest first.
     pub layers: Vec<ChainLayer>,
+    /// Who hears of what else is to be made durable with their trees, where there are new ones.
+    pub heard: Option<Arc<Witness>>,
     /// What else to write.
     pub also: Also,
 }

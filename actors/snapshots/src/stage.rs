@@ -12,6 +12,7 @@ use cofferdam_metadata::{
         snapshots::{self, Snapshot},
     },
 };
+use cofferdam_sys::fd::Witness;
 use cofferdam_types::{Digest, Error, Mount, Namespace, Result};
 
 use crate::{Usage, area::Held, core::parents, flights::Flight};
@@ -131,13 +132,20 @@ pub struct Stage {
     turn: Turn,
     held: Held,
     tree: OwnedFd,
+    witness: Arc<Witness>,
     /// What it was copied from, but for what the same caller stages.
     base: Option<Base>,
 }
 
 impl Stage {
-    pub(crate) fn new(turn: Turn, held: Held, tree: OwnedFd) -> Stage {
-        Stage { turn, held, tree, base: None }
+    /// `witness` has listened since before the directory was made.
+    pub(crate) fn new(turn: Turn, held: Held, tree: OwnedFd, witness: Witness) -> Stage {
+        Stage { turn, held, tree, witness: Arc::new(witness), base: None }
+    }
+
+    /// Who hears what becomes of all that is written into it.
+    pub(crate) fn witness(&self) -> Arc<Witness> {
+        self.witness.clone()
     }
 
     pub(crate) fn made_of(self, base: Option<Base>) -> Stage {

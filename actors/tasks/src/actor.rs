@@ -18,6 +18,7 @@ use crate::{
     entry::Entry,
     exec,
     handle::Deps,
+    layout,
     messages::{
         Attach, Attached, CloseStdin, CreateTask, DeleteProcess, Dump, Exec, Execs, Kill, LogLost, Observe, Pause,
         ProcessState, Query, Remove, Removed, Resize, Stdin,
@@ -240,7 +241,6 @@ impl Handler<CreateTask> for TasksActor {
                 }
             }
             let group = ctx.group_turn(&namespace, &id).await?;
-            let joined = group.as_ref().and_then(|(group, _)| ctx.shim_of(&namespace, group));
             let making = ctx.deps.layout.making(&namespace);
             let made = async {
                 let prepared = match &coming {
@@ -248,6 +248,10 @@ impl Handler<CreateTask> for TasksActor {
                     None => run::prepare(&ctx.deps, &namespace, &id)?,
                 };
                 let neighbour = ctx.neighbour(&namespace, &prepared).await?;
+                let joined = match &group {
+                    Some((group, _)) => ctx.shim_of(&namespace, group).await?,
+                    None => None,
+                };
                 let (deps, spares) = (&ctx.deps, &ctx.spares);
                 run::create_task(
                     deps, spares, &authority, &namespace, &id, prepared, neighbour, stdio, log, joined, checkpoint,
@@ -280,8 +284,12 @@ impl Handler<CreateTask> for TasksActor {
 }
 
 impl Ctx {
-    /// A container that was to go with its task, and whose task could not even be made.
+    /// A container that was to go with its task, and whose task could not even be made. Of one that could not be made itself there
+    /// may be a log.
     async fn discard_unstarted(&self, ns: &Namespace, id: &Id) {
+        if self.deps.metadata.read().and_then(|view| containers::exists(&view, ns, id)).is_ok_and(|there| !there) {
+            let _ = layout::remove(&self.deps.layout.log_dir(ns, id));
+        }
         let Ok(prepared) = run::prepare(&self.deps, ns, id) else { return };
         let has_task = self.entries.borrow().contains_key(&(ns.clone(), id.clone()));
         if prepared.run.remove_on_exit && !has_task {
@@ -464,7 +472,12 @@ impl Handler<Exec> for TasksActor {
             let entry = ctx.entry(&message.namespace, &message.id)?;
             rights::streams_within(&message.stdio, &message.authority.ceiling)?;
             let (exec, request, stdio) = (message.exec, message.request, message.stdio);
-            let exec = exec::exec(&ctx.deps, &entry, &message.authority, exec, request, stdio).await?;
+            let made = exec::exec(&ctx.deps, &entry, &message.authority, exec, request, stdio).await;
+            // Whatever was answered: it may be there.
+            if let Some(grant) = message.authority.grants.last() {
+                ctx.end_with_grant(&entry, grant.to_string());
+            }
+            let exec = made?;
             ctx.record_exec(&entry, &exec).await;
             Ok(exec)
         })

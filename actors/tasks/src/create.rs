@@ -50,7 +50,7 @@ pub(crate) async fn create(
     coming: &Arrivals,
     placed: oneshot::Sender<Id>,
 ) -> Result<Container> {
-    within(&new, &auth.ceiling)?;
+    within(&new, &auth.ceiling, &deps.runtimes)?;
     limit(&mut new, &auth.ceiling)?;
     check_rootfs(&new)?;
     let attributes = new.log.attributes(&new.labels)?;

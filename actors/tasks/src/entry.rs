@@ -140,6 +140,8 @@ pub(crate) struct Entry {
     pub news: RefCell<VecDeque<&'static str>>,
     /// The ends of other processes that the shim has forgotten.
     pub past: RefCell<Past>,
+    /// The grants through which something was run in it, and whether their end is waited for.
+    pub granted: RefCell<BTreeMap<String, bool>>,
     /// Somebody is removing it: the end of its shim is no loss.
     pub removing: Cell<bool>,
     /// Its end is in the tables, with its event.

@@ -24,14 +24,14 @@ use crate::{
 const AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
 
 /// The pauses between attempts: each is twice the one before, up to the longest.
-struct Pauses(Duration);
+pub(crate) struct Pauses(Duration);
 
 impl Pauses {
-    fn new() -> Pauses {
+    pub fn new() -> Pauses {
         Pauses(AGAIN.0)
     }
 
-    async fn pass(&mut self) {
+    pub async fn pass(&mut self) {
         tokio::time::sleep(self.0).await;
         self.0 = (self.0 * 2).min(AGAIN.1);
     }
@@ -100,8 +100,8 @@ impl Ctx {
             // What was not started may never be, and has no end then.
             let begun = entry.process(&exec).is_ok_and(|p| p.life.borrow().started != Timestamp(0));
             self.watch(&entry, exec.clone(), begun || exec.is_empty());
-            self.end_with_grant(&entry, exec);
         }
+        self.end_all_with_their_grants(&entry);
         if entry.init.ended().is_none() {
             self.watch_memory(&entry);
         }
@@ -125,40 +125,6 @@ impl Ctx {
             }
             if !was_told {
                 ctx.ended(&entry).await;
-            }
-        });
-    }
-
-    /// Ends a process with the grant through which it was run, before this daemon or the crash of this actor: nobody else knows of it.
-    fn end_with_grant(&self, entry: &Rc<Entry>, exec: String) {
-        let Ok(process) = entry.process(&exec) else { return };
-        let grant = process.life.borrow().grant.clone();
-        // Of damaged tables nobody knows whether the grant was among what is lost.
-        if grant.is_empty() || self.deps.metadata.writable().is_err() {
-            return;
-        }
-        let (deps, entry) = (self.deps.clone(), entry.clone());
-        tokio::task::spawn_local(async move {
-            let mut over = process.exit.subscribe();
-            let ended = async {
-                // What is no id is that of no grant.
-                if let Ok(id) = grant.parse() {
-                    deps.grants.until_ended(id).await;
-                }
-                let mut pauses = Pauses::new();
-                while let Err(error) = entry.kill(&exec, libc::SIGKILL as u32, false).await {
-                    // One that was made and not started nobody can start any more through the grant.
-                    if error.code != Code::Unavailable {
-                        return;
-                    }
-                    tracing::warn!(container = %entry.id, exec, %error, "a process outlives the grant through which it was run");
-                    pauses.pass().await;
-                }
-            };
-            tokio::select! {
-                _ = over.wait_for(Option::is_some) => {}
-                () = entry.link.lost() => {}
-                () = ended => {}
             }
         });
     }

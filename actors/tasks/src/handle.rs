@@ -41,6 +41,7 @@ use crate::{
         Shims, Start, Stdin, Stdio, UpdateResources,
     },
     restore::{DumpOptions, Dumped},
+    runtimes::Runtimes,
     shim::Program,
     users::Users,
 };
@@ -88,6 +89,8 @@ pub struct Deps {
     pub makers: Makers,
     /// With which processes end that were run through one.
     pub grants: Grants,
+    /// Runtime binaries of others.
+    pub runtimes: Runtimes,
 }
 
 /// Tasks and containers. Cheap to clone.

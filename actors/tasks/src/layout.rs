@@ -41,8 +41,6 @@ struct Stir {
     moves: u64,
 }
 
-/// In a bundle: the cgroup that its container is to get, if that is not one of ours.
-const INTENT: &str = "cgroup";
 /// What is empty is removed when nothing was done for so long: who runs one container after the other finds what holds
 /// them still there.
 const QUIET: Duration = Duration::from_millis(200);
@@ -134,8 +132,13 @@ impl Layout {
         format!("{}/{namespace}/{id}", self.cgroups)
     }
 
+    /// Whether a cgroup lies below the one that is this daemon's alone.
+    pub(crate) fn is_ours(&self, cgroup: &str) -> bool {
+        cgroup.strip_prefix(&*self.cgroups).is_some_and(|rest| rest.starts_with('/'))
+    }
+
     /// The host's hierarchies, which stay as they are. One without any serves what needs none.
-    fn host(&self) -> Result<&cgroup::Layout> {
+    pub(crate) fn host(&self) -> Result<&cgroup::Layout> {
         if let Some(host) = self.host.get() {
             return Ok(host);
         }
@@ -216,30 +219,12 @@ impl Layout {
     /// Removes what had to be made above a cgroup that a client named, where it is empty again. What is ours waits for
     /// [`Layout::tidy`].
     pub(crate) fn prune_given(&self, cgroup: &str) {
-        let ours = cgroup.strip_prefix(&*self.cgroups).is_some_and(|rest| rest.starts_with('/'));
-        // systemd's names are no paths.
-        if ours || !cgroup.starts_with('/') {
+        if self.is_ours(cgroup) {
             return;
         }
         if let Err(error) = self.host().and_then(|host| cgroup::prune_made(host, cgroup)) {
             tracing::warn!(%error, "an empty cgroup is left behind");
         }
-    }
-
-    /// Notes which cgroup that is not among ours is about to be made for a bundle, before anything is: until the task is on
-    /// record nobody else would know whose it is. One that is there already is not made, and is somebody's.
-    pub(crate) fn intend(&self, bundle: &Path, cgroup: &str) -> Result<()> {
-        let ours = cgroup.strip_prefix(&*self.cgroups).is_some_and(|rest| rest.starts_with('/'));
-        if ours || !cgroup.starts_with('/') || cgroup::Cgroup::exists(self.host()?, cgroup)? {
-            return Ok(());
-        }
-        std::fs::write(bundle.join(INTENT), cgroup)
-            .map_err(|e| Error::io("bundle", bundle.display(), "its intent can't be noted", &e))
-    }
-
-    /// What was noted so.
-    pub(crate) fn intended(&self, bundle: &Path) -> Option<String> {
-        std::fs::read_to_string(bundle.join(INTENT)).ok().filter(|cgroup| cgroup.starts_with('/'))
     }
 
     /// [`Layout::tidy`] once it is quiet there. Something of the namespace's has just gone.

@@ -104,6 +104,7 @@ pub(crate) fn entry(deps: &Deps, ns: &Namespace, task: &Task) -> Rc<Entry> {
         starting: Default::default(),
         news: Default::default(),
         past: Default::default(),
+        granted: Default::default(),
         paused: Default::default(),
         home: Default::default(),
         removing: Default::default(),
@@ -160,6 +161,10 @@ async fn ask(deps: &Deps, entry: &Rc<Entry>) -> Result<Connection> {
     let answer = container.state_request().send().promise.await.map_err(from_shim)?;
     let answer = answer.get().map_err(from_shim)?;
     entry.paused.set(answer.get_paused());
+    for grant in answer.get_grants().map_err(from_shim)?.iter() {
+        let grant = grant.and_then(|grant| Ok(grant.to_string()?)).map_err(from_shim)?;
+        entry.granted.borrow_mut().entry(grant).or_default();
+    }
     let mut there = std::collections::BTreeSet::new();
     for process in answer.get_processes().map_err(from_shim)?.iter() {
         let life = life(process)?;
@@ -189,10 +194,31 @@ pub(crate) async fn lost(deps: &Deps, entry: &Rc<Entry>) {
     gone(deps, entry);
 }
 
+/// Those of which only the shim knew: the daemon that was told of their start died before the tables had it.
+fn unrecorded(deps: &Deps, entry: &Entry) {
+    let path = deps.layout.shim(&entry.shim);
+    let (Ok(dir), Ok(files)) = (File::open(&path), std::fs::read_dir(&path)) else { return };
+    for name in files.filter_map(|file| file.ok()?.file_name().into_string().ok()) {
+        let Some(exec) = record::exec_of(&name, &entry.id) else { continue };
+        if entry.process(exec).is_ok() || entry.leaving.borrow().contains_key(exec) {
+            continue;
+        }
+        match record::load(dir.as_fd(), &name) {
+            Ok(life) if life.started != Timestamp(0) => {
+                let of = if life.deleted { &entry.leaving } else { &entry.execs };
+                of.borrow_mut().insert(exec.to_owned(), Process::new(life));
+            }
+            Ok(_) => {} // It was never begun, and has no end.
+            Err(error) => tracing::warn!(container = %entry.id, exec, %error, "its life record can't be read"),
+        }
+    }
+}
+
 /// What became of the processes of a shim that is gone.
 pub(crate) fn gone(deps: &Deps, entry: &Rc<Entry>) {
     entry.link.lose("its shim is gone");
     drop(entry.home.take());
+    unrecorded(deps, entry);
     let end = |process: &Process, exec: &str| {
         if process.ended().is_some() {
             return;

@@ -20,9 +20,9 @@ use crate::{
     handle::Deps,
     layout,
     link::Remote,
-    recover,
+    recover, run,
     shim::{self, from_shim},
-    told,
+    sweep, told,
 };
 
 pub(crate) fn exit_payload(container: &Id, exec: &str, pid: u32, exit: &Exit) -> serde_json::Value {
@@ -465,7 +465,16 @@ pub(crate) async fn remove(
                 return futures::future::join(forget(deps, auth, ns, id, Some(entry)), shim).await.0;
             }
             Some(entry) => drop(end_shim(deps, entry, force).await?),
-            None => {}
+            // What could not be undone when it was made, if there is any.
+            None => {
+                let own = || run::prepare(deps, ns, id).is_ok_and(|prepared| prepared.has_own_cgroup(deps, ns));
+                match sweep::unmade(deps, ns, id, own).await {
+                    Err(error) if force => {
+                        tracing::error!(container = %id, %error, "what was made of it is left behind")
+                    }
+                    undone => undone?,
+                }
+            }
         }
         forget(deps, auth, ns, id, entry).await
     };

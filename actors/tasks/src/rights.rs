@@ -5,14 +5,18 @@ use cofferdam_oci::spec::{Mount as OptionMount, Network, Seccomp};
 use cofferdam_types::{Any, Ceiling, Error, Name, Result};
 use oci_spec::runtime::Spec;
 
-use crate::messages::{Input, NewContainer, Output, Stdio};
+use crate::{
+    messages::{Input, NewContainer, Output, Stdio},
+    runtimes::Runtimes,
+};
 
 /// Z3: what touches the host is checked on every path that can set it, against the ceiling that the record keeps.
-pub(crate) fn within(new: &NewContainer, ceiling: &Ceiling) -> Result<()> {
+pub(crate) fn within(new: &NewContainer, ceiling: &Ceiling, runtimes: &Runtimes) -> Result<()> {
     let options = &new.options;
     if !ceiling.nets.is_all() {
         // What a spec of one's own or a runtime of one's own does there is not known before.
-        let whose = new.spec.is_some() || new.runtime.contains('/') || options.namespaces.contains_key("network");
+        let whose =
+            new.spec.is_some() || !runtimes.are_given(&new.runtime) || options.namespaces.contains_key("network");
         if whose || !ceiling.nets.has(net(&options.network)) {
             let asked = if whose { "a spec, a namespace or a runtime of its own" } else { net(&options.network) };
             let why = format!(
@@ -57,8 +61,12 @@ pub(crate) fn within(new: &NewContainer, ceiling: &Ceiling) -> Result<()> {
         "a namespace that is not its own"
     } else if options.cgroup.is_some() {
         "a cgroup of its own choice"
-    } else if new.runtime.contains('/') {
-        "a runtime binary by path"
+    } else if !runtimes.are_given(&new.runtime) {
+        let why = format!(
+            "asks for a runtime of its own, which needs the host right; there are {}, and others by `cofferd --runtime`",
+            runtimes.names()
+        );
+        return Err(Error::denied("container", "", why));
     } else if new.runtime_options != Any::default() {
         "options of the runtime"
     } else if !options.annotations.is_empty() && !matches!(&*new.runtime, "" | "native") {
@@ -168,6 +176,10 @@ mod tests {
 
     use super::*;
 
+    fn runtimes() -> Runtimes {
+        Runtimes::default()
+    }
+
     fn asks(options: Options) -> NewContainer {
         NewContainer {
             id: None,
@@ -196,7 +208,8 @@ mod tests {
             Ceiling { nets: cofferdam_types::Nets(nets), ..Ceiling::FULL }
         };
         let may = |network: Network, ceiling: &Ceiling| {
-            within(&asks(Options { network, ..Options::default() }), ceiling).map_err(|e| (e.code, e.kind.into_owned()))
+            within(&asks(Options { network, ..Options::default() }), ceiling, &runtimes())
+                .map_err(|e| (e.code, e.kind.into_owned()))
         };
         let refused = || Err((Code::Denied, "network".to_owned()));
         let other = || Network::Container(cofferdam_types::Id::new("other").unwrap());
@@ -217,8 +230,8 @@ mod tests {
         let spec = NewContainer { spec: Some(Default::default()), ..asks(Options::default()) };
         let runtime = NewContainer { runtime: "/usr/bin/mine".into(), ..asks(Options::default()) };
         for unknown in [&spec, &runtime] {
-            within(unknown, &Ceiling::FULL).unwrap();
-            assert_eq!(within(unknown, &ceiling).unwrap_err().code, Code::Denied);
+            within(unknown, &Ceiling::FULL, &runtimes()).unwrap();
+            assert_eq!(within(unknown, &ceiling, &runtimes()).unwrap_err().code, Code::Denied);
         }
     }
 
@@ -227,8 +240,8 @@ mod tests {
     fn what_reaches_the_host_needs_the_right() {
         let asked = |options: serde_json::Value| {
             let new = asks(serde_json::from_value(options).unwrap());
-            within(&new, &Ceiling::FULL).unwrap();
-            within(&new, &Ceiling::default()).map_err(|e| e.code)
+            within(&new, &Ceiling::FULL, &runtimes()).unwrap();
+            within(&new, &Ceiling::default(), &runtimes()).map_err(|e| e.code)
         };
         for harmless in [
             serde_json::json!({}),
@@ -251,20 +264,28 @@ mod tests {
             assert_eq!(asked(reaching.clone()), Err(Code::Denied), "{reaching}");
         }
         let restored = NewContainer { checkpoint: true, ..asks(Options::default()) };
-        within(&restored, &Ceiling::FULL).unwrap();
-        assert_eq!(within(&restored, &Ceiling::default()).unwrap_err().code, Code::Denied);
+        within(&restored, &Ceiling::FULL, &runtimes()).unwrap();
+        assert_eq!(within(&restored, &Ceiling::default(), &runtimes()).unwrap_err().code, Code::Denied);
         // L2: what orders the native runtime takes from them is known: none.
         let annotated = |runtime: &str| {
             let options = serde_json::from_value(serde_json::json!({"annotations": {"a.example/b": "c"}})).unwrap();
             let new = NewContainer { runtime: runtime.into(), ..asks(options) };
-            within(&new, &Ceiling::FULL).unwrap();
-            within(&new, &Ceiling::default()).map_err(|e| e.code)
+            within(&new, &Ceiling::FULL, &runtimes()).unwrap();
+            within(&new, &Ceiling::default(), &runtimes()).map_err(|e| e.code)
         };
         assert_eq!(["", "native"].map(annotated), [Ok(()), Ok(())]);
         assert_eq!(["runc", "kata"].map(annotated), [Err(Code::Denied), Err(Code::Denied)]);
+        // Any program of the host is no runtime.
+        let by = |runtime: &str| {
+            let new = NewContainer { runtime: runtime.into(), ..asks(Options::default()) };
+            within(&new, &Ceiling::FULL, &runtimes()).unwrap();
+            within(&new, &Ceiling::default(), &runtimes()).map_err(|e| (e.code, e.message.contains("native, crun")))
+        };
+        assert_eq!(["", "native", "runc", "crun"].map(by), [Ok(()); 4]);
+        assert_eq!(["sh", "kata", "/usr/bin/runc", "."].map(by), [Err((Code::Denied, true)); 4]);
         let rooted = NewContainer { image: None, rootfs: Some("/srv".into()), ..asks(Options::default()) };
-        within(&rooted, &Ceiling::FULL).unwrap();
-        assert_eq!(within(&rooted, &Ceiling::default()).unwrap_err().code, Code::Denied);
+        within(&rooted, &Ceiling::FULL, &runtimes()).unwrap();
+        assert_eq!(within(&rooted, &Ceiling::default(), &runtimes()).unwrap_err().code, Code::Denied);
     }
 
     // Z3 of the negative tests.
@@ -273,6 +294,7 @@ mod tests {
         let may = |network: Network, ceiling: &Ceiling| match within(
             &asks(Options { network, ..Options::default() }),
             ceiling,
+            &runtimes(),
         ) {
             Ok(()) => true,
             Err(error) => {

@@ -17,7 +17,7 @@ use cofferdam_metadata::{
         tasks::{self, Task},
     },
 };
-use cofferdam_oci::{RuntimeOptions, runc};
+use cofferdam_oci::RuntimeOptions;
 use cofferdam_types::{Authority, Code, Error, Event, Id, Mount, Name, Namespace, Result};
 use cofferdam_wire::{
     common_capnp::{input, output, stdio},
@@ -32,6 +32,7 @@ use crate::{
     entry::{Entry, Process},
     filters::Brief,
     handle::Deps,
+    intent::Intent,
     layout,
     link::{Link, Remote},
     messages::{Input, Output, RunRecord, Stdio},
@@ -94,6 +95,11 @@ impl Prepared {
     /// Where a runc-compatible binary keeps its state.
     fn runc_root<'a>(&'a self, deps: &'a Deps) -> &'a Path {
         self.options.root.as_deref().unwrap_or_else(|| deps.layout.runc())
+    }
+
+    /// Whether its cgroup is the one that goes by its name.
+    pub fn has_own_cgroup(&self, deps: &Deps, ns: &Namespace) -> bool {
+        self.cgroup == deps.layout.cgroup(ns, &self.record.id)
     }
 
     /// What it keeps of the container.
@@ -180,16 +186,26 @@ async fn make_task(
         _ => create::root_mounts(deps, ns, &prepared.record, &prepared.run).await?,
     };
     // A shim that others have as well is left as it is, whatever comes of this.
-    let shared = shared.and_then(|shim| shim::find(&deps.layout, &shim).ok().map(|connection| (shim, connection)));
+    let shared = match shared.map(|shim| (shim::find(&deps.layout, &shim), shim)) {
+        Some((Ok(connection), shim)) => Some((shim, connection)),
+        Some((Err(error), _)) if error.code != Code::NotFound => return Err(error),
+        // It has just ended.
+        _ => None,
+    };
     let own = shared.is_none();
     let bundle_path = deps.layout.bundle(ns, id);
-    sweep::unmade(deps, &bundle_path).await?;
-    layout::make(&bundle_path)?;
-    deps.layout.intend(&bundle_path, &prepared.cgroup).inspect_err(|_| drop(layout::remove(&bundle_path)))?;
-    joined.write(&bundle_path).inspect_err(|_| drop(layout::remove(&bundle_path)))?;
-    let bundle = File::open(&bundle_path).map_err(|e| Error::io("bundle", id, "can't be opened", &e))?;
+    let has_own_cgroup = || prepared.has_own_cgroup(deps, ns);
+    sweep::unmade(deps, ns, id, has_own_cgroup).await?;
     let keeps_files = log && prepared.run.log.driver.format().is_some();
-    let log_dir = if keeps_files { Some(deps.layout.open_log(ns, id)?) } else { None };
+    let set_up = || {
+        layout::make(&bundle_path)?;
+        let shim = shared.as_ref().map(|(shim, _)| shim.clone());
+        Intent::of(&deps.layout, &prepared.cgroup, &prepared.runc(deps, ns), shim)?.note(&bundle_path)?;
+        joined.write(&bundle_path)?;
+        let bundle = File::open(&bundle_path).map_err(|e| Error::io("bundle", id, "can't be opened", &e))?;
+        Ok((bundle, if keeps_files { Some(deps.layout.open_log(ns, id)?) } else { None }))
+    };
+    let (bundle, log_dir) = set_up().inspect_err(|_: &Error| drop(layout::remove(&bundle_path)))?;
     // From here on until the shim is asked nothing can fail that doesn't come from a checkpoint.
     let spare = if own && checkpoint.is_none() { spares.take().await } else { None };
     spares.foresee(prepared.own_network() && joined.is_alone());
@@ -198,15 +214,13 @@ async fn make_task(
         (None, Some(spare)) => spare.id.clone(),
         (None, None) => shim::new_id()?,
     };
+    let discard = |_: &Error| {
+        let _ = layout::remove(&deps.layout.restored(&shim_id, id));
+        let _ = layout::remove(&bundle_path);
+    };
     let source = match &checkpoint {
         None => None,
-        Some(name) => {
-            let laid = restore::lay_out(deps, auth, ns, name, &prepared, &shim_id).await;
-            Some(laid.inspect_err(|_| {
-                let _ = layout::remove(&deps.layout.restored(&shim_id, id));
-                let _ = layout::remove(&bundle_path);
-            })?)
-        }
+        Some(name) => Some(restore::lay_out(deps, auth, ns, name, &prepared, &shim_id).await.inspect_err(discard)?),
     };
 
     let mut task = Task::new(id.clone(), &shim_id);
@@ -214,7 +228,7 @@ async fn make_task(
     task.log = log;
     task.attachment = joined.attached.clone();
     if own && spare.is_none() {
-        shim::place(&deps.layout.shim(&shim_id), &shim_id)?;
+        shim::place(&deps.layout.shim(&shim_id), &shim_id).inspect_err(discard)?;
     }
     let (namespace, intent, restored) = (ns.clone(), task.clone(), checkpoint.clone());
     let entered = prepared.early.as_ref().map(|(entered, _)| entered.clone());
@@ -248,7 +262,9 @@ async fn make_task(
             }
         };
         // Beside the shim's own start, if it was not made ahead.
-        clear(deps, ns, id, &prepared).await?;
+        if has_own_cgroup() {
+            sweep::clear(deps, ns, id).await?;
+        }
         let request = connection.shim.create_request();
         let made = request_create(
             deps,
@@ -265,6 +281,7 @@ async fn make_task(
             log,
             log_dir,
             source,
+            auth,
         );
         let (container, life) = made.await?;
         Ok((connection, child, container, life))
@@ -275,7 +292,7 @@ async fn make_task(
     };
     let (committed, made) = futures::future::join(commit, made).await;
     // On a failure nothing is left; the shim ends with its connection once it has no container.
-    match (committed, made) {
+    let (recorded, error) = match (committed, made) {
         (Ok(task), Ok((connection, child, container, life))) => {
             let child = child.filter(|_| again && prepared.record.group.is_none());
             let patience = prepared.patience(checkpoint.is_some());
@@ -301,69 +318,53 @@ async fn make_task(
                 starting: Default::default(),
                 news: Default::default(),
                 past: Default::default(),
+                granted: Default::default(),
                 removing: Default::default(),
                 recorded: Default::default(),
             };
-            Ok((Rc::new(entry), connection, task))
+            return Ok((Rc::new(entry), connection, task));
         }
         (Err(error), Ok((_, _, container, _))) => {
             let limit = prepared.patience(false).kill;
             let deleted = tokio::time::timeout(limit, container.delete_request().send().promise).await;
-            if own {
-                if deleted.is_err()
-                    && let Err(error) = shim::kill(deps.layout.shim(&shim_id)).await
-                {
-                    tracing::error!(container = %id, %error, "a shim is left behind");
-                }
-                let _ = layout::remove(&deps.layout.shim(&shim_id));
+            // What it can't delete goes with it.
+            if own && !matches!(deleted, Ok(Ok(_))) {
+                end_shim(deps, id, &shim_id).await;
             }
-            let _ = layout::remove(&deps.layout.restored(&shim_id, id));
-            let _ = layout::remove(&bundle_path);
-            Err(error)
+            (false, error)
         }
         (committed, Err(error)) => {
-            // A shim that says why has undone what it did. Of another one nobody knows how far it came.
-            if matches!(error.code, Code::Unavailable | Code::DeadlineExceeded) {
-                if own && let Err(error) = shim::kill(deps.layout.shim(&shim_id)).await {
-                    tracing::error!(container = %id, %error, "a shim is left behind");
-                }
-                clear(deps, ns, id, &prepared).await.unwrap_or_else(|error| {
-                    tracing::error!(container = %id, %error, "a cgroup is left behind");
-                });
+            // Of one that doesn't say why nobody knows how far it is.
+            if own && matches!(error.code, Code::Unavailable | Code::DeadlineExceeded) {
+                end_shim(deps, id, &shim_id).await;
             }
-            // The commit first: a task without its shim's directory would be one of before a reboot.
-            if committed.is_ok() {
-                let (namespace, id) = (ns.clone(), id.clone());
-                let undo = move |tx: &mut Tx<'_>| match tasks::find(tx, &namespace, &id)? {
-                    Some(task) => remove::delete_record(tx, &namespace, &task),
-                    None => Ok(()),
-                };
-                remove::persist(deps, &Authority::system(), undo).await?;
-            }
-            deps.layout.prune_given(&prepared.cgroup);
-            let _ = deps.layout.remove_runc(&prepared.runc(deps, ns));
-            if own {
-                let _ = layout::remove(&deps.layout.shim(&shim_id));
-            }
-            let _ = layout::remove(&deps.layout.restored(&shim_id, id));
-            let _ = layout::remove(&bundle_path);
-            if log && prepared.run.remove_on_exit {
-                let _ = layout::remove(&deps.layout.log_dir(ns, id));
-            }
-            Err(error)
+            (committed.is_ok(), error)
         }
+    };
+    // Whatever was said of it: what fails at making may fail at undoing too.
+    if let Err(error) = sweep::unmade(deps, ns, id, has_own_cgroup).await {
+        tracing::error!(container = %id, %error, "what was made of it is left behind until another attempt");
     }
+    // The commit before the shim's directory: without that the task would be one of before a reboot.
+    if recorded {
+        let (namespace, id) = (ns.clone(), id.clone());
+        let undo = move |tx: &mut Tx<'_>| match tasks::find(tx, &namespace, &id)? {
+            Some(task) => remove::delete_record(tx, &namespace, &task),
+            None => Ok(()),
+        };
+        remove::persist(deps, &Authority::system(), undo).await?;
+    }
+    if own {
+        let _ = layout::remove(&deps.layout.shim(&shim_id));
+    }
+    let _ = layout::remove(&deps.layout.restored(&shim_id, id));
+    Err(error)
 }
 
-/// Removes the cgroup of a container that has no task, if it is the one that we chose: who made it is dead, and it would
-/// be in the way of the next. One that a client's own spec names may be somebody else's.
-async fn clear(deps: &Deps, ns: &Namespace, id: &Id, prepared: &Prepared) -> Result<()> {
-    let ours = prepared.cgroup == deps.layout.cgroup(ns, id);
-    let bundle = deps.layout.bundle(ns, id);
-    if ours && (runc::has_maker(&bundle) || deps.layout.has_cgroup(ns, id)?) {
-        remove::cleanup(&prepared.cgroup, bundle).await
-    } else {
-        Ok(())
+/// Ends a shim that made nothing that is kept.
+async fn end_shim(deps: &Deps, id: &Id, shim: &str) {
+    if let Err(error) = shim::kill(deps.layout.shim(shim)).await {
+        tracing::error!(container = %id, %error, "a shim is left behind");
     }
 }
 
@@ -375,21 +376,6 @@ fn reap(deps: &Deps, child: u32, connection: &Connection) {
         // It ends behind its last connection, or was killed.
         children.reap(child).await;
     });
-}
-
-/// The name of the driver that is ours, or the binary of one that is not.
-fn runtime(name: &str) -> Result<String> {
-    if name == "native" || name.contains('/') {
-        return Ok(name.to_owned());
-    }
-    // A fixed path, not the daemon's environment: what runs as root is not up to a variable.
-    let dirs = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
-    let found = dirs.iter().map(|dir| format!("{dir}/{name}")).find(|path| std::path::Path::new(path).is_file());
-    let id = cofferdam_types::Id::new(name);
-    found.filter(|_| id.is_ok()).ok_or_else(|| {
-        let why = "is not installed: `native` needs nothing; runc, crun and youki work if their binary is there";
-        Error::not_found("runtime", name, why)
-    })
 }
 
 #[allow(clippy::too_many_arguments, reason = "one message, filled in one place")]
@@ -411,8 +397,9 @@ async fn request_create(
     log: bool,
     log_dir: Option<OwnedFd>,
     source: Option<restore::Source>,
+    auth: &Authority,
 ) -> Result<(cofferdam_wire::shim_capnp::shim_container::Client, cofferdam_wire::convert::Life)> {
-    let binary = runtime(&prepared.record.runtime)?;
+    let binary = deps.runtimes.find(&prepared.record.runtime)?;
     let mut create = request.get().init_request();
     create.set_namespace(&**ns);
     create.set_id(&**id);
@@ -428,6 +415,9 @@ async fn request_create(
     create.set_runtime_root(prepared.runc_root(deps).to_string_lossy().as_ref());
     create.set_runtime_options(&prepared.record.runtime_options.value);
     create.set_terminal(prepared.terminal());
+    if let Some(grant) = auth.grants.last() {
+        create.set_grant(grant.to_string());
+    }
     set_stdio(create.reborrow().init_stdio(), streams, fds);
     if log {
         create.set_log(true);

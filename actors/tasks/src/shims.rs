@@ -1,6 +1,6 @@
 //! The shims themselves: who shares one, and what each says of itself.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, rc::Rc, sync::Arc};
 
 use actix::{Context, Handler, ResponseFuture};
 use cofferdam_metadata::records::containers;
@@ -13,19 +13,32 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::{
     actor::{Ctx, TasksActor},
+    entry::Entry,
     messages::{DumpShim, ShimContainer, ShimInfo, ShimState, Shims},
     recover::ANSWER,
     shim::{self, from_shim},
 };
 
 impl Ctx {
-    /// The shim that containers of this group have already.
-    pub(crate) fn shim_of(&self, ns: &Namespace, group: &Id) -> Option<String> {
-        let entries = self.entries.borrow();
-        let mut there = entries.values().filter(|entry| {
-            entry.namespace == *ns && entry.group.as_ref() == Some(group) && entry.link.state() == "there"
-        });
-        there.find(|entry| !entry.removing.get()).map(|entry| entry.shim.clone())
+    /// The shim that containers of this group have already. One that is being looked for is waited for, and one that doesn't
+    /// answer has the group still: another beside it would part what belongs together.
+    pub(crate) async fn shim_of(&self, ns: &Namespace, group: &Id) -> Result<Option<String>> {
+        let members: Vec<_> = {
+            let entries = self.entries.borrow();
+            let of_group = |entry: &&Rc<Entry>| entry.namespace == *ns && entry.group.as_ref() == Some(group);
+            entries.values().filter(of_group).cloned().collect()
+        };
+        for member in members.iter().filter(|member| !member.removing.get()) {
+            member.link.settled().await.map_err(|error| {
+                let why =
+                    format!("can't be joined while the shim of its container {} is out of reach: {error}", member.id);
+                Error::unavailable("group", group, why)
+            })?;
+            if member.link.state() == "there" && !member.removing.get() {
+                return Ok(Some(member.shim.clone()));
+            }
+        }
+        Ok(None)
     }
 
     /// Containers of a group come and go one after the other: a shim ends with its last one, and must not be chosen then.

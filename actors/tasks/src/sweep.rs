@@ -1,15 +1,14 @@
 //! What a crash left, removed at the start: directories, shims, cgroups and containers that nobody comes back for.
 
-use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, path::PathBuf};
 
 use cofferdam_metadata::records::{containers, namespaces, tasks};
-use cofferdam_types::{Authority, Id, Namespace, Result};
+use cofferdam_oci::runc;
+use cofferdam_types::{Authority, Code, Error, Id, Namespace, Result};
+use cofferdam_wire::life::file_name as life_file;
 use tokio::sync::OwnedMutexGuard;
 
-use crate::{actor::Ctx, handle::Deps, layout, recover::ANSWER, remove, shim};
+use crate::{actor::Ctx, handle::Deps, intent::Intent, layout, patience::Patience, recover::ANSWER, remove, shim};
 
 /// Containers that were to go with their task, and have none: the daemon died between the two. Whoever asked for both is
 /// told that the container isn't there, and asks anew.
@@ -51,14 +50,72 @@ pub(crate) fn dirs(deps: &Deps, shims: &BTreeSet<String>, first: bool) -> Result
     Ok(unmade)
 }
 
-/// Removes the bundle of what was never recorded, behind the cgroup that it was about to get.
-pub(crate) async fn unmade(deps: &Deps, bundle: &Path) -> Result<()> {
-    if let Some(cgroup) = deps.layout.intended(bundle) {
-        tracing::info!(cgroup, "a cgroup that was made for nobody on record is swept");
-        remove::cleanup(&cgroup, bundle.to_owned()).await?;
-        deps.layout.prune_given(&cgroup);
+/// Undoes what was made for a container that has no task, or is about to be by who is no more: what its bundle says, and the
+/// bundle with it. Whether the cgroup that goes by its name `is_its_own` is asked: another's spec may name that.
+pub(crate) async fn unmade(deps: &Deps, ns: &Namespace, id: &Id, is_its_own: impl FnOnce() -> bool) -> Result<()> {
+    let bundle = deps.layout.bundle(ns, id);
+    if !bundle.exists() {
+        return Ok(());
     }
-    layout::remove(bundle)
+    let Intent { cgroup, kept, shim } = Intent::read(&bundle);
+    // Who could put something into the cgroup still comes first; what runs there ends whether or not he lets go of it.
+    let disowned = match shim {
+        Some(shim) => disown(deps, &shim, ns, id).await,
+        None => Ok(()),
+    };
+    match &cgroup {
+        Some(cgroup) => {
+            tracing::info!(cgroup, "a cgroup that was made for nobody on record is swept");
+            remove::cleanup(cgroup, bundle.clone()).await?;
+            deps.layout.prune_given(cgroup);
+        }
+        None if is_its_own() => clear(deps, ns, id).await?,
+        None => {}
+    }
+    layout::remove(&kept.unwrap_or_else(|| deps.layout.runc_of(ns, id)))?;
+    disowned?;
+    layout::remove(&bundle)
+}
+
+/// Removes the cgroup that goes by the name of a container without a task: who made it is dead, and it would be in the way of
+/// the next.
+pub(crate) async fn clear(deps: &Deps, ns: &Namespace, id: &Id) -> Result<()> {
+    let bundle = deps.layout.bundle(ns, id);
+    if runc::has_maker(&bundle) || deps.layout.has_cgroup(ns, id)? {
+        return remove::cleanup(&deps.layout.cgroup(ns, id), bundle).await;
+    }
+    Ok(())
+}
+
+/// Has a shim that others have as well delete what it made for nobody on record, or is making: it would keep that for ever,
+/// and with it the name. One that is gone has it no more.
+async fn disown(deps: &Deps, shim: &str, ns: &Namespace, id: &Id) -> Result<()> {
+    let connection = match shim::find(&deps.layout, shim) {
+        Err(error) if error.code == Code::NotFound => return Ok(()),
+        found => found?,
+    };
+    let late = || {
+        let why = "was being made by a shim of its group, which doesn't answer: wait and try again";
+        Error::unavailable("task", id, why)
+    };
+    let deleted = async {
+        tokio::time::timeout(ANSWER, shim::hello(&connection.shim)).await.map_err(|_| late())??;
+        let mut request = connection.shim.container_request();
+        request.get().set_namespace(&**ns);
+        request.get().set_id(&**id);
+        let delete = request.send().pipeline.get_container().delete_request().send().promise;
+        let deleted = tokio::time::timeout(Patience::unknown().kill, delete).await.map_err(|_| late())?;
+        deleted.map(drop).map_err(shim::from_shim)
+    };
+    match deleted.await {
+        // It has no such container, or has just died.
+        Err(error) if !matches!((error.code, &*error.kind), (Code::NotFound, _) | (Code::Unavailable, "shim")) => {
+            return Err(error);
+        }
+        _ => {}
+    }
+    let _ = std::fs::remove_file(deps.layout.shim(shim).join(life_file(id, "")));
+    Ok(())
 }
 
 /// Shims that have a directory and no task on record. Asked before any request is served, as above.
@@ -98,25 +155,23 @@ impl Ctx {
             }
             drop(turn);
         }
-        // Shims first: what made a cgroup is dead by now.
-        for (ns, id, turn) in unmade {
+        // Shims first: what made a cgroup is dead by now. Of those that others have one may be at something else.
+        let unmade = unmade.into_iter().map(async |(ns, id, turn)| {
             let _turn = match turn {
                 Some(turn) => turn,
                 None => self.turn(&ns, &id).await,
             };
             let has_task = self.entries.borrow().contains_key(&(ns.clone(), id.clone()));
-            if !has_task && let Err(error) = self::unmade(&self.deps, &self.deps.layout.bundle(&ns, &id)).await {
-                tracing::error!(container = %id, %error, "a cgroup is left behind");
+            let is_its_own = || !self.uses(&self.deps.layout.cgroup(&ns, &id));
+            if !has_task && let Err(error) = self::unmade(&self.deps, &ns, &id, is_its_own).await {
+                tracing::error!(container = %id, %error, "what was being made of it is left behind");
             }
-        }
+        });
+        futures::future::join_all(unmade).await;
         for (ns, id) in self.deps.layout.cgroups() {
             let _turn = self.turn(&ns, &id).await;
             let path = self.deps.layout.cgroup(&ns, &id);
-            // Some specs name their cgroup themselves, maybe such a one.
-            let lies_there =
-                |cgroup: &str| cgroup.strip_prefix(&*path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-            let used = self.entries.borrow().values().any(|entry| lies_there(&entry.cgroup));
-            if used {
+            if self.uses(&path) {
                 continue;
             }
             tracing::info!(cgroup = path, "a cgroup without a task is swept");
@@ -133,6 +188,13 @@ impl Ctx {
             }
         }
         self.deps.layout.tidy_all();
+    }
+
+    /// Whether a task has a cgroup there, or below: some specs name theirs themselves, maybe one that looks like another's.
+    fn uses(&self, path: &str) -> bool {
+        let lies_there =
+            |cgroup: &str| cgroup.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        self.entries.borrow().values().any(|entry| lies_there(&entry.cgroup))
     }
 }
 

@@ -170,12 +170,13 @@ pub(crate) async fn forget(entry: &Rc<Entry>, exec: &str, process: &Rc<Process>)
     if !is_it(&entry.leaving.borrow()) {
         return;
     }
-    // One that doesn't answer forgets it with the container.
-    if let Ok(remote) = entry.remote().await {
-        let mut request = remote.container.forget_exec_request();
-        request.get().set_id(exec);
-        request.get().set_created(process.life.borrow().created.0);
-        let _ = entry.answer(&remote, request.send().promise).await;
+    // One that doesn't answer forgets it with the container, and the tables have it until then: its record is still there.
+    let Ok(remote) = entry.remote().await else { return };
+    let mut request = remote.container.forget_exec_request();
+    request.get().set_id(exec);
+    request.get().set_created(process.life.borrow().created.0);
+    if entry.answer(&remote, request.send().promise).await.is_err() {
+        return;
     }
     let mut leaving = entry.leaving.borrow_mut();
     if is_it(&leaving) {

@@ -1,6 +1,6 @@
 //! The config of an image that is made of another one: what changes in it, and that everything else stays as it was.
 
-use cofferdam_types::{Digest, Error, Result, Timestamp};
+use cofferdam_types::{Digest, Error, Instruction, Result, Timestamp};
 use serde_json::{Map, Value, json};
 
 /// One thing that is to be different in a new image.
@@ -123,7 +123,7 @@ impl ConfigChange {
         }
     }
 
-    fn make(&self, runs: &mut Map<String, Value>) -> Result<()> {
+    pub(crate) fn make(&self, runs: &mut Map<String, Value>) -> Result<()> {
         self.check()?;
         match self {
             ConfigChange::Cmd(all) => drop(runs.insert("Cmd".into(), json!(all))),
@@ -148,6 +148,22 @@ impl ConfigChange {
             }
         }
         Ok(())
+    }
+}
+
+impl From<Instruction> for ConfigChange {
+    fn from(line: Instruction) -> ConfigChange {
+        match line {
+            Instruction::Cmd(all) => ConfigChange::Cmd(all),
+            Instruction::Entrypoint(all) => ConfigChange::Entrypoint(all),
+            Instruction::Env(text) => ConfigChange::Env(text),
+            Instruction::WorkingDir(text) => ConfigChange::WorkingDir(text),
+            Instruction::User(text) => ConfigChange::User(text),
+            Instruction::Label(key, value) => ConfigChange::Label(key, value),
+            Instruction::Expose(text) => ConfigChange::Expose(text),
+            Instruction::Volume(text) => ConfigChange::Volume(text),
+            Instruction::StopSignal(text) => ConfigChange::StopSignal(text),
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use cofferdam_types::{
     Algorithm, Authority, Descriptor, Digest, Error, Event, Id, Labels, Name, Platform, Result, media,
 };
 
-use crate::{Cancel, Job, job::Arrived, progress::Phase, transfer::Core};
+use crate::{Cancel, Job, job::Arrived, progress::Phase, transfer::Core, trust::Nowhere};
 
 /// How a container is checkpointed.
 #[derive(Clone, Debug)]
@@ -49,6 +49,7 @@ pub(crate) fn checkpoint(
     if images::find(&core.meta.read()?, ns, &options.name)?.is_some() {
         return Err(taken());
     }
+    let gate = core.trust.open(ns, &options.name)?;
     let platform = Platform::host();
     let container = tasks.container(ns, id)?;
     if container.image.is_empty() {
@@ -103,6 +104,7 @@ pub(crate) fn checkpoint(
     let manifest = &image.manifest;
     let bare = Descriptor::new(&*manifest.media_type, manifest.digest.clone(), manifest.size);
     let (target, bytes) = made.index(&bare, &container.image, &platform);
+    gate.map(|gate| gate.admit(&target.digest, &Nowhere)).transpose()?;
     let mut ingest = core.content.scratch(ns, Algorithm::Sha256)?;
     ingest.append(&bytes)?;
     add(&mut commits, ingest, media::OCI_INDEX, content_labels(&target, &bytes)?);

@@ -26,6 +26,7 @@ use crate::{
     plan::composed,
     progress::Phase,
     transfer::Core,
+    trust::Nowhere,
 };
 
 /// How a container becomes an image.
@@ -55,6 +56,7 @@ pub(crate) fn commit(
 ) -> Result<Vec<Arrived>> {
     let (ns, board, word) = (job.namespace(), job.board(), job.word());
     options.changes.iter().try_for_each(ConfigChange::check)?;
+    let gate = core.trust.open(ns, &options.name)?;
     let container = tasks.container(ns, id)?;
     let refuse = |why: String| Err(Error::failed_precondition("container", id, why));
     let Some(key) = container.snapshot_key.as_ref().filter(|_| !container.image.is_empty()) else {
@@ -90,6 +92,7 @@ pub(crate) fn commit(
     let mut layers = image.layers.clone();
     layers.extend(made.filled.then(|| made.layer.clone()));
     let choice = composed(&image.manifest.media_type, config, bytes, layers)?;
+    gate.map(|gate| gate.admit(&choice.image.target.digest, &Nowhere)).transpose()?;
     let supply = Changed { layer: made.layer.digest.clone(), ingest: Mutex::new(Some(made.ingest)) };
     let landing = Landing::new(core, job, word, auth, Some(&*container.driver));
     landing.land(std::slice::from_ref(&options.name), &choice, &supply)
@@ -97,17 +100,17 @@ pub(crate) fn commit(
 
 /// Whose media types an image has.
 #[derive(Clone, Copy)]
-enum Family {
+pub(crate) enum Family {
     Oci,
     Docker,
 }
 
 impl Family {
-    fn of(manifest: &Descriptor) -> Family {
+    pub fn of(manifest: &Descriptor) -> Family {
         if manifest.media_type == media::DOCKER_MANIFEST { Family::Docker } else { Family::Oci }
     }
 
-    fn layer(self, compression: Compression) -> &'static str {
+    pub fn layer(self, compression: Compression) -> &'static str {
         match (self, compression) {
             (Family::Oci, Compression::None) => media::OCI_LAYER,
             (Family::Oci, Compression::Gzip) => media::OCI_LAYER_GZIP,

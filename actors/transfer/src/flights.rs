@@ -1,9 +1,12 @@
-//! One job at a time per blob: whoever needs a blob that another job is bringing into the same namespace waits for it
-//! instead of bringing it twice.
+//! One job at a time per blob, namespace and way to it: whoever needs a blob that another job is bringing into the same namespace
+//! by the same way waits for it instead of bringing it twice. What another job brings by another way is no reason to wait: that
+//! way may lead nowhere.
+//!
+//! Nobody waits while he holds anything: so no two wait for each other, and what somebody waits for is not kept from a third.
 
 use std::{
     collections::{BTreeSet, HashSet},
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -11,7 +14,7 @@ use cofferdam_types::{Digest, Namespace, Result};
 
 use crate::Cancel;
 
-type Key = (Namespace, Digest);
+type Key = (Namespace, Arc<str>, Digest);
 
 /// Who is at what.
 #[derive(Default)]
@@ -24,30 +27,36 @@ pub(crate) struct Flights {
 const LOOK: Duration = Duration::from_millis(100);
 
 impl Flights {
-    /// Takes all of `digests`, waiting for those that others have. Everybody takes them in the same order, so nobody
-    /// waits for someone who waits for him. `waits` is told when there is something to wait for.
+    /// Takes those of `digests` that nobody is at, and names the others.
     pub fn take<'a>(
         &'a self,
         ns: &Namespace,
+        route: &Arc<str>,
         digests: impl IntoIterator<Item = Digest>,
-        cancel: &Cancel,
-        waits: impl Fn(&Digest),
-    ) -> Result<Turn<'a>> {
+    ) -> (Turn<'a>, Vec<Digest>) {
         let mut turn = Turn { flights: self, keys: Vec::new() };
+        let mut others = Vec::new();
+        let mut taken = self.taken();
         for digest in digests.into_iter().collect::<BTreeSet<_>>() {
-            let key = (ns.clone(), digest);
-            let mut taken = self.taken();
-            if taken.contains(&key) {
-                waits(&key.1);
+            let key = (ns.clone(), route.clone(), digest);
+            if taken.insert(key.clone()) {
+                turn.keys.push(key);
+            } else {
+                others.push(key.2);
             }
-            while taken.contains(&key) {
-                cancel.check()?;
-                taken = self.landed.wait_timeout(taken, LOOK).unwrap_or_else(PoisonError::into_inner).0;
-            }
-            taken.insert(key.clone());
-            turn.keys.push(key);
         }
-        Ok(turn)
+        (turn, others)
+    }
+
+    /// Waits until nobody is at any of `digests`.
+    pub fn wait(&self, ns: &Namespace, route: &Arc<str>, digests: &[Digest], cancel: &Cancel) -> Result<()> {
+        let keys: Vec<Key> = digests.iter().map(|digest| (ns.clone(), route.clone(), digest.clone())).collect();
+        let mut taken = self.taken();
+        while keys.iter().any(|key| taken.contains(key)) {
+            cancel.check()?;
+            taken = self.landed.wait_timeout(taken, LOOK).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(())
     }
 
     fn taken(&self) -> MutexGuard<'_, HashSet<Key>> {
@@ -59,6 +68,13 @@ impl Flights {
 pub(crate) struct Turn<'a> {
     flights: &'a Flights,
     keys: Vec<Key>,
+}
+
+impl Turn<'_> {
+    /// What was taken.
+    pub fn digests(&self) -> impl Iterator<Item = &Digest> {
+        self.keys.iter().map(|(_, _, digest)| digest)
+    }
 }
 
 impl Drop for Turn<'_> {
@@ -74,8 +90,6 @@ impl Drop for Turn<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::channel;
-
     use cofferdam_types::{Algorithm, Code};
 
     use super::*;
@@ -87,33 +101,36 @@ mod tests {
     #[test]
     fn the_second_waits_for_the_first() {
         let flights = Flights::default();
-        let ns = Namespace::default_namespace();
-        let (other, cancel) = (Namespace::new("other").unwrap(), Cancel::new());
-        let never = |_: &Digest| panic!("there is nothing to wait for");
-        let first = flights.take(&ns, [digest(1), digest(2), digest(1)], &cancel, never).unwrap();
-        // Another namespace is another matter.
-        drop(flights.take(&other, [digest(1)], &cancel, never).unwrap());
-        let (tell, told) = channel();
+        let (ns, cancel) = (Namespace::default_namespace(), Cancel::new());
+        let (one, two): (Arc<str>, Arc<str>) = ("one".into(), "two".into());
+        let (first, others) = flights.take(&ns, &one, [digest(1), digest(2), digest(1)]);
+        assert_eq!((first.digests().count(), others.len()), (2, 0));
+        // Another namespace is another matter, and so is another way.
+        let other = Namespace::new("other").unwrap();
+        assert!(flights.take(&other, &one, [digest(1)]).1.is_empty());
+        assert!(flights.take(&ns, &two, [digest(1)]).1.is_empty());
+        let (second, others) = flights.take(&ns, &one, [digest(2), digest(3)]);
+        assert_eq!((second.digests().cloned().collect::<Vec<_>>(), &others), (vec![digest(3)], &vec![digest(2)]));
         std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| {
-                let turn = flights.take(&ns, [digest(3), digest(2)], &cancel, |d| tell.send(d.clone()).unwrap());
-                turn.map(drop)
-            });
-            assert_eq!(told.recv().unwrap(), digest(2));
+            let waiting = scope.spawn(|| flights.wait(&ns, &one, &others, &cancel));
+            assert!(!waiting.is_finished());
             drop(first);
             waiting.join().unwrap().unwrap();
         });
+        drop(second);
         assert!(flights.taken().is_empty());
     }
 
     #[test]
     fn a_wait_can_be_cancelled() {
         let flights = Flights::default();
-        let ns = Namespace::default_namespace();
-        let _first = flights.take(&ns, [digest(1)], &Cancel::new(), |_| ()).unwrap();
+        let (ns, route): (_, Arc<str>) = (Namespace::default_namespace(), "way".into());
+        let (_first, _) = flights.take(&ns, &route, [digest(1)]);
         let cancel = Cancel::new();
-        let error = flights.take(&ns, [digest(0), digest(1)], &cancel, |_| cancel.cancel()).err().unwrap();
-        assert_eq!(error.code, Code::Cancelled);
-        assert_eq!(flights.taken().len(), 1, "what the cancelled one had taken is free");
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| flights.wait(&ns, &route, &[digest(0), digest(1)], &cancel));
+            cancel.cancel();
+            assert_eq!(waiting.join().unwrap().unwrap_err().code, Code::Cancelled);
+        });
     }
 }

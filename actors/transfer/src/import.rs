@@ -19,11 +19,12 @@ use crate::{
     from_io,
     job::Arrived,
     land::{Landing, Supply},
-    plan::{Lump, Shelf, plan},
+    plan::{Lump, Planned, Shelf, plan},
     progress::{Counted, Phase},
     rootfs,
     source::{Layout, Outer, Place, Section, Spool, Spooled, sniff, walk},
     transfer::Core,
+    trust::{Archive, Nowhere, Shown},
 };
 
 const BUFFER: usize = 256 << 10;
@@ -46,13 +47,16 @@ pub(crate) fn import(
     match open(source)? {
         Opened::Layout(layout) => {
             let images = plan(&layout, platform, name)?;
+            let shown = admitted(core, job, &images, &layout)?;
             job.board().stage("importing");
-            let land = |image: &crate::plan::Planned| {
+            let land = |image: &Planned| {
                 let blobs = image.choice.image.layers.iter().chain(&image.choice.parts);
                 let paths = blobs.map(|l| l.digest.clone()).zip(image.paths.clone());
                 landing.land(&image.names, &image.choice, &AtHand { layout: &layout, paths: paths.collect() })
             };
-            images.iter().map(land).collect::<Result<Vec<_>>>().map(|all| all.concat())
+            let arrived = images.iter().map(land).collect::<Result<Vec<_>>>()?.concat();
+            kept(core, job, auth, shown);
+            Ok(arrived)
         }
         Opened::Stream(file) => {
             let item = job.board().item("archive", file.metadata().map_or(0, |m| m.len()));
@@ -61,11 +65,32 @@ pub(crate) fn import(
             let spool = Spool::take(outer, &core.content, job.namespace())?;
             job.board().phase(item, Phase::Done);
             let images = plan(&spool, platform, name)?;
+            let shown = admitted(core, job, &images, &spool)?;
             job.board().stage("importing");
             let taken = Taken(Mutex::new(spool.into_ingests()));
-            let land = |image: &crate::plan::Planned| landing.land(&image.names, &image.choice, &taken);
-            images.iter().map(land).collect::<Result<Vec<_>>>().map(|all| all.concat())
+            let land = |image: &Planned| landing.land(&image.names, &image.choice, &taken);
+            let arrived = images.iter().map(land).collect::<Result<Vec<_>>>()?.concat();
+            kept(core, job, auth, shown);
+            Ok(arrived)
         }
+    }
+}
+
+/// Whether all of them may come in, by their own signatures.
+fn admitted(core: &Core, job: &Job, images: &[Planned], shelf: &dyn Shelf) -> Result<Vec<(Digest, Shown)>> {
+    let mut all = Vec::new();
+    for image in images {
+        let target = &image.choice.image.target.digest;
+        for name in &image.names {
+            all.push((target.clone(), core.trust.admit(job.namespace(), name, target, &Archive { shelf })?));
+        }
+    }
+    Ok(all)
+}
+
+fn kept(core: &Core, job: &Job, auth: &Authority, shown: Vec<(Digest, Shown)>) {
+    for (target, shown) in shown {
+        shown.keep(core, auth, job.namespace(), &target);
     }
 }
 
@@ -78,6 +103,7 @@ pub(crate) fn rootfs(
     options: &RootfsOptions,
 ) -> Result<Vec<Arrived>> {
     let word = job.word().child();
+    core.trust.open(job.namespace(), &options.name)?;
     let mut ingest = core.content.scratch(job.namespace(), Algorithm::Sha256)?;
     job.board().stage("packing");
     let length = match &source {
@@ -86,13 +112,13 @@ pub(crate) fn rootfs(
     };
     let item = job.board().item("root filesystem", length);
     job.board().phase(item, Phase::Fetching);
-    let (compression, diff_id) = match source {
+    let Came { compression, diff_id, .. } = match source {
         Source::Directory(dir) => {
             let mut out = io::BufWriter::with_capacity(BUFFER, Told { ingest: &mut ingest, job, item });
             cofferdam_diff::pack(dir.as_fd(), &mut out, &|| word.check())?;
             out.flush().map_err(|e| from_io("rootfs", "", "can't be packed", e))?;
             drop(out);
-            (Compression::None, ingest.digest_so_far())
+            Came { compression: Compression::None, diff_id: ingest.digest_so_far(), zeros: false }
         }
         Source::Archive(fd) => taken_in(stream(File::from(fd), job, item, &word), &mut ingest)?,
     };
@@ -104,13 +130,23 @@ pub(crate) fn rootfs(
     };
     let layer = Descriptor::new(media_type, ingest.digest_so_far(), ingest.offset());
     let choice: Choice = rootfs::image(&options.platform, &options.config, layer.clone(), &diff_id)?;
+    core.trust.admit(job.namespace(), &options.name, &choice.image.target.digest, &Nowhere)?;
     let taken = Taken(Mutex::new(HashMap::from([(layer.digest, ingest)])));
     let landing = Landing::new(core, job, &word, auth, options.driver.as_deref());
     landing.land(std::slice::from_ref(&options.name), &choice, &taken)
 }
 
+/// A tar that was taken in as it came.
+pub(crate) struct Came {
+    pub compression: Compression,
+    /// Which tar it is.
+    pub diff_id: Digest,
+    /// There is nothing in it but its end.
+    pub zeros: bool,
+}
+
 /// A tar of any compression into an ingest as it is, and which tar it is: told in one pass.
-fn taken_in(source: impl Read + Send, ingest: &mut Ingest) -> Result<(Compression, Digest)> {
+pub(crate) fn taken_in(source: impl Read + Send, ingest: &mut Ingest) -> Result<Came> {
     struct Tee<'a, R> {
         inner: R,
         ingest: &'a mut Ingest,
@@ -132,6 +168,7 @@ fn taken_in(source: impl Read + Send, ingest: &mut Ingest) -> Result<(Compressio
         walk::Walk::new(Head(&buffer)).next()?;
     }
     digester.update(&buffer);
+    let mut zeros = buffer.iter().all(|b| *b == 0);
     let mut total = buffer.len() as u64;
     let mut end = End::default();
     end.pass(&buffer);
@@ -148,13 +185,14 @@ fn taken_in(source: impl Read + Send, ingest: &mut Ingest) -> Result<(Compressio
             return Err(Error::resource_exhausted("rootfs", "", format!("inflates to more than {MAX_ROOTFS} bytes")));
         }
         digester.update(&buffer[..n]);
+        zeros = zeros && buffer[..n].iter().all(|b| *b == 0);
         end.pass(&buffer[..n]);
     }
     drop(outer);
     end.check()?;
     // What follows the last member of a compressed stream belongs to the blob's digest too.
     io::copy(&mut tee, &mut io::sink()).map_err(walk::broken)?;
-    Ok((compression, digester.finish()))
+    Ok(Came { compression, diff_id: digester.finish(), zeros })
 }
 
 /// The last block of a tar. Of a layer its digest says whether it is whole, of this one nobody else does: the extraction
@@ -351,7 +389,7 @@ impl Supply for AtHand<'_> {
 }
 
 /// Layers that have been taken in already.
-struct Taken(Mutex<HashMap<Digest, Ingest>>);
+pub(crate) struct Taken(pub Mutex<HashMap<Digest, Ingest>>);
 
 impl Supply for Taken {
     fn open<'s>(&'s self, layer: &Descriptor, _offset: u64) -> Result<Box<dyn Read + Send + 's>> {

@@ -11,6 +11,7 @@ use crate::{
     reference::{Reference, normalize},
     registry::MAX_MANIFEST,
     source::walk::refused,
+    trust::is_attachment,
 };
 
 /// containerd's annotation for a full name, and the image specification's for a tag (or whatever a tool puts there).
@@ -54,16 +55,18 @@ struct OciLibrary<'a>(&'a dyn Shelf);
 
 impl Library for OciLibrary<'_> {
     fn document(&self, descriptor: &Descriptor) -> Result<Vec<u8>> {
-        let digest = &descriptor.digest;
-        let bytes = self.0.small(&blob_path(digest), MAX_MANIFEST)?;
-        let bytes =
-            bytes.ok_or_else(|| Error::data_loss("archive", "", format!("lacks {digest}, which it refers to")))?;
-        match Digest::of(digest.algorithm(), &bytes) {
-            found if found == *digest => Ok(bytes),
-            found => {
-                Err(Error::data_loss("archive", "", format!("unexpected digest {found} in the place of {digest}")))
-            }
-        }
+        verified(self.0, descriptor)
+    }
+}
+
+/// A small blob of a layout, verified.
+pub(crate) fn verified(shelf: &dyn Shelf, descriptor: &Descriptor) -> Result<Vec<u8>> {
+    let digest = &descriptor.digest;
+    let bytes = shelf.small(&blob_path(digest), MAX_MANIFEST)?;
+    let bytes = bytes.ok_or_else(|| Error::data_loss("archive", "", format!("lacks {digest}, which it refers to")))?;
+    match Digest::of(digest.algorithm(), &bytes) {
+        found if found == *digest => Ok(bytes),
+        found => Err(Error::data_loss("archive", "", format!("unexpected digest {found} in the place of {digest}"))),
     }
 }
 
@@ -93,7 +96,11 @@ fn layout(shelf: &dyn Shelf, index: &[u8], platform: &Platform, name: Option<&st
         _ => return Err(Error::unimplemented("archive", "", "is an OCI layout of a version other than 1")),
     }
     let own = Descriptor::new(media::OCI_INDEX, Digest::of(Algorithm::Sha256, index), index.len() as u64);
-    let Document::Index(entries) = document(&own, index)? else { return Err(refused("index.json is not an index")) };
+    let Document::Index(mut entries) = document(&own, index)? else {
+        return Err(refused("index.json is not an index"));
+    };
+    // They belong to images, and are none.
+    entries.retain(|entry| !is_attachment(entry));
     if entries.is_empty() {
         return Err(refused("holds no image"));
     }

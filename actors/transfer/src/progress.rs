@@ -12,6 +12,10 @@ use tokio::sync::watch;
 /// Who watches is told at most this often about bytes; about phases always.
 const INTERVAL: Duration = Duration::from_millis(50);
 
+/// More items than these are summed up in the last: what is told of a job has a bound.
+const MAX_ITEMS: usize = 1000;
+const OTHERS: &str = "others";
+
 /// What is happening to an item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -83,15 +87,21 @@ impl Board {
         let item = Item { name: name.to_string(), total, done: 0, phase: Phase::Waiting };
         let mut number = 0;
         self.sender.send_modify(|p| {
-            number = p.items.len();
-            p.items.push(item);
+            if p.items.len() < MAX_ITEMS {
+                number = p.items.len();
+                p.items.push(item);
+            } else if let Some(last) = p.items.last_mut() {
+                number = MAX_ITEMS - 1;
+                OTHERS.clone_into(&mut last.name);
+                (last.total, last.phase) = (last.total + total, Phase::Fetching);
+            }
         });
         number
     }
 
     pub fn phase(&self, number: usize, phase: Phase) {
         self.sender.send_modify(|p| {
-            if let Some(item) = p.items.get_mut(number) {
+            if let Some(item) = p.items.get_mut(number).filter(|item| item.name != OTHERS) {
                 item.phase = phase;
                 if matches!(phase, Phase::Done | Phase::Present) {
                     item.done = item.total;
@@ -113,7 +123,7 @@ impl Board {
     /// So many bytes are here, whatever was before.
     pub fn at(&self, number: usize, count: u64) {
         self.sender.send_modify(|p| {
-            if let Some(item) = p.items.get_mut(number) {
+            if let Some(item) = p.items.get_mut(number).filter(|item| item.name != OTHERS) {
                 item.done = count;
             }
         });
@@ -183,5 +193,19 @@ mod tests {
         board.finish();
         assert_eq!(watch.borrow().bytes(), (29, 29));
         assert!(watch.borrow().items.iter().all(|item| item.phase == Phase::Done));
+    }
+
+    #[test]
+    fn however_many_items_there_are_what_is_told_has_a_bound() {
+        let board = Board::new();
+        let numbers: Vec<usize> = (0..3 * MAX_ITEMS).map(|n| board.item(n, 2)).collect();
+        assert_eq!((numbers[5], numbers[2 * MAX_ITEMS]), (5, MAX_ITEMS - 1));
+        for number in numbers {
+            board.phase(number, Phase::Waiting);
+            board.advance(number, 1);
+        }
+        let progress = board.watch().borrow().clone();
+        assert_eq!((progress.items.len(), progress.items[MAX_ITEMS - 1].name.as_str()), (MAX_ITEMS, OTHERS));
+        assert_eq!(progress.bytes(), (3 * MAX_ITEMS as u64, 6 * MAX_ITEMS as u64));
     }
 }

@@ -17,7 +17,7 @@ use crate::{
     gather::Gather,
     job::Arrived,
     progress::{Board, Phase},
-    registry::{Access, Repository, Sent, Source},
+    registry::{Access, Repository, Sent, Source, referrer},
     transfer::Core,
 };
 
@@ -53,14 +53,20 @@ pub(crate) fn came_from(reference: &Reference) -> cofferdam_types::Labels {
 
 pub(crate) fn push(core: &Core, job: &Job, options: &PushOptions) -> Result<Vec<Arrived>> {
     let (ns, board, word) = (job.namespace(), job.board(), job.word().child());
-    let Target::Tag(tag) = options.reference.target()? else {
-        let why = "names a digest, which is what comes of a push: give a tag";
-        return Err(Error::invalid("reference", &options.reference, why));
-    };
     let target = core.images.get(ns, &options.name)?.target;
     let top = match &options.platform {
         None => target.clone(),
         Some(platform) => block_on(core.images.resolve(ns, &options.name, platform))?.manifest,
+    };
+    let tag = match options.reference.target()? {
+        Target::Tag(tag) => tag,
+        // It has no name there, and is found by what it is.
+        Target::Digest(digest) if digest == top.digest => digest.to_string(),
+        Target::Digest(_) => {
+            let why =
+                format!("names another digest than {}, which is what would be pushed: give that, or a tag", top.digest);
+            return Err(Error::invalid("reference", &options.reference, why));
+        }
     };
     board.stage("looking");
     let mut found = Gather::whole(core, job);
@@ -84,7 +90,10 @@ pub(crate) fn push(core: &Core, job: &Job, options: &PushOptions) -> Result<Vec<
     for document in documents.iter().rev() {
         let bytes = core.content.read_verified(ns, &document.digest, MAX_DOCUMENT)?;
         let name = if document.digest == top.digest { tag.clone() } else { document.digest.to_string() };
-        repository.push_manifest(&name, document, &bytes)?;
+        match referrer(document, &bytes)? {
+            None => repository.push_manifest(&name, document, &bytes)?,
+            Some(is) => repository.push_referrer(&name, document, &bytes, &is)?,
+        }
     }
     let manifest = top.digest.clone();
     let name = Name::new(options.reference.to_string())?;
@@ -107,7 +116,7 @@ fn is_document(blob: &Descriptor) -> bool {
 }
 
 /// Whether a layer is one that only its maker distributes (OCI image-spec, layer.md).
-fn is_foreign(media_type: &str) -> bool {
+pub(crate) fn is_foreign(media_type: &str) -> bool {
     media_type.contains(".nondistributable.") || media_type.contains(".foreign.")
 }
 

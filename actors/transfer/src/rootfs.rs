@@ -5,63 +5,58 @@
 //! and a layer that older runtimes refuse; a push may pack it when that is worth something.) A tarball is taken as it
 //! is, with whatever compression it has.
 
-use std::collections::BTreeMap;
-
 use cofferdam_types::{Algorithm, Descriptor, Digest, Platform, Result, Timestamp, media};
-use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 
-use crate::{choose::Choice, plan::composed};
+use crate::{ConfigChange, choose::Choice, plan::composed};
 
 /// What an image from a root filesystem runs, and how.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RootfsConfig {
-    /// The program to run when nothing else is said; a shell if empty.
+    /// The program to run when nothing else is said; a shell where neither it nor a change says one.
     pub cmd: Vec<String>,
-    /// What comes before it.
-    pub entrypoint: Vec<String>,
-    /// Environment, as `NAME=value`; a usual `PATH` if empty.
-    pub env: Vec<String>,
-    /// Where it starts.
-    pub working_dir: String,
-    /// Who runs it.
-    pub user: String,
-    /// Labels of the image.
-    pub labels: BTreeMap<String, String>,
+    /// What else is to be said, in this order. Without another one there is a usual `PATH`.
+    pub changes: Vec<ConfigChange>,
+    /// When it says that it was made; `None`: now.
+    pub created: Option<Timestamp>,
+    /// Who made it.
+    pub author: String,
+    /// What for.
+    pub comment: String,
 }
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The image of one layer.
 pub(crate) fn image(platform: &Platform, config: &RootfsConfig, layer: Descriptor, diff_id: &Digest) -> Result<Choice> {
-    let or = |given: &[String], usual: &str| if given.is_empty() { vec![usual.to_owned()] } else { given.to_vec() };
-    let created = Timestamp::now().to_rfc3339();
-    let mut runs = serde_json::json!({ "Env": or(&config.env, PATH) });
-    if config.cmd.is_empty() && config.entrypoint.is_empty() {
-        runs["Cmd"] = serde_json::json!(["/bin/sh"]);
-    } else {
-        runs["Cmd"] = serde_json::json!(config.cmd);
+    let created = config.created.unwrap_or_else(Timestamp::now).to_rfc3339();
+    let mut runs: Map<String, Value> = Map::new();
+    runs.insert("Env".into(), json!([PATH]));
+    if !config.cmd.is_empty() {
+        runs.insert("Cmd".into(), json!(config.cmd));
     }
-    for (key, given) in [("WorkingDir", &config.working_dir), ("User", &config.user)] {
-        if !given.is_empty() {
-            runs[key] = serde_json::json!(given);
-        }
+    config.changes.iter().try_for_each(|change| change.make(&mut runs))?;
+    if !runs.contains_key("Cmd") && !runs.contains_key("Entrypoint") {
+        runs.insert("Cmd".into(), json!(["/bin/sh"]));
     }
-    if !config.entrypoint.is_empty() {
-        runs["Entrypoint"] = serde_json::json!(config.entrypoint);
-    }
-    if !config.labels.is_empty() {
-        runs["Labels"] = serde_json::json!(config.labels);
-    }
-    let mut body = serde_json::json!({
+    let mut made = json!({ "created": created, "created_by": "imported root filesystem" });
+    let mut body = json!({
         "created": created,
         "architecture": platform.architecture,
         "os": platform.os,
         "config": runs,
         "rootfs": { "type": "layers", "diff_ids": [diff_id] },
-        "history": [{ "created": created, "created_by": "imported root filesystem" }],
     });
+    if !config.author.is_empty() {
+        made["author"] = json!(config.author);
+        body["author"] = json!(config.author);
+    }
+    if !config.comment.is_empty() {
+        made["comment"] = json!(config.comment);
+    }
+    body["history"] = json!([made]);
     if !platform.variant.is_empty() {
-        body["variant"] = serde_json::json!(platform.variant);
+        body["variant"] = json!(platform.variant);
     }
     let bytes = body.to_string().into_bytes();
     let descriptor = Descriptor::new(media::OCI_CONFIG, Digest::of(Algorithm::Sha256, &bytes), bytes.len() as u64);
@@ -82,8 +77,22 @@ mod tests {
         assert_eq!(choice.image.chain_ids, std::slice::from_ref(&diff));
         let text = String::from_utf8(choice.image.config_bytes).unwrap();
         assert!(text.contains("\"Cmd\":[\"/bin/sh\"]") && text.contains(PATH), "{text}");
-        let config = RootfsConfig { entrypoint: vec!["/init".into()], user: "1:1".into(), ..RootfsConfig::default() };
-        let text = String::from_utf8(image(&platform, &config, layer, &diff).unwrap().image.config_bytes).unwrap();
-        assert!(text.contains("\"Entrypoint\":[\"/init\"]") && text.contains("\"User\":\"1:1\""), "{text}");
+        let changes = vec![
+            ConfigChange::Entrypoint(vec!["/init".into()]),
+            ConfigChange::User("1:1".into()),
+            ConfigChange::Env("PATH=/only".into()),
+        ];
+        let created = Some(Timestamp(1_000_000_000));
+        let (author, comment) = ("ann".into(), "a note".into());
+        let config = RootfsConfig { cmd: vec!["-v".into()], changes, created, author, comment };
+        let made = || image(&platform, &config, layer.clone(), &diff).unwrap();
+        let whole: Value = serde_json::from_slice(&made().image.config_bytes).unwrap();
+        let runs = json!({ "Cmd": ["-v"], "Entrypoint": ["/init"], "User": "1:1", "Env": ["PATH=/only"] });
+        assert_eq!((&whole["config"], &whole["author"]), (&runs, &json!("ann")));
+        assert_eq!(whole["history"][0]["comment"], json!("a note"));
+        assert_eq!(whole["history"][0]["created"], whole["created"]);
+        assert_eq!(made().image.target, made().image.target, "the same time, the same image");
+        let bad = RootfsConfig { changes: vec![ConfigChange::Expose("0".into())], ..RootfsConfig::default() };
+        assert!(image(&platform, &bad, layer.clone(), &diff).is_err());
     }
 }

@@ -1,34 +1,57 @@
 //! The handle that the layer above holds, and what all jobs share.
 
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::{
+    os::fd::OwnedFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
+use cofferdam_archive::Budget;
 use cofferdam_content::Content;
 use cofferdam_images::Images;
 use cofferdam_kernel::{Kernel, Placement, Pool, Slot, SlotConfig};
 use cofferdam_metadata::{Metadata, records::namespaces};
 use cofferdam_tasks::Tasks;
-use cofferdam_types::{Authority, Id, Name, Namespace, Platform, Result};
+use cofferdam_types::{Authority, Descriptor, Digest, Error, Id, Name, Namespace, Platform, Result};
 
 use crate::{
-    CheckpointOptions, CommitOptions, Endpoint, ExportOptions, Job, PushOptions, Reference, RootfsConfig, Source,
-    actor::TransferActor, checkpoint, commit, export, flights::Flights, import, job::Jobs, messages::Begin, pull, push,
+    ArtifactOptions, Cancel, CheckpointOptions, Chooser, CommitOptions, ConvertOptions, Endpoint, ExportOptions, Job,
+    PushOptions, Reference, RootfsConfig, Settings, Source, Trust, actor::TransferActor, artifact, checkpoint, commit,
+    convert, export, flights::Flights, import, job::Jobs, messages::Begin, pull, push, rate::Rate,
+    registry::Repository, trust::Kept,
 };
 
-/// Jobs at once, and how many more may wait.
-const JOBS: usize = 4;
+/// Jobs at once, and how many more may wait. Some may wait for registries that don't answer.
+const JOBS: usize = 8;
 const QUEUE: usize = 64;
+/// Questions that are looked into at once.
+const ASKS: usize = 2;
 
 /// What to pull.
 #[derive(Clone, Debug)]
 pub struct PullOptions {
     /// The name, in full (see [`crate::normalize`]).
     pub reference: Reference,
-    /// The platform to take from an index.
+    /// The platform to take from an index, and to unpack.
     pub platform: Platform,
+    /// These are fetched too.
+    pub platforms: Vec<Platform>,
+    /// All are fetched; the one for `platform`, if there is one, is unpacked.
+    pub all_platforms: bool,
     /// How to speak to the registry.
     pub endpoint: Endpoint,
     /// The snapshot driver to unpack with; `None` only fetches.
     pub driver: Option<String>,
+    /// Bytes in a second; 0: no limit but that of all pulls.
+    pub rate: u64,
+    /// The largest zstd window of a layer; 0: 32 MiB.
+    pub zstd_window: u64,
+    /// Asked about everything that is fetched.
+    pub chooser: Option<Chooser>,
+    /// Manifests of docker's first schema are taken too.
+    pub schema1: bool,
 }
 
 /// How to import.
@@ -63,6 +86,27 @@ pub(crate) struct Core {
     pub flights: Flights,
     pub jobs: Jobs,
     pub pool: Pool,
+    /// For questions: they don't wait for jobs.
+    pub asks: Pool,
+    pub settings: Settings,
+    /// Of all pulls together.
+    pub rate: Rate,
+    /// Of all layers on their way; shared with who inflates them.
+    pub budget: Budget,
+    /// The daemon is about to end: what jobs have so far is left to the next.
+    pub closing: AtomicBool,
+    pub trust: Trust,
+}
+
+/// What all transfers of a daemon are held to.
+#[derive(Clone, Debug)]
+pub struct Bounds {
+    /// What pulls are held to.
+    pub settings: Settings,
+    /// What layers on their way hold; shared with who inflates them.
+    pub budget: Budget,
+    /// Whose images come in.
+    pub trust: Trust,
 }
 
 /// Jobs that move images. Cheap to clone.
@@ -74,7 +118,15 @@ pub struct Transfer {
 
 impl Transfer {
     /// Hosts the actor.
-    pub fn start(kernel: &Kernel, placement: Placement, meta: Metadata, content: Content, images: Images) -> Transfer {
+    pub fn start(
+        kernel: &Kernel,
+        placement: Placement,
+        meta: Metadata,
+        content: Content,
+        images: Images,
+        bounds: Bounds,
+    ) -> Transfer {
+        let Bounds { settings, budget, trust } = bounds;
         let core = Arc::new(Core {
             meta,
             content,
@@ -82,6 +134,12 @@ impl Transfer {
             flights: Flights::default(),
             jobs: Jobs::default(),
             pool: Pool::new("transfer", JOBS, QUEUE),
+            asks: Pool::new("transfer-ask", ASKS, QUEUE),
+            rate: Rate::new(settings.rate),
+            settings,
+            budget,
+            closing: AtomicBool::new(false),
+            trust,
         });
         let slot = kernel.spawn(SlotConfig::new("transfer", placement), {
             let core = core.clone();
@@ -93,6 +151,13 @@ impl Transfer {
     /// Begins to pull an image from a registry.
     pub async fn pull(&self, auth: &Authority, ns: &Namespace, options: PullOptions) -> Result<Job> {
         options.reference.target()?;
+        let most = self.core.settings.zstd_window;
+        if options.zstd_window > most {
+            let why = format!(
+                "asks for a zstd window of more than the {most} bytes that this daemon allows (--pull zstd_window=)"
+            );
+            return Err(Error::invalid("pull", &options.reference, why));
+        }
         let subject = options.reference.to_string();
         let auth = auth.clone();
         self.begin("pull", subject, ns, move |core, job| pull::pull(core, job, &auth, &options)).await
@@ -170,6 +235,48 @@ impl Transfer {
         self.begin("push", subject, ns, move |core, job| push::push(core, job, &options)).await
     }
 
+    /// Begins to make another image of one, that holds the same files.
+    pub async fn convert(&self, auth: &Authority, ns: &Namespace, options: ConvertOptions) -> Result<Job> {
+        let (auth, subject) = (auth.clone(), options.source.to_string());
+        self.begin("convert", subject, ns, move |core, job| convert::convert(core, job, &auth, &options)).await
+    }
+
+    /// Makes a manifest of blobs that are here, and names it.
+    pub async fn artifact(&self, auth: &Authority, ns: &Namespace, options: ArtifactOptions) -> Result<Descriptor> {
+        let (core, auth, ns) = (self.core.clone(), auth.clone(), ns.clone());
+        self.core.asks.run(move || artifact::create(&core, &auth, &ns, &options)).await
+    }
+
+    /// What a registry has that names a manifest as its subject, of one artifact type; empty: of all. Dropped, it stops.
+    pub async fn referrers(
+        &self,
+        reference: Reference,
+        endpoint: Endpoint,
+        artifact_type: String,
+    ) -> Result<Vec<Descriptor>> {
+        let target = reference.target()?;
+        let over = Over(Cancel::new());
+        let word = over.0.clone();
+        let ask = move || {
+            let repository = Repository::new(&reference, &endpoint, &word)?;
+            let subject = repository.resolve(&target)?.descriptor.digest;
+            repository.referrers(&subject, &artifact_type)
+        };
+        self.core.asks.run(ask).await
+    }
+
+    /// Whether what is here already may have a name, by what was kept beside it.
+    pub async fn may_name(&self, ns: &Namespace, name: &Name, target: &Digest) -> Result<()> {
+        let (core, ns, name, target) = (self.core.clone(), ns.clone(), name.clone(), target.clone());
+        let ask = move || core.trust.admit(&ns, &name, &target, &Kept { core: &core, ns: &ns }).map(drop);
+        self.core.asks.run(ask).await
+    }
+
+    /// The operator's policy.
+    pub fn trust(&self) -> &Trust {
+        &self.core.trust
+    }
+
     /// A job of the namespace.
     pub fn job(&self, ns: &Namespace, id: u64) -> Result<Job> {
         self.core.jobs.find(ns, id)
@@ -180,8 +287,9 @@ impl Transfer {
         self.core.jobs.list(ns, after, max)
     }
 
-    /// Cancels every job: for the daemon's own end. (A crash of the actor ends none.)
+    /// Ends every job, for the daemon's own end: the next goes on with what was fetched. (A crash of the actor ends none.)
     pub fn cancel_all(&self) {
+        self.core.closing.store(true, Ordering::Release);
         self.core.jobs.cancel_all();
     }
 
@@ -195,5 +303,14 @@ impl Transfer {
         // Before anything is fetched for it.
         namespaces::require(&self.core.meta.read()?, ns)?;
         self.slot.call(Begin { kind, subject, namespace: ns.clone(), work: Box::new(work) }).await
+    }
+}
+
+/// Ends what it is the word of when nobody waits for it any more.
+struct Over(Cancel);
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        self.0.cancel();
     }
 }

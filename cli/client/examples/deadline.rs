@@ -6,7 +6,7 @@
 
 use std::{io::Write as _, path::Path, time::Duration};
 
-use cofferdam_client::{Client, Context, Error, Exit, Result};
+use cofferdam_client::{Client, Code, Context, Error, Exit, Result};
 
 /// The error of a call whose deadline passed, how much was stored by then, and the container's exit, if it ended soon.
 pub async fn example(socket: &Path, namespace: &str, container: &str) -> Result<(Error, u64, Option<Exit>)> {
@@ -30,9 +30,12 @@ pub async fn example(socket: &Path, namespace: &str, container: &str) -> Result<
     client.namespace(namespace).content().abort("example").await?;
     drop(writer);
 
-    // What waits for something to happen has no deadline: to let go of it is to cancel it.
+    // What waits for something to happen has no deadline of the daemon's, but one of ours: then the wait is cancelled.
     let web = hurried.containers().get(container);
-    let exit = tokio::time::timeout(Duration::from_millis(500), web.task().wait()).await.ok().transpose()?;
+    let exit = match web.task().wait().within(Duration::from_millis(500)).await {
+        Err(error) if error.code == Code::DeadlineExceeded => None,
+        ended => Some(ended?),
+    };
     Ok((error, stored, exit))
 }
 

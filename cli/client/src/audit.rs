@@ -11,7 +11,7 @@ use cofferdam_wire::{
 use serde::Serialize;
 
 use crate::{
-    call::{BLOCK, Reply, reply},
+    call::{BLOCK, Reply, reply, reply_by},
     connect::Link,
 };
 
@@ -150,7 +150,7 @@ impl Audit {
     /// Reads the whole log again, and says where it is not what was written.
     pub fn verify(&self) -> Reply<AuditReport> {
         let read = |answer: audit::verify_results::Reader<'_>| report(answer.get_report().map_err(malformed)?);
-        reply(&self.link, self.client.verify_request(), read).keeping(self)
+        reply_by(&self.link, &self.client, self.client.verify_request(), read)
     }
 }
 

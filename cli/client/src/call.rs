@@ -6,13 +6,14 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use capnp::{
     capability::{FromTypelessPipeline, RemotePromise, Request},
     traits::{Owned, Pipelined},
 };
-use cofferdam_types::Result;
+use cofferdam_types::{Error, Result};
 use cofferdam_wire::error::from_rpc;
 use futures::{
     FutureExt as _,
@@ -29,6 +30,17 @@ impl<T: 'static> Reply<T> {
     /// A reply that something else than a single call makes.
     pub(crate) fn new(future: impl Future<Output = Result<T>> + 'static) -> Reply<T> {
         Reply(Box::pin(future))
+    }
+
+    /// The same, for so long at most: then the call is cancelled where it waits, and `deadline_exceeded`. This is the caller's own
+    /// clock, for a daemon that answers nothing at all; the daemon's is that of a [`Context`](crate::Context).
+    pub fn within(self, limit: Duration) -> Reply<T> {
+        Reply::new(async move {
+            tokio::time::timeout(limit, self).await.unwrap_or_else(|_| {
+                let why = format!("was not answered within {limit:?}: what was begun may have been done");
+                Err(Error::deadline_exceeded("call", "", why))
+            })
+        })
     }
 
     /// Keeps the handle that was asked until the answer is there. The call that gave the handle may still be under way:
@@ -69,6 +81,29 @@ where
     })
 }
 
+/// [`reply`] of a method of `client`, which is kept until the answer is there: the call that gave it may still be under way, and its
+/// error is that of this one. Were the last handle let go of, as that in the middle of a chain is, it would be cancelled.
+pub(crate) fn reply_by<P, R, T>(
+    link: &Rc<Link>,
+    client: &(impl Clone + 'static),
+    request: Request<P, R>,
+    read: impl for<'a> FnOnce(R::Reader<'a>) -> Result<T> + 'static,
+) -> Reply<T>
+where
+    R: Pipelined<Pipeline: FromTypelessPipeline> + Owned + Unpin + 'static,
+    T: 'static,
+{
+    reply(link, request, read).keeping(client)
+}
+
+/// The same for an answer that is empty.
+pub(crate) fn done_by<P, R>(link: &Rc<Link>, client: &(impl Clone + 'static), request: Request<P, R>) -> Reply<()>
+where
+    R: Pipelined<Pipeline: FromTypelessPipeline> + Owned + Unpin + 'static,
+{
+    reply_by(link, client, request, |_| Ok(()))
+}
+
 /// How the call ended that gave a handle; it can be asked again and again.
 #[derive(Clone)]
 pub(crate) struct Made(Shared<LocalBoxFuture<'static, Result<()>>>);
@@ -92,14 +127,6 @@ where
     let RemotePromise { promise, pipeline } = request.send();
     let made = async move { promise.await.map(drop).map_err(from_rpc) };
     (pipeline, Made(made.boxed_local().shared()))
-}
-
-/// Sends a request whose answer is empty.
-pub(crate) fn done<P, R>(link: &Rc<Link>, request: Request<P, R>) -> Reply<()>
-where
-    R: Pipelined<Pipeline: FromTypelessPipeline> + Owned + Unpin + 'static,
-{
-    reply(link, request, |_| Ok(()))
 }
 
 /// How many items a block of a list has: the most that the daemon gives.

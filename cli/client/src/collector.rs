@@ -4,14 +4,14 @@ use std::{collections::BTreeMap, rc::Rc};
 
 use cofferdam_types::Result;
 use cofferdam_wire::{
-    convert::text,
+    convert::{text, texts},
     error::malformed,
     gc_capnp::{byte_owner, collected, collector, explanation},
 };
 use serde::Serialize;
 
 use crate::{
-    call::{BLOCK, Cursor, reply},
+    call::{BLOCK, Cursor, reply, reply_by},
     connect::Link,
 };
 
@@ -46,6 +46,9 @@ pub struct CollectReport {
     pub sweep: u64,
     /// The longest of these that writers waited at once.
     pub longest: u64,
+    /// Records that can't be read: where one of them may refer to something, all stays in its namespace.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unreadable: Vec<String>,
 }
 
 /// Who keeps bytes.
@@ -154,7 +157,7 @@ impl Collector {
         let mut request = self.client.collect_request();
         request.get().set_rehearse(rehearse);
         let link = self.link.clone();
-        let (report, cursor) = reply(&self.link, request, |answer| {
+        let (report, cursor) = reply_by(&self.link, &self.client, request, |answer| {
             let report = answer.get_report().map_err(malformed)?;
             let report = CollectReport {
                 blobs: report.get_blobs(),
@@ -164,6 +167,7 @@ impl Collector {
                 mark: report.get_mark(),
                 sweep: report.get_sweep(),
                 longest: report.get_longest(),
+                unreadable: texts(report.get_unreadable())?,
             };
             Ok((report, answer.get_cursor().map_err(malformed)?))
         })
@@ -182,7 +186,7 @@ impl Collector {
     /// Whose the bytes below the root are: the sums, and each owner.
     pub async fn usage(&self) -> Result<(DiskUsage, Cursor<ByteOwner>)> {
         let link = self.link.clone();
-        let (usage, cursor) = reply(&self.link, self.client.usage_request(), |answer| {
+        let (usage, cursor) = reply_by(&self.link, &self.client, self.client.usage_request(), |answer| {
             let usage = answer.get_usage().map_err(malformed)?;
             let mut areas = BTreeMap::new();
             for area in usage.get_areas().map_err(malformed)? {

@@ -1,5 +1,6 @@
 //! A container that becomes an image.
 
+use cofferdam_types::Instruction;
 use cofferdam_wire::{
     container_capnp::{commit_options, config_change},
     convert::set_texts,
@@ -75,6 +76,22 @@ impl ConfigChange {
             ConfigChange::Expose(text) => builder.set_expose(text),
             ConfigChange::Volume(text) => builder.set_volume(text),
             ConfigChange::StopSignal(text) => builder.set_stop_signal(text),
+        }
+    }
+}
+
+impl From<Instruction> for ConfigChange {
+    fn from(line: Instruction) -> ConfigChange {
+        match line {
+            Instruction::Cmd(all) => ConfigChange::Cmd(all),
+            Instruction::Entrypoint(all) => ConfigChange::Entrypoint(all),
+            Instruction::Env(text) => ConfigChange::Env(text),
+            Instruction::WorkingDir(text) => ConfigChange::WorkingDir(text),
+            Instruction::User(text) => ConfigChange::User(text),
+            Instruction::Label(key, value) => ConfigChange::Label(key, value),
+            Instruction::Expose(text) => ConfigChange::Expose(text),
+            Instruction::Volume(text) => ConfigChange::Volume(text),
+            Instruction::StopSignal(text) => ConfigChange::StopSignal(text),
         }
     }
 }

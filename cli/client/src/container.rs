@@ -12,7 +12,7 @@ use cofferdam_wire::{
 use serde::Serialize;
 
 use crate::{
-    call::{BLOCK, Cursor, Made, Reply, done, make, reply},
+    call::{BLOCK, Cursor, Made, Reply, done_by, make, reply, reply_by},
     commit::CommitOptions,
     connect::Link,
     image::Image,
@@ -251,7 +251,9 @@ impl Container {
 
     /// What it is.
     pub fn info(&self) -> Reply<ContainerInfo> {
-        reply(&self.link, self.client.info_request(), |answer| info(answer.get_info().map_err(malformed)?))
+        reply_by(&self.link, &self.client, self.client.info_request(), |answer| {
+            info(answer.get_info().map_err(malformed)?)
+        })
     }
 
     /// Makes its first process, ready but not yet started. With `log` what it writes is kept.
@@ -295,12 +297,12 @@ impl Container {
     pub fn remove(&self, force: bool) -> Reply<()> {
         let mut request = self.client.remove_request();
         request.get().set_force(force);
-        done(&self.link, request)
+        done_by(&self.link, &self.client, request)
     }
 
     /// Waits until it is gone.
     pub fn removed(&self) -> Reply<()> {
-        done(&self.link, self.client.removed_request())
+        done_by(&self.link, &self.client, self.client.removed_request())
     }
 
     /// Gives what was logged to `take`, oldest first; with `follow` until the task has ended. `take` should not be
@@ -319,7 +321,7 @@ impl Container {
         request.get().set_follow(options.follow);
         options.fill(request.get().init_options());
         request.get().set_sink(capnp_rpc::new_client(Records(RefCell::new(take))));
-        done(&self.link, request)
+        done_by(&self.link, &self.client, request)
     }
 
     /// Changes limits, with or without a task: `linux.resources` of the OCI runtime spec, as JSON. What it doesn't name
@@ -327,7 +329,7 @@ impl Container {
     pub fn update_resources(&self, resources: &[u8]) -> Reply<()> {
         let mut request = self.client.update_resources_request();
         request.get().set_resources(resources);
-        done(&self.link, request)
+        done_by(&self.link, &self.client, request)
     }
 
     /// Takes the fields that are named from `changes`: labels, labels.KEY, spec, extensions, extensions.KEY; all of them
@@ -344,7 +346,7 @@ impl Container {
             set_any(extension.init_value(), value);
         }
         set_texts(request.get().init_fields(fields.len() as u32), fields);
-        reply(&self.link, request, |answer| info(answer.get_info().map_err(malformed)?))
+        reply_by(&self.link, &self.client, request, |answer| info(answer.get_info().map_err(malformed)?))
     }
 
     /// Writes what is at an absolute path of the container into the sink, as a tar archive, and ends that. At its top is
@@ -353,7 +355,7 @@ impl Container {
         let mut request = self.client.copy_out_request();
         request.get().set_path(path);
         request.get().set_sink(sink.client.clone());
-        done(&self.link, request)
+        done_by(&self.link, &self.client, request)
     }
 
     /// Unpacks the tar archive that you write into the sink, whose end says how that went. `path` is a directory that is
@@ -365,7 +367,9 @@ impl Container {
         request.get().set_into(into);
         request.get().set_keep_owners(keep_owners);
         let link = self.link.clone();
-        reply(&self.link, request, move |answer| Ok(Sink::new(&link, answer.get_sink().map_err(malformed)?)))
+        reply_by(&self.link, &self.client, request, move |answer| {
+            Ok(Sink::new(&link, answer.get_sink().map_err(malformed)?))
+        })
     }
 
     /// Gives it another id. Its task must have ended.

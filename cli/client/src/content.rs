@@ -11,7 +11,7 @@ use cofferdam_wire::{
 use serde::Serialize;
 
 use crate::{
-    call::{BLOCK, Cursor, Reply, done, reply},
+    call::{BLOCK, Cursor, Reply, done_by, reply, reply_by},
     connect::Link,
     stdio::Sink,
 };
@@ -139,21 +139,21 @@ impl Content {
     pub fn status(&self, reference: &str) -> Reply<IngestInfo> {
         let mut request = self.client.status_request();
         request.get().set_reference(reference);
-        reply(&self.link, request, |answer| ingest_info(answer.get_info().map_err(malformed)?))
+        reply_by(&self.link, &self.client, request, |answer| ingest_info(answer.get_info().map_err(malformed)?))
     }
 
     /// Throws an ingest away.
     pub fn abort(&self, reference: &str) -> Reply<()> {
         let mut request = self.client.abort_request();
         request.get().set_reference(reference);
-        done(&self.link, request)
+        done_by(&self.link, &self.client, request)
     }
 
     /// Removes a blob from this namespace.
     pub fn remove(&self, digest: &str) -> Reply<()> {
         let mut request = self.client.remove_request();
         request.get().set_digest(digest);
-        done(&self.link, request)
+        done_by(&self.link, &self.client, request)
     }
 }
 
@@ -167,7 +167,9 @@ pub struct Blob {
 impl Blob {
     /// What it is.
     pub fn info(&self) -> Reply<BlobInfo> {
-        reply(&self.link, self.client.info_request(), |answer| blob_info(answer.get_info().map_err(malformed)?))
+        reply_by(&self.link, &self.client, self.client.info_request(), |answer| {
+            blob_info(answer.get_info().map_err(malformed)?)
+        })
     }
 
     /// Writes its bytes into the sink and ends that. A length of 0 is "to the end".
@@ -176,7 +178,7 @@ impl Blob {
         request.get().set_offset(offset);
         request.get().set_length(length);
         request.get().set_sink(sink.client.clone());
-        done(&self.link, request)
+        done_by(&self.link, &self.client, request)
     }
 
     /// Writes its bytes into a pipe, socket or file of yours. A length of 0 is "to the end".
@@ -185,7 +187,7 @@ impl Blob {
         request.get().set_offset(offset);
         request.get().set_length(length);
         request.get().set_sink(self.link.fds.push(sink));
-        done(&self.link, request)
+        done_by(&self.link, &self.client, request)
     }
 
     /// Takes what is named, labels or labels.KEY, from `labels`; all of them where nothing is. An entry that is absent
@@ -194,7 +196,7 @@ impl Blob {
         let mut request = self.client.update_request();
         set_labels(request.get().init_labels(labels.len() as u32), labels);
         set_texts(request.get().init_fields(fields.len() as u32), fields);
-        reply(&self.link, request, |answer| blob_info(answer.get_info().map_err(malformed)?))
+        reply_by(&self.link, &self.client, request, |answer| blob_info(answer.get_info().map_err(malformed)?))
     }
 }
 
@@ -208,7 +210,9 @@ pub struct Ingest {
 impl Ingest {
     /// How it stands.
     pub fn info(&self) -> Reply<IngestInfo> {
-        reply(&self.link, self.client.info_request(), |answer| ingest_info(answer.get_info().map_err(malformed)?))
+        reply_by(&self.link, &self.client, self.client.info_request(), |answer| {
+            ingest_info(answer.get_info().map_err(malformed)?)
+        })
     }
 
     /// Where its bytes go, behind those that are there.
@@ -220,7 +224,7 @@ impl Ingest {
     pub fn take_fd(&self, source: OwnedFd) -> Reply<u64> {
         let mut request = self.client.take_fd_request();
         request.get().set_source(self.link.fds.push(source));
-        reply(&self.link, request, |answer| Ok(answer.get_offset()))
+        reply_by(&self.link, &self.client, request, |answer| Ok(answer.get_offset()))
     }
 
     /// Copies a pipe, socket or file of yours, which begins where it stands now: what an earlier copy left is gone on
@@ -235,7 +239,7 @@ impl Ingest {
 
     /// Begins it anew.
     pub fn truncate(&self) -> Reply<()> {
-        done(&self.link, self.client.truncate_request())
+        done_by(&self.link, &self.client, self.client.truncate_request())
     }
 
     /// Makes a blob of it, synced to disk. A size of 0 and an empty digest are not compared.
@@ -244,7 +248,7 @@ impl Ingest {
         request.get().set_size(size);
         request.get().set_expected(expected);
         set_labels(request.get().init_labels(labels.len() as u32), labels);
-        reply(&self.link, request, |answer| text(answer.get_digest())?.parse())
+        reply_by(&self.link, &self.client, request, |answer| text(answer.get_digest())?.parse())
     }
 }
 

@@ -10,7 +10,7 @@ use cofferdam_wire::{
 };
 
 use crate::{
-    call::{BLOCK, Reply, reply},
+    call::{BLOCK, Reply, reply_by},
     connect::Link,
 };
 
@@ -56,7 +56,7 @@ impl Events {
 
     /// The sequence number of the last event.
     pub fn last(&self) -> Reply<u64> {
-        reply(&self.link, self.client.last_request(), |answer| Ok(answer.get_sequence()))
+        reply_by(&self.link, &self.client, self.client.last_request(), |answer| Ok(answer.get_sequence()))
     }
 
     /// Publishes an event of your own; durable when it returns. The payload must be a JSON object.
@@ -64,14 +64,14 @@ impl Events {
         let mut request = self.client.publish_request();
         request.get().set_topic(topic);
         request.get().set_payload(payload.to_string());
-        reply(&self.link, request, |answer| Ok(answer.get_sequence()))
+        reply_by(&self.link, &self.client, request, |answer| Ok(answer.get_sequence()))
     }
 
     /// Takes a foreign event in, with its own time, namespace and topic.
     pub fn forward(&self, event: &Event) -> Reply<u64> {
         let mut request = self.client.forward_request();
         set_event(request.get().init_event(), event);
-        reply(&self.link, request, |answer| Ok(answer.get_sequence()))
+        reply_by(&self.link, &self.client, request, |answer| Ok(answer.get_sequence()))
     }
 }
 
@@ -91,7 +91,7 @@ impl Subscription {
             }
             let mut request = self.cursor.next_request();
             request.get().set_max(BLOCK);
-            let block = reply(&self.link, request, |answer| {
+            let block = reply_by(&self.link, &self.cursor, request, |answer| {
                 let mut block = VecDeque::new();
                 if answer.get_gap_to() != 0 {
                     block.push_back(Err(Gap { from: answer.get_gap_from(), to: answer.get_gap_to() }));

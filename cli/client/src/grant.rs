@@ -12,7 +12,7 @@ use cofferdam_wire::{
 use serde::Serialize;
 
 use crate::{
-    call::{BLOCK, Cursor, Reply, done, reply},
+    call::{BLOCK, Cursor, Reply, done_by, reply, reply_by},
     connect::Link,
     namespace::Namespace,
 };
@@ -208,13 +208,14 @@ pub struct Grant {
 impl Grant {
     /// What it is.
     pub fn info(&self) -> Reply<GrantInfo> {
-        reply(&self.link, self.client.info_request(), |answer| info(answer.get_info().map_err(malformed)?))
-            .keeping(self)
+        reply_by(&self.link, &self.client, self.client.info_request(), |answer| {
+            info(answer.get_info().map_err(malformed)?)
+        })
     }
 
     /// Takes it back, with all that come from it.
     pub fn revoke(&self) -> Reply<()> {
-        done(&self.link, self.client.revoke_request()).keeping(self)
+        done_by(&self.link, &self.client, self.client.revoke_request())
     }
 
     /// Makes a token of it; sealed, only that user can use it. It is told once.
@@ -222,7 +223,7 @@ impl Grant {
         let mut request = self.client.save_request();
         request.get().set_sealed(sealed_to.is_some());
         request.get().set_sealed_to(sealed_to.unwrap_or_default());
-        reply(&self.link, request, |answer| Ok(text(answer.get_token())?.to_owned())).keeping(self)
+        reply_by(&self.link, &self.client, request, |answer| Ok(text(answer.get_token())?.to_owned()))
     }
 
     /// The namespace, as its holder has it.
@@ -232,18 +233,18 @@ impl Grant {
 
     /// Every method that its holder can call, as `Container.logs`.
     pub fn explain(&self) -> Reply<Vec<String>> {
-        reply(&self.link, self.client.explain_request(), |answer| texts(answer.get_methods())).keeping(self)
+        reply_by(&self.link, &self.client, self.client.explain_request(), |answer| texts(answer.get_methods()))
     }
 
     /// Makes a socket in a directory of the daemon's host, which is the grant.
     pub fn export(&self, directory: &str) -> Reply<()> {
         let mut request = self.client.export_request();
         request.get().set_directory(directory);
-        done(&self.link, request).keeping(self)
+        done_by(&self.link, &self.client, request)
     }
 
     /// Removes the socket.
     pub fn unexport(&self) -> Reply<()> {
-        done(&self.link, self.client.unexport_request()).keeping(self)
+        done_by(&self.link, &self.client, self.client.unexport_request())
     }
 }

@@ -5,16 +5,16 @@ use std::{fmt, os::fd::OwnedFd, rc::Rc, time::Duration};
 use cofferdam_types::{Descriptor, Labels, Platform, Result, Timestamp};
 use cofferdam_wire::{
     convert::{descriptor, labels, platform, set_labels, set_texts, text, texts},
-    error::malformed,
+    error::{malformed, to_rpc},
     image_capnp::{
-        self as wire, image, image_detail, image_info, image_report, images, import_options, platform_state,
+        self as wire, chooser, image, image_detail, image_info, image_report, images, import_options, platform_state,
         pruned_image, pull_options, push_options,
     },
 };
 use serde::Serialize;
 
 use crate::{
-    call::{BLOCK, Cursor, Reply, done, reply},
+    call::{BLOCK, Cursor, Reply, done_by, reply, reply_by},
     connect::Link,
     job::Job,
     stdio::Sink,
@@ -219,10 +219,51 @@ pub struct PullOptions {
     pub fetch_only: bool,
     /// PEM; trusted besides the host's own.
     pub ca_certificates: Vec<u8>,
+    /// Fetched for these too.
+    pub platforms: Vec<String>,
+    /// Fetched for all that there are.
+    pub all_platforms: bool,
+    /// Bytes in a second at most; 0: no limit but the daemon's own.
+    pub rate: u64,
+    /// The largest window of a zstd layer, in bytes; 0: 32 MiB.
+    pub zstd_window: u64,
+    /// Manifests of docker's first schema are taken too.
+    pub schema1: bool,
+    /// PEM; what the registry is shown, with its key.
+    pub client_certificate: Vec<u8>,
+    /// Likewise.
+    pub client_key: Secret,
+}
+
+/// What becomes of a part of an image that is fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is fetched.
+    Take,
+    /// Neither it nor what it leads to.
+    Skip,
+    /// Nor anything after it.
+    Stop,
+}
+
+struct Choosing<F>(F);
+
+impl<F: AsyncFn(Descriptor, u16) -> Result<Verdict> + 'static> chooser::Server for Choosing<F> {
+    async fn look(self: Rc<Self>, params: chooser::LookParams, mut results: chooser::LookResults) -> capnp::Result<()> {
+        let params = params.get()?;
+        let asked = descriptor(params.get_descriptor()?).map_err(to_rpc)?;
+        let verdict = (self.0)(asked, params.get_depth()).await.map_err(to_rpc)?;
+        results.get().set_verdict(match verdict {
+            Verdict::Take => wire::Verdict::Take,
+            Verdict::Skip => wire::Verdict::Skip,
+            Verdict::Stop => wire::Verdict::Stop,
+        });
+        Ok(())
+    }
 }
 
 impl PullOptions {
-    fn fill(&self, mut builder: pull_options::Builder<'_>) {
+    pub(crate) fn fill(&self, mut builder: pull_options::Builder<'_>) {
         builder.set_reference(&self.reference);
         builder.set_platform(&self.platform);
         builder.set_plain_http(self.plain_http);
@@ -230,7 +271,14 @@ impl PullOptions {
         builder.set_secret(&self.secret.0);
         builder.set_driver(&self.driver);
         builder.set_fetch_only(self.fetch_only);
+        builder.set_schema1(self.schema1);
         builder.set_ca_certificates(&self.ca_certificates);
+        builder.set_all_platforms(self.all_platforms);
+        builder.set_rate(self.rate);
+        builder.set_zstd_window(self.zstd_window);
+        set_texts(builder.reborrow().init_platforms(self.platforms.len() as u32), &self.platforms);
+        builder.set_client_certificate(&self.client_certificate);
+        builder.set_client_key(self.client_key.0.as_bytes());
     }
 }
 
@@ -255,6 +303,10 @@ pub struct PushOptions {
     pub mount_from: Vec<String>,
     /// Layers too that aren't meant to be distributed.
     pub foreign: bool,
+    /// PEM; what the registry is shown, with its key.
+    pub client_certificate: Vec<u8>,
+    /// Likewise.
+    pub client_key: Secret,
 }
 
 impl PushOptions {
@@ -267,6 +319,8 @@ impl PushOptions {
         builder.set_ca_certificates(&self.ca_certificates);
         builder.set_chunk(self.chunk);
         builder.set_foreign(self.foreign);
+        builder.set_client_certificate(&self.client_certificate);
+        builder.set_client_key(self.client_key.0.as_bytes());
         set_texts(builder.init_mount_from(self.mount_from.len() as u32), &self.mount_from);
     }
 }
@@ -296,6 +350,14 @@ pub struct ImportOptions {
     pub no_unpack: bool,
     /// For a root file system: the command of the image.
     pub command: Vec<String>,
+    /// For a root file system: lines of a Dockerfile, such as `ENV A=b`.
+    pub changes: Vec<String>,
+    /// When the image says that it was made; now otherwise.
+    pub created: Timestamp,
+    /// Who made it.
+    pub author: String,
+    /// What for.
+    pub comment: String,
 }
 
 impl ImportOptions {
@@ -308,6 +370,10 @@ impl ImportOptions {
         builder.set_platform(&self.platform);
         builder.set_driver(&self.driver);
         builder.set_no_unpack(self.no_unpack);
+        builder.set_created(self.created.0);
+        builder.set_author(&self.author);
+        builder.set_comment(&self.comment);
+        set_texts(builder.reborrow().init_changes(self.changes.len() as u32), &self.changes);
         set_texts(builder.init_command(self.command.len() as u32), &self.command);
     }
 }
@@ -343,6 +409,18 @@ impl Images {
     pub fn pull(&self, options: &PullOptions) -> Job {
         let mut request = self.client.pull_request();
         options.fill(request.get().init_options());
+        Job { link: self.link.clone(), client: request.send().pipeline.get_job() }
+    }
+
+    /// Pulls what `choose` takes. It is asked about everything that the image consists of, from the top, with the number of
+    /// documents that it lies behind; what it doesn't answer within 10 s ends the pull. What is incomplete isn't unpacked.
+    pub fn fetch<F>(&self, options: &PullOptions, choose: F) -> Job
+    where
+        F: AsyncFn(Descriptor, u16) -> Result<Verdict> + 'static,
+    {
+        let mut request = self.client.fetch_request();
+        options.fill(request.get().init_options());
+        request.get().set_chooser(capnp_rpc::new_client(Choosing(choose)));
         Job { link: self.link.clone(), client: request.send().pipeline.get_job() }
     }
 
@@ -419,7 +497,7 @@ impl Images {
         set_texts(options.reborrow().init_filters(filters.len() as u32), filters);
         options.set_unchanged(u64::try_from(unchanged.as_nanos()).unwrap_or(u64::MAX));
         options.set_rehearse(rehearse);
-        let (report, cursor) = reply(&self.link, request, |answer| {
+        let (report, cursor) = reply_by(&self.link, &self.client, request, |answer| {
             let report = answer.get_report().map_err(malformed)?;
             let report = PruneReport {
                 removed: report.get_removed(),
@@ -447,28 +525,30 @@ impl Images {
     pub fn remove(&self, name: &str) -> Reply<()> {
         let mut request = self.client.remove_request();
         request.get().set_name(name);
-        done(&self.link, request)
+        done_by(&self.link, &self.client, request)
     }
 }
 
 /// An image.
 #[derive(Clone)]
 pub struct Image {
-    link: Rc<Link>,
+    pub(crate) link: Rc<Link>,
     pub(crate) client: image::Client,
 }
 
 impl Image {
     /// What its name stands for.
     pub fn info(&self) -> Reply<ImageInfo> {
-        reply(&self.link, self.client.info_request(), |answer| info(answer.get_info().map_err(malformed)?))
+        reply_by(&self.link, &self.client, self.client.info_request(), |answer| {
+            info(answer.get_info().map_err(malformed)?)
+        })
     }
 
     /// What it is for one platform; empty is the host's.
     pub fn detail(&self, platform: &str) -> Reply<ImageDetail> {
         let mut request = self.client.detail_request();
         request.get().set_platform(platform);
-        reply(&self.link, request, |answer| detail(answer.get_detail().map_err(malformed)?))
+        reply_by(&self.link, &self.client, request, |answer| detail(answer.get_detail().map_err(malformed)?))
     }
 
     /// Changes the labels that `fields` names ("labels", or "labels.KEY").
@@ -476,7 +556,7 @@ impl Image {
         let mut request = self.client.update_request();
         set_labels(request.get().init_labels(labels.len() as u32), labels);
         set_texts(request.get().init_fields(fields.len() as u32), fields);
-        reply(&self.link, request, |answer| info(answer.get_info().map_err(malformed)?))
+        reply_by(&self.link, &self.client, request, |answer| info(answer.get_info().map_err(malformed)?))
     }
 
     /// Sends it to a registry.
@@ -490,7 +570,7 @@ impl Image {
     pub fn report(&self, others: bool) -> Reply<ImageReport> {
         let mut request = self.client.report_request();
         request.get().set_others(others);
-        reply(&self.link, request, |answer| report(answer.get_report().map_err(malformed)?))
+        reply_by(&self.link, &self.client, request, |answer| report(answer.get_report().map_err(malformed)?))
     }
 
     /// Unpacks it, and gives the snapshot that containers start from.
@@ -498,7 +578,7 @@ impl Image {
         let mut request = self.client.unpack_request();
         request.get().set_platform(platform);
         request.get().set_driver(driver);
-        reply(&self.link, request, |answer| Ok(text(answer.get_chain_id())?.to_owned()))
+        reply_by(&self.link, &self.client, request, |answer| Ok(text(answer.get_chain_id())?.to_owned()))
     }
 
     /// Writes it as an OCI layout in a tar archive into a file or a pipe of yours.

@@ -11,7 +11,7 @@ use cofferdam_wire::{
 use serde::Serialize;
 
 use crate::{
-    call::{BLOCK, Cursor, Reply, done, reply},
+    call::{BLOCK, Cursor, Reply, done_by, reply, reply_by},
     connect::Link,
 };
 
@@ -21,7 +21,7 @@ use crate::{
 pub struct JobItem {
     /// A digest, or what the step is called.
     pub name: String,
-    /// waiting, fetching, unpacking, done or exists.
+    /// waiting, elsewhere (another job has it in hand), fetching, unpacking, done or exists.
     pub phase: String,
     /// Bytes so far.
     pub done: u64,
@@ -48,6 +48,8 @@ pub struct JobInfo {
     pub error: String,
     /// Its parts.
     pub items: Vec<JobItem>,
+    /// What it is at as a whole, in words.
+    pub stage: String,
 }
 
 fn info(reader: job_info::Reader<'_>) -> Result<JobInfo> {
@@ -63,6 +65,7 @@ fn info(reader: job_info::Reader<'_>) -> Result<JobInfo> {
     Ok(JobInfo {
         items: items.collect::<Result<_>>()?,
         id: text(reader.get_id())?.to_owned(),
+        stage: text(reader.get_stage())?.to_owned(),
         kind: text(reader.get_kind())?.to_owned(),
         subject: text(reader.get_subject())?.to_owned(),
         started: Timestamp(reader.get_started()),
@@ -81,19 +84,21 @@ pub struct Job {
 impl Job {
     /// How it stands.
     pub fn info(&self) -> Reply<JobInfo> {
-        reply(&self.link, self.client.info_request(), |answer| info(answer.get_info().map_err(malformed)?))
+        reply_by(&self.link, &self.client, self.client.info_request(), |answer| {
+            info(answer.get_info().map_err(malformed)?)
+        })
     }
 
     /// How it stands once that changed, at least `after` behind the last answer.
     pub fn watch(&self, after: Duration) -> Reply<JobInfo> {
         let mut request = self.client.watch_request();
         request.get().set_after_millis(u32::try_from(after.as_millis()).unwrap_or(u32::MAX));
-        reply(&self.link, request, |answer| info(answer.get_info().map_err(malformed)?))
+        reply_by(&self.link, &self.client, request, |answer| info(answer.get_info().map_err(malformed)?))
     }
 
     /// Waits for its end: the names of the images that it made.
     pub fn wait(&self) -> Reply<Vec<String>> {
-        reply(&self.link, self.client.wait_request(), |answer| texts(answer.get_names())).keeping(&self.client)
+        reply_by(&self.link, &self.client, self.client.wait_request(), |answer| texts(answer.get_names()))
     }
 
     /// Waits for its end and shows its progress meanwhile, at most once in `every`.
@@ -109,7 +114,7 @@ impl Job {
 
     /// Ends it; returns when it has left nothing behind.
     pub fn cancel(&self) -> Reply<()> {
-        done(&self.link, self.client.cancel_request())
+        done_by(&self.link, &self.client, self.client.cancel_request())
     }
 }
 

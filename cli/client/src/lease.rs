@@ -12,7 +12,7 @@ use cofferdam_wire::{
 use serde::Serialize;
 
 use crate::{
-    call::{BLOCK, Cursor, Reply, done, reply},
+    call::{BLOCK, Cursor, Reply, done_by, reply, reply_by},
     connect::Link,
     namespace::Namespace,
 };
@@ -104,7 +104,7 @@ impl Leases {
     pub fn remove(&self, id: &str) -> Reply<()> {
         let mut request = self.client.remove_request();
         request.get().set_id(id);
-        done(&self.link, request)
+        done_by(&self.link, &self.client, request)
     }
 }
 
@@ -118,8 +118,9 @@ pub struct Lease {
 impl Lease {
     /// What it is.
     pub fn info(&self) -> Reply<LeaseInfo> {
-        reply(&self.link, self.client.info_request(), |answer| info(answer.get_info().map_err(malformed)?))
-            .keeping(self)
+        reply_by(&self.link, &self.client, self.client.info_request(), |answer| {
+            info(answer.get_info().map_err(malformed)?)
+        })
     }
 
     /// Its namespace: what is made through it is held by the lease.
@@ -134,21 +135,21 @@ impl Lease {
         set_labels(request.get().init_labels(labels.len() as u32), labels);
         request.get().set_expires(expires.unwrap_or_default().0);
         set_texts(request.get().init_fields(fields.len() as u32), fields);
-        reply(&self.link, request, |answer| info(answer.get_info().map_err(malformed)?)).keeping(self)
+        reply_by(&self.link, &self.client, request, |answer| info(answer.get_info().map_err(malformed)?))
     }
 
     /// Has it hold something, which need not exist yet.
     pub fn add(&self, resource: &Resource) -> Reply<()> {
         let mut request = self.client.add_request();
         set_resource(request.get().init_resource(), resource);
-        done(&self.link, request).keeping(self)
+        done_by(&self.link, &self.client, request)
     }
 
     /// Has it let go of something.
     pub fn release(&self, resource: &Resource) -> Reply<()> {
         let mut request = self.client.drop_request();
         set_resource(request.get().init_resource(), resource);
-        done(&self.link, request).keeping(self)
+        done_by(&self.link, &self.client, request)
     }
 
     /// What it holds.

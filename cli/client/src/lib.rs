@@ -25,7 +25,8 @@
 //! `connection` ([`is_lost`]).
 //!
 //! **Deadlines.** [`Namespace::with`] lays a [`Context`] over everything that is reached from there: a call that takes longer
-//! than its deadline fails with `deadline_exceeded`. What waits for something to happen is not bound by it; drop its [`Reply`].
+//! than its deadline fails with `deadline_exceeded`. What waits for something to happen is not bound by it: [`Reply::within`] bounds
+//! that, and whatever a daemon that stands still doesn't answer; or drop the [`Reply`].
 //!
 //! **Bytes.** Descriptors of yours go to the daemon in band ([`Input::Fd`], [`Output::Fd`]), so bytes never pass the
 //! daemon and survive its restart. Whoever has none uses streams: [`channel`] and [`Sink`].
@@ -72,6 +73,7 @@
 //! **Examples** that are run by the tests lie in `cli/client/examples`: a run with streams, a grant and what it refuses, a log
 //! that is followed across the daemon's restart, and a deadline.
 
+mod artifact;
 mod audit;
 mod call;
 mod collector;
@@ -79,6 +81,8 @@ mod commit;
 mod connect;
 mod container;
 mod content;
+mod credential;
+mod docker;
 mod event;
 mod exits;
 mod grant;
@@ -92,6 +96,7 @@ mod namespace;
 mod network;
 mod options;
 mod process;
+mod route;
 mod run;
 mod snapshot;
 mod stdio;
@@ -100,6 +105,7 @@ mod system;
 #[cfg(test)]
 mod tests;
 
+pub use artifact::{ArtifactOptions, ConvertOptions};
 pub use audit::{Audit, AuditCursor, AuditFault, AuditFilter, AuditRecord, AuditReport};
 pub use call::{Cursor, Reply};
 pub use cofferdam_types::{Any, Code, Error, Labels, Result, Timestamp};
@@ -108,11 +114,13 @@ pub use commit::{CommitOptions, ConfigChange};
 pub use connect::{Client, DaemonInfo, block_on, is_lost};
 pub use container::{Container, ContainerChanges, ContainerInfo, ContainerRequest, Containers, RUNTIME_OPTIONS};
 pub use content::{Blob, BlobInfo, Content, Ingest, IngestInfo};
+pub use credential::{CredentialInfo, CredentialKind, Credentials};
+pub use docker::{DockerConfig, DockerCredential, registry_of};
 pub use event::{Events, FROM_NOW, Gap, Subscription};
 pub use grant::{Grant, GrantInfo, GrantOptions, Grants};
 pub use image::{
     Image, ImageDetail, ImageInfo, ImageReport, Images, ImportFormat, ImportOptions, PlatformState, PruneReport,
-    PrunedImage, PullOptions, PullPolicy, PushOptions, Secret,
+    PrunedImage, PullOptions, PullPolicy, PushOptions, Secret, Verdict,
 };
 pub use job::{Job, JobInfo, JobItem, Jobs};
 pub use lease::{Lease, LeaseInfo, Leases, Resource};
@@ -122,6 +130,7 @@ pub use namespace::{Context, Namespace, NamespaceInfo, Namespaces};
 pub use network::{Network, NetworkInfo, NetworkStatus, Networking, Networks, PortMapping, Protocol};
 pub use options::{BindMount, ContainerOptions, Device, IdMap, MountSource, Rlimit};
 pub use process::{Attachment, CheckpointOptions, Exit, Process, ProcessOptions, State, Status, Task, TaskInfo};
+pub use route::{RouteReport, RouteStep};
 pub use run::{Again, Run, RunRequest, random_id};
 pub use snapshot::{Change, ChangeKind, Layer, Snapshot, SnapshotInfo, SnapshotKind, Snapshots};
 pub use stdio::{Input, Output, Receiver, Sink, Stdio, channel};

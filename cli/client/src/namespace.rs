@@ -12,11 +12,12 @@ use cofferdam_wire::{
 use serde::Serialize;
 
 use crate::{
-    call::{BLOCK, Cursor, Reply, done, reply},
+    call::{BLOCK, Cursor, Reply, done_by, reply, reply_by},
     collector::{Explanation, explained},
     connect::Link,
     container::Containers,
     content::Content,
+    credential::Credentials,
     event::Events,
     grant::Grants,
     image::Images,
@@ -105,7 +106,7 @@ impl Namespaces {
     pub fn remove(&self, name: &str) -> Reply<()> {
         let mut request = self.client.remove_request();
         request.get().set_name(name);
-        done(&self.link, request)
+        done_by(&self.link, &self.client, request)
     }
 }
 
@@ -119,7 +120,9 @@ pub struct Namespace {
 impl Namespace {
     /// What it is.
     pub fn info(&self) -> Reply<NamespaceInfo> {
-        reply(&self.link, self.client.info_request(), |answer| info(answer.get_info().map_err(malformed)?))
+        reply_by(&self.link, &self.client, self.client.info_request(), |answer| {
+            info(answer.get_info().map_err(malformed)?)
+        })
     }
 
     /// Takes what is named, labels or labels.KEY, from `labels`; all of them where nothing is. An entry that is absent
@@ -128,7 +131,7 @@ impl Namespace {
         let mut request = self.client.update_request();
         set_labels(request.get().init_labels(labels.len() as u32), labels);
         set_texts(request.get().init_fields(fields.len() as u32), fields);
-        reply(&self.link, request, |answer| info(answer.get_info().map_err(malformed)?))
+        reply_by(&self.link, &self.client, request, |answer| info(answer.get_info().map_err(malformed)?))
     }
 
     /// The same namespace, whose descendants carry the context.
@@ -180,6 +183,12 @@ impl Namespace {
         Grants { link: self.link.clone(), client: self.client.grants_request().send().pipeline.get_grants() }
     }
 
+    /// What its pulls and pushes show to registries.
+    pub fn credentials(&self) -> Credentials {
+        let client = self.client.credentials_request().send().pipeline.get_credentials();
+        Credentials { link: self.link.clone(), client }
+    }
+
     /// Its leases.
     pub fn leases(&self) -> Leases {
         Leases { link: self.link.clone(), client: self.client.leases_request().send().pipeline.get_leases() }
@@ -191,7 +200,7 @@ impl Namespace {
         let mut request = self.client.explain_request();
         request.get().set_type(kind);
         request.get().set_id(id);
-        reply(&self.link, request, |answer| explained(answer.get_explanation().map_err(malformed)?))
+        reply_by(&self.link, &self.client, request, |answer| explained(answer.get_explanation().map_err(malformed)?))
     }
 
     /// Its jobs.

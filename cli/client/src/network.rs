@@ -11,7 +11,7 @@ use cofferdam_wire::{
 use serde::Serialize;
 
 use crate::{
-    call::{BLOCK, Cursor, Reply, reply},
+    call::{BLOCK, Cursor, Reply, reply, reply_by},
     connect::Link,
 };
 
@@ -252,6 +252,6 @@ impl Networks {
     pub fn get(&self, name: &str) -> Reply<NetworkInfo> {
         let mut request = self.client.get_request();
         request.get().set_name(name);
-        reply(&self.link, request, |answer| info(answer.get_info().map_err(malformed)?))
+        reply_by(&self.link, &self.client, request, |answer| info(answer.get_info().map_err(malformed)?))
     }
 }

@@ -12,7 +12,7 @@ use cofferdam_wire::{
 use serde::Serialize;
 
 use crate::{
-    call::{Made, Reply, done, make, reply},
+    call::{Made, Reply, done_by, make, reply_by},
     connect::Link,
     job::Job,
     metrics::{Metrics, ProcessInfo, metrics, process_info},
@@ -177,18 +177,18 @@ impl Process {
 
     /// Starts it, and gives its pid on the host.
     pub fn start(&self) -> Reply<u32> {
-        reply(&self.link, self.client.start_request(), |answer| Ok(answer.get_pid())).keeping(&self.client)
+        reply_by(&self.link, &self.client, self.client.start_request(), |answer| Ok(answer.get_pid()))
     }
 
     /// Waits for its end; before the start, while it runs, or afterwards.
     pub fn wait(&self) -> Reply<Exit> {
         let request = self.client.wait_request();
-        reply(&self.link, request, |answer| exit(answer.get_exit().map_err(malformed)?)).keeping(&self.client)
+        reply_by(&self.link, &self.client, request, |answer| exit(answer.get_exit().map_err(malformed)?))
     }
 
     /// How it stands.
     pub fn state(&self) -> Reply<State> {
-        reply(&self.link, self.client.state_request(), |answer| {
+        reply_by(&self.link, &self.client, self.client.state_request(), |answer| {
             Ok(State {
                 status: status(answer.get_status())?,
                 pid: answer.get_pid(),
@@ -202,7 +202,7 @@ impl Process {
         let mut request = self.client.kill_request();
         request.get().set_signal(signal);
         request.get().set_all(all);
-        done(&self.link, request).keeping(&self.client)
+        done_by(&self.link, &self.client, request)
     }
 
     /// Gives its terminal another size.
@@ -210,12 +210,12 @@ impl Process {
         let mut request = self.client.resize_request();
         request.get().set_rows(rows);
         request.get().set_columns(columns);
-        done(&self.link, request).keeping(&self.client)
+        done_by(&self.link, &self.client, request)
     }
 
     /// Ends its standard input.
     pub fn close_stdin(&self) -> Reply<()> {
-        done(&self.link, self.client.close_stdin_request())
+        done_by(&self.link, &self.client, self.client.close_stdin_request())
     }
 
     /// Follows what it writes from now on, and feeds its input.
@@ -232,7 +232,9 @@ impl Process {
 
     /// Forgets it after its end.
     pub fn delete(&self) -> Reply<Exit> {
-        reply(&self.link, self.client.delete_request(), |answer| exit(answer.get_exit().map_err(malformed)?))
+        reply_by(&self.link, &self.client, self.client.delete_request(), |answer| {
+            exit(answer.get_exit().map_err(malformed)?)
+        })
     }
 }
 
@@ -246,7 +248,9 @@ pub struct Attachment {
 impl Attachment {
     /// Waits until it ends: "exit", "detached" or "overflow".
     pub fn wait(&self) -> Reply<String> {
-        reply(&self.link, self.client.wait_request(), |answer| Ok(text(answer.get_reason())?.to_owned()))
+        reply_by(&self.link, &self.client, self.client.wait_request(), |answer| {
+            Ok(text(answer.get_reason())?.to_owned())
+        })
     }
 }
 
@@ -296,24 +300,24 @@ impl Task {
 
     /// Freezes every process of the container.
     pub fn pause(&self) -> Reply<()> {
-        done(&self.link, self.client.pause_request())
+        done_by(&self.link, &self.client, self.client.pause_request())
     }
 
     /// Lets them go on.
     pub fn resume(&self) -> Reply<()> {
-        done(&self.link, self.client.resume_request())
+        done_by(&self.link, &self.client, self.client.resume_request())
     }
 
     /// Every process of the container, on the host.
     pub fn pids(&self) -> Reply<Vec<u32>> {
-        reply(&self.link, self.client.pids_request(), |answer| {
+        reply_by(&self.link, &self.client, self.client.pids_request(), |answer| {
             Ok(answer.get_pids().map_err(malformed)?.iter().collect())
         })
     }
 
     /// The processes of the container, with the execs that they belong to.
     pub fn processes(&self) -> Reply<Vec<ProcessInfo>> {
-        reply(&self.link, self.client.processes_request(), |answer| {
+        reply_by(&self.link, &self.client, self.client.processes_request(), |answer| {
             answer.get_processes().map_err(malformed)?.iter().map(process_info).collect()
         })
     }
@@ -322,12 +326,14 @@ impl Task {
     pub fn update(&self, resources: &[u8]) -> Reply<()> {
         let mut request = self.client.update_request();
         request.get().set_resources(resources);
-        done(&self.link, request)
+        done_by(&self.link, &self.client, request)
     }
 
     /// What it uses and has used.
     pub fn metrics(&self) -> Reply<Metrics> {
-        reply(&self.link, self.client.metrics_request(), |answer| metrics(answer.get_metrics().map_err(malformed)?))
+        reply_by(&self.link, &self.client, self.client.metrics_request(), |answer| {
+            metrics(answer.get_metrics().map_err(malformed)?)
+        })
     }
 
     /// Makes an image of what runs in the container, with its changed files. It stands still meanwhile.

@@ -12,7 +12,7 @@ use cofferdam_wire::{
 use serde::Serialize;
 
 use crate::{
-    call::{BLOCK, Cursor, Reply, done, reply},
+    call::{BLOCK, Cursor, Reply, done_by, reply, reply_by},
     connect::Link,
     stdio::Sink,
 };
@@ -190,28 +190,32 @@ pub struct Snapshot {
 impl Snapshot {
     /// What it is.
     pub fn info(&self) -> Reply<SnapshotInfo> {
-        reply(&self.link, self.client.info_request(), |answer| info(answer.get_info().map_err(malformed)?))
+        reply_by(&self.link, &self.client, self.client.info_request(), |answer| {
+            info(answer.get_info().map_err(malformed)?)
+        })
     }
 
     /// Bytes and inodes of this layer alone.
     pub fn usage(&self) -> Reply<(u64, u64)> {
-        reply(&self.link, self.client.usage_request(), |answer| Ok((answer.get_size(), answer.get_inodes())))
+        reply_by(&self.link, &self.client, self.client.usage_request(), |answer| {
+            Ok((answer.get_size(), answer.get_inodes()))
+        })
     }
 
     /// Removes it.
     pub fn remove(&self) -> Reply<()> {
-        done(&self.link, self.client.remove_request())
+        done_by(&self.link, &self.client, self.client.remove_request())
     }
 
     /// What shows it, on the daemon's host: to be mounted in order onto one directory. Needs the `host` right.
     pub fn mounts(&self) -> Reply<Vec<Mount>> {
-        reply(&self.link, self.client.mounts_request(), |answer| mounts(answer.get_mounts()))
+        reply_by(&self.link, &self.client, self.client.mounts_request(), |answer| mounts(answer.get_mounts()))
     }
 
     /// What shows it, as a mount that is attached nowhere; no device can be used in it.
     pub fn mount_fd(&self) -> Reply<OwnedFd> {
         let link = self.link.clone();
-        reply(&self.link, self.client.mount_fd_request(), move |answer| {
+        reply_by(&self.link, &self.client, self.client.mount_fd_request(), move |answer| {
             link.fds.take(answer.get_mount()).map(Received::into_fd)
         })
     }
@@ -229,7 +233,7 @@ impl Snapshot {
         request.get().set_base(base);
         request.get().set_media_type(media_type);
         set_labels(request.get().init_labels(labels.len() as u32), labels);
-        reply(&self.link, request, |answer| layer(answer.get_layer()))
+        reply_by(&self.link, &self.client, request, |answer| layer(answer.get_layer()))
     }
 
     /// The same into a file or a pipe of yours; nothing is stored.
@@ -238,7 +242,7 @@ impl Snapshot {
         request.get().set_base(base);
         request.get().set_media_type(media_type);
         request.get().set_target(self.link.fds.push(target));
-        reply(&self.link, request, |answer| layer(answer.get_layer()))
+        reply_by(&self.link, &self.client, request, |answer| layer(answer.get_layer()))
     }
 
     /// The same into a sink of yours, see [`crate::channel`].
@@ -247,14 +251,14 @@ impl Snapshot {
         request.get().set_base(base);
         request.get().set_media_type(media_type);
         request.get().set_sink(sink.client.clone());
-        reply(&self.link, request, |answer| layer(answer.get_layer()))
+        reply_by(&self.link, &self.client, request, |answer| layer(answer.get_layer()))
     }
 
     /// The most bytes that it may have for itself while it is active; 0 is no limit.
     pub fn limit(&self, bytes: u64) -> Reply<()> {
         let mut request = self.client.limit_request();
         request.get().set_bytes(bytes);
-        done(&self.link, request)
+        done_by(&self.link, &self.client, request)
     }
 
     /// Makes it immutable and durable, under another key. Nothing should be written into it meanwhile, or afterwards.
@@ -271,6 +275,6 @@ impl Snapshot {
         let mut request = self.client.update_request();
         set_labels(request.get().init_labels(labels.len() as u32), labels);
         set_texts(request.get().init_fields(fields.len() as u32), fields);
-        reply(&self.link, request, |answer| info(answer.get_info().map_err(malformed)?))
+        reply_by(&self.link, &self.client, request, |answer| info(answer.get_info().map_err(malformed)?))
     }
 }

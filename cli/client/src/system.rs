@@ -11,7 +11,7 @@ use cofferdam_wire::{
 use serde::Serialize;
 
 use crate::{
-    call::{BLOCK, Cursor, Reply, done, reply},
+    call::{BLOCK, Cursor, Reply, done_by, reply, reply_by},
     connect::Link,
 };
 
@@ -219,7 +219,7 @@ pub struct System {
 impl System {
     /// How it is.
     pub fn status(&self) -> Reply<SystemStatus> {
-        reply(&self.link, self.client.status_request(), |answer| {
+        reply_by(&self.link, &self.client, self.client.status_request(), |answer| {
             let status = answer.get_status().map_err(malformed)?;
             let actors = status.get_actors().map_err(malformed)?.iter().map(|actor| {
                 Ok(ActorStatus {
@@ -284,13 +284,13 @@ impl System {
     pub fn shim(&self, id: &str) -> Reply<ShimState> {
         let mut request = self.client.shim_request();
         request.get().set_id(id);
-        reply(&self.link, request, |answer| shim_state(answer.get_state().map_err(malformed)?))
+        reply_by(&self.link, &self.client, request, |answer| shim_state(answer.get_state().map_err(malformed)?))
     }
 
     /// Panics that actor, for tests and drills.
     pub fn crash(&self, actor: &str) -> Reply<()> {
         let mut request = self.client.crash_request();
         request.get().set_actor(actor);
-        done(&self.link, request)
+        done_by(&self.link, &self.client, request)
     }
 }

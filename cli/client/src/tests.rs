@@ -83,6 +83,19 @@ fn a_run_is_sent_whole_before_any_answer() {
     assert_eq!(methods, [0, 1, 0, 0, 1, 2, 1, 3, 0, 1, 0, 1, 4], "{calls:x?}");
 }
 
+#[test]
+fn a_daemon_that_answers_nothing_is_waited_for_so_long() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("cofferd.sock");
+    let _listener = StdListener::bind(&path).unwrap();
+    bounded(async {
+        let client = Client::connect(&path).await.unwrap();
+        let error = client.namespace("default").info().within(Duration::from_millis(50)).await.unwrap_err();
+        assert_eq!(error.code, Code::DeadlineExceeded, "{error}");
+        assert!(error.message.contains("50ms") && !is_lost(&error), "{error}");
+    });
+}
+
 /// A daemon in which one container runs, or ended while the daemon was away.
 #[derive(Clone)]
 struct Fake {

@@ -45,6 +45,13 @@ pub async fn follow(job: &Job) -> Result<Vec<String>, Failure> {
     Ok(ended?)
 }
 
+/// Follows a job to its end and leaves it alone.
+pub async fn watch(job: &Job) -> Result<Vec<String>, Failure> {
+    let mut progress = Progress::new(watched());
+    let every = if progress.bars { Duration::from_millis(100) } else { Duration::from_millis(500) };
+    Ok(job.follow(every, |info| progress.show(info)).await?)
+}
+
 struct Progress {
     bars: bool,
     /// How many lines the last picture has.

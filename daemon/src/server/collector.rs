@@ -8,7 +8,10 @@ use cofferdam_metadata::{
     records::Resource,
 };
 use cofferdam_types::{Error, Id, Name, Result};
-use cofferdam_wire::gc_capnp::{byte_owner_cursor, collect_report, collected_cursor, collector, explanation};
+use cofferdam_wire::{
+    convert::set_texts,
+    gc_capnp::{byte_owner_cursor, collect_report, collected_cursor, collector, explanation},
+};
 
 use super::{
     cursor::Cursor,
@@ -18,6 +21,9 @@ use super::{
 
 /// The collector.
 pub struct Collector(pub Rc<Session>, pub Held);
+
+/// So many records that can't be read are told.
+const UNREADABLE: usize = 1000;
 
 fn nanos(time: std::time::Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
@@ -31,6 +37,8 @@ fn set_report(mut builder: collect_report::Builder<'_>, report: &Report) {
     builder.set_mark(nanos(report.mark));
     builder.set_sweep(nanos(report.sweep));
     builder.set_longest(nanos(report.longest));
+    let unreadable: Vec<&String> = report.unreadable.iter().take(UNREADABLE).collect();
+    set_texts(builder.init_unreadable(unreadable.len() as u32), &unreadable);
 }
 
 impl collector::Server for Collector {

@@ -88,6 +88,7 @@ impl content::Server for Content {
             total: (params.get_total() != 0).then_some(params.get_total()),
             expected: if expected.is_empty() { None } else { Some(rpc(expected.parse())?) },
             algorithm: rpc(text(params.get_algorithm()).and_then(algorithm))?,
+            unread: false,
         };
         let opened = self.0.services().content.ingest(&self.0.authority().by_hand(), &self.0.namespace, options).await;
         let writer = Arc::new(Mutex::new(Some(rpc(opened)?)));

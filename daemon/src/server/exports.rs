@@ -91,7 +91,7 @@ impl Exports {
             _ => {}
         }
         // Whoever can get there holds it, whichever user that is: it is the directory that keeps others out.
-        let (listener, made) = bind_in(&held, SOCKET, 0o666)
+        let (listener, made) = bind_in(&held, SOCKET, 0o666, None)
             .map_err(|(what, e)| Error::io("socket", place.join(SOCKET).display(), what, &e))?;
         let socket = Socket { held, made };
         listener.set_nonblocking(true).map_err(|e| os("has a socket that can't listen", &e))?;

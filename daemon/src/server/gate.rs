@@ -25,14 +25,18 @@ use super::{
     trail::{self, About},
 };
 
+fn is_operator(uid: u32) -> bool {
+    uid == nix::unistd::geteuid().as_raw()
+}
+
 /// The bootstrap object. It confers nothing.
 pub struct Gate(pub Rc<Session>);
 
 impl Gate {
-    /// What the policy grants to the peer of this connection: everything to the daemon's own uid, nothing to others.
+    /// What a peer has for whom there is no rule: everything with the daemon's own uid, nothing with another.
     fn policy(&self) -> cofferdam_types::Result<Held> {
         let Peer::Unix { uid, .. } = self.0.peer;
-        if uid != nix::unistd::geteuid().as_raw() {
+        if !is_operator(uid) {
             let why = "is granted nothing on this socket: ask the operator for a grant, and restore its token";
             return Err(Error::denied("peer", format!("uid {uid}"), why));
         }
@@ -90,6 +94,13 @@ impl gate::Server for Gate {
     async fn enter(self: Rc<Self>, _: gate::EnterParams, mut results: gate::EnterResults) -> capnp::Result<()> {
         if let Some(entry) = &self.0.entry {
             let root = rpc(self.open(&entry.node, &entry.live, results.get().init_grant()))?;
+            results.get().set_root(root);
+            return Ok(());
+        }
+        let Peer::Unix { uid, .. } = self.0.peer;
+        if let Some((namespace, label)) = self.0.services.access.find(&self.0.peer).filter(|_| !is_operator(uid)) {
+            let node = rpc(self.0.services.grants.labelled(namespace, label))?;
+            let root = rpc(self.open(&node, &node.live, results.get().init_grant()))?;
             results.get().set_root(root);
             return Ok(());
         }

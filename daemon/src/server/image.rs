@@ -13,8 +13,8 @@ use cofferdam_wire::{
 };
 
 use super::{
-    Place, archive,
-    images::{endpoint, platform, set_info},
+    Place, archive, artifacts,
+    images::{Way, platform, set_info},
     jobs, rpc, within,
 };
 
@@ -79,12 +79,15 @@ impl Image {
         Ok(PushOptions {
             name: self.name.clone(),
             reference: Reference::parse(&to)?,
-            endpoint: endpoint(
-                reader.get_plain_http(),
+            endpoint: Way {
+                plain_http: reader.get_plain_http(),
                 certificates,
-                text(reader.get_user())?,
-                text(reader.get_secret())?,
-            ),
+                user: text(reader.get_user())?,
+                secret: text(reader.get_secret())?,
+                client_certificate: reader.get_client_certificate().map_err(malformed)?,
+                client_key: reader.get_client_key().map_err(malformed)?,
+            }
+            .endpoint(&self.place)?,
             platform: if of.is_empty() { None } else { Some(platform(of)?) },
             chunk: reader.get_chunk(),
             mount_from: texts(reader.get_mount_from())?,
@@ -240,6 +243,18 @@ impl image::Server for Image {
     async fn push(self: Rc<Self>, params: image::PushParams, mut results: image::PushResults) -> capnp::Result<()> {
         let options = rpc(self.push_options(params.get()?.get_options()?))?;
         let job = rpc(self.place.services().transfer.push(&self.place.namespace, options).await)?;
+        results.get().set_job(jobs::begun(&self.place, job));
+        Ok(())
+    }
+
+    async fn convert(
+        self: Rc<Self>,
+        params: image::ConvertParams,
+        mut results: image::ConvertResults,
+    ) -> capnp::Result<()> {
+        let options = rpc(artifacts::convert_options(&self.name, params.get()?.get_options()?))?;
+        let transfer = &self.place.services().transfer;
+        let job = rpc(transfer.convert(self.place.authority(), &self.place.namespace, options).await)?;
         results.get().set_job(jobs::begun(&self.place, job));
         Ok(())
     }

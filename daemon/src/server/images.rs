@@ -1,29 +1,31 @@
 //! `Images` (image.capnp).
 
-use std::{os::fd::OwnedFd, rc::Rc, time::Duration};
+use std::{os::fd::OwnedFd, path::PathBuf, rc::Rc, time::Duration};
 
 use cofferdam_images::{Prune, Pruned, Why};
 use cofferdam_metadata::records::images::Image as Record;
 use cofferdam_transfer::{
-    Credentials, Endpoint, ExportOptions, ImportOptions, Job as Handle, PullOptions, Reference, RootfsConfig,
-    RootfsOptions, Source, normalize,
+    Chooser, Credentials, Endpoint, Explained, ExportOptions, Identity, ImportOptions, Job as Handle, PullOptions,
+    Reference, RootfsOptions, Source, Wallet, normalize,
 };
 use cofferdam_types::{
     Code, Error, Name, Platform, Result, Right,
     filter::{self, Filter},
 };
 use cofferdam_wire::{
-    convert::{set_descriptor, set_labels, text, texts},
+    convert::{set_descriptor, set_labels, set_texts, text, texts},
     error::{from_rpc, malformed},
     image_capnp::{
         PullPolicy, export_options, image, image_cursor, image_info, images, import_options, pruned_image_cursor,
-        pull_options,
+        pull_options, route_report,
     },
 };
 
 use super::{
     Place, archive,
+    artifacts::{self, DescriptorCursor},
     bytes::{End, PipeSink, pipe},
+    chooser,
     collector::placed,
     cursor::Cursor,
     ends, filters, foreign,
@@ -36,6 +38,8 @@ const FIELDS: [&str; 4] = ["name", "target.digest", "target.mediatype", "labels.
 
 /// Images in one archive.
 const MAX_NAMES: usize = 256;
+/// Platforms of one pull.
+const MAX_PLATFORMS: usize = 64;
 
 /// The images of a namespace.
 pub struct Images(pub Place);
@@ -118,14 +122,37 @@ fn driver(place: &Place, name: &str, unpack: bool) -> Option<String> {
     unpack.then(|| if name.is_empty() { usual } else { name }.to_owned())
 }
 
-/// How a client wants a registry to be spoken to.
-pub fn endpoint(plain_http: bool, certificates: &[u8], user: &str, secret: &str) -> Endpoint {
-    Endpoint {
-        plain_http,
-        ca: (!certificates.is_empty()).then(|| certificates.to_vec()),
-        credentials: (!user.is_empty() || !secret.is_empty())
-            .then(|| Credentials { user: user.to_owned(), secret: secret.to_owned() }),
-        ..Endpoint::default()
+/// What a client says of how a registry is spoken to.
+pub struct Way<'a> {
+    pub plain_http: bool,
+    pub certificates: &'a [u8],
+    pub user: &'a str,
+    pub secret: &'a str,
+    pub client_certificate: &'a [u8],
+    pub client_key: &'a [u8],
+}
+
+impl Way<'_> {
+    /// With what the operator and the namespace have for registries.
+    pub fn endpoint(&self, place: &Place) -> Result<Endpoint> {
+        let identity = match (self.client_certificate, self.client_key) {
+            ([], []) => None,
+            ([], _) | (_, []) => {
+                let why = "is a certificate without its key, or a key alone: give both or neither";
+                return Err(Error::invalid("client certificate", "", why));
+            }
+            (certificate, key) => Some(Identity { certificate: certificate.to_vec(), key: key.to_vec() }),
+        };
+        let (user, secret) = (self.user.to_owned(), self.secret.to_owned());
+        Ok(Endpoint {
+            plain_http: self.plain_http,
+            ca: (!self.certificates.is_empty()).then(|| self.certificates.to_vec()),
+            identity,
+            credentials: (!user.is_empty() || !secret.is_empty()).then_some(Credentials { user, secret }),
+            wallet: Wallet::of(&place.services().metadata, &place.namespace),
+            routes: place.services().routes.clone(),
+            ..Endpoint::default()
+        })
     }
 }
 
@@ -138,9 +165,32 @@ fn pull_options_of(place: &Place, reader: pull_options::Reader<'_>) -> Result<Pu
     Ok(PullOptions {
         reference: Reference::parse(&name)?,
         platform: platform(text(reader.get_platform())?)?,
-        endpoint: endpoint(reader.get_plain_http(), certificates, user, secret),
+        platforms: platforms(texts(reader.get_platforms())?)?,
+        all_platforms: reader.get_all_platforms(),
+        endpoint: Way {
+            plain_http: reader.get_plain_http(),
+            certificates,
+            user,
+            secret,
+            client_certificate: reader.get_client_certificate().map_err(malformed)?,
+            client_key: reader.get_client_key().map_err(malformed)?,
+        }
+        .endpoint(place)?,
         driver: driver(place, text(reader.get_driver())?, !reader.get_fetch_only()),
+        rate: reader.get_rate(),
+        zstd_window: reader.get_zstd_window(),
+        chooser: None,
+        schema1: reader.get_schema1(),
     })
+}
+
+/// Those that a client wants beside the one that it means.
+fn platforms(texts: Vec<String>) -> Result<Vec<Platform>> {
+    if texts.len() > MAX_PLATFORMS {
+        let why = format!("are {}: name {MAX_PLATFORMS} at most, or ask for all", texts.len());
+        return Err(Error::invalid("platforms", "", why));
+    }
+    texts.iter().map(|text| text.parse()).collect()
 }
 
 /// Begins an import, as the options say.
@@ -173,7 +223,7 @@ async fn begin_import(place: &Place, reader: import_options::Reader<'_>, fd: Own
             transfer.import(authority, &place.namespace, source, options).await
         }
         import_options::Format::Rootfs => {
-            let config = RootfsConfig { cmd: texts(reader.get_command())?, ..RootfsConfig::default() };
+            let config = artifacts::rootfs_config(reader)?;
             let options = RootfsOptions { name: Name::new(normalize(name)?)?, platform, config, driver };
             transfer.rootfs(authority, &place.namespace, source, options).await
         }
@@ -242,6 +292,23 @@ impl images::Server for Images {
         Ok(())
     }
 
+    async fn fetch(
+        self: Rc<Self>,
+        params: images::FetchParams,
+        mut results: images::FetchResults,
+    ) -> capnp::Result<()> {
+        let params = params.get()?;
+        let (chooser, questions) = Chooser::new();
+        let options = rpc(pull_options_of(&self.0, params.get_options()?))?;
+        let options = PullOptions { chooser: Some(chooser), ..options };
+        let theirs = params.get_chooser()?;
+        let transfer = &self.0.services().transfer;
+        let job = rpc(transfer.pull(self.0.authority(), &self.0.namespace, options).await)?;
+        tokio::task::spawn_local(chooser::ask(questions, theirs));
+        results.get().set_job(jobs::begun(&self.0, job));
+        Ok(())
+    }
+
     async fn import_fd(
         self: Rc<Self>,
         params: images::ImportFdParams,
@@ -300,7 +367,8 @@ impl images::Server for Images {
             return rpc(Err(Error::denied("image", &name, why)));
         }
         let name = rpc(Name::new(name))?;
-        rpc(services.images.tag(self.0.authority(), namespace, &source, &name, replace).await)?;
+        rpc(services.transfer.may_name(namespace, &name, &target.digest).await)?;
+        rpc(services.images.tag(self.0.authority(), namespace, &source, &name, &target.digest, replace).await)?;
         results.get().set_image(self.hand_out(name));
         Ok(())
     }
@@ -328,6 +396,21 @@ impl images::Server for Images {
         Ok(())
     }
 
+    async fn explain_route(
+        self: Rc<Self>,
+        params: images::ExplainRouteParams,
+        mut results: images::ExplainRouteResults,
+    ) -> capnp::Result<()> {
+        let name = rpc(text(params.get()?.get_reference()).and_then(normalize))?;
+        // Which ways there are is told for what may be pulled, and for nothing else.
+        rpc(within::may_pull(&self.0, &name, true))?;
+        let (reference, services) = (rpc(Reference::parse(&name))?, self.0.services());
+        let (routes, wallet) = (services.routes.clone(), Wallet::of(&services.metadata, &self.0.namespace));
+        let (steps, files) = rpc(services.pool.run(move || routes.explain(&reference, &wallet)).await)?;
+        set_route(results.get().init_report(), &name, &steps, &files);
+        Ok(())
+    }
+
     async fn prune(
         self: Rc<Self>,
         params: images::PruneParams,
@@ -352,6 +435,52 @@ impl images::Server for Images {
         let cursor = PrunedImageCursor { place: self.0.clone(), cursor: placed(looked) };
         results.get().set_cursor(self.0.hand_out(cursor));
         Ok(())
+    }
+
+    async fn create_artifact(
+        self: Rc<Self>,
+        params: images::CreateArtifactParams,
+        mut results: images::CreateArtifactResults,
+    ) -> capnp::Result<()> {
+        let options = rpc(artifacts::artifact_options(params.get()?.get_options()?))?;
+        let name = options.name.clone();
+        let transfer = &self.0.services().transfer;
+        rpc(transfer.artifact(self.0.authority(), &self.0.namespace, options).await)?;
+        results.get().set_image(self.hand_out(name));
+        Ok(())
+    }
+
+    async fn referrers(
+        self: Rc<Self>,
+        params: images::ReferrersParams,
+        mut results: images::ReferrersResults,
+    ) -> capnp::Result<()> {
+        let params = params.get()?;
+        let (reference, endpoint) = rpc(artifacts::subject(&self.0, params.get_options()?))?;
+        let artifact_type = rpc(text(params.get_artifact_type()))?.to_owned();
+        let found = rpc(self.0.services().transfer.referrers(reference, endpoint, artifact_type).await)?;
+        results.get().set_cursor(self.0.hand_out(DescriptorCursor(placed(found))));
+        Ok(())
+    }
+}
+
+fn set_route(mut report: route_report::Builder<'_>, name: &str, steps: &[Explained], files: &[PathBuf]) {
+    report.set_reference(name);
+    let shown = |paths: &[PathBuf]| paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>();
+    set_texts(report.reborrow().init_files(files.len() as u32), &shown(files));
+    let mut list = report.init_steps(steps.len() as u32);
+    for (n, step) in steps.iter().enumerate() {
+        let mut item = list.reborrow().get(n as u32);
+        item.set_host(&step.host);
+        let can = step.can.words();
+        set_texts(item.reborrow().init_capabilities(can.len() as u32), &can);
+        item.set_source(step.source.as_ref().map(|path| path.display().to_string()).unwrap_or_default());
+        item.set_credential(step.credential);
+        item.set_proxy(step.proxy.as_deref().unwrap_or_default());
+        set_texts(item.reborrow().init_tls(step.tls.len() as u32), &shown(&step.tls));
+        item.set_when(&step.when);
+        item.set_unverified(step.unverified);
+        item.set_own(step.own);
     }
 }
 

@@ -48,6 +48,7 @@ fn set_info(mut builder: job_info::Builder<'_>, status: &JobStatus) {
         }
     };
     builder.set_state(state);
+    builder.set_stage(&status.progress.stage);
     let items = &status.progress.items;
     let mut list = builder.init_items(items.len() as u32);
     for (n, item) in items.iter().enumerate() {

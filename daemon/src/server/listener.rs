@@ -78,10 +78,11 @@ impl Listener {
         rooms: Rooms,
         services: Services,
         admission: Arc<Admission>,
+        group: Option<u32>,
     ) -> Result<Listener> {
         let path = dir.join(name);
         let os = |what: &str, e: &std::io::Error| Error::io("socket", path.display(), what, e);
-        let listener = bind(dir, name, 0o660)?;
+        let listener = bind(dir, name, 0o660, group)?;
         listener.set_nonblocking(true).map_err(|e| os("can't listen", &e))?;
         let listener = UnixListener::from_std(listener).map_err(|e| os("can't listen", &e))?;
         let door = Door { arbiters: rooms.handles(), services, admission, entry: None };
@@ -100,10 +101,10 @@ impl Listener {
 
 /// Binds under a temporary name and renames: a client sees the old socket or the new one, never a refused connection
 /// on a half-made one, and a link planted at the name is replaced, not followed (F4).
-pub fn bind(dir: &Path, name: &str, mode: u32) -> Result<StdListener> {
+pub fn bind(dir: &Path, name: &str, mode: u32, group: Option<u32>) -> Result<StdListener> {
     let os = |what: &str, e: &std::io::Error| Error::io("socket", dir.join(name).display(), what, e);
     let held = std::fs::File::open(dir).map_err(|e| os("its directory can't be opened", &e))?;
-    let (listener, _) = bind_in(&held, name, mode).map_err(|(what, e)| os(what, &e))?;
+    let (listener, _) = bind_in(&held, name, mode, group).map_err(|(what, e)| os(what, &e))?;
     Ok(listener)
 }
 
@@ -115,11 +116,15 @@ pub fn bind_in(
     held: &std::fs::File,
     name: &str,
     mode: u32,
+    group: Option<u32>,
 ) -> std::result::Result<(StdListener, Place), (&'static str, std::io::Error)> {
     // Through the descriptor: names outgrow sun_path.
     let fresh = format!("/proc/self/fd/{}/.{name}.new", held.as_raw_fd());
     let _ = std::fs::remove_file(&fresh);
     let listener = StdListener::bind(&fresh).map_err(|e| ("can't be bound", e))?;
+    if group.is_some() {
+        std::os::unix::fs::chown(&fresh, None, group).map_err(|e| ("can't be given its group", e))?;
+    }
     // The daemon's umask is 077: until here nobody else could have connected.
     std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(mode))
         .map_err(|e| ("can't be given its mode", e))?;

@@ -2,14 +2,17 @@
 
 mod admission;
 mod archive;
+mod artifacts;
 mod attachments;
 mod audit;
 mod bytes;
 mod changes;
+mod chooser;
 mod collector;
 mod coming;
 mod containers;
 mod content;
+mod credentials;
 mod cursor;
 mod ends;
 mod events;

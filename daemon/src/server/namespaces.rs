@@ -18,6 +18,7 @@ use super::{
     collector::{set_explanation, subject},
     containers::Containers,
     content::Content,
+    credentials::Credentials,
     cursor::Cursor,
     events::Events,
     filters,
@@ -300,6 +301,15 @@ impl namespace::Server for Namespace {
     ) -> capnp::Result<()> {
         let object = rpc(Grants::of(&self.0))?;
         results.get().set_grants(self.0.hand_out(object));
+        Ok(())
+    }
+
+    async fn credentials(
+        self: Rc<Self>,
+        _: namespace::CredentialsParams,
+        mut results: namespace::CredentialsResults,
+    ) -> capnp::Result<()> {
+        results.get().set_credentials(self.0.hand_out(Credentials(self.0.clone())));
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use cofferdam_snapshots::{Kind, Snapshot as Record};
-use cofferdam_types::{Error, Labels, Name, Result, filter};
+use cofferdam_types::{Error, Labels, Name, Result, Right, filter};
 use cofferdam_wire::{
     common_capnp::label,
     convert::{labels, set_labels, set_mounts, text, texts},
@@ -227,6 +227,12 @@ impl snapshot::Server for Snapshot {
         mut results: snapshot::MountFdResults,
     ) -> capnp::Result<()> {
         let services = self.place.services();
+        let record = rpc(services.snapshots.stat(&self.place.namespace, &self.driver, &self.key))?;
+        if record.kind == Kind::Active && !self.place.held.reach.caveats.rights.has(Right::Host) {
+            // Nothing takes it back: whoever has it would go on writing when his grant has ended.
+            let why = "can be written to, and a mount of that outlives every grant: it needs the host right. View it, to read it";
+            return rpc(Err(Error::denied("snapshot", &self.key, why)));
+        }
         rpc(self.at_rest().await)?;
         let (all, ns) = (services.snapshots.clone(), self.place.namespace.clone());
         let (driver, key) = (self.driver.clone(), self.key.clone());

@@ -15,7 +15,7 @@ use super::{
     Place,
     attachments::Attachment,
     bytes::{self, PipeSink},
-    ends, jobs, metrics, rpc, stdio, trail,
+    jobs, metrics, rpc, stdio, trail,
 };
 
 /// A process of a container; the empty `exec` is the first one.
@@ -171,7 +171,6 @@ impl task::Server for Process {
         let streams = rpc(stdio::read(&self.place, params.get_stdio()?))?;
         let auth = self.place.authority().clone();
         let exec = rpc(self.tasks().exec(&self.place.namespace, &self.id, auth, id, request, streams).await)?;
-        ends::exec(&self.place, &self.id, &exec);
         trail::object("process", format_args!("{}/{exec}", self.id));
         results.get().set_process(self.other(exec));
         Ok(())

@@ -16,8 +16,8 @@ use cofferdam_metadata::{
     Metadata, Read, Table, Visit,
     graph::Graph,
     records::{
-        attachments, check, containers, content, events, grants, images, ingests, layers, leases, namespaces,
-        snapshots, tasks,
+        attachments, check, containers, content, credentials, events, grants, images, ingests, layers, leases,
+        namespaces, snapshots, tasks,
     },
 };
 use cofferdam_types::{Code, Event, Namespace, Result, Timestamp};
@@ -38,7 +38,7 @@ pub(super) fn part<'a>(data: &mut &'a [u8], wide: bool) -> Option<&'a [u8]> {
 struct Rows(BTreeMap<(&'static str, Vec<u8>), Vec<u8>>);
 
 /// In this order seeds number them.
-pub(super) const TABLES: [&str; 20] = [
+pub(super) const TABLES: [&str; 21] = [
     "meta",
     "counters",
     "namespaces",
@@ -59,6 +59,7 @@ pub(super) const TABLES: [&str; 20] = [
     "specs",
     "transient",
     "grants",
+    "credentials",
 ];
 
 impl Rows {
@@ -118,6 +119,7 @@ pub fn records(data: &[u8]) {
         drop(ingests::list(&rows, &ns, None, MOST));
         drop(leases::list(&rows, &ns, None, MOST));
         drop(leases::by_hand(&rows, &ns, None, MOST));
+        drop(credentials::list(&rows, &ns, None, MOST));
         drop(tasks::list(&rows, &ns, None, MOST));
         for one in snapshots::list(&rows, &ns, "overlay", None, MOST).unwrap_or_default() {
             drop(snapshots::ancestors(&rows, &ns, &one));

@@ -3,15 +3,26 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test a failure is a panic")]
 
 mod again;
+mod artifacts;
 mod bad;
 mod btrfs;
 mod confined;
+mod contract;
+mod converts;
 mod disk;
+mod engine;
 mod entries;
 mod erofs;
 mod exports;
+mod faults;
 mod imports;
 mod inside;
+mod interop;
+mod legacy;
+mod limits;
 mod pulls;
 mod pushes;
+mod rootfs;
+mod routes;
 mod support;
+mod trust;

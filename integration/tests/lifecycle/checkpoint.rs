@@ -3,13 +3,16 @@
 use std::{fs::File, path::PathBuf};
 
 use cofferdam_client::{
-    CheckpointOptions, Container, ContainerRequest, ImportOptions, Namespace, Network, Output, PortMapping,
-    ProcessOptions, Protocol, Status, Stdio, Task,
+    CheckpointOptions, Container, ContainerRequest, GrantOptions, ImportOptions, Namespace, Network, Output,
+    PortMapping, ProcessOptions, Protocol, Status, Stdio, Task,
 };
 use cofferdam_integration::{Arrivals, BUSYBOX, Daemon, bounded, criu, output, until_async};
 use cofferdam_types::{Code, Error};
 
-use crate::{network, start, with};
+use crate::{
+    grants::{denied, holder, words},
+    network, start, with,
+};
 
 #[test]
 fn native_goes_on_in_its_place() {
@@ -640,5 +643,48 @@ fn k2_a_checkpoint_takes_no_name_from_its_archive() {
             assert_eq!(now, before);
             namespace.images().remove("docker.io/test/mine:1").await.unwrap();
         }
+    });
+}
+
+// Z3: a checkpoint brings no bounds of its own: what is restored keeps within those of the grant that it comes back through.
+#[test]
+fn z3_what_is_restored_keeps_within_the_grant_that_it_comes_through() {
+    let daemon = daemon();
+    bounded(async {
+        let operator = daemon.open().await;
+        let container = with(&operator, "box", COUNT, |request| request.options.memory = 256 << 20);
+        let (stdout, arrivals) = output();
+        let task = container.create_task(streams(stdout), false);
+        task.start().await.unwrap();
+        counted(&arrivals, 3).await;
+        task.checkpoint(&named(false)).wait().await.unwrap();
+        task.wait().await.unwrap();
+        container.remove(false).await.unwrap();
+
+        let most = 64 << 20;
+        let options = GrantOptions { rights: words("write run host"), memory: most, ..GrantOptions::default() };
+        let (client, grant) = holder(&daemon, &operator, &options).await;
+        let theirs = client.namespace("");
+        let image = theirs.images().get(CHECKPOINT);
+        let asks = |memory: u64| {
+            let mut request = ContainerRequest { id: "again".into(), checkpoint: true, ..ContainerRequest::default() };
+            request.options.memory = memory;
+            theirs.containers().create(&image, &request)
+        };
+        let error = denied(asks(most + 1).info()).await;
+        assert!(error.message.contains("the grant lets it"), "{error}");
+        let made = asks(0);
+        let (stdout, arrivals) = output();
+        let task = made.create_task_from(&image, streams(stdout), false);
+        task.start().await.unwrap();
+        counted(&arrivals, 3).await;
+        let limit = task.metrics().await.unwrap().memory.unwrap().limit;
+        assert_eq!(limit, most, "it is what the kernel holds it to");
+        operator.grants().get(&grant).revoke().await.unwrap();
+        let ours = operator.containers().get("again");
+        let more = format!(r#"{{"memory":{{"limit":{}}}}}"#, most + 1);
+        denied(ours.update_resources(more.as_bytes())).await;
+        end(&ours.task()).await;
+        ours.remove(false).await.unwrap();
     });
 }

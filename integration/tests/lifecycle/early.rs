@@ -16,7 +16,7 @@ fn each_is_answered_with_what_became_of_the_commit() {
         let wrong = with(&namespace, "wrong", "exit 0", |c| {
             c.labels.insert("long".into(), "x".repeat(5000));
         });
-        let task = wrong.create_task(Stdio::default(), false);
+        let task = wrong.create_task(Stdio::default(), true);
         let (started, exit, info, removed) = (task.start(), task.wait(), wrong.info(), wrong.remove(false));
         let (started, exit, info, removed) = futures::join!(started, exit, info, removed);
         for error in [started.map(drop), exit.map(drop), info.map(drop), removed] {

@@ -12,16 +12,16 @@ use cofferdam_types::{Code, Error, Labels, Timestamp};
 
 use crate::{container, idle, with};
 
-fn words(text: &str) -> Vec<String> {
+pub fn words(text: &str) -> Vec<String> {
     text.split_whitespace().map(str::to_owned).collect()
 }
 
-fn facets(text: &str) -> GrantOptions {
+pub fn facets(text: &str) -> GrantOptions {
     GrantOptions { facets: words(text), ..GrantOptions::default() }
 }
 
 /// Who holds a new grant: on a connection of his own, which knows nothing but the token.
-async fn holder(daemon: &Daemon, namespace: &Namespace, options: &GrantOptions) -> (Client, String) {
+pub async fn holder(daemon: &Daemon, namespace: &Namespace, options: &GrantOptions) -> (Client, String) {
     let grant = namespace.grants().create(options);
     let token = grant.save(None).await.unwrap();
     let client = Client::restore(daemon.socket(), &token).await.unwrap();
@@ -29,13 +29,13 @@ async fn holder(daemon: &Daemon, namespace: &Namespace, options: &GrantOptions) 
 }
 
 #[track_caller]
-fn refused<T>(answer: Result<T, Error>, code: Code) -> Error {
+pub fn refused<T>(answer: Result<T, Error>, code: Code) -> Error {
     let Err(error) = answer else { panic!("it was let through") };
     assert_eq!(error.code, code, "{error}");
     error
 }
 
-async fn denied<T>(answer: impl Future<Output = Result<T, Error>>) -> Error {
+pub async fn denied<T>(answer: impl Future<Output = Result<T, Error>>) -> Error {
     refused(answer.await, Code::Denied)
 }
 
@@ -734,16 +734,20 @@ fn w2_the_holder_of_a_socket_harms_himself_alone() {
             bytes.resize(bytes.len().next_multiple_of(8), 0);
             bytes
         };
-        for bytes in [
-            vec![0xff; 64],
-            table(511, 0x7fff_ffff),
-            table(511, (1 << 17) / 511 + 1),
-            table(1, u32::MAX),
-            table(1, 1 << 29),
-            // One word that points outside of its message.
-            [table(1, 1), vec![0xfc, 0xff, 0xff, 0x7f, 1, 0, 1, 0]].concat(),
-        ] {
-            said_to(&socket, &bytes);
+        // On the daemon's own as on this one.
+        for (socket, bytes) in [&socket, &daemon.socket()].into_iter().flat_map(|socket| {
+            [
+                vec![0xff; 64],
+                table(511, 0x7fff_ffff),
+                table(511, (1 << 17) / 511 + 1),
+                table(1, u32::MAX),
+                table(1, 1 << 29),
+                // One word that points outside of its message.
+                [table(1, 1), vec![0xfc, 0xff, 0xff, 0x7f, 1, 0, 1, 0]].concat(),
+            ]
+            .map(|bytes| (socket, bytes))
+        }) {
+            said_to(socket, &bytes);
         }
         good.namespace("").info().await.unwrap();
 

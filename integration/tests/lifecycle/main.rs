@@ -8,6 +8,7 @@ mod contract;
 mod delivery;
 mod drivers;
 mod early;
+mod ends;
 mod events;
 mod examples;
 mod exec;

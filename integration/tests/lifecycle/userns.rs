@@ -97,8 +97,12 @@ fn options_that_reach_the_host_work() {
         let mut request = script(&daemon, "box", line);
         let options = &mut request.container.options;
         options.oom_score_adj = 300;
-        options.devices =
-            vec![Device { host_path: "/dev/zero".into(), target: "/dev/nothing".into(), access: "r".into() }];
+        // One that no container has anyhow.
+        options.devices = vec![Device {
+            host_path: "/dev/cpu_dma_latency".into(),
+            target: "/dev/nothing".into(),
+            access: "r".into(),
+        }];
         options.namespaces = vec![("ipc".into(), "host".into()), ("uts".into(), "/proc/self/ns/uts".into())];
         options.cgroup = "/cofferdam-chosen".into();
         let (stdout, said) = output();

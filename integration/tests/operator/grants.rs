@@ -378,3 +378,49 @@ fn what_differs_between_two_grants_is_told() {
     assert!(listed.contains(&one) && !ok(&daemon, &["grant", "ls"]).contains(&three));
     assert_eq!(ok(&daemon, &["grant", "ls", "-a", "-q"]).lines().count(), 3);
 }
+
+// S3: whoever connects is who the kernel says, and has what the rules say for him: nothing, without one.
+#[test]
+fn who_connects_has_what_the_rules_say() {
+    const RULES: &[&str] = &[
+        "--group",
+        "4444",
+        "--access",
+        "user:4321=default/watcher",
+        "--access",
+        "group:4444=default/readers",
+        "--access",
+        "user:4323=default/nothing",
+    ];
+    let daemon = Daemon::with_flags(RULES);
+    let own = |args: &[&str]| ok(&daemon, &[&["-n", "default"], args].concat());
+    let watcher = own(&["grant", "create", "-f", "observer", "-l", "watcher"]);
+    own(&["grant", "create", "-f", "logs", "-l", "readers"]);
+    let program = daemon.path().join("coffer");
+    std::fs::copy(binary("coffer"), &program).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let by = |uid: u32, args: &[&str]| {
+        let mut command = Command::new(&program);
+        command.env_clear().env("COFFER_SOCKET", daemon.socket()).args(["-n", "default"]).args(args);
+        // Its group lets it connect.
+        Said::from(command.uid(uid).gid(4444).current_dir("/").output().unwrap())
+    };
+    let said = by(4321, &["image", "ls", "-q"]);
+    assert_eq!((said.code, &*said.out), (0, ""), "{said:?}");
+    denied(&by(4321, &["image", "rm", "any"]));
+    denied(&by(4321, &["namespace", "create", "mine"]));
+    let said = by(4322, &["ps", "-q"]);
+    assert_eq!((said.code, &*said.out), (0, ""), "{said:?}");
+    denied(&by(4322, &["image", "ls"]));
+    assert!(by(4323, &["ps"]).err.contains("is not there, or was taken back"));
+    // Nor is root of another group, or in another place, an operator by that; and the operator is one by no rule.
+    own(&["ps"]);
+    own(&["grant", "revoke", watcher.trim()]);
+    assert!(by(4321, &["ps"]).err.contains("is not there, or was taken back"));
+    // Another one of the label takes its place, also for a daemon that was started since.
+    own(&["grant", "create", "-f", "metrics", "-l", "watcher"]);
+    daemon.kill9();
+    daemon.restart();
+    assert_eq!(by(4321, &["ps", "-q"]).code, 0);
+    denied(&by(4321, &["image", "ls"]));
+}

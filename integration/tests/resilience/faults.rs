@@ -2,16 +2,17 @@
 
 use std::{cell::RefCell, fs, path::PathBuf, rc::Rc, time::Duration};
 
-use cofferdam_client::{ContainerRequest, Events, LogRecord, Run, Status, Stdio};
+use cofferdam_client::{ContainerRequest, Events, LogRecord, RUNTIME_OPTIONS, Run, Status, Stdio};
 use cofferdam_integration::{
     BUSYBOX, Daemon, bounded, count, fill, input, is_long, processes, script, small_disk, small_state, until,
     until_async,
 };
 use cofferdam_sys::cgroup::{Cgroup, Layout};
-use cofferdam_types::Code;
+use cofferdam_types::{Any, Code};
 
 use crate::{
     ends_when_told,
+    late::{hook, hooked},
     random::{Random, seed},
     start,
     storm::{Life, Storm, children, kill_one},
@@ -47,8 +48,15 @@ impl Faults {
         let fault = random.below(self.one_in) == 0;
         let mut one_of = |all: &[&'static str]| all[random.below(all.len() as u64) as usize];
         let (kind, verb) = (one_of(self.kinds), one_of(self.verbs));
-        let id = if fault { format!("f{n}-{kind}-{verb}") } else { format!("f{n}") };
+        let mut id = if fault { format!("f{n}-{kind}-{verb}") } else { format!("f{n}") };
+        if fault && (kind, verb) == ("halfway", "create") && random.below(2) == 0 {
+            id += "-refuse-delete";
+        }
         let mut life = Life { runtime: runtime.into(), ..Life::random(random, id) };
+        if fault {
+            // By force it goes with its shim, which others of a group would have as well.
+            life.group = "";
+        }
         if fault && verb == "kill" {
             // Removed under who waits for it: that one finds the end in the journal, as of all that goes by itself.
             (life.kept, life.killed) = (false, true);
@@ -77,7 +85,7 @@ impl Faults {
                 Ok(exit) => exit.status == 137 && exit.reason.is_empty() && life.id.ends_with("-start"),
                 Err(error) => {
                     let planned = error.code == Code::DeadlineExceeded || error.message.contains("exit status: 77");
-                    planned && (life.id.ends_with("-create") || life.id.ends_with("-start"))
+                    planned && ["-create", "-start"].iter().any(|verb| life.id.contains(verb))
                 }
             },
         };
@@ -136,8 +144,64 @@ fn a_runtime_that_fails_at_deletions_keeps_no_container() {
     daemon.settles(&before);
 }
 
+/// What is made and is not on record goes, whatever its runtime says of that; as does what was made half-way.
+#[test]
+fn a_runtime_that_undoes_nothing_keeps_nothing_that_could_not_be_made() {
+    let daemon = small_disk(64, 4096);
+    daemon.import_busybox();
+    let before = daemon.leftovers();
+    let runtime = daemon.path().join("runtime");
+    script(&runtime, WRAPPER);
+    bounded(async {
+        let namespace = daemon.open().await;
+        let created = async |id: &str| {
+            let mut request = ContainerRequest { id: id.into(), ..ContainerRequest::default() };
+            request.runtime = runtime.to_str().unwrap().into();
+            request.options.args = ["sleep", "1000"].map(String::from).into();
+            let container = namespace.containers().create(&namespace.images().get(BUSYBOX), &request);
+            container.info().await.unwrap();
+            container
+        };
+        let (halfway, whole) = (created("a-halfway-create-refuse-delete").await, created("b-refuse-delete").await);
+        let error = halfway.create_task(Stdio::default(), false).state().await.unwrap_err();
+        assert!(error.message.contains("exit status: 77"), "{error}");
+
+        let neighbour = Neighbour(Some(fill(&daemon.root(), 0)));
+        exhaust(&namespace.events()).await;
+        let error = whole.create_task(Stdio::default(), false).state().await.unwrap_err();
+        assert_eq!(error.code, Code::ResourceExhausted, "{error}");
+        drop(neighbour);
+        for container in [halfway, whole] {
+            container.remove(false).await.unwrap();
+        }
+    });
+    daemon.settles(&before);
+}
+
+#[test]
+fn what_can_not_be_set_up_leaves_nothing() {
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    let logs = daemon.root().join("logs").join(daemon.namespace());
+    fs::write(&logs, "where the directories of logs are to be").unwrap();
+    bounded(async {
+        let namespace = daemon.open().await;
+        let request = daemon.run("box", ["true"]).container;
+        let container = namespace.containers().create(&namespace.images().get(BUSYBOX), &request);
+        container.info().await.unwrap();
+        container.create_task(Stdio::default(), true).state().await.unwrap_err();
+        assert!(!daemon.state().join("tasks").join(daemon.namespace()).join("box").exists());
+        fs::remove_file(&logs).unwrap();
+        let task = container.create_task(Stdio::default(), true);
+        task.start().await.unwrap();
+        assert_eq!(task.wait().await.unwrap().status, 0);
+        container.remove(false).await.unwrap();
+    });
+    daemon.settles(&before);
+}
+
 /// A neighbour who takes all room, and gives it back when it goes.
-struct Neighbour(Option<PathBuf>);
+pub struct Neighbour(pub Option<PathBuf>);
 
 impl Drop for Neighbour {
     fn drop(&mut self) {
@@ -174,7 +238,7 @@ fn each_run_has_one_end_though_the_disk_fills_up() {
 }
 
 /// The tables have room of their own: until that is gone too.
-async fn exhaust(events: &Events) {
+pub async fn exhaust(events: &Events) {
     for size in [15 << 10, 1 << 10, 16] {
         let much = serde_json::json!({ "text": "x".repeat(size) });
         until_async("there is no room", async || match events.publish("/test/much", &much).await {
@@ -343,7 +407,7 @@ fn r7_a_container_that_logs_goes_on_though_the_disk_is_full() {
 
 /// What is about to be made is noted before that: also where it can't be recorded, and all die who know of it.
 #[test]
-fn a_cgroup_of_a_clients_choice_is_swept_though_nobody_recorded_it() {
+fn what_a_client_chose_is_swept_though_nobody_recorded_it() {
     let daemon = small_disk(64, 4096);
     daemon.import_busybox();
     let before = daemon.leftovers();
@@ -360,6 +424,9 @@ fn a_cgroup_of_a_clients_choice_is_swept_though_nobody_recorded_it() {
         request.runtime = runtime.to_str().unwrap().into();
         request.options.args = ["sleep", "1000"].map(String::from).into();
         request.options.cgroup = cgroup.clone();
+        let root = daemon.path().join("kept");
+        let options = serde_json::json!({ "root": root });
+        request.runtime_options = Any { type_url: RUNTIME_OPTIONS.into(), value: options.to_string().into_bytes() };
         let container = namespace.containers().create(&namespace.images().get(BUSYBOX), &request);
         container.info().await.unwrap();
         let neighbour = Neighbour(Some(fill(&daemon.root(), 0)));
@@ -378,13 +445,56 @@ fn a_cgroup_of_a_clients_choice_is_swept_though_nobody_recorded_it() {
             }
         }
         assert!(!pids().is_empty(), "it outlives them");
+        let kept = root.join(daemon.namespace()).join("box");
+        assert!(kept.join("state.json").exists());
         drop(neighbour);
         daemon.restart();
         until("its cgroup is gone", || {
             let there = [&cgroup, &above].map(|path| Cgroup::exists(&layout, path).unwrap());
             (there == [false, false]).then_some(())
         });
+        until("so is what its runtime kept", || (!kept.exists()).then_some(()));
         daemon.open().await.containers().get("box").remove(false).await.unwrap();
+    });
+    daemon.settles(&before);
+}
+
+/// Whichever runtime was making it: the daemon lives, and knows what it asked for.
+#[test]
+fn a_cgroup_of_a_clients_choice_goes_with_a_shim_that_dies() {
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    let runtime = daemon.path().join("runtime");
+    script(
+        &runtime,
+        "#!/bin/sh\ncase \" $* \" in *' create '*) runc \"$@\"; exec sleep 1000 ;; esac\nexec runc \"$@\"\n",
+    );
+    bounded(async {
+        let namespace = daemon.open().await;
+        let layout = Layout::detect().unwrap();
+        let above = format!("/given-{}", daemon.pid());
+        let cgroup = format!("{above}/box");
+        let pids = || Cgroup::open(&layout, &cgroup).and_then(|cgroup| cgroup.pids()).unwrap_or_default();
+        let hooks = serde_json::json!({ "createRuntime": hook("exec sleep 1000") });
+        for (runtime, hooks) in [("native", hooks), (runtime.to_str().unwrap(), serde_json::json!({}))] {
+            let mut request = ContainerRequest { id: "box".into(), runtime: runtime.into(), ..Default::default() };
+            request.options.cgroup = cgroup.clone();
+            let container = hooked(&namespace, &request, "exec sleep 1000", hooks).await;
+            container.info().await.unwrap();
+            let task = container.create_task(Stdio::default(), false);
+            let (made, ()) = tokio::join!(task.state(), async {
+                until_async("it is being made", async || (!pids().is_empty()).then_some(())).await;
+                let shims = processes(&daemon.state());
+                shims.iter().filter(|(_, name)| name == "coffer-shim").for_each(|(pid, _)| {
+                    crate::send(*pid as u32, nix::sys::signal::Signal::SIGKILL);
+                });
+            });
+            let error = made.unwrap_err();
+            assert_eq!((error.code, &*error.kind), (Code::Unavailable, "shim"), "{error}");
+            let there = [&cgroup, &above].map(|path| Cgroup::exists(&layout, path).unwrap());
+            assert_eq!(there, [false, false], "{runtime}: {:?}", pids());
+            container.remove(false).await.unwrap();
+        }
     });
     daemon.settles(&before);
 }

@@ -1,13 +1,18 @@
 //! Containers of a group: one shim for all of them.
 
-use cofferdam_client::{Container, ContainerRequest, Namespace, Run, Status, Stdio};
-use cofferdam_integration::{Daemon, bounded, script, until, until_async};
+use std::path::PathBuf;
+
+use cofferdam_client::{Container, ContainerRequest, Namespace, ProcessOptions, Run, Status, Stdio};
+use cofferdam_integration::{
+    BUSYBOX, Daemon, bounded, descriptors, fill, input, output, script, small_disk, until, until_async,
+};
 use cofferdam_types::Code;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::{
     ends_when_told,
+    faults::{Neighbour, exhaust},
     late::{hook, hooked},
     runs, send, shim_of, start, tell, until_ended,
 };
@@ -219,6 +224,190 @@ fn a_member_that_goes_takes_nobody_along() {
         for id in ["b", "c"] {
             namespace.containers().get(id).remove(true).await.unwrap();
         }
+    });
+    daemon.settles(&before);
+}
+
+/// A runtime that has made a container and says so when it is told to; and what tells it.
+fn held(daemon: &Daemon) -> (String, [PathBuf; 2]) {
+    let [runtime, made, go] = ["held", "made", "go"].map(|name| daemon.path().join(name));
+    let text = format!(
+        "#!/bin/sh\ncase \" $* \" in *' create '*) runc \"$@\" || exit 1; touch {made}\n\
+         while [ ! -e {go} ]; do sleep 0.01; done; exit 0 ;; esac\nexec runc \"$@\"\n",
+        made = made.display(),
+        go = go.display(),
+    );
+    script(&runtime, &text);
+    (runtime.to_str().unwrap().to_owned(), [made, go])
+}
+
+/// Nobody's record says whose it is, and its shim has others.
+#[test]
+fn what_a_lost_daemon_was_making_does_not_stay_with_the_others() {
+    let daemon = small_disk(64, 4096);
+    daemon.import_busybox();
+    let before = daemon.leftovers();
+    let (runtime, [made, go]) = held(&daemon);
+    bounded(async {
+        let (_a, first, tell_a) = member(&daemon, "a", "native").await;
+        let shim = shim_of(first);
+        let namespace = daemon.open().await;
+        let mut request = ContainerRequest { id: "b".into(), group: "pod".into(), ..ContainerRequest::default() };
+        (request.runtime, request.options.args) = (runtime, ["sleep", "1000"].map(String::from).into());
+        let b = namespace.containers().create(&namespace.images().get(BUSYBOX), &request);
+        b.info().await.unwrap();
+        let neighbour = Neighbour(Some(fill(&daemon.root(), 0)));
+        exhaust(&namespace.events()).await;
+        let task = b.create_task(Stdio::default(), true);
+        tokio::select! {
+            state = task.state() => panic!("{state:?}"),
+            () = until_async("it is made", async || made.exists().then_some(())) => {}
+        }
+        daemon.kill9();
+        drop(neighbour);
+        std::fs::write(&go, "").unwrap();
+        daemon.restart();
+
+        let client = daemon.client().await;
+        let namespace = daemon.open().await;
+        until_async("the shim has it no more", async || {
+            let shims = client.system().shims().all().await.unwrap();
+            let [info] = shims.as_slice() else { return None };
+            let state = client.system().shim(&info.id).await.ok()?;
+            let ids: Vec<_> = state.containers.iter().map(|container| container.id.as_str()).collect();
+            (ids == ["a"]).then_some(())
+        })
+        .await;
+        // Its name is free, with those that it had.
+        let b = namespace.containers().get("b");
+        let task = b.create_task(Stdio::default(), true);
+        assert_eq!(shim_of(task.start().await.unwrap()), shim);
+        b.remove(true).await.unwrap();
+        tell(&tell_a, 3);
+        assert_eq!(namespace.containers().get("a").task().wait().await.unwrap().status, 3);
+        namespace.containers().get("a").remove(false).await.unwrap();
+        until_ended(shim);
+    });
+    daemon.settles(&before);
+}
+
+#[test]
+fn a_shim_that_dies_while_it_makes_a_member_leaves_nothing_of_either() {
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    let (runtime, [made, go]) = held(&daemon);
+    bounded(async {
+        let (a, first, _tell_a) = member(&daemon, "a", "native").await;
+        let shim = shim_of(first);
+        let namespace = daemon.open().await;
+        let mut request = ContainerRequest { id: "b".into(), group: "pod".into(), ..ContainerRequest::default() };
+        (request.runtime, request.options.args) = (runtime, ["sleep", "1000"].map(String::from).into());
+        let b = namespace.containers().create(&namespace.images().get(BUSYBOX), &request);
+        let task = b.create_task(Stdio::default(), true);
+        let (state, ()) = tokio::join!(task.state(), async {
+            until_async("it is made", async || made.exists().then_some(())).await;
+            send(shim, Signal::SIGKILL);
+        });
+        let error = state.unwrap_err();
+        assert_eq!((error.code, &*error.kind), (Code::Unavailable, "shim"), "{error}");
+        let exit = a.wait().await.unwrap();
+        assert_eq!((exit.status, &*exit.reason), (137, "shim lost"));
+        std::fs::write(&go, "").unwrap();
+        // Both have another one.
+        let pid = b.create_task(Stdio::default(), true).start().await.unwrap();
+        let (_c, other, _tell_c) = member(&daemon, "c", "native").await;
+        assert_eq!(shim_of(pid), shim_of(other));
+        for id in ["a", "b", "c"] {
+            namespace.containers().get(id).remove(true).await.unwrap();
+        }
+    });
+    daemon.settles(&before);
+}
+
+/// Not even while nobody knows whether that lives.
+#[test]
+fn a_group_is_not_parted_by_a_shim_that_does_not_answer() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let (_a, first, _tell_a) = member(&daemon, "a", "native").await;
+        let shim = shim_of(first);
+        send(shim, Signal::SIGSTOP);
+        // It is looked for, and then it is out of reach.
+        daemon.kill9();
+        daemon.restart();
+        let namespace = daemon.open().await;
+        let request = ContainerRequest { id: "b".into(), group: "pod".into(), ..daemon.run("b", ["true"]).container };
+        let b = namespace.containers().create(&namespace.images().get(BUSYBOX), &request);
+        for _ in 0..2 {
+            let error = b.create_task(Stdio::default(), false).state().await.unwrap_err();
+            assert_eq!((error.code, &*error.kind, &*error.id), (Code::Unavailable, "group", "pod"), "{error}");
+        }
+        send(shim, Signal::SIGCONT);
+        let task = until_async("it can be joined", async || {
+            let task = b.create_task(Stdio::default(), false);
+            task.state().await.ok().map(|_| task)
+        })
+        .await;
+        assert_eq!(shim_of(task.state().await.unwrap().pid), shim);
+        for id in ["a", "b"] {
+            namespace.containers().get(id).remove(true).await.unwrap();
+        }
+        until_ended(shim);
+    });
+}
+
+/// Pipes, terminals, logs, other processes: it holds what those hold who are there.
+#[test]
+fn a_shim_holds_nothing_open_of_members_that_went() {
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    bounded(async {
+        let client = daemon.client().await;
+        let (_a, first, tell_a) = member(&daemon, "a", "native").await;
+        let shim = shim_of(first);
+        let live = async |n: usize, runtime: &str, terminal: bool| {
+            let mut request = daemon.run(&format!("m{n}"), ["sh", "-c", "echo said; read end; exit 5"]);
+            (request.container.group, request.container.runtime) = ("pod".into(), runtime.into());
+            (request.container.options.terminal, request.log) = (terminal, true);
+            let (stdin, end) = input();
+            let (stdout, said) = output();
+            request.stdio = Stdio { stdin, stdout, ..Stdio::default() };
+            let (run, pid) = start(&client, request).await;
+            assert_eq!(shim_of(pid), shim);
+            let options = ProcessOptions { args: ["true".to_owned()].into(), ..ProcessOptions::default() };
+            let exec = run.task().exec("more", &options, Stdio::default());
+            exec.start().await.unwrap();
+            assert_eq!(exec.wait().await.unwrap().status, 0);
+            said.contains("said").await;
+            tell(&end, 0);
+            assert_eq!(run.wait().await.unwrap().status, 5);
+            run.container().remove(false).await.unwrap();
+        };
+        let round = async |n: usize| {
+            for (at, runtime) in ["native", "runc"].iter().enumerate() {
+                for terminal in [false, true] {
+                    live(n + 2 * at + usize::from(terminal), runtime, terminal).await;
+                }
+            }
+        };
+        // What it opens once it keeps.
+        round(0).await;
+        let mut open = descriptors(shim);
+        until("they are the same twice", || {
+            let now = descriptors(shim);
+            (std::mem::replace(&mut open, now.clone()) == now).then_some(())
+        });
+        for n in 1..4 {
+            round(10 * n).await;
+        }
+        let mut now = descriptors(shim);
+        until("it holds what it held", || {
+            now = descriptors(shim);
+            (now == open).then_some(())
+        });
+        tell(&tell_a, 0);
+        client.namespace(daemon.namespace()).containers().get("a").task().wait().await.unwrap();
+        client.namespace(daemon.namespace()).containers().get("a").remove(false).await.unwrap();
     });
     daemon.settles(&before);
 }

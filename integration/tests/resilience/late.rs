@@ -10,17 +10,21 @@ use serde_json::{Value, json};
 
 use crate::{runs, send, shim_of, start};
 
-/// A container of a raw spec: what `args` makes, and `hooks`.
+/// A container of a raw spec: what `script` makes, and `hooks`. Of the options it has the cgroup that is named there.
 pub async fn hooked(namespace: &Namespace, request: &ContainerRequest, script: &str, hooks: Value) -> Container {
     let mut model = ContainerRequest { id: "model".into(), ..ContainerRequest::default() };
+    model.options.cgroup = request.options.cgroup.clone();
     model.options.args = ["sh", "-c", script].map(String::from).into();
     let image = namespace.images().get(BUSYBOX);
     let model = namespace.containers().create(&image, &model);
     let mut spec: Value = serde_json::from_slice(&model.info().await.unwrap().spec.value).unwrap();
     model.remove(false).await.unwrap();
-    spec["linux"].as_object_mut().unwrap().remove("cgroupsPath");
+    if request.options.cgroup.is_empty() {
+        spec["linux"].as_object_mut().unwrap().remove("cgroupsPath");
+    }
     spec["hooks"] = hooks;
-    namespace.containers().create_from_spec(Some(&image), request, &serde_json::to_vec(&spec).unwrap())
+    let request = ContainerRequest { options: Default::default(), ..request.clone() };
+    namespace.containers().create_from_spec(Some(&image), &request, &serde_json::to_vec(&spec).unwrap())
 }
 
 /// A hook of the host's shell.
@@ -156,6 +160,29 @@ fn a_start_that_is_not_answered_has_a_deadline() {
         container.remove(true).await.unwrap();
     });
     daemon.settles(&before);
+}
+
+/// So has a change of limits; what the shim does of it later is on record as well as in force.
+#[test]
+fn limits_that_change_late_are_on_record_then() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let client = daemon.client().await;
+        let (run, pid) = start(&client, daemon.run("box", ["sleep", "1000"])).await;
+        let shim = shim_of(pid);
+        send(shim, Signal::SIGSTOP);
+        let error = run.task().update(br#"{"pids": {"limit": 50}}"#).await.unwrap_err();
+        assert_eq!((error.code, &*error.kind), (Code::DeadlineExceeded, "shim"), "{error}");
+        let recorded = async || {
+            let spec: Value = serde_json::from_slice(&run.container().info().await.unwrap().spec.value).unwrap();
+            spec.pointer("/linux/resources/pids/limit").and_then(Value::as_i64)
+        };
+        assert_ne!(recorded().await, Some(50), "nobody knows that yet");
+        send(shim, Signal::SIGCONT);
+        until_async("it is on record", async || (recorded().await == Some(50)).then_some(())).await;
+        assert_eq!(run.task().metrics().await.unwrap().pids.unwrap().limit, 50);
+        run.container().remove(true).await.unwrap();
+    });
 }
 
 /// Nor does a checkpoint wait for ever; the container goes on, and there is no image.

@@ -19,6 +19,7 @@ mod power;
 mod proxy;
 mod random;
 mod raw;
+mod refused;
 mod restart;
 mod starts;
 mod storm;

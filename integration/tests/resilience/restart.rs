@@ -258,6 +258,17 @@ fn each_exec_has_its_end_whatever_is_killed() {
         until_ended(shim);
         daemon.restart();
         each_has_its_end(&daemon, &[("unseen", 137), ("in-unseen", 137)]).await;
+        // The same before the tables have any of it: who started it was told that it runs.
+        for id in ["young", "younger", "youngest"] {
+            let (run, pid) = start(&daemon.client().await, daemon.run(id, ["sleep", "1000"])).await;
+            let (shim, exec) = (shim_of(pid), run.task().exec(&format!("in-{id}"), &options, Stdio::default()));
+            exec.start().await.unwrap();
+            daemon.kill9();
+            send(shim, nix::sys::signal::Signal::SIGKILL);
+            until_ended(shim);
+            daemon.restart();
+            each_has_its_end(&daemon, &[(id, 137), (&format!("in-{id}"), 137)]).await;
+        }
         // The container, by force.
         let (run, _) = begin("removed").await;
         run.container().remove(true).await.unwrap();
@@ -294,7 +305,7 @@ fn each_exec_has_its_end_whatever_is_killed() {
             assert_eq!(task.process(id).state().await.unwrap_err().code, Code::NotFound, "{id} is deleted");
         }
         each_has_its_end(&daemon, &[("first", 5), ("last", 5)]).await;
-        for id in ["seen", "unseen", "killed", "deleted"] {
+        for id in ["seen", "unseen", "young", "younger", "youngest", "killed", "deleted"] {
             daemon.open().await.containers().get(id).remove(true).await.unwrap();
         }
         let told = history(&daemon.client().await, daemon.namespace()).await;

@@ -5,12 +5,16 @@ use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
+    fs::File,
+    io::Read as _,
+    os::unix::fs::OpenOptionsExt as _,
+    path::PathBuf,
     sync::mpsc::{RecvTimeoutError, sync_channel},
     time::{Duration, Instant},
 };
 
-use cofferdam_client::{Client, Exit, Namespace, ProcessOptions, Stdio};
-use cofferdam_integration::{DEADLINE, Daemon, bounded, count, descriptors, is_long, processes, until};
+use cofferdam_client::{Client, Exit, Namespace, Network, Output, ProcessOptions, RunRequest, Stdio};
+use cofferdam_integration::{DEADLINE, Daemon, bounded, count, descriptors, is_long, processes, until, until_async};
 use cofferdam_types::{Code, Error, Result};
 use nix::sys::signal::Signal;
 
@@ -23,6 +27,8 @@ use crate::{
 const LANES: usize = 8;
 /// What a whole storm may take.
 const LIMIT: Duration = Duration::from_secs(1500);
+/// What each says.
+const SAID: &str = "said";
 /// What one answer may take: the deadlines of a runtime that hangs strike before.
 const PATIENCE: Duration = Duration::from_secs(240);
 
@@ -39,6 +45,21 @@ pub struct Life {
     pub kept: bool,
     /// With which code another process ends that is run in it.
     pub exec: Option<u32>,
+    /// With whom it shares a shim; empty: with nobody.
+    pub group: &'static str,
+    /// Whether what it writes is kept.
+    pub log: bool,
+    pub streams: Streams,
+    pub network: Network,
+}
+
+/// Where it reads and writes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Streams {
+    Null,
+    Terminal,
+    /// A pipe of the host's, by its path.
+    Fifo,
 }
 
 impl Life {
@@ -47,8 +68,35 @@ impl Life {
         let exec = (random.below(3) == 0).then(|| 1 + random.below(100) as u32);
         // Long enough for the other to be there, most often.
         let tenths = u64::from(exec.is_some());
-        let script = format!("sleep 0.{tenths}{}; exit {code}", random.below(10));
-        Life { id, runtime: "native".into(), script, code, killed: false, kept: random.below(2) == 0, exec }
+        let script = format!("echo {SAID}; sleep 0.{tenths}{}; exit {code}", random.below(10));
+        let kept = random.below(2) == 0;
+        let group = if random.below(4) == 0 { "pod" } else { "" };
+        let log = random.below(2) == 0;
+        let streams = match random.below(4) {
+            0 => Streams::Terminal,
+            1 => Streams::Fifo,
+            _ => Streams::Null,
+        };
+        let network = Network::None;
+        Life { id, runtime: "native".into(), script, code, killed: false, kept, exec, group, log, streams, network }
+    }
+
+    fn request(&self, daemon: &Daemon) -> RunRequest {
+        let mut request = daemon.run(&self.id, ["sh", "-c", &self.script]);
+        request.container.remove_on_exit = !self.kept;
+        request.container.runtime = self.runtime.clone();
+        request.container.group = self.group.into();
+        request.container.options.terminal = self.streams == Streams::Terminal;
+        request.container.options.network = self.network.clone();
+        request.log = self.log;
+        if self.streams == Streams::Fifo {
+            let path = pipe_of(daemon, &self.id).to_str().unwrap().to_owned();
+            let streams =
+                move || -> Result<Stdio> { Ok(Stdio { stdout: Output::Fifo(path.clone()), ..Stdio::default() }) };
+            request.stdio = streams().unwrap();
+            request.again = Some(Box::new(streams));
+        }
+        request
     }
 }
 
@@ -228,10 +276,30 @@ async fn all(daemon: &Daemon, lives: &[Life], accounts_for: fn(&Life, &Result<Ex
     (told.into_inner(), execs.into_inner())
 }
 
+fn pipe_of(daemon: &Daemon, id: &str) -> PathBuf {
+    daemon.path().join(format!("{id}.pipe"))
+}
+
+/// A life, behind which nobody holds its streams any more.
 async fn live(daemon: &Daemon, life: &Life, execs: &RefCell<Told>) -> Result<Exit> {
-    let mut request = daemon.run(&life.id, ["sh", "-c", &life.script]);
-    request.container.remove_on_exit = !life.kept;
-    request.container.runtime = life.runtime.clone();
+    if life.streams != Streams::Fifo {
+        return live_through(daemon, life, execs).await;
+    }
+    let path = pipe_of(daemon, &life.id);
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let reads = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
+    let outcome = live_through(daemon, life, execs).await;
+    let mut said = Vec::new();
+    let free = format!("nobody holds the pipe of {}", life.id);
+    until_async(&free, || std::future::ready((&reads).read_to_end(&mut said).ok())).await;
+    // A shim that was killed takes along what it has not passed on.
+    assert!(format!("{SAID}\n").as_bytes().starts_with(&said), "{}: {said:?}", life.id);
+    std::fs::remove_file(path).unwrap();
+    outcome
+}
+
+async fn live_through(daemon: &Daemon, life: &Life, execs: &RefCell<Told>) -> Result<Exit> {
+    let request = life.request(daemon);
     let client = loop {
         match Client::connect(daemon.socket()).await {
             Ok(client) => break client,
@@ -317,16 +385,55 @@ async fn ask<T>(daemon: &Daemon, ask: impl AsyncFn(&Namespace) -> Result<T>) -> 
     }
 }
 
+/// A bridge of the host's, to which some are connected.
+fn bridge(daemon: &Daemon) -> Network {
+    let (configs, own) = daemon.networks();
+    for dir in [&configs, &own] {
+        std::fs::create_dir_all(dir).unwrap();
+    }
+    let ipam = serde_json::json!({
+        "type": "host-local", "dataDir": daemon.path().join("leases"), "ranges": [[{ "subnet": "10.214.0.0/24" }]],
+    });
+    let plugins = [serde_json::json!({ "type": "bridge", "bridge": "storm0", "ipam": ipam })];
+    let list = serde_json::json!({ "cniVersion": "1.0.0", "name": "storm", "plugins": plugins });
+    std::fs::write(configs.join("storm.conflist"), list.to_string()).unwrap();
+    Network::Named("storm".into())
+}
+
+/// What is taken of it: addresses, and ends of connections.
+fn taken(daemon: &Daemon) -> Vec<String> {
+    let names = |dir: PathBuf| {
+        let entries = std::fs::read_dir(dir).into_iter().flatten();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>()
+    };
+    let mut found = names(daemon.path().join("leases/storm"));
+    // One of its files says which address was given last, another is a lock.
+    found.retain(|name| name.starts_with("10."));
+    let links = daemon.inside(|| std::process::Command::new("ip").args(["-o", "link"]).output().unwrap());
+    let links = String::from_utf8(links.stdout).unwrap();
+    found.extend(links.lines().filter(|line| line.contains("veth")).map(str::to_owned));
+    found
+}
+
 #[test]
 fn each_run_has_one_end_whatever_is_killed() {
-    let daemon = Daemon::with_busybox();
+    let daemon = Daemon::with_network(&[]);
+    let network = bridge(&daemon);
     let mut random = Random::new(seed());
+    let life = |n| {
+        let mut life = Life::random(&mut random, format!("s{n}"));
+        if random.below(8) == 0 {
+            life.network = network.clone();
+        }
+        life
+    };
     let storm = Storm {
         name: "the native runtime",
-        lives: (0..count(2000, 60)).map(|n| Life::random(&mut random, format!("s{n}"))).collect(),
+        lives: (0..count(2000, 60)).map(life).collect(),
         pause: Duration::from_millis(50),
         strike: Box::new(|random| kill_one(&daemon, random, count(40, 15), |_| false)),
         accounts_for: |_, _| false,
     };
     storm.rage(&daemon);
+    until("nothing of the network is taken", || taken(&daemon).is_empty().then_some(()));
 }

@@ -14,8 +14,10 @@
 
 mod apply;
 mod at;
+mod budget;
 mod fill;
 mod flush;
+mod frames;
 mod header;
 mod merged;
 mod pax;
@@ -32,8 +34,10 @@ use std::path::PathBuf;
 use cofferdam_types::{Digest, Error};
 
 pub use apply::apply;
+pub use budget::{Budget, Share};
 pub use put::Put;
 pub use settle::settle;
+pub use stream::inflated;
 
 /// How a layer is compressed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,7 +49,7 @@ pub enum Compression {
     Plain,
     /// RFC 1952, any number of members.
     Gzip,
-    /// RFC 8878, any number of frames, windows up to 128 MiB.
+    /// RFC 8878, any number of frames.
     Zstd,
 }
 
@@ -68,19 +72,28 @@ pub struct Limits {
     pub ratio_free: u64,
     /// Bytes of paths remembered until the end of the archive (directories, whiteouts, links into lower layers).
     pub max_names: usize,
+    /// What a zstd frame may need to be read.
+    pub max_window: u64,
+    /// Which that is taken from.
+    pub budget: Option<Budget>,
 }
 
 impl Default for Limits {
+    /// Those that the process was told.
     fn default() -> Limits {
+        let chosen = cofferdam_types::Limits::get();
+        let most = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
         Limits {
-            max_entries: 1_000_000,
-            max_bytes: 64 << 30,
-            max_depth: 256,
-            max_path: 4096,
+            max_entries: chosen.entries,
+            max_bytes: chosen.inflated,
+            max_depth: most(chosen.levels),
+            max_path: most(chosen.path),
             max_xattr: 64 << 10,
-            max_ratio: 200,
+            max_ratio: chosen.ratio,
             ratio_free: 256 << 20,
-            max_names: 128 << 20,
+            max_names: most(chosen.names),
+            max_window: 32 << 20,
+            budget: None,
         }
     }
 }

@@ -17,14 +17,13 @@ use cofferdam_types::{Algorithm, Digest, Digester, Error, Result};
 
 use crate::{
     Compression, Limits,
+    frames::{self, Frames},
     header::{BLOCK, exhausted, malformed},
 };
 
 /// A multiple of the block size, so that no header ever straddles two chunks.
 const CHUNK: usize = 64 << 10;
 const CHUNKS: usize = 16;
-/// The largest zstd window: what `zstd` itself accepts without being told to.
-const WINDOW_LOG: u32 = 27;
 
 struct Chunk {
     bytes: Box<[u8]>,
@@ -159,11 +158,12 @@ fn inflate(
     let read = Cell::new(0);
     let failed = RefCell::new(None);
     let source = Source { inner: Cursor::new(head).chain(source), read: &read, failed: &failed };
-    let broken = |error: &io::Error| match failed.borrow_mut().take() {
-        Some(error) => source_error(error),
-        None => malformed(b"", format!("the compressed layer is damaged: {error}")),
+    let broken = |error: &io::Error| match (failed.borrow_mut().take(), frames::own(error)) {
+        (Some(error), _) => source_error(error),
+        (None, Some(own)) => own,
+        (None, None) => malformed(b"", format!("the compressed layer is damaged: {error}")),
     };
-    let mut stream = open(source, compression, head).map_err(|error| broken(&error))?;
+    let mut stream = open(source, compression, head, limits, cancel).map_err(|error| broken(&error))?;
     let mut written = 0u64;
     while let Ok(mut chunk) = reuse.recv() {
         if cancel.load(Ordering::Relaxed) {
@@ -186,7 +186,25 @@ fn inflate(
     Ok(())
 }
 
-fn open<'a>(source: impl Read + 'a, compression: Compression, head: &[u8]) -> io::Result<Box<dyn Read + 'a>> {
+/// A stream without the compression around it, told by its first bytes, for who only reads it.
+pub fn inflated<'a>(
+    mut source: impl Read + 'a,
+    limits: &Limits,
+    cancel: &'a AtomicBool,
+) -> io::Result<Box<dyn Read + 'a>> {
+    let mut head = [0u8; 4];
+    let sniffed = fill(&mut source, &mut head)?;
+    let whole = Cursor::new(head[..sniffed].to_vec()).chain(source);
+    open(whole, Compression::Sniff, &head[..sniffed], limits, cancel)
+}
+
+fn open<'a>(
+    source: impl Read + 'a,
+    compression: Compression,
+    head: &[u8],
+    limits: &Limits,
+    cancel: &'a AtomicBool,
+) -> io::Result<Box<dyn Read + 'a>> {
     let compression = match (compression, head) {
         (Compression::Sniff, [0x1f, 0x8b, 8, ..]) => Compression::Gzip,
         (Compression::Sniff, [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18]) => Compression::Zstd,
@@ -195,11 +213,7 @@ fn open<'a>(source: impl Read + 'a, compression: Compression, head: &[u8]) -> io
     };
     Ok(match compression {
         Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(BufReader::with_capacity(CHUNK, source))),
-        Compression::Zstd => {
-            let mut decoder = zstd::stream::read::Decoder::with_buffer(BufReader::with_capacity(CHUNK, source))?;
-            decoder.window_log_max(WINDOW_LOG)?;
-            Box::new(decoder)
-        }
+        Compression::Zstd => Box::new(Frames::new(BufReader::with_capacity(CHUNK, source), limits, cancel)?),
         Compression::Sniff | Compression::Plain => Box::new(source),
     })
 }

@@ -105,7 +105,7 @@ fn execs(
     for _ in 0..runs {
         let begin = Instant::now();
         let stdio = Stdio::Fds { stdin: null.as_fd(), stdout: null.as_fd(), stderr: null.as_fd() };
-        let child = native.exec(&container, &ExecRequest { id: &id, process: &process, stdio })?;
+        let child = native.exec(&container, &ExecRequest { id: &id, process: &process, stdio, group: None })?;
         times[0].push(begin.elapsed());
         cofferdam_sys::process::waitid(&child.pidfd, true).map_err(io("waitid"))?;
         times[1].push(begin.elapsed());

@@ -337,7 +337,13 @@ impl Runtime for RuncDriver {
         for name in [&file, &pid_file] {
             let _ = std::fs::remove_file(container.bundle.join(name));
         }
-        made
+        let made = made?;
+        if let Some(group) = request.group {
+            // It runs already: what it has begun and left behind by now is out of sight.
+            let placed = container.adopt(made.pid, group);
+            placed.inspect_err(|_| drop(process::pidfd_send_signal(&made.pidfd, libc::SIGKILL)))?;
+        }
+        Ok(made)
     }
 
     fn kill(&self, container: &Container, signal: i32) -> Result<()> {

@@ -120,6 +120,8 @@ pub struct ExecRequest<'a> {
     pub process: &'a ProcessSpec,
     /// Its streams.
     pub stdio: Stdio<'a>,
+    /// The name of a group below the container's that it is to be in, with all that comes of it; made if it isn't there.
+    pub group: Option<&'a str>,
 }
 
 /// A process that the caller is to reap (it is a child, or a subreaper's orphan).
@@ -173,6 +175,21 @@ impl Container {
     /// pid that has passed to another process is not in it.
     pub fn signal_all(&self, signal: i32) -> Result<()> {
         self.with_cgroup(|cgroup| cgroup.signal_all(signal))
+    }
+
+    /// Kills all that is in a group of processes that were run together; see [`ExecRequest::group`].
+    pub fn kill_group(&self, name: &str) -> Result<()> {
+        self.with_cgroup(|cgroup| cgroup.find_inner(name)?.map_or(Ok(()), |group| group.kill()))
+    }
+
+    /// Removes such a group if it is empty; whether it is gone.
+    pub fn remove_group(&self, name: &str) -> Result<bool> {
+        self.with_cgroup(|cgroup| cgroup.find_inner(name)?.map_or(Ok(true), |group| group.try_remove()))
+    }
+
+    /// Puts a process into such a group that a program of others has begun, with what that has begun by now.
+    pub(crate) fn adopt(&self, pid: i32, name: &str) -> Result<()> {
+        self.with_cgroup(|cgroup| cgroup.inner(name)?.adopt(pid))
     }
 
     /// Lets a process that was killed die though the others stand still.

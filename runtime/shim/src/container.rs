@@ -1,6 +1,7 @@
 //! A container, and what can be done with it. Each change of it has its turn; signals, streams and questions don't wait.
 
 mod ending;
+mod granted;
 
 use std::{
     cell::{Cell, RefCell},
@@ -18,12 +19,13 @@ use cofferdam_types::{Error, Id, Mount, Namespace, Result, Timestamp};
 use cofferdam_wire::{convert::Life, life};
 use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Process as ProcessSpec, Spec};
 
+use self::granted::Granted;
 use crate::{
     calls::{Busy, Calls, Patience},
     checkpoint::{Driver, Held},
     oom::Oom,
     process::{End, Process},
-    stdio::{Given, Owner, Prepared, Wishes, prepare},
+    stdio::{Given, Owner, Prepared, Through, Wishes, prepare},
 };
 
 /// All but the end.
@@ -56,6 +58,8 @@ pub struct Create {
     pub filter: Vec<libc::sock_filter>,
     /// Where its output is kept.
     pub log: Option<Writer>,
+    /// Through which grant it is made; empty: none.
+    pub grant: String,
 }
 
 /// A checkpoint that a container is restored from.
@@ -108,6 +112,7 @@ pub struct Container {
     init: Rc<Process>,
     log: Option<Rc<RefCell<Writer>>>,
     execs: RefCell<BTreeMap<Id, Exec>>,
+    granted: Granted,
     /// Deleted ones whose output is still on its way, or whose end the daemon has yet to write down.
     forgotten: RefCell<Vec<Rc<Process>>>,
     paused: Cell<bool>,
@@ -158,10 +163,17 @@ impl Container {
             pipes,
             filter,
             log,
+            grant,
         } = request;
         let log = log.map(|writer| Rc::new(RefCell::new(writer)));
-        let mut prepared = prepare(stdio, terminal, log.is_some(), pipes)?;
-        let init = Process::new(dir.clone(), life::file_name(&id, ""), "", "", terminal)?;
+        let through = match (grant.is_empty(), log.is_some()) {
+            (false, _) => Through::All,
+            (true, true) => Through::Outputs,
+            (true, false) => Through::Nothing,
+        };
+        let mut prepared = prepare(stdio, terminal, through, pipes)?;
+        let init = Process::new(dir.clone(), life::file_name(&id, ""), "", &grant, terminal)?;
+        init.gave(prepared.relays.iter().filter_map(|relay| relay.sink.clone()));
         init.feed(&mut prepared.feed)?;
         let own_pids = spec
             .linux()
@@ -188,6 +200,7 @@ impl Container {
             init,
             log,
             execs: RefCell::default(),
+            granted: Granted::default(),
             forgotten: RefCell::default(),
             paused: Cell::new(false),
             oom: Oom::default(),
@@ -379,8 +392,10 @@ impl Container {
             pending.ok_or_else(|| Error::failed_precondition("process", id, "could not be started before"))?;
         let exec_id = Id::new(id)?;
         let Prepared { given, relays, feed } = prepared;
+        let group = self.enter(&made, &process.life().grant)?;
         let run = self.act(self.runtime.is_foreign(), move |runtime| {
-            runtime.exec(&made, &oci::ExecRequest { id: &exec_id, process: &spec, stdio: borrow(&given) })
+            let (stdio, group) = (borrow(&given), group.as_deref());
+            runtime.exec(&made, &oci::ExecRequest { id: &exec_id, process: &spec, stdio, group })
         });
         match run.await {
             Ok((made, _busy)) => {
@@ -404,7 +419,7 @@ impl Container {
         if self.execs.borrow().contains_key(&id) {
             return Err(Error::already_exists("process", &id, "is there already: choose another id"));
         }
-        let mut prepared = prepare(stdio, terminal, false, self.pipes)?;
+        let mut prepared = prepare(stdio, terminal, Through::Nothing, self.pipes)?;
         // The record of a deleted one of that name gives way.
         self.forgotten.borrow().iter().filter(|process| process.life().id == *id).for_each(|process| process.seal());
         let process = Process::new(self.dir.clone(), life::file_name(&self.id, &id), &id, grant, terminal)?;

@@ -1,5 +1,7 @@
 //! One process of a container: its life, its streams, those who wait for it.
 
+mod given;
+
 use std::{
     cell::{Cell, RefCell},
     os::fd::{AsRawFd, BorrowedFd, OwnedFd},
@@ -75,8 +77,10 @@ pub struct Process {
     stdin: RefCell<Option<Rc<AsyncFd<OwnedFd>>>>,
     /// Keeps the FIFO that is its standard input from ending with a writer.
     held: RefCell<Option<OwnedFd>>,
-    /// Copies the starting client's input into the terminal.
+    /// Copies the starting client's input into the terminal, or into the pipe.
     feeder: Cell<Option<JoinHandle<()>>>,
+    /// Where its maker hears of it.
+    given: RefCell<Vec<Sink>>,
     reported: Cell<bool>,
     /// It was reaped, and its end is yet to be told.
     taken_in: Cell<bool>,
@@ -105,6 +109,7 @@ impl Process {
             stdin: RefCell::new(None),
             held: RefCell::new(None),
             feeder: Cell::new(None),
+            given: RefCell::default(),
             reported: Cell::new(false),
             taken_in: Cell::new(false),
             sealed: Cell::new(false),
@@ -157,14 +162,14 @@ impl Process {
                 self.feeder.set(Some(self.feed_from(source, None)?));
             }
             // It was taken when the process was asked for.
-            Feed::None | Feed::Pipe(_) | Feed::Held(_) => {}
+            Feed::None | Feed::Pipe(_) | Feed::Held(_) | Feed::Through(..) => {}
         }
         Ok(())
     }
 
     /// Takes over what feeds it, where that can be written to, and closed, before there is a process. A terminal is none
     /// before.
-    pub fn feed(&self, feed: &mut Feed) -> Result<()> {
+    pub fn feed(self: &Rc<Self>, feed: &mut Feed) -> Result<()> {
         match std::mem::replace(feed, Feed::None) {
             Feed::Pipe(write) => {
                 let fd =
@@ -172,6 +177,7 @@ impl Process {
                 *self.stdin.borrow_mut() = Some(Rc::new(fd));
             }
             Feed::Held(hold) => *self.held.borrow_mut() = Some(hold),
+            Feed::Through(write, source) => self.feed_through(write, source)?,
             later => *feed = later,
         }
         Ok(())

@@ -11,7 +11,7 @@ use cofferdam_oci::{CheckpointRequest, RuntimeOptions, native::Native, seccomp};
 use cofferdam_types::{Error, Id, Namespace, Result};
 use cofferdam_wire::{
     SHIM_VERSION,
-    convert::{labels, mounts, set_life, text},
+    convert::{labels, mounts, set_life, set_texts, text},
     error::{malformed, to_rpc},
     fdstream::Fds,
     shim_capnp::{create_request, shim, shim_attachment, shim_container},
@@ -94,6 +94,7 @@ impl Service {
             pipes: (options.io_uid, options.io_gid),
             filter: seccomp::from_bytes(reader.get_filter().map_err(malformed)?),
             log: if reader.get_log() { Some(self.log(reader)?) } else { None },
+            grant: text(reader.get_grant())?.to_owned(),
         })
     }
 }
@@ -254,10 +255,11 @@ impl shim_container::Server for Held {
         mut results: shim_container::StateResults,
     ) -> capnp::Result<()> {
         let paused = self.container.settled().await;
-        let lives = self.container.lives();
+        let (lives, grants) = (self.container.lives(), self.container.grants());
         let mut answer = results.get();
         answer.set_paused(paused);
         answer.set_log_lost(self.container.log_lost());
+        set_texts(answer.reborrow().init_grants(grants.len() as u32), &grants);
         let mut list = answer.init_processes(lives.len() as u32);
         for (n, life) in lives.iter().enumerate() {
             set_life(list.reborrow().get(n as u32), life);
@@ -346,6 +348,15 @@ impl shim_container::Server for Held {
         self.container
             .forget_exec(text(params.get_id()).map_err(to_rpc)?, cofferdam_types::Timestamp(params.get_created()));
         Ok(())
+    }
+
+    async fn end_grant(
+        self: Rc<Self>,
+        params: shim_container::EndGrantParams,
+        _: shim_container::EndGrantResults,
+    ) -> capnp::Result<()> {
+        let grant = params.get()?.get_grant();
+        self.act(grant, |container, grant| async move { container.end_grant(&grant).await }).await
     }
 
     async fn delete(

@@ -126,6 +126,8 @@ pub enum Feed {
     Terminal(OwnedFd, Option<OwnedFd>),
     /// What holds the process's FIFO open.
     Held(OwnedFd),
+    /// The write end of the process's pipe, and the client's descriptor, to be read into it.
+    Through(OwnedFd, OwnedFd),
 }
 
 /// A process's streams, ready for the driver.
@@ -141,9 +143,20 @@ pub struct Prepared {
 /// User and group; `None` leaves them as they are.
 pub type Owner = (Option<u32>, Option<u32>);
 
-/// Makes the pipes. With `keep` every output goes through the shim, so that it can be logged and attached to. Whichever
-/// pipes the process gets belong to `owner`.
-pub fn prepare(wishes: Wishes, terminal: bool, keep: bool, owner: Owner) -> Result<Prepared> {
+/// What of a process's streams goes through the shim, beside a terminal's.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Through {
+    /// What nobody else can be.
+    Nothing,
+    /// The outputs, so that they can be logged and attached to.
+    Outputs,
+    /// All of them, so that they can be cut.
+    All,
+}
+
+/// Makes the pipes. Whichever the process gets belong to `owner`.
+pub fn prepare(wishes: Wishes, terminal: bool, through: Through, owner: Owner) -> Result<Prepared> {
+    let keep = through != Through::Nothing;
     if terminal {
         let feed = match wishes.stdin {
             Wish::Fd(fd) => Feed::Terminal(fd, None),
@@ -155,6 +168,11 @@ pub fn prepare(wishes: Wishes, terminal: bool, keep: bool, owner: Owner) -> Resu
     }
     let (stdin, feed) = match wishes.stdin {
         Wish::Null => (null()?, Feed::None),
+        Wish::Fd(source) if through == Through::All => {
+            let (read, write) = pipe()?;
+            nonblocking(&write).map_err(|e| Error::io("stdin", "", "can't be set up", &e))?;
+            (read, Feed::Through(write, source))
+        }
         Wish::Fd(fd) => (fd, Feed::None),
         Wish::Fifo(fd, hold) => (fd, Feed::Held(hold)),
         Wish::Pipe => {

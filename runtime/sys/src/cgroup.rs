@@ -20,6 +20,7 @@ use crate::{
     mountinfo, xattr,
 };
 
+mod inner;
 mod kill;
 
 /// One mounted hierarchy.

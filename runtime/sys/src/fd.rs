@@ -8,6 +8,7 @@ use std::{
         unix::ffi::OsStrExt,
     },
     path::Path,
+    time::Instant,
 };
 
 use crate::{c_string, check};
@@ -117,6 +118,37 @@ pub fn syncfs(fd: impl AsFd) -> io::Result<()> {
     check(unsafe { libc::syncfs(fd.as_fd().as_raw_fd()) }.into()).map(drop)
 }
 
+/// One open file that hears of every error that the disk has with its file system, from its opening on. Such an error is told to
+/// each open file once: who answers for what he writes opens one for himself, before he writes.
+#[derive(Debug)]
+pub struct Witness {
+    file: OwnedFd,
+    since: Instant,
+}
+
+impl Witness {
+    /// Listens from now on to the file system that a directory lies on.
+    pub fn open(dir: impl AsFd) -> io::Result<Witness> {
+        let file = open(dir, Path::new("."), libc::O_RDONLY | libc::O_DIRECTORY, 0, Scope::Beneath)?;
+        Ok(Witness { file, since: Instant::now() })
+    }
+
+    /// A file that was open already when it was `since`, and through which nobody else syncs a file system.
+    pub fn of(file: impl AsFd, since: Instant) -> io::Result<Witness> {
+        Ok(Witness { file: file.as_fd().try_clone_to_owned()?, since })
+    }
+
+    /// Since when it listens: what was written by then was written by somebody else.
+    pub fn since(&self) -> Instant {
+        self.since
+    }
+
+    /// Makes everything written so far to its file system durable, and tells what went wrong since it listens.
+    pub fn sync(&self) -> io::Result<()> {
+        syncfs(&self.file)
+    }
+}
+
 /// Opens a file of procfs for writing, having made sure that it is on procfs.
 pub fn open_proc_write(path: &Path) -> io::Result<File> {
     let file = File::options().write(true).open(path)?;
@@ -129,6 +161,20 @@ pub fn open_proc_write(path: &Path) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_witness_is_an_open_file_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = open_dir(dir.path()).unwrap();
+        let (first, before) = (Witness::open(&root).unwrap(), Instant::now());
+        let second = Witness::open(&root).unwrap();
+        assert!(first.since() <= before && before <= second.since());
+        first.sync().and_then(|()| second.sync()).unwrap();
+        // What can't be synced hears of nothing, and says so.
+        let path = open(&root, Path::new("."), libc::O_PATH, 0, Scope::Beneath).unwrap();
+        let deaf = Witness::of(path, before).unwrap();
+        assert_eq!((deaf.since(), deaf.sync().unwrap_err().raw_os_error()), (before, Some(libc::EBADF)));
+    }
 
     #[test]
     fn lookups_stay_below_their_directory() {

@@ -3,7 +3,10 @@
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use sha2::Digest as _;
+use sha2::{
+    Digest as _,
+    digest::common::hazmat::{SerializableState, SerializedState},
+};
 
 use crate::Error;
 
@@ -153,6 +156,30 @@ impl Digester {
         }
     }
 
+    /// What it takes to go on from here later, in another process. `None`: this algorithm can't be left half way, and begins
+    /// anew. That is blake3, which is the fastest of them at that.
+    pub fn state(&self) -> Option<Vec<u8>> {
+        match &self.0 {
+            Hasher::Sha256(h) => Some(h.serialize().to_vec()),
+            Hasher::Sha512(h) => Some(h.serialize().to_vec()),
+            Hasher::Blake3(_) => None,
+        }
+    }
+
+    /// Goes on from a [`Digester::state`] that had come to the digest `so_far`. `None`: it didn't, or is no state.
+    pub fn resume(so_far: &Digest, state: &[u8]) -> Option<Digester> {
+        fn read<H: SerializableState>(state: &[u8]) -> Option<H> {
+            H::deserialize(&SerializedState::<H>::try_from(state).ok()?).ok()
+        }
+        let digester = Digester(match so_far.algorithm {
+            Algorithm::Sha256 => Hasher::Sha256(read(state)?),
+            Algorithm::Sha512 => Hasher::Sha512(read(state)?),
+            Algorithm::Blake3 => return None,
+        });
+        // The form of a state is the crate's own: one of another release is found out before it is gone on with.
+        (digester.clone().finish() == *so_far).then_some(digester)
+    }
+
     /// The digest of all that was added.
     pub fn finish(self) -> Digest {
         match self.0 {
@@ -194,6 +221,27 @@ mod tests {
             "blake3:af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"
         );
         assert!(Digest::of(Algorithm::Sha512, b"").to_string().starts_with("sha512:cf83e1357eefb8bd"));
+    }
+
+    #[test]
+    fn a_hash_goes_on_where_its_state_was_taken() {
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            for split in [0, 1, 63, 64, 127, 128, 129, 1000] {
+                let bytes: Vec<u8> = (0..2000u32).map(|i| (i * 7) as u8).collect();
+                let mut digester = Digester::new(algorithm);
+                digester.update(&bytes[..split]);
+                let (state, so_far) = (digester.state().unwrap(), digester.finish());
+                let mut again = Digester::resume(&so_far, &state).unwrap();
+                again.update(&bytes[split..]);
+                assert_eq!(again.finish(), Digest::of(algorithm, &bytes), "{algorithm:?} at {split}");
+                // What it doesn't come to, and what is none.
+                assert!(Digester::resume(&Digest::of(algorithm, b"other"), &state).is_none());
+                assert!(Digester::resume(&so_far, &state[1..]).is_none());
+                assert!(Digester::resume(&so_far, &vec![0xff; state.len()]).is_none());
+            }
+        }
+        assert!(Digester::new(Algorithm::Blake3).state().is_none());
+        assert!(Digester::resume(&Digest::of(Algorithm::Blake3, b""), b"").is_none());
     }
 
     // M3 of the negative tests.

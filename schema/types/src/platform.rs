@@ -72,7 +72,12 @@ impl Platform {
             "x86" => "386",
             other => other,
         };
-        Platform::new("linux", arch, "")
+        let variant = match arch {
+            "arm" => std::fs::read_to_string("/proc/cpuinfo").map(|text| arm(&text)).unwrap_or_default(),
+            // v8 is implied.
+            _ => "",
+        };
+        Platform::new("linux", arch, variant)
     }
 
     /// A platform from its parts, normalised.
@@ -111,6 +116,22 @@ impl Platform {
     pub fn accepts(&self, candidate: &Platform) -> bool {
         let c = Platform::new(&candidate.os, &candidate.architecture, &candidate.variant);
         self.os == c.os && self.architecture == c.architecture && self.variant == c.variant
+    }
+}
+
+/// The variant of a 32-bit ARM processor, as /proc/cpuinfo has it.
+fn arm(cpuinfo: &str) -> &'static str {
+    let field =
+        cpuinfo.lines().filter_map(|line| line.split_once(':')).find(|(key, _)| key.trim() == "CPU architecture");
+    let value = field.map(|(_, value)| value.trim()).unwrap_or_default();
+    match value {
+        "8" | "AArch64" => "v8",
+        "7" | "7M" | "?(12)" | "?(13)" | "?(14)" | "?(15)" | "?(16)" | "?(17)" => "v7",
+        "6" | "6TEJ" => "v6",
+        "5" | "5T" | "5TE" | "5TEJ" => "v5",
+        "4" | "4T" => "v4",
+        "3" => "v3",
+        _ => "unknown",
     }
 }
 
@@ -188,9 +209,49 @@ mod tests {
     }
 
     #[test]
+    fn variants_of_arm_are_told_and_none_stands_for_another() {
+        for (text, shown) in [
+            ("linux/arm/5", "linux/arm/v5"),
+            ("linux/arm/6", "linux/arm/v6"),
+            ("linux/arm/7", "linux/arm/v7"),
+            ("linux/arm/V7", "linux/arm/v7"),
+            ("linux/arm/8", "linux/arm/v8"),
+            ("linux/arm64/v8", "linux/arm64"),
+            ("linux/arm64/8", "linux/arm64"),
+            ("linux/aarch64/v9", "linux/arm64/v9"),
+        ] {
+            assert_eq!(text.parse::<Platform>().unwrap().to_string(), shown, "{text}");
+        }
+        let variants = ["", "v5", "v6", "v7", "v8"].map(|variant| Platform::new("linux", "arm", variant));
+        for one in &variants {
+            for other in &variants {
+                assert_eq!(one.accepts(other), one == other, "{one} {other}");
+            }
+        }
+        for (value, variant) in [
+            ("8", "v8"),
+            ("7", "v7"),
+            ("7M", "v7"),
+            ("?(12)", "v7"),
+            ("?(17)", "v7"),
+            ("6TEJ", "v6"),
+            ("5TE", "v5"),
+            ("4T", "v4"),
+            ("3", "v3"),
+            ("x", "unknown"),
+        ] {
+            assert_eq!(arm(&format!("processor\t: 0\nCPU architecture: {value}\n")), variant, "{value}");
+        }
+        assert_eq!(arm(""), "unknown");
+    }
+
+    #[test]
     fn arm64_hosts_accept_both_spellings() {
         let host = Platform::new("linux", "arm64", "v8");
         assert!(host.accepts(&Platform::new("linux", "aarch64", "")));
+        // What the reference can't: a host that knows its variant, and an image that doesn't say it; and the other way round.
+        assert!(host.accepts(&Platform::new("linux", "arm64", "")));
+        assert!(Platform::new("linux", "arm64", "").accepts(&Platform::new("linux", "arm64", "v8")));
         assert!(!host.accepts(&Platform::new("linux", "amd64", "")));
     }
 }

@@ -231,7 +231,8 @@ struct CreateParams @0xc3a8f0d74e6b1592 {
   options @2 :ContainerOptions;
   labels @3 :List(Label);
   runtime @4 :Text;
-  # native (also if empty) or runc. A path of a runc-compatible binary needs "host".
+  # native (also if empty), or one that the operator names: runc, crun, youki, and those of `cofferd --runtime`. Any other, and
+  # a path, needs "host".
   driver @5 :Text;
   # Of the snapshot (`Namespace.snapshots`); empty is the default.
   removeOnExit @6 :Bool;
@@ -245,8 +246,8 @@ struct CreateParams @0xc3a8f0d74e6b1592 {
   logOptions @9 :List(Label);
   # max-size and max-file bound the files; labels names those that stand in each record. See docs/logs.md.
   group @10 :Text;
-  # Containers of one group share a shim, as the containers of a pod do: they end together if that is killed. A name as
-  # an id is; empty: none.
+  # Containers of one group share a shim, as the containers of a pod do: they end together if that is killed. While it doesn't
+  # answer no other can be made to join it (`unavailable`). A name as an id is; empty: none.
   runtimeOptions @11 :Common.Any;
   # What the driver and the shim can be told beside the spec: JSON of the type types.cofferdam.dev/runtime-options/1, see
   # docs/drivers.md. Needs "host".
@@ -602,8 +603,9 @@ interface Task @0xba1f6c70e48d9325 extends (Process) {
   update @5 (resources :Data) -> () $Common.needs("run") $Common.audit("use");
   # Changes limits: `linux.resources` of the OCI runtime spec (JSON). What it doesn't name stays as it is; a list of
   # devices replaces the one before; -1 is no limit. In force when it returns. All of it is done or nothing. It is kept in the
-  # container's spec. Of a task that has ended, the spec alone changes. Devices, `unified` and realtime need "host"; `denied` is
-  # more than the grant lets it have that made the container.
+  # container's spec. deadline_exceeded: the shim didn't answer; it may do it yet, and the spec says so then. Of a task that has
+  # ended, the spec alone changes. Devices, `unified` and realtime need "host"; `denied` is more than the grant lets it have that
+  # made the container.
 
   metrics @6 () -> (metrics :Metrics) $Common.needs("read");
   # What it uses and has used; until it is deleted. failed_precondition where its cgroup is gone before.

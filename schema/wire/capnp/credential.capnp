@@ -8,7 +8,8 @@ using Common = import "common.capnp";
 
 struct CredentialInfo @0xa197c93e04f4bd3f {
   host @0 :Text;
-  # host[:port] of the registry to which it is shown, and to no other.
+  # host[:port] of the registry to which it is shown, and to no other; as it is written in the names of images, or for a mirror in
+  # the daemon's table of hosts.
   user @1 :Text;
   kind @2 :Kind;
   updated @3 :Common.Time;
@@ -24,7 +25,9 @@ interface Credentials @0xbb76aedd9f7612da {
   # There is no way to get a secret out again.
 
   put @0 (info :CredentialInfo, secret :Text) -> () $Common.needs("write") $Common.audit("give");
-  # Replaces what there was for the host. `updated` doesn't count.
+  # Replaces what there was for the host. `updated` doesn't count. It is shown by pulls and pushes of the namespace that have none of
+  # their own, over the way that the daemon's table of hosts says: one that wants plain http, or brings a certificate to trust, isn't
+  # given it.
 
   get @1 (host :Text) -> (info :CredentialInfo) $Common.needs("read");
   # not_found where there is none.

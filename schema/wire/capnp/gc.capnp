@@ -19,8 +19,8 @@ struct Collected @0xa31f86d2c07be459 {
 struct ByteOwner @0xc9052e8db71af643 {
   namespace @0 :Text;
   type @1 :Text;
-  # "image", "container" (with its log), "lease", "hand" (all that was made by hand), "label" (containerd.io/gc.root), or "nothing":
-  # what the next collection removes.
+  # "image", "container" (with its log), "lease", "hand" (all that was made by hand), "label" (containerd.io/gc.root), "unreadable" (its
+  # record can't be read), or "nothing": what the next collection removes.
   id @2 :Text;
   # Its name, where it has one.
   alone @3 :UInt64;
@@ -56,6 +56,9 @@ struct CollectReport @0xf7249eb0531dac86 {
   # And to remove it.
   longest @6 :UInt64;
   # The longest of these that writers waited at once.
+  unreadable @7 :List(Text);
+  # Records that can't be read, with their namespaces and why; the first 1,000. Where one of them may refer to something, all stays
+  # in its namespace; the others are collected as ever.
 }
 
 interface Collector @0x8c60d7e3f41b925a {
@@ -78,7 +81,8 @@ interface CollectedCursor @0xb95ef2186a70cd34 {
 
 struct ReferenceStep @0xe4d08b7196f3ac25 {
   type @0 :Text;
-  # "image", "container", "lease", "hand" (it was made by hand), "label" (containerd.io/gc.root), and behind that one of these
+  # "image", "container", "lease", "hand" (it was made by hand), "label" (containerd.io/gc.root), "unreadable" (its record can't be
+  # read), and behind that one of these
   # "content", or "snapshots/" and the driver's name.
   id @1 :Text;
   by @2 :Text;

@@ -133,7 +133,8 @@ struct PullOptions @0xa79ce5d138fb0264 {
 
 struct PushOptions @0xa3e95c1f7d20b846 {
   reference @0 :Text;
-  # host[:port]/path[:tag]: where to, and what to call it there. Empty: the image's own name.
+  # host[:port]/path[:tag]: where to, and what to call it there. Empty: the image's own name. With @digest, which must be its
+  # own, it gets no name there.
   platform @1 :Text;
   # The image for one platform alone; empty: all that the name stands for, of which all must be here.
   plainHttp @2 :Bool;
@@ -196,13 +197,18 @@ struct RouteStep @0xbf06451169e2e0d3 {
   source @2 :Text;
   # The file that says so; empty: nobody does, it is the host that the name says.
   credential @3 :Text;
-  # Where what it is shown comes from: call, stored, docker-config, none. Never the secret itself.
+  # Where what it is shown comes from: stored, file (a header in `source`) or none; of a report for who calls, as coffer makes it,
+  # call and docker-config too, which come first. Never the secret itself.
   proxy @4 :Text;
   # Without user and password; empty: none.
   tls @5 :List(Text);
   # Files of certificates.
   when @6 :Text;
   # In a sentence: what must have happened before it is asked.
+  unverified @7 :Bool;
+  # Whoever answers is believed, whatever certificate he has (skip_verify).
+  own @8 :Bool;
+  # It is the registry that the name says: what a call has for that (`user`, `secret`, certificates) goes to such hosts alone.
 }
 
 struct RouteReport @0x936fd4cee83a5342 {
@@ -298,7 +304,8 @@ interface Images @0xb6e31f5c80d4a972 {
   # The twin.
 
   explainRoute @11 (reference :Text) -> (report :RouteReport) $Common.needs("read");
-  # Which hosts a pull would ask, and how. Asks nobody.
+  # Which hosts a pull would ask, and how. Asks nobody. failed_precondition names the file and line in the daemon's table of hosts
+  # that can't be read.
 
   fetch @12 (options :PullOptions, chooser :Chooser) -> (job :Job) $Common.needs("write") $Common.audit("use");
   # As `pull`, of what the chooser takes. What is incomplete by that is never unpacked.

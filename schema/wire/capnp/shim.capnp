@@ -25,7 +25,8 @@ struct Life @0xd4e97b1f860ca253 {
   ooms @10 :UInt64;
   # How often.
   grant @11 :Text;
-  # The id of the grant through which it was run, so that a daemon that comes back ends it with that; empty: none.
+  # The id of the grant through which it was run, so that a daemon that comes back ends it with that; empty: none. Of a
+  # container's first process: through which it was made.
   deleted @12 :Bool;
   # It was deleted, and is only there until the daemon has written down how it ended.
 }
@@ -62,6 +63,8 @@ struct CreateRequest @0xe6a1c0f2d93b7584 {
   # As the checkpoint was made.
   filter @18 :Data;
   # What the spec's seccomp profile compiles to, `struct sock_filter` after `struct sock_filter`; empty: the shim compiles it.
+  grant @19 :Text;
+  # The id of the grant through which it is made: the streams that come with this are cut when that ends. Empty: none.
 }
 
 struct Logging @0xc7f8e7afe65a13b1 {
@@ -137,8 +140,9 @@ interface ShimContainer @0x8a3ec7d15b902f64 {
 
   start @0 (id :Text) -> (life :Life);
   wait @1 (id :Text) -> (life :Life);
-  state @2 () -> (processes :List(Life), paused :Bool, logLost :UInt64);
-  # `logLost`: so many bytes of output could not be kept.
+  state @2 () -> (processes :List(Life), paused :Bool, logLost :UInt64, grants :List(Text));
+  # `logLost`: so many bytes of output could not be kept. `grants`: the ids of those through which something was run that may
+  # still be there, whatever became of the process itself.
   kill @3 (id :Text, signal :UInt32, all :Bool) -> ();
   exec @4 (request :ExecRequest) -> (life :Life);
   resize @5 (id :Text, rows :UInt16, columns :UInt16) -> ();
@@ -173,6 +177,10 @@ interface ShimContainer @0x8a3ec7d15b902f64 {
 
   forgetExec @18 (id :Text, created :Common.Time) -> ();
   # One that is `deleted`; nothing happens where it isn't there.
+
+  endGrant @19 (grant :Text) -> ();
+  # Kills what was run through this grant, with all that it has begun; what was not started can't be any more. Of a container that
+  # was made through it the streams are cut.
 }
 
 interface ShimHold @0xe9c41b7d05a8f362 {

@@ -123,5 +123,6 @@ interface Snapshot @0x8d2fc6b7e0a93514 {
   mountFd @11 () -> (mount :Common.Fd) $Common.needs("write") $Common.audit("use");
   # What shows it, as a mount that is attached nowhere (open_tree(2)), for who hasn't the "host" right that `mounts` takes:
   # attach it by move_mount(2), or open what is in it. No device in it can be used, and no program gets another's rights by
-  # its mode. It is gone with its last descriptor, or where it is unmounted. Refused where `mounts` is.
+  # its mode. It is gone with its last descriptor, or where it is unmounted. Refused where `mounts` is. One of an active
+  # snapshot, which can be written to, takes the "host" right after all: no revocation takes it back.
 }

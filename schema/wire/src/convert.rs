@@ -63,6 +63,8 @@ pub fn descriptor(reader: common::descriptor::Reader<'_>) -> Result<Descriptor> 
     let mut descriptor =
         Descriptor::new(text(reader.get_media_type())?, text(reader.get_digest())?.parse()?, reader.get_size());
     descriptor.annotations = labels(reader.get_annotations())?;
+    descriptor.artifact_type =
+        Some(text(reader.get_artifact_type())?).filter(|kind| !kind.is_empty()).map(str::to_owned);
     if reader.has_platform() {
         descriptor.platform = Some(platform(reader.get_platform().map_err(malformed)?)?);
     }
@@ -75,6 +77,9 @@ pub fn set_descriptor(mut builder: common::descriptor::Builder<'_>, descriptor: 
     builder.set_digest(descriptor.digest.to_string());
     builder.set_size(descriptor.size);
     set_labels(builder.reborrow().init_annotations(descriptor.annotations.len() as u32), &descriptor.annotations);
+    if let Some(kind) = &descriptor.artifact_type {
+        builder.set_artifact_type(kind);
+    }
     if let Some(platform) = &descriptor.platform {
         set_platform(builder.init_platform(), platform);
     }

@@ -35,6 +35,11 @@ pub fn file_name(container: &str, exec: &str) -> String {
     if exec.is_empty() { format!("{container}.life") } else { format!("{container}@{exec}.life") }
 }
 
+/// The exec of a container that a file in its shim's directory is the record of.
+pub fn exec_of<'a>(file: &'a str, container: &str) -> Option<&'a str> {
+    file.strip_prefix(container)?.strip_prefix('@')?.strip_suffix(".life").filter(|exec| !exec.is_empty())
+}
+
 /// The bytes of a record.
 pub fn encode(record: &Life) -> Vec<u8> {
     let mut message = message::Builder::new_default();
@@ -130,6 +135,17 @@ mod tests {
         payload.extend(b"shell\0\0\0oom killed\0\0\0\0\0\0");
         let head = [MAGIC.as_slice(), &VERSION.to_le_bytes(), &(payload.len() as u32).to_le_bytes()].concat();
         [head, crc32fast::hash(&payload).to_le_bytes().to_vec(), payload].concat()
+    }
+
+    #[test]
+    fn a_file_names_its_exec() {
+        let name = file_name("box", "shell.life");
+        assert_eq!((name.as_str(), exec_of(&name, "box")), ("box@shell.life.life", Some("shell.life")));
+        for (file, container) in
+            [("box.life", "box"), ("box@shell.life.new", "box"), ("box@a.life", "bo"), ("box@.life", "box")]
+        {
+            assert_eq!(exec_of(file, container), None, "{file}");
+        }
     }
 
     #[test]

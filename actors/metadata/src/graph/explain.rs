@@ -98,6 +98,11 @@ fn kept(view: &View, spared: &Spared, ns: &Namespace, resource: &Resource, now: 
         return Err(Error::not_found(kind, resource.id(), "does not exist in this namespace"));
     }
     let Some((root, path)) = graph.chain(resource) else {
+        if graph.is_blind() {
+            let why =
+                "stays: a record of its namespace can't be read, and may refer to it; `coffer system check` says which";
+            return Ok(Explanation { stays: true, why: why.into(), ..Explanation::default() });
+        }
         return goes(view, &graph, spared, ns, resource, now);
     };
     let mut chain = vec![first(root)];
@@ -113,6 +118,9 @@ fn kept(view: &View, spared: &Spared, ns: &Namespace, resource: &Resource, now: 
     let roots = graph.roots_of(resource).len();
     let why = match (root, roots) {
         (Root::Hand, 1) if chain.len() == 2 => "stays: it was made by hand, until it is removed".into(),
+        (Root::Unreadable, _) if chain.len() == 2 => {
+            "stays: its record can't be read; `coffer system check` says why".into()
+        }
         (Root::Label, 1) if chain.len() == 2 => format!("stays: it has the label {}", super::ROOT),
         _ => "stays: something that stays refers to it".into(),
     };
@@ -189,6 +197,7 @@ fn root_leads(read: &dyn Read, ns: &Namespace, root: &Root, to: &Resource) -> Re
         Root::Lease { .. } => return Ok("it holds this".into()),
         Root::Hand => return Ok("made by hand".into()),
         Root::Label => return Ok(format!("label {}", super::ROOT)),
+        Root::Unreadable => return Ok("its record can't be read".into()),
     };
     Ok(label_to(&labels, to))
 }

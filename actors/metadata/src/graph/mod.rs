@@ -5,6 +5,9 @@
 //! was made by hand, snapshots that the labels of images and containers name, and whatever is labelled as one. From there a
 //! blob refers to what its labels name; a snapshot to its parent, and to the snapshots that its labels name. What isn't
 //! there holds nothing. References never leave their namespace.
+//!
+//! A row that can't be read may refer to anything in its namespace: there nothing is collected until it is gone. That of a lease
+//! counts as one without an end, and hides nothing: what leases hold is in rows of its own.
 
 mod explain;
 mod sweep;
@@ -15,7 +18,7 @@ use std::{
     ops::ControlFlow,
 };
 
-use cofferdam_types::{Name, Namespace, Result, Timestamp};
+use cofferdam_types::{Error, Name, Namespace, Result, Timestamp};
 
 pub use self::{
     explain::{Explanation, Step, Subject, explain},
@@ -31,7 +34,7 @@ use crate::{
         images::Image,
         leases::{self, Lease},
         snapshots::{self, Kind, Snapshot},
-        visit,
+        visit_all,
     },
     table::{Table, scan},
 };
@@ -57,6 +60,8 @@ pub enum Root {
     Hand,
     /// The label [`ROOT`].
     Label,
+    /// Its record can't be read.
+    Unreadable,
 }
 
 impl Root {
@@ -68,6 +73,7 @@ impl Root {
             Root::Lease { id, .. } => ("lease", id),
             Root::Hand => ("hand", ""),
             Root::Label => ("label", ""),
+            Root::Unreadable => ("unreadable", ""),
         }
     }
 }
@@ -125,34 +131,51 @@ pub struct Graph {
     ended: Vec<Name>,
     /// When the next one ends.
     next_end: Option<Timestamp>,
+    unreadable: Vec<Error>,
+    /// Whether one of these may refer to anything.
+    blind: bool,
 }
 
 impl Graph {
     /// Reads it. A lease whose end is not after `now` holds nothing.
     pub fn read(read: &dyn Read, ns: &Namespace, now: Timestamp) -> Result<Graph> {
-        let mut graph =
-            Graph { nodes: Vec::new(), index: HashMap::new(), roots: Vec::new(), ended: Vec::new(), next_end: None };
+        let mut graph = Graph {
+            nodes: Vec::new(),
+            index: HashMap::new(),
+            roots: Vec::new(),
+            ended: Vec::new(),
+            next_end: None,
+            unreadable: Vec::new(),
+            blind: false,
+        };
         let prefix = codec::prefix(&[ns]);
-        visit(read, &prefix, &mut |link: Link| {
-            let node = graph.found(Resource::Content(link.digest.clone()));
-            graph.nodes[node].size = link.size;
-            graph.labelled(node, &link.labels, |_| true);
+        visit_all(read, &prefix, &mut |key, link: Result<Link>| match link {
+            Ok(link) => {
+                let node = graph.found(Resource::Content(link.digest.clone()));
+                graph.nodes[node].size = link.size;
+                graph.labelled(node, &link.labels, |_| true);
+            }
+            Err(error) => graph.unread("content", key, error),
         })?;
-        visit(read, &prefix, &mut |snapshot: Snapshot| {
-            let node = graph.found(snapshot.resource());
-            let parent = snapshot.parent.clone();
-            let parent = parent.map(|key| graph.node(Resource::Snapshot { driver: snapshot.driver.clone(), key }));
-            let found = &mut graph.nodes[node];
-            (found.size, found.live) = (snapshot.usage.size, snapshot.kind == Kind::Active);
-            (found.dir, found.parent) = (Some(snapshot.dir), parent);
-            graph.labelled(node, &snapshot.labels, is_snapshot);
+        visit_all(read, &prefix, &mut |key, snapshot: Result<Snapshot>| match snapshot {
+            Ok(snapshot) => {
+                let node = graph.found(snapshot.resource());
+                let parent = snapshot.parent.clone();
+                let parent = parent.map(|key| graph.node(Resource::Snapshot { driver: snapshot.driver.clone(), key }));
+                let found = &mut graph.nodes[node];
+                (found.size, found.live) = (snapshot.usage.size, snapshot.kind == Kind::Active);
+                (found.dir, found.parent) = (Some(snapshot.dir), parent);
+                graph.labelled(node, &snapshot.labels, is_snapshot);
+            }
+            Err(error) => graph.unread("snapshot", key, error),
         })?;
-        visit(read, &prefix, &mut |image: Image| {
-            let root = Root::Image(image.name.clone());
-            graph.root(root, image.refers());
+        visit_all(read, &prefix, &mut |key, image: Result<Image>| match image {
+            Ok(image) => graph.root(Root::Image(image.name.clone()), image.refers()),
+            Err(error) => graph.unread("image", key, error),
         })?;
-        visit(read, &prefix, &mut |container: Container| {
-            graph.root(Root::Container(container.id.to_string()), container.refers());
+        visit_all(read, &prefix, &mut |key, container: Result<Container>| match container {
+            Ok(container) => graph.root(Root::Container(container.id.to_string()), container.refers()),
+            Err(error) => graph.unread("container", key, error),
         })?;
         graph.held(read, ns, now)?;
         Ok(graph)
@@ -161,24 +184,63 @@ impl Graph {
     fn held(&mut self, read: &dyn Read, ns: &Namespace, now: Timestamp) -> Result<()> {
         let prefix = codec::prefix(&[ns]);
         let mut flat = HashMap::new();
-        visit(read, &prefix, &mut |lease: Lease| {
-            if lease.ended(now) {
-                self.ended.push(lease.id);
-                return;
+        visit_all(read, &prefix, &mut |key, lease: Result<Lease>| match lease {
+            Ok(lease) if lease.ended(now) => self.ended.push(lease.id),
+            Ok(lease) => {
+                self.next_end = self.next_end.into_iter().chain(lease.ends()).min();
+                flat.insert(lease.id.to_string(), lease.is_flat());
             }
-            self.next_end = self.next_end.into_iter().chain(lease.ends()).min();
-            flat.insert(lease.id.to_string(), lease.is_flat());
+            Err(error) => {
+                // It may be one that has no end, and holds all that follows.
+                if let Some(id) = codec::parts(key).ok().and_then(|parts| parts.get(1).copied()) {
+                    flat.insert(id.to_owned(), false);
+                }
+                self.unreadable.push(error);
+            }
         })?;
         scan(read, Table::HELD, &prefix, None, &mut |key, _| {
-            let (lease, resource) = leases::read_held(key)?;
-            let root = match flat.get(lease) {
-                _ if lease.is_empty() => Root::Hand,
-                Some(flat) => Root::Lease { id: Name::new(lease)?, flat: *flat },
-                None => return Ok(ControlFlow::Continue(())),
-            };
-            self.root(root, [resource]);
+            let held = leases::read_held(key).and_then(|(lease, resource)| {
+                let root = match flat.get(lease) {
+                    _ if lease.is_empty() => Root::Hand,
+                    Some(flat) => Root::Lease { id: Name::new(lease)?, flat: *flat },
+                    None => return Ok(None),
+                };
+                Ok(Some((root, resource)))
+            });
+            match held {
+                Ok(Some((root, resource))) => self.root(root, [resource]),
+                Ok(None) => {}
+                Err(error) => self.unread("held", key, error),
+            }
             Ok(ControlFlow::Continue(()))
         })
+    }
+
+    /// What the key says is there, and stays.
+    fn unread(&mut self, kind: &str, key: &[u8], error: Error) {
+        let resource = codec::parts(key).ok().and_then(|parts| match (kind, &parts[..]) {
+            ("content" | "snapshot", [_, rest @ ..]) => {
+                let parts: Vec<&str> = [kind].into_iter().chain(rest.iter().copied()).collect();
+                Resource::from_parts(&parts).ok()
+            }
+            _ => None,
+        });
+        if let Some(resource) = resource {
+            let node = self.found(resource);
+            self.roots.push((Root::Unreadable, node));
+        }
+        self.unreadable.push(error);
+        self.blind = true;
+    }
+
+    /// What is wrong with the rows that can't be read.
+    pub fn unreadable(&self) -> &[Error] {
+        &self.unreadable
+    }
+
+    /// Whether one of these may refer to anything here: then nothing is garbage.
+    pub fn is_blind(&self) -> bool {
+        self.blind
     }
 
     fn node(&mut self, resource: Resource) -> usize {
@@ -248,7 +310,7 @@ impl Graph {
     }
 
     /// Goes from what `from` names along all references, and calls `reach` for each node once, with the one that led there.
-    fn walk(&self, from: impl Fn(&Root) -> bool, mut reach: impl FnMut(usize, Option<usize>)) {
+    fn walk(&self, from: impl Fn(&Root) -> bool, mut reach: impl FnMut(usize, Option<usize>)) -> Vec<Mark> {
         let mut marks = vec![Mark::Not; self.nodes.len()];
         let mut queue = VecDeque::new();
         for flat in [false, true] {
@@ -270,6 +332,16 @@ impl Graph {
                 }
             }
         }
+        marks
+    }
+
+    /// What only flat leases keep: it stays, and what its labels name may not.
+    pub fn flat(&self) -> Vec<&Node> {
+        if !self.roots.iter().any(|(root, _)| matches!(root, Root::Lease { flat: true, .. })) {
+            return Vec::new();
+        }
+        let marks = self.walk(|_| true, |_, _| ());
+        self.nodes.iter().zip(marks).filter(|(_, mark)| *mark == Mark::Flat).map(|(node, _)| node).collect()
     }
 
     /// What these roots keep and no other does.
@@ -295,8 +367,13 @@ impl Graph {
 
     /// What nothing keeps, what refers to something before that: of what is removed in this order nothing is ever there
     /// without what it refers to. As far as that allows it is the order of the tables, so that what one commit removes lies
-    /// in few pages.
+    /// in few pages. Nothing, where it can't be known: see [`Graph::is_blind`].
     pub fn garbage(&self) -> Vec<&Node> {
+        if self.blind { Vec::new() } else { self.unkept() }
+    }
+
+    /// What nothing keeps that can be read.
+    pub(crate) fn unkept(&self) -> Vec<&Node> {
         // Passed over: it is kept, or isn't there, or was come by.
         let mut past: Vec<_> = self.nodes.iter().map(|node| !node.exists).collect();
         self.walk(|_| true, |node, _| past[node] = true);

@@ -4,13 +4,14 @@
 //! something refer to, since then is noted ([`crate::spared::Spared`]). The transaction that removes takes the notes up to
 //! its own place in the order of commits, follows from there what refers to what now, and spares what it comes by. What the
 //! mark had reached refers to what the mark had reached, or by a reference that is noted: so it needs to be followed through
-//! candidates alone.
+//! candidates alone. What a flat lease alone keeps is no candidate, and the mark did not follow what it refers to: through that it
+//! is followed as well.
 
 use std::collections::HashSet;
 
 use cofferdam_types::{Digest, Name, Namespace, Result};
 
-use super::refers;
+use super::{Graph, Node, refers};
 use crate::{
     Tx,
     records::{
@@ -24,6 +25,8 @@ pub struct Sweep {
     collection: u64,
     namespace: Namespace,
     candidates: HashSet<Resource>,
+    /// What only flat leases keep.
+    flat: HashSet<Resource>,
     /// The candidates, the next ones last.
     queue: Vec<Resource>,
     /// How many notes have been taken account of.
@@ -44,10 +47,31 @@ pub struct Swept {
 }
 
 impl Sweep {
-    /// `garbage`: what the mark of this collection did not reach, in the order of [`super::Graph::garbage`].
-    pub fn new(collection: u64, namespace: Namespace, mut garbage: Vec<Resource>) -> Sweep {
-        garbage.reverse();
-        Sweep { collection, namespace, candidates: garbage.iter().cloned().collect(), queue: garbage, seen: 0 }
+    /// Of what the mark of this collection did not reach. Nothing of a graph that [is blind](Graph::is_blind).
+    pub fn new(collection: u64, namespace: Namespace, graph: &Graph) -> Sweep {
+        let all = |nodes: Vec<&Node>| nodes.into_iter().map(|node| node.resource.clone()).collect::<Vec<_>>();
+        let mut queue = all(graph.garbage());
+        queue.reverse();
+        let flat = if queue.is_empty() { Vec::new() } else { all(graph.flat()) };
+        let (candidates, flat) = (queue.iter().cloned().collect(), flat.into_iter().collect());
+        Sweep { collection, namespace, candidates, flat, queue, seen: 0 }
+    }
+
+    /// Whose.
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// Leaves the next candidate out: its row, or one that goes with it, can't be read.
+    pub fn skip(&mut self) -> Option<Resource> {
+        let skipped = self.queue.pop()?;
+        self.candidates.remove(&skipped);
+        Some(skipped)
+    }
+
+    /// What there is left, the next first.
+    pub fn left(&self) -> impl Iterator<Item = &Resource> {
+        self.queue.iter().rev()
     }
 
     /// Whether there is nothing left.
@@ -63,7 +87,8 @@ impl Sweep {
         let mut next = news;
         next.extend(tx.spared().pinned(&self.namespace));
         while let Some(resource) = next.pop() {
-            if self.candidates.contains(&resource) && !swept.spared.contains(&resource) {
+            let followed = self.candidates.contains(&resource) || self.flat.contains(&resource);
+            if followed && !swept.spared.contains(&resource) {
                 next.extend(refers(tx, &self.namespace, &resource)?);
                 swept.spared.insert(resource);
             }

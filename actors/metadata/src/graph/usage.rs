@@ -56,8 +56,8 @@ pub fn usage(view: &View, now: Timestamp, measured: &HashMap<Bytes, u64>) -> Res
     // How many keep each; and who was the last that was seen to.
     let (mut keepers, mut last) = (vec![0usize; sizes.len()], vec![usize::MAX; sizes.len()]);
     let mut lost: Vec<(Namespace, Vec<usize>)> = Vec::new();
-    for record in namespaces::list(view, None, usize::MAX)? {
-        let graph = Graph::read(view, &record.name, now)?;
+    for namespace in namespaces::names(view)? {
+        let graph = Graph::read(view, &namespace, now)?;
         let own = |node: usize| match (&graph.nodes[node].resource, graph.nodes[node].dir) {
             (Resource::Content(digest), _) => ids.get(&Bytes::Blob(digest.clone())).copied(),
             (Resource::Snapshot { driver, .. }, Some(dir)) => {
@@ -87,11 +87,11 @@ pub fn usage(view: &View, now: Timestamp, measured: &HashMap<Bytes, u64>) -> Res
                 next.extend(here.parent);
                 next.extend(here.refers.iter().filter(|_| !flat));
             }
-            let owner = Owner { namespace: record.name.clone(), root: Some(root.clone()), alone: 0, shared: 0 };
+            let owner = Owner { namespace: namespace.clone(), root: Some(root.clone()), alone: 0, shared: 0 };
             owners.push((owner, keeps));
         }
         let left = (0..graph.nodes.len()).filter(|node| graph.nodes[*node].exists && !kept[*node]).filter_map(own);
-        lost.push((record.name, left.collect()));
+        lost.push((namespace, left.collect()));
     }
     let mut usage = Usage::default();
     for (mut owner, keeps) in owners {

@@ -14,6 +14,8 @@ use crate::{
 
 /// How deep grants may lie: each has its own key, which holds the ids of all above it.
 pub const DEEP: usize = 16;
+/// How many may come from one that nobody holds a grant above, at whatever depth: each is a row, and kept in memory.
+pub const MOST: usize = 1024;
 /// The most bytes of a label.
 const LABEL: usize = 256;
 
@@ -142,6 +144,11 @@ pub fn create(tx: &mut Tx<'_>, above: &[GrantId], mut grant: Grant) -> Result<Gr
     }
     if !above.is_empty() {
         get(tx, above)?;
+        if below(tx, &above[..1])? >= MOST {
+            let why =
+                format!("has {MOST} grants that come from it, which is all that may: revoke some that nobody needs");
+            return Err(Error::resource_exhausted("grant", above[0], why));
+        }
     }
     let path = [above, &[grant.id]].concat();
     if find(tx, &path)?.is_some() {
@@ -150,6 +157,18 @@ pub fn create(tx: &mut Tx<'_>, above: &[GrantId], mut grant: Grant) -> Result<Gr
     grant.created = tx.now();
     super::save(tx, &key(&path), &grant)?;
     Ok(grant)
+}
+
+/// How many come from the grant at the end of a path; no more than [`MOST`] are counted.
+fn below(read: &dyn Read, path: &[GrantId]) -> Result<usize> {
+    let mut prefix = key(path);
+    prefix.push(0);
+    let mut count = 0;
+    table::scan(read, Table::GRANTS, &prefix, None, &mut |_, _| {
+        count += 1;
+        Ok(if count < MOST { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+    })?;
+    Ok(count)
 }
 
 /// How many containers there are that were made through a grant or through those that come from it; no more than `most` are

@@ -24,6 +24,21 @@ pub struct Ingest {
     /// The grants through which it was begun, the outermost first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub made_by: Vec<GrantId>,
+    /// How far its hash is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hashed: Option<Hashed>,
+}
+
+/// The state of a hash half way, over bytes that were on disk before it was written down.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hashed {
+    /// How many bytes it covers, from the first on.
+    pub offset: u64,
+    /// What these come to.
+    pub digest: Digest,
+    /// The state, which goes on with what follows.
+    #[serde(with = "serde_bytes")]
+    pub state: Vec<u8>,
 }
 
 impl Record for Ingest {
@@ -69,7 +84,7 @@ pub fn create(
     }
     let (id, now) = (tx.next("ingest", 1)?, tx.now());
     let made_by = tx.authority().grants.to_vec();
-    let ingest = Ingest { reference, id, expected, total, started: now, updated: now, made_by };
+    let ingest = Ingest { reference, id, expected, total, started: now, updated: now, made_by, hashed: None };
     super::save(tx, &codec::key(&[ns, &ingest.reference]), &ingest)?;
     Ok(ingest)
 }
@@ -80,9 +95,31 @@ pub fn update(tx: &mut Tx<'_>, ns: &Namespace, mut ingest: Ingest) -> Result<Ing
     ingest.id = old.id;
     ingest.started = old.started;
     ingest.made_by = old.made_by;
+    ingest.hashed = old.hashed;
     ingest.updated = tx.now();
     super::save(tx, &codec::key(&[ns, &ingest.reference]), &ingest)?;
     Ok(ingest)
+}
+
+/// Notes how far the hash of this very ingest is kept, or that it isn't any more; nothing if another has its reference by now.
+pub fn keep(tx: &mut Tx<'_>, ns: &Namespace, reference: &str, id: u64, hashed: Option<Hashed>) -> Result<()> {
+    let Some(mut ingest) = find(tx, ns, reference)?.filter(|ingest| ingest.id == id && ingest.hashed != hashed) else {
+        return Ok(());
+    };
+    ingest.hashed = hashed;
+    super::save(tx, &codec::key(&[ns, reference]), &ingest)
+}
+
+/// Has all of them be hashed anew when they are gone on with: rows that were found in a damaged file may be older than the bytes.
+pub(crate) fn keep_none(tx: &mut Tx<'_>) -> Result<()> {
+    for key in super::keys(tx, Table::INGESTS, b"")? {
+        let Some(mut ingest) = super::find::<Ingest>(tx, &key)?.filter(|ingest| ingest.hashed.is_some()) else {
+            continue;
+        };
+        ingest.hashed = None;
+        super::save(tx, &key, &ingest)?;
+    }
+    Ok(())
 }
 
 /// Ends an ingest: committed or aborted.

@@ -207,7 +207,7 @@ pub(crate) fn hold_by_hand(tx: &mut Tx<'_>, ns: &Namespace, resource: &Resource)
 pub(crate) fn hold_all(tx: &mut Tx<'_>) -> Result<()> {
     for namespace in namespaces::list(tx, None, usize::MAX)? {
         let graph = Graph::read(tx, &namespace.name, tx.now())?;
-        let left: Vec<_> = graph.garbage().into_iter().map(|node| node.resource.clone()).collect();
+        let left: Vec<_> = graph.unkept().into_iter().map(|node| node.resource.clone()).collect();
         left.iter().try_for_each(|resource| hold_by_hand(tx, &namespace.name, resource))?;
     }
     Ok(())

@@ -9,6 +9,7 @@ pub mod audit;
 pub mod check;
 pub mod containers;
 pub mod content;
+pub mod credentials;
 pub mod events;
 pub mod grants;
 pub mod images;
@@ -67,6 +68,18 @@ pub(crate) fn page<R: Record>(read: &dyn Read, prefix: &[u8], after: Option<&str
 pub(crate) fn visit<R: Record>(read: &dyn Read, prefix: &[u8], each: &mut dyn FnMut(R)) -> Result<()> {
     table::scan(read, R::TABLE, prefix, None, &mut |key, value| {
         each(codec::decode(R::KIND, key, value)?);
+        Ok(ControlFlow::Continue(()))
+    })
+}
+
+/// The same with their keys, and with what can't be read among them.
+pub(crate) fn visit_all<R: Record>(
+    read: &dyn Read,
+    prefix: &[u8],
+    each: &mut dyn FnMut(&[u8], Result<R>),
+) -> Result<()> {
+    table::scan(read, R::TABLE, prefix, None, &mut |key, value| {
+        each(key, codec::decode(R::KIND, key, value));
         Ok(ControlFlow::Continue(()))
     })
 }

@@ -47,6 +47,12 @@ pub fn list(read: &dyn Read, after: Option<&str>, max: usize) -> Result<Vec<Name
     super::page(read, b"", after, max)
 }
 
+/// The names of all of them, also of one whose record can't be read.
+pub fn names(read: &dyn Read) -> Result<Vec<Namespace>> {
+    let names = super::keys(read, Table::NAMESPACES, b"")?.into_iter();
+    Ok(names.filter_map(|key| Namespace::new(String::from_utf8(key).ok()?).ok()).collect())
+}
+
 /// Fails unless the namespace exists: the first line of every other create.
 pub fn require(read: &dyn Read, name: &Namespace) -> Result<()> {
     match read.get(Table::NAMESPACES, name.as_bytes())? {
@@ -100,7 +106,7 @@ pub struct Emptied {
 }
 
 /// Removes a namespace in which nothing is left that somebody named. What images that are gone left in it, blobs and links
-/// to layers, goes with it, and so do its ingests.
+/// to layers, goes with it, and so do its ingests and its credentials.
 pub fn delete(tx: &mut Tx<'_>, name: &Namespace) -> Result<Emptied> {
     get(tx, name)?;
     if *name == Namespace::default_namespace() {
@@ -122,7 +128,7 @@ pub fn delete(tx: &mut Tx<'_>, name: &Namespace) -> Result<Emptied> {
         return Err(given_out(name, first, others.len()));
     }
     let emptied = Emptied { snapshots: unlink_layers(tx, name)?, blobs: unlink_blobs(tx, name)? };
-    for table in [Table::INGESTS, Table::HELD] {
+    for table in [Table::INGESTS, Table::HELD, Table::CREDENTIALS] {
         for key in super::keys(tx, table, &prefix)? {
             tx.remove(table, &key)?;
         }

@@ -51,8 +51,7 @@ fn collect(shared: &Shared, store: &mut Store) -> Result<u64> {
     let collection = shared.spared().begin();
     let view = shared.read()?;
     let graph = Graph::read(&view, &default(), Timestamp::now())?;
-    let garbage = graph.garbage().into_iter().map(|node| node.resource.clone());
-    let sweep = Arc::new(Mutex::new(Sweep::new(collection, default(), garbage.collect())));
+    let sweep = Arc::new(Mutex::new(Sweep::new(collection, default(), &graph)));
     let mut gone = 0;
     while !sweep.lock().unwrap().is_done() {
         let swept = Arc::new(Mutex::new(Swept::default()));

@@ -9,7 +9,7 @@ use super::*;
 use crate::{
     rebuild::Replacement,
     records::{
-        attachments, check, containers, content, grants, images, ingests, leases, namespaces,
+        attachments, check, containers, content, credentials, grants, images, ingests, leases, namespaces,
         snapshots::{self, Kind, Snapshot},
         tasks,
     },
@@ -20,6 +20,7 @@ const OLD: &[(&str, &[u8])] = &[
     ("2", include_bytes!("formats/2.redb.gz")),
     ("3", include_bytes!("formats/3.redb.gz")),
     ("4", include_bytes!("formats/4.redb.gz")),
+    ("5", include_bytes!("formats/5.redb.gz")),
 ];
 
 /// One of each.
@@ -38,6 +39,8 @@ fn fill(tx: &mut Tx<'_>) -> Result<()> {
     containers::create(tx, &ns, container)?;
     tasks::create(tx, &ns, tasks::Task::new(id("box"), "shim"))?;
     leases::create(tx, &ns, leases::Lease::new(name("lease")))?;
+    let kind = credentials::Kind::Identity;
+    credentials::put(tx, &ns, credentials::Credential::new("h.io:5000".into(), String::new(), kind, "s3cret"))?;
     let above = grants::create(tx, &[], grants::Grant::new(GrantId(1), ns.clone(), Caveats::none()))?;
     grants::create(tx, &[above.id], grants::Grant::new(GrantId(2), ns, Caveats::none())).map(drop)
 }
@@ -97,6 +100,13 @@ fn a_file_of_every_older_format_is_read_and_goes_on() {
             let paths: Vec<_> = grants::list(&view, &[], None, 9).unwrap().into_iter().map(|(path, _)| path).collect();
             let both = vec![vec![GrantId(1)], vec![GrantId(1), GrantId(2)]];
             assert_eq!(paths, if since { both } else { Vec::new() }, "version {version}");
+            let stored = credentials::find(&view, &ns, "h.io:5000").unwrap();
+            let since = version == "now" || version.parse::<u64>().is_ok_and(|version| version >= 6);
+            assert_eq!(
+                stored.as_ref().map(credentials::Credential::secret),
+                since.then_some("s3cret"),
+                "version {version}"
+            );
             assert_eq!(check::all(&view).unwrap(), [], "version {version}");
             assert_eq!(*known.get_or_insert_with(|| instance(&shared)), instance(&shared));
             drop(view);

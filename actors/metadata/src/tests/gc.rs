@@ -9,7 +9,7 @@ use cofferdam_types::{Any, Authority, Code, Descriptor, Labels, Namespace, Resul
 
 use super::{Fixture, default, digest, id, labels, name};
 use crate::{
-    Read, Tx,
+    Read, Table, Tx, codec,
     graph::{Bytes, Explanation, Graph, Owner, Root, Step, Subject, Sweep, end_leases, explain, usage},
     records::{
         Resource,
@@ -133,7 +133,7 @@ fn step(f: &mut Fixture, dice: &mut Dice, dir: &mut u64) {
             17 => {
                 let mut lease = Lease::new(name(&x));
                 lease.expires = ends;
-                if labels.len() > 1 {
+                if !labels.is_empty() {
                     lease.labels.insert(leases::FLAT.into(), "1".into());
                 }
                 match leases::find(tx, &ns, &x)? {
@@ -214,12 +214,11 @@ fn collect(f: &mut Fixture, slice: usize, mut meanwhile: impl FnMut(&mut Fixture
     let view = f.view();
     for ns in [default(), other()] {
         let graph = Graph::read(&view, &ns, Timestamp::now()).unwrap();
-        let garbage = graph.garbage().into_iter().map(|node| node.resource.clone()).collect();
         let ended = graph.ended().to_vec();
         let space = ns.clone();
+        let sweep = Arc::new(Mutex::new(Sweep::new(collection, ns.clone(), &graph)));
         meanwhile(f);
         f.write(move |tx| end_leases(tx, &space, &ended)).unwrap();
-        let sweep = Arc::new(Mutex::new(Sweep::new(collection, ns.clone(), garbage)));
         while !sweep.lock().unwrap().is_done() {
             meanwhile(f);
             let theirs = sweep.clone();
@@ -289,6 +288,120 @@ fn nothing_reachable_is_ever_removed_whatever_is_written_meanwhile() {
         removed += begun.saturating_sub(present(&view, &default()).len());
     }
     assert!(removed > 300 && spared > 20, "the histories don't reach what they are for: {removed} {spared}");
+}
+
+/// What a flat lease alone keeps the mark reaches, and goes no further: if something refers to it while the collection goes on, what
+/// it refers to in its turn stays too.
+#[test]
+fn what_lies_behind_a_flat_lease_stays_once_something_refers_to_it() {
+    let content = "containerd.io/gc.ref.content";
+    type Late = fn(&mut Tx<'_>) -> Result<()>;
+    let image: Late = |tx| images::create(tx, &default(), Image::new(name("late"), target("top"))).map(drop);
+    let whole: Late =
+        |tx| leases::update_fields(tx, &default(), "flat", &Labels::new(), None, &["labels".into()]).map(drop);
+    let lease: Late = |tx| {
+        leases::create(tx, &default(), Lease::new(name("late")))?;
+        leases::hold(tx, &default(), "late", &snapshot("over"))
+    };
+    for (late, stays) in [(image, "behind"), (whole, "behind"), (lease, "labelled")] {
+        let mut f = Fixture::new();
+        let labels = [format!("{content}.0={}", digest("middle")), format!("{content}={}", digest("behind"))];
+        f.write(move |tx| {
+            let mut lease = Lease::new(name("flat"));
+            lease.labels.insert(leases::FLAT.into(), "1".into());
+            leases::create(tx, &default(), lease)?;
+            content::create(tx, &default(), link("top", &labels[0]))?;
+            content::create(tx, &default(), link("middle", &labels[1]))?;
+            content::create(tx, &default(), link("behind", ""))?;
+            leases::hold(tx, &default(), "flat", &blob("top"))?;
+            for (dir, (key, parent)) in
+                [("labelled", None), ("under", None), ("over", Some("under"))].into_iter().enumerate()
+            {
+                let mut new = Snapshot::new("overlay", name(key), Kind::Committed, parent.map(name), dir as u64 + 1);
+                if key == "under" {
+                    new.labels = self::labels("containerd.io/gc.ref.snapshot.overlay=labelled");
+                }
+                snapshots::create(tx, &default(), new)?;
+            }
+            leases::hold(tx, &default(), "flat", &snapshot("over"))
+        })
+        .unwrap();
+        let mut late = Some(late);
+        collect(&mut f, 1, |f| {
+            if let Some(late) = late.take() {
+                f.write(late).unwrap();
+            }
+        });
+        let there = present(&f.view(), &default());
+        let stays = if stays == "behind" { blob("behind") } else { snapshot("labelled") };
+        assert!(there.contains(&stays), "{stays:?} is gone, of {there:?}");
+    }
+}
+
+/// Where a row can't be read, what it refers to can't be told from what nothing refers to.
+#[test]
+fn a_row_that_cant_be_read_keeps_its_namespace_and_no_other_from_being_collected() {
+    type Spoil = (Table, &'static [&'static str]);
+    let odd = digest("odd").to_string();
+    let odd: &'static str = Box::leak(odd.into_boxed_str());
+    let spoils: [Spoil; 5] = [
+        (Table::IMAGES, &["default", "shop"]),
+        (Table::CONTAINERS, &["default", "box"]),
+        (Table::CONTENT, Box::leak(Box::new(["default", odd]))),
+        (Table::SNAPSHOTS, &["default", "overlay", "top"]),
+        (Table::HELD, &["default", "", "something", "else"]),
+    ];
+    for (table, key) in spoils {
+        let mut f = Fixture::new();
+        shop(&mut f);
+        f.write(move |tx| {
+            namespaces::create(tx, &other(), &Labels::new())?;
+            content::create(tx, &other(), link("loose", ""))?;
+            let mut lease = Lease::new(name("over"));
+            lease.expires = Some(Timestamp(1));
+            leases::create(tx, &default(), lease)?;
+            tx.put(table, &codec::key(key), b"\xff")
+        })
+        .unwrap();
+        let graph = Graph::read(&f.view(), &default(), Timestamp::now()).unwrap();
+        assert!(graph.is_blind() && graph.unreadable().len() == 1 && graph.garbage().is_empty(), "{key:?}");
+        assert_eq!(graph.unreadable()[0].code, Code::DataLoss);
+        assert_eq!(graph.ended(), [name("over")], "leases end all the same");
+        let before = present_of(&graph);
+        collect(&mut f, 2, |_| ());
+        let after = Graph::read(&f.view(), &default(), Timestamp::now()).unwrap();
+        assert_eq!(present_of(&after), before, "{key:?}: something may have been referred to");
+        assert!(present(&f.view(), &other()).is_empty(), "{key:?}: the others are collected");
+        let ask = |resource| {
+            explain(&f.view(), f.shared.spared(), &default(), &Subject::Resource(resource), Timestamp::now()).unwrap()
+        };
+        let answer = ask(blob("odd"));
+        assert!(answer.stays && answer.why.contains("can't be read"), "{answer:?}");
+        usage(&f.view(), Timestamp::now(), &HashMap::new()).unwrap();
+    }
+}
+
+fn present_of(graph: &Graph) -> BTreeSet<Resource> {
+    graph.nodes().map(|node| node.resource.clone()).collect()
+}
+
+/// What leases hold is in rows of its own: one whose row can't be read counts as one without an end.
+#[test]
+fn a_lease_that_cant_be_read_holds_what_it_held_and_the_rest_is_collected() {
+    let mut f = Fixture::new();
+    f.write(|tx| {
+        for text in ["held", "loose"] {
+            content::create(tx, &default(), link(text, ""))?;
+        }
+        leases::create(tx, &default(), Lease::new(name("l")))?;
+        leases::hold(tx, &default(), "l", &blob("held"))?;
+        tx.put(Table::LEASES, &codec::key(&["default", "l"]), b"\xff")
+    })
+    .unwrap();
+    let graph = Graph::read(&f.view(), &default(), Timestamp::now()).unwrap();
+    assert!(!graph.is_blind() && graph.unreadable().len() == 1);
+    collect(&mut f, 1, |_| ());
+    assert_eq!(Vec::from_iter(present(&f.view(), &default())), [blob("held")]);
 }
 
 fn link(text: &str, labels: &str) -> Link {

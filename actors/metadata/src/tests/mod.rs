@@ -3,6 +3,7 @@
 mod actor;
 mod check;
 mod crash;
+mod credentials;
 mod damage;
 mod disk;
 mod formats;

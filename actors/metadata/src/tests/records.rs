@@ -572,3 +572,28 @@ fn labels_refer_as_in_the_reference() {
     let snapshot = Resource::Snapshot { driver: "overlay".into(), key: name("key") };
     assert_eq!(Resource::from_labels(&labels(&text)), [Resource::Content(d.clone()), Resource::Content(d), snapshot]);
 }
+
+// A holder who passes his grant on fills neither the tables nor the memory with what comes of that.
+#[test]
+fn so_many_come_from_one_grant_and_no_more() {
+    use cofferdam_types::{Caveats, GrantId};
+
+    use crate::records::grants::{self, Grant, MOST};
+    let mut f = Fixture::new();
+    let grant = |n: u128| Grant::new(GrantId(n), default(), Caveats::none());
+    f.write(move |tx| {
+        grants::create(tx, &[], grant(1))?;
+        grants::create(tx, &[GrantId(1)], grant(2))?;
+        // At whatever depth.
+        (3..MOST as u128 + 2).try_for_each(|n| grants::create(tx, &[GrantId(1), GrantId(2)], grant(n)).map(drop))
+    })
+    .unwrap();
+    for above in [vec![GrantId(1)], vec![GrantId(1), GrantId(2)]] {
+        let error = code(f.write(move |tx| grants::create(tx, &above, grant(9999)).map(drop)), Code::ResourceExhausted);
+        assert!(error.message.contains("revoke some"), "{error}");
+    }
+    // What the operator makes himself is his affair, and a place that is free again can be taken.
+    f.write(move |tx| grants::create(tx, &[], grant(9999)).map(drop)).unwrap();
+    f.write(move |tx| grants::delete(tx, &[GrantId(1), GrantId(2), GrantId(7)]).map(drop)).unwrap();
+    f.write(move |tx| grants::create(tx, &[GrantId(1)], grant(8888)).map(drop)).unwrap();
+}

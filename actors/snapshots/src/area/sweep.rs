@@ -9,7 +9,7 @@ use nix::{
     sys::stat::{Mode, mkdirat},
 };
 
-use super::{Area, Known, lock, make_scratch, name, numbers};
+use super::{Area, Known, lock, make_scratch, name, numbers, sync};
 use crate::walk::{names, open_dir};
 
 /// So many are told of one by one.
@@ -103,9 +103,10 @@ impl Area {
         let failed = |e: Errno| Error::io("snapshot", id, "put a tree in its place", &e.into());
         let place = unfinished(id);
         self.trash.take(self.dir.as_fd(), &place)?;
+        let witness = self.witness()?;
         self.make_as(&place, id, false, parent)?;
         if parent.is_some() && !self.driver.detached() {
-            self.sync()?;
+            sync(&witness)?;
         }
         let made = open_dir(self.dir.as_fd(), &place).map_err(failed)?;
         match mkdirat(&self.dir, name(id).as_c_str(), Mode::S_IRWXU) {

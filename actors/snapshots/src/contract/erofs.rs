@@ -305,7 +305,7 @@ fn a_layer_that_cannot_be_settled_keeps_no_other_from_it() {
             let _ = fs::write(&odd, "no directory");
             Ok(())
         };
-        all.commit_layers(&Authority::system(), &ns(), ON, layers, spoil).await.unwrap();
+        all.commit_layers(&Authority::system(), &ns(), ON, layers, None, spoil).await.unwrap();
         assert!(first.join("fs").exists(), "it was spoiled");
         assert_eq!(names(&second), ["image", "layer"]);
         world.kernel.stop().await;

@@ -32,7 +32,7 @@ fn a_layer_is_replaced_under_those_who_lie_on_it() {
             fill(&stage, "wrong");
             let layer = ChainLayer { chain: chain.clone(), parent: None, labels: Labels::new(), stage: Some(stage) };
             let auth = Authority::system();
-            all.commit_layers(&auth, &ns(), driver, vec![layer], |_| Ok(())).await.unwrap();
+            all.commit_layers(&auth, &ns(), driver, vec![layer], None, |_| Ok(())).await.unwrap();
             let dir = suite.stat(&key).unwrap().dir;
             let again = async |text: &str| {
                 let stage = all.stage_again(driver, &chain, None).await.unwrap();
@@ -116,7 +116,9 @@ fn a_layer_is_not_made_of_a_tree_that_was_replaced_meanwhile() {
             };
             let stage = begin(&low, None).await;
             fill(&stage, "wrong");
-            all.commit_layers(&auth, &ns(), driver, vec![layer(&low, None, Some(stage))], |_| Ok(())).await.unwrap();
+            all.commit_layers(&auth, &ns(), driver, vec![layer(&low, None, Some(stage))], None, |_| Ok(()))
+                .await
+                .unwrap();
             let dir = all.stat(&ns(), driver, &name(&low.to_string())).unwrap().dir;
             let (stage, again) = (begin(&high, Some(&low)).await, all.stage_again(driver, &low, None).await.unwrap());
             fill(&again, "right");
@@ -124,12 +126,12 @@ fn a_layer_is_not_made_of_a_tree_that_was_replaced_meanwhile() {
 
             let copied = !all.detached(driver).unwrap();
             let chain = vec![layer(&low, None, None), layer(&high, Some(&low), Some(stage))];
-            let made = all.commit_layers(&auth, &ns(), driver, chain, |_| Ok(())).await;
+            let made = all.commit_layers(&auth, &ns(), driver, chain, None, |_| Ok(())).await;
             assert_eq!(made.err().map(|error| error.code), copied.then_some(Code::Unavailable), "{driver}");
             if copied {
                 let chain =
                     vec![layer(&low, None, None), layer(&high, Some(&low), Some(begin(&high, Some(&low)).await))];
-                all.commit_layers(&auth, &ns(), driver, chain, |_| Ok(())).await.unwrap();
+                all.commit_layers(&auth, &ns(), driver, chain, None, |_| Ok(())).await.unwrap();
             }
             let suite = Suite { world: &world, driver };
             let on = suite.prepare("on", Some(&high.to_string())).await.unwrap();

@@ -91,7 +91,7 @@ fn what_can_not_have_fs_verity_is_not_committed_and_stays_as_it_was() {
                 let layer =
                     ChainLayer { chain: chain.clone(), parent: None, labels: Labels::new(), stage: Some(stage) };
                 let auth = Authority::system();
-                let refused = all.commit_layers(&auth, &ns(), driver, vec![layer], |_| Ok(())).await;
+                let refused = all.commit_layers(&auth, &ns(), driver, vec![layer], None, |_| Ok(())).await;
                 assert_refused(&refused.unwrap_err(), driver, says);
                 until_empty(&world);
                 assert!(!all.has_layer(driver, &chain).unwrap());

@@ -5,6 +5,7 @@ use cofferdam_types::Authority;
 
 use super::{Core, Digest, Result, stage};
 use crate::{
+    area,
     messages::{ReplaceLayer, StageAgain},
     stage::{Base, Stage, Turn},
 };
@@ -27,9 +28,9 @@ impl Core {
         self.settled().await;
         let ReplaceLayer { driver, stage, old, lost } = m;
         let area = self.depot(&driver)?.area.clone();
-        let (sealing, dir) = (area.clone(), stage.dir());
+        let (sealing, dir, witness) = (area.clone(), stage.dir(), stage.witness());
         let seal = move || {
-            sealing.sync()?;
+            area::sync(&witness)?;
             let usage = sealing.usage(dir)?;
             sealing.seal(dir).map(|()| usage)
         };

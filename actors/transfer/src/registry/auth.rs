@@ -3,7 +3,7 @@
 //! A secret is bound to the registry that it was given for. It goes to another host only as a token request, over
 //! https, and only to a realm that is trusted (negative test D3); it never appears in an error or in a log (D8).
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use cofferdam_types::{Error, Result};
@@ -37,7 +37,16 @@ impl Credentials {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Challenge {
     Basic,
-    Bearer { realm: String, service: Option<String>, scope: Option<String>, error: Option<String> },
+    Bearer(Bearer),
+}
+
+/// What a token is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Bearer {
+    pub realm: String,
+    pub service: Option<String>,
+    pub scope: Option<String>,
+    pub error: Option<String>,
 }
 
 /// The best challenge of a 401 that we can answer: Bearer before Basic.
@@ -46,7 +55,7 @@ pub(super) fn challenge(headers: &HeaderMap) -> Option<Challenge> {
     for value in headers.get_all("www-authenticate").iter().take(16) {
         for found in value.to_str().into_iter().flat_map(parse) {
             match found {
-                Challenge::Bearer { .. } => return Some(found),
+                Challenge::Bearer(_) => return Some(found),
                 Challenge::Basic => best = Some(found),
             }
         }
@@ -88,7 +97,7 @@ fn finish(out: &mut Vec<Challenge>, scheme: &str, params: &mut Vec<(String, Stri
         "bearer" => {
             if let Some(realm) = take("realm") {
                 let (service, scope, error) = (take("service"), take("scope"), take("error"));
-                out.push(Challenge::Bearer { realm, service, scope, error });
+                out.push(Challenge::Bearer(Bearer { realm, service, scope, error }));
             }
         }
         _ => {}
@@ -121,9 +130,17 @@ fn quoted(text: &str) -> Option<(String, &str)> {
 pub(super) struct TokenReply {
     token: Option<String>,
     access_token: Option<String>,
+    expires_in: Option<serde_json::Value>,
 }
 
 impl TokenReply {
+    /// How long the token is good for, where that is said; a little less, so that it doesn't end on its way.
+    pub fn lasts(&self) -> Option<Duration> {
+        let seconds = self.expires_in.as_ref()?.as_f64()?;
+        let whole = Duration::try_from_secs_f64(seconds).ok().filter(|whole| !whole.is_zero())?;
+        Some(whole.saturating_sub((whole / 10).min(Duration::from_secs(10))))
+    }
+
     /// The header that the token makes.
     pub fn header(self, realm_host: &str) -> Result<String> {
         let token = self.token.or(self.access_token).filter(|t| !t.is_empty());
@@ -165,7 +182,7 @@ mod tests {
 
     fn bearer(realm: &str, service: Option<&str>, scope: Option<&str>) -> Challenge {
         let own = |s: Option<&str>| s.map(str::to_owned);
-        Challenge::Bearer { realm: realm.into(), service: own(service), scope: own(scope), error: None }
+        Challenge::Bearer(Bearer { realm: realm.into(), service: own(service), scope: own(scope), error: None })
     }
 
     #[test]
@@ -212,5 +229,10 @@ mod tests {
         assert_eq!(reply.header("h").unwrap(), "Bearer abc");
         let reply: TokenReply = serde_json::from_str("{\"token\":\"a\\r\\nX: y\"}").unwrap();
         assert!(reply.header("h").is_err());
+        for (text, lasts) in [("300", Some(290)), ("60.0", Some(54)), ("0", None), ("-1", None), ("\"x\"", None)] {
+            let reply: TokenReply =
+                serde_json::from_str(&format!("{{\"token\":\"a\",\"expires_in\":{text}}}")).unwrap();
+            assert_eq!(reply.lasts(), lasts.map(Duration::from_secs), "{text}");
+        }
     }
 }

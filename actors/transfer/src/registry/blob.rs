@@ -11,28 +11,47 @@ use ureq::{
     http::{HeaderMap, Method, Uri},
 };
 
-use super::{Ask, Repository, http::cause};
+use super::{Ask, Repository, http::cause, retry};
 
 /// Progress that makes up for the failures before it.
 const PROGRESS: u64 = 1 << 20;
+/// So many times what a connection may be silent for a blob may bring nothing: after the first silence it is asked for once more.
+const PATIENCE: u32 = 2;
 /// Foreign URLs of a descriptor that are tried.
 const MAX_URLS: usize = 4;
 
-/// A blob from an offset to its end. Its errors carry a [`cofferdam_types::Error`] (see [`crate::from_io`]).
+/// A blob from an offset to its end, or a part of it. Its errors carry a [`cofferdam_types::Error`] (see [`crate::from_io`]).
 pub struct BlobStream<'a> {
     repository: &'a Repository,
     descriptor: Descriptor,
     body: Option<BodyReader<'static>>,
     offset: u64,
+    end: u64,
+    /// Whether only the part is wanted, however it comes otherwise.
+    only: bool,
     failures: u32,
     /// Where the present count of failures began.
     since: u64,
+    /// When the last byte came.
+    heard: Instant,
+    /// How long the registry wants to be left alone.
+    asked: Option<Duration>,
     pace: Pace,
 }
 
 impl<'a> BlobStream<'a> {
     pub(super) fn open(repository: &'a Repository, descriptor: &Descriptor, offset: u64) -> Result<BlobStream<'a>> {
-        if offset > descriptor.size {
+        BlobStream::part(repository, descriptor, offset, descriptor.size, false)
+    }
+
+    pub(super) fn part(
+        repository: &'a Repository,
+        descriptor: &Descriptor,
+        offset: u64,
+        end: u64,
+        only: bool,
+    ) -> Result<BlobStream<'a>> {
+        if offset > end || end > descriptor.size {
             return Err(Error::out_of_range("blob", &descriptor.digest, "begins behind its end"));
         }
         let limits = &repository.http.limits;
@@ -41,14 +60,23 @@ impl<'a> BlobStream<'a> {
             descriptor: descriptor.clone(),
             body: None,
             offset,
+            end,
+            only,
             failures: 0,
             since: offset,
+            heard: Instant::now(),
+            asked: None,
             pace: Pace { window: limits.pace, least: limits.pace_bytes, spent: Duration::ZERO, bytes: 0 },
         };
-        if offset < descriptor.size {
+        if offset < end {
             stream.connect_again()?;
         }
         Ok(stream)
+    }
+
+    /// Where it ends: behind the part that was asked for if the registry doesn't send parts.
+    pub fn end(&self) -> u64 {
+        self.end
     }
 
     /// Connects, and where that fails in a way that may pass, again after a while.
@@ -78,13 +106,15 @@ impl<'a> BlobStream<'a> {
         self.since = self.offset;
         self.failures += 1;
         let limits = &self.repository.http.limits;
-        if self.failures >= limits.attempts {
+        let silent = self.heard.elapsed() >= limits.idle * PATIENCE;
+        let asked = self.asked.take();
+        if self.failures >= limits.attempts || silent || asked.is_some_and(|asked| asked > limits.patience) {
             let (done, size) = (self.offset, self.descriptor.size);
             return Err(error.context(format!("{} stopped at byte {done} of {size}", self.descriptor.digest)));
         }
         tracing::debug!(digest = %self.descriptor.digest, offset = self.offset, %error, "blob stopped half-way: resuming");
         let pause = limits.backoff * 2u32.saturating_pow(self.failures - 1);
-        self.repository.cancel.wait(pause)
+        self.repository.cancel.wait(pause.max(asked.unwrap_or_default()))
     }
 
     /// One connection that stands at `self.offset`.
@@ -95,7 +125,8 @@ impl<'a> BlobStream<'a> {
         if error.code != Code::NotFound {
             return Err(error);
         }
-        for url in self.descriptor.urls.iter().take(MAX_URLS) {
+        let urls: Vec<String> = self.descriptor.urls.iter().take(MAX_URLS).cloned().collect();
+        for url in &urls {
             // A foreign host gets the request and nothing else of ours (D1).
             if let Ok(uri) = url.parse::<Uri>()
                 && let Ok(body) = self.request(uri, false)
@@ -106,27 +137,38 @@ impl<'a> BlobStream<'a> {
         Err(error)
     }
 
-    fn request(&self, uri: Uri, ours: bool) -> Result<BodyReader<'static>> {
+    fn request(&mut self, uri: Uri, ours: bool) -> Result<BodyReader<'static>> {
         let http = &self.repository.http;
-        let range = (self.offset > 0).then_some(self.offset);
-        let response = http.send(&Ask { range, ours, ..Ask::of(Method::GET, uri) })?;
+        let whole = self.offset == 0 && self.end == self.descriptor.size;
+        let range = (!whole).then_some(self.offset);
+        let until = (self.end < self.descriptor.size).then_some(self.end);
+        let response = http.send(&Ask { range, until, ours, ..Ask::of(Method::GET, uri) })?;
         let bad = |what: String| http.error(Error::data_loss, format!("{what} for {}", self.descriptor.digest));
-        let (size, left) = (self.descriptor.size, self.descriptor.size - self.offset);
+        let size = self.descriptor.size;
         let skip = match response.status().as_u16() {
+            200 if self.only => return Err(http.error(Error::unimplemented, "sends blobs as a whole alone")),
             // The whole thing, though a part was asked for: what is here already is read past.
-            200 => self.offset,
+            200 => {
+                self.end = size;
+                self.offset
+            }
             206 if range.is_some() => {
-                let wanted = (self.offset, size - 1, size);
+                let wanted = (self.offset, self.end - 1, size);
                 if content_range(response.headers()) != Some(wanted) {
                     return Err(bad("sent another range than the one asked".into()));
                 }
                 0
             }
             206 => return Err(bad("sent a part when asked for the whole".into())),
+            429 | 503 => {
+                self.asked = retry::after(response.headers());
+                return Err(http.unexpected("blob", response));
+            }
             416 => return Err(bad(format!("has less than the {size} bytes that the manifest says"))),
             _ => return Err(http.unexpected("blob", response)),
         };
         let length = response.headers().get("content-length").and_then(|l| l.to_str().ok()?.parse::<u64>().ok());
+        let left = self.end - self.offset;
         if let Some(length) = length
             && length != left + skip
         {
@@ -153,7 +195,7 @@ impl<'a> BlobStream<'a> {
 
     fn read_some(&mut self, buffer: &mut [u8]) -> Result<usize> {
         loop {
-            let left = self.descriptor.size - self.offset;
+            let left = self.end - self.offset;
             if left == 0 {
                 return Ok(0);
             }
@@ -168,7 +210,8 @@ impl<'a> BlobStream<'a> {
                 Ok(0) => self.repository.http.error(Error::unavailable, "hung up half-way"),
                 Ok(n) => {
                     self.offset += n as u64;
-                    if self.offset == self.descriptor.size {
+                    self.heard = Instant::now();
+                    if self.offset == self.end {
                         self.finish()?;
                     } else if self.pace.too_slow(before.elapsed(), n as u64) {
                         let error = self.repository.http.error(Error::unavailable, "sends too slowly to be alive");

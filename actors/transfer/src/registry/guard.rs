@@ -19,6 +19,8 @@ use ureq::{
     },
 };
 
+use super::proxy::Proxies;
+
 /// Scheme, host and port: credentials are bound to one of these.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Origin {
@@ -113,13 +115,15 @@ pub(super) fn check(origin: &Origin, named: &str) -> Result<()> {
 #[derive(Debug)]
 pub(super) struct GuardedResolver {
     pub named: Arc<str>,
+    /// The operator has named them too.
+    pub proxies: Proxies,
     pub inner: DefaultResolver,
 }
 
 impl Resolver for GuardedResolver {
     fn resolve(&self, uri: &Uri, config: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
         let found = self.inner.resolve(uri, config, timeout)?;
-        let named = uri.host().is_some_and(|host| bare(host) == *self.named);
+        let named = uri.host().is_some_and(|host| bare(host) == *self.named) || self.proxies.is_one(uri);
         let mut kept = self.empty();
         for address in found.iter().filter(|a: &&SocketAddr| refusal(a.ip(), named).is_none()) {
             kept.push(*address);
@@ -171,7 +175,11 @@ mod tests {
 
     #[test]
     fn d4_a_name_that_leads_inside_is_refused_after_the_lookup() {
-        let resolver = |named: &str| GuardedResolver { named: named.into(), inner: DefaultResolver::default() };
+        let resolver = |named: &str| GuardedResolver {
+            named: named.into(),
+            proxies: Proxies::default(),
+            inner: DefaultResolver::default(),
+        };
         let uri: Uri = "http://localhost:1/".parse().unwrap();
         let never = || NextTimeout {
             after: ureq::unversioned::transport::time::Duration::NotHappening,

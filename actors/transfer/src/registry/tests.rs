@@ -14,6 +14,8 @@ use crate::{
     testing::server::{Reply, Seen, Server, Then},
 };
 
+mod routes;
+
 fn limits() -> Limits {
     Limits {
         connect: Duration::from_secs(5),
@@ -387,6 +389,30 @@ fn m2_m4_manifests_that_are_not_what_they_should_be() {
     ] {
         let server = Server::new(move |_| Reply::ok(&*body).with("content-type", content_type));
         fails(resolve(&server, &endpoint()), code, word);
+    }
+}
+
+/// What is asked for by its digest is what leads to it says, and the document. A header that names the other manifest is a cache's
+/// that has forgotten it.
+#[test]
+fn m2_a_document_by_digest_is_what_its_descriptor_says() {
+    let bare: &[u8] = br#"{"schemaVersion":2}"#;
+    let docker = "application/vnd.docker.distribution.manifest.v2+json";
+    for (body, descriptor, header, taken) in [
+        (MANIFEST, media::OCI_MANIFEST, docker, true),
+        (MANIFEST, docker, docker, false),
+        (MANIFEST, media::OCI_INDEX, media::OCI_INDEX, false),
+        (bare, media::OCI_MANIFEST, docker, true),
+        (bare, media::OCI_INDEX, docker, false),
+        (bare, media::OCI_MANIFEST, "application/json", true),
+    ] {
+        let server = Server::new(move |_| Reply::ok(body).with("content-type", header));
+        let descriptor = Descriptor::new(descriptor, sha(body), body.len() as u64);
+        let got = repository(&server, &endpoint()).manifest(&descriptor);
+        match taken {
+            true => assert_eq!(got.unwrap(), body),
+            false => drop(fails(got, Code::DataLoss, "whose descriptor says")),
+        }
     }
 }
 

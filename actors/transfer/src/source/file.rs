@@ -7,6 +7,7 @@ use std::{
     sync::Arc,
 };
 
+use cofferdam_archive::Limits;
 use cofferdam_types::media::Compression;
 
 use super::walk::Input;
@@ -54,9 +55,6 @@ impl Input for Section {
     }
 }
 
-/// How much larger than its packed form an archive may be, once it has given more than `RATIO_FREE` (A15).
-const MAX_RATIO: u64 = 200;
-const RATIO_FREE: u64 = 256 << 20;
 /// The largest zstd window that is allocated: 128 MiB.
 const WINDOW_LOG: u32 = 27;
 const BUFFER: usize = 256 << 10;
@@ -65,6 +63,7 @@ const BUFFER: usize = 256 << 10;
 pub(crate) struct Outer<'a> {
     inner: Packed<'a>,
     given: u64,
+    limits: Limits,
 }
 
 enum Packed<'a> {
@@ -104,7 +103,7 @@ impl<'a> Outer<'a> {
                 Packed::Zstd(Box::new(decoder))
             }
         };
-        Ok((Outer { inner, given: 0 }, kind))
+        Ok((Outer { inner, given: 0, limits: Limits::default() }, kind))
     }
 
     fn taken(&self) -> u64 {
@@ -131,11 +130,12 @@ impl Read for Outer<'_> {
             _ => e,
         })?;
         self.given += n as u64;
-        if self.given > RATIO_FREE && self.given / MAX_RATIO > self.taken() {
+        // A15 of the negative tests.
+        if self.given > self.limits.ratio_free && self.given / self.limits.max_ratio > self.taken() {
             let error = cofferdam_types::Error::resource_exhausted(
                 "archive",
                 "",
-                format!("unpacks to more than {MAX_RATIO} times its size: refused as a bomb"),
+                format!("unpacks to more than {} times its size: refused as a bomb", self.limits.max_ratio),
             );
             return Err(io::Error::other(error));
         }
@@ -190,7 +190,7 @@ mod tests {
     // A15 of the negative tests.
     #[test]
     fn a15_a_bomb_is_refused() {
-        let zeros = zstd::encode_all(io::repeat(0).take(RATIO_FREE + (64 << 20)), 1).unwrap();
+        let zeros = zstd::encode_all(io::repeat(0).take(320 << 20), 1).unwrap();
         let (mut outer, _) = Outer::new(&zeros[..]).unwrap();
         let error = io::copy(&mut outer, &mut io::sink()).unwrap_err();
         let error = crate::from_io("archive", "", "", error);

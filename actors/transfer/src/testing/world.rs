@@ -15,7 +15,9 @@ use cofferdam_metadata::{Metadata, records};
 use cofferdam_snapshots::Snapshots;
 use cofferdam_types::{Authority, Code, Digest, Error, Labels, Name, Namespace, Platform, Result};
 
-use crate::{Arrived, Endpoint, ImportOptions, Job, Limits, PullOptions, Reference, Source, Transfer};
+use crate::{
+    Arrived, Bounds, Endpoint, ImportOptions, Job, Limits, PullOptions, Reference, Settings, Source, Transfer, Trust,
+};
 
 pub struct World {
     pub kernel: Kernel,
@@ -63,6 +65,10 @@ pub struct Holdings {
 
 impl World {
     pub async fn start() -> World {
+        World::with(Trust::none()).await
+    }
+
+    pub async fn with(trust: Trust) -> World {
         let root = tempfile::tempdir().unwrap();
         let kernel = Kernel::new().unwrap();
         let place = Placement::Shared("test");
@@ -70,9 +76,16 @@ impl World {
         let dir = OwnedFd::from(File::open(root.path()).unwrap());
         let content = Content::start(&kernel, place, meta.clone(), dir).unwrap();
         let snapshots = Snapshots::start(&kernel, place, meta.clone(), root.path(), Default::default()).unwrap();
-        let diff = Diff::start(&kernel, place, content.clone());
+        let diff = Diff::start(&kernel, place, content.clone(), Default::default());
         let images = Images::start(&kernel, place, meta.clone(), content.clone(), snapshots.clone(), diff);
-        let transfer = Transfer::start(&kernel, place, meta.clone(), content.clone(), images.clone());
+        let transfer = Transfer::start(
+            &kernel,
+            place,
+            meta.clone(),
+            content.clone(),
+            images.clone(),
+            Bounds { settings: Settings::default(), budget: Default::default(), trust },
+        );
         kernel.ready().await.unwrap();
         let make =
             |tx: &mut cofferdam_metadata::Tx<'_>| records::namespaces::create(tx, &second(), &Labels::new()).map(drop);
@@ -130,12 +143,7 @@ impl World {
     }
 
     pub async fn begin_pull(&self, ns: &Namespace, reference: &str, endpoint: Endpoint) -> Job {
-        let options = PullOptions {
-            reference: Reference::parse(reference).unwrap(),
-            platform: amd64(),
-            endpoint,
-            driver: Some("overlay".into()),
-        };
+        let options = pulling(reference, endpoint);
         self.transfer.pull(&auth(), ns, options).await.unwrap()
     }
 
@@ -156,6 +164,21 @@ impl World {
         drop(mounted);
         self.snapshots.remove(&auth(), &ns(), "overlay", &key).await.unwrap();
         text
+    }
+}
+
+pub fn pulling(reference: &str, endpoint: Endpoint) -> PullOptions {
+    PullOptions {
+        reference: Reference::parse(reference).unwrap(),
+        platform: amd64(),
+        platforms: Vec::new(),
+        all_platforms: false,
+        endpoint,
+        driver: Some("overlay".into()),
+        rate: 0,
+        zstd_window: 0,
+        chooser: None,
+        schema1: false,
     }
 }
 

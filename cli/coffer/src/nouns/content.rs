@@ -131,7 +131,7 @@ async fn ingest(cx: Cx) -> Result<i32, Failure> {
 }
 
 /// Makes a blob of a source. One that is here already only gets the labels.
-async fn store(
+pub async fn store(
     content: &Content,
     reference: &str,
     source: OwnedFd,

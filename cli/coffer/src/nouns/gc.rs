@@ -45,6 +45,10 @@ async fn gc(cx: Cx) -> Result<i32, Failure> {
     let leases = counted(report.leases, "lease");
     let (would, ended) = if dry { ("would go", "have ended") } else { ("are gone", "had ended") };
     line(&format!("{blobs} and {snapshots} {would}, {}; {leases} {ended}", show_size(report.bytes)))?;
+    if !report.unreadable.is_empty() {
+        line("\nrecords that can't be read: where one of them may refer to something, all stays in its namespace")?;
+        report.unreadable.iter().try_for_each(|unreadable| line(&format!("  {unreadable}")))?;
+    }
     Ok(0)
 }
 
@@ -86,9 +90,12 @@ async fn explain(cx: Cx) -> Result<i32, Failure> {
         let name = match step.kind.as_str() {
             "hand" => "made by hand".to_owned(),
             "label" => "the label containerd.io/gc.root".to_owned(),
+            "unreadable" => "a record that can't be read".to_owned(),
             kind => format!("{kind} {}", step.id),
         };
-        match step.by.is_empty() || matches!(answer.chain[0].kind.as_str(), "hand" | "label") && step.by == name {
+        match step.by.is_empty()
+            || matches!(answer.chain[0].kind.as_str(), "hand" | "label" | "unreadable") && step.by == name
+        {
             true => line(&format!("  {name}"))?,
             false => line(&format!("  -> {name}  ({})", step.by))?,
         }
@@ -131,6 +138,7 @@ async fn df(cx: Cx) -> Result<i32, Failure> {
             "hand" => "made by hand".to_owned(),
             "label" => "label containerd.io/gc.root".to_owned(),
             "nothing" => "nothing: goes with the next collection".to_owned(),
+            "unreadable" => "records that can't be read".to_owned(),
             kind => format!("{kind} {}", owner.id),
         };
         table.row([owner.namespace, name, show_size(owner.alone), show_size(owner.shared)]);

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use cofferdam_client::{ImageDetail, ImageInfo, ImportFormat, ImportOptions, PullOptions, PushOptions, Secret};
+use cofferdam_client::{ImageDetail, ImageInfo, ImportFormat, ImportOptions, PullOptions, PushOptions};
 use cofferdam_types::Platform;
 use serde::Serialize;
 
@@ -10,9 +10,14 @@ use crate::{
     args::{Args, Command, Positional, Times, many, switch, value},
     cx::{Cx, Table},
     failure::Failure,
-    nouns::{container::each, lease::LEASE},
+    nouns::{
+        container::each,
+        image_layout::Layout,
+        lease::LEASE,
+        login::{CA, CERT, KEY, NO_DOCKER, USER, own},
+    },
     progress::{self, short_name},
-    units::{show_age, show_size, size},
+    units::{moment, show_age, show_size, size},
 };
 
 /// `coffer image pull`.
@@ -21,16 +26,28 @@ pub static PULL: Command = Command {
     about: "get an image from a registry",
     positionals: &[Positional { name: "REFERENCE", times: Times::Once }],
     flags: &[
-        value("platform", None, "OS/ARCH[/VARIANT]", "other than the host's"),
-        value("user", Some('u'), "NAME", "for registries that ask; the password comes from COFFER_PASSWORD"),
-        value("ca", None, "FILE", "certificates (PEM) to trust besides the host's"),
+        many(
+            "platform",
+            None,
+            "OS/ARCH[/VARIANT]",
+            "other than the host's; of several the host's is unpacked, or the first",
+        ),
+        switch("all-platforms", None, "fetch all that there are, and unpack the host's"),
+        USER,
+        CA,
+        CERT,
+        KEY,
+        NO_DOCKER,
         switch("plain-http", None, "over http alone"),
         value("snapshotter", None, "NAME", "the driver to unpack into"),
         switch("no-unpack", None, "only fetch"),
+        value("rate", None, "SIZE", "fetch no more than this in a second, such as 5M"),
+        value("zstd-window", None, "SIZE", "take zstd layers that need so much memory to be read; 32M otherwise"),
+        switch("schema1", None, "manifests of docker's first schema too, which become OCI ones"),
         LEASE,
     ],
-    notes: "REFERENCE is host[:port]/path[:tag][@digest]. Progress goes to standard error, the image's name to standard\n\
-            output. ctrl-c cancels.",
+    notes: "REFERENCE is host[:port]/path[:tag][@digest]. Without --user the registry is shown what docker's config file has for it, and\n\
+            else what \"coffer login\" has stored. Progress goes to standard error, the image's name to standard output. ctrl-c cancels.",
     failure: 1,
     action: |cx| Box::pin(pull(cx)),
 };
@@ -41,36 +58,32 @@ async fn pull(cx: Cx) -> Result<i32, Failure> {
     names(&cx, progress::follow(&job).await?)
 }
 
-/// The certificates that `--ca` names.
-fn certificates(args: &Args) -> Result<Vec<u8>, Failure> {
-    match args.value("ca") {
-        Some(path) => std::fs::read(path).map_err(|e| Failure::io(&format!("--ca {path}"), e)),
-        None => Ok(Vec::new()),
-    }
-}
-
-/// The password of `--user`.
-fn secret(command: &str, args: &Args) -> Result<Secret, Failure> {
-    match args.value("user") {
-        None => Ok(Secret::default()),
-        // Never from the command line: that is there for all to read.
-        Some(_) => std::env::var("COFFER_PASSWORD").map(Secret).map_err(|_| {
-            let why = "--user needs the password in the environment variable COFFER_PASSWORD";
-            Failure::usage(format!("{command}: {why}"))
-        }),
-    }
-}
-
 fn pull_options(args: &Args) -> Result<PullOptions, Failure> {
+    let mut platforms = args.all("platform").to_vec();
+    if !platforms.is_empty() && args.has("all-platforms") {
+        return Err(Failure::usage("image pull: --all-platforms fetches those of --platform too: leave one out"));
+    }
+    // One alone is what is meant. Of several that counts which can run here.
+    let runs = |text: &String| text.parse().is_ok_and(|platform: Platform| Platform::host().accepts(&platform));
+    let first = platforms.iter().position(runs).unwrap_or(0);
+    let platform = if platforms.is_empty() { String::new() } else { platforms.remove(first) };
+    let own = own(args, args.at(0))?;
     Ok(PullOptions {
         reference: args.at(0).to_owned(),
-        platform: args.text("platform"),
+        platform,
+        platforms,
+        all_platforms: args.has("all-platforms"),
+        rate: args.read("rate", size)?.unwrap_or(0),
+        zstd_window: args.read("zstd-window", size)?.unwrap_or(0),
         plain_http: args.has("plain-http"),
-        user: args.text("user"),
-        secret: secret("image pull", args)?,
+        user: own.user,
+        secret: own.secret,
         driver: args.text("snapshotter"),
         fetch_only: args.has("no-unpack"),
-        ca_certificates: certificates(args)?,
+        ca_certificates: own.ca,
+        client_certificate: own.certificate,
+        client_key: own.key,
+        schema1: args.has("schema1"),
     })
 }
 
@@ -89,8 +102,11 @@ pub static PUSH: Command = Command {
     ],
     flags: &[
         value("platform", None, "OS/ARCH[/VARIANT]", "the image for this platform alone"),
-        value("user", Some('u'), "NAME", "for registries that ask; the password comes from COFFER_PASSWORD"),
-        value("ca", None, "FILE", "certificates (PEM) to trust besides the host's"),
+        USER,
+        CA,
+        CERT,
+        KEY,
+        NO_DOCKER,
         switch("plain-http", None, "over http alone"),
         value("chunk-size", None, "SIZE", "of a blob in one request; all of it otherwise"),
         many("mount-from", None, "PATH", "a repository of the same registry that may have its layers already"),
@@ -104,13 +120,16 @@ pub static PUSH: Command = Command {
 
 async fn push(cx: Cx) -> Result<i32, Failure> {
     let args = &cx.args;
+    let own = own(args, if args.at(1).is_empty() { args.at(0) } else { args.at(1) })?;
     let options = PushOptions {
         reference: args.at(1).to_owned(),
         platform: args.text("platform"),
         plain_http: args.has("plain-http"),
-        user: args.text("user"),
-        secret: secret("image push", args)?,
-        ca_certificates: certificates(args)?,
+        user: own.user,
+        secret: own.secret,
+        ca_certificates: own.ca,
+        client_certificate: own.certificate,
+        client_key: own.key,
         chunk: args.read("chunk-size", size)?.unwrap_or(0),
         mount_from: args.all("mount-from").to_vec(),
         foreign: args.has("all-layers"),
@@ -127,6 +146,10 @@ pub static IMPORT: Command = Command {
     flags: &[
         switch("rootfs", None, "PATH is a root file system: it becomes an image of one layer"),
         many("cmd", None, "WORD", "with --rootfs: a word of the image's command"),
+        many("change", Some('c'), "INSTRUCTION", "with --rootfs: something of the config, as in a Dockerfile"),
+        value("created", None, "TIME", "with --rootfs: when it says that it was made; now otherwise"),
+        value("author", Some('a'), "TEXT", "with --rootfs: who made it"),
+        value("message", Some('m'), "TEXT", "with --rootfs: what for"),
         value("platform", None, "OS/ARCH[/VARIANT]", "other than the host's"),
         value("snapshotter", None, "NAME", "the driver to unpack into"),
         switch("no-unpack", None, "only store"),
@@ -134,7 +157,8 @@ pub static IMPORT: Command = Command {
     ],
     notes: "PATH is an OCI layout or a docker archive, a directory or packed, or with --rootfs a directory or a tar archive;\n\
             - is standard input. NAME is needed where the archive names no image. Progress goes to standard error, the\n\
-            names of the images to standard output. ctrl-c cancels.",
+            names of the images to standard output. ctrl-c cancels. INSTRUCTION is as of \"coffer commit\". With --created the same\n\
+            files give the same image.",
     failure: 1,
     action: |cx| Box::pin(import(cx)),
 };
@@ -148,7 +172,15 @@ async fn import(cx: Cx) -> Result<i32, Failure> {
         driver: args.text("snapshotter"),
         no_unpack: args.has("no-unpack"),
         command: args.all("cmd").to_vec(),
+        changes: args.all("change").to_vec(),
+        created: args.read("created", moment)?.unwrap_or_default(),
+        author: args.text("author"),
+        comment: args.text("message"),
     };
+    if !args.has("rootfs") && ["cmd", "change", "created", "author", "message"].iter().any(|flag| args.has(flag)) {
+        let why = "image import: --cmd, --change, --created, --author and --message are for --rootfs: an image says these itself";
+        return Err(Failure::usage(why));
+    }
     if args.has("rootfs") && options.name.is_empty() {
         return Err(Failure::usage("image import: with --rootfs the NAME of the image must follow PATH"));
     }
@@ -170,12 +202,10 @@ pub static EXPORT: Command = Command {
     path: &["image", "export"],
     about: "write images into an archive",
     positionals: &[Positional { name: "NAME... FILE", times: Times::Many }],
-    flags: &[value(
-        "platform",
-        None,
-        "OS/ARCH[/VARIANT]",
-        "the images for this platform alone; all that is here otherwise",
-    )],
+    flags: &[
+        value("platform", None, "OS/ARCH[/VARIANT]", "the images for this platform alone; all that is here otherwise"),
+        switch("directory", Some('d'), "make FILE a directory, not an archive"),
+    ],
     notes: "An OCI layout in a tar archive, as \"coffer image import\" and others read it; \"docker load\" reads it too. The same images give\n\
             the same bytes. FILE must not be there; - is standard output. Progress goes to standard error. ctrl-c cancels.",
     failure: 1,
@@ -188,6 +218,12 @@ async fn export(cx: Cx) -> Result<i32, Failure> {
         _ => return Err(Failure::usage("image export: name the images, then the FILE to write")),
     };
     let images = cx.namespace().await?.images();
+    if cx.args.has("directory") {
+        let (layout, target) = Layout::begin(path)?;
+        return layout
+            .end(progress::follow(&images.export_fd(&names, &cx.args.text("platform"), target)).await)
+            .map(|_| 0);
+    }
     let target = match path {
         "-" => std::io::stdout().as_fd().try_clone_to_owned().map_err(|e| Failure::io("standard output", e))?,
         path => {

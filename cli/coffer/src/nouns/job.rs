@@ -1,5 +1,7 @@
 //! Jobs: pulls and imports, those of others too.
 
+use std::time::Duration;
+
 use cofferdam_client::{JobInfo, JobItem};
 use cofferdam_types::Digest;
 
@@ -8,8 +10,12 @@ use crate::{
     cx::{Cx, Table},
     failure::Failure,
     nouns::container::each,
+    progress,
     units::{show_age, show_size},
 };
+
+/// How often a change is told.
+const EVERY: Duration = Duration::from_millis(200);
 
 /// `coffer job ls`.
 pub static LS: Command = Command {
@@ -30,7 +36,11 @@ async fn ls(cx: Cx) -> Result<i32, Failure> {
     }
     let mut table = Table::new(&["JOB", "KIND", "SUBJECT", "STATE", "PROGRESS", "STARTED"]);
     for info in &list {
-        let state = if info.error.is_empty() { info.state.clone() } else { format!("{}: {}", info.state, info.error) };
+        let state = match (info.state.as_str(), info.error.as_str(), info.stage.as_str()) {
+            ("running", _, stage) if !stage.is_empty() => format!("running: {stage}"),
+            (state, "", _) => state.to_owned(),
+            (state, error, _) => format!("{state}: {error}"),
+        };
         let row =
             [info.id.clone(), info.kind.clone(), info.subject.clone(), state, progress(info), show_age(info.started)];
         table.row(row);
@@ -47,6 +57,33 @@ fn progress(info: &JobInfo) -> String {
     let counted = info.items.iter().filter(|item| !wholes || whole(item));
     let (done, total) = counted.fold((0, 0), |(done, total), item| (done + item.done, total + item.total));
     if total == 0 || done == total { show_size(done) } else { format!("{} / {}", show_size(done), show_size(total)) }
+}
+
+/// `coffer job watch`.
+pub static WATCH: Command = Command {
+    path: &["job", "watch"],
+    about: "show the progress of a job until it ends",
+    positionals: &[Positional { name: "JOB", times: Times::Once }],
+    flags: &[],
+    notes: "Whoever began it. ctrl-c ends watching; the job goes on. The names of the images that it made go to standard output.\n\
+            -o json: a line for each change",
+    failure: 1,
+    action: |cx| Box::pin(watch(cx)),
+};
+
+async fn watch(cx: Cx) -> Result<i32, Failure> {
+    let job = cx.namespace().await?.jobs().get(cx.args.at(0));
+    if !cx.json {
+        let names = progress::watch(&job).await?;
+        cx.names(names.iter().map(String::as_str))?;
+        return Ok(0);
+    }
+    let mut told = Ok(());
+    let ended =
+        job.follow(EVERY, |info| told = std::mem::replace(&mut told, Ok(())).and_then(|()| cx.document(info))).await;
+    told?;
+    ended?;
+    Ok(0)
 }
 
 /// `coffer job cancel`.

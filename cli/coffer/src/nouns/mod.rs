@@ -1,5 +1,6 @@
 //! The commands, one file per noun; those of containers that have more to them have a file of their own.
 
+pub mod artifact;
 pub mod attach;
 pub mod audit;
 pub mod checkpoint;
@@ -17,10 +18,14 @@ pub mod grant;
 pub mod grant_diff;
 pub mod image;
 pub mod image_check;
+pub mod image_convert;
+pub mod image_layout;
+pub mod image_route;
 pub mod image_tag;
 pub mod job;
 pub mod lease;
 pub mod lifecycle;
+pub mod login;
 pub mod logs;
 pub mod namespace;
 pub mod network;

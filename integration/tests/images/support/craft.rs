@@ -214,6 +214,15 @@ impl Picture {
     }
 }
 
+/// Writes images as layouts that [`crate::support::world::Registry::push`] takes, each by its name.
+pub fn shelf(dir: &Path, pictures: &[(&str, &Picture)]) {
+    for (name, picture) in pictures {
+        let mut target = json!(picture.target());
+        target["annotations"] = json!({"org.opencontainers.image.ref.name": "latest"});
+        write(&layout(&json!([target]), &picture.blobs()), &dir.join("oci").join(name));
+    }
+}
+
 /// An OCI layout of these entries and blobs.
 pub fn layout(entries: &Value, blobs: &[&[u8]]) -> Files {
     let index = json!({"schemaVersion": 2, "manifests": entries});

@@ -2,5 +2,6 @@
 
 pub mod craft;
 pub mod server;
+pub mod signer;
 pub mod tree;
 pub mod world;

@@ -25,7 +25,7 @@ use super::{
 };
 
 /// Nothing is collected by itself: what something that failed has left behind would be gone before anybody looks.
-const STILL: &[&str] =
+pub const STILL: &[&str] =
     &["--gc", "startup_delay=0,deletion_threshold=1000000000,mutation_threshold=0,period=0,disk_pressure=0"];
 
 /// What a namespace shows and what the host has of it.
@@ -53,6 +53,12 @@ pub struct World {
 impl World {
     pub async fn start() -> World {
         World::with(Daemon::with_flags(STILL)).await
+    }
+
+    /// With more flags for the daemon.
+    pub async fn flags(more: &[&str]) -> World {
+        let more = more.iter().map(|flag| &*Box::leak((*flag).to_owned().into_boxed_str()));
+        World::with(Daemon::with_flags(STILL.iter().copied().chain(more).collect::<Vec<_>>().leak())).await
     }
 
     pub async fn with(daemon: Daemon) -> World {

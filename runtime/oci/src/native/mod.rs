@@ -150,13 +150,15 @@ impl Native {
     /// Runs another process; `program` in place of the one that its arguments name.
     fn spawn(&self, container: &Container, request: &ExecRequest<'_>, program: Option<&Path>) -> Result<Process> {
         let cgroup = self.cgroup(container)?;
+        let group = request.group.map(|name| cgroup.inner(name)).transpose()?;
         let fail = |e: std::io::Error| Error::io("container", &container.id, "duplicating its pidfd", &e);
         let init = container.init.pidfd.try_clone().map_err(fail)?;
         let join = container.kept.join;
         let [initial, last] = properties::affinity(request.process)?;
         let mut steps = vec![Step::Gate, Step::Undumpable];
         steps.extend(initial);
-        steps.extend(cgroup.tasks_v1()?.into_iter().map(Step::Join));
+        let joins = group.as_ref().map_or_else(|| cgroup.tasks_v1(), |group| cgroup.tasks_v1_with(group))?;
+        steps.extend(joins.into_iter().map(Step::Join));
         steps.extend(last);
         steps.append(&mut properties::labels(request.process)?);
         let pid_namespace = (join & libc::CLONE_NEWPID != 0).then_some(&container.init.pidfd);
@@ -174,8 +176,9 @@ impl Native {
         if let (Some(program), Some(Step::Execute(command))) = (program, steps.last_mut()) {
             command.candidates = vec![identity::c_string("path", &program.to_string_lossy())?];
         }
-        let neighbour = Some(container.init.pid);
-        let place = Place { cgroup, neighbour, class: container.kept.class.as_ref() };
+        let born_in = group.as_ref().filter(|group| group.unified().is_some());
+        let neighbour = born_in.is_none().then_some(container.init.pid);
+        let place = Place { cgroup: born_in.unwrap_or(cgroup), neighbour, class: container.kept.class.as_ref() };
         let launched = launch::launch(&steps, 0, pid_namespace, &place, request.process, self.oom_score);
         let mut launched = launched.map_err(|e| match process::is_alive(&container.init.pidfd) {
             false => Error::failed_precondition("container", &container.id, "its first process has ended"),
@@ -194,7 +197,7 @@ impl Native {
         let null = File::options().write(true).open("/dev/null");
         let null = null.map_err(|e| Error::io("fd", "/dev/null", "can't be opened", &e))?;
         let stdio = Stdio::Fds { stdin: input.as_fd(), stdout: null.as_fd(), stderr: null.as_fd() };
-        let request = ExecRequest { id: &container.id, process, stdio };
+        let request = ExecRequest { id: &container.id, process, stdio, group: None };
         self.spawn(container, &request, Some(program)).map(|process| process.pidfd)
     }
 }

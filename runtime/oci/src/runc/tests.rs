@@ -112,7 +112,7 @@ impl Fixture {
         let first = self.spec(&["x"], false);
         let root = fd::open_dir(&self.dir.path().join("image")).unwrap();
         let process = exec(first.process().as_ref().unwrap(), &options, root.as_fd()).unwrap();
-        self.driver.exec(container, &ExecRequest { id: &Id::new("e1").unwrap(), process: &process, stdio })
+        self.driver.exec(container, &ExecRequest { id: &Id::new("e1").unwrap(), process: &process, stdio, group: None })
     }
 
     fn status(&self, container: &Container) -> String {

@@ -15,7 +15,7 @@ const KILL: Duration = Duration::from_secs(10);
 /// How long a deletion waits for whoever else changes the container: the daemon gives a deletion five seconds.
 const HURRY: Duration = Duration::from_secs(2);
 
-const KILLED: End = End::Signal(libc::SIGKILL as u32);
+pub(super) const KILLED: End = End::Signal(libc::SIGKILL as u32);
 
 impl Container {
     /// Sends a signal to one process, or to all.

@@ -83,6 +83,50 @@ fn a_group_is_made_joined_frozen_killed_and_removed() {
 }
 
 #[test]
+fn an_inner_group_ends_with_all_that_came_of_it_and_the_rest_goes_on() {
+    let layout = Layout::detect().unwrap();
+    let freezer = Layout { hierarchies: layout.hierarchies.iter().filter(|h| !h.unified).cloned().collect() };
+    for (n, layout) in [layout, freezer].iter().enumerate().filter(|(_, layout)| !layout.hierarchies.is_empty()) {
+        let group = Cgroup::create(layout, &name(&format!("inner-{n}"))).unwrap();
+        assert!(group.find_inner("one").unwrap().is_none());
+        for bad in ["", "..", "a/b", "/a"] {
+            assert!(group.inner(bad).is_err(), "{bad}");
+        }
+        let (inner, mut other) = (group.inner("one").unwrap(), sleeper());
+        group.add(other.id() as i32).unwrap();
+        // One that begins others; taken in when it has, and its children with it.
+        let dir = tempfile::tempdir().unwrap();
+        let script = format!("sleep 1000 & echo $! > {}/pid; wait", dir.path().display());
+        let mut parent = std::process::Command::new("sh").args(["-c", &script]).spawn().unwrap();
+        let end = Instant::now() + PATIENCE;
+        let child = loop {
+            let text = std::fs::read_to_string(dir.path().join("pid")).unwrap_or_default();
+            if let Ok(pid) = text.trim().parse::<i32>() {
+                break pid;
+            }
+            assert!(Instant::now() < end, "it begins nothing");
+        };
+        group.add(parent.id() as i32).unwrap();
+        inner.adopt(parent.id() as i32).unwrap();
+        let mut both = [parent.id() as i32, child];
+        both.sort_unstable();
+        assert_eq!(inner.pids().unwrap(), both);
+        // Its limits are those of the group that it is in: it is in no other hierarchy.
+        assert_eq!(inner.parts().count(), 1);
+        assert!(!inner.try_remove().unwrap());
+        group.find_inner("one").unwrap().unwrap().kill().unwrap();
+        parent.wait().unwrap();
+        assert!(other.try_wait().unwrap().is_none(), "it is not in it");
+        inner.remove().unwrap();
+        assert!(group.find_inner("one").unwrap().is_none());
+        group.inner("two").unwrap();
+        group.kill().unwrap();
+        other.wait().unwrap();
+        group.remove().unwrap();
+    }
+}
+
+#[test]
 fn what_is_empty_above_is_removed_and_no_more() {
     let layout = Layout::detect().unwrap();
     let top = name("prune");

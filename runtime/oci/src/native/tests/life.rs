@@ -127,7 +127,8 @@ fn another_process_joins_everything() {
     })
     .unwrap();
     let stdio = Stdio::Terminal { rows: 11, cols: 22 };
-    let mut terminal = f.native.exec(&container, &ExecRequest { id: &f.id, process: &spec, stdio }).unwrap();
+    let mut terminal =
+        f.native.exec(&container, &ExecRequest { id: &f.id, process: &spec, stdio, group: None }).unwrap();
     assert_eq!(read_terminal(terminal.console.take().unwrap()), "/dev/pts/0\n11 22\nx\n");
     process::waitid(&terminal.pidfd, true).unwrap();
 
@@ -217,7 +218,7 @@ fn a_container_that_is_never_started_leaves_nothing() {
     assert_eq!(again.code, Code::AlreadyExists);
     let spec: ProcessSpec =
         serde_json::from_value(json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ["true"]})).unwrap();
-    let early = f.native.exec(&container, &ExecRequest { id: &f.id, process: &spec, stdio });
+    let early = f.native.exec(&container, &ExecRequest { id: &f.id, process: &spec, stdio, group: None });
     assert_eq!(early.unwrap_err().code, Code::FailedPrecondition);
     f.native.kill(&container, libc::SIGKILL).unwrap();
     process::waitid(&container.init.pidfd, true).unwrap();

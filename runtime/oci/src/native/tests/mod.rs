@@ -224,7 +224,7 @@ fn exec(f: &Fixture, container: &Container, spec: Value) -> Result<(u32, String)
     let (mut reader, writer) = std::io::pipe().unwrap();
     let stdio = Stdio::Fds { stdin: null.as_fd(), stdout: writer.as_fd(), stderr: writer.as_fd() };
     let spec: ProcessSpec = serde_json::from_value(spec).unwrap();
-    let process = f.native.exec(container, &ExecRequest { id: &f.id, process: &spec, stdio });
+    let process = f.native.exec(container, &ExecRequest { id: &f.id, process: &spec, stdio, group: None });
     drop(writer);
     let mut out = String::new();
     reader.read_to_string(&mut out).unwrap();
