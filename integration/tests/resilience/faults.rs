@@ -434,9 +434,11 @@ fn what_a_client_chose_is_swept_though_nobody_recorded_it() {
         let layout = Layout::detect().unwrap();
         let pids = || Cgroup::open(&layout, &cgroup).and_then(|cgroup| cgroup.pids()).unwrap_or_default();
         let task = container.create_task(Stdio::default(), false);
+        let kept = root.join(daemon.namespace()).join("box");
+        let is_made = || !pids().is_empty() && kept.join("state.json").exists();
         tokio::select! {
             state = task.state() => panic!("{state:?}"),
-            () = until_async("it is made", async || (!pids().is_empty()).then_some(())) => {}
+            () = until_async("it is made", async || is_made().then_some(())) => {}
         }
         daemon.kill9();
         for (pid, name) in processes(&daemon.state()) {
@@ -445,8 +447,6 @@ fn what_a_client_chose_is_swept_though_nobody_recorded_it() {
             }
         }
         assert!(!pids().is_empty(), "it outlives them");
-        let kept = root.join(daemon.namespace()).join("box");
-        assert!(kept.join("state.json").exists());
         drop(neighbour);
         daemon.restart();
         until("its cgroup is gone", || {

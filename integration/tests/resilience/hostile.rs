@@ -333,43 +333,6 @@ fn r5_who_never_reads_is_not_read_from() {
     });
 }
 
-// Who asks for streams and takes nothing of them has no more read for him than a window of each.
-#[test]
-fn r5_streams_that_nobody_takes_wait_and_others_of_the_connection_dont() {
-    const MIB: u64 = 1 << 20;
-    let host = Host::start(&[]);
-    let namespace = host.daemon.namespace().to_owned();
-    let digest = bounded(async {
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(256 * MIB).unwrap();
-        let ingest = host.daemon.open().await.content().ingest("large", 0, "", "sha256");
-        ingest.copy_fd(file.into()).await.unwrap();
-        ingest.commit(0, "", &Default::default()).await.unwrap().to_string()
-    });
-    host.bears("streams that nobody takes", MOST, |socket| {
-        bounded(async {
-            let client = Client::connect(socket).await.unwrap();
-            let blob = client.namespace(&namespace).content().get(&digest);
-            let untaken: Vec<_> = (0..100)
-                .map(|_| {
-                    let (sink, heard) = channel();
-                    (blob.read(0, 0, &sink), sink, heard)
-                })
-                .collect();
-            let (sink, mut heard) = channel();
-            let reading = blob.read(0, MIB, &sink);
-            drop(sink);
-            let mut got = 0;
-            while let Some(chunk) = heard.next().await {
-                got += chunk.len() as u64;
-            }
-            reading.await.unwrap();
-            assert_eq!(got, MIB);
-            drop(untaken);
-        });
-    });
-}
-
 // What many connections of one grant keep together is bounded, not only what each does.
 #[test]
 fn r6_the_connections_of_a_grant_have_a_share() {

@@ -23,12 +23,17 @@ pub(super) struct Console {
 }
 
 impl Console {
-    /// Binds it in `dir`, which must be closed to others (0700).
-    pub fn new(dir: &Path) -> Result<Console> {
+    /// Binds it in the bundle, with which it goes whoever is killed, or where that has a long name in `dir`. Both must be closed to
+    /// others (0700).
+    pub fn new(bundle: &Path, dir: &Path) -> Result<Console> {
         // Unique in this process and, by the pid, among those that share the directory.
         static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let path = dir.join(format!("tty-{}-{number}", std::process::id()));
+        let name = format!("tty-{}-{number}", std::process::id());
+        let mut path = bundle.join(&name);
+        if path.as_os_str().len() > MAX_PATH {
+            path = dir.join(&name);
+        }
         if path.as_os_str().len() > MAX_PATH {
             let message = "is too long for a socket in it: choose a state directory with a shorter path";
             return Err(Error::invalid("runtime root", dir.display(), message));

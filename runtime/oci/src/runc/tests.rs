@@ -404,7 +404,7 @@ fn who_makes_a_container_is_noted_for_as_long_as_it_does() {
 #[test]
 fn x6_only_a_terminal_is_taken_for_one() {
     let dir = tempfile::tempdir().unwrap();
-    let console = Console::new(dir.path()).unwrap();
+    let console = Console::new(dir.path(), dir.path()).unwrap();
     assert!(console.receive().is_err(), "nothing came");
     let send = |fds: &[i32]| {
         let stream = std::os::unix::net::UnixStream::connect(console.path()).unwrap();
