@@ -14,7 +14,7 @@ use std::{
 };
 
 use capnp_rpc::{RpcSystem, rpc_capnp::message, rpc_twoparty_capnp::Side};
-use cofferdam_client::{Client, GrantOptions, channel};
+use cofferdam_client::{Client, GrantOptions};
 use cofferdam_integration::{Daemon, bounded, descriptors, pipe, until};
 use cofferdam_types::{Code, Error};
 use cofferdam_wire::{
