@@ -174,7 +174,8 @@ fn limits_that_change_late_are_on_record_then() {
         let error = run.task().update(br#"{"pids": {"limit": 50}}"#).await.unwrap_err();
         assert_eq!((error.code, &*error.kind), (Code::DeadlineExceeded, "shim"), "{error}");
         let recorded = async || {
-            let spec: Value = serde_json::from_slice(&run.container().info().await.unwrap().spec.value).unwrap();
+            // While its shim stands still nobody may say.
+            let spec: Value = serde_json::from_slice(&run.container().info().await.ok()?.spec.value).unwrap();
             spec.pointer("/linux/resources/pids/limit").and_then(Value::as_i64)
         };
         assert_ne!(recorded().await, Some(50), "nobody knows that yet");
