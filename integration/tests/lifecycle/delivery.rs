@@ -8,7 +8,7 @@
 use std::{fs::File, io::Read as _, os::fd::OwnedFd, process::Stdio as Pipes};
 
 use cofferdam_client::{Output, ProcessOptions, Stdio, channel};
-use cofferdam_integration::{Daemon, bounded, pipe, until_async};
+use cofferdam_integration::{Daemon, bounded, pipe};
 use cofferdam_types::Code;
 
 use crate::{log::read, script, start};
@@ -140,22 +140,6 @@ fn who_takes_nothing_is_waited_for_as_long_as_the_daemon_was_told() {
         drop(run);
         daemon.settles(&before);
         part(late);
-
-        // What was run in a container keeps nothing in its shim.
-        let (container, task) = crate::idle(&daemon.open().await, "box").await;
-        let shim = client.system().shims().all().await.unwrap().remove(0).id;
-        let descriptors = async || client.system().shim(&shim).await.unwrap().descriptors;
-        let quiet = descriptors().await;
-        let (late, stdout) = pipe();
-        let args = ["sh", "-c", TYPED].map(String::from).into();
-        let options = ProcessOptions { args, terminal: true, ..ProcessOptions::default() };
-        let exec = task.exec("talks", &options, Stdio { stdout: Output::Fd(stdout), ..Stdio::default() });
-        exec.start().await.unwrap();
-        assert_eq!(exec.wait().await.unwrap().status, 0);
-        exec.delete().await.unwrap();
-        until_async("it is as before", async || (descriptors().await <= quiet).then_some(())).await;
-        drop(late);
-        container.remove(true).await.unwrap();
     });
     daemon.settles(&before);
 }
