@@ -166,13 +166,25 @@ pub fn delete(tx: &mut Tx<'_>, ns: &Namespace, digest: &Digest) -> Result<bool> 
     tx.remove(Table::CONTENT, &key(ns, digest))?;
     leases::let_go(tx, ns, &Resource::Content(digest.clone()))?;
     let id = digest.to_string();
-    let links = blob(tx, digest)?.map_or(0, |blob| blob.links);
-    if links > 1 {
-        let size = blob(tx, digest)?.map_or(0, |blob| blob.size);
-        super::save(tx, id.as_bytes(), &Blob { digest: digest.clone(), size, links: links - 1 })?;
-    } else {
-        tx.remove(Table::BLOBS, id.as_bytes())?;
-    }
+    let last = match blob(tx, digest)? {
+        Some(blob) if blob.links > 1 => {
+            super::save(tx, id.as_bytes(), &Blob { links: blob.links - 1, ..blob })?;
+            false
+        }
+        Some(_) => tx.remove(Table::BLOBS, id.as_bytes())?,
+        // Nobody counted: what others link is theirs all the same.
+        None => !is_linked(tx, digest)?,
+    };
     events::emit(tx, Event::new(ns, "/content/delete", serde_json::json!({ "digest": digest })))?;
-    Ok(links <= 1)
+    Ok(last)
+}
+
+/// Whether any namespace links a blob, by what there is of links.
+fn is_linked(read: &dyn Read, digest: &Digest) -> Result<bool> {
+    for space in super::spaces(read, Table::CONTENT)? {
+        if read.get(Table::CONTENT, &[&space[..], digest.to_string().as_bytes()].join(&0))?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
