@@ -185,8 +185,15 @@ fn blobs(read: &dyn Read, found: &mut Findings, wrong: &mut Vec<Wrong>) -> Resul
     let mut keys = BTreeSet::new();
     let unread = each::<Link>(read, found, &mut |key, link| {
         keys.insert(key.join("\0"));
-        let fresh = || Blob { digest: link.digest.clone(), size: link.size, links: 0 };
-        counts.entry(link.digest.clone()).or_insert_with(fresh).links += 1;
+        counts.entry(link.digest.clone()).or_insert_with(|| Blob::of(&link)).links += 1;
+    })?;
+    super::visit_all(read, b"", &mut |_, blob: Result<Blob>| {
+        // What nobody counts: it was found by reading.
+        if let Ok(Blob { digest, altered: true, .. }) = blob
+            && let Some(count) = counts.get_mut(&digest)
+        {
+            count.altered = true;
+        }
     })?;
     // A link is there, whatever its row says of it: of which blob, its key says.
     let digests = unread.keys.iter().filter_map(|key| key.split('\0').nth(1)?.parse::<Digest>().ok());
@@ -198,8 +205,13 @@ fn blobs(read: &dyn Read, found: &mut Findings, wrong: &mut Vec<Wrong>) -> Resul
         }
     }
     let linked = unread.seconds();
-    let stays = |key: &[u8], right: Option<&[u8]>| {
-        unread.vague || right.is_none() && std::str::from_utf8(key).is_ok_and(|digest| linked.contains(digest))
+    let links = |row: &[u8]| codec::decode::<Blob>(Blob::KIND, b"", row).map_or(0, |blob| blob.links);
+    let stays = |key: &[u8], right: Option<&[u8]>| match right {
+        None => unread.vague || std::str::from_utf8(key).is_ok_and(|digest| linked.contains(digest)),
+        // Of a link whose key can't be read either nobody knows of which blob it is.
+        Some(right) => {
+            unread.vague && read.get(Table::BLOBS, key).ok().flatten().is_some_and(|is| links(&is) > links(right))
+        }
     };
     compare(
         read,
@@ -304,7 +316,7 @@ fn snapshots(read: &dyn Read, found: &mut Findings, wrong: &mut Vec<Wrong>) -> R
     // Which directory one of them has, and what it shares, nobody can tell: there may be more of its driver than are known of.
     let drivers = unread.seconds();
     let of_driver = |driver: &str| unread.vague || drivers.contains(driver);
-    let of_key = |key: &[u8]| codec::parts(key).map_or(true, |parts| of_driver(parts[0]));
+    let of_key = |key: &[u8]| codec::parts(key).is_ok_and(|parts| of_driver(parts[0]));
     let counted = dirs.into_iter().map(|(key, count)| Ok((key, count.to_be_bytes().to_vec())));
     let stays = |key: &[u8], right: Option<&[u8]>| {
         let is = || read.get(Table::DIRS, key).ok().flatten().and_then(|is| codec::number(&is).ok());

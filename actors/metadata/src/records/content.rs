@@ -37,6 +37,9 @@ pub struct Blob {
     pub size: u64,
     /// How many namespaces link it; a blob without a link has no row.
     pub links: u64,
+    /// Its file was found to have other bytes than its digest says, and is yet to be replaced.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub altered: bool,
 }
 
 impl Record for Link {
@@ -47,6 +50,13 @@ impl Record for Link {
 impl Record for Blob {
     const TABLE: Table = Table::BLOBS;
     const KIND: &'static str = "blob";
+}
+
+impl Blob {
+    /// What a link says of it, which isn't counted.
+    pub(crate) fn of(link: &Link) -> Blob {
+        Blob { digest: link.digest.clone(), size: link.size, links: 0, altered: false }
+    }
 }
 
 impl Link {
@@ -100,8 +110,7 @@ pub fn create(tx: &mut Tx<'_>, ns: &Namespace, mut link: Link) -> Result<Link> {
     if find(tx, ns, &link.digest)?.is_some() {
         return Err(Error::already_exists("content", &link.digest, "is in this namespace already"));
     }
-    let mut blob =
-        blob(tx, &link.digest)?.unwrap_or_else(|| Blob { digest: link.digest.clone(), size: link.size, links: 0 });
+    let mut blob = blob(tx, &link.digest)?.unwrap_or_else(|| Blob::of(&link));
     if blob.size != link.size {
         let message = format!("has {} bytes, not {}", blob.size, link.size);
         return Err(Error::data_loss("content", &link.digest, message));
@@ -149,8 +158,11 @@ pub fn set_scrubbed(tx: &mut Tx<'_>) -> Result<()> {
     tx.put(Table::META, SCRUBBED, &now)
 }
 
-/// Tells every namespace that has a blob that its bytes are not what they were.
+/// Notes that a blob's bytes are not what they were, and tells every namespace that has it, unless that is known.
 pub fn damaged(tx: &mut Tx<'_>, digest: &Digest) -> Result<()> {
+    if !mark(tx, digest, true)? {
+        return Ok(());
+    }
     for ns in namespaces::list(tx, None, usize::MAX)? {
         if find(tx, &ns.name, digest)?.is_some() {
             let payload = serde_json::json!({ "digest": digest });
@@ -158,6 +170,18 @@ pub fn damaged(tx: &mut Tx<'_>, digest: &Digest) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Its file is another one by now, or was read again and is what it should be.
+pub fn mended(tx: &mut Tx<'_>, digest: &Digest) -> Result<()> {
+    mark(tx, digest, false).map(drop)
+}
+
+/// Whether that is news.
+fn mark(tx: &mut Tx<'_>, digest: &Digest, altered: bool) -> Result<bool> {
+    let Some(blob) = blob(tx, digest)?.filter(|blob| blob.altered != altered) else { return Ok(false) };
+    super::save(tx, digest.to_string().as_bytes(), &Blob { altered, ..blob })?;
+    Ok(true)
 }
 
 /// Removes a link. `true`: it was the last one, and the file may be removed after the commit (and a re-check).
