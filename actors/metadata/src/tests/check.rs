@@ -245,6 +245,17 @@ fn what_others_link_is_theirs_though_nobody_counted_it() {
     store.write(|tx| tx.remove(Table::BLOBS, DIGEST_A.as_bytes()).map(drop)).unwrap();
     assert!(!store.write(|tx| content::delete(tx, &default(), &digest("a"))).unwrap(), "the other one has it");
     assert!(store.write(|tx| content::delete(tx, &Namespace::new("other")?, &digest("a"))).unwrap());
+    // So with the directory of a layer.
+    let layer = digest("c").to_string();
+    let gone = |ns: &'static str| {
+        let layer = layer.clone();
+        move |tx: &mut Tx<'_>| snapshots::delete(tx, &Namespace::new(ns)?, "overlay", &layer)
+    };
+    store.write(|tx| containers::delete(tx, &default(), "box")).unwrap();
+    store.write(|tx| snapshots::delete(tx, &default(), "overlay", "box")).unwrap();
+    store.write(|tx| tx.remove(Table::DIRS, &snapshots::dir_key("overlay", 7)).map(drop)).unwrap();
+    assert!(!store.write(gone("other")).unwrap().unreferenced);
+    assert!(store.write(gone("default")).unwrap().unreferenced);
 }
 
 #[test]
