@@ -112,7 +112,8 @@ impl Scrub {
     fn found(&self, digest: &Digest) -> Result<()> {
         let store = &self.store;
         let _reserved = store.reserved.hold_all(vec![digest.clone()]);
-        let Some(blob) = records::content::blob(&store.meta.read()?, digest)? else { return Ok(()) };
+        let blob = records::readable(records::content::blob(&store.meta.read()?, digest))?;
+        let Some(blob) = blob.flatten() else { return Ok(()) };
         let again = open(&store.files, &blob);
         if again.is_some_and(|reader| reader.verify().is_ok()) || !store.altered.add(digest) {
             return Ok(());

@@ -14,6 +14,7 @@ mod records;
 mod replace;
 mod snapshots;
 mod store;
+mod unreadable;
 
 use std::{
     collections::BTreeMap,

@@ -31,7 +31,7 @@ impl Area {
         let mut lost = Vec::new();
         for (id, record) in known {
             // A directory comes before its record and goes after it: gone, it is missing only if the record is still there.
-            let fine = record == Known::Nothing || self.tree(id).is_ok();
+            let fine = matches!(record, Known::Nothing | Known::Kept) || self.tree(id).is_ok();
             if fine || lock(&self.live).contains(&id) || !(self.referenced)(id)? || self.tree(id).is_ok() {
                 continue;
             }
