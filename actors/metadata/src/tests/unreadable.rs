@@ -237,6 +237,10 @@ fn it_is_written_anew_by_who_can() {
     let theirs = other.clone();
     store.write(move |tx| content::create(tx, &theirs, Link::new(digest("b"), 1))).unwrap();
     assert_eq!(content::blob(&store.view(), &digest("b")).unwrap().unwrap().links, 2);
+    // When all blobs were last compared: they are again.
+    store.write(content::set_scrubbed).unwrap();
+    store.write(|tx| tx.put(Table::META, b"scrubbed", b"\xff")).unwrap();
+    assert_eq!(content::scrubbed(&store.view()).unwrap(), None);
     spoil(&mut store, Table::CREDENTIALS);
     let again = || Credential::new("b".into(), String::new(), credentials::Kind::Identity, "y");
     store.write(move |tx| credentials::put(tx, &default(), again())).unwrap();
