@@ -26,21 +26,6 @@ pub struct CommitMany {
     pub commits: Vec<Commit>,
 }
 
-/// Stores a small blob.
-#[derive(Debug)]
-pub struct Put {
-    /// Who asks.
-    pub authority: Authority,
-    /// Where.
-    pub namespace: Namespace,
-    /// What hashes it.
-    pub algorithm: Algorithm,
-    /// All of it.
-    pub bytes: Vec<u8>,
-    /// Its labels.
-    pub labels: Labels,
-}
-
 /// Takes a blob from a namespace.
 #[derive(Debug)]
 pub struct Delete {
@@ -86,7 +71,6 @@ macro_rules! replies {
 replies! {
     Open => Ingest;
     CommitMany => Vec<Digest>;
-    Put => Digest;
     Delete => ();
     Discard => ();
     Abort => ();
