@@ -139,7 +139,7 @@ fn z6_what_was_not_started_can_not_be_when_its_grant_has_ended() {
         let (_, task) = idle(&operator, "web").await;
         let (client, id) = holder(&daemon, &operator, &all()).await;
         let theirs = client.namespace("").containers().get("web").task();
-        theirs.exec("waits", &run("exec sleep 1000"), Stdio::default()).made().await.unwrap();
+        theirs.exec("waits", &run("exec sleep 1001"), Stdio::default()).made().await.unwrap();
         operator.grants().get(&id).revoke().await.unwrap();
         let process = task.process("waits");
         assert_eq!(process.wait().await.unwrap().status, 137);
