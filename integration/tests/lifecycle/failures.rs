@@ -194,6 +194,9 @@ fn an_exec_that_outlives_the_first_process_ends_with_the_shim() {
         assert_eq!((exit.status, &*exit.reason), (137, "shim lost"));
         let mut events = namespace.events().subscribe(0, &["topic==\"/tasks/exit\""]);
         while events.next().await.unwrap().expect("no gap").payload["id"] != "late" {}
+        // It is deleted as any other, though nobody is left who had it.
+        assert_eq!(exec.delete().await.unwrap(), exit);
+        assert_eq!(exec.delete().await.unwrap_err().code, Code::NotFound);
         container.remove(false).await.unwrap();
     });
     drop(freezer);

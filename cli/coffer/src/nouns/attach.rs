@@ -53,7 +53,9 @@ async fn attach(cx: Cx) -> Result<i32, Failure> {
         Some(exec) => {
             let process = of(&container.task());
             if process.state().await?.status == Status::Stopped {
-                return Err(Error::failed_precondition("process", exec, "has ended, and has nothing to attach to").into());
+                return Err(
+                    Error::failed_precondition("process", exec, "has ended, and has nothing to attach to").into()
+                );
             }
             // Nothing else of it can be followed, and it gets the size of this terminal in any case.
             match terminal::size() {

@@ -109,7 +109,9 @@ pub const PROCESS: Flag = value("exec", None, "ID", "what was run in it, by the 
 fn one_process(cx: &Cx, command: &str) -> Result<Option<String>, Failure> {
     let exec = cx.args.value("exec").map(str::to_owned);
     if exec.is_some() && cx.args.from(0).len() > 1 {
-        return Err(Failure::usage(format!("{command}: --exec names a process of one container, and there are several")));
+        return Err(Failure::usage(format!(
+            "{command}: --exec names a process of one container, and there are several"
+        )));
     }
     Ok(exec)
 }
