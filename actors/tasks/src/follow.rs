@@ -56,7 +56,8 @@ impl Ctx {
         let paused = entry.paused.get();
         if connection.is_some() && entry.init.ended().is_none() && paused != task.state.is_paused() {
             // Or between a pause and its record.
-            self.tell(&entry, &Authority::system(), if paused { PAUSED } else { RESUMED }).await;
+            let (ctx, entry, topic) = (self.clone(), entry.clone(), if paused { PAUSED } else { RESUMED });
+            beside(async move { ctx.tell(&entry, &Authority::system(), topic).await }).await;
         }
         if entry.init.ended().is_some() && (!was_recorded || entry.remove_on_exit) {
             self.ended(&entry).await;
