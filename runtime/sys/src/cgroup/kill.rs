@@ -62,13 +62,22 @@ impl Cgroup {
         }
     }
 
+    fn is_frozen_v1(&self) -> Result<bool> {
+        let Some(dir) = self.v1("freezer") else { return Ok(false) };
+        Ok(self.read_at(dir, "freezer.state")?.trim() != "THAWED")
+    }
+
+    /// Whether it stands still, by whose wish ever.
+    pub fn is_frozen(&self) -> Result<bool> {
+        match self.unified() {
+            Some(dir) if self.read_key(dir, "cgroup.events", "frozen")? == Some(1) => Ok(true),
+            _ => self.is_frozen_v1(),
+        }
+    }
+
     /// Kills all that is in a group below, though this one stands still.
     pub fn kill_inner(&self, inner: &Cgroup) -> Result<()> {
-        let frozen = match self.v1("freezer") {
-            Some(dir) => self.read_at(dir, "freezer.state")?.trim() != "THAWED",
-            None => false,
-        };
-        if !frozen {
+        if !self.is_frozen_v1()? {
             return inner.kill();
         }
         let end = Instant::now() + PATIENCE;
