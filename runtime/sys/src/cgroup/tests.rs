@@ -9,8 +9,9 @@ fn name(test: &str) -> String {
 /// Says that a test showed nothing on this host, past the harness, which keeps what a passed one prints: the suite counts it.
 fn skipped(why: &str) {
     use std::io::Write as _;
-    writeln!(std::io::stderr(), "\nskipped here: {}: {why}", std::thread::current().name().unwrap_or("a test"))
-        .unwrap();
+    // `eprintln` is what the harness keeps.
+    let mut past = std::io::stderr();
+    writeln!(past, "\nskipped here: {}: {why}", std::thread::current().name().unwrap_or("a test")).unwrap();
 }
 
 fn sleeper() -> std::process::Child {
