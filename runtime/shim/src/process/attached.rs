@@ -31,14 +31,15 @@ impl Process {
             Wish::Fifo(fd, hold) => (Some(self.feed_from(fd, self.over())?), Some(hold)),
             _ => (None, None),
         };
-        let mut sinks = Vec::new();
+        // Where one of them fails this falls, and what was attached is detached.
+        let mut attachment = Attachment { sinks: Vec::new(), feeder, _held: held, _place: place };
         for (output, wish) in outputs.iter().zip([stdout, stderr]) {
             if let Some(sink) = wish.late_sink()? {
                 output.attach(sink.clone());
-                sinks.push(sink);
+                attachment.sinks.push(sink);
             }
         }
-        Ok(Attachment { sinks, feeder, _held: held, _place: place })
+        Ok(attachment)
     }
 }
 
