@@ -53,10 +53,11 @@ mod tests {
             [("state.json", "init_process_pid", "init_process_start"), ("status", "pid", "process-start-time")]
         {
             let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
-            let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+            let own = child.id();
+            let stat = std::fs::read_to_string(format!("/proc/{own}/stat")).unwrap();
             let (_, started) = identity(&stat).unwrap();
             let keep = |started: u64| {
-                let kept = serde_json::json!({ "id": "box", pid: child.id(), start: started, "rootless": false });
+                let kept = serde_json::json!({ "id": "box", pid: own, start: started, "rootless": false });
                 std::fs::write(dir.path().join(file), kept.to_string()).unwrap();
             };
             keep(started + 1);
