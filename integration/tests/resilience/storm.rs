@@ -115,10 +115,19 @@ pub struct Storm<'a> {
 /// The container's own end, that its shim was killed, or that this happened before there was anything that could end.
 fn is_ordinary(life: &Life, outcome: &Result<Exit>) -> bool {
     match outcome {
-        Ok(exit) if exit.reason.is_empty() => exit.status == life.code,
+        Ok(exit) if exit.reason.is_empty() => is_own(life, outcome),
         Ok(exit) => (exit.status, &*exit.reason) == (137, "shim lost"),
         Err(error) => error.code == Code::Unavailable && ["shim", "process"].contains(&&*error.kind),
     }
+}
+
+/// Whether it ended as it was planned: by itself, or killed once it had started.
+fn is_own(life: &Life, outcome: &Result<Exit>) -> bool {
+    outcome.as_ref().is_ok_and(|exit| exit.reason.is_empty() && exit.status == life.code)
+}
+
+fn exec_of(life: &Life) -> String {
+    format!("{}-exec", life.id)
 }
 
 /// Kills the daemon (once in so many times), which comes back, or a shim, which doesn't, unless it is to be spared; one that has just ended by
@@ -196,12 +205,26 @@ impl Storm<'_> {
                     Err(_) => assert!(found.len() <= 1, "{id}: {found:?}"),
                 }
             }
+            // What ended as it was planned has begun: that is told too.
+            for life in lives.iter().filter(|life| told.get(&life.id).is_some_and(|outcome| is_own(life, outcome))) {
+                assert_eq!(starts.get(&life.id), Some(&1), "the start of {}", life.id);
+            }
             // Whatever a client was told.
             for (id, times) in &starts {
                 assert_eq!((*times, ends_of(id).len()), (1, 1), "{id}: {:?}, {:?}", ends_of(id), told.get(id));
             }
             println!("of {} starts each has one end", starts.len());
         });
+        for life in &lives {
+            if let (Some(code), Some(Ok(exit))) = (life.exec, execs.get(&exec_of(life))) {
+                // It may die with its container, or with the shim of both.
+                assert!(exit.status == code && exit.reason.is_empty() || exit.status == 137, "{}: {exit:?}", life.id);
+            }
+        }
+        // A daemon that only refuses would have nobody die.
+        let own = lives.iter().filter(|life| is_own(life, &told[&life.id])).count() as u64;
+        let least = lives.len() as u64 / count(3, 10);
+        assert!(own >= least.max(1), "{own} of {} ended by themselves", lives.len());
         until("no container is left", || {
             let list = async { daemon.open().await.containers().list::<&str>(&[]).all().await.unwrap() };
             bounded(list).is_empty().then_some(())
@@ -315,7 +338,7 @@ async fn live_through(daemon: &Daemon, life: &Life, execs: &RefCell<Told>) -> Re
     let more = async {
         let code = life.exec?;
         run.started().await.ok()?;
-        let (id, args) = (format!("{}-exec", life.id), ["sh".into(), "-c".into(), format!("sleep 0.05; exit {code}")]);
+        let (id, args) = (exec_of(life), ["sh".into(), "-c".into(), format!("sleep 0.05; exit {code}")]);
         let options = ProcessOptions { args: args.into(), ..ProcessOptions::default() };
         let exec = run.task().exec(&id, &options, Stdio::default());
         exec.start().await.ok()?;
