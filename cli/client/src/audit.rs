@@ -11,8 +11,9 @@ use cofferdam_wire::{
 use serde::Serialize;
 
 use crate::{
-    call::{BLOCK, Reply, reply, reply_by},
+    call::{Reply, reply, reply_by},
     connect::Link,
+    cursor::BLOCK,
 };
 
 /// A record.

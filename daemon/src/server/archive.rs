@@ -19,9 +19,10 @@ pub async fn into_fd(place: &Place, options: ExportOptions, target: Received) ->
 pub async fn into_sink(place: &Place, options: ExportOptions, sink: byte_stream::Client) -> Result<job::Client> {
     let (read, write) = pipe(End::Read)?;
     let job = place.services().transfer.export(&place.namespace, options, write).await?;
+    let meter = place.session.meter.clone();
     tokio::task::spawn_local(async move {
         // A client that takes no more: the job finds a pipe that nobody reads.
-        if let Err(error) = pump(read, sink).await {
+        if let Err(error) = pump(&meter, read, sink).await {
             tracing::debug!(%error, "an export ended early");
         }
     });

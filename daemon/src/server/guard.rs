@@ -23,8 +23,9 @@ use futures::FutureExt as _;
 use tracing::{Instrument as _, Span};
 
 use super::{
+    chained,
     meter::{Counted, Meter},
-    session::Held,
+    session::{Held, LISTS},
     trail::{self, Trail},
 };
 use crate::full::Full;
@@ -42,6 +43,9 @@ const PATIENT: [(u64, u16); 10] = [
     (<job_capnp::job::Client as HasTypeId>::TYPE_ID, 2),
     (<image_capnp::images::Client as HasTypeId>::TYPE_ID, 1),
 ];
+
+/// What a block of a list has room for while it is made. Few are so large, and then they count as what they are.
+const PAGE: usize = 256 << 10;
 
 /// What the guard of one object knows.
 pub struct State<D> {
@@ -121,35 +125,47 @@ impl<D: Server + Clone + 'static> Server for Dispatch<D> {
     ) -> DispatchCallResult {
         let state = self.0.clone();
         let call = (state.own, interface_id, method_id);
-        let refuse = |error: Error| DispatchCallResult::new(Promise::err(to_rpc(error)), false);
+        let (results, answer) = chained::lend(results, interface_id, method_id);
+        let refuse = |results: Option<Results<any_pointer::Owned>>, error: Error| {
+            let error = to_rpc(error);
+            drop(results);
+            answer.iter().for_each(|answer| answer.fails(&error));
+            DispatchCallResult::new(Promise::err(error), false)
+        };
         if let Some(end) = state.held.grant.end() {
             if end != End::Closed {
                 state.refused(call, &end.error());
             }
-            return refuse(end.error());
+            return refuse(Some(results), end.error());
         }
         let may = state.held.reach.check(state.own, interface_id, method_id);
         if let Err(why) = may.and_then(|()| state.held.check.as_ref().map_or(Ok(()), |check| check())) {
             if trail::is_refusal(why.code) {
                 state.refused(call, &why);
             }
-            return refuse(why);
+            return refuse(Some(results), why);
         }
         // What has begun is fed, and led on, whatever else is under way.
         let bounded = !state.held.calls.is_free() && needs(interface_id, method_id) != Some(Right::None);
         let under_way = match bounded.then(|| state.held.calls.begin()).transpose() {
             Ok(under_way) => under_way,
-            Err(why) => return refuse(why),
+            Err(why) => return refuse(Some(results), why),
         };
         let Some(counted) = state.meter.begin_call() else {
-            return refuse(Error::resource_exhausted("connection", "", "has too many calls under way and is cut"));
+            let why = Error::resource_exhausted("connection", "", "has too many calls under way and is cut");
+            return refuse(Some(results), why);
         };
         let inner = state.dispatch.clone();
         let span = span(&state.held.authority, interface_id, method_id);
         let trail = state.audit.as_ref().and_then(|audit| Trail::begin(audit, &state.held, call));
+        let page = is_page(interface_id, method_id).then(|| state.meter.clone());
         // The synchronous part runs here and now: that keeps the order of calls.
         let started = std::panic::catch_unwind(AssertUnwindSafe(|| {
             let serve = move || inner.dispatch_call(interface_id, method_id, params, results);
+            let serve = move || match page {
+                None => serve(),
+                Some(meter) => in_turn(meter, serve),
+            };
             span.in_scope(|| match &trail {
                 None => serve(),
                 Some(trail) => recorded(trail, serve),
@@ -157,7 +173,7 @@ impl<D: Server + Clone + 'static> Server for Dispatch<D> {
         }));
         let DispatchCallResult { promise, is_streaming } = match started {
             Ok(started) => started,
-            Err(_) => return refuse(panicked()),
+            Err(_) => return refuse(None, panicked()),
         };
         let deadline = state.held.deadline.filter(|_| !PATIENT.contains(&(interface_id, method_id)));
         let work = async move {
@@ -190,10 +206,14 @@ impl<D: Server + Clone + 'static> Server for Dispatch<D> {
                     done
                 }
             };
-            match (done, &state.full) {
+            let done = match (done, &state.full) {
                 (Err(error), Some(full)) => Err(explained(error, full).await),
                 (done, _) => done,
+            };
+            if let (Err(error), Some(answer)) = (&done, &answer) {
+                answer.fails(error);
             }
+            done
         };
         DispatchCallResult::new(boxed(work.instrument(span)), is_streaming)
     }
@@ -222,6 +242,21 @@ fn recorded(trail: &Trail, serve: impl FnOnce() -> DispatchCallResult + 'static)
         serve().promise.await
     };
     DispatchCallResult::new(boxed(trail.within(later)), false)
+}
+
+/// Whether a call gives a block of a list that lies there.
+fn is_page(interface_id: u64, method_id: u16) -> bool {
+    LISTS.contains(&interface_id) && method_id == 0 && !PATIENT.contains(&(interface_id, method_id))
+}
+
+/// Serves a call that gives a block of a list, when there is room for that: who asks for hundreds and reads none has few made. They take
+/// turns, which keeps their order.
+fn in_turn(meter: Rc<Meter>, serve: impl FnOnce() -> DispatchCallResult + 'static) -> DispatchCallResult {
+    let later = async move {
+        let _room = meter.room(PAGE).await;
+        serve().promise.await
+    };
+    DispatchCallResult::new(boxed(later), false)
 }
 
 /// What the logs say about a call that came with a context: the caller's own names for it. Others have none.
