@@ -157,7 +157,6 @@ impl Audit {
 
 /// A place in the log.
 pub struct AuditCursor {
-    /// Kept, so that what failed on the way is told.
     log: Audit,
     client: audit_cursor::Client,
     end: Rc<Cell<bool>>,

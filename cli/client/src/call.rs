@@ -42,8 +42,8 @@ impl<T: 'static> Reply<T> {
         })
     }
 
-    /// Keeps the handle that was asked until the answer is there. The call that gave the handle may still be under way:
-    /// were the last handle let go of, that call would be cancelled, and its error with it.
+    /// Keeps the handle that was asked until the answer is there: the call that gave it may still be under way, and is not let go of
+    /// while it is needed.
     pub(crate) fn keeping(self, handle: &(impl Clone + 'static)) -> Reply<T> {
         let handle = handle.clone();
         Reply::new(async move {
@@ -80,8 +80,8 @@ where
     })
 }
 
-/// [`reply`] of a method of `client`, which is kept until the answer is there: the call that gave it may still be under way, and its
-/// error is that of this one. Were the last handle let go of, as that in the middle of a chain is, it would be cancelled.
+/// [`reply`] of a method of `client`, which is kept until the answer is there: the call that gave it may still be under way. Where that
+/// fails, or one before it that nobody holds any more, this fails with the same error.
 pub(crate) fn reply_by<P, R, T>(
     link: &Rc<Link>,
     client: &(impl Clone + 'static),

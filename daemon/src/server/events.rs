@@ -17,8 +17,9 @@ use super::{
 
 /// The most events in one answer.
 const BLOCK: usize = 100;
-/// What one may have: its payload is 16 KiB at most.
-const EVENT: usize = 17 << 10;
+/// What such an answer has room for while it is made. It may be three times as large, where each event is as large as may be, and then counts as
+/// that when it is made.
+const ANSWER: usize = 512 << 10;
 /// The events of a namespace.
 pub struct Events(pub Place);
 
@@ -108,7 +109,7 @@ impl event_cursor::Server for EventCursor {
         let (batch, _room) = loop {
             rpc(subscription.until_news().await)?;
             // Those of many subscriptions come at once, and each is large for who wants it so.
-            let room = self.meter.room(max * EVENT).await;
+            let room = self.meter.room(ANSWER).await;
             if let Some(batch) = rpc(subscription.look(max).await)? {
                 break (batch, room);
             }

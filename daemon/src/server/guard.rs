@@ -5,7 +5,13 @@
 //! ends calls when the grant is revoked or the deadline passes, and otherwise delegates with the same parameters and
 //! results, without a copy. `as_ptr` is the inner one, so that our objects are recognised when they are passed back.
 
-use std::{future::Future, ops::Deref, panic::AssertUnwindSafe, rc::Rc, sync::Arc};
+use std::{
+    future::Future,
+    ops::Deref,
+    panic::AssertUnwindSafe,
+    rc::Rc,
+    sync::{Arc, LazyLock},
+};
 
 use capnp::{
     any_pointer,
@@ -17,7 +23,11 @@ use cofferdam_audit::Audit;
 use cofferdam_grants::End;
 use cofferdam_types::{Authority, Code, Error, Right};
 use cofferdam_wire::{
-    audit_capnp, container_capnp, error::to_rpc, event_capnp, image_capnp, job_capnp, needs::needs, system_capnp,
+    audit_capnp, container_capnp,
+    error::to_rpc,
+    event_capnp, image_capnp, job_capnp,
+    needs::{METHODS, Method, needs},
+    system_capnp,
 };
 use futures::FutureExt as _;
 use tracing::{Instrument as _, Span};
@@ -25,7 +35,7 @@ use tracing::{Instrument as _, Span};
 use super::{
     chained,
     meter::{Counted, Meter},
-    session::{Held, LISTS},
+    session::Held,
     trail::{self, Trail},
 };
 use crate::full::Full;
@@ -44,8 +54,9 @@ const PATIENT: [(u64, u16); 10] = [
     (<image_capnp::images::Client as HasTypeId>::TYPE_ID, 1),
 ];
 
-/// What a block of a list has room for while it is made. Few are so large, and then they count as what they are.
-const PAGE: usize = 256 << 10;
+/// What answers have room for while they are made. Few are so large, and one that is larger counts as what it is when it is made.
+const RECORDS: usize = 256 << 10;
+const DOCUMENTS: usize = 1 << 20;
 
 /// What the guard of one object knows.
 pub struct State<D> {
@@ -158,13 +169,13 @@ impl<D: Server + Clone + 'static> Server for Dispatch<D> {
         let inner = state.dispatch.clone();
         let span = span(&state.held.authority, interface_id, method_id);
         let trail = state.audit.as_ref().and_then(|audit| Trail::begin(audit, &state.held, call));
-        let page = is_page(interface_id, method_id).then(|| state.meter.clone());
+        let large = large(interface_id, method_id).map(|room| (state.meter.clone(), room));
         // The synchronous part runs here and now: that keeps the order of calls.
         let started = std::panic::catch_unwind(AssertUnwindSafe(|| {
             let serve = move || inner.dispatch_call(interface_id, method_id, params, results);
-            let serve = move || match page {
+            let serve = move || match large {
                 None => serve(),
-                Some(meter) => in_turn(meter, serve),
+                Some((meter, room)) => in_turn(meter, room, serve),
             };
             span.in_scope(|| match &trail {
                 None => serve(),
@@ -244,16 +255,31 @@ fn recorded(trail: &Trail, serve: impl FnOnce() -> DispatchCallResult + 'static)
     DispatchCallResult::new(boxed(trail.within(later)), false)
 }
 
-/// Whether a call gives a block of a list that lies there.
-fn is_page(interface_id: u64, method_id: u16) -> bool {
-    LISTS.contains(&interface_id) && method_id == 0 && !PATIENT.contains(&(interface_id, method_id))
+/// What the answer to a call has room for while it is made, where that may be large: a record as others have filled it, a block of
+/// these, an image's documents. Others are small, or wait for something.
+fn large(interface_id: u64, method_id: u16) -> Option<usize> {
+    static LARGE: LazyLock<Vec<(u64, u16, usize)>> = LazyLock::new(|| {
+        let room = |method: &Method| match method.name {
+            "Image.detail" | "Image.report" => Some(DOCUMENTS),
+            name if name.ends_with("Cursor.next") || name.ends_with(".info") => Some(RECORDS),
+            _ => None,
+        };
+        let waits = |method: &&Method| PATIENT.contains(&(method.interface, method.method));
+        let all = METHODS.iter().filter(|method| !waits(method));
+        let mut large: Vec<_> = all.filter_map(|m| Some((m.interface, m.method, room(m)?))).collect();
+        large.sort_unstable();
+        large.dedup();
+        large
+    });
+    let found = LARGE.binary_search_by_key(&(interface_id, method_id), |(interface, method, _)| (*interface, *method));
+    found.ok().map(|at| LARGE[at].2)
 }
 
-/// Serves a call that gives a block of a list, when there is room for that: who asks for hundreds and reads none has few made. They take
-/// turns, which keeps their order.
-fn in_turn(meter: Rc<Meter>, serve: impl FnOnce() -> DispatchCallResult + 'static) -> DispatchCallResult {
+/// Serves a call when there is room for its answer: who asks for hundreds and reads none has few made. They take turns, which keeps
+/// their order.
+fn in_turn(meter: Rc<Meter>, room: usize, serve: impl FnOnce() -> DispatchCallResult + 'static) -> DispatchCallResult {
     let later = async move {
-        let _room = meter.room(PAGE).await;
+        let _room = meter.room(room).await;
         serve().promise.await
     };
     DispatchCallResult::new(boxed(later), false)

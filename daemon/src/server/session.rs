@@ -20,7 +20,7 @@ use super::{guard, image::Image, meter::Meter, reach::Reach, trail::About};
 use crate::services::Services;
 
 /// The interfaces of places in lists.
-pub(super) static LISTS: LazyLock<Vec<u64>> =
+static LISTS: LazyLock<Vec<u64>> =
     LazyLock::new(|| METHODS.iter().filter(|m| m.name.ends_with("Cursor.next")).map(|m| m.own).collect());
 
 /// A socket that is a grant.

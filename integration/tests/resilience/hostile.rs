@@ -432,20 +432,10 @@ fn r5_streams_of_who_never_reads_have_a_bound() {
         call(7, On::Answer(6), "Containers.get", loud),
         bare(8, On::Answer(3), "Namespace.events"),
     ];
-    let asks: [(&str, &dyn Fn(u32) -> Vec<u8>); 3] = [
-        ("blobs that nobody reads", &|n| call(n, On::Answer(5), "Blob.read", |payload| bytes(n, payload))),
-        ("logs that nobody reads", &|n| call(n, On::Answer(7), "Container.logs", |payload| records(n, payload))),
-        ("events that nobody reads", &|n| {
-            let from = bare(n, On::Answer(8), "Events.subscribe");
-            [from, call(1000 + n, On::Answer(n), "EventCursor.next", all)].concat()
-        }),
-    ];
-    for (what, ask) in asks {
+    let flood = |what: &str, many: u32, ask: &dyn Fn(u32) -> Vec<u8>| {
         host.bears(what, MOST, |socket| {
             let raw = Raw::connect(socket);
             assert!(raw.send(&way.concat()) && raw.until_answered(7));
-            // As many subscriptions as there may be, and more streams than memory has room for.
-            let many = if what.starts_with("events") { 60 } else { 200 };
             assert!(raw.send(&(100..100 + many).flat_map(ask).collect::<Vec<_>>()));
             let mut block = vec![0; 100 << 10];
             until("nothing more goes through", || {
@@ -455,7 +445,14 @@ fn r5_streams_of_who_never_reads_have_a_bound() {
             // What it goes on with now it does while others are served.
             (0..20).for_each(|_| host.serves(what));
         });
-    }
+    };
+    flood("blobs that nobody reads", 200, &|n| call(n, On::Answer(5), "Blob.read", |payload| bytes(n, payload)));
+    flood("logs that nobody reads", 200, &|n| call(n, On::Answer(7), "Container.logs", |payload| records(n, payload)));
+    // As many subscriptions as there may be.
+    flood("events that nobody reads", 60, &|n| {
+        let from = bare(n, On::Answer(8), "Events.subscribe");
+        [from, call(1000 + n, On::Answer(n), "EventCursor.next", all)].concat()
+    });
 }
 
 // What many connections of one grant keep together is bounded, not only what each does.

@@ -130,7 +130,8 @@ using Time = UInt64;
 struct Label @0xc1b2111f61dc9f38 {
   key @0 :Text;
   value @1 :Text;
-  # Key and value have at most 4,096 bytes together, and the key has one at least. An empty value deletes the label. Where a
+  # Key and value have at most 4,096 bytes together, all labels of a thing 256 KiB, and the key has one at least. An empty value
+  # deletes the label. Where a
   # list of labels is a map of something else (sysctls, annotations), key and value are those of the map.
 }
 
