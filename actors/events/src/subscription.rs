@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use crate::{
     actor::EventsActor,
     fields::field,
-    journal::{Chunk, Cursor},
+    journal::{BLOCK, Chunk, Cursor},
     messages::ReadJournal,
     ring::Ring,
 };
@@ -104,7 +104,7 @@ impl Subscription {
     async fn history(&mut self, committed: u64, max: usize) -> Result<Option<Batch>> {
         let next = self.cursor.next;
         // The outbox first: an event leaves it only after the journal has it.
-        let waiting = records::events::outbox_after(&self.hub.meta.read()?, next - 1, self.scan(max))?;
+        let waiting = records::events::outbox_block(&self.hub.meta.read()?, next - 1, self.scan(max), BLOCK)?;
         let oldest = waiting.first().map(|event| event.sequence);
         if oldest == Some(next) {
             let found = self.choose(waiting.into_iter().map(Arc::new).collect(), max);

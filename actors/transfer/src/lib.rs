@@ -52,6 +52,7 @@ mod source;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod theirs;
 mod transfer;
 mod trust;
 
