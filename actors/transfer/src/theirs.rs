@@ -37,7 +37,11 @@ impl Default for Theirs {
 
 impl Theirs {
     /// Runs a job when it is its grant's turn.
-    pub async fn run(&self, whose: GrantId, job: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
+    pub async fn run<R: Send + 'static>(
+        &self,
+        whose: GrantId,
+        job: impl FnOnce() -> Result<R> + Send + 'static,
+    ) -> Result<R> {
         let turns = self.turns(whose);
         let Ok(_begun) = turns.begun.try_acquire() else {
             let why =

@@ -253,6 +253,7 @@ impl Transfer {
     /// What a registry has that names a manifest as its subject, of one artifact type; empty: of all. Dropped, it stops.
     pub async fn referrers(
         &self,
+        auth: &Authority,
         reference: Reference,
         endpoint: Endpoint,
         artifact_type: String,
@@ -265,7 +266,11 @@ impl Transfer {
             let subject = repository.resolve(&target)?.descriptor.digest;
             repository.referrers(&subject, &artifact_type)
         };
-        self.core.asks.run(ask).await
+        match auth.grants.first() {
+            None => self.core.asks.run(ask).await,
+            // Of a registry of the caller's choice, that may not answer.
+            Some(grant) => self.core.theirs.run(*grant, ask).await,
+        }
     }
 
     /// Whether what is here already may have a name, by what was kept beside it.
