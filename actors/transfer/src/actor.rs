@@ -33,11 +33,7 @@ impl Handler<Begin> for TransferActor {
                 running.run(|job| work(&core, job));
                 Ok(())
             };
-            let ran = match whose {
-                None => done.pool.run(run).await,
-                Some(grant) => done.theirs.run(grant, run).await,
-            };
-            if let Err(error) = ran {
+            if let Err(error) = done.pool.run(whose, run).await {
                 refused.end(Err(error));
             }
             // It holds the allocator's locks: whoever waited has the answer by then.
@@ -46,7 +42,7 @@ impl Handler<Begin> for TransferActor {
                 cofferdam_sys::memory::trim();
                 Ok(())
             };
-            let _ = done.pool.run(trim).await;
+            let _ = done.pool.run(None, trim).await;
         });
         Ok(job)
     }

@@ -52,7 +52,6 @@ mod source;
 mod testing;
 #[cfg(test)]
 mod tests;
-mod theirs;
 mod transfer;
 mod trust;
 

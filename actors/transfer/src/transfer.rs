@@ -11,7 +11,7 @@ use std::{
 use cofferdam_archive::Budget;
 use cofferdam_content::Content;
 use cofferdam_images::Images;
-use cofferdam_kernel::{Kernel, Placement, Pool, Slot, SlotConfig};
+use cofferdam_kernel::{Fair, Kernel, Placement, Pool, Slot, SlotConfig};
 use cofferdam_metadata::{Metadata, records::namespaces};
 use cofferdam_tasks::Tasks;
 use cofferdam_types::{Authority, Descriptor, Digest, Error, Id, Name, Namespace, Platform, Result};
@@ -85,9 +85,7 @@ pub(crate) struct Core {
     pub images: Images,
     pub flights: Flights,
     pub jobs: Jobs,
-    pub pool: Pool,
-    /// For those that come through grants.
-    pub theirs: crate::theirs::Theirs,
+    pub pool: Fair,
     /// For questions: they don't wait for jobs.
     pub asks: Pool,
     pub settings: Settings,
@@ -135,8 +133,7 @@ impl Transfer {
             images,
             flights: Flights::default(),
             jobs: Jobs::default(),
-            pool: Pool::new("transfer", JOBS, QUEUE),
-            theirs: crate::theirs::Theirs::default(),
+            pool: Fair::new("transfer", JOBS, QUEUE),
             asks: Pool::new("transfer-ask", ASKS, QUEUE),
             rate: Rate::new(settings.rate),
             settings,
@@ -269,7 +266,7 @@ impl Transfer {
         match auth.grants.first() {
             None => self.core.asks.run(ask).await,
             // Of a registry of the caller's choice, that may not answer.
-            Some(grant) => self.core.theirs.run(*grant, ask).await,
+            grant => self.core.pool.run(grant.copied(), ask).await,
         }
     }
 
