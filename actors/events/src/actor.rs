@@ -17,6 +17,7 @@ use crate::{
 const DELAY: Duration = Duration::from_secs(1);
 /// Events that are moved at once.
 const BATCH: usize = 512;
+const BYTES: usize = 1 << 20;
 
 /// Keeps the journal. A new one opens it where the old one crashed; what was not yet moved is in the outbox.
 pub struct EventsActor {
@@ -71,7 +72,7 @@ fn settle(meta: &Metadata, journal: &Journal) -> Result<u64> {
     meta.writable()?;
     let mut moved = false;
     loop {
-        let events = records::events::outbox_after(&meta.read()?, journal.last(), BATCH)?;
+        let events = records::events::outbox_block(&meta.read()?, journal.last(), BATCH, BYTES)?;
         if events.is_empty() {
             break;
         }

@@ -17,7 +17,7 @@ const OWN: [&str; 6] = ["containers", "content", "images", "namespaces", "snapsh
 
 /// The events of all namespaces, past and to come. Cheap to clone.
 #[derive(Clone)]
-pub struct Events(Arc<Hub>);
+pub struct Events(pub(crate) Arc<Hub>);
 
 impl Events {
     /// Opens the journal in the directory `root` and hosts the actor that fills it.

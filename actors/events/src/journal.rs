@@ -32,6 +32,8 @@ const RECORD_HEAD: usize = 12;
 const MAX_RECORD: u32 = 4 << 20;
 /// Events that are written at once.
 const RUN: usize = 256;
+/// How many bytes of events are read at once, as they lie on disk: in memory they may take many times that.
+pub(crate) const BLOCK: usize = 128 << 10;
 
 /// How much history is kept.
 pub const RETENTION: Retention =
@@ -288,14 +290,15 @@ impl Journal {
                 Err(error) => return Err(error),
             };
             let mut records = Records::open(&file, start.sequence, start.offset)?;
-            let mut events = Vec::new();
+            let (mut events, mut bytes) = (Vec::new(), 0);
             // The end of the last segment is where the index says: behind it an append may be under way.
-            while events.len() < max && (next.is_some() || records.sequence <= segment.last) {
+            while events.len() < max && bytes < BLOCK && (next.is_some() || records.sequence <= segment.last) {
                 let sequence = records.sequence;
                 let Some(payload) = records.next()? else { break };
                 if sequence < cursor.next {
                     continue;
                 }
+                bytes += payload.len();
                 match cbor4ii::serde::from_slice(payload) {
                     Ok(event) => events.push(event),
                     // What was before it comes first.

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use crate::{
     actor::EventsActor,
     fields::field,
-    journal::{Chunk, Cursor},
+    journal::{BLOCK, Chunk, Cursor},
     messages::ReadJournal,
     ring::Ring,
 };
@@ -69,27 +69,34 @@ impl Subscription {
     /// Waits for the next events that match, at most `max`, or for a gap. Dropping the future loses nothing. Works on
     /// any thread and needs no runtime.
     pub async fn next(&mut self, max: usize) -> Result<Batch> {
-        let max = max.max(1);
         loop {
-            let committed = *self.news.borrow_and_update();
-            if self.cursor.next > committed {
-                let closed = |_| Error::unavailable("events", "", "the daemon stops");
-                self.news.changed().await.map_err(closed)?;
-                continue;
+            self.until_news().await?;
+            if let Some(batch) = self.look(max).await? {
+                return Ok(batch);
             }
-            match self.hub.ring.from(self.cursor.next, committed, self.scan(max), &self.hub.meta)? {
-                Some(events) => {
-                    let found = self.choose(events, max);
-                    if !found.is_empty() {
-                        return Ok(Batch::Events(found));
-                    }
-                }
-                None => {
-                    if let Some(batch) = self.history(committed, max).await? {
-                        return Ok(batch);
-                    }
-                }
+        }
+    }
+
+    /// Waits until there are events that were not looked at yet, and reads none: who has to find room for them does so behind this,
+    /// not while it waits.
+    pub async fn until_news(&mut self) -> Result<()> {
+        while self.cursor.next > *self.news.borrow_and_update() {
+            let closed = |_| Error::unavailable("events", "", "the daemon stops");
+            self.news.changed().await.map_err(closed)?;
+        }
+        Ok(())
+    }
+
+    /// Looks at some of the events that there are, and gives those that match, at most `max`, or a gap; nothing where none of them
+    /// does.
+    pub async fn look(&mut self, max: usize) -> Result<Option<Batch>> {
+        let (max, committed) = (max.max(1), *self.news.borrow());
+        match self.hub.ring.from(self.cursor.next, committed, self.scan(max), &self.hub.meta)? {
+            Some(events) => {
+                let found = self.choose(events, max);
+                Ok((!found.is_empty()).then_some(Batch::Events(found)))
             }
+            None => self.history(committed, max).await,
         }
     }
 
@@ -97,7 +104,7 @@ impl Subscription {
     async fn history(&mut self, committed: u64, max: usize) -> Result<Option<Batch>> {
         let next = self.cursor.next;
         // The outbox first: an event leaves it only after the journal has it.
-        let mut waiting = records::events::outbox_after(&self.hub.meta.read()?, next - 1, self.scan(max))?;
+        let mut waiting = records::events::outbox_block(&self.hub.meta.read()?, next - 1, self.scan(max), BLOCK)?;
         let oldest = waiting.first().map(|event| event.sequence);
         if oldest == Some(next) {
             // Behind one that can't be read the rest comes after the gap.

@@ -244,6 +244,45 @@ fn history_is_whole_wherever_it_lies() {
     });
 }
 
+// What clients publish takes many times its bytes in memory, where it is many small things. All of it comes all the same.
+#[test]
+fn large_events_leave_the_ring_early_and_are_read_in_small_blocks() {
+    run(|mut rig| async move {
+        let ns = rig.ns.clone();
+        let emit = move |tx: &mut cofferdam_metadata::Tx<'_>| {
+            let large = json!({ "many": vec![1; 8000], "text": "x".repeat(8000) });
+            (0..400).try_for_each(|_| records::events::emit(tx, Event::new(&ns, "/large", large.clone())))
+        };
+        rig.meta.write(&Authority::system(), emit.clone()).await.unwrap();
+        rig.events.settle().await.unwrap();
+        rig.meta.write(&Authority::system(), emit).await.unwrap();
+        for restart in [false, true] {
+            let last = rig.events.last();
+            for after in [0, BASE + 300, BASE + 700] {
+                let mut follows = rig.follow(after, &[]);
+                let (seen, gaps) = drain(&mut follows, last, 100).await;
+                assert_eq!(gaps, []);
+                assert!(seen.iter().copied().eq(after + 1..=last), "{restart} {after}");
+            }
+            let (events, bytes) = rig.events.0.ring.kept();
+            assert!((1..=40).contains(&events) && bytes <= 8 << 20, "{events} of {bytes} bytes");
+            if !restart {
+                rig = rig.restart(|_| ()).await;
+            }
+        }
+        // One that is larger than all that is kept.
+        let ns = rig.ns.clone();
+        let emit = move |tx: &mut cofferdam_metadata::Tx<'_>| {
+            records::events::emit(tx, Event::new(&ns, "/large", json!({ "many": vec![0; 400_000] })))
+        };
+        rig.meta.write(&Authority::system(), emit).await.unwrap();
+        let last = rig.events.last();
+        assert_eq!(drain(&mut rig.follow(last - 2, &[]), last, 100).await.0, [last - 1, last]);
+        assert_eq!(rig.events.0.ring.kept().0, 1);
+        rig
+    });
+}
+
 // The crash comes after the journal has the events and before the outbox is trimmed, or tears the journal's tail.
 #[test]
 fn a_crash_while_moving_loses_nothing_and_doubles_nothing() {

@@ -16,6 +16,7 @@
 //! actix's own `Supervisor` does not survive a panic and its `SyncArbiter` loses a thread to each; neither is used.
 
 mod backoff;
+mod fair;
 mod host;
 mod kernel;
 mod panics;
@@ -25,6 +26,7 @@ mod supervise;
 #[cfg(test)]
 mod tests;
 
+pub use fair::Fair;
 pub use futures::executor::block_on;
 pub use host::Placement;
 pub use kernel::{Kernel, SlotConfig, SlotStatus};

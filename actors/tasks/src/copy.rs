@@ -17,10 +17,10 @@ use std::{
 
 use actix::{Context, Handler, ResponseFuture};
 use cofferdam_archive::{ApplyOptions, Put};
-use cofferdam_kernel::Pool;
+use cofferdam_kernel::Fair;
 use cofferdam_metadata::records::containers;
 use cofferdam_sys::userns::IdMaps;
-use cofferdam_types::{Error, Result};
+use cofferdam_types::{Error, GrantId, Result};
 use nix::{
     errno::Errno,
     fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2},
@@ -192,11 +192,12 @@ fn as_root_of<T: Send>(ids: &IdMaps, f: impl FnOnce() -> Result<T> + Send) -> Re
 pub struct Arrival {
     files: Files,
     put: Put,
-    pool: Pool,
+    pool: Fair,
+    whose: Option<GrantId>,
 }
 
 impl Arrival {
-    pub(crate) fn new(files: Files, options: &CopyOptions, pool: Pool) -> Result<Arrival> {
+    pub(crate) fn new(files: Files, options: &CopyOptions, pool: Fair, whose: Option<GrantId>) -> Result<Arrival> {
         let path = &*options.path;
         let (at, directory) = names(path)?;
         let ids = files.ids.clone();
@@ -213,13 +214,13 @@ impl Arrival {
             }
             Err(errno) => return Err(fault(path, errno)),
         };
-        Ok(Arrival { files, put, pool })
+        Ok(Arrival { files, put, pool, whose })
     }
 
     /// Unpacks what `source` gives. What was unpacked before an error stays.
     pub async fn unpack(self, source: OwnedFd) -> Result<()> {
-        let Arrival { files, put, pool } = self;
-        pool.run(move || {
+        let Arrival { files, put, pool, whose } = self;
+        pool.run(whose, move || {
             let options = ApplyOptions { put: Some(put), devices: files.devices, ..ApplyOptions::default() };
             let apply =
                 || cofferdam_archive::apply(files.root.as_fd(), File::from(source), &options, &AtomicBool::new(false));

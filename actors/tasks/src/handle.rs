@@ -12,7 +12,7 @@ use std::{
 
 use cofferdam_grants::Grants;
 use cofferdam_images::Images;
-use cofferdam_kernel::{Kernel, Placement, Pool, Slot, SlotConfig};
+use cofferdam_kernel::{Fair, Kernel, Placement, Slot, SlotConfig};
 use cofferdam_metadata::{
     Metadata,
     records::{
@@ -99,7 +99,7 @@ pub struct Tasks {
     slot: Slot<TasksActor>,
     deps: Arc<Deps>,
     /// Where files are copied. Apart from everything else: a file system of a container's may never answer.
-    copies: Pool,
+    copies: Fair,
 }
 
 macro_rules! requests {
@@ -121,7 +121,7 @@ impl Tasks {
         let theirs = deps.clone();
         let first = AtomicBool::new(true);
         let slot = kernel.spawn(config, move || TasksActor::new(theirs.clone(), first.swap(false, Ordering::Relaxed)));
-        Ok(Tasks { slot, deps, copies: Pool::new("copies", COPIES, COPIES_WAITING) })
+        Ok(Tasks { slot, deps, copies: Fair::new("copies", COPIES, COPIES_WAITING) })
     }
 
     /// Where files lie.
@@ -198,14 +198,14 @@ impl Tasks {
     /// Packs what is at a path of the container into `out`, as a tar archive with one entry at its top.
     pub async fn copy_out(&self, auth: &Authority, ns: &Namespace, id: &Id, path: String, out: OwnedFd) -> Result<()> {
         let files = self.open_files(ns, id, auth.clone()).await?;
-        self.copies.run(move || copy::out(&files, &path, out)).await
+        self.copies.run(auth.grants.first().copied(), move || copy::out(&files, &path, out)).await
     }
 
     /// Looks where a tar archive is to be unpacked in the container.
     pub async fn copy_in(&self, auth: &Authority, ns: &Namespace, id: &Id, options: CopyOptions) -> Result<Arrival> {
         let files = self.open_files(ns, id, auth.clone()).await?;
-        let pool = self.copies.clone();
-        self.copies.run(move || Arrival::new(files, &options, pool)).await
+        let (pool, whose) = (self.copies.clone(), auth.grants.first().copied());
+        self.copies.run(whose, move || Arrival::new(files, &options, pool, whose)).await
     }
 
     /// Every shim that has a task on record, by id.

@@ -24,17 +24,16 @@ impl Handler<Begin> for TransferActor {
     type Result = Result<Job>;
 
     fn handle(&mut self, m: Begin, _ctx: &mut Context<TransferActor>) -> Result<Job> {
-        let Begin { kind, subject, namespace, work } = m;
+        let Begin { kind, subject, namespace, whose, work } = m;
         let job = self.0.jobs.begin(kind, subject, &namespace);
         let (core, running) = (self.0.clone(), job.clone());
-        let done = core.pool.clone();
-        let (refused, core) = (job.clone(), core);
+        let (refused, done) = (job.clone(), core.clone());
         actix_rt::spawn(async move {
             let run = move || {
                 running.run(|job| work(&core, job));
                 Ok(())
             };
-            if let Err(error) = done.run(run).await {
+            if let Err(error) = done.pool.run(whose, run).await {
                 refused.end(Err(error));
             }
             // It holds the allocator's locks: whoever waited has the answer by then.
@@ -43,7 +42,7 @@ impl Handler<Begin> for TransferActor {
                 cofferdam_sys::memory::trim();
                 Ok(())
             };
-            let _ = done.run(trim).await;
+            let _ = done.pool.run(None, trim).await;
         });
         Ok(job)
     }

@@ -1,7 +1,7 @@
 //! What the actor is asked.
 
 use actix::Message;
-use cofferdam_types::{Namespace, Result};
+use cofferdam_types::{GrantId, Namespace, Result};
 
 use crate::{Arrived, Job, transfer::Core};
 
@@ -15,6 +15,8 @@ pub struct Begin {
     pub subject: String,
     /// Where.
     pub namespace: Namespace,
+    /// The outermost grant that it came through; none: the operator's.
+    pub whose: Option<GrantId>,
     /// What it does.
     pub(crate) work: Work,
 }

@@ -11,7 +11,7 @@ use std::{
 use cofferdam_archive::Budget;
 use cofferdam_content::Content;
 use cofferdam_images::Images;
-use cofferdam_kernel::{Kernel, Placement, Pool, Slot, SlotConfig};
+use cofferdam_kernel::{Fair, Kernel, Placement, Pool, Slot, SlotConfig};
 use cofferdam_metadata::{Metadata, records::namespaces};
 use cofferdam_tasks::Tasks;
 use cofferdam_types::{Authority, Descriptor, Digest, Error, Id, Name, Namespace, Platform, Result};
@@ -85,7 +85,7 @@ pub(crate) struct Core {
     pub images: Images,
     pub flights: Flights,
     pub jobs: Jobs,
-    pub pool: Pool,
+    pub pool: Fair,
     /// For questions: they don't wait for jobs.
     pub asks: Pool,
     pub settings: Settings,
@@ -133,7 +133,7 @@ impl Transfer {
             images,
             flights: Flights::default(),
             jobs: Jobs::default(),
-            pool: Pool::new("transfer", JOBS, QUEUE),
+            pool: Fair::new("transfer", JOBS, QUEUE),
             asks: Pool::new("transfer-ask", ASKS, QUEUE),
             rate: Rate::new(settings.rate),
             settings,
@@ -159,8 +159,8 @@ impl Transfer {
             return Err(Error::invalid("pull", &options.reference, why));
         }
         let subject = options.reference.to_string();
-        let auth = auth.clone();
-        self.begin("pull", subject, ns, move |core, job| pull::pull(core, job, &auth, &options)).await
+        let by = auth.clone();
+        self.begin(auth, "pull", subject, ns, move |core, job| pull::pull(core, job, &by, &options)).await
     }
 
     /// Begins to import the images of an archive.
@@ -172,8 +172,8 @@ impl Transfer {
         options: ImportOptions,
     ) -> Result<Job> {
         let subject = options.name.clone().unwrap_or_else(|| "archive".into());
-        let auth = auth.clone();
-        self.begin("import", subject, ns, move |core, job| import::import(core, job, &auth, source, &options)).await
+        let by = auth.clone();
+        self.begin(auth, "import", subject, ns, move |core, job| import::import(core, job, &by, source, &options)).await
     }
 
     /// Begins to make an image of a root filesystem: a directory, or a tar in any compression.
@@ -185,8 +185,8 @@ impl Transfer {
         options: RootfsOptions,
     ) -> Result<Job> {
         let subject = options.name.to_string();
-        let auth = auth.clone();
-        self.begin("import", subject, ns, move |core, job| import::rootfs(core, job, &auth, source, &options)).await
+        let by = auth.clone();
+        self.begin(auth, "import", subject, ns, move |core, job| import::rootfs(core, job, &by, source, &options)).await
     }
 
     /// Begins to make an image of a running container.
@@ -198,10 +198,10 @@ impl Transfer {
         id: &Id,
         options: CheckpointOptions,
     ) -> Result<Job> {
-        let (auth, tasks, id) = (auth.clone(), tasks.clone(), id.clone());
+        let (by, tasks, id) = (auth.clone(), tasks.clone(), id.clone());
         let subject = id.to_string();
-        let work = move |core: &Core, job: &Job| checkpoint::checkpoint(core, job, &auth, &tasks, &id, &options);
-        self.begin("checkpoint", subject, ns, work).await
+        let work = move |core: &Core, job: &Job| checkpoint::checkpoint(core, job, &by, &tasks, &id, &options);
+        self.begin(auth, "checkpoint", subject, ns, work).await
     }
 
     /// Begins to make an image of what was changed in a container.
@@ -213,32 +213,32 @@ impl Transfer {
         id: &Id,
         options: CommitOptions,
     ) -> Result<Job> {
-        let (auth, tasks, id) = (auth.clone(), tasks.clone(), id.clone());
+        let (by, tasks, id) = (auth.clone(), tasks.clone(), id.clone());
         let subject = id.to_string();
-        let work = move |core: &Core, job: &Job| commit::commit(core, job, &auth, &tasks, &id, &options);
-        self.begin("commit", subject, ns, work).await
+        let work = move |core: &Core, job: &Job| commit::commit(core, job, &by, &tasks, &id, &options);
+        self.begin(auth, "commit", subject, ns, work).await
     }
 
     /// Begins to write images into a descriptor, as an OCI layout in a tar archive that `docker load` reads too.
-    pub async fn export(&self, ns: &Namespace, options: ExportOptions, to: OwnedFd) -> Result<Job> {
+    pub async fn export(&self, auth: &Authority, ns: &Namespace, options: ExportOptions, to: OwnedFd) -> Result<Job> {
         let subject = match &*options.names {
             [name] => name.to_string(),
             names => format!("{} images", names.len()),
         };
-        self.begin("export", subject, ns, move |core, job| export::export(core, job, &options, to)).await
+        self.begin(auth, "export", subject, ns, move |core, job| export::export(core, job, &options, to)).await
     }
 
     /// Begins to push an image to a registry.
-    pub async fn push(&self, ns: &Namespace, options: PushOptions) -> Result<Job> {
+    pub async fn push(&self, auth: &Authority, ns: &Namespace, options: PushOptions) -> Result<Job> {
         options.reference.target()?;
         let subject = options.reference.to_string();
-        self.begin("push", subject, ns, move |core, job| push::push(core, job, &options)).await
+        self.begin(auth, "push", subject, ns, move |core, job| push::push(core, job, &options)).await
     }
 
     /// Begins to make another image of one, that holds the same files.
     pub async fn convert(&self, auth: &Authority, ns: &Namespace, options: ConvertOptions) -> Result<Job> {
-        let (auth, subject) = (auth.clone(), options.source.to_string());
-        self.begin("convert", subject, ns, move |core, job| convert::convert(core, job, &auth, &options)).await
+        let (by, subject) = (auth.clone(), options.source.to_string());
+        self.begin(auth, "convert", subject, ns, move |core, job| convert::convert(core, job, &by, &options)).await
     }
 
     /// Makes a manifest of blobs that are here, and names it.
@@ -250,6 +250,7 @@ impl Transfer {
     /// What a registry has that names a manifest as its subject, of one artifact type; empty: of all. Dropped, it stops.
     pub async fn referrers(
         &self,
+        auth: &Authority,
         reference: Reference,
         endpoint: Endpoint,
         artifact_type: String,
@@ -262,7 +263,11 @@ impl Transfer {
             let subject = repository.resolve(&target)?.descriptor.digest;
             repository.referrers(&subject, &artifact_type)
         };
-        self.core.asks.run(ask).await
+        match auth.grants.first() {
+            None => self.core.asks.run(ask).await,
+            // Of a registry of the caller's choice, that may not answer.
+            grant => self.core.pool.run(grant.copied(), ask).await,
+        }
     }
 
     /// Whether what is here already may have a name, by what was kept beside it.
@@ -295,6 +300,7 @@ impl Transfer {
 
     async fn begin(
         &self,
+        auth: &Authority,
         kind: &'static str,
         subject: String,
         ns: &Namespace,
@@ -302,7 +308,8 @@ impl Transfer {
     ) -> Result<Job> {
         // Before anything is fetched for it.
         namespaces::require(&self.core.meta.read()?, ns)?;
-        self.slot.call(Begin { kind, subject, namespace: ns.clone(), work: Box::new(work) }).await
+        let whose = auth.grants.first().copied();
+        self.slot.call(Begin { kind, subject, namespace: ns.clone(), whose, work: Box::new(work) }).await
     }
 }
 

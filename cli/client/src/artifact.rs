@@ -1,17 +1,12 @@
 //! Artifacts, and images that are made of others.
 
-use cofferdam_types::{Descriptor, Labels, Result};
+use cofferdam_types::{Descriptor, Labels};
 use cofferdam_wire::{
     convert::{descriptor, set_descriptor, set_labels},
-    error::malformed,
     image_capnp::{artifact_options, convert_options},
 };
 
-use crate::{
-    Image, Images, PullOptions,
-    call::{BLOCK, Cursor, reply},
-    job::Job,
-};
+use crate::{Image, Images, PullOptions, cursor::Cursor, job::Job};
 
 /// A manifest of blobs that are in the content.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -83,15 +78,7 @@ impl Images {
         let mut request = self.client.referrers_request();
         options.fill(request.get().init_options());
         request.get().set_artifact_type(artifact_type);
-        let (cursor, link) = (request.send().pipeline.get_cursor(), self.link.clone());
-        Cursor::over_records(move || {
-            let mut request = cursor.next_request();
-            request.get().set_max(BLOCK);
-            reply(&link, request, |answer| {
-                let items = answer.get_items().map_err(malformed)?;
-                Ok((items.iter().map(descriptor).collect::<Result<_>>()?, answer.get_end()))
-            })
-        })
+        Cursor::over_records(&self.link, request.send().pipeline.get_cursor(), descriptor)
     }
 }
 

@@ -11,8 +11,9 @@ use cofferdam_wire::{
 use serde::Serialize;
 
 use crate::{
-    call::{BLOCK, Reply, reply, reply_by},
+    call::{Reply, reply, reply_by},
     connect::Link,
+    cursor::BLOCK,
 };
 
 /// A record.
@@ -156,7 +157,6 @@ impl Audit {
 
 /// A place in the log.
 pub struct AuditCursor {
-    /// Kept, so that what failed on the way is told.
     log: Audit,
     client: audit_cursor::Client,
     end: Rc<Cell<bool>>,

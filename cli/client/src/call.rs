@@ -1,7 +1,6 @@
 //! How a call is sent and its answer awaited.
 
 use std::{
-    collections::VecDeque,
     future::Future,
     pin::Pin,
     rc::Rc,
@@ -43,8 +42,8 @@ impl<T: 'static> Reply<T> {
         })
     }
 
-    /// Keeps the handle that was asked until the answer is there. The call that gave the handle may still be under way:
-    /// were the last handle let go of, that call would be cancelled, and its error with it.
+    /// Keeps the handle that was asked until the answer is there: the call that gave it may still be under way, and is not let go of
+    /// while it is needed.
     pub(crate) fn keeping(self, handle: &(impl Clone + 'static)) -> Reply<T> {
         let handle = handle.clone();
         Reply::new(async move {
@@ -81,8 +80,8 @@ where
     })
 }
 
-/// [`reply`] of a method of `client`, which is kept until the answer is there: the call that gave it may still be under way, and its
-/// error is that of this one. Were the last handle let go of, as that in the middle of a chain is, it would be cancelled.
+/// [`reply`] of a method of `client`, which is kept until the answer is there: the call that gave it may still be under way. Where that
+/// fails, or one before it that nobody holds any more, this fails with the same error.
 pub(crate) fn reply_by<P, R, T>(
     link: &Rc<Link>,
     client: &(impl Clone + 'static),
@@ -127,64 +126,4 @@ where
     let RemotePromise { promise, pipeline } = request.send();
     let made = async move { promise.await.map(drop).map_err(from_rpc) };
     (pipeline, Made(made.boxed_local().shared()))
-}
-
-/// How many items a block of a list has: the most that the daemon gives.
-pub(crate) const BLOCK: u16 = 100;
-
-/// A list, fetched block by block.
-pub struct Cursor<T> {
-    fetch: Box<dyn Fn() -> Reply<(Vec<T>, bool)>>,
-    ready: VecDeque<T>,
-    /// Whoever has read one block whole reads on: then the one after the next is on its way too. What is here when a caller
-    /// of [`Cursor::next`] gives up is the next one's.
-    coming: VecDeque<Reply<(Vec<T>, bool)>>,
-    ahead: usize,
-    /// How many may be on their way at once.
-    most: usize,
-    end: bool,
-}
-
-impl<T> Cursor<T> {
-    pub(crate) fn new(fetch: impl Fn() -> Reply<(Vec<T>, bool)> + 'static) -> Cursor<T> {
-        Cursor {
-            fetch: Box::new(fetch),
-            ready: VecDeque::new(),
-            coming: VecDeque::new(),
-            ahead: 1,
-            most: 1,
-            end: false,
-        }
-    }
-
-    /// One over what lies there: the daemon has each block at hand, and gives them in the order of the calls.
-    pub(crate) fn over_records(fetch: impl Fn() -> Reply<(Vec<T>, bool)> + 'static) -> Cursor<T> {
-        Cursor { most: 2, ..Cursor::new(fetch) }
-    }
-
-    /// The next item; `None` after the last.
-    pub async fn next(&mut self) -> Result<Option<T>> {
-        while self.ready.is_empty() && !self.end {
-            while self.coming.len() < self.ahead {
-                self.coming.push_back((self.fetch)());
-            }
-            let Some(reply) = self.coming.front_mut() else { break };
-            let answer = reply.await;
-            self.coming.pop_front();
-            let (items, end) = answer?;
-            self.ready.extend(items);
-            (self.ahead, self.end) = (self.most, end);
-        }
-        Ok(self.ready.pop_front())
-    }
-
-    /// Everything that is left. Memory grows with the list: take [`Cursor::next`] where it may be long.
-    pub async fn all(mut self) -> Result<Vec<T>> {
-        let mut items = Vec::new();
-        while let Some(item) = self.next().await? {
-            items.push(item);
-            items.extend(self.ready.drain(..));
-        }
-        Ok(items)
-    }
 }

@@ -10,10 +10,7 @@ use cofferdam_wire::{
 };
 use serde::Serialize;
 
-use crate::{
-    call::{BLOCK, Cursor, reply, reply_by},
-    connect::Link,
-};
+use crate::{call::reply_by, connect::Link, cursor::Cursor};
 
 /// Something that was collected, or would be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -156,7 +153,6 @@ impl Collector {
     pub async fn collect(&self, rehearse: bool) -> Result<(CollectReport, Cursor<Collected>)> {
         let mut request = self.client.collect_request();
         request.get().set_rehearse(rehearse);
-        let link = self.link.clone();
         let (report, cursor) = reply_by(&self.link, &self.client, request, |answer| {
             let report = answer.get_report().map_err(malformed)?;
             let report = CollectReport {
@@ -172,20 +168,11 @@ impl Collector {
             Ok((report, answer.get_cursor().map_err(malformed)?))
         })
         .await?;
-        let items = Cursor::new(move || {
-            let mut request = cursor.next_request();
-            request.get().set_max(BLOCK);
-            reply(&link, request, |answer| {
-                let items = answer.get_items().map_err(malformed)?;
-                Ok((items.iter().map(item).collect::<Result<_>>()?, answer.get_end()))
-            })
-        });
-        Ok((report, items))
+        Ok((report, Cursor::of(&self.link, cursor, item)))
     }
 
     /// Whose the bytes below the root are: the sums, and each owner.
     pub async fn usage(&self) -> Result<(DiskUsage, Cursor<ByteOwner>)> {
-        let link = self.link.clone();
         let (usage, cursor) = reply_by(&self.link, &self.client, self.client.usage_request(), |answer| {
             let usage = answer.get_usage().map_err(malformed)?;
             let mut areas = BTreeMap::new();
@@ -196,14 +183,6 @@ impl Collector {
             Ok((usage, answer.get_cursor().map_err(malformed)?))
         })
         .await?;
-        let owners = Cursor::new(move || {
-            let mut request = cursor.next_request();
-            request.get().set_max(BLOCK);
-            reply(&link, request, |answer| {
-                let items = answer.get_items().map_err(malformed)?;
-                Ok((items.iter().map(owner).collect::<Result<_>>()?, answer.get_end()))
-            })
-        });
-        Ok((usage, owners))
+        Ok((usage, Cursor::of(&self.link, cursor, owner)))
     }
 }

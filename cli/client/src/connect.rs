@@ -69,7 +69,7 @@ pub struct Client {
     /// Kept, since letting go of it would be one message more.
     _gate: gate::Client,
     root: root::Client,
-    /// Kept once it was asked for: were it let go of, what failed before it would not be told behind it.
+    /// Kept once it was asked for: it is on the way to nearly all.
     namespaces: Rc<OnceCell<namespaces::Client>>,
     hello: Shared<LocalBoxFuture<'static, Result<DaemonInfo>>>,
     entered: Shared<LocalBoxFuture<'static, Result<Option<GrantInfo>>>>,

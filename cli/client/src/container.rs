@@ -12,16 +12,17 @@ use cofferdam_wire::{
 use serde::Serialize;
 
 use crate::{
-    call::{BLOCK, Cursor, Made, Reply, done_by, make, reply, reply_by},
+    call::{Made, Reply, done_by, make, reply_by},
     commit::CommitOptions,
     connect::Link,
+    cursor::Cursor,
     image::Image,
     job::Job,
     logs::{LogOptions, LogRecord, Records},
     network::{self, Network, Networking},
     options::ContainerOptions,
     process::{Task, TaskInfo, task_info},
-    snapshot::{Change, changes},
+    snapshot::{Change, change},
     stdio::{Sink, Stdio},
 };
 
@@ -201,15 +202,7 @@ impl Containers {
     pub fn list<S: AsRef<str>>(&self, filters: &[S]) -> Cursor<ContainerInfo> {
         let mut request = self.client.list_request();
         set_texts(request.get().init_filters(filters.len() as u32), filters);
-        let (cursor, link) = (request.send().pipeline.get_cursor(), self.link.clone());
-        Cursor::over_records(move || {
-            let mut request = cursor.next_request();
-            request.get().set_max(BLOCK);
-            reply(&link, request, |answer| {
-                let items = answer.get_items().map_err(malformed)?;
-                Ok((items.iter().map(info).collect::<Result<_>>()?, answer.get_end()))
-            })
-        })
+        Cursor::over_records(&self.link, request.send().pipeline.get_cursor(), info)
     }
 }
 
@@ -283,7 +276,7 @@ impl Container {
 
     /// What was changed in its files.
     pub fn changes(&self) -> Cursor<Change> {
-        changes(&self.link, self.client.changes_request().send().pipeline.get_cursor())
+        Cursor::of(&self.link, self.client.changes_request().send().pipeline.get_cursor(), change)
     }
 
     /// Makes an image of its own and what was changed in its files.

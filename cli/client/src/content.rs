@@ -11,8 +11,9 @@ use cofferdam_wire::{
 use serde::Serialize;
 
 use crate::{
-    call::{BLOCK, Cursor, Reply, done_by, reply, reply_by},
+    call::{Reply, done_by, reply_by},
     connect::Link,
+    cursor::Cursor,
     stdio::Sink,
 };
 
@@ -98,15 +99,7 @@ impl Content {
     pub fn list<S: AsRef<str>>(&self, filters: &[S]) -> Cursor<BlobInfo> {
         let mut request = self.client.list_request();
         set_texts(request.get().init_filters(filters.len() as u32), filters);
-        let (cursor, link) = (request.send().pipeline.get_cursor(), self.link.clone());
-        Cursor::over_records(move || {
-            let mut request = cursor.next_request();
-            request.get().set_max(BLOCK);
-            reply(&link, request, |answer| {
-                let items = answer.get_items().map_err(malformed)?;
-                Ok((items.iter().map(blob_info).collect::<Result<_>>()?, answer.get_end()))
-            })
-        })
+        Cursor::over_records(&self.link, request.send().pipeline.get_cursor(), blob_info)
     }
 
     /// Opens an ingest, or takes up where an earlier one of that name ended. A `total` of 0 and empty texts are unknown
@@ -124,15 +117,7 @@ impl Content {
     pub fn ingests<S: AsRef<str>>(&self, filters: &[S]) -> Cursor<IngestInfo> {
         let mut request = self.client.ingests_request();
         set_texts(request.get().init_filters(filters.len() as u32), filters);
-        let (cursor, link) = (request.send().pipeline.get_cursor(), self.link.clone());
-        Cursor::new(move || {
-            let mut request = cursor.next_request();
-            request.get().set_max(BLOCK);
-            reply(&link, request, |answer| {
-                let items = answer.get_items().map_err(malformed)?;
-                Ok((items.iter().map(ingest_info).collect::<Result<_>>()?, answer.get_end()))
-            })
-        })
+        Cursor::of(&self.link, request.send().pipeline.get_cursor(), ingest_info)
     }
 
     /// How an ingest stands, without taking hold of it.

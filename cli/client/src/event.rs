@@ -10,8 +10,9 @@ use cofferdam_wire::{
 };
 
 use crate::{
-    call::{BLOCK, Reply, reply_by},
+    call::{Reply, reply_by},
     connect::Link,
+    cursor::BLOCK,
 };
 
 /// For [`Events::subscribe`]: only what is yet to happen.

@@ -12,8 +12,9 @@ use cofferdam_wire::{
 use serde::Serialize;
 
 use crate::{
-    call::{BLOCK, Cursor, Reply, done_by, reply, reply_by},
+    call::{Reply, done_by, reply_by},
     connect::Link,
+    cursor::Cursor,
     namespace::Namespace,
 };
 
@@ -186,15 +187,7 @@ impl Grants {
 
     /// All, each before those that come from it.
     pub fn list(&self) -> Cursor<GrantInfo> {
-        let (cursor, link) = (self.client.list_request().send().pipeline.get_cursor(), self.link.clone());
-        Cursor::new(move || {
-            let mut request = cursor.next_request();
-            request.get().set_max(BLOCK);
-            reply(&link, request, |answer| {
-                let items = answer.get_items().map_err(malformed)?;
-                Ok((items.iter().map(info).collect::<Result<_>>()?, answer.get_end()))
-            })
-        })
+        Cursor::of(&self.link, self.client.list_request().send().pipeline.get_cursor(), info)
     }
 }
 

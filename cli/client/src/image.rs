@@ -14,8 +14,9 @@ use cofferdam_wire::{
 use serde::Serialize;
 
 use crate::{
-    call::{BLOCK, Cursor, Reply, done_by, reply, reply_by},
+    call::{Reply, done_by, reply_by},
     connect::Link,
+    cursor::Cursor,
     job::Job,
     stdio::Sink,
 };
@@ -444,15 +445,7 @@ impl Images {
     pub fn list<S: AsRef<str>>(&self, filters: &[S]) -> Cursor<ImageInfo> {
         let mut request = self.client.list_request();
         set_texts(request.get().init_filters(filters.len() as u32), filters);
-        let (cursor, link) = (request.send().pipeline.get_cursor(), self.link.clone());
-        Cursor::over_records(move || {
-            let mut request = cursor.next_request();
-            request.get().set_max(BLOCK);
-            reply(&link, request, |answer| {
-                let items = answer.get_items().map_err(malformed)?;
-                Ok((items.iter().map(info).collect::<Result<_>>()?, answer.get_end()))
-            })
-        })
+        Cursor::over_records(&self.link, request.send().pipeline.get_cursor(), info)
     }
 
     /// Gives what `source` stands for another name; one that stands for something else only with `replace`.
@@ -509,16 +502,7 @@ impl Images {
             Ok((report, answer.get_cursor().map_err(malformed)?))
         })
         .await?;
-        let link = self.link.clone();
-        let next = move || {
-            let mut request = cursor.next_request();
-            request.get().set_max(BLOCK);
-            reply(&link, request, |answer| {
-                let items = answer.get_items().map_err(malformed)?;
-                Ok((items.iter().map(pruned).collect::<Result<_>>()?, answer.get_end()))
-            })
-        };
-        Ok((report, Cursor::over_records(next)))
+        Ok((report, Cursor::over_records(&self.link, cursor, pruned)))
     }
 
     /// Removes a name. Containers made from it go on.

@@ -12,8 +12,9 @@ use cofferdam_wire::{
 use serde::Serialize;
 
 use crate::{
-    call::{BLOCK, Cursor, Reply, done_by, reply, reply_by},
+    call::{Reply, done_by, reply_by},
     connect::Link,
+    cursor::Cursor,
     namespace::Namespace,
 };
 
@@ -89,15 +90,7 @@ impl Leases {
     pub fn list<S: AsRef<str>>(&self, filters: &[S]) -> Cursor<LeaseInfo> {
         let mut request = self.client.list_request();
         set_texts(request.get().init_filters(filters.len() as u32), filters);
-        let (cursor, link) = (request.send().pipeline.get_cursor(), self.link.clone());
-        Cursor::new(move || {
-            let mut request = cursor.next_request();
-            request.get().set_max(BLOCK);
-            reply(&link, request, |answer| {
-                let items = answer.get_items().map_err(malformed)?;
-                Ok((items.iter().map(info).collect::<Result<_>>()?, answer.get_end()))
-            })
-        })
+        Cursor::of(&self.link, request.send().pipeline.get_cursor(), info)
     }
 
     /// Removes one. What it held stays until it is collected.
@@ -154,16 +147,10 @@ impl Lease {
 
     /// What it holds.
     pub fn resources(&self) -> Cursor<Resource> {
-        let (cursor, link) = (self.client.resources_request().send().pipeline.get_cursor(), self.link.clone());
-        Cursor::new(move || {
-            let mut request = cursor.next_request();
-            request.get().set_max(BLOCK);
-            reply(&link, request, |answer| {
-                let items = answer.get_items().map_err(malformed)?.iter().map(|item| {
-                    Ok(Resource { kind: text(item.get_type())?.to_owned(), id: text(item.get_id())?.to_owned() })
-                });
-                Ok((items.collect::<Result<_>>()?, answer.get_end()))
-            })
-        })
+        Cursor::of(&self.link, self.client.resources_request().send().pipeline.get_cursor(), held)
     }
+}
+
+fn held(reader: resource::Reader<'_>) -> Result<Resource> {
+    Ok(Resource { kind: text(reader.get_type())?.to_owned(), id: text(reader.get_id())?.to_owned() })
 }

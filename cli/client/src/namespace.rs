@@ -12,12 +12,13 @@ use cofferdam_wire::{
 use serde::Serialize;
 
 use crate::{
-    call::{BLOCK, Cursor, Reply, done_by, reply, reply_by},
+    call::{Reply, done_by, reply_by},
     collector::{Explanation, explained},
     connect::Link,
     container::Containers,
     content::Content,
     credential::Credentials,
+    cursor::Cursor,
     event::Events,
     grant::Grants,
     image::Images,
@@ -91,15 +92,7 @@ impl Namespaces {
     pub fn list<S: AsRef<str>>(&self, filters: &[S]) -> Cursor<NamespaceInfo> {
         let mut request = self.client.list_request();
         set_texts(request.get().init_filters(filters.len() as u32), filters);
-        let (cursor, link) = (request.send().pipeline.get_cursor(), self.link.clone());
-        Cursor::new(move || {
-            let mut request = cursor.next_request();
-            request.get().set_max(BLOCK);
-            reply(&link, request, |answer| {
-                let items = answer.get_items().map_err(malformed)?;
-                Ok((items.iter().map(info).collect::<Result<_>>()?, answer.get_end()))
-            })
-        })
+        Cursor::of(&self.link, request.send().pipeline.get_cursor(), info)
     }
 
     /// Removes an empty one.

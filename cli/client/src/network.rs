@@ -11,8 +11,9 @@ use cofferdam_wire::{
 use serde::Serialize;
 
 use crate::{
-    call::{BLOCK, Cursor, Reply, reply, reply_by},
+    call::{Reply, reply_by},
     connect::Link,
+    cursor::Cursor,
 };
 
 /// What a container sees of networks.
@@ -237,15 +238,7 @@ pub struct Networks {
 impl Networks {
     /// All of them.
     pub fn list(&self) -> Cursor<NetworkInfo> {
-        let (cursor, link) = (self.client.list_request().send().pipeline.get_cursor(), self.link.clone());
-        Cursor::new(move || {
-            let mut request = cursor.next_request();
-            request.get().set_max(BLOCK);
-            reply(&link, request, |answer| {
-                let items = answer.get_items().map_err(malformed)?;
-                Ok((items.iter().map(info).collect::<Result<_>>()?, answer.get_end()))
-            })
-        })
+        Cursor::of(&self.link, self.client.list_request().send().pipeline.get_cursor(), info)
     }
 
     /// What is known of one.

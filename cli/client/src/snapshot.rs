@@ -7,13 +7,14 @@ use cofferdam_wire::{
     convert::{descriptor, labels, mounts, set_labels, set_texts, text},
     error::malformed,
     received::Received,
-    snapshot_capnp::{change, change_cursor, layer, snapshot, snapshot_info, snapshots},
+    snapshot_capnp::{change, layer, snapshot, snapshot_info, snapshots},
 };
 use serde::Serialize;
 
 use crate::{
-    call::{BLOCK, Cursor, Reply, done_by, reply, reply_by},
+    call::{Reply, done_by, reply_by},
     connect::Link,
+    cursor::Cursor,
     stdio::Sink,
 };
 
@@ -88,7 +89,7 @@ pub struct Change {
     pub path: Vec<u8>,
 }
 
-fn change(reader: change::Reader<'_>) -> Result<Change> {
+pub(crate) fn change(reader: change::Reader<'_>) -> Result<Change> {
     Ok(Change {
         kind: match reader.get_kind().map_err(|e| malformed(e.into()))? {
             change::Kind::Added => ChangeKind::Added,
@@ -96,18 +97,6 @@ fn change(reader: change::Reader<'_>) -> Result<Change> {
             change::Kind::Deleted => ChangeKind::Deleted,
         },
         path: reader.get_path().map_err(malformed)?.to_vec(),
-    })
-}
-
-pub(crate) fn changes(link: &Rc<Link>, cursor: change_cursor::Client) -> Cursor<Change> {
-    let link = link.clone();
-    Cursor::new(move || {
-        let mut request = cursor.next_request();
-        request.get().set_max(BLOCK);
-        reply(&link, request, |answer| {
-            let items = answer.get_items().map_err(malformed)?;
-            Ok((items.iter().map(change).collect::<Result<_>>()?, answer.get_end()))
-        })
     })
 }
 
@@ -142,15 +131,7 @@ impl Snapshots {
     pub fn list<S: AsRef<str>>(&self, filters: &[S]) -> Cursor<SnapshotInfo> {
         let mut request = self.client.list_request();
         set_texts(request.get().init_filters(filters.len() as u32), filters);
-        let (cursor, link) = (request.send().pipeline.get_cursor(), self.link.clone());
-        Cursor::over_records(move || {
-            let mut request = cursor.next_request();
-            request.get().set_max(BLOCK);
-            reply(&link, request, |answer| {
-                let items = answer.get_items().map_err(malformed)?;
-                Ok((items.iter().map(info).collect::<Result<_>>()?, answer.get_end()))
-            })
-        })
+        Cursor::over_records(&self.link, request.send().pipeline.get_cursor(), info)
     }
 
     /// One of them.
@@ -224,7 +205,7 @@ impl Snapshot {
     pub fn changes(&self, base: &str) -> Cursor<Change> {
         let mut request = self.client.changes_request();
         request.get().set_base(base);
-        changes(&self.link, request.send().pipeline.get_cursor())
+        Cursor::of(&self.link, request.send().pipeline.get_cursor(), change)
     }
 
     /// The same as a layer in the content of the namespace; an empty media type is OCI's with gzip.

@@ -11,8 +11,9 @@ use cofferdam_wire::{
 use serde::Serialize;
 
 use crate::{
-    call::{BLOCK, Cursor, Reply, done_by, reply, reply_by},
+    call::{Reply, done_by, reply_by},
     connect::Link,
+    cursor::Cursor,
 };
 
 /// How one of the daemon's actors is.
@@ -246,38 +247,14 @@ impl System {
 
     /// The shims that have a task on record.
     pub fn shims(&self) -> Cursor<ShimInfo> {
-        let (cursor, link) = (self.client.shims_request().send().pipeline.get_cursor(), self.link.clone());
-        Cursor::new(move || {
-            let mut request = cursor.next_request();
-            request.get().set_max(BLOCK);
-            reply(&link, request, |answer| {
-                let items = answer.get_items().map_err(malformed)?;
-                Ok((items.iter().map(shim_info).collect::<Result<_>>()?, answer.get_end()))
-            })
-        })
+        Cursor::of(&self.link, self.client.shims_request().send().pipeline.get_cursor(), shim_info)
     }
 
     /// Compares the records with each other and with the disk; with `repair` puts right what can be.
     pub fn check(&self, repair: bool) -> Cursor<Finding> {
         let mut request = self.client.check_request();
         request.get().set_repair(repair);
-        let (cursor, link) = (request.send().pipeline.get_cursor(), self.link.clone());
-        Cursor::new(move || {
-            let mut request = cursor.next_request();
-            request.get().set_max(BLOCK);
-            reply(&link, request, |answer| {
-                let finding = |item: wire::finding::Reader<'_>| {
-                    Ok(Finding {
-                        fault: text(item.get_fault())?.to_owned(),
-                        id: text(item.get_id())?.to_owned(),
-                        message: text(item.get_message())?.to_owned(),
-                        repaired: item.get_repaired(),
-                    })
-                };
-                let items = answer.get_items().map_err(malformed)?;
-                Ok((items.iter().map(finding).collect::<Result<_>>()?, answer.get_end()))
-            })
-        })
+        Cursor::of(&self.link, request.send().pipeline.get_cursor(), finding)
     }
 
     /// What a shim says of itself.
@@ -293,4 +270,13 @@ impl System {
         request.get().set_actor(actor);
         done_by(&self.link, &self.client, request)
     }
+}
+
+fn finding(reader: wire::finding::Reader<'_>) -> Result<Finding> {
+    Ok(Finding {
+        fault: text(reader.get_fault())?.to_owned(),
+        id: text(reader.get_id())?.to_owned(),
+        message: text(reader.get_message())?.to_owned(),
+        repaired: reader.get_repaired(),
+    })
 }

@@ -12,16 +12,17 @@ use super::{
 
 pub async fn into_fd(place: &Place, options: ExportOptions, target: Received) -> Result<job::Client> {
     let target = foreign::vouched(target, &place.session.files).await?;
-    let job = place.services().transfer.export(&place.namespace, options, target).await?;
+    let job = place.services().transfer.export(place.authority(), &place.namespace, options, target).await?;
     Ok(jobs::begun(place, job))
 }
 
 pub async fn into_sink(place: &Place, options: ExportOptions, sink: byte_stream::Client) -> Result<job::Client> {
     let (read, write) = pipe(End::Read)?;
-    let job = place.services().transfer.export(&place.namespace, options, write).await?;
+    let job = place.services().transfer.export(place.authority(), &place.namespace, options, write).await?;
+    let meter = place.session.meter.clone();
     tokio::task::spawn_local(async move {
         // A client that takes no more: the job finds a pipe that nobody reads.
-        if let Err(error) = pump(read, sink).await {
+        if let Err(error) = pump(&meter, read, sink).await {
             tracing::debug!(%error, "an export ended early");
         }
     });

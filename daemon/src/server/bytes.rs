@@ -12,6 +12,8 @@ use cofferdam_wire::{
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use tokio::io::{Interest, unix::AsyncFd};
 
+use super::meter::Meter;
+
 /// Makes a pipe of which we keep one end, non-blocking: `(read, write)`. `ours` says which.
 pub fn pipe(ours: End) -> Result<(OwnedFd, OwnedFd)> {
     let os = |e: nix::Error| Error::io("pipe", "", "can't be made", &e.into());
@@ -41,19 +43,40 @@ pub enum End {
     Write,
 }
 
-/// Reads a pipe to its end and writes it into the client's stream. The stream's window bounds what is under way.
-pub async fn pump(from: OwnedFd, to: byte_stream::Client) -> Result<()> {
+/// How much of a pipe is read at once: all that one has.
+const BLOCK: usize = 64 << 10;
+
+thread_local! {
+    /// What is read comes here, and goes into a message at once: who waits keeps nothing.
+    static SPACE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Reads a pipe to its end and writes it into the client's stream. The stream's window bounds what is under way, and `meter` what
+/// all of the connection's have that the client has not read.
+pub async fn pump(meter: &Rc<Meter>, from: OwnedFd, to: byte_stream::Client) -> Result<()> {
     let os = |e: std::io::Error| Error::io("pipe", "", "can't be read", &e);
     let from = watch(from, Interest::READABLE).map_err(os)?;
-    let mut buffer = vec![0; CHUNK.min(64 << 10)];
     loop {
-        let n = from.async_io(Interest::READABLE, |fd| Ok(nix::unistd::read(fd, &mut buffer)?)).await.map_err(os)?;
-        if n == 0 {
-            break;
+        let mut ready = from.readable().await.map_err(os)?;
+        let room = meter.room(BLOCK).await;
+        let read = SPACE.with_borrow_mut(|space| {
+            space.resize(BLOCK, 0);
+            ready.try_io(|fd| {
+                let n = nix::unistd::read(fd, space)?;
+                let mut request = to.write_request();
+                request.get().set_chunk(&space[..n]);
+                Ok((n > 0).then_some(request))
+            })
+        });
+        match read {
+            // Nothing is there yet after all.
+            Err(_) => {}
+            Ok(Err(e)) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Ok(read) => match read.map_err(os)? {
+                Some(request) => room.send(request).await?,
+                None => break,
+            },
         }
-        let mut request = to.write_request();
-        request.get().set_chunk(&buffer[..n]);
-        request.send().await.map_err(from_rpc)?;
     }
     to.end_request().send().promise.await.map_err(from_rpc)?;
     Ok(())

@@ -503,7 +503,7 @@ impl container::Server for Container {
         let (read, write) = rpc(pipe(End::Read))?;
         let (tasks, auth) = (self.tasks(), self.place.authority());
         let packed = tasks.copy_out(auth, &self.place.namespace, &self.id, path, write);
-        let (packed, pumped) = tokio::join!(packed, pump(read, params.get_sink()?));
+        let (packed, pumped) = tokio::join!(packed, pump(&self.place.session.meter, read, params.get_sink()?));
         // Whoever takes no more is told so; otherwise what went wrong with the files comes first.
         rpc(packed.and(pumped))
     }

@@ -211,6 +211,7 @@ impl blob::Server for Blob {
         let sink: byte_stream::Client = params.get_sink()?;
         while left > 0 {
             let want = left.min(CHUNK as u64) as usize;
+            let room = self.place.session.meter.room(want).await;
             let read = move || {
                 let mut chunk = vec![0; want];
                 file.read_exact(&mut chunk).map_err(|e| Error::io("blob", "", "can't be read", &e))?;
@@ -221,7 +222,9 @@ impl blob::Server for Blob {
             left -= chunk.len() as u64;
             let mut request = sink.write_request();
             request.get().set_chunk(&chunk);
-            rpc(request.send().await.map_err(from_rpc))?;
+            // It is in the message, and that may wait for long.
+            drop(chunk);
+            rpc(room.send(request).await)?;
         }
         rpc(sink.end_request().send().promise.await.map_err(from_rpc))?;
         Ok(())

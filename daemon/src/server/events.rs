@@ -9,10 +9,17 @@ use cofferdam_wire::{
     event_capnp::{event, event_cursor, events},
 };
 
-use super::{Place, filters, meter::Counted, rpc};
+use super::{
+    Place, filters,
+    meter::{Counted, Meter},
+    rpc,
+};
 
 /// The most events in one answer.
 const BLOCK: usize = 100;
+/// What such an answer has room for while it is made. It may be three times as large, where each event is as large as may be, and then counts as
+/// that when it is made.
+const ANSWER: usize = 512 << 10;
 /// The events of a namespace.
 pub struct Events(pub Place);
 
@@ -44,7 +51,8 @@ impl events::Server for Events {
         };
         let events = &self.0.services().events;
         let subscription = rpc(events.subscribe(params.get_after(), Some(self.0.namespace.clone()), filter))?;
-        let cursor = EventCursor { subscription: RefCell::new(Some(subscription)), _counted: counted };
+        let meter = self.0.session.meter.clone();
+        let cursor = EventCursor { subscription: RefCell::new(Some(subscription)), meter, _counted: counted };
         results.get().set_cursor(self.0.hand_out(cursor));
         Ok(())
     }
@@ -83,6 +91,7 @@ impl events::Server for Events {
 /// A place in the sequence of events. Taken out while it is waited on: one `next` at a time.
 struct EventCursor {
     subscription: RefCell<Option<Subscription>>,
+    meter: Rc<Meter>,
     _counted: Counted,
 }
 
@@ -97,7 +106,15 @@ impl event_cursor::Server for EventCursor {
         let mut back =
             Back { cursor: self.clone(), subscription: Some(rpc(self.subscription.take().ok_or_else(busy))?) };
         let Some(subscription) = back.subscription.as_mut() else { return rpc(Err(busy())) };
-        match rpc(subscription.next(max).await)? {
+        let (batch, _room) = loop {
+            rpc(subscription.until_news().await)?;
+            // Those of many subscriptions come at once, and each is large for who wants it so.
+            let room = self.meter.room(ANSWER).await;
+            if let Some(batch) = rpc(subscription.look(max).await)? {
+                break (batch, room);
+            }
+        };
+        match batch {
             Batch::Events(events) => {
                 let mut list = results.get().init_items(events.len() as u32);
                 for (n, event) in events.iter().enumerate() {

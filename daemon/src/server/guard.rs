@@ -5,7 +5,13 @@
 //! ends calls when the grant is revoked or the deadline passes, and otherwise delegates with the same parameters and
 //! results, without a copy. `as_ptr` is the inner one, so that our objects are recognised when they are passed back.
 
-use std::{future::Future, ops::Deref, panic::AssertUnwindSafe, rc::Rc, sync::Arc};
+use std::{
+    future::Future,
+    ops::Deref,
+    panic::AssertUnwindSafe,
+    rc::Rc,
+    sync::{Arc, LazyLock},
+};
 
 use capnp::{
     any_pointer,
@@ -17,12 +23,17 @@ use cofferdam_audit::Audit;
 use cofferdam_grants::End;
 use cofferdam_types::{Authority, Code, Error, Right};
 use cofferdam_wire::{
-    audit_capnp, container_capnp, error::to_rpc, event_capnp, image_capnp, job_capnp, needs::needs, system_capnp,
+    audit_capnp, container_capnp,
+    error::to_rpc,
+    event_capnp, image_capnp, job_capnp,
+    needs::{METHODS, Method, needs},
+    system_capnp,
 };
 use futures::FutureExt as _;
 use tracing::{Instrument as _, Span};
 
 use super::{
+    chained,
     meter::{Counted, Meter},
     session::Held,
     trail::{self, Trail},
@@ -42,6 +53,10 @@ const PATIENT: [(u64, u16); 10] = [
     (<job_capnp::job::Client as HasTypeId>::TYPE_ID, 2),
     (<image_capnp::images::Client as HasTypeId>::TYPE_ID, 1),
 ];
+
+/// What answers have room for while they are made. Few are so large, and one that is larger counts as what it is when it is made.
+const RECORDS: usize = 256 << 10;
+const DOCUMENTS: usize = 1 << 20;
 
 /// What the guard of one object knows.
 pub struct State<D> {
@@ -121,35 +136,47 @@ impl<D: Server + Clone + 'static> Server for Dispatch<D> {
     ) -> DispatchCallResult {
         let state = self.0.clone();
         let call = (state.own, interface_id, method_id);
-        let refuse = |error: Error| DispatchCallResult::new(Promise::err(to_rpc(error)), false);
+        let (results, answer) = chained::lend(results, interface_id, method_id);
+        let refuse = |results: Option<Results<any_pointer::Owned>>, error: Error| {
+            let error = to_rpc(error);
+            drop(results);
+            answer.iter().for_each(|answer| answer.fails(&error));
+            DispatchCallResult::new(Promise::err(error), false)
+        };
         if let Some(end) = state.held.grant.end() {
             if end != End::Closed {
                 state.refused(call, &end.error());
             }
-            return refuse(end.error());
+            return refuse(Some(results), end.error());
         }
         let may = state.held.reach.check(state.own, interface_id, method_id);
         if let Err(why) = may.and_then(|()| state.held.check.as_ref().map_or(Ok(()), |check| check())) {
             if trail::is_refusal(why.code) {
                 state.refused(call, &why);
             }
-            return refuse(why);
+            return refuse(Some(results), why);
         }
         // What has begun is fed, and led on, whatever else is under way.
         let bounded = !state.held.calls.is_free() && needs(interface_id, method_id) != Some(Right::None);
         let under_way = match bounded.then(|| state.held.calls.begin()).transpose() {
             Ok(under_way) => under_way,
-            Err(why) => return refuse(why),
+            Err(why) => return refuse(Some(results), why),
         };
         let Some(counted) = state.meter.begin_call() else {
-            return refuse(Error::resource_exhausted("connection", "", "has too many calls under way and is cut"));
+            let why = Error::resource_exhausted("connection", "", "has too many calls under way and is cut");
+            return refuse(Some(results), why);
         };
         let inner = state.dispatch.clone();
         let span = span(&state.held.authority, interface_id, method_id);
         let trail = state.audit.as_ref().and_then(|audit| Trail::begin(audit, &state.held, call));
+        let large = large(interface_id, method_id).map(|room| (state.meter.clone(), room));
         // The synchronous part runs here and now: that keeps the order of calls.
         let started = std::panic::catch_unwind(AssertUnwindSafe(|| {
             let serve = move || inner.dispatch_call(interface_id, method_id, params, results);
+            let serve = move || match large {
+                None => serve(),
+                Some((meter, room)) => in_turn(meter, room, serve),
+            };
             span.in_scope(|| match &trail {
                 None => serve(),
                 Some(trail) => recorded(trail, serve),
@@ -157,7 +184,7 @@ impl<D: Server + Clone + 'static> Server for Dispatch<D> {
         }));
         let DispatchCallResult { promise, is_streaming } = match started {
             Ok(started) => started,
-            Err(_) => return refuse(panicked()),
+            Err(_) => return refuse(None, panicked()),
         };
         let deadline = state.held.deadline.filter(|_| !PATIENT.contains(&(interface_id, method_id)));
         let work = async move {
@@ -190,10 +217,14 @@ impl<D: Server + Clone + 'static> Server for Dispatch<D> {
                     done
                 }
             };
-            match (done, &state.full) {
+            let done = match (done, &state.full) {
                 (Err(error), Some(full)) => Err(explained(error, full).await),
                 (done, _) => done,
+            };
+            if let (Err(error), Some(answer)) = (&done, &answer) {
+                answer.fails(error);
             }
+            done
         };
         DispatchCallResult::new(boxed(work.instrument(span)), is_streaming)
     }
@@ -222,6 +253,36 @@ fn recorded(trail: &Trail, serve: impl FnOnce() -> DispatchCallResult + 'static)
         serve().promise.await
     };
     DispatchCallResult::new(boxed(trail.within(later)), false)
+}
+
+/// What the answer to a call has room for while it is made, where that may be large: a record as others have filled it, a block of
+/// these, an image's documents. Others are small, or wait for something.
+fn large(interface_id: u64, method_id: u16) -> Option<usize> {
+    static LARGE: LazyLock<Vec<(u64, u16, usize)>> = LazyLock::new(|| {
+        let room = |method: &Method| match method.name {
+            "Image.detail" | "Image.report" => Some(DOCUMENTS),
+            name if name.ends_with("Cursor.next") || name.ends_with(".info") => Some(RECORDS),
+            _ => None,
+        };
+        let waits = |method: &&Method| PATIENT.contains(&(method.interface, method.method));
+        let all = METHODS.iter().filter(|method| !waits(method));
+        let mut large: Vec<_> = all.filter_map(|m| Some((m.interface, m.method, room(m)?))).collect();
+        large.sort_unstable();
+        large.dedup();
+        large
+    });
+    let found = LARGE.binary_search_by_key(&(interface_id, method_id), |(interface, method, _)| (*interface, *method));
+    found.ok().map(|at| LARGE[at].2)
+}
+
+/// Serves a call when there is room for its answer: who asks for hundreds and reads none has few made. They take turns, which keeps
+/// their order.
+fn in_turn(meter: Rc<Meter>, room: usize, serve: impl FnOnce() -> DispatchCallResult + 'static) -> DispatchCallResult {
+    let later = async move {
+        let _room = meter.room(room).await;
+        serve().promise.await
+    };
+    DispatchCallResult::new(boxed(later), false)
 }
 
 /// What the logs say about a call that came with a context: the caller's own names for it. Others have none.

@@ -242,7 +242,8 @@ impl image::Server for Image {
 
     async fn push(self: Rc<Self>, params: image::PushParams, mut results: image::PushResults) -> capnp::Result<()> {
         let options = rpc(self.push_options(params.get()?.get_options()?))?;
-        let job = rpc(self.place.services().transfer.push(&self.place.namespace, options).await)?;
+        let job =
+            rpc(self.place.services().transfer.push(self.place.authority(), &self.place.namespace, options).await)?;
         results.get().set_job(jobs::begun(&self.place, job));
         Ok(())
     }

@@ -458,7 +458,8 @@ impl images::Server for Images {
         let params = params.get()?;
         let (reference, endpoint) = rpc(artifacts::subject(&self.0, params.get_options()?))?;
         let artifact_type = rpc(text(params.get_artifact_type()))?.to_owned();
-        let found = rpc(self.0.services().transfer.referrers(reference, endpoint, artifact_type).await)?;
+        let found =
+            rpc(self.0.services().transfer.referrers(self.0.authority(), reference, endpoint, artifact_type).await)?;
         results.get().set_cursor(self.0.hand_out(DescriptorCursor(placed(found))));
         Ok(())
     }

@@ -15,6 +15,8 @@ use super::Place;
 
 /// About how many bytes of a log go into one message.
 const BLOCK: usize = 128 << 10;
+/// And how many that has with them: places and times take as much again, where records are small.
+const MESSAGE: usize = 2 * BLOCK;
 /// How often a followed log is looked at: the shim writes it, and tells nobody.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -59,6 +61,7 @@ pub async fn copy(place: &Place, id: &Id, follow: bool, query: Query, sink: &log
                 Err(error) => error.code == Code::Unavailable,
             };
         loop {
+            let room = place.session.meter.room(MESSAGE).await;
             let read = move || {
                 let entries = reader.read(BLOCK)?;
                 let any = !entries.is_empty();
@@ -70,7 +73,9 @@ pub async fn copy(place: &Place, id: &Id, follow: bool, query: Query, sink: &log
             if !shown.is_empty() {
                 let mut request = sink.write_request();
                 set_records(&mut request, &shown);
-                request.send().await.map_err(from_rpc)?;
+                // They are in the message, and that may wait for long.
+                drop(shown);
+                room.send(request).await?;
             }
             if !any {
                 break;

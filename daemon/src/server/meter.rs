@@ -7,7 +7,10 @@ use std::{
     sync::Arc,
 };
 
+use capnp::{capability::StreamingRequest, traits::Owned};
 use capnp_rpc::rpc_capnp::message;
+use cofferdam_types::Result;
+use cofferdam_wire::error::from_rpc;
 use tokio::sync::Notify;
 
 use super::{
@@ -30,6 +33,9 @@ pub struct Budget {
     pub answers: usize,
     /// Bytes of answers that the client has not read. Over this it is not cut: nothing more is read from it meanwhile.
     pub unread: usize,
+    /// Of these, bytes of streams, and what is read for them: over this a stream waits. Less than `unread`, so that who takes nothing
+    /// of his streams is heard.
+    pub streams: usize,
     /// Objects handed out and not yet released.
     pub objects: usize,
     /// Of these, places in lists.
@@ -47,6 +53,7 @@ impl Default for Budget {
             bytes: 16 << 20,
             answers: 16 << 20,
             unread: 4 << 20,
+            streams: 3 << 20,
             objects: 4096,
             cursors: 256,
             subscriptions: 64,
@@ -80,6 +87,14 @@ pub struct Meter {
     /// Sizes of the messages that are on their way out, and how much of the first the client has.
     leaving: RefCell<VecDeque<usize>>,
     begun: Cell<usize>,
+    /// How many messages have gone out.
+    gone: Cell<u64>,
+    /// Bytes that are read for streams, and have not gone out.
+    making: Cell<usize>,
+    /// Held by the stream whose turn it is to wait for room: whoever came first has it first.
+    turn: tokio::sync::Mutex<()>,
+    /// Told to that one when there may be some.
+    room: Notify,
     /// Bytes of the message that is being read.
     arrived: Cell<usize>,
     /// Told when the client has read something.
@@ -97,7 +112,7 @@ impl Meter {
     /// What the connection keeps, about.
     fn held(&self) -> usize {
         let counted = self.calls.get() * CALL + self.objects.get() * OBJECT + self.cursors.get() * CURSOR;
-        self.bytes.get() + self.tables.borrow().bytes() + self.unread.get() + counted
+        self.bytes.get() + self.tables.borrow().bytes() + self.unread.get() + self.making.get() + counted
     }
 
     /// Takes what is held from the share; false, and the end of the connection, where there is no room for it.
@@ -179,6 +194,7 @@ impl Meter {
     /// Counts a message of so many bytes that is on its way to the client, until [`Meter::sent`] heard of all of it.
     pub fn leaves(&self, size: usize) {
         self.leaving.borrow_mut().push_back(size);
+        self.gone.set(self.gone.get() + 1);
         self.unread.set(self.unread.get() + size + WAITING);
         self.draw();
     }
@@ -201,6 +217,7 @@ impl Meter {
         drop(leaving);
         self.draw();
         self.read.notify_one();
+        self.room.notify_one();
         self.quiet.stir();
     }
 
@@ -209,6 +226,7 @@ impl Meter {
         self.leaving.take();
         self.unread.set(0);
         self.draw();
+        self.room.notify_one();
     }
 
     /// Waits until the client has read most of what it was sent.
@@ -218,15 +236,37 @@ impl Meter {
         }
     }
 
+    /// Waits until the client has taken so much that a stream may read so many bytes more for it. Streams take turns: one of a client
+    /// that reads slowly keeps none of the others from theirs.
+    pub async fn room(self: &Rc<Self>, bytes: usize) -> Making {
+        let _turn = self.turn.lock().await;
+        loop {
+            let kept = self.making.get() + self.unread.get();
+            if kept == 0 || kept + bytes + WAITING <= self.budget.streams {
+                break;
+            }
+            self.room.notified().await;
+        }
+        self.making.set(self.making.get() + bytes);
+        self.draw();
+        Making { meter: self.clone(), bytes }
+    }
+
     #[cfg(test)]
     pub fn has_room(&self) -> bool {
         self.unread.get() <= self.budget.unread
     }
 
+    /// What of streams and answers the client has not read.
+    #[cfg(test)]
+    pub fn outward(&self) -> usize {
+        self.making.get() + self.unread.get()
+    }
+
     /// Nothing that came in or goes out is counted.
     #[cfg(test)]
     pub fn is_idle(&self) -> bool {
-        [&self.messages, &self.bytes, &self.unread, &self.calls].iter().all(|count| count.get() == 0)
+        [&self.messages, &self.bytes, &self.unread, &self.making, &self.calls].iter().all(|count| count.get() == 0)
     }
 
     /// Waits until the connection must be cut.
@@ -261,6 +301,33 @@ impl Drop for Counted {
         let count = (self.which)(&self.meter);
         count.set(count.get() - 1);
         self.meter.draw();
+    }
+}
+
+/// Room for what is read for a stream, until that is a message on its way out and counts as such.
+pub struct Making {
+    meter: Rc<Meter>,
+    bytes: usize,
+}
+
+impl Making {
+    /// Sends what was read. While the client has it and doesn't answer nothing of it is kept here, and the stream's own window is
+    /// what it waits for. One that stays here, for an object of ours or an answer to come, keeps its room.
+    pub async fn send<P: Owned>(self, request: StreamingRequest<P>) -> Result<()> {
+        let before = self.meter.gone.get();
+        let sent = request.send();
+        let stays = (self.meter.gone.get() == before).then_some(self);
+        let sent = sent.await.map_err(from_rpc);
+        drop(stays);
+        sent
+    }
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        self.meter.making.set(self.meter.making.get() - self.bytes);
+        self.meter.draw();
+        self.meter.room.notify_one();
     }
 }
 

@@ -6,6 +6,7 @@ mod artifacts;
 mod attachments;
 mod audit;
 mod bytes;
+mod chained;
 mod changes;
 mod chooser;
 mod collector;

@@ -8,151 +8,27 @@ use std::sync::{Arc, LazyLock};
 use cofferdam_types::{Caveats, Ceiling, Error, Facet, Result, Right, Rights};
 use cofferdam_wire::needs::{METHODS, Method, needs};
 
-/// The methods of a facet, as `Interface.method`.
-const fn facet(facet: Facet) -> &'static [&'static str] {
-    match facet {
-        // All that the right to read allows.
-        Facet::Observer => &[],
-        Facet::Logs => &["Containers.get", "Containers.list", "ContainerCursor.next", "Container.logs"],
-        Facet::Exec => &[
-            "Containers.get",
-            "Containers.list",
-            "ContainerCursor.next",
-            "Container.task",
-            "Task.exec",
-            "Task.process",
-            "Task.state",
-            "Process.start",
-            "Process.wait",
-            "Process.state",
-            "Process.kill",
-            "Process.resize",
-            "Process.closeStdin",
-            "Process.attach",
-            "Process.stdin",
-            "Process.delete",
-        ],
-        Facet::Kill => &[
-            "Containers.get",
-            "Containers.list",
-            "ContainerCursor.next",
-            "Container.task",
-            "Task.kill",
-            "Task.state",
-            "Task.wait",
-        ],
-        Facet::Events => &["Events.subscribe", "Events.last", "EventCursor.next"],
-        Facet::Metrics => &[
-            "Containers.get",
-            "Containers.list",
-            "ContainerCursor.next",
-            "Container.task",
-            "Task.metrics",
-            "Task.state",
-        ],
-        Facet::Backup => &[
-            "Content.get",
-            "Content.list",
-            "BlobCursor.next",
-            "Blob.info",
-            "Blob.read",
-            "Blob.readFd",
-            "Images.get",
-            "Images.list",
-            "ImageCursor.next",
-            "Image.info",
-            "Image.detail",
-            "Image.export",
-            "Image.exportFd",
-            "Images.export",
-            "Images.exportFd",
-            "Job.info",
-            "Job.watch",
-            "Job.wait",
-        ],
-        Facet::Pull => &[
-            "Images.get",
-            "Images.list",
-            "Images.obtain",
-            "Images.pull",
-            "Images.fetch",
-            "Images.explainRoute",
-            "ImageCursor.next",
-            "Image.info",
-            "Image.detail",
-            "Image.unpack",
-            "Job.info",
-            "Job.watch",
-            "Job.wait",
-            "Job.cancel",
-        ],
-        Facet::Deploy => &[
-            "Containers.create",
-            "Containers.get",
-            "Containers.list",
-            "ContainerCursor.next",
-            "Container.info",
-            "Container.createTask",
-            "Container.task",
-            "Container.remove",
-            "Container.removed",
-            "Container.logs",
-            "Container.updateResources",
-            "Container.update",
-            "Container.rename",
-            "Container.copyOut",
-            "Container.copyIn",
-            "Container.changes",
-            "ChangeCursor.next",
-            "Task.start",
-            "Task.wait",
-            "Task.state",
-            "Task.kill",
-            "Task.resize",
-            "Task.closeStdin",
-            "Task.attach",
-            "Task.stdin",
-            "Task.delete",
-            "Task.exec",
-            "Task.process",
-            "Task.pause",
-            "Task.resume",
-            "Task.pids",
-            "Task.update",
-            "Task.metrics",
-            "Task.processes",
-            "Process.start",
-            "Process.wait",
-            "Process.state",
-            "Process.kill",
-            "Process.resize",
-            "Process.closeStdin",
-            "Process.attach",
-            "Process.stdin",
-            "Process.delete",
-            "Images.get",
-            "Images.list",
-            "Images.obtain",
-            "ImageCursor.next",
-            "Image.info",
-            "Image.detail",
-            "Networks.list",
-            "Networks.get",
-            "NetworkCursor.next",
-        ],
-    }
-}
+/// Names of methods, as `Interface.method`, in parts that more than one list has.
+type Names = &'static [&'static [&'static str]];
 
-/// The methods in which what a grant chooses is looked at: a grant that chooses has no other, whatever comes to be. Snapshots,
-/// content, events and what else is told by the namespace know no containers; commits, checkpoints, imports and the like make
-/// images of any name, of whatever is in them.
-const CHOOSING: &[&str] = &[
-    "Namespace.info",
+const FIND: &[&str] = &["Containers.get", "Containers.list", "ContainerCursor.next"];
+
+const PROCESS: &[&str] = &[
+    "Process.start",
+    "Process.wait",
+    "Process.state",
+    "Process.kill",
+    "Process.resize",
+    "Process.closeStdin",
+    "Process.attach",
+    "Process.stdin",
+    "Process.delete",
+];
+
+/// What is done to containers and to what runs in them. Who chooses containers has these too: what comes to be here looks at what the
+/// grant chooses.
+const CONTAINERS: &[&str] = &[
     "Containers.create",
-    "Containers.createFromSpec",
-    "Containers.get",
-    "Containers.list",
-    "ContainerCursor.next",
     "Container.info",
     "Container.createTask",
     "Container.task",
@@ -183,49 +59,73 @@ const CHOOSING: &[&str] = &[
     "Task.update",
     "Task.metrics",
     "Task.processes",
-    "Process.start",
-    "Process.wait",
-    "Process.state",
-    "Process.kill",
-    "Process.resize",
-    "Process.closeStdin",
-    "Process.attach",
-    "Process.stdin",
-    "Process.delete",
-    "Images.get",
-    "Images.list",
-    "Images.obtain",
-    "Images.pull",
-    "Images.fetch",
-    "Images.explainRoute",
-    "Images.remove",
-    "Images.tag",
-    "Images.prune",
-    "PrunedImageCursor.next",
-    "Images.exportFd",
-    "Images.export",
-    "ImageCursor.next",
-    "Image.info",
-    "Image.detail",
-    "Image.unpack",
-    "Image.exportFd",
-    "Image.export",
-    "Image.update",
-    "Image.report",
-    "Image.push",
-    "Job.info",
-    "Job.watch",
-    "Job.wait",
-    "Job.cancel",
     "Networks.list",
     "Networks.get",
     "NetworkCursor.next",
 ];
 
+const IMAGES: &[&str] = &["Images.get", "Images.list", "ImageCursor.next", "Image.info", "Image.detail"];
+
+const FETCH: &[&str] = &["Images.pull", "Images.fetch", "Images.explainRoute", "Image.unpack"];
+
+const EXPORT: &[&str] = &["Image.export", "Image.exportFd", "Images.export", "Images.exportFd"];
+
+const JOB: &[&str] = &["Job.info", "Job.watch", "Job.wait"];
+
+/// The methods of a facet.
+const fn facet(facet: Facet) -> Names {
+    match facet {
+        // All that the right to read allows.
+        Facet::Observer => &[],
+        Facet::Logs => &[FIND, &["Container.logs"]],
+        Facet::Exec => &[FIND, &["Container.task", "Task.exec", "Task.process", "Task.state"], PROCESS],
+        Facet::Kill => &[FIND, &["Container.task", "Task.kill", "Task.state", "Task.wait"]],
+        Facet::Events => &[&["Events.subscribe", "Events.last", "EventCursor.next"]],
+        Facet::Metrics => &[FIND, &["Container.task", "Task.metrics", "Task.state"]],
+        Facet::Backup => &[
+            &["Content.get", "Content.list", "BlobCursor.next", "Blob.info", "Blob.read", "Blob.readFd"],
+            IMAGES,
+            EXPORT,
+            JOB,
+        ],
+        Facet::Pull => &[IMAGES, &["Images.obtain"], FETCH, JOB, &["Job.cancel"]],
+        Facet::Deploy => &[FIND, CONTAINERS, PROCESS, IMAGES, &["Images.obtain"]],
+    }
+}
+
+/// The methods in which what a grant chooses is looked at: a grant that chooses has no other, whatever comes to be. Snapshots,
+/// content, events and what else is told by the namespace know no containers; commits, checkpoints, imports and the like make
+/// images of any name, of whatever is in them.
+const CHOOSING: Names = &[
+    &["Namespace.info", "Containers.createFromSpec"],
+    FIND,
+    CONTAINERS,
+    PROCESS,
+    IMAGES,
+    FETCH,
+    EXPORT,
+    JOB,
+    &[
+        "Images.obtain",
+        "Images.remove",
+        "Images.tag",
+        "Images.prune",
+        "PrunedImageCursor.next",
+        "Image.update",
+        "Image.report",
+        "Image.push",
+        "Job.cancel",
+    ],
+];
+
+fn has(names: Names, name: &str) -> bool {
+    names.iter().any(|part| part.contains(&name))
+}
+
 fn in_facet(one: Facet, method: &Method) -> bool {
     match one {
         Facet::Observer => method.needs == Right::Read,
-        other => facet(other).contains(&method.name),
+        other => has(facet(other), method.name),
     }
 }
 
@@ -235,13 +135,15 @@ pub struct Reach {
     rights: Rights,
     /// The methods that are left, in order; none: all that the rights allow.
     methods: Option<Vec<(u64, u64, u16)>>,
+    /// Whether it chooses containers or images.
+    chooses: bool,
     /// What the objects themselves look at.
     pub caveats: Caveats,
 }
 
 static EVERYTHING: LazyLock<Arc<Reach>> = LazyLock::new(|| {
     let caveats = Caveats { rights: Rights::ALL, ceiling: Ceiling::FULL, ..Caveats::none() };
-    Arc::new(Reach { rights: Rights::ALL, methods: None, caveats })
+    Arc::new(Reach { rights: Rights::ALL, methods: None, chooses: false, caveats })
 });
 
 impl Reach {
@@ -255,7 +157,7 @@ impl Reach {
         let chooses = !caveats.containers.is_all() || !caveats.ceiling.images.is_all();
         let left = |method: &&Method| {
             let facets = caveats.facets.iter().all(|any| any.iter().any(|one| in_facet(*one, method)));
-            let seen = !chooses || CHOOSING.contains(&method.name);
+            let seen = !chooses || has(CHOOSING, method.name);
             method.needs != Right::None && facets && seen
         };
         let methods = (chooses || !caveats.facets.is_empty()).then(|| {
@@ -263,7 +165,7 @@ impl Reach {
             keys.sort_unstable();
             keys
         });
-        Arc::new(Reach { rights: caveats.rights, methods, caveats: caveats.clone() })
+        Arc::new(Reach { rights: caveats.rights, methods, chooses, caveats: caveats.clone() })
     }
 
     /// Whether a method of an object may be called. `own` is the object's interface, `interface` the one that declares the
@@ -285,13 +187,23 @@ impl Reach {
     #[cold]
     fn refuse(&self, own: u64, interface: u64, method: u16, right: Right) -> Error {
         let same = |m: &&Method| (m.own, m.interface, m.method) == (own, interface, method);
-        let name = METHODS.iter().find(same).map_or("", |m| m.name);
-        let why = if self.rights.has(right) {
-            "is not among the methods that this grant was given for".to_owned()
-        } else {
-            format!("needs the {right} right, and this grant has {}", self.rights)
+        let Some(method) = METHODS.iter().find(same) else {
+            return Error::denied("method", "", "is no method of this object");
         };
-        Error::denied("method", name, why)
+        let why = if !self.rights.has(right) {
+            format!("needs the {right} right, and this grant has {}", self.rights)
+        } else if self.chooses && !has(CHOOSING, method.name) {
+            "knows no containers, and this grant chooses some: ask for one that doesn't".to_owned()
+        } else {
+            let with: Vec<_> = Facet::ALL.into_iter().filter(|one| in_facet(*one, method)).map(Facet::as_str).collect();
+            let ask = match with.as_slice() {
+                [] => "a grant without facets".to_owned(),
+                [one] => format!("the facet {one}"),
+                many => format!("one of the facets {}", many.join(", ")),
+            };
+            format!("is not among the methods that this grant was given for: ask for {ask}")
+        };
+        Error::denied("method", method.name, why)
     }
 
     /// Whether a method may be called, by its name.
@@ -328,7 +240,7 @@ mod tests {
     #[test]
     fn every_method_that_a_list_names_is_there() {
         // Each by its name: what stands for more than one would let through what nobody has looked at.
-        for name in Facet::ALL.into_iter().flat_map(facet).chain(CHOOSING) {
+        for name in Facet::ALL.into_iter().flat_map(facet).chain(CHOOSING).copied().flatten() {
             assert!(METHODS.iter().any(|method| method.name == *name), "{name} is no method");
         }
     }
@@ -423,13 +335,13 @@ mod tests {
     #[test]
     fn what_nobody_has_looked_at_is_let_through_by_nothing() {
         let which = Which { ids: Some([Id::new("web").unwrap()].into()), ..Which::default() };
-        let all: BTreeSet<_> = Facet::ALL.into_iter().flat_map(facet).chain(CHOOSING).copied().collect();
+        let all: BTreeSet<_> = Facet::ALL.into_iter().flat_map(facet).chain(CHOOSING).copied().flatten().collect();
         assert!(all.iter().all(|name| !name.ends_with('*')), "{all:?}");
         for one in Facet::ALL.into_iter().filter(|one| *one != Facet::Observer) {
             let caveats = of(&[one], Rights::ALL);
-            let named: BTreeSet<_> = facet(one).iter().copied().collect();
+            let named: BTreeSet<_> = facet(one).iter().copied().flatten().copied().collect();
             assert!(reached(&caveats).is_subset(&named), "{}", one.as_str());
-            let chosen: BTreeSet<_> = named.into_iter().filter(|name| CHOOSING.contains(name)).collect();
+            let chosen: BTreeSet<_> = named.into_iter().filter(|name| has(CHOOSING, name)).collect();
             assert!(reached(&Caveats { containers: which.clone(), ..caveats }).is_subset(&chosen), "{}", one.as_str());
         }
     }
@@ -445,7 +357,10 @@ mod tests {
         assert_eq!(said("Namespace.containers"), Ok(()));
         let (run, other) = (said("Container.createTask").unwrap_err(), said("Container.info").unwrap_err());
         assert!(run.contains("needs the run right") && run.contains("Container.createTask"), "{run}");
-        assert!(other.contains("is not among the methods"), "{other}");
+        let ask = "is not among the methods that this grant was given for: ask for one of the facets observer, deploy";
+        assert!(other.contains(ask), "{other}");
+        let stats = said("Task.state").unwrap_err();
+        assert!(stats.ends_with("ask for one of the facets observer, exec, kill, metrics, deploy"), "{stats}");
         assert_eq!(logs.check(7, 7, 7).unwrap_err().code, cofferdam_types::Code::Unimplemented);
     }
 

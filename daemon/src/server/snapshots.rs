@@ -283,7 +283,7 @@ impl snapshot::Server for Snapshot {
         let (pair, media_type) = (rpc(self.beside(params.get_base()))?, rpc(text(params.get_media_type()))?);
         let (read, write) = rpc(pipe(End::Read))?;
         let poured = pair.pour(media_type, write, results.get().init_layer());
-        let (poured, pumped) = tokio::join!(poured, pump(read, params.get_sink()?));
+        let (poured, pumped) = tokio::join!(poured, pump(&self.place.session.meter, read, params.get_sink()?));
         // Whoever takes no more is told so; otherwise what went wrong with the layer comes first.
         rpc(poured.and(pumped))
     }

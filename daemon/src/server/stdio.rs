@@ -41,11 +41,11 @@ fn out(place: &Place, reader: capnp::Result<output::Reader<'_>>) -> Result<Outpu
         output::Stream(stream) => {
             let stream: byte_stream::Client = stream.map_err(malformed)?;
             let (read, write) = pipe(End::Read)?;
-            let grant = place.held.grant.clone();
+            let (grant, meter) = (place.held.grant.clone(), place.session.meter.clone());
             tokio::task::spawn_local(async move {
                 // A client that takes no more loses its stream: the process sees a closed pipe, as from any reader.
                 let ended = tokio::select! {
-                    ended = pump(read, stream) => ended,
+                    ended = pump(&meter, read, stream) => ended,
                     end = grant.until_ended() => Err(end.error()),
                 };
                 if let Err(error) = ended {

@@ -763,3 +763,39 @@ fn w2_the_holder_of_a_socket_harms_himself_alone() {
         refused(good.namespace("").info().await, Code::Revoked);
     });
 }
+
+// Who holds a grant may ask for copies and take nothing of them, as often as he likes.
+#[test]
+fn copies_that_nobody_takes_hold_up_nothing_of_the_operators() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let operator = daemon.open().await;
+        let script = "dd if=/dev/zero of=/large bs=1M count=8 2> /dev/null; echo I am web; exec sleep 1000";
+        with(&operator, "web", script, |_| ()).create_task(Stdio::default(), true).start().await.unwrap();
+        until_async("it has its file", async || logged(&operator, "web").await.ok().filter(|text| !text.is_empty()))
+            .await;
+        let (hostile, _) = holder(&daemon, &operator, &facets("deploy")).await;
+        let (other, _) = holder(&daemon, &operator, &facets("deploy")).await;
+        let web = hostile.namespace("").containers().get("web");
+        let mut untaken: Vec<_> = (0..20)
+            .map(|_| {
+                let (sink, heard) = channel();
+                (web.copy_out("/large", &sink), sink, heard)
+            })
+            .collect();
+        for (_, _, heard) in &mut untaken[..4] {
+            heard.next().await.expect("its turn has come");
+        }
+        for namespace in [&operator, &other.namespace("")] {
+            let (sink, mut heard) = channel();
+            let copying = namespace.containers().get("web").copy_out("/etc/passwd", &sink);
+            drop(sink);
+            let mut got = 0;
+            while let Some(chunk) = heard.next().await {
+                got += chunk.len();
+            }
+            copying.await.unwrap();
+            assert!(got >= 1024, "a tar of {got} bytes");
+        }
+    });
+}

@@ -1,12 +1,14 @@
 //! Grants as an operator hands them out, and as whoever has one uses it: with `coffer`, from another user, from a container.
 
 use std::{
+    io::{BufRead as _, BufReader, Read as _},
     os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::Path,
     process::{Command, Stdio},
 };
 
 use cofferdam_integration::{BUSYBOX, Daemon, binary, until};
+use cofferdam_types::Facet;
 
 use crate::{Said, idle, json, ok, say, shell};
 
@@ -377,6 +379,102 @@ fn what_differs_between_two_grants_is_told() {
     );
     assert!(listed.contains(&one) && !ok(&daemon, &["grant", "ls"]).contains(&three));
     assert_eq!(ok(&daemon, &["grant", "ls", "-a", "-q"]).lines().count(), 3);
+}
+
+/// What is done with `coffer`, and which facets are each enough for it. FILE stands for a new file.
+const COMMANDS: &[(&[&str], &[&str])] = &[
+    (&["ps", "-q"], &["observer", "logs", "exec", "kill", "metrics", "deploy"]),
+    (&["logs", "web"], &["observer", "logs", "deploy"]),
+    (&["inspect", "web"], &["observer", "deploy"]),
+    (&["stats", "--no-stream", "web"], &["observer", "metrics", "deploy"]),
+    (&["top", "web"], &["observer", "deploy"]),
+    (&["diff", "web"], &["observer", "deploy"]),
+    (&["exec", "web", "true"], &["exec", "deploy"]),
+    (&["kill", "-s", "CONT", "web"], &["kill", "deploy"]),
+    (&["pause", "web"], &["deploy"]),
+    (&["resume", "web"], &["deploy"]),
+    (&["cp", "web:/etc/passwd", "FILE"], &["deploy"]),
+    (&["container", "label", "web", "tier=front"], &["deploy"]),
+    (&["run", "--rm", BUSYBOX, "true"], &["deploy"]),
+    (&["image", "ls"], &["observer", "backup", "pull", "deploy"]),
+    (&["image", "inspect", BUSYBOX], &["observer"]),
+    (&["image", "explain-route", BUSYBOX], &["observer", "pull"]),
+    (&["image", "export", BUSYBOX, "FILE"], &["observer", "backup"]),
+    (&["content", "ls"], &["observer", "backup"]),
+    (&["network", "ls"], &["observer", "deploy"]),
+    (&["snapshot", "ls"], &["observer"]),
+    (&["lease", "ls"], &["observer"]),
+    (&["job", "ls"], &["observer"]),
+    (&["events", "--after", "0"], &["observer", "events"]),
+    // What takes a grant without facets, or none at all.
+    (&["image", "tag", BUSYBOX, "demo/other"], &[]),
+    (&["image", "rm", BUSYBOX], &[]),
+    (&["commit", "web", "demo/web"], &[]),
+    (&["checkpoint", "web", "demo/web"], &[]),
+    (&["lease", "create"], &[]),
+    (&["grant", "create"], &[]),
+    (&["system", "status"], &[]),
+];
+
+/// What is to be asked for.
+const ASK: [&str; 5] = [
+    ": ask for the facet ",
+    ": ask for one of the facets ",
+    ": ask for a grant without facets",
+    "is the operator's",
+    "may not be passed on",
+];
+
+// Each ready-made set, from `coffer grant create` to `coffer --as`. What is refused may lie in the middle of a chain of calls, as the
+// task of a container does whose figures are asked for.
+#[test]
+fn each_facet_is_enough_for_its_commands_and_for_no_other() {
+    let daemon = Daemon::with_busybox();
+    shell(&daemon, &["-d", "--name", "web"], "echo I am web; exec sleep 1000");
+    until("it has spoken", || ok(&daemon, &["logs", "web"]).contains("I am web").then_some(()));
+    for facet in Facet::ALL.map(Facet::as_str) {
+        let (id, token) = token(&daemon, &["-f", facet]);
+        let (file, mut does) = (daemon.path().join(format!("{facet}.file")), 0);
+        for (args, may) in COMMANDS {
+            let args = args.iter().map(|word| if *word == "FILE" { file.to_str().unwrap() } else { *word });
+            let args: Vec<&str> = ["--as", &token].into_iter().chain(args).collect();
+            does += usize::from(may.contains(&facet));
+            match may.contains(&facet) {
+                true if args[2] == "events" => follows_until_revoked(&daemon, facet, &args),
+                true => {
+                    let said = say(&daemon, &args);
+                    assert_eq!(said.code, 0, "{facet}: {args:?}: {said:?}");
+                }
+                false => {
+                    let said = say(&daemon, &args);
+                    let right = said.err.contains("needs the ") && said.err.contains(" right, and this grant has ");
+                    let told = right || ASK.iter().any(|ask| said.err.contains(ask));
+                    assert!(said.code != 0 && told, "{facet}: {args:?}: {said:?}");
+                }
+            }
+            let _ = std::fs::remove_file(&file);
+        }
+        assert!(does > 0, "{facet} does nothing");
+        ok(&daemon, &["grant", "revoke", &id]);
+    }
+    assert_eq!(ok(&daemon, &["ps", "-q"]), "web\n", "it is there, and nothing else");
+    assert_eq!(ok(&daemon, &["image", "ls", "-q"]).lines().count(), 1);
+}
+
+/// What goes on for ever goes on until it is taken back: by another grant of the same facet.
+fn follows_until_revoked(daemon: &Daemon, facet: &str, args: &[&str]) {
+    let (id, token) = token(daemon, &["-f", facet]);
+    let mut reads = daemon.command();
+    let reads = reads.args(["--as", &token]).args(&args[2..]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut reads = reads.spawn().unwrap();
+    // It is read from to its end: who finds nobody reading ends by that.
+    let mut heard = BufReader::new(reads.stdout.take().unwrap());
+    let mut first = String::new();
+    heard.read_line(&mut first).unwrap();
+    assert!(first.contains(daemon.namespace()), "{facet}: {first:?}");
+    ok(daemon, &["grant", "revoke", &id]);
+    heard.read_to_string(&mut first).unwrap();
+    assert_eq!(reads.wait().unwrap().code(), Some(1), "{facet}");
 }
 
 // S3: whoever connects is who the kernel says, and has what the rules say for him: nothing, without one.

@@ -13,19 +13,26 @@ use std::{
     time::Duration,
 };
 
-use capnp_rpc::{RpcSystem, rpc_capnp::message, rpc_twoparty_capnp::Side};
-use cofferdam_client::{Client, GrantOptions};
+use capnp::any_pointer;
+use capnp_rpc::{
+    RpcSystem,
+    rpc_capnp::{message, payload},
+    rpc_twoparty_capnp::Side,
+};
+use cofferdam_client::{Client, GrantOptions, channel};
 use cofferdam_integration::{Daemon, bounded, descriptors, pipe, until};
 use cofferdam_types::{Code, Error};
 use cofferdam_wire::{
     common_capnp::byte_stream,
     connect,
-    content_capnp::{blob, ingest},
+    container_capnp::{container, containers, log_sink},
+    content_capnp::{blob, content, ingest},
     error::from_rpc,
+    event_capnp::event_cursor,
     fdstream::{Fds, PARKED},
-    gate_capnp::gate,
+    gate_capnp::{gate, namespaces},
 };
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, recv, sendmsg};
 
 use crate::raw::{On, Raw, answered, bare, bootstrap, call, call_of, finish, naming, release, resolve, said};
 
@@ -54,6 +61,17 @@ impl Host {
         });
         let sockets = [daemon.socket(), directory.join("cofferdam.sock")];
         Host { daemon, sockets }
+    }
+
+    /// A blob of which a hundred streams are more than fits into memory.
+    fn large_blob(&self) -> String {
+        bounded(async {
+            let file = tempfile::tempfile().unwrap();
+            file.set_len(256 << 20).unwrap();
+            let ingest = self.daemon.open().await.content().ingest("large", 0, "", "sha256");
+            ingest.copy_fd(file.into()).await.unwrap();
+            ingest.commit(0, "", &Default::default()).await.unwrap().to_string()
+        })
     }
 
     /// In KiB.
@@ -330,6 +348,110 @@ fn r5_who_never_reads_is_not_read_from() {
     host.bears("calls whose answers nobody reads", MOST, |socket| flood(&Raw::connect(socket)));
     host.bears("eight of these", 3 * MOST, |socket| {
         std::thread::scope(|scope| (0..8).for_each(|_| drop(scope.spawn(|| flood(&Raw::connect(socket))))));
+    });
+}
+
+// Who asks for streams and takes nothing of them has no more read for him than a window of each, in his own memory.
+#[test]
+fn r5_streams_that_nobody_takes_wait_and_others_of_the_connection_dont() {
+    let host = Host::start(&[]);
+    let (namespace, digest) = (host.daemon.namespace().to_owned(), host.large_blob());
+    host.bears("streams that nobody takes", MOST, |socket| {
+        bounded(async {
+            let client = Client::connect(socket).await.unwrap();
+            let blob = client.namespace(&namespace).content().get(&digest);
+            let untaken: Vec<_> = (0..100)
+                .map(|_| {
+                    let (sink, heard) = channel();
+                    (blob.read(0, 0, &sink), sink, heard)
+                })
+                .collect();
+            let (sink, mut heard) = channel();
+            let reading = blob.read(0, 1 << 20, &sink);
+            drop(sink);
+            let mut got = 0;
+            while let Some(chunk) = heard.next().await {
+                got += chunk.len();
+            }
+            reading.await.unwrap();
+            assert_eq!(got, 1 << 20);
+            drop(untaken);
+        });
+    });
+}
+
+// And who doesn't even read what is sent to him, whatever it is that he asked for.
+#[test]
+fn r5_streams_of_who_never_reads_have_a_bound() {
+    let host = Host::start(&[]);
+    let (namespace, digest) = (host.daemon.namespace().to_owned(), host.large_blob());
+    bounded(async {
+        let mut request =
+            host.daemon.run("loud", ["sh", "-c", "yes 'a line of a log that has many' | head -c 8000000"]);
+        request.log = true;
+        request.container.remove_on_exit = false;
+        assert_eq!(host.daemon.client().await.run(request).unwrap().wait().await.unwrap().status, 0);
+        let (events, payload) =
+            (host.daemon.open().await.events(), serde_json::json!({ "text": "x".repeat(15 << 10) }));
+        for _ in 0..200 {
+            events.publish("/test/large", &payload).await.unwrap();
+        }
+    });
+    let name = |mut payload: payload::Builder<'_>| {
+        payload.reborrow().get_content().init_as::<namespaces::get_params::Builder<'_>>().set_name(&namespace);
+    };
+    let blob = |mut payload: payload::Builder<'_>| {
+        payload.reborrow().get_content().init_as::<content::get_params::Builder<'_>>().set_digest(&digest);
+    };
+    let loud = |mut payload: payload::Builder<'_>| {
+        payload.reborrow().get_content().init_as::<containers::get_params::Builder<'_>>().set_id("loud");
+    };
+    let all = |mut payload: payload::Builder<'_>| {
+        payload.reborrow().get_content().init_as::<event_cursor::next_params::Builder<'_>>().set_max(100);
+    };
+    let bytes = |n: u32, payload: payload::Builder<'_>| {
+        let set = |content: any_pointer::Builder<'_>, sink| {
+            content.init_as::<blob::read_params::Builder<'_>>().set_sink(sink)
+        };
+        naming::<byte_stream::Client>(payload, set, 1, |table| table.get(0).set_sender_hosted(n));
+    };
+    let records = |n: u32, payload: payload::Builder<'_>| {
+        let set = |content: any_pointer::Builder<'_>, sink| {
+            content.init_as::<container::logs_params::Builder<'_>>().set_sink(sink)
+        };
+        naming::<log_sink::Client>(payload, set, 1, |table| table.get(0).set_sender_hosted(n));
+    };
+    let way = [
+        bootstrap(0),
+        bare(1, On::Gate(0), "Gate.enter"),
+        bare(2, On::Answer(1), "Root.namespaces"),
+        call(3, On::Answer(2), "Namespaces.get", name),
+        bare(4, On::Answer(3), "Namespace.content"),
+        call(5, On::Answer(4), "Content.get", blob),
+        bare(6, On::Answer(3), "Namespace.containers"),
+        call(7, On::Answer(6), "Containers.get", loud),
+        bare(8, On::Answer(3), "Namespace.events"),
+    ];
+    let flood = |what: &str, many: u32, ask: &dyn Fn(u32) -> Vec<u8>| {
+        host.bears(what, MOST, |socket| {
+            let raw = Raw::connect(socket);
+            assert!(raw.send(&way.concat()) && raw.until_answered(7));
+            assert!(raw.send(&(100..100 + many).flat_map(ask).collect::<Vec<_>>()));
+            let mut block = vec![0; 100 << 10];
+            until("nothing more goes through", || {
+                let there = recv(raw.stream().as_raw_fd(), &mut block, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT);
+                there.is_ok_and(|there| there == block.len()).then_some(())
+            });
+            // What it goes on with now it does while others are served.
+            (0..20).for_each(|_| host.serves(what));
+        });
+    };
+    flood("blobs that nobody reads", 200, &|n| call(n, On::Answer(5), "Blob.read", |payload| bytes(n, payload)));
+    flood("logs that nobody reads", 200, &|n| call(n, On::Answer(7), "Container.logs", |payload| records(n, payload)));
+    // As many subscriptions as there may be.
+    flood("events that nobody reads", 60, &|n| {
+        let from = bare(n, On::Answer(8), "Events.subscribe");
+        [from, call(1000 + n, On::Answer(n), "EventCursor.next", all)].concat()
     });
 }
 

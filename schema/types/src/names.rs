@@ -12,6 +12,8 @@ pub type Labels = BTreeMap<String, String>;
 const MAX_ID: usize = 76;
 const MAX_NAME: usize = 1024;
 const MAX_LABEL: usize = 4096;
+/// Of one thing, all of them together: it is in every list that names it.
+const MAX_LABELS: usize = 256 << 10;
 
 macro_rules! name {
     ($(#[$doc:meta])* $name:ident, $kind:literal, $check:path) => {
@@ -143,7 +145,7 @@ fn name_error(text: &str) -> Option<String> {
     text.contains('\0').then(|| "holds a NUL byte".into())
 }
 
-/// Checks every label: key and value together have at most 4,096 bytes, and no key is empty.
+/// Checks every label: key and value together have at most 4,096 bytes, all of them 256 KiB, and no key is empty.
 pub fn validate_labels(labels: &Labels) -> Result<()> {
     for (key, value) in labels {
         let total = key.len() + value.len();
@@ -158,6 +160,11 @@ pub fn validate_labels(labels: &Labels) -> Result<()> {
         if key.is_empty() {
             return Err(Error::invalid("label", shown, "has an empty key"));
         }
+    }
+    let total: usize = labels.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if total > MAX_LABELS {
+        let why = format!("would have {total} bytes together: at most {MAX_LABELS}, remove some");
+        return Err(Error::invalid("labels", "", why));
     }
     Ok(())
 }
@@ -249,5 +256,8 @@ mod tests {
         assert!(validate_labels(&label(1, 4095)).is_ok());
         assert!(validate_labels(&label(4096, 1)).is_err());
         assert!(validate_labels(&label(0, 1)).is_err());
+        let many = |count: usize| (0..count).map(|n| (format!("{n:04}"), "v".repeat(1020))).collect::<Labels>();
+        assert!(validate_labels(&many(256)).is_ok());
+        assert!(validate_labels(&many(257)).unwrap_err().message.contains("remove some"));
     }
 }

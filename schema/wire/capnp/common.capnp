@@ -13,8 +13,8 @@
 #     bootstrap -> Gate.enter() or Gate.restore(token) -> Root.namespaces() -> Namespaces.get(name) -> Namespace
 #
 # and these are sent in one go: a call on the result of a call need not wait for that (pipelining). What fails anywhere in
-# such a chain comes out, unchanged, of each call behind it. Keep what lies between until then: letting go of a promise cancels
-# its call.
+# such a chain comes out, unchanged, of each call behind it. Letting go of a promise cancels its call, unless others were made on
+# it: what lies between need not be kept.
 #
 # Objects live as long as their connection. When that is lost (an exception of type `disconnected`), connect again, and find
 # things by their names; what was asked for last may have been done or not. Containers and jobs go on without you.
@@ -130,7 +130,8 @@ using Time = UInt64;
 struct Label @0xc1b2111f61dc9f38 {
   key @0 :Text;
   value @1 :Text;
-  # Key and value have at most 4,096 bytes together, and the key has one at least. An empty value deletes the label. Where a
+  # Key and value have at most 4,096 bytes together, all labels of a thing 256 KiB, and the key has one at least. An empty value
+  # deletes the label. Where a
   # list of labels is a map of something else (sysctls, annotations), key and value are those of the map.
 }
 
@@ -181,7 +182,8 @@ struct Context @0xc5c3cf113c7c7131 {
 interface ByteStream @0xd24295c11faf9df7 {
   # A sink of bytes, which the side that has it writes into. Flow control: the window is 1 MiB, a chunk at most 256 KiB.
   # A stream that you give away is written to by the daemon, in order, and ended behind the last byte; one that breaks off is
-  # released without.
+  # released without. As long as you don't answer its `write` it waits, and no other of yours does; while you read nothing
+  # from the connection at all, all of them do.
   write @0 (chunk :Data) -> stream $needs("none") $audit("none");
   # Bytes behind those of the call before. A larger chunk is invalid_argument; behind `end`, and where nobody reads any more,
   # failed_precondition.

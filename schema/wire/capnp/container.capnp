@@ -488,6 +488,7 @@ struct ContainerChanges @0xac5d1f7083e6b92d {
   spec @1 :Common.Any;
   # An OCI runtime spec, JSON.
   extensions @2 :List(Extension);
+  # At most 256 KiB together, for who has them behind the change.
 }
 
 struct Extension @0x8e41c0b7d95a62f3 {

@@ -1,6 +1,8 @@
 //! What each method needs, and what a call of it leaves in the audit log, made from the schema's `$needs` and `$audit` when
 //! this crate is built.
 
+use std::sync::LazyLock;
+
 use cofferdam_types::Right;
 
 /// What a call leaves in the audit log.
@@ -56,6 +58,17 @@ pub struct Shape {
 /// What a method takes and gives; none where there is no such method.
 pub fn shape(interface: u64, method: u16) -> Option<&'static Shape> {
     SHAPES.iter().find(|shape| (shape.interface, shape.method) == (interface, method))
+}
+
+/// The objects that a method gives, as [`Shape::gives`] says. Asked at every call.
+pub fn gives(interface: u64, method: u16) -> &'static [(u32, u64)] {
+    static GIVING: LazyLock<Vec<&'static Shape>> = LazyLock::new(|| {
+        let mut giving: Vec<_> = SHAPES.iter().filter(|shape| !shape.gives.is_empty()).collect();
+        giving.sort_by_key(|shape| (shape.interface, shape.method));
+        giving
+    });
+    let found = GIVING.binary_search_by_key(&(interface, method), |shape| (shape.interface, shape.method));
+    found.map_or(&[], |at| GIVING[at].gives)
 }
 
 /// What a method needs; none where there is no such method.

@@ -13,6 +13,9 @@ use crate::{
     tx::check_size,
 };
 
+/// What the payloads of others in a container may have together: whoever asks what it is gets them all.
+const EXTENSIONS: usize = 256 << 10;
+
 /// What is said where an id is in use.
 pub const TAKEN: &str = "is there already: choose another name or remove it";
 
@@ -124,6 +127,10 @@ impl Container {
         }
         if self.extensions.keys().any(String::is_empty) {
             return bad("has an extension without a name");
+        }
+        let size = |(name, any): (&String, &Any)| name.len() + any.type_url.len() + any.value.len();
+        if self.extensions.iter().map(size).sum::<usize>() > EXTENSIONS {
+            return bad("would have extensions of more than 256 KiB together: keep what is large elsewhere");
         }
         super::checked_labels(&mut self.labels)
     }

@@ -37,12 +37,21 @@ pub fn last(read: &dyn Read) -> Result<u64> {
 
 /// At most `max` events after `sequence`, in order. One that can't be read is left out: who follows sees a gap.
 pub fn outbox_after(read: &dyn Read, sequence: u64, max: usize) -> Result<Vec<Event>> {
+    outbox_block(read, sequence, max, usize::MAX)
+}
+
+/// The same, and no more than have so many bytes together as they lie there; one at least, if there is one.
+pub fn outbox_block(read: &dyn Read, sequence: u64, max: usize, bytes: usize) -> Result<Vec<Event>> {
     let mut events = Vec::new();
     if max == 0 {
         return Ok(events);
     }
-    let from = sequence.to_be_bytes();
+    let (from, mut taken) = (sequence.to_be_bytes(), 0);
     read.range(Table::OUTBOX, Bound::Excluded(&from), Bound::Unbounded, &mut |key, value| {
+        taken += value.len();
+        if taken > bytes && !events.is_empty() {
+            return Ok(ControlFlow::Break(()));
+        }
         let due = codec::number(key).map_err(|error| Error::data_loss(Event::KIND, key.escape_ascii(), error.message));
         let event = due.and_then(|due| {
             let event: Event = codec::decode(Event::KIND, due.to_string().as_bytes(), value)?;

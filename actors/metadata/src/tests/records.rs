@@ -154,13 +154,18 @@ fn containers_are_listed_in_pages_and_removed_once() {
 fn containers_are_checked() {
     let mut f = Fixture::new();
     type Spoil = fn(&mut Container);
-    let spoilt: [(&str, Spoil); 5] = [
+    let spoilt: [(&str, Spoil); 7] = [
         ("runtime", |c| c.runtime.clear()),
         ("spec", |c| c.spec = Any::default()),
         ("snapshot driver", |c| c.snapshot_key = Some(name("k"))),
         ("extension", |c| drop(c.extensions.insert(String::new(), spec()))),
         ("bytes", |c| drop(c.labels.insert("k".into(), "v".repeat(4096)))),
+        ("256 KiB together", |c| c.extensions = (0..3).map(|n| (n.to_string(), large())).collect()),
+        ("remove some", |c| c.labels = (0..70).map(|n| (n.to_string(), "v".repeat(4000))).collect()),
     ];
+    fn large() -> Any {
+        Any { type_url: "x".into(), value: vec![0; 100 << 10] }
+    }
     for (word, spoil) in spoilt {
         let error = f.write(move |tx| {
             let mut c = container("c");

@@ -1,6 +1,6 @@
 //! Archives and directories in every form, whole and damaged.
 
-use cofferdam_types::{Code, media};
+use cofferdam_types::{Authority, Code, GrantId, media};
 
 use crate::{
     RootfsConfig, RootfsOptions,
@@ -258,6 +258,28 @@ fn a_pipe_that_never_ends_can_be_cancelled() {
         world.transfer.job(&ns(), job.id()).unwrap().cancel();
         fails(job.wait().await, Code::Cancelled, "");
         assert_eq!(world.holdings(), before);
+        world.stop().await;
+    });
+}
+
+// Whoever holds a grant may begin an import and send nothing, as often as he likes.
+#[test]
+fn what_hangs_through_a_grant_holds_up_nothing_of_the_operators() {
+    run(async {
+        let world = World::start().await;
+        let theirs = Authority { grants: [GrantId(7)].into(), ..auth() };
+        let mut hung = Vec::new();
+        for _ in 0..20 {
+            let (read, write) = nix::unistd::pipe().unwrap();
+            let options = crate::ImportOptions { name: None, platform: amd64(), driver: None };
+            let source = crate::Source::Archive(read);
+            hung.push((world.transfer.import(&theirs, &ns(), source, options).await.unwrap(), write));
+        }
+        world.import(as_pipe(tar_up(&Picture::new("x").layout(Some(NAME)))), None).await.unwrap();
+        hung.iter().for_each(|(job, _)| job.cancel());
+        for (job, _) in &hung {
+            fails(job.wait().await, Code::Cancelled, "");
+        }
         world.stop().await;
     });
 }

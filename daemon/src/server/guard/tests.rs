@@ -5,7 +5,10 @@ use std::time::Duration;
 use capnp_rpc::{RpcSystem, rpc_twoparty_capnp::Side};
 use cofferdam_grants::{End, Live};
 use cofferdam_types::{Authority, Caveats, Code, Right, Rights};
-use cofferdam_wire::{common_capnp::byte_stream, connect, error::from_rpc, needs::METHODS, system_capnp::system};
+use cofferdam_wire::{
+    common_capnp::byte_stream, connect, error::from_rpc, gate_capnp::root, needs::METHODS, system_capnp::system,
+};
+
 use tokio::net::UnixStream;
 
 use super::*;
@@ -57,15 +60,20 @@ fn guarded_with(held: Held) -> Setup {
     let counted = (meter.begin_object().unwrap(), None);
     let own = <system::Client as HasTypeId>::TYPE_ID;
     let object = guard(dispatch, own, meter.clone(), counted, Rc::new(held.clone()), None, None);
+    Setup { meter, held, client: served(object) }
+}
+
+/// An object at the other end of a connection.
+fn served<C: FromClientHook>(object: Guarded) -> C {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (network, _) = connect::network(ours, Side::Server, connect::MESSAGE);
     let served = FromClientHook::new(object.into_client_hook());
     tokio::task::spawn_local(RpcSystem::new(Box::new(network), Some(served)));
     let (network, _) = connect::network(theirs, Side::Client, connect::MESSAGE);
     let mut rpc = RpcSystem::new(Box::new(network), None);
-    let client: system::Client = rpc.bootstrap(Side::Server);
+    let client = rpc.bootstrap(Side::Server);
     tokio::task::spawn_local(rpc);
-    Setup { meter, held, client }
+    client
 }
 
 async fn crash(client: &system::Client, how: &str) -> Result<(), Error> {
@@ -255,5 +263,46 @@ fn a_streaming_method_stays_one() {
         let _ = client.write_request().send().await;
         // Only a streaming call breaks its object for good.
         assert!(client.end_request().send().promise.await.is_err());
+    });
+}
+
+/// `namespaces` fails, and not at once.
+struct Broken;
+
+impl root::Server for Broken {
+    async fn namespaces(self: Rc<Self>, _: root::NamespacesParams, _: root::NamespacesResults) -> capnp::Result<()> {
+        tokio::task::yield_now().await;
+        Err(to_rpc(Error::not_found("thing", "lost", "does not exist")))
+    }
+}
+
+// The client has let go of all that lies between the first handle and the last call when the daemon comes to it.
+#[test]
+fn what_fails_in_the_middle_of_a_chain_is_told_at_its_end() {
+    run(async || {
+        let meter: Rc<Meter> = Rc::default();
+        let root = |reach| -> root::Client {
+            let held = Held { reach, ..held(None) };
+            let dispatch = <root::Client as FromServer<Broken>>::from_server(Rc::new(Broken));
+            let (counted, own) = ((meter.begin_object().unwrap(), None), <root::Client as HasTypeId>::TYPE_ID);
+            served(guard(dispatch, own, meter.clone(), counted, Rc::new(held), None, None))
+        };
+        let end_of_chain = async |root: &root::Client| {
+            let all = root.namespaces_request().send().pipeline.get_namespaces();
+            let containers = all.get_request().send().pipeline.get_namespace().containers_request().send().pipeline;
+            let one = containers.get_containers().get_request().send().pipeline.get_container();
+            let end = one.info_request().send().promise;
+            drop((all, one, containers));
+            end.await.map(drop).map_err(from_rpc).unwrap_err()
+        };
+        let (all, less) = (root(Reach::everything()), root(Reach::of(&Caveats::none())));
+        for _ in 0..10 {
+            let error = end_of_chain(&all).await;
+            assert_eq!((error.code, &*error.id), (Code::NotFound, "lost"), "{error}");
+            let error = end_of_chain(&less).await;
+            assert_eq!((error.code, &*error.id), (Code::Denied, "Root.namespaces"), "{error}");
+            assert!(error.message.contains("needs the root right"), "{error}");
+        }
+        assert!(meter.is_idle());
     });
 }
