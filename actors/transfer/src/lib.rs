@@ -56,7 +56,6 @@ mod transfer;
 mod trust;
 
 pub use actor::TransferActor;
-pub use amend::ConfigChange;
 pub use artifact::ArtifactOptions;
 pub use ask::{Chooser, Question, Questions, Verdict};
 pub use cancel::Cancel;
