@@ -108,9 +108,7 @@ pub(crate) fn apply(line: &Instruction, runs: &mut Map<String, Value>) -> Result
         Instruction::WorkingDir(text) => drop(runs.insert("WorkingDir".into(), json!(text))),
         Instruction::User(text) => drop(runs.insert("User".into(), json!(text))),
         Instruction::StopSignal(text) => drop(runs.insert("StopSignal".into(), json!(text))),
-        Instruction::Label(key, value) => {
-            object(runs, "Labels", |all| drop(all.insert(key.clone(), json!(value))))
-        }
+        Instruction::Label(key, value) => object(runs, "Labels", |all| drop(all.insert(key.clone(), json!(value)))),
         Instruction::Volume(text) => object(runs, "Volumes", |all| drop(all.insert(text.clone(), json!({})))),
         Instruction::Expose(text) => {
             let whole = if text.contains('/') { text.clone() } else { format!("{text}/tcp") };

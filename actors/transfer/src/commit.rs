@@ -13,7 +13,8 @@ use cofferdam_kernel::block_on;
 use cofferdam_metadata::records::{containers::Container, tasks::State};
 use cofferdam_tasks::Tasks;
 use cofferdam_types::{
-    Algorithm, Authority, Code, Descriptor, Digest, Error, Id, Instruction, Name, Namespace, Platform, Result, Timestamp,
+    Algorithm, Authority, Code, Descriptor, Digest, Error, Id, Instruction, Name, Namespace, Platform, Result,
+    Timestamp,
     media::{self, Compression},
 };
 use serde::Deserialize;

@@ -26,6 +26,7 @@ mod checkpoint;
 mod choose;
 mod commit;
 mod convert;
+mod documents;
 mod errors;
 mod export;
 mod flights;

@@ -92,7 +92,7 @@ pub(crate) fn push(core: &Core, job: &Job, options: &PushOptions) -> Result<Vec<
         let name = if document.digest == top.digest { tag.clone() } else { document.digest.to_string() };
         match referrer(document, &bytes)? {
             None => repository.push_manifest(&name, document, &bytes)?,
-            Some(is) => repository.push_referrer(&name, document, &bytes, &is)?,
+            Some(is) => repository.push_referrer(&name, document, &bytes, &is, &core.lists)?,
         }
     }
     let manifest = top.digest.clone();

@@ -93,7 +93,10 @@ fn what_one_of_the_keys_has_signed_comes_in_and_nothing_else() {
         assert!(report.trust.contains("what is signed by ") && report.trust.contains(ours.public().to_str().unwrap()));
         let output = world.daemon.coffer(&["image", "explain-route", "elsewhere.invalid/app"]);
         let text = String::from_utf8_lossy(&output.stdout);
-        assert!(text.contains("\ntrust: by the rule for all names in ") && text.contains("everything comes in"), "{text}");
+        assert!(
+            text.contains("\ntrust: by the rule for all names in ") && text.contains("everything comes in"),
+            "{text}"
+        );
 
         let before = world.holdings().await;
         for (name, word) in [

@@ -39,6 +39,7 @@ pub use http::Access;
 use http::{Ask, Http, cause};
 pub use keys::{Wallet, bound};
 pub use proxy::Proxies;
+pub(crate) use referrers::Lists;
 pub use referrers::{Referrer, referrer};
 pub use route::{Explained, Routes};
 pub use tls::Identity;

@@ -94,7 +94,9 @@ pub async fn dockers_for_run(args: &Args, client: &Client, request: &mut RunRequ
         Ok(_) => return Ok(()),
         Err(error) => Err(error),
     };
-    if request.pull == PullPolicy::Missing && client.namespace(&request.namespace).images().get(image).info().await.is_ok() {
+    if request.pull == PullPolicy::Missing
+        && client.namespace(&request.namespace).images().get(image).info().await.is_ok()
+    {
         return Ok(());
     }
     if let Some(found) = config?.find(&registry)? {
