@@ -139,9 +139,9 @@ mod tests {
             Err(Error::unavailable("registry", "", "went silent"))
         };
         std::thread::scope(|scope| {
-            let fails = &fails;
-            let one = scope.spawn(|| {
-                documents.get(&key(1), &Own::default(), &cancel, move || {
+            let (documents, cancel, fails) = (&documents, &cancel, &fails);
+            let one = scope.spawn(move || {
+                documents.get(&key(1), &Own::default(), cancel, move || {
                     begun.send(()).unwrap();
                     wait.recv().unwrap();
                     fails("first")
@@ -149,7 +149,7 @@ mod tests {
             });
             began.recv().unwrap();
             let others: Vec<_> = (0..3)
-                .map(|_| scope.spawn(|| documents.get(&key(1), &Own::default(), &cancel, || fails("other"))))
+                .map(|_| scope.spawn(move || documents.get(&key(1), &Own::default(), cancel, || fails("other"))))
                 .collect();
             go.send(()).unwrap();
             assert!(others.into_iter().chain([one]).all(|one| one.join().unwrap().is_err()));

@@ -157,7 +157,7 @@ impl Repository {
             self.cancel.wait(pause)?;
             // Two who write over each other don't wait alike: no two add the same.
             pause += self.http.limits.backoff
-                * (1 + ours.hex().bytes().nth(tried as usize).map_or(0, |byte| u32::from(byte % 8)));
+                * (1 + ours.hex().as_bytes().get(tried as usize).map_or(0, |byte| u32::from(byte % 8)));
         }
         let why = format!("is written by others all the time, and each time without {ours}: try again");
         Err(self.http.error(Error::unavailable, format!("has a list of what belongs to {subject} that {why}")))
@@ -235,11 +235,11 @@ mod tests {
         assert!(referrer(&descriptor, &bytes).is_err());
     }
 
+    type Kept = Arc<Mutex<BTreeMap<String, Vec<u8>>>>;
+
     /// A registry without the API that keeps manifests by their names; `after` is done behind each list that is written.
-    fn plain(
-        after: impl Fn(&mut BTreeMap<String, Vec<u8>>, &str) + Send + Sync + 'static,
-    ) -> (Server, Arc<Mutex<BTreeMap<String, Vec<u8>>>>) {
-        let kept: Arc<Mutex<BTreeMap<String, Vec<u8>>>> = Arc::default();
+    fn plain(after: impl Fn(&mut BTreeMap<String, Vec<u8>>, &str) + Send + Sync + 'static) -> (Server, Kept) {
+        let kept = Kept::default();
         let mine = kept.clone();
         let server = Server::new(move |seen| {
             let Some((_, name)) = seen.path().split_once("/manifests/") else { return Reply::new(404, "") };
