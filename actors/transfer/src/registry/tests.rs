@@ -136,6 +136,51 @@ fn a_busy_registry_is_asked_again() {
 }
 
 #[test]
+fn a_manifest_that_breaks_off_is_asked_for_again_a_few_times() {
+    for (times, there) in [(1, true), (2, true), (usize::MAX, false)] {
+        let count = AtomicUsize::new(0);
+        let server = Server::new(move |seen| match seen.method.as_str() {
+            "GET" if count.fetch_add(1, Ordering::SeqCst) < times => manifest_reply().then(Then::Cut(10)),
+            _ => manifest_reply(),
+        });
+        let descriptor = Descriptor::new(media::OCI_MANIFEST, sha(MANIFEST), MANIFEST.len() as u64);
+        let got = repository(&server, &endpoint()).manifest(&descriptor);
+        if there {
+            assert_eq!(got.unwrap(), MANIFEST);
+            assert_eq!(server.seen().len(), times + 1);
+        } else {
+            fails(got, Code::Unavailable, "");
+            assert_eq!(server.seen().len(), TRIES as usize);
+        }
+    }
+    // A connection that ends before there is an answer: as a server does that is restarted.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let once = std::thread::spawn(move || {
+        drop(listener.accept().unwrap());
+        listener
+    });
+    let reference = Reference::parse(&format!("127.0.0.1:{port}/a:t")).unwrap();
+    let limits = Limits { backoff: Duration::from_millis(1), ..Limits::default() };
+    let repository = Repository::new(&reference, &Endpoint { limits, ..Endpoint::default() }, &Cancel::new()).unwrap();
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| repository.resolve(&Target::Tag("t".into())));
+        // It comes again.
+        let mut stream = once.join().unwrap().accept().unwrap().0;
+        let mut head = [0; 4096];
+        assert!(stream.read(&mut head).unwrap() > 0);
+        let answer = format!(
+            "HTTP/1.1 200 x\r\ncontent-type: {}\r\ndocker-content-digest: {}\r\ncontent-length: {}\r\n\r\n",
+            media::OCI_MANIFEST,
+            sha(MANIFEST),
+            MANIFEST.len()
+        );
+        std::io::Write::write_all(&mut stream, answer.as_bytes()).unwrap();
+        assert_eq!(asked.join().unwrap().unwrap().descriptor.digest, sha(MANIFEST));
+    });
+}
+
+#[test]
 fn basic_auth() {
     let server = Server::new(|seen| match seen.header("authorization") {
         Some("Basic bWU6aHVudGVyMjI=") => manifest_reply(),
