@@ -19,6 +19,7 @@ use crate::{
         foreground::{Ends, HostStreams, Passed, attended, ended, needs_terminal, show, started, tell_detached},
         login::{NO_DOCKER, dockers_for_run},
     },
+    progress,
     screen::Screen,
     signals::{FORWARDED, Signals},
     terminal::{self, Raw},
@@ -111,8 +112,8 @@ pub static RUN: Command = Command {
     notes: "What follows IMAGE is the container's command; with --rootfs there is no IMAGE, and all is the command. What it writes is kept for \"coffer logs\" unless --rm is given\n\
             without -d or a --log-driver, at most 100 MiB unless --log-opt says otherwise. SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 are passed on to it. A restart of the\n\
             daemon is waited out, and of a part of it.\n\n\
-            An image that isn't here is pulled: the registry is shown what docker's config file has for it, and else what \"coffer\n\
-            login\" has stored.\n\n\
+            An image that isn't here is pulled, and a terminal shows how that gets on: the registry is shown what docker's config\n\
+            file has for it, and else what \"coffer login\" has stored.\n\n\
             A container that ctrl-c doesn't end (its first process must take SIGINT itself) ends by \"coffer kill NAME\"\n\
             from elsewhere. Where the daemon doesn't pass a signal on within a second, one more ends coffer and leaves the\n\
             container as it is; before the start the first gives the run up.\n\n\
@@ -148,9 +149,10 @@ pub(super) async fn run(cx: Cx) -> Result<i32, Failure> {
     let size = request.stdio.size;
     // They are ours for as long as we run, and nobody reads them before the container is made.
     request.again = Some(Box::new(streams));
+    let (namespace, image) = (request.namespace.clone(), request.image.reference.clone());
     if detach {
         let run = client.run(request)?;
-        run.started().await?;
+        progress::beside(run.started(), &client, &namespace, &image).await?;
         let id = run.id();
         line(&if cx.json { json!({ "id": id }).to_string() } else { id.to_owned() })?;
         return Ok(0);
@@ -158,7 +160,7 @@ pub(super) async fn run(cx: Cx) -> Result<i32, Failure> {
     let signals = Signals::take(FORWARDED)?;
     let raw = if tty && interactive { Raw::stdin()? } else { None };
     let run = Rc::new(client.run(request)?);
-    let start = async { Ok(run.started().await.map(drop)?) };
+    let start = async { Ok(progress::beside(run.started(), &client, &namespace, &image).await.map(drop)?) };
     let undo = async { run.container().remove(true).await };
     let mut before = started(&signals, tty, start, undo).await?;
     if let Some(raw) = &raw {
