@@ -17,6 +17,8 @@ use super::{Ask, Repository, http::cause, retry};
 const PROGRESS: u64 = 1 << 20;
 /// So many times what a connection may be silent for a blob may bring nothing: after the first silence it is asked for once more.
 const PATIENCE: u32 = 2;
+/// Between two connections, unless the registry asks for more.
+const MAX_PAUSE: Duration = Duration::from_secs(2);
 /// Foreign URLs of a descriptor that are tried.
 const MAX_URLS: usize = 4;
 
@@ -29,7 +31,10 @@ pub struct BlobStream<'a> {
     end: u64,
     /// Whether only the part is wanted, however it comes otherwise.
     only: bool,
+    /// Connections in a row that brought little.
     failures: u32,
+    /// Of these those on which nobody answered. A network that is away for a while is waited for, as long as a connection may be silent.
+    unanswered: u32,
     /// Where the present count of failures began.
     since: u64,
     /// When the last byte came.
@@ -63,6 +68,7 @@ impl<'a> BlobStream<'a> {
             end,
             only,
             failures: 0,
+            unanswered: 0,
             since: offset,
             heard: Instant::now(),
             asked: None,
@@ -101,19 +107,20 @@ impl<'a> BlobStream<'a> {
             return Err(error);
         }
         if self.offset - self.since >= PROGRESS {
-            self.failures = 0;
+            (self.failures, self.unanswered) = (0, 0);
         }
         self.since = self.offset;
         self.failures += 1;
         let limits = &self.repository.http.limits;
         let silent = self.heard.elapsed() >= limits.idle * PATIENCE;
         let asked = self.asked.take();
-        if self.failures >= limits.attempts || silent || asked.is_some_and(|asked| asked > limits.patience) {
+        let answered = self.failures - self.unanswered;
+        if answered >= limits.attempts || silent || asked.is_some_and(|asked| asked > limits.patience) {
             let (done, size) = (self.offset, self.descriptor.size);
             return Err(error.context(format!("{} stopped at byte {done} of {size}", self.descriptor.digest)));
         }
         tracing::debug!(digest = %self.descriptor.digest, offset = self.offset, %error, "blob stopped half-way: resuming");
-        let pause = limits.backoff * 2u32.saturating_pow(self.failures - 1);
+        let pause = limits.backoff.saturating_mul(2u32.saturating_pow(self.failures - 1)).min(MAX_PAUSE);
         self.repository.cancel.wait(pause.max(asked.unwrap_or_default()))
     }
 
@@ -142,7 +149,9 @@ impl<'a> BlobStream<'a> {
         let whole = self.offset == 0 && self.end == self.descriptor.size;
         let range = (!whole).then_some(self.offset);
         let until = (self.end < self.descriptor.size).then_some(self.end);
-        let response = http.send(&Ask { range, until, ours, ..Ask::of(Method::GET, uri) })?;
+        let response = http.send(&Ask { range, until, ours, ..Ask::of(Method::GET, uri) });
+        self.unanswered += u32::from(response.is_err());
+        let response = response?;
         let bad = |what: String| http.error(Error::data_loss, format!("{what} for {}", self.descriptor.digest));
         let size = self.descriptor.size;
         let skip = match response.status().as_u16() {
