@@ -33,8 +33,10 @@ pub struct BlobStream<'a> {
     only: bool,
     /// Connections in a row that brought little.
     failures: u32,
-    /// Of these those on which nobody answered. A network that is away for a while is waited for, as long as a connection may be silent.
-    unanswered: u32,
+    /// Of these those on which somebody answered: only they are counted out. A network that is away is waited for.
+    answered: u32,
+    /// Nobody answers what was asked last.
+    nobody: bool,
     /// Where the present count of failures began.
     since: u64,
     /// When the last byte came.
@@ -68,7 +70,8 @@ impl<'a> BlobStream<'a> {
             end,
             only,
             failures: 0,
-            unanswered: 0,
+            answered: 0,
+            nobody: false,
             since: offset,
             heard: Instant::now(),
             asked: None,
@@ -107,15 +110,15 @@ impl<'a> BlobStream<'a> {
             return Err(error);
         }
         if self.offset - self.since >= PROGRESS {
-            (self.failures, self.unanswered) = (0, 0);
+            (self.failures, self.answered) = (0, 0);
         }
         self.since = self.offset;
         self.failures += 1;
+        self.answered += u32::from(!std::mem::take(&mut self.nobody));
         let limits = &self.repository.http.limits;
         let silent = self.heard.elapsed() >= limits.idle * PATIENCE;
         let asked = self.asked.take();
-        let answered = self.failures - self.unanswered;
-        if answered >= limits.attempts || silent || asked.is_some_and(|asked| asked > limits.patience) {
+        if self.answered >= limits.attempts || silent || asked.is_some_and(|asked| asked > limits.patience) {
             let (done, size) = (self.offset, self.descriptor.size);
             return Err(error.context(format!("{} stopped at byte {done} of {size}", self.descriptor.digest)));
         }
@@ -150,7 +153,7 @@ impl<'a> BlobStream<'a> {
         let range = (!whole).then_some(self.offset);
         let until = (self.end < self.descriptor.size).then_some(self.end);
         let response = http.send(&Ask { range, until, ours, ..Ask::of(Method::GET, uri) });
-        self.unanswered += u32::from(response.is_err());
+        self.nobody = response.is_err();
         let response = response?;
         let bad = |what: String| http.error(Error::data_loss, format!("{what} for {}", self.descriptor.digest));
         let size = self.descriptor.size;
