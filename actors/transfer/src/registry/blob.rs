@@ -16,9 +16,9 @@ use super::{Ask, Repository, http::cause, retry};
 /// Progress that makes up for the failures before it.
 const PROGRESS: u64 = 1 << 20;
 /// So many times what a connection may be silent for a blob may bring nothing: after the first silence it is asked for once more.
-const PATIENCE: u32 = 2;
+pub(super) const PATIENCE: u32 = 2;
 /// Between two connections, unless the registry asks for more.
-const MAX_PAUSE: Duration = Duration::from_secs(2);
+pub(super) const MAX_PAUSE: Duration = Duration::from_secs(2);
 /// Foreign URLs of a descriptor that are tried.
 const MAX_URLS: usize = 4;
 
