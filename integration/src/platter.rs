@@ -154,6 +154,14 @@ impl Platter {
         lock(&self.state).record.as_ref().map_or(0, Record::len)
     }
 
+    /// Bytes that were written since it is kept, and flushed.
+    pub fn flushed(&self) -> usize {
+        let state = lock(&self.state);
+        let ops = state.record.as_ref().map_or(&[][..], |record| &record.ops);
+        let last = ops.iter().rposition(|op| matches!(op, Op::Flush)).unwrap_or(0);
+        ops[..last].iter().filter(|op| matches!(op, Op::Write(..))).count() * BLOCK
+    }
+
     /// From now on it fails to write whatever has these bytes in it.
     pub fn refuse(&self, bytes: &[u8]) {
         lock(&self.state).refused = Some((bytes.to_vec(), 0));

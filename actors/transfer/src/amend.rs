@@ -3,29 +3,6 @@
 use cofferdam_types::{Digest, Error, Instruction, Result, Timestamp};
 use serde_json::{Map, Value, json};
 
-/// One thing that is to be different in a new image.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ConfigChange {
-    /// The arguments that are used where none are given.
-    Cmd(Vec<String>),
-    /// What comes before them. Those of the image it was made of are gone then, unless they are changed as well.
-    Entrypoint(Vec<String>),
-    /// `NAME=VALUE`, instead of what the name stood for.
-    Env(String),
-    /// Where it starts.
-    WorkingDir(String),
-    /// Who runs it.
-    User(String),
-    /// A label of the image.
-    Label(String, String),
-    /// `PORT[/PROTOCOL]` on which it listens.
-    Expose(String),
-    /// A directory whose files are kept elsewhere.
-    Volume(String),
-    /// What ends it.
-    StopSignal(String),
-}
-
 /// What else there is to say of a new image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Story {
@@ -40,14 +17,14 @@ pub struct Story {
 }
 
 /// The config with the changes made, in the order in which they are.
-pub(crate) fn amended(config: &[u8], changes: &[ConfigChange], story: &Story, now: Timestamp) -> Result<Vec<u8>> {
+pub(crate) fn amended(config: &[u8], changes: &[Instruction], story: &Story, now: Timestamp) -> Result<Vec<u8>> {
     let odd = || Error::data_loss("image config", "", "is not what it was when it was read first");
     let mut whole: Map<String, Value> = serde_json::from_slice(config).map_err(|_| odd())?;
     object(&mut whole, "config", |runs| {
-        if changes.iter().any(|change| matches!(change, ConfigChange::Entrypoint(_))) {
+        if changes.iter().any(|change| matches!(change, Instruction::Entrypoint(_))) {
             runs.remove("Cmd");
         }
-        changes.iter().try_for_each(|change| change.make(runs))
+        changes.iter().try_for_each(|change| apply(change, runs))
     })?;
     let created = now.to_rfc3339();
     let mut entry = json!({ "created": created, "created_by": story.command });
@@ -90,81 +67,62 @@ fn list(map: &mut Map<String, Value>, key: &str, change: impl FnOnce(&mut Vec<Va
     map.insert(key.into(), Value::Array(inner));
 }
 
-impl ConfigChange {
-    /// Refuses what no image should say.
-    pub fn check(&self) -> Result<()> {
-        let refuse = |kind: &'static str, text: &str, why: &str| Err(Error::invalid(kind, text, why));
-        let texts: Vec<&String> = match self {
-            ConfigChange::Cmd(all) | ConfigChange::Entrypoint(all) => all.iter().collect(),
-            ConfigChange::Label(key, value) => vec![key, value],
-            ConfigChange::Env(text)
-            | ConfigChange::WorkingDir(text)
-            | ConfigChange::User(text)
-            | ConfigChange::Expose(text)
-            | ConfigChange::Volume(text)
-            | ConfigChange::StopSignal(text) => vec![text],
-        };
-        if let Some(text) = texts.iter().find(|text| text.contains('\0')) {
-            return refuse("config", &text.escape_default().to_string(), "holds a NUL byte");
-        }
-        match self {
-            ConfigChange::Env(text) if text.split_once('=').is_none_or(|(name, _)| name.is_empty()) => {
-                refuse("environment", text, "is not of the form NAME=VALUE")
-            }
-            ConfigChange::WorkingDir(text) | ConfigChange::Volume(text) if !text.starts_with('/') => {
-                refuse("directory", text, "is not an absolute path")
-            }
-            ConfigChange::Label(key, _) if key.is_empty() => refuse("label", key, "has no key"),
-            ConfigChange::StopSignal(text) if text.is_empty() => refuse("signal", text, "is empty: name one"),
-            ConfigChange::Expose(text) if !is_exposed(text) => {
-                refuse("port", text, "is not of the form PORT[/PROTOCOL], with tcp, udp or sctp")
-            }
-            _ => Ok(()),
-        }
+/// Refuses what no image should say.
+pub(crate) fn check(line: &Instruction) -> Result<()> {
+    let refuse = |kind: &'static str, text: &str, why: &str| Err(Error::invalid(kind, text, why));
+    let texts: Vec<&String> = match line {
+        Instruction::Cmd(all) | Instruction::Entrypoint(all) => all.iter().collect(),
+        Instruction::Label(key, value) => vec![key, value],
+        Instruction::Env(text)
+        | Instruction::WorkingDir(text)
+        | Instruction::User(text)
+        | Instruction::Expose(text)
+        | Instruction::Volume(text)
+        | Instruction::StopSignal(text) => vec![text],
+    };
+    if let Some(text) = texts.iter().find(|text| text.contains('\0')) {
+        return refuse("config", &text.escape_default().to_string(), "holds a NUL byte");
     }
-
-    pub(crate) fn make(&self, runs: &mut Map<String, Value>) -> Result<()> {
-        self.check()?;
-        match self {
-            ConfigChange::Cmd(all) => drop(runs.insert("Cmd".into(), json!(all))),
-            ConfigChange::Entrypoint(all) => drop(runs.insert("Entrypoint".into(), json!(all))),
-            ConfigChange::WorkingDir(text) => drop(runs.insert("WorkingDir".into(), json!(text))),
-            ConfigChange::User(text) => drop(runs.insert("User".into(), json!(text))),
-            ConfigChange::StopSignal(text) => drop(runs.insert("StopSignal".into(), json!(text))),
-            ConfigChange::Label(key, value) => {
-                object(runs, "Labels", |all| drop(all.insert(key.clone(), json!(value))))
-            }
-            ConfigChange::Volume(text) => object(runs, "Volumes", |all| drop(all.insert(text.clone(), json!({})))),
-            ConfigChange::Expose(text) => {
-                let whole = if text.contains('/') { text.clone() } else { format!("{text}/tcp") };
-                object(runs, "ExposedPorts", |all| drop(all.insert(whole, json!({}))));
-            }
-            ConfigChange::Env(text) => {
-                let name = |text: &str| text.split_once('=').map_or(text, |(name, _)| name).to_owned();
-                list(runs, "Env", |all| match all.iter_mut().find(|old| old.as_str().map(name) == Some(name(text))) {
-                    Some(old) => *old = json!(text),
-                    None => all.push(json!(text)),
-                });
-            }
+    match line {
+        Instruction::Env(text) if text.split_once('=').is_none_or(|(name, _)| name.is_empty()) => {
+            refuse("environment", text, "is not of the form NAME=VALUE")
         }
-        Ok(())
+        Instruction::WorkingDir(text) | Instruction::Volume(text) if !text.starts_with('/') => {
+            refuse("directory", text, "is not an absolute path")
+        }
+        Instruction::Label(key, _) if key.is_empty() => refuse("label", key, "has no key"),
+        Instruction::StopSignal(text) if text.is_empty() => refuse("signal", text, "is empty: name one"),
+        Instruction::Expose(text) if !is_exposed(text) => {
+            refuse("port", text, "is not of the form PORT[/PROTOCOL], with tcp, udp or sctp")
+        }
+        _ => Ok(()),
     }
 }
 
-impl From<Instruction> for ConfigChange {
-    fn from(line: Instruction) -> ConfigChange {
-        match line {
-            Instruction::Cmd(all) => ConfigChange::Cmd(all),
-            Instruction::Entrypoint(all) => ConfigChange::Entrypoint(all),
-            Instruction::Env(text) => ConfigChange::Env(text),
-            Instruction::WorkingDir(text) => ConfigChange::WorkingDir(text),
-            Instruction::User(text) => ConfigChange::User(text),
-            Instruction::Label(key, value) => ConfigChange::Label(key, value),
-            Instruction::Expose(text) => ConfigChange::Expose(text),
-            Instruction::Volume(text) => ConfigChange::Volume(text),
-            Instruction::StopSignal(text) => ConfigChange::StopSignal(text),
+/// Changes what an image runs.
+pub(crate) fn apply(line: &Instruction, runs: &mut Map<String, Value>) -> Result<()> {
+    check(line)?;
+    match line {
+        Instruction::Cmd(all) => drop(runs.insert("Cmd".into(), json!(all))),
+        Instruction::Entrypoint(all) => drop(runs.insert("Entrypoint".into(), json!(all))),
+        Instruction::WorkingDir(text) => drop(runs.insert("WorkingDir".into(), json!(text))),
+        Instruction::User(text) => drop(runs.insert("User".into(), json!(text))),
+        Instruction::StopSignal(text) => drop(runs.insert("StopSignal".into(), json!(text))),
+        Instruction::Label(key, value) => object(runs, "Labels", |all| drop(all.insert(key.clone(), json!(value)))),
+        Instruction::Volume(text) => object(runs, "Volumes", |all| drop(all.insert(text.clone(), json!({})))),
+        Instruction::Expose(text) => {
+            let whole = if text.contains('/') { text.clone() } else { format!("{text}/tcp") };
+            object(runs, "ExposedPorts", |all| drop(all.insert(whole, json!({}))));
+        }
+        Instruction::Env(text) => {
+            let name = |text: &str| text.split_once('=').map_or(text, |(name, _)| name).to_owned();
+            list(runs, "Env", |all| match all.iter_mut().find(|old| old.as_str().map(name) == Some(name(text))) {
+                Some(old) => *old = json!(text),
+                None => all.push(json!(text)),
+            });
         }
     }
+    Ok(())
 }
 
 fn is_exposed(text: &str) -> bool {
@@ -189,7 +147,7 @@ mod tests {
         .into_bytes()
     }
 
-    fn make(changes: &[ConfigChange], story: &Story) -> Value {
+    fn make(changes: &[Instruction], story: &Story) -> Value {
         serde_json::from_slice(&amended(&base(), changes, story, Timestamp(1_000_000_000)).unwrap()).unwrap()
     }
 
@@ -219,7 +177,7 @@ mod tests {
 
     #[test]
     fn each_change_is_made_in_its_place() {
-        use ConfigChange as C;
+        use Instruction as C;
         let text = |text: &str| text.to_owned();
         let made = make(
             &[
@@ -251,7 +209,7 @@ mod tests {
 
     #[test]
     fn what_no_image_should_say_is_refused() {
-        use ConfigChange as C;
+        use Instruction as C;
         let text = |text: &str| text.to_owned();
         for bad in [
             C::Env(text("=x")),
@@ -265,7 +223,7 @@ mod tests {
             C::StopSignal(text("")),
             C::Cmd(vec![text("a\0b")]),
         ] {
-            assert_eq!(bad.check().unwrap_err().code, cofferdam_types::Code::InvalidArgument, "{bad:?}");
+            assert_eq!(check(&bad).unwrap_err().code, cofferdam_types::Code::InvalidArgument, "{bad:?}");
         }
     }
 }

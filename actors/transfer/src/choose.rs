@@ -87,43 +87,10 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::testing::shelf::{Shelf, on};
 
-    #[derive(Default)]
-    struct Shelf(HashMap<Digest, Vec<u8>>);
-
-    impl Library for Shelf {
-        fn document(&self, descriptor: &Descriptor) -> Result<Vec<u8>> {
-            let found = self.0.get(&descriptor.digest).cloned();
-            found.ok_or_else(|| Error::not_found("blob", &descriptor.digest, "is not there"))
-        }
-    }
-
-    impl Shelf {
-        fn put(&mut self, media_type: &str, value: &Value) -> Value {
-            let bytes = value.to_string().into_bytes();
-            let digest = Digest::of(Algorithm::Sha256, &bytes);
-            let size = bytes.len();
-            self.0.insert(digest.clone(), bytes);
-            json!({"mediaType": media_type, "digest": digest, "size": size})
-        }
-
-        fn image(&mut self, arch: &str, layer: &str) -> Value {
-            let config = json!({"os": "linux", "architecture": arch, "rootfs": {"type": "layers",
-                "diff_ids": [Digest::of(Algorithm::Sha256, b"d")]}, "config": {}});
-            let config = self.put(media::OCI_CONFIG, &config);
-            let manifest = json!({"schemaVersion": 2, "config": config,
-                "layers": [{"mediaType": layer, "digest": Digest::of(Algorithm::Sha256, b"l"), "size": 1}]});
-            self.put(media::OCI_MANIFEST, &manifest)
-        }
-
-        fn index(&mut self, entries: Vec<Value>) -> Value {
-            self.put(media::OCI_INDEX, &json!({"schemaVersion": 2, "manifests": entries}))
-        }
-    }
-
-    fn on(mut entry: Value, arch: &str) -> Value {
-        entry["platform"] = json!({"os": "linux", "architecture": arch});
-        entry
+    fn image(shelf: &mut Shelf, arch: &str, kind: &str) -> Value {
+        shelf.image(arch, &[("l", kind)])
     }
 
     fn find(shelf: &Shelf, target: &Value) -> Result<Choice> {
@@ -133,11 +100,11 @@ mod tests {
     #[test]
     fn the_way_holds_what_leads_to_the_image_and_nothing_else() {
         let mut shelf = Shelf::default();
-        let (amd, arm) = (shelf.image("amd64", media::OCI_LAYER), shelf.image("arm64", media::OCI_LAYER));
+        let (amd, arm) = (image(&mut shelf, "amd64", media::OCI_LAYER), image(&mut shelf, "arm64", media::OCI_LAYER));
         assert_eq!(find(&shelf, &amd).unwrap().path.len(), 1);
         assert_eq!(find(&shelf, &arm).unwrap_err().code, Code::NotFound);
-        let nested = shelf.index(vec![on(arm.clone(), "arm64"), arm, on(amd.clone(), "amd64")]);
-        let index = shelf.index(vec![nested.clone()]);
+        let nested = shelf.index(&[on(arm.clone(), "arm64"), arm, on(amd.clone(), "amd64")]);
+        let index = shelf.index(std::slice::from_ref(&nested));
         let choice = find(&shelf, &index).unwrap();
         let way: Vec<Value> = choice.path.iter().map(|(d, _)| json!(d.digest)).collect();
         assert_eq!(way, [index["digest"].clone(), nested["digest"].clone(), amd["digest"].clone()]);
@@ -146,7 +113,7 @@ mod tests {
     #[test]
     fn what_cannot_be_unpacked_is_refused() {
         let mut shelf = Shelf::default();
-        let odd = shelf.image("amd64", "application/vnd.in-toto+json");
+        let odd = image(&mut shelf, "amd64", "application/vnd.in-toto+json");
         assert_eq!(find(&shelf, &odd).unwrap_err().code, Code::Unimplemented);
         let missing =
             json!({"mediaType": media::OCI_MANIFEST, "digest": Digest::of(Algorithm::Sha256, b"?"), "size": 1});

@@ -13,14 +13,15 @@ use cofferdam_kernel::block_on;
 use cofferdam_metadata::records::{containers::Container, tasks::State};
 use cofferdam_tasks::Tasks;
 use cofferdam_types::{
-    Algorithm, Authority, Code, Descriptor, Digest, Error, Id, Name, Namespace, Platform, Result, Timestamp,
+    Algorithm, Authority, Code, Descriptor, Digest, Error, Id, Instruction, Name, Namespace, Platform, Result,
+    Timestamp,
     media::{self, Compression},
 };
 use serde::Deserialize;
 
 use crate::{
-    ConfigChange, Job,
-    amend::{Story, amended},
+    Job,
+    amend::{Story, amended, check},
     job::Arrived,
     land::{Landing, Supply},
     plan::composed,
@@ -39,7 +40,7 @@ pub struct CommitOptions {
     /// What for.
     pub message: String,
     /// What is to be different from the image that the container was made from.
-    pub changes: Vec<ConfigChange>,
+    pub changes: Vec<Instruction>,
     /// It stands still while it is compared.
     pub pause: bool,
     /// How the layer is packed.
@@ -55,7 +56,7 @@ pub(crate) fn commit(
     options: &CommitOptions,
 ) -> Result<Vec<Arrived>> {
     let (ns, board, word) = (job.namespace(), job.board(), job.word());
-    options.changes.iter().try_for_each(ConfigChange::check)?;
+    options.changes.iter().try_for_each(check)?;
     let gate = core.trust.open(ns, &options.name)?;
     let container = tasks.container(ns, id)?;
     let refuse = |why: String| Err(Error::failed_precondition("container", id, why));

@@ -21,7 +21,7 @@ use cofferdam_types::{Authority, Descriptor, Digest, Labels, Name, Namespace, Re
 use crate::{
     Cancel,
     choose::{Choice, Page},
-    flights::Turn,
+    flights::{Key, Turn},
     job::{Arrived, Job},
     lanes::{Lane, fetch},
     progress::Phase,
@@ -177,25 +177,25 @@ impl<'a> Landing<'a> {
 
     /// Waits until nobody else brings any of it from there, and keeps others from it. While others bring some, the rest is
     /// fetched, and made to count: then nothing is held.
-    fn turn(&self, load: &Load, items: &HashMap<Digest, usize>, supply: &dyn Supply) -> Result<Turn<'_>> {
+    fn turn(&self, load: &Load, items: &HashMap<Digest, usize>, supply: &dyn Supply) -> Result<Turn<'_, Key>> {
         let board = self.job.board();
         loop {
-            let digests = load.blobs.iter().map(|blob| blob.digest.clone());
-            let (turn, others) = self.core.flights.take(self.ns, &self.route, digests);
+            let key = |blob: &Descriptor| (self.ns.clone(), self.route.clone(), blob.digest.clone());
+            let (turn, others) = self.core.flights.take(load.blobs.iter().map(key));
             if others.is_empty() {
                 return Ok(turn);
             }
-            for item in others.iter().filter_map(|digest| items.get(digest)) {
+            for item in others.iter().filter_map(|(.., digest)| items.get(digest)) {
                 board.phase(*item, Phase::Elsewhere);
             }
-            let mine: HashSet<&Digest> = turn.digests().collect();
+            let mine: HashSet<&Digest> = turn.keys().iter().map(|(.., digest)| digest).collect();
             let commits = fetch(self, self.missing(load, items, |digest| mine.contains(digest)), supply)?;
             if !commits.is_empty() {
                 self.core.content.commit_many_blocking(self.auth, commits)?;
             }
             drop(mine);
             drop(turn);
-            self.core.flights.wait(self.ns, &self.route, &others, self.word)?;
+            self.core.flights.wait(&others, self.word)?;
         }
     }
 

@@ -26,6 +26,7 @@ mod checkpoint;
 mod choose;
 mod commit;
 mod convert;
+mod documents;
 mod errors;
 mod export;
 mod flights;
@@ -56,7 +57,6 @@ mod transfer;
 mod trust;
 
 pub use actor::TransferActor;
-pub use amend::ConfigChange;
 pub use artifact::ArtifactOptions;
 pub use ask::{Chooser, Question, Questions, Verdict};
 pub use cancel::Cancel;

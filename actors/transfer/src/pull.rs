@@ -1,6 +1,6 @@
 //! Pulling: resolve, choose what is wanted, then land it.
 
-use std::io::Read;
+use std::{io::Read, sync::Arc};
 
 use cofferdam_types::{Authority, Code, Descriptor, Error, Name, Platform, Result, media};
 
@@ -8,6 +8,8 @@ use crate::{
     Cancel, Job, PullOptions, Target, Verdict,
     artifact::bare_manifest,
     choose::{Choice, Library, choose},
+    documents::Own,
+    flights::Key,
     job::Arrived,
     land::{Landing, Load, Supply},
     legacy,
@@ -28,6 +30,9 @@ struct Remote<'a> {
     body: Option<(Descriptor, Vec<u8>)>,
     /// Of this pull.
     rate: Rate,
+    /// How it comes here.
+    route: Arc<str>,
+    documents: Own,
 }
 
 impl Library for Remote<'_> {
@@ -41,10 +46,13 @@ impl Library for Remote<'_> {
             Err(e) if matches!(e.code, Code::NotFound | Code::DataLoss) => {}
             other => return other,
         }
-        match media::kind(&descriptor.media_type) {
+        // What it is said to be is part of the question: who fetches it compares it with that.
+        let way = format!("{} {} {}", self.route, descriptor.media_type, descriptor.size);
+        let key: Key = (self.job.namespace().clone(), way.into(), descriptor.digest.clone());
+        self.core.documents.get(&key, &self.documents, self.word, || match media::kind(&descriptor.media_type) {
             media::Kind::Manifest | media::Kind::Index => self.repository.manifest(descriptor),
             _ => self.repository.small_blob(descriptor),
-        }
+        })
     }
 }
 
@@ -111,7 +119,10 @@ pub(crate) fn pull(core: &Core, job: &Job, auth: &Authority, options: &PullOptio
     let root = resolved.descriptor.digest.clone();
     let shown = gate.map(|gate| gate.admit(&root, &repository)).transpose()?;
     let body = resolved.body.map(|body| (resolved.descriptor.clone(), body));
-    let remote = Remote { repository: &repository, core, job, word: &word, body, rate: Rate::new(options.rate) };
+    let (rate, route): (_, Arc<str>) = (Rate::new(options.rate), reference.locator().into());
+    let documents = Own::default();
+    let remote =
+        Remote { repository: &repository, core, job, word: &word, body, rate, route: route.clone(), documents };
     let load = wanted(&remote, &resolved.descriptor, options, &|one, depth| match &options.chooser {
         Some(chooser) => chooser.look(one, depth, &word),
         None => Ok(Verdict::Take),
@@ -124,7 +135,7 @@ pub(crate) fn pull(core: &Core, job: &Job, auth: &Authority, options: &PullOptio
     let (lanes, labels) = (endpoint.limits.connections, came_from(reference));
     let driver = options.driver.as_deref();
     let landing = Landing::new(core, job, &word, auth, driver);
-    let landing = Landing { lanes, labels, route: reference.locator().into(), window: options.zstd_window, ..landing };
+    let landing = Landing { lanes, labels, route, window: options.zstd_window, ..landing };
     let arrived = landing.load(&[name], &load, &remote)?;
     if let Some(shown) = shown {
         shown.keep(core, auth, job.namespace(), &root);

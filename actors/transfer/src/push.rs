@@ -80,7 +80,10 @@ pub(crate) fn push(core: &Core, job: &Job, options: &PushOptions) -> Result<Vec<
     let mut mounts: Vec<String> = sources.values().flatten().cloned().collect();
     mounts.sort();
     mounts.dedup();
-    let repository = Repository::with(&options.reference, &options.endpoint, Access::Push(mounts), &word)?;
+    let mut endpoint = options.endpoint.clone();
+    // As of a pull.
+    endpoint.limits.idle = endpoint.limits.idle.min(core.settings.idle / 2);
+    let repository = Repository::with(&options.reference, &endpoint, Access::Push(mounts), &word)?;
     board.stage("pushing");
     let items: Vec<_> = blobs.iter().map(|blob| (blob, board.item(&blob.digest, blob.size))).collect();
     let lanes = Lanes { core, job, word: &word, repository: &repository, sources: &sources, chunk: options.chunk };
@@ -92,7 +95,7 @@ pub(crate) fn push(core: &Core, job: &Job, options: &PushOptions) -> Result<Vec<
         let name = if document.digest == top.digest { tag.clone() } else { document.digest.to_string() };
         match referrer(document, &bytes)? {
             None => repository.push_manifest(&name, document, &bytes)?,
-            Some(is) => repository.push_referrer(&name, document, &bytes, &is)?,
+            Some(is) => repository.push_referrer(&name, document, &bytes, &is, &core.lists)?,
         }
     }
     let manifest = top.digest.clone();

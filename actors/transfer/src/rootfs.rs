@@ -5,10 +5,10 @@
 //! and a layer that older runtimes refuse; a push may pack it when that is worth something.) A tarball is taken as it
 //! is, with whatever compression it has.
 
-use cofferdam_types::{Algorithm, Descriptor, Digest, Platform, Result, Timestamp, media};
+use cofferdam_types::{Algorithm, Descriptor, Digest, Instruction, Platform, Result, Timestamp, media};
 use serde_json::{Map, Value, json};
 
-use crate::{ConfigChange, choose::Choice, plan::composed};
+use crate::{amend::apply, choose::Choice, plan::composed};
 
 /// What an image from a root filesystem runs, and how.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub struct RootfsConfig {
     /// The program to run when nothing else is said; a shell where neither it nor a change says one.
     pub cmd: Vec<String>,
     /// What else is to be said, in this order. Without another one there is a usual `PATH`.
-    pub changes: Vec<ConfigChange>,
+    pub changes: Vec<Instruction>,
     /// When it says that it was made; `None`: now.
     pub created: Option<Timestamp>,
     /// Who made it.
@@ -35,7 +35,7 @@ pub(crate) fn image(platform: &Platform, config: &RootfsConfig, layer: Descripto
     if !config.cmd.is_empty() {
         runs.insert("Cmd".into(), json!(config.cmd));
     }
-    config.changes.iter().try_for_each(|change| change.make(&mut runs))?;
+    config.changes.iter().try_for_each(|change| apply(change, &mut runs))?;
     if !runs.contains_key("Cmd") && !runs.contains_key("Entrypoint") {
         runs.insert("Cmd".into(), json!(["/bin/sh"]));
     }
@@ -78,9 +78,9 @@ mod tests {
         let text = String::from_utf8(choice.image.config_bytes).unwrap();
         assert!(text.contains("\"Cmd\":[\"/bin/sh\"]") && text.contains(PATH), "{text}");
         let changes = vec![
-            ConfigChange::Entrypoint(vec!["/init".into()]),
-            ConfigChange::User("1:1".into()),
-            ConfigChange::Env("PATH=/only".into()),
+            Instruction::Entrypoint(vec!["/init".into()]),
+            Instruction::User("1:1".into()),
+            Instruction::Env("PATH=/only".into()),
         ];
         let created = Some(Timestamp(1_000_000_000));
         let (author, comment) = ("ann".into(), "a note".into());
@@ -92,7 +92,7 @@ mod tests {
         assert_eq!(whole["history"][0]["comment"], json!("a note"));
         assert_eq!(whole["history"][0]["created"], whole["created"]);
         assert_eq!(made().image.target, made().image.target, "the same time, the same image");
-        let bad = RootfsConfig { changes: vec![ConfigChange::Expose("0".into())], ..RootfsConfig::default() };
+        let bad = RootfsConfig { changes: vec![Instruction::Expose("0".into())], ..RootfsConfig::default() };
         assert!(image(&platform, &bad, layer.clone(), &diff).is_err());
     }
 }

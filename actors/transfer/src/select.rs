@@ -153,43 +153,15 @@ impl Library for Selection {
 #[cfg(test)]
 mod tests {
     use cofferdam_types::{Algorithm, Code};
-    use serde_json::{Value, json};
 
     use super::*;
+    use crate::testing::shelf::{Shelf, on};
 
-    #[derive(Default)]
-    struct Shelf(HashMap<Digest, Vec<u8>>);
-
-    impl Library for Shelf {
-        fn document(&self, descriptor: &Descriptor) -> Result<Vec<u8>> {
-            let found = self.0.get(&descriptor.digest).cloned();
-            found.ok_or_else(|| Error::not_found("blob", &descriptor.digest, "is not there"))
-        }
-    }
-
-    impl Shelf {
-        fn put(&mut self, media_type: &str, value: &Value) -> Value {
-            let bytes = value.to_string().into_bytes();
-            let descriptor = Descriptor::new(media_type, Digest::of(Algorithm::Sha256, &bytes), bytes.len() as u64);
-            self.0.insert(descriptor.digest.clone(), bytes);
-            json!(descriptor)
-        }
-
-        fn image(&mut self, arch: &str) -> Value {
-            let config = self.put(media::OCI_CONFIG, &json!({"os": "linux", "architecture": arch}));
-            let layer = Descriptor::new(media::OCI_LAYER, Digest::of(Algorithm::Sha256, arch.as_bytes()), 7);
-            let base = Descriptor::new(media::OCI_LAYER, Digest::of(Algorithm::Sha256, b"base"), 9);
-            let mut image =
-                self.put(media::OCI_MANIFEST, &json!({"schemaVersion": 2, "config": config, "layers": [base, layer]}));
-            image["platform"] = json!({"os": "linux", "architecture": arch});
-            image
-        }
-    }
-
+    /// Three images upon one layer.
     fn index(shelf: &mut Shelf) -> Descriptor {
-        let entries = [shelf.image("amd64"), shelf.image("arm64"), shelf.image("s390x")];
-        let index = shelf.put(media::OCI_INDEX, &json!({"schemaVersion": 2, "manifests": entries}));
-        serde_json::from_value(index).unwrap()
+        let entries = ["amd64", "arm64", "s390x"]
+            .map(|arch| on(shelf.image(arch, &[("base", media::OCI_LAYER), (arch, media::OCI_LAYER)]), arch));
+        serde_json::from_value(shelf.index(&entries)).unwrap()
     }
 
     fn all(_: &Descriptor, _: u16) -> Result<Verdict> {

@@ -18,9 +18,19 @@ use cofferdam_types::{Authority, Descriptor, Digest, Error, Id, Name, Namespace,
 
 use crate::{
     ArtifactOptions, Cancel, CheckpointOptions, Chooser, CommitOptions, ConvertOptions, Endpoint, ExportOptions, Job,
-    PushOptions, Reference, RootfsConfig, Settings, Source, Trust, actor::TransferActor, artifact, checkpoint, commit,
-    convert, export, flights::Flights, import, job::Jobs, messages::Begin, pull, push, rate::Rate,
-    registry::Repository, trust::Kept,
+    PushOptions, Reference, RootfsConfig, Settings, Source, Trust,
+    actor::TransferActor,
+    artifact, checkpoint, commit, convert,
+    documents::Documents,
+    export,
+    flights::{Flights, Key},
+    import,
+    job::Jobs,
+    messages::Begin,
+    pull, push,
+    rate::Rate,
+    registry::{Lists, Repository},
+    trust::Kept,
 };
 
 /// Jobs at once, and how many more may wait. Some may wait for registries that don't answer.
@@ -83,7 +93,10 @@ pub(crate) struct Core {
     pub meta: Metadata,
     pub content: Content,
     pub images: Images,
-    pub flights: Flights,
+    pub flights: Flights<Key>,
+    pub documents: Documents,
+    /// Lists of what belongs to an image, by repository and image: a registry that doesn't keep them has them written whole.
+    pub lists: Lists,
     pub jobs: Jobs,
     pub pool: Fair,
     /// For questions: they don't wait for jobs.
@@ -132,6 +145,8 @@ impl Transfer {
             content,
             images,
             flights: Flights::default(),
+            documents: Documents::default(),
+            lists: Lists::default(),
             jobs: Jobs::default(),
             pool: Fair::new("transfer", JOBS, QUEUE),
             asks: Pool::new("transfer-ask", ASKS, QUEUE),

@@ -118,6 +118,13 @@ impl DockerConfig {
         Ok(Some(DockerConfig { path: path.to_owned(), file }))
     }
 
+    /// Whether there is anything for a registry, or a helper that may have something. Runs none.
+    pub fn names(&self, host: &str) -> bool {
+        let host = bound(host);
+        let mut keys = self.file.cred_helpers.keys().chain(self.file.auths.keys());
+        !self.file.creds_store.is_empty() || keys.any(|key| bound(key) == host)
+    }
+
     /// What there is for a registry. May run a helper, and waits for it. One that is named for this registry and fails is an
     /// error: nothing else is shown in its place.
     pub fn find(&self, host: &str) -> Result<Option<DockerCredential>> {
@@ -295,6 +302,7 @@ mod tests {
             assert!(error.message.contains(word), "{error}");
         }
         assert_eq!(config.find("third.io").unwrap(), None);
+        assert!(config.names("h.io") && config.names("other.io") && !config.names("third.io"));
     }
 
     #[test]

@@ -2,12 +2,14 @@
 
 use std::{
     collections::HashMap,
+    convert::Infallible,
     fmt::Write as _,
+    future::{Future, pending},
     io::Write as _,
     time::{Duration, Instant},
 };
 
-use cofferdam_client::{Job, JobInfo, JobItem, is_lost};
+use cofferdam_client::{Client, Job, JobInfo, JobItem, is_lost};
 
 use crate::{
     cx::watched,
@@ -20,6 +22,8 @@ use crate::{
 const BAR: usize = 16;
 /// How long the daemon may take to say that a job is cancelled.
 const CANCEL: Duration = Duration::from_secs(3);
+/// What takes longer than this may wait for a pull.
+const SOON: Duration = Duration::from_millis(500);
 
 /// Follows a job to its end and gives the names of its images. A signal that would end coffer cancels the job first; the
 /// next one ends it whatever the daemon does.
@@ -50,6 +54,45 @@ pub async fn watch(job: &Job) -> Result<Vec<String>, Failure> {
     let mut progress = Progress::new(watched());
     let every = if progress.bars { Duration::from_millis(100) } else { Duration::from_millis(500) };
     Ok(job.follow(every, |info| progress.show(info)).await?)
+}
+
+/// At a terminal: shows how the pull gets on that something waits for, if it waits for one.
+pub async fn beside<T>(work: impl Future<Output = T>, client: &Client, namespace: &str, image: &str) -> T {
+    if image.is_empty() || !watched() {
+        return work.await;
+    }
+    let show = async {
+        tokio::time::sleep(SOON).await;
+        if let Some(job) = pulling(client, namespace, image).await {
+            let mut progress = Progress::new(true);
+            // How it ended is for who waits for it to say.
+            let _ = job.follow(Duration::from_millis(100), |info| progress.show(info)).await;
+        }
+        pending::<Infallible>().await
+    };
+    tokio::select! {
+        biased;
+        done = work => done,
+        never = show => match never {},
+    }
+}
+
+/// The pull of an image, whoever began it; its subject is the whole name.
+async fn pulling(client: &Client, namespace: &str, image: &str) -> Option<Job> {
+    let jobs = client.namespace(namespace).jobs();
+    let found = jobs.list().all().await.ok()?;
+    let name = without_tag(image);
+    let pulls = |info: &&JobInfo| info.kind == "pull" && info.state == "running" && info.subject.contains(name);
+    found.iter().find(pulls).map(|info| jobs.get(&info.id))
+}
+
+/// An image's name as far as its repository.
+fn without_tag(image: &str) -> &str {
+    let name = image.split('@').next().unwrap_or(image);
+    match name.rsplit_once(':') {
+        Some((repository, tag)) if !tag.contains('/') => repository,
+        _ => name,
+    }
 }
 
 struct Progress {
@@ -168,6 +211,18 @@ mod tests {
     fn info(phase: &str, done: u64) -> JobInfo {
         let item = JobItem { name: format!("sha256:{}", "ab".repeat(32)), phase: phase.into(), done, total: 4 << 20 };
         JobInfo { items: vec![item], ..JobInfo::default() }
+    }
+
+    #[test]
+    fn a_repository_is_what_stands_before_tag_and_digest() {
+        for (image, repository) in [
+            ("busybox", "busybox"),
+            ("busybox:1", "busybox"),
+            ("h:5000/a/b", "h:5000/a/b"),
+            ("h:5000/a/b:1@sha256:00", "h:5000/a/b"),
+        ] {
+            assert_eq!(without_tag(image), repository);
+        }
     }
 
     #[test]

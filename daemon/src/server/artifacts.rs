@@ -61,7 +61,7 @@ pub fn rootfs_config(reader: import_options::Reader<'_>) -> Result<RootfsConfig>
     let mut changes = Vec::new();
     for line in texts(Ok(lines))? {
         let read = instructions(&line).map_err(|why| Error::invalid("change", &line, why))?;
-        changes.extend(read.into_iter().map(Into::into));
+        changes.extend(read);
     }
     let created = reader.get_created();
     Ok(RootfsConfig {

@@ -8,8 +8,8 @@ use cofferdam_metadata::records::{
     tasks::{self, Task},
 };
 use cofferdam_tasks::{Changes, CopyOptions, NewContainer, ProcessState, RunRecord};
-use cofferdam_transfer::{CommitOptions, ConfigChange, normalize};
-use cofferdam_types::{Any, Code, Error, Id, Name, Result, filter, media::Compression};
+use cofferdam_transfer::{CommitOptions, normalize};
+use cofferdam_types::{Any, Code, Error, Id, Instruction, Name, Result, filter, media::Compression};
 use cofferdam_wire::{
     container_capnp::{
         commit_options, config_change, container, container_changes, container_cursor, container_info, containers,
@@ -327,22 +327,22 @@ fn commit_options(reader: commit_options::Reader<'_>) -> Result<CommitOptions> {
     })
 }
 
-fn config_change(reader: config_change::Reader<'_>) -> Result<ConfigChange> {
+fn config_change(reader: config_change::Reader<'_>) -> Result<Instruction> {
     use config_change::Which;
     let owned = |field| text(field).map(str::to_owned);
     Ok(match reader.which().map_err(|e| malformed(e.into()))? {
-        Which::Cmd(all) => ConfigChange::Cmd(texts(all)?),
-        Which::Entrypoint(all) => ConfigChange::Entrypoint(texts(all)?),
-        Which::Env(text) => ConfigChange::Env(owned(text)?),
-        Which::WorkingDir(text) => ConfigChange::WorkingDir(owned(text)?),
-        Which::User(text) => ConfigChange::User(owned(text)?),
+        Which::Cmd(all) => Instruction::Cmd(texts(all)?),
+        Which::Entrypoint(all) => Instruction::Entrypoint(texts(all)?),
+        Which::Env(text) => Instruction::Env(owned(text)?),
+        Which::WorkingDir(text) => Instruction::WorkingDir(owned(text)?),
+        Which::User(text) => Instruction::User(owned(text)?),
         Which::Label(label) => {
             let label = label.map_err(malformed)?;
-            ConfigChange::Label(owned(label.get_key())?, owned(label.get_value())?)
+            Instruction::Label(owned(label.get_key())?, owned(label.get_value())?)
         }
-        Which::Expose(text) => ConfigChange::Expose(owned(text)?),
-        Which::Volume(text) => ConfigChange::Volume(owned(text)?),
-        Which::StopSignal(text) => ConfigChange::StopSignal(owned(text)?),
+        Which::Expose(text) => Instruction::Expose(owned(text)?),
+        Which::Volume(text) => Instruction::Volume(owned(text)?),
+        Which::StopSignal(text) => Instruction::StopSignal(owned(text)?),
     })
 }
 

@@ -406,8 +406,12 @@ impl images::Server for Images {
         rpc(within::may_pull(&self.0, &name, true))?;
         let (reference, services) = (rpc(Reference::parse(&name))?, self.0.services());
         let (routes, wallet) = (services.routes.clone(), Wallet::of(&services.metadata, &self.0.namespace));
-        let (steps, files) = rpc(services.pool.run(move || routes.explain(&reference, &wallet)).await)?;
-        set_route(results.get().init_report(), &name, &steps, &files);
+        let (trust, namespace, full) = (services.transfer.trust().clone(), self.0.namespace.clone(), name.clone());
+        let explained = move || Ok((routes.explain(&reference, &wallet)?, trust.explain(&namespace, &full)));
+        let ((steps, files), rule) = rpc(services.pool.run(explained).await)?;
+        let mut report = results.get().init_report();
+        report.set_trust(&rule);
+        set_route(report, &name, &steps, &files);
         Ok(())
     }
 

@@ -1,6 +1,10 @@
 //! Artifacts: files in a registry by themselves or beside an image, found by the API or the tag that stands for it.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use cofferdam_client::{ArtifactOptions, PullOptions};
 use cofferdam_integration::{bounded, images};
@@ -126,6 +130,39 @@ fn what_belongs_to_an_image_is_found_by_the_tag_where_the_registry_has_no_api() 
         let none = PullOptions { reference: registry.reference("nothing:1"), ..PullOptions::default() };
         let error = world.ns.images().referrers(&none, "").all().await.unwrap_err();
         assert_eq!(error.code, Code::NotFound, "{error}");
+    });
+}
+
+#[test]
+fn many_that_are_attached_at_once_are_all_listed() {
+    bounded(async {
+        let registry = Registry::start(&[], &["busybox"]);
+        let world = World::start().await;
+        let reference = registry.reference("busybox:latest");
+        world.pull(&reference).wait().await.unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("bill");
+        fs::write(&file, "of material").unwrap();
+        let attach = |n: usize| {
+            let kind = format!("text/bill-{n}");
+            let args = ["artifact", "attach", "--plain-http", "--type", &kind, &reference, path(&file)];
+            world.daemon.command().args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        };
+        let all: Vec<_> = (0..12).map(attach).collect();
+        let mut attached: Vec<_> = all
+            .into_iter()
+            .map(|child| {
+                let output = child.wait_with_output().unwrap();
+                assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+                String::from_utf8(output.stdout).unwrap().trim().to_owned()
+            })
+            .collect();
+        attached.sort();
+        let options = PullOptions { reference, ..PullOptions::default() };
+        let found = world.ns.images().referrers(&options, "").all().await.unwrap();
+        let mut found: Vec<_> = found.into_iter().map(|one| one.digest.to_string()).collect();
+        found.sort();
+        assert_eq!(found, attached);
     });
 }
 

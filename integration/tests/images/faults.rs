@@ -144,6 +144,8 @@ fn a_pull_ends_right_or_with_its_error_whatever_the_network_does() {
             ("no HTTP", on(EACH, Fault::Garbage), Fails(Code::Unavailable, "")),
             ("a header without end", on(EACH, Fault::SlowHeader), Fails(Code::Unavailable, "too slow")),
             ("another byte", on(EACH, Fault::Flip(2 * MIB)), Fails(Code::DataLoss, "unexpected digest")),
+            ("half of a manifest, once", manifest("GET", 1, Fault::Cut(20)), Here(0)),
+            ("no HTTP for the name, once", manifest("HEAD", 1, Fault::Garbage), Here(0)),
             ("half of a manifest", manifest("GET", EACH, Fault::Cut(20)), Fails(Code::Unavailable, "")),
             ("a name without end", manifest("HEAD", EACH, Fault::SlowHeader), Fails(Code::Unavailable, "too slow")),
         ] {

@@ -22,6 +22,7 @@ mod legacy;
 mod limits;
 mod pulls;
 mod pushes;
+mod reboot;
 mod rootfs;
 mod routes;
 mod support;

@@ -301,6 +301,26 @@ fn dockers_config_file_and_its_helpers_are_read_by_who_calls() {
             format!("get {host} {id}\n"),
             "coffer ran it"
         );
+        // A run pulls in the same way, and asks no helper about what is here.
+        let asked = || std::fs::read_to_string(docker.join("asked"));
+        let run = |flags: &[&str]| {
+            let mut run = world.daemon.command();
+            run.arg("run").args(flags).args(["--rm", &name, "echo", "ran"]).env("PATH", &path);
+            run.stdin(Stdio::null()).output().unwrap()
+        };
+        world.ns.images().remove(&name).await.unwrap();
+        std::fs::remove_file(docker.join("asked")).unwrap();
+        let output = run(&["--no-docker-config"]);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(125) && errors.contains("give a user and a secret"), "{output:?}");
+        assert!(asked().is_err(), "no helper was run");
+        assert_eq!(said(&run(&[])), "ran\n");
+        assert!(asked().unwrap().starts_with(&format!("get {host} ")));
+        std::fs::remove_file(docker.join("asked")).unwrap();
+        assert_eq!(said(&run(&[])), "ran\n");
+        assert!(asked().is_err(), "the image is here");
+        assert_eq!(said(&run(&["--pull=always"])), "ran\n");
+        assert!(asked().is_ok(), "it is pulled again");
         // One that isn't there is an error, and nothing is shown instead.
         let output = world.daemon.coffer(&["image", "pull", "other.invalid/app:1"]);
         assert!(String::from_utf8_lossy(&output.stderr).contains("docker-credential-absent"), "{output:?}");

@@ -87,6 +87,17 @@ fn what_one_of_the_keys_has_signed_comes_in_and_nothing_else() {
 
         let policy = Policy::new(&json!({ "default": "accept", "rules": [signed(&shop, &[&ours, &edwards])] }));
         let world = policy.world().await;
+        // A report of the way says the rule, and asks nobody.
+        let report = world.ns.images().explain_route(&format!("{shop}/good:1")).await.unwrap();
+        assert!(report.trust.starts_with(&format!("by the rule for {shop} in ")), "{}", report.trust);
+        assert!(report.trust.contains("what is signed by ") && report.trust.contains(ours.public().to_str().unwrap()));
+        let output = world.daemon.coffer(&["image", "explain-route", "elsewhere.invalid/app"]);
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            text.contains("\ntrust: by the rule for all names in ") && text.contains("everything comes in"),
+            "{text}"
+        );
+
         let before = world.holdings().await;
         for (name, word) in [
             ("unsigned", "there is none"),

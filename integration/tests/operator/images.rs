@@ -1,5 +1,7 @@
 //! Images, blobs, snapshots and the daemon itself.
 
+use std::process::Stdio;
+
 use cofferdam_integration::{BUSYBOX, Daemon, images};
 use serde_json::Value;
 
@@ -44,6 +46,21 @@ fn an_archive_can_come_from_standard_input() {
     let said = Said::from(daemon.command().args(["image", "import", "-", "piped"]).stdin(archive).output().unwrap());
     assert_eq!((said.code, said.out.as_str()), (0, "docker.io/library/piped:latest\n"), "{said:?}");
     assert_eq!(ok(&daemon, &["run", "--rm", "piped", "echo", "it runs"]), "it runs\n");
+}
+
+#[test]
+fn an_archive_goes_from_one_daemon_to_another_by_a_pipe() {
+    let (from, to) = (Daemon::with_busybox(), Daemon::start());
+    let mut export = from.command();
+    export.args(["image", "export", BUSYBOX, "-"]).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut export = export.spawn().unwrap();
+    let archive = export.stdout.take().unwrap();
+    let said = Said::from(to.command().args(["image", "import", "-", "piped"]).stdin(archive).output().unwrap());
+    assert!(export.wait().unwrap().success());
+    assert_eq!((said.code, said.out.as_str()), (0, "docker.io/library/piped:latest\n"), "{said:?}");
+    let digest = |daemon: &Daemon, name: &str| json(daemon, &["image", "inspect", name])["manifest"]["digest"].clone();
+    assert_eq!(digest(&to, "piped"), digest(&from, BUSYBOX));
+    assert_eq!(ok(&to, &["run", "--rm", "piped", "echo", "it runs"]), "it runs\n");
 }
 
 #[test]

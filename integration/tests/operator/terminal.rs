@@ -5,7 +5,7 @@ use std::{
     process::{Child, Command},
 };
 
-use cofferdam_integration::{Arrivals, BUSYBOX, Daemon, bounded, until, write};
+use cofferdam_integration::{Arrivals, BUSYBOX, Daemon, Faults, Registry, bounded, until, write};
 
 use crate::{json, ok};
 
@@ -78,6 +78,22 @@ pub fn coffer(daemon: &Daemon, args: &[&str]) -> Seat {
     let mut command = daemon.command();
     command.args(args);
     sit_down(command)
+}
+
+#[test]
+fn a_run_shows_how_its_pull_gets_on() {
+    let registry = Registry::start(&[], &["busybox"]);
+    let proxy = Faults::before(registry.host());
+    // Its layer takes some seconds.
+    proxy.pace(256 << 10);
+    let daemon = Daemon::start();
+    bounded(async {
+        let mut seat = coffer(&daemon, &["run", "--rm", &proxy.reference("busybox"), "echo", "ran"]);
+        seat.screen.contains("fetching").await;
+        proxy.pace(0);
+        seat.screen.contains("ran\r\n").await;
+        assert_eq!(seat.ends(), 0);
+    });
 }
 
 #[test]

@@ -16,7 +16,9 @@ use super::{Ask, Repository, http::cause, retry};
 /// Progress that makes up for the failures before it.
 const PROGRESS: u64 = 1 << 20;
 /// So many times what a connection may be silent for a blob may bring nothing: after the first silence it is asked for once more.
-const PATIENCE: u32 = 2;
+pub(super) const PATIENCE: u32 = 2;
+/// Between two connections, unless the registry asks for more.
+pub(super) const MAX_PAUSE: Duration = Duration::from_secs(2);
 /// Foreign URLs of a descriptor that are tried.
 const MAX_URLS: usize = 4;
 
@@ -29,7 +31,12 @@ pub struct BlobStream<'a> {
     end: u64,
     /// Whether only the part is wanted, however it comes otherwise.
     only: bool,
+    /// Connections in a row that brought little.
     failures: u32,
+    /// Of these those on which somebody answered: only they are counted out. A network that is away is waited for.
+    answered: u32,
+    /// Nobody answers what was asked last.
+    nobody: bool,
     /// Where the present count of failures began.
     since: u64,
     /// When the last byte came.
@@ -63,6 +70,8 @@ impl<'a> BlobStream<'a> {
             end,
             only,
             failures: 0,
+            answered: 0,
+            nobody: false,
             since: offset,
             heard: Instant::now(),
             asked: None,
@@ -101,19 +110,20 @@ impl<'a> BlobStream<'a> {
             return Err(error);
         }
         if self.offset - self.since >= PROGRESS {
-            self.failures = 0;
+            (self.failures, self.answered) = (0, 0);
         }
         self.since = self.offset;
         self.failures += 1;
+        self.answered += u32::from(!std::mem::take(&mut self.nobody));
         let limits = &self.repository.http.limits;
         let silent = self.heard.elapsed() >= limits.idle * PATIENCE;
         let asked = self.asked.take();
-        if self.failures >= limits.attempts || silent || asked.is_some_and(|asked| asked > limits.patience) {
+        if self.answered >= limits.attempts || silent || asked.is_some_and(|asked| asked > limits.patience) {
             let (done, size) = (self.offset, self.descriptor.size);
             return Err(error.context(format!("{} stopped at byte {done} of {size}", self.descriptor.digest)));
         }
         tracing::debug!(digest = %self.descriptor.digest, offset = self.offset, %error, "blob stopped half-way: resuming");
-        let pause = limits.backoff * 2u32.saturating_pow(self.failures - 1);
+        let pause = limits.backoff.saturating_mul(2u32.saturating_pow(self.failures - 1)).min(MAX_PAUSE);
         self.repository.cancel.wait(pause.max(asked.unwrap_or_default()))
     }
 
@@ -142,7 +152,9 @@ impl<'a> BlobStream<'a> {
         let whole = self.offset == 0 && self.end == self.descriptor.size;
         let range = (!whole).then_some(self.offset);
         let until = (self.end < self.descriptor.size).then_some(self.end);
-        let response = http.send(&Ask { range, until, ours, ..Ask::of(Method::GET, uri) })?;
+        let response = http.send(&Ask { range, until, ours, ..Ask::of(Method::GET, uri) });
+        self.nobody = response.is_err();
+        let response = response?;
         let bad = |what: String| http.error(Error::data_loss, format!("{what} for {}", self.descriptor.digest));
         let size = self.descriptor.size;
         let skip = match response.status().as_u16() {

@@ -117,6 +117,11 @@ impl Http {
         })
     }
 
+    /// Registry and repository, whatever the registry was called.
+    pub fn place(&self) -> String {
+        format!("{}/{}", self.registry, self.path)
+    }
+
     /// A URL below the repository, on the first host: [`Http::send`] knows it on any other.
     pub fn uri(&self, kind: &str, what: &str) -> Result<Uri> {
         self.first()?.uri(kind, what)

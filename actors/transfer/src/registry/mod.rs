@@ -23,9 +23,12 @@ mod token;
 mod upload;
 mod way;
 
-use std::{io::Read, time::Duration};
+use std::{
+    io::Read,
+    time::{Duration, Instant},
+};
 
-use cofferdam_types::{Algorithm, Descriptor, Digest, Error, Result, media};
+use cofferdam_types::{Algorithm, Code, Descriptor, Digest, Error, Result, media};
 use serde::Deserialize;
 use ureq::{
     Body,
@@ -39,6 +42,7 @@ pub use http::Access;
 use http::{Ask, Http, cause};
 pub use keys::{Wallet, bound};
 pub use proxy::Proxies;
+pub(crate) use referrers::Lists;
 pub use referrers::{Referrer, referrer};
 pub use route::{Explained, Routes};
 pub use tls::Identity;
@@ -48,6 +52,9 @@ use crate::{Cancel, Reference, Target};
 
 /// The largest manifest or index that is read (M4 of the negative tests).
 pub const MAX_MANIFEST: u64 = 4 << 20;
+
+/// How often a question is asked.
+const TRIES: u32 = 3;
 
 const ACCEPT_MANIFEST: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
      application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
@@ -159,12 +166,7 @@ impl Repository {
         {
             return Ok(Resolved { descriptor, body: None });
         }
-        let response = self.again(|| self.http.send(&ask(Method::GET)))?;
-        if response.status() != 200 {
-            return Err(self.http.unexpected("manifest", response));
-        }
-        let said = media_type(&response);
-        let body = self.bounded(response, MAX_MANIFEST)?;
+        let (said, body) = self.whole(&ask(Method::GET), MAX_MANIFEST)?;
         let media_type = self.agreed(said.as_deref(), &body)?;
         let digest = match target {
             Target::Digest(digest) => digest.clone(),
@@ -206,12 +208,7 @@ impl Repository {
             body_within: Some(self.http.limits.header),
             ..Ask::of(Method::GET, self.http.uri("manifests", &descriptor.digest.to_string())?)
         };
-        let response = self.again(|| self.http.send(&ask))?;
-        if response.status() != 200 {
-            return Err(self.http.unexpected("manifest", response));
-        }
-        let said = media_type(&response);
-        let body = self.bounded(response, descriptor.size)?;
+        let (said, body) = self.whole(&ask, descriptor.size)?;
         self.verify(descriptor, &body)?;
         // What leads to it says what it is, and so does the document, if it does. By its digest alone some caches don't know any
         // more which of two manifests it is, and say one.
@@ -252,26 +249,56 @@ impl Repository {
         BlobStream::part(self, descriptor, from, to, only)
     }
 
-    /// Tries again what a busy registry (429, 503) or a stale kept connection spoiled, a bounded number of times.
+    /// Tries again what a busy registry (429, 503) or a connection that broke spoiled, a bounded number of times.
     fn again(&self, send: impl Fn() -> Result<Response<Body>>) -> Result<Response<Body>> {
-        const TRIES: u32 = 3;
         let mut pause = self.http.limits.backoff;
         for _ in 1..TRIES {
-            let response = send()?;
-            if !matches!(response.status().as_u16(), 429 | 502 | 503 | 504) {
-                return Ok(response);
+            let began = Instant::now();
+            match send() {
+                Ok(response) if !matches!(response.status().as_u16(), 429 | 502 | 503 | 504) => return Ok(response),
+                Ok(response) => match retry::after(response.headers()) {
+                    // Who is asked waits for it.
+                    Some(asked) if asked <= self.http.limits.patience => continue,
+                    Some(_) => return Ok(response),
+                    None => {}
+                },
+                Err(error) => self.may_pass(error, began)?,
             }
-            match retry::after(response.headers()) {
-                // Who is asked waits for it.
-                Some(asked) if asked <= self.http.limits.patience => {}
-                Some(_) => return Ok(response),
-                None => {
-                    self.cancel.wait(pause)?;
-                    pause *= 2;
-                }
-            }
+            self.cancel.wait(pause)?;
+            pause *= 2;
         }
         send()
+    }
+
+    /// A document in one piece, and what its header calls it: asked for again where the connection ends before it does.
+    fn whole(&self, ask: &Ask<'_>, limit: u64) -> Result<(Option<String>, Vec<u8>)> {
+        let mut tried = 1;
+        loop {
+            let began = Instant::now();
+            let response = self.again(|| self.http.send(ask))?;
+            if response.status() != 200 {
+                return Err(self.http.unexpected("manifest", response));
+            }
+            let said = media_type(&response);
+            match self.bounded(response, limit) {
+                Err(error) if tried < TRIES => self.may_pass(error, began)?,
+                body => return Ok((said, body?)),
+            }
+            self.cancel.wait(self.http.limits.backoff * tried)?;
+            tried += 1;
+        }
+    }
+
+    /// Whether to try again: a connection that broke, but not one on which it was waited for long already.
+    fn may_pass(&self, error: Error, began: Instant) -> Result<()> {
+        // A cancelled job closes its sockets: what the socket says then is not the reason.
+        self.cancel.check()?;
+        let limits = &self.http.limits;
+        if error.code != Code::Unavailable || began.elapsed() >= limits.header.min(limits.connect) / 2 {
+            return Err(error);
+        }
+        tracing::debug!(%error, "a question to a registry is asked again");
+        Ok(())
     }
 
     fn bounded(&self, mut response: Response<Body>, limit: u64) -> Result<Vec<u8>> {

@@ -3,7 +3,7 @@
 use std::{
     io::Read,
     sync::atomic::{AtomicUsize, Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use cofferdam_types::{Algorithm, Code, Descriptor, Digest, Error, Result, media};
@@ -133,6 +133,51 @@ fn a_busy_registry_is_asked_again() {
         _ => manifest_reply(),
     });
     resolve(&server, &endpoint()).unwrap();
+}
+
+#[test]
+fn a_manifest_that_breaks_off_is_asked_for_again_a_few_times() {
+    for (times, there) in [(1, true), (2, true), (usize::MAX, false)] {
+        let count = AtomicUsize::new(0);
+        let server = Server::new(move |seen| match seen.method.as_str() {
+            "GET" if count.fetch_add(1, Ordering::SeqCst) < times => manifest_reply().then(Then::Cut(10)),
+            _ => manifest_reply(),
+        });
+        let descriptor = Descriptor::new(media::OCI_MANIFEST, sha(MANIFEST), MANIFEST.len() as u64);
+        let got = repository(&server, &endpoint()).manifest(&descriptor);
+        if there {
+            assert_eq!(got.unwrap(), MANIFEST);
+            assert_eq!(server.seen().len(), times + 1);
+        } else {
+            fails(got, Code::Unavailable, "");
+            assert_eq!(server.seen().len(), TRIES as usize);
+        }
+    }
+    // A connection that ends before there is an answer: as a server does that is restarted.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let once = std::thread::spawn(move || {
+        drop(listener.accept().unwrap());
+        listener
+    });
+    let reference = Reference::parse(&format!("127.0.0.1:{port}/a:t")).unwrap();
+    let limits = Limits { backoff: Duration::from_millis(1), ..Limits::default() };
+    let repository = Repository::new(&reference, &Endpoint { limits, ..Endpoint::default() }, &Cancel::new()).unwrap();
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| repository.resolve(&Target::Tag("t".into())));
+        // It comes again.
+        let mut stream = once.join().unwrap().accept().unwrap().0;
+        let mut head = [0; 4096];
+        assert!(stream.read(&mut head).unwrap() > 0);
+        let answer = format!(
+            "HTTP/1.1 200 x\r\ncontent-type: {}\r\ndocker-content-digest: {}\r\ncontent-length: {}\r\n\r\n",
+            media::OCI_MANIFEST,
+            sha(MANIFEST),
+            MANIFEST.len()
+        );
+        std::io::Write::write_all(&mut stream, answer.as_bytes()).unwrap();
+        assert_eq!(asked.join().unwrap().unwrap().descriptor.digest, sha(MANIFEST));
+    });
 }
 
 #[test]
@@ -324,6 +369,35 @@ fn a_blob_that_stops_half_way_is_resumed() {
     assert!(froms[0].is_none() && froms[1].is_some() && froms[2] > froms[1]);
     assert_eq!(read(&repository(&server, &endpoint()), &layer(&bytes), 799_000).unwrap(), bytes[799_000..]);
     assert!(read(&repository(&server, &endpoint()), &layer(&bytes), 800_000).unwrap().is_empty());
+}
+
+#[test]
+fn a_network_that_is_away_is_waited_for_as_long_as_a_layer_may_bring_nothing() {
+    let bytes = blob();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let reference = Reference::parse(&format!("{}/a:t", listener.local_addr().unwrap())).unwrap();
+    let repository = |idle| {
+        let limits = Limits { idle, backoff: Duration::from_millis(1), ..limits() };
+        Repository::new(&reference, &Endpoint { limits, ..Endpoint::default() }, &Cancel::new()).unwrap()
+    };
+    // More often than a registry may answer with half of it.
+    let (away, all) = (3 * Limits::default().attempts, bytes.clone());
+    let served = std::thread::spawn(move || {
+        for _ in 0..away {
+            drop(listener.accept().unwrap());
+        }
+        let mut stream = listener.accept().unwrap().0;
+        assert!(stream.read(&mut [0; 4096]).unwrap() > 0);
+        let head = format!("HTTP/1.1 200 x\r\ncontent-length: {}\r\n\r\n", all.len());
+        std::io::Write::write_all(&mut stream, &[head.as_bytes(), &all].concat()).unwrap();
+        listener
+    });
+    assert_eq!(read(&repository(Duration::from_secs(20)), &layer(&bytes), 0).unwrap(), bytes);
+    drop(served.join().unwrap());
+    let began = Instant::now();
+    let error = read(&repository(Duration::from_millis(100)), &layer(&bytes), 0).unwrap_err();
+    assert_eq!(error.code, Code::Unavailable, "{error}");
+    assert!(began.elapsed() >= Duration::from_millis(200) && error.message.contains("stopped at byte 0"), "{error}");
 }
 
 #[test]

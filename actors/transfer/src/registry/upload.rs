@@ -7,6 +7,7 @@
 use std::{
     cell::{Cell, RefCell},
     io::{self, Read},
+    time::Instant,
 };
 
 use cofferdam_types::{Code, Descriptor, Digest, Error, Result};
@@ -17,6 +18,7 @@ use ureq::{
 
 use super::{
     ACCEPT_MANIFEST, Ask, Repository,
+    blob::{MAX_PAUSE, PATIENCE},
     http::{Content, join},
 };
 
@@ -131,13 +133,28 @@ impl Repository {
             }
             tracing::debug!(digest = %blob.digest, offset = upload.offset, %error, "an upload stopped half-way");
             self.cancel.wait(limits.backoff * 2u32.saturating_pow(failures - 1))?;
-            upload = match self.progress(&upload) {
-                Ok(there) if there.offset <= blob.size => there,
-                _ => match self.begin(blob, None)? {
-                    Some(anew) => anew,
-                    None => return Ok(()),
-                },
+            upload = match self.resumed(blob, &upload)? {
+                Some(there) => there,
+                None => return Ok(()),
             };
+        }
+    }
+
+    /// Where an upload goes on: where the registry says that it is, or anew. None: the registry took the blob over. A network that is
+    /// away is waited for, as long as a blob that is fetched may bring nothing.
+    fn resumed(&self, blob: &Descriptor, upload: &Upload) -> Result<Option<Upload>> {
+        let (limits, began) = (&self.http.limits, Instant::now());
+        let mut pause = limits.backoff;
+        loop {
+            match self.progress(upload) {
+                Ok(there) if there.offset <= blob.size => return Ok(Some(there)),
+                Err(error) if error.code == Code::Unavailable && began.elapsed() < limits.idle * PATIENCE => {
+                    tracing::debug!(digest = %blob.digest, %error, "nobody says how far an upload got");
+                }
+                _ => return self.begin(blob, None),
+            }
+            self.cancel.wait(pause)?;
+            pause = (pause * 2).min(MAX_PAUSE);
         }
     }
 

@@ -2,4 +2,5 @@
 
 pub(crate) mod picture;
 pub(crate) mod server;
+pub(crate) mod shelf;
 pub(crate) mod world;

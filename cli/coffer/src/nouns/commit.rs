@@ -1,6 +1,6 @@
 //! `commit`: what was changed in a container becomes an image.
 
-use cofferdam_client::{CommitOptions, ConfigChange};
+use cofferdam_client::CommitOptions;
 use cofferdam_types::instructions;
 
 use crate::{
@@ -38,7 +38,7 @@ async fn commit(cx: Cx) -> Result<i32, Failure> {
         name: cx.args.at(1).to_owned(),
         author: cx.args.text("author"),
         message: cx.args.text("message"),
-        changes: cx.args.read_all("change", instructions)?.into_iter().flatten().map(ConfigChange::from).collect(),
+        changes: cx.args.read_all("change", instructions)?.into_iter().flatten().collect(),
         no_pause: cx.args.has("no-pause"),
         compression: cx.args.text("compression"),
     };

@@ -2,7 +2,9 @@
 
 use std::io::{IsTerminal as _, Read as _, Write as _};
 
-use cofferdam_client::{CredentialInfo, CredentialKind, DockerConfig, DockerCredential, Secret, registry_of};
+use cofferdam_client::{
+    Client, CredentialInfo, CredentialKind, DockerConfig, DockerCredential, PullPolicy, RunRequest, Secret, registry_of,
+};
 use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
 
 use crate::{
@@ -76,6 +78,31 @@ pub fn dockers(args: &Args, image: &str) -> Result<Option<DockerCredential>, Fai
         },
         None => Ok(None),
     }
+}
+
+/// The same for what a run may have to pull. Of an image that is here nobody is shown anything: then no helper is run, and a file that
+/// can't be read is nobody's business.
+pub async fn dockers_for_run(args: &Args, client: &Client, request: &mut RunRequest) -> Result<(), Failure> {
+    let image = &request.image.reference;
+    let Some(path) = DockerConfig::usual().filter(|_| !args.has(NO_DOCKER.name)) else { return Ok(()) };
+    if image.is_empty() || request.pull == PullPolicy::Never {
+        return Ok(());
+    }
+    let registry = registry_of(image);
+    let config = match DockerConfig::load(&path) {
+        Ok(Some(config)) if config.names(&registry) => Ok(config),
+        Ok(_) => return Ok(()),
+        Err(error) => Err(error),
+    };
+    if request.pull == PullPolicy::Missing
+        && client.namespace(&request.namespace).images().get(image).info().await.is_ok()
+    {
+        return Ok(());
+    }
+    if let Some(found) = config?.find(&registry)? {
+        (request.image.user, request.image.secret) = (found.user, found.secret);
+    }
+    Ok(())
 }
 
 /// `coffer login`.

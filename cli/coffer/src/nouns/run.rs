@@ -17,7 +17,9 @@ use crate::{
         attach::forward,
         env::env,
         foreground::{Ends, HostStreams, Passed, attended, ended, needs_terminal, show, started, tell_detached},
+        login::{NO_DOCKER, dockers_for_run},
     },
+    progress,
     screen::Screen,
     signals::{FORWARDED, Signals},
     terminal::{self, Raw},
@@ -94,6 +96,7 @@ pub(super) const FLAGS: &[Flag] = &[
     value("pull", None, "POLICY", "missing (the default), always or never"),
     value("platform", None, "OS/ARCH[/VARIANT]", "of the image; the host's otherwise"),
     switch("plain-http", None, "pull over http alone"),
+    NO_DOCKER,
     DETACH_KEYS,
 ];
 
@@ -109,6 +112,8 @@ pub static RUN: Command = Command {
     notes: "What follows IMAGE is the container's command; with --rootfs there is no IMAGE, and all is the command. What it writes is kept for \"coffer logs\" unless --rm is given\n\
             without -d or a --log-driver, at most 100 MiB unless --log-opt says otherwise. SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 are passed on to it. A restart of the\n\
             daemon is waited out, and of a part of it.\n\n\
+            An image that isn't here is pulled, and a terminal shows how that gets on: the registry is shown what docker's config\n\
+            file has for it, and else what \"coffer login\" has stored.\n\n\
             A container that ctrl-c doesn't end (its first process must take SIGINT itself) ends by \"coffer kill NAME\"\n\
             from elsewhere. Where the daemon doesn't pass a signal on within a second, one more ends coffer and leaves the\n\
             container as it is; before the start the first gives the run up.\n\n\
@@ -139,13 +144,15 @@ pub(super) async fn run(cx: Cx) -> Result<i32, Failure> {
     let ends = Ends::of(keyboard.as_ref(), screen.as_ref())?;
     let streams = move || host.over(if here { ends.stdio(interactive, tty)? } else { Stdio::default() });
     let client = cx.client().await?;
+    dockers_for_run(&cx.args, &client, &mut request).await?;
     request.stdio = streams()?;
     let size = request.stdio.size;
     // They are ours for as long as we run, and nobody reads them before the container is made.
     request.again = Some(Box::new(streams));
+    let (namespace, image) = (request.namespace.clone(), request.image.reference.clone());
     if detach {
         let run = client.run(request)?;
-        run.started().await?;
+        progress::beside(run.started(), &client, &namespace, &image).await?;
         let id = run.id();
         line(&if cx.json { json!({ "id": id }).to_string() } else { id.to_owned() })?;
         return Ok(0);
@@ -153,7 +160,7 @@ pub(super) async fn run(cx: Cx) -> Result<i32, Failure> {
     let signals = Signals::take(FORWARDED)?;
     let raw = if tty && interactive { Raw::stdin()? } else { None };
     let run = Rc::new(client.run(request)?);
-    let start = async { Ok(run.started().await.map(drop)?) };
+    let start = async { Ok(progress::beside(run.started(), &client, &namespace, &image).await.map(drop)?) };
     let undo = async { run.container().remove(true).await };
     let mut before = started(&signals, tty, start, undo).await?;
     if let Some(raw) = &raw {

@@ -149,6 +149,35 @@ fn an_upload_that_broke_off_goes_on_where_the_registry_is() {
 }
 
 #[test]
+fn who_is_away_when_he_is_asked_how_far_an_upload_got_is_asked_again() {
+    for (away, idle, anew) in [(8, Duration::from_secs(20), false), (usize::MAX, Duration::from_millis(20), true)] {
+        let bytes = Bytes::new();
+        let (failed, asked) = (Mutex::new(false), Mutex::new(0));
+        let server = Server::new(move |seen| match seen.method.as_str() {
+            "HEAD" => Reply::new(404, ""),
+            "POST" => begun(),
+            "GET" => {
+                let mut asked = asked.lock().unwrap();
+                *asked += 1;
+                match *asked <= away {
+                    true => Reply::new(503, ""),
+                    false => Reply::new(204, "").with("location", "/upload/1?state=x").with("range", "0-119999"),
+                }
+            }
+            _ if !std::mem::replace(&mut *failed.lock().unwrap(), true) => Reply::new(502, ""),
+            _ => Reply::new(201, ""),
+        });
+        let reference = Reference::parse(&format!("{}/a/b:t", server.host())).unwrap();
+        let endpoint = Endpoint { limits: Limits { idle, ..limits() }, ..Endpoint::default() };
+        let repository = Repository::with(&reference, &endpoint, Access::Push(Vec::new()), &Cancel::new()).unwrap();
+        repository.push_blob(&bytes.descriptor(), &[], 0, &bytes).unwrap();
+        let seen = server.seen();
+        assert_eq!(seen.iter().filter(|s| s.method == "POST").count(), if anew { 2 } else { 1 });
+        assert_eq!(seen.last().unwrap().body, bytes.all[if anew { 0 } else { 120_000 }..]);
+    }
+}
+
+#[test]
 fn a_registry_that_keeps_failing_is_given_up_and_its_upload_ended() {
     let bytes = Bytes::new();
     let server = Server::new(|seen| match seen.method.as_str() {
