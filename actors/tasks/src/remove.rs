@@ -501,7 +501,7 @@ pub(crate) async fn remove(
     })?;
     // The container is gone: from here on nothing may fail, or those who wait for that would not be told.
     if let Some(removed) = removed
-        && let Err(error) = deps.snapshots.discard(removed).await
+        && let Err(error) = persisted(async || deps.snapshots.discard(removed.clone()).await).await
     {
         tracing::warn!(container = %id, %error, "its snapshot's directory stays until it is swept");
     }

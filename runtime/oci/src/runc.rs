@@ -165,7 +165,7 @@ impl RuncDriver {
         let (console, console_path);
         let streams = match stdio {
             Stdio::Terminal { .. } => {
-                let made = Console::new(place.bundle, &self.root)?;
+                let made = Console::new(place.bundle)?;
                 console_path = utf8(made.path())?;
                 args.extend(["--console-socket", &console_path]);
                 console = Some(made);

@@ -1,6 +1,7 @@
 //! The console socket, through which the binary hands over the master of a terminal.
 
 use std::{
+    fs::File,
     io::{self, IoSliceMut},
     os::{
         fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
@@ -16,32 +17,32 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 /// A socket's name has to fit into `sockaddr_un`.
 const MAX_PATH: usize = 107;
 
-/// A listening socket in a directory of ours; its file goes with it.
+/// A listening socket in a bundle; its file goes with it, and with the bundle whoever is killed.
 pub(super) struct Console {
     listener: UnixListener,
     path: PathBuf,
+    /// The bundle, where its path is too long for an address.
+    _bundle: Option<File>,
 }
 
 impl Console {
-    /// Binds it in the bundle, with which it goes whoever is killed, or where that has a long name in `dir`. Both must be closed to
-    /// others (0700).
-    pub fn new(bundle: &Path, dir: &Path) -> Result<Console> {
-        // Unique in this process and, by the pid, among those that share the directory.
+    /// Binds it in the bundle, which must be closed to others (0700).
+    pub fn new(bundle: &Path) -> Result<Console> {
+        // Unique in this process and, by the pid, among those that make something in this bundle.
         static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let name = format!("tty-{}-{number}", std::process::id());
-        let mut path = bundle.join(&name);
+        let (mut path, mut held) = (bundle.join(&name), None);
         if path.as_os_str().len() > MAX_PATH {
-            path = dir.join(&name);
-        }
-        if path.as_os_str().len() > MAX_PATH {
-            let message = "is too long for a socket in it: choose a state directory with a shorter path";
-            return Err(Error::invalid("runtime root", dir.display(), message));
+            let dir = File::open(bundle).map_err(|e| fail("opening the bundle", &e))?;
+            // The binary comes upon it by our descriptor.
+            path = format!("/proc/{}/fd/{}/{name}", std::process::id(), dir.as_raw_fd()).into();
+            held = Some(dir);
         }
         // One of an earlier process with our pid.
         let _ = std::fs::remove_file(&path);
         let listener = UnixListener::bind(&path).map_err(|e| fail("binding the console socket", &e))?;
-        let console = Console { listener, path };
+        let console = Console { listener, path, _bundle: held };
         console.listener.set_nonblocking(true).map_err(|e| fail("preparing the console socket", &e))?;
         Ok(console)
     }

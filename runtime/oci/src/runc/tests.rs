@@ -404,7 +404,17 @@ fn who_makes_a_container_is_noted_for_as_long_as_it_does() {
 #[test]
 fn x6_only_a_terminal_is_taken_for_one() {
     let dir = tempfile::tempdir().unwrap();
-    let console = Console::new(dir.path(), dir.path()).unwrap();
+    // One whose name fits into no address is found as well.
+    let deep = dir.path().join("n".repeat(100));
+    std::fs::create_dir(&deep).unwrap();
+    for bundle in [dir.path(), &deep] {
+        takes_a_terminal_alone(bundle);
+        assert!(std::fs::read_dir(bundle).unwrap().all(|entry| entry.unwrap().path() == deep));
+    }
+}
+
+fn takes_a_terminal_alone(bundle: &Path) {
+    let console = Console::new(bundle).unwrap();
     assert!(console.receive().is_err(), "nothing came");
     let send = |fds: &[i32]| {
         let stream = std::os::unix::net::UnixStream::connect(console.path()).unwrap();
@@ -421,9 +431,6 @@ fn x6_only_a_terminal_is_taken_for_one() {
     assert!(console.receive().is_err());
     send(&[terminal.as_raw_fd()]);
     assert!(console.receive().is_ok());
-    let path = console.path().to_owned();
-    drop(console);
-    assert!(!path.exists());
 }
 
 #[test]
