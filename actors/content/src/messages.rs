@@ -2,7 +2,7 @@
 //! handles that it gives out.
 
 use actix::Message;
-use cofferdam_types::{Algorithm, Authority, Digest, Finding, Labels, Name, Namespace, Result};
+use cofferdam_types::{Authority, Digest, Finding, Name, Namespace, Result};
 
 use crate::{Commit, Ingest, IngestOptions, Swept};
 

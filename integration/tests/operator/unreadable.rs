@@ -39,9 +39,9 @@ fn with_rows<T>(daemon: &Daemon, act: impl FnOnce(&redb::Database) -> T) -> T {
 fn find(daemon: &Daemon, case: &Case) -> (Vec<u8>, Option<Vec<u8>>) {
     let Some(of) = &case.of else { return (b"\xff\xff".to_vec(), None) };
     with_rows(daemon, |database| {
-        let read = database.begin_read().unwrap();
+        let read = redb::ReadableDatabase::begin_read(database).unwrap();
         let table = read.open_table(Rows::new(case.table)).unwrap();
-        let rows = table.range::<&[u8]>(..).unwrap().map(|row| row.unwrap());
+        let rows = redb::ReadableTable::range::<&[u8]>(&table, ..).unwrap().map(|row| row.unwrap());
         let mut rows = rows.map(|(key, value)| (key.value().to_vec(), value.value().to_vec()));
         let found = rows.find(|(key, _)| key.windows(of.len()).any(|part| part == of.as_bytes()));
         let (key, value) = found.unwrap_or_else(|| panic!("{} has a row of {of}", case.table));
