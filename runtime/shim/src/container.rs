@@ -306,7 +306,10 @@ impl Container {
         let made = self.made().inspect_err(|_| self.held.give_back())?;
         let frozen = self.act(true, move |runtime| runtime.pause(&made)).await;
         frozen.inspect_err(|_| self.held.give_back())?;
-        self.doomed_die().await.inspect_err(|_| self.held.give_back())
+        if let Err(error) = self.doomed_die().await {
+            crate::complain(format_args!("what was killed in {} stands still: {error}", self.id));
+        }
+        Ok(())
     }
 
     /// What [`Container::hold`] did is over.

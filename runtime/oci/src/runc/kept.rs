@@ -29,7 +29,11 @@ impl First {
 pub fn kill_first(kept: &Path, patience: Duration) -> io::Result<bool> {
     let Some(first) = First::read(kept) else { return Ok(true) };
     // Held, the pid is nobody else's: another's that has it by now is another process.
-    let Ok(held) = process::pidfd_open(first.pid) else { return Ok(true) };
+    let held = match process::pidfd_open(first.pid) {
+        // Gone, or its number is a thread's by now.
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ESRCH | libc::EINVAL | libc::ENOENT)) => return Ok(true),
+        held => held?,
+    };
     let now = std::fs::read_to_string(format!("/proc/{}/stat", first.pid));
     if now.ok().as_deref().and_then(identity).is_none_or(|(_, started)| started != first.started) {
         return Ok(true);
