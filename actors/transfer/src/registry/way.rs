@@ -53,11 +53,19 @@ pub(super) struct Fault {
     pub error: Error,
     /// Whether another host may be asked instead.
     pub passing: bool,
+    /// Whether the same may be asked again: nobody was there, or the connection broke.
+    pub again: bool,
 }
 
 impl From<Error> for Fault {
     fn from(error: Error) -> Fault {
-        Fault { passing: error.code == Code::Unavailable, error }
+        Fault { passing: error.code == Code::Unavailable, again: false, error }
+    }
+}
+
+impl From<Fault> for Error {
+    fn from(fault: Fault) -> Error {
+        fault.error
     }
 }
 
@@ -336,7 +344,9 @@ impl Way {
         let proxy = self.proxies.shown_to(at);
         let (make, message) = fault::transport(error, Some(at), proxy.as_deref(), at.https);
         let fault = Fault::from(self.error(make, message));
-        Fault { passing: fault.passing && !fault::is_distrust(error, at.https), ..fault }
+        // Whoever can't be trusted may not be there the next time: then another would be asked in his place.
+        let passing = fault.passing && !fault::is_distrust(error, at.https);
+        Fault { passing, again: passing, ..fault }
     }
 
     /// The header of the next exchange. A token that has ended is replaced first: an upload would be sent in vain with it.
