@@ -41,22 +41,34 @@ impl Library for Remote<'_> {
         if let Some((_, body)) = self.body.as_ref().filter(|(d, _)| d.digest == descriptor.digest) {
             return Ok(body.clone());
         }
-        match self.core.content.read_verified(self.job.namespace(), &descriptor.digest, MAX_MANIFEST) {
-            // Not here, or damaged: the registry has it whole.
-            Err(e) if matches!(e.code, Code::NotFound | Code::DataLoss) => {}
-            other => return other,
+        if let Some(bytes) = self.here(descriptor)? {
+            return Ok(bytes);
         }
         // What it is said to be is part of the question: who fetches it compares it with that.
         let way = format!("{} {} {}", self.route, descriptor.media_type, descriptor.size);
         let key: Key = (self.job.namespace().clone(), way.into(), descriptor.digest.clone());
-        self.core.documents.get(&key, &self.documents, self.word, || match media::kind(&descriptor.media_type) {
-            media::Kind::Manifest | media::Kind::Index => self.repository.manifest(descriptor),
-            _ => self.repository.small_blob(descriptor),
+        self.core.documents.get(&key, &self.documents, self.word, || {
+            // Who had it may have ended since we looked.
+            if let Some(bytes) = self.here(descriptor)? {
+                return Ok(bytes);
+            }
+            match media::kind(&descriptor.media_type) {
+                media::Kind::Manifest | media::Kind::Index => self.repository.manifest(descriptor),
+                _ => self.repository.small_blob(descriptor),
+            }
         })
     }
 }
 
 impl Remote<'_> {
+    /// What the namespace has. Of what is damaged the registry has the whole.
+    fn here(&self, descriptor: &Descriptor) -> Result<Option<Vec<u8>>> {
+        match self.core.content.read_verified(self.job.namespace(), &descriptor.digest, MAX_MANIFEST) {
+            Err(e) if matches!(e.code, Code::NotFound | Code::DataLoss) => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
     fn throttled<'s>(&'s self, inner: impl Read + Send + 's) -> Box<dyn Read + Send + 's> {
         Box::new(Throttled { inner, rates: [&self.rate, &self.core.rate], word: self.word })
     }

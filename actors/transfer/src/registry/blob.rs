@@ -153,7 +153,7 @@ impl<'a> BlobStream<'a> {
         let range = (!whole).then_some(self.offset);
         let until = (self.end < self.descriptor.size).then_some(self.end);
         let response = http.send(&Ask { range, until, ours, ..Ask::of(Method::GET, uri) });
-        self.nobody = response.is_err();
+        self.nobody = response.as_ref().is_err_and(|fault| fault.again);
         let response = response?;
         let bad = |what: String| http.error(Error::data_loss, format!("{what} for {}", self.descriptor.digest));
         let size = self.descriptor.size;

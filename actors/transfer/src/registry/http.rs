@@ -128,14 +128,14 @@ impl Http {
     }
 
     /// Sends `ask`, and where it is something to be read by one host after the other (see `route`). Any status may come back.
-    pub fn send(&self, ask: &Ask<'_>) -> Result<Response<Body>> {
+    pub fn send(&self, ask: &Ask<'_>) -> Result<Response<Body>, Fault> {
         let text = ask.uri.to_string();
         let reads = ask.ours && matches!(ask.method, Method::GET | Method::HEAD);
         let Some(below) = self.first()?.below(&text).filter(|_| reads) else {
             // A place that a registry has named, or a foreign one.
             let at = Origin::of(&ask.uri);
             let n = self.ways.iter().position(|way| Some(&way.base) == at.as_ref()).unwrap_or(0);
-            return self.ways[n].send(ask, &ask.uri).map(|response| by(response, n)).map_err(|fault| fault.error);
+            return self.ways[n].send(ask, &ask.uri).map(|response| by(response, n));
         };
         let may = |way: &Way| if ask.resolve { way.can.resolve } else { way.can.pull };
         let pushes = self.common.access != Access::Pull;
@@ -149,7 +149,9 @@ impl Http {
             let why = match sent {
                 Ok(response) if last || !moves_on(response.status().as_u16()) => return Ok(by(response, n)),
                 Ok(response) => format!("answered {}", response.status().as_u16()),
-                Err(fault) if last || !fault.passing => return Err(self.noted(fault.error)),
+                Err(fault) if last || !fault.passing => {
+                    return Err(Fault { error: self.noted(fault.error), ..fault });
+                }
                 Err(fault) => {
                     // A cancelled job closes its sockets: what the socket says then is not the reason.
                     self.common.cancel.check()?;
@@ -167,7 +169,7 @@ impl Http {
         } else {
             "may be pulled from"
         };
-        Err(Error::failed_precondition("hosts", &self.registry, format!("has a route on which no host {what}")))
+        Err(Error::failed_precondition("hosts", &self.registry, format!("has a route on which no host {what}")).into())
     }
 
     fn first(&self) -> Result<&Way> {

@@ -47,6 +47,7 @@ pub use referrers::{Referrer, referrer};
 pub use route::{Explained, Routes};
 pub use tls::Identity;
 pub use upload::{Sent, Source};
+use way::Fault;
 
 use crate::{Cancel, Reference, Target};
 
@@ -250,7 +251,7 @@ impl Repository {
     }
 
     /// Tries again what a busy registry (429, 503) or a connection that broke spoiled, a bounded number of times.
-    fn again(&self, send: impl Fn() -> Result<Response<Body>>) -> Result<Response<Body>> {
+    fn again(&self, send: impl Fn() -> Result<Response<Body>, Fault>) -> Result<Response<Body>> {
         let mut pause = self.http.limits.backoff;
         for _ in 1..TRIES {
             let began = Instant::now();
@@ -262,12 +263,12 @@ impl Repository {
                     Some(_) => return Ok(response),
                     None => {}
                 },
-                Err(error) => self.may_pass(error, began)?,
+                Err(fault) => self.may_pass(fault, began)?,
             }
             self.cancel.wait(pause)?;
             pause *= 2;
         }
-        send()
+        Ok(send()?)
     }
 
     /// A document in one piece, and what its header calls it: asked for again where the connection ends before it does.
@@ -281,7 +282,10 @@ impl Repository {
             }
             let said = media_type(&response);
             match self.bounded(response, limit) {
-                Err(error) if tried < TRIES => self.may_pass(error, began)?,
+                Err(error) if tried < TRIES => {
+                    let again = error.code == Code::Unavailable;
+                    self.may_pass(Fault { again, ..error.into() }, began)?;
+                }
                 body => return Ok((said, body?)),
             }
             self.cancel.wait(self.http.limits.backoff * tried)?;
@@ -290,14 +294,14 @@ impl Repository {
     }
 
     /// Whether to try again: a connection that broke, but not one on which it was waited for long already.
-    fn may_pass(&self, error: Error, began: Instant) -> Result<()> {
+    fn may_pass(&self, fault: Fault, began: Instant) -> Result<()> {
         // A cancelled job closes its sockets: what the socket says then is not the reason.
         self.cancel.check()?;
         let limits = &self.http.limits;
-        if error.code != Code::Unavailable || began.elapsed() >= limits.header.min(limits.connect) / 2 {
-            return Err(error);
+        if !fault.again || began.elapsed() >= limits.header.min(limits.connect) / 2 {
+            return Err(fault.error);
         }
-        tracing::debug!(%error, "a question to a registry is asked again");
+        tracing::debug!(error = %fault.error, "a question to a registry is asked again");
         Ok(())
     }
 

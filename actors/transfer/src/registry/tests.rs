@@ -30,6 +30,12 @@ fn endpoint() -> Endpoint {
     Endpoint { limits: limits(), ..Endpoint::default() }
 }
 
+/// As users have it, but for the pauses: what is slow here isn't the registry.
+fn unhurried() -> Endpoint {
+    let limits = Limits { backoff: Duration::from_millis(1), ..Limits::default() };
+    Endpoint { limits, ..Endpoint::default() }
+}
+
 fn with_credentials() -> Endpoint {
     Endpoint { credentials: Some(Credentials { user: "me".into(), secret: "hunter22".into() }), ..endpoint() }
 }
@@ -144,7 +150,7 @@ fn a_manifest_that_breaks_off_is_asked_for_again_a_few_times() {
             _ => manifest_reply(),
         });
         let descriptor = Descriptor::new(media::OCI_MANIFEST, sha(MANIFEST), MANIFEST.len() as u64);
-        let got = repository(&server, &endpoint()).manifest(&descriptor);
+        let got = repository(&server, &unhurried()).manifest(&descriptor);
         if there {
             assert_eq!(got.unwrap(), MANIFEST);
             assert_eq!(server.seen().len(), times + 1);
@@ -161,8 +167,7 @@ fn a_manifest_that_breaks_off_is_asked_for_again_a_few_times() {
         listener
     });
     let reference = Reference::parse(&format!("127.0.0.1:{port}/a:t")).unwrap();
-    let limits = Limits { backoff: Duration::from_millis(1), ..Limits::default() };
-    let repository = Repository::new(&reference, &Endpoint { limits, ..Endpoint::default() }, &Cancel::new()).unwrap();
+    let repository = Repository::new(&reference, &unhurried(), &Cancel::new()).unwrap();
     std::thread::scope(|scope| {
         let asked = scope.spawn(|| repository.resolve(&Target::Tag("t".into())));
         // It comes again.
@@ -234,6 +239,20 @@ fn token_auth_anonymous_with_a_user_and_with_a_refresh_token() {
     assert_eq!(asked.method, "POST");
     let body = String::from_utf8(asked.body).unwrap();
     assert!(body.contains("grant_type=refresh%5Ftoken") && body.contains("refresh_token=hunter22"), "{body}");
+}
+
+#[test]
+fn a_token_server_that_fails_for_a_moment_is_asked_again() {
+    let count = AtomicUsize::new(0);
+    let token = || Reply::ok(r#"{"token":"tok-12345"}"#);
+    let server = token_server(move |_| match count.fetch_add(1, Ordering::SeqCst) {
+        0 => Reply::new(502, ""),
+        1 => token().then(Then::Cut(3)),
+        _ => token(),
+    });
+    resolve(&server, &unhurried()).unwrap();
+    let asked = server.seen().iter().filter(|seen| seen.path() == "/token").count();
+    assert_eq!(asked, TRIES as usize);
 }
 
 #[test]

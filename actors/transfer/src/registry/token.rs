@@ -9,14 +9,14 @@ use super::{
     Access,
     auth::{self, Bearer, TokenReply},
     guard::Origin,
-    way::Way,
+    way::{Fault, Way},
 };
 
 const MAX_TOKEN_REPLY: u64 = 64 << 10;
 
 impl Way {
     /// A header for what is challenged, and how long it is good for where that is said.
-    pub(super) fn token(&self, bearer: &Bearer) -> Result<(String, Option<Duration>)> {
+    pub(super) fn token(&self, bearer: &Bearer) -> Result<(String, Option<Duration>), Fault> {
         let common = &self.common;
         let realm: Uri =
             bearer.realm.parse().map_err(|_| self.error(Error::denied, "names a token realm that is not a URL"))?;
@@ -51,11 +51,12 @@ impl Way {
                 self.agent.run(self.agent.configure_request(request).proxy(proxy).timeout_recv_body(within).build())
             }
         };
-        let mut response = answer.map_err(|e| self.failed(&e, &origin).error)?;
+        let mut response = answer.map_err(|e| self.failed(&e, &origin))?;
         let status = response.status().as_u16();
         if status != 200 {
             let what = format!("its authorization server {} answered {status}", origin.host);
-            return Err(match status {
+            let again = matches!(status, 429 | 500..=599);
+            let error = match status {
                 401 | 403 if self.credentials.is_some() && !trusted => self.error(
                     Error::denied,
                     format!(
@@ -65,11 +66,13 @@ impl Way {
                 ),
                 400..=403 => self.refused().context(what),
                 _ => self.error(Error::unavailable, what),
-            });
+            };
+            return Err(Fault { again, ..error.into() });
         }
         let mut text = Vec::new();
         let read = response.body_mut().as_reader().take(MAX_TOKEN_REPLY).read_to_end(&mut text);
-        read.map_err(|_| self.error(Error::unavailable, "its authorization server stopped half-way"))?;
+        let stopped = || self.error(Error::unavailable, "its authorization server stopped half-way");
+        read.map_err(|_| Fault { again: true, ..stopped().into() })?;
         let reply: TokenReply = serde_json::from_slice(&text)
             .map_err(|_| self.error(Error::denied, "its authorization server sent no token"))?;
         let lasts = reply.lasts();

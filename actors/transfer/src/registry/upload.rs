@@ -20,6 +20,7 @@ use super::{
     ACCEPT_MANIFEST, Ask, Repository,
     blob::{MAX_PAUSE, PATIENCE},
     http::{Content, join},
+    way::Fault,
 };
 
 /// Progress that makes up for the failures before it.
@@ -148,8 +149,8 @@ impl Repository {
         loop {
             match self.progress(upload) {
                 Ok(there) if there.offset <= blob.size => return Ok(Some(there)),
-                Err(error) if error.code == Code::Unavailable && began.elapsed() < limits.idle * PATIENCE => {
-                    tracing::debug!(digest = %blob.digest, %error, "nobody says how far an upload got");
+                Err(fault) if fault.again && began.elapsed() < limits.idle * PATIENCE => {
+                    tracing::debug!(digest = %blob.digest, error = %fault.error, "nobody says how far an upload got");
                 }
                 _ => return self.begin(blob, None),
             }
@@ -203,15 +204,17 @@ impl Repository {
         // The transport knows that the bytes ended, and not why.
         match fault.take() {
             Some(error) => Err(error),
-            None => response,
+            None => Ok(response?),
         }
     }
 
     /// Where an upload is that broke off.
-    fn progress(&self, upload: &Upload) -> Result<Upload> {
+    fn progress(&self, upload: &Upload) -> Result<Upload, Fault> {
         let response = self.http.send(&Ask::of(Method::GET, upload.location.clone()))?;
-        if !matches!(response.status().as_u16(), 204 | 202 | 200) {
-            return Err(self.http.unexpected("an upload", response));
+        let status = response.status().as_u16();
+        if !matches!(status, 204 | 202 | 200) {
+            let again = matches!(status, 429 | 500..=599);
+            return Err(Fault { again, ..self.http.unexpected("an upload", response).into() });
         }
         let location = self.location(&upload.location, &response).unwrap_or_else(|_| upload.location.clone());
         // "0-0" is said of nothing as of one byte.

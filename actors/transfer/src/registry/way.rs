@@ -53,11 +53,19 @@ pub(super) struct Fault {
     pub error: Error,
     /// Whether another host may be asked instead.
     pub passing: bool,
+    /// Whether the same may be asked again: nobody was there, or the connection broke.
+    pub again: bool,
 }
 
 impl From<Error> for Fault {
     fn from(error: Error) -> Fault {
-        Fault { passing: error.code == Code::Unavailable, error }
+        Fault { passing: error.code == Code::Unavailable, again: false, error }
+    }
+}
+
+impl From<Fault> for Error {
+    fn from(fault: Fault) -> Error {
+        fault.error
     }
 }
 
@@ -336,11 +344,13 @@ impl Way {
         let proxy = self.proxies.shown_to(at);
         let (make, message) = fault::transport(error, Some(at), proxy.as_deref(), at.https);
         let fault = Fault::from(self.error(make, message));
-        Fault { passing: fault.passing && !fault::is_distrust(error, at.https), ..fault }
+        // Whoever can't be trusted may not be there the next time: then another would be asked in his place.
+        let passing = fault.passing && !fault::is_distrust(error, at.https);
+        Fault { passing, again: passing, ..fault }
     }
 
     /// The header of the next exchange. A token that has ended is replaced first: an upload would be sent in vain with it.
-    fn authorization(&self) -> Result<(Option<String>, u64)> {
+    fn authorization(&self) -> Result<(Option<String>, u64), Fault> {
         let mut auth = self.auth();
         let ended = auth.token.as_ref().filter(|(_, until)| until.is_some_and(|until| until <= Instant::now()));
         if let Some(bearer) = ended.map(|(bearer, _)| bearer.clone()) {
@@ -351,7 +361,7 @@ impl Way {
 
     /// Answers a 401: the next request carries what it asked for, or there is a reason why not. `again`: what this very exchange
     /// has got was refused.
-    fn answer(&self, headers: &HeaderMap, generation: u64, sent: Option<&str>, again: bool) -> Result<()> {
+    fn answer(&self, headers: &HeaderMap, generation: u64, sent: Option<&str>, again: bool) -> Result<(), Fault> {
         // Held through the token request: of four refused connections one asks, three take its answer.
         let mut auth = self.auth();
         if auth.generation != generation {
@@ -361,14 +371,15 @@ impl Way {
             Some(Challenge::Bearer(bearer)) => {
                 let bearer_sent = sent.is_some_and(|s| s.starts_with("Bearer "));
                 if again && bearer_sent && bearer.error.as_deref() != Some("invalid_token") {
-                    return Err(self.refused());
+                    return Err(self.refused().into());
                 }
                 self.renew(&mut auth, bearer)
             }
             Some(Challenge::Basic) => match &self.credentials {
-                Some(_) if sent.is_some() => Err(self.refused()),
+                Some(_) if sent.is_some() => Err(self.refused().into()),
                 Some(credentials) if credentials.user.is_empty() => {
-                    Err(self.error(Error::denied, "wants a user and a password, and there is an identity token for it"))
+                    let why = "wants a user and a password, and there is an identity token for it";
+                    Err(self.error(Error::denied, why).into())
                 }
                 Some(credentials) => {
                     auth.header = Some(credentials.basic());
@@ -376,13 +387,13 @@ impl Way {
                     auth.generation += 1;
                     Ok(())
                 }
-                None => Err(self.refused()),
+                None => Err(self.refused().into()),
             },
-            None => Err(self.error(Error::denied, "wants an authentication that is neither Basic nor Bearer")),
+            None => Err(self.error(Error::denied, "wants an authentication that is neither Basic nor Bearer").into()),
         }
     }
 
-    fn renew(&self, auth: &mut Auth, bearer: Bearer) -> Result<()> {
+    fn renew(&self, auth: &mut Auth, bearer: Bearer) -> Result<(), Fault> {
         let (header, lasts) = self.token(&bearer)?;
         auth.header = Some(header);
         auth.token = Some((bearer, lasts.map(|lasts: Duration| Instant::now() + lasts)));
