@@ -20,7 +20,7 @@ pub const NAME: &str = "aside";
 /// Moves trees of snapshots and logs of containers that no record names. Says how many.
 pub fn put(view: &View, root: &Path) -> Result<u64> {
     let mut moved = 0;
-    let mut take = |from: &Path, to: &Path| {
+    let mut take = |from: &Path, to: &Path| -> Result<()> {
         let fault = |e: std::io::Error| Error::io("directory", from.display(), "putting it aside", &e);
         DirBuilder::new().recursive(true).mode(0o700).create(to.parent().unwrap_or(to)).map_err(fault)?;
         fs::rename(from, to).map_err(fault)?;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use cofferdam_client::{CredentialInfo, ImportFormat, ImportOptions, Secret, block_on};
-use cofferdam_integration::{BUSYBOX, Daemon, files, until};
+use cofferdam_integration::{BUSYBOX, Daemon, images, until};
 
 use crate::{Said, idle, json, ok, say};
 
@@ -104,7 +104,7 @@ fn network(daemon: &Daemon) {
 
 /// A root file system with a file of its own.
 fn other(at: &Path) {
-    let copied = Command::new("cp").arg("-a").arg(files::images().join("rootfs/busybox")).arg(at).status().unwrap();
+    let copied = Command::new("cp").arg("-a").arg(images().join("rootfs/busybox")).arg(at).status().unwrap();
     assert!(copied.success());
     fs::write(at.join("other"), "other").unwrap();
 }

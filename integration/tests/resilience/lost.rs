@@ -8,11 +8,7 @@ use cofferdam_sys::cgroup::{Cgroup, Layout};
 use cofferdam_types::Code;
 use nix::sys::signal::Signal;
 
-use crate::{
-    ends_when_told,
-    faults::{Neighbour, cramped},
-    history, runs, send, shim_of, start, tell,
-};
+use crate::{ends_when_told, faults::cramped, history, runs, send, shim_of, start, tell};
 
 fn options(args: &[&str]) -> ProcessOptions {
     ProcessOptions { args: args.iter().map(|arg| (*arg).to_owned()).collect(), ..ProcessOptions::default() }
