@@ -117,7 +117,8 @@ fn import(daemon: &Daemon, root: &Path, name: &str) {
         ..ImportOptions::default()
     };
     let source = File::open(root).unwrap();
-    let done = block_on(async { daemon.open().await.images().import_fd(&options, source.into()).wait().await });
+    let done =
+        block_on(async { daemon.open().await.images().import_fd(&options, source.into()).wait().await }).unwrap();
     done.unwrap_or_else(|error| panic!("{name}: {error}"));
 }
 
@@ -140,7 +141,8 @@ fn fill(daemon: &Daemon, other_root: &Path) {
         std::io::Write::write_all(&mut ingest.stdin.take().unwrap(), b"half").unwrap();
         assert!(!ingest.wait().unwrap().success());
         let info = CredentialInfo { host: format!("{key}.example"), user: "me".into(), ..Default::default() };
-        block_on(async { daemon.open().await.credentials().put(&info, &Secret("hunter22".into())).await }).unwrap();
+        let put = block_on(async { daemon.open().await.credentials().put(&info, &Secret("hunter22".into())).await });
+        put.unwrap().unwrap();
     }
 }
 
