@@ -4,10 +4,20 @@
 use std::collections::VecDeque;
 
 use cofferdam_audit::Broken;
-use cofferdam_metadata::records;
-use cofferdam_types::{Authority, Fault, Finding, Result};
+use cofferdam_metadata::{Metadata, Tx, records};
+use cofferdam_types::{Authority, Error, Fault, Finding, Result};
 
 use crate::services::Services;
+
+/// The parts, in their order.
+const PARTS: [&str; 6] = ["records", "content", "layers", "snapshots", "tasks", "audit"];
+
+/// What keeps one of them from its end keeps nobody from the others.
+fn unchecked(part: usize, error: &Error) -> Finding {
+    let part = PARTS.get(part).copied().unwrap_or_default();
+    let message = format!("the check of this ended early, and what is behind it was not compared: {error}");
+    Finding { fault: Fault::Unchecked, id: format!("check/{part}"), message, repaired: false }
+}
 
 /// A check under way.
 pub struct Check {
@@ -26,10 +36,10 @@ impl Check {
     /// At most so many findings more, and whether they are the last. Goes on only as far as it must for them.
     pub async fn next(&mut self, max: usize) -> Result<(Vec<Finding>, bool)> {
         while self.ready.is_empty()
-            && let Some(found) = self.part(self.part).await?
+            && let Some(found) = self.part(self.part).await
         {
+            self.ready.extend(found.unwrap_or_else(|error| vec![unchecked(self.part, &error)]));
             self.part += 1;
-            self.ready.extend(found);
         }
         let count = max.min(self.ready.len());
         let block: Vec<Finding> = self.ready.drain(..count).collect();
@@ -37,7 +47,7 @@ impl Check {
     }
 
     /// The records come first: the others believe them.
-    async fn part(&self, part: usize) -> Result<Option<Vec<Finding>>> {
+    async fn part(&self, part: usize) -> Option<Result<Vec<Finding>>> {
         let (services, repair) = (&self.services, self.repair);
         let found = match part {
             0 => self.records().await,
@@ -47,9 +57,9 @@ impl Check {
             3 => services.snapshots.check(repair).await,
             4 => services.tasks.check(repair).await,
             5 => self.audit().await,
-            _ => return Ok(None),
+            _ => return None,
         };
-        found.map(Some)
+        Some(found)
     }
 
     /// Nothing of it is put right: it says what happened to it.
@@ -67,21 +77,33 @@ impl Check {
     async fn records(&self) -> Result<Vec<Finding>> {
         let metadata = self.services.metadata.clone();
         if let Err(error) = metadata.writable() {
-            let mut found = self.services.pool.run(move || records::check::all(&metadata.read()?)).await?;
+            let mut found = self.services.pool.run(move || read(&metadata)).await?;
             let (fault, id) = (Fault::RecordUnreadable, "meta.redb".to_owned());
             found.insert(0, Finding { fault, id, message: error.message, repaired: false });
             return Ok(found);
         }
-        let found = self.services.pool.run(move || records::check::all(&metadata.read()?)).await?;
+        let found = self.services.pool.run(move || read(&metadata)).await?;
         if found.is_empty() || !self.repair {
             return Ok(found);
         }
         // Only now: a writer that reads all tables keeps the others waiting.
-        let mended = self.services.metadata.write(&Authority::system(), records::check::mend).await?;
+        let mend = |tx: &mut Tx<'_>| {
+            let mut found = records::check::mend(tx)?;
+            found.extend(records::unreadable(tx)?);
+            Ok(found)
+        };
+        let mended = self.services.metadata.write(&Authority::system(), mend).await?;
         tracing::warn!(
             found = mended.len(),
             "records contradicted each other, and were put right where that is possible"
         );
         Ok(mended)
     }
+}
+
+fn read(metadata: &Metadata) -> Result<Vec<Finding>> {
+    let view = metadata.read()?;
+    let mut found = records::check::all(&view)?;
+    found.extend(records::unreadable(&view)?);
+    Ok(found)
 }

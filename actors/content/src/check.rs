@@ -4,7 +4,7 @@
 use std::str::FromStr;
 
 use cofferdam_metadata::{Tx, records};
-use cofferdam_types::{Algorithm, Authority, Code, Digest, Fault, Finding, Findings, Namespace, Result};
+use cofferdam_types::{Algorithm, Authority, Code, Digest, Fault, Finding, Findings, Result};
 
 use crate::store::{RefKey, Store};
 
@@ -38,7 +38,8 @@ impl Store {
 
     fn check_blob(&self, digest: Digest, repair: bool, found: &mut Findings) -> Result<()> {
         let _reserved = self.reserved.hold_all(vec![digest.clone()]);
-        let Some(blob) = records::content::blob(&self.meta.read()?, &digest)? else { return Ok(()) };
+        let blob = records::readable(records::content::blob(&self.meta.read()?, &digest))?;
+        let Some(blob) = blob.flatten() else { return Ok(()) };
         let (fault, what) = match self.files.blob_size(&digest)? {
             // Somebody may have put another file in its place since, and not come to say so.
             Some(size) if size == blob.size && (!blob.altered || self.is_sound(&blob)?) => {
@@ -56,13 +57,23 @@ impl Store {
             Some(size) => (Fault::BlobDamaged, format!("its file has {size} bytes and not {}", blob.size)),
             None => (Fault::BlobMissing, format!("its file of {} bytes is gone", blob.size)),
         };
+        let (mut dropped, mut then) = (false, "".to_owned());
         if repair {
             let id = digest.clone();
-            self.meta.write_blocking(&Authority::system(), move |tx| records::check::drop_blob(tx, &id))?;
-            self.remove_unlinked(&digest)?;
+            let drop = move |tx: &mut cofferdam_metadata::Tx<'_>| records::check::drop_blob(tx, &id);
+            match self.meta.write_blocking(&Authority::system(), drop) {
+                Ok(()) => {
+                    self.remove_unlinked(&digest)?;
+                    (dropped, then) = (true, "it was taken off the records: ".to_owned());
+                }
+                Err(error) if error.code == Code::DataLoss => {
+                    then = format!("it stays on the records, since {error}: ")
+                }
+                Err(error) => return Err(error),
+            }
         }
-        let then = if repair { "it was taken off the records: " } else { "" };
-        found.add(fault, format!("blob/{digest}"), format!("{what}: {then}pull or import again what it is of"), repair);
+        let what = format!("{what}: {then}pull or import again what it is of");
+        found.add(fault, format!("blob/{digest}"), what, dropped);
         Ok(())
     }
 
@@ -77,14 +88,13 @@ impl Store {
                     found.add(Fault::BlobUnrecorded, id, told("a file whose name is no digest", repair), repair);
                     continue;
                 };
-                if records::content::blob(&self.meta.read()?, &digest)?.is_some() {
+                if records::content::is_counted(&self.meta.read()?, &digest)? {
                     continue;
                 }
                 // Who deletes it holds this until the file is gone too.
                 let _reserved = self.reserved.hold_all(vec![digest.clone()]);
                 let there = self.files.blob_size(&digest)?.is_some();
-                if !there || self.placed.any(&digest) || records::content::blob(&self.meta.read()?, &digest)?.is_some()
-                {
+                if !there || self.placed.any(&digest) || records::content::is_counted(&self.meta.read()?, &digest)? {
                     continue;
                 }
                 if repair {
@@ -97,11 +107,7 @@ impl Store {
     }
 
     fn check_ingests(&self, repair: bool, found: &mut Findings) -> Result<()> {
-        let namespaces: Vec<Namespace> = {
-            let view = self.meta.read()?;
-            records::namespaces::list(&view, None, usize::MAX)?.into_iter().map(|record| record.name).collect()
-        };
-        for ns in namespaces {
+        for ns in self.namespaces()? {
             for record in records::ingests::list(&self.meta.read()?, &ns, None, usize::MAX)? {
                 if self.files.ingest_stat(&record.id.to_string())?.is_some() {
                     continue;
@@ -110,7 +116,8 @@ impl Store {
                 let Some(_held) = self.refs.try_hold(RefKey::Ref(ns.clone(), record.reference.clone())) else {
                     continue;
                 };
-                let now = records::ingests::find(&self.meta.read()?, &ns, &record.reference)?;
+                let now =
+                    records::readable(records::ingests::find(&self.meta.read()?, &ns, &record.reference))?.flatten();
                 if now.is_none_or(|now| now.id != record.id)
                     || self.files.ingest_stat(&record.id.to_string())?.is_some()
                 {
@@ -134,7 +141,8 @@ impl Store {
         // Looked at after the files: a record comes before its file.
         let ids = records::ingests::ids(&self.meta.read()?)?;
         for name in names {
-            if name.parse().is_ok_and(|id| ids.contains(&id)) || self.files.ingest_stat(&name)?.is_none() {
+            let known = name.parse().is_ok_and(|id| ids.as_ref().is_none_or(|ids| ids.contains(&id)));
+            if known || self.files.ingest_stat(&name)?.is_none() {
                 continue;
             }
             // A scratch ingest is held by its name. A recorded one that ended just now takes its file along with it.

@@ -83,7 +83,8 @@ impl Store {
     /// if it is: then it can be stored again. One that has another size needs no such record.
     pub(crate) fn suspect(&self, digest: &Digest) -> Result<()> {
         let _reserved = self.reserved.hold_all(vec![digest.clone()]);
-        let Some(blob) = records::content::blob(&self.meta.read()?, digest)? else { return Ok(()) };
+        let blob = records::readable(records::content::blob(&self.meta.read()?, digest))?;
+        let Some(blob) = blob.flatten() else { return Ok(()) };
         if blob.altered || self.files.blob_size(digest)? != Some(blob.size) || self.is_sound(&blob)? {
             return Ok(());
         }

@@ -265,7 +265,7 @@ impl Store {
 
     /// Removes a blob's file if nobody counts on it. The caller holds the digest's reservation.
     pub(crate) fn remove_unlinked(&self, digest: &Digest) -> Result<bool> {
-        let unlinked = !self.placed.any(digest) && records::content::blob(&self.meta.read()?, digest)?.is_none();
+        let unlinked = !self.placed.any(digest) && !records::content::is_counted(&self.meta.read()?, digest)?;
         if unlinked {
             self.files.remove_blob(digest)?;
         }

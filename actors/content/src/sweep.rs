@@ -45,7 +45,8 @@ impl Store {
         // Looked at after the files: a record comes before its file.
         let ids = records::ingests::ids(&self.meta.read()?)?;
         for name in names {
-            if name.parse().is_ok_and(|id| ids.contains(&id)) {
+            // Where they are not all known it may be any of them: only a record's file has a number for a name.
+            if name.parse().is_ok_and(|id| ids.as_ref().is_none_or(|ids| ids.contains(&id))) {
                 continue;
             }
             let Some(_held) = self.refs.try_hold(RefKey::Scratch(name.clone())) else { continue };
@@ -74,9 +75,9 @@ impl Store {
         Ok(())
     }
 
-    fn namespaces(&self) -> Result<Vec<Namespace>> {
+    pub(crate) fn namespaces(&self) -> Result<Vec<Namespace>> {
         let view = self.meta.read()?;
-        Ok(records::namespaces::list(&view, None, usize::MAX)?.into_iter().map(|record| record.name).collect())
+        records::namespaces::names(&view)
     }
 
     fn sweep_blob_files(&self, swept: &mut Swept) -> Result<()> {
@@ -87,7 +88,7 @@ impl Store {
                     swept.blob_files += 1;
                     continue;
                 };
-                if records::content::blob(&self.meta.read()?, &digest)?.is_some() {
+                if records::content::is_counted(&self.meta.read()?, &digest)? {
                     continue;
                 }
                 // A commit of it may be under way: its file is there before its record.
@@ -110,7 +111,7 @@ impl Store {
                     continue;
                 }
                 let _reserved = self.reserved.hold_all(vec![blob.digest.clone()]);
-                let linked = records::content::blob(&self.meta.read()?, &blob.digest)?.is_some();
+                let linked = records::content::is_counted(&self.meta.read()?, &blob.digest)?;
                 let found = self.files.blob_size(&blob.digest)?;
                 if linked && found != Some(blob.size) {
                     let digest = &blob.digest;

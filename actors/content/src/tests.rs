@@ -2,6 +2,7 @@
 
 mod check;
 mod resume;
+mod unreadable;
 
 use std::{
     fs,

@@ -51,9 +51,11 @@ impl Actor for EventsActor {
         let follow = async move {
             while outbox.wait_for(|last| *last > settled).await.is_ok() {
                 actix_rt::time::sleep(DELAY).await;
+                // The last of them may be one that can't be read, and never gets there.
+                let committed = *outbox.borrow_and_update();
                 let (meta, journal) = (meta.clone(), journal.clone());
                 match pool.run(move || settle(&meta, &journal)).await {
-                    Ok(last) => settled = last,
+                    Ok(last) => settled = last.max(committed),
                     // Nothing is lost: it stays in the outbox. A full disk may be empty the next time.
                     Err(error) => tracing::error!(%error, "events can't be moved into the journal"),
                 }

@@ -293,10 +293,18 @@ impl Journal {
             while events.len() < max && (next.is_some() || records.sequence <= segment.last) {
                 let sequence = records.sequence;
                 let Some(payload) = records.next()? else { break };
-                if sequence >= cursor.next {
-                    let event: Event = cbor4ii::serde::from_slice(payload)
-                        .map_err(|e| Error::data_loss("event", sequence, format!("is not readable: {e}")))?;
-                    events.push(event);
+                if sequence < cursor.next {
+                    continue;
+                }
+                match cbor4ii::serde::from_slice(payload) {
+                    Ok(event) => events.push(event),
+                    // What was before it comes first.
+                    Err(_) if !events.is_empty() => break,
+                    // What was written is no event: as good as lost.
+                    Err(error) => {
+                        tracing::warn!(sequence, %error, "an event of the journal can't be read: it is told as a gap");
+                        return Ok(gap(cursor, sequence + 1));
+                    }
                 }
             }
             if !events.is_empty() {

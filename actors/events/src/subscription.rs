@@ -97,9 +97,11 @@ impl Subscription {
     async fn history(&mut self, committed: u64, max: usize) -> Result<Option<Batch>> {
         let next = self.cursor.next;
         // The outbox first: an event leaves it only after the journal has it.
-        let waiting = records::events::outbox_after(&self.hub.meta.read()?, next - 1, self.scan(max))?;
+        let mut waiting = records::events::outbox_after(&self.hub.meta.read()?, next - 1, self.scan(max))?;
         let oldest = waiting.first().map(|event| event.sequence);
         if oldest == Some(next) {
+            // Behind one that can't be read the rest comes after the gap.
+            waiting.truncate(waiting.iter().zip(next..).take_while(|(event, due)| event.sequence == *due).count());
             let found = self.choose(waiting.into_iter().map(Arc::new).collect(), max);
             return Ok((!found.is_empty()).then_some(Batch::Events(found)));
         }

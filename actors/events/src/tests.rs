@@ -316,6 +316,55 @@ fn a_lost_journal_is_told() {
     });
 }
 
+/// Puts what is no event in the place of those in the outbox that have these numbers.
+fn spoil(dir: &std::path::Path, sequences: &[u64]) {
+    let database = redb::Database::open(dir.join("meta.redb")).unwrap();
+    let write = database.begin_write().unwrap();
+    for sequence in sequences {
+        let table = redb::TableDefinition::<&[u8], &[u8]>::new("outbox");
+        let mut table = write.open_table(table).unwrap();
+        assert!(table.insert(&sequence.to_be_bytes()[..], &b"\xff"[..]).unwrap().is_some(), "{sequence} was there");
+    }
+    write.commit().unwrap();
+}
+
+// Wherever the others lie, and whether or not it is the first or the last of them.
+#[test]
+fn an_event_that_cant_be_read_is_a_gap_and_stands_in_nobodys_way() {
+    run(|rig| async move {
+        let from = rig.events.settle().await.unwrap();
+        rig.publish_many(8).await;
+        let bad = [1, 4, 5, 8].map(|n| from + n);
+        let rig = rig.restart(|dir| spoil(dir, &bad)).await;
+        let last = rig.events.last();
+        assert_eq!(last, from + 8);
+        let told = |last: u64| {
+            let seen: Vec<u64> = (from + 1..=last).filter(|sequence| !bad.contains(sequence)).collect();
+            (seen, vec![(bad[0], bad[0]), (bad[1], bad[2]), (bad[3], bad[3])])
+        };
+        for max in [1, 2, 100] {
+            assert_eq!(drain(&mut rig.follow(from, &[]), last, max).await, told(last), "by {max}");
+        }
+        rig.events.settle().await.unwrap();
+        assert_eq!(drain(&mut rig.follow(from, &[]), last, 100).await, told(last), "of the journal");
+        // What comes behind it is moved, and the row goes with that.
+        let mut live = rig.follow(last, &[]);
+        rig.publish("/test", "behind").await;
+        assert_eq!(ids(&mut live, 1).await, ["behind"]);
+        assert_eq!(rig.events.settle().await.unwrap(), last + 1);
+        assert_eq!(drain(&mut rig.follow(from, &[]), last + 1, 100).await, told(last + 1));
+        let rig = rig.restart(|dir| {
+            let database = redb::Database::open(dir.join("meta.redb")).unwrap();
+            let table = redb::TableDefinition::<&[u8], &[u8]>::new("outbox");
+            let rows = redb::ReadableTableMetadata::len(&database.begin_read().unwrap().open_table(table).unwrap());
+            assert_eq!(rows.unwrap(), 0, "nothing stays in the outbox");
+        });
+        let rig = rig.await;
+        assert_eq!(drain(&mut rig.follow(from, &[]), last + 1, 100).await, told(last + 1), "after a restart");
+        rig
+    });
+}
+
 #[test]
 fn the_actor_moves_events_by_itself_and_a_crash_of_it_goes_unnoticed() {
     run(|rig| async move {

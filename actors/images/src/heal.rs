@@ -16,7 +16,7 @@ use std::{
 use cofferdam_kernel::block_on;
 use cofferdam_metadata::records::{
     layers::{self, Layer},
-    namespaces, replace, snapshots,
+    namespaces, readable, replace, snapshots,
 };
 use cofferdam_snapshots::{Pace, Stage};
 use cofferdam_types::{Authority, Code, Descriptor, Digest, Error, Fault, Finding, Findings, Name, Namespace, Result};
@@ -75,8 +75,8 @@ impl Images {
     /// Every layer that is unpacked and whose blob is there: each once, and what it lies on before it.
     pub async fn unpacked(&self) -> Result<Vec<Unpacked>> {
         let (mut all, mut met) = (Vec::new(), BTreeSet::new());
-        let spaces = namespaces::list(&self.meta.read()?, None, usize::MAX)?;
-        for ns in spaces.into_iter().map(|record| record.name) {
+        let spaces = namespaces::names(&self.meta.read()?)?;
+        for ns in spaces {
             let mut after: Option<Name> = None;
             loop {
                 let page = match self.list(&ns, after.as_ref().map(Name::as_str), PAGE) {
@@ -114,9 +114,12 @@ impl Images {
             let mut below = Vec::new();
             for (n, (blob, diff_id)) in image.layers.iter().zip(&image.config.diff_ids).enumerate() {
                 let chain = &image.chain_ids[n];
-                let found = snapshots::find(&view, ns, driver, &chain.to_string())?;
-                // A snapshot of that name which somebody made is his own, and so is what lies on it.
-                if found.is_none_or(|found| found.layer.as_ref() != Some(chain)) {
+                let found = readable(snapshots::find(&view, ns, driver, &chain.to_string()))?.flatten();
+                // A snapshot of that name which somebody made is his own, and so is what lies on it. What can't be read can't be
+                // compared.
+                if found.is_none_or(|found| found.layer.as_ref() != Some(chain))
+                    || readable(layers::find(&view, driver, chain))?.is_none()
+                {
                     break;
                 }
                 let one = Arc::new(Unpacked::of(ns, driver, (blob, diff_id, chain), &below));
@@ -239,7 +242,8 @@ impl Images {
         }
         for (key, (dir, what)) in left {
             let (driver, chain) = &key;
-            if layers::find(&self.meta.read()?, driver, chain)?.is_none_or(|layer| layer.dir != dir) {
+            let layer = readable(layers::find(&self.meta.read()?, driver, chain))?.flatten();
+            if layer.is_none_or(|layer| layer.dir != dir) {
                 self.damaged.lock().remove(&key);
                 continue;
             }

@@ -41,6 +41,8 @@ pub enum Why {
     Used(Box<containers::Container>),
     /// It was changed not so long ago.
     Young,
+    /// A container can't be read, and may have been made from it.
+    Unknown,
     /// No container was made from it.
     Unused,
 }
@@ -87,9 +89,10 @@ fn decide(
     let images = images::list(read, ns, None, usize::MAX)?.into_iter().filter(chosen);
     Ok(images
         .map(|image| {
-            let why = match users.remove(image.name.as_str()) {
+            let why = match users.of.remove(image.name.as_str()) {
                 Some(container) => Why::Used(Box::new(container)),
                 None if age(&image) < options.unchanged => Why::Young,
+                None if users.unread.is_some() => Why::Unknown,
                 None => Why::Unused,
             };
             Pruned { image, removed: why == Why::Unused, why }

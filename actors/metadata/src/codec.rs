@@ -22,7 +22,8 @@ pub(crate) fn prefix(parts: &[&str]) -> Vec<u8> {
 
 /// The parts of a key.
 pub(crate) fn parts(key: &[u8]) -> Result<Vec<&str>> {
-    let text = std::str::from_utf8(key).map_err(|_| Error::data_loss("metadata", "", "a key is not text"))?;
+    let text =
+        std::str::from_utf8(key).map_err(|_| Error::data_loss("record", key.escape_ascii(), "its key is not text"))?;
     Ok(text.split('\0').collect())
 }
 
@@ -67,7 +68,8 @@ pub(crate) fn unpack(kind: &'static str, key: &[u8], packed: &[u8]) -> Result<Ve
 }
 
 pub(crate) fn number(bytes: &[u8]) -> Result<u64> {
-    let bytes = bytes.try_into().map_err(|_| Error::data_loss("metadata", "", "a number has the wrong size"))?;
+    let wrong = |_| Error::data_loss("record", bytes.escape_ascii(), "a number has the wrong size");
+    let bytes = bytes.try_into().map_err(wrong)?;
     Ok(u64::from_be_bytes(bytes))
 }
 

@@ -209,7 +209,7 @@ impl Core {
         let pinned: Vec<_> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
         let view = self.metadata.read()?;
         for name in pinned {
-            if attachments::find(&view, &name)?.is_none() {
+            if !attachments::exists(&view, &name)? {
                 let path = self.pins.join(&name);
                 network::unpin(&path).map_err(|e| Error::io("network namespace", &name, "can't be swept", &e))?;
             }
@@ -224,7 +224,7 @@ impl Core {
     }
 }
 
-/// Every row.
+/// Every row that can be read.
 pub(crate) fn each(read: &dyn Read) -> Result<Vec<Attachment>> {
     let mut all: Vec<Attachment> = Vec::new();
     loop {

@@ -7,7 +7,7 @@ use cofferdam_metadata::{
     Metadata, Read, Tx,
     records::{
         attachments::{self, Attachment, Stage},
-        tasks,
+        readable, tasks,
     },
 };
 use cofferdam_net::{Network, Plugins, Wish, find};
@@ -142,8 +142,14 @@ impl Networks {
         let view = self.core.metadata.read()?;
         let mut found = Vec::new();
         for attachment in each(&view)? {
-            let task = tasks::find(&view, &attachment.namespace, &attachment.container)?;
-            let has = task.is_some_and(|task| task.attachment.as_ref() == Some(&attachment.id) && task.exit.is_none());
+            let task = tasks::find(&view, &attachment.namespace, &attachment.container);
+            let has = match readable(task)? {
+                Some(task) => {
+                    task.is_some_and(|task| task.attachment.as_ref() == Some(&attachment.id) && task.exit.is_none())
+                }
+                // It may.
+                None => true,
+            };
             if !has && attachment.stage != Stage::Releasing {
                 found.push(attachment.id);
             }

@@ -373,3 +373,49 @@ fn a_network_whose_plugins_hang_leaves_room_for_others() {
         world.kernel.stop().await;
     });
 }
+
+/// Puts what is no attachment in the place of the row of this id.
+fn spoil(dir: &Path, id: &str) {
+    let database = redb::Database::open(dir.join("meta.redb")).unwrap();
+    let write = database.begin_write().unwrap();
+    {
+        let table = redb::TableDefinition::<&[u8], &[u8]>::new("attachments");
+        let mut table = write.open_table(table).unwrap();
+        assert!(table.insert(id.as_bytes(), &b"\xff"[..]).unwrap().is_some(), "{id} was there");
+    }
+    write.commit().unwrap();
+}
+
+#[test]
+fn a_row_that_cant_be_read_keeps_its_namespace_and_stands_in_nobodys_way() {
+    run(async {
+        let world = World::new().await;
+        world.attach("a", port(80)).await.unwrap();
+        world.attach("b", port(81)).await.unwrap();
+        world.attach("c", Wish::default()).await.unwrap();
+        world.touch("fail-DEL");
+        world.give_up("c").await;
+        let World { dir, kernel, metadata, networks } = world;
+        kernel.stop().await;
+        drop((kernel, metadata, networks));
+        spoil(dir.path(), "b");
+        std::fs::remove_file(dir.path().join("fail-DEL")).unwrap();
+        cofferdam_sys::network::pin(&dir.path().join("netns/stray")).unwrap();
+        let (kernel, metadata, networks) = actors(dir.path()).await;
+        let world = World { dir, kernel, metadata, networks };
+        // What was to be undone is, and what nobody has is swept.
+        world.gone("c").await;
+        world.gone("stray").await;
+        assert!(world.pin("b").exists(), "it may be a running container's");
+        assert_eq!(world.networks.orphans().unwrap(), [Id::new("a").unwrap()]);
+        let error = world.attach("d", port(80)).await.unwrap_err();
+        assert_eq!((error.code, &*error.kind, &*error.id), (Code::AlreadyExists, "port", "80/tcp"));
+        world.attach("e", port(82)).await.unwrap();
+        for id in ["a", "e"] {
+            world.give_up(id).await;
+            world.gone(id).await;
+        }
+        world.kernel.stop().await;
+        cofferdam_sys::network::unpin(&world.pin("b")).unwrap();
+    });
+}

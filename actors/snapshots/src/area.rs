@@ -54,6 +54,8 @@ pub enum Known {
     Scratch(Option<u64>),
     /// The snapshot shows its parent's tree and has none of its own.
     Nothing,
+    /// Nobody can read what it holds: it is left as it is, there or not.
+    Kept,
 }
 
 /// What there is of a tree.

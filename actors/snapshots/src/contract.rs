@@ -23,6 +23,7 @@ mod more;
 mod protect;
 mod share;
 mod sweep;
+mod unreadable;
 
 pub use disk::Disk;
 

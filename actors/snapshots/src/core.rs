@@ -15,7 +15,7 @@ use cofferdam_metadata::{
     Metadata, Read, View,
     records::{
         layers::{self, Layer},
-        namespaces,
+        readable,
         snapshots::{self, Kind, Removed, Snapshot, Usage},
     },
 };
@@ -37,8 +37,6 @@ use crate::{
     trash::Trash,
 };
 
-/// Records that are read in one go at the start.
-const PAGE: usize = 1000;
 /// How many a snapshot may lie on: as many as overlayfs stacks.
 pub const DEPTH: usize = 500;
 
@@ -76,7 +74,7 @@ impl Core {
             }
             let last = snapshots::dirs(&view, name)?.last().copied().unwrap_or(0);
             let theirs = meta.clone();
-            let referenced = Box::new(move |id| Ok(snapshots::dir_references(&theirs.read()?, name, id)? > 0));
+            let referenced = Box::new(move |id| snapshots::is_referenced(&theirs.read()?, name, id));
             let attaches = driver.attaches();
             let opened = Area::open(root, driver, trash.clone(), last, referenced).and_then(|mut area| {
                 if settings.verity {
@@ -506,37 +504,23 @@ fn whole(area: &Area, dirs: &[u64]) -> Result<Option<OwnedFd>> {
     mounts.first().map(cofferdam_sys::mount::detached).transpose()
 }
 
-/// What all records of a driver say about its directories.
+/// What all records of a driver say about its directories. One that is counted, and that no snapshot names which can be read,
+/// stays as it is.
 fn known(view: &View, driver: &str) -> Result<BTreeMap<u64, Known>> {
-    let mut known = BTreeMap::new();
-    let mut after: Option<Namespace> = None;
-    loop {
-        let page = namespaces::list(view, after.as_ref().map(Namespace::as_str), PAGE)?;
-        let Some(last) = page.last() else { return Ok(known) };
-        after = Some(last.name.clone());
-        for ns in &page {
-            known_in(view, &ns.name, driver, &mut known)?;
-        }
-    }
-}
-
-fn known_in(view: &View, ns: &Namespace, driver: &str, known: &mut BTreeMap<u64, Known>) -> Result<()> {
-    let mut after: Option<Name> = None;
-    loop {
-        let page = snapshots::list(view, ns, driver, after.as_ref().map(Name::as_str), PAGE)?;
-        let Some(last) = page.last() else { return Ok(()) };
-        after = Some(last.key.clone());
-        for record in &page {
-            let parent = match &record.parent {
-                Some(key) => snapshots::find(view, ns, driver, key)?.map(|parent| parent.dir),
-                None => None,
-            };
-            let what = match record.kind {
-                Kind::Committed => Known::Content,
-                Kind::View if parent.is_some() => Known::Nothing,
-                Kind::View | Kind::Active => Known::Scratch(parent),
-            };
-            known.insert(record.dir, what);
-        }
-    }
+    let mut known: BTreeMap<_, _> = snapshots::dirs(view, driver)?.into_iter().map(|dir| (dir, Known::Kept)).collect();
+    snapshots::visit(view, driver, &mut |ns, record| {
+        let parent = record.parent.as_ref().map(|key| snapshots::find(view, ns, driver, key));
+        let what = match (record.kind, parent.map(readable).transpose()?) {
+            (Kind::Committed, _) => Known::Content,
+            // It can't be made again of what nobody can read.
+            (_, Some(None)) => Known::Kept,
+            (kind, parent) => match (kind, parent.flatten().flatten().map(|parent| parent.dir)) {
+                (Kind::View, Some(_)) => Known::Nothing,
+                (_, parent) => Known::Scratch(parent),
+            },
+        };
+        known.insert(record.dir, what);
+        Ok(())
+    })?;
+    Ok(known)
 }

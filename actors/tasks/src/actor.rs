@@ -80,15 +80,18 @@ impl Actor for TasksActor {
     type Context = Context<Self>;
 
     fn started(&mut self, context: &mut Context<Self>) {
-        let recorded = match recover::all(&self.ctx.deps) {
-            Ok(recorded) => recorded,
+        let (recorded, blind) = match recover::all(&self.ctx.deps) {
+            Ok(recorded) => (recorded.tasks, recorded.blind),
             Err(error) => {
                 // PANIC: without the records nothing can be found: the kernel tries again later.
                 panic!("the task records can't be read: {error}");
             }
         };
         let known = recorded.iter().map(|(_, task)| task.shim.clone()).collect();
-        let sweeps = self.ctx.deps.metadata.writable().is_ok();
+        if blind {
+            tracing::error!("a task's record can't be read: of what has no other task nothing is ended or removed");
+        }
+        let sweeps = self.ctx.deps.metadata.writable().is_ok() && !blind;
         let swept = if sweeps { sweep::dirs(&self.ctx.deps, &known, self.first) } else { Ok(Vec::new()) };
         let unmade = swept.unwrap_or_else(|error| {
             tracing::warn!(%error, "what a crash left can't be removed");
@@ -96,12 +99,14 @@ impl Actor for TasksActor {
         });
         let shims = sweep::unknown(&self.ctx.deps, &known);
         let spares = self.ctx.deps.layout.spares();
-        let orphans = self.ctx.deps.networks.orphans().unwrap_or_else(|error| {
+        let looked = if blind { Ok(Vec::new()) } else { self.ctx.deps.networks.orphans() };
+        let orphans = looked.unwrap_or_else(|error| {
             tracing::warn!(%error, "networks that a crash left can't be looked for");
             Vec::new()
         });
         self.ctx.deps.children.reap_all();
-        let mut unborn = sweep::unborn(&self.ctx.deps).unwrap_or_else(|error| {
+        let looked = if blind { Ok(Vec::new()) } else { sweep::unborn(&self.ctx.deps) };
+        let mut unborn = looked.unwrap_or_else(|error| {
             tracing::warn!(%error, "what a crash left can't be looked for");
             Vec::new()
         });
@@ -129,10 +134,13 @@ impl Actor for TasksActor {
             let ctx = self.ctx.clone();
             context.spawn(actix::fut::wrap_future(async move { ctx.find(entry, &task).await }));
         }
+        let ctx = self.ctx.clone();
         if sweeps {
-            let ctx = self.ctx.clone();
             context
                 .spawn(actix::fut::wrap_future(async move { ctx.sweep(shims, spares, orphans, unborn, unmade).await }));
+        } else if blind {
+            // Those are no task's, whatever it says.
+            context.spawn(actix::fut::wrap_future(sweep::end_spares(spares)));
         }
     }
 

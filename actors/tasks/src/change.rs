@@ -94,6 +94,8 @@ impl Ctx {
             if containers::exists(&view, ns, &to)? {
                 return Err(Error::already_exists("container", &to, containers::TAKEN));
             }
+            // One that can't be read may run, by the name that it has.
+            tasks::find(&view, ns, id)?;
             (containers::get(&view, ns, id)?, self.entry(ns, id).ok())
         };
         if let Some(entry) = &over {

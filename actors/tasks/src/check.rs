@@ -8,6 +8,7 @@ use crate::{
     actor::{Ctx, TasksActor},
     layout,
     messages::Check,
+    recover,
 };
 
 impl Ctx {
@@ -18,7 +19,9 @@ impl Ctx {
             true => format!("{what}: it was removed"),
             false => format!("{what}: --repair removes it"),
         };
-        for (ns, id) in bundles {
+        // Whose the bundles are must be known of each task.
+        let blind = recover::all(&self.deps)?.blind;
+        for (ns, id) in bundles.into_iter().filter(|_| !blind) {
             // Who makes a task or removes it has the turn until all of it is there, or gone.
             let _turn = self.turn(&ns, &id).await;
             let dir = self.deps.layout.bundle(&ns, &id);
@@ -46,7 +49,7 @@ impl Ctx {
 
     fn has_task(&self, ns: &Namespace, id: &Id) -> Result<bool> {
         let known = self.entries.borrow().contains_key(&(ns.clone(), id.clone()));
-        Ok(known || tasks::find(&self.deps.metadata.read()?, ns, id)?.is_some())
+        Ok(known || tasks::exists(&self.deps.metadata.read()?, ns, id)?)
     }
 }
 

@@ -2,12 +2,9 @@
 
 use std::{cell::RefCell, fs::File, os::fd::AsFd as _, rc::Rc, time::Duration};
 
-use cofferdam_metadata::{
-    View,
-    records::{
-        namespaces,
-        tasks::{self, Task},
-    },
+use cofferdam_metadata::records::{
+    self,
+    tasks::{self, Task},
 };
 use cofferdam_types::{Code, Namespace, Result, Timestamp};
 use cofferdam_wire::{
@@ -27,41 +24,27 @@ use crate::{
 /// A shim that doesn't answer within this makes its task unavailable, alone, until it does.
 pub(crate) const ANSWER: Duration = Duration::from_secs(5);
 pub(crate) const SILENT: &str = "its shim doesn't answer: wait, or remove the container by force";
-pub(crate) const PAGE: usize = 100;
 
-/// Every task on record, in every namespace.
-pub(crate) fn all(deps: &Deps) -> Result<Vec<(Namespace, Task)>> {
-    let view = deps.metadata.read()?;
-    each(&view, |ns, last| tasks::list(&view, ns, last, PAGE), |task| task.id.to_string())
+/// The tasks on record.
+#[derive(Default)]
+pub(crate) struct Recorded {
+    /// Those that can be read, of every namespace.
+    pub tasks: Vec<(Namespace, Task)>,
+    /// Whether there are others: what no task of these has, a shim, a bundle, a cgroup or a network, may be theirs.
+    pub blind: bool,
 }
 
-/// Every record of a kind, in every namespace.
-pub(crate) fn each<T>(
-    view: &View,
-    page: impl Fn(&Namespace, Option<&str>) -> Result<Vec<T>>,
-    key: impl Fn(&T) -> String,
-) -> Result<Vec<(Namespace, T)>> {
-    let mut found = Vec::new();
-    let mut last_ns: Option<String> = None;
-    loop {
-        let names = namespaces::list(view, last_ns.as_deref(), PAGE)?;
-        for namespace in &names {
-            let mut last: Option<String> = None;
-            loop {
-                let items = page(&namespace.name, last.as_deref())?;
-                last = items.last().map(&key);
-                let end = items.len() < PAGE;
-                found.extend(items.into_iter().map(|item| (namespace.name.clone(), item)));
-                if end {
-                    break;
-                }
-            }
+/// Every task on record, in every namespace.
+pub(crate) fn all(deps: &Deps) -> Result<Recorded> {
+    let mut found = Recorded::default();
+    tasks::visit(&deps.metadata.read()?, &mut |task| match task {
+        Ok(task) => found.tasks.push(task),
+        Err(error) => {
+            records::tell(&error);
+            found.blind = true;
         }
-        if names.len() < PAGE {
-            return Ok(found);
-        }
-        last_ns = names.last().map(|namespace| namespace.name.to_string());
-    }
+    })?;
+    Ok(found)
 }
 
 /// What is known of a task before its shim was asked: enough to answer, or to wait.

@@ -376,21 +376,13 @@ fn remove_dirs(deps: &Deps, ns: &Namespace, id: &Id, entry: Option<&Entry>) {
 
 /// Whether another task has the same shim. Where that can't be found out it is left alone: the next start sweeps it.
 fn shared(deps: &Deps, ns: &Namespace, id: &Id, shim: &str) -> bool {
-    let look = || {
-        let view = deps.metadata.read()?;
-        let mut last: Option<String> = None;
-        loop {
-            let page = tasks::list(&view, ns, last.as_deref(), recover::PAGE)?;
-            if page.iter().any(|task| task.shim == shim && task.id != *id) {
-                return Ok::<_, Error>(true);
-            }
-            if page.len() < recover::PAGE {
-                return Ok(false);
-            }
-            last = page.last().map(|task| task.id.to_string());
-        }
-    };
-    look().unwrap_or(true)
+    let mut has = false;
+    let looked = deps.metadata.read().and_then(|view| {
+        tasks::visit(&view, &mut |task| {
+            has |= task.is_ok_and(|(of, task)| task.shim == shim && (of, &task.id) != (ns.clone(), id));
+        })
+    });
+    has || looked.is_err()
 }
 
 /// Whether the task may go without being killed. What a shim that doesn't answer holds may run.
@@ -451,7 +443,13 @@ pub(crate) async fn remove(
     force: bool,
 ) -> Result<()> {
     deps.metadata.writable()?;
-    containers::require(&deps.metadata.read()?, ns, id)?;
+    let view = deps.metadata.read()?;
+    containers::require(&view, ns, id)?;
+    if entry.is_none() {
+        // A task that can't be read has a shim that nobody knows: it may run in what would be taken from under it.
+        tasks::find(&view, ns, id)?;
+    }
+    drop(view);
     if let Some(entry) = entry {
         if !force {
             over(entry, "stop it first, or remove the container by force").await?;

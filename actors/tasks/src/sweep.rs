@@ -16,7 +16,7 @@ pub(crate) fn unborn(deps: &Deps) -> Result<Vec<(Namespace, Id)>> {
     let view = deps.metadata.read()?;
     let mut found = Vec::new();
     for (ns, id) in containers::transient(&view)? {
-        if tasks::find(&view, &ns, &id)?.is_none() {
+        if !tasks::exists(&view, &ns, &id)? {
             found.push((ns, id));
         }
     }
@@ -31,7 +31,7 @@ pub(crate) fn dirs(deps: &Deps, shims: &BTreeSet<String>, first: bool) -> Result
     let view = deps.metadata.read()?;
     let (bundles, logs) = deps.layout.kept();
     for (ns, id) in bundles {
-        if tasks::find(&view, &ns, &id)?.is_none() {
+        if !tasks::exists(&view, &ns, &id)? {
             unmade.push((ns, id));
         }
     }
@@ -137,11 +137,7 @@ impl Ctx {
         unmade: Vec<(Namespace, Id, Option<OwnedMutexGuard<()>>)>,
     ) {
         futures::future::join_all(shims.iter().map(|id| end(&self.deps, id))).await;
-        for spare in spares {
-            if let Err(error) = shim::kill(spare.clone()).await.and_then(|()| layout::remove(&spare)) {
-                tracing::warn!(%error, "a shim that was made ahead is left behind");
-            }
-        }
+        end_spares(spares).await;
         if !orphans.is_empty() {
             // Beside the rest: a plugin may take its time.
             let networks = self.deps.networks.clone();
@@ -198,6 +194,15 @@ impl Ctx {
     }
 }
 
+/// Ends shims that were made ahead by who is no more.
+pub(crate) async fn end_spares(spares: Vec<PathBuf>) {
+    for spare in spares {
+        if let Err(error) = shim::kill(spare.clone()).await.and_then(|()| layout::remove(&spare)) {
+            tracing::warn!(%error, "a shim that was made ahead is left behind");
+        }
+    }
+}
+
 /// Ends a shim without a task: an intent that was never committed, or a removal that was not finished.
 async fn end(deps: &Deps, id: &str) {
     if let Ok(connection) = shim::find(&deps.layout, id) {
@@ -227,7 +232,7 @@ fn orphans(deps: &Deps, shim: &str) -> Vec<(String, String)> {
         .filter_map(|e| e.ok()?.file_name().into_string().ok())
         .filter_map(|name| name.strip_suffix(".life").filter(|id| !id.contains('@')).map(str::to_owned))
         .collect();
-    let names = deps.metadata.read().and_then(|view| namespaces::list(&view, None, 1000)).unwrap_or_default();
-    let all = |id: &String| names.iter().map(|ns| (ns.name.to_string(), id.clone())).collect::<Vec<_>>();
+    let names = deps.metadata.read().and_then(|view| namespaces::names(&view)).unwrap_or_default();
+    let all = |id: &String| names.iter().map(|ns| (ns.to_string(), id.clone())).collect::<Vec<_>>();
     ids.iter().flat_map(all).collect()
 }

@@ -286,8 +286,9 @@ async fn set_info(
         set_exit(task.reborrow().init_exit(), exit);
     }
     if let Some(attachment) = &stored.attachment {
-        let connected = place.services().networks.connected(&place.services().metadata.read()?, attachment)?;
-        if let Some(connected) = connected {
+        let connected = place.services().networks.connected(&place.services().metadata.read()?, attachment);
+        // What its network gave it is told where it can be read.
+        if let Some(connected) = cofferdam_metadata::records::readable(connected)?.flatten() {
             networks::set_status(task.reborrow().init_network(), &connected);
         }
     }

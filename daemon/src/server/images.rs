@@ -493,6 +493,7 @@ impl PrunedImageCursor {
     fn why(&self, why: &Why) -> String {
         match why {
             Why::Unused => "no container was made from it".to_owned(),
+            Why::Unknown => "a container can't be read, and may have been made from it".to_owned(),
             Why::Young => "was changed since".to_owned(),
             // Which one is not everybody's business.
             Why::Used(container) if !self.place.held.reach.caveats.containers.has(&container.subject()) => {

@@ -37,6 +37,8 @@ pub enum Fault {
     LogUnrecorded,
     /// The audit log is not what was written.
     AuditBroken,
+    /// A part of the check ended early.
+    Unchecked,
     /// There are more of a kind than are told.
     More,
 }
@@ -62,6 +64,7 @@ impl Fault {
             Fault::BundleUnrecorded => "bundle-unrecorded",
             Fault::LogUnrecorded => "log-unrecorded",
             Fault::AuditBroken => "audit-broken",
+            Fault::Unchecked => "unchecked",
             Fault::More => "more",
         }
     }

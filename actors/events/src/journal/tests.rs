@@ -413,3 +413,27 @@ fn a_payload_comes_back_as_it_was() {
     let Chunk::Events(found) = open(dir.path()).read(&mut Cursor::at(1), 10).unwrap() else { panic!("a gap") };
     assert_eq!(found, [told]);
 }
+
+// Its checksum is right: somebody has written what is no event.
+#[test]
+fn a_record_that_is_no_event_is_told_as_a_gap() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open(dir.path());
+    journal.append(&events(1..=2)).unwrap();
+    drop(journal);
+    let newest = segments(dir.path()).pop().unwrap();
+    let mut bytes = fs::read(&newest).unwrap();
+    for sequence in [3, 4] {
+        bytes.extend(1_u32.to_le_bytes());
+        bytes.extend(checksum(sequence, b"\xff"));
+        bytes.push(0xff);
+    }
+    fs::write(&newest, bytes).unwrap();
+    let journal = open(dir.path());
+    assert_eq!(journal.last(), 4);
+    journal.append(&events(5..=6)).unwrap();
+    for max in [1, 2, 100] {
+        assert_eq!(drain(&journal, 1, max), (vec![1, 2, 5, 6], vec![(3, 3), (4, 4)]), "by {max}");
+        assert_eq!(drain(&journal, 4, max), (vec![5, 6], vec![(4, 4)]), "by {max}");
+    }
+}

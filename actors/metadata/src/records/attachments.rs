@@ -51,6 +51,11 @@ pub fn find(read: &dyn Read, id: &str) -> Result<Option<Attachment>> {
     super::find(read, id.as_bytes())
 }
 
+/// Whether there is a row of this id, and be it one that can't be read.
+pub fn exists(read: &dyn Read, id: &str) -> Result<bool> {
+    Ok(read.get(Table::ATTACHMENTS, id.as_bytes())?.is_some())
+}
+
 /// A page of them, by id.
 pub fn list(read: &dyn Read, after: Option<&str>, max: usize) -> Result<Vec<Attachment>> {
     super::page(read, b"", after, max)

@@ -397,6 +397,5 @@ pub fn drop_dir(tx: &mut Tx<'_>, driver: &str, dir: u64) -> Result<()> {
 }
 
 fn names(read: &dyn Read) -> Result<Vec<Namespace>> {
-    let all = super::namespaces::list(read, None, usize::MAX)?;
-    Ok(all.into_iter().map(|record| record.name).collect())
+    super::namespaces::names(read)
 }

@@ -214,12 +214,18 @@ fn remove(tx: &mut Tx<'_>, key: &[u8], container: &Container) -> Result<()> {
 pub fn transient(read: &dyn Read) -> Result<Vec<(Namespace, Id)>> {
     let mut found = Vec::new();
     for key in super::keys(read, Table::TRANSIENT, b"")? {
-        let [ns, id] = codec::parts(&key)?[..] else {
-            return Err(Error::data_loss("container", "", "a row of what goes with its task names none"));
-        };
-        found.push((Namespace::new(ns)?, Id::new(id)?));
+        found.extend(super::readable(named(&key))?);
     }
     Ok(found)
+}
+
+/// Whose a row of [`Table::TRANSIENT`] is.
+fn named(key: &[u8]) -> Result<(Namespace, Id)> {
+    let none = || Error::data_loss("container", key.escape_ascii(), "a row of what goes with its task names none");
+    match codec::parts(key).map_err(|_| none())?[..] {
+        [ns, id] => Namespace::new(ns).and_then(|ns| Ok((ns, Id::new(id)?))).map_err(|_| none()),
+        _ => Err(none()),
+    }
 }
 
 /// The container.
@@ -232,23 +238,32 @@ pub fn list(read: &dyn Read, ns: &Namespace, after: Option<&str>, max: usize) ->
     super::page(read, &codec::prefix(&[ns]), after, max)
 }
 
-/// For each image, by its name, a container that was made from it: the first, without its spec.
-pub fn users(read: &dyn Read, ns: &Namespace) -> Result<HashMap<String, Container>> {
-    let mut users = HashMap::new();
-    super::visit(read, &codec::prefix(&[ns]), &mut |container: Container| {
-        if !container.image.is_empty() {
-            users.entry(container.image.clone()).or_insert(container);
-        }
+/// Which images containers were made from.
+#[derive(Debug, Default)]
+pub struct Users {
+    /// For each image, by its name, a container that was made from it: the first, without its spec.
+    pub of: HashMap<String, Container>,
+    /// A container that can't be read: it may have been made from any.
+    pub unread: Option<Error>,
+}
+
+/// See [`Users`].
+pub fn users(read: &dyn Read, ns: &Namespace) -> Result<Users> {
+    let mut users = Users::default();
+    super::visit_all(read, &codec::prefix(&[ns]), &mut |_, container: Result<Container>| match container {
+        Ok(container) if container.image.is_empty() => {}
+        Ok(container) => drop(users.of.entry(container.image.clone()).or_insert(container)),
+        Err(error) => users.unread = Some(error),
     })?;
     Ok(users)
 }
 
 /// Gives `each` the containers that were made from an image, by its name, without their specs.
 pub fn made_from(read: &dyn Read, ns: &Namespace, image: &str, each: &mut dyn FnMut(&Container)) -> Result<()> {
-    super::visit(read, &codec::prefix(&[ns]), &mut |container: Container| {
-        if container.image == image {
-            each(&container);
-        }
+    super::visit_all(read, &codec::prefix(&[ns]), &mut |_, container: Result<Container>| match container {
+        Ok(container) if container.image == image => each(&container),
+        Ok(_) => {}
+        Err(error) => super::tell(&error),
     })
 }
 
@@ -371,8 +386,11 @@ pub(crate) fn part(tx: &mut Tx<'_>) -> Result<()> {
     }
     for key in super::keys(tx, Table::CONTAINERS, b"")? {
         let Some(row) = tx.get(Table::CONTAINERS, &key)? else { continue };
-        let Some(Within(spec)) = codec::decode::<Old>(Container::KIND, &key, &row)?.spec else { continue };
-        let mut container: Container = codec::decode(Container::KIND, &key, &row)?;
+        // One that can't be read stays as it is: it is no reason to stay with the old version.
+        let old = super::readable(codec::decode::<Old>(Container::KIND, &key, &row))?;
+        let Some(Within(spec)) = old.and_then(|old| old.spec) else { continue };
+        let container = super::readable(codec::decode::<Container>(Container::KIND, &key, &row))?;
+        let Some(mut container) = container else { continue };
         container.spec = spec;
         container.transient = serde_json::from_slice::<Options>(&container.options).unwrap_or_default().remove_on_exit;
         save(tx, &key, &container, None)?;

@@ -83,6 +83,11 @@ pub fn find(read: &dyn Read, ns: &Namespace, digest: &Digest) -> Result<Option<L
     super::find(read, &key(ns, digest))
 }
 
+/// Whether the namespace has a link, and be it one that can't be read.
+pub fn exists(read: &dyn Read, ns: &Namespace, digest: &Digest) -> Result<bool> {
+    Ok(read.get(Table::CONTENT, &key(ns, digest))?.is_some())
+}
+
 /// The namespace's link.
 pub fn get(read: &dyn Read, ns: &Namespace, digest: &Digest) -> Result<Link> {
     find(read, ns, digest)?.ok_or_else(|| Error::not_found("content", digest, "is not in this namespace"))
@@ -98,7 +103,26 @@ pub fn blob(read: &dyn Read, digest: &Digest) -> Result<Option<Blob>> {
     super::find(read, digest.to_string().as_bytes())
 }
 
-/// A page of all blobs, by digest: for the sweep of what has no row.
+/// Whether a row counts the links of a blob, and be it one that can't be read: as long as it does, the file stays.
+pub fn is_counted(read: &dyn Read, digest: &Digest) -> Result<bool> {
+    Ok(read.get(Table::BLOBS, digest.to_string().as_bytes())?.is_some())
+}
+
+/// As its row counts the links of a blob, or where that can't be read as they are counted anew.
+fn counted(read: &dyn Read, link: &Link) -> Result<Blob> {
+    let mut fresh = Blob::of(link);
+    match super::readable(blob(read, &link.digest))? {
+        Some(found) => Ok(found.unwrap_or(fresh)),
+        None => {
+            for ns in namespaces::names(read)? {
+                fresh.links += u64::from(exists(read, &ns, &link.digest)?);
+            }
+            Ok(fresh)
+        }
+    }
+}
+
+/// A page of all blobs, by digest.
 pub fn blobs(read: &dyn Read, after: Option<&str>, max: usize) -> Result<Vec<Blob>> {
     super::page(read, b"", after, max)
 }
@@ -110,7 +134,7 @@ pub fn create(tx: &mut Tx<'_>, ns: &Namespace, mut link: Link) -> Result<Link> {
     if find(tx, ns, &link.digest)?.is_some() {
         return Err(Error::already_exists("content", &link.digest, "is in this namespace already"));
     }
-    let mut blob = blob(tx, &link.digest)?.unwrap_or_else(|| Blob::of(&link));
+    let mut blob = counted(tx, &link)?;
     if blob.size != link.size {
         let message = format!("has {} bytes, not {}", blob.size, link.size);
         return Err(Error::data_loss("content", &link.digest, message));
@@ -163,10 +187,10 @@ pub fn damaged(tx: &mut Tx<'_>, digest: &Digest) -> Result<()> {
     if !mark(tx, digest, true)? {
         return Ok(());
     }
-    for ns in namespaces::list(tx, None, usize::MAX)? {
-        if find(tx, &ns.name, digest)?.is_some() {
+    for ns in namespaces::names(tx)? {
+        if exists(tx, &ns, digest)? {
             let payload = serde_json::json!({ "digest": digest });
-            events::emit(tx, Event::new(&ns.name, "/content/damaged", payload))?;
+            events::emit(tx, Event::new(&ns, "/content/damaged", payload))?;
         }
     }
     Ok(())

@@ -117,7 +117,8 @@ pub fn list(read: &dyn Read, ns: &Namespace, after: Option<&str>, max: usize) ->
 pub fn put(tx: &mut Tx<'_>, ns: &Namespace, mut credential: Credential) -> Result<()> {
     namespaces::require(tx, ns)?;
     credential.check()?;
-    let before = find(tx, ns, &credential.host)?;
+    // One that can't be read is replaced like any other.
+    let before = super::readable(find(tx, ns, &credential.host))?.flatten();
     credential.updated = tx.now();
     credential.created = before.map_or(credential.updated, |old| old.created);
     credential.ceiling = tx.authority().ceiling.clone();

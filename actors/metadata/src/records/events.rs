@@ -2,7 +2,7 @@
 
 use std::ops::{Bound, ControlFlow};
 
-use cofferdam_types::{Event, Result};
+use cofferdam_types::{Error, Event, Result};
 
 use super::Record;
 use crate::{Read, Tx, codec, table::Table, tx};
@@ -35,7 +35,7 @@ pub fn last(read: &dyn Read) -> Result<u64> {
     tx::counter_of(read, SEQUENCE)
 }
 
-/// At most `max` events after `sequence`, in order.
+/// At most `max` events after `sequence`, in order. One that can't be read is left out: who follows sees a gap.
 pub fn outbox_after(read: &dyn Read, sequence: u64, max: usize) -> Result<Vec<Event>> {
     let mut events = Vec::new();
     if max == 0 {
@@ -43,7 +43,13 @@ pub fn outbox_after(read: &dyn Read, sequence: u64, max: usize) -> Result<Vec<Ev
     }
     let from = sequence.to_be_bytes();
     read.range(Table::OUTBOX, Bound::Excluded(&from), Bound::Unbounded, &mut |key, value| {
-        events.push(codec::decode(Event::KIND, key, value)?);
+        let due = codec::number(key).map_err(|error| Error::data_loss(Event::KIND, key.escape_ascii(), error.message));
+        let event = due.and_then(|due| {
+            let event: Event = codec::decode(Event::KIND, due.to_string().as_bytes(), value)?;
+            let other = || Error::data_loss(Event::KIND, due, format!("its record says that it is {}", event.sequence));
+            if event.sequence == due { Ok(event) } else { Err(other()) }
+        });
+        events.extend(super::readable(event)?);
         Ok(if events.len() < max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
     })?;
     Ok(events)

@@ -125,7 +125,8 @@ pub fn list(
         prefix.push(0);
     }
     table::scan(read, Table::GRANTS, &prefix, after.map(key).as_deref(), &mut |row, value| {
-        found.push((path(row)?, codec::decode(Grant::KIND, row, value)?));
+        let grant = path(row).and_then(|path| Ok((path, codec::decode(Grant::KIND, row, value)?)));
+        found.extend(super::readable(grant)?);
         Ok(if found.len() < max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
     })?;
     Ok(found)

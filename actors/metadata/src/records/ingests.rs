@@ -1,5 +1,7 @@
 //! Ingests: uploads that are under way, or that were interrupted and can go on.
 
+use std::collections::BTreeSet;
+
 use cofferdam_types::{Digest, Error, GrantId, Name, Namespace, Result, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -61,9 +63,19 @@ pub fn list(read: &dyn Read, ns: &Namespace, after: Option<&str>, max: usize) ->
     super::page(read, &codec::prefix(&[ns]), after, max)
 }
 
-/// The ids of all ingests of all namespaces: for the sweep of directories without a record.
-pub fn ids(read: &dyn Read) -> Result<std::collections::BTreeSet<u64>> {
-    Ok(super::page::<Ingest>(read, b"", None, usize::MAX)?.into_iter().map(|ingest| ingest.id).collect())
+/// The ids of all ingests of all namespaces, for the sweep of files without a record. `None`: a row can't be read, and any file
+/// may be its.
+pub fn ids(read: &dyn Read) -> Result<Option<BTreeSet<u64>>> {
+    let mut ids = Some(BTreeSet::new());
+    super::visit_all(read, b"", &mut |_, row: Result<Ingest>| match (row, &mut ids) {
+        (Ok(ingest), Some(ids)) => drop(ids.insert(ingest.id)),
+        (Ok(_), None) => {}
+        (Err(error), _) => {
+            super::tell(&error);
+            ids = None;
+        }
+    })?;
+    Ok(ids)
 }
 
 /// Begins an ingest under a fresh id.
@@ -113,9 +125,8 @@ pub fn keep(tx: &mut Tx<'_>, ns: &Namespace, reference: &str, id: u64, hashed: O
 /// Has all of them be hashed anew when they are gone on with: rows that were found in a damaged file may be older than the bytes.
 pub(crate) fn keep_none(tx: &mut Tx<'_>) -> Result<()> {
     for key in super::keys(tx, Table::INGESTS, b"")? {
-        let Some(mut ingest) = super::find::<Ingest>(tx, &key)?.filter(|ingest| ingest.hashed.is_some()) else {
-            continue;
-        };
+        let found = super::readable(super::find::<Ingest>(tx, &key))?.flatten();
+        let Some(mut ingest) = found.filter(|ingest| ingest.hashed.is_some()) else { continue };
         ingest.hashed = None;
         super::save(tx, &key, &ingest)?;
     }

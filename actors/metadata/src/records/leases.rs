@@ -205,10 +205,10 @@ pub(crate) fn hold_by_hand(tx: &mut Tx<'_>, ns: &Namespace, resource: &Resource)
 
 /// What there was before there was a collector stands: nobody said by then what was made by hand.
 pub(crate) fn hold_all(tx: &mut Tx<'_>) -> Result<()> {
-    for namespace in namespaces::list(tx, None, usize::MAX)? {
-        let graph = Graph::read(tx, &namespace.name, tx.now())?;
+    for namespace in namespaces::names(tx)? {
+        let graph = Graph::read(tx, &namespace, tx.now())?;
         let left: Vec<_> = graph.unkept().into_iter().map(|node| node.resource.clone()).collect();
-        left.iter().try_for_each(|resource| hold_by_hand(tx, &namespace.name, resource))?;
+        left.iter().try_for_each(|resource| hold_by_hand(tx, &namespace, resource))?;
     }
     Ok(())
 }
@@ -243,9 +243,9 @@ pub(crate) fn read_held(key: &[u8]) -> Result<(&str, Resource)> {
 pub fn holders(read: &dyn Read, ns: &Namespace, resource: &Resource) -> Result<Vec<String>> {
     let mut holders = Vec::new();
     scan(read, Table::HELD, &codec::prefix(&[ns]), None, &mut |key, _| {
-        let (lease, held) = read_held(key)?;
-        if held == *resource && lease != HAND {
-            holders.push(lease.to_owned());
+        match super::readable(read_held(key))? {
+            Some((lease, held)) if held == *resource && lease != HAND => holders.push(lease.to_owned()),
+            _ => {}
         }
         Ok(ControlFlow::Continue(()))
     })?;
@@ -266,7 +266,7 @@ pub fn resources(
         if resources.len() == max {
             return Ok(ControlFlow::Break(()));
         }
-        resources.push(read_held(key)?.1);
+        resources.extend(super::readable(read_held(key))?.map(|(_, resource)| resource));
         Ok(ControlFlow::Continue(()))
     })?;
     Ok(resources)

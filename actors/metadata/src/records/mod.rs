@@ -21,6 +21,7 @@ pub mod replace;
 mod resource;
 pub mod snapshots;
 pub mod tasks;
+mod unreadable;
 
 use std::ops::{Bound, ControlFlow};
 
@@ -33,6 +34,7 @@ use crate::{
 };
 
 pub use resource::Resource;
+pub use unreadable::{readable, rest as unreadable, tell};
 
 /// A row that is a struct.
 pub(crate) trait Record: Serialize + DeserializeOwned {
@@ -50,7 +52,8 @@ pub(crate) fn save<R: Record>(tx: &mut Tx<'_>, key: &[u8], record: &R) -> Result
     tx.put(R::TABLE, key, &codec::encode(R::KIND, record)?)
 }
 
-/// At most `max` records whose keys begin with `prefix`, after the one whose key is `prefix` and then `after`.
+/// At most `max` records whose keys begin with `prefix`, after the one whose key is `prefix` and then `after`. What can't be read
+/// is told and left out: so nothing is removed because it isn't here; who removes asks for [`all`], or [`visit_all`].
 pub(crate) fn page<R: Record>(read: &dyn Read, prefix: &[u8], after: Option<&str>, max: usize) -> Result<Vec<R>> {
     let after = after.map(|after| [prefix, after.as_bytes()].concat());
     let mut records = Vec::new();
@@ -58,21 +61,23 @@ pub(crate) fn page<R: Record>(read: &dyn Read, prefix: &[u8], after: Option<&str
         return Ok(records);
     }
     table::scan(read, R::TABLE, prefix, after.as_deref(), &mut |key, value| {
-        records.push(codec::decode(R::KIND, key, value)?);
+        records.extend(readable(codec::decode(R::KIND, key, value))?);
         Ok(if records.len() < max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
     })?;
     Ok(records)
 }
 
-/// All records whose keys begin with `prefix`, one by one.
-pub(crate) fn visit<R: Record>(read: &dyn Read, prefix: &[u8], each: &mut dyn FnMut(R)) -> Result<()> {
+/// All records whose keys begin with `prefix`: an error if one of them can't be read.
+pub(crate) fn all<R: Record>(read: &dyn Read, prefix: &[u8]) -> Result<Vec<R>> {
+    let mut records = Vec::new();
     table::scan(read, R::TABLE, prefix, None, &mut |key, value| {
-        each(codec::decode(R::KIND, key, value)?);
+        records.push(codec::decode(R::KIND, key, value)?);
         Ok(ControlFlow::Continue(()))
-    })
+    })?;
+    Ok(records)
 }
 
-/// The same with their keys, and with what can't be read among them.
+/// All records whose keys begin with `prefix`, one by one with their keys, and with what can't be read among them.
 pub(crate) fn visit_all<R: Record>(
     read: &dyn Read,
     prefix: &[u8],

@@ -155,7 +155,7 @@ fn in_use(name: &Namespace, what: &str) -> Error {
 
 /// Removes the links to layers; a snapshot of another kind was made by hand.
 fn unlink_layers(tx: &mut Tx<'_>, name: &Namespace) -> Result<Vec<Removed>> {
-    let mut links: Vec<Snapshot> = super::page(tx, &codec::prefix(&[name]), None, usize::MAX)?;
+    let mut links: Vec<Snapshot> = super::all(tx, &codec::prefix(&[name]))?;
     if links.iter().any(|snapshot| snapshot.layer.is_none()) {
         return Err(in_use(name, "snapshots"));
     }
@@ -179,7 +179,7 @@ fn unlink_layers(tx: &mut Tx<'_>, name: &Namespace) -> Result<Vec<Removed>> {
 /// Removes the links to blobs, and says which had no other.
 fn unlink_blobs(tx: &mut Tx<'_>, name: &Namespace) -> Result<Vec<Digest>> {
     let mut last = Vec::new();
-    for link in content::list(tx, name, None, usize::MAX)? {
+    for link in super::all::<content::Link>(tx, &codec::prefix(&[name]))? {
         if content::delete(tx, name, &link.digest)? {
             last.push(link.digest);
         }

@@ -11,7 +11,7 @@ use super::{
     events, layers, namespaces,
     snapshots::{self, Kind, Snapshot, Usage},
 };
-use crate::Tx;
+use crate::{Tx, codec};
 
 /// How the names begin under which old trees stay.
 const REPLACED: &str = "replaced/";
@@ -60,8 +60,7 @@ pub fn replace(
     if layer.dir != old {
         return Err(Error::failed_precondition("layer", chain, "was replaced, or unpacked again, meanwhile"));
     }
-    for namespace in namespaces::list(tx, None, usize::MAX)? {
-        let ns = &namespace.name;
+    for ns in &namespaces::names(tx)? {
         // What it was once, and stays for others, has its directory and another name.
         for mut other in snapshots::list(tx, ns, driver, None, usize::MAX)? {
             if other.layer.as_ref() == Some(chain) && other.key.as_str() != chain.to_string() {
@@ -69,14 +68,15 @@ pub fn replace(
                 snapshots::store(tx, ns, other)?;
             }
         }
-        let Some(mut own) = snapshots::find(tx, ns, driver, &chain.to_string())?.filter(|own| own.dir == old) else {
-            continue;
-        };
+        // One that can't be read goes on counting for the old tree, which stays for it.
+        let own = super::readable(snapshots::find(tx, ns, driver, &chain.to_string()))?.flatten();
+        let Some(mut own) = own.filter(|own| own.dir == old) else { continue };
         if stays != Stays::None {
             // Damaged records may go round in a circle, and this goes down.
             snapshots::ancestors(tx, ns, &own)?;
             let mut below: BTreeMap<Name, Vec<Snapshot>> = BTreeMap::new();
-            for one in snapshots::list(tx, ns, driver, None, usize::MAX)? {
+            // All of them: one that can't be read may be mounted on the old tree, which would go.
+            for one in super::all::<Snapshot>(tx, &codec::prefix(&[ns, driver]))? {
                 if let Some(parent) = one.parent.clone() {
                     below.entry(parent).or_default().push(one);
                 }
@@ -137,11 +137,11 @@ fn is_used(below: &BTreeMap<Name, Vec<Snapshot>>, key: &Name, stays: Stays) -> b
 
 /// Tells every namespace that has a layer that its tree is not what it was.
 pub fn damaged(tx: &mut Tx<'_>, driver: &str, chain: &Digest) -> Result<()> {
-    for namespace in namespaces::list(tx, None, usize::MAX)? {
-        let found = snapshots::find(tx, &namespace.name, driver, &chain.to_string())?;
+    for ns in namespaces::names(tx)? {
+        let found = super::readable(snapshots::find(tx, &ns, driver, &chain.to_string()))?.flatten();
         if found.is_some_and(|found| found.layer.as_ref() == Some(chain)) {
             let payload = serde_json::json!({ "key": chain, "driver": driver });
-            events::emit(tx, Event::new(&namespace.name, "/snapshot/damaged", payload))?;
+            events::emit(tx, Event::new(&ns, "/snapshot/damaged", payload))?;
         }
     }
     Ok(())

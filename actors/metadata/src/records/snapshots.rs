@@ -5,7 +5,7 @@
 //! share one (a layer that the daemon unpacked is stored once, see [`super::layers`]); the table of directories counts
 //! them.
 
-use std::ops::ControlFlow;
+use std::{collections::BTreeSet, ops::ControlFlow};
 
 use cofferdam_types::{Ceiling, Digest, Error, Event, Labels, Name, Namespace, Result, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -155,22 +155,51 @@ pub(crate) fn dir_key(driver: &str, dir: u64) -> Vec<u8> {
     codec::key(&[driver, &format!("{dir:016x}")])
 }
 
+/// Whether a record refers to a directory, and be it that nobody can read how many do.
+pub fn is_referenced(read: &dyn Read, driver: &str, dir: u64) -> Result<bool> {
+    Ok(read.get(Table::DIRS, &dir_key(driver, dir))?.is_some())
+}
+
 /// How many records refer to a directory.
 pub fn dir_references(read: &dyn Read, driver: &str, dir: u64) -> Result<u64> {
     read.get(Table::DIRS, &dir_key(driver, dir))?.map_or(Ok(0), |bytes| codec::number(&bytes))
 }
 
-/// All directories of a driver that a record refers to: for the sweep of the others.
-pub fn dirs(read: &dyn Read, driver: &str) -> Result<std::collections::BTreeSet<u64>> {
-    let mut dirs = std::collections::BTreeSet::new();
+/// All directories of a driver that a record refers to: for the sweep of the others. Where a row names none, the snapshots that can
+/// be read name theirs.
+pub fn dirs(read: &dyn Read, driver: &str) -> Result<BTreeSet<u64>> {
+    let (mut dirs, mut lost) = (BTreeSet::new(), false);
     scan(read, Table::DIRS, &codec::prefix(&[driver]), None, &mut |key, _| {
-        let parts = codec::parts(key)?;
-        let text = parts.last().copied().unwrap_or_default();
-        let damaged = |_| Error::data_loss("snapshot", text, "a directory's number cannot be read");
-        dirs.insert(u64::from_str_radix(text, 16).map_err(damaged)?);
+        let text = codec::parts(key).ok().and_then(|parts| parts.last().copied()).unwrap_or_default();
+        match u64::from_str_radix(text, 16) {
+            Ok(dir) => drop(dirs.insert(dir)),
+            Err(_) => {
+                super::tell(&Error::data_loss("dirs", key.escape_ascii(), "a directory's number cannot be read"));
+                lost = true;
+            }
+        }
         Ok(ControlFlow::Continue(()))
     })?;
+    if lost {
+        super::visit_all(read, b"", &mut |_, snapshot: Result<Snapshot>| {
+            dirs.extend(snapshot.ok().filter(|snapshot| snapshot.driver == driver).map(|snapshot| snapshot.dir));
+        })?;
+    }
     Ok(dirs)
+}
+
+/// Gives `each` the snapshots of a driver that can be read, whether or not their namespace has a row.
+pub fn visit(read: &dyn Read, driver: &str, each: &mut dyn FnMut(&Namespace, Snapshot) -> Result<()>) -> Result<()> {
+    let spaces = super::spaces(read, Table::SNAPSHOTS)?.into_iter();
+    for ns in spaces.filter_map(|space| Namespace::new(String::from_utf8(space).ok()?).ok()) {
+        scan(read, Table::SNAPSHOTS, &codec::prefix(&[&ns, driver]), None, &mut |key, row| {
+            if let Some(snapshot) = super::readable(codec::decode(Snapshot::KIND, key, row))? {
+                each(&ns, snapshot)?;
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+    }
+    Ok(())
 }
 
 /// Checks a parent: it exists and is committed.

@@ -135,6 +135,22 @@ pub fn get(read: &dyn Read, ns: &Namespace, id: &str) -> Result<Task> {
     find(read, ns, id)?.ok_or_else(|| Error::not_found("task", id, "does not exist; start the container"))
 }
 
+/// Whether there is a row of this container's task, and be it one that can't be read.
+pub fn exists(read: &dyn Read, ns: &Namespace, id: &str) -> Result<bool> {
+    Ok(read.get(Table::TASKS, &codec::key(&[ns, id]))?.is_some())
+}
+
+/// Visits each with its namespace, whether or not that has a row, and what can't be read among them.
+pub fn visit(read: &dyn Read, each: &mut dyn FnMut(Result<(Namespace, Task)>)) -> Result<()> {
+    super::visit_all(read, b"", &mut |key, task: Result<Task>| {
+        let named = |_| Error::data_loss(Task::KIND, key.escape_ascii(), "its key names no container");
+        each(task.and_then(|task| match codec::parts(key).map_err(named)?[..] {
+            [ns, id] if *id == *task.id => Ok((Namespace::new(ns).map_err(named)?, task)),
+            _ => Err(named(Error::internal("task", "", ""))),
+        }));
+    })
+}
+
 /// A page of them, by id.
 pub fn list(read: &dyn Read, ns: &Namespace, after: Option<&str>, max: usize) -> Result<Vec<Task>> {
     super::page(read, &codec::prefix(&[ns]), after, max)
@@ -145,7 +161,7 @@ pub fn between(read: &dyn Read, ns: &Namespace, first: &Id, last: &Id) -> Result
     let (from, to) = (codec::key(&[ns, first]), codec::key(&[ns, last]));
     let mut found = Vec::new();
     read.range(Table::TASKS, Bound::Included(&from), Bound::Included(&to), &mut |key, value| {
-        found.push(codec::decode(Task::KIND, key, value)?);
+        found.extend(super::readable(codec::decode(Task::KIND, key, value))?);
         Ok(ControlFlow::Continue(()))
     })?;
     Ok(found)

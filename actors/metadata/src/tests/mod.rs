@@ -15,6 +15,7 @@ mod replace;
 mod snapshots;
 mod spoiled;
 mod store;
+mod unreadable;
 
 use std::{
     collections::BTreeMap,

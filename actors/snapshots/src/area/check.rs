@@ -31,7 +31,7 @@ impl Area {
         let mut lost = Vec::new();
         for (id, record) in known {
             // A directory comes before its record and goes after it: gone, it is missing only if the record is still there.
-            let fine = record == Known::Nothing || self.is_there(id);
+            let fine = matches!(record, Known::Nothing | Known::Kept) || self.is_there(id);
             if fine || lock(&self.live).contains(&id) || !(self.referenced)(id)? {
                 continue;
             }
@@ -46,7 +46,7 @@ impl Area {
                     continue;
                 }
                 (Found::Gone, Known::Scratch(parent)) => parent,
-                (Found::Gone, Known::Content | Known::Nothing) => {
+                (Found::Gone, Known::Content | Known::Nothing | Known::Kept) => {
                     lost.push(id);
                     continue;
                 }

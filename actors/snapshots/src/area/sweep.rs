@@ -48,7 +48,7 @@ impl Area {
             }
         }
         let mut lost = Vec::new();
-        for (id, record) in known.into_iter().filter(|(id, _)| old(id)) {
+        for (id, record) in known.into_iter().filter(|(id, record)| old(id) && *record != Known::Kept) {
             let there = found.contains(&id);
             let settled = if there { self.settle(id, record == Known::Content) } else { Ok(()) };
             if let Err(error) = &settled {
@@ -58,7 +58,7 @@ impl Area {
                 continue;
             }
             match record {
-                Known::Nothing => {}
+                Known::Nothing | Known::Kept => {}
                 Known::Content => match self.look(id) {
                     Found::There => {}
                     Found::Gone => lost.push(id),

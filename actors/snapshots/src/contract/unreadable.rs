@@ -1,0 +1,119 @@
+//! Snapshots of which the records can't be read: their trees stay, and nothing else waits for that.
+
+use std::{fs, path::Path};
+
+use super::*;
+
+/// Puts what is no record in the place of each row.
+fn spoil(root: &Path, rows: &[(&'static str, Vec<u8>)]) {
+    let database = redb::Database::open(root.join("meta.redb")).unwrap();
+    let write = database.begin_write().unwrap();
+    for (table, key) in rows {
+        let table = redb::TableDefinition::<&[u8], &[u8]>::new(table);
+        let was = write.open_table(table).unwrap().insert(&key[..], &b"\xff"[..]).unwrap().is_some();
+        assert!(was, "{:?} was there", key.escape_ascii().to_string());
+    }
+    write.commit().unwrap();
+}
+
+/// A daemon that ended, what came over its root, and the next one.
+async fn restart(world: World, between: impl FnOnce(&Path)) -> World {
+    world.kernel.stop().await;
+    let World { kernel, meta, snapshots, root, disk } = world;
+    drop((kernel, meta, snapshots));
+    between(root.path());
+    World::at(root, disk).await
+}
+
+/// For each driver two layers with an active snapshot on each, and one on nothing.
+async fn filled() -> World {
+    let world = World::on(Disk::btrfs()).await;
+    for driver in DRIVERS {
+        let suite = Suite { world: &world, driver };
+        for layer in ["good", "odd"] {
+            suite.layer(layer, None, |m| m.write("f", layer)).await;
+            suite.prepare(&format!("on-{layer}"), Some(layer)).await.unwrap();
+        }
+        suite.prepare("alone", None).await.unwrap();
+    }
+    world
+}
+
+/// A directory of nobody's, and one that a power cut took.
+fn disturb(root: &Path, taken: &[PathBuf]) {
+    for driver in DRIVERS {
+        fs::create_dir_all(root.join("snapshots").join(driver).join("999999/fs")).unwrap();
+    }
+    taken.iter().for_each(|dir| fs::remove_dir_all(dir).unwrap());
+}
+
+fn undisturbed(world: &World, taken: &[PathBuf]) {
+    assert!(taken.iter().all(|dir| dir.join("fs").exists()), "{taken:?} is not made again");
+    for driver in DRIVERS {
+        assert!(!own(world, driver, 999_999).exists(), "{driver} is not swept");
+    }
+}
+
+fn dir(world: &World, driver: &'static str, key: &str) -> PathBuf {
+    own(world, driver, Suite { world, driver }.stat(key).unwrap().dir)
+}
+
+#[test]
+fn a_snapshot_that_cant_be_read_keeps_its_tree_and_every_driver_works() {
+    run(async {
+        let world = filled().await;
+        let row = |driver: &str, key: &str| ("snapshots", format!("default\0{driver}\0{key}").into_bytes());
+        let rows: Vec<_> = DRIVERS.map(|driver| row(driver, "odd")).into();
+        let kept: Vec<_> = DRIVERS.map(|driver| (driver, dir(&world, driver, "odd"))).into();
+        let on_it: Vec<_> = DRIVERS.map(|driver| dir(&world, driver, "on-odd")).into();
+        let taken: Vec<_> = DRIVERS.map(|driver| dir(&world, driver, "on-good")).into();
+        let world = restart(world, |root| {
+            spoil(root, &rows);
+            disturb(root, &taken);
+        })
+        .await;
+        undisturbed(&world, &taken);
+        assert_eq!(world.snapshots.check(true).await.unwrap(), []);
+        for (driver, odd) in &kept {
+            assert!(odd.join(if *driver == "erofs" { "image" } else { "fs/f" }).exists(), "{driver}");
+            let suite = Suite { world: &world, driver };
+            let listed = world.snapshots.list(&ns(), driver, None, 100).unwrap();
+            assert!(
+                listed.iter().map(|one| &**one.key).eq(["alone", "good", "on-good", "on-odd"]),
+                "{driver}: {listed:?}"
+            );
+            assert_eq!(suite.stat("odd").unwrap_err().code, Code::DataLoss);
+            suite.seen("good", |seen| assert_eq!(seen.read("f").as_deref(), Some("good"))).await;
+            suite.layer("more", Some("good"), |m| m.write("g", "x")).await;
+        }
+        assert!(on_it.iter().all(|dir| dir.join("fs").exists()));
+        world.kernel.stop().await;
+    });
+}
+
+#[test]
+fn a_namespace_or_a_count_that_cant_be_read_costs_no_snapshot_anything() {
+    run(async {
+        let mut world = filled().await;
+        let number = |world: &World| Suite { world, driver: "overlay" }.stat("odd").unwrap().dir;
+        let counted = format!("overlay\0{:016x}", number(&world)).into_bytes();
+        for row in [("namespaces", b"default".to_vec()), ("dirs", counted)] {
+            let all: Vec<_> = DRIVERS.iter().flat_map(|driver| ["good", "odd"].map(|key| (*driver, key))).collect();
+            let trees: Vec<_> = all.iter().map(|(driver, key)| dir(&world, driver, key)).collect();
+            let taken: Vec<_> = DRIVERS.map(|driver| dir(&world, driver, "on-good")).into();
+            world = restart(world, |root| {
+                spoil(root, std::slice::from_ref(&row));
+                disturb(root, &taken);
+            })
+            .await;
+            undisturbed(&world, &taken);
+            assert_eq!(world.snapshots.check(true).await.unwrap(), [], "{}", row.0);
+            assert!(trees.iter().all(|tree| tree.exists()), "{}: {trees:?}", row.0);
+            for (driver, key) in all {
+                let suite = Suite { world: &world, driver };
+                suite.seen(key, |seen| assert_eq!(seen.read("f").as_deref(), Some(key))).await;
+            }
+        }
+        world.kernel.stop().await;
+    });
+}
