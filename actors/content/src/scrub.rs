@@ -10,6 +10,7 @@ use cofferdam_types::{Authority, Code, Digest, Digester, Result};
 use crate::{files::Files, reader::BlobReader, store::Store};
 
 const PAGE: usize = 100;
+
 /// One pass over all blobs, as far as it is.
 pub struct Scrub {
     store: Arc<Store>,

@@ -283,9 +283,9 @@ impl Diff {
             extract::settle(rungs, open, &limits, &go)
         });
         let ended = broken.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let extracted = match ended {
-            Some(error) => Err(error),
-            None => blame(&self.core.content, layer, extracted),
+        let extracted = match (extracted, ended) {
+            (Err(_), Some(error)) => Err(error),
+            (extracted, _) => blame(&self.core.content, layer, extracted),
         };
         let stage = extracted?.pop().flatten();
         let stage = stage.ok_or_else(|| Error::internal("layer", &layer.digest, "was extracted and is not there"))?;
