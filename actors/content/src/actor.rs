@@ -7,7 +7,7 @@ use cofferdam_kernel::hosted;
 use cofferdam_types::Result;
 
 use crate::{
-    messages::{Abort, Check, CommitMany, Delete, Discard, Open, Put, Sweep},
+    messages::{Abort, Check, CommitMany, Delete, Discard, Open, Sweep},
     store::Store,
 };
 
@@ -66,7 +66,6 @@ macro_rules! jobs {
 jobs! {
     Open => |store, m| store.open(&m.authority, &m.namespace, m.options);
     CommitMany => |store, m| store.commit_many(&m.authority, m.commits);
-    Put => |store, m| store.put(&m.authority, &m.namespace, m.algorithm, &m.bytes, m.labels);
     Delete => |store, m| store.delete(&m.authority, &m.namespace, &m.digest);
     Discard => |store, m| {
         m.0.iter().for_each(|digest| store.discard(digest));

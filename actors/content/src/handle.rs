@@ -12,7 +12,7 @@ use crate::{
     BlobReader, Commit, Info, Ingest, IngestOptions, Placed, Status, Swept,
     actor::ContentActor,
     files::Files,
-    messages::{Abort, Check, CommitMany, Delete, Discard, Open, Put, Sweep},
+    messages::{Abort, Check, CommitMany, Delete, Discard, Open, Sweep},
     scrub::Scrub,
     store::Store,
 };
@@ -93,8 +93,10 @@ impl Content {
         bytes: Vec<u8>,
         labels: Labels,
     ) -> Result<Digest> {
-        let (authority, namespace) = (auth.clone(), ns.clone());
-        self.slot.call(Put { authority, namespace, algorithm, bytes, labels }).await
+        let (store, auth, ns) = (self.up()?.clone(), auth.clone(), ns.clone());
+        // Bytes never pass a mailbox.
+        let pool = store.pool.clone();
+        pool.run(move || store.put(&auth, &ns, algorithm, &bytes, labels)).await
     }
 
     /// [`Content::put_bytes`] on this thread.

@@ -2,7 +2,7 @@
 //! handles that it gives out.
 
 use actix::Message;
-use cofferdam_types::{Algorithm, Authority, Digest, Finding, Labels, Name, Namespace, Result};
+use cofferdam_types::{Authority, Digest, Finding, Name, Namespace, Result};
 
 use crate::{Commit, Ingest, IngestOptions, Swept};
 
@@ -24,21 +24,6 @@ pub struct CommitMany {
     pub authority: Authority,
     /// The ingests.
     pub commits: Vec<Commit>,
-}
-
-/// Stores a small blob.
-#[derive(Debug)]
-pub struct Put {
-    /// Who asks.
-    pub authority: Authority,
-    /// Where.
-    pub namespace: Namespace,
-    /// What hashes it.
-    pub algorithm: Algorithm,
-    /// All of it.
-    pub bytes: Vec<u8>,
-    /// Its labels.
-    pub labels: Labels,
 }
 
 /// Takes a blob from a namespace.
@@ -86,7 +71,6 @@ macro_rules! replies {
 replies! {
     Open => Ingest;
     CommitMany => Vec<Digest>;
-    Put => Digest;
     Delete => ();
     Discard => ();
     Abort => ();

@@ -288,7 +288,7 @@ impl Journal {
                 Err(error) => return Err(error),
             };
             let mut records = Records::open(&file, start.sequence, start.offset)?;
-            let mut events = Vec::new();
+            let (mut events, mut offset) = (Vec::new(), start.offset);
             // The end of the last segment is where the index says: behind it an append may be under way.
             while events.len() < max && (next.is_some() || records.sequence <= segment.last) {
                 let sequence = records.sequence;
@@ -297,7 +297,10 @@ impl Journal {
                     continue;
                 }
                 match cbor4ii::serde::from_slice(payload) {
-                    Ok(event) => events.push(event),
+                    Ok(event) => {
+                        events.push(event);
+                        offset = records.offset;
+                    }
                     // What was before it comes first.
                     Err(_) if !events.is_empty() => break,
                     // What was written is no event: as good as lost.
@@ -309,7 +312,7 @@ impl Journal {
             }
             if !events.is_empty() {
                 cursor.next += events.len() as u64;
-                cursor.place = Some(Place { segment: segment.first, sequence: cursor.next, offset: records.offset });
+                cursor.place = Some(Place { segment: segment.first, sequence: cursor.next, offset });
                 return Ok(Chunk::Events(events));
             }
             if max == 0 {

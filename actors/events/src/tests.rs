@@ -356,7 +356,8 @@ fn an_event_that_cant_be_read_is_a_gap_and_stands_in_nobodys_way() {
         let rig = rig.restart(|dir| {
             let database = redb::Database::open(dir.join("meta.redb")).unwrap();
             let table = redb::TableDefinition::<&[u8], &[u8]>::new("outbox");
-            let rows = redb::ReadableTableMetadata::len(&database.begin_read().unwrap().open_table(table).unwrap());
+            let read = redb::ReadableDatabase::begin_read(&database).unwrap();
+            let rows = redb::ReadableTableMetadata::len(&read.open_table(table).unwrap());
             assert_eq!(rows.unwrap(), 0, "nothing stays in the outbox");
         });
         let rig = rig.await;

@@ -24,6 +24,7 @@ mod run;
 mod silent;
 mod snapshots;
 mod terminal;
+mod unreadable;
 
 use std::process::Output;
 

@@ -41,8 +41,8 @@ interface Content @0xe2c6b4807d1f5a39 {
 
   ingest @2 (reference :Text, total :UInt64, expected :Text, algorithm :Text) -> (ingest :Ingest) $Common.needs("write") $Common.audit("none");
   # Opens the ingest of that name, or takes up where an earlier one ended: `Ingest.info` says where. Only one client holds it at
-  # a time (`unavailable`), until it releases the object; what was written stays. already_exists if this namespace has the
-  # expected blob. Algorithm: sha256 (also if empty), sha512, blake3; where a digest is expected its own.
+  # a time, until it releases the object; what was written stays. Another one is refused at once (`unavailable`), and nobody waits here
+  # for the first: who wants to asks again. already_exists if this namespace has the expected blob. Algorithm: sha256 (also if empty), sha512, blake3; where a digest is expected its own.
   #
   # What is there is hashed from where its hash was kept, which is every 64 MiB as they come. Of an ingest of
   # which the disk has refused something nothing is there.

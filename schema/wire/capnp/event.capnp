@@ -12,6 +12,8 @@
 #   /containers/update              id, image, labels, snapshot_key
 #   /containers/rename              id, from                  /containers/delete    id
 #   /tasks/create                   container_id, io.terminal, checkpoint (the image that it is restored from, or null)
+#                   Neither bundle, root file system nor where its streams lead are told: they are paths of the host's. The pid is
+#                   that of /tasks/start.
 #   /tasks/start                    container_id, pid
 #   /tasks/exec-added               container_id, exec_id     /tasks/exec-started   container_id, exec_id, pid
 #   /tasks/exit     container_id, id (of the process: the container's for the first one, else the exec's), pid, exit_status,

@@ -173,7 +173,9 @@ const SCRUBBED: &[u8] = b"scrubbed";
 
 /// When all blobs were last compared with their digests.
 pub fn scrubbed(read: &dyn Read) -> Result<Option<Timestamp>> {
-    Ok(read.get(Table::META, SCRUBBED)?.map(|bytes| codec::number(&bytes)).transpose()?.map(Timestamp))
+    let row = read.get(Table::META, SCRUBBED)?;
+    // One that can't be read is as good as none: they are compared again.
+    Ok(row.map(|bytes| super::readable(codec::number(&bytes))).transpose()?.flatten().map(Timestamp))
 }
 
 /// They were just now.

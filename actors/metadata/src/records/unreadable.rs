@@ -68,7 +68,7 @@ fn each<R: Record>(read: &dyn Read, found: &mut Findings) -> Result<()> {
     super::visit_all(read, b"", &mut |key, row: Result<R>| {
         // The key of an event is a number.
         let key = if R::TABLE == Table::OUTBOX { codec::number(key).map(drop) } else { codec::parts(key).map(drop) };
-        if let Err(error) = row.and_then(|_| key) {
+        if let Err(error) = row.and(key) {
             add(found, R::KIND, &error);
         }
     })

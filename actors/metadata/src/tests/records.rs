@@ -124,7 +124,7 @@ fn a_namespace_is_removed_only_when_it_is_empty() {
     assert_eq!(snapshots::list(&view, &near, "overlay", None, 10).unwrap().len(), 1);
     assert!(content::list(&view, &ns, None, 10).unwrap().is_empty());
     code(namespaces::get(&f.view(), &ns), Code::NotFound);
-    assert_eq!(ingests::ids(&f.view()).unwrap().len(), 1);
+    assert_eq!(ingests::ids(&f.view()).unwrap().unwrap().len(), 1);
     code(f.write(move |tx| namespaces::delete(tx, &ns)), Code::NotFound);
     code(f.write(|tx| namespaces::delete(tx, &default())), Code::FailedPrecondition);
 }
@@ -390,7 +390,7 @@ fn who_uses_an_image_is_known_by_its_name() {
     })
     .unwrap();
     let users = containers::users(&f.view(), &default()).unwrap();
-    assert_eq!((users.len(), users["one"].id.as_str(), users["two"].id.as_str()), (2, "a", "b"));
+    assert_eq!((users.of.len(), users.of["one"].id.as_str(), users.of["two"].id.as_str()), (2, "a", "b"));
     let mut found = Vec::new();
     containers::made_from(&f.view(), &default(), "one", &mut |c| found.push(c.id.to_string())).unwrap();
     assert_eq!(found, ["a", "c"]);
@@ -435,7 +435,7 @@ fn an_ingest_has_an_id_that_is_never_used_twice() {
     f.write(|tx| ingests::delete(tx, &default(), "ref/../1")).unwrap();
     let second = begin(&mut f, "ref/../1").unwrap();
     assert!(second.id > first.id);
-    assert_eq!(ingests::ids(&f.view()).unwrap().into_iter().collect::<Vec<_>>(), [second.id]);
+    assert_eq!(ingests::ids(&f.view()).unwrap().unwrap().into_iter().collect::<Vec<_>>(), [second.id]);
     code(f.write(|tx| ingests::delete(tx, &default(), "nobody")), Code::NotFound);
 }
 

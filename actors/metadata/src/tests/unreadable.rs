@@ -45,7 +45,7 @@ fn attachment(text: &str) -> Attachment {
 /// Three of each, which nothing but the name tells apart.
 fn fill(tx: &mut Tx<'_>) -> Result<()> {
     for (n, text) in (1..).zip(["a", "b", "c"]) {
-        namespaces::create(tx, &Namespace::new(text).unwrap(), &labels(""))?;
+        namespaces::create(tx, &Namespace::new(format!("space-{text}")).unwrap(), &labels(""))?;
         let ns = default();
         images::create(tx, &ns, Image::new(name(text), Descriptor::new("application/json", digest(text), 1)))?;
         content::create(tx, &ns, Link::new(digest(text), 1))?;
@@ -232,11 +232,15 @@ fn the_rows_of_indices_that_name_nothing_are_passed_over() {
 #[test]
 fn it_is_written_anew_by_who_can() {
     let mut store = filled();
-    let other = Namespace::new("a").unwrap();
+    let other = Namespace::new("space-a").unwrap();
     store.write(|tx| tx.put(Table::BLOBS, digest("b").to_string().as_bytes(), b"\xff")).unwrap();
     let theirs = other.clone();
     store.write(move |tx| content::create(tx, &theirs, Link::new(digest("b"), 1))).unwrap();
     assert_eq!(content::blob(&store.view(), &digest("b")).unwrap().unwrap().links, 2);
+    // When all blobs were last compared: they are again.
+    store.write(content::set_scrubbed).unwrap();
+    store.write(|tx| tx.put(Table::META, b"scrubbed", b"\xff")).unwrap();
+    assert_eq!(content::scrubbed(&store.view()).unwrap(), None);
     spoil(&mut store, Table::CREDENTIALS);
     let again = || Credential::new("b".into(), String::new(), credentials::Kind::Identity, "y");
     store.write(move |tx| credentials::put(tx, &default(), again())).unwrap();

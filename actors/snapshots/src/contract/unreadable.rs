@@ -79,7 +79,7 @@ fn a_snapshot_that_cant_be_read_keeps_its_tree_and_every_driver_works() {
             let suite = Suite { world: &world, driver };
             let listed = world.snapshots.list(&ns(), driver, None, 100).unwrap();
             assert!(
-                listed.iter().map(|one| &**one.key).eq(["alone", "good", "on-good", "on-odd"]),
+                listed.iter().map(|one| &*one.key).eq(["alone", "good", "on-good", "on-odd"]),
                 "{driver}: {listed:?}"
             );
             assert_eq!(suite.stat("odd").unwrap_err().code, Code::DataLoss);
