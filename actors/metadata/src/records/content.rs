@@ -2,7 +2,7 @@
 //!
 //! Knowing a digest grants nothing: a namespace sees a blob only through its link.
 
-use cofferdam_types::{Ceiling, Code, Digest, Error, Event, GrantId, Labels, Namespace, Result, Timestamp};
+use cofferdam_types::{Ceiling, Digest, Error, Event, GrantId, Labels, Namespace, Result, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::{Record, Resource, events, grants, leases, namespaces, resource};
@@ -205,11 +205,7 @@ pub fn mended(tx: &mut Tx<'_>, digest: &Digest) -> Result<()> {
 
 /// Whether that is news.
 fn mark(tx: &mut Tx<'_>, digest: &Digest, altered: bool) -> Result<bool> {
-    let blob = match blob(tx, digest) {
-        // The check makes it anew.
-        Err(error) if error.code == Code::DataLoss => return Ok(false),
-        blob => blob?,
-    };
+    let blob = super::readable(blob(tx, digest))?.flatten();
     let Some(blob) = blob.filter(|blob| blob.altered != altered) else { return Ok(false) };
     super::save(tx, digest.to_string().as_bytes(), &Blob { altered, ..blob })?;
     Ok(true)
