@@ -217,14 +217,18 @@ pub fn delete(tx: &mut Tx<'_>, ns: &Namespace, digest: &Digest) -> Result<bool> 
     tx.remove(Table::CONTENT, &key(ns, digest))?;
     leases::let_go(tx, ns, &Resource::Content(digest.clone()))?;
     let id = digest.to_string();
-    let last = match blob(tx, digest)? {
+    let last = match super::readable(blob(tx, digest))?.flatten() {
         Some(blob) if blob.links > 1 => {
             super::save(tx, id.as_bytes(), &Blob { links: blob.links - 1, ..blob })?;
             false
         }
         Some(_) => tx.remove(Table::BLOBS, id.as_bytes())?,
-        // Nobody counted: what others link is theirs all the same.
-        None => !is_linked(tx, digest)?,
+        // Nobody counted, or nobody can read it: what others link is theirs all the same.
+        None if is_linked(tx, digest)? => false,
+        None => {
+            tx.remove(Table::BLOBS, id.as_bytes())?;
+            true
+        }
     };
     events::emit(tx, Event::new(ns, "/content/delete", serde_json::json!({ "digest": digest })))?;
     Ok(last)
