@@ -222,7 +222,8 @@ impl Store {
     /// Whether the bytes of a blob are there, as far as is known without reading them.
     pub(crate) fn is_whole(&self, view: &dyn Read, digest: &Digest, size: u64) -> Result<bool> {
         let whole = self.files.blob_size(digest)? == Some(size);
-        Ok(whole && !records::content::blob(view, digest)?.is_some_and(|blob| blob.altered))
+        let counted = records::readable(records::content::blob(view, digest))?.flatten();
+        Ok(whole && !counted.is_some_and(|blob| blob.altered))
     }
 
     /// Opens a blob that the namespace has.

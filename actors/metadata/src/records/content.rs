@@ -2,7 +2,7 @@
 //!
 //! Knowing a digest grants nothing: a namespace sees a blob only through its link.
 
-use cofferdam_types::{Ceiling, Code, Digest, Error, Event, GrantId, Labels, Namespace, Result, Timestamp};
+use cofferdam_types::{Ceiling, Digest, Error, Event, GrantId, Labels, Namespace, Result, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::{Record, Resource, events, grants, leases, namespaces, resource};
@@ -205,11 +205,7 @@ pub fn mended(tx: &mut Tx<'_>, digest: &Digest) -> Result<()> {
 
 /// Whether that is news.
 fn mark(tx: &mut Tx<'_>, digest: &Digest, altered: bool) -> Result<bool> {
-    let blob = match blob(tx, digest) {
-        // The check makes it anew.
-        Err(error) if error.code == Code::DataLoss => return Ok(false),
-        blob => blob?,
-    };
+    let blob = super::readable(blob(tx, digest))?.flatten();
     let Some(blob) = blob.filter(|blob| blob.altered != altered) else { return Ok(false) };
     super::save(tx, digest.to_string().as_bytes(), &Blob { altered, ..blob })?;
     Ok(true)
@@ -221,14 +217,18 @@ pub fn delete(tx: &mut Tx<'_>, ns: &Namespace, digest: &Digest) -> Result<bool> 
     tx.remove(Table::CONTENT, &key(ns, digest))?;
     leases::let_go(tx, ns, &Resource::Content(digest.clone()))?;
     let id = digest.to_string();
-    let last = match blob(tx, digest)? {
+    let last = match super::readable(blob(tx, digest))?.flatten() {
         Some(blob) if blob.links > 1 => {
             super::save(tx, id.as_bytes(), &Blob { links: blob.links - 1, ..blob })?;
             false
         }
         Some(_) => tx.remove(Table::BLOBS, id.as_bytes())?,
-        // Nobody counted: what others link is theirs all the same.
-        None => !is_linked(tx, digest)?,
+        // Nobody counted, or nobody can read it: what others link is theirs all the same.
+        None if is_linked(tx, digest)? => false,
+        None => {
+            tx.remove(Table::BLOBS, id.as_bytes())?;
+            true
+        }
     };
     events::emit(tx, Event::new(ns, "/content/delete", serde_json::json!({ "digest": digest })))?;
     Ok(last)

@@ -188,9 +188,10 @@ pub fn dirs(read: &dyn Read, driver: &str) -> Result<BTreeSet<u64>> {
     Ok(dirs)
 }
 
-/// Gives `each` the snapshots of a driver that can be read, of every namespace that has a row.
+/// Gives `each` the snapshots of a driver that can be read, whether or not their namespace has a row.
 pub fn visit(read: &dyn Read, driver: &str, each: &mut dyn FnMut(&Namespace, Snapshot) -> Result<()>) -> Result<()> {
-    for ns in namespaces::names(read)? {
+    let spaces = super::spaces(read, Table::SNAPSHOTS)?.into_iter();
+    for ns in spaces.filter_map(|space| Namespace::new(String::from_utf8(space).ok()?).ok()) {
         scan(read, Table::SNAPSHOTS, &codec::prefix(&[&ns, driver]), None, &mut |key, row| {
             if let Some(snapshot) = super::readable(codec::decode(Snapshot::KIND, key, row))? {
                 each(&ns, snapshot)?;
