@@ -128,6 +128,15 @@ impl Mounted {
         Mounted { platter, top }
     }
 
+    /// The same with what another disk has.
+    pub fn of(dir: &Path, image: Image) -> Mounted {
+        let platter = Platter::serve(&dir.join("platter"), image);
+        let top = dir.join("mounted");
+        fs::create_dir(&top).expect("a mount point");
+        mount(&platter, &top);
+        Mounted { platter, top }
+    }
+
     /// Where it is mounted.
     pub fn top(&self) -> &Path {
         &self.top

@@ -136,10 +136,11 @@ impl Log {
             tracing::warn!(last = number, cut, "the torn end of the audit log is cut off");
             file.set_len(end)
                 .and_then(|()| file.set_modified(system(segment.newest)))
-                .and_then(|()| file.sync_all())
                 .map_err(|e| self.dir.fault("cut the end of", &e))?;
             segment.bytes = end;
         }
+        // Who wrote it may have died before it was synced: then only memory has it, and the row would say that it is there.
+        file.sync_all().and_then(|()| self.dir.sync()).map_err(|e| self.dir.fault("sync", &e))?;
         segment.last = number;
         if number < segment.first {
             // Begun, and nothing in it yet: it is begun again.

@@ -3,7 +3,7 @@
 
 use std::str::FromStr;
 
-use cofferdam_metadata::records;
+use cofferdam_metadata::{Tx, records};
 use cofferdam_types::{Algorithm, Authority, Code, Digest, Fault, Finding, Findings, Result};
 
 use crate::store::{RefKey, Store};
@@ -29,7 +29,7 @@ impl Store {
             let Some(last) = page.last() else { return Ok(()) };
             after = Some(last.digest.to_string());
             for blob in page {
-                if self.files.blob_size(&blob.digest)? != Some(blob.size) || self.altered.has(&blob.digest) {
+                if self.files.blob_size(&blob.digest)? != Some(blob.size) || blob.altered {
                     self.check_blob(blob.digest, repair, found)?;
                 }
             }
@@ -41,10 +41,19 @@ impl Store {
         let blob = records::readable(records::content::blob(&self.meta.read()?, &digest))?;
         let Some(blob) = blob.flatten() else { return Ok(()) };
         let (fault, what) = match self.files.blob_size(&digest)? {
-            Some(size) if size == blob.size && self.altered.has(&digest) => {
+            // Somebody may have put another file in its place since, and not come to say so.
+            Some(size) if size == blob.size && (!blob.altered || self.is_sound(&blob)?) => {
+                let id = digest.clone();
+                let mended = move |tx: &mut Tx<'_>| records::content::mended(tx, &id);
+                return if blob.altered && repair {
+                    self.meta.write_blocking(&Authority::system(), mended)
+                } else {
+                    Ok(())
+                };
+            }
+            Some(size) if size == blob.size => {
                 (Fault::BlobDamaged, "its bytes are not what its digest says".to_owned())
             }
-            Some(size) if size == blob.size => return Ok(()),
             Some(size) => (Fault::BlobDamaged, format!("its file has {size} bytes and not {}", blob.size)),
             None => (Fault::BlobMissing, format!("its file of {} bytes is gone", blob.size)),
         };

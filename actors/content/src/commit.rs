@@ -86,9 +86,10 @@ impl Row {
         Row { namespace: commit.ingest.namespace.clone(), ingest, link }
     }
 
-    /// Drops the ingest and links the blob. A link that is there gets the labels beside its own.
+    /// Drops the ingest and links the blob, whose bytes were verified just now. A link that is there gets the labels beside its own.
     pub(crate) fn write(&self, tx: &mut Tx<'_>) -> Result<()> {
         let (ns, link) = (&self.namespace, &self.link);
+        records::content::mended(tx, &link.digest)?;
         if let Some((reference, id)) = &self.ingest {
             let aborted = || Error::failed_precondition("ingest", reference, "was aborted: begin again");
             let record = records::ingests::find(tx, ns, reference)?.ok_or_else(aborted)?;

@@ -5,7 +5,7 @@ use std::{borrow::Cow, os::fd::OwnedFd, sync::Arc};
 use cofferdam_kernel::{Health, Kernel, Placement, Pool, Slot, SlotConfig};
 use cofferdam_metadata::{Metadata, records};
 use cofferdam_types::{
-    Algorithm, Authority, COMES_BACK, Digest, Error, Finding, Labels, Name, Namespace, Result, filter,
+    Algorithm, Authority, COMES_BACK, Code, Digest, Error, Finding, Labels, Name, Namespace, Result, filter,
 };
 
 use crate::{
@@ -131,7 +131,29 @@ impl Content {
 
     /// Reads a blob of at most `max` bytes and verifies it: for manifests and the like.
     pub fn read_verified(&self, ns: &Namespace, digest: &Digest, max: u64) -> Result<Vec<u8>> {
-        self.reader(ns, digest)?.read_verified(max)
+        let read = self.reader(ns, digest)?.read_verified(max);
+        if read.as_ref().is_err_and(|error| error.code == Code::DataLoss) {
+            // Who reads it may not have the time to read it again.
+            let (content, digest) = (self.clone(), digest.clone());
+            self.store.pool.push(move || content.suspect(&digest));
+        }
+        read
+    }
+
+    /// Somebody has found the bytes of a blob to be wrong: they are read again, and if it is so, it counts as damaged, and whoever
+    /// brings it again is let. Blocks.
+    pub fn suspect(&self, digest: &Digest) {
+        if let Err(error) = self.store.suspect(digest) {
+            tracing::warn!(%error, %digest, "a blob of which the bytes seem to be wrong can't be looked at");
+        }
+    }
+
+    /// Whether the namespace has a blob, and its bytes are there as far as is known without reading them: a record alone is not
+    /// worth leaving out what can be brought.
+    pub fn is_whole(&self, ns: &Namespace, digest: &Digest) -> Result<bool> {
+        let view = self.store.meta.read()?;
+        let Some(link) = records::content::find(&view, ns, digest)? else { return Ok(false) };
+        self.store.is_whole(&view, digest, link.size)
     }
 
     /// What there is to say about a blob of the namespace.

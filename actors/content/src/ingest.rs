@@ -311,7 +311,7 @@ impl Ingest {
             self.truncate()?;
             return Err(error);
         }
-        kept::hashed(&self.digester, self.offset).map_or(Ok(()), |hashed| of.write(Some(hashed), || true))
+        of.write(Some(kept::hashed(&self.digester, self.offset)), || true)
     }
 
     /// On an error the disk may have kept nothing of it, whatever is read: nobody goes on with that.

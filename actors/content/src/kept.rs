@@ -59,10 +59,10 @@ impl Kept {
 
     /// Has a worker sync what was written and keep its hash, unless one is at it.
     pub(crate) fn keep(&mut self, of: Of, digester: &Digester, offset: u64) {
-        let Some(hashed) = hashed(digester, offset) else { return };
         if self.turn.failed.load(Ordering::Relaxed) || self.turn.busy.swap(true, Ordering::AcqRel) {
             return;
         }
+        let hashed = hashed(digester, offset);
         self.upto = offset;
         let (busy, number) = (Busy(self.turn.clone()), self.turn.number.load(Ordering::SeqCst));
         let pool = of.store.pool.clone();
@@ -113,9 +113,8 @@ impl Drop for Busy {
 }
 
 /// The state of a hash, for the record.
-pub(crate) fn hashed(digester: &Digester, offset: u64) -> Option<Hashed> {
-    let state = digester.state()?;
-    Some(Hashed { offset, digest: digester.clone().finish(), state })
+pub(crate) fn hashed(digester: &Digester, offset: u64) -> Hashed {
+    Hashed { offset, digest: digester.clone().finish(), state: digester.state() }
 }
 
 /// The ingest whose hash is kept.

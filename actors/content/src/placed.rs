@@ -79,7 +79,6 @@ impl Store {
         let _reserved = self.reserved.hold_all(digests.clone());
         for (commit, digest) in commits.into_iter().zip(digests) {
             self.files.publish(&commit.ingest.name, &commit.ingest.file, &digest)?;
-            self.altered.forget(&digest);
             self.placed.add(&commit.ingest, &digest);
             placed.commits.push((commit, digest));
         }

@@ -1,45 +1,15 @@
 //! Blobs read again and compared with their digests, to find what the disk has changed before somebody needs it.
 //!
-//! What is found is kept in memory until the blob is replaced or removed: the check tells it, and it may be stored again.
+//! What is found is on record until the blob is replaced or removed: the check tells it, and it may be stored again.
 
-use std::{
-    collections::{BTreeSet, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::VecDeque, sync::Arc};
 
 use cofferdam_metadata::records::{self, content::Blob};
-use cofferdam_types::{Authority, Digest, Digester, Result};
+use cofferdam_types::{Authority, Code, Digest, Digester, Result};
 
 use crate::{files::Files, reader::BlobReader, store::Store};
 
 const PAGE: usize = 100;
-/// The most that are kept in mind; a disk that changes more than that is no secret.
-const MOST: usize = 10_000;
-
-/// Blobs whose file is known to have other bytes than it should.
-#[derive(Debug, Default)]
-pub(crate) struct Altered(Mutex<BTreeSet<Digest>>);
-
-impl Altered {
-    fn lock(&self) -> MutexGuard<'_, BTreeSet<Digest>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn has(&self, digest: &Digest) -> bool {
-        self.lock().contains(digest)
-    }
-
-    /// Its file is another one now, or gone.
-    pub(crate) fn forget(&self, digest: &Digest) {
-        self.lock().remove(digest);
-    }
-
-    /// Whether it is news.
-    fn add(&self, digest: &Digest) -> bool {
-        let mut all = self.lock();
-        all.len() < MOST && all.insert(digest.clone())
-    }
-}
 
 /// One pass over all blobs, as far as it is.
 pub struct Scrub {
@@ -76,7 +46,7 @@ impl Scrub {
             // What can't be read is as good as altered.
             Err(error) => {
                 tracing::warn!(digest = %open.reader.digest(), %error, "a blob can't be read");
-                self.found(open.reader.digest())?;
+                self.store.suspect(open.reader.digest())?;
                 return Ok(Some(most));
             }
         };
@@ -85,7 +55,7 @@ impl Scrub {
         if count > 0 && open.offset < open.reader.size() {
             self.open = Some(open);
         } else if open.digester.finish() != *open.reader.digest() {
-            self.found(open.reader.digest())?;
+            self.store.suspect(open.reader.digest())?;
         }
         Ok(Some(count))
     }
@@ -107,20 +77,31 @@ impl Scrub {
             }
         }
     }
+}
 
-    /// Tells of a blob that isn't what it was, unless it was removed or replaced while it was read.
-    fn found(&self, digest: &Digest) -> Result<()> {
-        let store = &self.store;
-        let _reserved = store.reserved.hold_all(vec![digest.clone()]);
-        let blob = records::readable(records::content::blob(&store.meta.read()?, digest))?;
+impl Store {
+    /// Reads a blob again that somebody has found to be wrong, unless it was removed or replaced meanwhile, and has it on record
+    /// if it is: then it can be stored again. One that has another size needs no such record.
+    pub(crate) fn suspect(&self, digest: &Digest) -> Result<()> {
+        let _reserved = self.reserved.hold_all(vec![digest.clone()]);
+        let blob = records::readable(records::content::blob(&self.meta.read()?, digest))?;
         let Some(blob) = blob.flatten() else { return Ok(()) };
-        let again = open(&store.files, &blob);
-        if again.is_some_and(|reader| reader.verify().is_ok()) || !store.altered.add(digest) {
+        if blob.altered || self.files.blob_size(digest)? != Some(blob.size) || self.is_sound(&blob)? {
             return Ok(());
         }
         tracing::error!(%digest, "a blob's bytes are not what its digest says");
         let id = digest.clone();
-        store.meta.write_blocking(&Authority::system(), move |tx| records::content::damaged(tx, &id))
+        self.meta.write_blocking(&Authority::system(), move |tx| records::content::damaged(tx, &id))
+    }
+
+    /// Reads a blob whole. What the disk can't give is as good as altered; what can't be opened just now is neither.
+    pub(crate) fn is_sound(&self, blob: &Blob) -> Result<bool> {
+        let file = self.files.blob(&blob.digest)?;
+        match BlobReader::new(file, blob.digest.clone(), blob.size) {
+            Ok(reader) => Ok(reader.verify().is_ok()),
+            Err(error) if error.code == Code::DataLoss => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 }
 

@@ -24,7 +24,6 @@ use crate::{
     ingest::{Ingest, IngestOptions, Opening, Origin},
     placed::Placements,
     reader::BlobReader,
-    scrub::Altered,
 };
 
 /// What an open ingest holds.
@@ -64,7 +63,6 @@ pub(crate) struct Store {
     /// Names of files of ingests that are being synced beside their writers.
     pub(crate) syncs: Held<String>,
     pub(crate) placed: Placements,
-    pub(crate) altered: Altered,
     /// One sweep at a time, so that a sweep that was waited for leaves nothing to another.
     pub(crate) sweeping: Mutex<()>,
     scratch: AtomicU64,
@@ -86,7 +84,6 @@ impl Store {
             reserved: Held::default(),
             syncs: Held::default(),
             placed: Placements::default(),
-            altered: Altered::default(),
             sweeping: Mutex::new(()),
             scratch: AtomicU64::new(0),
         }
@@ -209,7 +206,7 @@ impl Store {
         digest: &Digest,
     ) -> Result<()> {
         let Some(link) = records::content::find(view, ns, digest)? else { return Ok(()) };
-        if self.files.blob_size(digest)? != Some(link.size) || self.altered.has(digest) {
+        if !self.is_whole(view, digest, link.size)? {
             return Ok(());
         }
         if auth.keeper != Keeper::References {
@@ -220,6 +217,13 @@ impl Store {
             })?;
         }
         Err(Error::already_exists("blob", digest, "is in this namespace already"))
+    }
+
+    /// Whether the bytes of a blob are there, as far as is known without reading them.
+    pub(crate) fn is_whole(&self, view: &dyn Read, digest: &Digest, size: u64) -> Result<bool> {
+        let whole = self.files.blob_size(digest)? == Some(size);
+        let counted = records::readable(records::content::blob(view, digest))?.flatten();
+        Ok(whole && !counted.is_some_and(|blob| blob.altered))
     }
 
     /// Opens a blob that the namespace has.
@@ -265,7 +269,6 @@ impl Store {
         let unlinked = !self.placed.any(digest) && !records::content::is_counted(&self.meta.read()?, digest)?;
         if unlinked {
             self.files.remove_blob(digest)?;
-            self.altered.forget(digest);
         }
         Ok(unlinked)
     }

@@ -8,7 +8,7 @@ use cofferdam_types::Descriptor;
 
 use crate::{
     extract,
-    handle::Core,
+    handle::{Core, blame},
     messages::{Apply, Settle, Verify},
 };
 
@@ -29,7 +29,8 @@ impl Handler<Apply> for DiffActor {
             let content = core.content.clone();
             let job = move || {
                 let source = content.job_reader(&m.namespace, &m.layer.digest)?;
-                extract::extract(source, &m.layer, &m.diff_id, m.stage, &m.limits, &m.cancel)
+                let extracted = extract::extract(source, &m.layer, &m.diff_id, m.stage, &m.limits, &m.cancel);
+                blame(&content, &m.layer, extracted)
             };
             core.pool.run(job).await
         })
@@ -44,7 +45,7 @@ impl Handler<Verify> for DiffActor {
             let (content, limits) = (core.content.clone(), core.ceiling());
             let job = move || {
                 let source = content.job_reader(&m.namespace, &m.layer.digest)?;
-                extract::verify(source, &m.layer, &m.diff_id, &limits, &m.cancel)
+                blame(&content, &m.layer, extract::verify(source, &m.layer, &m.diff_id, &limits, &m.cancel))
             };
             core.pool.run(job).await
         })

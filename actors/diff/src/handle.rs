@@ -173,7 +173,10 @@ impl Diff {
         let cancel = CancelOnDrop::default();
         let (content, ns, layer, diff_id) = (self.core.content.clone(), ns.clone(), layer.clone(), diff_id.clone());
         let (flag, limits) = (cancel.flag(), self.core.ceiling());
-        let job = move || extract::onto(content.reader(&ns, &layer.digest)?, &layer, &diff_id, root, &limits, &flag);
+        let job = move || {
+            let source = content.reader(&ns, &layer.digest)?;
+            blame(&content, &layer, extract::onto(source, &layer, &diff_id, root, &limits, &flag))
+        };
         self.core.pool.run(job).await
     }
 
@@ -280,7 +283,11 @@ impl Diff {
             extract::settle(rungs, open, &limits, &go)
         });
         let ended = broken.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let stage = extracted.map_err(|error| ended.unwrap_or(error))?.pop().flatten();
+        let extracted = match (extracted, ended) {
+            (Err(_), Some(error)) => Err(error),
+            (extracted, _) => blame(&self.core.content, layer, extracted),
+        };
+        let stage = extracted?.pop().flatten();
         let stage = stage.ok_or_else(|| Error::internal("layer", &layer.digest, "was extracted and is not there"))?;
         Ok((stage, borrows))
     }
@@ -291,6 +298,17 @@ impl Diff {
         let cancel = CancelOnDrop::default();
         self.slot.call(Settle { namespace: ns.clone(), rungs, cancel: cancel.flag() }).await
     }
+}
+
+/// What can't be unpacked may be what the disk has made of it: then that is on record from here on, and who brings the blob again
+/// is let. Without that it would be there for everybody who asks, and good for nobody.
+pub(crate) fn blame<R>(content: &Content, layer: &Descriptor, done: Result<R>) -> Result<R> {
+    // What is wrong with the image, or with us, costs another look at the blob.
+    let other = [Code::Cancelled, Code::Unavailable, Code::ResourceExhausted, Code::Unimplemented];
+    if done.as_ref().is_err_and(|error| !other.contains(&error.code)) {
+        content.suspect(&layer.digest);
+    }
+    done
 }
 
 fn broken(error: io::Error) -> Error {

@@ -158,9 +158,10 @@ impl Journal {
             tracing::warn!(first, last, cut = meta.len() - bytes, "the tail of the journal is cut off");
             file.set_len(bytes)
                 .and_then(|()| file.set_modified(system(time)))
-                .and_then(|()| file.sync_all())
                 .map_err(|e| fault("cut the tail of", &e))?;
         }
+        // Who wrote it may have died before it was synced: then only memory has it, and the outbox is trimmed by it.
+        file.sync_all().and_then(|()| self.dir.sync()).map_err(|e| fault("sync", &e))?;
         lock(&self.index).push_back(Segment { first, last, bytes, oldest: time, newest: time });
         *lock(&self.writer) = Some(file);
         Ok(true)

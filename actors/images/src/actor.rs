@@ -3,7 +3,7 @@
 use actix::{Actor, Context, Handler, Message, ResponseFuture};
 use cofferdam_content::Content;
 use cofferdam_kernel::{Pool, hosted};
-use cofferdam_types::{Code, Descriptor, Namespace, Result};
+use cofferdam_types::{Descriptor, Namespace, Result};
 
 use crate::{
     json::MAX_DOCUMENT,
@@ -35,11 +35,7 @@ impl resolve::Blobs for Blobs<'_> {
     }
 
     fn has(&self, descriptor: &Descriptor) -> Result<bool> {
-        match self.content.reader(self.ns, &descriptor.digest) {
-            Ok(_) => Ok(true),
-            Err(e) if matches!(e.code, Code::NotFound | Code::DataLoss) => Ok(false),
-            Err(e) => Err(e),
-        }
+        self.content.is_whole(self.ns, &descriptor.digest)
     }
 }
 

@@ -58,6 +58,14 @@ pub enum Known {
     Kept,
 }
 
+/// What there is of a tree.
+enum Found {
+    There,
+    Gone,
+    /// It may be whole: it can't be opened just now.
+    Closed(Error),
+}
+
 /// Asks the records whether one of them refers to a directory.
 pub type Referenced = Box<dyn Fn(u64) -> Result<bool> + Send + Sync>;
 
@@ -251,6 +259,20 @@ impl Area {
         open_dir(self.dir.as_fd(), &name(id))
             .and_then(|own| self.driver.open(own.as_fd()))
             .map_err(|e| Error::io("snapshot", id, "open the tree of a snapshot", &e.into()))
+    }
+
+    /// Whether a tree is there. What can't be opened is not gone for that: a daemon has only so many descriptors, a disk may fail for
+    /// once, and a mount may be missing.
+    fn look(&self, id: u64) -> Found {
+        match self.tree(id) {
+            Ok(_) => Found::There,
+            Err(error) if error.code == Code::NotFound && !self.holds(id) => Found::Gone,
+            Err(error) => Found::Closed(error),
+        }
+    }
+
+    fn holds(&self, id: u64) -> bool {
+        open_dir(self.dir.as_fd(), &name(id)).is_ok_and(|own| self.driver.holds(own.as_fd()))
     }
 
     /// The space that a tree takes now, without its parent's.

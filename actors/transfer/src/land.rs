@@ -199,15 +199,15 @@ impl<'a> Landing<'a> {
         }
     }
 
-    /// Those of the blobs that aren't here, each once.
+    /// Those of the blobs that aren't here, or not whole, each once.
     fn missing(&self, load: &Load, items: &HashMap<Digest, usize>, wanted: impl Fn(&Digest) -> bool) -> Vec<Lane> {
         let mut seen = HashSet::new();
         let mut lanes = Vec::new();
         for blob in load.blobs.iter().filter(|blob| wanted(&blob.digest)) {
             let Some(item) = items.get(&blob.digest).copied().filter(|_| seen.insert(&blob.digest)) else { continue };
-            match self.core.content.info(self.ns, &blob.digest) {
-                Ok(_) => self.job.board().phase(item, Phase::Present),
-                Err(_) => lanes.push(Lane { layer: blob.clone(), item, feed: None }),
+            match self.core.content.is_whole(self.ns, &blob.digest) {
+                Ok(true) => self.job.board().phase(item, Phase::Present),
+                _ => lanes.push(Lane { layer: blob.clone(), item, feed: None }),
             }
         }
         lanes

@@ -3,7 +3,7 @@
 use std::os::unix::fs::MetadataExt as _;
 
 use cofferdam_client::{Device, IdMap, Stdio};
-use cofferdam_integration::{Daemon, bounded, input, output};
+use cofferdam_integration::{BUSYBOX, Daemon, bounded, btrfs_disk, input, output, until};
 use cofferdam_sys::{
     cgroup::{Cgroup, Layout},
     metrics::Metrics,
@@ -84,6 +84,43 @@ fn what_was_written_in_a_user_namespace_is_root_on_disk_and_another_process_can_
         container.remove(true).await.unwrap();
     });
     daemon.settles(&before);
+}
+
+/// Whatever a driver shows of an image, its owners are those of the image inside, and what is written is so on disk.
+#[test]
+fn each_driver_gives_a_user_namespace_a_root_of_its_own() {
+    for driver in ["overlay", "native", "btrfs", "erofs"] {
+        let daemon = if driver == "btrfs" { btrfs_disk(512) } else { Daemon::start() };
+        daemon.import_busybox();
+        bounded(async {
+            daemon.open().await.images().get(BUSYBOX).unpack("", driver).await.unwrap();
+        });
+        let before = daemon.leftovers();
+        bounded(async {
+            let namespace = daemon.open().await;
+            let line = "stat -c %u:%g /bin/busybox /etc; mkdir /made && echo x > /made/f && chown 7:8 /made/f && stat -c %u:%g /made /made/f; \
+                        exec sleep 1000";
+            let container = crate::with(&namespace, "box", line, |c| {
+                c.options.userns = map();
+                c.options.driver = driver.into();
+            });
+            let (stdout, said) = output();
+            let task = container.create_task(Stdio { stdout, ..Stdio::default() }, false);
+            let pid = task.start().await.unwrap();
+            let seen = std::path::PathBuf::from(format!("/proc/{pid}/root/made/f"));
+            until(driver, || std::fs::metadata(&seen).is_ok_and(|meta| meta.uid() != HOST).then_some(()));
+            assert_eq!(std::fs::metadata(&seen).unwrap().uid(), HOST + 7, "{driver}");
+            let trees = std::fs::read_dir(daemon.root().join("snapshots").join(driver)).unwrap();
+            let trees = trees.map(|entry| entry.unwrap().path().join("fs/made/f"));
+            let owners: Vec<_> = trees.filter_map(|file| std::fs::metadata(file).ok()).collect();
+            assert_eq!(owners.iter().map(|meta| (meta.uid(), meta.gid())).collect::<Vec<_>>(), [(7, 8)], "{driver}");
+            task.kill(9, false).await.unwrap();
+            task.wait().await.unwrap();
+            assert_eq!(said.text().await, "0:0\n0:0\n0:0\n7:8\n", "{driver}");
+            container.remove(true).await.unwrap();
+        });
+        daemon.settles(&before);
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cofferdam_integration::{Daemon, bounded, count};
+use cofferdam_integration::{BUSYBOX, Daemon, bounded, count};
 use cofferdam_types::Code;
 
 use crate::{
@@ -14,8 +14,8 @@ use crate::{
     random::{Random, seed},
 };
 
-/// Workers side by side.
-const LANES: u64 = 3;
+/// Workers side by side, each with a driver.
+const LANES: [&str; 3] = ["overlay", "native", "erofs"];
 
 #[test]
 fn what_was_acknowledged_is_there_after_a_kill() {
@@ -32,8 +32,14 @@ fn what_was_acknowledged_is_there_after_a_kill() {
         clock.set(clock.get() + 1);
         clock.get()
     };
-    let mut workers: Vec<_> =
-        (0..LANES).map(|lane| Worker::new(&format!("w{lane}"), scratch.path(), seed + lane, clock)).collect();
+    bounded(async {
+        let ns = daemon.open().await;
+        for driver in LANES {
+            ns.images().get(BUSYBOX).unpack("", driver).await.unwrap();
+        }
+    });
+    let worker = |(driver, seed)| Worker::new((&format!("w-{driver}"), driver), scratch.path(), seed, clock);
+    let mut workers: Vec<_> = LANES.into_iter().zip(seed..).map(worker).collect();
     let (began, done, mut kills) = (Instant::now(), Cell::new(0), 0);
     while done.get() < operations {
         let life = Duration::from_micros(random.below(100_000));

@@ -2,7 +2,7 @@
 //! that was acknowledged must be there, whole; of what was under way, all or nothing.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::{Read as _, Seek as _, Write as _},
     path::Path,
@@ -28,6 +28,8 @@ pub enum Kind {
     Container,
     /// A blob or a snapshot that was kept once: only known when a collection has removed it.
     Garbage,
+    /// An event that tells of what was made: its topic, and the name that it has in it.
+    Event,
 }
 
 pub type Key = (Kind, String);
@@ -48,7 +50,11 @@ struct Fact {
 #[derive(Debug, Default)]
 pub struct Ledger {
     name: String,
+    /// Of its snapshots; the default driver where it is empty.
+    driver: &'static str,
     facts: BTreeMap<Key, Vec<Fact>>,
+    /// The events up to there were compared before.
+    told: u64,
 }
 
 impl Ledger {
@@ -67,8 +73,12 @@ impl Ledger {
     /// Compares everything with how it may be at a moment, and gives how it is. The error says what is wrong.
     pub async fn compare(&self, ns: &Namespace, moment: usize) -> std::result::Result<Found, String> {
         let mut all = Vec::new();
+        let events = told(ns, self.told).await.map_err(|error| format!("events: {error}"))?;
         for key in self.facts.keys() {
-            let found = self.look(ns, key).await?;
+            let found = match key.0 {
+                Kind::Event => events.contains(&key.1).then(String::new),
+                _ => self.look(ns, key).await?,
+            };
             let states = self.may_be(key, moment);
             if !states.contains(&found.as_deref()) {
                 let short = |text: Option<&str>| text.map(|text| text[..text.len().min(30)].to_owned());
@@ -100,8 +110,13 @@ pub struct Worker<'a> {
 
 impl<'a> Worker<'a> {
     /// One that has a directory to itself.
-    pub fn new(name: &str, scratch: &'a Path, seed: u64, clock: impl Fn() -> usize + 'a) -> Worker<'a> {
-        let ledger = Ledger { name: name.into(), facts: BTreeMap::new() };
+    pub fn new(
+        (name, driver): (&str, &'static str),
+        scratch: &'a Path,
+        seed: u64,
+        clock: impl Fn() -> usize + 'a,
+    ) -> Worker<'a> {
+        let ledger = Ledger { name: name.into(), driver, ..Ledger::default() };
         Worker { ledger, clock: Box::new(clock), random: Random::new(seed), scratch, count: 0, garbage: Vec::new() }
     }
 
@@ -121,6 +136,7 @@ impl<'a> Worker<'a> {
             return self.remove(client, ns, key).await;
         }
         let text = format!("{id} {}", "x".repeat(self.random.below(40_000) as usize));
+        let driver = self.ledger.driver;
         match kind {
             Kind::Blob => {
                 let digest = Digest::of(Algorithm::Sha256, text.as_bytes()).to_string();
@@ -136,17 +152,21 @@ impl<'a> Worker<'a> {
                 fs::create_dir(&dir).unwrap();
                 fs::write(dir.join("text"), &text).unwrap();
                 let name = format!("test/{id}:latest");
-                let imported = self.fact((kind, name.clone()), Some(text), import(ns, &name, &dir)).await;
+                let event = ("/images/create", name.clone());
+                let imported = self.made((kind, name.clone()), text, event, import(ns, driver, &name, &dir)).await;
                 fs::remove_dir_all(&dir).unwrap();
                 imported
             }
-            Kind::Active => self.fact((kind, id.clone()), Some(String::new()), prepare(ns, &id)).await,
+            Kind::Active => {
+                let event = ("/snapshot/prepare", id.clone());
+                self.made((kind, id.clone()), String::new(), event, prepare(ns, driver, &id)).await
+            }
             Kind::Committed => {
                 let key = format!("{id}-active");
-                self.fact((Kind::Active, key.clone()), Some(String::new()), prepare(ns, &key)).await?;
-                let tree = tree(ns, &key).await?;
+                self.fact((Kind::Active, key.clone()), Some(String::new()), prepare(ns, driver, &key)).await?;
+                let tree = tree(ns, driver, &key).await?;
                 fs::write(Path::new(&tree).join("text"), &text).unwrap();
-                let snapshot = ns.snapshots("overlay").get(&key);
+                let snapshot = ns.snapshots(driver).get(&key);
                 let commit = async { snapshot.commit(&id, &kept()).info().await.map(drop) };
                 // Two facts of one commit.
                 let asked = self.ask((Kind::Active, key), None);
@@ -154,10 +174,15 @@ impl<'a> Worker<'a> {
                 self.answer(&asked, done)
             }
             Kind::Container => {
-                self.fact((kind, id.clone()), Some(String::new()), create(ns, &id)).await?;
-                if self.random.below(2) == 0 { run(client, ns, BUSYBOX, &format!("{id}-run")).await } else { Ok(()) }
+                let event = ("/containers/create", id.clone());
+                self.made((kind, id.clone()), String::new(), event, create(ns, driver, &id)).await?;
+                if self.random.below(2) == 0 {
+                    run(client, ns, (driver, BUSYBOX), &format!("{id}-run")).await
+                } else {
+                    Ok(())
+                }
             }
-            Kind::Garbage => unreachable!("nobody makes it"),
+            Kind::Garbage | Kind::Event => unreachable!("nobody makes it"),
         }
     }
 
@@ -168,7 +193,7 @@ impl<'a> Worker<'a> {
             Kind::Image => Some(ns.images().get(&key.1).detail("").await?.chain_id),
             _ => None,
         };
-        self.fact(key.clone(), None, remove(ns, &key)).await?;
+        self.fact(key.clone(), None, remove(ns, self.ledger.driver, &key)).await?;
         self.garbage.extend(alone);
         if key.0 == Kind::Image && self.random.below(2) == 0 { self.collect(client).await } else { Ok(()) }
     }
@@ -199,6 +224,19 @@ impl<'a> Worker<'a> {
         done
     }
 
+    /// Makes something, and the event that tells of it with it.
+    async fn made(
+        &mut self,
+        key: Key,
+        there: String,
+        (topic, name): (&str, String),
+        act: impl Future<Output = Result<()>>,
+    ) -> Result<()> {
+        let event = self.ask((Kind::Event, said(topic, &name)), Some(String::new()));
+        let done = self.fact(key, Some(there), act).await;
+        self.answer(&event, done)
+    }
+
     async fn fact(&mut self, key: Key, there: Option<String>, act: impl Future<Output = Result<()>>) -> Result<()> {
         let key = self.ask(key, there);
         let done = act.await;
@@ -207,10 +245,36 @@ impl<'a> Worker<'a> {
 
     /// Compares everything with what was answered. How it is now it is for certain.
     pub async fn settle(&mut self, ns: &Namespace) {
+        let last = ns.events().last().await.unwrap();
         let found = self.ledger.compare(ns, usize::MAX).await.unwrap_or_else(|wrong| panic!("{wrong}"));
         let answered = Some((self.clock)());
-        let there = found.into_iter().filter(|(_, there)| there.is_some());
+        // An event isn't looked for twice: there are too many of them.
+        self.ledger.told = last;
+        let there = found.into_iter().filter(|((kind, _), there)| there.is_some() && *kind != Kind::Event);
         self.ledger.facts = there.map(|(key, there)| (key, vec![Fact { asked: 0, answered, there }])).collect();
+    }
+}
+
+/// How an event is written down.
+fn said(topic: &str, name: &str) -> String {
+    format!("{topic} {name}")
+}
+
+/// All events behind one, as far as ledgers have such.
+async fn told(ns: &Namespace, after: u64) -> Result<BTreeSet<String>> {
+    let topics = [("/images/create", "name"), ("/snapshot/prepare", "key"), ("/containers/create", "id")];
+    let (all, mut told) = (ns.events(), BTreeSet::new());
+    // What comes now is behind all that was.
+    let last = all.publish("/test/ledger", &serde_json::json!({})).await?;
+    let mut events = all.subscribe::<&str>(after, &[]);
+    loop {
+        let event = events.next().await?.map_err(|gap| broken(format!("{gap:?}")))?;
+        if event.sequence >= last {
+            return Ok(told);
+        }
+        let field = topics.iter().find(|(topic, _)| *event.topic == **topic).map(|(_, field)| *field);
+        let name = field.and_then(|field| event.payload[field].as_str());
+        told.extend(name.map(|name| said(&event.topic, name)));
     }
 }
 
@@ -258,9 +322,10 @@ async fn kept_by(ns: &Namespace, keeper: &str) -> Result<String> {
     labels.get(KEEPS).cloned().ok_or_else(|| broken("it has lost its label"))
 }
 
-async fn import(ns: &Namespace, name: &str, dir: &Path) -> Result<()> {
+async fn import(ns: &Namespace, driver: &str, name: &str, dir: &Path) -> Result<()> {
     let options = ImportOptions {
         name: name.into(),
+        driver: driver.into(),
         format: ImportFormat::Rootfs,
         command: vec!["/bin/true".into()],
         ..ImportOptions::default()
@@ -268,27 +333,29 @@ async fn import(ns: &Namespace, name: &str, dir: &Path) -> Result<()> {
     ns.images().import_fd(&options, File::open(dir).unwrap().into()).wait().await.map(drop)
 }
 
-async fn prepare(ns: &Namespace, key: &str) -> Result<()> {
-    ns.snapshots("overlay").prepare(key, "", &kept()).info().await.map(drop)
+async fn prepare(ns: &Namespace, driver: &str, key: &str) -> Result<()> {
+    ns.snapshots(driver).prepare(key, "", &kept()).info().await.map(drop)
 }
 
-async fn create(ns: &Namespace, id: &str) -> Result<()> {
+async fn create(ns: &Namespace, driver: &str, id: &str) -> Result<()> {
     let mut request = ContainerRequest { id: id.into(), ..ContainerRequest::default() };
     request.options.args = vec!["true".into()];
+    request.options.driver = driver.into();
     ns.containers().create(&ns.images().get(BUSYBOX), &request).info().await.map(drop)
 }
 
-async fn run(client: &Client, ns: &Namespace, image: &str, id: &str) -> Result<()> {
+async fn run(client: &Client, ns: &Namespace, (driver, image): (&str, &str), id: &str) -> Result<()> {
     let mut request = cofferdam_client::RunRequest::new(&ns.info().await?.name, image);
     request.container.id = id.into();
     request.container.options.args = vec!["true".into()];
+    request.container.options.driver = driver.into();
     request.container.remove_on_exit = true;
     let exit = client.run(request)?.wait().await?;
     assert!(exit.status == 0 || !exit.reason.is_empty(), "{exit:?}");
     Ok(())
 }
 
-async fn remove(ns: &Namespace, (kind, name): &Key) -> Result<()> {
+async fn remove(ns: &Namespace, driver: &str, (kind, name): &Key) -> Result<()> {
     match kind {
         Kind::Blob => ns.content().remove(name).await,
         Kind::Kept => {
@@ -299,15 +366,15 @@ async fn remove(ns: &Namespace, (kind, name): &Key) -> Result<()> {
             }
         }
         Kind::Image => ns.images().remove(name).await,
-        Kind::Active | Kind::Committed => ns.snapshots("overlay").get(name).remove().await,
+        Kind::Active | Kind::Committed => ns.snapshots(driver).get(name).remove().await,
         Kind::Container => ns.containers().get(name).remove(false).await,
-        Kind::Garbage => unreachable!("only collections remove it"),
+        Kind::Garbage | Kind::Event => unreachable!("nobody removes it"),
     }
 }
 
 /// Where the tree of a snapshot lies that is one directory.
-async fn tree(ns: &Namespace, key: &str) -> Result<String> {
-    let mounts = ns.snapshots("overlay").get(key).mounts().await?;
+async fn tree(ns: &Namespace, driver: &str, key: &str) -> Result<String> {
+    let mounts = ns.snapshots(driver).get(key).mounts().await?;
     assert!(mounts.len() == 1 && mounts[0].kind == "bind", "{mounts:?}");
     Ok(mounts[0].source.clone())
 }
@@ -331,19 +398,16 @@ impl Ledger {
             }
             Kind::Image => {
                 let detail = ns.images().get(name).detail("").await?;
-                if !detail.unpacked {
-                    return Err(broken("it isn't unpacked"));
-                }
                 self.view(ns, &detail.chain_id).await.map_err(broken)
             }
             Kind::Active => {
-                let info = ns.snapshots("overlay").get(name).info().await?;
-                let tree = tree(ns, name).await?;
+                let info = ns.snapshots(self.driver).get(name).info().await?;
+                let tree = tree(ns, self.driver, name).await?;
                 let there = info.kind == SnapshotKind::Active && Path::new(&tree).is_dir();
                 if there { Ok(String::new()) } else { Err(broken("it has no directory")) }
             }
             Kind::Committed => {
-                let info = ns.snapshots("overlay").get(name).info().await?;
+                let info = ns.snapshots(self.driver).get(name).info().await?;
                 match info.kind {
                     SnapshotKind::Committed => self.view(ns, name).await.map_err(broken),
                     _ => Err(broken("it isn't committed")),
@@ -352,19 +416,20 @@ impl Ledger {
             Kind::Container => ns.containers().get(name).info().await.map(|_| String::new()),
             Kind::Garbage => match ns.content().get(name).info().await {
                 Err(error) if error.code == Code::NotFound => {
-                    ns.snapshots("overlay").get(name).info().await.map(|_| String::new())
+                    ns.snapshots(self.driver).get(name).info().await.map(|_| String::new())
                 }
                 other => other.map(|_| String::new()),
             },
+            Kind::Event => unreachable!("all are read in one go"),
         }
     }
 
     /// What a committed tree says.
     async fn view(&self, ns: &Namespace, key: &str) -> Result<String> {
-        let all = ns.snapshots("overlay");
+        let all = ns.snapshots(self.driver);
         let own = format!("{}-look", self.name);
         all.view(&own, key, &Labels::new()).info().await?;
-        let text = fs::read_to_string(Path::new(&tree(ns, &own).await?).join("text")).map_err(broken);
+        let text = fs::read_to_string(Path::new(&tree(ns, self.driver, &own).await?).join("text")).map_err(broken);
         all.get(&own).remove().await?;
         text
     }
@@ -398,7 +463,7 @@ pub async fn is_well(daemon: &Daemon, client: &Client, ns: &Namespace, registry:
     agrees(client).await;
     let pull = PullOptions { reference: registry.reference("busybox"), plain_http: true, ..PullOptions::default() };
     let name = ns.images().pull(&pull).wait().await.unwrap().remove(0);
-    run(client, ns, &name, "afterwards").await.unwrap();
+    run(client, ns, ("", &name), "afterwards").await.unwrap();
     let layer = ns.images().get(&name).detail("").await.unwrap().chain_id;
     ns.images().remove(&name).await.unwrap();
     client.collector().collect(false).await.unwrap();

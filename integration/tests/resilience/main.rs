@@ -23,6 +23,7 @@ mod refused;
 mod restart;
 mod starts;
 mod storm;
+mod unsynced;
 
 use std::{collections::BTreeMap, io::Write as _};
 

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use cofferdam_integration::{Powered, bounded, count};
+use cofferdam_integration::{BUSYBOX, Powered, bounded, count};
 
 use crate::{
     ledger::{COLLECTS, Worker, is_well, registry},
@@ -10,25 +10,28 @@ use crate::{
 };
 
 const MIB: usize = 256;
-/// Workers side by side.
-const LANES: u64 = 3;
-
-/// Works, and then looks at what is left by power cuts: right before and right after one of `each` flushes, and at `between`
-/// moments between them.
-fn cut(mkfs: &str, steps: u64, each: usize, between: u64) {
+/// Works, a worker for each driver side by side, and then looks at what is left by power cuts: right before and right after one of
+/// `each` flushes, and at `between` moments between them.
+fn cut(mkfs: &str, drivers: &[&'static str], steps: u64, each: usize, between: u64) {
     let seed = seed();
     println!("seed {seed}");
     let mut powered = Powered::start(MIB, mkfs, COLLECTS);
     powered.daemon.import_busybox();
     let registry = registry();
     let scratch = tempfile::tempdir().unwrap();
+    bounded(async {
+        let ns = powered.daemon.open().await;
+        for driver in drivers {
+            ns.images().get(BUSYBOX).unpack("", driver).await.unwrap();
+        }
+    });
     powered.platter.record();
     let ledgers = bounded(async {
         let Powered { daemon, platter, .. } = &powered;
         let client = daemon.client().await;
         let ns = client.namespace(daemon.namespace());
-        let lanes = (0..LANES).map(async |lane| {
-            let mut worker = Worker::new(&format!("w{lane}"), scratch.path(), seed + lane, || platter.position());
+        let lanes = drivers.iter().zip(seed..).map(async |(driver, seed)| {
+            let mut worker = Worker::new((&format!("w-{driver}"), driver), scratch.path(), seed, || platter.position());
             for _ in 0..steps {
                 worker.step(&client, &ns).await.unwrap();
             }
@@ -81,10 +84,10 @@ fn cut(mkfs: &str, steps: u64, each: usize, between: u64) {
 
 #[test]
 fn what_was_acknowledged_is_there_after_a_power_cut_on_ext4() {
-    cut("mkfs.ext4", count(150, 12), count(1, 2) as usize, count(1000, 8));
+    cut("mkfs.ext4", &["overlay", "native", "erofs"], count(150, 12), count(1, 2) as usize, count(1000, 8));
 }
 
 #[test]
 fn what_was_acknowledged_is_there_after_a_power_cut_on_btrfs() {
-    cut("mkfs.btrfs", count(80, 6), count(1, 3) as usize, count(500, 8));
+    cut("mkfs.btrfs", &["btrfs", "overlay", "erofs"], count(80, 6), count(1, 3) as usize, count(500, 8));
 }

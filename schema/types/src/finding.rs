@@ -23,6 +23,8 @@ pub enum Fault {
     SnapshotMissing,
     /// The tree of a committed snapshot is gone.
     SnapshotLost,
+    /// The tree of a committed snapshot can't be opened, which doesn't say that it is gone.
+    SnapshotUnreadable,
     /// The tree of a layer is not what its blob unpacks to.
     SnapshotDamaged,
     /// A snapshot's directory has no record.
@@ -55,6 +57,7 @@ impl Fault {
             Fault::IngestUnrecorded => "ingest-unrecorded",
             Fault::SnapshotMissing => "snapshot-missing",
             Fault::SnapshotLost => "snapshot-lost",
+            Fault::SnapshotUnreadable => "snapshot-unreadable",
             Fault::SnapshotDamaged => "snapshot-damaged",
             Fault::SnapshotUnrecorded => "snapshot-unrecorded",
             Fault::TrashLeft => "trash-left",

@@ -12,6 +12,7 @@ mod error;
 mod event;
 pub mod filter;
 mod finding;
+mod halfway;
 mod instruction;
 mod limits;
 pub mod media;

@@ -44,7 +44,7 @@ interface Content @0xe2c6b4807d1f5a39 {
   # a time, until it releases the object; what was written stays. Another one is refused at once (`unavailable`), and nobody waits here
   # for the first: who wants to asks again. already_exists if this namespace has the expected blob. Algorithm: sha256 (also if empty), sha512, blake3; where a digest is expected its own.
   #
-  # What is there is hashed from where its hash was kept, which is every 64 MiB as they come, for sha256 and sha512. Of an ingest of
+  # What is there is hashed from where its hash was kept, which is every 64 MiB as they come. Of an ingest of
   # which the disk has refused something nothing is there.
   #
   # In order: `ingest`, then `sink` with its bytes and its `end` (or `takeFd`), then `commit`.

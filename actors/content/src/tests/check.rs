@@ -133,3 +133,36 @@ fn bytes_that_the_disk_changed_are_found_told_and_replaced() {
         rig
     });
 }
+
+/// What somebody has found by reading the next daemon knows, without reading all that there is.
+#[test]
+fn what_was_found_damaged_is_known_behind_a_restart() {
+    run(|rig| async move {
+        let (bad, fine) = (rig.put(&rig.ns, b"bad").await, rig.put(&rig.ns, b"fine").await);
+        fs::remove_file(rig.blob(&bad)).unwrap();
+        fs::write(rig.blob(&bad), "sad").unwrap();
+        let whole = |rig: &Rig| [&bad, &fine].map(|digest| rig.content.is_whole(&rig.ns, digest).unwrap());
+        assert_eq!(whole(&rig), [true, true], "nobody has read it");
+        rig.content.suspect(&fine);
+        // Who reads it for himself need not wait for that.
+        assert_eq!(rig.content.read_verified(&rig.ns, &bad, 10).unwrap_err().code, Code::DataLoss);
+        rig.content.suspect(&bad);
+        let rig = rig.restart(|_| ()).await;
+        assert_eq!(whole(&rig), [false, true]);
+        let told = async |repair| {
+            let found = rig.content.check(repair).await.unwrap();
+            found.into_iter().map(|one| (one.fault, one.id)).collect::<Vec<_>>()
+        };
+        assert_eq!(told(false).await, [(Fault::BlobDamaged, format!("blob/{bad}"))]);
+        assert_eq!(records::check::all(&rig.meta.read().unwrap()).unwrap(), [], "that is no count that is wrong");
+        // A good file that somebody has put there is no damage, and a repair says so.
+        fs::write(rig.blob(&bad), "bad").unwrap();
+        assert_eq!(told(true).await, []);
+        assert_eq!(whole(&rig), [true, true]);
+        fs::write(rig.blob(&bad), "sad").unwrap();
+        rig.content.suspect(&bad);
+        assert_eq!(rig.put(&rig.ns, b"bad").await, bad);
+        assert_eq!((whole(&rig), told(false).await), ([true, true], vec![]));
+        rig
+    });
+}

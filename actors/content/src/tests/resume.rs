@@ -28,14 +28,14 @@ fn alter(path: &Path) {
 #[test]
 fn what_was_hashed_before_a_crash_is_not_hashed_again() {
     run(|mut rig| async move {
-        for (algorithm, kept) in [(Algorithm::Sha256, true), (Algorithm::Sha512, true), (Algorithm::Blake3, false)] {
+        for algorithm in Algorithm::ALL {
             let reference = format!("r-{}", algorithm.as_str());
             let data = bytes(5, 300_000);
             let opened = IngestOptions { algorithm, ..options(&reference) };
             let mut ingest = rig.content.ingest(&rig.auth, &rig.ns, opened.clone()).await.unwrap();
             ingest.append(&data[..200_000]).unwrap();
             ingest.sync().unwrap();
-            assert_eq!(hashed(&rig, &reference).map(|hashed| hashed.offset), kept.then_some(200_000));
+            assert_eq!(hashed(&rig, &reference).map(|hashed| hashed.offset), Some(200_000));
             // What came since is hashed again.
             ingest.append(&data[200_000..250_000]).unwrap();
             drop(ingest);
@@ -44,12 +44,8 @@ fn what_was_hashed_before_a_crash_is_not_hashed_again() {
             let mut ingest = rig.content.ingest(&rig.auth, &rig.ns, opened).await.unwrap();
             assert_eq!(ingest.offset(), 250_000);
             let right = ingest.digest_so_far() == Digest::of(algorithm, &data[..250_000]);
-            assert_eq!(right, kept, "{algorithm:?}: the byte that became another is read, or isn't");
+            assert!(right, "{algorithm:?}: the byte that became another is read");
             alter(&path);
-            if !kept {
-                ingest.truncate().unwrap();
-                ingest.append(&data[..250_000]).unwrap();
-            }
             ingest.append(&data[250_000..]).unwrap();
             let digest = ingest.commit(&rig.auth, Some(300_000), None, Labels::new()).await.unwrap();
             assert_eq!(digest, Digest::of(algorithm, &data));

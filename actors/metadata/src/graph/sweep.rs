@@ -96,39 +96,52 @@ impl Sweep {
         tx.uncounted();
         for resource in self.queue.iter().rev().take(max) {
             if self.candidates.contains(resource) && !swept.spared.contains(resource) {
-                self.remove(tx, resource, &mut swept)?;
+                self.remove(tx, resource, &mut HashSet::new(), &mut swept)?;
             }
         }
         Ok(swept)
     }
 
-    fn remove(&self, tx: &mut Tx<'_>, resource: &Resource, swept: &mut Swept) -> Result<()> {
+    /// Says whether it was there, and is gone. `over` is what lies on it, up to where that began.
+    fn remove(
+        &self,
+        tx: &mut Tx<'_>,
+        resource: &Resource,
+        over: &mut HashSet<Name>,
+        swept: &mut Swept,
+    ) -> Result<bool> {
         let ns = &self.namespace;
         let bytes;
         match resource {
             Resource::Content(digest) => {
-                let Some(found) = content::find(tx, ns, digest)? else { return Ok(()) };
+                let Some(found) = content::find(tx, ns, digest)? else { return Ok(false) };
                 let last = content::delete(tx, ns, digest)?;
                 bytes = if last { found.size } else { 0 };
                 swept.blobs.extend(last.then(|| digest.clone()));
             }
             Resource::Snapshot { driver, key } => {
-                let Some(found) = snapshots::find(tx, ns, driver, key)? else { return Ok(()) };
+                // One that is listed as a child and isn't there keeps its parent until the list was made anew.
+                let Some(found) = snapshots::find(tx, ns, driver, key)? else { return Ok(false) };
+                // Damaged records may lie on each other in a circle: those stay, and the check tells of them.
+                if !over.insert(key.clone()) {
+                    return Ok(false);
+                }
                 // Where labels lead round in a circle, what lies on it may come behind it.
                 for child in snapshots::children(tx, ns, driver, key, usize::MAX)? {
                     let child = Resource::Snapshot { driver: driver.clone(), key: child };
-                    if !self.candidates.contains(&child) || swept.spared.contains(&child) {
-                        return Ok(());
+                    let goes = self.candidates.contains(&child) && !swept.spared.contains(&child);
+                    if !goes || !self.remove(tx, &child, over, swept)? {
+                        return Ok(false);
                     }
-                    self.remove(tx, &child, swept)?;
                 }
+                over.remove(key);
                 let gone = snapshots::delete(tx, ns, driver, key)?;
                 bytes = if gone.unreferenced { found.usage.size } else { 0 };
                 swept.snapshots.push(gone);
             }
         }
         swept.removed.push((resource.clone(), bytes));
-        Ok(())
+        Ok(true)
     }
 
     /// A slice was committed.

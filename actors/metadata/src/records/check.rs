@@ -57,17 +57,44 @@ fn named(key: &[u8]) -> String {
     String::from_utf8_lossy(key).replace('\0', "/")
 }
 
-/// Visits every record of a kind with the parts of its key. One that can't be read is told, and passed over.
-fn each<R: Record>(read: &dyn Read, found: &mut Findings, visit: &mut dyn FnMut(&[&str], R)) -> Result<()> {
+/// The rows of a kind that can't be read. What is counted, listed or held for one of them is nobody's mistake: it stays.
+#[derive(Default)]
+struct Unread {
+    keys: BTreeSet<String>,
+    /// Of one of them not even the key can be read: it may be of anything.
+    vague: bool,
+}
+
+impl Unread {
+    /// Whether something may be of one of them, by its key.
+    fn has(&self, key: &str) -> bool {
+        self.vague || self.keys.contains(key)
+    }
+
+    /// What their keys say behind the namespace.
+    fn seconds(&self) -> BTreeSet<&str> {
+        self.keys.iter().filter_map(|key| key.split('\0').nth(1)).collect()
+    }
+}
+
+/// Visits every record of a kind with the parts of its key. One that can't be read is told, and given back.
+fn each<R: Record>(read: &dyn Read, found: &mut Findings, visit: &mut dyn FnMut(&[&str], R)) -> Result<Unread> {
+    let mut unread = Unread::default();
     scan(read, R::TABLE, b"", None, &mut |key, value| {
         match (codec::parts(key), codec::decode::<R>(R::KIND, key, value)) {
             (Ok(parts), Ok(record)) => visit(&parts, record),
-            (Err(error), _) | (_, Err(error)) => {
-                found.add(Fault::RecordUnreadable, format!("{}/{}", R::KIND, named(key)), error.message, false);
+            (parts, record) => {
+                match &parts {
+                    Ok(parts) => drop(unread.keys.insert(parts.join("\0"))),
+                    Err(_) => unread.vague = true,
+                }
+                let why = parts.err().or_else(|| record.err()).map(|error| error.message).unwrap_or_default();
+                found.add(Fault::RecordUnreadable, format!("{}/{}", R::KIND, named(key)), why, false);
             }
         }
         Ok(ControlFlow::Continue(()))
-    })
+    })?;
+    Ok(unread)
 }
 
 fn raw(read: &dyn Read, table: Table) -> Result<BTreeMap<Vec<u8>, Vec<u8>>> {
@@ -88,7 +115,7 @@ fn rows(read: &dyn Read, found: &mut Findings) -> Result<Vec<Wrong>> {
     let mut transient = BTreeSet::new();
     let mut lost = Vec::new();
     let mut specs: BTreeSet<_> = super::keys(read, Table::SPECS, b"")?.into_iter().collect();
-    each::<Container>(read, found, &mut |key, container| {
+    let unread = each::<Container>(read, found, &mut |key, container| {
         containers.insert(key.join("\0"));
         if !specs.remove(&codec::key(key)) {
             lost.push((key.join("/"), "has lost its spec: remove it".into()));
@@ -97,22 +124,24 @@ fn rows(read: &dyn Read, found: &mut Findings) -> Result<Vec<Wrong>> {
             transient.insert(codec::key(key));
         }
         let Some(root) = &container.snapshot_key else { return };
-        if !snapshots.contains(&[key[0], &container.driver, root].join("\0")) {
+        if !snapshots.has(&[key[0], &container.driver, root].join("\0")) {
             lost.push((key.join("/"), format!("its root file system, snapshot {root}, has no record: remove it")));
         }
     })?;
     for key in specs {
         // Of a container whose own row can't be read it is all that is left.
-        if read.get(Table::CONTAINERS, &key)?.is_none() {
+        if !unread.has(&String::from_utf8_lossy(&key)) {
             let what = "the spec of a container is of none".into();
             wrong.push(Wrong { table: Table::SPECS, key, right: None, what });
         }
     }
     let listed = transient.into_iter().map(|key| Ok((key, Vec::new())));
-    compare(read, Table::TRANSIENT, listed, "the list of containers that go with their task", &mut wrong)?;
+    let stays = |key: &[u8], _: Option<&[u8]>| unread.has(&String::from_utf8_lossy(key));
+    compare(read, Table::TRANSIENT, listed, "the list of containers that go with their task", &stays, &mut wrong)?;
     each::<Task>(read, found, &mut |key, _| {
-        if !containers.contains(&key.join("\0")) {
-            lost.push((key.join("/"), "this task's container has no record: start the daemon anew".into()));
+        let key = key.join("\0");
+        if !containers.contains(&key) && !unread.has(&key) {
+            lost.push((key.replace('\0', "/"), "this task's container has no record: start the daemon anew".into()));
         }
     })?;
     grants(read, found)?;
@@ -138,38 +167,75 @@ fn grants(read: &dyn Read, found: &mut Findings) -> Result<()> {
     Ok(())
 }
 
-/// A row for each blob that a namespace links, and for no other. Gives the keys of the links.
-fn blobs(read: &dyn Read, found: &mut Findings, wrong: &mut Vec<Wrong>) -> Result<BTreeSet<String>> {
+/// What there is of a kind.
+struct There {
+    keys: BTreeSet<String>,
+    unread: Unread,
+}
+
+impl There {
+    fn has(&self, key: &str) -> bool {
+        self.keys.contains(key) || self.unread.has(key)
+    }
+}
+
+/// A row for each blob that a namespace links, and for no other. Gives the links.
+fn blobs(read: &dyn Read, found: &mut Findings, wrong: &mut Vec<Wrong>) -> Result<There> {
     let mut counts: BTreeMap<Digest, Blob> = BTreeMap::new();
-    let mut links = BTreeSet::new();
-    each::<Link>(read, found, &mut |key, link| {
-        links.insert(key.join("\0"));
-        let fresh = || Blob { digest: link.digest.clone(), size: link.size, links: 0 };
-        counts.entry(link.digest.clone()).or_insert_with(fresh).links += 1;
+    let mut keys = BTreeSet::new();
+    let unread = each::<Link>(read, found, &mut |key, link| {
+        keys.insert(key.join("\0"));
+        counts.entry(link.digest.clone()).or_insert_with(|| Blob::of(&link)).links += 1;
     })?;
+    super::visit_all(read, b"", &mut |_, blob: Result<Blob>| {
+        // What nobody counts: it was found by reading.
+        if let Ok(Blob { digest, altered: true, .. }) = blob
+            && let Some(count) = counts.get_mut(&digest)
+        {
+            count.altered = true;
+        }
+    })?;
+    // A link is there, whatever its row says of it: of which blob, its key says.
+    let digests = unread.keys.iter().filter_map(|key| key.split('\0').nth(1)?.parse::<Digest>().ok());
+    for digest in digests {
+        let known = counts.remove(&digest).or_else(|| super::content::blob(read, &digest).ok().flatten().map(unlinked));
+        // Where nothing says how long the blob is, its row stays as it is.
+        if let Some(blob) = known {
+            counts.insert(digest, Blob { links: blob.links + 1, ..blob });
+        }
+    }
+    let linked = unread.seconds();
+    let links = |row: &[u8]| codec::decode::<Blob>(Blob::KIND, b"", row).map_or(0, |blob| blob.links);
+    let stays = |key: &[u8], right: Option<&[u8]>| match right {
+        None => unread.vague || std::str::from_utf8(key).is_ok_and(|digest| linked.contains(digest)),
+        // Of a link whose key can't be read either nobody knows of which blob it is.
+        Some(right) => {
+            unread.vague && read.get(Table::BLOBS, key).ok().flatten().is_some_and(|is| links(&is) > links(right))
+        }
+    };
     compare(
         read,
         Table::BLOBS,
         counts.into_iter().map(|(digest, blob)| Ok((digest.to_string().into_bytes(), codec::encode("blob", &blob)?))),
         "the count of a blob's links",
+        &stays,
         wrong,
     )?;
-    Ok(links)
+    Ok(There { keys, unread })
+}
+
+fn unlinked(blob: Blob) -> Blob {
+    Blob { links: 0, ..blob }
 }
 
 /// What is held is held by a lease that is there, or by the hand that made it, and that is there as long as it stands. A
 /// lease may hold what isn't there yet.
-fn held(
-    read: &dyn Read,
-    found: &mut Findings,
-    wrong: &mut Vec<Wrong>,
-    links: &BTreeSet<String>,
-    snapshots: &BTreeSet<String>,
-) -> Result<()> {
-    let mut there = BTreeSet::new();
-    each::<Lease>(read, found, &mut |key, _| {
-        there.insert(key.join("\0"));
+fn held(read: &dyn Read, found: &mut Findings, wrong: &mut Vec<Wrong>, links: &There, snapshots: &There) -> Result<()> {
+    let mut keys = BTreeSet::new();
+    let unread = each::<Lease>(read, found, &mut |key, _| {
+        keys.insert(key.join("\0"));
     })?;
+    let leases = There { keys, unread };
     scan(read, Table::HELD, b"", None, &mut |key, _| {
         let row = codec::parts(key).and_then(|parts| Ok((parts[0], leases::read_held(key)?)));
         let (ns, (lease, resource)) = match row {
@@ -181,12 +247,12 @@ fn held(
             }
         };
         let what = match (lease, &resource) {
-            ("", Resource::Content(digest)) if !links.contains(&format!("{ns}\0{digest}")) => "what was made by hand",
-            ("", Resource::Snapshot { driver, key }) if !snapshots.contains(&format!("{ns}\0{driver}\0{key}")) => {
+            ("", Resource::Content(digest)) if !links.has(&format!("{ns}\0{digest}")) => "what was made by hand",
+            ("", Resource::Snapshot { driver, key }) if !snapshots.has(&format!("{ns}\0{driver}\0{key}")) => {
                 "what was made by hand"
             }
             ("", _) => return Ok(ControlFlow::Continue(())),
-            (lease, _) if !there.contains(&format!("{ns}\0{lease}")) => "what a lease holds",
+            (lease, _) if !leases.has(&format!("{ns}\0{lease}")) => "what a lease holds",
             _ => return Ok(ControlFlow::Continue(())),
         };
         wrong.push(Wrong { table: Table::HELD, key: key.to_vec(), right: None, what: format!("{what} is of nothing") });
@@ -194,65 +260,118 @@ fn held(
     })
 }
 
+/// Whether a row stays that isn't as the records that can be read have it, since it may be of one that can't: its key, and what
+/// it should hold, if anything is known to be of it.
+type Stays<'a> = &'a dyn Fn(&[u8], Option<&[u8]>) -> bool;
+
 /// Compares a table with what it should hold.
 fn compare(
     read: &dyn Read,
     table: Table,
     right: impl Iterator<Item = Result<(Vec<u8>, Vec<u8>)>>,
     what: &str,
+    stays: Stays<'_>,
     wrong: &mut Vec<Wrong>,
 ) -> Result<()> {
     let mut there = raw(read, table)?;
     for row in right {
         let (key, value) = row?;
-        if there.remove(&key).as_ref() != Some(&value) {
+        let is = there.remove(&key);
+        if is.as_ref() != Some(&value) && !(is.is_some() && stays(&key, Some(&value))) {
             wrong.push(Wrong { table, key, right: Some(value), what: format!("{what} is wrong") });
         }
     }
-    let beyond = there.into_keys().map(|key| Wrong { table, key, right: None, what: format!("{what} is of nothing") });
-    wrong.extend(beyond);
+    let beyond = there.into_keys().filter(|key| !stays(key, None));
+    wrong.extend(beyond.map(|key| Wrong { table, key, right: None, what: format!("{what} is of nothing") }));
     Ok(())
 }
 
-/// Directories are counted, children listed, and a layer is what a snapshot shares. Gives the keys of all.
-fn snapshots(read: &dyn Read, found: &mut Findings, wrong: &mut Vec<Wrong>) -> Result<BTreeSet<String>> {
+/// Directories are counted, children listed, and a layer is what a snapshot shares. Gives the snapshots.
+fn snapshots(read: &dyn Read, found: &mut Findings, wrong: &mut Vec<Wrong>) -> Result<There> {
     let mut all = Vec::new();
-    each::<Snapshot>(read, found, &mut |key, snapshot| all.push((key[0].to_owned(), snapshot)))?;
+    let unread = each::<Snapshot>(read, found, &mut |key, snapshot| all.push((key[0].to_owned(), snapshot)))?;
     let key = |ns: &str, driver: &str, key: &str| [ns, driver, key].join("\0");
     let kinds: BTreeMap<String, Kind> =
         all.iter().map(|(ns, one)| (key(ns, &one.driver, &one.key), one.kind)).collect();
     let mut dirs: BTreeMap<Vec<u8>, u64> = BTreeMap::new();
     let mut children = BTreeSet::new();
     let mut shared = BTreeSet::new();
+    let mut parents = BTreeMap::new();
     for (ns, one) in &all {
         *dirs.entry(super::snapshots::dir_key(&one.driver, one.dir)).or_default() += 1;
         shared.extend(one.layer.as_ref().map(|chain| (one.driver.clone(), chain.clone(), one.dir)));
         let Some(parent) = &one.parent else { continue };
         children.insert(codec::key(&[ns, &one.driver, parent, &one.key]));
-        if kinds.get(&key(ns, &one.driver, parent)) != Some(&Kind::Committed) {
+        let below = key(ns, &one.driver, parent);
+        if kinds.get(&below) != Some(&Kind::Committed) && !unread.has(&below) {
             let why = format!("what it lies on, {parent}, is not there or not committed: remove it");
             found.add(Fault::RecordMissing, format!("snapshot/{ns}/{}/{}", one.driver, one.key), why, false);
         }
+        parents.insert(key(ns, &one.driver, &one.key), below);
     }
+    for one in circles(&parents) {
+        let why = "lies on itself: it can be neither used nor removed, and nothing collects it";
+        found.add(Fault::RecordMissing, format!("snapshot/{}", named(one.as_bytes())), why, false);
+    }
+    // Which directory one of them has, and what it shares, nobody can tell: there may be more of its driver than are known of.
+    let drivers = unread.seconds();
+    let of_driver = |driver: &str| unread.vague || drivers.contains(driver);
+    let of_key = |key: &[u8]| codec::parts(key).is_ok_and(|parts| of_driver(parts[0]));
     let counted = dirs.into_iter().map(|(key, count)| Ok((key, count.to_be_bytes().to_vec())));
-    compare(read, Table::DIRS, counted, "the count of a directory's snapshots", wrong)?;
+    let stays = |key: &[u8], right: Option<&[u8]>| {
+        let is = || read.get(Table::DIRS, key).ok().flatten().and_then(|is| codec::number(&is).ok());
+        let known = right.and_then(|right| codec::number(right).ok()).unwrap_or(0);
+        of_key(key) && is().is_none_or(|is| is > known)
+    };
+    compare(read, Table::DIRS, counted, "the count of a directory's snapshots", &stays, wrong)?;
     let listed = children.into_iter().map(|key| Ok((key, Vec::new())));
-    compare(read, Table::CHILDREN, listed, "the list of a snapshot's children", wrong)?;
+    // Whose child it is, its own row would say.
+    let stays = |key: &[u8], _: Option<&[u8]>| match codec::parts(key).as_deref() {
+        Ok([ns, driver, _, child]) => unread.has(&[*ns, *driver, *child].join("\0")),
+        _ => false,
+    };
+    compare(read, Table::CHILDREN, listed, "the list of a snapshot's children", &stays, wrong)?;
     let mut layers = BTreeSet::new();
-    each::<Layer>(read, found, &mut |key, layer| {
+    let unread_layers = each::<Layer>(read, found, &mut |key, layer| {
         let driver = key[0].to_owned();
-        if !shared.contains(&(driver.clone(), layer.chain.clone(), layer.dir)) {
+        if !shared.contains(&(driver.clone(), layer.chain.clone(), layer.dir)) && !of_driver(&driver) {
             let key = codec::key(key);
             wrong.push(Wrong { table: Table::LAYERS, key, right: None, what: "a layer has no snapshot".into() });
         }
         layers.insert((driver, layer.chain, layer.dir));
     })?;
     for (driver, chain, dir) in shared.difference(&layers) {
+        if unread_layers.has(&format!("{driver}\0{chain}")) {
+            continue;
+        }
         let why =
             format!("the layer that snapshots share in directory {dir} has no record: remove them and unpack again");
         found.add(Fault::RecordMissing, format!("layer/{driver}/{chain}"), why, false);
     }
-    Ok(kinds.into_keys().collect())
+    Ok(There { keys: kinds.into_keys().collect(), unread })
+}
+
+/// What comes back to itself, of what lies on something. No write makes such; damage may.
+fn circles(parents: &BTreeMap<String, String>) -> BTreeSet<&str> {
+    let (mut past, mut round) = (BTreeSet::new(), BTreeSet::new());
+    for first in parents.keys() {
+        let (mut path, mut next) = (Vec::new(), first.as_str());
+        while past.insert(next) {
+            path.push(next);
+            match parents.get(next) {
+                Some(parent) => next = parent,
+                None => break,
+            }
+        }
+        // Where it ends is on its own way, or on that of one before it, or lies on nothing.
+        round.extend(
+            path.iter()
+                .position(|one| *one == next)
+                .filter(|_| parents.contains_key(next))
+                .map_or(&[][..], |at| &path[at..]),
+        );
+    }
+    round
 }
 
 /// Takes a blob whose bytes are gone from every namespace.

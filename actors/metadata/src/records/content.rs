@@ -37,6 +37,9 @@ pub struct Blob {
     pub size: u64,
     /// How many namespaces link it; a blob without a link has no row.
     pub links: u64,
+    /// Its file was found to have other bytes than its digest says, and is yet to be replaced.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub altered: bool,
 }
 
 impl Record for Link {
@@ -47,6 +50,13 @@ impl Record for Link {
 impl Record for Blob {
     const TABLE: Table = Table::BLOBS;
     const KIND: &'static str = "blob";
+}
+
+impl Blob {
+    /// What a link says of it, which isn't counted.
+    pub(crate) fn of(link: &Link) -> Blob {
+        Blob { digest: link.digest.clone(), size: link.size, links: 0, altered: false }
+    }
 }
 
 impl Link {
@@ -100,7 +110,7 @@ pub fn is_counted(read: &dyn Read, digest: &Digest) -> Result<bool> {
 
 /// As its row counts the links of a blob, or where that can't be read as they are counted anew.
 fn counted(read: &dyn Read, link: &Link) -> Result<Blob> {
-    let mut fresh = Blob { digest: link.digest.clone(), size: link.size, links: 0 };
+    let mut fresh = Blob::of(link);
     match super::readable(blob(read, &link.digest))? {
         Some(found) => Ok(found.unwrap_or(fresh)),
         None => {
@@ -174,8 +184,11 @@ pub fn set_scrubbed(tx: &mut Tx<'_>) -> Result<()> {
     tx.put(Table::META, SCRUBBED, &now)
 }
 
-/// Tells every namespace that has a blob that its bytes are not what they were.
+/// Notes that a blob's bytes are not what they were, and tells every namespace that has it, unless that is known.
 pub fn damaged(tx: &mut Tx<'_>, digest: &Digest) -> Result<()> {
+    if !mark(tx, digest, true)? {
+        return Ok(());
+    }
     for ns in namespaces::names(tx)? {
         if exists(tx, &ns, digest)? {
             let payload = serde_json::json!({ "digest": digest });
@@ -185,19 +198,48 @@ pub fn damaged(tx: &mut Tx<'_>, digest: &Digest) -> Result<()> {
     Ok(())
 }
 
+/// Its file is another one by now, or was read again and is what it should be.
+pub fn mended(tx: &mut Tx<'_>, digest: &Digest) -> Result<()> {
+    mark(tx, digest, false).map(drop)
+}
+
+/// Whether that is news.
+fn mark(tx: &mut Tx<'_>, digest: &Digest, altered: bool) -> Result<bool> {
+    let blob = super::readable(blob(tx, digest))?.flatten();
+    let Some(blob) = blob.filter(|blob| blob.altered != altered) else { return Ok(false) };
+    super::save(tx, digest.to_string().as_bytes(), &Blob { altered, ..blob })?;
+    Ok(true)
+}
+
 /// Removes a link. `true`: it was the last one, and the file may be removed after the commit (and a re-check).
 pub fn delete(tx: &mut Tx<'_>, ns: &Namespace, digest: &Digest) -> Result<bool> {
     get(tx, ns, digest)?;
     tx.remove(Table::CONTENT, &key(ns, digest))?;
     leases::let_go(tx, ns, &Resource::Content(digest.clone()))?;
     let id = digest.to_string();
-    let links = blob(tx, digest)?.map_or(0, |blob| blob.links);
-    if links > 1 {
-        let size = blob(tx, digest)?.map_or(0, |blob| blob.size);
-        super::save(tx, id.as_bytes(), &Blob { digest: digest.clone(), size, links: links - 1 })?;
-    } else {
-        tx.remove(Table::BLOBS, id.as_bytes())?;
-    }
+    let last = match super::readable(blob(tx, digest))?.flatten() {
+        Some(blob) if blob.links > 1 => {
+            super::save(tx, id.as_bytes(), &Blob { links: blob.links - 1, ..blob })?;
+            false
+        }
+        Some(_) => tx.remove(Table::BLOBS, id.as_bytes())?,
+        // Nobody counted, or nobody can read it: what others link is theirs all the same.
+        None if is_linked(tx, digest)? => false,
+        None => {
+            tx.remove(Table::BLOBS, id.as_bytes())?;
+            true
+        }
+    };
     events::emit(tx, Event::new(ns, "/content/delete", serde_json::json!({ "digest": digest })))?;
-    Ok(links <= 1)
+    Ok(last)
+}
+
+/// Whether any namespace links a blob, by what there is of links.
+fn is_linked(read: &dyn Read, digest: &Digest) -> Result<bool> {
+    for space in super::spaces(read, Table::CONTENT)? {
+        if read.get(Table::CONTENT, &[&space[..], digest.to_string().as_bytes()].join(&0))?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }

@@ -23,7 +23,7 @@ pub mod snapshots;
 pub mod tasks;
 mod unreadable;
 
-use std::ops::ControlFlow;
+use std::ops::{Bound, ControlFlow};
 
 use cofferdam_types::{Error, Labels, Result, validate_labels};
 use serde::{Serialize, de::DeserializeOwned};
@@ -107,6 +107,20 @@ pub(crate) fn keys(read: &dyn Read, table: Table, prefix: &[u8]) -> Result<Vec<V
         Ok(ControlFlow::Continue(()))
     })?;
     Ok(keys)
+}
+
+/// The first parts of a table's keys: the namespaces that its rows lie in, whether they have a record or not. It looks once at each.
+pub(crate) fn spaces(read: &dyn Read, table: Table) -> Result<Vec<Vec<u8>>> {
+    let (mut spaces, mut from) = (Vec::new(), Some(Vec::new()));
+    while let Some(next) = from.take() {
+        read.range(table, Bound::Included(&next), Bound::Unbounded, &mut |key, _| {
+            let space = key.split(|byte| *byte == 0).next().unwrap_or_default();
+            from = codec::after_prefix(&[space, &[0]].concat());
+            spaces.push(space.to_vec());
+            Ok(ControlFlow::Break(()))
+        })?;
+    }
+    Ok(spaces)
 }
 
 /// Labels as they are stored: none empty, none too long.

@@ -161,10 +161,16 @@ fn unlink_layers(tx: &mut Tx<'_>, name: &Namespace) -> Result<Vec<Removed>> {
     }
     let parents: HashMap<(String, Name), Option<Name>> =
         links.iter().map(|link| ((link.driver.clone(), link.key.clone()), link.parent.clone())).collect();
+    // No link lies on more than there are, unless damage has them lie on each other in a circle.
+    let most = links.len();
     let depth = |link: &Snapshot| {
         let above = |key: &Name| parents.get(&(link.driver.clone(), key.clone())).cloned().flatten();
-        std::iter::successors(link.parent.clone(), above).count()
+        std::iter::successors(link.parent.clone(), above).take(most + 1).count()
     };
+    if let Some(round) = links.iter().find(|link| depth(link) > most) {
+        let why = format!("lies on itself, and can't go with namespace {name}: meta.redb is damaged");
+        return Err(Error::data_loss("snapshot", &round.key, why));
+    }
     // What lies on another goes before that.
     links.sort_by_cached_key(|link| std::cmp::Reverse(depth(link)));
     links.iter().map(|link| snapshots::delete(tx, name, &link.driver, &link.key)).collect()

@@ -188,9 +188,10 @@ pub fn dirs(read: &dyn Read, driver: &str) -> Result<BTreeSet<u64>> {
     Ok(dirs)
 }
 
-/// Gives `each` the snapshots of a driver that can be read, of every namespace that has a row.
+/// Gives `each` the snapshots of a driver that can be read, whether or not their namespace has a row.
 pub fn visit(read: &dyn Read, driver: &str, each: &mut dyn FnMut(&Namespace, Snapshot) -> Result<()>) -> Result<()> {
-    for ns in namespaces::names(read)? {
+    let spaces = super::spaces(read, Table::SNAPSHOTS)?.into_iter();
+    for ns in spaces.filter_map(|space| Namespace::new(String::from_utf8(space).ok()?).ok()) {
         scan(read, Table::SNAPSHOTS, &codec::prefix(&[&ns, driver]), None, &mut |key, row| {
             if let Some(snapshot) = super::readable(codec::decode(Snapshot::KIND, key, row))? {
                 each(&ns, snapshot)?;
@@ -260,12 +261,29 @@ pub fn create(tx: &mut Tx<'_>, ns: &Namespace, mut snapshot: Snapshot) -> Result
 
 /// So many records more refer to a directory. Gives how many do.
 pub(super) fn refer(tx: &mut Tx<'_>, driver: &str, dir: u64, more: i64) -> Result<u64> {
-    let references = dir_references(tx, driver, dir)?.saturating_add_signed(more);
+    let references = match tx.get(Table::DIRS, &dir_key(driver, dir))? {
+        Some(bytes) => codec::number(&bytes)?.saturating_add_signed(more),
+        None if more > 0 => more.unsigned_abs(),
+        // Nobody counted: what others show is theirs all the same.
+        None => counted(tx, driver, dir)?,
+    };
     match references {
         0 => drop(tx.remove(Table::DIRS, &dir_key(driver, dir))?),
         _ => tx.put(Table::DIRS, &dir_key(driver, dir), &references.to_be_bytes())?,
     }
     Ok(references)
+}
+
+/// How many snapshots of a driver show a directory. One that can't be read may be another.
+fn counted(read: &dyn Read, driver: &str, dir: u64) -> Result<u64> {
+    let mut count = 0;
+    super::visit_all(read, b"", &mut |key, snapshot: Result<Snapshot>| {
+        count += u64::from(match snapshot {
+            Ok(snapshot) => snapshot.driver == driver && snapshot.dir == dir,
+            Err(_) => codec::parts(key).map_or(true, |parts| parts.get(1) == Some(&driver)),
+        });
+    })?;
+    Ok(count)
 }
 
 /// Puts a snapshot on another parent, which shows the same.

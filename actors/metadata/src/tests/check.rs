@@ -1,11 +1,15 @@
 //! Records that contradict each other are found, and what can be made anew is.
 
+use std::ops::ControlFlow;
+
 use cofferdam_types::Fault;
 
 use super::*;
 use crate::{
+    Read, codec,
+    graph::{Graph, Sweep},
     records::{
-        check, content,
+        check, containers, content, layers, namespaces,
         snapshots::{self, Kind, Snapshot},
     },
     table::Table,
@@ -108,4 +112,182 @@ fn the_spec_of_a_container_that_cant_be_read_stays() {
     let left = store.write(check::mend).unwrap();
     assert_eq!(left.iter().map(|finding| finding.fault).collect::<Vec<_>>(), [Fault::RecordUnreadable]);
     assert!(crate::Read::get(&store.view(), Table::SPECS, b"default\0box").unwrap().is_some());
+}
+
+/// All that is counted, listed and held.
+fn indices(store: &Fixture) -> Vec<(Table, Vec<u8>, Vec<u8>)> {
+    let mut rows = Vec::new();
+    for table in
+        [Table::BLOBS, Table::DIRS, Table::CHILDREN, Table::LAYERS, Table::HELD, Table::SPECS, Table::TRANSIENT]
+    {
+        crate::table::scan(&store.view(), table, b"", None, &mut |key, value| {
+            rows.push((table, key.to_vec(), value.to_vec()));
+            Ok(ControlFlow::Continue(()))
+        })
+        .unwrap();
+    }
+    rows
+}
+
+/// A namespace of each kind of record that something is counted, listed or held for, and another one that shares.
+fn shared() -> Fixture {
+    let mut store = filled();
+    let other = Namespace::new("other").unwrap();
+    let fill = move |tx: &mut Tx<'_>| {
+        namespaces::create(tx, &other, &labels(""))?;
+        content::create(tx, &other, content::Link::new(digest("a"), 1))?;
+        let layer = layers::Layer {
+            chain: digest("c"),
+            parent: None,
+            dir: 7,
+            detached: true,
+            usage: Default::default(),
+            created: Default::default(),
+        };
+        layers::create(tx, "overlay", layer)?;
+        layers::link(tx, &default(), "overlay", &digest("c"), &labels(""))?;
+        layers::link(tx, &other, "overlay", &digest("c"), &labels(""))?;
+        let on_it = Snapshot::new("overlay", name("box"), Kind::Active, Some(name(&digest("c").to_string())), 8);
+        snapshots::create(tx, &default(), on_it)?;
+        let spec = cofferdam_types::Any { type_url: "types.example/spec".into(), value: b"{}".to_vec() };
+        let mut container = containers::Container::new(id("box"), "native", spec);
+        (container.driver, container.snapshot_key) = ("overlay".into(), Some(name("box")));
+        container.transient = true;
+        containers::create(tx, &default(), container).map(drop)
+    };
+    store.write_as(&Authority::system().by_hand(), fill).unwrap();
+    assert_eq!(check::all(&store.view()).unwrap(), []);
+    store
+}
+
+/// What a row is of that can't be read isn't known to be of nothing: else a repair would take the file of a blob, what a lease
+/// holds, or a tree that others share.
+#[test]
+fn what_is_of_a_row_that_cant_be_read_stays() {
+    let layer = digest("c").to_string();
+    let spoils = [
+        (Table::CONTENT, vec!["default", DIGEST_A]),
+        (Table::CONTENT, vec!["other", DIGEST_A]),
+        (Table::LEASES, vec!["default", "lease"]),
+        (Table::SNAPSHOTS, vec!["default", "overlay", "done"]),
+        (Table::SNAPSHOTS, vec!["default", "overlay", "top"]),
+        (Table::SNAPSHOTS, vec!["default", "overlay", &layer]),
+        (Table::SNAPSHOTS, vec!["other", "overlay", &layer]),
+        (Table::SNAPSHOTS, vec!["default", "overlay", "box"]),
+        (Table::CONTAINERS, vec!["default", "box"]),
+    ];
+    assert_eq!(digest("a").to_string(), DIGEST_A);
+    for (table, parts) in spoils {
+        let mut store = shared();
+        let (before, key) = (indices(&store), codec::key(&parts));
+        store.write(move |tx| tx.put(table, &key, b"\xff")).unwrap();
+        let told = store.write(check::mend).unwrap();
+        let faults: Vec<_> = told.iter().map(|finding| finding.fault).collect();
+        assert_eq!(faults, [Fault::RecordUnreadable], "{parts:?}: {told:?}");
+        assert_eq!(indices(&store), before, "{parts:?}");
+    }
+    // Both links of a blob, and both snapshots of a layer: nothing that can be read speaks of either.
+    let mut store = shared();
+    let before = indices(&store);
+    store
+        .write(move |tx| {
+            for ns in ["default", "other"] {
+                tx.put(Table::CONTENT, &codec::key(&[ns, DIGEST_A]), b"\xff")?;
+                tx.put(Table::SNAPSHOTS, &codec::key(&[ns, "overlay", &layer]), b"\xff")?;
+            }
+            Ok(())
+        })
+        .unwrap();
+    store.write(check::mend).unwrap();
+    assert_eq!(indices(&store), before);
+    // Of a row whose key can't be read either anything may be.
+    for table in [Table::CONTENT, Table::SNAPSHOTS, Table::LEASES] {
+        let mut store = shared();
+        let before = indices(&store);
+        let gone = move |tx: &mut Tx<'_>| {
+            let key = super::super::records::keys(tx, table, b"")?.remove(0);
+            tx.remove(table, &key)?;
+            tx.put(table, b"\xff\xfe", b"\xff")
+        };
+        store.write(gone).unwrap();
+        store.write(check::mend).unwrap();
+        let after = indices(&store);
+        assert!(before.iter().all(|row| row.0 == Table::CHILDREN || after.contains(row)), "{table:?}: {after:?}");
+    }
+}
+
+const DIGEST_A: &str = "sha256:ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb";
+
+/// A count that is too low is raised to what can be seen, also where more may be unseen.
+#[test]
+fn a_count_is_never_lower_than_what_can_be_read_of_it() {
+    let mut store = shared();
+    let other = codec::key(&["other", DIGEST_A]);
+    store
+        .write(move |tx| {
+            tx.put(Table::CONTENT, &other, b"\xff")?;
+            tx.remove(Table::BLOBS, DIGEST_A.as_bytes())?;
+            let layer = digest("c").to_string();
+            tx.put(Table::SNAPSHOTS, &codec::key(&["other", "overlay", &layer]), b"\xff")?;
+            tx.remove(Table::DIRS, &snapshots::dir_key("overlay", 7)).map(drop)
+        })
+        .unwrap();
+    store.write(check::mend).unwrap();
+    let view = store.view();
+    assert_eq!(content::blob(&view, &digest("a")).unwrap().unwrap().links, 2, "the keys say of which blob links are");
+    assert_eq!(snapshots::dir_references(&view, "overlay", 7).unwrap(), 1);
+}
+
+/// A blob that nobody counted is the last one's only if nobody else links it.
+#[test]
+fn what_others_link_is_theirs_though_nobody_counted_it() {
+    let mut store = shared();
+    store.write(|tx| tx.remove(Table::BLOBS, DIGEST_A.as_bytes()).map(drop)).unwrap();
+    assert!(!store.write(|tx| content::delete(tx, &default(), &digest("a"))).unwrap(), "the other one has it");
+    assert!(store.write(|tx| content::delete(tx, &Namespace::new("other")?, &digest("a"))).unwrap());
+    // So with the directory of a layer.
+    let layer = digest("c").to_string();
+    let gone = |ns: &'static str| {
+        let layer = layer.clone();
+        move |tx: &mut Tx<'_>| snapshots::delete(tx, &Namespace::new(ns)?, "overlay", &layer)
+    };
+    store.write(|tx| containers::delete(tx, &default(), "box")).unwrap();
+    store.write(|tx| snapshots::delete(tx, &default(), "overlay", "box")).unwrap();
+    store.write(|tx| tx.remove(Table::DIRS, &snapshots::dir_key("overlay", 7)).map(drop)).unwrap();
+    assert!(!store.write(gone("other")).unwrap().unreferenced);
+    assert!(store.write(gone("default")).unwrap().unreferenced);
+}
+
+#[test]
+fn what_lies_on_itself_is_told_and_ends_nothing() {
+    let mut store = shared();
+    let other = Namespace::new("other").unwrap();
+    let round = move |tx: &mut Tx<'_>| {
+        for (key, parent) in [("a", "b"), ("b", "a"), ("self", "self")] {
+            let mut one = Snapshot::new("overlay", name(key), Kind::Committed, Some(name(parent)), 20);
+            one.layer = Some(digest("c"));
+            codec::encode("snapshot", &one).and_then(|row| {
+                tx.put(Table::SNAPSHOTS, &codec::key(&["other", "overlay", key]), &row)?;
+                tx.put(Table::CHILDREN, &codec::key(&["other", "overlay", parent, key]), b"")
+            })?;
+        }
+        Ok(())
+    };
+    store.write(round).unwrap();
+    store.write(check::mend).unwrap();
+    let told = check::all(&store.view()).unwrap();
+    let round: Vec<_> = told.iter().filter(|one| one.message.contains("lies on itself")).map(|one| &*one.id).collect();
+    let id = |key: &str| format!("snapshot/other/overlay/{key}");
+    assert_eq!(round, [id("a"), id("b"), id("self")]);
+    let gone = other.clone();
+    code(store.write(move |tx| namespaces::delete(tx, &gone)), Code::DataLoss);
+    // The collector leaves them, and takes what else there is.
+    let collection = store.write(|tx| Ok(tx.spared().begin())).unwrap();
+    let graph = Graph::read(&store.view(), &other, cofferdam_types::Timestamp::now()).unwrap();
+    let sweep = Sweep::new(collection, other.clone(), &graph);
+    store.write(|tx| content::create(tx, &default(), content::Link::new(digest("y"), 1))).unwrap();
+    let swept = store.write(move |tx| sweep.slice(tx, usize::MAX)).unwrap();
+    assert!(swept.snapshots.is_empty(), "{:?}", swept.removed);
+    assert!(graph.garbage().len() >= 3, "they are candidates");
+    assert!(store.view().get(Table::SNAPSHOTS, b"other\0overlay\0self").unwrap().is_some());
 }

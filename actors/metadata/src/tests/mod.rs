@@ -13,6 +13,7 @@ mod rebuild;
 mod records;
 mod replace;
 mod snapshots;
+mod spoiled;
 mod store;
 mod unreadable;
 

@@ -231,3 +231,26 @@ fn a_tree_that_a_client_commits_stays_private() {
     let linked = f.write(move |tx| layers::link(tx, &default(), DRIVER, &chain, &labels(""))).unwrap();
     assert_eq!(linked, own);
 }
+
+/// What a namespace without a row has is known all the same: a sweep that didn't find it would take it for nobody's.
+#[test]
+fn the_snapshots_of_a_namespace_that_lost_its_row_are_found() {
+    let mut f = Fixture::new();
+    f.write(|tx| {
+        let other = Namespace::new("other")?;
+        crate::records::namespaces::create(tx, &other, &labels(""))?;
+        for (n, ns) in [default(), other].iter().enumerate() {
+            snapshots::create(tx, ns, Snapshot::new("overlay", name("own"), Kind::Active, None, n as u64 + 1))?;
+            snapshots::create(tx, ns, Snapshot::new("native", name("own"), Kind::Active, None, n as u64 + 1))?;
+        }
+        tx.remove(crate::Table::NAMESPACES, b"other").map(drop)
+    })
+    .unwrap();
+    let mut found = Vec::new();
+    snapshots::visit(&f.view(), "overlay", &mut |ns, one| {
+        found.push((ns.to_string(), one.dir));
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(found, [("default".to_owned(), 1), ("other".to_owned(), 2)]);
+}

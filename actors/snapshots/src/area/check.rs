@@ -31,13 +31,25 @@ impl Area {
         let mut lost = Vec::new();
         for (id, record) in known {
             // A directory comes before its record and goes after it: gone, it is missing only if the record is still there.
-            let fine = matches!(record, Known::Nothing | Known::Kept) || self.tree(id).is_ok();
-            if fine || lock(&self.live).contains(&id) || !(self.referenced)(id)? || self.tree(id).is_ok() {
+            let fine = matches!(record, Known::Nothing | Known::Kept) || self.is_there(id);
+            if fine || lock(&self.live).contains(&id) || !(self.referenced)(id)? {
                 continue;
             }
-            let Known::Scratch(parent) = record else {
-                lost.push(id);
-                continue;
+            let parent = match (self.look(id), record) {
+                (Found::There, _) => continue,
+                (Found::Closed(error), record) => {
+                    let again = repair && record == Known::Content;
+                    let shown = again && self.settle(id, true).is_ok() && self.is_there(id);
+                    let then = if shown { "by now it can" } else { "it stays as it is" };
+                    let what = format!("its tree can't be opened, and may be whole: {error}: {then}");
+                    found.add(Fault::SnapshotUnreadable, format!("snapshot/{driver}/{id}"), what, shown);
+                    continue;
+                }
+                (Found::Gone, Known::Scratch(parent)) => parent,
+                (Found::Gone, Known::Content | Known::Nothing | Known::Kept) => {
+                    lost.push(id);
+                    continue;
+                }
             };
             let (made, then) = match repair.then(|| self.restore(id, parent)) {
                 Some(Ok(_)) => (true, "it was made again".to_owned()),
@@ -100,7 +112,19 @@ mod tests {
         assert_eq!(check(false), [(Fault::SnapshotUnrecorded, false), (Fault::SnapshotMissing, false)]);
         assert_eq!(check(true), [(Fault::SnapshotUnrecorded, true), (Fault::SnapshotMissing, true)]);
         assert_eq!(check(false), []);
-        assert!(!base.join("7").exists() && base.join("900/fs").exists());
+        // What isn't a directory by now can't be opened, and is neither gone nor to be replaced.
+        fs::remove_dir_all(base.join("900/fs")).unwrap();
+        fs::create_dir_all(base.join("901")).unwrap();
+        for id in [900, 901] {
+            fs::write(base.join(format!("{id}/fs")), "whose?").unwrap();
+        }
+        let mut found = Findings::default();
+        let known = [(900, Known::Scratch(None)), (901, Known::Content)];
+        let lost = area.check(|| Ok(BTreeMap::from(known)), true, &mut found).unwrap();
+        let told: Vec<_> = found.done().into_iter().map(|one| (one.fault, one.repaired)).collect();
+        assert_eq!((lost, told), (vec![], vec![(Fault::SnapshotUnreadable, false); 2]));
+        assert!(base.join("900/fs").is_file() && base.join("901/fs").is_file());
+        assert!(!base.join("7").exists() && base.join("900/work").exists());
         assert!(base.join(held.id().to_string()).exists());
     }
 }

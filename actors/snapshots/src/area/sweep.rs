@@ -9,7 +9,7 @@ use nix::{
     sys::stat::{Mode, mkdirat},
 };
 
-use super::{Area, Known, lock, make_scratch, name, numbers, sync};
+use super::{Area, Found, Known, lock, make_scratch, name, numbers, sync};
 use crate::walk::{names, open_dir};
 
 /// So many are told of one by one.
@@ -28,6 +28,15 @@ impl Area {
         let old = |id: &u64| !self.is_new(*id) && !live.contains(id);
         let mut told = 0..TOLD;
         for id in found.iter().filter(|id| old(id) && !known.contains_key(id)) {
+            // What is counted is somebody's, though nobody is found who says so.
+            if (self.referenced)(*id).unwrap_or(true) {
+                tracing::error!(
+                    driver,
+                    id,
+                    "a directory stays: snapshots are counted for it, and none is found that has it"
+                );
+                continue;
+            }
             if told.next().is_some() {
                 tracing::info!(driver, id, "a directory without a record goes to the trash");
             }
@@ -50,7 +59,13 @@ impl Area {
             }
             match record {
                 Known::Nothing | Known::Kept => {}
-                Known::Content => lost.push(id),
+                Known::Content => match self.look(id) {
+                    Found::There => {}
+                    Found::Gone => lost.push(id),
+                    Found::Closed(error) => {
+                        tracing::error!(driver, id, %error, "the tree of a committed snapshot can't be opened; it stays");
+                    }
+                },
                 Known::Scratch(parent) => {
                     let restored = self.restore(id, parent);
                     // On a full disk, or one that fails, the others start all the same; and this one when there is room.
@@ -86,7 +101,14 @@ impl Area {
         }
         let driver = self.driver.name();
         tracing::info!(driver, id, "an active snapshot lost its directory: made again, empty");
-        let lost = parent.filter(|parent| !self.is_there(*parent));
+        let lost = match parent.map(|parent| (parent, self.look(parent))) {
+            None | Some((_, Found::There)) => None,
+            Some((parent, Found::Gone)) => Some(parent),
+            // Empty, it would lack for good what is in a parent that can be opened again later.
+            Some((parent, Found::Closed(error))) => {
+                return Err(error.context(format!("the tree of its parent, {parent}, can't be opened")));
+            }
+        };
         if let Some(lost) = lost {
             // That is reported by itself and must not keep this one from starting.
             tracing::error!(driver, id, lost, "the tree of its parent is lost: it can't be filled from that");
@@ -255,6 +277,17 @@ mod tests {
         fs::rename(base.join("2/fs"), base.join("2/mine")).unwrap();
         whole.restore(2, Some(1)).unwrap();
         assert_eq!(entries(&base.join("2")), ["fs", "mine"]);
+        // One whose parent can't be opened waits: what is in that is not lost.
+        fs::remove_dir_all(base.join("2")).unwrap();
+        fs::rename(base.join("1/fs"), base.join("1/whole")).unwrap();
+        fs::write(base.join("1/fs"), "no directory").unwrap();
+        whole.restore(2, Some(1)).unwrap_err();
+        assert!(whole.sweep(known).unwrap().is_empty(), "nor is it told to be");
+        assert!(!base.join("2/fs").exists());
+        fs::remove_file(base.join("1/fs")).unwrap();
+        fs::rename(base.join("1/whole"), base.join("1/fs")).unwrap();
+        whole.restore(2, Some(1)).unwrap();
+        assert_eq!(entries(&base.join("2/fs")), ["a", "b"]);
         // One whose parent is lost begins empty.
         fs::remove_dir_all(base.join("2")).unwrap();
         whole.restore(2, Some(77)).unwrap();

@@ -12,7 +12,7 @@ use std::{
 };
 
 use cofferdam_sys::mountinfo;
-use cofferdam_types::{Algorithm, Authority, Digest, Labels};
+use cofferdam_types::{Algorithm, Authority, Digest, Fault, Labels};
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
@@ -168,6 +168,47 @@ fn a_layer_that_is_not_mounted_is_missing_and_not_empty() {
         for key in ["before", "alone", "new"] {
             assert!(opened(&world, key).is_err(), "{key}");
         }
+        world.kernel.stop().await;
+    });
+}
+
+/// What can't be mounted is not gone: a repair that took it for that would throw away what is whole.
+#[test]
+fn a_layer_that_cannot_be_mounted_is_told_and_its_image_stays() {
+    run(async {
+        let mut world = World::start().await;
+        let suite = Suite { world: &world, driver: ON };
+        suite.layer("low", None, |m| m.write("f", "low")).await;
+        suite.layer("high", Some("low"), |m| m.write("g", "high")).await;
+        let dirs = ["low", "high"].map(|key| own(&world, ON, suite.stat(key).unwrap().dir));
+        for dir in &dirs {
+            umount2(&dir.join("layer"), MntFlags::MNT_DETACH).unwrap();
+            fs::rename(dir.join("image"), dir.join("whole")).unwrap();
+            fs::write(dir.join("image"), "no image that this kernel knows").unwrap();
+        }
+        world = world.restart().await;
+        for repair in [false, true] {
+            let told = world.snapshots.check(repair).await.unwrap();
+            let faults: Vec<_> = told.iter().map(|one| (one.fault, one.repaired)).collect();
+            assert_eq!(faults, [(Fault::SnapshotUnreadable, false); 2], "{told:?}");
+            assert!(dirs.iter().all(|dir| dir.join("image").exists()));
+            assert!(["low", "high"].iter().all(|key| Suite { world: &world, driver: ON }.stat(key).is_ok()));
+        }
+        // One whose image is as it was is only mounted again.
+        for dir in &dirs {
+            fs::rename(dir.join("whole"), dir.join("image")).unwrap();
+        }
+        let told = world.snapshots.check(true).await.unwrap();
+        let faults: Vec<_> = told.iter().map(|one| (one.fault, one.repaired)).collect();
+        assert_eq!(faults, [(Fault::SnapshotUnreadable, true); 2], "{told:?}");
+        assert_eq!(world.snapshots.check(true).await.unwrap(), []);
+        let suite = Suite { world: &world, driver: ON };
+        suite.seen("high", |view| assert_eq!(view.read("f").as_deref(), Some("low"))).await;
+        // What has no image any more is lost.
+        umount2(&dirs[1].join("layer"), MntFlags::MNT_DETACH).unwrap();
+        fs::remove_file(dirs[1].join("image")).unwrap();
+        let told = world.snapshots.check(true).await.unwrap();
+        assert_eq!(told.iter().map(|one| (one.fault, one.repaired)).collect::<Vec<_>>(), [(Fault::SnapshotLost, true)]);
         world.kernel.stop().await;
     });
 }

@@ -13,9 +13,9 @@ use cofferdam_sys::{filesystem::Kind, mount, verity};
 use cofferdam_types::{Code, Error, Mount, Result};
 use nix::{
     errno::Errno,
-    fcntl::{OFlag, openat, renameat},
+    fcntl::{AtFlags, OFlag, openat, renameat},
     mount::{MntFlags, umount2},
-    sys::stat::{Mode, fstat, mkdirat},
+    sys::stat::{Mode, fstat, fstatat, mkdirat},
     unistd::{UnlinkatFlags, fsync, unlinkat},
 };
 
@@ -71,6 +71,11 @@ impl Driver for Erofs {
             Err(Errno::ENOENT) => open_dir(own, c"fs"),
             layer => open_dir(layer?.as_fd(), image::TREE),
         }
+    }
+
+    fn holds(&self, own: BorrowedFd<'_>) -> bool {
+        // Whatever keeps it from being looked at, it isn't gone for that.
+        !matches!(fstatat(own, IMAGE, AtFlags::AT_SYMLINK_NOFOLLOW), Err(Errno::ENOENT))
     }
 
     fn seal(&self, own: BorrowedFd<'_>, verity: bool) -> Result<()> {

@@ -100,6 +100,11 @@ pub trait Driver: Send + Sync + 'static {
         open_dir(own, c"fs")
     }
 
+    /// Whether `own` holds the bytes of a committed tree though [`Driver::open`] finds none: what it takes to show them is missing.
+    fn holds(&self, _own: BorrowedFd<'_>) -> bool {
+        false
+    }
+
     /// Whether the daemon keeps something mounted in the directories.
     fn attaches(&self) -> bool {
         false

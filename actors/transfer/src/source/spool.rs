@@ -72,7 +72,7 @@ impl Spool {
                     return Err(refused(format!("has more than {MAX_SMALL} bytes of documents")));
                 }
                 (Digest::of(algorithm, &bytes), Place::Memory(bytes))
-            } else if let Some(stored) = named.clone().filter(|d| content.info(ns, d).is_ok()) {
+            } else if let Some(stored) = named.clone().filter(|d| content.is_whole(ns, d).unwrap_or(false)) {
                 (stored, Place::Stored)
             } else {
                 let mut ingest = content.scratch(ns, algorithm)?;

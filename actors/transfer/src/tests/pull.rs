@@ -1,18 +1,21 @@
 //! Pulls from a registry that behaves, until it does not.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use cofferdam_types::{Code, media};
 
 use crate::{
-    Phase,
+    Phase, PullOptions,
     testing::{
         picture::{Picture, sha},
         server::{Reply, Seen, Server, Then},
-        world::{World, fails, ns, quick, run, second},
+        world::{World, auth, fails, ns, pulling, quick, run, second},
     },
 };
 
@@ -68,6 +71,48 @@ fn an_image_is_pulled_once() {
         world.begin_pull(&second(), &reference, quick()).await.wait().await.unwrap();
         assert_eq!(server.seen().iter().filter(|s| is_layer(s, &picture, 0)).count(), 2);
         assert_eq!((world.holdings().files, world.holdings().blobs), (4, 8));
+        world.stop().await;
+    });
+}
+
+/// A record says that a blob is here, and not that its bytes are: those are what a pull is for.
+#[test]
+fn what_the_disk_has_lost_of_a_layer_is_fetched_though_it_is_on_record() {
+    run(async {
+        let picture = Arc::new(Picture::new("x"));
+        let server = serve(&picture, |_, _| None);
+        let reference = format!("{}/a/b:t", server.host());
+        let world = World::start().await;
+        let pull = async |driver: Option<&str>| {
+            let options = PullOptions { driver: driver.map(str::to_owned), ..pulling(&reference, quick()) };
+            world.transfer.pull(&auth(), &ns(), options).await.unwrap().wait().await
+        };
+        let file = |n: usize| world.root.path().join("blobs/sha256").join(sha(&picture.layers[n]).hex());
+        let fetched = || [0, 1].map(|n| server.seen().iter().filter(|s| is_layer(s, &picture, n)).count());
+        pull(None).await.unwrap();
+        assert_eq!(fetched(), [1, 1]);
+
+        // As a crash of another daemon's, or of the disk, may leave them.
+        fs::write(file(0), "").unwrap();
+        fs::remove_file(file(1)).unwrap();
+        pull(Some("overlay")).await.unwrap();
+        assert_eq!(fetched(), [2, 2]);
+        for n in 0..2 {
+            assert!(fs::read(file(n)).unwrap() == picture.layers[n], "layer {n}");
+        }
+        assert_eq!(world.read(&picture.chain(), "etc/name").await, "upper");
+
+        // Of the same size, it is found by who unpacks it; and who pulls once more gets it.
+        let mut bytes = picture.layers[0].clone();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(file(0), &bytes).unwrap();
+        pull(Some("native")).await.unwrap_err();
+        assert_eq!(fetched(), [2, 2], "nobody knew");
+        pull(Some("native")).await.unwrap();
+        assert_eq!(fetched(), [3, 2]);
+        assert!(fs::read(file(0)).unwrap() == picture.layers[0]);
+        assert_eq!(world.content.check(false).await.unwrap(), []);
         world.stop().await;
     });
 }
