@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use cofferdam_audit::Broken;
-use cofferdam_metadata::{Metadata, Tx, records};
+use cofferdam_metadata::{Metadata, records};
 use cofferdam_types::{Authority, Error, Fault, Finding, Result};
 
 use crate::services::Services;
@@ -87,16 +87,13 @@ impl Check {
             return Ok(found);
         }
         // Only now: a writer that reads all tables keeps the others waiting.
-        let mend = |tx: &mut Tx<'_>| {
-            let mut found = records::check::mend(tx)?;
-            found.extend(records::unreadable(tx)?);
-            Ok(found)
-        };
-        let mended = self.services.metadata.write(&Authority::system(), mend).await?;
+        let mut mended = self.services.metadata.write(&Authority::system(), records::check::mend).await?;
         tracing::warn!(
             found = mended.len(),
             "records contradicted each other, and were put right where that is possible"
         );
+        let metadata = self.services.metadata.clone();
+        mended.extend(self.services.pool.run(move || records::unreadable(&metadata.read()?)).await?);
         Ok(mended)
     }
 }

@@ -82,9 +82,10 @@ fn a_count_that_cant_be_read_keeps_its_blob_and_what_is_behind_it_is_looked_at()
         found.sort();
         assert_eq!(found, [(Fault::BlobMissing, true), (Fault::BlobDamaged, true)]);
         assert!(rig.blob(&blobs[0]).exists() && rig.blob(&blobs[1]).exists());
-        // Linked once more, it is counted anew.
+        // Stored again it is the same one; linked once more, it is counted anew.
         let other = rig.namespace("other").await;
         let text = fs::read(rig.blob(&blobs[1])).unwrap();
+        assert_eq!(rig.put(&rig.ns, &text).await, blobs[1]);
         assert_eq!(rig.put(&other, &text).await, blobs[1]);
         assert_eq!(records::content::blob(&rig.meta.read().unwrap(), &blobs[1]).unwrap().unwrap().links, 2);
         rig

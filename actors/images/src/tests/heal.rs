@@ -10,7 +10,7 @@ use std::{
 use cofferdam_types::Fault;
 
 use super::*;
-use crate::heal::paced;
+use crate::{Prune, Pruned, Why, heal::paced};
 
 /// Enough that nobody waits for it.
 const RATE: u64 = 1 << 30;
@@ -188,12 +188,16 @@ fn an_image_that_cant_be_read_keeps_no_other_namespaces_layers_from_being_compar
         {
             let tables = redb::Database::open(root.path().join("meta.redb")).unwrap();
             let write = tables.begin_write().unwrap();
-            let images = redb::TableDefinition::<&[u8], &[u8]>::new("images");
-            write.open_table(images).unwrap().insert(&b"default\0bad"[..], &b"\xff"[..]).unwrap();
+            for table in ["images", "containers"] {
+                let rows = redb::TableDefinition::<&[u8], &[u8]>::new(table);
+                write.open_table(rows).unwrap().insert(&b"default\0bad"[..], &b"\xff"[..]).unwrap();
+            }
             write.commit().unwrap();
         }
         let world = World::at(root).await;
-        world.images.list(&first(), None, 9).unwrap_err();
+        assert_eq!(world.images.list(&first(), None, 9).unwrap().len(), 1, "it is left out");
+        let (pruned, _) = world.images.prune(&auth(), &first(), Prune::default(), |_| true).await.unwrap();
+        assert!(matches!(&pruned[..], [Pruned { removed: false, why: Why::Unknown, .. }]), "{pruned:?}");
         spoil(&file);
         world.examine().await;
         assert_eq!(world.told(false).await, [(Fault::SnapshotDamaged, false)]);
