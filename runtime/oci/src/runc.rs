@@ -9,6 +9,7 @@
 
 mod command;
 mod console;
+mod kept;
 #[cfg(test)]
 mod tests;
 
@@ -33,6 +34,7 @@ use self::{
     console::Console,
 };
 pub use command::{await_maker, has_maker};
+pub use kept::kill_first;
 
 use crate::{
     CheckpointRequest, Container, CreateRequest, ExecRequest, Process, RestoreFrom, Runtime, RuntimeOptions, Stdio,

@@ -179,7 +179,7 @@ impl Container {
 
     /// Kills all that is in a group of processes that were run together; see [`ExecRequest::group`].
     pub fn kill_group(&self, name: &str) -> Result<()> {
-        self.with_cgroup(|cgroup| cgroup.find_inner(name)?.map_or(Ok(()), |group| group.kill()))
+        self.with_cgroup(|cgroup| cgroup.find_inner(name)?.map_or(Ok(()), |group| cgroup.kill_inner(&group)))
     }
 
     /// Removes such a group if it is empty; whether it is gone.

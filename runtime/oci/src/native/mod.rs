@@ -449,6 +449,14 @@ impl Runtime for Native {
         if locked(&container.kept.waiting).is_some() {
             return Err(Error::failed_precondition("container", &container.id, "is not started yet: start it first"));
         }
+        // It would stand still before it could tell us that it is there, and we with it.
+        if self.cgroup(container)?.is_frozen().unwrap_or_default() {
+            return Err(Error::failed_precondition(
+                "container",
+                &container.id,
+                "stands still: nothing can be started in it",
+            ));
+        }
         self.spawn(container, request, None)
     }
 

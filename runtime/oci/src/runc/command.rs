@@ -86,7 +86,7 @@ fn note_maker(command: &mut Command, bundle: &Path) -> io::Result<()> {
 }
 
 /// The pid of a process, and when it was started, in ticks since the host's start.
-fn identity(stat: &str) -> Option<(i32, u64)> {
+pub(super) fn identity(stat: &str) -> Option<(i32, u64)> {
     // Its name is in brackets, and may hold any.
     let (pid, rest) = (stat.split_once(' ')?.0, stat.rsplit_once(") ")?.1);
     Some((pid.parse().ok()?, rest.split(' ').nth(STARTED)?.parse().ok()?))

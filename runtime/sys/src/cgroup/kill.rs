@@ -62,6 +62,44 @@ impl Cgroup {
         }
     }
 
+    fn is_frozen_v1(&self) -> Result<bool> {
+        let Some(dir) = self.v1("freezer") else { return Ok(false) };
+        Ok(self.read_at(dir, "freezer.state")?.trim() != "THAWED")
+    }
+
+    /// Whether it stands still, by whose wish ever.
+    pub fn is_frozen(&self) -> Result<bool> {
+        match self.unified() {
+            Some(dir) if self.read_key(dir, "cgroup.events", "frozen")? == Some(1) => Ok(true),
+            _ => self.is_frozen_v1(),
+        }
+    }
+
+    /// Kills all that is in a group below, though this one stands still.
+    pub fn kill_inner(&self, inner: &Cgroup) -> Result<()> {
+        if !self.is_frozen_v1()? {
+            return inner.kill();
+        }
+        let end = Instant::now() + PATIENCE;
+        let mut let_go = BTreeSet::new();
+        loop {
+            let mut new = inner.pids()?;
+            new.retain(|pid| !let_go.contains(pid));
+            if new.is_empty() {
+                break;
+            }
+            inner.signal(&new, libc::SIGKILL)?;
+            // Who stands still doesn't end: until it is let go its number is its own.
+            new.iter().try_for_each(|pid| self.let_die(*pid))?;
+            let_go.extend(new);
+            if Instant::now() > end {
+                return Err(Error::failed_precondition("cgroup", &inner.path, "processes still run in it"));
+            }
+        }
+        // Of a group of the freezer's they have left all by that; it would not thaw below one that stands still.
+        if inner.unified().is_some() { inner.kill() } else { Ok(()) }
+    }
+
     /// Signals every process until there is none that was not: who has been signalled forks no more.
     fn kill_rest(&self) -> Result<()> {
         let end = Instant::now() + PATIENCE;

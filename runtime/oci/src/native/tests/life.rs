@@ -148,6 +148,9 @@ fn pause_kill_and_delete() {
     f.native.pause(&container).unwrap();
     f.native.resume(&container).unwrap();
     f.native.pause(&container).unwrap();
+    // Whoever froze it: what is born there says nothing, and would be waited for.
+    let more = exec(&f, &container, json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ["true"]}));
+    assert_eq!(more.unwrap_err().code, Code::FailedPrecondition);
     f.native.kill_all(&container).unwrap();
     assert_eq!(process::waitid(&container.init.pidfd, true).unwrap(), Some(process::Exit::Signal(9)));
     f.native.kill(&container, 9).unwrap();
