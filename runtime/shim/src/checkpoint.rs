@@ -177,6 +177,11 @@ impl Held {
         Ok(())
     }
 
+    /// Whether somebody has it.
+    pub fn is_taken(&self) -> bool {
+        self.0.get()
+    }
+
     /// Fails while somebody has it.
     pub fn free(&self, id: &str) -> Result<()> {
         if self.0.get() {

@@ -1,6 +1,7 @@
 //! A container, and what can be done with it. Each change of it has its turn; signals, streams and questions don't wait.
 
 mod ending;
+mod exec;
 mod granted;
 
 use std::{
@@ -304,7 +305,11 @@ impl Container {
         }
         let made = self.made().inspect_err(|_| self.held.give_back())?;
         let frozen = self.act(true, move |runtime| runtime.pause(&made)).await;
-        frozen.map(drop).inspect_err(|_| self.held.give_back())
+        frozen.inspect_err(|_| self.held.give_back())?;
+        if let Err(error) = self.doomed_die().await {
+            crate::complain(format_args!("what was killed in {} stands still: {error}", self.id));
+        }
+        Ok(())
     }
 
     /// What [`Container::hold`] did is over.
@@ -383,52 +388,6 @@ impl Container {
         Ok(process.life())
     }
 
-    async fn start_exec(&self, id: &str, process: &Rc<Process>) -> Result<Life> {
-        // In a frozen cgroup it would stand still before it has told us that it is there.
-        self.only_in("", &[State::Running], "nothing can be started in it")?;
-        let made = self.made()?;
-        let pending = self.execs.borrow_mut().get_mut(id).and_then(|exec| exec.pending.take());
-        let (spec, prepared) =
-            pending.ok_or_else(|| Error::failed_precondition("process", id, "could not be started before"))?;
-        let exec_id = Id::new(id)?;
-        let Prepared { given, relays, feed } = prepared;
-        let group = self.enter(&made, &process.life().grant)?;
-        let run = self.act(self.runtime.is_foreign(), move |runtime| {
-            let (stdio, group) = (borrow(&given), group.as_deref());
-            runtime.exec(&made, &oci::ExecRequest { id: &exec_id, process: &spec, stdio, group })
-        });
-        match run.await {
-            Ok((made, _busy)) => {
-                let known = process.made(&made, relays, feed, None).and_then(|()| process.started());
-                // Nobody would know that it runs.
-                known.inspect_err(|_| drop(process.kill(libc::SIGKILL)))?;
-                Ok(process.life())
-            }
-            Err(error) => {
-                // Those who wait for it are told, as a shell would: 127 not found, 126 not executable.
-                let status = if error.code == cofferdam_types::Code::NotFound { 127 } else { 126 };
-                process.exited(End::Code(status), "could not be started");
-                Err(error)
-            }
-        }
-    }
-
-    /// Makes another process, to be started later.
-    pub fn exec(&self, id: Id, spec: ProcessSpec, stdio: Wishes, terminal: bool, grant: &str) -> Result<Life> {
-        self.only_in("", &ALIVE, "nothing can be run in it")?;
-        if self.execs.borrow().contains_key(&id) {
-            return Err(Error::already_exists("process", &id, "is there already: choose another id"));
-        }
-        let mut prepared = prepare(stdio, terminal, Through::Nothing, self.pipes)?;
-        // The record of a deleted one of that name gives way.
-        self.forgotten.borrow().iter().filter(|process| process.life().id == *id).for_each(|process| process.seal());
-        let process = Process::new(self.dir.clone(), life::file_name(&self.id, &id), &id, grant, terminal)?;
-        process.feed(&mut prepared.feed)?;
-        let life = process.life();
-        self.execs.borrow_mut().insert(id, Exec { process, pending: Some((spec, prepared)) });
-        Ok(life)
-    }
-
     /// Changes limits.
     pub async fn update(&self, resources: LinuxResources) -> Result<()> {
         let _turn = self.turn.lock().await;
@@ -480,11 +439,12 @@ impl Container {
         let act = self.act(true, move |runtime| if pause { runtime.pause(&made) } else { runtime.resume(&made) });
         act.await?;
         self.paused.set(pause);
-        if pause && self.init.alive() && self.init.is_doomed() {
-            // It was killed meanwhile, and stands still before it could die of that.
-            self.kill_all().await?;
-        }
-        Ok(())
+        if pause { self.doomed_die().await } else { Ok(()) }
+    }
+
+    /// Whether it stands still, for whichever reason.
+    fn is_frozen(&self) -> bool {
+        self.paused.get() || self.held.is_taken()
     }
 
     /// Whether it is frozen, as far as that is known at the moment.

@@ -1,6 +1,9 @@
 //! One process of a container: its life, its streams, those who wait for it.
 
+mod attached;
 mod given;
+
+pub use self::attached::Attachment;
 
 use std::{
     cell::{Cell, RefCell},
@@ -31,7 +34,7 @@ use tokio::{
 use crate::{
     output::{Log, Output, nonblocking},
     sink::{Sink, duplicate, kind, reopen, watch},
-    stdio::{Feed, Relay, Wish, pipe},
+    stdio::{Feed, Relay, pipe},
 };
 
 /// How long the news of an exit waits for clients that read: most have all of the output by then, and both are one piece of
@@ -81,6 +84,8 @@ pub struct Process {
     feeder: Cell<Option<JoinHandle<()>>>,
     /// Where its maker hears of it.
     given: RefCell<Vec<Sink>>,
+    /// How many follow it.
+    followed: Rc<Cell<usize>>,
     reported: Cell<bool>,
     /// It was reaped, and its end is yet to be told.
     taken_in: Cell<bool>,
@@ -110,6 +115,7 @@ impl Process {
             held: RefCell::new(None),
             feeder: Cell::new(None),
             given: RefCell::default(),
+            followed: Rc::default(),
             reported: Cell::new(false),
             taken_in: Cell::new(false),
             sealed: Cell::new(false),
@@ -423,31 +429,6 @@ impl Process {
         Ok(pipe)
     }
 
-    /// Follows its output from now on, and feeds its input.
-    pub fn attach(&self, stdin: Wish, stdout: Wish, stderr: Wish) -> Result<Attachment> {
-        let outputs = self.outputs.borrow();
-        if outputs.is_empty() {
-            let why =
-                "was started with its pipes handed over: only a process with a log or a terminal can be attached to";
-            return Err(Error::failed_precondition("process", &self.life.borrow().id, why));
-        }
-        let (feeder, held) = match stdin {
-            // Nothing is read any more; its end is what is to be had.
-            _ if self.life.borrow().exited != Timestamp(0) => (None, None),
-            Wish::Fd(fd) => (Some(self.feed_from(fd, self.over())?), None),
-            Wish::Fifo(fd, hold) => (Some(self.feed_from(fd, self.over())?), Some(hold)),
-            _ => (None, None),
-        };
-        let mut sinks = Vec::new();
-        for (output, wish) in outputs.iter().zip([stdout, stderr]) {
-            if let Some(sink) = wish.late_sink()? {
-                output.attach(sink.clone());
-                sinks.push(sink);
-            }
-        }
-        Ok(Attachment { sinks, feeder, _held: held })
-    }
-
     /// What ends a client's input: a pipe's end, and not that of a terminal.
     fn over(&self) -> Option<OwnedNotified> {
         (!self.terminal).then(|| self.input_over.clone().notified_owned())
@@ -498,35 +479,6 @@ impl Process {
     pub fn forget(&self) {
         self.seal();
         let _ = nix::unistd::unlinkat(&*self.dir, self.record.as_str(), nix::unistd::UnlinkatFlags::NoRemoveDir);
-    }
-}
-
-/// A client that follows a process. Dropping it detaches.
-pub struct Attachment {
-    sinks: Vec<Sink>,
-    feeder: Option<JoinHandle<()>>,
-    _held: Option<OwnedFd>,
-}
-
-impl Attachment {
-    /// Waits until one of its streams is over, and says why.
-    pub async fn over(&self) -> &'static str {
-        if self.sinks.is_empty() {
-            return futures::future::pending().await;
-        }
-        let each = self.sinks.iter().map(|sink| Box::pin(sink.over()));
-        futures::future::select_all(each).await.0
-    }
-}
-
-impl Drop for Attachment {
-    fn drop(&mut self) {
-        for sink in &self.sinks {
-            sink.cut("detached");
-        }
-        if let Some(feeder) = &self.feeder {
-            feeder.abort();
-        }
     }
 }
 

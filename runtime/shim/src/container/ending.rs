@@ -15,11 +15,19 @@ const KILL: Duration = Duration::from_secs(10);
 /// How long a deletion waits for whoever else changes the container: the daemon gives a deletion five seconds.
 const HURRY: Duration = Duration::from_secs(2);
 
+/// The first and the longest pause between two attempts to kill what a first process left.
+const AGAIN: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(4));
+
 pub(super) const KILLED: End = End::Signal(libc::SIGKILL as u32);
 
 impl Container {
     /// Sends a signal to one process, or to all.
     pub async fn kill(&self, id: &str, signal: i32, all: bool) -> Result<()> {
+        if (all, signal) == (false, libc::SIGKILL) && self.is_being_started(id) {
+            // Who starts it sees to that.
+            self.process(id)?.doom();
+            return Ok(());
+        }
         let process = self.there(id)?;
         if !(0..=libc::SIGRTMAX()).contains(&signal) {
             return Err(Error::invalid("signal", signal, "is not a signal; kill -l lists those that are"));
@@ -29,7 +37,9 @@ impl Container {
         }
         match (all, signal) {
             (true, libc::SIGKILL) => self.kill_all().await,
-            (false, libc::SIGKILL) if self.state(&process) == State::Paused => self.kill_frozen(&process).await,
+            (false, libc::SIGKILL) if self.is_frozen() && self.state(&process) != State::Created => {
+                self.kill_frozen(&process).await
+            }
             (false, _) => process.kill(signal),
             (true, _) => {
                 self.only_in("", &super::ALIVE, "it has no processes")?;
@@ -60,6 +70,19 @@ impl Container {
         process.kill(libc::SIGKILL)?;
         // It is our child, which we have not taken in: the number is its own.
         self.made()?.let_die(process.life().pid as i32)
+    }
+
+    /// Who was killed while the container was being frozen stands still before he could die of that.
+    pub(super) async fn doomed_die(&self) -> Result<()> {
+        if self.init.alive() && self.init.is_doomed() {
+            return self.kill_all().await;
+        }
+        let doomed: Vec<_> = {
+            let execs = self.execs.borrow();
+            let all = execs.values().map(|exec| &exec.process).filter(|process| process.is_doomed());
+            all.filter(|process| process.alive() && !process.has_ended()).cloned().collect()
+        };
+        doomed.iter().try_for_each(|process| self.made()?.let_die(process.life().pid as i32))
     }
 
     pub(super) async fn kill_all(&self) -> Result<()> {
@@ -97,10 +120,24 @@ impl Container {
             process.taken_in();
             let process = process.clone();
             tokio::task::spawn_local(async move {
-                let _ = container.kill_all().await;
+                container.kill_rest().await;
                 process.exited(end, reason);
                 container.let_go().await;
             });
+        }
+    }
+
+    /// Kills what the first process left. That fails for want of a thread or a descriptor, say, which passes: its end is that of
+    /// all, and not told before.
+    async fn kill_rest(&self) {
+        let mut pause = AGAIN.0;
+        while let Err(error) = self.kill_all().await {
+            crate::complain(format_args!("what {} left can't be killed: {error}", self.id));
+            if pause > AGAIN.1 {
+                return;
+            }
+            tokio::time::sleep(pause).await;
+            pause *= 2;
         }
     }
 
@@ -138,33 +175,6 @@ impl Container {
         all.filter(|process| process.life().pid != 0).cloned().collect()
     }
 
-    /// Deletes an exec that has ended, or was never started. With `keep` the end of one is there until it is forgotten. Those
-    /// who follow its output are waited for as behind the deletion of a container.
-    pub fn delete_exec(self: &Rc<Self>, id: &str, keep: bool, drain: Duration) -> Result<Life> {
-        let process = self.process(id)?;
-        if id.is_empty() {
-            return Err(Error::invalid("process", id, "is the container's first: delete the container"));
-        }
-        self.only_in(id, &[State::Created, State::Stopped], "kill it first")?;
-        self.execs.borrow_mut().remove(id);
-        match keep && process.life().exited != Timestamp(0) {
-            true => process.set_deleted(true),
-            false => process.forget(),
-        }
-        let life = process.life();
-        if life.pid != 0 && life.output_end == Timestamp(0) {
-            process.drain(drain);
-            let (container, process) = (self.clone(), process.clone());
-            tokio::task::spawn_local(async move {
-                process.delivered().await;
-                container.tidy();
-            });
-        }
-        self.forgotten.borrow_mut().push(process);
-        self.tidy();
-        Ok(life)
-    }
-
     /// The end of a deleted one is written down elsewhere.
     pub fn forget_exec(&self, id: &str, created: Timestamp) {
         for process in &*self.forgotten.borrow() {
@@ -178,7 +188,7 @@ impl Container {
     }
 
     /// Lets go of deleted ones of which nothing is wanted any more.
-    fn tidy(&self) {
+    pub(super) fn tidy(&self) {
         self.forgotten.borrow_mut().retain(|process| {
             let life = process.life();
             life.deleted || (life.pid != 0 && life.output_end == Timestamp(0))

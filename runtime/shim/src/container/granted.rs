@@ -75,7 +75,8 @@ impl Container {
         // A program of others may not have come to put its own into the group.
         for process in self.run_through(grant) {
             match process.kill(libc::SIGKILL) {
-                Err(error) if process.alive() => return Err(error),
+                Err(error) if process.alive() && !process.has_ended() => return Err(error),
+                Ok(()) if self.is_frozen() => self.made()?.let_die(process.life().pid as i32)?,
                 _ => {}
             }
         }

@@ -40,7 +40,7 @@ impl Process {
                 self.close_stdin();
             }
         }
-        self.given.take().iter().for_each(|sink| sink.end("revoked"));
+        self.given.take().iter().for_each(|sink| sink.cut("revoked"));
     }
 }
 
@@ -50,5 +50,34 @@ struct Falls(tokio::task::AbortHandle);
 impl Drop for Falls {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sink::RING;
+
+    /// What an ended process wrote and nobody has taken yet is no more for who was given it.
+    #[test]
+    fn what_waits_for_its_reader_is_cut_as_well() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let here = Rc::new(std::fs::File::open(dir.path()).unwrap().into());
+            let process = Process::new(here, "box.life".into(), "", "", false).unwrap();
+            let (_read, write) = nix::unistd::pipe().unwrap();
+            let sink = Sink::fd(write, true).unwrap();
+            // The pipe is full with the first of these.
+            for _ in 0..2 {
+                assert!(sink.push(&vec![0; RING]).await);
+            }
+            process.gave([sink.clone()]);
+            sink.end("exit");
+            assert!(sink.pending());
+            process.cut();
+            assert!(!sink.pending());
+            assert_eq!(sink.over().await, "revoked");
+        });
     }
 }
