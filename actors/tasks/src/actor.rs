@@ -46,6 +46,8 @@ pub(crate) struct Ctx {
     turns: Rc<RefCell<BTreeMap<Key, Arc<Mutex<()>>>>>,
     /// The same of groups.
     pub groups: Rc<RefCell<BTreeMap<Key, Arc<Mutex<()>>>>>,
+    /// The same of those who ask shims how they are.
+    pub questions: Rc<RefCell<BTreeMap<String, Arc<Mutex<()>>>>>,
     pub spares: Rc<Spares>,
     pub departed: Departed,
     pub coming: Arrivals,
@@ -69,6 +71,7 @@ impl TasksActor {
             removals: Rc::default(),
             turns: Rc::default(),
             groups: Rc::default(),
+            questions: Rc::default(),
             departed: Departed::default(),
             coming: Arrivals::default(),
         };
@@ -407,16 +410,7 @@ calls! {
         remote.fds.take(answer.get().map_err(from_shim)?.get_write()).map(Received::into_fd)
     };
     Dump -> Dumped = |ctx, entry, remote, m| restore::dump(&ctx.deps, &entry, &remote, m.options).await;
-    Pause -> () = |ctx, entry, remote, m| {
-        if m.pause {
-            entry.answer(&remote, remote.container.pause_request().send().promise).await?;
-        } else {
-            entry.answer(&remote, remote.container.resume_request().send().promise).await?;
-        }
-        entry.paused.set(m.pause);
-        ctx.tell(&entry, &m.authority, if m.pause { "/tasks/paused" } else { "/tasks/resumed" }).await;
-        Ok(())
-    };
+    Pause -> () = |ctx, entry, remote, m| ctx.pause(&entry, &remote, m.authority, m.pause).await;
 }
 
 impl Handler<Kill> for TasksActor {

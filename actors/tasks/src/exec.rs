@@ -37,6 +37,10 @@ pub(crate) async fn exec(
         Some(id) => id.to_string(),
         None => shim::new_id()?,
     };
+    if id == *entry.id {
+        let why = "is the id of the container, by which the end of its first process is told: choose another";
+        return Err(Error::invalid("process", &id, why));
+    }
     if entry.init.ended().is_some() {
         return Err(Error::failed_precondition("task", &entry.id, "is stopped: nothing can be run in it"));
     }
@@ -65,7 +69,10 @@ pub(crate) async fn exec(
     let life = life(answer.get().and_then(|a| a.get_life()).map_err(from_shim)?)?;
     entry.execs.borrow_mut().insert(id.clone(), Process::new(life));
     entry.past.borrow_mut().take(&id);
-    forget_oldest(deps, entry, &remote).await?;
+    if let Err(error) = forget_oldest(deps, entry, &remote).await {
+        // It is made, whatever becomes of others.
+        tracing::warn!(container = %entry.id, %error, "those that ended long ago can't be forgotten yet");
+    }
     Ok(id)
 }
 

@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use crate::{
     actor::{Ctx, beside},
     entry::{Entry, Process},
+    pause::{PAUSED, RESUMED},
     recover,
     remove::{self, persisted},
     shim::{Connection, from_shim},
@@ -37,9 +38,6 @@ impl Pauses {
     }
 }
 
-/// How much news of one container waits for room; even.
-const NEWS: usize = 64;
-
 impl Ctx {
     /// Finds a task again, and follows it.
     pub(crate) async fn find(self, entry: Rc<Entry>, task: &Task) {
@@ -48,13 +46,19 @@ impl Ctx {
             entry.recorded.send_replace(true);
         }
         let was_started = entry.init.life.borrow().started != Timestamp(0);
-        let connection = recover::find(&self.deps, &entry).await;
+        let connection = recover::find(&self.deps, &entry, || self.is_current(&entry)).await;
         let started = entry.init.life.borrow().started;
         if !was_started && !was_recorded && started != Timestamp(0) {
             // The daemon ended between the start and its record.
             self.record_start(&entry, "", &entry.init).await;
         }
         self.tell_execs(&entry, task).await;
+        let paused = entry.paused.get();
+        if connection.is_some() && entry.init.ended().is_none() && paused != task.state.is_paused() {
+            // Or between a pause and its record.
+            let (ctx, entry, topic) = (self.clone(), entry.clone(), if paused { PAUSED } else { RESUMED });
+            beside(async move { ctx.tell(&entry, &Authority::system(), topic).await }).await;
+        }
         if entry.init.ended().is_some() && (!was_recorded || entry.remove_on_exit) {
             self.ended(&entry).await;
         }
@@ -111,13 +115,17 @@ impl Ctx {
             tokio::select! {
                 biased;
                 () = ended => {}
-                () = entry.link.lost() => return,
+                () = entry.link.lost() => {}
             }
-            if entry.removing.get() {
+            let mut was_told = entry.init.ended().is_some();
+            if entry.removing.get() || !ctx.is_current(&entry) {
                 entry.link.lose("its shim has ended");
-                return;
+                if !ctx.stays(&entry).await {
+                    return;
+                }
+                // The removal failed behind the end of its shim: of what it found nothing is on record.
+                was_told = *entry.recorded.borrow();
             }
-            let was_told = entry.init.ended().is_some();
             recover::lost(&ctx.deps, &entry).await;
             // One of the others may end behind the first.
             for (exec, process) in entry.execs.borrow().iter() {
@@ -215,6 +223,15 @@ impl Ctx {
         self.entries.borrow().get(&key).is_some_and(|current| Rc::ptr_eq(current, entry))
     }
 
+    /// Waits for the removal that is under way, and says whether it failed: the task is there still.
+    async fn stays(&self, entry: &Rc<Entry>) -> bool {
+        let mut pauses = Pauses::new();
+        while entry.removing.get() && self.is_current(entry) {
+            pauses.pass().await;
+        }
+        self.is_current(entry)
+    }
+
     /// A process runs, and who started it knows: now the tables. Its end tells it too, where that comes first.
     pub(crate) async fn record_start(&self, entry: &Rc<Entry>, exec: &str, process: &Rc<Process>) {
         let (ctx, entry, exec, process) = (self.clone(), entry.clone(), exec.to_owned(), process.clone());
@@ -227,47 +244,6 @@ impl Ctx {
             ctx.insist(&entry, is_over, "a start can't be recorded", write).await;
         })
         .await;
-    }
-
-    /// Tells that it stands still, or goes on. It does so already, and who asked for that is not told otherwise for want of
-    /// room: the news comes when there is some, in order.
-    pub(crate) async fn tell(&self, entry: &Rc<Entry>, auth: &Authority, topic: &'static str) {
-        let is_first = {
-            let mut news = entry.news.borrow_mut();
-            if news.len() == NEWS {
-                // One and its opposite, which follow each other.
-                tracing::error!(container = %entry.id, "that it was paused and resumed can't be recorded any more");
-                news.drain(1..3);
-            }
-            news.push_back(topic);
-            news.len() == 1
-        };
-        if is_first && let Err(error) = self.write_news(entry, auth).await {
-            tracing::error!(container = %entry.id, topic, %error, "it can't be recorded yet");
-            let (ctx, entry) = (self.clone(), entry.clone());
-            tokio::task::spawn_local(async move {
-                let mut pauses = Pauses::new();
-                loop {
-                    pauses.pass().await;
-                    let written = ctx.write_news(&entry, &Authority::system()).await;
-                    if written.is_ok() || entry.removing.get() {
-                        return;
-                    }
-                }
-            });
-        }
-    }
-
-    async fn write_news(&self, entry: &Entry, auth: &Authority) -> Result<()> {
-        loop {
-            let Some(topic) = entry.news.borrow().front().copied() else { return Ok(()) };
-            let (ns, id) = (entry.namespace.clone(), entry.id.clone());
-            let write = move |tx: &mut Tx<'_>| {
-                events::emit(tx, Event::new(&ns, topic, serde_json::json!({ "container_id": id })))
-            };
-            self.deps.metadata.write(auth, write).await?;
-            entry.news.borrow_mut().pop_front();
-        }
     }
 
     /// A process was made beside the first one, and who asked for it is about to know.

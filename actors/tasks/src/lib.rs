@@ -35,6 +35,7 @@ mod makers;
 mod messages;
 mod network;
 mod patience;
+mod pause;
 mod recover;
 mod remove;
 mod restore;

@@ -28,6 +28,10 @@ use crate::{
 pub(crate) const ANSWER: Duration = Duration::from_secs(5);
 pub(crate) const SILENT: &str = "its shim doesn't answer: wait, or remove the container by force";
 pub(crate) const PAGE: usize = 100;
+/// So often the connection to a shim may break before it is said to be out of reach.
+const BREAKS: u32 = 3;
+/// The first and the longest pause between two attempts to find one.
+const AGAIN: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(5));
 
 /// Every task on record, in every namespace.
 pub(crate) fn all(deps: &Deps) -> Result<Vec<(Namespace, Task)>> {
@@ -113,21 +117,30 @@ pub(crate) fn entry(deps: &Deps, ns: &Namespace, task: &Task) -> Rc<Entry> {
 }
 
 /// Asks the task's shim, for as long as it lives. `None`: there is none any more, and the entry says how the task
-/// ended. One that can't be talked to is waited for to its end.
-pub(crate) async fn find(deps: &Deps, entry: &Rc<Entry>) -> Option<Connection> {
-    let mut asking = std::pin::pin!(ask(deps, entry));
-    let answer = match tokio::time::timeout(ANSWER, asking.as_mut()).await {
-        Ok(answer) => answer,
-        Err(_) => {
-            tracing::error!(container = %entry.id, shim = %entry.shim, "its shim doesn't answer: it is waited for");
-            entry.link.mute(SILENT);
-            // It has the question, and answers it when it goes on, or dies of what it is in.
-            asking.await
+/// ended; or the entry `is_current` no more. A shim that can't be talked to is waited for to its end, and one that can't be
+/// looked for now, for want of descriptors, say, is looked for again: it is alive, as far as anybody knows.
+pub(crate) async fn find(deps: &Deps, entry: &Rc<Entry>, is_current: impl Fn() -> bool) -> Option<Connection> {
+    let (mut pause, mut breaks) = (AGAIN.0, 0);
+    loop {
+        let mut asking = std::pin::pin!(ask(deps, entry));
+        let answer = match tokio::time::timeout(ANSWER, asking.as_mut()).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                tracing::error!(container = %entry.id, shim = %entry.shim, "its shim doesn't answer: it is waited for");
+                entry.link.mute(SILENT);
+                // It has the question, and answers it when it goes on, or dies of what it is in.
+                asking.await
+            }
+        };
+        let error = match answer {
+            Ok(connection) => return Some(connection),
+            Err(error) => error,
+        };
+        if shim::is_gone(&error) {
+            tracing::info!(container = %entry.id, %error, "its shim is gone");
+            break;
         }
-    };
-    match answer {
-        Ok(connection) => Some(connection),
-        Err(error) if error.code == Code::Unimplemented => {
+        if error.code == Code::Unimplemented {
             tracing::error!(container = %entry.id, shim = %entry.shim, %error, "its shim can't be talked to");
             entry.link.mute(format!("its shim {}", error.message));
             // Its end can be seen without a word.
@@ -138,17 +151,27 @@ pub(crate) async fn find(deps: &Deps, entry: &Rc<Entry>) -> Option<Connection> {
                     () = entry.link.lost() => return None,
                 }
             }
-            if !entry.removing.get() {
-                lost(deps, entry).await;
-            }
-            None
+        } else if shim::broke(&error) && breaks < BREAKS {
+            // It died, most likely, which the next attempt finds.
+            (pause, breaks) = (AGAIN.0, breaks + 1);
+        } else {
+            tracing::error!(container = %entry.id, shim = %entry.shim, %error, "its shim can't be looked for now");
+            entry.link.mute(format!("its shim can't be looked for now: {error}"));
         }
-        Err(error) => {
-            tracing::info!(container = %entry.id, %error, "its shim is gone");
-            lost(deps, entry).await;
-            None
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = entry.link.lost() => return None,
         }
+        pause = (pause * 2).min(AGAIN.1);
     }
+    // Whoever removes it sees to its end, unless that fails. By now its cgroup may be another's of its name.
+    while entry.removing.get() && is_current() {
+        tokio::time::sleep(AGAIN.0).await;
+    }
+    if is_current() {
+        lost(deps, entry).await;
+    }
+    None
 }
 
 async fn ask(deps: &Deps, entry: &Rc<Entry>) -> Result<Connection> {

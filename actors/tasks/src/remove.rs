@@ -59,9 +59,10 @@ impl Ooms {
 
 /// Records that a container ran out of memory.
 pub(crate) async fn record_oom(deps: &Deps, entry: &Entry) {
-    let (ns, id, ooms) = (entry.namespace.clone(), entry.id.clone(), Ooms::of(entry));
+    let (ns, id, shim, ooms) = (entry.namespace.clone(), entry.id.clone(), entry.shim.clone(), Ooms::of(entry));
     let write = move |tx: &mut Tx<'_>| {
-        let Some(mut task) = tasks::find(tx, &ns, &id)? else { return Ok(()) };
+        // One of that name may be another by now, which has not run out of anything.
+        let Some(mut task) = tasks::find(tx, &ns, &id)?.filter(|task| task.shim == shim) else { return Ok(()) };
         ooms.record(tx, &ns, &mut task)?;
         tasks::update(tx, &ns, task).map(drop)
     };
@@ -98,7 +99,10 @@ pub(crate) async fn record_start(deps: &Deps, entry: &Entry) -> Result<()> {
         let Some(mut task) = tasks::find(tx, &ns, &id)?.filter(|task| task.shim == shim) else { return Ok(()) };
         if task.exit.is_none() {
             start.record(tx, &ns, &mut task)?;
-            task.state = State::Running;
+            // It may be told first that it was paused.
+            if !task.state.is_paused() {
+                task.state = State::Running;
+            }
             tasks::update(tx, &ns, task)?;
         }
         Ok(())
@@ -349,6 +353,22 @@ pub(crate) async fn cleanup(cgroup: &str, bundle: PathBuf) -> Result<()> {
     };
     let done = tokio::task::spawn_blocking(work).await;
     done.unwrap_or_else(|e| Err(Error::internal("cgroup", cgroup, e.to_string())))
+}
+
+/// The first process of a container that a runtime of others made, or was making in this bundle, by what it `kept` of that.
+pub(crate) async fn end_first(kept: PathBuf, bundle: PathBuf) -> Result<()> {
+    let fail = |e: std::io::Error| Error::io("process", "", "of a container that could not be made can't be ended", &e);
+    let work = move || {
+        if runc::has_maker(&bundle) {
+            shim::outlive(&bundle).map_err(fail)?;
+        }
+        if runc::kill_first(&kept, RELEASE).map_err(fail)? {
+            return Ok(());
+        }
+        Err(Error::deadline_exceeded("process", "", "of a container that could not be made does not die of SIGKILL"))
+    };
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|e| Err(Error::internal("process", "", e.to_string())))
 }
 
 /// The directories of a task that is over. That of a shim goes with the last of its containers.

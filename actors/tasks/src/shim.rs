@@ -28,6 +28,7 @@ use cofferdam_sys::{
 use cofferdam_types::{Code, Error, Result};
 use cofferdam_wire::{SHIM_VERSION, connect, error, fdstream::Fds, shim_capnp::shim};
 use futures::{FutureExt as _, future::Shared};
+use nix::errno::Errno;
 use tokio::net::UnixStream;
 
 use crate::{
@@ -113,8 +114,11 @@ pub(crate) async fn spawn(dir: PathBuf, deps: &Deps, id: &str) -> Result<(u32, C
     started.and_then(|(child, held)| match open(&held, id) {
         Ok(connection) => Ok((child, connection)),
         Err(error) => {
-            // Its end, which it has met already, is taken in by nobody else.
+            // Its end, which it has met already if it is gone, is taken in by nobody else.
             deps.children.end(child);
+            if !is_gone(&error) {
+                return Err(error);
+            }
             Err(Error::unavailable("shim", id, format!("ended before it was asked for anything: {}", error.message)))
         }
     })
@@ -140,17 +144,46 @@ fn start(dir: &Path, program: &Program, id: &str) -> Result<(Child, File)> {
     Ok((child, held))
 }
 
-/// Connects to the shim that has this directory; `not_found` if nobody listens.
+/// Connects to the shim that has this directory; `not_found` if nobody listens, and only then: what the host is short of says
+/// nothing of the shim.
 pub(crate) fn find(layout: &Layout, id: &str) -> Result<Connection> {
     let held = File::open(layout.shim(id)).map_err(|e| Error::io("shim", id, "its directory can't be opened", &e))?;
     open(&held, id)
 }
 
+/// Without waiting: a shim that stands still takes no callers, and once its queue is full whoever waits for room in it would
+/// stand still as well, with all that its thread serves.
+fn connect(path: &Path) -> nix::Result<StdStream> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(StdStream::from(fd))
+}
+
+/// Whether an error of asking a shim says that it is no more. Its connection may break for what was sent over it, too.
+pub(crate) fn is_gone(error: &Error) -> bool {
+    error.code == Code::NotFound
+}
+
+/// Whether its connection broke.
+pub(crate) fn broke(error: &Error) -> bool {
+    error.code == Code::Unavailable && error.kind == "shim"
+}
+
 fn open(dir: &File, id: &str) -> Result<Connection> {
-    let gone = |e: std::io::Error| Error::not_found("shim", id, format!("nobody listens on its socket: {e}"));
-    let stream = StdStream::connect(through(dir, SOCKET)).map_err(gone)?;
-    stream.set_nonblocking(true).map_err(gone)?;
-    let (network, fds) = connect::network(UnixStream::from_std(stream).map_err(gone)?, Side::Client, MESSAGE);
+    let fail = |e: std::io::Error| Error::io("shim", id, "its socket can't be connected to", &e);
+    let stream = connect(&through(dir, SOCKET)).map_err(|error| match error {
+        Errno::ENOENT | Errno::ECONNREFUSED => {
+            Error::not_found("shim", id, format!("nobody listens on its socket: {error}"))
+        }
+        Errno::EAGAIN => {
+            let why = "has as many callers as wait for it at most: it doesn't take them, and stands still, as far as can be seen";
+            Error::unavailable("socket", id, why)
+        }
+        other => fail(other.into()),
+    })?;
+    let (network, fds) = connect::network(UnixStream::from_std(stream).map_err(fail)?, Side::Client, MESSAGE);
     let mut system = RpcSystem::new(Box::new(network), None);
     let shim: shim::Client = system.bootstrap(Side::Server);
     let (tell, ended) = tokio::sync::oneshot::channel::<()>();
@@ -301,6 +334,29 @@ mod tests {
         }
         assert_eq!(spoken(8, 7).unwrap_err().code, Code::Unimplemented);
         assert_eq!(answer(None).unwrap_err().code, Code::Unimplemented);
+    }
+
+    fn connected(dir: &Path) -> Result<Connection> {
+        let held = File::open(dir).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async { open(&held, "1234") })
+    }
+
+    /// Whoever waited for it would wait for as long as it stands still.
+    #[test]
+    fn a_shim_that_takes_no_callers_is_not_waited_for() {
+        use nix::sys::socket::{Backlog, listen};
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join(SOCKET)).unwrap();
+        listen(&listener, Backlog::new(0).unwrap()).unwrap();
+        let waiting: Vec<_> = std::iter::from_fn(|| connect(&dir.path().join(SOCKET)).ok()).collect();
+        assert!(!waiting.is_empty());
+        let error = connected(dir.path()).map(drop).unwrap_err();
+        assert_eq!(error.code, Code::Unavailable, "{error}");
+        assert!(!is_gone(&error) && !broke(&error), "{error}");
+        drop(listener);
+        let error = connected(dir.path()).map(drop).unwrap_err();
+        assert!(is_gone(&error), "{error}");
     }
 
     #[test]

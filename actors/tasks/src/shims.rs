@@ -53,6 +53,13 @@ impl Ctx {
         Ok(Some((group, turn.lock_owned().await)))
     }
 
+    /// The turn to ask a shim how it is.
+    fn question(&self, shim: &str) -> Arc<Mutex<()>> {
+        let mut turns = self.questions.borrow_mut();
+        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        turns.entry(shim.to_owned()).or_default().clone()
+    }
+
     fn shims(&self) -> Vec<ShimInfo> {
         let mut all: BTreeMap<String, ShimInfo> = BTreeMap::new();
         for entry in self.entries.borrow().values() {
@@ -86,8 +93,19 @@ impl Handler<DumpShim> for TasksActor {
             let info = info.ok_or_else(|| {
                 Error::not_found("shim", &message.0, "has no task on record; coffer shim ls lists those that have")
             })?;
+            // One question at a time, which goes on when nobody waits for the answer any more: those that a shim which stands
+            // still doesn't take fill its queue, in which a daemon that looks for it has to find room.
+            let asked = async {
+                let turn = ctx.question(&info.id).lock_owned().await;
+                let (ctx, id) = (ctx.clone(), info.id.clone());
+                let asked = tokio::task::spawn_local(async move {
+                    let _turn = turn;
+                    dump(&ctx, &id).await
+                });
+                asked.await.unwrap_or_else(|e| Err(Error::internal("shim", "", e.to_string())))
+            };
             let late = || Error::unavailable("shim", &info.id, "doesn't answer");
-            let state = tokio::time::timeout(ANSWER, dump(&ctx, &info.id)).await.map_err(|_| late())??;
+            let state = tokio::time::timeout(ANSWER, asked).await.map_err(|_| late())??;
             Ok((info, state))
         })
     }

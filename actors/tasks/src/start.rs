@@ -85,9 +85,11 @@ impl Ctx {
                 return if ended.is_ok_and(|ended| ended.is_ok()) { Ok(0) } else { Err(error) };
             }
             Err(error) => {
-                // One that could not be run has ended, and that is told; one that may not run now has no end.
+                // One that could not be run has ended, and that is told; one that may not run now has no end, nor has one that was
+                // deleted meanwhile.
+                let deleted = (error.code, &*error.kind) == (Code::NotFound, "process");
                 if let Some(watching) = watching
-                    && remote.is_waiting(exec).await
+                    && (deleted || remote.is_waiting(exec).await)
                 {
                     watching.abort();
                 }

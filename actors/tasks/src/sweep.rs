@@ -63,16 +63,22 @@ pub(crate) async fn unmade(deps: &Deps, ns: &Namespace, id: &Id, is_its_own: imp
         Some(shim) => disown(deps, &shim, ns, id).await,
         None => Ok(()),
     };
+    let kept = kept.unwrap_or_else(|| deps.layout.runc_of(ns, id));
     match &cgroup {
         Some(cgroup) => {
             tracing::info!(cgroup, "a cgroup that was made for nobody on record is swept");
             remove::cleanup(cgroup, bundle.clone()).await?;
             deps.layout.prune_given(cgroup);
         }
-        None if is_its_own() => clear(deps, ns, id).await?,
-        None => {}
+        None => {
+            if is_its_own() {
+                clear(deps, ns, id).await?;
+            }
+            // A group that was there before is somebody's, and stays: what was begun in it goes alone.
+            remove::end_first(kept.clone(), bundle.clone()).await?;
+        }
     }
-    layout::remove(&kept.unwrap_or_else(|| deps.layout.runc_of(ns, id)))?;
+    layout::remove(&kept)?;
     disowned?;
     layout::remove(&bundle)
 }

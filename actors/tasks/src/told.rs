@@ -18,7 +18,7 @@ use crate::{
     entry::{Entry, Process},
     handle::Deps,
     remove::{exit_payload, persist, persisted},
-    shim::from_shim,
+    shim::{self, from_shim},
 };
 
 /// How long the ends of those are waited for that are killed with their container.
@@ -136,7 +136,10 @@ pub(crate) async fn record_end(deps: &Deps, entry: &Entry, exec: &str, process: 
 
 /// Deletes one; its shim keeps its end until that is in the tables. Gives it, and whether that is yet to come.
 pub(crate) async fn delete(deps: &Deps, entry: &Rc<Entry>, exec: &str) -> Result<(Rc<Process>, bool)> {
-    let remote = entry.remote().await?;
+    let remote = match entry.remote().await {
+        Err(error) if error.code == Code::FailedPrecondition => return lost(entry, exec, error).await,
+        remote => remote?,
+    };
     let known = entry.process(exec).ok();
     let mut request = remote.container.delete_exec_request();
     request.get().set_id(exec);
@@ -152,6 +155,8 @@ pub(crate) async fn delete(deps: &Deps, entry: &Rc<Entry>, exec: &str) -> Result
         (Err(error), Some(known)) if error.code == Code::NotFound => {
             Life { deleted: true, ..known.life.borrow().clone() }
         }
+        // It went with its container, or died, meanwhile.
+        (Err(error), Some(_)) if shim::broke(&error) => return lost(entry, exec, error).await,
         (Err(error), _) => return Err(error),
     };
     entry.execs.borrow_mut().remove(exec);
@@ -162,6 +167,26 @@ pub(crate) async fn delete(deps: &Deps, entry: &Rc<Entry>, exec: &str) -> Result
         entry.leaving.borrow_mut().insert(exec.to_owned(), process.clone());
     }
     Ok((process, kept))
+}
+
+/// The same where its shim is gone: of what that kept nothing is left to be deleted, and the end is known, or about to be.
+async fn lost(entry: &Rc<Entry>, exec: &str, error: cofferdam_types::Error) -> Result<(Rc<Process>, bool)> {
+    let process = entry.process(exec)?;
+    if process.life.borrow().started != Timestamp(0) {
+        let mut exit = process.exit.subscribe();
+        let ended = tokio::time::timeout(KILLED, exit.wait_for(Option::<Exit>::is_some)).await;
+        if !matches!(ended, Ok(Ok(_))) {
+            return Err(error);
+        }
+    }
+    // Somebody else may have deleted it meanwhile.
+    let process = entry.execs.borrow_mut().remove(exec).ok_or(error)?;
+    let untold = process.ended().is_some() && !process.recorded.get();
+    if untold {
+        // Who removes the container tells it too.
+        entry.leaving.borrow_mut().insert(exec.to_owned(), process.clone());
+    }
+    Ok((process, untold))
 }
 
 /// The end of a deleted one is in the tables: its shim needn't keep it.

@@ -27,6 +27,11 @@ pub enum State {
 }
 
 impl State {
+    /// Whether it stands still.
+    pub fn is_paused(self) -> bool {
+        self == State::Paused
+    }
+
     /// As a word, for those who are told that something can't be done in it.
     pub fn as_str(self) -> &'static str {
         match self {
