@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use cofferdam_client::{Client, Status};
+use cofferdam_client::{Client, Status, Task};
 use cofferdam_types::Error;
 
 use crate::{
@@ -10,10 +10,13 @@ use crate::{
     cx::{Cx, say},
     failure::Failure,
     keys::{DETACH_KEYS, Keyboard},
-    nouns::foreground::{Ends, Passed, attended, ended, tell_detached},
+    nouns::{
+        container::{PROCESS, process},
+        foreground::{Ends, Passed, attended, ended, tell_detached},
+    },
     screen::Screen,
     signals::{FORWARDED, Signals},
-    terminal::Raw,
+    terminal::{self, Raw},
 };
 
 /// `coffer attach`.
@@ -21,10 +24,11 @@ pub static ATTACH: Command = Command {
     path: &["attach"],
     about: "follow a running container, and feed its input",
     positionals: &[Positional { name: "CONTAINER", times: Times::Once }],
-    flags: &[switch("no-stdin", None, "only follow"), DETACH_KEYS],
+    flags: &[switch("no-stdin", None, "only follow"), PROCESS, DETACH_KEYS],
     notes: "On a terminal ctrl-p ctrl-q detaches and leaves the container running. Signals are passed on. A restart of the\n\
             daemon is waited out. A container without standard input (it was run without -i) is only followed.\n\
-            Where the daemon doesn't pass a signal on within a second, one more ends coffer.\n\n\
+            Where the daemon doesn't pass a signal on within a second, one more ends coffer. Of what was run in a container only\n\
+            what has a terminal can be followed.\n\n\
             exit code: the container's own; 0 after detaching, 129 if the container outlives coffer's terminal, 1 if\n\
             coffer or the daemon fails",
     failure: 1,
@@ -35,12 +39,31 @@ async fn attach(cx: Cx) -> Result<i32, Failure> {
     let id = cx.args.at(0).to_owned();
     let client = cx.client().await?;
     let container = client.namespace(&cx.namespace).containers().get(&id);
-    let task = container.info().await?.task;
-    if task.as_ref().is_some_and(|task| task.status == Status::Stopped) {
-        let why = format!("has ended, and has nothing to attach to (\"coffer logs {id}\" shows what it wrote)");
-        return Err(Error::failed_precondition("container", &id, why).into());
-    }
-    let terminal = task.is_some_and(|task| task.terminal);
+    let exec = cx.args.value("exec").map(str::to_owned);
+    let of = |task: &Task| process(task, exec.as_deref());
+    let terminal = match &exec {
+        None => {
+            let task = container.info().await?.task;
+            if task.as_ref().is_some_and(|task| task.status == Status::Stopped) {
+                let why = format!("has ended, and has nothing to attach to (\"coffer logs {id}\" shows what it wrote)");
+                return Err(Error::failed_precondition("container", &id, why).into());
+            }
+            task.is_some_and(|task| task.terminal)
+        }
+        Some(exec) => {
+            let process = of(&container.task());
+            if process.state().await?.status == Status::Stopped {
+                return Err(
+                    Error::failed_precondition("process", exec, "has ended, and has nothing to attach to").into()
+                );
+            }
+            // Nothing else of it can be followed, and it gets the size of this terminal in any case.
+            match terminal::size() {
+                Some((rows, columns)) => process.resize(rows, columns).await.map(|()| true)?,
+                None => false,
+            }
+        }
+    };
     let stdin = !cx.args.has("no-stdin");
     let keyboard = if stdin { Keyboard::open(&cx.args)? } else { None };
     let keys = keyboard.is_some();
@@ -57,7 +80,7 @@ async fn attach(cx: Cx) -> Result<i32, Failure> {
     let streams = || ends.stdio(fed.get(), terminal);
     // After a restart of the daemon the attachment is made anew: the old one ended with the connection.
     let follow = client.persist(async |client: Client| {
-        let task = client.namespace(&cx.namespace).containers().get(&id).task();
+        let task = of(&client.namespace(&cx.namespace).containers().get(&id).task());
         let exit = task.wait();
         let ended = match task.attach(streams()?).wait().await {
             Err(error) if error.kind == "stdin" && fed.replace(false) => {
@@ -78,11 +101,11 @@ async fn attach(cx: Cx) -> Result<i32, Failure> {
             }
         }
     });
-    let place = (client.clone(), cx.namespace.clone(), id.clone());
+    let place = (client.clone(), cx.namespace.clone(), id.clone(), exec.clone());
     let pass = move |passed| {
-        let (client, namespace, id) = place.clone();
+        let (client, namespace, id, exec) = place.clone();
         let again = async move |client: Client| {
-            let task = client.namespace(&namespace).containers().get(&id).task();
+            let task = process(&client.namespace(&namespace).containers().get(&id).task(), exec.as_deref());
             match passed {
                 Passed::Signal(signal) => task.kill(signal, false).await,
                 Passed::Size(rows, columns) => task.resize(rows, columns).await,
@@ -90,7 +113,7 @@ async fn attach(cx: Cx) -> Result<i32, Failure> {
         };
         async move { client.persist(again).await }
     };
-    let what = format!("container {id}");
+    let what = exec.as_ref().map_or_else(|| format!("container {id}"), |exec| format!("process {exec}"));
     let exit = tokio::select! {
         exit = attended(&signals, &what, terminal, Vec::new(), follow, pass) => Some(exit?),
         failure = screen.show() => return Err(failure),

@@ -2,13 +2,13 @@
 
 use std::{cell::RefCell, collections::VecDeque, rc::Rc, time::Duration};
 
-use cofferdam_client::{Client, ContainerInfo, Namespace, Status, TaskInfo};
+use cofferdam_client::{Client, ContainerInfo, Namespace, Process, Status, Task, TaskInfo};
 use cofferdam_types::Code;
 use serde::Serialize;
 use tokio::sync::Semaphore;
 
 use crate::{
-    args::{Command, Positional, Times, many, switch, value},
+    args::{Command, Flag, Positional, Times, many, switch, value},
     cx::{Cx, Table, line, say},
     failure::Failure,
     nouns::foreground::tell,
@@ -102,6 +102,25 @@ async fn inspect(cx: Cx) -> Result<i32, Failure> {
     show_each(&cx, async |id| containers.get(id).info().await).await
 }
 
+/// One of the processes that were run in a container, in place of its first.
+pub const PROCESS: Flag = value("exec", None, "ID", "what was run in it, by the id that \"coffer exec -d\" printed");
+
+/// The process that is named so; only of one container.
+fn one_process(cx: &Cx, command: &str) -> Result<Option<String>, Failure> {
+    let exec = cx.args.value("exec").map(str::to_owned);
+    if exec.is_some() && cx.args.from(0).len() > 1 {
+        return Err(Failure::usage(format!(
+            "{command}: --exec names a process of one container, and there are several"
+        )));
+    }
+    Ok(exec)
+}
+
+/// A process of a task: the first one, or the one that is named.
+pub fn process(task: &Task, exec: Option<&str>) -> Process {
+    exec.map_or_else(|| Process::clone(task), |exec| task.process(exec))
+}
+
 /// `coffer kill`.
 pub static KILL: Command = Command {
     path: &["kill"],
@@ -110,6 +129,7 @@ pub static KILL: Command = Command {
     flags: &[
         value("signal", Some('s'), "SIGNAL", "a number, or a name with or without SIG; KILL otherwise"),
         switch("all", Some('a'), "to every process of the container"),
+        PROCESS,
     ],
     notes: "",
     failure: 1,
@@ -120,7 +140,11 @@ async fn kill(cx: Cx) -> Result<i32, Failure> {
     let signal = cx.args.read("signal", signal)?.unwrap_or(9);
     let containers = cx.namespace().await?.containers();
     let all = cx.args.has("all");
-    each(&cx, async |id| Ok(containers.get(id).task().kill(signal, all).await?)).await
+    let exec = one_process(&cx, "kill")?;
+    if all && exec.is_some() {
+        return Err(Failure::usage("kill: --all is for the whole container, and --exec names one of its processes"));
+    }
+    each(&cx, async |id| Ok(process(&containers.get(id).task(), exec.as_deref()).kill(signal, all).await?)).await
 }
 
 /// What failed of several things: coffer goes on, and fails with the last.
@@ -252,7 +276,7 @@ pub static WAIT: Command = Command {
     path: &["wait"],
     about: "wait until containers have ended",
     positionals: CONTAINERS,
-    flags: &[],
+    flags: &[PROCESS],
     notes: "Prints the exit code of each. A restart of the daemon is waited out.\n\n\
             exit code: the container's own, of several the last one's; 1 if coffer or the daemon fails",
     failure: 1,
@@ -261,9 +285,13 @@ pub static WAIT: Command = Command {
 
 async fn wait(cx: Cx) -> Result<i32, Failure> {
     let client = cx.client().await?;
+    let exec = one_process(&cx, "wait")?;
     let (mut code, mut failures) = (0, Failures::default());
     for id in cx.args.from(0) {
-        let again = |client: Client| client.namespace(&cx.namespace).containers().get(id).task().wait();
+        let again = |client: Client| {
+            let task = client.namespace(&cx.namespace).containers().get(id).task();
+            process(&task, exec.as_deref()).wait()
+        };
         let exit = match client.persist(again).await {
             Ok(exit) => exit,
             Err(error) => {
@@ -272,7 +300,11 @@ async fn wait(cx: Cx) -> Result<i32, Failure> {
             }
         };
         line(&if cx.json {
-            serde_json::json!({ "id": id, "exit": exit }).to_string()
+            let mut told = serde_json::json!({ "id": id, "exit": exit });
+            if let Some(exec) = &exec {
+                told["exec"] = exec.as_str().into();
+            }
+            told.to_string()
         } else {
             exit.status.to_string()
         })?;
