@@ -26,4 +26,4 @@ pub use platter::{Image, Platter, Record};
 pub use registry::{Cache, Registry};
 pub use runtimes::{crun, program, script};
 pub use streams::{Arrivals, input, output, pipe, terminal, write};
-pub use wait::{DEADLINE, bounded, count, is_long, until, until_async};
+pub use wait::{DEADLINE, bounded, count, is_long, skipped, until, until_async};

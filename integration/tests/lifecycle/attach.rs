@@ -148,3 +148,33 @@ fn an_ended_process_has_nothing_more_to_say() {
         assert_eq!(arrivals.text().await, "");
     });
 }
+
+/// What they hold is the shim's memory, which has a bound.
+#[test]
+fn so_many_are_attached_to_one_process_and_no_more() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let client = daemon.client().await;
+        let mut request = script(&daemon, "talk", "exec sleep 1000");
+        request.log = true;
+        let run = start(&client, request).await;
+        let mut attached: Vec<_> = (0..64).map(|_| run.task().attach(Stdio::default())).collect();
+        // Answered behind all of them, on their connection.
+        let error = run.task().attach(Stdio::default()).wait().await.unwrap_err();
+        assert_eq!((error.code, &*error.kind), (Code::ResourceExhausted, "process"), "{error}");
+        attached.pop();
+        until_async("there is room again", async || {
+            let more = run.task().attach(Stdio::default());
+            match tokio::time::timeout(Duration::from_millis(50), more.wait()).await {
+                Ok(answer) => {
+                    assert_eq!(answer.unwrap_err().code, Code::ResourceExhausted);
+                    None
+                }
+                // It follows, and there is nothing to be said.
+                Err(_) => Some(()),
+            }
+        })
+        .await;
+        run.container().remove(true).await.unwrap();
+    });
+}

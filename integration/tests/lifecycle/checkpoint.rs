@@ -574,6 +574,12 @@ fn a_daemon_that_dies_meanwhile_leaves_a_container_that_runs() {
         assert_eq!(run.task().state().await.unwrap().status, Status::Paused);
         let twice = run.task().checkpoint(&CheckpointOptions { name: "x/y".into(), ..named(true) });
         refused(&twice.wait().await.unwrap_err(), "being checkpointed");
+        // Nor is anything started, which would stand still before it is there; and the shim answers.
+        let options = ProcessOptions { args: ["true"].map(String::from).into(), ..ProcessOptions::default() };
+        let exec = run.task().exec("more", &options, Stdio::default());
+        refused(&exec.start().await.unwrap_err(), "being checkpointed");
+        assert_eq!(exec.state().await.unwrap().status, Status::Created);
+        exec.delete().await.unwrap();
         daemon.kill9();
         assert!(asked.await.unwrap().is_err());
         daemon.restart();

@@ -100,6 +100,38 @@ fn z6_what_a_process_left_behind_ends_with_its_grant() {
     });
 }
 
+/// In a container that stands still as well, by whichever freezer.
+#[test]
+fn z6_what_was_run_in_a_paused_container_ends_with_its_grant() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let operator = daemon.open().await;
+        for runtime in ["native", "runc"] {
+            let container = with(&operator, runtime, "exec sleep 1000", |c| c.runtime = runtime.into());
+            let task = container.create_task(Stdio::default(), false);
+            task.start().await.unwrap();
+            let (client, grant) = holder(&daemon, &operator, &all()).await;
+            let theirs = client.namespace("").containers().get(runtime).task();
+            // One that is there, and one that is left behind.
+            let process = theirs.exec("", &run("sleep 1001 & exec sleep 1002"), Stdio::default());
+            process.start().await.unwrap();
+            let left = theirs.exec("", &run("(sleep 1003 &) </dev/null >/dev/null 2>&1; sleep 0.2"), Stdio::default());
+            left.start().await.unwrap();
+            assert_eq!(left.wait().await.unwrap().status, 0);
+            for seconds in ["1001", "1002", "1003"] {
+                sleeping(&task, seconds).await;
+            }
+            task.pause().await.unwrap();
+            operator.grants().get(&grant).revoke().await.unwrap();
+            for seconds in ["1001", "1002", "1003"] {
+                ended(&task, seconds).await;
+            }
+            assert_eq!(task.state().await.unwrap().status.as_str(), "paused");
+            container.remove(true).await.unwrap();
+        }
+    });
+}
+
 // Z6: a call that nobody waits for any more has done its work all the same, and what it made is bound to the grant.
 #[test]
 fn z6_a_process_whose_maker_gave_up_the_call_ends_with_its_grant() {

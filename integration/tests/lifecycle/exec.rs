@@ -73,6 +73,9 @@ fn ids_are_unique_until_deleted() {
         first.state().await.unwrap();
         let second = task.exec("probe", &sh("exit 2"), Stdio::default()).state().await.unwrap_err();
         assert_eq!(named(&second), (Code::AlreadyExists, "process", "probe"));
+        // Its end would be taken for that of the container.
+        let third = task.exec("box", &sh("exit 2"), Stdio::default()).state().await.unwrap_err();
+        assert_eq!(named(&third), (Code::InvalidArgument, "process", "box"));
         // The refusal hurt nobody.
         first.start().await.unwrap();
         assert_eq!(first.wait().await.unwrap().status, 1);

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use cofferdam_client::{ProcessOptions, Status, Stdio};
-use cofferdam_integration::{Daemon, bounded, until, until_async};
+use cofferdam_integration::{Daemon, bounded, skipped, until, until_async};
 use cofferdam_sys::cgroup::{Cgroup, Layout};
 use cofferdam_types::Code;
 
@@ -167,7 +167,7 @@ fn an_exec_that_outlives_the_first_process_ends_with_the_shim() {
     let layout = Layout::detect().unwrap();
     // A process that can't die for a while: in a v1 freezer of somebody else's.
     let Some(freezer) = layout.hierarchies.iter().find(|h| h.controllers.iter().any(|c| c == "freezer")) else {
-        return;
+        return skipped("there is no v1 freezer");
     };
     let freezer = Freezer(freezer.root.join(format!("cofferdam-test-{}", std::process::id())));
     std::fs::create_dir(&freezer.0).unwrap();
@@ -194,6 +194,9 @@ fn an_exec_that_outlives_the_first_process_ends_with_the_shim() {
         assert_eq!((exit.status, &*exit.reason), (137, "shim lost"));
         let mut events = namespace.events().subscribe(0, &["topic==\"/tasks/exit\""]);
         while events.next().await.unwrap().expect("no gap").payload["id"] != "late" {}
+        // It is deleted as any other, though nobody is left who had it.
+        assert_eq!(exec.delete().await.unwrap(), exit);
+        assert_eq!(exec.delete().await.unwrap_err().code, Code::NotFound);
         container.remove(false).await.unwrap();
     });
     drop(freezer);

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, path::PathBuf, process::Command, time::Duration};
 
-use cofferdam_client::{Network, PortMapping, Status, Stdio};
+use cofferdam_client::{Network, PortMapping, ProcessOptions, Status, Stdio};
 use cofferdam_integration::{Daemon, bounded, until, until_async};
 use cofferdam_types::Code;
 
@@ -127,6 +127,34 @@ fn a_plugin_that_hangs_holds_up_its_own_container_alone() {
         container.remove(true).await.unwrap();
         assert!(traces(&daemon).iter().any(|trace| trace.starts_with("lease")), "it is not undone yet");
         odd.forget("DEL");
+    });
+    no_traces(&daemon);
+    daemon.settles(&before);
+}
+
+/// Whoever ran it and asks for it to be forgotten has its end: that of its container has come, and takes its time.
+#[test]
+fn what_ran_in_a_container_is_deleted_while_that_is_disconnected() {
+    let daemon = Daemon::with_network(&["--cni-timeout", "30"]);
+    let odd = Odd::new(&daemon);
+    let before = daemon.leftovers();
+    bounded(async {
+        let namespace = daemon.open().await;
+        let container = with(&namespace, "box", "exec sleep 1000", on_blue);
+        let (task, _) = started(&container).await;
+        let sleep = ProcessOptions { args: ["sleep", "1000"].map(String::from).into(), ..ProcessOptions::default() };
+        let exec = task.exec("beside", &sleep, Stdio::default());
+        exec.start().await.unwrap();
+        odd.tell("DEL", "until [ -e go ]; do sleep 0.01; done");
+        let (removed, ()) = tokio::join!(container.remove(true), async {
+            let exit = exec.wait().await.unwrap();
+            assert_eq!(exit.status, 137);
+            odd.called("DEL", 1).await;
+            assert_eq!(exec.delete().await.unwrap(), exit);
+            assert_eq!(exec.delete().await.unwrap_err().code, Code::NotFound);
+            std::fs::write(odd.dir.join("go"), "").unwrap();
+        });
+        removed.unwrap();
     });
     no_traces(&daemon);
     daemon.settles(&before);

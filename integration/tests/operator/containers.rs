@@ -70,6 +70,19 @@ fn exec_is_a_command_beside_it() {
     assert!(said.code == 1 && said.err.contains("nobody") && said.err.contains("does not exist"), "{said:?}");
     ok(&daemon, &["exec", "-d", "box", "sh", "-c", "echo there > /tmp/made"]);
     until("it has run", || (say(&daemon, &["exec", "box", "cat", "/tmp/made"]).out == "there\n").then_some(()));
+    // What was left running is known by the id that was printed.
+    let id = ok(&daemon, &["exec", "-d", "box", "sleep", "1000"]);
+    let id = id.trim();
+    assert_eq!(ok(&daemon, &["kill", "--exec", id, "-s", "TERM", "box"]), "box\n");
+    let said = say(&daemon, &["wait", "--exec", id, "box"]);
+    assert_eq!((said.code, &*said.out), (143, "143\n"), "{said:?}");
+    let said = say(&daemon, &["attach", "--exec", id, "box"]);
+    assert!(said.code == 1 && said.err.contains("has ended"), "{said:?}");
+    for args in [["wait", "--exec", id, "box", "other"], ["kill", "--exec", id, "--all", "box"]] {
+        let said = say(&daemon, &args);
+        assert!(said.code == 1 && said.err.contains("--exec"), "{said:?}");
+    }
+    assert_eq!(say(&daemon, &["wait", "--exec", "nothing", "box"]).code, 1);
     ok(&daemon, &["rm", "-f", "box"]);
     let said = say(&daemon, &["exec", "box", "true"]);
     assert!(said.code == 1 && said.err.contains("does not exist"), "{said:?}");

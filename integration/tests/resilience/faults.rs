@@ -253,15 +253,15 @@ pub async fn exhaust(events: &Events) {
 }
 
 /// A container that runs, and ends when it is told, where there is no room since the last event.
-struct Cramped {
-    run: Run,
-    file: fs::File,
-    events: Events,
-    last: u64,
-    neighbour: Neighbour,
+pub struct Cramped {
+    pub run: Run,
+    pub file: fs::File,
+    pub events: Events,
+    pub last: u64,
+    pub neighbour: Neighbour,
 }
 
-async fn cramped(daemon: &Daemon) -> Cramped {
+pub async fn cramped(daemon: &Daemon) -> Cramped {
     let client = daemon.client().await;
     let (request, file) = ends_when_told(daemon, "box");
     let (run, _) = start(&client, request).await;

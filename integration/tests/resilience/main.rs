@@ -13,6 +13,7 @@ mod hostile;
 mod kills;
 mod late;
 mod ledger;
+mod lost;
 mod neighbours;
 mod outside;
 mod power;

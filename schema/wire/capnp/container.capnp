@@ -131,7 +131,8 @@ struct ContainerOptions @0xd7f29c60e1b4853a {
   namespaces @26 :List(NamespaceChoice);
   # Those that are not its own. Need "host".
   cgroup @27 :Text;
-  # Its path; empty: the daemon chooses it. Needs "host".
+  # Its path; empty: the daemon chooses it. Needs "host". The driver `native` wants one that isn't there yet. Others take one that is,
+  # and then all that is in it is the container's: should the shim be lost, all of it is killed, and the group removed.
   seccompProfile @28 :Data;
   # In place of the default filter: linux.seccomp of an OCI runtime spec (JSON). Needs "host".
   networking @29 :NetworkOptions;
@@ -562,7 +563,7 @@ interface Process @0xd06c4fe8a35b7192 {
   attach @6 (stdio :Common.Stdio) -> (attachment :Attachment) $Common.needs("run") $Common.audit("use");
   # Follows what it writes from now on, and feeds its input from a descriptor or a FIFO; what else `stdin` may be is null here
   # (who has a stream writes into what `Process.stdin` gives). Several may be attached at once. A process whose pipes were handed over directly (no log, no
-  # terminal) can't be attached to: failed_precondition.
+  # terminal) can't be attached to: failed_precondition. At most 64 are attached to one process: beyond that, resource_exhausted.
 
   stdin @7 () -> (sink :Common.ByteStream) $Common.needs("run") $Common.audit("use");
   # A sink for a standard input that was declared as `stream`, and for any terminal, where what is written is typed;
@@ -570,7 +571,8 @@ interface Process @0xd06c4fe8a35b7192 {
   # but of a terminal's only as far as it came this way.
 
   delete @8 () -> (exit :Exit) $Common.needs("run") $Common.audit("none");
-  # Forgets one that has ended, or was never started, and gives its exit; a running one is failed_precondition. Of the ended ones
+  # Forgets one that has ended, or was never started, and gives its exit; a running one, and one that is just being started, is
+  # failed_precondition (SIGKILL ends the latter once it has started). Of the ended ones
   # of `exec` the last 64 are kept. Of older ones, up to 4,096, the exit is known until the daemon restarts, and nothing else.
 }
 
@@ -586,7 +588,8 @@ interface Task @0xba1f6c70e48d9325 extends (Process) {
 
   exec @0 (id :Text, options :ProcessOptions, stdio :Common.Stdio) -> (process :Process) $Common.needs("run") $Common.audit("use");
   # Another process in the container, ready but not yet started: call `start`. An empty id: the daemon chooses one.
-  # already_exists where the id is taken. It ends with the first process, and by a grant's end where it was run through one.
+  # already_exists where the id is taken, invalid_argument where it is the container's. failed_precondition to start one while the
+  # container is paused, or being checkpointed. It ends with the first process, and by a grant's end where it was run through one.
 
   process @1 (id :Text) -> (process :Process) $Common.needs("read");
   # One that was run by `exec`; the first process is the task itself. not_found where there is none, or it was deleted.
@@ -603,7 +606,8 @@ interface Task @0xba1f6c70e48d9325 extends (Process) {
   update @5 (resources :Data) -> () $Common.needs("run") $Common.audit("use");
   # Changes limits: `linux.resources` of the OCI runtime spec (JSON). What it doesn't name stays as it is; a list of
   # devices replaces the one before; -1 is no limit. In force when it returns. All of it is done or nothing. It is kept in the
-  # container's spec. deadline_exceeded: the shim didn't answer; it may do it yet, and the spec says so then. Of a task that has
+  # container's spec. deadline_exceeded: the shim didn't answer; it may do it yet, and the spec says so then (but
+  # not if the daemon ends before: what is in force is what `metrics` says, and another `update` sets both). Of a task that has
   # ended, the spec alone changes. Devices, `unified` and realtime need "host"; `denied` is more than the grant lets it have that
   # made the container.
 

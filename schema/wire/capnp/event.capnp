@@ -20,6 +20,10 @@
 #   /tasks/oom                      container_id, count
 #   /tasks/paused, resumed          container_id              /tasks/checkpointed   container_id, checkpoint
 # More topics and fields may come.
+#
+# Starts, ends, pauses and resumes are told once each, whoever is killed in between: what a daemon that dies had still to tell, the
+# next one does. Of a pause and a resume that both came in between nothing is told, and /tasks/exec-added of a process that was
+# made in the daemon's last moment may be missing; its start and its end are not.
 
 using Cxx = import "/capnp/c++.capnp";
 $Cxx.namespace("cofferdam");
