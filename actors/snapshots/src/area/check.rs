@@ -2,7 +2,10 @@
 
 use cofferdam_types::{Fault, Findings};
 
-use super::*;
+use super::{
+    held::{LOOK, LOOKS},
+    *,
+};
 
 impl Area {
     /// See [`Area::sweep`], which does at each start what this tells and, with `repair`, does. Gives the ids of committed
