@@ -42,15 +42,19 @@ pub fn lend(
 }
 
 impl Answer {
-    /// It failed, and who served it has let go of it.
+    /// It failed, and who served it has let go of it. Objects that were given before stay: they say themselves what is wrong.
     pub fn fails(&self, error: &capnp::Error) {
         let mut back = self.back.borrow_mut();
         let Some(Ok(results)) = back.as_mut().map(|hook| hook.get()) else { return };
         let pointers = self.gives.iter().map(|(at, _)| at + 1).max().unwrap_or_default();
-        let Slots(mut slots) = results.initn_as(pointers);
+        // What was begun is gone on with: the library can't clear a place in which an object is.
+        let slots = if results.is_null() { Ok(results.initn_as(pointers)) } else { results.get_as() };
+        let Ok(Slots(mut slots)) = slots else { return };
         for (at, _) in self.gives {
-            let broken = capnp_rpc::new_broken_cap(error.clone());
-            slots.reborrow().get_pointer_field(*at as usize).set_capability(broken.hook);
+            let mut slot = slots.reborrow().get_pointer_field(*at as usize);
+            if slot.is_null() {
+                slot.set_capability(capnp_rpc::new_broken_cap(error.clone()).hook);
+            }
         }
     }
 }
@@ -63,8 +67,9 @@ impl<'a> FromPointerBuilder<'a> for Slots<'a> {
         Slots(builder.init_struct(StructSize { data: 0, pointers: pointers as u16 }))
     }
 
+    /// What a method has begun is as large as the schema says, with all its pointers.
     fn get_from_pointer(builder: PointerBuilder<'a>, _: Option<&'a [capnp::Word]>) -> capnp::Result<Slots<'a>> {
-        Ok(Slots::init_pointer(builder, 0))
+        builder.get_struct(StructSize { data: 0, pointers: 0 }, None).map(Slots)
     }
 }
 

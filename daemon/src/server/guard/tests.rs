@@ -266,12 +266,30 @@ fn a_streaming_method_stays_one() {
     });
 }
 
-/// `namespaces` fails, and not at once.
-struct Broken;
+/// `namespaces` fails, and not at once; it may have given something before.
+struct Broken(Given);
+
+/// What it had given.
+#[derive(Clone, Copy, PartialEq)]
+enum Given {
+    Nothing,
+    NoObject,
+    Object,
+}
 
 impl root::Server for Broken {
-    async fn namespaces(self: Rc<Self>, _: root::NamespacesParams, _: root::NamespacesResults) -> capnp::Result<()> {
+    async fn namespaces(
+        self: Rc<Self>,
+        _: root::NamespacesParams,
+        mut results: root::NamespacesResults,
+    ) -> capnp::Result<()> {
         tokio::task::yield_now().await;
+        if self.0 != Given::Nothing {
+            let mut results = results.get();
+            if self.0 == Given::Object {
+                results.set_namespaces(capnp_rpc::new_future_client(std::future::pending()));
+            }
+        }
         Err(to_rpc(Error::not_found("thing", "lost", "does not exist")))
     }
 }
@@ -281,9 +299,9 @@ impl root::Server for Broken {
 fn what_fails_in_the_middle_of_a_chain_is_told_at_its_end() {
     run(async || {
         let meter: Rc<Meter> = Rc::default();
-        let root = |reach| -> root::Client {
+        let root = |reach, given| -> root::Client {
             let held = Held { reach, ..held(None) };
-            let dispatch = <root::Client as FromServer<Broken>>::from_server(Rc::new(Broken));
+            let dispatch = <root::Client as FromServer<Broken>>::from_server(Rc::new(Broken(given)));
             let (counted, own) = ((meter.begin_object().unwrap(), None), <root::Client as HasTypeId>::TYPE_ID);
             served(guard(dispatch, own, meter.clone(), counted, Rc::new(held), None, None))
         };
@@ -295,14 +313,24 @@ fn what_fails_in_the_middle_of_a_chain_is_told_at_its_end() {
             drop((all, one, containers));
             end.await.map(drop).map_err(from_rpc).unwrap_err()
         };
-        let (all, less) = (root(Reach::everything()), root(Reach::of(&Caveats::none())));
+        let all = [Given::Nothing, Given::NoObject].map(|given| root(Reach::everything(), given));
+        let less = root(Reach::of(&Caveats::none()), Given::Nothing);
         for _ in 0..10 {
-            let error = end_of_chain(&all).await;
-            assert_eq!((error.code, &*error.id), (Code::NotFound, "lost"), "{error}");
+            for all in &all {
+                let error = end_of_chain(all).await;
+                assert_eq!((error.code, &*error.id), (Code::NotFound, "lost"), "{error}");
+            }
             let error = end_of_chain(&less).await;
             assert_eq!((error.code, &*error.id), (Code::Denied, "Root.namespaces"), "{error}");
             assert!(error.message.contains("needs the root right"), "{error}");
         }
+        // What was given stays, and the connection with it.
+        let given = root(Reach::everything(), Given::Object);
+        for _ in 0..2 {
+            let error = given.namespaces_request().send().promise.await.map(drop).map_err(from_rpc).unwrap_err();
+            assert_eq!((error.code, &*error.id), (Code::NotFound, "lost"), "{error}");
+        }
+        drop(given);
         assert!(meter.is_idle());
     });
 }
