@@ -209,7 +209,7 @@ pub(super) fn step(f: &mut Fixture, history: &mut History) {
             4 => drop(content::update(tx, &ns, &digest(&b), &labels, &[])?),
             5 => left.blobs.extend(content::delete(tx, &ns, &digest(&b))?.then(|| digest(&b))),
             6..=8 => {
-                let view = parent.is_some() && number % 4 == 0;
+                let view = parent.is_some() && number.is_multiple_of(4);
                 let kind = if view { Kind::View } else { Kind::Active };
                 let mut new = Snapshot::new("overlay", name(&s), kind, parent.clone(), number);
                 new.labels.clone_from(&labels);
