@@ -250,7 +250,7 @@ pub(super) fn step(f: &mut Fixture, history: &mut History) {
             18 => leases::hold(tx, &ns, &x, &resource)?,
             19 => match labels.len() {
                 0 => leases::delete(tx, &ns, &x)?,
-                _ => drop(leases::release(tx, &ns, &x, &resource)?),
+                _ => leases::release(tx, &ns, &x, &resource).map(drop)?,
             },
             20 | 21 => drop(snapshots::update(tx, &ns, "overlay", &s, &labels, &[])?),
             22 => drop(snapshots::rename(tx, &ns, "overlay", &s, parent.clone().unwrap_or_else(|| name(&s)))?),
@@ -269,6 +269,9 @@ pub(super) fn step(f: &mut Fixture, history: &mut History) {
             26..=28 => {
                 // As a pull does: what is unpacked already is only linked.
                 for n in 0..=layer {
+                    if snapshots::find(tx, &ns, "overlay", &chain(n).to_string())?.is_some() {
+                        continue;
+                    }
                     if layers::find(tx, "overlay", &chain(n))?.is_none() {
                         let parent = (n > 0).then(|| chain(n - 1));
                         let (detached, created) = (true, Timestamp::default());
