@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 
 use crate::{
     ends_when_told,
-    faults::{Neighbour, cramped},
+    faults::cramped,
     history, runs, send, shim_of, start, tell,
 };
 
