@@ -66,7 +66,8 @@ impl Walk<'_> {
         let Limits { indexes, documents, .. } = Limits::get();
         if depth as u64 > *indexes {
             let why = format!("lies behind more than {indexes} indexes, one within the other");
-            return Err(Error::invalid("document", &descriptor.digest, why));
+            // Not as what is no image would be, which may stand in an index.
+            return Err(Error::resource_exhausted("document", &descriptor.digest, why));
         }
         self.left = self.left.checked_sub(1).ok_or_else(|| {
             let why = format!("its index leads to more than {documents} documents: name a manifest by its digest");
@@ -345,7 +346,7 @@ pub(crate) mod tests {
         for _ in 0..=USUAL.indexes {
             top = on(store.index(&[top]), "linux/amd64");
         }
-        assert!(resolve(&store, &top, &amd64()).is_err());
+        assert_eq!(resolve(&store, &top, &amd64()).unwrap_err().code, Code::ResourceExhausted);
         assert!(platforms(&store, &top).is_ok_and(|found| found.len() <= 1));
     }
 

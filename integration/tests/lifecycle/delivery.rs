@@ -8,10 +8,10 @@
 use std::{fs::File, io::Read as _, os::fd::OwnedFd, process::Stdio as Pipes};
 
 use cofferdam_client::{Output, ProcessOptions, Stdio, channel};
-use cofferdam_integration::{Daemon, bounded, pipe};
+use cofferdam_integration::{Daemon, bounded, pipe, until};
 use cofferdam_types::Code;
 
-use crate::{log::read, script, start};
+use crate::{log::read, script, shims::descriptors, start};
 
 /// 168,894 bytes.
 const PIPED: &str = "seq 30000";
@@ -140,6 +140,22 @@ fn who_takes_nothing_is_waited_for_as_long_as_the_daemon_was_told() {
         drop(run);
         daemon.settles(&before);
         part(late);
+
+        // Nor does what was run in a container keep its terminal open in the shim.
+        let (container, task) = crate::idle(&daemon.open().await, "box").await;
+        let (late, stdout) = pipe();
+        let args = ["sh", "-c", TYPED].map(String::from).into();
+        let options = ProcessOptions { args, terminal: true, ..ProcessOptions::default() };
+        let exec = task.exec("talks", &options, Stdio { stdout: Output::Fd(stdout), ..Stdio::default() });
+        exec.start().await.unwrap();
+        assert_eq!(exec.wait().await.unwrap().status, 0);
+        let shim = crate::shims::of(&daemon);
+        let terminals = || descriptors(shim).iter().filter(|(_, to)| to.ends_with("ptmx")).count();
+        assert_eq!(terminals(), 1);
+        exec.delete().await.unwrap();
+        until("it is closed", || (terminals() == 0).then_some(()));
+        drop(late);
+        container.remove(true).await.unwrap();
     });
     daemon.settles(&before);
 }

@@ -31,7 +31,8 @@ fn score(pid: i32) -> i32 {
     std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap().trim().parse().unwrap()
 }
 
-fn descriptors(pid: i32) -> Vec<(i32, String)> {
+/// What a process has open.
+pub fn descriptors(pid: i32) -> Vec<(i32, String)> {
     let all = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().map(|entry| entry.unwrap());
     let mut all: Vec<_> = all
         .filter_map(|entry| {

@@ -131,8 +131,11 @@ impl<'a> Tree<'a> {
             return Ok(());
         }
         self.names += real.len() + size_of::<Note>();
-        if self.names > self.options.limits.max_names {
-            return Err(exhausted(real, "the layer has too many directories, whiteouts and links to remember"));
+        let most = self.options.limits.max_names;
+        if self.names > most {
+            let why =
+                format!("to remember its directories, whiteouts and links the layer needs more than {most} bytes");
+            return Err(exhausted(real, why));
         }
         change(self.notes.entry(real.to_vec()).or_default());
         Ok(())

@@ -181,6 +181,9 @@ fn a15_compressed_forms_and_their_damage() {
     // Nothing at all is an empty layer, and so is an archive without its end.
     assert_eq!(Jail::new().apply_as(&[], &ApplyOptions::default()).unwrap().entries, 0);
     assert_eq!(Jail::new().apply_as(&tar[..tar.len() - 1024], &ApplyOptions::default()).unwrap().entries, 1);
+    // And one that ends with the content of its last file.
+    let bare = Tar::new().file("f", "x").end();
+    assert_eq!(Jail::new().apply_as(&bare[..513], &ApplyOptions::default()).unwrap().entries, 1);
 }
 
 #[test]
