@@ -274,6 +274,8 @@ async fn told(ns: &Namespace, after: u64) -> Result<BTreeSet<String>> {
         }
         let field = topics.iter().find(|(topic, _)| *event.topic == **topic).map(|(_, field)| *field);
         let name = field.and_then(|field| event.payload[field].as_str());
+        // Images have their whole names there.
+        let name = name.map(|name| name.strip_prefix("docker.io/").unwrap_or(name));
         told.extend(name.map(|name| said(&event.topic, name)));
     }
 }
