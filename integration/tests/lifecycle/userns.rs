@@ -102,7 +102,7 @@ fn each_driver_gives_a_user_namespace_a_root_of_its_own() {
                         exec sleep 1000";
             let container = crate::with(&namespace, "box", line, |c| {
                 c.options.userns = map();
-                c.options.driver = driver.into();
+                c.driver = driver.into();
             });
             let (stdout, said) = output();
             let task = container.create_task(Stdio { stdout, ..Stdio::default() }, false);

@@ -8,7 +8,7 @@ use std::{
 };
 
 use cofferdam_client::{CredentialInfo, ImportFormat, ImportOptions, Secret, block_on};
-use cofferdam_integration::{BUSYBOX, Daemon, files, until};
+use cofferdam_integration::{BUSYBOX, Daemon, images, until};
 
 use crate::{Said, idle, json, ok, say};
 
@@ -104,7 +104,7 @@ fn network(daemon: &Daemon) {
 
 /// A root file system with a file of its own.
 fn other(at: &Path) {
-    let copied = Command::new("cp").arg("-a").arg(files::images().join("rootfs/busybox")).arg(at).status().unwrap();
+    let copied = Command::new("cp").arg("-a").arg(images().join("rootfs/busybox")).arg(at).status().unwrap();
     assert!(copied.success());
     fs::write(at.join("other"), "other").unwrap();
 }
@@ -118,7 +118,7 @@ fn import(daemon: &Daemon, root: &Path, name: &str) {
     };
     let source = File::open(root).unwrap();
     let done = block_on(async { daemon.open().await.images().import_fd(&options, source.into()).wait().await });
-    done.unwrap_or_else(|error| panic!("{name}: {error}"));
+    done.unwrap().unwrap_or_else(|error| panic!("{name}: {error}"));
 }
 
 /// What the rows are of, and others of each kind.
@@ -140,7 +140,8 @@ fn fill(daemon: &Daemon, other_root: &Path) {
         std::io::Write::write_all(&mut ingest.stdin.take().unwrap(), b"half").unwrap();
         assert!(!ingest.wait().unwrap().success());
         let info = CredentialInfo { host: format!("{key}.example"), user: "me".into(), ..Default::default() };
-        block_on(async { daemon.open().await.credentials().put(&info, &Secret("hunter22".into())).await }).unwrap();
+        let put = async { daemon.open().await.credentials().put(&info, &Secret("hunter22".into())).await };
+        block_on(put).unwrap().unwrap();
     }
 }
 

@@ -340,7 +340,7 @@ async fn prepare(ns: &Namespace, driver: &str, key: &str) -> Result<()> {
 async fn create(ns: &Namespace, driver: &str, id: &str) -> Result<()> {
     let mut request = ContainerRequest { id: id.into(), ..ContainerRequest::default() };
     request.options.args = vec!["true".into()];
-    request.options.driver = driver.into();
+    request.driver = driver.into();
     ns.containers().create(&ns.images().get(BUSYBOX), &request).info().await.map(drop)
 }
 
@@ -348,7 +348,7 @@ async fn run(client: &Client, ns: &Namespace, (driver, image): (&str, &str), id:
     let mut request = cofferdam_client::RunRequest::new(&ns.info().await?.name, image);
     request.container.id = id.into();
     request.container.options.args = vec!["true".into()];
-    request.container.options.driver = driver.into();
+    request.container.driver = driver.into();
     request.container.remove_on_exit = true;
     let exit = client.run(request)?.wait().await?;
     assert!(exit.status == 0 || !exit.reason.is_empty(), "{exit:?}");

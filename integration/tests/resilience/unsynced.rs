@@ -81,7 +81,7 @@ fn a_record_of_the_audit_log_counts_as_kept_when_the_disk_has_it() {
         fs::create_dir(dir).unwrap();
         let (mut log, _) = open(dir, None);
         log.append(records).unwrap();
-        head = head.or(Some(log.head()));
+        head = head.or_else(|| Some(log.head()));
     }
     File::open(disk.top()).unwrap().sync_all().unwrap();
     go_on(&there, &whole);
