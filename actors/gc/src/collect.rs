@@ -206,8 +206,8 @@ impl Stores {
 fn bytes(view: &dyn Read, ns: &Namespace, resource: &Resource) -> Result<(String, u64, u64)> {
     match resource {
         Resource::Content(digest) => {
-            let blob = content::blob(view, digest)?;
-            Ok((digest.to_string(), blob.as_ref().map_or(0, |blob| blob.links), blob.map_or(0, |blob| blob.size)))
+            let blob = content::counted(view, &content::get(view, ns, digest)?)?;
+            Ok((digest.to_string(), blob.links, blob.size))
         }
         Resource::Snapshot { driver, key } => {
             let found = snapshots::get(view, ns, driver, key)?;

@@ -117,9 +117,8 @@ fn import(daemon: &Daemon, root: &Path, name: &str) {
         ..ImportOptions::default()
     };
     let source = File::open(root).unwrap();
-    let done =
-        block_on(async { daemon.open().await.images().import_fd(&options, source.into()).wait().await }).unwrap();
-    done.unwrap_or_else(|error| panic!("{name}: {error}"));
+    let done = block_on(async { daemon.open().await.images().import_fd(&options, source.into()).wait().await });
+    done.unwrap().unwrap_or_else(|error| panic!("{name}: {error}"));
 }
 
 /// What the rows are of, and others of each kind.
@@ -141,8 +140,8 @@ fn fill(daemon: &Daemon, other_root: &Path) {
         std::io::Write::write_all(&mut ingest.stdin.take().unwrap(), b"half").unwrap();
         assert!(!ingest.wait().unwrap().success());
         let info = CredentialInfo { host: format!("{key}.example"), user: "me".into(), ..Default::default() };
-        let put = block_on(async { daemon.open().await.credentials().put(&info, &Secret("hunter22".into())).await });
-        put.unwrap().unwrap();
+        let put = async { daemon.open().await.credentials().put(&info, &Secret("hunter22".into())).await };
+        block_on(put).unwrap().unwrap();
     }
 }
 

@@ -109,7 +109,7 @@ pub fn is_counted(read: &dyn Read, digest: &Digest) -> Result<bool> {
 }
 
 /// As its row counts the links of a blob, or where that can't be read as they are counted anew.
-fn counted(read: &dyn Read, link: &Link) -> Result<Blob> {
+pub fn counted(read: &dyn Read, link: &Link) -> Result<Blob> {
     let mut fresh = Blob::of(link);
     match super::readable(blob(read, &link.digest))? {
         Some(found) => Ok(found.unwrap_or(fresh)),

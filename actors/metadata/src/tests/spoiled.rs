@@ -88,12 +88,14 @@ fn spoil(f: &mut Fixture, dice: &mut Dice) {
 /// What there is of links and directories that can be read, and how often.
 fn counted(read: &dyn Read) -> (BTreeMap<Digest, u64>, BTreeMap<(String, u64), u64>) {
     let (mut blobs, mut dirs) = (BTreeMap::new(), BTreeMap::new());
-    for (key, value) in rows(read, Table::CONTENT) {
+    // One whose key can't be read can't be, whatever it holds.
+    let named = |row: &Row| codec::parts(&row.0).is_ok();
+    for (key, value) in rows(read, Table::CONTENT).into_iter().filter(named) {
         if let Ok(link) = codec::decode::<Link>("content", &key, &value) {
             *blobs.entry(link.digest).or_default() += 1;
         }
     }
-    for (key, value) in rows(read, Table::SNAPSHOTS) {
+    for (key, value) in rows(read, Table::SNAPSHOTS).into_iter().filter(named) {
         if let Ok(one) = codec::decode::<Snapshot>("snapshot", &key, &value) {
             *dirs.entry((one.driver, one.dir)).or_default() += 1;
         }
@@ -104,11 +106,11 @@ fn counted(read: &dyn Read) -> (BTreeMap<Digest, u64>, BTreeMap<(String, u64), u
 fn is_counted(read: &dyn Read, seed: u64) {
     let (blobs, dirs) = counted(read);
     for (digest, links) in blobs {
-        let found = content::blob(read, &digest).unwrap().map_or(0, |blob| blob.links);
+        // A count that can't be read, beside a link that can't, is no count that is too low.
+        let found = content::blob(read, &digest).map_or(u64::MAX, |blob| blob.map_or(0, |blob| blob.links));
         assert!(found >= links, "seed {seed}: {digest} has {links} links and counts {found}");
     }
     for ((driver, dir), count) in dirs {
-        // A count that can't be read, beside a snapshot that can't, is no count that is too low.
         let found = crate::records::snapshots::dir_references(read, &driver, dir).unwrap_or(u64::MAX);
         assert!(found >= count, "seed {seed}: directory {dir} has {count} snapshots and counts {found}");
     }
