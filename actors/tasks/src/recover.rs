@@ -28,10 +28,6 @@ use crate::{
 pub(crate) const ANSWER: Duration = Duration::from_secs(5);
 pub(crate) const SILENT: &str = "its shim doesn't answer: wait, or remove the container by force";
 pub(crate) const PAGE: usize = 100;
-/// So often the connection to a shim may break before it is said to be out of reach.
-const BREAKS: u32 = 3;
-/// The first and the longest pause between two attempts to find one.
-const AGAIN: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(5));
 
 /// Every task on record, in every namespace.
 pub(crate) fn all(deps: &Deps) -> Result<Vec<(Namespace, Task)>> {
@@ -115,6 +111,11 @@ pub(crate) fn entry(deps: &Deps, ns: &Namespace, task: &Task) -> Rc<Entry> {
         recorded: Default::default(),
     })
 }
+
+/// So often the connection to a shim may break before it is said to be out of reach.
+const BREAKS: u32 = 3;
+/// The first and the longest pause between two attempts to find one.
+const AGAIN: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(5));
 
 /// Asks the task's shim, for as long as it lives. `None`: there is none any more, and the entry says how the task
 /// ended; or the entry `is_current` no more. A shim that can't be talked to is waited for to its end, and one that can't be
