@@ -24,10 +24,6 @@ use crate::{
 /// A shim that doesn't answer within this makes its task unavailable, alone, until it does.
 pub(crate) const ANSWER: Duration = Duration::from_secs(5);
 pub(crate) const SILENT: &str = "its shim doesn't answer: wait, or remove the container by force";
-/// So often the connection to a shim may break before it is said to be out of reach.
-const BREAKS: u32 = 3;
-/// The first and the longest pause between two attempts to find one.
-const AGAIN: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(5));
 
 /// The tasks on record.
 #[derive(Default)]
@@ -98,6 +94,11 @@ pub(crate) fn entry(deps: &Deps, ns: &Namespace, task: &Task) -> Rc<Entry> {
         recorded: Default::default(),
     })
 }
+
+/// So often the connection to a shim may break before it is said to be out of reach.
+const BREAKS: u32 = 3;
+/// The first and the longest pause between two attempts to find one.
+const AGAIN: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(5));
 
 /// Asks the task's shim, for as long as it lives. `None`: there is none any more, and the entry says how the task
 /// ended; or the entry `is_current` no more. A shim that can't be talked to is waited for to its end, and one that can't be
