@@ -13,7 +13,7 @@
 #   /containers/rename              id, from                  /containers/delete    id
 #   /tasks/create                   container_id, io.terminal, checkpoint (the image that it is restored from, or null)
 #                   Neither bundle, root file system nor where its streams lead are told: they are paths of the host's. The pid is
-#                   that of /tasks/start.
+#                   that of the start.
 #   /tasks/start                    container_id, pid
 #   /tasks/exec-added               container_id, exec_id     /tasks/exec-started   container_id, exec_id, pid
 #   /tasks/exit     container_id, id (of the process: the container's for the first one, else the exec's), pid, exit_status,
