@@ -3,11 +3,11 @@
 //! Calls that were made on its answer are to fail as it did. The RPC library sees to that for as long as the client holds the answer;
 //! but who chains calls lets go of those in the middle at once, and what was made on them would be told that there is no object.
 
-use std::{cell::RefCell, rc::Rc};
+use std::{cell::RefCell, ops::Deref, rc::Rc};
 
 use capnp::{
     any_pointer,
-    capability::{Promise, Results},
+    capability::{DispatchCallResult, FromClientHook, FromServer, Params, Promise, Results, Server},
     private::{
         capability::{ClientHook, PipelineHook, PipelineOp, RequestHook, ResultsHook},
         layout::{PointerBuilder, StructBuilder, StructSize},
@@ -15,6 +15,8 @@ use capnp::{
     traits::FromPointerBuilder,
 };
 use cofferdam_wire::needs::gives;
+
+use super::guard::Guarded;
 
 /// Where the results of a call are when who served it is done with them.
 type Back = Rc<RefCell<Option<Box<dyn ResultsHook>>>>;
@@ -53,9 +55,52 @@ impl Answer {
         for (at, _) in self.gives {
             let mut slot = slots.reborrow().get_pointer_field(*at as usize);
             if slot.is_null() {
-                slot.set_capability(capnp_rpc::new_broken_cap(error.clone()).hook);
+                let failing: Guarded = capnp_rpc::new_client(Failing(error.clone()));
+                slot.set_capability(failing.into_client_hook());
             }
         }
+    }
+}
+
+/// An object that was not given: whatever it is asked fails as the call did that was to give it, and so does what is asked of what
+/// that was to give. The library's own kind of it lets go of the results first, and what was called on those finds nothing.
+pub struct Failing(capnp::Error);
+
+/// See [`Failing`].
+#[derive(Clone)]
+pub struct Fails(Rc<Failing>);
+
+impl Deref for Fails {
+    type Target = Failing;
+    fn deref(&self) -> &Failing {
+        &self.0
+    }
+}
+
+impl FromServer<Failing> for Guarded {
+    type Dispatch = Fails;
+    fn from_server(failing: Rc<Failing>) -> Fails {
+        Fails(failing)
+    }
+}
+
+impl Server for Fails {
+    fn dispatch_call(
+        self,
+        interface_id: u64,
+        method_id: u16,
+        _: Params<any_pointer::Owned>,
+        results: Results<any_pointer::Owned>,
+    ) -> DispatchCallResult {
+        let error = self.0.0.clone();
+        let (results, answer) = lend(results, interface_id, method_id);
+        drop(results);
+        answer.iter().for_each(|answer| answer.fails(&error));
+        DispatchCallResult::new(Promise::err(error), false)
+    }
+
+    fn as_ptr(&self) -> usize {
+        Rc::as_ptr(&self.0).addr()
     }
 }
 

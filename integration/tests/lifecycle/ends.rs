@@ -37,7 +37,10 @@ async fn sleeping(task: &Task, seconds: &str) {
 }
 
 async fn ended(task: &Task, seconds: &str) {
-    until_async("what was left behind ends", async || (!sleeps(task, seconds).await).then_some(())).await;
+    until_async(&format!("{seconds} of what was left behind ends"), async || {
+        (!sleeps(task, seconds).await).then_some(())
+    })
+    .await;
 }
 
 fn all() -> GrantOptions {
@@ -118,12 +121,14 @@ fn z6_what_was_run_in_a_paused_container_ends_with_its_grant() {
             let left = theirs.exec("", &run("(sleep 1003 &) </dev/null >/dev/null 2>&1; sleep 0.2"), Stdio::default());
             left.start().await.unwrap();
             assert_eq!(left.wait().await.unwrap().status, 0);
+            // What forks before a program of others has put it into its group isn't found (docs/grants.md).
+            let bound = if runtime == "native" { &["1001", "1002", "1003"][..] } else { &["1002"] };
             for seconds in ["1001", "1002", "1003"] {
                 sleeping(&task, seconds).await;
             }
             task.pause().await.unwrap();
             operator.grants().get(&grant).revoke().await.unwrap();
-            for seconds in ["1001", "1002", "1003"] {
+            for seconds in bound {
                 ended(&task, seconds).await;
             }
             assert_eq!(task.state().await.unwrap().status.as_str(), "paused");

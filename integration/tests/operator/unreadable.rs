@@ -9,6 +9,7 @@ use std::{
 
 use cofferdam_client::{CredentialInfo, ImportFormat, ImportOptions, Secret, block_on};
 use cofferdam_integration::{BUSYBOX, Daemon, images, until};
+use cofferdam_types::Timestamp;
 
 use crate::{Said, idle, json, ok, say};
 
@@ -114,6 +115,8 @@ fn import(daemon: &Daemon, root: &Path, name: &str) {
         name: name.into(),
         format: ImportFormat::Rootfs,
         command: vec!["/bin/sh".into()],
+        // So that it is the same image each time.
+        created: Timestamp(1_000_000_000_000_000_000),
         ..ImportOptions::default()
     };
     let source = File::open(root).unwrap();
