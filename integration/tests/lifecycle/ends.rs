@@ -121,7 +121,7 @@ fn z6_what_was_run_in_a_paused_container_ends_with_its_grant() {
             let left = theirs.exec("", &run("(sleep 1003 &) </dev/null >/dev/null 2>&1; sleep 0.2"), Stdio::default());
             left.start().await.unwrap();
             assert_eq!(left.wait().await.unwrap().status, 0);
-            // What forks before a program of others has put it into its group isn't found: see `adopt` in runtime/oci/src/runc.rs.
+            // What forks before a program of others has put it into its group isn't found: see runtime/oci/src/runc.rs.
             let bound = if runtime == "native" { &["1001", "1002", "1003"][..] } else { &["1002"] };
             for seconds in ["1001", "1002", "1003"] {
                 sleeping(&task, seconds).await;
