@@ -494,7 +494,7 @@ fn a_task_belongs_to_a_container_and_keeps_it() {
     f.write(|tx| containers::delete(tx, &default(), "c")).unwrap();
 }
 
-fn attachment(shim: &str) -> Attachment {
+pub(super) fn attachment(shim: &str) -> Attachment {
     Attachment {
         id: id(shim),
         namespace: default(),

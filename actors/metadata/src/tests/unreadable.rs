@@ -2,13 +2,11 @@
 
 use cofferdam_types::{Any, Caveats, Descriptor, Fault, GrantId};
 
-use super::*;
+use super::{records::attachment, *};
 use crate::{
     codec,
     records::{
-        self,
-        attachments::{self, Attachment, Stage},
-        check,
+        self, attachments, check,
         containers::{self, Container},
         content::{self, Link},
         credentials::{self, Credential},
@@ -27,19 +25,6 @@ use crate::{
 fn container(text: &str, image: &str) -> Container {
     let spec = Any { type_url: "types.example/spec".into(), value: b"{}".to_vec() };
     Container { image: image.into(), transient: true, ..Container::new(id(text), "native", spec) }
-}
-
-fn attachment(text: &str) -> Attachment {
-    Attachment {
-        id: id(text),
-        namespace: default(),
-        container: id("c"),
-        network: "net".into(),
-        stage: Stage::Attached,
-        config: b"{}".to_vec(),
-        answer: Vec::new(),
-        created: Default::default(),
-    }
 }
 
 /// Three of each, which nothing but the name tells apart.
