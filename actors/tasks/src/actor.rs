@@ -20,8 +20,8 @@ use crate::{
     handle::Deps,
     layout,
     messages::{
-        Attach, Attached, CloseStdin, CreateTask, DeleteProcess, Dump, Exec, Execs, Kill, LogLost, Observe, Pause,
-        ProcessState, Query, Remove, Removed, Resize, Stdin,
+        Attach, Attached, CloseStdin, CreateTask, DeleteProcess, Dump, Exec, Execs, Kill, Known, LogLost, Observe,
+        Pause, ProcessState, Query, Remove, Removed, Resize, Stdin,
     },
     recover, remove,
     restore::{self, Dumped},
@@ -339,6 +339,21 @@ impl Handler<Observe> for TasksActor {
                     Ok(watch::channel(Some(exit)).1)
                 }
             }
+        })
+    }
+}
+
+impl Handler<Known> for TasksActor {
+    type Result = ResponseFuture<Result<()>>;
+    fn handle(&mut self, message: Known, _: &mut Context<Self>) -> Self::Result {
+        let ctx = self.ctx.clone();
+        Box::pin(async move {
+            let entry = ctx.entry(&message.namespace, &message.id)?;
+            if entry.process(&message.exec).is_err() {
+                // Its shim may know of it.
+                ctx.settled(&message.namespace, &message.id).await?.process(&message.exec)?;
+            }
+            Ok(())
         })
     }
 }

@@ -36,9 +36,9 @@ use crate::{
     makers::{Makers, Presence},
     messages::{
         Attach, Attached, ChangeContainer, Changes, Check, CloseStdin, CreateContainer, CreateTask, DeleteProcess,
-        Dump, DumpShim, Exec, ExecRequest, Execs, Kill, LogLost, Measure, NewContainer, Observe, OpenFiles, Pause,
-        Pids, ProcessEntry, ProcessState, Processes, Query, Remove, Removed, Rename, Resize, ShimInfo, ShimState,
-        Shims, Start, Stdin, Stdio, UpdateResources,
+        Dump, DumpShim, Exec, ExecRequest, Execs, Kill, Known, LogLost, Measure, NewContainer, Observe, OpenFiles,
+        Pause, Pids, ProcessEntry, ProcessState, Processes, Query, Remove, Removed, Rename, Resize, ShimInfo,
+        ShimState, Shims, Start, Stdin, Stdio, UpdateResources,
     },
     restore::{DumpOptions, Dumped},
     runtimes::Runtimes,
@@ -152,6 +152,8 @@ impl Tasks {
         dump(authority: Authority, options: DumpOptions) = Dump -> Dumped;
         /// Starts a process; gives its pid. The empty `exec` is the first one, here and below.
         start_process(authority: Authority, exec: String) = Start -> u32;
+        /// Whether there is such a process, as far as anybody knows: while its shim is silent too.
+        known(exec: String) = Known -> ();
         /// What is known of a process.
         query(exec: String) = Query -> ProcessState;
         /// The ids of the other processes.

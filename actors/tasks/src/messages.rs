@@ -309,6 +309,8 @@ messages! {
     Start { authority: Authority, exec: String } -> u32;
     /// Follows a process to its end.
     Observe { exec: String } -> watch::Receiver<Option<Exit>>;
+    /// Whether there is such a process, as far as anybody knows: while its shim is silent too.
+    Known { exec: String } -> ();
     /// What is known of a process.
     Query { exec: String } -> ProcessState;
     /// The ids of the other processes.

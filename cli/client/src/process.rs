@@ -222,7 +222,8 @@ impl Process {
     pub fn attach(&self, stdio: Stdio) -> Attachment {
         let mut request = self.client.attach_request();
         stdio.fill(request.get().init_stdio(), &self.link.fds);
-        Attachment { link: self.link.clone(), client: request.send().pipeline.get_attachment() }
+        let (pipeline, made) = make(request);
+        Attachment { link: self.link.clone(), client: pipeline.get_attachment(), made }
     }
 
     /// Its standard input, where that was declared as a stream.
@@ -243,9 +244,15 @@ impl Process {
 pub struct Attachment {
     link: Rc<Link>,
     client: attachment::Client,
+    made: Made,
 }
 
 impl Attachment {
+    /// Waits until it is attached: what the process writes from then on arrives.
+    pub fn made(&self) -> Reply<()> {
+        self.made.reply(&self.link)
+    }
+
     /// Waits until it ends: "exit", "detached" or "overflow".
     pub fn wait(&self) -> Reply<String> {
         reply_by(&self.link, &self.client, self.client.wait_request(), |answer| {

@@ -186,7 +186,7 @@ impl task::Server for Process {
             // As a `Process` it would be subject to what is allowed with those that are run beside it.
             return rpc(Err(Error::invalid("process", "", "is the first one: the task is that itself")));
         }
-        rpc(self.tasks().query(&self.place.namespace, &self.id, exec.clone()).await)?;
+        rpc(self.tasks().known(&self.place.namespace, &self.id, exec.clone()).await)?;
         results.get().set_process(self.other(exec));
         Ok(())
     }

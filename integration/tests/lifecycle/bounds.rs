@@ -35,9 +35,10 @@ fn r1_output_that_nobody_reads_stays_out_of_memory() {
         // Never read; and one that says when it is over.
         let (_asleep, blocked) = pipe();
         let ((stderr, arrivals), none) = (output(), Stdio::default());
-        let _attached = task.attach(Stdio { stdout: Output::Fd(blocked), ..none });
-        let _watching = task.attach(Stdio { stderr, ..Stdio::default() });
-        task.state().await.unwrap();
+        let attached = task.attach(Stdio { stdout: Output::Fd(blocked), ..none });
+        let watching = task.attach(Stdio { stderr, ..Stdio::default() });
+        attached.made().await.unwrap();
+        watching.made().await.unwrap();
         let shim = crate::shims::of(&daemon);
         let (shim_before, daemon_before) = (memory(shim, "VmHWM"), memory(daemon.pid() as i32, "VmHWM"));
         std::io::Write::write_all(&mut { go }, b"go\n").unwrap();

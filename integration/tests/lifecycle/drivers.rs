@@ -431,8 +431,8 @@ fn what_is_not_kept_can_still_be_attached_to() {
         request.container.log_driver = "none".into();
         let run = start(&client, request).await;
         let (stdout, seen) = output();
-        let _attachment = run.task().attach(Stdio { stdout, ..Stdio::default() });
-        run.task().state().await.unwrap();
+        let attachment = run.task().attach(Stdio { stdout, ..Stdio::default() });
+        attachment.made().await.unwrap();
         (&feed).write_all(b"you\n").unwrap();
         assert_eq!(seen.text().await, "heard you\n");
         assert_eq!(run.wait().await.unwrap().status, 0);

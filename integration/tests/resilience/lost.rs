@@ -28,7 +28,6 @@ fn limit(pid: u32, descriptors: Option<u64>) {
 
 /// A daemon that can't look for a shim doesn't take it for lost, and kills nobody.
 #[test]
-#[ignore = "it fails still: see what is planned in SPECIFICATION.md"]
 fn no_container_is_lost_whose_shim_cant_be_looked_for() {
     let daemon = Daemon::with_busybox();
     let before = daemon.leftovers();
@@ -55,13 +54,16 @@ fn no_container_is_lost_whose_shim_cant_be_looked_for() {
     let told = || daemon.log().matches("its shim can't be looked for now").count();
     until("none can be looked for, again and again", || (told() >= 3 * boxes.len()).then_some(()));
     assert!(boxes.iter().all(|(_, pid, _)| runs(*pid)));
-    for id in &ids {
-        exchange(&away.join(id), &shims.join(id));
-    }
     bounded(async {
         let namespace = daemon.open().await;
-        for (n, (id, pid, file)) in boxes.iter().enumerate() {
-            let task = namespace.containers().get(id).task();
+        let tasks: Vec<_> = boxes.iter().map(|(id, ..)| namespace.containers().get(id).task()).collect();
+        for task in &tasks {
+            assert_eq!(task.state().await.unwrap_err().code, Code::Unavailable);
+        }
+        for id in &ids {
+            exchange(&away.join(id), &shims.join(id));
+        }
+        for (n, ((id, pid, file), task)) in boxes.iter().zip(tasks).enumerate() {
             let state = until_async("it is found", async || task.state().await.ok()).await;
             assert_eq!((state.status, state.pid), (Status::Running, *pid), "{id}");
             tell(file, n as u32);

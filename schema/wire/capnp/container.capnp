@@ -414,7 +414,8 @@ interface Container @0xcd9183f6e5b7a042 {
   # namespace) the start restores what ran then; until then there is no process, and the pid is 0. That needs "host".
 
   task @2 () -> (task :Task) $Common.needs("read");
-  # The one that is there, running or ended; not_found without one.
+  # The one that is there, running or ended; not_found without one. Its shim is not asked: where that is silent what is asked
+  # of the task is unavailable, until it talks again.
 
   remove @3 (force :Bool) -> () $Common.needs("write") $Common.audit("use");
   # Container, ended task and snapshot, in one commit. A running task is failed_precondition unless forced: then it is
