@@ -186,7 +186,8 @@ impl<D: Server + Clone + 'static> Server for Dispatch<D> {
             Ok(started) => started,
             Err(_) => return refuse(None, panicked()),
         };
-        let deadline = state.held.deadline.filter(|_| !PATIENT.contains(&(interface_id, method_id)));
+        let waits = PATIENT.contains(&(interface_id, method_id));
+        let deadline = state.held.deadline.filter(|_| !waits);
         let work = async move {
             let (_counted, _under_way) = (counted, under_way);
             let guarded = AssertUnwindSafe(promise).catch_unwind();
@@ -201,6 +202,8 @@ impl<D: Server + Clone + 'static> Server for Dispatch<D> {
             };
             let (done, answered) = tokio::select! {
                 biased;
+                // What is waited for may come of the grant's end: that is the answer then.
+                end = state.held.grant.until_ended(), if waits => (Err(to_rpc(end.error())), false),
                 done = limited => (done.unwrap_or_else(|_| Err(to_rpc(panicked()))), true),
                 end = state.held.grant.until_ended() => (Err(to_rpc(end.error())), false),
             };

@@ -6,10 +6,11 @@ use capnp_rpc::{RpcSystem, rpc_twoparty_capnp::Side};
 use cofferdam_grants::{End, Live};
 use cofferdam_types::{Authority, Caveats, Code, Right, Rights};
 use cofferdam_wire::{
-    common_capnp::byte_stream, connect, error::from_rpc, gate_capnp::root, needs::METHODS, system_capnp::system,
+    common_capnp::byte_stream, connect, container_capnp::attachment, error::from_rpc, gate_capnp::root, needs::METHODS,
+    system_capnp::system,
 };
 
-use tokio::net::UnixStream;
+use tokio::{net::UnixStream, sync::Notify};
 
 use super::*;
 use crate::server::reach::Reach;
@@ -106,6 +107,33 @@ fn revoking_ends_what_is_under_way_and_what_comes() {
         held.grant.finish(End::Revoked);
         assert_eq!(pending.await.map(drop).map_err(from_rpc).unwrap_err().code, Code::Revoked);
         assert_eq!(crash(&client, "").await.unwrap_err().code, Code::Revoked);
+    });
+}
+
+// What is attached ends with its grant too: who waits for that is told of the grant's end, whichever is seen first.
+#[test]
+fn who_waits_for_what_ends_with_the_grant_is_told_of_that() {
+    struct Attached(Arc<Live>, Rc<Notify>);
+    impl attachment::Server for Attached {
+        async fn wait(self: Rc<Self>, _: attachment::WaitParams, _: attachment::WaitResults) -> capnp::Result<()> {
+            self.1.notify_one();
+            self.0.until_ended().await;
+            Ok(())
+        }
+    }
+    run(async || {
+        let (meter, held) = (Rc::<Meter>::default(), held(None));
+        let asked = Rc::<Notify>::default();
+        let attached = Attached(held.grant.clone(), asked.clone());
+        let dispatch = <attachment::Client as FromServer<Attached>>::from_server(Rc::new(attached));
+        let counted = (meter.begin_object().unwrap(), None);
+        let own = <attachment::Client as HasTypeId>::TYPE_ID;
+        let client: attachment::Client =
+            served(guard(dispatch, own, meter.clone(), counted, Rc::new(held.clone()), None, None));
+        let waits = client.wait_request().send().promise;
+        asked.notified().await;
+        held.grant.finish(End::Revoked);
+        assert_eq!(waits.await.map(drop).map_err(from_rpc).unwrap_err().code, Code::Revoked);
     });
 }
 
