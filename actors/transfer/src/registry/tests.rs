@@ -357,6 +357,21 @@ fn d5_silence_and_headers_without_end() {
     assert_eq!(silent.seen().len(), 5);
 }
 
+// A cache in between may have to get it first.
+#[test]
+fn a_manifest_may_take_longer_than_a_blob_may_be_silent() {
+    let mut slow = unhurried();
+    slow.limits.idle = Duration::from_millis(50);
+    let server = Server::new(|_| {
+        std::thread::sleep(Duration::from_millis(200));
+        manifest_reply()
+    });
+    let repository = repository(&server, &slow);
+    let found = repository.resolve(&Target::Tag("t".into())).unwrap();
+    assert_eq!(repository.manifest(&found.descriptor).unwrap(), MANIFEST);
+    assert_eq!(server.seen().len(), 2, "each asked once");
+}
+
 #[test]
 fn d5_a_blob_that_drips_is_given_up() {
     let bytes = blob();

@@ -141,8 +141,8 @@ impl Repository {
         }
     }
 
-    /// Where an upload goes on: where the registry says that it is, or anew. None: the registry took the blob over. A network that is
-    /// away is waited for, as long as a blob that is fetched may bring nothing.
+    /// Where an upload goes on: where the registry says that it is, or anew. None: the registry has the blob, by this upload or by
+    /// another. A network that is away is waited for, as long as a blob that is fetched may bring nothing.
     fn resumed(&self, blob: &Descriptor, upload: &Upload) -> Result<Option<Upload>> {
         let (limits, began) = (&self.http.limits, Instant::now());
         let mut pause = limits.backoff;
@@ -152,6 +152,8 @@ impl Repository {
                 Err(fault) if fault.again && began.elapsed() < limits.idle * PATIENCE => {
                     tracing::debug!(digest = %blob.digest, error = %fault.error, "nobody says how far an upload got");
                 }
+                // What was ended is no more, though its answer didn't come here.
+                _ if self.has("blobs", blob)? => return Ok(None),
                 _ => return self.begin(blob, None),
             }
             self.cancel.wait(pause)?;

@@ -326,11 +326,17 @@ impl Way {
     ) -> Result<Response<Body>, Fault> {
         let request = request.body(body).map_err(|_| self.error(Error::invalid, "does not make a request"))?;
         let proxy = self.proxy_to(origin);
-        let mut request = self.agent.configure_request(request).proxy(proxy).timeout_recv_body(ask.body_within);
-        if !matches!(ask.method, Method::GET | Method::HEAD) {
-            // It stores what it got before it answers.
-            request = request.timeout_recv_response(Some(self.common.limits.store));
-        }
+        let (limits, request) = (&self.common.limits, self.agent.configure_request(request).proxy(proxy));
+        // The wait for an answer is a read too, and no read may take longer than it may by itself: `idle` is for a blob's bytes.
+        let request = match (ask.body_within, &ask.method) {
+            // It stores what it got before it answers; what it says then is short.
+            (_, &Method::PUT | &Method::PATCH | &Method::POST) => {
+                let store = Some(limits.store);
+                request.timeout_recv_response(store).timeout_per_read(store).timeout_recv_body(Some(limits.header))
+            }
+            (Some(within), _) => request.timeout_per_read(Some(limits.header)).timeout_recv_body(Some(within)),
+            (None, _) => request,
+        };
         self.agent.run(request.build()).map_err(|e| self.failed(&e, origin))
     }
 

@@ -178,6 +178,52 @@ fn who_is_away_when_he_is_asked_how_far_an_upload_got_is_asked_again() {
 }
 
 #[test]
+fn what_a_registry_takes_to_store_a_push_is_no_silence() {
+    let bytes = Bytes::new();
+    let idle = Duration::from_millis(300);
+    let server = Server::new(move |seen| match seen.method.as_str() {
+        "HEAD" => Reply::new(404, ""),
+        "POST" => begun(),
+        _ => {
+            // It has all of it, and is at it.
+            std::thread::sleep(3 * idle);
+            Reply::new(201, "")
+        }
+    });
+    let reference = Reference::parse(&format!("{}/a/b:t", server.host())).unwrap();
+    let endpoint = Endpoint { limits: Limits { idle, ..limits() }, ..Endpoint::default() };
+    let repository = Repository::with(&reference, &endpoint, Access::Push(Vec::new()), &Cancel::new()).unwrap();
+    assert_eq!(repository.push_blob(&bytes.descriptor(), &[], 0, &bytes).unwrap(), Sent::Uploaded);
+    let document = Descriptor::new(media::OCI_MANIFEST, Digest::of(Algorithm::Sha256, b"{}"), 2);
+    repository.push_manifest("t", &document, b"{}").unwrap();
+    assert_eq!(server.seen().iter().filter(|s| s.method == "PUT").count(), 2, "each once: {:?}", did(&server.seen()));
+}
+
+#[test]
+fn a_blob_that_is_there_though_nobody_said_so_is_not_sent_again() {
+    let bytes = Bytes::new();
+    let stored = Mutex::new(false);
+    let server = Server::new(move |seen| {
+        let mut stored = stored.lock().unwrap();
+        match seen.method.as_str() {
+            "HEAD" => Reply::new(if *stored { 200 } else { 404 }, ""),
+            "POST" => begun(),
+            "PUT" => {
+                *stored = true;
+                Reply::new(504, "")
+            }
+            // The upload was ended, and is no more.
+            _ => Reply::new(404, ""),
+        }
+    });
+    assert_eq!(repository(&server, false).push_blob(&bytes.descriptor(), &[], 0, &bytes).unwrap(), Sent::Uploaded);
+    let seen = server.seen();
+    for method in ["POST", "PUT"] {
+        assert_eq!(seen.iter().filter(|s| s.method == method).count(), 1, "{method}: {:?}", did(&seen));
+    }
+}
+
+#[test]
 fn a_registry_that_keeps_failing_is_given_up_and_its_upload_ended() {
     let bytes = Bytes::new();
     let server = Server::new(|seen| match seen.method.as_str() {
