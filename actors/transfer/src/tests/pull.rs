@@ -8,14 +8,14 @@ use std::{
     },
 };
 
-use cofferdam_types::{Code, media};
+use cofferdam_types::{Code, Labels, media};
 
 use crate::{
-    Phase, PullOptions,
+    ArtifactOptions, Phase, PullOptions, Reference,
     testing::{
         picture::{Picture, sha},
         server::{Reply, Seen, Server, Then},
-        world::{World, auth, fails, ns, pulling, quick, run, second},
+        world::{World, auth, fails, name, ns, pulling, quick, run, second, soon},
     },
 };
 
@@ -256,6 +256,47 @@ fn a_crash_of_the_actor_does_not_end_its_jobs() {
         world.kernel.ready().await.unwrap();
         go.send(()).unwrap();
         job.wait().await.unwrap();
+        world.stop().await;
+    });
+}
+
+/// What asks nobody waits for nobody.
+#[test]
+fn registries_that_dont_answer_hold_up_no_name_and_no_artifact() {
+    run(async {
+        let (tell, told) = std::sync::mpsc::channel();
+        let server = Server::new(move |seen| match seen.method.as_str() {
+            "HEAD" => Reply::new(405, ""),
+            _ => {
+                let _ = tell.send(());
+                Reply::ok("never").then(Then::Hang(0))
+            }
+        });
+        let world = World::start().await;
+        let reference = Reference::parse(&format!("{}/a/b:t", server.host())).unwrap();
+        let asked: Vec<_> = (0..2)
+            .map(|_| {
+                let (transfer, reference) = (world.transfer.clone(), reference.clone());
+                actix_rt::spawn(async move { transfer.referrers(&auth(), reference, quick(), String::new()).await })
+            })
+            .collect();
+        let both = move || [told.recv().unwrap(), told.recv().unwrap()];
+        actix_rt::task::spawn_blocking(both).await.unwrap();
+        let options = ArtifactOptions {
+            name: name("h.io/artifact:1"),
+            artifact_type: "application/vnd.example.report".into(),
+            config: None,
+            layers: Vec::new(),
+            subject: None,
+            annotations: Labels::new(),
+        };
+        soon(async {
+            world.transfer.may_name(&ns(), &options.name, &sha(b"whatever")).await.unwrap();
+            world.transfer.artifact(&auth(), &ns(), options.clone()).await.unwrap();
+        })
+        .await;
+        assert!(asked.iter().all(|asked| !asked.is_finished()));
+        asked.iter().for_each(|asked| asked.abort());
         world.stop().await;
     });
 }
