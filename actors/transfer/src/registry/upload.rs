@@ -20,6 +20,7 @@ use super::{
     ACCEPT_MANIFEST, Ask, Repository,
     blob::{MAX_PAUSE, PATIENCE},
     http::{Content, join},
+    retry,
     way::Fault,
 };
 
@@ -215,7 +216,10 @@ impl Repository {
         let response = self.http.send(&Ask::of(Method::GET, upload.location.clone()))?;
         let status = response.status().as_u16();
         if !matches!(status, 204 | 202 | 200) {
-            let again = matches!(status, 429 | 500..=599);
+            let asked = retry::after(response.headers());
+            let patient = asked.is_none_or(|asked| asked <= self.http.limits.patience);
+            // Others say that they don't know, or won't soon.
+            let again = (status == 500 || retry::passes(status)) && patient;
             return Err(Fault { again, ..self.http.unexpected("an upload", response).into() });
         }
         let location = self.location(&upload.location, &response).unwrap_or_else(|_| upload.location.clone());
