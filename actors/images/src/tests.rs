@@ -492,6 +492,36 @@ fn a_feed_that_stalls_holds_up_nobody() {
     });
 }
 
+/// However few processors there are.
+#[test]
+fn what_waits_for_its_bytes_holds_up_no_other_layer() {
+    run(async {
+        let world = World::start().await;
+        let threads = std::thread::available_parallelism().map_or(2, usize::from).max(2);
+        let slow = image((0..=threads).map(|n| layer(&[Entry::File("n", &n.to_string())])).collect());
+        let Document::Manifest(manifest) =
+            document(&descriptor(media::OCI_MANIFEST, &slow.manifest), &slow.manifest).unwrap()
+        else {
+            panic!("not a manifest")
+        };
+        let parsed = config(&manifest.config, &slow.config).unwrap();
+        let mut stalled = world.images.begin_unpack(&auth(), &first(), &manifest, &parsed, "overlay").await.unwrap();
+        let begun = manifest.layers.iter().zip(&slow.layers).map(|(layer, made)| {
+            let mut feed = stalled.feed(&layer.digest).unwrap();
+            feed.write_all(&made.packed[..20]).unwrap();
+            feed.flush().unwrap();
+            feed
+        });
+        let feeds: Vec<_> = begun.collect();
+        world.store(&second(), &three_layers()).await;
+        let unpacked = actix_rt::time::timeout(Duration::from_secs(60), world.unpack(&second(), "overlay")).await;
+        let top = unpacked.expect("it waits for bytes of others").unwrap().unwrap();
+        world.look(&second(), "overlay", &top, looks_right).await;
+        drop((feeds, stalled));
+        world.kernel.stop().await;
+    });
+}
+
 #[test]
 fn an_unpack_that_nobody_waits_for_stops_and_leaves_nothing() {
     run(async {
