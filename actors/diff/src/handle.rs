@@ -34,6 +34,8 @@ use crate::{
 
 /// How many jobs may wait for a thread.
 const QUEUE: usize = 256;
+/// Layers that are extracted while they arrive: more than all that transfers fetch at once.
+const FEEDS: usize = 256;
 const BOUND: usize = 512;
 /// How many blobs' diff ids are remembered.
 const KNOWN: usize = 4096;
@@ -48,6 +50,8 @@ pub struct Diff {
 pub(crate) struct Core {
     pub(crate) content: Content,
     pub(crate) pool: Pool,
+    /// For what is fed. It waits for a network, and nobody else for that.
+    feeds: Pool,
     room: Room,
     known: Mutex<Known>,
 }
@@ -94,10 +98,11 @@ impl Core {
 }
 
 impl Diff {
-    /// Hosts the actor. As many jobs as there are processors run at once: inflating is what takes the time.
+    /// Hosts the actor. As many jobs as there are processors run at once, beside those that are fed: inflating is what takes the time.
     pub fn start(kernel: &Kernel, placement: Placement, content: Content, room: Room) -> Diff {
         let threads = available_parallelism().map_or(2, usize::from).max(2);
-        let core = Arc::new(Core { content, pool: Pool::new("diff", threads, QUEUE), room, known: Mutex::default() });
+        let (pool, feeds) = (Pool::new("diff", threads, QUEUE), Pool::new("diff-feed", FEEDS, QUEUE));
+        let core = Arc::new(Core { content, pool, feeds, room, known: Mutex::default() });
         let config =
             SlotConfig { bound: BOUND, heartbeat: Duration::from_secs(30), ..SlotConfig::new("diff", placement) };
         let theirs = core.clone();
@@ -154,7 +159,7 @@ impl Diff {
         let (sender, source) = pipe();
         let (answer, answered) = oneshot::channel();
         let job = Job {
-            pool: self.core.pool.clone(),
+            pool: self.core.feeds.clone(),
             source,
             layer: layer.clone(),
             diff_id: diff_id.clone(),

@@ -5,6 +5,7 @@ use std::{
     io::Write,
     os::fd::{AsRawFd, OwnedFd},
     path::PathBuf,
+    time::Duration,
 };
 
 use cofferdam_content::Content;
@@ -456,31 +457,67 @@ fn many_layers_are_stacked_in_order() {
 }
 
 #[test]
-fn a_feed_that_stalls_holds_up_no_other_namespace() {
+fn a_feed_that_stalls_holds_up_nobody() {
+    run(async {
+        for other in [first(), second()] {
+            let world = World::start().await;
+            let made = three_layers();
+            let Document::Manifest(manifest) =
+                document(&descriptor(media::OCI_MANIFEST, &made.manifest), &made.manifest).unwrap()
+            else {
+                panic!("not a manifest")
+            };
+            let parsed = config(&manifest.config, &made.config).unwrap();
+            let mut stalled =
+                world.images.begin_unpack(&auth(), &first(), &manifest, &parsed, "overlay").await.unwrap();
+            let mut feed = stalled.feed(&manifest.layers[0].digest).unwrap();
+            feed.write_all(&made.layers[0].packed[..20]).unwrap();
+            feed.flush().unwrap();
+            world.store(&other, &made).await;
+            let unpacked = actix_rt::time::timeout(Duration::from_secs(60), world.unpack(&other, "overlay")).await;
+            let top = unpacked.unwrap_or_else(|_| panic!("{other} is held up")).unwrap().unwrap();
+            // It comes to its end after all: the tree is there, and so is its own, which goes.
+            feed.write_all(&made.layers[0].packed[20..]).unwrap();
+            feed.finish().unwrap();
+            if other != first() {
+                world.store(&first(), &made).await;
+            }
+            assert_eq!(stalled.finish(None).await.unwrap().unwrap(), top);
+            world.look(&first(), "overlay", &top, looks_right).await;
+            let dir = |ns: &Namespace| world.snapshots.stat(ns, "overlay", &name(&top.to_string())).unwrap().dir;
+            assert_eq!(dir(&first()), dir(&other));
+            assert_eq!(world.trees("overlay"), 3);
+            world.kernel.stop().await;
+        }
+    });
+}
+
+/// However few processors there are.
+#[test]
+fn what_waits_for_its_bytes_holds_up_no_other_layer() {
     run(async {
         let world = World::start().await;
-        let made = three_layers();
+        let threads = std::thread::available_parallelism().map_or(2, usize::from).max(2);
+        let slow = image((0..=threads).map(|n| layer(&[Entry::File("n", &n.to_string())])).collect());
         let Document::Manifest(manifest) =
-            document(&descriptor(media::OCI_MANIFEST, &made.manifest), &made.manifest).unwrap()
+            document(&descriptor(media::OCI_MANIFEST, &slow.manifest), &slow.manifest).unwrap()
         else {
             panic!("not a manifest")
         };
-        let parsed = config(&manifest.config, &made.config).unwrap();
+        let parsed = config(&manifest.config, &slow.config).unwrap();
         let mut stalled = world.images.begin_unpack(&auth(), &first(), &manifest, &parsed, "overlay").await.unwrap();
-        let mut feed = stalled.feed(&manifest.layers[0].digest).unwrap();
-        feed.write_all(&made.layers[0].packed[..20]).unwrap();
-        feed.flush().unwrap();
-        world.store(&second(), &made).await;
-        let top = world.unpack(&second(), "overlay").await.unwrap().unwrap();
-        // It comes to its end after all: the tree is there, and so is its own, which goes.
-        feed.write_all(&made.layers[0].packed[20..]).unwrap();
-        feed.finish().unwrap();
-        world.store(&first(), &made).await;
-        assert_eq!(stalled.finish(None).await.unwrap().unwrap(), top);
-        world.look(&first(), "overlay", &top, looks_right).await;
-        let dir = |ns: &Namespace| world.snapshots.stat(ns, "overlay", &name(&top.to_string())).unwrap().dir;
-        assert_eq!(dir(&first()), dir(&second()));
-        assert_eq!(world.trees("overlay"), 3);
+        let begun = manifest.layers.iter().zip(&slow.layers).map(|(layer, made)| {
+            let mut feed = stalled.feed(&layer.digest).unwrap();
+            feed.write_all(&made.packed[..20]).unwrap();
+            feed.flush().unwrap();
+            feed
+        });
+        let feeds: Vec<_> = begun.collect();
+        world.store(&second(), &three_layers()).await;
+        let unpacked = actix_rt::time::timeout(Duration::from_secs(60), world.unpack(&second(), "overlay")).await;
+        let top = unpacked.expect("it waits for bytes of others").unwrap().unwrap();
+        world.look(&second(), "overlay", &top, looks_right).await;
+        drop((feeds, stalled));
         world.kernel.stop().await;
     });
 }

@@ -124,15 +124,14 @@ impl Unpack {
         images.meta.pin(ns, resources).await
     }
 
-    /// Makes ready to be fed: stages every layer that nobody is at, up to the first that somebody is at. Who waits later
-    /// holds only turns below, so nobody waits in a circle.
+    /// Makes ready to be fed: stages every layer that nobody is at, up to the first that somebody is at.
     pub(crate) async fn open(mut self) -> Result<Unpack> {
         let snapshots = &self.images.snapshots;
         if self.done || !snapshots.detached(&self.driver)? {
             return Ok(self);
         }
         for layer in &mut self.layers {
-            let Some(turn) = snapshots.try_turn(&self.ns, &self.driver, &layer.chain).await? else { break };
+            let Some(turn) = snapshots.try_turn(&self.ns, &self.driver, &layer.chain)? else { break };
             let parent = layer.parent.as_ref();
             layer.state = match snapshots.stage_layer(&self.driver, turn, parent, None, false).await? {
                 Staged::Exists => State::There,
@@ -204,7 +203,7 @@ impl Unpack {
 
     async fn attempt(&mut self, placed: Option<&Placed>) -> Result<()> {
         if !self.done {
-            self.take_turns().await?;
+            self.take_turns()?;
             if self.images.snapshots.detached(&self.driver)? {
                 self.extract_side_by_side().await?;
             } else {
@@ -220,12 +219,11 @@ impl Unpack {
         self.commit(stages, placed).await
     }
 
-    /// All turns within the namespace, from the lowest layer up, before the first stage for which other namespaces
-    /// have to wait.
-    async fn take_turns(&mut self) -> Result<()> {
+    /// All is here: what another feeds meanwhile may come slowly, and is waited for by nobody.
+    fn take_turns(&mut self) -> Result<()> {
         for layer in &mut self.layers {
             if matches!(layer.state, State::Open) {
-                let turn = self.images.snapshots.turn(&self.ns, &self.driver, &layer.chain).await?;
+                let turn = self.images.snapshots.turn(&self.ns, &self.driver, &layer.chain)?;
                 layer.state = State::Turn(turn);
             }
         }

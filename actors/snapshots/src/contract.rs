@@ -516,13 +516,13 @@ fn layers_are_shared_between_namespaces_and_unpacked_once() {
         let chain = [diffs[0].clone(), Digest::chain(Some(&diffs[0]), &diffs[1])];
         for driver in DRIVERS {
             let all = &world.snapshots;
-            let turn = all.turn(&ns(), driver, &chain[0]).await.unwrap();
+            let turn = all.turn(&ns(), driver, &chain[0]).unwrap();
             let Staged::New(first) = all.stage_layer(driver, turn, None, None, true).await.unwrap() else { panic!() };
-            assert!(all.try_turn(&ns(), driver, &chain[0]).await.unwrap().is_none());
+            assert!(all.try_turn(&ns(), driver, &chain[0]).unwrap().is_none());
             let tree = |stage: &crate::Stage| format!("/proc/self/fd/{}", stage.tree().as_raw_fd());
             fs::write(format!("{}/f", tree(&first)), "first").unwrap();
             let under = Some(&first);
-            let turn = all.turn(&ns(), driver, &chain[1]).await.unwrap();
+            let turn = all.turn(&ns(), driver, &chain[1]).unwrap();
             let second = all.stage_layer(driver, turn, Some(&chain[0]), under, true).await.unwrap();
             let Staged::New(second) = second else { panic!() };
             assert_eq!(second.detached(), matches!(driver, "overlay" | "erofs"));
@@ -530,12 +530,12 @@ fn layers_are_shared_between_namespaces_and_unpacked_once() {
             let waiter = {
                 let (all, chain, other) = (all.clone(), chain[0].clone(), other.clone());
                 actix_rt::spawn(async move {
-                    let turn = all.turn(&other, driver, &chain).await?;
+                    let turn = all.turn(&other, driver, &chain)?;
                     all.stage_layer(driver, turn, None, None, true).await
                 })
             };
             // One that is fed waits for nobody; it will find out when it commits.
-            let turn = all.turn(&Namespace::new("third").unwrap(), driver, &chain[0]).await.unwrap();
+            let turn = all.turn(&Namespace::new("third").unwrap(), driver, &chain[0]).unwrap();
             let fed = all.stage_layer(driver, turn, None, None, false).await.unwrap();
             let Staged::New(fed) = fed else { panic!() };
             let link = |i: usize, stage| ChainLayer {

@@ -329,11 +329,9 @@ impl Core {
         self.pool.run(move || area.limit(m.dir, m.bytes)).await
     }
 
-    /// The turn to unpack a layer for a namespace; `None` if another has it and `wait` is not set.
-    pub async fn turn(&self, ns: &Namespace, driver: &str, chain: &Digest, wait: bool) -> Result<Option<Turn>> {
-        let flights = &self.depot(driver)?.flights;
-        let lane = (Some(ns.clone()), chain.clone());
-        let flight = if wait { Some(flights.enter(&lane).await) } else { flights.try_enter(&lane) };
+    /// The turn to unpack a layer for a namespace; `None` if another has it.
+    pub fn turn(&self, ns: &Namespace, driver: &str, chain: &Digest) -> Result<Option<Turn>> {
+        let flight = self.depot(driver)?.flights.try_enter(&(Some(ns.clone()), chain.clone()));
         Ok(flight.map(|flight| Turn::new(chain.clone(), flight)))
     }
 

@@ -1,9 +1,9 @@
 //! One at a time: whoever wants a layer that another is unpacking waits for it instead of unpacking it again.
 //!
 //! There are two lanes for each layer: one within a namespace, and one for all. A layer that is extracted while it
-//! arrives takes the first alone, so that a namespace whose registry is slow (or hostile) holds up nobody else; two
-//! namespaces may then unpack the same layer at once, and the later one's commit links what the first made. A layer
-//! that is extracted from the disk takes both.
+//! arrives takes the first alone, if it is free, and nobody waits for that: whose registry is slow (or hostile) holds up
+//! nobody else. Two may then unpack the same layer at once, and the later one's commit links what the first made. A layer
+//! that is extracted from the disk takes both, and waits for the second.
 
 use std::{
     collections::HashMap,
@@ -16,9 +16,8 @@ use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 /// A layer of a namespace, or of all.
 pub type Lane = (Option<Namespace>, Digest);
 
-/// The layers that somebody is at. A chain id says all that lies below it; who wants several takes the lanes within the
-/// namespace first, from the lowest layer up, and then those for all, from the lowest up: so nobody can wait for someone
-/// who waits for him, and nobody who holds up others waits for a network.
+/// The layers that somebody is at. A chain id says all that lies below it; who wants several takes the lanes for all from the
+/// lowest layer up: so nobody can wait for someone who waits for him, and nobody who holds up others waits for a network.
 #[derive(Default)]
 pub struct Flights(Mutex<HashMap<Lane, Weak<AsyncMutex<()>>>>);
 

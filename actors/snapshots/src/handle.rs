@@ -268,21 +268,20 @@ impl Snapshots {
         self.core.depot(driver)?.area.tree(layer.dir)
     }
 
-    /// Waits for the turn to unpack a layer for a namespace. Who unpacks a chain takes the turns from the lowest layer
-    /// up, and all of them before he stages the first `alone`; so nobody waits in a circle.
-    pub async fn turn(&self, ns: &Namespace, driver: &str, chain: &Digest) -> Result<Turn> {
-        let turn = self.core.turn(ns, driver, chain, true).await?;
-        turn.ok_or_else(|| Error::internal("layer", chain, "waited for its turn and did not get it"))
+    /// The turn of who has all of a layer and stages it `alone`: the namespace's, or nobody's if another has that, who may wait for
+    /// a network.
+    pub fn turn(&self, ns: &Namespace, driver: &str, chain: &Digest) -> Result<Turn> {
+        Ok(self.try_turn(ns, driver, chain)?.unwrap_or_else(|| Turn::nobodys(chain.clone())))
     }
 
-    /// The turn, if nobody in the namespace has it. Who is refused one tries no layer above.
-    pub async fn try_turn(&self, ns: &Namespace, driver: &str, chain: &Digest) -> Result<Option<Turn>> {
-        self.core.turn(ns, driver, chain, false).await
+    /// The turn to unpack a layer for a namespace, if nobody there has it. Who is refused one tries no layer above.
+    pub fn try_turn(&self, ns: &Namespace, driver: &str, chain: &Digest) -> Result<Option<Turn>> {
+        self.core.turn(ns, driver, chain)
     }
 
     /// Makes the directory of a layer that the daemon unpacks, unless the layer is there. `under`: the parent's stage,
-    /// if the parent is staged by the same caller. `alone`: waits while another namespace unpacks it; not for a layer
-    /// that arrives over a network, which others would then have to wait for.
+    /// if the parent is staged by the same caller. `alone`: waits while another unpacks it so, and others then wait for this; not
+    /// for a layer that arrives over a network. A chain is staged from the lowest layer up: so nobody waits in a circle.
     pub async fn stage_layer(
         &self,
         driver: &str,

@@ -331,7 +331,7 @@ fn a_layer_that_cannot_be_settled_keeps_no_other_from_it() {
         for (i, id) in chain.iter().enumerate() {
             let parent = (i > 0).then(|| chain[0].clone());
             let under = layers.first().and_then(|layer: &ChainLayer| layer.stage.as_ref());
-            let turn = all.turn(&ns(), ON, id).await.unwrap();
+            let turn = all.turn(&ns(), ON, id).unwrap();
             let Staged::New(stage) = all.stage_layer(ON, turn, parent.as_ref(), under, true).await.unwrap() else {
                 panic!("nobody else has it")
             };

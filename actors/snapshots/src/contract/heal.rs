@@ -27,7 +27,7 @@ fn a_layer_is_replaced_under_those_who_lie_on_it() {
             let (all, suite) = (&world.snapshots, Suite { world: &world, driver });
             let chain = Digest::of(Algorithm::Sha256, b"layer");
             let key = chain.to_string();
-            let turn = all.turn(&ns(), driver, &chain).await.unwrap();
+            let turn = all.turn(&ns(), driver, &chain).unwrap();
             let Staged::New(stage) = all.stage_layer(driver, turn, None, None, true).await.unwrap() else { panic!() };
             fill(&stage, "wrong");
             let layer = ChainLayer { chain: chain.clone(), parent: None, labels: Labels::new(), stage: Some(stage) };
@@ -103,7 +103,7 @@ fn a_layer_is_not_made_of_a_tree_that_was_replaced_meanwhile() {
             let (all, auth) = (&world.snapshots, Authority::system());
             let (low, high) = (Digest::of(Algorithm::Sha256, b"low"), Digest::of(Algorithm::Sha256, b"high"));
             let begin = async |chain: &Digest, parent: Option<&Digest>| {
-                let turn = all.turn(&ns(), driver, chain).await.unwrap();
+                let turn = all.turn(&ns(), driver, chain).unwrap();
                 let staged = all.stage_layer(driver, turn, parent, None, true).await.unwrap();
                 let Staged::New(stage) = staged else { panic!("{driver}: it is there") };
                 stage

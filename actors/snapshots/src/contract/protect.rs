@@ -83,7 +83,7 @@ fn what_can_not_have_fs_verity_is_not_committed_and_stays_as_it_was() {
 
                 // So it is with a layer that the daemon has unpacked.
                 let chain = Digest::of(Algorithm::Sha256, driver.as_bytes());
-                let turn = all.turn(&ns(), driver, &chain).await.unwrap();
+                let turn = all.turn(&ns(), driver, &chain).unwrap();
                 let Staged::New(stage) = all.stage_layer(driver, turn, None, None, true).await.unwrap() else {
                     panic!()
                 };
