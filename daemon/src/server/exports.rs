@@ -5,7 +5,10 @@ use std::{
     collections::HashMap,
     fs::File,
     io::ErrorKind,
-    os::unix::{fs::PermissionsExt as _, net::UnixListener as StdListener},
+    os::unix::{
+        fs::{OpenOptionsExt as _, PermissionsExt as _},
+        net::UnixListener as StdListener,
+    },
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -140,7 +143,11 @@ fn make(directory: &Path) -> std::io::Result<()> {
             make(directory)
         }
         Err(e) if e.kind() == ErrorKind::AlreadyExists && directory.is_dir() => Ok(()),
-        made => made.and_then(|()| std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755))),
+        // Not by its name: a link may have been put there since, where somebody else has the directory above.
+        made => made.and_then(|()| {
+            let held = File::options().read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW).open(directory)?;
+            held.set_permissions(std::fs::Permissions::from_mode(0o755))
+        }),
     }
 }
 
