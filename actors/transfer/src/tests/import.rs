@@ -1,6 +1,10 @@
 //! Archives and directories in every form, whole and damaged.
 
-use cofferdam_types::{Authority, Code, GrantId, media};
+use cofferdam_metadata::{
+    Tx,
+    records::grants::{self, Grant},
+};
+use cofferdam_types::{Authority, Caveats, Code, GrantId, media};
 
 use crate::{
     RootfsConfig, RootfsOptions,
@@ -267,6 +271,9 @@ fn a_pipe_that_never_ends_can_be_cancelled() {
 fn what_hangs_through_a_grant_holds_up_nothing_of_the_operators() {
     run(async {
         let world = World::start().await;
+        let grant = Grant::new(GrantId(7), ns(), Caveats::none());
+        let make = move |tx: &mut Tx<'_>| grants::create(tx, &[], grant.clone()).map(drop);
+        world.meta.write(&auth(), make).await.unwrap();
         let theirs = Authority { grants: [GrantId(7)].into(), ..auth() };
         let mut hung = Vec::new();
         for _ in 0..20 {
