@@ -120,7 +120,12 @@ type Place = (u64, u64);
 type Failed = (&'static str, std::io::Error);
 
 /// The same in a directory that is held, and what the socket is known by there.
-pub fn bind_in(held: &File, name: &str, mode: u32, group: Option<u32>) -> std::result::Result<(StdListener, Place), Failed> {
+pub fn bind_in(
+    held: &File,
+    name: &str,
+    mode: u32,
+    group: Option<u32>,
+) -> std::result::Result<(StdListener, Place), Failed> {
     // Through the descriptor: names outgrow sun_path.
     let fresh = format!("/proc/self/fd/{}/.{name}.new", held.as_raw_fd());
     let _ = std::fs::remove_file(&fresh);
