@@ -778,7 +778,7 @@ fn said_to(socket: &std::path::Path, bytes: &[u8]) -> Vec<u8> {
     }
 }
 
-// W2, W3, W6, and R6 of a socket that is in a stranger's hands.
+// W2, W6, and R6 of a socket that is in a stranger's hands.
 #[test]
 fn w2_the_holder_of_a_socket_harms_himself_alone() {
     let daemon = Daemon::with_flags(&["--connections", "64"]);

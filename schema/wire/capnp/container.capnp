@@ -447,7 +447,7 @@ interface Container @0xcd9183f6e5b7a042 {
   # entry with the path's last name; with "/." at the path's end, what is in the directory. A link is what it is, unless a
   # slash follows. What is mounted beneath the path is left out. While the task runs the path is looked for as its first
   # process would, mounts and all; otherwise in the snapshot, and no task is made until the copy is done.
-  # failed_precondition while it runs in a user namespace.
+  # Where the container is removed by force it ends (`cancelled`). failed_precondition while it runs in a user namespace.
 
   copyIn @10 (path :Text, into :Bool, keepOwners :Bool) -> (sink :Common.ByteStream) $Common.needs("run") $Common.audit("use");
   # Unpacks the tar archive (plain, gzip or zstd) that you write. `path` is a directory that is there; or, without `into`,

@@ -631,3 +631,22 @@ fn what_was_under_way_makes_nothing_once_its_grant_is_gone() {
     let above = Authority { grants: path[..1].into(), ..Authority::system() };
     f.write_as(&above, make("c")).unwrap();
 }
+
+#[test]
+fn grants_lie_so_deep_and_no_deeper() {
+    use cofferdam_types::{Caveats, GrantId};
+
+    use crate::records::grants::{self, DEEP, Grant};
+    let mut f = Fixture::new();
+    let path: Vec<_> = (1..=DEEP as u128 + 1).map(GrantId).collect();
+    let mut make = |depth: usize| {
+        let path = path.clone();
+        let make = move |tx: &mut Tx<'_>| {
+            let grant = Grant::new(path[depth], default(), Caveats::none());
+            grants::create(tx, &path[..depth], grant).map(drop)
+        };
+        f.write(make)
+    };
+    (0..DEEP).for_each(|depth| make(depth).unwrap());
+    code(make(DEEP), Code::ResourceExhausted);
+}
