@@ -18,7 +18,7 @@ use std::{
 use actix_rt::{Arbiter, ArbiterHandle};
 use capnp_rpc::{RpcSystem, rpc_capnp};
 use cofferdam_grants::{Calls, End};
-use cofferdam_types::{Error, Peer, Result};
+use cofferdam_types::{Authority, Error, Peer, Result};
 use cofferdam_wire::gate_capnp::gate;
 use futures::FutureExt as _;
 use nix::{
@@ -238,8 +238,10 @@ async fn serve(
     fds.within(admitted.lot.fds.clone());
     let session = Session::new(services, fds, peer, meter, admitted.lot.files.clone(), entry);
     // The gate confers nothing, but it too is guarded: its calls count and its panics are contained.
+    let of_socket = session.entry.as_ref().map(|entry| entry.node.path.clone());
     let held = Held {
-        authority: cofferdam_types::Authority { peer: Some(peer), ..cofferdam_types::Authority::system() },
+        // On a socket that is a grant all is that grant's, whoever is at the other end: root there is no operator.
+        authority: Authority { peer: Some(peer), grants: of_socket.unwrap_or_default(), ..Authority::system() },
         grant: session.grant.clone(),
         given: None,
         reach: Reach::everything(),

@@ -206,8 +206,8 @@ fn z2_who_chooses_containers_gets_no_image_out_and_who_has_logs_no_labels_of_the
         denied(seen.images().export(&[BUSYBOX], "", sink).wait()).await;
 
         let client = daemon.client().await;
-        let shop = client.namespaces().create("shop", &labels("owner=me"));
-        shop.info().await.unwrap();
+        client.namespaces().create("shop", &labels("owner=me")).await.unwrap();
+        let shop = client.namespace("shop");
         for (facet, told) in [("observer", "owner=me"), ("logs", "")] {
             let (client, _) = holder(&daemon, &shop, &facets(facet)).await;
             let all = client.namespaces().list::<&str>(&[]).all().await.unwrap();
