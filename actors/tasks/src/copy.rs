@@ -310,8 +310,8 @@ mod tests {
 
     use super::*;
 
-    fn soon<T>(what: impl Future<Output = T>) -> impl Future<Output = T> {
-        async { tokio::time::timeout(Duration::from_secs(10), what).await.expect("in time") }
+    async fn soon<T>(what: impl Future<Output = T>) -> T {
+        tokio::time::timeout(Duration::from_secs(10), what).await.expect("in time")
     }
 
     // At the other end of each there is somebody who neither gives nor takes.

@@ -362,7 +362,7 @@ fn z6_an_export_into_a_sink_ends_with_its_grant_and_is_not_ended() {
         large.commit(&CommitOptions { name: "large".into(), ..CommitOptions::default() }).wait().await.unwrap();
         let grant = operator.grants().create(&facets("backup"));
         let token = grant.save(None).await.unwrap();
-        let theirs = enter(daemon.socket(), Some(&token)).await;
+        let theirs = enter(&daemon.socket(), Some(&token)).await;
         let (let_on, waits) = watch::channel(false);
         let heard = Rc::new(Heard::default());
         let all = theirs.root.namespaces_request().send().pipeline.get_namespaces();
