@@ -12,13 +12,14 @@ use std::{
 
 use cofferdam_metadata::{Metadata, records::audit as records};
 use cofferdam_segments::Retention;
-use cofferdam_types::{Authority, Code, Error, Result};
+use cofferdam_types::{Authority, Code, Error, Peer, Result};
+use nix::unistd::geteuid;
 use tokio::sync::{Notify, oneshot, watch};
 
 use crate::{
     Filter, Found, Place, Record, Report,
     log::{Log, Seen},
-    refusals::Refusals,
+    often::{Often, REFUSALS, USES},
     verify::verify,
 };
 
@@ -33,12 +34,24 @@ struct Waiting {
     answer: Option<oneshot::Sender<Result<()>>>,
 }
 
-#[derive(Default)]
 struct Queue {
     waiting: VecDeque<Waiting>,
-    refusals: Refusals,
+    refusals: Often,
+    uses: Often,
     /// Records for which there was no room.
     lost: u64,
+}
+
+impl Queue {
+    fn new() -> Queue {
+        Queue { waiting: VecDeque::new(), refusals: Often::new(REFUSALS), uses: Often::new(USES), lost: 0 }
+    }
+}
+
+/// Whether it is of the daemon itself, or of who could write the log himself.
+fn is_own(record: &Record) -> bool {
+    let own = |Peer::Unix { uid, .. }: Peer| uid == geteuid().as_raw();
+    record.grants.is_empty() && record.peer.is_none_or(own)
 }
 
 /// What all lives of the actor share.
@@ -74,7 +87,7 @@ impl Core {
         let fresh = said.is_none() && log.head().last == 0;
         let core = Core {
             meta,
-            queue: Mutex::default(),
+            queue: Mutex::new(Queue::new()),
             seen: Mutex::new(log.seen()),
             last: watch::Sender::new(log.head().last),
             log: Mutex::new(log),
@@ -91,16 +104,22 @@ impl Core {
         Ok(core)
     }
 
-    /// Puts a record into the queue, and waits for nobody.
+    /// Puts a record into the queue, and waits for nobody. Of very many of one not all are told.
     pub fn add(&self, record: Record) {
         let mut queue = lock(&self.queue);
-        self.push(&mut queue, record.fit(), None);
+        let told = if is_own(&record) { Some(record.fit()) } else { queue.uses.add(record.fit(), Instant::now()) };
+        self.tell(queue, told);
     }
 
     /// The same of a call that was refused: of many a few are told.
     pub fn refused(&self, record: Record) {
         let mut queue = lock(&self.queue);
-        match queue.refusals.add(record.fit(), Instant::now()) {
+        let told = queue.refusals.add(record.fit(), Instant::now());
+        self.tell(queue, told);
+    }
+
+    fn tell(&self, mut queue: MutexGuard<'_, Queue>, told: Option<Record>) {
+        match told {
             Some(record) => self.push(&mut queue, record, None),
             None => self.wake.notify_one(),
         }
@@ -139,7 +158,8 @@ impl Core {
 
     /// Whether something is, now or in a while.
     pub fn waits(&self) -> bool {
-        self.soon() || lock(&self.queue).refusals.waits()
+        let often = |queue: &Queue| queue.refusals.waits() || queue.uses.waits();
+        self.soon() || often(&lock(&self.queue))
     }
 
     /// Whether there is no room ahead of the end of the log, as far as is known: one load.
@@ -166,7 +186,9 @@ impl Core {
             queue.waiting = rest;
             return urgent.into();
         }
-        for record in queue.refusals.due(Instant::now()) {
+        let now = Instant::now();
+        let due = [queue.refusals.due(now), queue.uses.due(now)].concat();
+        for record in due {
             self.push(&mut queue, record, None);
         }
         let many = queue.waiting.len().min(BATCH);
@@ -228,10 +250,11 @@ impl Core {
         })
     }
 
-    /// What is not told yet of refusals, and all that waits: at the end.
+    /// What is not told yet of what came often, and all that waits: at the end.
     pub fn finish(&self) {
         let mut queue = lock(&self.queue);
-        for record in queue.refusals.rest() {
+        let rest = [queue.refusals.rest(), queue.uses.rest()].concat();
+        for record in rest {
             self.push(&mut queue, record, None);
         }
         drop(queue);

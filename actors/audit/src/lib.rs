@@ -11,8 +11,8 @@
 //! - **A full disk.** There is always some room ahead of the end of the log. Where there can't be more of it, what gives authority
 //!   is refused ([`Audit::room`]), what takes it back is written into that room, and all else waits in the queue. What doesn't
 //!   fit there is lost, and a record says how much was.
-//! - **Whoever is refused** again and again leaves one record for many ([`refusals`]): he must not be able to push out of the log
-//!   what others did.
+//! - **Whoever does something, or is refused**, again and again leaves one record for many ([`often`]): he must not be able to push
+//!   out of the log what others did.
 //! - **What is found broken** stays as it is, and the log goes on in a new segment. What is old goes by whole segments.
 //!
 //! The queue outlives a crash of the actor.
@@ -23,8 +23,8 @@ mod core;
 mod handle;
 mod log;
 pub mod messages;
+mod often;
 mod record;
-mod refusals;
 #[cfg(test)]
 mod tests;
 mod verify;

@@ -500,6 +500,32 @@ fn r7_what_is_lost_is_counted() {
     });
 }
 
+// Nobody pushes out of the log what others did, by what he may do either.
+#[test]
+fn what_one_grant_does_without_end_is_told_with_a_count() {
+    run(async || {
+        let (dir, kernel) = (tempfile::tempdir().unwrap(), Kernel::new().unwrap());
+        let meta = Metadata::start(&kernel, Placement::Own, &dir.path().join("meta.redb")).unwrap();
+        kernel.ready().await.unwrap();
+        let root = dir.path().join("audit");
+        fs::create_dir(&root).unwrap();
+        let core = core::Core::open(meta, fs::File::open(root).unwrap().into(), RETENTION).unwrap();
+        for n in 0..5000 {
+            core.add(Record { grants: vec![GrantId(1)], ..record(n) });
+        }
+        core.add(Record { grants: Vec::new(), peer: None, ..record(5000) });
+        core.finish();
+        let (found, _) = core.read(&mut Place::after(0), 10_000, &Filter::default()).unwrap();
+        let of = |one: bool| {
+            let all = found.iter().filter_map(|found| found.record.as_ref());
+            all.filter(move |record| record.grants.is_empty() != one).map(|record| record.times).collect::<Vec<_>>()
+        };
+        assert!(of(true).len() < 2100 && of(true).iter().sum::<u32>() == 5000, "{}", of(true).len());
+        assert_eq!(of(false).len(), 2, "the beginning of the log, and the daemon's own");
+        kernel.stop().await;
+    });
+}
+
 #[test]
 fn a_format_that_is_not_known_is_left_as_it_is() {
     let dir = tempfile::tempdir().unwrap();

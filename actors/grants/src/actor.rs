@@ -28,7 +28,7 @@ impl Actor for GrantsActor {
         let core = self.0.clone();
         let watch = async move {
             loop {
-                core.expire().await;
+                core.expire();
                 match core.tree.soonest() {
                     None => core.timed.notified().await,
                     Some(end) => {
@@ -42,6 +42,13 @@ impl Actor for GrantsActor {
             }
         };
         ctx.spawn(watch.into_actor(self));
+        let core = self.0.clone();
+        let forget = async move {
+            loop {
+                core.forget_overdue().await;
+            }
+        };
+        ctx.spawn(forget.into_actor(self));
     }
 }
 

@@ -1,6 +1,6 @@
 //! The logic: rows and tree together.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cofferdam_metadata::{
     Metadata, Tx,
@@ -21,6 +21,10 @@ pub(crate) struct Core {
     pub tree: Tree,
     /// Told when a grant is made whose time ends.
     pub timed: Notify,
+    /// Those whose time is over, and whose rows are there yet.
+    overdue: Mutex<Vec<Arc<[GrantId]>>>,
+    /// Told when there are some.
+    over: Notify,
 }
 
 fn missing(id: GrantId) -> Error {
@@ -30,7 +34,8 @@ fn missing(id: GrantId) -> Error {
 impl Core {
     /// Reads the rows. What can't be read, or comes from what isn't there, gives nothing.
     pub fn load(metadata: Metadata) -> Result<Core> {
-        let core = Core { metadata, tree: Tree::default(), timed: Notify::new() };
+        let (overdue, over) = (Mutex::default(), Notify::new());
+        let core = Core { metadata, tree: Tree::default(), timed: Notify::new(), overdue, over };
         let mut each = |path: Vec<GrantId>, grant: Grant| {
             if core.tree.insert(&path, &grant).is_none() {
                 tracing::warn!(grant = %grant.id, "a grant comes from one that is not there, and gives nothing");
@@ -184,14 +189,27 @@ impl Core {
         self.metadata.write(authority, move |tx: &mut Tx<'_>| records::delete(tx, &path).map(drop)).await
     }
 
-    /// Ends those whose time is over.
-    pub async fn expire(&self) {
+    /// Ends those whose time is over. Their rows are for [`Core::forget_overdue`]: others end while a disk takes its time.
+    pub fn expire(&self) {
         let over = self.tree.over(Timestamp::now());
         if over.is_empty() {
             return;
         }
         self.tree.remove(&over, End::Expired);
-        let paths: Vec<_> = over.iter().map(|node| node.path.clone()).collect();
+        self.overdue().extend(over.iter().map(|node| node.path.clone()));
+        self.over.notify_one();
+    }
+
+    fn overdue(&self) -> MutexGuard<'_, Vec<Arc<[GrantId]>>> {
+        self.overdue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Removes the rows of those whose time is over, when there are some.
+    pub async fn forget_overdue(&self) {
+        let paths = std::mem::take(&mut *self.overdue());
+        if paths.is_empty() {
+            return self.over.notified().await;
+        }
         let gone = move |tx: &mut Tx<'_>| paths.iter().try_for_each(|path| records::delete(tx, path).map(drop));
         if let Err(error) = self.metadata.write(&Authority::system(), gone).await {
             tracing::warn!(%error, "grants that have ended stay on record until the next start");

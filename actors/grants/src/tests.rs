@@ -222,6 +222,41 @@ fn its_time_is_a_revocation() {
     });
 }
 
+// The disk stalls while the commit that forgets the first is under way.
+#[test]
+fn one_ends_in_time_though_another_can_not_be_forgotten() {
+    run(async |dir| {
+        let world = World::start(dir).await;
+        let until = |millis: u64| Caveats {
+            not_after: Some(Timestamp(Timestamp::now().0 + millis * 1_000_000)),
+            ..Caveats::none()
+        };
+        let first = world.make(&root(), until(1500)).await.unwrap();
+        let second = world.make(&root(), until(1700)).await.unwrap();
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let held = std::sync::Mutex::new(held);
+        let stalled = world.metadata.clone();
+        let stalled = tokio::task::spawn_local(async move {
+            let stall = move |_: &mut cofferdam_metadata::Tx<'_>| {
+                let _ = held.lock().unwrap().recv();
+                Ok(())
+            };
+            stalled.write(&root(), stall).await
+        });
+        for grant in [&first, &second] {
+            let ended = tokio::time::timeout(Duration::from_secs(5), grant.live.until_ended()).await;
+            assert_eq!(ended.unwrap(), End::Expired);
+        }
+        assert_eq!(world.ids().len(), 2);
+        drop(release);
+        stalled.await.unwrap().unwrap();
+        while !world.ids().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        world.kernel.stop().await;
+    });
+}
+
 #[test]
 fn who_may_not_pass_on_or_keep_is_told_so() {
     run(async |dir| {

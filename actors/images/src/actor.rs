@@ -3,11 +3,11 @@
 use actix::{Actor, Context, Handler, Message, ResponseFuture};
 use cofferdam_content::Content;
 use cofferdam_kernel::{Pool, hosted};
-use cofferdam_types::{Descriptor, Namespace, Result};
+use cofferdam_types::{Descriptor, Namespace, Result, Timestamp};
 
 use crate::{
     json::MAX_DOCUMENT,
-    messages::{CheckContent, Documents, Frees, Platforms, Resolve, Size, States},
+    messages::{CheckContent, Decide, Documents, Frees, Platforms, Resolve, Size, States},
     prune, report, resolve,
 };
 
@@ -64,6 +64,16 @@ handle! {
     Documents, m => m.namespace, |blobs| resolve::documents(blobs, &m.target);
     States, m => m.namespace, |blobs| report::states(blobs, &m.target);
     CheckContent, m => m.0.namespace, |blobs| resolve::check(blobs, &m.0.target, &m.0.platform);
+}
+
+impl Handler<Decide> for ImagesActor {
+    type Result = ResponseFuture<<Decide as Message>::Result>;
+
+    fn handle(&mut self, m: Decide, _ctx: &mut Context<ImagesActor>) -> Self::Result {
+        let pool = self.pool.clone();
+        let look = move || prune::decide(&m.view, &m.namespace, m.options, Timestamp::now(), &*m.chosen);
+        Box::pin(async move { pool.run(look).await })
+    }
 }
 
 impl Handler<Frees> for ImagesActor {

@@ -3,10 +3,10 @@
 use std::collections::HashSet;
 
 use actix::Message;
-use cofferdam_metadata::{View, graph::Freed};
+use cofferdam_metadata::{View, graph::Freed, records::images::Image};
 use cofferdam_types::{Descriptor, Digest, Name, Namespace, Platform, Result};
 
-use crate::{Check, ResolvedImage, State};
+use crate::{Check, Prune, Pruned, ResolvedImage, State};
 
 /// Find the image for a platform behind a descriptor.
 pub struct Resolve {
@@ -38,6 +38,18 @@ pub struct States {
     pub namespace: Namespace,
     /// A manifest or an index.
     pub target: Descriptor,
+}
+
+/// Say which images would go.
+pub struct Decide {
+    /// As it is.
+    pub view: View,
+    /// Of which namespace.
+    pub namespace: Namespace,
+    /// What is asked.
+    pub options: Prune,
+    /// Which are looked at.
+    pub chosen: Box<dyn Fn(&Image) -> bool + Send>,
 }
 
 /// Say what these images alone keep.
@@ -80,6 +92,10 @@ impl Message for CheckContent {
 
 impl Message for States {
     type Result = Result<Vec<State>>;
+}
+
+impl Message for Decide {
+    type Result = Result<Vec<Pruned>>;
 }
 
 impl Message for Frees {

@@ -10,9 +10,12 @@ use cofferdam_metadata::{
         images::{self, Image},
     },
 };
-use cofferdam_types::{Authority, Name, Namespace, Result, Timestamp};
+use cofferdam_types::{Authority, Descriptor, Id, Name, Namespace, Result, Timestamp};
 
-use crate::{Images, messages::Frees};
+use crate::{
+    Images,
+    messages::{Decide, Frees},
+};
 
 /// Which images, and what is to become of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,7 +29,7 @@ pub struct Prune {
 /// An image that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pruned {
-    /// The image.
+    /// The image, without what others may have filled it with: there may be many, and they may be kept for long.
     pub image: Image,
     /// Whether it goes.
     pub removed: bool,
@@ -38,7 +41,7 @@ pub struct Pruned {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Why {
     /// A container was made from it; the first that was found.
-    Used(Box<containers::Container>),
+    Used(Id),
     /// It was changed not so long ago.
     Young,
     /// A container can't be read, and may have been made from it.
@@ -58,7 +61,8 @@ impl Images {
     ) -> Result<(Vec<Pruned>, Freed)> {
         let view = self.meta.read()?;
         let pruned = if options.rehearse {
-            decide(&view, ns, options, Timestamp::now(), &chosen)?
+            let (view, namespace) = (self.meta.read()?, ns.clone());
+            self.slot.call(Decide { view, namespace, options, chosen: Box::new(chosen) }).await?
         } else {
             let ns = ns.clone();
             let write = move |tx: &mut cofferdam_metadata::Tx<'_>| {
@@ -77,7 +81,7 @@ impl Images {
     }
 }
 
-fn decide(
+pub(crate) fn decide(
     read: &dyn Read,
     ns: &Namespace,
     options: Prune,
@@ -90,11 +94,14 @@ fn decide(
     Ok(images
         .map(|image| {
             let why = match users.of.remove(image.name.as_str()) {
-                Some(container) => Why::Used(Box::new(container)),
+                Some(container) => Why::Used(container.id),
                 None if age(&image) < options.unchanged => Why::Young,
                 None if users.unread.is_some() => Why::Unknown,
                 None => Why::Unused,
             };
+            let Descriptor { media_type, digest, size, .. } = image.target;
+            let head = Image::new(image.name, Descriptor::new(media_type, digest, size));
+            let image = Image { created: image.created, updated: image.updated, ..head };
             Pruned { image, removed: why == Why::Unused, why }
         })
         .collect())

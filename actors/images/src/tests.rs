@@ -20,7 +20,7 @@ use serde_json::json;
 
 mod heal;
 
-use crate::{Document, Images, config, content_labels, document};
+use crate::{Document, Images, Prune, Why, config, content_labels, document};
 
 struct World {
     kernel: Kernel,
@@ -575,6 +575,45 @@ fn a_layer_that_needs_its_parents_is_extracted_on_them() {
                 assert_eq!(read("usr/lib/gone"), None);
             };
             world.look(&first(), driver, &top, look).await;
+        }
+        world.kernel.stop().await;
+    });
+}
+
+// Others may have filled what they made with labels, and the answer may be kept for as long as somebody likes.
+#[test]
+fn of_an_image_that_was_looked_at_little_is_kept() {
+    run(async {
+        let world = World::start().await;
+        let labels = Labels::from([("l".to_owned(), "x".repeat(4000))]);
+        let mut target = descriptor(media::OCI_MANIFEST, b"target");
+        target.annotations.insert("a".into(), "x".repeat(4000));
+        for image in ["used", "unused"] {
+            let image = records::images::Image {
+                labels: labels.clone(),
+                ..records::images::Image::new(name(image), target.clone())
+            };
+            world.images.create(&auth(), &first(), image).await.unwrap();
+        }
+        let make = move |tx: &mut cofferdam_metadata::Tx<'_>| {
+            let spec = cofferdam_types::Any { type_url: "t".into(), value: vec![1] };
+            let mut container =
+                records::containers::Container::new(cofferdam_types::Id::new("box").unwrap(), "native", spec);
+            (container.image, container.labels) = ("used".into(), labels.clone());
+            records::containers::create(tx, &first(), container).map(drop)
+        };
+        world.meta.write(&auth(), make).await.unwrap();
+        for rehearse in [true, false] {
+            let options = Prune { rehearse, ..Prune::default() };
+            let (looked, _) =
+                world.images.prune(&auth(), &first(), options, |image| !image.labels.is_empty()).await.unwrap();
+            assert_eq!(looked.len(), 2, "what is asked of it is asked of all that it has");
+            for one in &looked {
+                assert!(one.image.labels.is_empty() && one.image.target.annotations.is_empty());
+                assert_eq!((&one.image.target.digest, one.removed), (&target.digest, &*one.image.name == "unused"));
+            }
+            let used = looked.iter().find(|one| !one.removed).unwrap();
+            assert_eq!(used.why, Why::Used(cofferdam_types::Id::new("box").unwrap()));
         }
         world.kernel.stop().await;
     });

@@ -564,7 +564,12 @@ impl Drop for Store {
 }
 
 fn run(write: &Write, tx: &mut Tx<'_>) -> Verdict {
-    let outcome = catch_unwind(AssertUnwindSafe(|| (write.job)(tx)));
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        (write.job)(tx)?;
+        // What was under way when a grant was taken back may still be tidied up, and makes nothing any more: nobody would count
+        // it, and its revocation is answered.
+        if tx.changed() && !tx.frees() { records::grants::require(tx, &write.authority.grants) } else { Ok(()) }
+    }));
     if tx.failed() {
         let error = match outcome {
             Ok(Err(error)) => error,

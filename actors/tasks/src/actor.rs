@@ -14,6 +14,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 
 use crate::{
     coming::Arrivals,
+    copy::Copies,
     departed::Departed,
     entry::Entry,
     exec,
@@ -51,6 +52,7 @@ pub(crate) struct Ctx {
     pub spares: Rc<Spares>,
     pub departed: Departed,
     pub coming: Arrivals,
+    pub copies: Copies,
 }
 
 /// See the crate's page.
@@ -74,6 +76,7 @@ impl TasksActor {
             questions: Rc::default(),
             departed: Departed::default(),
             coming: Arrivals::default(),
+            copies: Copies::default(),
         };
         TasksActor { ctx, first }
     }
@@ -536,6 +539,9 @@ impl Handler<Remove> for TasksActor {
         let ctx = self.ctx.clone();
         Box::pin(async move {
             let Remove { namespace, id, authority, force } = message;
+            if force {
+                ctx.copies.end(&namespace, &id);
+            }
             let _turn = ctx.turn(&namespace, &id).await;
             let _group = ctx.group_turn(&namespace, &id).await?;
             let entry = ctx.entries.borrow().get(&(namespace.clone(), id.clone())).cloned();

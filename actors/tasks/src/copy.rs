@@ -3,16 +3,22 @@
 //! Nothing is run for that, and nothing of the container's is believed: its root is held as a descriptor, every path is
 //! resolved beneath that, by the kernel as if it were the root (`RESOLVE_IN_ROOT`, no magic links) or one name at a time,
 //! whatever is put in the way meanwhile. While it runs the root is the one that its first process sees, volumes and
-//! all; otherwise it is its snapshot, and no task is made until the copy is done.
+//! all; otherwise it is its snapshot, and no task is made until the copy is done. Whoever removes the container by force ends
+//! the copies of it: at the other end of one there may be somebody who takes nothing, or gives nothing.
 
 use std::{
+    cell::RefCell,
+    collections::BTreeMap,
     ffi::OsString,
     fs::File,
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Component, Path, PathBuf},
     rc::Rc,
-    sync::atomic::AtomicBool,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use actix::{Context, Handler, ResponseFuture};
@@ -20,16 +26,16 @@ use cofferdam_archive::{ApplyOptions, Put};
 use cofferdam_kernel::Fair;
 use cofferdam_metadata::records::containers;
 use cofferdam_sys::userns::IdMaps;
-use cofferdam_types::{Error, GrantId, Result};
+use cofferdam_types::{Error, GrantId, Id, Namespace, Result};
 use nix::{
     errno::Errno,
     fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2},
     sys::stat::Mode,
 };
-use tokio::sync::OwnedMutexGuard;
+use tokio::sync::{OwnedMutexGuard, watch};
 
 use crate::{
-    actor::{Ctx, TasksActor, note},
+    actor::{Ctx, Key, TasksActor, note},
     create::{mounted, root_mounts},
     entry::Entry,
     messages::OpenFiles,
@@ -49,8 +55,46 @@ pub(crate) struct Files {
     ids: Option<IdMaps>,
     /// Whether device nodes may be made.
     devices: bool,
+    stop: Stop,
     /// Nobody makes or removes its task meanwhile.
     _turn: Option<OwnedMutexGuard<()>>,
+}
+
+/// Copies of each container, under way and to come: what tells them that they end.
+#[derive(Clone, Default)]
+pub(crate) struct Copies(Rc<RefCell<BTreeMap<Key, watch::Sender<bool>>>>);
+
+impl Copies {
+    fn begin(&self, ns: &Namespace, id: &Id) -> Stop {
+        let mut copies = self.0.borrow_mut();
+        copies.retain(|_, copies| copies.receiver_count() > 0);
+        Stop { id: id.clone(), told: copies.entry((ns.clone(), id.clone())).or_default().subscribe() }
+    }
+
+    /// Ends those that there are by now.
+    pub fn end(&self, ns: &Namespace, id: &Id) {
+        if let Some(copies) = self.0.borrow_mut().remove(&(ns.clone(), id.clone())) {
+            copies.send_replace(true);
+        }
+    }
+}
+
+/// Whether a copy is to end.
+#[derive(Clone, Debug)]
+pub(crate) struct Stop {
+    id: Id,
+    told: watch::Receiver<bool>,
+}
+
+impl Stop {
+    /// Waits until it is.
+    pub async fn told(&mut self) -> Error {
+        if self.told.wait_for(|told| *told).await.is_err() {
+            // The actor crashed, and another has its work: nobody ends this one any more.
+            std::future::pending::<()>().await;
+        }
+        Error::cancelled("container", &self.id, "is being removed, and nothing is copied any more")
+    }
 }
 
 /// How an archive is unpacked in a container.
@@ -77,7 +121,11 @@ impl Handler<OpenFiles> for TasksActor {
 impl Ctx {
     async fn files(&self, message: OpenFiles) -> Result<Files> {
         let OpenFiles { namespace, id, authority } = message;
-        let turn = self.turn(&namespace, &id).await;
+        let mut stop = self.copies.begin(&namespace, &id);
+        let turn = tokio::select! {
+            turn = self.turn(&namespace, &id) => turn,
+            error = stop.told() => return Err(error),
+        };
         let container = containers::get(&self.deps.metadata.read()?, &namespace, &id)?;
         let devices = authority.ceiling.host;
         let entry = self.entries.borrow().get(&(namespace.clone(), id.clone())).cloned();
@@ -87,7 +135,7 @@ impl Ctx {
             }
             if entry.init.ended().is_none() {
                 let (root, ids) = of_task(&entry).await?;
-                return Ok(Files { root, ids, devices, _turn: None });
+                return Ok(Files { root, ids, devices, stop, _turn: None });
             }
         }
         let run = serde_json::from_slice(&container.options).unwrap_or_default();
@@ -98,7 +146,7 @@ impl Ctx {
         }
         let root = tokio::task::spawn_blocking(move || mounted(&mounts)).await;
         let root = root.unwrap_or_else(|e| Err(Error::internal("container", &id, e.to_string())))?;
-        Ok(Files { root, ids: None, devices, _turn: Some(turn) })
+        Ok(Files { root, ids: None, devices, stop, _turn: Some(turn) })
     }
 }
 
@@ -163,8 +211,17 @@ fn fault(path: &str, errno: Errno) -> Error {
     }
 }
 
-/// Packs what is at `path`. A link itself, unless what it leads to must be a directory.
-pub(crate) fn out(files: &Files, path: &str, out: OwnedFd) -> Result<()> {
+/// Packs what is at `path`, until that is done or to end: what is at the other end of `out` is closed then, or waits for ever.
+pub(crate) async fn take(files: Files, path: String, out: OwnedFd, pool: &Fair, whose: Option<GrantId>) -> Result<()> {
+    let mut stop = files.stop.clone();
+    tokio::select! {
+        packed = pool.run(whose, move || pack(&files, &path, out)) => packed,
+        error = stop.told() => Err(error),
+    }
+}
+
+/// A link itself, unless what it leads to must be a directory.
+fn pack(files: &Files, path: &str, out: OwnedFd) -> Result<()> {
     let (names, directory) = names(path)?;
     let flags = if directory { OFlag::O_DIRECTORY } else { OFlag::O_NOFOLLOW };
     let handle = resolve(files.root.as_fd(), &names, flags).map_err(|errno| fault(path, errno))?;
@@ -217,20 +274,93 @@ impl Arrival {
         Ok(Arrival { files, put, pool, whose })
     }
 
-    /// Unpacks what `source` gives. What was unpacked before an error stays.
-    pub async fn unpack(self, source: OwnedFd) -> Result<()> {
+    /// Unpacks what `source` gives, until that is done or to end, also with `ended`: then nothing more is unpacked once `source` ends,
+    /// which is for the caller to see to. What was unpacked before an error stays.
+    pub async fn unpack(self, source: OwnedFd, ended: impl Future<Output = Error>) -> Result<()> {
         let Arrival { files, put, pool, whose } = self;
-        pool.run(whose, move || {
+        let mut stop = files.stop.clone();
+        let cancel = Arc::new(AtomicBool::new(false));
+        let cancelled = cancel.clone();
+        let unpacking = pool.run(whose, move || {
             let options = ApplyOptions { put: Some(put), devices: files.devices, ..ApplyOptions::default() };
-            let apply =
-                || cofferdam_archive::apply(files.root.as_fd(), File::from(source), &options, &AtomicBool::new(false));
+            let apply = || cofferdam_archive::apply(files.root.as_fd(), File::from(source), &options, &cancelled);
             let applied = match &files.ids {
                 None => apply(),
                 // Whom the namespace doesn't have can't make a file in it.
                 Some(ids) => as_root_of(ids, apply),
             };
             applied.map(drop).map_err(|error| Error { kind: "path".into(), ..error })
-        })
-        .await
+        });
+        let error = tokio::select! {
+            unpacked = unpacking => return unpacked,
+            error = stop.told() => error,
+            error = ended => error,
+        };
+        cancel.store(true, Ordering::Relaxed);
+        Err(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures::FutureExt as _;
+    use tokio::sync::Mutex;
+
+    use super::*;
+
+    async fn soon<T>(what: impl Future<Output = T>) -> T {
+        tokio::time::timeout(Duration::from_secs(10), what).await.expect("in time")
+    }
+
+    // At the other end of each there is somebody who neither gives nor takes.
+    #[test]
+    fn a_copy_ends_with_its_grant_and_with_its_container_and_leaves_the_turn() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("large"), vec![0; 1 << 20]).unwrap();
+        let (copies, turn, pool) = (Copies::default(), Arc::new(Mutex::new(())), Fair::new("copies", 2, 2));
+        let (ns, id) = (Namespace::default_namespace(), Id::new("web").unwrap());
+        let files = async || Files {
+            root: File::open(dir.path()).unwrap().into(),
+            ids: None,
+            devices: false,
+            stop: copies.begin(&ns, &id),
+            _turn: Some(turn.clone().lock_owned().await),
+        };
+        let arrival = async || {
+            let options = CopyOptions { path: "/".into(), into: true, keep_owners: false };
+            Arrival::new(files().await, &options, pool.clone(), None).unwrap()
+        };
+        let pipe = || nix::unistd::pipe2(OFlag::O_CLOEXEC).unwrap();
+        actix_rt::System::new().block_on(async {
+            let (read, write) = pipe();
+            let revoked = async { Error::revoked("grant", "", "was taken back") };
+            let error = soon(arrival().await.unpack(read, revoked)).await.unwrap_err();
+            assert_eq!(error.code, cofferdam_types::Code::Revoked);
+            drop(write);
+            drop(soon(turn.lock()).await);
+
+            let (read, write) = pipe();
+            let unpacking = arrival().await.unpack(read, std::future::pending());
+            let (unpacked, ()) = soon(async { tokio::join!(unpacking, async { copies.end(&ns, &id) }) }).await;
+            assert_eq!(unpacked.unwrap_err().code, cofferdam_types::Code::Cancelled);
+            drop(write);
+            drop(soon(turn.lock()).await);
+
+            let (read, write) = pipe();
+            let packing = take(files().await, "/large".into(), write, &pool, None);
+            let (packed, ()) = soon(async { tokio::join!(packing, async { copies.end(&ns, &id) }) }).await;
+            assert_eq!(packed.unwrap_err().code, cofferdam_types::Code::Cancelled);
+            drop(read);
+            drop(soon(turn.lock()).await);
+
+            // Those that come later are others.
+            let (read, write) = pipe();
+            drop(write);
+            let unpacked = soon(arrival().await.unpack(read, std::future::pending())).await;
+            assert!(unpacked.err().is_none_or(|error| error.code != cofferdam_types::Code::Cancelled));
+            assert!(soon(files().await.stop.told()).now_or_never().is_none());
+        });
     }
 }

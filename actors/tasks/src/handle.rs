@@ -197,10 +197,11 @@ impl Tasks {
         self.slot.call(OpenFiles { namespace: ns.clone(), id: id.clone(), authority }).await
     }
 
-    /// Packs what is at a path of the container into `out`, as a tar archive with one entry at its top.
+    /// Packs what is at a path of the container into `out`, as a tar archive with one entry at its top. After an error what reads it
+    /// must be closed: it may be waited for.
     pub async fn copy_out(&self, auth: &Authority, ns: &Namespace, id: &Id, path: String, out: OwnedFd) -> Result<()> {
         let files = self.open_files(ns, id, auth.clone()).await?;
-        self.copies.run(auth.grants.first().copied(), move || copy::out(&files, &path, out)).await
+        copy::take(files, path, out, &self.copies, auth.grants.first().copied()).await
     }
 
     /// Looks where a tar archive is to be unpacked in the container.

@@ -193,7 +193,7 @@ impl Snapshot {
         reply_by(&self.link, &self.client, self.client.mounts_request(), |answer| mounts(answer.get_mounts()))
     }
 
-    /// What shows it, as a mount that is attached nowhere; no device can be used in it.
+    /// What shows it, as a mount that is attached nowhere; no device can be used in it. Needs the `host` right.
     pub fn mount_fd(&self) -> Reply<OwnedFd> {
         let link = self.link.clone();
         reply_by(&self.link, &self.client, self.client.mount_fd_request(), move |answer| {

@@ -7,7 +7,7 @@ use cofferdam_wire::{common_capnp::byte_stream, job_capnp::job, received::Receiv
 use super::{
     Place,
     bytes::{End, pipe, pump},
-    foreign, jobs,
+    ends, foreign, jobs,
 };
 
 pub async fn into_fd(place: &Place, options: ExportOptions, target: Received) -> Result<job::Client> {
@@ -19,10 +19,16 @@ pub async fn into_fd(place: &Place, options: ExportOptions, target: Received) ->
 pub async fn into_sink(place: &Place, options: ExportOptions, sink: byte_stream::Client) -> Result<job::Client> {
     let (read, write) = pipe(End::Read)?;
     let job = place.services().transfer.export(place.authority(), &place.namespace, options, write).await?;
-    let meter = place.session.meter.clone();
+    let (meter, ended) = (place.session.meter.clone(), ends::of(place));
     tokio::task::spawn_local(async move {
-        // A client that takes no more: the job finds a pipe that nobody reads.
-        if let Err(error) = pump(&meter, read, sink).await {
+        // A client that takes no more: the job finds a pipe that nobody reads. One whose grant ends is sent no more, and no end: it
+        // has not got all of it.
+        let pumped = tokio::select! {
+            biased;
+            error = ended => Err(error),
+            pumped = pump(&meter, read, sink) => pumped,
+        };
+        if let Err(error) = pumped {
             tracing::debug!(%error, "an export ended early");
         }
     });

@@ -84,7 +84,7 @@ pub async fn pump(meter: &Rc<Meter>, from: OwnedFd, to: byte_stream::Client) -> 
 
 /// A stream whose bytes go into a pipe of ours. The pipe's far end decides the pace.
 pub struct PipeSink {
-    pipe: RefCell<Option<Rc<AsyncFd<OwnedFd>>>>,
+    pipe: Rc<RefCell<Option<Rc<AsyncFd<OwnedFd>>>>>,
     /// What `end` waits for, behind the closing of the pipe.
     then: RefCell<Option<Promise<(), capnp::Error>>>,
 }
@@ -93,19 +93,29 @@ impl PipeSink {
     /// Writes into `pipe`, our non-blocking end; `end` closes it and then waits for `then`.
     pub fn new(pipe: OwnedFd, then: Option<Promise<(), capnp::Error>>) -> Result<PipeSink> {
         let pipe = watch(pipe, Interest::WRITABLE).map_err(|e| Error::io("pipe", "", "can't be written", &e))?;
-        Ok(PipeSink { pipe: RefCell::new(Some(Rc::new(pipe))), then: RefCell::new(then) })
+        Ok(PipeSink { pipe: Rc::new(RefCell::new(Some(Rc::new(pipe)))), then: RefCell::new(then) })
     }
-}
 
-impl PipeSink {
+    /// What `end` waits for.
+    pub fn then(self, then: Promise<(), capnp::Error>) -> PipeSink {
+        self.then.replace(Some(then));
+        self
+    }
+
+    /// Closes the pipe, for as long as there is the sink: who holds that may keep it, and write and end nothing.
+    pub fn closer(&self) -> impl FnOnce() + use<> {
+        let pipe = Rc::downgrade(&self.pipe);
+        move || drop(pipe.upgrade().and_then(|pipe| pipe.take()))
+    }
+
     /// Why nobody reads any more. A stream ends with its first error: `end` could not say it any more.
-    async fn unread(&self, error: &std::io::Error) -> capnp::Error {
+    async fn unread(&self, why: String) -> capnp::Error {
         let then = self.then.borrow_mut().take();
         let outcome = match then {
             Some(then) => then.await,
             None => Ok(()),
         };
-        let plain = || to_rpc(Error::failed_precondition("stream", "", format!("nobody reads it: {error}")));
+        let plain = || to_rpc(Error::failed_precondition("stream", "", why));
         outcome.err().unwrap_or_else(plain)
     }
 }
@@ -113,8 +123,7 @@ impl PipeSink {
 impl byte_stream::Server for PipeSink {
     async fn write(self: Rc<Self>, params: byte_stream::WriteParams) -> capnp::Result<()> {
         let pipe = self.pipe.borrow().clone();
-        let closed = || to_rpc(Error::failed_precondition("stream", "", "has ended"));
-        let pipe = pipe.ok_or_else(closed)?;
+        let Some(pipe) = pipe else { return Err(self.unread("has ended".into()).await) };
         let mut chunk = params.get()?.get_chunk()?;
         if chunk.len() > CHUNK {
             return Err(to_rpc(Error::invalid("chunk", "", format!("has more than {CHUNK} bytes"))));
@@ -123,7 +132,7 @@ impl byte_stream::Server for PipeSink {
             let written = pipe.async_io(Interest::WRITABLE, |fd| Ok(nix::unistd::write(fd, chunk)?)).await;
             match written {
                 Ok(n) => chunk = &chunk[n..],
-                Err(error) => return Err(self.unread(&error).await),
+                Err(error) => return Err(self.unread(format!("nobody reads it: {error}")).await),
             }
         }
         Ok(())

@@ -26,7 +26,7 @@ use super::{
     changes::Pair,
     coming::Coming,
     cursor::Cursor,
-    filters,
+    ends, filters,
     guard::Guarded,
     images, jobs, logs, networks, options, rpc, stdio,
     tasks::{Process, set_exit, status},
@@ -504,9 +504,9 @@ impl container::Server for Container {
         let (read, write) = rpc(pipe(End::Read))?;
         let (tasks, auth) = (self.tasks(), self.place.authority());
         let packed = tasks.copy_out(auth, &self.place.namespace, &self.id, path, write);
-        let (packed, pumped) = tokio::join!(packed, pump(&self.place.session.meter, read, params.get_sink()?));
-        // Whoever takes no more is told so; otherwise what went wrong with the files comes first.
-        rpc(packed.and(pumped))
+        // What goes wrong first ends the other: one that packs finds a pipe that nobody reads.
+        let pumped = pump(&self.place.session.meter, read, params.get_sink()?);
+        rpc(tokio::try_join!(packed, pumped).map(drop))
     }
 
     async fn copy_in(
@@ -524,11 +524,18 @@ impl container::Server for Container {
         let auth = self.place.authority();
         let arrival = rpc(self.tasks().copy_in(auth, &self.place.namespace, &self.id, options).await)?;
         let (read, write) = rpc(pipe(End::Write))?;
-        let unpacked = tokio::task::spawn_local(arrival.unpack(read));
+        let sink = rpc(PipeSink::new(write, None))?;
+        let (close, ended) = (sink.closer(), ends::of(&self.place));
+        let unpacked = tokio::task::spawn_local(async move {
+            let unpacked = arrival.unpack(read, ended).await;
+            // Its client may never end it.
+            close();
+            unpacked
+        });
         let then = Promise::from_future(async move {
             rpc(unpacked.await.unwrap_or_else(|e| Err(Error::internal("path", "", e.to_string()))))
         });
-        results.get().set_sink(self.place.hand_out(rpc(PipeSink::new(write, Some(then)))?));
+        results.get().set_sink(self.place.hand_out(sink.then(then)));
         Ok(())
     }
 }

@@ -3,17 +3,28 @@
 //! `actors/tasks/src/granted.rs`.)
 
 use cofferdam_transfer::Job;
+use cofferdam_types::Error;
 
 use super::Place;
 
+/// Waits until the grant of a place ends; what comes through none stays.
+pub fn of(place: &Place) -> impl Future<Output = Error> + use<> {
+    let given = place.held.given.clone();
+    async move {
+        match given {
+            Some(given) => given.until_ended().await.error(),
+            None => std::future::pending().await,
+        }
+    }
+}
+
 /// A job that was begun through this place.
 pub fn job(place: &Place, job: &Job) {
-    let Some(given) = place.held.given.clone() else { return };
-    let job = job.clone();
+    let (ended, job) = (of(place), job.clone());
     tokio::task::spawn_local(async move {
         tokio::select! {
             _ = job.wait() => {}
-            _ = given.until_ended() => job.cancel(),
+            _ = ended => job.cancel(),
         }
     });
 }

@@ -5,7 +5,10 @@ use std::{
     collections::HashMap,
     fs::File,
     io::ErrorKind,
-    os::unix::{fs::PermissionsExt as _, net::UnixListener as StdListener},
+    os::unix::{
+        fs::{OpenOptionsExt as _, PermissionsExt as _},
+        net::UnixListener as StdListener,
+    },
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -19,7 +22,7 @@ use nix::{
     sys::stat::fstatat,
     unistd::{UnlinkatFlags, unlinkat},
 };
-use tokio::net::UnixListener;
+use tokio::{net::UnixListener, sync::OwnedMutexGuard};
 
 use super::{
     admission::{Admission, Whose},
@@ -53,16 +56,28 @@ struct Inner {
     admission: Arc<Admission>,
     /// Those that are open: each ends with its grant, or when it is closed.
     open: Mutex<HashMap<GrantId, Arc<Live>>>,
+    /// For who exports a grant, or takes that back: each is several steps.
+    turns: Mutex<HashMap<GrantId, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 impl Exports {
     /// None yet.
     pub fn new(arbiters: Vec<ArbiterHandle>, admission: Arc<Admission>) -> Exports {
-        Exports(Arc::new(Inner { arbiters, admission, open: Mutex::default() }))
+        Exports(Arc::new(Inner { arbiters, admission, open: Mutex::default(), turns: Mutex::default() }))
     }
 
     fn sockets(&self) -> MutexGuard<'_, HashMap<GrantId, Arc<Live>>> {
         self.0.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Held from before the record of an export is changed until the socket is what that says.
+    pub async fn turn(&self, id: GrantId) -> OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = self.0.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+            turns.entry(id).or_default().clone()
+        };
+        turn.lock_owned().await
     }
 
     /// Opens those that are on record. One that can't be is told, and keeps nobody from being served.
@@ -140,7 +155,11 @@ fn make(directory: &Path) -> std::io::Result<()> {
             make(directory)
         }
         Err(e) if e.kind() == ErrorKind::AlreadyExists && directory.is_dir() => Ok(()),
-        made => made.and_then(|()| std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755))),
+        // Not by its name: a link may have been put there since, where somebody else has the directory above.
+        made => made.and_then(|()| {
+            let held = File::options().read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW).open(directory)?;
+            held.set_permissions(std::fs::Permissions::from_mode(0o755))
+        }),
     }
 }
 

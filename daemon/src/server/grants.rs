@@ -305,6 +305,7 @@ impl grant::Server for Grant {
         // Beside the call: a client that leaves must not leave half of it.
         let done = tokio::task::spawn_local(async move {
             exports::check(&directory)?;
+            let _turn = services.exports.turn(id).await;
             services.grants.export(&authority, id, Some(directory.clone())).await?;
             // The directory may lie on a disk that takes its time, or never answers.
             let opening = services.clone();
@@ -324,6 +325,7 @@ impl grant::Server for Grant {
         let services = self.place.services().clone();
         let (authority, id) = (self.place.authority().clone(), rpc(self.node())?.id());
         let done = tokio::task::spawn_local(async move {
+            let _turn = services.exports.turn(id).await;
             services.exports.close(id);
             services.grants.export(&authority, id, None).await.map(drop)
         });

@@ -3,7 +3,7 @@
 use std::{os::fd::OwnedFd, path::PathBuf, rc::Rc, time::Duration};
 
 use cofferdam_images::{Prune, Pruned, Why};
-use cofferdam_metadata::records::images::Image as Record;
+use cofferdam_metadata::records::{containers, images::Image as Record};
 use cofferdam_transfer::{
     Chooser, Credentials, Endpoint, Explained, ExportOptions, Identity, ImportOptions, Job as Handle, PullOptions,
     Reference, RootfsOptions, Source, Wallet, normalize,
@@ -30,7 +30,9 @@ use super::{
     cursor::Cursor,
     ends, filters, foreign,
     image::Image,
-    jobs, rpc, trail, within,
+    jobs,
+    meter::Listed,
+    rpc, trail, within,
 };
 
 /// What filters may name.
@@ -436,7 +438,12 @@ impl images::Server for Images {
         report.set_blobs(freed.blobs);
         report.set_snapshots(freed.snapshots);
         report.set_bytes(freed.bytes);
-        let cursor = PrunedImageCursor { place: self.0.clone(), cursor: placed(looked) };
+        let keeps = |one: &Pruned| size_of::<Pruned>() + one.image.name.len() + one.image.target.media_type.len();
+        let Some(kept) = self.0.session.meter.keep_list(looked.iter().map(keeps).sum()) else {
+            let why = "keeps more places in lists than is allowed, and is cut";
+            return rpc(Err(Error::resource_exhausted("connection", "", why)));
+        };
+        let cursor = PrunedImageCursor { place: self.0.clone(), cursor: placed(looked), _kept: kept };
         results.get().set_cursor(self.0.hand_out(cursor));
         Ok(())
     }
@@ -492,19 +499,33 @@ fn set_route(mut report: route_report::Builder<'_>, name: &str, steps: &[Explain
 struct PrunedImageCursor {
     place: Place,
     cursor: Cursor<(usize, Pruned)>,
+    _kept: Listed,
 }
 
 impl PrunedImageCursor {
-    fn why(&self, why: &Why) -> String {
-        match why {
+    fn why(&self, why: &Why) -> Result<String> {
+        Ok(match why {
             Why::Unused => "no container was made from it".to_owned(),
             Why::Unknown => "a container can't be read, and may have been made from it".to_owned(),
             Why::Young => "was changed since".to_owned(),
             // Which one is not everybody's business.
-            Why::Used(container) if !self.place.held.reach.caveats.containers.has(&container.subject()) => {
-                "a container was made from it".to_owned()
+            Why::Used(id) => {
+                match containers::head(&self.place.services().metadata.read()?, &self.place.namespace, id)? {
+                    Some(container) if self.place.held.reach.caveats.containers.has(&container.subject()) => {
+                        format!("container {id} was made from it")
+                    }
+                    _ => "a container was made from it".to_owned(),
+                }
             }
-            Why::Used(container) => format!("container {} was made from it", container.id),
+        })
+    }
+
+    /// With all that is on record of it, as long as it is there.
+    fn whole(&self, pruned: &Pruned) -> Result<Record> {
+        match self.place.services().images.get(&self.place.namespace, &pruned.image.name) {
+            Ok(image) if image.target.digest == pruned.image.target.digest => Ok(image),
+            Err(error) if error.code != Code::NotFound => Err(error),
+            _ => Ok(pruned.image.clone()),
         }
     }
 }
@@ -521,9 +542,9 @@ impl pruned_image_cursor::Server for PrunedImageCursor {
         let mut items = answer.init_items(block.len() as u32);
         for (n, (_, pruned)) in block.iter().enumerate() {
             let mut item = items.reborrow().get(n as u32);
-            set_info(item.reborrow().init_info(), &pruned.image);
+            set_info(item.reborrow().init_info(), &rpc(self.whole(pruned))?);
             item.set_removed(pruned.removed);
-            item.set_why(self.why(&pruned.why));
+            item.set_why(rpc(self.why(&pruned.why))?);
         }
         Ok(())
     }

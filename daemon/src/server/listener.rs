@@ -1,10 +1,11 @@
 //! The sockets, and the connections that come in.
 
 use std::{
+    fs::{File, Permissions},
     os::{
         fd::AsRawFd as _,
         unix::{
-            fs::{MetadataExt as _, PermissionsExt as _},
+            fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
             net::UnixListener as StdListener,
         },
     },
@@ -17,9 +18,13 @@ use std::{
 use actix_rt::{Arbiter, ArbiterHandle};
 use capnp_rpc::{RpcSystem, rpc_capnp};
 use cofferdam_grants::{Calls, End};
-use cofferdam_types::{Error, Peer, Result};
+use cofferdam_types::{Authority, Error, Peer, Result};
 use cofferdam_wire::gate_capnp::gate;
 use futures::FutureExt as _;
+use nix::{
+    fcntl::{AtFlags, OFlag, openat, renameat},
+    sys::stat::{Mode, fstatat},
+};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::{
@@ -103,7 +108,7 @@ impl Listener {
 /// on a half-made one, and a link planted at the name is replaced, not followed (F4).
 pub fn bind(dir: &Path, name: &str, mode: u32, group: Option<u32>) -> Result<StdListener> {
     let os = |what: &str, e: &std::io::Error| Error::io("socket", dir.join(name).display(), what, e);
-    let held = std::fs::File::open(dir).map_err(|e| os("its directory can't be opened", &e))?;
+    let held = File::open(dir).map_err(|e| os("its directory can't be opened", &e))?;
     let (listener, _) = bind_in(&held, name, mode, group).map_err(|(what, e)| os(what, &e))?;
     Ok(listener)
 }
@@ -111,27 +116,47 @@ pub fn bind(dir: &Path, name: &str, mode: u32, group: Option<u32>) -> Result<Std
 /// Device and inode of a socket: what it is, whatever its name comes to stand for.
 type Place = (u64, u64);
 
-/// The same in a directory that is held, and what the socket is known by there. An error says at what it failed.
+/// At what a socket failed, and why.
+type Failed = (&'static str, std::io::Error);
+
+/// The same in a directory that is held, and what the socket is known by there.
 pub fn bind_in(
-    held: &std::fs::File,
+    held: &File,
     name: &str,
     mode: u32,
     group: Option<u32>,
-) -> std::result::Result<(StdListener, Place), (&'static str, std::io::Error)> {
+) -> std::result::Result<(StdListener, Place), Failed> {
     // Through the descriptor: names outgrow sun_path.
     let fresh = format!("/proc/self/fd/{}/.{name}.new", held.as_raw_fd());
     let _ = std::fs::remove_file(&fresh);
     let listener = StdListener::bind(&fresh).map_err(|e| ("can't be bound", e))?;
+    Ok((listener, put(held, name, mode, group)?))
+}
+
+/// Gives the one that was bound its group and mode, and its name. Somebody else may have the directory too, in a container,
+/// and put a link where the socket was: all is done to what is held, and that is a socket.
+fn put(held: &File, name: &str, mode: u32, group: Option<u32>) -> std::result::Result<Place, Failed> {
+    let fresh = format!(".{name}.new");
+    let other = || std::io::Error::other("something else was put in its place");
+    let found = openat(held, &*fresh, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty());
+    let socket = File::from(found.map_err(|e| ("can't be found", e.into()))?);
+    let made = socket.metadata().map_err(|e| ("can't be looked at", e))?;
+    if !made.file_type().is_socket() {
+        return Err(("can't be given its mode", other()));
+    }
+    let made = (made.dev(), made.ino());
+    let there = format!("/proc/self/fd/{}", socket.as_raw_fd());
     if group.is_some() {
-        std::os::unix::fs::chown(&fresh, None, group).map_err(|e| ("can't be given its group", e))?;
+        std::os::unix::fs::chown(&there, None, group).map_err(|e| ("can't be given its group", e))?;
     }
     // The daemon's umask is 077: until here nobody else could have connected.
-    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(mode))
-        .map_err(|e| ("can't be given its mode", e))?;
-    let made = std::fs::symlink_metadata(&fresh).map_err(|e| ("can't be looked at", e))?;
-    std::fs::rename(&fresh, format!("/proc/self/fd/{}/{name}", held.as_raw_fd()))
-        .map_err(|e| ("can't be put in place", e))?;
-    Ok((listener, (made.dev(), made.ino())))
+    std::fs::set_permissions(&there, Permissions::from_mode(mode)).map_err(|e| ("can't be given its mode", e))?;
+    renameat(held, &*fresh, held, name).map_err(|e| ("can't be put in place", e.into()))?;
+    let put = fstatat(held, name, AtFlags::AT_SYMLINK_NOFOLLOW).map_err(|e| ("can't be looked at", e.into()))?;
+    if (put.st_dev, put.st_ino) != made {
+        return Err(("can't be put in place", other()));
+    }
+    Ok(made)
 }
 
 /// Serves whoever connects.
@@ -213,8 +238,10 @@ async fn serve(
     fds.within(admitted.lot.fds.clone());
     let session = Session::new(services, fds, peer, meter, admitted.lot.files.clone(), entry);
     // The gate confers nothing, but it too is guarded: its calls count and its panics are contained.
+    let of_socket = session.entry.as_ref().map(|entry| entry.node.path.clone());
     let held = Held {
-        authority: cofferdam_types::Authority { peer: Some(peer), ..cofferdam_types::Authority::system() },
+        // On a socket that is a grant all is that grant's, whoever is at the other end: root there is no operator.
+        authority: Authority { peer: Some(peer), grants: of_socket.unwrap_or_default(), ..Authority::system() },
         grant: session.grant.clone(),
         given: None,
         reach: Reach::everything(),
@@ -245,4 +272,34 @@ async fn serve(
     // socket would.
     let _ = disconnector.now_or_never();
     ended
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn f4_a_link_put_where_a_socket_was_bound_is_not_followed() {
+        let (dir, host) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let secret = host.path().join("secret");
+        std::fs::write(&secret, "").unwrap();
+        std::fs::set_permissions(&secret, Permissions::from_mode(0o600)).unwrap();
+        let (held, fresh) = (File::open(dir.path()).unwrap(), dir.path().join(".s.new"));
+        let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+
+        let _bound = StdListener::bind(&fresh).unwrap();
+        symlink(&secret, dir.path().join("link")).unwrap();
+        std::fs::rename(dir.path().join("link"), &fresh).unwrap();
+        put(&held, "s", 0o666, None).unwrap_err();
+        assert_eq!(mode(&secret), 0o600);
+        assert!(!dir.path().join("s").exists());
+
+        // One that lies there from before is in nobody's way.
+        let (_bound, made) = bind_in(&held, "s", 0o666, None).unwrap();
+        let there = dir.path().join("s").symlink_metadata().unwrap();
+        assert_eq!((there.dev(), there.ino()), made);
+        assert_eq!((mode(&dir.path().join("s")), mode(&secret)), (0o666, 0o600));
+    }
 }

@@ -1,6 +1,12 @@
 //! `Container.logs` (container.capnp): from the files of a log into a client's sink.
 
-use std::time::Duration;
+use std::{
+    fs::File,
+    io::ErrorKind,
+    os::{fd::AsRawFd as _, unix::fs::OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use cofferdam_log::{Entry, Position, Query, Stream, What, start};
 use cofferdam_metadata::records::containers as records;
@@ -36,7 +42,32 @@ pub fn query(reader: log_options::Reader<'_>) -> Result<Query> {
     })
 }
 
-/// Writes the log into the sink; with `follow` until the task has ended and all of it is written.
+/// The directory of a log, by what is held of it: its name may come to be that of another container's.
+fn opened(dir: &Path) -> Result<Option<(File, PathBuf)>> {
+    match File::options().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(dir) {
+        Ok(held) => {
+            let path = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
+            Ok(Some((held, path)))
+        }
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::io("log", "", "can't be opened", &e)),
+    }
+}
+
+/// Whether the container is still the one that was asked for. Of one that is the grant must still reach it.
+fn is_there(place: &Place, asked: &records::Container) -> Result<bool> {
+    match records::head(&place.services().metadata.read()?, &place.namespace, &asked.id)? {
+        Some(now) if now.created == asked.created => {
+            let which = &place.held.reach.caveats.containers;
+            let gone = || Error::not_found("container", &asked.id, "does not exist");
+            if which.is_all() || which.has(&now.subject()) { Ok(true) } else { Err(gone()) }
+        }
+        _ => Ok(false),
+    }
+}
+
+/// Writes the log into the sink; with `follow` until the task has ended and all of it is written, or the container is another, or
+/// none that the grant reaches.
 pub async fn copy(place: &Place, id: &Id, follow: bool, query: Query, sink: &log_sink::Client) -> Result<()> {
     let (services, namespace) = (place.services(), &place.namespace);
     let record = records::get(&services.metadata.read()?, namespace, id)?;
@@ -51,7 +82,7 @@ pub async fn copy(place: &Place, id: &Id, follow: bool, query: Query, sink: &log
     })?;
     let dir = services.tasks.layout().log_dir(namespace, id);
     let until = query.until;
-    let (mut reader, mut selector) = services.pool.run(move || start(&dir, format, query)).await?;
+    let (mut query, mut log) = (query, None);
     loop {
         // Asked before the log is read: what it wrote before its end is in the log by then.
         let running = follow
@@ -59,17 +90,36 @@ pub async fn copy(place: &Place, id: &Id, follow: bool, query: Query, sink: &log
             && match services.tasks.query(namespace, id, String::new()).await {
                 Ok(state) => state.exit.is_none(),
                 Err(error) => error.code == Code::Unavailable,
-            };
-        loop {
+            }
+            && is_there(place, &record)?;
+        if log.is_none() {
+            let dir = dir.clone();
+            let found = services.pool.run(move || opened(&dir)).await?;
+            // Asked behind that: it is that one's then.
+            if !is_there(place, &record)? {
+                return end(sink).await;
+            }
+            match found {
+                Some((held, path)) => {
+                    let query = query.clone();
+                    let begin = move || Ok((held, start(&path, format, query)?));
+                    log = Some(services.pool.run(begin).await?);
+                }
+                // What comes has no end yet that could be counted from.
+                None => query.tail = None,
+            }
+        }
+        while let Some((held, (mut reader, mut selector))) = log.take() {
             let room = place.session.meter.room(MESSAGE).await;
             let read = move || {
                 let entries = reader.read(BLOCK)?;
                 let any = !entries.is_empty();
                 let shown: Vec<_> = entries.into_iter().filter_map(|entry| selector.take(entry)).collect();
-                Ok((reader, selector, any, shown))
+                Ok(((reader, selector), any, shown))
             };
-            let (same, passes, any, shown) = services.pool.run(read).await?;
-            (reader, selector) = (same, passes);
+            let (going, any, shown) = services.pool.run(read).await?;
+            log = Some((held, going));
+            is_there(place, &record)?;
             if !shown.is_empty() {
                 let mut request = sink.write_request();
                 set_records(&mut request, &shown);
@@ -110,5 +160,33 @@ fn set_records(request: &mut capnp::capability::StreamingRequest<log_sink::write
             }
             What::Lost(why) => builder.set_lost(why),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // A container is removed, and made anew under its name, while somebody follows its log.
+    #[test]
+    fn the_directory_of_a_log_is_that_of_one_container() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("web");
+        assert!(opened(&dir).unwrap().is_none());
+        std::fs::create_dir(&dir).unwrap();
+        let (_held, path) = opened(&dir).unwrap().unwrap();
+        let read = |dir: &Path| {
+            let format = cofferdam_log::Driver::Cri.format().unwrap();
+            let (mut reader, _) = start(dir, format, Query::default()).unwrap();
+            reader.read(BLOCK).unwrap()
+        };
+        let write = || std::fs::write(dir.join("output.log"), "2026-01-01T00:00:00Z stdout F hello\n").unwrap();
+        write();
+        assert_eq!(read(&path).len(), 1);
+        std::fs::remove_dir_all(&dir).unwrap();
+        assert!(read(&path).is_empty());
+        std::fs::create_dir(&dir).unwrap();
+        write();
+        assert_eq!((read(&path).len(), read(&dir).len()), (0, 1));
     }
 }

@@ -79,6 +79,8 @@ pub struct Meter {
     calls: Cell<usize>,
     objects: Cell<usize>,
     cursors: Cell<usize>,
+    /// Bytes of lists that can't be read again.
+    lists: Cell<usize>,
     subscriptions: Cell<usize>,
     /// Messages that somebody keeps.
     messages: Cell<usize>,
@@ -112,7 +114,8 @@ impl Meter {
     /// What the connection keeps, about.
     fn held(&self) -> usize {
         let counted = self.calls.get() * CALL + self.objects.get() * OBJECT + self.cursors.get() * CURSOR;
-        self.bytes.get() + self.tables.borrow().bytes() + self.unread.get() + self.making.get() + counted
+        let messages = self.bytes.get() + self.tables.borrow().bytes() + self.unread.get() + self.making.get();
+        messages + counted + self.lists.get()
     }
 
     /// Takes what is held from the share; false, and the end of the connection, where there is no room for it.
@@ -151,6 +154,14 @@ impl Meter {
     /// Counts a place in a list, beside that it is an object.
     pub fn begin_cursor(self: &Rc<Self>) -> Option<Counted> {
         Counted::begin(self, self.budget.cursors, |meter| &meter.cursors)
+    }
+
+    /// Counts a list of so many bytes that a place in it keeps, for as long as the answer lives; `None` and the end of the connection
+    /// where the share has no room for it.
+    pub fn keep_list(self: &Rc<Self>, bytes: usize) -> Option<Listed> {
+        self.lists.set(self.lists.get() + bytes);
+        let listed = Listed { meter: self.clone(), bytes };
+        self.draw().then_some(listed)
     }
 
     /// Counts a call for as long as the answer lives; `None` and the end of the connection over budget.
@@ -304,6 +315,19 @@ impl Drop for Counted {
     }
 }
 
+/// A list that a place in it keeps.
+pub struct Listed {
+    meter: Rc<Meter>,
+    bytes: usize,
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        self.meter.lists.set(self.meter.lists.get() - self.bytes);
+        self.meter.draw();
+    }
+}
+
 /// Room for what is read for a stream, until that is a message on its way out and counts as such.
 pub struct Making {
     meter: Rc<Meter>,
@@ -343,5 +367,23 @@ impl Drop for Kept {
         self.meter.messages.set(self.meter.messages.get() - self.counts);
         self.meter.bytes.set(self.meter.bytes.get() - self.size);
         self.meter.draw();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_that_are_kept_come_out_of_the_share() {
+        let share = Share::new(1 << 20, None);
+        let [one, other] = [(); 2].map(|()| Meter::new(Default::default(), Some(share.clone())));
+        let kept = one.keep_list(1 << 20).unwrap();
+        assert!(other.keep_list(1 << 20).is_none());
+        drop(kept);
+        drop(other.keep_list(1 << 20).unwrap());
+        assert_eq!([one.held(), other.held()], [0; 2]);
+        let operators = Meter::new(Default::default(), None);
+        assert!(operators.keep_list(1 << 30).is_some());
     }
 }

@@ -6,7 +6,7 @@
 use std::rc::Rc;
 
 use cofferdam_metadata::records::namespaces as records;
-use cofferdam_types::{Error, Namespace as Name};
+use cofferdam_types::{Error, Labels, Namespace as Name, Timestamp};
 use cofferdam_wire::{
     convert::text,
     gate_capnp::{namespace_cursor, namespaces, root},
@@ -79,7 +79,18 @@ impl namespaces::Server for Namespaces {
     ) -> capnp::Result<()> {
         let filters = rpc(filters(params.get()?.get_filters(), FIELDS))?;
         let view = rpc(self.0.services().metadata.read())?;
-        let record = rpc(records::find(&view, &self.0.namespace))?.filter(|record| matches(&filters, record));
+        let whole = self.0.held.reach.allows("Namespace.info");
+        // That it is there everybody knows who holds something of it. The rest is told here to whom it is told elsewhere.
+        let told = |record: records::NamespaceRecord| match whole {
+            true => record,
+            false => records::NamespaceRecord {
+                labels: Labels::new(),
+                created: Timestamp::default(),
+                updated: Timestamp::default(),
+                ..record
+            },
+        };
+        let record = rpc(records::find(&view, &self.0.namespace))?.map(told).filter(|record| matches(&filters, record));
         results.get().set_cursor(self.0.session.hand_out(Cursor(record), &self.0.held.way()));
         Ok(())
     }

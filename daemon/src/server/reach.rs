@@ -122,6 +122,13 @@ fn has(names: Names, name: &str) -> bool {
     names.iter().any(|part| part.contains(&name))
 }
 
+/// Whether what the caveats choose is looked at in a method. An image may be of what is in any container, as a commit or a checkpoint
+/// is: whoever chooses containers gets it out in no way.
+fn knows(caveats: &Caveats, name: &str) -> bool {
+    let (containers, images) = (!caveats.containers.is_all(), !caveats.ceiling.images.is_all());
+    (!containers && !images || has(CHOOSING, name)) && !(containers && has(&[EXPORT], name))
+}
+
 fn in_facet(one: Facet, method: &Method) -> bool {
     match one {
         Facet::Observer => method.needs == Right::Read,
@@ -135,15 +142,13 @@ pub struct Reach {
     rights: Rights,
     /// The methods that are left, in order; none: all that the rights allow.
     methods: Option<Vec<(u64, u64, u16)>>,
-    /// Whether it chooses containers or images.
-    chooses: bool,
     /// What the objects themselves look at.
     pub caveats: Caveats,
 }
 
 static EVERYTHING: LazyLock<Arc<Reach>> = LazyLock::new(|| {
     let caveats = Caveats { rights: Rights::ALL, ceiling: Ceiling::FULL, ..Caveats::none() };
-    Arc::new(Reach { rights: Rights::ALL, methods: None, chooses: false, caveats })
+    Arc::new(Reach { rights: Rights::ALL, methods: None, caveats })
 });
 
 impl Reach {
@@ -157,15 +162,14 @@ impl Reach {
         let chooses = !caveats.containers.is_all() || !caveats.ceiling.images.is_all();
         let left = |method: &&Method| {
             let facets = caveats.facets.iter().all(|any| any.iter().any(|one| in_facet(*one, method)));
-            let seen = !chooses || has(CHOOSING, method.name);
-            method.needs != Right::None && facets && seen
+            method.needs != Right::None && facets && knows(caveats, method.name)
         };
         let methods = (chooses || !caveats.facets.is_empty()).then(|| {
             let mut keys: Vec<_> = METHODS.iter().filter(left).map(|m| (m.own, m.interface, m.method)).collect();
             keys.sort_unstable();
             keys
         });
-        Arc::new(Reach { rights: caveats.rights, methods, chooses, caveats: caveats.clone() })
+        Arc::new(Reach { rights: caveats.rights, methods, caveats: caveats.clone() })
     }
 
     /// Whether a method of an object may be called. `own` is the object's interface, `interface` the one that declares the
@@ -192,7 +196,7 @@ impl Reach {
         };
         let why = if !self.rights.has(right) {
             format!("needs the {right} right, and this grant has {}", self.rights)
-        } else if self.chooses && !has(CHOOSING, method.name) {
+        } else if !knows(&self.caveats, method.name) {
             "knows no containers, and this grant chooses some: ask for one that doesn't".to_owned()
         } else {
             let with: Vec<_> = Facet::ALL.into_iter().filter(|one| in_facet(*one, method)).map(Facet::as_str).collect();
@@ -308,11 +312,22 @@ mod tests {
             "Images.createArtifact",
             "Images.referrers",
             "Image.convert",
+            "Image.export",
+            "Image.exportFd",
+            "Images.export",
+            "Images.exportFd",
         ] {
             assert!(METHODS.iter().any(|m| m.name == name), "{name}");
             assert!(!reached.contains(name), "{name}");
         }
         assert!(reached.contains("Container.logs") && reached.contains("Task.kill"));
+    }
+
+    #[test]
+    fn who_chooses_images_alone_gets_those_out() {
+        let images = Ceiling { images: Pictures(vec![vec!["a".into()]]), ..Ceiling::FULL };
+        let reached = reached(&Caveats { ceiling: images, ..of(&[Facet::Backup], Rights::HOST) });
+        assert!(reached.contains("Images.export") && !reached.contains("Content.get"));
     }
 
     #[test]

@@ -227,10 +227,9 @@ impl snapshot::Server for Snapshot {
         mut results: snapshot::MountFdResults,
     ) -> capnp::Result<()> {
         let services = self.place.services();
-        let record = rpc(services.snapshots.stat(&self.place.namespace, &self.driver, &self.key))?;
-        if record.kind == Kind::Active && !self.place.held.reach.caveats.rights.has(Right::Host) {
-            // Nothing takes it back: whoever has it would go on writing when his grant has ended.
-            let why = "can be written to, and a mount of that outlives every grant: it needs the host right. View it, to read it";
+        if !self.place.held.reach.caveats.rights.has(Right::Host) {
+            // Nothing takes it back: whoever has it would go on reading when his grant has ended, and could give it to others.
+            let why = "is handed over as a mount, which outlives every grant: that needs the host right. `diffTo` gives what is in it";
             return rpc(Err(Error::denied("snapshot", &self.key, why)));
         }
         rpc(self.at_rest().await)?;

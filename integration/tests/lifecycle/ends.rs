@@ -1,21 +1,23 @@
 //! The end of a grant, tried against who would outlive it: what was run through it and left behind, calls that were given up,
 //! descriptors, a hundred thousand live capabilities. S, W and Z are ids of SECURITY.md.
 
-use std::io::Write as _;
+use std::{cell::Cell, io::Write as _, rc::Rc};
 
 use capnp_rpc::{RpcSystem, rpc_twoparty_capnp::Side};
 use cofferdam_client::{
-    Client, ContainerRequest, FROM_NOW, GrantOptions, Namespace, ProcessOptions, Stdio, Task, channel,
+    Client, CommitOptions, ContainerRequest, FROM_NOW, GrantOptions, Namespace, ProcessOptions, Stdio, Task, channel,
 };
 use cofferdam_integration::{BUSYBOX, Daemon, bounded, input, output, until_async};
 use cofferdam_types::{Code, Labels};
 use cofferdam_wire::{
+    common_capnp::byte_stream,
     connect,
     error::from_rpc,
     gate_capnp::{gate, root},
     namespace_capnp::namespace,
 };
 use nix::sys::statvfs::{FsFlags, fstatvfs};
+use tokio::sync::watch;
 
 use crate::{
     grants::{denied, facets, holder, refused, talking, words},
@@ -255,9 +257,9 @@ fn z3_no_program_of_the_host_is_a_runtime() {
     });
 }
 
-// Z6: no revocation takes a mount back. So what can be written to is for whoever has the host.
+// Z6: no revocation takes a mount back. So it is for whoever has the host.
 #[test]
-fn z6_a_mount_that_can_be_written_to_takes_the_host_right() {
+fn z6_a_mount_of_a_snapshot_takes_the_host_right() {
     let daemon = Daemon::with_busybox();
     bounded(async {
         let operator = daemon.open().await;
@@ -265,16 +267,116 @@ fn z6_a_mount_that_can_be_written_to_takes_the_host_right() {
         let (writer, _) =
             holder(&daemon, &operator, &GrantOptions { rights: words("write"), ..GrantOptions::default() }).await;
         let theirs = writer.namespace("").snapshots("");
-        let work = theirs.prepare("work", &top, &Labels::new());
-        let error = denied(work.mount_fd()).await;
-        assert!(error.message.contains("needs the host right"), "{error}");
-        let seen = theirs.view("seen", &top, &Labels::new()).mount_fd().await.unwrap();
+        for snapshot in [theirs.prepare("work", &top, &Labels::new()), theirs.view("seen", &top, &Labels::new())] {
+            let error = denied(snapshot.mount_fd()).await;
+            assert!(error.message.contains("needs the host right"), "{error}");
+        }
+        let (host, _) =
+            holder(&daemon, &operator, &GrantOptions { rights: words("host"), ..GrantOptions::default() }).await;
+        let seen = host.namespace("").snapshots("").get("seen").mount_fd().await.unwrap();
         let flags = fstatvfs(&seen).unwrap().flags();
         assert!(flags.contains(FsFlags::ST_RDONLY | FsFlags::ST_NOSUID), "{flags:?}");
         drop(seen);
-        let (host, _) =
-            holder(&daemon, &operator, &GrantOptions { rights: words("host"), ..GrantOptions::default() }).await;
         drop(host.namespace("").snapshots("").get("work").mount_fd().await.unwrap());
+    });
+}
+
+// Z6: at the other end of a copy there may be somebody who gives nothing, or takes nothing; and of a container that doesn't run
+// nothing else is done meanwhile.
+#[test]
+fn z6_a_copy_ends_with_its_grant_and_with_a_container_that_is_removed() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let operator = daemon.open().await;
+        with(&operator, "revoked", "exec sleep 1000", |_| ()).info().await.unwrap();
+        with(&operator, "in", "exec sleep 1000", |_| ()).info().await.unwrap();
+        let out = with(&operator, "out", "dd if=/dev/zero of=/large bs=1M count=8 2> /dev/null", |_| ());
+        let task = out.create_task(Stdio::default(), false);
+        task.start().await.unwrap();
+        task.wait().await.unwrap();
+        task.delete().await.unwrap();
+
+        let (theirs, id) = holder(&daemon, &operator, &facets("deploy")).await;
+        let into = theirs.namespace("").containers().get("revoked").copy_in("/", true, false).await.unwrap();
+        into.write(b"the beginning of an archive").await.unwrap();
+        operator.grants().get(&id).revoke().await.unwrap();
+        let revoked = operator.containers().get("revoked");
+        revoked.create_task(Stdio::default(), false).start().await.unwrap();
+        refused(into.end().await, Code::Revoked);
+
+        let (theirs, _) = holder(&daemon, &operator, &facets("deploy")).await;
+        let containers = theirs.namespace("").containers();
+        let into = containers.get("in").copy_in("/", true, false).await.unwrap();
+        operator.containers().get("in").remove(true).await.unwrap();
+        refused(into.end().await, Code::Cancelled);
+        let (sink, mut heard) = channel();
+        let copying = containers.get("out").copy_out("/large", &sink);
+        heard.next().await.expect("it has begun");
+        operator.containers().get("out").remove(true).await.unwrap();
+        refused(copying.await, Code::Cancelled);
+    });
+}
+
+/// Takes chunks, and answers when it is let.
+struct Slow {
+    let_on: watch::Receiver<bool>,
+    heard: Rc<Heard>,
+}
+
+#[derive(Default)]
+struct Heard {
+    chunks: Cell<usize>,
+    ended: Cell<bool>,
+    gone: Cell<bool>,
+}
+
+impl byte_stream::Server for Slow {
+    async fn write(self: Rc<Self>, _: byte_stream::WriteParams) -> capnp::Result<()> {
+        self.heard.chunks.set(self.heard.chunks.get() + 1);
+        let _ = self.let_on.clone().wait_for(|on| *on).await;
+        Ok(())
+    }
+
+    async fn end(self: Rc<Self>, _: byte_stream::EndParams, _: byte_stream::EndResults) -> capnp::Result<()> {
+        self.heard.ended.set(true);
+        Ok(())
+    }
+}
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        self.heard.gone.set(true);
+    }
+}
+
+// Z6: whoever gets an archive that is cut short is not told that it is whole.
+#[test]
+fn z6_an_export_into_a_sink_ends_with_its_grant_and_is_not_ended() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let operator = daemon.open().await;
+        let large = with(&operator, "large", "dd if=/dev/urandom of=/large bs=1M count=8 2> /dev/null", |_| ());
+        let task = large.create_task(Stdio::default(), false);
+        task.start().await.unwrap();
+        task.wait().await.unwrap();
+        large.commit(&CommitOptions { name: "large".into(), ..CommitOptions::default() }).wait().await.unwrap();
+        let grant = operator.grants().create(&facets("backup"));
+        let token = grant.save(None).await.unwrap();
+        let theirs = enter(&daemon.socket(), Some(&token)).await;
+        let (let_on, waits) = watch::channel(false);
+        let heard = Rc::new(Heard::default());
+        let all = theirs.root.namespaces_request().send().pipeline.get_namespaces();
+        let namespace = all.get_request().send().pipeline.get_namespace();
+        let images = namespace.images_request().send().pipeline.get_images();
+        let mut request = images.export_request();
+        request.get().init_options().init_names(1).set(0, "large");
+        request.get().set_sink(capnp_rpc::new_client(Slow { let_on: waits, heard: heard.clone() }));
+        let _job = request.send().promise.await.unwrap();
+        until_async("it has begun", async || (heard.chunks.get() > 0).then_some(())).await;
+        grant.revoke().await.unwrap();
+        let_on.send_replace(true);
+        until_async("the sink is let go", async || heard.gone.get().then_some(())).await;
+        assert!(!heard.ended.get());
     });
 }
 

@@ -1,7 +1,12 @@
 //! Grants, tried from the outside: what each gives, that it gives nothing else, and that it ends. S, W and Z are ids of
 //! SECURITY.md.
 
-use std::{cell::RefCell, collections::BTreeSet, future::Future, rc::Rc};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeSet,
+    future::Future,
+    rc::Rc,
+};
 
 use cofferdam_client::{
     BindMount, Client, ContainerChanges, ContainerRequest, FROM_NOW, GrantOptions, ImportOptions, MountSource,
@@ -153,6 +158,64 @@ fn z2_logs_by_label_and_nothing_else() {
         operator.containers().get("web").update(&changes, &["labels"]).await.unwrap();
         missing(held.logs(false, |_| Ok(()))).await;
         assert!(ids(&seen).await.is_empty());
+    });
+}
+
+// Z2: a call that is under way is asked again too.
+#[test]
+fn z2_a_log_that_is_followed_ends_when_its_container_is_chosen_no_more() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let operator = daemon.open().await;
+        let web = with(&operator, "web", "while :; do echo tick; usleep 20000; done", |request| {
+            request.labels = labels("tier=front");
+        });
+        web.create_task(Stdio::default(), true).start().await.unwrap();
+        let options = GrantOptions { filters: vec!["labels.tier==front".into()], ..facets("logs") };
+        let (reader, _) = holder(&daemon, &operator, &options).await;
+        let heard = Rc::new(Cell::new(0));
+        let count = heard.clone();
+        let follow = reader.namespace("").containers().get("web").logs(true, move |_| {
+            count.set(count.get() + 1);
+            Ok(())
+        });
+        let mut follow = std::pin::pin!(follow);
+        tokio::select! {
+            ended = &mut follow => panic!("it has ended: {:?}", ended.err()),
+            () = until_async("it is followed", async || (heard.get() > 2).then_some(())) => {}
+        }
+        let changes = ContainerChanges { labels: labels("tier=back"), ..ContainerChanges::default() };
+        web.update(&changes, &["labels"]).await.unwrap();
+        missing(follow).await;
+    });
+}
+
+// Z2: what is beside the containers that a grant chooses may be of others.
+#[test]
+fn z2_who_chooses_containers_gets_no_image_out_and_who_has_logs_no_labels_of_the_namespace() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let operator = daemon.open().await;
+        idle(&operator, "web").await;
+        let (watcher, _) =
+            holder(&daemon, &operator, &GrantOptions { containers: words("web"), ..facets("observer backup") }).await;
+        let seen = watcher.namespace("");
+        seen.images().get(BUSYBOX).info().await.unwrap();
+        let (sink, _heard) = channel();
+        denied(seen.images().get(BUSYBOX).export(sink.clone()).wait()).await;
+        denied(seen.images().export(&[BUSYBOX], "", sink).wait()).await;
+
+        let client = daemon.client().await;
+        client.namespaces().create("shop", &labels("owner=me")).await.unwrap();
+        let shop = client.namespace("shop");
+        for (facet, told) in [("observer", "owner=me"), ("logs", "")] {
+            let (client, _) = holder(&daemon, &shop, &facets(facet)).await;
+            let all = client.namespaces().list::<&str>(&[]).all().await.unwrap();
+            assert_eq!((all.len(), all[0].name.as_str(), &all[0].labels), (1, "shop", &labels(told)), "{facet}");
+            assert_eq!(all[0].created == Timestamp(0), told.is_empty(), "{facet}");
+            let found = client.namespaces().list(&["labels.owner==me"]).all().await.unwrap();
+            assert_eq!(found.is_empty(), told.is_empty(), "{facet}");
+        }
     });
 }
 
@@ -641,14 +704,15 @@ fn z8_grants_outlive_the_daemon_and_so_does_their_end() {
     bounded(async {
         let operator = daemon.open().await;
         let grants = operator.grants();
-        let (kept, gone, short) = (grants.create(&facets("observer")), grants.create(&facets("observer")), {
-            let soon = Timestamp(Timestamp::now().0 + 700_000_000);
-            grants.create(&GrantOptions { not_after: soon, ..facets("observer") })
-        });
-        let tokens = [kept.save(None).await.unwrap(), gone.save(None).await.unwrap(), short.save(None).await.unwrap()];
+        let (kept, gone) = (grants.create(&facets("observer")), grants.create(&facets("observer")));
+        let (kept, ended) = (kept.save(None).await.unwrap(), gone.save(None).await.unwrap());
         let mine = grants.create(&facets("observer"));
         let sealed = mine.save(Some(12_345)).await.unwrap();
         gone.revoke().await.unwrap();
+        // The last: what is done before its time is over is a commit or two.
+        let soon = Timestamp(Timestamp::now().0 + 5_000_000_000);
+        let short = grants.create(&GrantOptions { not_after: soon, ..facets("observer") });
+        let tokens = [kept, ended, short.save(None).await.unwrap()];
         let holds = Client::restore(daemon.socket(), &tokens[2]).await.unwrap();
         let seen = holds.namespace("");
         seen.info().await.unwrap();
@@ -714,7 +778,7 @@ fn said_to(socket: &std::path::Path, bytes: &[u8]) -> Vec<u8> {
     }
 }
 
-// W2, W3, W6, and R6 of a socket that is in a stranger's hands.
+// W2, W6, and R6 of a socket that is in a stranger's hands.
 #[test]
 fn w2_the_holder_of_a_socket_harms_himself_alone() {
     let daemon = Daemon::with_flags(&["--connections", "64"]);
@@ -796,6 +860,28 @@ fn copies_that_nobody_takes_hold_up_nothing_of_the_operators() {
             }
             copying.await.unwrap();
             assert!(got >= 1024, "a tar of {got} bytes");
+        }
+    });
+}
+
+// An export and its end are several steps each, and may be sent in one burst: the record says what is there.
+#[test]
+fn an_export_that_is_taken_back_at_once_leaves_no_socket() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let operator = daemon.open().await;
+        for n in 0..20 {
+            let grant = operator.grants().create(&facets("observer"));
+            grant.info().await.unwrap();
+            let directory = daemon.path().join(format!("export{n}"));
+            let both = [grant.export(directory.to_str().unwrap()), grant.unexport()];
+            for answer in both {
+                answer.await.unwrap();
+            }
+            let exported = grant.info().await.unwrap().exported;
+            until("the socket is what the record says", || {
+                (directory.join("cofferdam.sock").exists() != exported.is_empty()).then_some(())
+            });
         }
     });
 }

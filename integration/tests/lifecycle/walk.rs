@@ -251,6 +251,7 @@ fn z_everything_that_a_grant_leads_to_is_what_explain_says() {
         facets("deploy"),
         rights("read"),
         rights("read write"),
+        web(facets("observer")),
         web(facets("logs")),
         web(facets("exec kill")),
         web(facets("deploy")),

@@ -322,3 +322,26 @@ fn a_thousand_refusals_are_a_few_records() {
         assert!(all.len() < 50 && all.iter().all(|record| record.object == "container/web"), "{}", all.len());
     });
 }
+
+// Who is root in a container is no operator at a socket that is a grant, and what he does there has the bound of that.
+#[test]
+fn what_fails_at_a_socket_that_is_a_grant_is_told_of_the_grant() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let grant = daemon.open().await.grants().create(&GrantOptions::default());
+        let id = grant.info().await.unwrap().id;
+        let directory = daemon.path().join("given");
+        grant.export(directory.to_str().unwrap()).await.unwrap();
+        let socket = directory.join("cofferdam.sock");
+        assert!(Client::restore(&socket, "no token").await.is_err());
+        let filter = AuditFilter { grant: id.clone(), method: "Gate.restore".into(), ..AuditFilter::default() };
+        let mut cursor = daemon.client().await.audit().read(0, &filter);
+        let all: Vec<AuditRecord> = loop {
+            let all = cursor.wait().await.unwrap();
+            if !all.is_empty() {
+                break all;
+            }
+        };
+        assert_eq!((all[0].verdict.as_str(), &all[0].grants), ("failed", &vec![id]));
+    });
+}

@@ -35,7 +35,7 @@ struct AuditRecord @0xe2721fd77a56c3f8 {
   correlationId @12 :Text;
   # Of the call's context.
   times @13 :UInt32;
-  # How many such calls this is: whoever is refused again and again leaves one record for many.
+  # How many such calls this is: whoever does something, or is refused, again and again leaves one record for many.
 }
 
 struct AuditFilter @0xd5369759379f6639 {

@@ -428,7 +428,8 @@ interface Container @0xcd9183f6e5b7a042 {
   # Writes what was logged, oldest first, into your sink, and ends that; returns behind it. With `follow` it goes on until the
   # task has ended and all that it wrote is written. Without `options` all of it is wanted. A container whose task has no log,
   # or that has written nothing yet, has an empty one. failed_precondition where the log driver keeps nothing that could be
-  # read here. After a lost connection go on behind the last record, with its `segment` and `offset`.
+  # read here. After a lost connection go on behind the last record, with its `segment` and `offset`. It is the log of one
+  # container, whatever comes to have its name, and ends with not_found where your grant doesn't choose that one any more.
 
   updateResources @6 (resources :Data) -> () $Common.needs("run") $Common.audit("use");
   # As `Task.update`, with or without a task.
@@ -447,7 +448,7 @@ interface Container @0xcd9183f6e5b7a042 {
   # entry with the path's last name; with "/." at the path's end, what is in the directory. A link is what it is, unless a
   # slash follows. What is mounted beneath the path is left out. While the task runs the path is looked for as its first
   # process would, mounts and all; otherwise in the snapshot, and no task is made until the copy is done.
-  # failed_precondition while it runs in a user namespace.
+  # Where the container is removed by force it ends (`cancelled`). failed_precondition while it runs in a user namespace.
 
   copyIn @10 (path :Text, into :Bool, keepOwners :Bool) -> (sink :Common.ByteStream) $Common.needs("run") $Common.audit("use");
   # Unpacks the tar archive (plain, gzip or zstd) that you write. `path` is a directory that is there; or, without `into`,

@@ -76,6 +76,7 @@ struct PruneOptions @0xe5fcc31dd1f358b8 {
 
 struct PrunedImage @0xde07691486960a58 {
   info @0 :ImageInfo;
+  # Of one that is gone its name, times and target alone.
   removed @1 :Bool;
   # With `rehearse`: it would be.
   why @2 :Text;

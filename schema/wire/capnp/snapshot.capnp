@@ -121,8 +121,8 @@ interface Snapshot @0x8d2fc6b7e0a93514 {
   # The twin: the layer is written into your sink, and that is ended; answered behind it.
 
   mountFd @11 () -> (mount :Common.Fd) $Common.needs("write") $Common.audit("use");
-  # What shows it, as a mount that is attached nowhere (open_tree(2)), for who hasn't the "host" right that `mounts` takes:
-  # attach it by move_mount(2), or open what is in it. No device in it can be used, and no program gets another's rights by
-  # its mode. It is gone with its last descriptor, or where it is unmounted. Refused where `mounts` is. One of an active
-  # snapshot, which can be written to, takes the "host" right after all: no revocation takes it back.
+  # What shows it, as a mount that is attached nowhere (open_tree(2)): attach it by move_mount(2), or open what is in it. No
+  # device in it can be used, and no program gets another's rights by its mode. It is gone with its last descriptor, or where
+  # it is unmounted. Refused where `mounts` is. It takes the "host" right beside: no revocation takes it back. Without that
+  # `diffTo` gives what is in it.
 }

@@ -97,6 +97,16 @@ pub fn get(read: &dyn Read, path: &[GrantId]) -> Result<Grant> {
     find(read, path)?.ok_or_else(|| missing(path))
 }
 
+/// That a grant is still there, and all that it comes from.
+pub(crate) fn require(read: &dyn Read, path: &[GrantId]) -> Result<()> {
+    for end in 1..=path.len() {
+        if read.get(Table::GRANTS, &key(&path[..end]))?.is_none() {
+            return Err(Error::revoked("grant", path[end - 1], "was taken back"));
+        }
+    }
+    Ok(())
+}
+
 /// Visits each with its path, in the order of the tree: a grant comes before what comes from it. One that can't be read is
 /// told to `bad`, and passed over.
 pub fn visit(read: &dyn Read, each: &mut dyn FnMut(Vec<GrantId>, Grant), bad: &mut dyn FnMut(Error)) -> Result<()> {

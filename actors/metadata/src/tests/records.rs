@@ -602,3 +602,51 @@ fn so_many_come_from_one_grant_and_no_more() {
     f.write(move |tx| grants::delete(tx, &[GrantId(1), GrantId(2), GrantId(7)]).map(drop)).unwrap();
     f.write(move |tx| grants::create(tx, &[GrantId(1)], grant(8888)).map(drop)).unwrap();
 }
+
+// Something may be under way through a grant while that is taken back: where nobody counts any more it makes nothing.
+#[test]
+fn what_was_under_way_makes_nothing_once_its_grant_is_gone() {
+    use cofferdam_types::{Caveats, GrantId};
+
+    use crate::records::grants::{self, Grant};
+    let mut f = Fixture::new();
+    let path = [GrantId(1), GrantId(2)];
+    let theirs = Authority { grants: path.into(), ..Authority::system() };
+    let grant = move |n: usize| Grant::new(path[n], default(), Caveats::none());
+    f.write(move |tx| grants::create(tx, &[], grant(0)).map(drop)).unwrap();
+    f.write(move |tx| grants::create(tx, &path[..1], grant(1)).map(drop)).unwrap();
+    let make =
+        |text: &'static str| move |tx: &mut Tx<'_>| containers::create(tx, &default(), container(text)).map(drop);
+    f.write_as(&theirs, make("a")).unwrap();
+    f.write(move |tx| grants::delete(tx, &path).map(drop)).unwrap();
+    code(f.write_as(&theirs, make("b")), Code::Revoked);
+    assert!(containers::find(&f.view(), &default(), "b").unwrap().is_none());
+    // Nor is anything that is there changed; but what was half made can be tidied up.
+    let relabel = |tx: &mut Tx<'_>| {
+        let labelled = Container { labels: labels("x=y"), ..containers::get(tx, &default(), "a")? };
+        containers::update(tx, &default(), labelled).map(drop)
+    };
+    code(f.write_as(&theirs, relabel), Code::Revoked);
+    f.write_as(&theirs, |tx| containers::delete(tx, &default(), "a")).unwrap();
+    let above = Authority { grants: path[..1].into(), ..Authority::system() };
+    f.write_as(&above, make("c")).unwrap();
+}
+
+#[test]
+fn grants_lie_so_deep_and_no_deeper() {
+    use cofferdam_types::{Caveats, GrantId};
+
+    use crate::records::grants::{self, DEEP, Grant};
+    let mut f = Fixture::new();
+    let path: Vec<_> = (1..=DEEP as u128 + 1).map(GrantId).collect();
+    let mut make = |depth: usize| {
+        let path = path.clone();
+        let make = move |tx: &mut Tx<'_>| {
+            let grant = Grant::new(path[depth], default(), Caveats::none());
+            grants::create(tx, &path[..depth], grant).map(drop)
+        };
+        f.write(make)
+    };
+    (0..DEEP).for_each(|depth| make(depth).unwrap());
+    code(make(DEEP), Code::ResourceExhausted);
+}

@@ -22,6 +22,7 @@ use crate::{
 
 pub struct World {
     pub kernel: Kernel,
+    pub meta: Metadata,
     pub content: Content,
     pub snapshots: Snapshots,
     pub images: Images,
@@ -96,7 +97,7 @@ impl World {
         let make =
             |tx: &mut cofferdam_metadata::Tx<'_>| records::namespaces::create(tx, &second(), &Labels::new()).map(drop);
         meta.write(&auth(), make).await.unwrap();
-        World { kernel, content, snapshots, images, transfer, root }
+        World { kernel, meta, content, snapshots, images, transfer, root }
     }
 
     pub async fn stop(self) {
