@@ -4,15 +4,21 @@ use std::{rc::Rc, time::Duration};
 
 use cofferdam_oci as oci;
 use cofferdam_sys::process::pidfd_send_signal;
-use cofferdam_types::{Error, Id, Result, Timestamp};
+use cofferdam_types::{Code, Error, Id, Result, Timestamp};
 use cofferdam_wire::{convert::Life, life};
 use oci_spec::runtime::Process as ProcessSpec;
 
-use super::{ALIVE, Container, Exec, State, borrow};
+use super::{ALIVE, Container, Exec, State, borrow, ending::KILLED};
 use crate::{
     process::{End, Process},
     stdio::{Prepared, Through, Wishes, prepare},
 };
+
+/// How long the end of one that was killed at its start is waited for.
+const DYING: Duration = Duration::from_secs(2);
+
+/// Why one ended that never began.
+const NOT_STARTED: &str = "could not be started";
 
 impl Container {
     pub(super) async fn start_exec(&self, id: &str, process: &Rc<Process>) -> Result<Life> {
@@ -27,24 +33,35 @@ impl Container {
             pending.ok_or_else(|| Error::failed_precondition("process", id, "could not be started before"))?;
         let exec_id = Id::new(id)?;
         let Prepared { given, relays, feed } = prepared;
-        let run = self.act(self.runtime.is_foreign(), move |runtime| {
+        // On a thread of its own: those who are in the container see the process before it is its program, and can stop it.
+        let run = self.act(true, move |runtime| {
             let (stdio, group) = (borrow(&given), group.as_deref());
             runtime.exec(&made, &oci::ExecRequest { id: &exec_id, process: &spec, stdio, group })
         });
         match run.await {
-            Ok((made, _busy)) => {
+            Ok((made, busy)) => {
                 let known = process.made(&made, relays, feed, None).and_then(|()| process.started());
                 if known.is_err() || process.is_doomed() {
                     // Nobody would know that it runs; or somebody had it killed meanwhile.
                     process.doom();
                     let _ = pidfd_send_signal(&made.pidfd, libc::SIGKILL);
                 }
+                // From here on the reaper knows it.
+                drop(busy);
+                if known.is_err() {
+                    // Who hears of the error finds what has ended, and not what is yet to be started.
+                    let _ = tokio::time::timeout(DYING, process.wait()).await;
+                }
                 known.map(|()| process.life())
             }
             Err(error) => {
-                // Those who wait for it are told, as a shell would: 127 not found, 126 not executable.
-                let status = if error.code == cofferdam_types::Code::NotFound { 127 } else { 126 };
-                process.exited(End::Code(status), "could not be started");
+                match error.code {
+                    // It was given up, or died on its way.
+                    _ if process.is_doomed() => process.exited(KILLED, ""),
+                    // Those who wait for it are told, as a shell would: 127 not found, 126 not executable.
+                    Code::NotFound => process.exited(End::Code(127), NOT_STARTED),
+                    _ => process.exited(End::Code(126), NOT_STARTED),
+                }
                 Err(error)
             }
         }
