@@ -4,7 +4,7 @@ use std::{rc::Rc, time::Duration};
 
 use cofferdam_oci as oci;
 use cofferdam_sys::process::pidfd_send_signal;
-use cofferdam_types::{Code, Error, Id, Result, Timestamp};
+use cofferdam_types::{Error, Id, Result, Timestamp};
 use cofferdam_wire::{convert::Life, life};
 use oci_spec::runtime::Process as ProcessSpec;
 
@@ -17,12 +17,9 @@ use crate::{
 /// How long the end of one that was killed at its start is waited for.
 const DYING: Duration = Duration::from_secs(2);
 
-/// Why one ended that never began.
-const NOT_STARTED: &str = "could not be started";
-
 impl Container {
     pub(super) async fn start_exec(&self, id: &str, process: &Rc<Process>) -> Result<Life> {
-        // In a frozen cgroup it would stand still before it has told us that it is there, and we with it.
+        // In a frozen cgroup it would stand still before it has told us that it is there.
         self.only_in("", &[State::Running], "nothing can be started in it")?;
         self.held.free(&self.id)?;
         let made = self.made()?;
@@ -54,14 +51,15 @@ impl Container {
                 }
                 known.map(|()| process.life())
             }
+            // It was given up, or died on its way.
+            Err(_) if process.is_doomed() => {
+                process.exited(KILLED, "");
+                Err(Error::cancelled("process", id, "was killed while it was being started"))
+            }
             Err(error) => {
-                match error.code {
-                    // It was given up, or died on its way.
-                    _ if process.is_doomed() => process.exited(KILLED, ""),
-                    // Those who wait for it are told, as a shell would: 127 not found, 126 not executable.
-                    Code::NotFound => process.exited(End::Code(127), NOT_STARTED),
-                    _ => process.exited(End::Code(126), NOT_STARTED),
-                }
+                // Those who wait for it are told, as a shell would: 127 not found, 126 not executable.
+                let status = if error.code == cofferdam_types::Code::NotFound { 127 } else { 126 };
+                process.exited(End::Code(status), "could not be started");
                 Err(error)
             }
         }
