@@ -241,7 +241,7 @@ fn found(said: &Said) -> BTreeSet<String> {
 /// What nobody can read may run: so it is neither made again, nor removed, nor renamed, until its row is put right.
 #[test]
 fn a_task_that_cant_be_read_is_left_alone() {
-    is_left_alone(|daemon, name| idle(daemon, name));
+    is_left_alone(idle);
 }
 
 /// Nor does it lose its shim with another that lives in that.
