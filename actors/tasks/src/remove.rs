@@ -394,12 +394,13 @@ fn remove_dirs(deps: &Deps, ns: &Namespace, id: &Id, entry: Option<&Entry>) {
     }
 }
 
-/// Whether another task has the same shim. Where that can't be found out it is left alone: the next start sweeps it.
+/// Whether another task has the same shim. Where that can't be found out, as of one that can't be read, it is left alone:
+/// the next start sweeps it.
 fn shared(deps: &Deps, ns: &Namespace, id: &Id, shim: &str) -> bool {
     let mut has = false;
     let looked = deps.metadata.read().and_then(|view| {
         tasks::visit(&view, &mut |task| {
-            has |= task.is_ok_and(|(of, task)| task.shim == shim && (of, &task.id) != (ns.clone(), id));
+            has |= task.map_or(true, |(of, task)| task.shim == shim && (of, &task.id) != (ns.clone(), id));
         })
     });
     has || looked.is_err()

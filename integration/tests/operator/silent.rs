@@ -2,7 +2,7 @@
 
 use std::{os::fd::OwnedFd, process::Child};
 
-use cofferdam_integration::{Arrivals, BUSYBOX, Daemon, bounded, pipe, until, write};
+use cofferdam_integration::{Arrivals, BUSYBOX, Daemon, bounded, pipe, script, until, write};
 use nix::{
     sys::{
         signal::{Signal, kill},
@@ -217,6 +217,57 @@ fn what_has_not_begun_is_given_up_by_one_signal() {
         daemon.restart();
         // It may have come to the making of one, which goes once it is found.
         until("nothing is left of it", || (ok(&daemon, &["ps", "-aq"]) == "box\n").then_some(()));
+    });
+    ok(&daemon, &["rm", "-f", "box"]);
+    daemon.settles(&before);
+}
+
+/// What a runtime of others is at work on dies when that has begun it, and is gone if it comes to that meanwhile.
+#[test]
+fn a_command_that_is_being_started_is_given_up() {
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    let [runtime, mark, hold, go] = ["runtime", "begun", "hold", "go"].map(|name| daemon.path().join(name));
+    // By itself it goes on soon after coffer has given up.
+    let text = format!(
+        "#!/bin/sh\ncase \" $* \" in *' exec '*) touch {mark}\n\
+         if [ -e {hold} ]; then while [ ! -e {go} ]; do sleep 0.01; done; else sleep 1.1; fi ;; esac\nexec runc \"$@\"\n",
+        mark = mark.display(),
+        hold = hold.display(),
+        go = go.display(),
+    );
+    script(&runtime, &text);
+    ok(&daemon, &["run", "-d", "--runtime", runtime.to_str().unwrap(), "--name", "box", BUSYBOX, "sleep", "1000"]);
+    let records = || {
+        let shims = std::fs::read_dir(daemon.state().join("shims")).unwrap();
+        // Shims that nobody has yet come and go.
+        let files = shims.flatten().flat_map(|shim| std::fs::read_dir(shim.path())).flatten().flatten();
+        let lives = files.map(|file| file.path()).filter(|path| path.extension().is_some_and(|end| end == "life"));
+        let lives = lives.map(|path| cofferdam_wire::life::decode(&std::fs::read(path).unwrap()).unwrap());
+        lives.filter(|life| !life.id.is_empty()).collect::<Vec<_>>()
+    };
+    let give_up = || {
+        let _ = std::fs::remove_file(&mark);
+        let mut exec = front(&daemon, &["exec", "box", "sleep", "1000"]);
+        until("it is being started", || mark.exists().then_some(()));
+        send(&exec.program, Signal::SIGINT);
+        assert_eq!(exec.code(), 130);
+        exec
+    };
+    bounded(async {
+        // It is in time at one time or another: the machine may be busy.
+        until("nothing is left of one", || {
+            let left = records().len();
+            drop(give_up());
+            (records().len() == left).then_some(())
+        });
+        // And never here.
+        std::fs::write(&hold, "").unwrap();
+        let exec = give_up();
+        exec.err.contains("it is being started, is killed when that is done").await;
+        std::fs::write(&go, "").unwrap();
+        let died = || records().iter().all(|life| life.exited.0 != 0 && life.status == 137).then_some(());
+        until("all have died of that", died);
     });
     ok(&daemon, &["rm", "-f", "box"]);
     daemon.settles(&before);

@@ -241,9 +241,21 @@ fn found(said: &Said) -> BTreeSet<String> {
 /// What nobody can read may run: so it is neither made again, nor removed, nor renamed, until its row is put right.
 #[test]
 fn a_task_that_cant_be_read_is_left_alone() {
+    is_left_alone(idle);
+}
+
+/// Nor does it lose its shim with another that lives in that.
+#[test]
+fn a_task_that_cant_be_read_is_left_alone_by_the_others_of_its_group() {
+    is_left_alone(|daemon, name| {
+        ok(daemon, &["run", "-d", "--group", "pod", "--name", name, BUSYBOX, "sleep", "1000"]);
+    });
+}
+
+fn is_left_alone(run: impl Fn(&Daemon, &str)) {
     let daemon = Daemon::with_busybox();
     for name in ["a-box", "b-box"] {
-        idle(&daemon, name);
+        run(&daemon, name);
     }
     let pid = json(&daemon, &["inspect", "b-box"])["task"]["pid"].as_u64().unwrap();
     let case = Case { table: "tasks", of: Some("b-box".into()), fault: "record-unreadable", lacks: None };

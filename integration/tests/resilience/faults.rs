@@ -2,7 +2,9 @@
 
 use std::{cell::RefCell, fs, path::PathBuf, rc::Rc, time::Duration};
 
-use cofferdam_client::{ContainerRequest, Events, LogRecord, RUNTIME_OPTIONS, Run, Status, Stdio};
+use cofferdam_client::{
+    Client, ContainerRequest, Events, LogRecord, ProcessOptions, RUNTIME_OPTIONS, Run, Status, Stdio,
+};
 use cofferdam_integration::{
     BUSYBOX, Daemon, bounded, count, fill, input, is_long, processes, script, small_disk, small_state, until,
     until_async,
@@ -254,6 +256,7 @@ pub async fn exhaust(events: &Events) {
 
 /// A container that runs, and ends when it is told, where there is no room since the last event.
 pub struct Cramped {
+    pub client: Client,
     pub run: Run,
     pub file: fs::File,
     pub events: Events,
@@ -274,7 +277,7 @@ pub async fn cramped(daemon: &Daemon) -> Cramped {
     let neighbour = Neighbour(Some(fill(&daemon.root(), 0)));
     exhaust(&events).await;
     let last = events.last().await.unwrap();
-    Cramped { run, file, events, last, neighbour }
+    Cramped { client, run, file, events, last, neighbour }
 }
 
 /// It stands still or goes on, as it is told; the news comes when there is room.
@@ -283,7 +286,7 @@ fn a_pause_on_a_full_disk_is_one_and_is_recorded_later() {
     let daemon = small_disk(64, 4096);
     daemon.import_busybox();
     bounded(async {
-        let Cramped { run, file, events, last, neighbour } = cramped(&daemon).await;
+        let Cramped { run, file, events, last, neighbour, .. } = cramped(&daemon).await;
         for _ in 0..2 {
             run.task().pause().await.unwrap();
             assert_eq!(run.task().state().await.unwrap().status, Status::Paused);
@@ -308,7 +311,7 @@ fn an_end_on_a_full_disk_is_recorded_when_there_is_room() {
     let daemon = small_disk(64, 4096);
     daemon.import_busybox();
     bounded(async {
-        let Cramped { run, file, events, last, neighbour } = cramped(&daemon).await;
+        let Cramped { run, file, events, last, neighbour, .. } = cramped(&daemon).await;
         tell(&file, 7);
         // That doesn't keep anybody from being told.
         assert_eq!(run.wait().await.unwrap().status, 7);
@@ -347,6 +350,35 @@ fn an_end_on_a_full_state_is_told_and_written_when_there_is_room() {
         until("it is on record", || (life().exited.0 != 0 && life().status == 5).then_some(()));
         tell(&runs[1].1, 7);
         assert_eq!(runs[1].0.wait().await.unwrap().status, 7);
+    });
+}
+
+/// What can't be put on record doesn't run; who is told so finds what has ended, and not what is yet to be started.
+#[test]
+fn an_exec_on_a_full_state_has_ended_when_its_start_has_failed() {
+    let daemon = small_state(4);
+    daemon.import_busybox();
+    bounded(async {
+        let client = daemon.client().await;
+        let (request, file) = ends_when_told(&daemon, "box");
+        let (run, _) = start(&client, request).await;
+        let options = ProcessOptions { args: ["sleep", "1000"].map(String::from).into(), ..ProcessOptions::default() };
+        let execs = ["one", "two", "three"].map(|id| run.task().exec(id, &options, Stdio::default()));
+        for exec in &execs {
+            exec.made().await.unwrap();
+        }
+        let neighbour = Neighbour(Some(fill(&daemon.state(), 0)));
+        for exec in &execs {
+            let error = exec.start().await.unwrap_err();
+            assert_eq!(error.code, Code::ResourceExhausted, "{error}");
+            let state = exec.state().await.unwrap();
+            assert_eq!((state.status, state.exit.map(|exit| exit.status)), (Status::Stopped, Some(137)));
+            assert_eq!(exec.wait().await.unwrap().status, 137);
+            assert_eq!(exec.delete().await.unwrap().status, 137);
+        }
+        drop(neighbour);
+        tell(&file, 7);
+        assert_eq!(run.wait().await.unwrap().status, 7);
     });
 }
 

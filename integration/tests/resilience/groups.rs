@@ -228,6 +228,74 @@ fn a_member_that_goes_takes_nobody_along() {
     daemon.settles(&before);
 }
 
+/// A child of this shim that stands still and is not the program that it is to be.
+fn stopped(shim: u32, program: &str) -> Option<()> {
+    let stands = |stat: &str| {
+        let (name, rest) = stat.split_once('(')?.1.rsplit_once(") ")?;
+        let mut fields = rest.split(' ');
+        let (state, parent) = (fields.next()?, fields.next()?);
+        (state == "T" && parent == shim.to_string() && name != program).then_some(())
+    };
+    let all = std::fs::read_dir("/proc").unwrap();
+    all.flatten().find_map(|entry| stands(&std::fs::read_to_string(entry.path().join("stat")).ok()?))
+}
+
+/// Who is in a container sees what is run there before it is its program, and can stop it.
+#[test]
+fn a_member_that_stops_what_is_run_in_it_holds_up_itself_alone() {
+    let daemon = Daemon::with_busybox();
+    let before = daemon.leftovers();
+    bounded(async {
+        let client = daemon.client().await;
+        let (b, second, tell_b) = member(&daemon, "b", "native").await;
+        let (c, _, tell_c) = member(&daemon, "c", "native").await;
+        // The first process of a namespace, which is spared itself.
+        let mut request = daemon.run("a", ["sh", "-c", "while :; do kill -STOP -1; done"]);
+        request.container.group = "pod".into();
+        let (a, first) = start(&client, request).await;
+        let shim = shim_of(first);
+        assert_eq!(shim, shim_of(second));
+        let options = ProcessOptions { args: ["true".to_owned()].into(), ..ProcessOptions::default() };
+        let stand = async |name: &str| {
+            for n in 0.. {
+                let exec = a.task().exec(&format!("{name}-{n}"), &options, Stdio::default());
+                let mut starting = exec.start();
+                tokio::select! {
+                    // It was too fast.
+                    started = &mut starting => drop(started.unwrap()),
+                    () = until_async("it stands still", async || stopped(shim, "true")) => return (exec, starting),
+                }
+            }
+            unreachable!()
+        };
+        let (exec, starting) = stand("killed").await;
+        // The others are asked, run in and told of.
+        assert_eq!(b.task().state().await.unwrap().status, Status::Running);
+        for n in 0..5 {
+            let beside = b.task().exec(&format!("beside-{n}"), &options, Stdio::default());
+            beside.start().await.unwrap();
+            assert_eq!(beside.wait().await.unwrap().status, 0);
+        }
+        tell(&tell_c, 5);
+        assert_eq!(c.wait().await.unwrap().status, 5);
+        c.container().remove(false).await.unwrap();
+        assert!(stopped(shim, "true").is_some(), "it stood still all the time");
+        // It can be killed by itself, and goes with its container.
+        exec.kill(9, false).await.unwrap();
+        assert_eq!(starting.await.unwrap_err().code, Code::Cancelled);
+        assert_eq!(exec.wait().await.unwrap().status, 137);
+        assert_eq!(exec.delete().await.unwrap().status, 137);
+        let (_exec, _starting) = stand("removed").await;
+        a.container().remove(true).await.unwrap();
+        assert!(runs(second) && runs(shim));
+        tell(&tell_b, 4);
+        assert_eq!(b.wait().await.unwrap().status, 4);
+        b.container().remove(false).await.unwrap();
+        until_ended(shim);
+    });
+    daemon.settles(&before);
+}
+
 /// A runtime that has made a container and says so when it is told to; and what tells it.
 fn held(daemon: &Daemon) -> (String, [PathBuf; 2]) {
     let [runtime, made, go] = ["held", "made", "go"].map(|name| daemon.path().join(name));

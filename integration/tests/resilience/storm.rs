@@ -206,8 +206,15 @@ impl Storm<'_> {
                 }
             }
             // What ended as it was planned has begun: that is told too.
-            for life in lives.iter().filter(|life| told.get(&life.id).is_some_and(|outcome| is_own(life, outcome))) {
-                assert_eq!(starts.get(&life.id), Some(&1), "the start of {}", life.id);
+            for life in &lives {
+                if told.get(&life.id).is_some_and(|outcome| is_own(life, outcome)) {
+                    assert_eq!(starts.get(&life.id), Some(&1), "the start of {}", life.id);
+                }
+                let exec = exec_of(life);
+                let own = |exit: &Exit| exit.reason.is_empty() && Some(exit.status) == life.exec;
+                if execs.get(&exec).is_some_and(|outcome| outcome.as_ref().is_ok_and(own)) {
+                    assert_eq!(starts.get(&exec), Some(&1), "the start of {exec}");
+                }
             }
             // Whatever a client was told.
             for (id, times) in &starts {

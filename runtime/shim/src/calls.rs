@@ -26,7 +26,7 @@ const STACK: usize = 1 << 20;
 #[derive(Default)]
 pub struct Calls {
     at_work: Cell<usize>,
-    /// The last of them is over.
+    /// One of them is over: what it started may have ended before it was known, and others may be at work for long.
     pub over: Notify,
 }
 
@@ -36,9 +36,7 @@ pub struct Busy(Rc<Calls>);
 impl Drop for Busy {
     fn drop(&mut self) {
         self.0.at_work.set(self.0.at_work.get() - 1);
-        if !self.0.any() {
-            self.0.over.notify_one();
-        }
+        self.0.over.notify_one();
     }
 }
 

@@ -306,9 +306,7 @@ impl Container {
         let made = self.made().inspect_err(|_| self.held.give_back())?;
         let frozen = self.act(true, move |runtime| runtime.pause(&made)).await;
         frozen.inspect_err(|_| self.held.give_back())?;
-        if let Err(error) = self.doomed_die().await {
-            crate::complain(format_args!("what was killed in {} stands still: {error}", self.id));
-        }
+        self.doomed_die().await;
         Ok(())
     }
 
@@ -439,7 +437,10 @@ impl Container {
         let act = self.act(true, move |runtime| if pause { runtime.pause(&made) } else { runtime.resume(&made) });
         act.await?;
         self.paused.set(pause);
-        if pause { self.doomed_die().await } else { Ok(()) }
+        if pause {
+            self.doomed_die().await;
+        }
+        Ok(())
     }
 
     /// Whether it stands still, for whichever reason.

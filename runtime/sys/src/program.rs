@@ -8,7 +8,7 @@ use std::{
     fs::File,
     io::{self, Read},
     os::{
-        fd::{AsFd, AsRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
         unix::process::CommandExt,
     },
     path::Path,
@@ -52,8 +52,8 @@ thread_local! {
     static GIVEN_UP: RefCell<Option<Arc<OwnedFd>>> = const { RefCell::new(None) };
 }
 
-/// Calls `f`; what it runs on this thread is killed, as one that takes too long, as soon as `given_up` can be read: whoever
-/// started this doesn't want it any more.
+/// Calls `f`; what it runs on this thread is killed, as one that takes too long, and what it waits for ([`readable`]) no longer
+/// waited for, as soon as `given_up` can be read: whoever started this doesn't want it any more.
 pub fn until<T>(given_up: Arc<OwnedFd>, f: impl FnOnce() -> T) -> T {
     let before = GIVEN_UP.replace(Some(given_up));
     let result = f();
@@ -193,33 +193,54 @@ pub fn run(mut command: Command, streams: Streams, deadline: Duration) -> io::Re
 fn wait(pid: i32, captured: &mut [Captured], deadline: Duration) -> io::Result<bool> {
     let pidfd = process::pidfd_open(pid)?;
     let end = Instant::now() + deadline;
-    let given_up = GIVEN_UP.with_borrow(Clone::clone);
     loop {
-        let left = end.saturating_duration_since(Instant::now());
-        let interest = |fd: i32| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-        // poll(2) passes over a negative descriptor.
-        let given_up = given_up.as_ref().map_or(-1, |fd| fd.as_raw_fd());
-        let mut polled = vec![interest(pidfd.as_fd().as_raw_fd()), interest(given_up)];
-        polled.extend(captured.iter().map(|c| interest(c.reader.as_ref().map_or(-1, |reader| reader.as_raw_fd()))));
-        let timeout = i32::try_from(left.as_millis()).unwrap_or(i32::MAX).saturating_add(1);
-        // SAFETY: the pointer is valid for the call and the length is that of the array.
-        if unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, timeout) } < 0 {
-            let error = io::Error::last_os_error();
-            if error.kind() != io::ErrorKind::Interrupted {
-                return Err(error);
-            }
-            continue;
-        }
+        let pipes = captured.iter().map(|c| c.reader.as_ref().map_or(-1, |reader| reader.as_raw_fd()));
+        let fds: Vec<_> = std::iter::once(pidfd.as_raw_fd()).chain(pipes).collect();
+        let (ended, given_up) = poll(&fds, end)?;
         // What it wrote last is read here; who else still holds the pipe has no say.
         captured.iter_mut().try_for_each(Captured::drain)?;
-        if polled[0].revents != 0 {
+        if ended {
             return Ok(true);
         }
-        if polled[1].revents != 0 {
-            return Err(io::Error::other("it was given up, since the container is killed or removed"));
+        if given_up {
+            return Err(lost());
         }
-        if left.is_zero() {
+        if Instant::now() >= end {
             return Ok(false);
+        }
+    }
+}
+
+/// Waits until this can be read; false when the deadline passes first. An error where it was given up.
+pub fn readable(fd: BorrowedFd<'_>, deadline: Duration) -> io::Result<bool> {
+    match poll(&[fd.as_raw_fd()], Instant::now() + deadline)? {
+        (false, true) => Err(lost()),
+        (readable, _) => Ok(readable),
+    }
+}
+
+fn lost() -> io::Error {
+    io::Error::other("it was given up, since the process or the container is killed or removed")
+}
+
+/// Waits until one of these can be read, until `end`, or until this is given up: whether the first can be read, and whether
+/// that is so.
+fn poll(fds: &[RawFd], end: Instant) -> io::Result<(bool, bool)> {
+    let given_up = GIVEN_UP.with_borrow(Clone::clone);
+    // poll(2) passes over a negative descriptor.
+    let given_up = given_up.as_ref().map_or(-1, |fd| fd.as_raw_fd());
+    let all = std::iter::once(given_up).chain(fds.iter().copied());
+    let mut polled: Vec<_> = all.map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 }).collect();
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let timeout = i32::try_from(left.as_millis()).unwrap_or(i32::MAX).saturating_add(1);
+        // SAFETY: the pointer is valid for the call and the length is that of the array.
+        if unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, timeout) } >= 0 {
+            return Ok((polled.get(1).is_some_and(|first| first.revents != 0), polled[0].revents != 0));
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
         }
     }
 }
@@ -261,6 +282,19 @@ mod tests {
         assert!(error.to_string().contains("given up"), "{error}");
         // Others go on.
         assert!(run(shell("true"), Streams::Captured, Duration::from_secs(20)).unwrap().is_some());
+    }
+
+    #[test]
+    fn what_can_be_read_is_waited_for_until_a_deadline_or_until_it_is_given_up() {
+        let (never, mut hold) = std::io::pipe().unwrap();
+        assert!(!readable(never.as_fd(), Duration::from_millis(1)).unwrap());
+        let (read, write) = std::io::pipe().unwrap();
+        drop(write);
+        let ask = || until(Arc::new(read.try_clone().unwrap().into()), || readable(never.as_fd(), Duration::MAX / 4));
+        assert!(ask().unwrap_err().to_string().contains("given up"));
+        // What is there is there.
+        hold.write_all(b"x").unwrap();
+        assert!(ask().unwrap());
     }
 
     #[test]

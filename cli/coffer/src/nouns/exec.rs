@@ -1,5 +1,7 @@
 //! `exec`: another process in a running container.
 
+use std::time::Duration;
+
 use cofferdam_client::{Client, Process, ProcessOptions, Stdio, Task, is_lost};
 use cofferdam_types::{Code, Error};
 use nix::sys::signal::Signal;
@@ -45,6 +47,9 @@ pub static EXEC: Command = Command {
     failure: 1,
     action: |cx| Box::pin(exec(cx)),
 };
+
+/// How long the end of one that was killed is waited for: less than giving up may take.
+const DYING: Duration = Duration::from_millis(500);
 
 async fn exec(cx: Cx) -> Result<i32, Failure> {
     let args = &cx.args;
@@ -99,13 +104,7 @@ async fn exec(cx: Cx) -> Result<i32, Failure> {
             Ok(_) => Ok(()),
         }
     };
-    let undo = async {
-        // Both are on their way before the first is answered.
-        let (killed, deleted) = (process.kill(Signal::SIGKILL as u32, false), process.delete());
-        let killed = killed.await;
-        deleted.await.map(drop).or(killed)
-    };
-    let late = started(&signals, tty, start, undo).await?;
+    let late = started(&signals, tty, start, undo(&process)).await?;
     if let Some(raw) = &raw {
         raw.started()?;
     }
@@ -171,9 +170,24 @@ async fn start_again(task: &Task, name: &str, options: &ProcessOptions, stdio: S
     }
 }
 
-/// Deletes what could not be started, which nobody else would. The error is the same.
+/// Ends and deletes what is not wanted any more, which nobody else would.
+async fn undo(process: &Process) -> cofferdam_types::Result<()> {
+    // Both are on their way before the first is answered.
+    let (killed, deleted) = (process.kill(Signal::SIGKILL as u32, false), process.delete());
+    let killed = killed.await;
+    match deleted.await {
+        // It dies of that, one that a runtime is at work on behind its start; only then can it be deleted.
+        Err(error) if error.code == Code::FailedPrecondition && killed.is_ok() => {
+            tokio::time::timeout(DYING, process.wait()).await.map_err(|_| error)??;
+            process.delete().await.map(drop)
+        }
+        deleted => deleted.map(drop).or(killed),
+    }
+}
+
+/// The same of what could not be started. The error stays as it is.
 async fn forget(process: &Process, error: Error) -> Failure {
     // One that was never made can't be deleted.
-    let _ = process.delete().await;
+    let _ = undo(process).await;
     error.into()
 }

@@ -154,6 +154,10 @@ pub async fn started(
         Ok(Err(error)) if error.code == Code::Unavailable => {
             "given up, but the daemon is away: what it was asked for may be made"
         }
+        // A runtime of others that is at work is not interrupted.
+        Ok(Err(error)) if (error.code, &*error.kind) == (Code::FailedPrecondition, "process") => {
+            "given up: it is being started, is killed when that is done, and is not deleted"
+        }
         // What is not there needs no undoing.
         Ok(_) => "given up",
     };

@@ -4,9 +4,11 @@ use std::{
     fs::File,
     io::{self, IoSliceMut, Write},
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    sync::Mutex,
+    time::Duration,
 };
 
-use cofferdam_sys::{cgroup::Cgroup, fd, process};
+use cofferdam_sys::{cgroup::Cgroup, fd, process, program};
 use cofferdam_types::{Error, Result};
 use nix::sys::socket::{self, AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType};
 
@@ -17,6 +19,15 @@ use super::{
     rdt::Class,
     step::{Kind, Message, Step},
 };
+use crate::runtime::locked;
+
+/// How long a child is waited for each time: as long as a runtime of others. Whoever is in the pid namespace that it is born
+/// into can stop it there; and it may stand still for want of memory, or for a disk.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Held while a child has an end of its control socket that this process has as well. One that is made meanwhile would have it
+/// too, and where that one stands still the first would never be seen to begin.
+static CONTROL: Mutex<()> = Mutex::new(());
 
 /// A child on its way to its program.
 #[derive(Debug)]
@@ -25,6 +36,8 @@ pub(super) struct Launched {
     control: OwnedFd,
     /// The terminal's master, once the child has sent it.
     pub console: Option<OwnedFd>,
+    /// See [`DEADLINE`].
+    pub deadline: Duration,
 }
 
 /// How far the child got.
@@ -62,6 +75,7 @@ pub(super) fn launch(
     oom_score: Option<i32>,
 ) -> Result<Launched> {
     let fail = |what: &'static str| move |e: io::Error| Error::io("process", "", what, &e);
+    let alone = locked(&CONTROL);
     let (ours, theirs) = socket::socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
         .map_err(|e| fail("making a control socket")(e.into()))?;
     let born_into = pid_namespace.map(ChildrenIn::enter).transpose().map_err(fail("entering the pid namespace"))?;
@@ -81,8 +95,8 @@ pub(super) fn launch(
         (cloned, _) => cloned,
     };
     let child = child.map_err(fail("clone3"))?;
-    drop((theirs, born_into));
-    let mut launched = Launched { child, control: ours, console: None };
+    drop((theirs, born_into, alone));
+    let mut launched = Launched { child, control: ours, console: None, deadline: DEADLINE };
     if steps.iter().any(|step| matches!(step, Step::Born { .. })) {
         launched.succeed(steps).inspect_err(|_| launched.destroy())?;
     }
@@ -117,7 +131,7 @@ impl Launched {
         socket::send(self.control.as_raw_fd(), b"g", MsgFlags::MSG_NOSIGNAL).map(drop).map_err(|_| self.killed())
     }
 
-    /// Waits until the child stands where the host does something. On an error the child is gone, but not reaped.
+    /// Waits until the child stands where the host does something. On an error the child is to be destroyed.
     pub fn wait_paused(&mut self, steps: &[Step]) -> Result<()> {
         match self.receive() {
             Ok(Progress::Paused) => Ok(()),
@@ -138,7 +152,7 @@ impl Launched {
         Ok(())
     }
 
-    /// Waits until the child is set up; `steps` explain a failure. On an error the child is gone.
+    /// Waits until the child is set up; `steps` explain a failure. On an error the child is to be destroyed.
     pub fn wait_ready(&mut self, steps: &[Step]) -> Result<()> {
         match self.receive() {
             Ok(Progress::Ready) => Ok(()),
@@ -146,7 +160,7 @@ impl Launched {
         }
     }
 
-    /// Waits until the program runs. On an error the child is gone, but not reaped.
+    /// Waits until the program runs. On an error the child is to be destroyed.
     pub fn wait_running(&mut self, steps: &[Step], name: &str) -> Result<()> {
         match self.receive() {
             Ok(Progress::Closed) => Ok(()),
@@ -184,6 +198,10 @@ impl Launched {
     /// The next message but for the console's, which is kept.
     fn receive(&mut self) -> io::Result<Progress> {
         loop {
+            if !program::readable(self.control.as_fd(), self.deadline)? {
+                let late = format!("it stood still for {:?}, and is killed", self.deadline);
+                return Err(io::Error::new(io::ErrorKind::TimedOut, late));
+            }
             let mut bytes = [0u8; size_of::<Message>()];
             let (got, carried) = receive_packet(self.control.as_raw_fd(), &mut bytes)?;
             if got == 0 {

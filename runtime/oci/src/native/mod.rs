@@ -39,7 +39,7 @@ use cofferdam_sys::{
     userns::UserNamespace,
 };
 use cofferdam_types::{Error, Result};
-use oci_spec::runtime::{Capability, LinuxResources, Process as ProcessSpec, Spec};
+use oci_spec::runtime::{Capability, LinuxNamespaceType, LinuxResources, Process as ProcessSpec, Spec};
 
 pub use check::{check, check_resources};
 pub use hooks::{HookTime, hook_time};
@@ -283,6 +283,12 @@ fn launch_init(
     Ok((init, Kept { cgroup: None, class: None, join: plan.join, filter, user, shared, root, mounts, hooks, waiting }))
 }
 
+/// Whether its first process is to be in a pid namespace that is there already.
+fn joins_pids(spec: &Spec) -> bool {
+    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+    namespaces.into_iter().flatten().any(|one| one.typ() == LinuxNamespaceType::Pid && one.path().is_some())
+}
+
 /// Whether its processes can mount what the spec doesn't say.
 fn can_mount(process: &ProcessSpec) -> bool {
     let bounding = process.capabilities().as_ref().and_then(|all| all.bounding().as_ref());
@@ -354,7 +360,8 @@ impl Runtime for Native {
     }
 
     fn is_slow(&self, spec: &Spec) -> bool {
-        Hooks::any(spec)
+        // Those who are in a pid namespace can stop whoever is born into it.
+        Hooks::any(spec) || joins_pids(spec)
     }
 
     fn create(&self, request: &CreateRequest<'_>) -> Result<Container> {

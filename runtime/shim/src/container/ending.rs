@@ -16,7 +16,7 @@ const KILL: Duration = Duration::from_secs(10);
 const HURRY: Duration = Duration::from_secs(2);
 
 /// The first and the longest pause between two attempts to kill what a first process left.
-const AGAIN: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(4));
+const AGAIN: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
 pub(super) const KILLED: End = End::Signal(libc::SIGKILL as u32);
 
@@ -24,8 +24,11 @@ impl Container {
     /// Sends a signal to one process, or to all.
     pub async fn kill(&self, id: &str, signal: i32, all: bool) -> Result<()> {
         if (all, signal) == (false, libc::SIGKILL) && self.is_being_started(id) {
-            // Who starts it sees to that.
+            // Who starts it sees to that. Ours may stand still; what a runtime of others has begun it alone can bring to an end.
             self.process(id)?.doom();
+            if !self.runtime.is_foreign() {
+                self.patience.lose();
+            }
             return Ok(());
         }
         let process = self.there(id)?;
@@ -72,8 +75,15 @@ impl Container {
         self.made()?.let_die(process.life().pid as i32)
     }
 
-    /// Who was killed while the container was being frozen stands still before he could die of that.
-    pub(super) async fn doomed_die(&self) -> Result<()> {
+    /// Who was killed while the container was being frozen stands still before he could die of that. Where that fails it stands
+    /// still all the same, as it was asked to.
+    pub(super) async fn doomed_die(&self) {
+        if let Err(error) = self.kill_doomed().await {
+            crate::complain(format_args!("what was killed in {} stands still: {error}", self.id));
+        }
+    }
+
+    async fn kill_doomed(&self) -> Result<()> {
         if self.init.alive() && self.init.is_doomed() {
             return self.kill_all().await;
         }
@@ -133,11 +143,8 @@ impl Container {
         let mut pause = AGAIN.0;
         while let Err(error) = self.kill_all().await {
             crate::complain(format_args!("what {} left can't be killed: {error}", self.id));
-            if pause > AGAIN.1 {
-                return;
-            }
             tokio::time::sleep(pause).await;
-            pause *= 2;
+            pause = (pause * 2).min(AGAIN.1);
         }
     }
 

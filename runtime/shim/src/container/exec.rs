@@ -8,15 +8,18 @@ use cofferdam_types::{Error, Id, Result, Timestamp};
 use cofferdam_wire::{convert::Life, life};
 use oci_spec::runtime::Process as ProcessSpec;
 
-use super::{ALIVE, Container, Exec, State, borrow};
+use super::{ALIVE, Container, Exec, State, borrow, ending::KILLED};
 use crate::{
     process::{End, Process},
     stdio::{Prepared, Through, Wishes, prepare},
 };
 
+/// How long the end of one that was killed at its start is waited for.
+const DYING: Duration = Duration::from_secs(2);
+
 impl Container {
     pub(super) async fn start_exec(&self, id: &str, process: &Rc<Process>) -> Result<Life> {
-        // In a frozen cgroup it would stand still before it has told us that it is there, and we with it.
+        // In a frozen cgroup it would stand still before it has told us that it is there.
         self.only_in("", &[State::Running], "nothing can be started in it")?;
         self.held.free(&self.id)?;
         let made = self.made()?;
@@ -27,19 +30,31 @@ impl Container {
             pending.ok_or_else(|| Error::failed_precondition("process", id, "could not be started before"))?;
         let exec_id = Id::new(id)?;
         let Prepared { given, relays, feed } = prepared;
-        let run = self.act(self.runtime.is_foreign(), move |runtime| {
+        // On a thread of its own: those who are in the container see the process before it is its program, and can stop it.
+        let run = self.act(true, move |runtime| {
             let (stdio, group) = (borrow(&given), group.as_deref());
             runtime.exec(&made, &oci::ExecRequest { id: &exec_id, process: &spec, stdio, group })
         });
         match run.await {
-            Ok((made, _busy)) => {
+            Ok((made, busy)) => {
                 let known = process.made(&made, relays, feed, None).and_then(|()| process.started());
                 if known.is_err() || process.is_doomed() {
                     // Nobody would know that it runs; or somebody had it killed meanwhile.
                     process.doom();
                     let _ = pidfd_send_signal(&made.pidfd, libc::SIGKILL);
                 }
+                // From here on the reaper knows it.
+                drop(busy);
+                if known.is_err() {
+                    // Who hears of the error finds what has ended, and not what is yet to be started.
+                    let _ = tokio::time::timeout(DYING, process.wait()).await;
+                }
                 known.map(|()| process.life())
+            }
+            // It was given up, or died on its way.
+            Err(_) if process.is_doomed() => {
+                process.exited(KILLED, "");
+                Err(Error::cancelled("process", id, "was killed while it was being started"))
             }
             Err(error) => {
                 // Those who wait for it are told, as a shell would: 127 not found, 126 not executable.

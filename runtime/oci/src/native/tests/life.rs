@@ -88,6 +88,72 @@ fn another_process_joins_where_the_first_one_went() {
     assert!(!own.exists());
 }
 
+/// Whoever is in a pid namespace can stop what is born into it, at any of its steps.
+#[test]
+fn a_child_that_stands_still_is_given_up_on_demand_and_at_the_deadline() {
+    let mut f = Fixture::new();
+    let (container, _hold) = sleeping(&mut f);
+    let process = f.parsed().process().clone().unwrap();
+    // It waits for a word that nobody says.
+    let steps = [Step::Gate, Step::Pause];
+    let place = Place { cgroup: f.native.cgroup(&container).unwrap(), neighbour: None, class: None };
+    let init = Some(&container.init.pidfd);
+    let mut child = launch::launch(&steps, 0, init, &place, &process, None).unwrap();
+    child.wait_paused(&steps).unwrap();
+    let (read, write) = std::io::pipe().unwrap();
+    drop(write);
+    let given_up = std::sync::Arc::new(OwnedFd::from(read));
+    let error = cofferdam_sys::program::until(given_up, || child.wait_running(&steps, "")).unwrap_err();
+    assert!(error.message.contains("given up"), "{error}");
+    child.deadline = std::time::Duration::from_millis(20);
+    let error = child.wait_running(&steps, "").unwrap_err();
+    assert!(error.code == Code::DeadlineExceeded && error.message.contains("stood still"), "{error}");
+    child.destroy();
+    assert!(process::waitid(&child.child.pidfd, true).is_err(), "it is taken in");
+    f.native.delete(&container).unwrap();
+    process::waitid(&container.init.pidfd, true).unwrap();
+    // A first process that is born so is waited for where that holds up nobody else.
+    assert!(!f.native.is_slow(&f.parsed()));
+    f.spec["linux"]["namespaces"][0]["path"] = json!(format!("/proc/{}/ns/pid", container.init.pid));
+    assert!(f.native.is_slow(&f.parsed()));
+}
+
+/// One that stands still would keep the other from being seen to begin.
+#[test]
+fn of_two_that_are_made_at_a_time_neither_has_the_others_control_socket() {
+    let mut f = Fixture::new();
+    let (container, _hold) = sleeping(&mut f);
+    let process = f.parsed().process().clone().unwrap();
+    let place = Place { cgroup: f.native.cgroup(&container).unwrap(), neighbour: None, class: None };
+    let launch = |steps: &[Step]| launch::launch(steps, 0, None, &place, &process, None).unwrap();
+    let over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let stand = scope.spawn(|| {
+            let (steps, mut all) = ([Step::Gate, Step::Pause], Vec::new());
+            while !over.load(Ordering::Relaxed) && all.len() < 500 {
+                all.push(launch(&steps));
+            }
+            all
+        });
+        for _ in 0..100 {
+            // Nothing to do: it ends.
+            let steps = [Step::Gate];
+            let mut child = launch(&steps);
+            child.deadline = std::time::Duration::from_secs(5);
+            let seen = child.wait_running(&steps, "");
+            child.destroy();
+            if seen.is_err() {
+                over.store(true, Ordering::Relaxed);
+            }
+            seen.unwrap();
+        }
+        over.store(true, Ordering::Relaxed);
+        stand.join().unwrap().iter().for_each(launch::Launched::destroy);
+    });
+    f.native.delete(&container).unwrap();
+    process::waitid(&container.init.pidfd, true).unwrap();
+}
+
 #[test]
 fn another_process_joins_everything() {
     let mut f = Fixture::new();
