@@ -13,11 +13,6 @@ fn main() -> ExitCode {
     let print = |text: String| {
         std::io::stdout().write_all(text.as_bytes()).map_err(|e| Error::io("output", "", "can't be written", &e))
     };
-    // Before there is any descriptor of a client's: no program that is started has to do with one.
-    if let Err(error) = cofferdam_sys::spawn::begin() {
-        let _ = writeln!(std::io::stderr(), "cofferd: the thread that starts programs can't be made: {error}");
-        return ExitCode::FAILURE;
-    }
     let done = config::parse(std::env::args_os().skip(1)).and_then(|command| match command {
         Command::Print(text) => print(text),
         Command::Run(config) => run(&config),
@@ -50,7 +45,13 @@ fn log(config: &Config) -> Result<()> {
 
 fn run(config: &Config) -> Result<()> {
     log(config)?;
-    actix::System::new().block_on(async {
+    // The first runtime makes the pipe that tells of signals, by whose number each thread's handler writes into it. A signal
+    // comes to any thread: that which starts programs, with a table of its own, has the pipe too if it is made behind this.
+    let system = actix::System::new();
+    // And before there is any descriptor of a client's: no program that is started has to do with one.
+    cofferdam_sys::spawn::begin()
+        .map_err(|e| Error::io("daemon", "", "can't make the thread that starts programs", &e))?;
+    system.block_on(async {
         let os = |e: std::io::Error| Error::io("signal", "", "can't be watched", &e);
         let mut terminate = signal(SignalKind::terminate()).map_err(os)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(os)?;

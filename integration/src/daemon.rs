@@ -259,10 +259,18 @@ impl Daemon {
 
     /// Ends it with SIGTERM; its containers go on.
     pub fn stop(&self) {
-        let Some(mut child) = self.child.lock().expect("not poisoned").take() else { return };
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::SIGTERM)
+        if self.child.lock().expect("not poisoned").is_none() {
+            return;
+        }
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid() as i32), nix::sys::signal::SIGTERM)
             .expect("it can be signalled");
-        let status = until("the daemon ends after SIGTERM", || child.try_wait().expect("it is ours"));
+        self.ends("the daemon");
+    }
+
+    /// Waits until it has ended, as it does behind a SIGTERM that `to` got.
+    pub fn ends(&self, to: &str) {
+        let mut child = self.child.lock().expect("not poisoned").take().expect("it runs");
+        let status = until(&format!("{to} ends after SIGTERM"), || child.try_wait().expect("it is ours"));
         assert!(status.success(), "{status}: {}", self.log());
     }
 

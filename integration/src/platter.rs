@@ -154,11 +154,13 @@ impl Platter {
         lock(&self.state).record.as_ref().map_or(0, Record::len)
     }
 
-    /// Bytes that were written since it is kept, and flushed.
+    /// Bytes that were written since it is kept, and flushed, and so is what makes them a file's: the file system writes that
+    /// behind their flush, and flushes once more. Until then a power cut would leave them to nobody.
     pub fn flushed(&self) -> usize {
         let state = lock(&self.state);
         let ops = state.record.as_ref().map_or(&[][..], |record| &record.ops);
-        let last = ops.iter().rposition(|op| matches!(op, Op::Flush)).unwrap_or(0);
+        let flushes = ops.iter().enumerate().rev().filter(|(_, op)| matches!(op, Op::Flush));
+        let last = flushes.map(|(n, _)| n).nth(1).unwrap_or(0);
         ops[..last].iter().filter(|op| matches!(op, Op::Write(..))).count() * BLOCK
     }
 

@@ -18,18 +18,27 @@ use crate::Pool;
 pub struct Fair(Arc<Shared>);
 
 struct Shared {
+    name: &'static str,
     own: Pool,
     theirs: Pool,
+    ours: Arc<Turns>,
     /// At once, of one grant, and how many more of it may wait.
     each: usize,
     waiting: usize,
     turns: Mutex<HashMap<GrantId, Weak<Turns>>>,
 }
 
-/// Of one grant.
+/// Of the operator, or of one grant. A job is given to its pool when its turn has come: until then who gives it up takes it with him.
 struct Turns {
     begun: Arc<Semaphore>,
     running: Arc<Semaphore>,
+}
+
+impl Turns {
+    fn new(running: usize, waiting: usize) -> Arc<Turns> {
+        let so_many = |most| Arc::new(Semaphore::new(most));
+        Arc::new(Turns { begun: so_many(running + waiting), running: so_many(running) })
+    }
 }
 
 impl Fair {
@@ -37,8 +46,10 @@ impl Fair {
     /// grants four times as many: most of those do nothing, where there are so many.
     pub fn new(name: &'static str, threads: usize, queue: usize) -> Fair {
         Fair(Arc::new(Shared {
+            name,
             own: Pool::new(name, threads, queue),
             theirs: Pool::new(name, threads * 4, queue * 4),
+            ours: Turns::new(threads, queue),
             each: threads.div_ceil(2),
             waiting: queue,
             turns: Mutex::default(),
@@ -46,28 +57,37 @@ impl Fair {
     }
 
     /// Runs a job on a worker, when it is its turn, and waits for what it gives. `whose` is the outermost grant that it comes
-    /// through; none: it is the operator's. Too many are refused. A job whose turn came runs even if its caller goes away.
+    /// through; none: it is the operator's. Too many are refused. A job whose turn came runs even if its caller goes away, and one
+    /// whose turn hadn't is let go of.
     pub async fn run<R: Send + 'static>(
         &self,
         whose: Option<GrantId>,
         job: impl FnOnce() -> Result<R> + Send + 'static,
     ) -> Result<R> {
-        let Some(grant) = whose else { return self.0.own.run(job).await };
-        let turns = self.turns(grant);
-        let Ok(begun) = turns.begun.clone().try_acquire_owned() else {
-            let Shared { each, waiting, .. } = &*self.0;
-            let why =
-                format!("has {each} jobs that run and {waiting} that wait, with those that come from it: wait for one");
-            return Err(Error::resource_exhausted("grant", grant, why));
+        let Shared { name, own, theirs, ours, each, waiting, .. } = &*self.0;
+        let (turns, pool) = match whose {
+            None => (ours.clone(), own),
+            Some(grant) => (self.turns(grant), theirs),
         };
-        let closed = |_| Error::internal("grant", grant, "has no turns any more");
+        let Ok(begun) = turns.begun.clone().try_acquire_owned() else {
+            return Err(match whose {
+                None => Error::unavailable("pool", name, format!("overloaded: {waiting} jobs wait; try again")),
+                Some(grant) => {
+                    let why = format!(
+                        "has {each} jobs that run and {waiting} that wait, with those that come from it: wait for one"
+                    );
+                    Error::resource_exhausted("grant", grant, why)
+                }
+            });
+        };
+        let closed = |_| Error::internal("pool", name, "has no turns any more");
         let running = turns.running.clone().acquire_owned().await.map_err(closed)?;
         // Until it is over: whoever waits for it may go away before.
         let job = move || {
             let _held = (turns, begun, running);
             job()
         };
-        self.0.theirs.run(job).await
+        pool.run(job).await
     }
 
     fn turns(&self, grant: GrantId) -> Arc<Turns> {
@@ -76,8 +96,7 @@ impl Fair {
             return turns;
         }
         all.retain(|_, turns| turns.strong_count() > 0);
-        let so_many = |most| Arc::new(Semaphore::new(most));
-        let turns = Arc::new(Turns { begun: so_many(self.0.each + self.0.waiting), running: so_many(self.0.each) });
+        let turns = Turns::new(self.0.each, self.0.waiting);
         all.insert(grant, Arc::downgrade(&turns));
         turns
     }
@@ -139,5 +158,32 @@ mod tests {
                 fair.run(one, || Ok(())).await.unwrap();
             }
         });
+    }
+
+    #[test]
+    fn who_gives_up_before_his_turn_takes_it_with_him() {
+        for whose in [Some(GrantId(1)), None] {
+            // One at a time.
+            let fair = Fair::new("test", 1, 3);
+            let (end, wait) = sync_channel::<()>(0);
+            let mut hung = Box::pin(fair.run(whose, move || {
+                let _ = wait.recv();
+                Ok(())
+            }));
+            assert!((&mut hung).now_or_never().is_none());
+            let thing = Arc::new(());
+            for _ in 0..20 {
+                let its = thing.clone();
+                let mut waits = Box::pin(fair.run(whose, move || {
+                    drop(its);
+                    Ok(())
+                }));
+                assert!((&mut waits).now_or_never().is_none(), "{whose:?}: there is room");
+                drop(waits);
+                assert_eq!(Arc::strong_count(&thing), 1, "{whose:?}");
+            }
+            drop(end);
+            futures::executor::block_on(hung).unwrap();
+        }
     }
 }

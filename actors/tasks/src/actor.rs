@@ -349,11 +349,11 @@ impl Handler<Known> for TasksActor {
         let ctx = self.ctx.clone();
         Box::pin(async move {
             let entry = ctx.entry(&message.namespace, &message.id)?;
-            if entry.process(&message.exec).is_err() {
-                // Its shim may know of it.
-                ctx.settled(&message.namespace, &message.id).await?.process(&message.exec)?;
+            if entry.state(&message.exec).is_ok() {
+                return Ok(());
             }
-            Ok(())
+            // Its shim may know of it.
+            ctx.settled(&message.namespace, &message.id).await?.state(&message.exec).map(drop)
         })
     }
 }

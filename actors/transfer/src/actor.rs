@@ -33,8 +33,10 @@ impl Handler<Begin> for TransferActor {
                 running.run(|job| work(&core, job));
                 Ok(())
             };
-            if let Err(error) = done.pool.run(whose, run).await {
-                refused.end(Err(error));
+            tokio::select! {
+                over = done.pool.run(whose, run) => over.unwrap_or_else(|error| refused.end(Err(error))),
+                // Cancelled before its turn came, it gives up its place, and what it was to read or write.
+                _ = refused.wait() => {}
             }
             // It holds the allocator's locks: whoever waited has the answer by then.
             actix_rt::time::sleep(SETTLED).await;
@@ -42,7 +44,7 @@ impl Handler<Begin> for TransferActor {
                 cofferdam_sys::memory::trim();
                 Ok(())
             };
-            let _ = done.pool.run(None, trim).await;
+            let _ = done.local.run(trim).await;
         });
         Ok(job)
     }

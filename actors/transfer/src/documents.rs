@@ -40,7 +40,7 @@ impl Documents {
         fetch: impl FnOnce() -> Result<Vec<u8>>,
     ) -> Result<Vec<u8>> {
         let (turn, others) = self.flights.take([key.clone()]);
-        self.flights.wait(&others, cancel)?;
+        self.flights.wait(others, cancel)?;
         // One that was at it when we came may be done with it by now.
         if let Some(bytes) = self.known().get(key).and_then(Weak::upgrade) {
             own.keep(&bytes);

@@ -3,7 +3,10 @@
 use std::{
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use cofferdam_kernel::panic_text;
@@ -59,6 +62,8 @@ struct Inner {
     namespace: Namespace,
     started: Timestamp,
     cancel: Cancel,
+    /// Its turn has come, or won't.
+    begun: AtomicBool,
     board: Board,
     outcome: watch::Sender<Option<Result<Vec<Arrived>>>>,
 }
@@ -74,9 +79,13 @@ impl Job {
         &self.0.namespace
     }
 
-    /// Ends it soon: it fails with `cancelled`, and what it had brought so far is dropped.
+    /// Ends it soon: it fails with `cancelled`, and what it had brought so far is dropped. One whose turn hasn't come ends at once:
+    /// those that it waits for may never be done.
     pub fn cancel(&self) {
         self.0.cancel.cancel();
+        if !self.0.begun.swap(true, Ordering::AcqRel) {
+            self.end(self.0.cancel.check().map(|()| Vec::new()));
+        }
     }
 
     /// How far it is, as it goes.
@@ -120,8 +129,11 @@ impl Job {
         &self.0.board
     }
 
-    /// Does it. A panic is the job's own end and nobody else's.
+    /// Does it, unless it has ended. A panic is the job's own end and nobody else's.
     pub(crate) fn run(&self, work: impl FnOnce(&Job) -> Result<Vec<Arrived>>) {
+        if self.0.begun.swap(true, Ordering::AcqRel) {
+            return;
+        }
         let result = self.0.cancel.check().and_then(|()| {
             catch_unwind(AssertUnwindSafe(|| work(self))).unwrap_or_else(|payload| {
                 let text = panic_text(&*payload);
@@ -134,7 +146,11 @@ impl Job {
         self.end(result);
     }
 
+    /// The first end is the end.
     pub(crate) fn end(&self, result: Result<Vec<Arrived>>) {
+        if self.ended() {
+            return;
+        }
         match result {
             Ok(_) => self.0.board.finish(),
             Err(_) => self.0.board.stage("failed"),
@@ -168,6 +184,7 @@ impl Jobs {
             namespace: ns.clone(),
             started: Timestamp::now(),
             cancel: Cancel::new(),
+            begun: AtomicBool::new(false),
             board: Board::new(),
             outcome: watch::Sender::new(None),
         }));
@@ -238,9 +255,12 @@ mod tests {
             Err(Error::data_loss("blob", "", "whatever"))
         });
         assert_eq!(job.wait_blocking().unwrap_err().code, Code::Cancelled);
+        // Before its turn has come: at once.
         let job = jobs.begin("pull", "x".into(), &ns());
         job.cancel();
+        assert_eq!(job.wait_blocking().unwrap_err().code, Code::Cancelled);
         job.run(|_| panic!("must not begin"));
+        job.end(Err(Error::unavailable("pool", "", "overloaded")));
         assert_eq!(job.wait_blocking().unwrap_err().code, Code::Cancelled);
     }
 

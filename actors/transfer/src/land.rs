@@ -129,7 +129,19 @@ impl<'a> Landing<'a> {
         let all = load.blobs.iter().chain(load.pages.iter().map(|(page, _)| page));
         let all = all.map(|blob| Resource::Content(blob.digest.clone())).collect();
         let _pin = block_on(self.core.meta.pin(self.ns, all))?;
-        let _turn = self.turn(load, &items, supply)?;
+        let turn = self.turn(load, &items, supply)?;
+        self.shown(&turn, self.bring(names, load, &items, supply))
+    }
+
+    /// All of it, while nobody else is at it whom it may wait for.
+    fn bring(
+        &self,
+        names: &[Name],
+        load: &Load,
+        items: &HashMap<Digest, usize>,
+        supply: &dyn Supply,
+    ) -> Result<Vec<Arrived>> {
+        let board = self.job.board();
         let unpacked = self.driver.zip(load.image.as_ref());
         let mut unpack = match unpacked {
             Some((driver, image)) => {
@@ -141,7 +153,7 @@ impl<'a> Landing<'a> {
             }
             None => None,
         };
-        let mut lanes = self.missing(load, &items, |_| true);
+        let mut lanes = self.missing(load, items, |_| true);
         for lane in &mut lanes {
             lane.feed = unpack.as_mut().and_then(|unpack| unpack.feed(&lane.layer.digest));
         }
@@ -176,27 +188,39 @@ impl<'a> Landing<'a> {
     }
 
     /// Waits until nobody else brings any of it from there, and keeps others from it. While others bring some, the rest is
-    /// fetched, and made to count: then nothing is held.
+    /// fetched, and made to count: then nothing is held. What another failed to bring isn't waited for again.
     fn turn(&self, load: &Load, items: &HashMap<Digest, usize>, supply: &dyn Supply) -> Result<Turn<'_, Key>> {
         let board = self.job.board();
+        let mut in_vain: HashSet<Key> = HashSet::new();
         loop {
             let key = |blob: &Descriptor| (self.ns.clone(), self.route.clone(), blob.digest.clone());
-            let (turn, others) = self.core.flights.take(load.blobs.iter().map(key));
+            let (turn, mut others) = self.core.flights.take(load.blobs.iter().map(key));
+            others.retain(|other| !in_vain.contains(&other.key));
             if others.is_empty() {
                 return Ok(turn);
             }
-            for item in others.iter().filter_map(|(.., digest)| items.get(digest)) {
+            for item in others.iter().filter_map(|other| items.get(&other.key.2)) {
                 board.phase(*item, Phase::Elsewhere);
             }
             let mine: HashSet<&Digest> = turn.keys().iter().map(|(.., digest)| digest).collect();
-            let commits = fetch(self, self.missing(load, items, |digest| mine.contains(digest)), supply)?;
-            if !commits.is_empty() {
-                self.core.content.commit_many_blocking(self.auth, commits)?;
-            }
+            let commits = fetch(self, self.missing(load, items, |digest| mine.contains(digest)), supply);
+            let counts = commits.and_then(|commits| match commits.is_empty() {
+                true => Ok(()),
+                false => self.core.content.commit_many_blocking(self.auth, commits).map(drop),
+            });
+            self.shown(&turn, counts)?;
             drop(mine);
             drop(turn);
-            self.core.flights.wait(&others, self.word)?;
+            in_vain.extend(self.core.flights.wait(others, self.word)?);
         }
+    }
+
+    /// Who waits for it hears of a failure. One that was cancelled has shown nothing of where it comes from.
+    fn shown<T>(&self, turn: &Turn<'_, Key>, result: Result<T>) -> Result<T> {
+        if result.is_err() && self.job.word().check().is_ok() {
+            turn.failed();
+        }
+        result
     }
 
     /// Those of the blobs that aren't here, or not whole, each once.

@@ -147,6 +147,11 @@ pub(crate) fn pull(core: &Core, job: &Job, auth: &Authority, options: &PullOptio
     let (lanes, labels) = (endpoint.limits.connections, came_from(reference));
     let driver = options.driver.as_deref();
     let landing = Landing::new(core, job, &word, auth, driver);
+    // One that is to be slow is waited for by none but those that are to be as slow.
+    let route = match options.rate {
+        0 => route,
+        rate => format!("{route} {rate}").into(),
+    };
     let landing = Landing { lanes, labels, route, window: options.zstd_window, ..landing };
     let arrived = landing.load(&[name], &load, &remote)?;
     if let Some(shown) = shown {

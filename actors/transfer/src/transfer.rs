@@ -36,8 +36,8 @@ use crate::{
 /// Jobs at once, and how many more may wait. Some may wait for registries that don't answer.
 const JOBS: usize = 8;
 const QUEUE: usize = 64;
-/// Questions that are looked into at once.
-const ASKS: usize = 2;
+/// What asks nobody is soon done: so many at once.
+const LOCAL: usize = 2;
 
 /// What to pull.
 #[derive(Clone, Debug)]
@@ -99,8 +99,10 @@ pub(crate) struct Core {
     pub lists: Lists,
     pub jobs: Jobs,
     pub pool: Fair,
-    /// For questions: they don't wait for jobs.
+    /// For the operator's questions to registries, which may not answer: they don't wait for jobs.
     pub asks: Pool,
+    /// For what asks nobody: it waits for no registry.
+    pub local: Pool,
     pub settings: Settings,
     /// Of all pulls together.
     pub rate: Rate,
@@ -149,7 +151,8 @@ impl Transfer {
             lists: Lists::default(),
             jobs: Jobs::default(),
             pool: Fair::new("transfer", JOBS, QUEUE),
-            asks: Pool::new("transfer-ask", ASKS, QUEUE),
+            asks: Pool::new("transfer-ask", JOBS, QUEUE),
+            local: Pool::new("transfer-local", LOCAL, QUEUE),
             rate: Rate::new(settings.rate),
             settings,
             budget,
@@ -259,7 +262,7 @@ impl Transfer {
     /// Makes a manifest of blobs that are here, and names it.
     pub async fn artifact(&self, auth: &Authority, ns: &Namespace, options: ArtifactOptions) -> Result<Descriptor> {
         let (core, auth, ns) = (self.core.clone(), auth.clone(), ns.clone());
-        self.core.asks.run(move || artifact::create(&core, &auth, &ns, &options)).await
+        self.core.local.run(move || artifact::create(&core, &auth, &ns, &options)).await
     }
 
     /// What a registry has that names a manifest as its subject, of one artifact type; empty: of all. Dropped, it stops.
@@ -289,7 +292,7 @@ impl Transfer {
     pub async fn may_name(&self, ns: &Namespace, name: &Name, target: &Digest) -> Result<()> {
         let (core, ns, name, target) = (self.core.clone(), ns.clone(), name.clone(), target.clone());
         let ask = move || core.trust.admit(&ns, &name, &target, &Kept { core: &core, ns: &ns }).map(drop);
-        self.core.asks.run(ask).await
+        self.core.local.run(ask).await
     }
 
     /// The operator's policy.

@@ -114,6 +114,7 @@ fn each_driver_gives_a_user_namespace_a_root_of_its_own() {
             let trees = trees.map(|entry| entry.unwrap().path().join("fs/made/f"));
             let owners: Vec<_> = trees.filter_map(|file| std::fs::metadata(file).ok()).collect();
             assert_eq!(owners.iter().map(|meta| (meta.uid(), meta.gid())).collect::<Vec<_>>(), [(7, 8)], "{driver}");
+            said.contains("7:8\n").await;
             task.kill(9, false).await.unwrap();
             task.wait().await.unwrap();
             assert_eq!(said.text().await, "0:0\n0:0\n0:0\n7:8\n", "{driver}");

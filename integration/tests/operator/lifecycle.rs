@@ -49,3 +49,22 @@ fn paused_resumed_restarted_renamed_and_labelled() {
     until("it is gone", || (ok(&daemon, &["ps", "-aq"]).is_empty()).then_some(()));
     daemon.settles(&before);
 }
+
+/// The kernel chooses the thread. That which starts programs has descriptors of its own.
+#[test]
+fn the_daemon_ends_by_a_signal_whichever_thread_that_comes_to() {
+    let daemon = Daemon::with_busybox();
+    idle(&daemon, "box");
+    for name in ["cofferd", "spawner"] {
+        let pid = daemon.pid();
+        let mut tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|task| task.unwrap().path());
+        let thread = tasks.find(|task| std::fs::read_to_string(task.join("comm")).unwrap().trim() == name).unwrap();
+        let thread: u32 = thread.file_name().unwrap().to_str().unwrap().parse().unwrap();
+        // SAFETY: no memory is involved.
+        assert_eq!(unsafe { libc::syscall(libc::SYS_tgkill, pid, thread, libc::SIGTERM) }, 0);
+        daemon.ends(name);
+        daemon.restart();
+    }
+    assert_eq!(ok(&daemon, &["exec", "box", "echo", "here"]), "here\n");
+    ok(&daemon, &["rm", "-f", "box"]);
+}

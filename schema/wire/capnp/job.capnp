@@ -42,8 +42,9 @@ interface Job @0xeaba890fdbb7ce57 {
   # Until it ends: the names of the images that it made, or its error. An export gives none.
 
   cancel @3 () -> () $Common.needs("write") $Common.audit("none");
-  # Returns when it has ended and left nothing behind; one that has ended already stays as it is. Who waits is told
-  # `cancelled`. A job goes on when its client disappears, but not when the grant is taken back by which it was begun.
+  # Returns when it has ended and left nothing behind; one that has ended already stays as it is, and one that waits for others to be
+  # done ends at once. Who waits is told `cancelled`. A job goes on when its client disappears, but not when the grant is taken back by
+  # which it was begun.
 }
 
 interface JobCursor @0xf0d8a31c5bd2e4a1 {

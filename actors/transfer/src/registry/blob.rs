@@ -153,7 +153,8 @@ impl<'a> BlobStream<'a> {
         let range = (!whole).then_some(self.offset);
         let until = (self.end < self.descriptor.size).then_some(self.end);
         let response = http.send(&Ask { range, until, ours, ..Ask::of(Method::GET, uri) });
-        self.nobody = response.as_ref().is_err_and(|fault| fault.again);
+        let fault = response.as_ref().err();
+        (self.nobody, self.asked) = (fault.is_some_and(|fault| fault.nobody), fault.and_then(|fault| fault.asked));
         let response = response?;
         let bad = |what: String| http.error(Error::data_loss, format!("{what} for {}", self.descriptor.digest));
         let size = self.descriptor.size;
@@ -172,7 +173,7 @@ impl<'a> BlobStream<'a> {
                 0
             }
             206 => return Err(bad("sent a part when asked for the whole".into())),
-            429 | 503 => {
+            status if retry::passes(status) => {
                 self.asked = retry::after(response.headers());
                 return Err(http.unexpected("blob", response));
             }

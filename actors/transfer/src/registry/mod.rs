@@ -250,13 +250,13 @@ impl Repository {
         BlobStream::part(self, descriptor, from, to, only)
     }
 
-    /// Tries again what a busy registry (429, 503) or a connection that broke spoiled, a bounded number of times.
+    /// Tries again what a busy registry (429, 502 to 504) or a connection that broke spoiled, a bounded number of times.
     fn again(&self, send: impl Fn() -> Result<Response<Body>, Fault>) -> Result<Response<Body>> {
         let mut pause = self.http.limits.backoff;
         for _ in 1..TRIES {
             let began = Instant::now();
             match send() {
-                Ok(response) if !matches!(response.status().as_u16(), 429 | 502 | 503 | 504) => return Ok(response),
+                Ok(response) if !retry::passes(response.status().as_u16()) => return Ok(response),
                 Ok(response) => match retry::after(response.headers()) {
                     // Who is asked waits for it.
                     Some(asked) if asked <= self.http.limits.patience => continue,

@@ -1,8 +1,13 @@
-//! For how long a host asks to be left alone: `Retry-After`, as seconds or as a date (RFC 9110, 10.2.3).
+//! Hosts that are busy, and for how long they ask to be left alone: `Retry-After`, as seconds or as a date (RFC 9110, 10.2.3).
 
 use std::time::{Duration, SystemTime};
 
 use ureq::http::HeaderMap;
+
+/// Whether a status says that the same may be answered otherwise in a while.
+pub(super) fn passes(status: u16) -> bool {
+    matches!(status, 429 | 502 | 503 | 504)
+}
 
 /// What the header says; `None` where there is none that can be read.
 pub(super) fn after(headers: &HeaderMap) -> Option<Duration> {

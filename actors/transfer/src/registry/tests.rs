@@ -2,7 +2,10 @@
 
 use std::{
     io::Read,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -251,8 +254,66 @@ fn a_token_server_that_fails_for_a_moment_is_asked_again() {
         _ => token(),
     });
     resolve(&server, &unhurried()).unwrap();
-    let asked = server.seen().iter().filter(|seen| seen.path() == "/token").count();
-    assert_eq!(asked, TRIES as usize);
+    assert_eq!(tokens(&server), TRIES as usize);
+}
+
+/// How often a server was asked for a token.
+fn tokens(server: &Server) -> usize {
+    server.seen().iter().filter(|seen| seen.path() == "/token").count()
+}
+
+#[test]
+fn a_token_server_is_left_alone_for_as_long_as_it_asks() {
+    let (challenged, refused) = (AtomicUsize::new(0), Mutex::new(None::<Instant>));
+    let token = || Reply::ok(r#"{"token":"tok-12345"}"#);
+    let server = Server::new(move |seen| {
+        if seen.path() != "/token" {
+            if seen.header("authorization") == Some("Bearer tok-12345") {
+                return manifest_reply();
+            }
+            challenged.fetch_add(1, Ordering::SeqCst);
+            let challenge = format!("Bearer realm=\"http://{}/token\"", seen.header("host").unwrap());
+            return Reply::new(401, "").with("www-authenticate", challenge);
+        }
+        let mut refused = refused.lock().unwrap();
+        if refused.is_some_and(|at| at.elapsed() >= Duration::from_millis(900)) {
+            return token();
+        }
+        // All four want one by then, and three of them wait for what comes of this.
+        while challenged.load(Ordering::SeqCst) < 4 {
+            std::thread::yield_now();
+        }
+        refused.get_or_insert_with(Instant::now);
+        Reply::new(429, "").with("retry-after", 1)
+    });
+    let repository = repository(&server, &unhurried());
+    std::thread::scope(|scope| {
+        let resolve = || scope.spawn(|| repository.resolve(&Target::Tag("t".into())));
+        let all: Vec<_> = (0..4).map(|_| resolve()).collect();
+        assert!(all.into_iter().all(|one| one.join().unwrap().is_ok()));
+    });
+    assert_eq!(tokens(&server), 2, "once before it asked for that, and once after");
+
+    // Longer than anybody would wait: that is said, at once.
+    let server = token_server(|_| Reply::new(503, "").with("retry-after", 86400));
+    fails(resolve(&server, &unhurried()), Code::Unavailable, "left alone for 86400 s");
+    assert_eq!(tokens(&server), 1);
+}
+
+// It is there, and says no: that is no network that is away.
+#[test]
+fn a_token_server_that_answers_is_not_asked_for_as_long_as_a_layer_may_bring_nothing() {
+    for (after, times) in [(None, Limits::default().attempts as usize), (Some(86400), 1)] {
+        let server = token_server(move |_| {
+            let reply = Reply::new(429, "");
+            after.into_iter().fold(reply, |reply, seconds| reply.with("retry-after", seconds))
+        });
+        let mut endpoint = unhurried();
+        endpoint.limits.idle = Duration::from_secs(5);
+        let bytes = blob();
+        fails(read(&repository(&server, &endpoint), &layer(&bytes), 0), Code::Unavailable, "answered 429");
+        assert_eq!(tokens(&server), times, "{after:?}");
+    }
 }
 
 #[test]
@@ -355,6 +416,21 @@ fn d5_silence_and_headers_without_end() {
     short.limits.idle = Duration::from_millis(20);
     fails(read(&repository(&silent, &short), &layer(&bytes), 0), Code::Unavailable, "stopped at byte");
     assert_eq!(silent.seen().len(), 5);
+}
+
+// A cache in between may have to get it first.
+#[test]
+fn a_manifest_may_take_longer_than_a_blob_may_be_silent() {
+    let mut slow = unhurried();
+    slow.limits.idle = Duration::from_millis(50);
+    let server = Server::new(|_| {
+        std::thread::sleep(Duration::from_millis(200));
+        manifest_reply()
+    });
+    let repository = repository(&server, &slow);
+    let found = repository.resolve(&Target::Tag("t".into())).unwrap();
+    assert_eq!(repository.manifest(&found.descriptor).unwrap(), MANIFEST);
+    assert_eq!(server.seen().len(), 2, "each asked once");
 }
 
 #[test]

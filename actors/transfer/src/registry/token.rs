@@ -9,6 +9,7 @@ use super::{
     Access,
     auth::{self, Bearer, TokenReply},
     guard::Origin,
+    retry,
     way::{Fault, Way},
 };
 
@@ -23,6 +24,8 @@ impl Way {
         let origin = self.origin(&realm)?;
         let trusted = realm_trust(&self.base, &origin, &self.realms)
             .ok_or_else(|| self.error(Error::denied, "names a token realm over plain http: refused"))?;
+        // Of those who wait for this token one at a time asks: what the one before was told counts for the next.
+        self.let_be()?;
         let credentials = self.credentials.as_ref().filter(|_| trusted);
         let mut fields: Vec<(&str, String)> =
             bearer.service.iter().map(|service| ("service", service.clone())).collect();
@@ -54,8 +57,14 @@ impl Way {
         let mut response = answer.map_err(|e| self.failed(&e, &origin))?;
         let status = response.status().as_u16();
         if status != 200 {
-            let what = format!("its authorization server {} answered {status}", origin.host);
-            let again = matches!(status, 429 | 500..=599);
+            let asked = retry::after(response.headers());
+            if retry::passes(status) {
+                self.note(asked);
+            }
+            let alone = asked.map(|time| format!(", and wants to be left alone for {} s", time.as_secs()));
+            let what =
+                format!("its authorization server {} answered {status}{}", origin.host, alone.unwrap_or_default());
+            let again = matches!(status, 429 | 500..=599) && asked.is_none_or(|asked| asked <= common.limits.patience);
             let error = match status {
                 401 | 403 if self.credentials.is_some() && !trusted => self.error(
                     Error::denied,
@@ -67,12 +76,12 @@ impl Way {
                 400..=403 => self.refused().context(what),
                 _ => self.error(Error::unavailable, what),
             };
-            return Err(Fault { again, ..error.into() });
+            return Err(Fault { again, asked, ..error.into() });
         }
         let mut text = Vec::new();
         let read = response.body_mut().as_reader().take(MAX_TOKEN_REPLY).read_to_end(&mut text);
         let stopped = || self.error(Error::unavailable, "its authorization server stopped half-way");
-        read.map_err(|_| Fault { again: true, ..stopped().into() })?;
+        read.map_err(|_| Fault { again: true, nobody: true, ..stopped().into() })?;
         let reply: TokenReply = serde_json::from_slice(&text)
             .map_err(|_| self.error(Error::denied, "its authorization server sent no token"))?;
         let lasts = reply.lasts();

@@ -20,6 +20,7 @@ use super::{
     ACCEPT_MANIFEST, Ask, Repository,
     blob::{MAX_PAUSE, PATIENCE},
     http::{Content, join},
+    retry,
     way::Fault,
 };
 
@@ -141,8 +142,8 @@ impl Repository {
         }
     }
 
-    /// Where an upload goes on: where the registry says that it is, or anew. None: the registry took the blob over. A network that is
-    /// away is waited for, as long as a blob that is fetched may bring nothing.
+    /// Where an upload goes on: where the registry says that it is, or anew. None: the registry has the blob, by this upload or by
+    /// another. A network that is away is waited for, as long as a blob that is fetched may bring nothing.
     fn resumed(&self, blob: &Descriptor, upload: &Upload) -> Result<Option<Upload>> {
         let (limits, began) = (&self.http.limits, Instant::now());
         let mut pause = limits.backoff;
@@ -152,6 +153,8 @@ impl Repository {
                 Err(fault) if fault.again && began.elapsed() < limits.idle * PATIENCE => {
                     tracing::debug!(digest = %blob.digest, error = %fault.error, "nobody says how far an upload got");
                 }
+                // What was ended is no more, though its answer didn't come here.
+                _ if self.has("blobs", blob)? => return Ok(None),
                 _ => return self.begin(blob, None),
             }
             self.cancel.wait(pause)?;
@@ -213,7 +216,10 @@ impl Repository {
         let response = self.http.send(&Ask::of(Method::GET, upload.location.clone()))?;
         let status = response.status().as_u16();
         if !matches!(status, 204 | 202 | 200) {
-            let again = matches!(status, 429 | 500..=599);
+            let asked = retry::after(response.headers());
+            let patient = asked.is_none_or(|asked| asked <= self.http.limits.patience);
+            // Others say that they don't know, or won't soon.
+            let again = (status == 500 || retry::passes(status)) && patient;
             return Err(Fault { again, ..self.http.unexpected("an upload", response).into() });
         }
         let location = self.location(&upload.location, &response).unwrap_or_else(|_| upload.location.clone());

@@ -53,13 +53,17 @@ pub(super) struct Fault {
     pub error: Error,
     /// Whether another host may be asked instead.
     pub passing: bool,
-    /// Whether the same may be asked again: nobody was there, or the connection broke.
+    /// Whether the same may be asked again.
     pub again: bool,
+    /// Nobody was there, or the connection broke: whoever waits for a network waits for that, and for no answer.
+    pub nobody: bool,
+    /// For how long who answered asks to be left alone.
+    pub asked: Option<Duration>,
 }
 
 impl From<Error> for Fault {
     fn from(error: Error) -> Fault {
-        Fault { passing: error.code == Code::Unavailable, again: false, error }
+        Fault { passing: error.code == Code::Unavailable, again: false, nobody: false, asked: None, error }
     }
 }
 
@@ -239,8 +243,8 @@ impl Way {
                     self.answer(response.headers(), generation, header.as_deref(), challenges > 1)?;
                 }
                 status => {
-                    if matches!(status, 429 | 503) {
-                        self.note(response.headers());
+                    if retry::passes(status) {
+                        self.note(retry::after(response.headers()));
                     }
                     return Ok(response);
                 }
@@ -249,7 +253,7 @@ impl Way {
     }
 
     /// Waits for as long as it asked to be left alone.
-    fn let_be(&self) -> Result<()> {
+    pub fn let_be(&self) -> Result<()> {
         let left = self.busy().map(|until| until.saturating_duration_since(Instant::now()));
         match left.filter(|left| !left.is_zero()) {
             Some(left) => self.common.cancel.wait(left),
@@ -258,9 +262,8 @@ impl Way {
     }
 
     /// Notes for how long it asks to be left alone. What is too long to be waited for is for who asked to say.
-    fn note(&self, headers: &HeaderMap) {
-        let asked = retry::after(headers).filter(|asked| *asked <= self.common.limits.patience);
-        if let Some(asked) = asked {
+    pub fn note(&self, asked: Option<Duration>) {
+        if let Some(asked) = asked.filter(|asked| *asked <= self.common.limits.patience) {
             *self.busy() = Some(Instant::now() + asked);
         }
     }
@@ -326,11 +329,17 @@ impl Way {
     ) -> Result<Response<Body>, Fault> {
         let request = request.body(body).map_err(|_| self.error(Error::invalid, "does not make a request"))?;
         let proxy = self.proxy_to(origin);
-        let mut request = self.agent.configure_request(request).proxy(proxy).timeout_recv_body(ask.body_within);
-        if !matches!(ask.method, Method::GET | Method::HEAD) {
-            // It stores what it got before it answers.
-            request = request.timeout_recv_response(Some(self.common.limits.store));
-        }
+        let (limits, request) = (&self.common.limits, self.agent.configure_request(request).proxy(proxy));
+        // The wait for an answer is a read too, and no read may take longer than it may by itself: `idle` is for a blob's bytes.
+        let request = match (ask.body_within, &ask.method) {
+            // It stores what it got before it answers; what it says then is short.
+            (_, &Method::PUT | &Method::PATCH | &Method::POST) => {
+                let store = Some(limits.store);
+                request.timeout_recv_response(store).timeout_per_read(store).timeout_recv_body(Some(limits.header))
+            }
+            (Some(within), _) => request.timeout_per_read(Some(limits.header)).timeout_recv_body(Some(within)),
+            (None, _) => request,
+        };
         self.agent.run(request.build()).map_err(|e| self.failed(&e, origin))
     }
 
@@ -346,7 +355,7 @@ impl Way {
         let fault = Fault::from(self.error(make, message));
         // Whoever can't be trusted may not be there the next time: then another would be asked in his place.
         let passing = fault.passing && !fault::is_distrust(error, at.https);
-        Fault { passing, again: passing, ..fault }
+        Fault { passing, again: passing, nobody: passing, ..fault }
     }
 
     /// The header of the next exchange. A token that has ended is replaced first: an upload would be sent in vain with it.

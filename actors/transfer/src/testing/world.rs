@@ -5,6 +5,7 @@ use std::{
     io::Write,
     os::fd::OwnedFd,
     path::Path,
+    time::Duration,
 };
 
 use cofferdam_content::Content;
@@ -30,6 +31,11 @@ pub struct World {
 
 pub fn run(test: impl Future<Output = ()>) {
     actix_rt::System::new().block_on(test);
+}
+
+/// What must not wait for what never comes.
+pub async fn soon<T>(what: impl Future<Output = T>) -> T {
+    actix_rt::time::timeout(Duration::from_secs(60), what).await.expect("it waits for what never comes")
 }
 
 pub fn ns() -> Namespace {
@@ -106,7 +112,7 @@ impl World {
             if !busy() {
                 return;
             }
-            actix_rt::time::sleep(std::time::Duration::from_millis(5)).await;
+            actix_rt::time::sleep(Duration::from_millis(5)).await;
         }
         panic!("trees stay behind");
     }
@@ -183,7 +189,7 @@ pub fn pulling(reference: &str, endpoint: Endpoint) -> PullOptions {
 }
 
 pub fn quick() -> Endpoint {
-    let limits = Limits { backoff: std::time::Duration::from_millis(1), ..Limits::default() };
+    let limits = Limits { backoff: Duration::from_millis(1), ..Limits::default() };
     Endpoint { limits, ..Endpoint::default() }
 }
 

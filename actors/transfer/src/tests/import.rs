@@ -1,12 +1,15 @@
 //! Archives and directories in every form, whole and damaged.
 
+use std::os::fd::AsFd;
+
 use cofferdam_types::{Authority, Code, GrantId, media};
+use nix::poll::{PollFd, PollFlags, poll};
 
 use crate::{
     RootfsConfig, RootfsOptions,
     testing::{
         picture::{Picture, gzip, sha, tar_of, tar_up, write_down},
-        world::{World, amd64, as_dir, as_file, as_pipe, auth, fails, ns, run},
+        world::{World, amd64, as_dir, as_file, as_pipe, auth, fails, ns, run, soon},
     },
 };
 
@@ -258,6 +261,37 @@ fn a_pipe_that_never_ends_can_be_cancelled() {
         world.transfer.job(&ns(), job.id()).unwrap().cancel();
         fails(job.wait().await, Code::Cancelled, "");
         assert_eq!(world.holdings(), before);
+        world.stop().await;
+    });
+}
+
+// Those that it waits for may never be done.
+#[test]
+fn what_waits_for_its_turn_can_be_cancelled() {
+    run(async {
+        let world = World::start().await;
+        let silent = async || {
+            let (read, write) = nix::unistd::pipe().unwrap();
+            let options = crate::ImportOptions { name: None, platform: amd64(), driver: None };
+            (world.transfer.import(&auth(), &ns(), crate::Source::Archive(read), options).await.unwrap(), write)
+        };
+        let mut hung = Vec::new();
+        for _ in 0..8 {
+            hung.push(silent().await);
+        }
+        // More than may wait: each leaves its place, and lets go of what it was to read.
+        for n in 0..100 {
+            let (job, write) = silent().await;
+            job.cancel();
+            fails(soon(job.wait()).await, Code::Cancelled, "");
+            let mut end = [PollFd::new(write.as_fd(), PollFlags::empty())];
+            assert_eq!(poll(&mut end, 30_000u16), Ok(1), "job {n} keeps its pipe");
+        }
+        assert!(hung.iter().all(|(job, _)| job.status().outcome.is_none()));
+        hung.iter().for_each(|(job, _)| job.cancel());
+        for (job, _) in &hung {
+            fails(job.wait().await, Code::Cancelled, "");
+        }
         world.stop().await;
     });
 }

@@ -3,19 +3,20 @@
 use std::{
     fs,
     sync::{
-        Arc,
+        Arc, Condvar, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
-use cofferdam_types::{Code, media};
+use cofferdam_types::{Authority, Code, GrantId, Labels, media};
 
 use crate::{
-    Phase, PullOptions,
+    ArtifactOptions, Job, Phase, PullOptions, Reference,
     testing::{
         picture::{Picture, sha},
         server::{Reply, Seen, Server, Then},
-        world::{World, auth, fails, ns, pulling, quick, run, second},
+        world::{World, auth, fails, name, ns, pulling, quick, run, second, soon},
     },
 };
 
@@ -133,6 +134,105 @@ fn pulls_of_one_image_side_by_side_fetch_each_blob_once() {
         }
         for n in 0..2 {
             assert_eq!(server.seen().iter().filter(|s| is_layer(s, &picture, n)).count(), 1);
+        }
+        world.stop().await;
+    });
+}
+
+/// Waits until something of it is in that phase.
+async fn reaches(job: &Job, phase: Phase) {
+    soon(job.progress().wait_for(|progress| progress.items.iter().any(|item| item.phase == phase))).await.unwrap();
+}
+
+/// What one ran into the others would run into too, each for as long, if they waited for each other.
+#[test]
+fn pulls_that_waited_for_one_that_failed_go_on_side_by_side() {
+    run(async {
+        let picture = Arc::new(Picture::new("x"));
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let (wait, asked) = (Mutex::new(wait), (Mutex::new(0), Condvar::new()));
+        let server = serve(&picture, move |seen, picture| {
+            if !is_layer(seen, picture, 0) {
+                return None;
+            }
+            let mut count = asked.0.lock().unwrap();
+            *count += 1;
+            asked.1.notify_all();
+            if *count == 1 {
+                drop(count);
+                let _ = wait.lock().unwrap().recv();
+            } else {
+                // None of them has an answer before all have asked.
+                let most = Duration::from_secs(120);
+                drop(asked.1.wait_timeout_while(count, most, |count| *count < 6).unwrap());
+            }
+            Some(Reply::new(404, ""))
+        });
+        let reference = format!("{}/a/b:t", server.host());
+        let world = World::start().await;
+        let before = world.holdings();
+        let mut jobs = Vec::new();
+        for n in 0..6 {
+            jobs.push(world.begin_pull(&ns(), &reference, quick()).await);
+            reaches(&jobs[n], if n == 0 { Phase::Fetching } else { Phase::Elsewhere }).await;
+        }
+        go.send(()).unwrap();
+        for job in jobs {
+            fails(soon(job.wait()).await, Code::NotFound, "no such blob");
+        }
+        world.quiet().await;
+        assert_eq!(world.holdings(), before);
+        world.stop().await;
+    });
+}
+
+/// That somebody gave one up says nothing of where it comes from.
+#[test]
+fn one_pull_takes_the_place_of_one_that_is_cancelled() {
+    run(async {
+        let picture = Arc::new(Picture::new("x"));
+        let count = AtomicUsize::new(0);
+        let server = serve(&picture, move |seen, picture| {
+            let first = is_layer(seen, picture, 0) && count.fetch_add(1, Ordering::SeqCst) == 0;
+            first.then(|| Reply::ok(&*picture.layers[0]).then(Then::Hang(1000)))
+        });
+        let reference = format!("{}/a/b:t", server.host());
+        let world = World::start().await;
+        let first = world.begin_pull(&ns(), &reference, quick()).await;
+        reaches(&first, Phase::Fetching).await;
+        let mut others = Vec::new();
+        for n in 0..4 {
+            others.push(world.begin_pull(&ns(), &reference, quick()).await);
+            reaches(&others[n], Phase::Elsewhere).await;
+        }
+        first.cancel();
+        fails(first.wait().await, Code::Cancelled, "");
+        for job in others {
+            soon(job.wait()).await.unwrap();
+        }
+        assert_eq!(server.seen().iter().filter(|s| is_layer(s, &picture, 0)).count(), 2);
+        world.stop().await;
+    });
+}
+
+#[test]
+fn a_pull_that_is_to_be_slow_is_waited_for_by_those_that_are_to_be_as_slow() {
+    run(async {
+        let picture = Arc::new(Picture::new("x"));
+        let server = serve(&picture, |_, _| None);
+        let reference = format!("{}/a/b:t", server.host());
+        let world = World::start().await;
+        let theirs = Authority { grants: [GrantId(7)].into(), ..auth() };
+        let slow = || PullOptions { rate: 1, ..pulling(&reference, quick()) };
+        let first = world.transfer.pull(&theirs, &ns(), slow()).await.unwrap();
+        reaches(&first, Phase::Fetching).await;
+        let second = world.transfer.pull(&theirs, &ns(), slow()).await.unwrap();
+        reaches(&second, Phase::Elsewhere).await;
+        soon(world.pull(&reference, quick())).await.unwrap();
+        for job in [first, second] {
+            assert!(job.status().outcome.is_none());
+            job.cancel();
+            fails(job.wait().await, Code::Cancelled, "");
         }
         world.stop().await;
     });
@@ -256,6 +356,47 @@ fn a_crash_of_the_actor_does_not_end_its_jobs() {
         world.kernel.ready().await.unwrap();
         go.send(()).unwrap();
         job.wait().await.unwrap();
+        world.stop().await;
+    });
+}
+
+/// What asks nobody waits for nobody.
+#[test]
+fn registries_that_dont_answer_hold_up_no_name_and_no_artifact() {
+    run(async {
+        let (tell, told) = std::sync::mpsc::channel();
+        let server = Server::new(move |seen| match seen.method.as_str() {
+            "HEAD" => Reply::new(405, ""),
+            _ => {
+                let _ = tell.send(());
+                Reply::ok("never").then(Then::Hang(0))
+            }
+        });
+        let world = World::start().await;
+        let reference = Reference::parse(&format!("{}/a/b:t", server.host())).unwrap();
+        let asked: Vec<_> = (0..2)
+            .map(|_| {
+                let (transfer, reference) = (world.transfer.clone(), reference.clone());
+                actix_rt::spawn(async move { transfer.referrers(&auth(), reference, quick(), String::new()).await })
+            })
+            .collect();
+        let both = move || [told.recv().unwrap(), told.recv().unwrap()];
+        actix_rt::task::spawn_blocking(both).await.unwrap();
+        let options = ArtifactOptions {
+            name: name("h.io/artifact:1"),
+            artifact_type: "application/vnd.example.report".into(),
+            config: None,
+            layers: Vec::new(),
+            subject: None,
+            annotations: Labels::new(),
+        };
+        soon(async {
+            world.transfer.may_name(&ns(), &options.name, &sha(b"whatever")).await.unwrap();
+            world.transfer.artifact(&auth(), &ns(), options.clone()).await.unwrap();
+        })
+        .await;
+        assert!(asked.iter().all(|asked| !asked.is_finished()));
+        asked.iter().for_each(|asked| asked.abort());
         world.stop().await;
     });
 }

@@ -188,6 +188,15 @@ fn a_host_that_is_busy_is_left_alone_for_as_long_as_it_asks() {
     let begun = Instant::now();
     resolve(&server, &endpoint()).unwrap();
     assert!(begun.elapsed() >= Duration::from_millis(900), "{:?}", begun.elapsed());
+    // One in between that knows when the registry will be there.
+    let count = AtomicUsize::new(0);
+    let server = Server::new(move |_| match count.fetch_add(1, Ordering::SeqCst) {
+        0 => Reply::new(504, "").with("retry-after", 1),
+        _ => manifest_reply(),
+    });
+    let begun = Instant::now();
+    resolve(&server, &endpoint()).unwrap();
+    assert!(begun.elapsed() >= Duration::from_millis(900) && server.seen().len() == 2, "{:?}", begun.elapsed());
     // Longer than anybody would wait: that is said, at once.
     let server = Server::new(|_| Reply::new(429, "").with("retry-after", 86400));
     let begun = Instant::now();

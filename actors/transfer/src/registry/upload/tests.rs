@@ -150,7 +150,14 @@ fn an_upload_that_broke_off_goes_on_where_the_registry_is() {
 
 #[test]
 fn who_is_away_when_he_is_asked_how_far_an_upload_got_is_asked_again() {
-    for (away, idle, anew) in [(8, Duration::from_secs(20), false), (usize::MAX, Duration::from_millis(20), true)] {
+    let long = Duration::from_secs(20);
+    for (away, status, after, idle, anew) in [
+        (8, 503, None, long, false),
+        (usize::MAX, 503, None, Duration::from_millis(300), true),
+        // One who doesn't know, and one who won't say for longer than anybody waits.
+        (usize::MAX, 501, None, long, true),
+        (usize::MAX, 503, Some(3600), long, true),
+    ] {
         let bytes = Bytes::new();
         let (failed, asked) = (Mutex::new(false), Mutex::new(0));
         let server = Server::new(move |seen| match seen.method.as_str() {
@@ -160,7 +167,7 @@ fn who_is_away_when_he_is_asked_how_far_an_upload_got_is_asked_again() {
                 let mut asked = asked.lock().unwrap();
                 *asked += 1;
                 match *asked <= away {
-                    true => Reply::new(503, ""),
+                    true => after.into_iter().fold(Reply::new(status, ""), |reply, s| reply.with("retry-after", s)),
                     false => Reply::new(204, "").with("location", "/upload/1?state=x").with("range", "0-119999"),
                 }
             }
@@ -172,8 +179,56 @@ fn who_is_away_when_he_is_asked_how_far_an_upload_got_is_asked_again() {
         let repository = Repository::with(&reference, &endpoint, Access::Push(Vec::new()), &Cancel::new()).unwrap();
         repository.push_blob(&bytes.descriptor(), &[], 0, &bytes).unwrap();
         let seen = server.seen();
-        assert_eq!(seen.iter().filter(|s| s.method == "POST").count(), if anew { 2 } else { 1 });
+        let count = |method: &str| seen.iter().filter(|s| s.method == method).count();
+        assert_eq!(count("POST"), if anew { 2 } else { 1 });
+        assert_eq!(count("GET") == 1, anew && idle == long, "{status} {after:?}");
         assert_eq!(seen.last().unwrap().body, bytes.all[if anew { 0 } else { 120_000 }..]);
+    }
+}
+
+#[test]
+fn what_a_registry_takes_to_store_a_push_is_no_silence() {
+    let bytes = Bytes::new();
+    let idle = Duration::from_millis(300);
+    let server = Server::new(move |seen| match seen.method.as_str() {
+        "HEAD" => Reply::new(404, ""),
+        "POST" => begun(),
+        _ => {
+            // It has all of it, and is at it.
+            std::thread::sleep(3 * idle);
+            Reply::new(201, "")
+        }
+    });
+    let reference = Reference::parse(&format!("{}/a/b:t", server.host())).unwrap();
+    let endpoint = Endpoint { limits: Limits { idle, ..limits() }, ..Endpoint::default() };
+    let repository = Repository::with(&reference, &endpoint, Access::Push(Vec::new()), &Cancel::new()).unwrap();
+    assert_eq!(repository.push_blob(&bytes.descriptor(), &[], 0, &bytes).unwrap(), Sent::Uploaded);
+    let document = Descriptor::new(media::OCI_MANIFEST, Digest::of(Algorithm::Sha256, b"{}"), 2);
+    repository.push_manifest("t", &document, b"{}").unwrap();
+    assert_eq!(server.seen().iter().filter(|s| s.method == "PUT").count(), 2, "each once: {:?}", did(&server.seen()));
+}
+
+#[test]
+fn a_blob_that_is_there_though_nobody_said_so_is_not_sent_again() {
+    let bytes = Bytes::new();
+    let stored = Mutex::new(false);
+    let server = Server::new(move |seen| {
+        let mut stored = stored.lock().unwrap();
+        match seen.method.as_str() {
+            "HEAD" => Reply::new(if *stored { 200 } else { 404 }, ""),
+            "POST" => begun(),
+            "PUT" => {
+                *stored = true;
+                Reply::new(504, "")
+            }
+            // The upload was ended, and is no more.
+            _ => Reply::new(404, ""),
+        }
+    });
+    assert_eq!(repository(&server, false).push_blob(&bytes.descriptor(), &[], 0, &bytes).unwrap(), Sent::Uploaded);
+    let seen = server.seen();
+    for method in ["POST", "PUT"] {
+        assert_eq!(seen.iter().filter(|s| s.method == method).count(), 1, "{method}: {:?}", did(&seen));
     }
 }
 
