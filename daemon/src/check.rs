@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use cofferdam_audit::Broken;
 use cofferdam_metadata::{Metadata, records};
-use cofferdam_types::{Authority, Error, Fault, Finding, Result};
+use cofferdam_types::{Authority, Error, Fault, Finding, Findings, Result};
 
 use crate::services::Services;
 
@@ -13,10 +13,10 @@ use crate::services::Services;
 const PARTS: [&str; 6] = ["records", "content", "layers", "snapshots", "tasks", "audit"];
 
 /// What keeps one of them from its end keeps nobody from the others.
-fn unchecked(part: usize, error: &Error) -> Finding {
-    let part = PARTS.get(part).copied().unwrap_or_default();
-    let message = format!("the check of this ended early, and what is behind it was not compared: {error}");
-    Finding { fault: Fault::Unchecked, id: format!("check/{part}"), message, repaired: false }
+fn unchecked(part: usize, error: &Error) -> Vec<Finding> {
+    let mut found = Findings::default();
+    found.unchecked(format!("check/{}", PARTS.get(part).copied().unwrap_or_default()), error);
+    found.done()
 }
 
 /// A check under way.
@@ -38,7 +38,7 @@ impl Check {
         while self.ready.is_empty()
             && let Some(found) = self.part(self.part).await
         {
-            self.ready.extend(found.unwrap_or_else(|error| vec![unchecked(self.part, &error)]));
+            self.ready.extend(found.unwrap_or_else(|error| unchecked(self.part, &error)));
             self.part += 1;
         }
         let count = max.min(self.ready.len());
@@ -53,7 +53,7 @@ impl Check {
             0 => self.records().await,
             1 => services.content.check(repair).await,
             // What can be unpacked again is, before what is gone is taken off the records.
-            2 => services.images.check_layers(repair).await,
+            2 => Ok(services.images.check_layers(repair).await),
             3 => services.snapshots.check(repair).await,
             4 => services.tasks.check(repair).await,
             5 => self.audit().await,

@@ -73,5 +73,5 @@ jobs! {
     };
     Abort => |store, m| store.abort(&m.authority, &m.namespace, &m.reference);
     Sweep => |store, _m| store.sweep();
-    Check => |store, m| store.check(m.0);
+    Check => |store, m| Ok(store.check(m.0));
 }

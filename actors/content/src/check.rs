@@ -3,23 +3,36 @@
 
 use std::str::FromStr;
 
-use cofferdam_metadata::{Tx, records};
+use cofferdam_metadata::{
+    Tx,
+    records::{self, content::Blob},
+};
 use cofferdam_types::{Algorithm, Authority, Code, Digest, Fault, Finding, Findings, Result};
 
 use crate::store::{RefKey, Store};
 
 const PAGE: usize = 500;
 
+/// One of the comparisons.
+type Part = fn(&Store, bool, &mut Findings) -> Result<()>;
+
 impl Store {
     /// What the sweep of a start removes is told here, and removed with `repair`. A blob whose bytes are gone is then taken
     /// off the records, which stand in the way of nobody who stores it again.
-    pub(crate) fn check(&self, repair: bool) -> Result<Vec<Finding>> {
+    pub(crate) fn check(&self, repair: bool) -> Vec<Finding> {
         let mut found = Findings::default();
-        self.check_blobs(repair, &mut found)?;
-        self.check_blob_files(repair, &mut found)?;
-        self.check_ingests(repair, &mut found)?;
-        self.check_ingest_files(repair, &mut found)?;
-        Ok(found.done())
+        let parts: [(&str, Part); 4] = [
+            ("blobs", Store::check_blobs),
+            ("files of blobs", Store::check_blob_files),
+            ("ingests", Store::check_ingests),
+            ("files of ingests", Store::check_ingest_files),
+        ];
+        for (part, check) in parts {
+            if let Err(error) = check(self, repair, &mut found) {
+                found.unchecked(format!("content/{part}"), &error);
+            }
+        }
+        found.done()
     }
 
     fn check_blobs(&self, repair: bool, found: &mut Findings) -> Result<()> {
@@ -28,19 +41,25 @@ impl Store {
             let page = records::content::blobs(&self.meta.read()?, after.as_deref(), PAGE)?;
             let Some(last) = page.last() else { return Ok(()) };
             after = Some(last.digest.to_string());
-            for blob in page {
-                if self.files.blob_size(&blob.digest)? != Some(blob.size) || blob.altered {
-                    self.check_blob(blob.digest, repair, found)?;
+            for Blob { digest, size, altered, .. } in page {
+                // One that can't be looked at keeps nobody from the others.
+                let checked = match self.files.blob_size(&digest) {
+                    Ok(is) if is == Some(size) && !altered => Ok(()),
+                    Ok(_) => self.check_blob(&digest, repair, found),
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = checked {
+                    found.unchecked(format!("blob/{digest}"), &error);
                 }
             }
         }
     }
 
-    fn check_blob(&self, digest: Digest, repair: bool, found: &mut Findings) -> Result<()> {
+    fn check_blob(&self, digest: &Digest, repair: bool, found: &mut Findings) -> Result<()> {
         let _reserved = self.reserved.hold_all(vec![digest.clone()]);
-        let blob = records::readable(records::content::blob(&self.meta.read()?, &digest))?;
+        let blob = records::readable(records::content::blob(&self.meta.read()?, digest))?;
         let Some(blob) = blob.flatten() else { return Ok(()) };
-        let (fault, what) = match self.files.blob_size(&digest)? {
+        let (fault, what) = match self.files.blob_size(digest)? {
             // Somebody may have put another file in its place since, and not come to say so.
             Some(size) if size == blob.size && (!blob.altered || self.is_sound(&blob)?) => {
                 let id = digest.clone();
@@ -60,17 +79,18 @@ impl Store {
         let (mut dropped, mut then) = (false, "".to_owned());
         if repair {
             let id = digest.clone();
-            let drop = move |tx: &mut cofferdam_metadata::Tx<'_>| records::check::drop_blob(tx, &id);
-            match self.meta.write_blocking(&Authority::system(), drop) {
-                Ok(()) => {
-                    self.remove_unlinked(&digest)?;
-                    (dropped, then) = (true, "it was taken off the records: ".to_owned());
+            let drop = move |tx: &mut Tx<'_>| records::check::drop_blob(tx, &id);
+            then = match self.meta.write_blocking(&Authority::system(), drop) {
+                Ok(true) => {
+                    dropped = true;
+                    // What is left of it is a file that no namespace has.
+                    let left = self.remove_unlinked(digest).err();
+                    let left = left.map(|error| format!(", and its file can't be removed: {error}"));
+                    format!("it was taken off the records{}: ", left.unwrap_or_default())
                 }
-                Err(error) if error.code == Code::DataLoss => {
-                    then = format!("it stays on the records, since {error}: ")
-                }
-                Err(error) => return Err(error),
-            }
+                Ok(false) => "it stays on the records, since a row that can't be read may be of it: ".to_owned(),
+                Err(error) => format!("it stays on the records, since {error}: "),
+            };
         }
         let what = format!("{what}: {then}pull or import again what it is of");
         found.add(fault, format!("blob/{digest}"), what, dropped);
@@ -82,25 +102,21 @@ impl Store {
             for name in self.files.blob_names(algorithm)? {
                 let id = format!("blob/{}:{name}", algorithm.as_str());
                 let Ok(digest) = Digest::from_str(&format!("{}:{name}", algorithm.as_str())) else {
-                    if repair {
-                        self.files.remove_stray(algorithm, &name)?;
-                    }
-                    found.add(Fault::BlobUnrecorded, id, told("a file whose name is no digest", repair), repair);
+                    let removed = repair.then(|| self.files.remove_stray(algorithm, &name));
+                    found.stray(Fault::BlobUnrecorded, id, "a file whose name is no digest", removed);
                     continue;
                 };
-                if records::content::is_counted(&self.meta.read()?, &digest)? {
+                if records::content::is_kept(&self.meta.read()?, &digest)? {
                     continue;
                 }
                 // Who deletes it holds this until the file is gone too.
                 let _reserved = self.reserved.hold_all(vec![digest.clone()]);
                 let there = self.files.blob_size(&digest)?.is_some();
-                if !there || self.placed.any(&digest) || records::content::is_counted(&self.meta.read()?, &digest)? {
+                if !there || self.placed.any(&digest) || records::content::is_kept(&self.meta.read()?, &digest)? {
                     continue;
                 }
-                if repair {
-                    self.remove_unlinked(&digest)?;
-                }
-                found.add(Fault::BlobUnrecorded, id, told("no namespace has it", repair), repair);
+                let removed = repair.then(|| self.remove_unlinked(&digest).map(drop));
+                found.stray(Fault::BlobUnrecorded, id, "no namespace has it", removed);
             }
         }
         Ok(())
@@ -123,14 +139,12 @@ impl Store {
                 {
                     continue;
                 }
-                if repair {
-                    match self.drop_record(&Authority::system(), &ns, &record.reference, Some(record.id)) {
-                        Err(error) if error.code != Code::NotFound => return Err(error),
-                        _ => {}
-                    }
-                }
+                let drop = || match self.drop_record(&Authority::system(), &ns, &record.reference, Some(record.id)) {
+                    Err(error) if error.code != Code::NotFound => Err(error),
+                    _ => Ok(()),
+                };
                 let id = format!("ingest/{ns}/{}", record.reference);
-                found.add(Fault::IngestMissing, id, told("its bytes are gone", repair), repair);
+                found.stray(Fault::IngestMissing, id, "its bytes are gone", repair.then(drop));
             }
         }
         Ok(())
@@ -150,10 +164,8 @@ impl Store {
             if !self.stays(&name)? {
                 continue;
             }
-            if repair {
-                self.files.remove_ingest(&name)?;
-            }
-            found.add(Fault::IngestUnrecorded, format!("ingest/{name}"), told("no ingest has it", repair), repair);
+            let removed = repair.then(|| self.files.remove_ingest(&name));
+            found.stray(Fault::IngestUnrecorded, format!("ingest/{name}"), "no ingest has it", removed);
         }
         Ok(())
     }
@@ -173,7 +185,3 @@ impl Store {
 /// How often and how long apart it is looked for what somebody is about to remove.
 const LOOKS: u32 = 20;
 const LOOK: std::time::Duration = std::time::Duration::from_millis(10);
-
-fn told(what: &str, repair: bool) -> String {
-    if repair { format!("{what}: it was removed") } else { format!("{what}: --repair removes it") }
-}

@@ -266,7 +266,7 @@ impl Store {
 
     /// Removes a blob's file if nobody counts on it. The caller holds the digest's reservation.
     pub(crate) fn remove_unlinked(&self, digest: &Digest) -> Result<bool> {
-        let unlinked = !self.placed.any(digest) && !records::content::is_counted(&self.meta.read()?, digest)?;
+        let unlinked = !self.placed.any(digest) && !records::content::is_kept(&self.meta.read()?, digest)?;
         if unlinked {
             self.files.remove_blob(digest)?;
         }

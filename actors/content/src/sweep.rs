@@ -88,7 +88,7 @@ impl Store {
                     swept.blob_files += 1;
                     continue;
                 };
-                if records::content::is_counted(&self.meta.read()?, &digest)? {
+                if records::content::is_kept(&self.meta.read()?, &digest)? {
                     continue;
                 }
                 // A commit of it may be under way: its file is there before its record.
@@ -111,7 +111,7 @@ impl Store {
                     continue;
                 }
                 let _reserved = self.reserved.hold_all(vec![blob.digest.clone()]);
-                let linked = records::content::is_counted(&self.meta.read()?, &blob.digest)?;
+                let linked = records::content::is_kept(&self.meta.read()?, &blob.digest)?;
                 let found = self.files.blob_size(&blob.digest)?;
                 if linked && found != Some(blob.size) {
                     let digest = &blob.digest;

@@ -60,7 +60,8 @@ impl Handler<Settle> for DiffActor {
             let (content, limits) = (core.content.clone(), core.ceiling());
             let job = move || {
                 let open = |layer: &Descriptor| content.job_reader(&m.namespace, &layer.digest);
-                extract::settle(m.rungs, open, &limits, &m.cancel)
+                let blame = |layer: &Descriptor, done| blame(&content, layer, done);
+                extract::settle(m.rungs, open, blame, &limits, &m.cancel)
             };
             core.pool.run(job).await
         })

@@ -123,10 +123,11 @@ pub fn verify(
 }
 
 /// Completes the new layers of a chain, the lowest first. `blob` opens a layer again: a few can only be extracted on top
-/// of what lies below them.
+/// of what lies below them; `blame` hears how that went.
 pub fn settle<R: Read + Send>(
     mut rungs: Vec<Rung>,
     blob: impl Fn(&Descriptor) -> Result<R>,
+    blame: impl Fn(&Descriptor, Result<()>) -> Result<()>,
     limits: &Limits,
     cancel: &AtomicBool,
 ) -> Result<Vec<Option<Stage>>> {
@@ -141,7 +142,8 @@ pub fn settle<R: Read + Send>(
         let settled = match settled {
             Err(e) if e.code == Code::FailedPrecondition && !parents.is_empty() => {
                 tracing::info!(layer = %extracted.layer.digest, why = e.message, "extracting a layer again, on its parents");
-                on_parents(extracted, &parents, blob(&extracted.layer)?, limits, cancel)
+                let layer = extracted.layer.clone();
+                blame(&layer, blob(&layer).and_then(|blob| on_parents(extracted, &parents, blob, limits, cancel)))
             }
             other => other,
         };

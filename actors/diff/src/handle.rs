@@ -285,7 +285,8 @@ impl Diff {
         let extracted = extract::extract(open(layer)?, layer, diff_id, stage, &limits, &go).and_then(|extracted| {
             borrows = !below.is_empty() && extracted.borrows();
             let rungs = below.into_iter().map(Rung::There).chain([Rung::New(Box::new(extracted))]).collect();
-            extract::settle(rungs, open, &limits, &go)
+            // All of it is blamed below.
+            extract::settle(rungs, open, |_, done| done, &limits, &go)
         });
         let ended = broken.lock().unwrap_or_else(PoisonError::into_inner).take();
         let extracted = match (extracted, ended) {

@@ -49,6 +49,8 @@ pub struct Report {
     pub mark: Duration,
     /// How long the removal took.
     pub sweep: Duration,
+    /// How many commits that took.
+    pub commits: u64,
     /// The longest that it kept writers waiting.
     pub longest: Duration,
     /// When the next lease ends.
@@ -151,16 +153,19 @@ impl Stores {
             while !lock(&sweep).is_done() {
                 let (theirs, begun) = (sweep.clone(), Instant::now());
                 let swept = match self.write(move |tx| lock(&theirs).slice(tx, max)) {
-                    // A row that goes along can't be read. One by one it is found which, and left where it is.
+                    // A row that goes along can't be read. One by one it is found which, and left where it is; what lies behind
+                    // it goes as before.
                     Err(error) if error.code == Code::DataLoss => {
-                        if std::mem::replace(&mut max, 1) == 1 {
+                        if max == 1 {
                             lock(&sweep).skip();
                             report.unread(&namespace, &error);
                         }
+                        max = if max == 1 { SLICE } else { 1 };
                         continue;
                     }
                     swept => swept?,
                 };
+                report.commits += 1;
                 report.longest = report.longest.max(begun.elapsed());
                 lock(&sweep).done(&swept, max);
                 self.discard(&namespace, swept, &mut report);

@@ -203,49 +203,38 @@ impl Images {
 
     /// Tells of the layers that were found to be damaged. With `repair` they, and those that are gone, are unpacked again
     /// and put in the place of what is there: what is made from then on lies on them.
-    pub async fn check_layers(&self, repair: bool) -> Result<Vec<Finding>> {
+    pub async fn check_layers(&self, repair: bool) -> Vec<Finding> {
         let mut found = Findings::default();
         let mut left = self.damaged.lock().clone();
         if repair {
+            let all = self.unpacked().await.unwrap_or_else(|error| {
+                found.unchecked("layers", &error);
+                Vec::new()
+            });
             let mut replaced = BTreeSet::new();
-            for one in self.unpacked().await? {
-                let (lost, known) = (self.is_lost(&one)?, left.remove(&one.key()));
+            for one in all {
+                let known = left.remove(&one.key()).is_some();
                 // What was copied from a damaged one has the damage too: all of it with drivers that copy, and with the others
                 // a file of it that a layer above links to.
                 let copied = one.below.iter().any(|lower| replaced.contains(&lower.key()));
-                if !lost && known.is_none() && !copied {
-                    continue;
-                }
-                let Some(dir) = self.dir(&one)? else { continue };
-                let images = self.clone();
-                let theirs = one.clone();
-                let mended = self.healing.run(move || images.mend(&theirs, lost)).await;
-                let id = format!("snapshot/{}/{dir}", one.driver);
-                let fault = if lost { Fault::SnapshotLost } else { Fault::SnapshotDamaged };
-                match mended {
-                    Ok(Some(what)) => {
-                        replaced.insert(one.key());
-                        let why = format!("{}: layer {} was unpacked again", what, one.chain);
-                        found.add(fault, id, why, true);
-                    }
-                    // It is right by now.
-                    Ok(None) => {}
-                    // Who owns it tells what is gone.
-                    Err(error) if lost => tracing::warn!(%error, chain = %one.chain, "a layer can't be unpacked again"),
-                    Err(error) => {
-                        let is = if known.is_some() { "is damaged" } else { "lies on one that was" };
-                        let why = format!("layer {} {is}, and can't be unpacked again: {error}", one.chain);
-                        found.add(fault, id, why, false);
-                    }
+                match self.repair(&one, known, copied, &mut found).await {
+                    Ok(true) => drop(replaced.insert(one.key())),
+                    Ok(false) => {}
+                    Err(error) => found.unchecked(format!("layer/{}/{}", one.driver, one.chain), &error),
                 }
             }
         }
         for (key, (dir, what)) in left {
             let (driver, chain) = &key;
-            let layer = readable(layers::find(&self.meta.read()?, driver, chain))?.flatten();
-            if layer.is_none_or(|layer| layer.dir != dir) {
-                self.damaged.lock().remove(&key);
-                continue;
+            let layer = self.meta.read().and_then(|view| Ok(readable(layers::find(&view, driver, chain))?.flatten()));
+            match layer {
+                Ok(Some(layer)) if layer.dir == dir => {}
+                Ok(_) => {
+                    self.damaged.lock().remove(&key);
+                    continue;
+                }
+                // What is known of it is told all the same.
+                Err(error) => found.unchecked(format!("layer/{driver}/{chain}"), &error),
             }
             let then = match repair {
                 true => "no image that is here has its blob: pull one that has, and check again",
@@ -254,7 +243,36 @@ impl Images {
             let id = format!("snapshot/{driver}/{dir}");
             found.add(Fault::SnapshotDamaged, id, format!("{what} in layer {chain}: {then}"), false);
         }
-        Ok(found.done())
+        found.done()
+    }
+
+    /// Unpacks a layer again that is gone, or is `known` to be damaged or may be, having been `copied`. Whether it has another tree
+    /// by now.
+    async fn repair(&self, one: &Unpacked, known: bool, copied: bool, found: &mut Findings) -> Result<bool> {
+        let lost = self.is_lost(one)?;
+        if !lost && !known && !copied {
+            return Ok(false);
+        }
+        let Some(dir) = self.dir(one)? else { return Ok(false) };
+        let (images, theirs) = (self.clone(), one.clone());
+        let id = format!("snapshot/{}/{dir}", one.driver);
+        let fault = if lost { Fault::SnapshotLost } else { Fault::SnapshotDamaged };
+        match self.healing.run(move || images.mend(&theirs, lost)).await {
+            Ok(Some(what)) => {
+                found.add(fault, id, format!("{what}: layer {} was unpacked again", one.chain), true);
+                return Ok(true);
+            }
+            // It is right by now.
+            Ok(None) => {}
+            // Who owns it tells what is gone.
+            Err(error) if lost => tracing::warn!(%error, chain = %one.chain, "a layer can't be unpacked again"),
+            Err(error) => {
+                let is = if known { "is damaged" } else { "lies on one that was" };
+                let why = format!("layer {} {is}, and can't be unpacked again: {error}", one.chain);
+                found.add(fault, id, why, false);
+            }
+        }
+        Ok(false)
     }
 
     /// Makes those layers of an image anew that the disk has lost, or is known to have changed: an image of which all blobs are here

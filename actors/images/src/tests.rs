@@ -9,10 +9,10 @@ use std::{
 };
 
 use cofferdam_content::Content;
-use cofferdam_diff::Diff;
+use cofferdam_diff::{Diff, Rung};
 use cofferdam_kernel::{Kernel, Placement};
 use cofferdam_metadata::{Metadata, records};
-use cofferdam_snapshots::Snapshots;
+use cofferdam_snapshots::{Snapshots, Staged};
 use cofferdam_types::{
     Algorithm, Authority, Code, Descriptor, Digest, Labels, Name, Namespace, Platform, Result, media,
 };
@@ -338,7 +338,7 @@ fn another_compression_of_the_same_layers_is_verified_and_linked() {
 }
 
 #[test]
-fn z7_claiming_the_diff_ids_of_another_namespace_gives_nothing() {
+fn m8_claiming_the_diff_ids_of_another_namespace_gives_nothing() {
     run(async {
         let world = World::start().await;
         let secret = three_layers();
@@ -549,21 +549,26 @@ fn an_unpack_that_nobody_waits_for_stops_and_leaves_nothing() {
     });
 }
 
+/// One that can't be extracted beside what it lies on.
+fn needs_its_parents() -> Image {
+    image(vec![
+        layer(&[Entry::File("usr/lib/a", "1"), Entry::File("usr/lib/gone", "1"), Entry::Symlink("lib", "usr/lib")]),
+        // One place under two names: which came last is only known with the symbolic link at hand.
+        layer(&[
+            Entry::File("lib/x", "1"),
+            Entry::File("usr/lib/x", "2"),
+            Entry::File("lib/x", "3"),
+            Entry::File("usr/lib/.wh.gone", ""),
+        ]),
+        layer(&[Entry::File("lib/y", "4")]),
+    ])
+}
+
 #[test]
 fn a_layer_that_needs_its_parents_is_extracted_on_them() {
     run(async {
         let world = World::start().await;
-        let made = image(vec![
-            layer(&[Entry::File("usr/lib/a", "1"), Entry::File("usr/lib/gone", "1"), Entry::Symlink("lib", "usr/lib")]),
-            // One place under two names: which came last is only known with the symbolic link at hand.
-            layer(&[
-                Entry::File("lib/x", "1"),
-                Entry::File("usr/lib/x", "2"),
-                Entry::File("lib/x", "3"),
-                Entry::File("usr/lib/.wh.gone", ""),
-            ]),
-            layer(&[Entry::File("lib/y", "4")]),
-        ]);
+        let made = needs_its_parents();
         world.store(&first(), &made).await;
         for driver in ["overlay", "native"] {
             let top = world.unpack(&first(), driver).await.unwrap().unwrap();
@@ -615,6 +620,33 @@ fn of_an_image_that_was_looked_at_little_is_kept() {
             let used = looked.iter().find(|one| !one.removed).unwrap();
             assert_eq!(used.why, Why::Used(cofferdam_types::Id::new("box").unwrap()));
         }
+        world.kernel.stop().await;
+    });
+}
+
+/// What is read once more is known to be damaged as what is read the first time is: else nobody would be let who brings it again.
+#[test]
+fn a_blob_that_goes_bad_before_its_layer_is_settled_is_known_for_it() {
+    run(async {
+        let world = World::start().await;
+        world.store(&first(), &needs_its_parents()).await;
+        let image = world.images.resolve(&first(), &name("image"), &platform()).await.unwrap();
+        let mut rungs = Vec::new();
+        for ((blob, diff_id), chain) in image.layers.iter().zip(&image.config.diff_ids).zip(&image.chain_ids) {
+            let turn = world.snapshots.turn(&first(), "overlay", chain).await.unwrap();
+            let staged = world.snapshots.stage_layer("overlay", turn, None, None, false).await.unwrap();
+            let Staged::New(stage) = staged else { panic!("nobody has unpacked it") };
+            let extracted = world.images.diff.apply(&first(), blob, diff_id, stage, 0).await.unwrap();
+            rungs.push(Rung::New(Box::new(extracted)));
+        }
+        let bad = image.layers[1].digest.clone();
+        let file = world.root.path().join("blobs/sha256").join(bad.hex());
+        let length = fs::metadata(&file).unwrap().len() as usize;
+        fs::write(&file, vec![7; length]).unwrap();
+        assert!(world.content.is_whole(&first(), &bad).unwrap(), "nobody has read it since");
+        assert!(world.images.diff.settle(&first(), rungs).await.is_err());
+        assert!(!world.content.is_whole(&first(), &bad).unwrap());
+        assert!(world.content.is_whole(&first(), &image.layers[0].digest).unwrap());
         world.kernel.stop().await;
     });
 }

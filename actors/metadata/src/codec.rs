@@ -47,7 +47,7 @@ pub(crate) fn decode<T: DeserializeOwned>(kind: &'static str, key: &[u8], bytes:
     cbor4ii::serde::from_slice(bytes).map_err(|e| unreadable(kind, key, e))
 }
 
-fn unreadable(kind: &'static str, key: &[u8], why: impl std::fmt::Display) -> Error {
+pub(crate) fn unreadable(kind: &'static str, key: &[u8], why: impl std::fmt::Display) -> Error {
     let id = String::from_utf8_lossy(key).replace('\0', "/");
     Error::data_loss(kind, id, format!("its record cannot be read: {why}"))
 }

@@ -264,6 +264,17 @@ impl Area {
             .map_err(|e| Error::io("snapshot", id, "open the tree of a snapshot", &e.into()))
     }
 
+    /// Opens a tree that is committed. One that is whole and only isn't shown is shown again.
+    pub fn shown(&self, id: u64) -> Result<OwnedFd> {
+        let error = match self.tree(id) {
+            Err(error) if error.code == Code::NotFound && self.holds(id) => error,
+            other => return other,
+        };
+        // One at a time: who comes second finds it shown.
+        let _restoring = lock(&self.restoring);
+        self.settle(id, true).and_then(|()| self.tree(id)).map_err(|why| error.context(why))
+    }
+
     /// Whether a tree is there. What can't be opened is not gone for that: a daemon has only so many descriptors, a disk may fail for
     /// once, and a mount may be missing.
     fn look(&self, id: u64) -> Found {
@@ -275,7 +286,10 @@ impl Area {
     }
 
     fn holds(&self, id: u64) -> bool {
-        open_dir(self.dir.as_fd(), &name(id)).is_ok_and(|own| self.driver.holds(own.as_fd()))
+        match open_dir(self.dir.as_fd(), &name(id)) {
+            Ok(own) => self.driver.holds(own.as_fd()),
+            Err(error) => error != Errno::ENOENT,
+        }
     }
 
     /// The space that a tree takes now, without its parent's.

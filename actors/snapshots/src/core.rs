@@ -19,7 +19,7 @@ use cofferdam_metadata::{
         snapshots::{self, Kind, Removed, Snapshot, Usage},
     },
 };
-use cofferdam_types::{Digest, Error, Labels, Mount, Name, Namespace, Result};
+use cofferdam_types::{Authority, Digest, Error, Labels, Mount, Name, Namespace, Result};
 use tokio::sync::watch;
 
 mod check;
@@ -234,7 +234,14 @@ impl Core {
         let view = self.meta.read()?;
         let active = snapshots::get(&view, &m.namespace, &m.driver, &m.key)?;
         if active.kind == Kind::Active && snapshots::find(&view, &m.namespace, &m.driver, &m.name)?.is_none() {
+            let (driver, dir, counted) =
+                (m.driver.clone(), active.dir, snapshots::is_referenced(&view, &m.driver, active.dir)?);
             drop(view);
+            // Before it is held: what nobody counts is thrown away then, however this ends.
+            if !counted {
+                let recount = move |tx: &mut cofferdam_metadata::Tx<'_>| snapshots::recount(tx, &driver, dir);
+                self.meta.write(&Authority::system(), recount).await?;
+            }
             let replaced =
                 |key: &Name| Error::failed_precondition("snapshot", key, "was replaced meanwhile: try again");
             let Some(sealing) = area.sealing(active.dir) else {

@@ -262,10 +262,10 @@ impl Snapshots {
         Ok(layers::find(&self.meta.read()?, driver, chain)?.is_some())
     }
 
-    /// The tree of a layer that is unpacked.
+    /// The tree of a layer that is unpacked; what keeps it from being seen is put right, where it is no more than that. Blocks.
     pub fn layer_tree(&self, driver: &str, chain: &Digest) -> Result<OwnedFd> {
         let layer = layers::get(&self.meta.read()?, driver, chain)?;
-        self.core.depot(driver)?.area.tree(layer.dir)
+        self.core.depot(driver)?.area.shown(layer.dir)
     }
 
     /// The turn of who has all of a layer and stages it `alone`: the namespace's, or nobody's if another has that, who may wait for

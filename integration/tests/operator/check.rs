@@ -62,6 +62,23 @@ fn what_the_disk_lost_is_found_put_right_and_brought_back() {
     well();
 }
 
+/// A file that can't be removed is told, beside what was put right before it and behind it.
+#[test]
+fn what_cant_be_removed_hides_nothing_that_was_found() {
+    let daemon = Daemon::with_busybox();
+    let blobs = entries(&daemon.root().join("content/blobs/sha256"));
+    blobs.iter().for_each(|blob| fs::remove_file(blob).unwrap());
+    // It is no file.
+    fs::create_dir(&blobs[0]).unwrap();
+    let said = say(&daemon, &["system", "check", "--repair", "-o", "json"]);
+    let mut expected = vec!["blob-damaged".to_owned()];
+    expected.resize(blobs.len(), "blob-missing".to_owned());
+    expected.push("blob-unrecorded".to_owned());
+    assert_eq!((said.code, faults(&said)), (1, (expected, 1)), "{said:?}");
+    fs::remove_dir(&blobs[0]).unwrap();
+    assert_eq!(ok(&daemon, &["system", "check"]), "records and disk agree\n");
+}
+
 /// The trees of an image that have a shell, with all of its files, or that of a layer.
 fn trees(driver: &Path) -> Vec<PathBuf> {
     entries(driver).into_iter().map(|dir| dir.join("fs")).filter(|tree| tree.join("bin").exists()).collect()

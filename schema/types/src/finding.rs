@@ -1,5 +1,7 @@
 //! What a check finds where the records and the disk don't agree.
 
+use crate::{Error, Result};
+
 /// What is wrong. The names are stable: they are part of the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Fault {
@@ -37,7 +39,7 @@ pub enum Fault {
     LogUnrecorded,
     /// The audit log is not what was written.
     AuditBroken,
-    /// A part of the check ended early.
+    /// A part of the check ended early, or couldn't look at something.
     Unchecked,
     /// There are more of a kind than are told.
     More,
@@ -102,6 +104,22 @@ impl Findings {
             return;
         }
         self.list.push(Finding { fault, id: id.to_string(), message: message.into(), repaired });
+    }
+
+    /// What couldn't be looked at, or the part of a check that ended early: what else was found is told all the same.
+    pub fn unchecked(&mut self, id: impl ToString, error: &Error) {
+        let why = format!("the check of this ended early, and what is behind it was not compared: {error}");
+        self.add(Fault::Unchecked, id, why, false);
+    }
+
+    /// Something that nobody has, and what became of it where it was to be removed.
+    pub fn stray(&mut self, fault: Fault, id: impl ToString, what: &str, removed: Option<Result<()>>) {
+        let (then, repaired) = match removed {
+            None => ("--repair removes it".to_owned(), false),
+            Some(Ok(())) => ("it was removed".to_owned(), true),
+            Some(Err(error)) => (format!("it can't be removed: {error}"), false),
+        };
+        self.add(fault, id, format!("{what}: {then}"), repaired);
     }
 
     /// All of them; where some are left out, the last one says how many.

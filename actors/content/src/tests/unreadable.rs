@@ -19,6 +19,22 @@ async fn spoiled(rig: Rig, table: &'static str, key: String) -> Rig {
     Rig::start(dir).await
 }
 
+/// The daemon ends, rows are lost, and another daemon starts.
+async fn lost(rig: Rig, rows: &[(&'static str, String)]) -> Rig {
+    rig.kernel.stop().await;
+    let Rig { dir, kernel, meta, content, .. } = rig;
+    drop((kernel, meta, content));
+    let database = redb::Database::open(dir.path().join("meta.redb")).unwrap();
+    let write = database.begin_write().unwrap();
+    for (table, key) in rows {
+        let table = redb::TableDefinition::<&[u8], &[u8]>::new(table);
+        assert!(write.open_table(table).unwrap().remove(key.as_bytes()).unwrap().is_some(), "{key:?} was there");
+    }
+    write.commit().unwrap();
+    drop(database);
+    Rig::start(dir).await
+}
+
 /// What nobody has: an ingest's file, a scratch file, and a blob.
 fn strays(rig: &Rig) -> [PathBuf; 3] {
     let content = rig.dir.path().join("content");
@@ -126,6 +142,30 @@ fn a_link_that_cant_be_read_ends_no_repair() {
         let found = rig.content.check(true).await.unwrap();
         assert!(found[0].message.contains("cannot be read"), "{found:?}");
         assert_eq!(faults(found), [(Fault::BlobMissing, false), (Fault::BlobMissing, true)]);
+        rig
+    });
+}
+
+/// A count that is lost, or a namespace's own row, says nothing of who has a blob: his link does.
+#[test]
+fn a_blob_whose_count_is_lost_stays_for_those_who_link_it() {
+    run(|rig| async move {
+        let (other, third) = (rig.namespace("other").await, rig.namespace("third").await);
+        let blob = rig.put(&rig.ns, b"theirs").await;
+        rig.put(&other, b"theirs").await;
+        let rig = lost(rig, &[("blobs", blob.to_string()), ("namespaces", "other".into())]).await;
+        rig.content.sweep().await.unwrap();
+        assert!(rig.blob(&blob).exists(), "no start takes it");
+        assert_eq!(rig.content.check(true).await.unwrap(), []);
+        rig.put(&third, b"theirs").await;
+        for ns in [&third, &rig.ns] {
+            rig.content.delete(&rig.auth, ns, &blob).await.unwrap();
+            assert_eq!(rig.content.read_verified(&other, &blob, 10).unwrap(), b"theirs");
+        }
+        // Its bytes are gone: it goes from the namespace without a row too, and is told once.
+        fs::remove_file(rig.blob(&blob)).unwrap();
+        assert_eq!(faults(rig.content.check(true).await.unwrap()), [(Fault::BlobMissing, true)]);
+        assert_eq!(rig.content.check(true).await.unwrap(), []);
         rig
     });
 }

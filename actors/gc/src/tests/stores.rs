@@ -6,7 +6,7 @@ use cofferdam_content::Content;
 use cofferdam_kernel::{Kernel, Placement};
 use cofferdam_metadata::{Metadata, records::namespaces};
 use cofferdam_snapshots::Snapshots;
-use cofferdam_types::{Algorithm, Authority, Digest, Labels, Namespace};
+use cofferdam_types::{Algorithm, Authority, Digest, Labels, Name, Namespace};
 
 use crate::collect::Stores;
 
@@ -69,6 +69,34 @@ fn a_row_that_cant_be_read_is_told_and_the_rest_is_collected() {
         }
         assert!(blobs.iter().all(|blob| stores.content.info(&here, blob).is_err()));
         assert!(stores.content.info(&other, &seen).is_ok(), "the row that can't be read may have referred to it");
+        kernel.stop().await;
+    });
+}
+
+/// What lies behind it goes in as few commits as ever.
+#[test]
+fn a_row_that_cant_be_read_slows_only_what_goes_with_it() {
+    let root = tempfile::tempdir().unwrap();
+    actix_rt::System::new().block_on(async {
+        let (auth, here) = (Authority::system(), Namespace::default_namespace());
+        let (kernel, stores) = start(root.path()).await;
+        for n in 10..34 {
+            let key = Name::new(format!("loose-{n}")).unwrap();
+            stores.snapshots.prepare(&auth, &here, "overlay", &key, None, Labels::new()).await.unwrap();
+        }
+        let odd = Name::new("loose-11").unwrap();
+        let dir = stores.snapshots.stat(&here, "overlay", &odd).unwrap().dir;
+        kernel.stop().await;
+        drop(stores);
+        spoil(&root.path().join("meta.redb"), &[("dirs", format!("overlay\0{dir:016x}"))]);
+
+        let (kernel, stores) = start(root.path()).await;
+        let theirs = stores.clone();
+        let (report, _) = tokio::task::spawn_blocking(move || theirs.collect()).await.unwrap().unwrap();
+        assert_eq!((report.snapshots, report.unreadable.len()), (23, 1), "{:?}", report.unreadable);
+        assert!(stores.snapshots.stat(&here, "overlay", &odd).is_ok());
+        // The one before it alone, and 22 behind it.
+        assert_eq!(report.commits, 4);
         kernel.stop().await;
     });
 }

@@ -25,7 +25,7 @@ impl World {
 
     /// What the check tells, and whether it was repaired.
     async fn told(&self, repair: bool) -> Vec<(Fault, bool)> {
-        let found = self.images.check_layers(repair).await.unwrap();
+        let found = self.images.check_layers(repair).await;
         found.into_iter().map(|one| (one.fault, one.repaired)).collect()
     }
 
@@ -147,7 +147,7 @@ fn a_layer_is_not_damaged_for_what_it_takes_from_a_damaged_one() {
                     world.images.examine(one, RATE).await.unwrap();
                 }
                 assert_eq!(world.told(false).await, [(Fault::SnapshotDamaged, false)], "{driver}");
-                let found = world.images.check_layers(true).await.unwrap();
+                let found = world.images.check_layers(true).await;
                 assert!(found.len() == 1 && found[0].repaired && found[0].message.contains("keep"), "{found:?}");
                 world.look(&first(), driver, &top, looks_right).await;
             }
@@ -206,6 +206,55 @@ fn an_image_that_cant_be_read_keeps_no_other_namespaces_layers_from_being_compar
     });
 }
 
+/// What is whole and only isn't mounted costs no unpack; an image that can't be mounted any more does.
+#[test]
+fn a_layer_that_is_only_not_mounted_is_mounted_again_and_not_unpacked() {
+    run(async {
+        let world = World::start().await;
+        world.store(&first(), &three_layers()).await;
+        let top = world.unpack(&first(), "erofs").await.unwrap().unwrap();
+        let dir = async || world.file("erofs", 0, "").await.parent().unwrap().to_owned();
+        let before = dir().await;
+        let unmount = |dir: &Path| {
+            assert!(Command::new("umount").arg("-l").arg(dir.join("layer")).status().unwrap().success());
+            assert!(!dir.join("layer/fs").exists());
+        };
+        unmount(&before);
+        assert_eq!(world.told(true).await, []);
+        assert!(before.join("layer/fs/keep").exists());
+        unmount(&before);
+        world.unpack(&first(), "erofs").await.unwrap();
+        assert!(before.join("layer/fs/keep").exists() && dir().await == before);
+        unmount(&before);
+        fs::remove_file(before.join("image")).unwrap();
+        fs::write(before.join("image"), "no image").unwrap();
+        assert_eq!(world.told(true).await, [(Fault::SnapshotLost, true)]);
+        assert!(dir().await != before && dir().await.join("layer/fs/keep").exists());
+        world.look(&first(), "erofs", &top, looks_right).await;
+        world.kernel.stop().await;
+    });
+}
+
+/// A layer that can't be looked at is told, and keeps nobody from the others, nor from being told what was found before.
+#[test]
+fn a_layer_that_cant_be_looked_at_ends_no_check() {
+    run(async {
+        let world = World::start().await;
+        world.store(&first(), &three_layers()).await;
+        world.unpack(&first(), "overlay").await.unwrap();
+        let trees = [world.file("overlay", 0, "").await, world.file("overlay", 1, "").await];
+        let third = world.file("overlay", 2, "").await;
+        for gone in [&trees[0], &third] {
+            fs::remove_dir_all(gone.parent().unwrap()).unwrap();
+        }
+        fs::remove_dir_all(&trees[1]).unwrap();
+        fs::write(trees[1].parent().unwrap().join("fs"), "no directory").unwrap();
+        let told = world.told(true).await;
+        assert!(told.contains(&(Fault::SnapshotLost, true)) && told.contains(&(Fault::Unchecked, false)), "{told:?}");
+        world.kernel.stop().await;
+    });
+}
+
 /// A file system of a few megabytes; gone with this.
 struct Small<'a>(&'a Path);
 
@@ -252,7 +301,7 @@ fn a_layer_is_not_made_beside_the_one_that_is_there_where_room_is_short() {
         let free = world.snapshots.free("overlay").unwrap();
         let error = world.images.mend(&one, false).unwrap_err();
         assert_eq!(error.code, Code::ResourceExhausted, "{error}");
-        let found = world.images.check_layers(true).await.unwrap();
+        let found = world.images.check_layers(true).await;
         assert!(!found[0].repaired && found[0].message.contains("are free: make room"), "{found:?}");
         assert_eq!((world.trees("overlay"), world.snapshots.free("overlay").unwrap()), (1, free));
         fs::remove_file(at.join("filler")).unwrap();

@@ -183,7 +183,7 @@ impl Graph {
 
     fn held(&mut self, read: &dyn Read, ns: &Namespace, now: Timestamp) -> Result<()> {
         let prefix = codec::prefix(&[ns]);
-        let mut flat = HashMap::new();
+        let (mut flat, mut nameless) = (HashMap::new(), false);
         visit_all(read, &prefix, &mut |key, lease: Result<Lease>| match lease {
             Ok(lease) if lease.ended(now) => self.ended.push(lease.id),
             Ok(lease) => {
@@ -192,8 +192,9 @@ impl Graph {
             }
             Err(error) => {
                 // It may be one that has no end, and holds all that follows.
-                if let Some(id) = codec::parts(key).ok().and_then(|parts| parts.get(1).copied()) {
-                    flat.insert(id.to_owned(), false);
+                match codec::parts(key).ok().and_then(|parts| parts.get(1).copied()) {
+                    Some(id) => drop(flat.insert(id.to_owned(), false)),
+                    None => nameless = true,
                 }
                 self.unreadable.push(error);
             }
@@ -202,8 +203,9 @@ impl Graph {
             let held = leases::read_held(key).and_then(|(lease, resource)| {
                 let root = match flat.get(lease) {
                     _ if lease.is_empty() => Root::Hand,
-                    Some(flat) => Root::Lease { id: Name::new(lease)?, flat: *flat },
-                    None => return Ok(None),
+                    None if !nameless => return Ok(None),
+                    // One that isn't there may be that of which not even the id can be read.
+                    flat => Root::Lease { id: Name::new(lease)?, flat: flat.copied().unwrap_or(false) },
                 };
                 Ok(Some((root, resource)))
             });

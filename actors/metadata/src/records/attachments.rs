@@ -44,6 +44,10 @@ pub struct Attachment {
 impl Record for Attachment {
     const TABLE: Table = Table::ATTACHMENTS;
     const KIND: &'static str = "attachment";
+
+    fn name(&self) -> Vec<u8> {
+        self.id.as_bytes().to_vec()
+    }
 }
 
 /// The attachment of this id, if there is one.

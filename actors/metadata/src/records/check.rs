@@ -6,7 +6,7 @@ use std::{
     ops::ControlFlow,
 };
 
-use cofferdam_types::{Digest, Fault, Finding, Findings, GrantId, Namespace, Result};
+use cofferdam_types::{Digest, Fault, Finding, Findings, GrantId, Name, Namespace, Result};
 
 use super::{
     Record, Resource,
@@ -81,7 +81,7 @@ impl Unread {
 fn each<R: Record>(read: &dyn Read, found: &mut Findings, visit: &mut dyn FnMut(&[&str], R)) -> Result<Unread> {
     let mut unread = Unread::default();
     scan(read, R::TABLE, b"", None, &mut |key, value| {
-        match (codec::parts(key), codec::decode::<R>(R::KIND, key, value)) {
+        match (codec::parts(key), super::decode::<R>(key, value)) {
             (Ok(parts), Ok(record)) => visit(&parts, record),
             (parts, record) => {
                 match &parts {
@@ -374,28 +374,36 @@ fn circles(parents: &BTreeMap<String, String>) -> BTreeSet<&str> {
     round
 }
 
-/// Takes a blob whose bytes are gone from every namespace.
-pub fn drop_blob(tx: &mut Tx<'_>, digest: &Digest) -> Result<()> {
-    for ns in names(tx)? {
-        if super::content::find(tx, &ns, digest)?.is_some() {
+/// Takes a blob whose bytes are gone from every namespace. `false`: something that can't be read may have it still.
+pub fn drop_blob(tx: &mut Tx<'_>, digest: &Digest) -> Result<bool> {
+    for ns in super::namespaces_of(tx, Table::CONTENT)? {
+        if super::content::exists(tx, &ns, digest)? {
             super::content::delete(tx, &ns, digest)?;
         }
     }
-    Ok(())
+    Ok(!super::content::is_kept(tx, digest)?)
 }
 
-/// Removes every snapshot whose tree was in a directory; none where something lies on one of them.
-pub fn drop_dir(tx: &mut Tx<'_>, driver: &str, dir: u64) -> Result<()> {
-    for ns in names(tx)? {
-        for one in super::snapshots::list(tx, &ns, driver, None, usize::MAX)? {
-            if one.dir == dir {
-                super::snapshots::delete(tx, &ns, driver, &one.key)?;
-            }
+/// Which snapshots have their trees in these directories, as far as they can be read.
+pub fn snapshots_in(read: &dyn Read, driver: &str, dirs: &[u64]) -> Result<BTreeMap<u64, Vec<(Namespace, Name)>>> {
+    let mut found: BTreeMap<u64, Vec<_>> = dirs.iter().map(|dir| (*dir, Vec::new())).collect();
+    super::snapshots::visit(read, driver, &mut |ns, one| {
+        if let Some(there) = found.get_mut(&one.dir) {
+            there.push((ns.clone(), one.key));
+        }
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+/// Removes these snapshots, whose tree was in a directory: none where something lies on one of them. `false`: something else refers
+/// to it still.
+pub fn drop_dir(tx: &mut Tx<'_>, driver: &str, dir: u64, those: &[(Namespace, Name)]) -> Result<bool> {
+    for (ns, key) in those {
+        // By now it may be gone, or another.
+        if super::snapshots::find(tx, ns, driver, key)?.is_some_and(|one| one.dir == dir) {
+            super::snapshots::delete(tx, ns, driver, key)?;
         }
     }
-    Ok(())
-}
-
-fn names(read: &dyn Read) -> Result<Vec<Namespace>> {
-    super::namespaces::names(read)
+    Ok(!super::snapshots::is_referenced(tx, driver, dir)?)
 }

@@ -77,6 +77,10 @@ fn is_zero(n: &u64) -> bool {
 impl Record for Container {
     const TABLE: Table = Table::CONTAINERS;
     const KIND: &'static str = "container";
+
+    fn name(&self) -> Vec<u8> {
+        self.id.as_bytes().to_vec()
+    }
 }
 
 impl Container {
@@ -396,7 +400,7 @@ pub(crate) fn part(tx: &mut Tx<'_>) -> Result<()> {
         // One that can't be read stays as it is: it is no reason to stay with the old version.
         let old = super::readable(codec::decode::<Old>(Container::KIND, &key, &row))?;
         let Some(Within(spec)) = old.and_then(|old| old.spec) else { continue };
-        let container = super::readable(codec::decode::<Container>(Container::KIND, &key, &row))?;
+        let container = super::readable(super::decode::<Container>(&key, &row))?;
         let Some(mut container) = container else { continue };
         container.spec = spec;
         container.transient = serde_json::from_slice::<Options>(&container.options).unwrap_or_default().remove_on_exit;

@@ -45,11 +45,19 @@ pub struct Blob {
 impl Record for Link {
     const TABLE: Table = Table::CONTENT;
     const KIND: &'static str = "content";
+
+    fn name(&self) -> Vec<u8> {
+        self.digest.to_string().into_bytes()
+    }
 }
 
 impl Record for Blob {
     const TABLE: Table = Table::BLOBS;
     const KIND: &'static str = "blob";
+
+    fn name(&self) -> Vec<u8> {
+        self.digest.to_string().into_bytes()
+    }
 }
 
 impl Blob {
@@ -103,23 +111,27 @@ pub fn blob(read: &dyn Read, digest: &Digest) -> Result<Option<Blob>> {
     super::find(read, digest.to_string().as_bytes())
 }
 
-/// Whether a row counts the links of a blob, and be it one that can't be read: as long as it does, the file stays.
-pub fn is_counted(read: &dyn Read, digest: &Digest) -> Result<bool> {
-    Ok(read.get(Table::BLOBS, digest.to_string().as_bytes())?.is_some())
+/// Whether the file of a blob stays: a row counts its links, and be it one that can't be read; or somebody has one, though nobody
+/// counted it.
+pub fn is_kept(read: &dyn Read, digest: &Digest) -> Result<bool> {
+    Ok(read.get(Table::BLOBS, digest.to_string().as_bytes())?.is_some() || links(read, digest)? > 0)
 }
 
-/// As its row counts the links of a blob, or where that can't be read as they are counted anew.
+/// As its row counts the links of a blob, or where that can't be read, or is lost, as they are counted anew.
 pub fn counted(read: &dyn Read, link: &Link) -> Result<Blob> {
-    let mut fresh = Blob::of(link);
-    match super::readable(blob(read, &link.digest))? {
-        Some(found) => Ok(found.unwrap_or(fresh)),
-        None => {
-            for ns in namespaces::names(read)? {
-                fresh.links += u64::from(exists(read, &ns, &link.digest)?);
-            }
-            Ok(fresh)
-        }
+    match super::readable(blob(read, &link.digest))?.flatten() {
+        Some(found) => Ok(found),
+        None => Ok(Blob { links: links(read, &link.digest)?, ..Blob::of(link) }),
     }
+}
+
+/// How many namespaces link a blob, whether they have a record or not, by what there is of links.
+fn links(read: &dyn Read, digest: &Digest) -> Result<u64> {
+    let (digest, mut links) = (digest.to_string(), 0);
+    for space in super::spaces(read, Table::CONTENT)? {
+        links += u64::from(read.get(Table::CONTENT, &[&space[..], digest.as_bytes()].join(&0))?.is_some());
+    }
+    Ok(links)
 }
 
 /// A page of all blobs, by digest.
@@ -213,33 +225,15 @@ fn mark(tx: &mut Tx<'_>, digest: &Digest, altered: bool) -> Result<bool> {
 
 /// Removes a link. `true`: it was the last one, and the file may be removed after the commit (and a re-check).
 pub fn delete(tx: &mut Tx<'_>, ns: &Namespace, digest: &Digest) -> Result<bool> {
-    get(tx, ns, digest)?;
+    let link = get(tx, ns, digest)?;
+    let counted = counted(tx, &link)?;
     tx.remove(Table::CONTENT, &key(ns, digest))?;
     leases::let_go(tx, ns, &Resource::Content(digest.clone()))?;
-    let id = digest.to_string();
-    let last = match super::readable(blob(tx, digest))?.flatten() {
-        Some(blob) if blob.links > 1 => {
-            super::save(tx, id.as_bytes(), &Blob { links: blob.links - 1, ..blob })?;
-            false
-        }
-        Some(_) => tx.remove(Table::BLOBS, id.as_bytes())?,
-        // Nobody counted, or nobody can read it: what others link is theirs all the same.
-        None if is_linked(tx, digest)? => false,
-        None => {
-            tx.remove(Table::BLOBS, id.as_bytes())?;
-            true
-        }
-    };
+    let (id, last) = (digest.to_string(), counted.links <= 1);
+    match last {
+        true => drop(tx.remove(Table::BLOBS, id.as_bytes())?),
+        false => super::save(tx, id.as_bytes(), &Blob { links: counted.links - 1, ..counted })?,
+    }
     events::emit(tx, Event::new(ns, "/content/delete", serde_json::json!({ "digest": digest })))?;
     Ok(last)
-}
-
-/// Whether any namespace links a blob, by what there is of links.
-fn is_linked(read: &dyn Read, digest: &Digest) -> Result<bool> {
-    for space in super::spaces(read, Table::CONTENT)? {
-        if read.get(Table::CONTENT, &[&space[..], digest.to_string().as_bytes()].join(&0))?.is_some() {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }

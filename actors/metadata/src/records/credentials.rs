@@ -52,6 +52,10 @@ impl fmt::Debug for Credential {
 impl Record for Credential {
     const TABLE: Table = Table::CREDENTIALS;
     const KIND: &'static str = "credential";
+
+    fn name(&self) -> Vec<u8> {
+        self.host.as_bytes().to_vec()
+    }
 }
 
 impl Credential {

@@ -16,6 +16,10 @@ const MAX_OUTBOX: u64 = 65_536;
 impl Record for Event {
     const TABLE: Table = Table::OUTBOX;
     const KIND: &'static str = "event";
+
+    fn name(&self) -> Vec<u8> {
+        self.sequence.to_be_bytes().to_vec()
+    }
 }
 
 /// Adds an event to the transaction and gives it the next sequence number.

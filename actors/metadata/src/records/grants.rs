@@ -52,6 +52,10 @@ pub struct Grant {
 impl Record for Grant {
     const TABLE: Table = Table::GRANTS;
     const KIND: &'static str = "grant";
+
+    fn name(&self) -> Vec<u8> {
+        self.id.to_string().into_bytes()
+    }
 }
 
 impl Grant {
@@ -111,7 +115,7 @@ pub(crate) fn require(read: &dyn Read, path: &[GrantId]) -> Result<()> {
 /// told to `bad`, and passed over.
 pub fn visit(read: &dyn Read, each: &mut dyn FnMut(Vec<GrantId>, Grant), bad: &mut dyn FnMut(Error)) -> Result<()> {
     table::scan(read, Table::GRANTS, b"", None, &mut |row, value| {
-        match (path(row), codec::decode::<Grant>(Grant::KIND, row, value)) {
+        match (path(row), super::decode::<Grant>(row, value)) {
             (Ok(path), Ok(grant)) => each(path, grant),
             (Err(error), _) | (_, Err(error)) => bad(error),
         }
@@ -135,7 +139,7 @@ pub fn list(
         prefix.push(0);
     }
     table::scan(read, Table::GRANTS, &prefix, after.map(key).as_deref(), &mut |row, value| {
-        let grant = path(row).and_then(|path| Ok((path, codec::decode(Grant::KIND, row, value)?)));
+        let grant = path(row).and_then(|path| Ok((path, super::decode(row, value)?)));
         found.extend(super::readable(grant)?);
         Ok(if found.len() < max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
     })?;
@@ -191,7 +195,7 @@ pub fn made(read: &dyn Read, ns: &Namespace, id: GrantId, most: u64) -> Result<u
     }
     table::scan(read, Table::CONTAINERS, &codec::prefix(&[ns]), None, &mut |row, value| {
         // One that can't be read is nobody's to count.
-        let found = codec::decode::<Container>(Container::KIND, row, value);
+        let found = super::decode::<Container>(row, value);
         count += u64::from(found.is_ok_and(|one| one.made_by.contains(&id)));
         Ok(if count < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
     })?;
@@ -220,12 +224,12 @@ pub fn stored(read: &dyn Read, ns: &Namespace, id: GrantId) -> Result<u64> {
     let mut bytes = 0u64;
     let prefix = codec::prefix(&[ns]);
     table::scan(read, Table::CONTENT, &prefix, None, &mut |row, value| {
-        let link = codec::decode::<Link>(Link::KIND, row, value).ok().filter(|link| link.made_by.contains(&id));
+        let link = super::decode::<Link>(row, value).ok().filter(|link| link.made_by.contains(&id));
         bytes = bytes.saturating_add(link.map_or(0, |link| link.size));
         Ok(ControlFlow::Continue(()))
     })?;
     table::scan(read, Table::CONTAINERS, &prefix, None, &mut |row, value| {
-        let one = codec::decode::<Container>(Container::KIND, row, value).ok().filter(|one| one.made_by.contains(&id));
+        let one = super::decode::<Container>(row, value).ok().filter(|one| one.made_by.contains(&id));
         bytes = bytes.saturating_add(one.map_or(0, |one| one.storage));
         Ok(ControlFlow::Continue(()))
     })?;

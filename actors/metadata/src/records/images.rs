@@ -30,6 +30,10 @@ pub struct Image {
 impl Record for Image {
     const TABLE: Table = Table::IMAGES;
     const KIND: &'static str = "image";
+
+    fn name(&self) -> Vec<u8> {
+        self.name.as_bytes().to_vec()
+    }
 }
 
 impl Image {

@@ -46,6 +46,10 @@ pub struct Hashed {
 impl Record for Ingest {
     const TABLE: Table = Table::INGESTS;
     const KIND: &'static str = "ingest";
+
+    fn name(&self) -> Vec<u8> {
+        self.reference.as_bytes().to_vec()
+    }
 }
 
 /// The ingest, if it exists.

@@ -33,6 +33,10 @@ pub struct Layer {
 impl Record for Layer {
     const TABLE: Table = Table::LAYERS;
     const KIND: &'static str = "layer";
+
+    fn name(&self) -> Vec<u8> {
+        self.chain.to_string().into_bytes()
+    }
 }
 
 fn key(driver: &str, chain: &Digest) -> Vec<u8> {
@@ -80,6 +84,10 @@ pub fn link(tx: &mut Tx<'_>, ns: &Namespace, driver: &str, chain: &Digest, label
         return Ok(snapshot);
     }
     let layer = get(tx, driver, chain)?;
+    // One that was there before is linked already.
+    if layer.created != tx.now() {
+        snapshots::recount(tx, driver, layer.dir)?;
+    }
     let parent = layer.parent.as_ref().map(|parent| Name::new(parent.to_string())).transpose()?;
     let mut snapshot = Snapshot::new(driver, name, Kind::Committed, parent, layer.dir);
     snapshot.layer = Some(chain.clone());

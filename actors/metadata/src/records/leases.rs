@@ -34,6 +34,10 @@ pub struct Lease {
 impl Record for Lease {
     const TABLE: Table = Table::LEASES;
     const KIND: &'static str = "lease";
+
+    fn name(&self) -> Vec<u8> {
+        self.id.as_bytes().to_vec()
+    }
 }
 
 impl Lease {

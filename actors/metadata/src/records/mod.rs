@@ -25,7 +25,7 @@ mod unreadable;
 
 use std::ops::{Bound, ControlFlow};
 
-use cofferdam_types::{Error, Labels, Result, validate_labels};
+use cofferdam_types::{Error, Labels, Namespace, Result, validate_labels};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
@@ -42,10 +42,23 @@ pub(crate) trait Record: Serialize + DeserializeOwned {
     const TABLE: Table;
     /// What it is called in errors.
     const KIND: &'static str;
+
+    /// What its key is, or ends with behind a NUL: its own name.
+    fn name(&self) -> Vec<u8>;
+}
+
+/// What a row says. A record that lies under another's key can't be read: who went by either name would take the bytes of the
+/// other for nobody's.
+pub(crate) fn decode<R: Record>(key: &[u8], value: &[u8]) -> Result<R> {
+    let record: R = codec::decode(R::KIND, key, value)?;
+    match key.strip_suffix(&record.name()[..]) {
+        Some([] | [.., 0]) => Ok(record),
+        _ => Err(codec::unreadable(R::KIND, key, "it says that it is another")),
+    }
 }
 
 pub(crate) fn find<R: Record>(read: &dyn Read, key: &[u8]) -> Result<Option<R>> {
-    read.get(R::TABLE, key)?.map(|bytes| codec::decode(R::KIND, key, &bytes)).transpose()
+    read.get(R::TABLE, key)?.map(|bytes| decode(key, &bytes)).transpose()
 }
 
 pub(crate) fn save<R: Record>(tx: &mut Tx<'_>, key: &[u8], record: &R) -> Result<()> {
@@ -61,7 +74,7 @@ pub(crate) fn page<R: Record>(read: &dyn Read, prefix: &[u8], after: Option<&str
         return Ok(records);
     }
     table::scan(read, R::TABLE, prefix, after.as_deref(), &mut |key, value| {
-        records.extend(readable(codec::decode(R::KIND, key, value))?);
+        records.extend(readable(decode(key, value))?);
         Ok(if records.len() < max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
     })?;
     Ok(records)
@@ -71,7 +84,7 @@ pub(crate) fn page<R: Record>(read: &dyn Read, prefix: &[u8], after: Option<&str
 pub(crate) fn all<R: Record>(read: &dyn Read, prefix: &[u8]) -> Result<Vec<R>> {
     let mut records = Vec::new();
     table::scan(read, R::TABLE, prefix, None, &mut |key, value| {
-        records.push(codec::decode(R::KIND, key, value)?);
+        records.push(decode(key, value)?);
         Ok(ControlFlow::Continue(()))
     })?;
     Ok(records)
@@ -84,7 +97,7 @@ pub(crate) fn visit_all<R: Record>(
     each: &mut dyn FnMut(&[u8], Result<R>),
 ) -> Result<()> {
     table::scan(read, R::TABLE, prefix, None, &mut |key, value| {
-        each(key, codec::decode(R::KIND, key, value));
+        each(key, decode(key, value));
         Ok(ControlFlow::Continue(()))
     })
 }
@@ -121,6 +134,12 @@ pub(crate) fn spaces(read: &dyn Read, table: Table) -> Result<Vec<Vec<u8>>> {
         })?;
     }
     Ok(spaces)
+}
+
+/// The namespaces that a table's rows lie in, whether they have a record or not.
+pub(crate) fn namespaces_of(read: &dyn Read, table: Table) -> Result<Vec<Namespace>> {
+    let spaces = spaces(read, table)?.into_iter();
+    Ok(spaces.filter_map(|space| Namespace::new(String::from_utf8(space).ok()?).ok()).collect())
 }
 
 /// Labels as they are stored: none empty, none too long.

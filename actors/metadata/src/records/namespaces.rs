@@ -30,6 +30,10 @@ pub struct NamespaceRecord {
 impl Record for NamespaceRecord {
     const TABLE: Table = Table::NAMESPACES;
     const KIND: &'static str = "namespace";
+
+    fn name(&self) -> Vec<u8> {
+        self.name.as_bytes().to_vec()
+    }
 }
 
 /// The namespace, if it exists.

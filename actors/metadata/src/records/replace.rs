@@ -84,10 +84,11 @@ pub fn replace(
             let was = Snapshot { layer: None, ..own.clone() };
             stay(tx, ns, &below, &was, own.parent.clone(), (old, stays))?;
         }
-        snapshots::refer(tx, driver, old, -1)?;
-        snapshots::refer(tx, driver, new, 1)?;
         (own.dir, own.usage, own.updated) = (new, usage, tx.now());
         snapshots::store(tx, ns, own)?;
+        // Only now: where nobody has counted, those that are left are.
+        snapshots::refer(tx, driver, old, -1)?;
+        snapshots::refer(tx, driver, new, 1)?;
         let payload = serde_json::json!({ "key": chain, "driver": driver });
         events::emit(tx, Event::new(ns, "/snapshot/repaired", payload))?;
     }

@@ -69,6 +69,10 @@ pub struct Snapshot {
 impl Record for Snapshot {
     const TABLE: Table = Table::SNAPSHOTS;
     const KIND: &'static str = "snapshot";
+
+    fn name(&self) -> Vec<u8> {
+        codec::key(&[&self.driver, &self.key])
+    }
 }
 
 impl Snapshot {
@@ -190,10 +194,9 @@ pub fn dirs(read: &dyn Read, driver: &str) -> Result<BTreeSet<u64>> {
 
 /// Gives `each` the snapshots of a driver that can be read, whether or not their namespace has a row.
 pub fn visit(read: &dyn Read, driver: &str, each: &mut dyn FnMut(&Namespace, Snapshot) -> Result<()>) -> Result<()> {
-    let spaces = super::spaces(read, Table::SNAPSHOTS)?.into_iter();
-    for ns in spaces.filter_map(|space| Namespace::new(String::from_utf8(space).ok()?).ok()) {
+    for ns in super::namespaces_of(read, Table::SNAPSHOTS)? {
         scan(read, Table::SNAPSHOTS, &codec::prefix(&[&ns, driver]), None, &mut |key, row| {
-            if let Some(snapshot) = super::readable(codec::decode(Snapshot::KIND, key, row))? {
+            if let Some(snapshot) = super::readable(super::decode(key, row))? {
                 each(&ns, snapshot)?;
             }
             Ok(ControlFlow::Continue(()))
@@ -259,7 +262,12 @@ pub fn create(tx: &mut Tx<'_>, ns: &Namespace, mut snapshot: Snapshot) -> Result
     Ok(snapshot)
 }
 
-/// So many records more refer to a directory. Gives how many do.
+/// Has a directory counted that a record refers to and nobody counts.
+pub fn recount(tx: &mut Tx<'_>, driver: &str, dir: u64) -> Result<()> {
+    if is_referenced(tx, driver, dir)? { Ok(()) } else { refer(tx, driver, dir, 0).map(drop) }
+}
+
+/// So many records more refer to a directory. Gives how many do. One that none refers to yet is not looked for among them all.
 pub(super) fn refer(tx: &mut Tx<'_>, driver: &str, dir: u64, more: i64) -> Result<u64> {
     let references = match tx.get(Table::DIRS, &dir_key(driver, dir))? {
         Some(bytes) => codec::number(&bytes)?.saturating_add_signed(more),

@@ -106,6 +106,10 @@ pub struct Task {
 impl Record for Task {
     const TABLE: Table = Table::TASKS;
     const KIND: &'static str = "task";
+
+    fn name(&self) -> Vec<u8> {
+        self.id.as_bytes().to_vec()
+    }
 }
 
 impl Task {
@@ -166,7 +170,7 @@ pub fn between(read: &dyn Read, ns: &Namespace, first: &Id, last: &Id) -> Result
     let (from, to) = (codec::key(&[ns, first]), codec::key(&[ns, last]));
     let mut found = Vec::new();
     read.range(Table::TASKS, Bound::Included(&from), Bound::Included(&to), &mut |key, value| {
-        found.extend(super::readable(codec::decode(Task::KIND, key, value))?);
+        found.extend(super::readable(super::decode(key, value))?);
         Ok(ControlFlow::Continue(()))
     })?;
     Ok(found)

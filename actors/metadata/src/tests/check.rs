@@ -94,12 +94,42 @@ fn what_nobody_can_make_anew_is_told_and_left() {
 #[test]
 fn what_lost_its_bytes_goes_from_every_namespace_and_what_lies_on_a_tree_stays() {
     let mut store = filled();
-    store.write(|tx| check::drop_blob(tx, &digest("a"))).unwrap();
-    code(store.write(|tx| check::drop_dir(tx, "overlay", 1)), Code::FailedPrecondition);
-    store.write(|tx| check::drop_dir(tx, "overlay", 2)).unwrap();
-    store.write(|tx| check::drop_dir(tx, "overlay", 1)).unwrap();
+    assert!(store.write(|tx| check::drop_blob(tx, &digest("a"))).unwrap());
+    code(drop_dir(&mut store, 1), Code::FailedPrecondition);
+    assert!(drop_dir(&mut store, 2).unwrap());
+    assert!(drop_dir(&mut store, 1).unwrap());
     assert_eq!(faults(&store), []);
     assert!(content::find(&store.view(), &default(), &digest("a")).unwrap().is_none());
+}
+
+fn drop_dir(store: &mut Fixture, dir: u64) -> Result<bool> {
+    let those = check::snapshots_in(&store.view(), "overlay", &[dir])?.remove(&dir).unwrap();
+    store.write(move |tx| check::drop_dir(tx, "overlay", dir, &those))
+}
+
+/// What is dropped is what was meant, and all of it, or that is said.
+#[test]
+fn what_is_dropped_is_gone_from_namespaces_without_a_record_too_or_is_said_to_stay() {
+    let mut store = shared();
+    store.write(|tx| tx.remove(Table::NAMESPACES, b"other").map(drop)).unwrap();
+    assert!(store.write(|tx| check::drop_blob(tx, &digest("a"))).unwrap());
+    assert!(!content::is_kept(&store.view(), &digest("a")).unwrap());
+    assert_eq!(check::snapshots_in(&store.view(), "overlay", &[7]).unwrap()[&7].len(), 2);
+    // Of which namespace a link is nobody can say.
+    store.write(|tx| content::create(tx, &default(), content::Link::new(digest("b"), 1))).unwrap();
+    let odd = [b"\xff", &b"\0"[..], digest("b").to_string().as_bytes()].concat();
+    store.write(move |tx| tx.put(Table::CONTENT, &odd, b"\xff")).unwrap();
+    assert!(!store.write(|tx| check::drop_blob(tx, &digest("b"))).unwrap());
+    // One that shows the directory can't be read, another has been put into it since.
+    let mut store = shared();
+    let theirs = codec::key(&["other", "overlay", &digest("c").to_string()]);
+    store.write(|tx| containers::delete(tx, &default(), "box")).unwrap();
+    store.write(|tx| snapshots::delete(tx, &default(), "overlay", "box")).unwrap();
+    store.write(move |tx| tx.put(Table::SNAPSHOTS, &theirs, b"\xff")).unwrap();
+    assert!(!drop_dir(&mut store, 7).unwrap());
+    let other = [(default(), name("done"))];
+    assert!(!store.write(move |tx| check::drop_dir(tx, "overlay", 2, &other)).unwrap());
+    assert!(snapshots::find(&store.view(), &default(), "overlay", "done").unwrap().is_some());
 }
 
 #[test]
@@ -160,6 +190,27 @@ fn shared() -> Fixture {
     store
 }
 
+#[derive(Clone, Copy, PartialEq)]
+enum Spoil {
+    Torn,
+    Misnamed,
+}
+
+/// What a row would say that lay under another's key.
+fn misnamed(table: Table, key: &[u8], row: &[u8]) -> Vec<u8> {
+    fn of<R: crate::records::Record>(key: &[u8], row: &[u8], rename: impl FnOnce(&mut R)) -> Vec<u8> {
+        let mut record = codec::decode(R::KIND, key, row).unwrap();
+        rename(&mut record);
+        codec::encode(R::KIND, &record).unwrap()
+    }
+    match table {
+        Table::CONTENT => of::<content::Link>(key, row, |link| link.digest = digest("another")),
+        Table::SNAPSHOTS => of::<Snapshot>(key, row, |snapshot| snapshot.key = name("another")),
+        Table::LEASES => of::<crate::records::leases::Lease>(key, row, |lease| lease.id = name("another")),
+        _ => of::<containers::Container>(key, row, |container| container.id = id("another")),
+    }
+}
+
 /// What a row is of that can't be read isn't known to be of nothing: else a repair would take the file of a blob, what a lease
 /// holds, or a tree that others share.
 #[test]
@@ -177,10 +228,14 @@ fn what_is_of_a_row_that_cant_be_read_stays() {
         (Table::CONTAINERS, vec!["default", "box"]),
     ];
     assert_eq!(digest("a").to_string(), DIGEST_A);
-    for (table, parts) in spoils {
+    for ((table, parts), how) in
+        spoils.into_iter().flat_map(|spoil| [Spoil::Torn, Spoil::Misnamed].map(|how| (spoil.clone(), how)))
+    {
         let mut store = shared();
         let (before, key) = (indices(&store), codec::key(&parts));
-        store.write(move |tx| tx.put(table, &key, b"\xff")).unwrap();
+        let row = store.view().get(table, &key).unwrap().unwrap();
+        let row = if how == Spoil::Torn { vec![0xff] } else { misnamed(table, &key, &row) };
+        store.write(move |tx| tx.put(table, &key, &row)).unwrap();
         let told = store.write(check::mend).unwrap();
         let faults: Vec<_> = told.iter().map(|finding| finding.fault).collect();
         assert_eq!(faults, [Fault::RecordUnreadable], "{parts:?}: {told:?}");
@@ -256,6 +311,47 @@ fn what_others_link_is_theirs_though_nobody_counted_it() {
     store.write(|tx| tx.remove(Table::DIRS, &snapshots::dir_key("overlay", 7)).map(drop)).unwrap();
     assert!(!store.write(gone("other")).unwrap().unreferenced);
     assert!(store.write(gone("default")).unwrap().unreferenced);
+}
+
+/// Who counts first counts all that there is, so that nobody behind him takes what others have: one who comes, and one who goes.
+#[test]
+fn a_count_that_is_lost_is_made_anew_by_the_next_who_counts() {
+    let mut store = shared();
+    let third = || Namespace::new("third").unwrap();
+    store.write(move |tx| namespaces::create(tx, &third(), &labels(""))).unwrap();
+    // A namespace without a record has what it has.
+    store.write(|tx| tx.remove(Table::NAMESPACES, b"other").map(drop)).unwrap();
+    let lose = |tx: &mut Tx<'_>| tx.remove(Table::BLOBS, DIGEST_A.as_bytes()).map(drop);
+    let links = |store: &Fixture| content::blob(&store.view(), &digest("a")).unwrap().map(|blob| blob.links);
+    store.write(lose).unwrap();
+    assert!(content::is_kept(&store.view(), &digest("a")).unwrap(), "its file stays at the next start");
+    store.write(move |tx| content::create(tx, &third(), content::Link::new(digest("a"), 1))).unwrap();
+    assert_eq!(links(&store), Some(3));
+    store.write(lose).unwrap();
+    assert!(!store.write(move |tx| content::delete(tx, &third(), &digest("a"))).unwrap());
+    assert_eq!(links(&store), Some(2));
+
+    // So with the directory of a layer: by who links it, replaces it, or commits another.
+    let lose = |tx: &mut Tx<'_>| tx.remove(Table::DIRS, &snapshots::dir_key("overlay", 7)).map(drop);
+    let shown = |store: &Fixture, dir| snapshots::dir_references(&store.view(), "overlay", dir).unwrap();
+    store.write(lose).unwrap();
+    store.write(move |tx| layers::link(tx, &third(), "overlay", &digest("c"), &labels(""))).unwrap();
+    assert_eq!(shown(&store, 7), 3);
+    let chain = digest("c").to_string();
+    assert!(!store.write(move |tx| snapshots::delete(tx, &third(), "overlay", &chain)).unwrap().unreferenced);
+    assert!(layers::find(&store.view(), "overlay", &digest("c")).unwrap().is_some());
+    store.write(lose).unwrap();
+    store.write(|tx| snapshots::recount(tx, "overlay", 7)).unwrap();
+    assert_eq!(shown(&store, 7), 2);
+    // All of them, now that each namespace has a record.
+    store.write(|tx| namespaces::create(tx, &Namespace::new("other")?, &labels(""))).unwrap();
+    store.write(lose).unwrap();
+    let again = |tx: &mut Tx<'_>| {
+        let (tree, stays) = ((9, Default::default()), crate::records::replace::Stays::None);
+        crate::records::replace::replace(tx, "overlay", &digest("c"), 7, tree, stays)
+    };
+    assert!(store.write(again).unwrap(), "nothing is left on the old tree");
+    assert_eq!((shown(&store, 7), shown(&store, 9)), (0, 2));
 }
 
 #[test]

@@ -607,6 +607,15 @@ fn a_lease_that_cant_be_read_holds_what_it_held_and_the_rest_is_collected() {
     assert!(!graph.is_blind() && graph.unreadable().len() == 1);
     collect(&mut f, 1, |_| ());
     assert_eq!(Vec::from_iter(present(&f.view(), &default())), [blob("held")]);
+    // Its id can't be read either: whatever is held for one that isn't there may be what it held.
+    f.write(|tx| {
+        content::create(tx, &default(), link("loose", ""))?;
+        tx.remove(Table::LEASES, &codec::key(&["default", "l"]))?;
+        tx.put(Table::LEASES, b"default\0\xff", b"\xff")
+    })
+    .unwrap();
+    collect(&mut f, 1, |_| ());
+    assert_eq!(Vec::from_iter(present(&f.view(), &default())), [blob("held")]);
 }
 
 fn link(text: &str, labels: &str) -> Link {

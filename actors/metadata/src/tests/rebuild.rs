@@ -169,6 +169,34 @@ fn what_may_have_lost_its_keeper_is_held_and_counters_go_on() {
     assert_eq!(check::all(&shared.read().unwrap()).unwrap(), []);
 }
 
+/// Nothing else says it: without that the blob would be good until somebody has read it.
+#[test]
+fn what_is_known_to_be_damaged_is_known_of_new_tables_too() {
+    let dir = memory();
+    let path = dir.path().join("meta.redb");
+    let shared = Arc::new(Shared::new(Opener::file(&path)));
+    let mut store = shared.open().unwrap();
+    let fill = job(&Authority::system(), |tx| {
+        for text in ["fine", "bad", "gone"] {
+            content::create(tx, &default(), content::Link::new(digest(text), 1))?;
+        }
+        content::damaged(tx, &digest("bad"))?;
+        content::damaged(tx, &digest("gone"))?;
+        // How many links there are is what the links say.
+        let wrong = content::Blob { links: 7, ..content::blob(tx, &digest("bad"))?.unwrap() };
+        crate::records::save(tx, digest("bad").to_string().as_bytes(), &wrong)?;
+        tx.remove(Table::CONTENT, &crate::codec::key(&["default", &digest("gone").to_string()])).map(drop)
+    });
+    store.commit(&[fill]).remove(0).unwrap();
+    drop(store);
+    drop(shared);
+    let mut new = Replacement::begin(&path).unwrap();
+    new.tables.settle().unwrap();
+    let view = new.tables.read().unwrap();
+    let blob = |text: &str| content::blob(&view, &digest(text)).unwrap().map(|blob| (blob.links, blob.altered));
+    assert_eq!((blob("fine"), blob("bad"), blob("gone")), (Some((1, false)), Some((1, true)), None));
+}
+
 #[test]
 fn a_newer_format_and_a_file_in_use_are_left_alone() {
     let dir = memory();

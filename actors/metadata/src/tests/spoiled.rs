@@ -21,7 +21,7 @@ use crate::{
     records::{
         check,
         content::{self, Link},
-        namespaces,
+        decode, namespaces,
         replace::{self, Stays},
         snapshots::Snapshot,
     },
@@ -63,8 +63,8 @@ fn spoil(f: &mut Fixture, dice: &mut Dice) {
         return;
     }
     let mut pick = || all[dice.roll(all.len() as u64) as usize].clone();
-    let ((key, value), (other_key, _)) = (pick(), pick());
-    let how = dice.roll(6);
+    let ((key, value), (other_key, other_value)) = (pick(), pick());
+    let how = dice.roll(7);
     f.write(move |tx| match how {
         0..=2 => tx.put(table, &key, b"\xff"),
         3 => tx.remove(table, &key).map(drop),
@@ -72,6 +72,8 @@ fn spoil(f: &mut Fixture, dice: &mut Dice) {
             tx.remove(table, &key)?;
             tx.put(table, &[&key[..], b"\xff"].concat(), &value)
         }
+        // It says what another says.
+        5 => tx.put(table, &key, &other_value),
         // It lies on another: of enough of these some go round in a circle.
         _ => {
             let Ok(mut one) = codec::decode::<Snapshot>("snapshot", &key, &value) else { return Ok(()) };
@@ -91,12 +93,12 @@ fn counted(read: &dyn Read) -> (BTreeMap<Digest, u64>, BTreeMap<(String, u64), u
     // One whose key can't be read can't be, whatever it holds.
     let named = |row: &Row| codec::parts(&row.0).is_ok();
     for (key, value) in rows(read, Table::CONTENT).into_iter().filter(named) {
-        if let Ok(link) = codec::decode::<Link>("content", &key, &value) {
+        if let Ok(link) = decode::<Link>(&key, &value) {
             *blobs.entry(link.digest).or_default() += 1;
         }
     }
     for (key, value) in rows(read, Table::SNAPSHOTS).into_iter().filter(named) {
-        if let Ok(one) = codec::decode::<Snapshot>("snapshot", &key, &value) {
+        if let Ok(one) = decode::<Snapshot>(&key, &value) {
             *dirs.entry((one.driver, one.dir)).or_default() += 1;
         }
     }
@@ -120,10 +122,10 @@ fn is_counted(read: &dyn Read, seed: u64) {
 fn unreadable(read: &dyn Read) -> BTreeSet<Row> {
     let links = rows(read, Table::CONTENT)
         .into_iter()
-        .filter(|(key, value)| codec::parts(key).is_err() || codec::decode::<Link>("content", key, value).is_err());
-    let snapshots = rows(read, Table::SNAPSHOTS).into_iter().filter(|(key, value)| {
-        codec::parts(key).is_err() || codec::decode::<Snapshot>("snapshot", key, value).is_err()
-    });
+        .filter(|(key, value)| codec::parts(key).is_err() || decode::<Link>(key, value).is_err());
+    let snapshots = rows(read, Table::SNAPSHOTS)
+        .into_iter()
+        .filter(|(key, value)| codec::parts(key).is_err() || decode::<Snapshot>(key, value).is_err());
     links.chain(snapshots).collect()
 }
 

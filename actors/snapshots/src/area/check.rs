@@ -21,28 +21,36 @@ impl Area {
         let live = lock(&self.live).clone();
         let known = known()?;
         for id in there.iter().filter(|id| !known.contains_key(id) && !live.contains(id)) {
-            if !self.stays(*id)? {
-                continue;
+            let place = format!("snapshot/{driver}/{id}");
+            match self.stays(*id) {
+                Ok(false) => {}
+                Ok(true) => {
+                    let removed = repair.then(|| self.discard(*id));
+                    found.stray(Fault::SnapshotUnrecorded, place, "no snapshot has this directory", removed);
+                }
+                Err(error) => found.unchecked(place, &error),
             }
-            if repair {
-                self.discard(*id)?;
-            }
-            let then = if repair { "it was removed" } else { "--repair removes it" };
-            let id = format!("snapshot/{driver}/{id}");
-            found.add(Fault::SnapshotUnrecorded, id, format!("no snapshot has this directory: {then}"), repair);
         }
         let mut lost = Vec::new();
         for (id, record) in known {
             // A directory comes before its record and goes after it: gone, it is missing only if the record is still there.
             let fine = matches!(record, Known::Nothing | Known::Kept) || self.is_there(id);
-            if fine || lock(&self.live).contains(&id) || !(self.referenced)(id)? {
+            if fine || lock(&self.live).contains(&id) {
                 continue;
+            }
+            match (self.referenced)(id) {
+                Ok(true) => {}
+                Ok(false) => continue,
+                Err(error) => {
+                    found.unchecked(format!("snapshot/{driver}/{id}"), &error);
+                    continue;
+                }
             }
             let parent = match (self.look(id), record) {
                 (Found::There, _) => continue,
                 (Found::Closed(error), record) => {
                     let again = repair && record == Known::Content;
-                    let shown = again && self.settle(id, true).is_ok() && self.is_there(id);
+                    let shown = again && self.shown(id).is_ok();
                     let then = if shown { "by now it can" } else { "it stays as it is" };
                     let what = format!("its tree can't be opened, and may be whole: {error}: {then}");
                     found.add(Fault::SnapshotUnreadable, format!("snapshot/{driver}/{id}"), what, shown);
@@ -89,7 +97,9 @@ impl Area {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, path::PathBuf, sync::atomic::AtomicBool};
+
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
     use super::*;
     use crate::drivers::Overlay;
@@ -129,5 +139,74 @@ mod tests {
         assert!(base.join("900/fs").is_file() && base.join("901/fs").is_file());
         assert!(!base.join("7").exists() && base.join("900/work").exists());
         assert!(base.join(held.id().to_string()).exists());
+    }
+
+    /// What can't be moved is told, beside what was and what lies behind it.
+    #[test]
+    fn what_cant_be_removed_is_told_and_ends_no_check() {
+        let dir = tempfile::tempdir().unwrap();
+        let trash = Trash::start(private_dir(&dir.path().join("trash")).unwrap()).unwrap();
+        let area = Area::open(dir.path(), Box::new(Overlay::detect()), trash, 0, Box::new(|id| Ok(id > 99))).unwrap();
+        let base = dir.path().join("snapshots/overlay");
+        for id in [7, 8] {
+            fs::create_dir_all(base.join(format!("{id}/fs"))).unwrap();
+        }
+        let none = None::<&str>;
+        mount(Some("none"), &base.join("7"), Some("tmpfs"), MsFlags::empty(), none).unwrap();
+        let mut found = Findings::default();
+        let lost = area.check(|| Ok(BTreeMap::from([(901, Known::Content)])), true, &mut found);
+        umount2(&base.join("7"), MntFlags::MNT_DETACH).unwrap();
+        let told: Vec<_> = found.done().into_iter().map(|one| (one.fault, one.repaired)).collect();
+        assert_eq!(told, [(Fault::SnapshotUnrecorded, false), (Fault::SnapshotUnrecorded, true)]);
+        assert_eq!(lost.unwrap(), [901]);
+        assert!(base.join("7").exists() && !base.join("8").exists());
+    }
+
+    /// A tree that isn't found at first, in a directory that can't be opened when it is looked at more closely: as where there are
+    /// no descriptors left by then.
+    struct Shut(PathBuf, AtomicBool);
+
+    impl Driver for Shut {
+        fn name(&self) -> &'static str {
+            "shut"
+        }
+
+        fn detached(&self) -> bool {
+            true
+        }
+
+        fn scratch(&self) -> bool {
+            false
+        }
+
+        fn make(&self, _: BorrowedFd<'_>, _: Option<BorrowedFd<'_>>) -> Result<()> {
+            Ok(())
+        }
+
+        fn open(&self, _: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+            if self.1.swap(true, Ordering::Relaxed) {
+                fs::rename(self.0.join("901"), self.0.join("away")).unwrap();
+                fs::write(self.0.join("901"), "no directory").unwrap();
+            }
+            Err(Errno::ENOENT)
+        }
+
+        fn mounts(&self, _: Access, _: Trees<'_>) -> Vec<Mount> {
+            Vec::new()
+        }
+    }
+
+    #[test]
+    fn what_cant_be_looked_at_twice_is_not_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let trash = Trash::start(private_dir(&dir.path().join("trash")).unwrap()).unwrap();
+        let base = dir.path().join("snapshots/shut");
+        fs::create_dir_all(base.join("901")).unwrap();
+        let driver = Box::new(Shut(base, AtomicBool::new(false)));
+        let area = Area::open(dir.path(), driver, trash, 0, Box::new(|_| Ok(true))).unwrap();
+        let mut found = Findings::default();
+        let lost = area.check(|| Ok(BTreeMap::from([(901, Known::Content)])), false, &mut found).unwrap();
+        let told: Vec<_> = found.done().into_iter().map(|one| one.fault).collect();
+        assert_eq!((lost, told), (vec![], vec![Fault::SnapshotUnreadable]));
     }
 }

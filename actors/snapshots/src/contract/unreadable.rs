@@ -2,6 +2,8 @@
 
 use std::{fs, path::Path};
 
+use cofferdam_types::Fault;
+
 use super::*;
 
 /// Puts what is no record in the place of each row.
@@ -114,6 +116,68 @@ fn a_namespace_or_a_count_that_cant_be_read_costs_no_snapshot_anything() {
                 suite.seen(key, |seen| assert_eq!(seen.read("f").as_deref(), Some(key))).await;
             }
         }
+        world.kernel.stop().await;
+    });
+}
+
+/// What nobody counts is thrown away by nobody who has it in hands: neither where a commit of it fails, nor where it doesn't.
+#[test]
+fn a_snapshot_whose_count_is_lost_is_committed_and_keeps_its_tree() {
+    run(async {
+        let mut world = filled().await;
+        for fails in [true, false] {
+            let number = |driver| Suite { world: &world, driver }.stat("alone").unwrap().dir;
+            let counts = DRIVERS.map(|driver| format!("{driver}\0{:016x}", number(driver)));
+            world = restart(world, |root| {
+                let database = redb::Database::open(root.join("meta.redb")).unwrap();
+                let write = database.begin_write().unwrap();
+                for key in counts {
+                    let table = redb::TableDefinition::<&[u8], &[u8]>::new("dirs");
+                    assert!(write.open_table(table).unwrap().remove(key.as_bytes()).unwrap().is_some());
+                }
+                write.commit().unwrap();
+            })
+            .await;
+            for driver in DRIVERS {
+                let (suite, tree) = (Suite { world: &world, driver }, dir(&world, driver, "alone"));
+                if fails {
+                    btrfs::refused_behind_the_sealing(&suite, "done", "alone").await;
+                    assert!(tree.join("fs").exists(), "{driver}");
+                } else {
+                    suite.commit("done", "alone").await.unwrap();
+                    suite.seen("done", |seen| assert!(seen.at(".").exists(), "{driver}")).await;
+                }
+            }
+        }
+        world.kernel.stop().await;
+    });
+}
+
+/// Its tree is gone, and its record can't be dropped: that is told, and the others' are dropped, and what other drivers have is
+/// looked at.
+#[test]
+fn a_record_that_cant_be_dropped_keeps_no_other_from_it() {
+    run(async {
+        let world = filled().await;
+        let suite = Suite { world: &world, driver: "overlay" };
+        for key in ["lone-1", "lone-2"] {
+            suite.layer(key, None, |m| m.write("f", key)).await;
+        }
+        let trees = ["lone-1", "lone-2"].map(|key| dir(&world, "overlay", key));
+        let counted = format!("overlay\0{:016x}", suite.stat("lone-1").unwrap().dir).into_bytes();
+        let world = restart(world, |root| {
+            spoil(root, &[("dirs", counted)]);
+            trees.iter().for_each(|tree| fs::remove_dir_all(tree).unwrap());
+        })
+        .await;
+        fs::create_dir_all(own(&world, "native", 999_998).join("fs")).unwrap();
+        let told = world.snapshots.check(true).await.unwrap();
+        let faults: Vec<_> = told.iter().map(|one| (one.fault, one.repaired)).collect();
+        let expected = [(Fault::SnapshotLost, false), (Fault::SnapshotLost, true), (Fault::SnapshotUnrecorded, true)];
+        assert_eq!(faults, expected, "{told:?}");
+        assert!(told[0].message.contains("its record stays, since"), "{told:?}");
+        let suite = Suite { world: &world, driver: "overlay" };
+        assert!(suite.stat("lone-1").is_ok() && suite.stat("lone-2").is_err());
         world.kernel.stop().await;
     });
 }

@@ -1,9 +1,9 @@
 //! The check of every driver's directory.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cofferdam_metadata::records::check;
-use cofferdam_types::{Authority, Fault, Finding, Findings};
+use cofferdam_types::{Authority, Code, Error, Fault, Finding, Findings};
 
 use super::{Arc, Area, Core, Metadata, Result, known};
 use crate::messages::Check;
@@ -14,65 +14,77 @@ impl Core {
         self.settled().await;
         let areas: Vec<Arc<Area>> = self.depots.iter().map(|depot| depot.area.clone()).collect();
         let meta = self.meta.clone();
-        self.pool.run(move || compare(&areas, &meta, repair)).await
+        self.pool.run(move || Ok(compare(&areas, &meta, repair))).await
     }
 }
 
-fn compare(areas: &[Arc<Area>], meta: &Metadata, repair: bool) -> Result<Vec<Finding>> {
+fn compare(areas: &[Arc<Area>], meta: &Metadata, repair: bool) -> Vec<Finding> {
     let mut found = Findings::default();
     let mut left = BTreeSet::new();
     for area in areas {
         let driver = area.driver().name();
-        let lost = area.check(|| known(&meta.read()?, driver), repair, &mut found)?;
-        let gone = if repair { drop_lost(area, meta, &lost)? } else { BTreeSet::new() };
-        for id in lost {
-            let dropped = gone.contains(&id);
-            let what = match (dropped, repair) {
-                (true, _) => {
-                    "the tree of a committed snapshot is gone, and its record was dropped: unpack or make it again"
-                }
-                (false, false) => {
-                    "the tree of a committed snapshot is gone: --repair unpacks an image's layer again, and drops another's \
-                     record if nothing lies on it"
-                }
-                (false, true) => {
-                    "the tree of a committed snapshot is gone, and others lie on it: remove them, and check again"
-                }
-            };
-            found.add(Fault::SnapshotLost, format!("snapshot/{driver}/{id}"), what, dropped);
+        // One driver's directory that can't be looked at keeps nobody from the others'.
+        if let Err(error) = compare_one(area, meta, repair, &mut found) {
+            found.unchecked(format!("snapshots/{driver}"), &error);
         }
         // Drivers may share the trash.
-        left.extend(area.left(repair)?);
+        match area.left(repair) {
+            Ok(those) => left.extend(those),
+            Err(error) => found.unchecked(format!("trash/{driver}"), &error),
+        }
     }
     for name in left {
         let why = "can't be deleted from the trash: the daemon's log says why";
         found.add(Fault::TrashLeft, format!("trash/{}", name.to_string_lossy()), why, false);
     }
-    Ok(found.done())
+    found.done()
 }
 
-/// Drops the records of trees that are gone, those that lie on others first.
-fn drop_lost(area: &Area, meta: &Metadata, lost: &[u64]) -> Result<BTreeSet<u64>> {
+fn compare_one(area: &Area, meta: &Metadata, repair: bool, found: &mut Findings) -> Result<()> {
     let driver = area.driver().name();
-    let mut gone = BTreeSet::new();
-    loop {
-        let before = gone.len();
-        for id in lost.iter().rev() {
-            if gone.contains(id) {
-                continue;
+    let lost = area.check(|| known(&meta.read()?, driver), repair, found)?;
+    let stay = if repair { drop_lost(area, meta, &lost) } else { Ok(BTreeMap::new()) };
+    for id in lost {
+        let stays = match &stay {
+            Ok(stay) => stay.get(&id),
+            Err(error) => Some(error),
+        };
+        let then = match stays {
+            _ if !repair => {
+                "--repair unpacks an image's layer again, and drops another's record if nothing lies on it".to_owned()
             }
-            let dir = *id;
-            match meta.write_blocking(&Authority::system(), move |tx| check::drop_dir(tx, driver, dir)) {
-                Ok(()) => {
-                    area.discard(dir)?;
-                    gone.insert(dir);
-                }
-                Err(error) if error.code == cofferdam_types::Code::FailedPrecondition => {}
-                Err(error) => return Err(error),
+            None => "its record was dropped: unpack or make it again".to_owned(),
+            Some(error) if error.code == Code::FailedPrecondition => {
+                "others lie on it: remove them, and check again".to_owned()
             }
+            Some(error) => format!("its record stays, since {error}"),
+        };
+        let (place, dropped) = (format!("snapshot/{driver}/{id}"), repair && stays.is_none());
+        found.add(Fault::SnapshotLost, &place, format!("the tree of a committed snapshot is gone: {then}"), dropped);
+        if dropped && let Err(error) = area.discard(id) {
+            found.stray(Fault::SnapshotUnrecorded, place, "no snapshot has this directory any more", Some(Err(error)));
         }
-        if gone.len() == before {
-            return Ok(gone);
+    }
+    Ok(())
+}
+
+/// Drops the records of trees that are gone, those that lie on others first. Says which can't be dropped.
+fn drop_lost(area: &Area, meta: &Metadata, lost: &[u64]) -> Result<BTreeMap<u64, Error>> {
+    let driver = area.driver().name();
+    let snapshots = check::snapshots_in(&meta.read()?, driver, lost)?;
+    let drop_one = |dir: u64| {
+        let those = snapshots.get(&dir).cloned().unwrap_or_default();
+        match meta.write_blocking(&Authority::system(), move |tx| check::drop_dir(tx, driver, dir, &those))? {
+            true => Ok(()),
+            false => Err(Error::data_loss("snapshot", dir, "another refers to it, which is new or can't be read")),
+        }
+    };
+    let mut left: Vec<u64> = lost.iter().rev().copied().collect();
+    loop {
+        let (before, mut stay) = (left.len(), BTreeMap::new());
+        left.retain(|dir| drop_one(*dir).is_err_and(|error| stay.insert(*dir, error).is_none()));
+        if left.len() == before {
+            return Ok(stay);
         }
     }
 }
