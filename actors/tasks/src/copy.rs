@@ -294,7 +294,7 @@ impl Arrival {
         let error = tokio::select! {
             unpacked = unpacking => return unpacked,
             error = stop.told() => error,
-            error = ended => error,
+            error = ended, if false => error,
         };
         cancel.store(true, Ordering::Relaxed);
         Err(error)
