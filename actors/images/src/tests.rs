@@ -633,7 +633,7 @@ fn a_blob_that_goes_bad_before_its_layer_is_settled_is_known_for_it() {
         let image = world.images.resolve(&first(), &name("image"), &platform()).await.unwrap();
         let mut rungs = Vec::new();
         for ((blob, diff_id), chain) in image.layers.iter().zip(&image.config.diff_ids).zip(&image.chain_ids) {
-            let turn = world.snapshots.turn(&first(), "overlay", chain).await.unwrap();
+            let turn = world.snapshots.turn(&first(), "overlay", chain).unwrap();
             let staged = world.snapshots.stage_layer("overlay", turn, None, None, false).await.unwrap();
             let Staged::New(stage) = staged else { panic!("nobody has unpacked it") };
             let extracted = world.images.diff.apply(&first(), blob, diff_id, stage, 0).await.unwrap();
