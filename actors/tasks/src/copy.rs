@@ -294,7 +294,7 @@ impl Arrival {
         let error = tokio::select! {
             unpacked = unpacking => return unpacked,
             error = stop.told() => error,
-            error = ended, if false => error,
+            error = ended => error,
         };
         cancel.store(true, Ordering::Relaxed);
         Err(error)
