@@ -11,6 +11,7 @@ use cofferdam_integration::{
 };
 use cofferdam_sys::cgroup::{Cgroup, Layout};
 use cofferdam_types::{Any, Code};
+use cofferdam_wire::life::file_name;
 
 use crate::{
     ends_when_told,
@@ -355,9 +356,8 @@ fn an_end_on_a_full_state_is_told_and_written_when_there_is_room() {
 
 /// What can't be put on record doesn't run; who is told so finds what has ended, and not what is yet to be started.
 #[test]
-fn an_exec_on_a_full_state_has_ended_when_its_start_has_failed() {
-    let daemon = small_state(4);
-    daemon.import_busybox();
+fn an_exec_that_is_not_put_on_record_has_ended_when_its_start_has_failed() {
+    let daemon = Daemon::with_busybox();
     bounded(async {
         let client = daemon.client().await;
         let (request, file) = ends_when_told(&daemon, "box");
@@ -367,16 +367,26 @@ fn an_exec_on_a_full_state_has_ended_when_its_start_has_failed() {
         for exec in &execs {
             exec.made().await.unwrap();
         }
-        let neighbour = Neighbour(Some(fill(&daemon.state(), 0)));
+        // Something is in the place where each new record is written first.
+        let shims: Vec<_> =
+            fs::read_dir(daemon.state().join("shims")).unwrap().map(|dir| dir.unwrap().path()).collect();
+        let new = |shim: &PathBuf, id: &str| shim.join(format!("{}.new", file_name("box", id)));
+        let theirs =
+            shims.iter().find(|shim| shim.join(file_name("box", "one")).exists()).expect("its shim's directory");
+        for id in ["one", "two", "three"] {
+            fs::create_dir(new(theirs, id)).unwrap();
+        }
         for exec in &execs {
             let error = exec.start().await.unwrap_err();
-            assert_eq!(error.code, Code::ResourceExhausted, "{error}");
+            assert!(error.kind == "life record", "{error}");
             let state = exec.state().await.unwrap();
             assert_eq!((state.status, state.exit.map(|exit| exit.status)), (Status::Stopped, Some(137)));
             assert_eq!(exec.wait().await.unwrap().status, 137);
             assert_eq!(exec.delete().await.unwrap().status, 137);
         }
-        drop(neighbour);
+        for id in ["one", "two", "three"] {
+            fs::remove_dir(new(theirs, id)).unwrap();
+        }
         tell(&file, 7);
         assert_eq!(run.wait().await.unwrap().status, 7);
     });

@@ -73,7 +73,8 @@ impl Calls {
     }
 }
 
-/// With the calls for one container. What their programs are killed by is a pipe that has lost its writer.
+/// With the calls for one container. What they are given up by is a pipe in which something is: that its writer has gone would
+/// not be seen, for a child that is not its program yet has our descriptors, and may be the one that stands still.
 #[derive(Default)]
 pub struct Patience(RefCell<Option<(Arc<OwnedFd>, OwnedFd)>>);
 
@@ -90,7 +91,10 @@ impl Patience {
 
     /// Gives up those that are at work; what comes later is another matter.
     pub fn lose(&self) {
-        drop(self.0.take());
+        if let Some((_, write)) = self.0.take() {
+            // An empty pipe has room.
+            let _ = nix::unistd::write(&write, b".");
+        }
     }
 }
 
