@@ -12,9 +12,15 @@ use cofferdam_content::Content;
 use cofferdam_diff::Diff;
 use cofferdam_images::Images;
 use cofferdam_kernel::{Kernel, Placement};
-use cofferdam_metadata::{Metadata, records};
+use cofferdam_metadata::{
+    Metadata,
+    records::{
+        self,
+        grants::{self, Grant},
+    },
+};
 use cofferdam_snapshots::Snapshots;
-use cofferdam_types::{Authority, Code, Digest, Error, Labels, Name, Namespace, Platform, Result};
+use cofferdam_types::{Authority, Caveats, Code, Digest, Error, GrantId, Labels, Name, Namespace, Platform, Result};
 
 use crate::{
     Arrived, Bounds, Endpoint, ImportOptions, Job, Limits, PullOptions, Reference, Settings, Source, Transfer, Trust,
@@ -98,6 +104,14 @@ impl World {
             |tx: &mut cofferdam_metadata::Tx<'_>| records::namespaces::create(tx, &second(), &Labels::new()).map(drop);
         meta.write(&auth(), make).await.unwrap();
         World { kernel, meta, content, snapshots, images, transfer, root }
+    }
+
+    /// Who works through a grant that is there.
+    pub async fn holder(&self) -> Authority {
+        let grant = Grant::new(GrantId(7), ns(), Caveats::none());
+        let make = move |tx: &mut cofferdam_metadata::Tx<'_>| grants::create(tx, &[], grant.clone()).map(drop);
+        self.meta.write(&auth(), make).await.unwrap();
+        Authority { grants: [GrantId(7)].into(), ..auth() }
     }
 
     pub async fn stop(self) {

@@ -2,11 +2,7 @@
 
 use std::os::fd::AsFd;
 
-use cofferdam_metadata::{
-    Tx,
-    records::grants::{self, Grant},
-};
-use cofferdam_types::{Authority, Caveats, Code, GrantId, media};
+use cofferdam_types::{Code, media};
 use nix::poll::{PollFd, PollFlags, poll};
 
 use crate::{
@@ -305,10 +301,7 @@ fn what_waits_for_its_turn_can_be_cancelled() {
 fn what_hangs_through_a_grant_holds_up_nothing_of_the_operators() {
     run(async {
         let world = World::start().await;
-        let grant = Grant::new(GrantId(7), ns(), Caveats::none());
-        let make = move |tx: &mut Tx<'_>| grants::create(tx, &[], grant.clone()).map(drop);
-        world.meta.write(&auth(), make).await.unwrap();
-        let theirs = Authority { grants: [GrantId(7)].into(), ..auth() };
+        let theirs = world.holder().await;
         let mut hung = Vec::new();
         for _ in 0..20 {
             let (read, write) = nix::unistd::pipe().unwrap();

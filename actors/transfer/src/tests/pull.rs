@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use cofferdam_types::{Authority, Code, GrantId, Labels, media};
+use cofferdam_types::{Code, Labels, media};
 
 use crate::{
     ArtifactOptions, Job, Phase, PullOptions, Reference,
@@ -222,7 +222,7 @@ fn a_pull_that_is_to_be_slow_is_waited_for_by_those_that_are_to_be_as_slow() {
         let server = serve(&picture, |_, _| None);
         let reference = format!("{}/a/b:t", server.host());
         let world = World::start().await;
-        let theirs = Authority { grants: [GrantId(7)].into(), ..auth() };
+        let theirs = world.holder().await;
         let slow = || PullOptions { rate: 1, ..pulling(&reference, quick()) };
         let first = world.transfer.pull(&theirs, &ns(), slow()).await.unwrap();
         reaches(&first, Phase::Fetching).await;
