@@ -476,17 +476,22 @@ fn r7_a_full_disk_refuses_what_it_can_not_record_and_loses_nothing_that_waits() 
     });
 }
 
+/// A log to which nobody writes what waits.
+async fn unwritten() -> (tempfile::TempDir, Kernel, core::Core) {
+    let (dir, kernel) = (tempfile::tempdir().unwrap(), Kernel::new().unwrap());
+    let meta = Metadata::start(&kernel, Placement::Own, &dir.path().join("meta.redb")).unwrap();
+    kernel.ready().await.unwrap();
+    let root = dir.path().join("audit");
+    fs::create_dir(&root).unwrap();
+    let core = core::Core::open(meta, fs::File::open(root).unwrap().into(), RETENTION).unwrap();
+    (dir, kernel, core)
+}
+
 // The queue has a bound: what doesn't fit is counted, and the log says how much was lost.
 #[test]
 fn r7_what_is_lost_is_counted() {
     run(async || {
-        let (dir, kernel) = (tempfile::tempdir().unwrap(), Kernel::new().unwrap());
-        let meta = Metadata::start(&kernel, Placement::Own, &dir.path().join("meta.redb")).unwrap();
-        kernel.ready().await.unwrap();
-        let root = dir.path().join("audit");
-        fs::create_dir(&root).unwrap();
-        // Nobody writes.
-        let core = core::Core::open(meta, fs::File::open(root).unwrap().into(), RETENTION).unwrap();
+        let (_dir, kernel, core) = unwritten().await;
         for n in 0..5000 {
             core.add(record(n));
         }
@@ -504,12 +509,7 @@ fn r7_what_is_lost_is_counted() {
 #[test]
 fn what_one_grant_does_without_end_is_told_with_a_count() {
     run(async || {
-        let (dir, kernel) = (tempfile::tempdir().unwrap(), Kernel::new().unwrap());
-        let meta = Metadata::start(&kernel, Placement::Own, &dir.path().join("meta.redb")).unwrap();
-        kernel.ready().await.unwrap();
-        let root = dir.path().join("audit");
-        fs::create_dir(&root).unwrap();
-        let core = core::Core::open(meta, fs::File::open(root).unwrap().into(), RETENTION).unwrap();
+        let (_dir, kernel, core) = unwritten().await;
         for n in 0..5000 {
             core.add(Record { grants: vec![GrantId(1)], ..record(n) });
         }

@@ -194,6 +194,17 @@ fn three_layers() -> Image {
     ])
 }
 
+/// Its manifest and its config, as a pull has them before the layers.
+fn parsed(made: &Image) -> (crate::document::Manifest, crate::document::Config) {
+    let Document::Manifest(manifest) =
+        document(&descriptor(media::OCI_MANIFEST, &made.manifest), &made.manifest).unwrap()
+    else {
+        panic!("not a manifest")
+    };
+    let parsed = config(&manifest.config, &made.config).unwrap();
+    (manifest, parsed)
+}
+
 fn looks_right(root: PathBuf) {
     let read = |path: &str| fs::read_to_string(root.join(path)).ok();
     assert_eq!(read("etc/a").as_deref(), Some("two"));
@@ -264,12 +275,7 @@ fn layers_are_extracted_while_they_arrive() {
     run(async {
         let world = World::start().await;
         let made = three_layers();
-        let Document::Manifest(manifest) =
-            document(&descriptor(media::OCI_MANIFEST, &made.manifest), &made.manifest).unwrap()
-        else {
-            panic!("not a manifest")
-        };
-        let parsed = config(&manifest.config, &made.config).unwrap();
+        let (manifest, parsed) = parsed(&made);
         let begin = async || world.images.begin_unpack(&auth(), &first(), &manifest, &parsed, "overlay").await.unwrap();
         let mut job = begin().await;
         // The first arrives whole, the second is given up half way, the third is never fed.
@@ -462,12 +468,7 @@ fn a_feed_that_stalls_holds_up_nobody() {
         for other in [first(), second()] {
             let world = World::start().await;
             let made = three_layers();
-            let Document::Manifest(manifest) =
-                document(&descriptor(media::OCI_MANIFEST, &made.manifest), &made.manifest).unwrap()
-            else {
-                panic!("not a manifest")
-            };
-            let parsed = config(&manifest.config, &made.config).unwrap();
+            let (manifest, parsed) = parsed(&made);
             let mut stalled =
                 world.images.begin_unpack(&auth(), &first(), &manifest, &parsed, "overlay").await.unwrap();
             let mut feed = stalled.feed(&manifest.layers[0].digest).unwrap();
