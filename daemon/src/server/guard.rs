@@ -11,6 +11,7 @@ use std::{
     panic::AssertUnwindSafe,
     rc::Rc,
     sync::{Arc, LazyLock},
+    task::{Context, Poll},
 };
 
 use capnp::{
@@ -29,11 +30,11 @@ use cofferdam_wire::{
     needs::{METHODS, Method, needs},
     system_capnp,
 };
-use futures::FutureExt as _;
+use futures::{FutureExt as _, task::noop_waker_ref};
 use tracing::{Instrument as _, Span};
 
 use super::{
-    chained,
+    chained::{self, Answer},
     meter::{Counted, Meter},
     session::Held,
     trail::{self, Trail},
@@ -182,10 +183,24 @@ impl<D: Server + Clone + 'static> Server for Dispatch<D> {
                 Some(trail) => recorded(trail, serve),
             })
         }));
-        let DispatchCallResult { promise, is_streaming } = match started {
+        let DispatchCallResult { mut promise, is_streaming } = match started {
             Ok(started) => started,
             Err(_) => return refuse(None, panicked()),
         };
+        // What waits for nothing is over here and now as well.
+        if trail.is_none() && !is_streaming {
+            let mut once = Context::from_waker(noop_waker_ref());
+            match std::panic::catch_unwind(AssertUnwindSafe(|| span.in_scope(|| promise.poll_unpin(&mut once)))) {
+                Ok(Poll::Ready(Ok(()))) => {
+                    answer.iter().for_each(Answer::given);
+                    return DispatchCallResult::new(Promise::ok(()), false);
+                }
+                Ok(Poll::Ready(Err(error))) => promise = Promise::err(error),
+                // Whoever polls it next is woken.
+                Ok(Poll::Pending) => {}
+                Err(_) => return refuse(None, panicked()),
+            }
+        }
         let waits = PATIENT.contains(&(interface_id, method_id));
         let deadline = state.held.deadline.filter(|_| !waits);
         let work = async move {
