@@ -22,7 +22,7 @@ use crate::{
     heal::Damaged,
     messages::{CheckContent, Documents, Platforms, Resolve, Size, States},
     recent::Recent,
-    unpack,
+    unpack::{self, Told},
 };
 
 /// Reading documents takes little time, and much of it only when they are hostile.

@@ -56,7 +56,7 @@ impl Latest {
 
 #[cfg(test)]
 mod tests {
-    use redb::{Database, ReadableDatabase as _, ReadableTable as _, backends::InMemoryBackend};
+    use redb::{Database, ReadableDatabase as _, backends::InMemoryBackend};
 
     use super::*;
 
