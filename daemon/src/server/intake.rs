@@ -66,9 +66,9 @@ pub struct Network<R: AsyncRead + Unpin + 'static> {
 
 /// The network of a stream, held against the budget, and the descriptors that travel with it.
 pub fn network(stream: UnixStream, meter: Rc<Meter>) -> (Network<Buffered>, Fds) {
-    let (coming, leaving, under_way) = (meter.clone(), meter.clone(), meter.clone());
+    let (coming, leaving) = (meter.clone(), meter.clone());
     let (tap, sent) = (|reader| Tap::new(reader, coming), move |bytes| leaving.sent(bytes));
-    let (inner, fds) = connect::network_through(stream, Side::Server, connect::MESSAGE, tap, sent, move || under_way.is_busy());
+    let (inner, fds) = connect::network_through(stream, Side::Server, connect::MESSAGE, tap, sent);
     (Network { inner, meter }, fds)
 }
 

@@ -232,11 +232,6 @@ impl Meter {
         self.quiet.stir();
     }
 
-    /// Whether a call is under way, or waits for its object: its answer may come in a moment.
-    pub fn is_busy(&self) -> bool {
-        self.calls.get() > 0 || self.messages.get() > 0
-    }
-
     /// Nothing more leaves.
     pub fn closed(&self) {
         self.leaving.take();

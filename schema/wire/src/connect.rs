@@ -38,25 +38,22 @@ pub struct Network<R: AsyncRead + Unpin + 'static> {
     sender: Option<buffered::Sender<fdstream::Writer>>,
     /// Whether messages were read that nobody has looked at yet.
     more: Rc<Cell<bool>>,
-    /// Whether somebody may have more to say in a moment.
-    busy: Box<dyn Fn() -> bool>,
 }
 
 /// The network of one connection, and the descriptors that travel with it. `limit` bounds an incoming message in
 /// bytes.
 pub fn network(stream: UnixStream, side: Side, limit: usize) -> (Network<buffered::Reader<Reader>>, Fds) {
-    network_through(stream, side, limit, |reader| reader, |_| (), || true)
+    network_through(stream, side, limit, |reader| reader, |_| ())
 }
 
 /// [`network`] with something of yours between the stream and the messages that come in; `sent` hears how many bytes have
-/// gone out, and `busy` says whether somebody may have more to send in a moment, who would be waited for.
+/// gone out.
 pub fn network_through<R: AsyncRead + Unpin + 'static>(
     stream: UnixStream,
     side: Side,
     limit: usize,
     through: impl FnOnce(buffered::Reader<Reader>) -> R,
     sent: impl Fn(usize) + 'static,
-    busy: impl Fn() -> bool + 'static,
 ) -> (Network<R>, Fds) {
     let (reader, writer, fds) = fdstream::split(stream);
     let mut options = ReaderOptions::new();
@@ -66,7 +63,7 @@ pub fn network_through<R: AsyncRead + Unpin + 'static>(
     let (writer, sender) = buffered::writer(writer, sent);
     let mut inner = twoparty::VatNetwork::new(through(reader), writer, side, options);
     inner.set_window_size(WINDOW);
-    (Network { inner, sender: Some(sender), more, busy: Box::new(busy) }, fds)
+    (Network { inner, sender: Some(sender), more }, fds)
 }
 
 impl<R: AsyncRead + Unpin + 'static> VatNetwork<Side> for Network<R> {
@@ -82,7 +79,6 @@ impl<R: AsyncRead + Unpin + 'static> VatNetwork<Side> for Network<R> {
     fn drive_until_shutdown(&mut self) -> Promise<(), capnp::Error> {
         let mut writes = self.inner.drive_until_shutdown();
         let Some(sender) = self.sender.take() else { return writes };
-        let busy = std::mem::replace(&mut self.busy, Box::new(|| false));
         let (more, mut written) = (self.more.clone(), None);
         let (mut waited, mut yielded) = (0, 0);
         Promise::from_future(poll_fn(move |cx| {
@@ -95,7 +91,7 @@ impl<R: AsyncRead + Unpin + 'static> VatNetwork<Side> for Network<R> {
                         cx.waker().wake_by_ref();
                         return Poll::Pending;
                     }
-                    Poll::Pending if sender.has_any() && yielded < TURN && busy() => {
+                    Poll::Pending if sender.has_any() && yielded < TURN => {
                         yielded += 1;
                         cx.waker().wake_by_ref();
                         return Poll::Pending;
@@ -138,10 +134,10 @@ mod tests {
             (calls, move |_| count.set(count.get() + 1))
         };
         let ((served, of_server), (asked, of_client)) = (counted(), counted());
-        let (network, _) = network_through(ours, Side::Server, MESSAGE, |reader| reader, of_server, || true);
+        let (network, _) = network_through(ours, Side::Server, MESSAGE, |reader| reader, of_server);
         let gate: gate::Client = capnp_rpc::new_client(Served);
         tokio::task::spawn_local(RpcSystem::new(Box::new(network), Some(gate.client)));
-        let (network, _) = network_through(theirs, Side::Client, MESSAGE, |reader| reader, of_client, || true);
+        let (network, _) = network_through(theirs, Side::Client, MESSAGE, |reader| reader, of_client);
         let mut system = RpcSystem::new(Box::new(network), None);
         let gate = system.bootstrap(Side::Server);
         tokio::task::spawn_local(system);
