@@ -44,14 +44,6 @@ pub fn lend(
 }
 
 impl Answer {
-    /// It was given, by a call that is over already. What is called on it from now on finds it at once, and waits in no queue.
-    pub fn given(&self) {
-        if let Some(results) = &mut *self.back.borrow_mut() {
-            // It can't be read where it could not be made, and then there is nothing to be found.
-            let _ = results.set_pipeline();
-        }
-    }
-
     /// It failed, and who served it has let go of it. Objects that were given before stay: they say themselves what is wrong.
     pub fn fails(&self, error: &capnp::Error) {
         let mut back = self.back.borrow_mut();

@@ -11,7 +11,6 @@ use std::{
     panic::AssertUnwindSafe,
     rc::Rc,
     sync::{Arc, LazyLock},
-    task::{Context, Poll},
 };
 
 use capnp::{
@@ -30,11 +29,11 @@ use cofferdam_wire::{
     needs::{METHODS, Method, needs},
     system_capnp,
 };
-use futures::{FutureExt as _, task::noop_waker_ref};
+use futures::FutureExt as _;
 use tracing::{Instrument as _, Span};
 
 use super::{
-    chained::{self, Answer},
+    chained,
     meter::{Counted, Meter},
     session::Held,
     trail::{self, Trail},
@@ -170,9 +169,7 @@ impl<D: Server + Clone + 'static> Server for Dispatch<D> {
         let inner = state.dispatch.clone();
         let span = span(&state.held.authority, interface_id, method_id);
         let trail = state.audit.as_ref().and_then(|audit| Trail::begin(audit, &state.held, call));
-        let waits = PATIENT.contains(&(interface_id, method_id));
         let large = large(interface_id, method_id).map(|room| (state.meter.clone(), room));
-        let quick = large.is_none() && !waits && trail.is_none();
         // The synchronous part runs here and now: that keeps the order of calls.
         let started = std::panic::catch_unwind(AssertUnwindSafe(|| {
             let serve = move || inner.dispatch_call(interface_id, method_id, params, results);
@@ -185,26 +182,11 @@ impl<D: Server + Clone + 'static> Server for Dispatch<D> {
                 Some(trail) => recorded(trail, serve),
             })
         }));
-        let DispatchCallResult { mut promise, is_streaming } = match started {
+        let DispatchCallResult { promise, is_streaming } = match started {
             Ok(started) => started,
             Err(_) => return refuse(None, panicked()),
         };
-        // What waits for nothing is over here and now as well, and counts until its answer leaves. Not where that may be large: it would
-        // be made before there is room for it.
-        if quick && !is_streaming {
-            let mut once = Context::from_waker(noop_waker_ref());
-            match std::panic::catch_unwind(AssertUnwindSafe(|| span.in_scope(|| promise.poll_unpin(&mut once)))) {
-                Ok(Poll::Ready(Ok(()))) => {
-                    answer.iter().for_each(Answer::given);
-                    let counted = (counted, under_way);
-                    return DispatchCallResult::new(boxed(async move { Ok(drop(counted)) }), false);
-                }
-                Ok(Poll::Ready(Err(error))) => promise = Promise::err(error),
-                // Whoever polls it next is woken.
-                Ok(Poll::Pending) => {}
-                Err(_) => return refuse(None, panicked()),
-            }
-        }
+        let waits = PATIENT.contains(&(interface_id, method_id));
         let deadline = state.held.deadline.filter(|_| !waits);
         let work = async move {
             let (_counted, _under_way) = (counted, under_way);
