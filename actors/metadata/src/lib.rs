@@ -24,7 +24,6 @@ mod doubt;
 mod fields;
 pub mod graph;
 mod handle;
-mod latest;
 mod messages;
 pub mod rebuild;
 pub mod records;

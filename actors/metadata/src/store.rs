@@ -25,7 +25,6 @@ use tokio::sync::watch;
 use crate::{
     ahead::{Ahead, Known},
     codec,
-    latest::{Latest, Snapshot},
     messages::Write,
     rebuild, records,
     salvage::Salvage,
@@ -213,7 +212,6 @@ pub(crate) struct Shared {
     /// Readers borrow it under the lock for as long as beginning a read takes, so that taking it out here and
     /// dropping it in the writer closes the file at once.
     database: RwLock<Option<Arc<Database>>>,
-    latest: Latest,
     pub(crate) outbox: watch::Sender<u64>,
     pub(crate) changes: watch::Sender<Changes>,
     spared: Arc<Spared>,
@@ -224,7 +222,6 @@ impl Shared {
         Shared {
             opener,
             database: RwLock::new(None),
-            latest: Latest::default(),
             outbox: watch::Sender::new(0),
             changes: watch::Sender::default(),
             spared: Arc::default(),
@@ -241,8 +238,8 @@ impl Shared {
         let database =
             database.as_ref().ok_or_else(|| Error::unavailable("metadata", "", format!("is down and {COMES_BACK}")))?;
         let known = &self.opener.known;
-        let held = self.latest.get(|| database.begin_read().map_err(|e| known.explain(storage(e))))?;
-        Ok(View::new(held, known.clone()))
+        let txn = database.begin_read().map_err(|e| known.explain(storage(e)))?;
+        Ok(View::new(txn, known.clone()))
     }
 
     /// Whether a commit is to be one that opens at once after a kill.
@@ -253,7 +250,6 @@ impl Shared {
     fn set(&self, database: Option<Arc<Database>>) {
         let mut place = self.database.write().unwrap_or_else(PoisonError::into_inner);
         let before = std::mem::replace(&mut *place, database);
-        self.latest.outdate();
         drop(place);
         release(before);
     }
@@ -279,8 +275,8 @@ impl Shared {
         let opened = catch_unwind(AssertUnwindSafe(|| {
             let database = (self.opener.open)(self.opener.known.clone())?;
             prepare(&database, self.quick())?;
-            let begun = Snapshot::new(database.begin_read().map_err(storage)?);
-            let last = records::events::last(&View::new(begun, self.opener.known.clone()))?;
+            let last =
+                records::events::last(&View::new(database.begin_read().map_err(storage)?, self.opener.known.clone()))?;
             Ok((Arc::new(database), last))
         }));
         let (database, last) = opened.unwrap_or_else(|payload| Err(damaged(panic_text(&*payload))))?;
@@ -474,7 +470,6 @@ impl Store {
             if changed {
                 ran.number = Tx::new(&txn, &Authority::system(), &shared.spared).next(BATCH, 1)?;
                 let committed = if full.is_some() { known.lending(|| txn.commit()) } else { txn.commit() };
-                shared.latest.outdate();
                 if let Err(error) = committed {
                     self.ran = Some(ran);
                     return Err(storage(error));
@@ -500,9 +495,7 @@ impl Store {
             return Ok(None);
         }
         tx.put(Table::COUNTERS, BATCH.as_bytes(), &number.to_be_bytes())?;
-        let committed = shared.known().lending(|| txn.commit());
-        shared.latest.outdate();
-        if let Err(error) = committed {
+        if let Err(error) = shared.known().lending(|| txn.commit()) {
             // It is looked for once more.
             self.ran = Some(ran);
             return Err(storage(error));
@@ -549,9 +542,7 @@ impl Store {
         let mut shared = self.shared.database.write().unwrap_or_else(PoisonError::into_inner);
         // A writer that was given up because it hung may end after its successor has opened the file.
         if shared.as_ref().is_some_and(|other| Arc::ptr_eq(other, &database)) {
-            let last = shared.take();
-            self.shared.latest.outdate();
-            release(last);
+            release(shared.take());
         }
         drop(shared);
         release(Some(database));

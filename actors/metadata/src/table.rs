@@ -5,43 +5,42 @@ use std::{
     io::ErrorKind,
     ops::{Bound, ControlFlow},
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
-    sync::Arc,
 };
 
 use cofferdam_kernel::panic_text;
 use cofferdam_types::{COMES_BACK, Code, Error, Result};
-use redb::{ReadableTable, TableDefinition};
+use redb::{ReadTransaction, ReadableTable, TableDefinition};
 
-use crate::{ahead::Known, codec, latest::Snapshot};
+use crate::{ahead::Known, codec};
 
-/// A table: its place in [`Table::ALL`] and its name. Keys and values are bytes, made by [`crate::records`] alone.
+/// A table: keys and values are bytes, made by [`crate::records`] alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Table(pub(crate) u8, &'static str);
+pub struct Table(&'static str);
 
 impl Table {
-    pub(crate) const META: Table = Table(0, "meta");
-    pub(crate) const COUNTERS: Table = Table(1, "counters");
-    pub(crate) const NAMESPACES: Table = Table(2, "namespaces");
-    pub(crate) const CONTAINERS: Table = Table(3, "containers");
+    pub(crate) const META: Table = Table("meta");
+    pub(crate) const COUNTERS: Table = Table("counters");
+    pub(crate) const NAMESPACES: Table = Table("namespaces");
+    pub(crate) const CONTAINERS: Table = Table("containers");
     /// The specs of containers, packed: who lists containers reads none of them.
-    pub(crate) const SPECS: Table = Table(4, "specs");
+    pub(crate) const SPECS: Table = Table("specs");
     /// The containers that go with their task, for who looks for those that have none.
-    pub(crate) const TRANSIENT: Table = Table(5, "transient");
-    pub(crate) const IMAGES: Table = Table(6, "images");
-    pub(crate) const CONTENT: Table = Table(7, "content");
-    pub(crate) const BLOBS: Table = Table(8, "blobs");
-    pub(crate) const INGESTS: Table = Table(9, "ingests");
-    pub(crate) const SNAPSHOTS: Table = Table(10, "snapshots");
-    pub(crate) const CHILDREN: Table = Table(11, "children");
-    pub(crate) const DIRS: Table = Table(12, "dirs");
-    pub(crate) const LAYERS: Table = Table(13, "layers");
-    pub(crate) const LEASES: Table = Table(14, "leases");
-    pub(crate) const HELD: Table = Table(15, "held");
-    pub(crate) const TASKS: Table = Table(16, "tasks");
-    pub(crate) const OUTBOX: Table = Table(17, "outbox");
-    pub(crate) const ATTACHMENTS: Table = Table(18, "attachments");
-    pub(crate) const GRANTS: Table = Table(19, "grants");
-    pub(crate) const CREDENTIALS: Table = Table(20, "credentials");
+    pub(crate) const TRANSIENT: Table = Table("transient");
+    pub(crate) const IMAGES: Table = Table("images");
+    pub(crate) const CONTENT: Table = Table("content");
+    pub(crate) const BLOBS: Table = Table("blobs");
+    pub(crate) const INGESTS: Table = Table("ingests");
+    pub(crate) const SNAPSHOTS: Table = Table("snapshots");
+    pub(crate) const CHILDREN: Table = Table("children");
+    pub(crate) const DIRS: Table = Table("dirs");
+    pub(crate) const LAYERS: Table = Table("layers");
+    pub(crate) const LEASES: Table = Table("leases");
+    pub(crate) const HELD: Table = Table("held");
+    pub(crate) const TASKS: Table = Table("tasks");
+    pub(crate) const OUTBOX: Table = Table("outbox");
+    pub(crate) const ATTACHMENTS: Table = Table("attachments");
+    pub(crate) const GRANTS: Table = Table("grants");
+    pub(crate) const CREDENTIALS: Table = Table("credentials");
 
     /// All of them; made at the first start, so that a reader finds each.
     pub(crate) const ALL: [Table; 21] = [
@@ -70,7 +69,7 @@ impl Table {
 
     /// What it is called in the file.
     pub fn name(self) -> &'static str {
-        self.1
+        self.0
     }
 
     /// Whether its rows keep something, or can be collected.
@@ -79,7 +78,7 @@ impl Table {
     }
 
     pub(crate) fn definition(self) -> TableDefinition<'static, &'static [u8], &'static [u8]> {
-        TableDefinition::new(self.1)
+        TableDefinition::new(self.0)
     }
 }
 
@@ -110,26 +109,27 @@ pub(crate) fn scan(
 
 /// A snapshot of everything, as it was when it was taken. Later commits don't change it.
 pub struct View {
-    held: Arc<Snapshot>,
+    txn: ReadTransaction,
     known: Known,
 }
 
 impl View {
-    pub(crate) fn new(held: Arc<Snapshot>, known: Known) -> View {
-        View { held, known }
+    pub(crate) fn new(txn: ReadTransaction, known: Known) -> View {
+        View { txn, known }
     }
 }
 
 impl Read for View {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>> {
-        let found = caught(&Cell::new(false), || get(self.held.table(table)?, key));
+        let found = caught(&Cell::new(false), || get(&self.txn.open_table(table.definition()).map_err(storage)?, key));
         found.map_err(|e| self.known.explain(e))
     }
 
     fn range(&self, table: Table, from: Bound<&[u8]>, to: Bound<&[u8]>, visit: &mut Visit<'_>) -> Result<()> {
         let visiting = Cell::new(false);
         let visited = caught(&visiting, || {
-            range(self.held.table(table)?, from, to, &mut |key, value| {
+            let table = self.txn.open_table(table.definition()).map_err(storage)?;
+            range(&table, from, to, &mut |key, value| {
                 visiting.set(true);
                 let flow = visit(key, value);
                 visiting.set(false);
@@ -150,7 +150,7 @@ fn caught<T>(visiting: &Cell<bool>, read: impl FnOnce() -> Result<T>) -> Result<
     })
 }
 
-pub(crate) type Bytes = &'static [u8];
+type Bytes = &'static [u8];
 
 pub(crate) fn get(table: &impl ReadableTable<Bytes, Bytes>, key: &[u8]) -> Result<Option<Vec<u8>>> {
     Ok(table.get(key).map_err(storage)?.map(|value| value.value().to_vec()))
