@@ -2,7 +2,8 @@
 //! of 1 GiB, which should be in the page cache. One JSON line per figure, as `peers/measure` prints them.
 //!
 //! `null_call` is `Gate.hello` through the daemon's gate, guard and session, and `null_call_bare` the same call to a program
-//! that has nothing but capnp-rpc, on a socket of its own: they are made in turns.
+//! that has nothing but capnp-rpc, on a socket of its own: they are made in turns. So are `call`, of a namespace that is held, and
+//! `chain_of_three`, which looks it up before.
 
 use std::{
     fs::File,
@@ -16,7 +17,7 @@ use capnp_rpc::{RpcSystem, rpc_twoparty_capnp::Side, twoparty::VatNetwork};
 use cofferdam_client::{Client, Grant, GrantOptions, block_on, channel};
 use cofferdam_wire::{
     connect,
-    gate_capnp::{gate, root},
+    gate_capnp::{gate, namespaces, root},
     namespace_capnp::namespace,
 };
 use futures::io::{BufReader, BufWriter};
@@ -59,6 +60,44 @@ impl gate::Server for Bare {
         answer.set_daemon("0.1.0");
         answer.set_fds(true);
         answer.init_features(0);
+        Ok(())
+    }
+
+    async fn enter(self: Rc<Self>, _: gate::EnterParams, mut results: gate::EnterResults) -> capnp::Result<()> {
+        results.get().set_root(capnp_rpc::new_client(Bare));
+        Ok(())
+    }
+}
+
+impl root::Server for Bare {
+    async fn namespaces(
+        self: Rc<Self>,
+        _: root::NamespacesParams,
+        mut results: root::NamespacesResults,
+    ) -> capnp::Result<()> {
+        results.get().set_namespaces(capnp_rpc::new_client(Bare));
+        Ok(())
+    }
+}
+
+impl namespaces::Server for Bare {
+    async fn get(
+        self: Rc<Self>,
+        _: namespaces::GetParams,
+        mut results: namespaces::GetResults,
+    ) -> capnp::Result<()> {
+        results.get().set_namespace(capnp_rpc::new_client(Bare));
+        Ok(())
+    }
+}
+
+/// As much as there is to tell of a new namespace, read from nowhere.
+impl namespace::Server for Bare {
+    async fn info(self: Rc<Self>, _: namespace::InfoParams, mut results: namespace::InfoResults) -> capnp::Result<()> {
+        let mut answer = results.get().init_info();
+        answer.set_name("default");
+        answer.set_created(1);
+        answer.set_updated(1);
         Ok(())
     }
 }
@@ -132,10 +171,14 @@ async fn calls(socket: &str, dir: &str, count: usize) {
     let gate = own(socket).await;
     let root = root_of(&gate);
     let held = namespace_of(&root);
-    let mut samples: [Vec<f64>; 4] = Default::default();
+    let bare_root = root_of(&bare);
+    let bare_held = namespace_of(&bare_root);
+    let mut samples: [Vec<f64>; 6] = Default::default();
     for round in 0..=count {
         let took = [
             each(async || hello(&bare).await).await,
+            each(async || info(&bare_held).await).await,
+            each(async || info(&namespace_of(&bare_root)).await).await,
             each(async || hello(&gate).await).await,
             each(async || info(&held).await).await,
             // Three calls that are sent at once: the second looks the namespace up, and the third what is known of it.
@@ -148,8 +191,10 @@ async fn calls(socket: &str, dir: &str, count: usize) {
     }
     server.kill().expect("it is ours");
     server.wait().expect("it ends");
-    let [bare, null, one, chain] = samples;
+    let [bare, bare_one, bare_chain, null, one, chain] = samples;
     report("null_call_bare", "us", bare);
+    report("call_bare", "us", bare_one);
+    report("chain_of_three_bare", "us", bare_chain);
     report("null_call", "us", null);
     report("call", "us", one);
     report("chain_of_three", "us", chain);

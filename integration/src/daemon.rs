@@ -130,13 +130,13 @@ impl Daemon {
         daemon
     }
 
-    /// One that has busybox and runs copies of the programs, which can be replaced: see [`Daemon::upgrade`].
-    pub fn installed_with_busybox() -> Daemon {
+    /// One that has busybox and runs copies of the programs in a directory, which can be replaced: see [`Daemon::upgrade`].
+    pub fn installed_with_busybox(from: &Path) -> Daemon {
         let mut daemon = Daemon::new(&[], false, None);
         let programs = daemon.path().join("bin");
         std::fs::create_dir(&programs).expect("a directory for its programs");
         daemon.programs = Some(programs);
-        daemon.upgrade();
+        daemon.install(from);
         let daemon = daemon.begin();
         daemon.import_busybox();
         daemon
@@ -144,9 +144,13 @@ impl Daemon {
 
     /// Puts new files in the place of its programs, as a package manager does: what runs goes on from files without a name.
     pub fn upgrade(&self) {
+        self.install(&files::programs());
+    }
+
+    fn install(&self, from: &Path) {
         for name in ["cofferd", "coffer-shim"] {
             let (place, new) = (self.program(name), self.path().join("new"));
-            std::fs::copy(binary(name), &new).expect("a copy of a program");
+            std::fs::copy(from.join(name), &new).expect("a copy of a program");
             std::fs::rename(&new, place).expect("the copy is put in its place");
         }
     }

@@ -12,10 +12,22 @@ fn profile() -> PathBuf {
     if dir.ends_with("deps") { dir.parent().expect("deps lies in target").to_owned() } else { dir.to_owned() }
 }
 
+/// Where our programs are.
+pub fn programs() -> PathBuf {
+    std::env::var_os("COFFERDAM_BIN_DIR").map_or_else(profile, PathBuf::from)
+}
+
+/// Those of an earlier commit, as deploy/older built them.
+pub fn older_programs() -> PathBuf {
+    let beside = || profile().parent().expect("a profile lies in target").join("older");
+    let dir = std::env::var_os("COFFERDAM_OLDER").map_or_else(beside, PathBuf::from);
+    assert!(dir.is_dir(), "{} is not there: run deploy/older", dir.display());
+    dir
+}
+
 /// One of our programs.
 pub fn binary(name: &str) -> PathBuf {
-    let dir = std::env::var_os("COFFERDAM_BIN_DIR").map_or_else(profile, PathBuf::from);
-    let path = dir.join(name);
+    let path = programs().join(name);
     assert!(path.is_file(), "{} is not there: build it first, in the test's profile", path.display());
     path
 }

@@ -20,7 +20,7 @@ mod wait;
 pub use daemon::{BUSYBOX, Daemon};
 pub use disk::{Mounted, Powered, btrfs_disk, fill, small_disk, small_disk_with, small_state};
 pub use faults::{Asked, Fault, Faults};
-pub use files::{binary, clients, criu, images};
+pub use files::{binary, clients, criu, images, older_programs, programs};
 pub use leftovers::{Leftovers, all_processes, cgroups, descriptors, processes};
 pub use platter::{Image, Platter, Record};
 pub use registry::{Cache, Registry};

@@ -57,7 +57,7 @@ pub fn verify(dir: &Directory, head: &Head) -> Result<Report> {
     let firsts: Vec<u64> = dir.firsts()?.into_iter().filter(|first| *first >= head.first).collect();
     // What comes next, and what the chain came to before that.
     let (mut expected, mut hash) = (head.first, head.before);
-    let mut meets = head.last + 1 == head.first;
+    let mut meets = head.last.checked_add(1) == Some(head.first);
     for (n, first) in firsts.iter().copied().enumerate() {
         // Nobody has spoken for anything in it.
         if first > head.last {
@@ -93,7 +93,7 @@ pub fn verify(dir: &Directory, head: &Head) -> Result<Report> {
             if expected > head.last && (number != expected || !frame.sound) {
                 break;
             }
-            if number < expected || next.is_some_and(|next| number >= next) || number > expected + (1 << 32) {
+            if number < expected || next.is_some_and(|next| number >= next) || number - expected > 1 << 32 {
                 report.say(expected, format!("record {expected} and what is behind it in its segment can't be read"));
                 break;
             }
@@ -107,7 +107,7 @@ pub fn verify(dir: &Directory, head: &Head) -> Result<Report> {
             if number == head.last {
                 meets = frame.hash == head.hash;
             }
-            (expected, hash) = (number + 1, frame.hash);
+            (expected, hash) = (number.saturating_add(1), frame.hash);
         }
     }
     if expected <= head.last {

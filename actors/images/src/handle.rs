@@ -22,7 +22,7 @@ use crate::{
     heal::Damaged,
     messages::{CheckContent, Documents, Platforms, Resolve, Size, States},
     recent::Recent,
-    unpack,
+    unpack::{self, Told},
 };
 
 /// Reading documents takes little time, and much of it only when they are hostile.
@@ -218,18 +218,19 @@ impl Images {
         self.meta.write(auth, write).await
     }
 
-    /// Unpacks an image whose blobs are all in the namespace. Unpacked already, there is nothing to do.
+    /// Unpacks an image whose blobs are all in the namespace, and tells how far it is. Unpacked already, there is nothing to do.
     pub async fn unpack(
         &self,
         auth: &Authority,
         ns: &Namespace,
         image: &ResolvedImage,
         driver: &str,
+        told: Option<Told>,
     ) -> Result<Option<Digest>> {
         let layers = rows(&image.layers, &image.config, &image.chain_ids);
         let config = &image.config_descriptor.digest;
         let pin = Unpack::pin(self, ns, driver, config, &layers).await?;
-        Unpack::begin(self, auth, ns, driver, config, layers, pin)?.finish(None).await
+        Unpack::begin(self, auth, ns, driver, config, layers, pin)?.tell(told).finish(None).await
     }
 
     /// Begins to unpack an image whose layers are about to arrive; see [`Unpack`].

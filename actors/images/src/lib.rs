@@ -45,7 +45,7 @@ pub use json::MAX_DOCUMENT;
 pub use prune::{Prune, Pruned, Why};
 pub use report::State;
 pub use resolve::{Blobs, Check, ResolvedImage, resolve};
-pub use unpack::Unpack;
+pub use unpack::{Step, Told, Unpack};
 
 /// The labels that a manifest or an index is stored with. `bytes` have the descriptor's digest.
 pub fn content_labels(descriptor: &Descriptor, bytes: &[u8]) -> Result<Labels> {

@@ -95,7 +95,7 @@ impl World {
 
     async fn unpack(&self, ns: &Namespace, driver: &str) -> Result<Option<Digest>> {
         let image = self.images.resolve(ns, &name("image"), &platform()).await?;
-        self.images.unpack(&auth(), ns, &image, driver).await
+        self.images.unpack(&auth(), ns, &image, driver, None).await
     }
 
     /// Mounts a chain and hands its root to `look`.

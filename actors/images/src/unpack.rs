@@ -9,6 +9,8 @@
 //! blobs are in the content store, or in their places there. Whatever was not fed is taken from there. Blobs that are
 //! only placed come on record in the same commit.
 
+use std::sync::Arc;
+
 use cofferdam_content::Placed;
 use cofferdam_diff::{Diff, Extracted, LayerFeed, Pending, Rung};
 use cofferdam_metadata::{
@@ -30,6 +32,18 @@ const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 /// How often a chain is put together again because a layer that was there is gone.
 const TRIES: usize = 3;
 
+/// What becomes of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// It is being extracted.
+    Begun,
+    /// Its tree is there.
+    Over,
+}
+
+/// Hears of each layer, by its blob.
+pub type Told = Arc<dyn Fn(&Digest, Step) + Send + Sync>;
+
 /// An image whose layers are on their way into snapshots.
 pub struct Unpack {
     images: Images,
@@ -41,6 +55,8 @@ pub struct Unpack {
     layers: Vec<Layer>,
     /// The largest zstd window that was allowed for its layers; 0: the usual.
     window: u64,
+    /// Hears how far it is.
+    told: Option<Told>,
     /// It was unpacked before this job began.
     done: bool,
     /// The records that appear with it.
@@ -99,6 +115,7 @@ impl Unpack {
             config: config.clone(),
             layers: layers.collect(),
             window: 0,
+            told: None,
             done: false,
             named: Vec::new(),
             _pin: pin,
@@ -144,6 +161,12 @@ impl Unpack {
     /// Allows its layers a zstd window of so many bytes; 0: the usual.
     pub fn allow_window(&mut self, bytes: u64) {
         self.window = bytes;
+    }
+
+    /// Has somebody told how far it is.
+    pub(crate) fn tell(mut self, told: Option<Told>) -> Unpack {
+        self.told = told;
+        self
     }
 
     /// The snapshot that will hold all of the image; none for an image without layers.
@@ -232,10 +255,12 @@ impl Unpack {
 
     async fn extract_side_by_side(&mut self) -> Result<()> {
         let (images, ns, driver, window) = (&self.images, &self.ns, &self.driver, self.window);
+        let told = self.told.as_ref();
         for layer in &mut self.layers {
             layer.stage(images, driver, None).await?;
         }
-        try_join_all(self.layers.iter_mut().map(|layer| layer.extract(images, ns, driver, window))).await.map(drop)
+        let all = self.layers.iter_mut().map(|layer| layer.extract(images, ns, driver, window, told));
+        try_join_all(all).await.map(drop)
     }
 
     async fn extract_in_order(&mut self) -> Result<()> {
@@ -247,7 +272,7 @@ impl Unpack {
                 _ => None,
             };
             layer.stage(&self.images, &self.driver, under).await?;
-            layer.extract(&self.images, &self.ns, &self.driver, self.window).await?;
+            layer.extract(&self.images, &self.ns, &self.driver, self.window, self.told.as_ref()).await?;
         }
         Ok(())
     }
@@ -343,7 +368,25 @@ impl Layer {
         Ok(())
     }
 
-    async fn extract(&mut self, images: &Images, ns: &Namespace, driver: &str, window: u64) -> Result<()> {
+    async fn extract(
+        &mut self,
+        images: &Images,
+        ns: &Namespace,
+        driver: &str,
+        window: u64,
+        told: Option<&Told>,
+    ) -> Result<()> {
+        if let (Some(told), false) = (told, matches!(self.state, State::There)) {
+            told(&self.blob.digest, Step::Begun);
+        }
+        self.extracted(images, ns, driver, window).await?;
+        if let Some(told) = told {
+            told(&self.blob.digest, Step::Over);
+        }
+        Ok(())
+    }
+
+    async fn extracted(&mut self, images: &Images, ns: &Namespace, driver: &str, window: u64) -> Result<()> {
         let diff: &Diff = &images.diff;
         let extracted = match self.state.take() {
             State::Staged(stage) => diff.apply(ns, &self.blob, &self.diff_id, *stage, window).await?,

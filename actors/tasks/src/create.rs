@@ -269,7 +269,7 @@ async fn parent(
     let Some(top) = image.chain_ids.last() else { return Ok(None) };
     let name = Name::new(top.to_string())?;
     if snapshots::find(&deps.metadata.read()?, ns, driver, &name)?.is_none() {
-        deps.images.unpack(auth, ns, image, driver).await?;
+        deps.images.unpack(auth, ns, image, driver, None).await?;
     }
     Ok(Some(name))
 }

@@ -24,7 +24,7 @@ impl Handler<Begin> for TransferActor {
     type Result = Result<Job>;
 
     fn handle(&mut self, m: Begin, _ctx: &mut Context<TransferActor>) -> Result<Job> {
-        let Begin { kind, subject, namespace, whose, work } = m;
+        let Begin { pool, kind, subject, namespace, whose, work } = m;
         let job = self.0.jobs.begin(kind, subject, &namespace);
         let (core, running) = (self.0.clone(), job.clone());
         let (refused, done) = (job.clone(), core.clone());
@@ -34,7 +34,7 @@ impl Handler<Begin> for TransferActor {
                 Ok(())
             };
             tokio::select! {
-                over = done.pool.run(whose, run) => over.unwrap_or_else(|error| refused.end(Err(error))),
+                over = pool(&done).run(whose, run) => over.unwrap_or_else(|error| refused.end(Err(error))),
                 // Cancelled before its turn came, it gives up its place, and what it was to read or write.
                 _ = refused.wait() => {}
             }

@@ -57,7 +57,7 @@ impl Cancel {
     pub fn check(&self) -> Result<()> {
         match self.0.said.load(Ordering::Acquire) {
             false => Ok(()),
-            true => Err(Error::cancelled("job", "", "was cancelled")),
+            true => Err(cancelled()),
         }
     }
 
@@ -70,6 +70,17 @@ impl Cancel {
         }
         drop(hooks);
         hook();
+    }
+
+    /// Does something, which is dropped as soon as it is said.
+    pub async fn until<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let (tell, told) = tokio::sync::oneshot::channel::<()>();
+        self.on_cancel(move || drop(tell));
+        tokio::select! {
+            biased;
+            _ = told => Err(cancelled()),
+            done = work => done,
+        }
     }
 
     /// Waits for `time`, or fails as soon as it is said.
@@ -91,6 +102,10 @@ impl Cancel {
     }
 }
 
+fn cancelled() -> Error {
+    Error::cancelled("job", "", "was cancelled")
+}
+
 impl fmt::Debug for Cancel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Cancel({})", self.0.said.load(Ordering::Relaxed))
@@ -109,6 +124,23 @@ mod tests {
         cancel.cancel();
         assert_eq!(waiter.join().unwrap().unwrap_err().code, cofferdam_types::Code::Cancelled);
         assert!(cancel.check().is_err());
+    }
+
+    #[test]
+    fn what_is_done_until_it_is_said_is_dropped_then() {
+        let cancel = Cancel::new();
+        assert_eq!(cofferdam_kernel::block_on(cancel.until(async { Ok(7) })).unwrap(), 7);
+        let (other, (gone, dropped)) = (cancel.clone(), std::sync::mpsc::channel::<()>());
+        let waiter = std::thread::spawn(move || {
+            let never = async {
+                let _gone = gone;
+                std::future::pending::<Result<()>>().await
+            };
+            cofferdam_kernel::block_on(other.until(never))
+        });
+        cancel.cancel();
+        assert_eq!(waiter.join().unwrap().unwrap_err().code, cofferdam_types::Code::Cancelled);
+        assert!(dropped.recv().is_err());
     }
 
     #[test]

@@ -55,6 +55,7 @@ mod testing;
 mod tests;
 mod transfer;
 mod trust;
+mod unpack;
 
 pub use actor::TransferActor;
 pub use artifact::ArtifactOptions;
@@ -75,3 +76,4 @@ pub use settings::Settings;
 pub use source::Source;
 pub use transfer::{Bounds, ImportOptions, PullOptions, RootfsOptions, Transfer};
 pub use trust::Trust;
+pub use unpack::UnpackOptions;

@@ -1,6 +1,7 @@
 //! What the actor is asked.
 
 use actix::Message;
+use cofferdam_kernel::Fair;
 use cofferdam_types::{GrantId, Namespace, Result};
 
 use crate::{Arrived, Job, transfer::Core};
@@ -9,7 +10,9 @@ pub(crate) type Work = Box<dyn FnOnce(&Core, &Job) -> Result<Vec<Arrived>> + Sen
 
 /// Begin a job: answered as soon as it has a name, long before it ends.
 pub struct Begin {
-    /// `pull` or `import`.
+    /// Whose threads do it.
+    pub(crate) pool: fn(&Core) -> &Fair,
+    /// `pull`, `import`, …
     pub kind: &'static str,
     /// What it is about.
     pub subject: String,

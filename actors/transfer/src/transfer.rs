@@ -18,7 +18,7 @@ use cofferdam_types::{Authority, Descriptor, Digest, Error, Id, Name, Namespace,
 
 use crate::{
     ArtifactOptions, Cancel, CheckpointOptions, Chooser, CommitOptions, ConvertOptions, Endpoint, ExportOptions, Job,
-    PushOptions, Reference, RootfsConfig, Settings, Source, Trust,
+    PushOptions, Reference, RootfsConfig, Settings, Source, Trust, UnpackOptions,
     actor::TransferActor,
     artifact, checkpoint, commit, convert,
     documents::Documents,
@@ -31,6 +31,7 @@ use crate::{
     rate::Rate,
     registry::{Lists, Repository},
     trust::Kept,
+    unpack,
 };
 
 /// Jobs at once, and how many more may wait. Some may wait for registries that don't answer.
@@ -38,6 +39,8 @@ const JOBS: usize = 8;
 const QUEUE: usize = 64;
 /// What asks nobody is soon done: so many at once.
 const LOCAL: usize = 2;
+/// Images that are here and are being unpacked: each keeps several threads of others busy.
+const UNPACKS: usize = 2;
 
 /// What to pull.
 #[derive(Clone, Debug)]
@@ -99,6 +102,8 @@ pub(crate) struct Core {
     pub lists: Lists,
     pub jobs: Jobs,
     pub pool: Fair,
+    /// For jobs that ask no registry, and are not soon done.
+    pub unpacks: Fair,
     /// For the operator's questions to registries, which may not answer: they don't wait for jobs.
     pub asks: Pool,
     /// For what asks nobody: it waits for no registry.
@@ -151,6 +156,7 @@ impl Transfer {
             lists: Lists::default(),
             jobs: Jobs::default(),
             pool: Fair::new("transfer", JOBS, QUEUE),
+            unpacks: Fair::new("unpack", UNPACKS, QUEUE),
             asks: Pool::new("transfer-ask", JOBS, QUEUE),
             local: Pool::new("transfer-local", LOCAL, QUEUE),
             rate: Rate::new(settings.rate),
@@ -259,6 +265,13 @@ impl Transfer {
         self.begin(auth, "convert", subject, ns, move |core, job| convert::convert(core, job, &by, &options)).await
     }
 
+    /// Begins to make snapshots of an image that is here.
+    pub async fn unpack(&self, auth: &Authority, ns: &Namespace, options: UnpackOptions) -> Result<Job> {
+        let (by, subject) = (auth.clone(), options.name.to_string());
+        let work = move |core: &Core, job: &Job| unpack::unpack(core, job, &by, &options);
+        self.begin_in(|core| &core.unpacks, auth, "unpack", subject, ns, work).await
+    }
+
     /// Makes a manifest of blobs that are here, and names it.
     pub async fn artifact(&self, auth: &Authority, ns: &Namespace, options: ArtifactOptions) -> Result<Descriptor> {
         let (core, auth, ns) = (self.core.clone(), auth.clone(), ns.clone());
@@ -324,10 +337,22 @@ impl Transfer {
         ns: &Namespace,
         work: impl FnOnce(&Core, &Job) -> Result<Vec<crate::Arrived>> + Send + 'static,
     ) -> Result<Job> {
+        self.begin_in(|core| &core.pool, auth, kind, subject, ns, work).await
+    }
+
+    async fn begin_in(
+        &self,
+        pool: fn(&Core) -> &Fair,
+        auth: &Authority,
+        kind: &'static str,
+        subject: String,
+        ns: &Namespace,
+        work: impl FnOnce(&Core, &Job) -> Result<Vec<crate::Arrived>> + Send + 'static,
+    ) -> Result<Job> {
         // Before anything is fetched for it.
         namespaces::require(&self.core.meta.read()?, ns)?;
         let whose = auth.grants.first().copied();
-        self.slot.call(Begin { kind, subject, namespace: ns.clone(), whose, work: Box::new(work) }).await
+        self.slot.call(Begin { pool, kind, subject, namespace: ns.clone(), whose, work: Box::new(work) }).await
     }
 }
 

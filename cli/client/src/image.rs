@@ -565,6 +565,14 @@ impl Image {
         reply_by(&self.link, &self.client, request, |answer| Ok(text(answer.get_chain_id())?.to_owned()))
     }
 
+    /// The same as a job, which can be watched.
+    pub fn start_unpack(&self, platform: &str, driver: &str) -> Job {
+        let mut request = self.client.start_unpack_request();
+        request.get().set_platform(platform);
+        request.get().set_driver(driver);
+        Job { link: self.link.clone(), client: request.send().pipeline.get_job() }
+    }
+
     /// Writes it as an OCI layout in a tar archive into a file or a pipe of yours.
     pub fn export_fd(&self, target: OwnedFd) -> Job {
         let mut request = self.client.export_fd_request();

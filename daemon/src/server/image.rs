@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use cofferdam_images::State;
 use cofferdam_metadata::records::{containers, images as records};
-use cofferdam_transfer::{ExportOptions, PushOptions, Reference, normalize};
+use cofferdam_transfer::{ExportOptions, Job, PushOptions, Reference, UnpackOptions, normalize};
 use cofferdam_types::{Error, Labels, Name, Result};
 use cofferdam_wire::{
     convert::{labels, set_descriptor, set_platform, set_texts, text, texts},
@@ -95,6 +95,14 @@ impl Image {
         })
     }
 
+    /// Begins to unpack it.
+    async fn unpacking(&self, of: Result<&str>, driver: Result<&str>) -> Result<Job> {
+        let (services, driver) = (self.place.services(), driver?);
+        let driver = if driver.is_empty() { services.snapshots.drivers()[0] } else { driver }.to_owned();
+        let options = UnpackOptions { name: self.name.clone(), platform: platform(of?)?, driver };
+        services.transfer.unpack(self.place.authority(), &self.place.namespace, options).await
+    }
+
     /// The drivers that have all its layers.
     fn unpacked(&self, state: &State) -> Result<Vec<&'static str>> {
         let services = self.place.services();
@@ -180,13 +188,23 @@ impl image::Server for Image {
         mut results: image::UnpackResults,
     ) -> capnp::Result<()> {
         let params = params.get()?;
-        let platform = rpc(text(params.get_platform()).and_then(platform))?;
-        let (services, namespace) = (self.place.services(), &self.place.namespace);
-        let driver = rpc(text(params.get_driver()))?;
-        let driver = if driver.is_empty() { services.snapshots.drivers()[0] } else { driver };
-        let resolved = rpc(services.images.resolve(namespace, &self.name, &platform).await)?;
-        rpc(services.images.unpack(self.place.authority(), namespace, &resolved, driver).await)?;
-        results.get().set_chain_id(resolved.top().map(ToString::to_string).unwrap_or_default());
+        let job = rpc(self.unpacking(text(params.get_platform()), text(params.get_driver())).await)?;
+        let over = jobs::Ended(job.clone());
+        let arrived = rpc(job.wait().await)?;
+        drop(over);
+        let chain = arrived.first().and_then(|image| image.chain.as_ref());
+        results.get().set_chain_id(chain.map(ToString::to_string).unwrap_or_default());
+        Ok(())
+    }
+
+    async fn start_unpack(
+        self: Rc<Self>,
+        params: image::StartUnpackParams,
+        mut results: image::StartUnpackResults,
+    ) -> capnp::Result<()> {
+        let params = params.get()?;
+        let job = rpc(self.unpacking(text(params.get_platform()), text(params.get_driver())).await)?;
+        results.get().set_job(jobs::begun(&self.place, job));
         Ok(())
     }
 

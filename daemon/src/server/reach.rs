@@ -66,7 +66,7 @@ const CONTAINERS: &[&str] = &[
 
 const IMAGES: &[&str] = &["Images.get", "Images.list", "ImageCursor.next", "Image.info", "Image.detail"];
 
-const FETCH: &[&str] = &["Images.pull", "Images.fetch", "Images.explainRoute", "Image.unpack"];
+const FETCH: &[&str] = &["Images.pull", "Images.fetch", "Images.explainRoute", "Image.unpack", "Image.startUnpack"];
 
 const EXPORT: &[&str] = &["Image.export", "Image.exportFd", "Images.export", "Images.exportFd"];
 

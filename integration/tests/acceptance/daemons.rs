@@ -6,7 +6,7 @@ use std::{
 };
 
 use cofferdam_client::{Container, ProcessOptions, Stdio, Task, is_lost};
-use cofferdam_integration::{Daemon, binary, until, until_async};
+use cofferdam_integration::{Daemon, binary, count, until, until_async};
 
 use crate::{
     place::{end, runs},
@@ -56,14 +56,18 @@ pub async fn daemon_restart_with_running_shim(daemon: &Daemon) {
     restarted(daemon, || daemon.kill9()).await;
 }
 
-/// Of whichever runtime. One of three is quick enough: the machine may be busy with something else.
+/// Of whichever runtime. Half of them are quick enough: the machine may be busy with something else.
 pub async fn shim_sigkilled(daemon: &Daemon) {
     for runtime in ["native", "runc"] {
         let mut took = Vec::new();
-        while !took.iter().any(|took| *took < Duration::from_millis(100)) {
-            assert!(took.len() < 3, "{runtime}: {took:?}");
+        for _ in 0..count(100, 5) {
             took.push(killed_with_its_shim(daemon, runtime).await);
         }
+        took.sort_unstable();
+        let (half, slowest) = (took[took.len() / 2], took[took.len() - 1]);
+        let many = took.len();
+        println!("long-run: killed shims, {runtime} | {many} containers ended, half within {half:.1?}, all within {slowest:.1?}");
+        assert!(half < Duration::from_millis(100), "{runtime}: {took:?}");
     }
 }
 

@@ -4,7 +4,7 @@ use std::{fs, os::fd::OwnedFd, path::Path};
 
 use cofferdam_client::{ImportFormat, ImportOptions};
 use cofferdam_integration::bounded;
-use cofferdam_types::{Descriptor, Labels, media};
+use cofferdam_types::{Code, Descriptor, Labels, media};
 
 use crate::support::{
     craft::{Picture, Tar, gzip, layout, sha},
@@ -214,6 +214,20 @@ fn what_is_stored_only_is_unpacked_when_it_is_asked_for() {
         let detail = image.detail("").await.unwrap();
         assert!(detail.unpacked && detail.chain_id == chain);
         assert_same("unpacked later", &world.container_tree(&names[0], "").await, &umoci("odd-whiteouts"));
+
+        // As a job, which tells of each layer, also where there is nothing to do; and the call was one.
+        for driver in ["native", "native", ""] {
+            let job = image.start_unpack("", driver);
+            assert_eq!(job.wait().await.unwrap(), names);
+            let info = job.info().await.unwrap();
+            assert_eq!((&*info.kind, &*info.subject, &*info.state), ("unpack", &*names[0], "done"));
+            assert!(!info.items.is_empty() && info.items.iter().all(|item| item.phase == "done"), "{info:?}");
+        }
+        let jobs = world.ns.jobs().list().all().await.unwrap();
+        let kinds: Vec<_> = jobs.iter().map(|job| &*job.kind).collect();
+        assert_eq!(kinds, ["import", "unpack", "unpack", "unpack", "unpack"]);
+        let error = image.start_unpack("plan9/mips", "").wait().await.unwrap_err();
+        assert_eq!(error.code, Code::NotFound, "{error}");
     });
 }
 

@@ -415,13 +415,16 @@ fn z3_what_a_deployer_makes_keeps_within_his_grant() {
         }
         made.update_resources(less).await.unwrap();
         let mut whole = spec(ours.info().await.unwrap());
-        whole["linux"]["resources"]["memory"]["limit"] = (most + 1).into();
-        let changes = ContainerChanges {
-            spec: cofferdam_types::Any { type_url: String::new(), value: whole.to_string().into_bytes() },
+        let changes = |spec: &serde_json::Value| ContainerChanges {
+            spec: cofferdam_types::Any { type_url: String::new(), value: spec.to_string().into_bytes() },
             ..ContainerChanges::default()
         };
-        denied(ours.update(&changes, &["spec"])).await;
-        denied(made.update(&changes, &["spec"])).await;
+        // A spec of his own is none of a deployer's, whatever is in it.
+        let error = denied(made.update(&changes(&whole), &["spec"])).await;
+        assert!(error.message.contains("needs the host right"), "{error}");
+        whole["linux"]["resources"]["memory"]["limit"] = (most + 1).into();
+        denied(ours.update(&changes(&whole), &["spec"])).await;
+        denied(made.update(&changes(&whole), &["spec"])).await;
 
         // The grant goes, and the bounds stay; so does what runs.
         operator.grants().get(&id).revoke().await.unwrap();
@@ -488,6 +491,10 @@ fn z3_a_deployer_has_the_networks_that_he_was_given() {
         let shares = deployer("write run host", "none container", None).await;
         asks(&shares, "shares", Network::Container("shared".into())).await.unwrap();
         denied(shares.containers().get("shares").create_task(Stdio::default(), true).made()).await;
+        let any = deployer("write run", "", None).await;
+        asks(&any, "by-another", Network::Container("shared".into())).await.unwrap();
+        let error = denied(any.containers().get("by-another").create_task(Stdio::default(), true).made()).await;
+        assert!(error.message.contains("to share that needs the host right"), "{error}");
         refused(
             operator.grants().create(&GrantOptions { networks: vec![String::new()], ..facets("deploy") }).info().await,
             Code::InvalidArgument,
@@ -552,6 +559,12 @@ fn z3_a_grant_has_so_much_of_the_disk_with_what_comes_from_it() {
         let job = top.images().import_fd(&named, archive.into());
         refused(job.wait().await, Code::ResourceExhausted);
         assert_eq!(grant.info().await.unwrap().stored, 1_000_000);
+        // What a snapshot may have counts as it was made.
+        let snapshot = top.snapshots("").prepare("limited", "", &Labels::new());
+        snapshot.info().await.unwrap();
+        let error = denied(snapshot.limit(1 << 30)).await;
+        assert!(error.message.contains("counts as it was made"), "{error}");
+        snapshot.remove().await.unwrap();
         // The operator has what there is.
         put(&operator, 6, 2 << 20).await.unwrap();
         (token, id, first)

@@ -6,6 +6,7 @@ mod changes;
 mod checkpoint;
 mod contract;
 mod delivery;
+mod deputies;
 mod drivers;
 mod early;
 mod ends;

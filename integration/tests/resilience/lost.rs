@@ -223,11 +223,18 @@ fn a_pause_that_comes_late_is_told() {
 /// The end of a first process is that of all that it left, also where that can't be killed at once.
 #[test]
 fn what_a_first_process_left_is_killed_though_its_shim_is_short_of_descriptors() {
+    for runtime in ["native", "runc"] {
+        left_is_killed(runtime);
+    }
+}
+
+fn left_is_killed(runtime: &str) {
     let daemon = Daemon::with_busybox();
     let before = daemon.leftovers();
     bounded(async {
         let client = daemon.client().await;
         let (mut request, file) = ends_when_told(&daemon, "box");
+        request.container.runtime = runtime.into();
         let script = "sleep 1000 & read code; exit $code";
         request.container.options.args = ["sh", "-c", script].map(String::from).into();
         // Nothing of the kernel's ends the other.

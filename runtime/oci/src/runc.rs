@@ -361,9 +361,10 @@ impl Runtime for RuncDriver {
 
     fn kill_all(&self, container: &Container) -> Result<()> {
         // What the kernel can do needs no program that may hang. Of processes that are elsewhere the binary alone knows.
-        let _ = container.kill_cgroup();
+        let killed = container.kill_cgroup();
         if process::ended_within(&container.init.pidfd, AT_ONCE).unwrap_or_default() {
-            return Ok(());
+            // What it left may be there all the same, and there is nobody else who knows of it.
+            return killed.or_else(|e| if e.code == Code::NotFound { Ok(()) } else { Err(e) });
         }
         match self.act(container, &["kill", "--all", &container.id, "9"]) {
             Err(e) if process::is_alive(&container.init.pidfd) => return Err(e),

@@ -339,7 +339,7 @@ interface Image @0x9e84d7a02b5cf163 {
 
   unpack @2 (platform :Text, driver :Text) -> (chainId :Text) $Common.needs("write") $Common.audit("none");
   # Makes its layers snapshots of a driver; empty: the host's platform, the default driver. Returns when it is done, with the key
-  # of the topmost.
+  # of the topmost. It is a job that ends with the call.
 
   exportFd @3 (target :Common.Fd) -> (job :Job) $Common.needs("read");
   # Writes the image as an OCI layout in a tar archive into a file or a pipe of yours: what its name stands for, with all
@@ -363,4 +363,7 @@ interface Image @0x9e84d7a02b5cf163 {
 
   convert @8 (options :ConvertOptions) -> (job :Job) $Common.needs("write") $Common.audit("use");
   # Makes another image of it that holds the same files, packed otherwise.
+
+  startUnpack @9 (platform :Text, driver :Text) -> (job :Job) $Common.needs("write") $Common.audit("none");
+  # `unpack` as a job, whose progress can be watched. Its errors come out of `Job.wait`.
 }

@@ -229,7 +229,8 @@ fn a_pull_that_is_to_be_slow_is_waited_for_by_those_that_are_to_be_as_slow() {
         let second = world.transfer.pull(&theirs, &ns(), slow()).await.unwrap();
         reaches(&second, Phase::Elsewhere).await;
         soon(world.pull(&reference, quick())).await.unwrap();
-        for job in [first, second] {
+        // Without the first the second would find that all is here.
+        for job in [second, first] {
             assert!(job.status().outcome.is_none());
             job.cancel();
             fails(job.wait().await, Code::Cancelled, "");

@@ -8,6 +8,7 @@ use crate::{
         container::each,
         lifecycle::{label_changes, show_labels},
     },
+    progress::follow,
 };
 
 /// `coffer image tag`.
@@ -82,5 +83,5 @@ pub static UNPACK: Command = Command {
 async fn unpack(cx: Cx) -> Result<i32, Failure> {
     let images = cx.namespace().await?.images();
     let (platform, driver) = (cx.args.text("platform"), cx.args.text("snapshotter"));
-    each(&cx, async |name| Ok(images.get(name).unpack(&platform, &driver).await.map(drop)?)).await
+    each(&cx, async |name| follow(&images.get(name).start_unpack(&platform, &driver)).await.map(drop)).await
 }
