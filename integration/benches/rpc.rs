@@ -81,11 +81,7 @@ impl root::Server for Bare {
 }
 
 impl namespaces::Server for Bare {
-    async fn get(
-        self: Rc<Self>,
-        _: namespaces::GetParams,
-        mut results: namespaces::GetResults,
-    ) -> capnp::Result<()> {
+    async fn get(self: Rc<Self>, _: namespaces::GetParams, mut results: namespaces::GetResults) -> capnp::Result<()> {
         results.get().set_namespace(capnp_rpc::new_client(Bare));
         Ok(())
     }

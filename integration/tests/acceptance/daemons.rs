@@ -66,7 +66,9 @@ pub async fn shim_sigkilled(daemon: &Daemon) {
         took.sort_unstable();
         let (half, slowest) = (took[took.len() / 2], took[took.len() - 1]);
         let many = took.len();
-        println!("long-run: killed shims, {runtime} | {many} containers ended, half within {half:.1?}, all within {slowest:.1?}");
+        println!(
+            "long-run: killed shims, {runtime} | {many} containers ended, half within {half:.1?}, all within {slowest:.1?}"
+        );
         assert!(half < Duration::from_millis(100), "{runtime}: {took:?}");
     }
 }

@@ -10,9 +10,7 @@ use std::{
 
 use capnp_rpc::{RpcSystem, rpc_twoparty_capnp::Side};
 use cofferdam_client::{Client, Container, Namespace, ProcessOptions, Status, Stdio, Task};
-use cofferdam_integration::{
-    Daemon, bounded, input, older_programs, output, programs, until, until_async, write,
-};
+use cofferdam_integration::{Daemon, bounded, input, older_programs, output, programs, until, until_async, write};
 use cofferdam_types::Code;
 use cofferdam_wire::{SHIM_VERSION, connect, shim_capnp::shim};
 use tokio::{
