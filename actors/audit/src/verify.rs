@@ -57,6 +57,7 @@ pub fn verify(dir: &Directory, head: &Head) -> Result<Report> {
     let firsts: Vec<u64> = dir.firsts()?.into_iter().filter(|first| *first >= head.first).collect();
     // What comes next, and what the chain came to before that.
     let (mut expected, mut hash) = (head.first, head.before);
+    let mut over = false;
     let mut meets = head.last.checked_add(1) == Some(head.first);
     for (n, first) in firsts.iter().copied().enumerate() {
         // Nobody has spoken for anything in it.
@@ -107,10 +108,13 @@ pub fn verify(dir: &Directory, head: &Head) -> Result<Report> {
             if number == head.last {
                 meets = frame.hash == head.hash;
             }
-            (expected, hash) = (number.saturating_add(1), frame.hash);
+            hash = frame.hash;
+            // There is none behind the last number that there is.
+            over = number == u64::MAX;
+            expected = number.saturating_add(1);
         }
     }
-    if expected <= head.last {
+    if expected <= head.last && !over {
         report.missing(expected, head.last, "was cut off: they were the last");
     } else if !meets && report.broken.is_empty() {
         report

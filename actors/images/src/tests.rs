@@ -5,6 +5,7 @@ use std::{
     io::Write,
     os::fd::{AsRawFd, OwnedFd},
     path::PathBuf,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -20,7 +21,7 @@ use serde_json::json;
 
 mod heal;
 
-use crate::{Document, Images, Prune, Why, config, content_labels, document};
+use crate::{Document, Images, Prune, Step, Told, Why, config, content_labels, document};
 
 struct World {
     kernel: Kernel,
@@ -211,6 +212,28 @@ fn looks_right(root: PathBuf) {
     assert_eq!(read("etc/gone"), None);
     assert_eq!(read("top").as_deref(), Some("3"));
     assert_eq!(read("etc/hard").as_deref(), Some("k"), "a hard link to a file of a lower layer");
+}
+
+#[test]
+fn each_layer_is_told_of() {
+    run(async {
+        let world = World::start().await;
+        world.store(&first(), &three_layers()).await;
+        let image = world.images.resolve(&first(), &name("image"), &platform()).await.unwrap();
+        for steps in [&[Step::Begun, Step::Over][..], &[]] {
+            let heard = Arc::new(Mutex::new(Vec::new()));
+            let told = heard.clone();
+            let told: Told = Arc::new(move |blob, step| told.lock().unwrap().push((blob.clone(), step)));
+            world.images.unpack(&auth(), &first(), &image, "overlay", Some(told)).await.unwrap();
+            let heard = heard.lock().unwrap();
+            for layer in &image.layers {
+                let own: Vec<_> =
+                    heard.iter().filter(|(blob, _)| *blob == layer.digest).map(|(_, step)| *step).collect();
+                assert_eq!(own, steps, "what was unpacked before is not told of");
+            }
+        }
+        world.kernel.stop().await;
+    });
 }
 
 #[test]

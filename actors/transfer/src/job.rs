@@ -37,7 +37,7 @@ pub struct Arrived {
 pub struct Status {
     /// Its id.
     pub id: u64,
-    /// `pull` or `import`.
+    /// `pull`, `import`, …
     pub kind: &'static str,
     /// What it is about.
     pub subject: String,

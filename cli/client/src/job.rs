@@ -36,7 +36,7 @@ pub struct JobItem {
 pub struct JobInfo {
     /// Its id.
     pub id: String,
-    /// pull or import.
+    /// pull, import, checkpoint, commit, export, push, convert or unpack.
     pub kind: String,
     /// What it is about.
     pub subject: String,

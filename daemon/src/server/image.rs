@@ -13,7 +13,7 @@ use cofferdam_wire::{
 };
 
 use super::{
-    Place, archive, artifacts,
+    Place, archive, artifacts, ends,
     images::{Way, platform, set_info},
     jobs, rpc, within,
 };
@@ -189,9 +189,8 @@ impl image::Server for Image {
     ) -> capnp::Result<()> {
         let params = params.get()?;
         let job = rpc(self.unpacking(text(params.get_platform()), text(params.get_driver())).await)?;
-        let over = jobs::Ended(job.clone());
+        ends::job(&self.place, &job);
         let arrived = rpc(job.wait().await)?;
-        drop(over);
         let chain = arrived.first().and_then(|image| image.chain.as_ref());
         results.get().set_chain_id(chain.map(ToString::to_string).unwrap_or_default());
         Ok(())

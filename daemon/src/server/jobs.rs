@@ -23,15 +23,6 @@ pub fn begun(place: &Place, job: Handle) -> job::Client {
     place.hand_out(Job(job))
 }
 
-/// Ends a job with whoever waits for it. One that has ended stays as it is.
-pub struct Ended(pub Handle);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        self.0.cancel();
-    }
-}
-
 fn phase(phase: Phase) -> &'static str {
     match phase {
         Phase::Waiting => "waiting",

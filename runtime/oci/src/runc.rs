@@ -362,13 +362,15 @@ impl Runtime for RuncDriver {
     fn kill_all(&self, container: &Container) -> Result<()> {
         // What the kernel can do needs no program that may hang. Of processes that are elsewhere the binary alone knows.
         let killed = container.kill_cgroup();
+        // What its first process left may be there all the same, and there is nobody else who knows of it.
+        let killed = killed.or_else(|e| if e.code == Code::NotFound { Ok(()) } else { Err(e) });
         if process::ended_within(&container.init.pidfd, AT_ONCE).unwrap_or_default() {
-            // What it left may be there all the same, and there is nobody else who knows of it.
-            return killed.or_else(|e| if e.code == Code::NotFound { Ok(()) } else { Err(e) });
+            return killed;
         }
         match self.act(container, &["kill", "--all", &container.id, "9"]) {
             Err(e) if process::is_alive(&container.init.pidfd) => return Err(e),
-            _ => {}
+            Err(_) => killed?,
+            Ok(_) => {}
         }
         // Frozen processes of a v1 cgroup die when they thaw. That it isn't paused is the usual answer.
         let _ = self.act(container, &["resume", &container.id]);

@@ -339,7 +339,7 @@ interface Image @0x9e84d7a02b5cf163 {
 
   unpack @2 (platform :Text, driver :Text) -> (chainId :Text) $Common.needs("write") $Common.audit("none");
   # Makes its layers snapshots of a driver; empty: the host's platform, the default driver. Returns when it is done, with the key
-  # of the topmost. It is a job that ends with the call.
+  # of the topmost. It is a job, which goes on where the call ends before it.
 
   exportFd @3 (target :Common.Fd) -> (job :Job) $Common.needs("read");
   # Writes the image as an OCI layout in a tar archive into a file or a pipe of yours: what its name stands for, with all

@@ -19,7 +19,7 @@ struct JobItem @0xb33854f7db139a64 {
 struct JobInfo @0xb3f596f6eeffc5c9 {
   id @0 :Text;
   kind @1 :Text;
-  # pull, import, checkpoint, commit, export.
+  # pull, import, checkpoint, commit, export, push, convert, unpack.
   subject @2 :Text;
   # What it is about, such as the reference.
   started @3 :Common.Time;
