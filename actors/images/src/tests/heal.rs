@@ -102,7 +102,7 @@ fn an_image_is_unpacked_whole_again_though_a_layer_that_others_lie_on_is_gone_or
 fn all_that_is_read_of_a_layer_and_its_blob_takes_its_time() {
     run(async {
         let world = World::start().await;
-        let big: String = (0..300_000).map(|n| char::from(b'a' + (n * n / 7 % 26) as u8)).collect();
+        let big: String = (0..300_000_u64).map(|n| char::from(b'a' + (n * n / 7 % 26) as u8)).collect();
         let made = image(vec![layer(&[Entry::File("big", &big), Entry::File("keep", "k")])]);
         let whole = made.layers[0].packed.len() + big.len() + 1;
         world.store(&first(), &made).await;
