@@ -1,32 +1,15 @@
 //! What one authority gives is worth no more in the hands of another, also on one connection; and what was begun ends with the
 //! authority by which it was, whoever is still there.
 
-use capnp_rpc::{RpcSystem, rpc_twoparty_capnp::Side};
 use cofferdam_client::{GrantOptions, ImportOptions};
 use cofferdam_integration::{BUSYBOX, Daemon, bounded, until_async};
 use cofferdam_types::{Code, Error};
-use cofferdam_wire::{
-    connect,
-    error::from_rpc,
-    gate_capnp::{gate, root},
-    image_capnp::image,
-    namespace_capnp::namespace,
+use cofferdam_wire::{error::from_rpc, gate_capnp::root, image_capnp::image, namespace_capnp::namespace};
+
+use crate::{
+    ends::gate,
+    grants::{facets, holder, refused, words},
 };
-
-use crate::grants::{facets, holder, refused, words};
-
-/// The operator and who holds a token, on one connection.
-async fn both(daemon: &Daemon, token: &str) -> [root::Client; 2] {
-    let stream = tokio::net::UnixStream::connect(daemon.socket()).await.unwrap();
-    let (network, _fds) = connect::network(stream, Side::Client, 1 << 20);
-    let mut system = RpcSystem::new(Box::new(network), None);
-    let gate: gate::Client = system.bootstrap(Side::Server);
-    tokio::task::spawn_local(system);
-    let operator = gate.enter_request().send().pipeline.get_root();
-    let mut restore = gate.restore_request();
-    restore.get().set_token(token);
-    [operator, restore.send().pipeline.get_root()]
-}
 
 fn namespace(root: &root::Client, name: &str) -> namespace::Client {
     let mut get = root.namespaces_request().send().pipeline.get_namespaces().get_request();
@@ -58,8 +41,12 @@ fn z3_an_image_that_another_got_makes_no_container() {
         let options = GrantOptions { images: vec!["test/first:*".into()], may_save: true, ..facets("deploy") };
         let grant = operator.grants().create(&options);
         let token = grant.save(None).await.unwrap();
-        let [ours, theirs] = both(&daemon, &token).await;
-        let (ours, theirs) = (namespace(&ours, daemon.namespace()), namespace(&theirs, ""));
+        // Both on one connection.
+        let gate = gate(&daemon.socket()).await;
+        let mut restore = gate.restore_request();
+        restore.get().set_token(&token);
+        let ours = namespace(&gate.enter_request().send().pipeline.get_root(), daemon.namespace());
+        let theirs = namespace(&restore.send().pipeline.get_root(), "");
         let second = image(&ours, "test/second:latest");
         create(&ours, &second, "ours").await.unwrap();
         let error = refused(create(&theirs, &second, "theirs").await, Code::Denied);
@@ -73,11 +60,9 @@ fn z3_an_image_that_another_got_makes_no_container() {
 fn an_image_of_one_namespace_makes_no_container_in_another() {
     let daemon = Daemon::with_busybox();
     bounded(async {
-        let operator = daemon.open().await;
         daemon.client().await.namespaces().create("other", &Default::default()).await.unwrap();
-        let token = operator.grants().create(&GrantOptions { may_save: true, ..facets("observer") }).save(None);
-        let [ours, _] = both(&daemon, &token.await.unwrap()).await;
-        let (here, there) = (namespace(&ours, daemon.namespace()), namespace(&ours, "other"));
+        let root = gate(&daemon.socket()).await.enter_request().send().pipeline.get_root();
+        let (here, there) = (namespace(&root, daemon.namespace()), namespace(&root, "other"));
         let busybox = image(&here, BUSYBOX);
         create(&here, &busybox, "here").await.unwrap();
         let error = refused(create(&there, &busybox, "there").await, Code::InvalidArgument);

@@ -387,12 +387,18 @@ struct Holder {
     held: Vec<namespace::Client>,
 }
 
-async fn enter(socket: &std::path::Path, token: Option<&str>) -> Holder {
+/// The gate of a connection of its own.
+pub async fn gate(socket: &std::path::Path) -> gate::Client {
     let stream = tokio::net::UnixStream::connect(socket).await.unwrap();
     let (network, _fds) = connect::network(stream, Side::Client, 64 << 20);
     let mut system = RpcSystem::new(Box::new(network), None);
-    let gate: gate::Client = system.bootstrap(Side::Server);
+    let gate = system.bootstrap(Side::Server);
     tokio::task::spawn_local(system);
+    gate
+}
+
+async fn enter(socket: &std::path::Path, token: Option<&str>) -> Holder {
+    let gate = gate(socket).await;
     let root = match token {
         Some(token) => {
             let mut request = gate.restore_request();
