@@ -10,10 +10,7 @@ use ureq::{
     http::{Method, Response, Uri},
 };
 
-use super::{
-    Ask, MAX_MANIFEST, Repository,
-    http::{Content, join},
-};
+use super::{Ask, MAX_MANIFEST, Repository, http::join};
 use crate::{Target, flights::Flights};
 
 const ACCEPT_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -119,13 +116,7 @@ impl Repository {
         is: &Referrer,
         lists: &Lists,
     ) -> Result<()> {
-        let uri = self.http.uri("manifests", name)?;
-        let content = || Content::Bytes(&descriptor.media_type, bytes);
-        let response =
-            self.again(|| self.http.send(&Ask { content: content(), ..Ask::of(Method::PUT, uri.clone()) }))?;
-        if !matches!(response.status().as_u16(), 200..=204) {
-            return Err(self.http.unexpected("the manifest", response));
-        }
+        let response = self.put_manifest(name, descriptor, bytes)?;
         let noted = response.headers().get("oci-subject").and_then(|said| said.to_str().ok()?.parse::<Digest>().ok());
         if noted.is_some_and(|noted| noted == is.subject.digest) {
             return Ok(());

@@ -17,7 +17,7 @@ use ureq::{
 };
 
 use super::{
-    ACCEPT_MANIFEST, Ask, Repository,
+    ACCEPT_MANIFEST, Ask, Repository, TRIES,
     blob::{MAX_PAUSE, PATIENCE},
     http::{Content, join},
     retry,
@@ -76,25 +76,44 @@ impl Repository {
 
     /// Stores a manifest or an index under a tag or its digest. All that it names must be there.
     pub fn push_manifest(&self, name: &str, descriptor: &Descriptor, bytes: &[u8]) -> Result<()> {
+        let response = self.put_manifest(name, descriptor, bytes)?;
+        self.confirmed(&response, &descriptor.digest)
+    }
+
+    /// What the registry says to a document under a name.
+    pub(super) fn put_manifest(&self, name: &str, descriptor: &Descriptor, bytes: &[u8]) -> Result<Response<Body>> {
         let uri = self.http.uri("manifests", name)?;
         let content = || Content::Bytes(&descriptor.media_type, bytes);
-        let ask = || Ask { content: content(), ..Ask::of(Method::PUT, uri.clone()) };
-        let response = self.again(|| self.http.send(&ask()))?;
-        if !matches!(response.status().as_u16(), 200..=204) {
-            return Err(self.http.unexpected("the manifest", response));
+        let response = self.settled(&[400, 500], || Ask { content: content(), ..Ask::of(Method::PUT, uri.clone()) })?;
+        match response.status().as_u16() {
+            200..=204 => Ok(response),
+            _ => Err(self.http.unexpected("the manifest", response)),
         }
-        self.confirmed(&response, &descriptor.digest)
     }
 
     /// Whether it has a blob, or a manifest.
     pub fn has(&self, kind: &str, descriptor: &Descriptor) -> Result<bool> {
         let uri = self.http.uri(kind, &descriptor.digest.to_string())?;
         let accept = (kind == "manifests").then_some(ACCEPT_MANIFEST);
-        let response = self.again(|| self.http.send(&Ask { accept, ..Ask::of(Method::HEAD, uri.clone()) }))?;
+        let response = self.settled(&[500], || Ask { accept, ..Ask::of(Method::HEAD, uri.clone()) })?;
         match response.status().as_u16() {
             200 => Ok(true),
             404 => Ok(false),
             _ => Err(self.http.unexpected("whether it has a blob", response)),
+        }
+    }
+
+    /// The answer once it is none of `odd`, or the last of a few. While another client's upload of a blob is linked, distribution
+    /// (2.8) finds the link empty: it calls a manifest that names that blob invalid (400), and fails where it is asked for it (500).
+    fn settled<'a>(&self, odd: &[u16], ask: impl Fn() -> Ask<'a>) -> Result<Response<Body>> {
+        let mut tried = 1;
+        loop {
+            let response = self.again(|| self.http.send(&ask()))?;
+            if tried >= TRIES || !odd.contains(&response.status().as_u16()) {
+                return Ok(response);
+            }
+            self.cancel.wait(self.http.limits.backoff * tried)?;
+            tried += 1;
         }
     }
 

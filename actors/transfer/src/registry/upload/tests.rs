@@ -394,3 +394,32 @@ fn manifests_are_named() {
     let error = repository(&server, false).push_manifest("t", &descriptor, body).unwrap_err();
     assert!(error.message.contains("redirects what is written"), "{error}");
 }
+
+#[test]
+fn what_a_registry_takes_for_bad_while_another_client_sends_the_same_is_sent_again() {
+    let body = br#"{"schemaVersion":2}"#;
+    let bytes = Bytes::new();
+    let document = Descriptor::new(media::OCI_MANIFEST, Digest::of(Algorithm::Sha256, body), body.len() as u64);
+    let odd = r#"{"errors":[{"code":"DIGEST_INVALID"}]}"#;
+    for (times, there) in [(TRIES - 1, true), (u32::MAX, false)] {
+        let (asked, put) = (Mutex::new(0), Mutex::new(0));
+        let server = Server::new(move |seen| {
+            let (count, fails, well) = if seen.method == "HEAD" { (&asked, 500, 200) } else { (&put, 400, 201) };
+            let mut count = count.lock().unwrap();
+            *count += 1;
+            if *count <= times { Reply::new(fails, odd) } else { Reply::new(well, "") }
+        });
+        let repository = repository(&server, false);
+        let (blob, named) =
+            (repository.push_blob(&bytes.descriptor(), &[], 0, &bytes), repository.push_manifest("t", &document, body));
+        assert_eq!(server.seen().len(), 2 * TRIES as usize, "{:?}", did(&server.seen()));
+        if there {
+            assert_eq!(blob.unwrap(), Sent::Present);
+            named.unwrap();
+        } else {
+            assert_eq!(blob.unwrap_err().code, Code::Unavailable);
+            let error = named.unwrap_err();
+            assert!(error.message.contains("DIGEST_INVALID"), "{error}");
+        }
+    }
+}
