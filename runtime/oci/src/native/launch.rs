@@ -189,10 +189,13 @@ impl Launched {
         Error::unavailable("process", self.child.pid, "was killed while it was being set up")
     }
 
-    /// Kills and reaps the child.
+    /// Kills and reaps the child. In a v1 hierarchy nobody dies who stands still in a group that somebody else froze: such a one
+    /// is waited for as long as for all else, and then left to who takes in whatever ends.
     pub fn destroy(&self) {
         let _ = process::pidfd_send_signal(&self.child.pidfd, libc::SIGKILL);
-        let _ = process::waitid(&self.child.pidfd, true);
+        if process::ended_within(&self.child.pidfd, self.deadline).unwrap_or(true) {
+            let _ = process::waitid(&self.child.pidfd, true);
+        }
     }
 
     /// The next message but for the console's, which is kept.

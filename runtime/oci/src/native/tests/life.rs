@@ -118,6 +118,38 @@ fn a_child_that_stands_still_is_given_up_on_demand_and_at_the_deadline() {
     assert!(f.native.is_slow(&f.parsed()));
 }
 
+/// Whoever may freeze a group on the host must not hold up what makes processes in it.
+#[test]
+fn a_child_that_is_frozen_is_not_waited_for_without_end() {
+    let mut f = Fixture::new();
+    let (container, _hold) = sleeping(&mut f);
+    let process = f.parsed().process().clone().unwrap();
+    let cgroup = f.native.cgroup(&container).unwrap();
+    let place = Place { cgroup, neighbour: None, class: None };
+    let steps = [Step::Gate, Step::Pause];
+    let mut child = launch::launch(&steps, 0, Some(&container.init.pidfd), &place, &process, None).unwrap();
+    child.wait_paused(&steps).unwrap();
+    cgroup.freeze().unwrap();
+    child.deadline = std::time::Duration::from_millis(20);
+    let (over, done) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let destroys = scope.spawn(|| {
+            child.destroy();
+            over.send(()).unwrap();
+        });
+        let ends = done.recv_timeout(std::time::Duration::from_secs(10));
+        cgroup.thaw().unwrap();
+        destroys.join().unwrap();
+        ends.expect("it is waited for without end");
+    });
+    // It is gone by now, or dies of what it was sent as soon as it goes on.
+    if let Ok(end) = process::waitid(&child.child.pidfd, true) {
+        assert_eq!(end, Some(process::Exit::Signal(9)));
+    }
+    f.native.delete(&container).unwrap();
+    process::waitid(&container.init.pidfd, true).unwrap();
+}
+
 /// One that stands still would keep the other from being seen to begin.
 #[test]
 fn of_two_that_are_made_at_a_time_neither_has_the_others_control_socket() {
