@@ -1,6 +1,7 @@
 //! A private daemon.
 
 use std::{
+    ffi::OsString,
     fs::File,
     os::{
         fd::{AsRawFd as _, BorrowedFd},
@@ -214,6 +215,15 @@ impl Daemon {
         self.path().join("hosts.d")
     }
 
+    /// The option that names it, but to an earlier release that has none.
+    fn given_hosts(&self) -> Vec<OsString> {
+        let knows = || {
+            let help = Command::new(self.program("cofferd")).arg("--help").output().expect("it tells what it takes");
+            String::from_utf8_lossy(&help.stdout).contains("--hosts")
+        };
+        if self.programs.is_none() || knows() { vec!["--hosts".into(), self.hosts().into()] } else { Vec::new() }
+    }
+
     /// Says in it how a registry is reached.
     pub fn set_hosts(&self, registry: &str, text: &str) {
         let dir = self.hosts().join(registry);
@@ -329,8 +339,7 @@ impl Daemon {
             .arg(configs)
             .arg("--cni-plugins")
             .arg(std::env::join_paths([plugins, "/usr/lib/cni".into()]).expect("no colons"))
-            .arg("--hosts")
-            .arg(self.hosts())
+            .args(self.given_hosts())
             .args(["--log", &self.log])
             .args(self.flags)
             .envs(self.variables.iter().map(|(name, value)| (name, value)))
