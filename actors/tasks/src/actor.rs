@@ -164,7 +164,7 @@ impl Ctx {
             return Ok(entry);
         }
         containers::require(&self.deps.metadata.read()?, ns, id)?;
-        Err(Error::not_found("task", id, "has not been created"))
+        Err(Error::not_found("task", id, "is not there: it has not been created yet, or was deleted"))
     }
 
     /// A task that is not being looked for any more.

@@ -72,7 +72,7 @@ fn is_there(place: &Place, asked: &records::Container) -> Result<bool> {
 }
 
 /// Writes the log into the sink; with `follow` until the task has ended and all of it is written, or the container is another, or
-/// none that the grant reaches.
+/// none that the grant reaches. Where there is no task yet it waits for one.
 pub async fn copy(place: &Place, id: &Id, follow: bool, query: Query, sink: &log_sink::Client) -> Result<()> {
     let (services, namespace) = (place.services(), &place.namespace);
     let record = records::get(&services.metadata.read()?, namespace, id)?;
@@ -87,13 +87,18 @@ pub async fn copy(place: &Place, id: &Id, follow: bool, query: Query, sink: &log
     })?;
     let dir = services.tasks.layout().log_dir(namespace, id);
     let until = query.until;
-    let (mut query, mut log) = (query, None);
+    let (mut query, mut log, mut begun) = (query, None, false);
     loop {
         // Asked before the log is read: what it wrote before its end is in the log by then.
         let running = follow
             && (until == Timestamp(0) || Timestamp::now() <= until)
             && match services.tasks.query(namespace, id, String::new()).await {
-                Ok(state) => state.exit.is_none(),
+                Ok(state) => {
+                    begun = true;
+                    state.exit.is_none()
+                }
+                // Of a container that is just being made, or made to run again, the task is to come.
+                Err(error) if error.code == Code::NotFound => !begun,
                 Err(error) => error.code == Code::Unavailable,
             }
             && is_there(place, &record)?;

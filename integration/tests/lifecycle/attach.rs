@@ -71,6 +71,27 @@ fn each_sees_what_comes_and_one_that_is_slow_is_detached_alone() {
 }
 
 #[test]
+fn who_follows_no_output_is_told_of_the_end_all_the_same() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let client = daemon.client().await;
+        let mut request = script(&daemon, "reads", "read line");
+        let (stdin, feed) = input();
+        request.stdio.stdin = stdin;
+        request.log = true;
+        let run = start(&client, request).await;
+        let nothing = run.task().attach(Stdio::default());
+        nothing.made().await.unwrap();
+        let over = nothing.wait();
+        drop(feed);
+        assert_eq!(run.wait().await.unwrap().status, 1);
+        assert_eq!(over.await.unwrap(), "exit");
+        // And whoever comes later.
+        assert_eq!(run.task().attach(Stdio::default()).wait().await.unwrap(), "exit");
+    });
+}
+
+#[test]
 fn letting_go_detaches() {
     let daemon = Daemon::with_busybox();
     bounded(async {

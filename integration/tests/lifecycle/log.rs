@@ -2,11 +2,11 @@
 
 use std::{cell::RefCell, rc::Rc};
 
-use cofferdam_client::{Container, LogStream};
+use cofferdam_client::{Container, LogStream, Stdio};
 use cofferdam_integration::{Daemon, bounded, output};
 use cofferdam_types::Timestamp;
 
-use crate::{script, start};
+use crate::{script, start, with};
 
 /// A log as it came.
 #[derive(Default)]
@@ -90,6 +90,29 @@ fn a_followed_log_ends_with_the_task() {
         done.unwrap();
         assert_eq!(String::from_utf8_lossy(&seen.borrow()), "first\nsecond\nlast\n");
         assert_eq!(run.wait().await.unwrap().status, 0);
+    });
+}
+
+#[test]
+fn who_follows_before_there_is_a_task_has_what_it_writes() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let namespace = daemon.open().await;
+        let container = with(&namespace, "later", "echo hi", |_| ());
+        container.info().await.unwrap();
+        let begin = async {
+            let task = container.create_task(Stdio::default(), true);
+            task.start().await.unwrap();
+            assert_eq!(task.wait().await.unwrap().status, 0);
+            task
+        };
+        let ((out, _), task) = tokio::join!(read(&container, true), begin);
+        assert_eq!(String::from_utf8_lossy(&out), "hi\n");
+        // One that was there and is no more is not waited for by who has seen it; and a container's end is that of its log.
+        task.delete().await.unwrap();
+        let remove = async { container.remove(false).await.unwrap() };
+        let ((out, _), ()) = tokio::join!(read(&container, true), remove);
+        assert!(out.is_empty() || out == b"hi\n");
     });
 }
 

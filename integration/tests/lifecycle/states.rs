@@ -164,6 +164,22 @@ const EXEC_ACTS: &[ExecAct] = &[
 ];
 
 #[test]
+fn what_ended_before_its_start_says_so() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let (_container, task) = container(&daemon.open().await, "early", Created).await;
+        task.kill(9, false).await.unwrap();
+        assert_eq!(task.wait().await.unwrap().status, 137);
+        let error = task.start().await.unwrap_err();
+        assert_eq!(error.code, Code::FailedPrecondition, "{error}");
+        assert!(error.message.contains("is stopped: it ended with status 137 before it was started"), "{error}");
+        task.delete().await.unwrap();
+        let error = task.delete().await.unwrap_err();
+        assert!(error.code == Code::NotFound && error.message.contains("or was deleted"), "{error}");
+    });
+}
+
+#[test]
 fn each_method_of_an_exec_in_each_state() {
     let daemon = Daemon::with_busybox();
     bounded(async {

@@ -10,6 +10,7 @@ use std::{
     os::fd::OwnedFd,
     rc::Rc,
     sync::Arc,
+    time::Duration,
 };
 
 use cofferdam_sys::program;
@@ -53,6 +54,33 @@ impl Calls {
         patience: &Patience,
         call: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<(T, Option<Busy>)> {
+        self.make_or(slow, patience, call, drop).await
+    }
+
+    /// [`Calls::make`] for as long as `limit`, where it is slow: what hangs in the kernel can't be given up in another way. What it
+    /// gives all the same, later, is for `late`.
+    pub async fn make_within<T: Send + 'static>(
+        self: &Rc<Self>,
+        limit: Duration,
+        slow: bool,
+        patience: &Patience,
+        call: impl FnOnce() -> Result<T> + Send + 'static,
+        late: impl FnOnce(T) + Send + 'static,
+    ) -> Result<(T, Option<Busy>)> {
+        let made = tokio::time::timeout(limit, self.make_or(slow, patience, call, late)).await;
+        made.unwrap_or_else(|_| {
+            let why = format!("has not ended within {limit:?}, and is not waited for any more");
+            Err(Error::deadline_exceeded("call", "", why))
+        })
+    }
+
+    async fn make_or<T: Send + 'static>(
+        self: &Rc<Self>,
+        slow: bool,
+        patience: &Patience,
+        call: impl FnOnce() -> Result<T> + Send + 'static,
+        late: impl FnOnce(T) + Send + 'static,
+    ) -> Result<(T, Option<Busy>)> {
         if !slow {
             return call().map(|done| (done, None));
         }
@@ -63,8 +91,10 @@ impl Calls {
         // Not one of a pool: a thread is in the mount namespace that the shim was in when the thread began.
         let thread = std::thread::Builder::new().name("call".into()).stack_size(STACK);
         let begun = thread.spawn(move || {
-            // Whoever asked may be gone with the shim's loop.
-            let _ = tell.send(program::until(given_up, call));
+            // Whoever asked may be gone with the shim's loop, or for want of patience.
+            if let Err(Ok(given)) = tell.send(program::until(given_up, call)) {
+                late(given);
+            }
         });
         begun.map_err(|e| Error::io("shim", "", "can't have a thread for a call", &e))?;
         let gone = || Error::internal("shim", "", "a call ended without an answer");
@@ -107,5 +137,33 @@ pub async fn through<T: 'static>(work: impl Future<Output = Result<T>> + 'static
             let gone = |e| Error::internal("shim", "", format!("a call ended without an answer: {e}"));
             tokio::task::spawn_local(work).await.map_err(gone)?
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_hangs_is_not_waited_for_and_what_it_gives_later_is_undone() {
+        let (calls, patience) = (Rc::new(Calls::default()), Patience::default());
+        let (go, wait) = mpsc::channel::<()>();
+        let (undone, seen) = mpsc::channel();
+        let hangs = move || {
+            wait.recv().map_err(|_| Error::internal("test", "", "nobody said go"))?;
+            Ok(7)
+        };
+        let limit = Duration::from_millis(20);
+        let late = move |given| undone.send(given).unwrap();
+        let error = calls.make_within(limit, true, &patience, hangs, late).await.err().unwrap();
+        assert_eq!(error.code, cofferdam_types::Code::DeadlineExceeded, "{error}");
+        assert!(!calls.any(), "nobody waits for it");
+        go.send(()).unwrap();
+        assert_eq!(seen.recv(), Ok(7));
+        // One that is over in time is undone by nobody.
+        let made = calls.make_within(Duration::from_secs(60), true, &patience, || Ok(8), |_| panic!("undone")).await;
+        assert_eq!(made.unwrap().0, 8);
     }
 }

@@ -11,6 +11,7 @@ use std::{
     path::PathBuf,
     rc::Rc,
     sync::Arc,
+    time::Duration,
 };
 
 use cofferdam_log::Writer;
@@ -31,6 +32,12 @@ use crate::{
 
 /// All but the end.
 const ALIVE: [State; 3] = [State::Created, State::Running, State::Paused];
+
+/// How long a container may take to be made: somewhat less than a daemon waits for it. Every driver has deadlines of its own for
+/// what it waits for, so this is for what hangs in the kernel: a file system that doesn't answer, say. Others of the group are
+/// not to wait for that, nor the shim to live for it.
+const MAKE: Duration = Duration::from_secs(50);
+
 /// What makes a container.
 pub struct Create {
     /// Where it lies.
@@ -228,6 +235,7 @@ impl Container {
         let (id, namespace) = (self.id.clone(), self.namespace.clone());
         let (bundle, runtime) = (self.bundle.clone(), self.runtime.clone());
         let slow = self.slow || source.is_some();
+        let limit = if source.is_some() { Duration::MAX } else { MAKE };
         // The process's ends fall with it: kept open here they would hide its end of file from us.
         let work = move || {
             let path = path_of(&bundle, &id)?;
@@ -250,7 +258,9 @@ impl Container {
             };
             runtime.restore(&request, &from)
         };
-        let (made, _busy) = self.calls.make(slow, &self.patience, work).await?;
+        let runtime = self.runtime.clone();
+        let late = move |made| drop(runtime.delete(&made));
+        let (made, _busy) = self.calls.make_within(limit, slow, &self.patience, work, late).await?;
         let made = Arc::new(made);
         if let Err(error) = self.init.made(&made.init, relays, feed, self.log.as_ref()) {
             let _ = self.act(slow, move |runtime| runtime.delete(&made)).await;
@@ -370,7 +380,13 @@ impl Container {
     /// Starts a process that was made.
     pub async fn start(self: &Rc<Self>, id: &str) -> Result<Life> {
         let _turn = self.turn.lock().await;
-        let process = self.only_in(id, &[State::Created], "it can't be started again")?;
+        let life = self.process(id)?.life();
+        let otherwise = if life.started == Timestamp(0) && life.exited != Timestamp(0) {
+            format!("it ended with status {} before it was started: delete it, and make another", life.status)
+        } else {
+            "it can't be started again".to_owned()
+        };
+        let process = self.only_in(id, &[State::Created], &otherwise)?;
         if !id.is_empty() {
             return self.start_exec(id, &process).await;
         }

@@ -148,8 +148,8 @@ impl Output {
         self.0.over.get() && !self.0.sinks.borrow().iter().any(Sink::pending)
     }
 
-    /// Waits for that.
-    pub async fn delivered(&self) {
+    /// Waits until there is no more of it.
+    pub async fn over(&self) {
         loop {
             let changed = self.0.changed.notified();
             if self.0.over.get() {
@@ -157,6 +157,11 @@ impl Output {
             }
             changed.await;
         }
+    }
+
+    /// Waits until it is delivered.
+    pub async fn delivered(&self) {
+        self.over().await;
         let sinks: Vec<Sink> = self.0.sinks.borrow().clone();
         for sink in sinks {
             sink.flushed().await;

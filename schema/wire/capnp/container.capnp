@@ -426,7 +426,7 @@ interface Container @0xcd9183f6e5b7a042 {
 
   logs @5 (follow :Bool, sink :LogSink, options :LogOptions) -> () $Common.needs("read");
   # Writes what was logged, oldest first, into your sink, and ends that; returns behind it. With `follow` it goes on until the
-  # task has ended and all that it wrote is written. Without `options` all of it is wanted. A container whose task has no log,
+  # task has ended and all that it wrote is written; where there is no task yet it waits for one. Without `options` all of it is wanted. A container whose task has no log,
   # or that has written nothing yet, has an empty one. failed_precondition where the log driver keeps nothing that could be
   # read here. After a lost connection go on behind the last record, with its `segment` and `offset`. It is the log of one
   # container, whatever comes to have its name, and ends with not_found where your grant doesn't choose that one any more.

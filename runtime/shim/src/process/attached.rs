@@ -6,7 +6,7 @@ use cofferdam_types::{Error, Result, Timestamp};
 use tokio::task::JoinHandle;
 
 use super::Process;
-use crate::{sink::Sink, stdio::Wish};
+use crate::{output::Output, sink::Sink, stdio::Wish};
 
 /// How many may follow one process at a time: each takes a few buffers, of which one who reads slowly has all full.
 const MOST: usize = 64;
@@ -15,11 +15,11 @@ impl Process {
     /// Follows its output from now on, and feeds its input.
     pub fn attach(&self, stdin: Wish, stdout: Wish, stderr: Wish) -> Result<Attachment> {
         let outputs = self.outputs.borrow();
-        if outputs.is_empty() {
+        let first = outputs.first().cloned().ok_or_else(|| {
             let why =
                 "was started with its pipes handed over: only a process with a log or a terminal can be attached to";
-            return Err(Error::failed_precondition("process", &self.life.borrow().id, why));
-        }
+            Error::failed_precondition("process", &self.life.borrow().id, why)
+        })?;
         let place = Place::take(&self.followed).ok_or_else(|| {
             let why = format!("is followed by {MOST} already, which is the most at a time: detach one of them first");
             Error::resource_exhausted("process", &self.life.borrow().id, why)
@@ -32,7 +32,7 @@ impl Process {
             _ => (None, None),
         };
         // Where one of them fails this falls, and what was attached is detached.
-        let mut attachment = Attachment { sinks: Vec::new(), feeder, _held: held, _place: place };
+        let mut attachment = Attachment { sinks: Vec::new(), first, feeder, _held: held, _place: place };
         for (output, wish) in outputs.iter().zip([stdout, stderr]) {
             if let Some(sink) = wish.late_sink()? {
                 output.attach(sink.clone());
@@ -46,6 +46,8 @@ impl Process {
 /// A client that follows a process. Dropping it detaches.
 pub struct Attachment {
     sinks: Vec<Sink>,
+    /// Of the process: its end is what there is to wait for without a sink.
+    first: Output,
     feeder: Option<JoinHandle<()>>,
     _held: Option<OwnedFd>,
     _place: Place,
@@ -71,10 +73,11 @@ impl Drop for Place {
 }
 
 impl Attachment {
-    /// Waits until one of its streams is over, and says why.
+    /// Waits until one of its streams is over, or what it only feeds, and says why.
     pub async fn over(&self) -> &'static str {
         if self.sinks.is_empty() {
-            return futures::future::pending().await;
+            self.first.over().await;
+            return "exit";
         }
         let each = self.sinks.iter().map(|sink| Box::pin(sink.over()));
         futures::future::select_all(each).await.0
