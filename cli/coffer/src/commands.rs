@@ -17,6 +17,7 @@ pub static ALL: &[&Command] = &[
     &nouns::logs::LOGS,
     &nouns::container::KILL,
     &nouns::container::STOP,
+    &nouns::lifecycle::START,
     &nouns::lifecycle::RESTART,
     &nouns::lifecycle::PAUSE,
     &nouns::lifecycle::RESUME,

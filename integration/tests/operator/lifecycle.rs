@@ -27,8 +27,10 @@ fn paused_resumed_restarted_renamed_and_labelled() {
     assert_eq!(ok(&daemon, &["rename", "box", "case"]), "case\n");
     assert!(ok(&daemon, &["ps", "-a"]).contains("case"));
     // One that has ended is started again.
-    ok(&daemon, &["restart", "case"]);
+    assert_eq!(ok(&daemon, &["start", "case"]), "case\n");
     assert_eq!(ok(&daemon, &["ps", "-q"]), "case\n");
+    let said = say(&daemon, &["start", "case"]);
+    assert!(said.code == 1 && said.err.contains("is running"), "{said:?}");
 
     assert_eq!(ok(&daemon, &["container", "label", "case", "tier=db", "zone="]), "tier=db\n");
     assert_eq!(ok(&daemon, &["ps", "-q", "--filter", "labels.tier==db"]), "case\n");

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cofferdam_client::{ContainerChanges, Namespace, Stdio};
+use cofferdam_client::{Container, ContainerChanges, Namespace, Status, Stdio, TaskInfo};
 use cofferdam_types::Labels;
 
 use crate::{
@@ -47,6 +47,43 @@ async fn resume(cx: Cx) -> Result<i32, Failure> {
     each(&cx, async |id| Ok(containers.get(id).task().resume().await?)).await
 }
 
+/// `coffer start`.
+pub static START: Command = Command {
+    path: &["start"],
+    about: "start containers that don't run",
+    positionals: CONTAINERS,
+    flags: &[],
+    notes: "They start in the background, with null streams; what they write is kept if it was kept before.",
+    failure: 1,
+    action: |cx| Box::pin(start(cx)),
+};
+
+async fn start(cx: Cx) -> Result<i32, Failure> {
+    let namespace = cx.namespace().await?;
+    each(&cx, async |id| {
+        let container = namespace.containers().get(id);
+        match container.info().await?.task {
+            // One that was made and not started yet; any other is refused with what it is.
+            Some(task) if task.status != Status::Stopped => {
+                container.task().start().await?;
+                Ok(())
+            }
+            ended => again(&container, ended).await,
+        }
+    })
+    .await
+}
+
+/// Has a container run once more, whose task has ended or is none.
+async fn again(container: &Container, ended: Option<TaskInfo>) -> Result<(), Failure> {
+    if ended.is_some() {
+        container.task().delete().await?;
+    }
+    let log = ended.is_none_or(|task| task.log);
+    container.create_task(Stdio::default(), log).start().await?;
+    Ok(())
+}
+
 /// `coffer restart`.
 pub static RESTART: Command = Command {
     path: &["restart"],
@@ -77,11 +114,8 @@ async fn restart_one(namespace: &Namespace, id: &str, asked: Option<u32>, patien
     }
     if info.task.is_some() {
         stop_one(namespace, id, asked, patience).await?;
-        container.task().delete().await?;
     }
-    let log = info.task.is_none_or(|task| task.log);
-    container.create_task(Stdio::default(), log).start().await?;
-    Ok(())
+    again(&container, info.task).await
 }
 
 /// `coffer rename`.
