@@ -35,7 +35,9 @@ impl resolve::Blobs for Blobs<'_> {
     }
 
     fn has(&self, descriptor: &Descriptor) -> Result<bool> {
-        self.content.is_whole(self.ns, &descriptor.digest)
+        let whole = self.content.is_whole(self.ns, &descriptor.digest)?;
+        // Of another size than is said, it is not what the image needs.
+        Ok(whole && self.content.info(self.ns, &descriptor.digest)?.size == descriptor.size)
     }
 }
 

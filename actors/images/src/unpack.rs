@@ -9,7 +9,7 @@
 //! blobs are in the content store, or in their places there. Whatever was not fed is taken from there. Blobs that are
 //! only placed come on record in the same commit.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use cofferdam_content::Placed;
 use cofferdam_diff::{Diff, Extracted, LayerFeed, Pending, Rung};
@@ -61,6 +61,8 @@ pub struct Unpack {
     done: bool,
     /// The records that appear with it.
     named: Vec<Image>,
+    /// Blobs of which nobody has seen yet what they inflate to.
+    came: HashSet<Digest>,
     /// Until the commit nothing may refer to its blobs and layers.
     _pin: Pin,
 }
@@ -118,6 +120,7 @@ impl Unpack {
             told: None,
             done: false,
             named: Vec::new(),
+            came: HashSet::new(),
             _pin: pin,
         };
         unpack.done = images.is_unpacked(ns, driver, unpack.top())?;
@@ -161,6 +164,11 @@ impl Unpack {
     /// Allows its layers a zstd window of so many bytes; 0: the usual.
     pub fn allow_window(&mut self, bytes: u64) {
         self.window = bytes;
+    }
+
+    /// Names blobs that have just come: where the tree of one is there already, that it is this layer is found out all the same.
+    pub fn came(&mut self, blobs: HashSet<Digest>) {
+        self.came = blobs;
     }
 
     /// Has somebody told how far it is.
@@ -232,8 +240,8 @@ impl Unpack {
             } else {
                 self.extract_in_order().await?;
             }
-            self.verify_linked().await?;
         }
+        self.verify_linked().await?;
         let rungs = self.rungs()?;
         let stages = match rungs.is_empty() {
             true => self.layers.iter().map(|_| None).collect(),
@@ -277,12 +285,14 @@ impl Unpack {
         Ok(())
     }
 
-    /// What is there is linked only if this namespace's own blob is that layer: a config alone may claim anything.
+    /// What is there is linked only if this namespace's own blob is that layer: a config alone may claim anything. That holds for a
+    /// blob that has just come where the namespace has the tree by another one, too.
     async fn verify_linked(&self) -> Result<()> {
         let view = self.images.meta.read()?;
         let mut claims = Vec::new();
-        for layer in self.layers.iter().filter(|layer| matches!(layer.state, State::There)) {
-            if snapshots::find(&view, &self.ns, &self.driver, &layer.chain.to_string())?.is_none() {
+        for layer in self.layers.iter().filter(|layer| self.done || matches!(layer.state, State::There)) {
+            let has = || snapshots::find(&view, &self.ns, &self.driver, &layer.chain.to_string());
+            if self.came.contains(&layer.blob.digest) || (!self.done && has()?.is_none()) {
                 claims.push(self.images.diff.verify(&self.ns, &layer.blob, &layer.diff_id));
             }
         }

@@ -67,16 +67,7 @@ pub(crate) fn export(core: &Core, job: &Job, options: &ExportOptions, to: OwnedF
         Some(ours) => ours.clone(),
         None => Error::io("archive", "", "can't be written", &e),
     };
-    let mut put = |path: &str, size: u64, bytes: &mut dyn Read| {
-        let mut header = tar::Header::new_gnu();
-        header.set_entry_type(tar::EntryType::Regular);
-        header.set_mode(0o644);
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_mtime(0);
-        header.set_size(size);
-        tar.append_data(&mut header, path, bytes).map_err(fault)
-    };
+    let mut put = |path: &str, size: u64, bytes: &mut dyn Read| put(&mut tar, path, size, bytes).map_err(fault);
     let marker: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
     put("oci-layout", marker.len() as u64, &mut &*marker)?;
     let index = index.to_string().into_bytes();
@@ -88,7 +79,7 @@ pub(crate) fn export(core: &Core, job: &Job, options: &ExportOptions, to: OwnedF
         let item = board.item(&blob.digest, blob.size);
         board.phase(item, Phase::Fetching);
         // Verified on its way in; whoever imports verifies it again.
-        put(&blob_path(&blob.digest), blob.size, &mut core.content.reader(ns, &blob.digest)?.take(blob.size))?;
+        put(&blob_path(&blob.digest), blob.size, &mut core.content.reader(ns, &blob.digest)?)?;
         board.advance(item, blob.size);
         board.phase(item, Phase::Done);
     }
@@ -96,6 +87,27 @@ pub(crate) fn export(core: &Core, job: &Job, options: &ExportOptions, to: OwnedF
     drop(tar);
     out.flush().map_err(fault)?;
     Ok(arrived)
+}
+
+/// One entry. What is shorter than its header says would shift all that follows.
+fn put(tar: &mut tar::Builder<impl Write>, path: &str, size: u64, bytes: &mut dyn Read) -> io::Result<()> {
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::Regular);
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header.set_size(size);
+    let mut bytes = bytes.take(size);
+    tar.append_data(&mut header, path, &mut bytes)?;
+    match bytes.limit() {
+        0 => Ok(()),
+        left => {
+            let why =
+                format!("{path} ended {left} bytes before the {size} that its header says: the archive is no good");
+            Err(io::Error::other(Error::data_loss("archive", "", why)))
+        }
+    }
 }
 
 /// What the index says of an image.
@@ -194,5 +206,20 @@ impl Write for Patient<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_that_ends_before_its_header_says_is_an_error() {
+        let mut tar = tar::Builder::new(Vec::new());
+        put(&mut tar, "whole", 4, &mut &b"four"[..]).unwrap();
+        put(&mut tar, "longer", 4, &mut &b"four and more"[..]).unwrap();
+        let error = put(&mut tar, "shorter", 5, &mut &b"four"[..]).unwrap_err().downcast::<Error>().unwrap();
+        assert_eq!(error.code, cofferdam_types::Code::DataLoss);
+        assert!(error.message.contains("shorter ended 1 bytes before"), "{error}");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use cofferdam_content::Info;
 use cofferdam_images::{MAX_DOCUMENT, children, document};
 use cofferdam_types::{Code, Descriptor, Digest, Error, Result, media};
 
@@ -9,6 +10,17 @@ use crate::{Job, transfer::Core};
 
 /// Documents within documents.
 const MAX_DEPTH: usize = 8;
+
+/// Refuses a descriptor that says another size than the blob has that is here: whoever fetches a blob compares, and of one that is
+/// here nobody fetches anything.
+pub(crate) fn fits(said: &Descriptor, held: &Info) -> Result<()> {
+    if said.size == held.size {
+        return Ok(());
+    }
+    let why =
+        format!("has {} bytes, and what names it says {}: that was made wrong, get it anew", held.size, said.size);
+    Err(Error::data_loss("blob", &said.digest, why))
+}
 
 /// All that documents lead to.
 pub(crate) struct Gather<'a> {
@@ -46,7 +58,7 @@ impl<'a> Gather<'a> {
             return Ok(());
         }
         let (content, ns) = (&self.core.content, self.job.namespace());
-        match content.info(ns, &blob.digest) {
+        let held = match content.info(ns, &blob.digest) {
             Err(e) if e.code == Code::NotFound && spare => return Ok(()),
             Err(e) if e.code == Code::NotFound => {
                 let of = blob.platform.as_ref().map(|platform| format!(" (for {platform})")).unwrap_or_default();
@@ -55,6 +67,7 @@ impl<'a> Gather<'a> {
             }
             other => other?,
         };
+        fits(blob, &held)?;
         self.blobs.push(Descriptor::new(&*blob.media_type, blob.digest.clone(), blob.size));
         let kind = media::kind(&blob.media_type);
         if !matches!(kind, media::Kind::Manifest | media::Kind::Index) {

@@ -22,6 +22,7 @@ use crate::{
     Cancel,
     choose::{Choice, Page},
     flights::{Key, Turn},
+    gather::fits,
     job::{Arrived, Job},
     lanes::{Lane, fetch},
     progress::Phase,
@@ -129,8 +130,9 @@ impl<'a> Landing<'a> {
         let all = load.blobs.iter().chain(load.pages.iter().map(|(page, _)| page));
         let all = all.map(|blob| Resource::Content(blob.digest.clone())).collect();
         let _pin = block_on(self.core.meta.pin(self.ns, all))?;
-        let turn = self.turn(load, &items, supply)?;
-        self.shown(&turn, self.bring(names, load, &items, supply))
+        let mut came = HashSet::new();
+        let turn = self.turn(load, &items, supply, &mut came)?;
+        self.shown(&turn, self.bring(names, load, &items, supply, came))
     }
 
     /// All of it, while nobody else is at it whom it may wait for.
@@ -140,6 +142,7 @@ impl<'a> Landing<'a> {
         load: &Load,
         items: &HashMap<Digest, usize>,
         supply: &dyn Supply,
+        mut came: HashSet<Digest>,
     ) -> Result<Vec<Arrived>> {
         let board = self.job.board();
         let unpacked = self.driver.zip(load.image.as_ref());
@@ -153,9 +156,10 @@ impl<'a> Landing<'a> {
             }
             None => None,
         };
-        let mut lanes = self.missing(load, items, |_| true);
-        for lane in &mut lanes {
-            lane.feed = unpack.as_mut().and_then(|unpack| unpack.feed(&lane.layer.digest));
+        let mut lanes = self.missing(load, items, |_| true, &mut came)?;
+        if let Some(unpack) = &mut unpack {
+            unpack.came(came);
+            lanes.iter_mut().for_each(|lane| lane.feed = unpack.feed(&lane.layer.digest));
         }
         let mut commits = fetch(self, lanes, supply)?;
         let taken = self.pages(load).and_then(|pages| {
@@ -189,7 +193,13 @@ impl<'a> Landing<'a> {
 
     /// Waits until nobody else brings any of it from there, and keeps others from it. While others bring some, the rest is
     /// fetched, and made to count: then nothing is held. What another failed to bring isn't waited for again.
-    fn turn(&self, load: &Load, items: &HashMap<Digest, usize>, supply: &dyn Supply) -> Result<Turn<'_, Key>> {
+    fn turn(
+        &self,
+        load: &Load,
+        items: &HashMap<Digest, usize>,
+        supply: &dyn Supply,
+        came: &mut HashSet<Digest>,
+    ) -> Result<Turn<'_, Key>> {
         let board = self.job.board();
         let mut in_vain: HashSet<Key> = HashSet::new();
         loop {
@@ -203,7 +213,8 @@ impl<'a> Landing<'a> {
                 board.phase(*item, Phase::Elsewhere);
             }
             let mine: HashSet<&Digest> = turn.keys().iter().map(|(.., digest)| digest).collect();
-            let commits = fetch(self, self.missing(load, items, |digest| mine.contains(digest)), supply);
+            let lanes = self.missing(load, items, |digest| mine.contains(digest), came);
+            let commits = lanes.and_then(|lanes| fetch(self, lanes, supply));
             let counts = commits.and_then(|commits| match commits.is_empty() {
                 true => Ok(()),
                 false => self.core.content.commit_many_blocking(self.auth, commits).map(drop),
@@ -223,18 +234,30 @@ impl<'a> Landing<'a> {
         result
     }
 
-    /// Those of the blobs that aren't here, or not whole, each once.
-    fn missing(&self, load: &Load, items: &HashMap<Digest, usize>, wanted: impl Fn(&Digest) -> bool) -> Vec<Lane> {
+    /// Those of the blobs that aren't here, or not whole, each once: noted in `came`.
+    fn missing(
+        &self,
+        load: &Load,
+        items: &HashMap<Digest, usize>,
+        wanted: impl Fn(&Digest) -> bool,
+        came: &mut HashSet<Digest>,
+    ) -> Result<Vec<Lane>> {
         let mut seen = HashSet::new();
         let mut lanes = Vec::new();
         for blob in load.blobs.iter().filter(|blob| wanted(&blob.digest)) {
             let Some(item) = items.get(&blob.digest).copied().filter(|_| seen.insert(&blob.digest)) else { continue };
             match self.core.content.is_whole(self.ns, &blob.digest) {
-                Ok(true) => self.job.board().phase(item, Phase::Present),
-                _ => lanes.push(Lane { layer: blob.clone(), item, feed: None }),
+                Ok(true) => {
+                    fits(blob, &self.core.content.info(self.ns, &blob.digest)?)?;
+                    self.job.board().phase(item, Phase::Present);
+                }
+                _ => {
+                    came.insert(blob.digest.clone());
+                    lanes.push(Lane { layer: blob.clone(), item, feed: None });
+                }
             }
         }
-        lanes
+        Ok(lanes)
     }
 
     /// The names of an image that stays packed.

@@ -16,6 +16,7 @@ use cofferdam_types::{Code, Descriptor, Error, Name, Result};
 
 use crate::{
     from_io,
+    gather::fits,
     land::{Landing, Supply},
     parts::{Hunger, PART, Parts, Step},
     progress::{Counted, Phase},
@@ -182,7 +183,9 @@ impl Crew<'_> {
         }
         let mut ingest = match self.ingest(&layer) {
             Ok(ingest) => ingest,
-            Err(e) if e.code == Code::AlreadyExists => return Ok(None),
+            Err(e) if e.code == Code::AlreadyExists => {
+                return fits(&layer, &landing.core.content.info(landing.ns, &layer.digest)?).map(|()| None);
+            }
             Err(e) => return Err(e),
         };
         match self.pour(lane, &mut ingest) {

@@ -38,6 +38,7 @@ mod lanes;
 mod legacy;
 pub mod messages;
 mod parts;
+mod plain;
 mod plan;
 mod progress;
 mod pull;

@@ -4,7 +4,6 @@
 //! What can't be read is an error with its file and line, never a rule that is passed over: the next one could lead elsewhere.
 
 use std::{
-    fs::File,
     io::{ErrorKind, Read},
     ops::Range,
     path::{Path, PathBuf},
@@ -17,6 +16,8 @@ use toml::{
     de::{DeTable, DeValue},
 };
 use ureq::http::{HeaderName, HeaderValue, Uri};
+
+use crate::plain::open_plain;
 
 /// For every registry that has no directory of its own.
 const DEFAULT: &str = "_default";
@@ -58,7 +59,7 @@ pub(super) struct Manner {
     pub headers: Vec<(HeaderName, HeaderValue)>,
     pub override_path: bool,
     pub dial: Option<Duration>,
-    /// Hosts of token services that are given the credentials too.
+    /// Hosts of token services, with a port or without, that are given the credentials too.
     pub realms: Vec<String>,
 }
 
@@ -130,14 +131,14 @@ fn names(host: &str) -> Vec<String> {
 
 /// A file of the table, whole; `None` where there is none.
 fn read(path: &Path) -> Result<Option<String>> {
-    let unreadable = |e: &std::io::Error| Error::io("hosts", path.display(), "can't be read", e);
-    let file = match File::open(path) {
+    let unreadable = |e| crate::from_io("hosts", path.display(), "can't be read", e);
+    let file = match open_plain("hosts", path) {
         Ok(file) => file,
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
-        Err(e) => return Err(unreadable(&e)),
+        Err(e) => return Err(unreadable(e)),
     };
     let mut bytes = Vec::new();
-    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|e| unreadable(&e))?;
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     if bytes.len() as u64 > MAX_FILE {
         let why = format!("has more than {MAX_FILE} bytes: a table of hosts has a few lines");
         return Err(Error::failed_precondition("hosts", path.display(), why));
@@ -508,6 +509,12 @@ server = "https://registry-1.docker.io"
         assert_eq!(found("h.io:5000").0.as_deref(), Some("h.io_5000_/hosts.toml"));
         assert_eq!(names("[::1]:5000"), ["[::1]_5000_", "[::1]:5000", "_default"]);
         assert_eq!(names("[::1]"), ["[::1]", "_default"]);
+
+        // What would be waited for without end.
+        std::fs::create_dir(dir.path().join("fifo")).unwrap();
+        nix::unistd::mkfifo(&dir.path().join("fifo/hosts.toml"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let error = find(dir.path(), "fifo", &mut Vec::new()).unwrap_err();
+        assert!(error.code == Code::FailedPrecondition && error.id.ends_with("fifo/hosts.toml"), "{error}");
 
         put("one/a.cert", "");
         let error = find(dir.path(), "one", &mut Vec::new()).unwrap_err();

@@ -118,7 +118,7 @@ pub struct Endpoint {
     pub wallet: Wallet,
     /// The operator's table of hosts, and the proxies.
     pub routes: Routes,
-    /// Hosts other than the registry's whose token service may be given the credentials.
+    /// Hosts, with a port or without, whose token service may be given the credentials beside the registry's own place.
     pub trusted_realms: Vec<String>,
     /// Time and failure limits.
     pub limits: Limits,
@@ -250,7 +250,7 @@ impl Repository {
         BlobStream::part(self, descriptor, from, to, only)
     }
 
-    /// Tries again what a busy registry (429, 502 to 504) or a connection that broke spoiled, a bounded number of times.
+    /// Tries again what a registry that is busy or fails for a moment (429, 500, 502 to 504) or a connection that broke spoiled, a bounded number of times.
     fn again(&self, send: impl Fn() -> Result<Response<Body>, Fault>) -> Result<Response<Body>> {
         let mut pause = self.http.limits.backoff;
         for _ in 1..TRIES {

@@ -6,7 +6,7 @@ use ureq::http::HeaderMap;
 
 /// Whether a status says that the same may be answered otherwise in a while.
 pub(super) fn passes(status: u16) -> bool {
-    matches!(status, 429 | 502 | 503 | 504)
+    matches!(status, 429 | 500 | 502..=504)
 }
 
 /// What the header says; `None` where there is none that can be read.

@@ -136,12 +136,15 @@ fn statuses_have_their_codes() {
 
 #[test]
 fn a_busy_registry_is_asked_again() {
-    let count = AtomicUsize::new(0);
-    let server = Server::new(move |_| match count.fetch_add(1, Ordering::SeqCst) {
-        0 => Reply::new(503, "").with("retry-after", 0),
-        _ => manifest_reply(),
-    });
-    resolve(&server, &endpoint()).unwrap();
+    for busy in [|| Reply::new(503, "").with("retry-after", 0), || Reply::new(500, "")] {
+        let count = AtomicUsize::new(0);
+        let server = Server::new(move |_| match count.fetch_add(1, Ordering::SeqCst) {
+            0 | 1 => busy(),
+            _ => manifest_reply(),
+        });
+        resolve(&server, &unhurried()).unwrap();
+        assert!(server.seen().iter().all(|seen| seen.method == "HEAD"));
+    }
 }
 
 #[test]
@@ -242,6 +245,30 @@ fn token_auth_anonymous_with_a_user_and_with_a_refresh_token() {
     assert_eq!(asked.method, "POST");
     let body = String::from_utf8(asked.body).unwrap();
     assert!(body.contains("grant_type=refresh%5Ftoken") && body.contains("refresh_token=hunter22"), "{body}");
+}
+
+// D3 of the negative tests: on a host that several share the other port is somebody else's.
+#[test]
+fn d3_another_port_of_the_registrys_host_gets_no_credentials_unless_it_is_named() {
+    for named in [false, true] {
+        let other = Server::new(|seen| match seen.header("authorization") {
+            Some(_) => Reply::ok(r#"{"token":"tok-12345"}"#),
+            None => Reply::new(401, ""),
+        });
+        let challenge = format!("Bearer realm=\"http://{}/token\"", other.host());
+        let server = Server::new(move |seen| match seen.header("authorization") {
+            Some("Bearer tok-12345") => manifest_reply(),
+            _ => Reply::new(401, "").with("www-authenticate", &challenge),
+        });
+        let trusted_realms = named.then(|| other.host()).into_iter().collect();
+        let resolved = resolve(&server, &Endpoint { trusted_realms, ..with_credentials() });
+        assert_eq!(other.seen()[0].header("authorization").is_some(), named);
+        if named {
+            resolved.unwrap();
+        } else {
+            fails(resolved, Code::Denied, &format!("name {} in trusted_realms", other.host()));
+        }
+    }
 }
 
 #[test]

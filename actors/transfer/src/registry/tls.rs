@@ -1,6 +1,6 @@
 //! Whom a host is believed to be, and what it is shown of us.
 
-use std::{cell::OnceCell, fmt, path::Path};
+use std::{cell::OnceCell, fmt, io::Read as _, path::Path};
 
 use cofferdam_types::{Error, Result};
 use rustls::{
@@ -10,6 +10,7 @@ use rustls::{
 use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
 
 use super::hosts::Manner;
+use crate::plain::open_plain;
 
 /// A certificate to be shown, and its key; both in PEM form.
 #[derive(Clone, PartialEq, Eq)]
@@ -72,7 +73,10 @@ pub(super) fn config(
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|e| Error::io("certificate", path.display(), "can't be read", &e))
+    let mut bytes = Vec::new();
+    let read = open_plain("certificate", path).and_then(|mut file| file.read_to_end(&mut bytes));
+    read.map_err(|e| crate::from_io("certificate", path.display(), "can't be read", e))?;
+    Ok(bytes)
 }
 
 fn certificates(pem: &[u8], kind: &'static str, place: &str) -> Result<Vec<Certificate<'static>>> {
@@ -146,5 +150,10 @@ mod tests {
         let manner = Manner { ca: vec![dir.path().join("none.crt")], ..Manner::default() };
         let error = config(&manner, None, None, &Roots::default()).unwrap_err();
         assert!(error.id.ends_with("none.crt"), "{error}");
+        let fifo = dir.path().join("fifo.crt");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let manner = Manner { ca: vec![fifo], ..Manner::default() };
+        let error = config(&manner, None, None, &Roots::default()).unwrap_err();
+        assert!(error.message.contains("not a regular file"), "{error}");
     }
 }

@@ -3,12 +3,12 @@
 use std::{io::Read, time::Duration};
 
 use cofferdam_types::{Error, Result};
-use ureq::http::{Request, Uri};
+use ureq::http::{Request, Uri, uri::Authority};
 
 use super::{
     Access,
     auth::{self, Bearer, TokenReply},
-    guard::Origin,
+    guard::{self, Origin},
     retry,
     way::{Fault, Way},
 };
@@ -69,8 +69,8 @@ impl Way {
                 401 | 403 if self.credentials.is_some() && !trusted => self.error(
                     Error::denied,
                     format!(
-                        "{what}; it is not the registry's own host, so your credentials were not sent: if it is right, name it \
-                         in trusted_realms of the registry's hosts.toml"
+                        "{what}; it is not the registry's own host and port, so your credentials were not sent: if it is right, \
+                         name {origin} in trusted_realms of the registry's hosts.toml"
                     ),
                 ),
                 400..=403 => self.refused().context(what),
@@ -109,12 +109,17 @@ impl Way {
     }
 }
 
-/// Whether a token realm may be asked at all, and then whether with the credentials (D3): another host only over
-/// https, and only a trusted one with them.
+/// Whether a token realm may be asked at all, and then whether with the credentials (D3): another host only over https, and with
+/// them only a trusted one. Another port of the host may be somebody else's.
 fn realm_trust(base: &Origin, realm: &Origin, trusted: &[String]) -> Option<bool> {
-    let same = realm.host == base.host;
-    let encrypted_enough = realm.https || (same && !base.https);
-    encrypted_enough.then(|| same || trusted.contains(&realm.host))
+    let encrypted_enough = realm.https || (realm.host == base.host && !base.https);
+    encrypted_enough.then(|| realm == base || trusted.iter().any(|one| is_named(realm, one)))
+}
+
+/// Whether `HOST`, or `HOST:PORT`, is where a realm is.
+fn is_named(realm: &Origin, entry: &str) -> bool {
+    let whole = |entry: &Authority| guard::bare(entry.host()) == realm.host && entry.port_u16() == Some(realm.port);
+    guard::bare(entry) == realm.host || entry.parse().is_ok_and(|entry| whole(&entry))
 }
 
 fn form(fields: &[(&str, String)]) -> String {
@@ -131,16 +136,26 @@ mod tests {
     #[test]
     fn d3_a_foreign_realm_gets_no_credentials_unless_trusted() {
         let origin = |url: &str| Origin::of(&url.parse().unwrap()).unwrap();
-        let trusted = ["auth.h.io".to_owned()];
+        let trusted = ["Auth.h.io", "h.io:8444", "[::1]:81", "::2"].map(str::to_owned);
         for (base, realm, want) in [
             ("https://h.io", "https://h.io/token", Some(true)),
-            ("https://h.io", "https://h.io:8443/token", Some(true)),
+            ("https://h.io", "https://h.io:8443/token", Some(false)),
+            ("https://h.io", "https://h.io:8444/token", Some(true)),
+            ("https://h.io:8443", "https://h.io:8443/token", Some(true)),
+            ("https://h.io:8443", "https://h.io/token", Some(false)),
             ("https://h.io", "https://auth.h.io/token", Some(true)),
+            ("https://h.io", "https://auth.h.io:8443/token", Some(true)),
+            ("https://h.io", "https://[::1]:81/token", Some(true)),
+            ("https://h.io", "https://[::1]:82/token", Some(false)),
+            ("https://h.io", "https://[::2]:82/token", Some(true)),
             ("https://h.io", "https://evil.io/token", Some(false)),
             ("https://h.io", "https://h.io.evil.io/token", Some(false)),
             ("https://h.io", "http://h.io/token", None),
             ("https://h.io", "http://auth.h.io/token", None),
             ("http://h.io", "http://h.io/token", Some(true)),
+            ("http://h.io", "http://h.io:81/token", Some(false)),
+            ("http://h.io", "https://h.io/token", Some(false)),
+            ("http://h.io", "http://h.io:8444/token", Some(true)),
             ("http://h.io", "http://evil.io/token", None),
         ] {
             assert_eq!(realm_trust(&origin(base), &origin(realm), &trusted), want, "{base} names {realm}");

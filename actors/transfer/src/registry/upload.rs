@@ -84,7 +84,7 @@ impl Repository {
     pub(super) fn put_manifest(&self, name: &str, descriptor: &Descriptor, bytes: &[u8]) -> Result<Response<Body>> {
         let uri = self.http.uri("manifests", name)?;
         let content = || Content::Bytes(&descriptor.media_type, bytes);
-        let response = self.settled(&[400, 500], || Ask { content: content(), ..Ask::of(Method::PUT, uri.clone()) })?;
+        let response = self.settled(|| Ask { content: content(), ..Ask::of(Method::PUT, uri.clone()) })?;
         match response.status().as_u16() {
             200..=204 => Ok(response),
             _ => Err(self.http.unexpected("the manifest", response)),
@@ -95,7 +95,7 @@ impl Repository {
     pub fn has(&self, kind: &str, descriptor: &Descriptor) -> Result<bool> {
         let uri = self.http.uri(kind, &descriptor.digest.to_string())?;
         let accept = (kind == "manifests").then_some(ACCEPT_MANIFEST);
-        let response = self.settled(&[500], || Ask { accept, ..Ask::of(Method::HEAD, uri.clone()) })?;
+        let response = self.again(|| self.http.send(&Ask { accept, ..Ask::of(Method::HEAD, uri.clone()) }))?;
         match response.status().as_u16() {
             200 => Ok(true),
             404 => Ok(false),
@@ -103,13 +103,13 @@ impl Repository {
         }
     }
 
-    /// The answer once it is none of `odd`, or the last of a few. While another client's upload of a blob is linked, distribution
-    /// (2.8) finds the link empty: it calls a manifest that names that blob invalid (400), and fails where it is asked for it (500).
-    fn settled<'a>(&self, odd: &[u16], ask: impl Fn() -> Ask<'a>) -> Result<Response<Body>> {
+    /// The answer to a manifest once it isn't that this is invalid, or the last of a few. While another client's upload of a blob is
+    /// linked, distribution (2.8) finds the link empty, and says that of a manifest that names the blob.
+    fn settled<'a>(&self, ask: impl Fn() -> Ask<'a>) -> Result<Response<Body>> {
         let mut tried = 1;
         loop {
             let response = self.again(|| self.http.send(&ask()))?;
-            if tried >= TRIES || !odd.contains(&response.status().as_u16()) {
+            if tried >= TRIES || response.status() != 400 {
                 return Ok(response);
             }
             self.cancel.wait(self.http.limits.backoff * tried)?;
@@ -117,7 +117,7 @@ impl Repository {
         }
     }
 
-    /// Begins an upload. None: the registry took the blob over.
+    /// Begins an upload; one that nobody goes on with is dropped by the registry. None: the registry took the blob over.
     fn begin(&self, blob: &Descriptor, from: Option<&str>) -> Result<Option<Upload>> {
         let query = from.map(|from| format!("?mount={}&from={from}", blob.digest)).unwrap_or_default();
         let uri = self.http.uri("blobs", &format!("uploads/{query}"))?;
@@ -193,9 +193,18 @@ impl Repository {
                     return Err(self.lost(response));
                 }
                 upload.location = self.location(&upload.location, &response)?;
-                // What it says counts where it has less than was sent. That it has more can't be.
-                let there = range_end(&response).unwrap_or(upload.offset + length);
-                upload.offset = there.min(upload.offset + length);
+                let sent = upload.offset + length;
+                let there = match range_end(&response) {
+                    // "0-0" is said of nothing as of one byte.
+                    Some(1) if sent > 1 => 0,
+                    // What it says counts where it has less than was sent. That it has more can't be.
+                    said => said.unwrap_or(sent).min(sent),
+                };
+                if there <= upload.offset {
+                    let why = format!("took nothing of the {length} bytes from {} on", upload.offset);
+                    return Err(self.http.error(Error::unavailable, why));
+                }
+                upload.offset = there;
             }
         }
         let (at, size) = (upload.offset, blob.size);
@@ -219,7 +228,8 @@ impl Repository {
         let fault = RefCell::new(None);
         let open = || -> Result<Box<dyn Read + '_>> {
             let inner = source.open(first)?.take(length);
-            Ok(Box::new(Outgoing { inner, source, at: Cell::new(first), fault: &fault, repository: self }))
+            let (at, end) = (Cell::new(first), first + length);
+            Ok(Box::new(Outgoing { inner, source, at, end, fault: &fault, repository: self }))
         };
         let content = if length > 0 { Content::Stream { first, length, part, open: &open } } else { Content::None };
         let response = self.http.send(&Ask { content, ..Ask::of(method, uri) });
@@ -238,7 +248,7 @@ impl Repository {
             let asked = retry::after(response.headers());
             let patient = asked.is_none_or(|asked| asked <= self.http.limits.patience);
             // Others say that they don't know, or won't soon.
-            let again = (status == 500 || retry::passes(status)) && patient;
+            let again = retry::passes(status) && patient;
             return Err(Fault { again, ..self.http.unexpected("an upload", response).into() });
         }
         let location = self.location(&upload.location, &response).unwrap_or_else(|_| upload.location.clone());
@@ -296,24 +306,35 @@ struct Outgoing<'a, R> {
     inner: R,
     source: &'a dyn Source,
     at: Cell<u64>,
+    /// So far the request has promised to go.
+    end: u64,
     fault: &'a RefCell<Option<Error>>,
     repository: &'a Repository,
+}
+
+impl<R> Outgoing<'_, R> {
+    fn failed(&self, error: Error) -> io::Result<usize> {
+        let text = error.to_string();
+        *self.fault.borrow_mut() = Some(error);
+        Err(io::Error::other(text))
+    }
 }
 
 impl<R: Read> Read for Outgoing<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.repository.cancel.check().map_err(io::Error::other).and_then(|()| self.inner.read(buffer));
         match read {
+            // The transport would ask again without end for what it has promised.
+            Ok(0) if !buffer.is_empty() && self.at.get() < self.end => {
+                let why = format!("ended at byte {} of the {} that were to be sent", self.at.get(), self.end);
+                self.failed(Error::data_loss("blob", "", why))
+            }
             Ok(n) => {
                 self.at.set(self.at.get() + n as u64);
                 self.source.sent(self.at.get());
                 Ok(n)
             }
-            Err(error) => {
-                let text = error.to_string();
-                *self.fault.borrow_mut() = Some(crate::from_io("blob", "", "can't be read", error));
-                Err(io::Error::other(text))
-            }
+            Err(error) => self.failed(crate::from_io("blob", "", "can't be read", error)),
         }
     }
 }

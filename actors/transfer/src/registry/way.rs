@@ -151,9 +151,9 @@ impl Way {
         let agent = Agent::with_parts(config.build(), DefaultConnector::default(), resolver);
         let closing = agent.clone();
         common.cancel.on_cancel(move || closing.shutdown());
-        let mut realms: Vec<String> = step.manner.realms.iter().map(|h| guard::bare(h)).collect();
+        let mut realms: Vec<String> = step.manner.realms;
         if own {
-            realms.extend(endpoint.trusted_realms.iter().map(|h| guard::bare(h)));
+            realms.extend(endpoint.trusted_realms.iter().cloned());
         }
         if base.host == "registry-1.docker.io" {
             realms.push("auth.docker.io".into());

@@ -248,6 +248,36 @@ fn damaged_archives_leave_nothing_behind() {
     });
 }
 
+// A15 of the negative tests: the tree that is here says nothing of another blob.
+#[test]
+fn a15_a_layer_whose_tree_is_here_by_another_blob_is_verified() {
+    run(async {
+        let picture = Picture::new("x");
+        let world = World::start().await;
+        world.import(as_file(&tar_up(&picture.layout(Some(NAME)))), None).await.unwrap();
+        let before = world.holdings();
+        let import = async |layer: Vec<u8>| {
+            let other = Picture::with(picture.tars.clone(), vec![layer, picture.layers[1].clone()], None);
+            world.import(as_file(&tar_up(&other.layout(Some("h.io/b:1")))), None).await
+        };
+        for (what, layer) in
+            [("cut", picture.layers[0][..300_000].to_vec()), ("another", gzip(&tar_of(&[("x", b"y")])))]
+        {
+            let error = import(layer).await.expect_err(what);
+            assert_eq!(error.code, Code::DataLoss, "{what}: {error}");
+            world.quiet().await;
+            assert_eq!(world.holdings(), before, "{what}");
+        }
+        // The same files, packed otherwise.
+        let mut slow = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        std::io::Write::write_all(&mut slow, &picture.tars[0]).unwrap();
+        let arrived = import(slow.finish().unwrap()).await.unwrap();
+        assert_eq!(arrived[0].chain, Some(picture.chain()));
+        assert_eq!(world.holdings().layers, before.layers);
+        world.stop().await;
+    });
+}
+
 #[test]
 fn a_pipe_that_never_ends_can_be_cancelled() {
     run(async {

@@ -9,14 +9,16 @@ use std::{
     time::Duration,
 };
 
+use cofferdam_content::Commit;
 use cofferdam_types::{Code, Labels, media};
+use serde_json::Value;
 
 use crate::{
-    ArtifactOptions, Job, Phase, PullOptions, Reference,
+    ArtifactOptions, ExportOptions, Job, Phase, PullOptions, PushOptions, Reference,
     testing::{
-        picture::{Picture, sha},
+        picture::{Picture, sha, tar_up},
         server::{Reply, Seen, Server, Then},
-        world::{World, auth, fails, name, ns, pulling, quick, run, second, soon},
+        world::{World, amd64, as_file, auth, fails, name, ns, pulling, quick, run, second, soon},
     },
 };
 
@@ -114,6 +116,65 @@ fn what_the_disk_has_lost_of_a_layer_is_fetched_though_it_is_on_record() {
         assert_eq!(fetched(), [3, 2]);
         assert!(fs::read(file(0)).unwrap() == picture.layers[0]);
         assert_eq!(world.content.check(false).await.unwrap(), []);
+        world.stop().await;
+    });
+}
+
+/// The picture, but its manifest says another size of its first layer.
+fn lying(picture: &Picture) -> Picture {
+    let mut manifest: Value = serde_json::from_slice(&picture.manifest).unwrap();
+    manifest["layers"][0]["size"] = (picture.layers[0].len() + 1).into();
+    Picture { manifest: manifest.to_string().into_bytes(), ..Picture::new("x") }
+}
+
+// M4 of the negative tests: what is here already isn't fetched, and so nobody would compare its size.
+#[test]
+fn m4_a_lying_size_of_a_layer_that_is_here_is_refused() {
+    run(async {
+        let picture = Arc::new(Picture::new("x"));
+        let liar = Arc::new(lying(&picture));
+        let (server, lies) = (serve(&picture, |_, _| None), serve(&liar, |_, _| None));
+        let (honest, reference) = (format!("{}/a/b:t", server.host()), format!("{}/a/b:t", lies.host()));
+        let world = World::start().await;
+        let job = world.begin_pull(&ns(), &honest, quick()).await;
+        job.wait().await.unwrap();
+        let before = world.holdings();
+        let size = picture.layers[0].len();
+        let both = format!("has {size} bytes, and what names it says {}", size + 1);
+        for driver in [None, Some("overlay".to_owned())] {
+            let options = PullOptions { driver, ..pulling(&reference, quick()) };
+            let pulled = world.transfer.pull(&auth(), &ns(), options).await.unwrap().wait().await;
+            fails(pulled, Code::DataLoss, &both);
+        }
+        let archive = || as_file(&tar_up(&liar.layout(Some("h.io/lie:1"))));
+        fails(world.import(archive(), None).await, Code::DataLoss, &both);
+        world.quiet().await;
+        assert_eq!(world.holdings(), before);
+
+        // A client that stores the manifest itself can call it an image, but that isn't whole, and nobody gets it out.
+        let target = liar.target();
+        let mut ingest = world.content.scratch(&ns(), target.digest.algorithm()).unwrap();
+        ingest.append(&liar.manifest).unwrap();
+        let commit = Commit { ingest, size: None, expected: None, labels: Labels::new() };
+        world.content.commit_many_blocking(&auth(), vec![commit]).unwrap();
+        let lie = name("h.io/lie:1");
+        world.images.put(&auth(), &ns(), &lie, &target, Labels::new()).await.unwrap();
+        let check = world.images.check(&ns(), &target, &amd64()).await.unwrap();
+        assert_eq!(check.missing.len(), 1, "{check:?}");
+        let options = ExportOptions { names: vec![lie.clone()], platform: None };
+        let to = tempfile::tempfile().unwrap().into();
+        let exported = world.transfer.export(&auth(), &ns(), options, to).await.unwrap().wait().await;
+        fails(exported, Code::DataLoss, &both);
+        let options = PushOptions {
+            name: lie,
+            reference: Reference::parse(&honest).unwrap(),
+            endpoint: quick(),
+            platform: None,
+            chunk: 0,
+            mount_from: Vec::new(),
+            foreign: false,
+        };
+        fails(world.transfer.push(&auth(), &ns(), options).await.unwrap().wait().await, Code::DataLoss, &both);
         world.stop().await;
     });
 }

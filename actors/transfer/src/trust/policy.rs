@@ -3,13 +3,13 @@
 //! Strict: an unknown word, a key that can't be read, two rules for the same, or a file that others may write to make all of it
 //! bad, and a bad policy lets nothing in.
 
-use std::{collections::BTreeSet, fs, io::Read as _, os::unix::fs::MetadataExt as _, path::Path};
+use std::{collections::BTreeSet, io::Read as _, os::unix::fs::MetadataExt as _, path::Path};
 
 use cofferdam_types::{Digest, Error, Namespace, Result};
 use serde::Deserialize;
 
 use super::signature::Key;
-use crate::{Reference, normalize};
+use crate::{Reference, from_io, normalize, plain::open_plain};
 
 /// Of the policy, and of a key.
 const MAX_FILE: u64 = 1 << 20;
@@ -207,11 +207,11 @@ fn prefix(text: &str) -> Option<String> {
 
 /// A file that nobody but its owner, who is root or ourselves, may write to.
 pub(super) fn trusted_file(path: &Path) -> Result<Vec<u8>> {
-    let failed = |e: std::io::Error| bad(path, format!("can't be read: {e}"));
-    let file = fs::File::open(path).map_err(failed)?;
+    let failed = |e| bad(path, from_io("trust policy", path.display(), "can't be read", e).message);
+    let file = open_plain("trust policy", path).map_err(failed)?;
     let meta = file.metadata().map_err(failed)?;
     let own = nix::unistd::geteuid().as_raw();
-    if !meta.is_file() || meta.mode() & 0o022 != 0 || ![0, own].contains(&meta.uid()) {
+    if meta.mode() & 0o022 != 0 || ![0, own].contains(&meta.uid()) {
         return Err(bad(path, "must be a file that belongs to root and that nobody else may write to".into()));
     }
     let mut bytes = Vec::new();
@@ -230,6 +230,8 @@ pub(super) fn bad(path: &Path, why: String) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use serde_json::json;
 
     use super::*;
@@ -314,6 +316,10 @@ mod tests {
         let error = Policy::read(&path).unwrap_err();
         assert!(error.message.contains("nobody else") && error.message.contains("no image comes in"), "{error}");
         assert!(Policy::read(dir.path()).is_err());
+        let fifo = dir.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let error = Policy::read(&fifo).unwrap_err();
+        assert!(error.message.contains("not a regular file") && error.message.contains("no image comes in"), "{error}");
         assert!(Policy::read(&dir.path().join("none")).is_err());
     }
 }

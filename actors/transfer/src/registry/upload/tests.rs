@@ -1,6 +1,14 @@
 //! Uploads to a registry that breaks off, forgets, redirects and lies.
 
-use std::{cell::Cell, io::Read, sync::Mutex, time::Duration};
+use std::{
+    cell::Cell,
+    io::Read,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use cofferdam_types::{Algorithm, Code, Descriptor, Digest, Error, Result, media};
 
@@ -246,6 +254,64 @@ fn a_registry_that_keeps_failing_is_given_up_and_its_upload_ended() {
     let seen = server.seen();
     assert_eq!(seen.iter().filter(|s| s.method == "PUT").count(), 5);
     assert_eq!(seen.last().unwrap().method, "DELETE");
+}
+
+#[test]
+fn a_piece_that_brings_an_upload_no_further_is_a_failure() {
+    // Of a registry that took nothing, of one that took a little once, and of one that went back.
+    for (said, pieces) in [(["0-0"; 2], 5), (["0-9"; 2], 6), (["0-69999", "0-9"], 6)] {
+        let (bytes, count) = (Bytes::new(), AtomicUsize::new(0));
+        let server = Server::new(move |seen| match seen.method.as_str() {
+            "HEAD" => Reply::new(404, ""),
+            "PATCH" => {
+                let range = said[count.fetch_add(1, Ordering::SeqCst).min(1)];
+                Reply::new(202, "").with("location", "/upload/1?state=1").with("range", range)
+            }
+            "POST" => begun(),
+            _ => Reply::new(204, "").with("location", "/upload/1?state=2").with("range", said[0]),
+        });
+        let error = repository(&server, false).push_blob(&bytes.descriptor(), &[], 70_000, &bytes).unwrap_err();
+        assert!(error.code == Code::Unavailable && error.message.contains("took nothing"), "{error}");
+        let seen = server.seen();
+        assert_eq!(seen.iter().filter(|s| s.method == "PATCH").count(), pieces, "{:?}", did(&seen));
+        assert_eq!(seen.last().unwrap().method, "DELETE");
+    }
+    // Of one byte "0-0" says that it is there.
+    let one = Bytes { all: b"1".to_vec(), ..Bytes::new() };
+    let server = Server::new(|seen| match seen.method.as_str() {
+        "HEAD" => Reply::new(404, ""),
+        "PATCH" => begun().with("range", "0-0"),
+        "POST" => begun(),
+        _ => Reply::new(201, ""),
+    });
+    assert_eq!(repository(&server, false).push_blob(&one.descriptor(), &[], 1, &one).unwrap(), Sent::Uploaded);
+}
+
+#[test]
+fn a_registry_that_fails_for_a_moment_is_asked_again_to_begin() {
+    let (bytes, count) = (Bytes::new(), AtomicUsize::new(0));
+    let server = Server::new(move |seen| match seen.method.as_str() {
+        "HEAD" => Reply::new(404, ""),
+        "POST" if count.fetch_add(1, Ordering::SeqCst) == 0 => Reply::new(500, ""),
+        "POST" => begun(),
+        _ => Reply::new(201, ""),
+    });
+    assert_eq!(repository(&server, false).push_blob(&bytes.descriptor(), &[], 0, &bytes).unwrap(), Sent::Uploaded);
+}
+
+// M4 of the negative tests: the transport asks without end for what was promised.
+#[test]
+fn m4_a_source_that_ends_early_ends_the_push() {
+    for chunk in [0, 70_000] {
+        let bytes = Bytes::new();
+        let lying = Descriptor { size: 200_001, ..bytes.descriptor() };
+        let server = Server::new(|seen| match seen.method.as_str() {
+            "HEAD" => Reply::new(404, ""),
+            _ => begun(),
+        });
+        let error = repository(&server, false).push_blob(&lying, &[], chunk, &bytes).unwrap_err();
+        assert!(error.code == Code::DataLoss && error.message.contains("ended at byte 200000"), "{error}");
+    }
 }
 
 #[test]
