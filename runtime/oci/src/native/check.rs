@@ -156,7 +156,7 @@ fn check_linux(spec: &Spec, linux: &Linux) -> Result<()> {
     if let Some(resources) = linux.resources() {
         check_resources(resources)?;
     }
-    check_sysctls(spec, linux)
+    check_sysctls(linux)
 }
 
 fn check_namespaces(linux: &Linux) -> Result<()> {
@@ -200,7 +200,7 @@ fn check_namespaces(linux: &Linux) -> Result<()> {
 }
 
 /// A kernel parameter may be set only if it is the container's own: the others are the host's.
-fn check_sysctls(spec: &Spec, linux: &Linux) -> Result<()> {
+fn check_sysctls(linux: &Linux) -> Result<()> {
     const IPC: &[&str] = &[
         "kernel/msgmax",
         "kernel/msgmnb",

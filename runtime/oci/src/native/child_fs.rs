@@ -72,7 +72,7 @@ fn stat(fd: i32) -> Done<libc::stat> {
 
 /// Whether a place is the root itself, by whatever links: what is mounted on that nobody sees whose root it is already.
 fn is_root(root: i32, place: i32) -> Done<bool> {
-    let identity = |fd: i32| {
+    let identity = |fd: i32| -> Done<(u64, u64)> {
         // SAFETY: statx is plain numbers, for which zero is a value; the pointers are valid for the call.
         unsafe {
             let mut stat: libc::statx = mem::zeroed();
