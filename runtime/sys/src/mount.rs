@@ -214,8 +214,11 @@ impl Filesystem {
         let what = if said.is_empty() { what.to_owned() } else { format!("{what}: {}", said.join("; ")) };
         match error.raw_os_error() {
             // An option, or where it leads.
-            Some(libc::EINVAL | libc::ERANGE | libc::ENOTDIR | libc::ENOTBLK | libc::ELOOP | libc::ENAMETOOLONG) => {
+            Some(libc::EINVAL | libc::ERANGE | libc::ENOTDIR | libc::ELOOP | libc::ENAMETOOLONG) => {
                 Error::invalid("mount", &self.kind, format!("{what}: {error}"))
+            }
+            Some(libc::ENOTBLK) => {
+                Error::failed_precondition("mount", &self.kind, format!("{what}: its source: {error}"))
             }
             _ => Error::io("mount", &self.kind, what, error),
         }

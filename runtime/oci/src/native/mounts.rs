@@ -40,7 +40,7 @@ pub(super) fn open_source(request: &CreateRequest<'_>, path: &Path) -> Result<Ow
         fd::open(request.bundle, path, libc::O_PATH, 0, Scope::Beneath)
     };
     opened.map_err(|e| match e.kind() {
-        std::io::ErrorKind::NotFound => {
+        ErrorKind::NotFound | ErrorKind::NotADirectory => {
             Error::not_found("mount", path.display(), "does not exist on the host: create it first")
         }
         _ => Error::io("mount", path.display(), "opening the source", &e),
