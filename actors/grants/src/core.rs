@@ -21,10 +21,16 @@ pub(crate) struct Core {
     pub tree: Tree,
     /// Told when a grant is made whose time ends.
     pub timed: Notify,
+    /// Those whose time was over when the rows were read; see [`Core::forget_ended`].
+    ended: Mutex<Vec<Arc<[GrantId]>>>,
     /// Those whose time is over, and whose rows are there yet.
     overdue: Mutex<Vec<Arc<[GrantId]>>>,
     /// Told when there are some.
     over: Notify,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn missing(id: GrantId) -> Error {
@@ -34,8 +40,8 @@ fn missing(id: GrantId) -> Error {
 impl Core {
     /// Reads the rows. What can't be read, or comes from what isn't there, gives nothing.
     pub fn load(metadata: Metadata) -> Result<Core> {
-        let (overdue, over) = (Mutex::default(), Notify::new());
-        let core = Core { metadata, tree: Tree::default(), timed: Notify::new(), overdue, over };
+        let (ended, overdue, over) = (Mutex::default(), Mutex::default(), Notify::new());
+        let core = Core { metadata, tree: Tree::default(), timed: Notify::new(), ended, overdue, over };
         let mut each = |path: Vec<GrantId>, grant: Grant| {
             if core.tree.insert(&path, &grant).is_none() {
                 tracing::warn!(grant = %grant.id, "a grant comes from one that is not there, and gives nothing");
@@ -43,7 +49,9 @@ impl Core {
         };
         let mut bad = |error: Error| tracing::warn!(%error, "a grant can't be read, and gives nothing");
         records::visit(&core.metadata.read()?, &mut each, &mut bad)?;
-        core.tree.remove(&core.tree.over(Timestamp::now()), End::Expired);
+        let over = core.tree.over(Timestamp::now());
+        core.tree.remove(&over, End::Expired);
+        *lock(&core.ended) = over.iter().map(|node| node.path.clone()).collect();
         Ok(core)
     }
 
@@ -196,17 +204,20 @@ impl Core {
             return;
         }
         self.tree.remove(&over, End::Expired);
-        self.overdue().extend(over.iter().map(|node| node.path.clone()));
+        lock(&self.overdue).extend(over.iter().map(|node| node.path.clone()));
         self.over.notify_one();
     }
 
-    fn overdue(&self) -> MutexGuard<'_, Vec<Arc<[GrantId]>>> {
-        self.overdue.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Has the rows removed of those whose time was over when the rows were read. Until somebody says so they are there: they know
+    /// what is left of such a grant on the host.
+    pub fn forget_ended(&self) {
+        lock(&self.overdue).append(&mut lock(&self.ended));
+        self.over.notify_one();
     }
 
     /// Removes the rows of those whose time is over, when there are some.
     pub async fn forget_overdue(&self) {
-        let paths = std::mem::take(&mut *self.overdue());
+        let paths = std::mem::take(&mut *lock(&self.overdue));
         if paths.is_empty() {
             return self.over.notified().await;
         }

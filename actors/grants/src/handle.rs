@@ -143,15 +143,27 @@ impl Grants {
         records::stored(&self.core.metadata.read()?, &node.namespace, node.id())
     }
 
-    /// Those that are sockets.
+    /// Those that are sockets, and where.
     pub fn exported(&self) -> Result<Vec<(Arc<Node>, String)>> {
+        let sockets = self.sockets()?.into_iter();
+        Ok(sockets.filter_map(|(id, directory)| Some((self.core.tree.get(id)?, directory))).collect())
+    }
+
+    /// Those that are on record as sockets, and give nothing any more.
+    pub fn ended(&self) -> Result<Vec<(GrantId, String)>> {
+        let sockets = self.sockets()?.into_iter();
+        Ok(sockets.filter(|(id, _)| self.core.tree.get(*id).is_none()).collect())
+    }
+
+    fn sockets(&self) -> Result<Vec<(GrantId, String)>> {
         let mut found = Vec::new();
-        let mut each = |_, grant: Grant| {
-            if let (Some(node), Some(directory)) = (self.core.tree.get(grant.id), grant.exported) {
-                found.push((node, directory));
-            }
-        };
+        let mut each = |_, grant: Grant| found.extend(grant.exported.map(|directory| (grant.id, directory)));
         records::visit(&self.core.metadata.read()?, &mut each, &mut |_| {})?;
         Ok(found)
+    }
+
+    /// Forgets those whose time was over when the rows were read, once nothing is left of them on the host.
+    pub fn forget_ended(&self) {
+        self.core.forget_ended();
     }
 }

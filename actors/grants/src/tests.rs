@@ -222,6 +222,37 @@ fn its_time_is_a_revocation() {
     });
 }
 
+#[test]
+fn one_that_ended_while_nobody_ran_is_known_until_its_socket_is_gone() {
+    run(async |dir| {
+        let world = World::start(dir).await;
+        let row = |id, not_after| {
+            let caveats = Caveats { not_after: Some(Timestamp(not_after)), ..Caveats::none() };
+            let exported = Some(format!("/run/{id}"));
+            records::Grant { exported, ..records::Grant::new(GrantId(id), Namespace::default_namespace(), caveats) }
+        };
+        let rows = move |tx: &mut cofferdam_metadata::Tx<'_>| {
+            records::create(tx, &[], row(1, 1))?;
+            records::create(tx, &[GrantId(1)], row(2, u64::MAX))?;
+            records::create(tx, &[], row(3, u64::MAX))
+        };
+        world.metadata.write(&root(), rows).await.unwrap();
+        world.kernel.stop().await;
+
+        let world = World::start(dir).await;
+        let ended = [1, 2].map(|id| (GrantId(id), format!("/run/{id}")));
+        assert_eq!(world.grants.ended().unwrap(), ended);
+        let there: Vec<_> = world.grants.exported().unwrap().into_iter().map(|(_, directory)| directory).collect();
+        assert_eq!(there, ["/run/3"]);
+        assert_eq!(world.ids().len(), 3);
+        world.grants.forget_ended();
+        while world.ids() != [GrantId(3)] {
+            tokio::task::yield_now().await;
+        }
+        world.kernel.stop().await;
+    });
+}
+
 // The disk stalls while the commit that forgets the first is under way.
 #[test]
 fn one_ends_in_time_though_another_can_not_be_forgotten() {

@@ -144,10 +144,8 @@ pub(crate) fn bounded(spec: &[u8], ceiling: &Ceiling) -> Result<()> {
         // A thousandth of a microsecond's rounding is nobody's gain.
         let most = (u128::from(most) * u128::from(period)).div_ceil(1_000_000_000);
         if !within(cpu.quota(), u64::try_from(most).unwrap_or(u64::MAX)) {
-            return Err(beyond(
-                "the processors",
-                &format!("{} thousand millionths", ceiling.nano_cpus.unwrap_or_default()),
-            ));
+            let most = ceiling.nano_cpus.unwrap_or_default() as f64 / 1e9;
+            return Err(beyond("the processors", &most.to_string()));
         }
     }
     if let Some(most) = ceiling.pids

@@ -48,6 +48,17 @@ impl Drop for Link {
     }
 }
 
+/// What a connection is to have.
+#[derive(Clone)]
+enum Wanted {
+    /// What the daemon grants there.
+    Given,
+    /// That, which has to be a grant.
+    Grant,
+    /// What the grant of this token gives.
+    Restored(Rc<str>),
+}
+
 /// What the daemon says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -75,7 +86,7 @@ pub struct Client {
     entered: Shared<LocalBoxFuture<'static, Result<Option<GrantInfo>>>>,
     path: Rc<PathBuf>,
     name: Rc<str>,
-    token: Option<Rc<str>>,
+    wanted: Wanted,
 }
 
 impl Client {
@@ -86,7 +97,14 @@ impl Client {
 
     /// The same, with a name of your own for the daemon's logs.
     pub async fn connect_as(path: impl AsRef<Path>, name: &str) -> Result<Client> {
-        Client::enter(path.as_ref(), name, None).await
+        Client::enter(path.as_ref(), name, Wanted::Given).await
+    }
+
+    /// Opens a connection by a socket that is a grant (`Grant.export`), with a name of your own. Others may have that directory too:
+    /// no link is followed that lies in the socket's place, and what gives everything is refused. So what is to be done by that grant
+    /// is done by no other authority that you have. It waits for the daemon's answer.
+    pub async fn by_grant_as(path: impl AsRef<Path>, name: &str) -> Result<Client> {
+        Client::enter(path.as_ref(), name, Wanted::Grant).await
     }
 
     /// Opens a connection that has what the grant of a token gives, and nothing else. Whether there is one comes out of the
@@ -97,11 +115,15 @@ impl Client {
 
     /// The same, with a name of your own for the daemon's logs.
     pub async fn restore_as(path: impl AsRef<Path>, name: &str, token: &str) -> Result<Client> {
-        Client::enter(path.as_ref(), name, Some(token)).await
+        Client::enter(path.as_ref(), name, Wanted::Restored(token.into())).await
     }
 
-    async fn enter(path: &Path, name: &str, token: Option<&str>) -> Result<Client> {
-        let stream = UnixStream::connect(path).await.map_err(|error| {
+    async fn enter(path: &Path, name: &str, wanted: Wanted) -> Result<Client> {
+        let connected = match wanted {
+            Wanted::Grant => connect_itself(path).await,
+            _ => UnixStream::connect(path).await,
+        };
+        let stream = connected.map_err(|error| {
             let why = match error.kind() {
                 std::io::ErrorKind::NotFound => {
                     "there is no such socket: is cofferd running, with this state directory?"
@@ -113,15 +135,23 @@ impl Client {
                 std::io::ErrorKind::PermissionDenied => {
                     "the socket is not yours to open: use sudo, or ask the operator"
                 }
+                _ if error.raw_os_error() == Some(nix::libc::ELOOP) => {
+                    "a symbolic link is in the place of the socket, and isn't followed: ask who has the directory"
+                }
                 _ => return Error::unavailable("socket", path.display(), format!("can't be connected to: {error}")),
             };
             Error::unavailable("socket", path.display(), why)
         })?;
-        Ok(Client::over(stream, path, name, token))
+        let client = Client::over(stream, path, name, wanted);
+        if matches!(client.wanted, Wanted::Grant) && client.grant().await?.is_none() {
+            let why = "is no grant's, and gives everything: ask who has the directory, or connect to it as to the daemon's own";
+            return Err(Error::failed_precondition("socket", path.display(), why));
+        }
+        Ok(client)
     }
 
     /// Over a stream that is already open. `path` is where a new one may be had.
-    pub(crate) fn over(stream: UnixStream, path: &Path, name: &str, token: Option<&str>) -> Client {
+    fn over(stream: UnixStream, path: &Path, name: &str, wanted: Wanted) -> Client {
         let (network, fds) = network(stream, Side::Client, MESSAGE);
         let mut system = RpcSystem::new(Box::new(network), None);
         let gate: gate::Client = system.bootstrap(Side::Server);
@@ -142,13 +172,13 @@ impl Client {
                 fds: answer.get_fds(),
             })
         });
-        let (root, entered) = match token {
-            None => {
+        let (root, entered) = match &wanted {
+            Wanted::Given | Wanted::Grant => {
                 let entered = gate.enter_request().send();
                 let read = |reader: gate::enter_results::Reader<'_>| held(reader.has_grant(), reader.get_grant());
                 (entered.pipeline.get_root(), answered(entered.promise, read))
             }
-            Some(token) => {
+            Wanted::Restored(token) => {
                 let mut request = gate.restore_request();
                 request.get().set_token(token);
                 let restored = request.send();
@@ -165,13 +195,13 @@ impl Client {
             entered: entered.boxed_local().shared(),
             path: Rc::new(path.to_owned()),
             name: name.into(),
-            token: token.map(Rc::from),
+            wanted,
         }
     }
 
     /// A new connection to the same place, with what this one was granted there: a token is restored once more.
     pub async fn again(&self) -> Result<Client> {
-        Client::enter(&self.path, &self.name, self.token.as_deref()).await
+        Client::enter(&self.path, &self.name, self.wanted.clone()).await
     }
 
     /// Whether the connection has ended. One that is breaking just now may not be known to.
@@ -233,6 +263,17 @@ fn answered<R: Owned + Pipelined + Unpin + 'static>(
         let response = promise.await.map_err(from_rpc)?;
         read(response.get().map_err(from_rpc)?)
     })
+}
+
+/// Connects to what is in this place itself, and to nothing that a link there leads to.
+async fn connect_itself(path: &Path) -> std::io::Result<UnixStream> {
+    use std::os::{fd::AsRawFd as _, unix::fs::OpenOptionsExt as _};
+    let held =
+        std::fs::File::options().read(true).custom_flags(nix::libc::O_PATH | nix::libc::O_NOFOLLOW).open(path)?;
+    if held.metadata()?.is_symlink() {
+        return Err(std::io::Error::from_raw_os_error(nix::libc::ELOOP));
+    }
+    UnixStream::connect(format!("/proc/self/fd/{}", held.as_raw_fd())).await
 }
 
 /// Anything else refuses connections as a socket does that nobody listens on.

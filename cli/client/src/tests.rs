@@ -117,6 +117,8 @@ struct Life {
     /// What was restored, by which incarnation.
     tokens: RefCell<Vec<(u32, String)>>,
     bad_command: Cell<bool>,
+    /// The socket is a grant.
+    grant: Cell<bool>,
     stdin: Cell<bool>,
     /// The calls that are refused once, for a part of the daemon that is down.
     down: RefCell<Vec<&'static str>>,
@@ -150,7 +152,13 @@ impl gate::Server for Fake {
         results.get().set_fds(true);
         Ok(())
     }
-    gives!(gate, EnterParams, EnterResults, enter, set_root);
+    async fn enter(self: Rc<Self>, _: gate::EnterParams, mut results: gate::EnterResults) -> capnp::Result<()> {
+        if self.life.grant.get() {
+            results.get().init_grant().set_id("that of the socket");
+        }
+        results.get().set_root(new_client((*self).clone()));
+        Ok(())
+    }
     async fn restore(
         self: Rc<Self>,
         params: gate::RestoreParams,
@@ -419,6 +427,39 @@ fn who_cannot_have_streams_again_is_told_of_a_part_that_is_down() {
         };
         tokio::join!(serve(&path, &life, &stop), client);
     });
+}
+
+#[test]
+fn f4_what_is_to_be_done_by_a_grant_is_done_by_nothing_else() {
+    bounded(async {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, link) = (dir.path().join("cofferdam.sock"), dir.path().join("link"));
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let (life, stop) = (Rc::new(Life::default()), Notify::new());
+        let client = async {
+            there(&path).await;
+            let error = Client::by_grant_as(&link, "test").await.err().unwrap();
+            assert!(error.message.contains("isn't followed"), "{error}");
+            assert_eq!(life.others.get(), 0);
+            // It gives a root without a grant, as the daemon's own socket does to the operator.
+            let error = Client::by_grant_as(&path, "test").await.err().unwrap();
+            assert!(error.code == Code::FailedPrecondition && error.message.contains("is no grant's"), "{error}");
+        };
+        tokio::join!(serve(&path, &life, &stop), client);
+
+        life.grant.set(true);
+        let client = async {
+            there(&path).await;
+            let client = Client::by_grant_as(&path, "test").await.unwrap();
+            assert_eq!(client.grant().await.unwrap().unwrap().id, "that of the socket");
+            stop.notify_one();
+        };
+        tokio::join!(serve(&path, &life, &stop), client);
+    });
+    let error = bounded(Client::by_grant_as("/nonexistent/cofferdam.sock", "test")).err().unwrap();
+    assert!(error.message.contains("there is no such socket"), "{error}");
+    let error = bounded(Client::by_grant_as("/tmp", "test")).err().unwrap();
+    assert!(error.message.contains("is no socket"), "{error}");
 }
 
 #[test]

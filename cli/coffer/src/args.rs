@@ -330,6 +330,14 @@ mod tests {
     }
 
     #[test]
+    fn the_version_is_asked_for_as_of_any_program() {
+        for line in [&["--version"][..], &["--socket", "/x", "--version"]] {
+            assert_eq!(parse(line).unwrap().command.path, ["version"]);
+        }
+        assert!(error(&["--version", "ps"]).contains("unknown flag --version"));
+    }
+
+    #[test]
     fn arguments_and_flags_mix_where_nothing_foreign_follows() {
         let args = parse(&["rm", "a", "-f", "b"]).unwrap();
         assert!(args.has("force"));

@@ -158,6 +158,11 @@ pub fn parse(words: Vec<String>) -> Result<Args, Failure> {
         if help() {
             return Args::parse(&nouns::system::HELP, Vec::new(), Vec::new());
         }
+        // No flag of any command: asked for where there is none.
+        if before.iter().any(|word| word == "--version") {
+            before.retain(|word| word != "--version");
+            return of(&nouns::system::VERSION, before, Vec::new());
+        }
         return Err(Failure::usage("what is to be done? \"coffer help\" lists the commands"));
     };
     // What has verbs may be a command itself: `audit`, `audit verify`.

@@ -12,14 +12,24 @@ use crate::{args::Args, failure::Failure};
 
 const SOCKET: &str = "/run/cofferdam/cofferd.sock";
 
+/// By which authority something is done.
+enum By {
+    /// What the socket gives.
+    Socket,
+    /// The grant that the socket is.
+    Grant,
+    /// That of a token.
+    Token(String),
+}
+
 /// One invocation.
 pub struct Cx {
     /// What was given.
     pub args: Args,
     /// Where the daemon listens.
     pub socket: PathBuf,
-    /// The token by whose grant it is done; none: what the socket gives.
-    token: Option<String>,
+    /// By which authority it is done.
+    by: By,
     /// Where to work.
     pub namespace: String,
     /// For programs.
@@ -39,17 +49,18 @@ impl Cx {
             Some(given) => Some(given.to_owned()),
             None => env("COFFER_AS").map(|grant| grant.to_string_lossy().into_owned()),
         };
-        let mut token = None;
+        let mut by = By::Socket;
         match grant.as_deref().map(|grant| (grant, grant.strip_prefix('@'))) {
             Some((_, Some(file))) => {
                 let unreadable = |e: std::io::Error| Failure::usage(format!("--as @{file}: {e}"));
-                token = Some(std::fs::read_to_string(file).map_err(unreadable)?.trim().to_owned());
+                by = By::Token(std::fs::read_to_string(file).map_err(unreadable)?.trim().to_owned());
             }
             Some((place, None)) if place.contains('/') => {
                 let place = PathBuf::from(place);
                 socket = Some(if place.is_dir() { place.join("cofferdam.sock") } else { place });
+                by = By::Grant;
             }
-            Some((given, None)) => token = Some(given.to_owned()),
+            Some((given, None)) => by = By::Token(given.to_owned()),
             None => {}
         }
         let namespace = args.value("namespace").map(str::to_owned);
@@ -62,7 +73,7 @@ impl Cx {
         Ok(Cx {
             args,
             socket: socket.unwrap_or_else(|| SOCKET.into()),
-            token,
+            by,
             // A grant begins in one: whatever that is called.
             namespace: namespace.unwrap_or_else(|| if grant.is_some() { "" } else { "default" }.to_owned()),
             json,
@@ -72,9 +83,10 @@ impl Cx {
     /// The daemon.
     pub async fn client(&self) -> Result<Client, Failure> {
         let name = format!("coffer {}", self.args.command.name());
-        Ok(match &self.token {
-            None => Client::connect_as(&self.socket, &name).await?,
-            Some(token) => Client::restore_as(&self.socket, &name, token).await?,
+        Ok(match &self.by {
+            By::Socket => Client::connect_as(&self.socket, &name).await?,
+            By::Grant => Client::by_grant_as(&self.socket, &name).await?,
+            By::Token(token) => Client::restore_as(&self.socket, &name, token).await?,
         })
     }
 

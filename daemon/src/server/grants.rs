@@ -246,6 +246,12 @@ impl grant_cursor::Server for GrantCursor {
     }
 }
 
+/// Does something with a directory of the host, which may lie on a disk that takes its time, or never answers.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|e| Err(Error::internal("directory", "", e.to_string())))
+}
+
 /// One of them.
 struct Grant {
     place: Place,
@@ -304,14 +310,11 @@ impl grant::Server for Grant {
         let id = node.id();
         // Beside the call: a client that leaves must not leave half of it.
         let done = tokio::task::spawn_local(async move {
-            exports::check(&directory)?;
             let _turn = services.exports.turn(id).await;
+            let directory = aside(move || exports::resolve(&directory)).await?;
             services.grants.export(&authority, id, Some(directory.clone())).await?;
-            // The directory may lie on a disk that takes its time, or never answers.
             let opening = services.clone();
-            let opened = tokio::task::spawn_blocking(move || opening.exports.open(&opening, &node, &directory)).await;
-            let opened = opened.unwrap_or_else(|e| Err(Error::internal("directory", "", e.to_string())));
-            if let Err(error) = opened {
+            if let Err(error) = aside(move || opening.exports.open(&opening, &node, &directory)).await {
                 // Nothing is there: nothing stays on record.
                 services.grants.export(&authority, id, None).await?;
                 return Err(error);

@@ -55,6 +55,14 @@ fn a_grant_from_create_to_revoke() {
     denied(&reader(&["run", BUSYBOX, "true"]));
     denied(&reader(&["grant", "ls"]));
 
+    // Who may end tasks and nothing else ends them with what takes more, too.
+    idle(&daemon, "ends");
+    let (_, ender) = self::token(&daemon, &["-f", "kill", "-c", "ends"]);
+    let stop = |id: &str| say(&daemon, &["--as", &ender, "stop", "-t", "0", id]);
+    assert_eq!((stop("ends").code, stop("ends").out.as_str()), (0, "ends\n"));
+    assert_eq!(json(&daemon, &["inspect", "ends"])["task"]["status"], "stopped");
+    assert!(stop("web").err.contains("does not exist"));
+
     // By a file, and by the environment; and without the token's namespace at hand.
     let file = daemon.path().join("token");
     std::fs::write(&file, format!("{token}\n")).unwrap();
@@ -180,7 +188,7 @@ fn z6_a_container_with_an_exported_directory_has_that_and_nothing_else() {
     let again = say(&daemon, &["grant", "export", &id, "/elsewhere"]);
     assert!(again.code == 1 && again.err.contains("is exported at"), "{again:?}");
 
-    let mount = format!("type=bind,src={},dst=/grant", directory.display());
+    let mount = format!("type=bind,src={},dst=/grant,ro", directory.display());
     let tool = format!("type=bind,src={},dst=/coffer,ro", binary("coffer").display());
     let flags = ["-d", "--name", "reader", "--mount", &mount, "--mount", &tool];
     let follows = shell(&daemon, &flags, "while :; do /coffer --as /grant logs -f web; echo over $?; sleep 1; done");
@@ -254,8 +262,16 @@ fn an_exported_directory_takes_nothings_place() {
     // The grant is there, and can be a socket elsewhere.
     let other = daemon.path().join("other");
     ok(&daemon, &["grant", "export", &id, other.to_str().unwrap()]);
-    assert_eq!(mode(&other), 0o755);
+    assert_eq!(mode(&other), 0o700, "it is for whoever opens it to others");
     assert_eq!(ok(&daemon, &["--as", other.to_str().unwrap(), "ps", "-q"]), "");
+    // Nor does its user have by it what he has besides, where somebody else has the directory too.
+    let mine = other.join("cofferdam.sock");
+    std::fs::remove_file(&mine).unwrap();
+    std::os::unix::fs::symlink(daemon.socket(), &mine).unwrap();
+    let led = say(&daemon, &["--as", other.to_str().unwrap(), "system", "status"]);
+    assert!(led.code == 1 && led.err.contains("isn't followed"), "{led:?}");
+    let led = say(&daemon, &["--as", daemon.socket().to_str().unwrap(), "system", "status"]);
+    assert!(led.code == 1 && led.err.contains("is no grant's"), "{led:?}");
     // Who has a grant names no place of the host's.
     let (_, token) = token(&daemon, &["--right", "run", "--delegate"]);
     let child = ok(&daemon, &["--as", &token, "grant", "create"]).trim().to_owned();
@@ -290,6 +306,44 @@ fn f4_with_its_grant_goes_the_socket_that_was_made_and_no_other() {
     });
     assert!(std::os::unix::net::UnixStream::connect(&mine).is_ok());
     drop(own);
+}
+
+#[test]
+fn f4_a_start_makes_no_socket_behind_a_link_and_removes_that_of_a_grant_that_has_ended() {
+    let daemon = Daemon::with_busybox();
+    let [above, victim, short, linked] =
+        ["above", "victim", "short", "linked"].map(|name| daemon.path().canonicalize().unwrap().join(name));
+    std::fs::create_dir(&victim).unwrap();
+    std::os::unix::fs::symlink(&above, &linked).unwrap();
+    std::fs::create_dir(&above).unwrap();
+    let export = |flags: &[&str], directory: &Path| {
+        let id = ok(&daemon, &[&["grant", "create"], flags].concat()).trim().to_owned();
+        ok(&daemon, &["grant", "export", &id, directory.to_str().unwrap()]);
+        id
+    };
+    // What the operator names is where it leads to now.
+    let directory = above.join("directory");
+    let id = export(&[], &linked.join("directory"));
+    assert_eq!(json(&daemon, &["grant", "show", &id])["exported"], directory.to_str().unwrap());
+    let ends = export(&["--expires", "5s"], &short);
+    let end = json(&daemon, &["grant", "show", &ends])["options"]["notAfter"].as_u64().unwrap();
+    assert!(short.join("cofferdam.sock").exists());
+
+    daemon.kill9();
+    std::fs::rename(&directory, above.join("moved")).unwrap();
+    std::os::unix::fs::symlink(&victim, &directory).unwrap();
+    until("its time is over", || (cofferdam_types::Timestamp::now().0 > end).then_some(()));
+    daemon.restart();
+    assert_eq!(std::fs::read_dir(&victim).unwrap().count(), 0);
+    assert!(!short.join("cofferdam.sock").exists());
+    assert_eq!(ok(&daemon, &["grant", "ls", "-q"]).trim(), id, "it is there, and has no socket");
+
+    // Where it was taken away altogether it is made anew, and as it was at first.
+    daemon.kill9();
+    std::fs::remove_file(&directory).unwrap();
+    daemon.restart();
+    assert_eq!(directory.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+    assert_eq!(ok(&daemon, &["--as", directory.to_str().unwrap(), "ps", "-q"]), "");
 }
 
 #[test]

@@ -85,6 +85,7 @@ fn what_is_here_is_told_by_platform() {
     assert_eq!((lost[2].as_str(), lost[3].as_str()), ("-", "missing"), "{lost:?}");
     let gone = say(&daemon, &["image", "check", "shop/stack:1", "nothing"]);
     assert!(gone.code == 1 && gone.err.contains("is not here") && gone.out.contains("shop/stack:1"), "{gone:?}");
+    assert_eq!(say(&daemon, &["image", "check", "nothing"]).out, "", "a table of nothing");
 }
 
 #[test]

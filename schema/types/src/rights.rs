@@ -105,7 +105,7 @@ impl Rights {
 impl fmt::Display for Rights {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let words: Vec<_> = self.iter().map(Right::as_str).collect();
-        f.write_str(&words.join(","))
+        f.write_str(&words.join(", "))
     }
 }
 
@@ -131,11 +131,11 @@ mod tests {
     fn a_right_brings_what_is_smaller() {
         let brings = |right| Rights::of([right]).to_string();
         assert_eq!(brings(Right::Read), "read");
-        assert_eq!(brings(Right::Write), "read,write");
-        assert_eq!(brings(Right::Run), "read,run");
-        assert_eq!(brings(Right::Networks), "read,networks");
-        assert_eq!(brings(Right::Host), "read,write,run,networks,host");
-        assert_eq!(brings(Right::Root), "read,write,run,networks,host,root");
+        assert_eq!(brings(Right::Write), "read, write");
+        assert_eq!(brings(Right::Run), "read, run");
+        assert_eq!(brings(Right::Networks), "read, networks");
+        assert_eq!(brings(Right::Host), "read, write, run, networks, host");
+        assert_eq!(brings(Right::Root), "read, write, run, networks, host, root");
         assert!(Rights::default().has(Right::None) && !Rights::default().has(Right::Read));
         for right in Right::ALL {
             assert!(Rights::ALL.has(right) && (Rights::HOST.has(right) || right == Right::Root));

@@ -25,7 +25,8 @@ interface Gate @0xa6f6db33449d84d6 {
   enter @1 () -> (root :Root, grant :GrantInfo) $Common.needs("none") $Common.audit("use");
   # What the daemon's policy grants to you on this socket. On the main socket: everything for the daemon's own effective
   # uid; for others what the operator's rules say (`cofferd --access`), and `denied` without one. On a socket that is a grant (`Grant.export`): that grant, for whoever can connect.
-  # `grant` says what it leaves you; it is null where you have everything.
+  # `grant` says what it leaves you; it is null where you have everything: so whoever means to use a socket that is a grant sees
+  # that it is one.
 
   restore @2 (token :Text) -> (root :Root, grant :GrantInfo) $Common.needs("none") $Common.audit("give");
   # What the grant of this token gives (grant.capnp), on any socket of the daemon, also beside what `enter` gave. `denied` where

@@ -89,7 +89,7 @@ struct GrantInfo @0xb06bb10aaa841e12 {
   sealedTo @8 :UInt32;
   # Only this user may use the token.
   exported @9 :Text;
-  # The directory in which a socket is it; empty: none.
+  # The directory in which a socket is it, as it was found behind all links; empty: none.
   holders @10 :UInt32;
   # How many connections have it just now, and grants come from it.
   rights @11 :List(Text);

@@ -150,10 +150,11 @@ interface Grant @0xd8e433398cf5e8f9 {
   # themselves.
 
   export @5 (directory :Text) -> () $Common.needs("host") $Common.audit("give");
-  # Makes "cofferdam.sock" in a directory of the daemon's host, which is made if it isn't there: whoever can connect to it
-  # holds the grant, whichever user it is: the directory's mode keeps others out. It is there again before the daemon serves
-  # anybody when it is started anew. already_exists where the grant has a socket; what lies in its place is left alone, and
-  # refused.
+  # Makes "cofferdam.sock" in a directory of the daemon's host: whoever can connect to it holds the grant, whichever user it
+  # is: the directory's mode keeps others out. One that isn't there is made, for root alone; one that is there stays as it is.
+  # The socket is there again before the daemon serves anybody when it is started anew: in the same directory, or, where a
+  # link is on the way to that by then, nowhere. already_exists where the grant has a socket; what lies in its place is left
+  # alone, and refused.
 
   unexport @6 () -> () $Common.needs("host") $Common.audit("take");
   # Removes the socket, and ends the connections that came by it.

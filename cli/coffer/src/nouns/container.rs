@@ -238,13 +238,20 @@ async fn stop(cx: Cx) -> Result<i32, Failure> {
 /// Asks a container to end, and kills it where it doesn't.
 pub async fn stop_one(namespace: &Namespace, id: &str, asked: Option<u32>, patience: Duration) -> Result<(), Failure> {
     let container = namespace.containers().get(id);
-    let info = container.info().await?;
-    let status = info.task.as_ref().map_or(Status::Stopped, |task| task.status);
+    let (status, wanted) = match container.info().await {
+        Ok(info) => (info.task.map_or(Status::Stopped, |task| task.status), info.stop_signal),
+        // Who may end tasks and nothing else learns how they stand, and not what their image said.
+        Err(error) if error.code == Code::Denied => match container.task().state().await {
+            Err(error) if error.code == Code::NotFound && error.kind == "task" => (Status::Stopped, 0),
+            state => (state?.status, 0),
+        },
+        Err(error) => return Err(error.into()),
+    };
     let asked = match status {
         Status::Stopped => return Ok(()),
         // Nothing of it has begun that could take a signal.
         Status::Created => 9,
-        _ => asked.unwrap_or(if info.stop_signal == 0 { 15 } else { info.stop_signal }),
+        _ => asked.unwrap_or(if wanted == 0 { 15 } else { wanted }),
     };
     let task = container.task();
     let mut ended = task.wait();

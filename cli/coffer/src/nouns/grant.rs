@@ -4,11 +4,11 @@ use cofferdam_client::{GrantInfo, GrantOptions};
 use cofferdam_types::{Timestamp, show_size};
 
 use crate::{
-    args::{Command, Positional, Times, many, switch, value},
+    args::{Args, Command, Positional, Times, many, switch, value},
     cx::{Cx, Table, line},
     failure::Failure,
     nouns::container::{each, show_each},
-    units::{cpus, number, show_age, size, span, storage},
+    units::{cpus, number, show_age, size, span},
 };
 
 const ID: Positional = Positional { name: "GRANT", times: Times::Once };
@@ -57,11 +57,18 @@ pub static CREATE: Command = Command {
     action: |cx| Box::pin(create(cx)),
 };
 
-fn options(cx: &Cx) -> Result<GrantOptions, Failure> {
-    let args = &cx.args;
+fn options(args: &Args) -> Result<GrantOptions, Failure> {
     let expires = args.read("expires", span)?;
     let end = |span: std::time::Duration| {
         Timestamp::now().0.saturating_add(u64::try_from(span.as_nanos()).unwrap_or(u64::MAX))
+    };
+    // To the daemon 0 is no bound: who writes it means something else.
+    let bound = |name: &str, read: fn(&str) -> Result<u64, String>| {
+        let some = |text: &str| match read(text)? {
+            0 => Err("would be no bound: leave it out for that, or give more".to_owned()),
+            most => Ok(most),
+        };
+        Ok::<_, Failure>(args.read(name, some)?.unwrap_or_default())
     };
     Ok(GrantOptions {
         label: args.text("label"),
@@ -72,15 +79,16 @@ fn options(cx: &Cx) -> Result<GrantOptions, Failure> {
         own: args.has("own"),
         images: args.all("image").to_vec(),
         networks: args.all("network").to_vec(),
-        memory: args.read("memory", size)?.unwrap_or_default(),
-        nano_cpus: args.read("cpus", cpus)?.unwrap_or_default(),
-        pids: args.read("pids", number)?.unwrap_or_default(),
-        storage: args.read("storage", storage)?.unwrap_or_default(),
+        memory: bound("memory", size)?,
+        nano_cpus: bound("cpus", cpus)?,
+        pids: bound("pids", number)?,
+        // As `run` has it too.
+        storage: bound("storage", |text| size(text.strip_prefix("size=").unwrap_or(text)))?,
         not_after: Timestamp(expires.map(end).unwrap_or_default()),
-        uses: args.read("uses", number)?.unwrap_or_default(),
-        most_containers: args.read("containers", number)?.unwrap_or_default(),
-        most_calls: args.read("calls", number)?.unwrap_or_default(),
-        most_disk: args.read("disk", size)?.unwrap_or_default(),
+        uses: bound("uses", number)?,
+        most_containers: bound("containers", number)?,
+        most_calls: bound("calls", number)?,
+        most_disk: bound("disk", size)?,
         may_delegate: args.has("delegate"),
         may_save: args.has("tokens"),
     })
@@ -88,7 +96,7 @@ fn options(cx: &Cx) -> Result<GrantOptions, Failure> {
 
 async fn create(cx: Cx) -> Result<i32, Failure> {
     cx.args.filled()?;
-    let options = options(&cx)?;
+    let options = options(&cx.args)?;
     let info = cx.namespace().await?.grants().create(&options).info().await?;
     if cx.json {
         cx.document(&info)?
@@ -265,9 +273,9 @@ pub static EXPORT: Command = Command {
     about: "make a socket that is a grant",
     positionals: &[ID, Positional { name: "DIRECTORY", times: Times::Once }],
     flags: &[],
-    notes: "DIRECTORY is on the daemon's host, and made if it isn't there; in it is cofferdam.sock then, also after a restart of\n\
-            the daemon. Whoever can connect to that holds the grant: \"coffer run --mount type=bind,src=DIRECTORY,dst=/grant\" gives it to a\n\
-            container, and \"coffer --as DIRECTORY\" uses it.",
+    notes: "DIRECTORY is on the daemon's host, and made for root alone if it isn't there; in it is cofferdam.sock then, also after a\n\
+            restart of the daemon. Whoever can connect to that holds the grant: make the directory before for whom it is to be.\n\
+            \"coffer run --mount type=bind,src=DIRECTORY,dst=/grant,ro\" gives it to a container, and \"coffer --as DIRECTORY\" uses it.",
     failure: 1,
     action: |cx| Box::pin(export(cx)),
 };
@@ -294,4 +302,27 @@ pub static UNEXPORT: Command = Command {
 async fn unexport(cx: Cx) -> Result<i32, Failure> {
     let grants = cx.namespace().await?.grants();
     each(&cx, async |id| Ok(grants.get(id).unexport().await?)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(flags: &[&str]) -> Result<GrantOptions, Failure> {
+        let words = ["grant", "create"].iter().chain(flags).map(|&word| word.to_owned());
+        options(&crate::commands::parse(words.collect())?)
+    }
+
+    #[test]
+    fn bounds_are_as_their_help_says_and_none_of_nothing() {
+        for flag in ["memory", "cpus", "pids", "storage", "containers", "calls", "disk", "uses"] {
+            let failure = read(&[&format!("--{flag}"), "0"]).err().unwrap();
+            assert!(failure.text.contains("would be no bound: leave it out"), "{}", failure.text);
+        }
+        for storage in ["10M", "size=10M"] {
+            assert_eq!(read(&["--storage", storage]).unwrap().storage, 10 << 20);
+        }
+        assert_eq!(read(&["--cpus", "0.5"]).unwrap().nano_cpus, 500_000_000);
+        assert_eq!(read(&[]).unwrap(), GrantOptions::default());
+    }
 }

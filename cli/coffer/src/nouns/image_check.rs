@@ -94,7 +94,9 @@ async fn check(cx: Cx) -> Result<i32, Failure> {
             table.row([name.clone(), digest, "-".into(), status.into(), "-".into(), "-".into()]);
         }
     }
-    table.print()?;
+    if !reports.is_empty() || names.is_empty() {
+        table.print()?;
+    }
     failures.end(0)
 }
 
