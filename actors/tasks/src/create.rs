@@ -12,7 +12,7 @@ use cofferdam_metadata::{
     Tx,
     records::{
         containers::{self, Container},
-        snapshots,
+        grants, snapshots,
     },
 };
 use cofferdam_oci::{
@@ -34,7 +34,7 @@ use crate::{
     messages::{NewContainer, RunRecord},
     network::NetworkRecord,
     restore,
-    rights::{bounded, limit, made_from, within},
+    rights::{bounded, limit, logs_within, made_from, within},
     shim,
 };
 
@@ -52,6 +52,9 @@ pub(crate) async fn create(
 ) -> Result<Container> {
     within(&new, &auth.ceiling, &deps.runtimes)?;
     limit(&mut new, &auth.ceiling)?;
+    if grants::bounds_disk(&deps.metadata.read()?, &auth.grants)? {
+        logs_within(&new.log)?;
+    }
     check_rootfs(&new)?;
     let attributes = new.log.attributes(&new.labels)?;
     let options = RuntimeOptions::read(&new.runtime_options)?;
@@ -240,7 +243,7 @@ async fn files(
     name: &Name,
     new: &NewContainer,
 ) -> Result<Files> {
-    let image = deps.images.resolve(ns, name, &new.platform).await?;
+    let image = deps.images.resolve_of(&auth.ceiling.images, ns, name, &new.platform).await?;
     made_from(&image, name, &auth.ceiling)?;
     let driver = if new.driver.is_empty() { deps.snapshots.drivers()[0].to_owned() } else { new.driver.clone() };
     let parent = parent(deps, auth, ns, &image, &driver).await?;
@@ -268,7 +271,9 @@ async fn parent(
 ) -> Result<Option<Name>> {
     let Some(top) = image.chain_ids.last() else { return Ok(None) };
     let name = Name::new(top.to_string())?;
-    if snapshots::find(&deps.metadata.read()?, ns, driver, &name)?.is_none() {
+    let there = snapshots::find(&deps.metadata.read()?, ns, driver, &name)?.is_some();
+    // Through a grant that chooses images it is looked at whether it is that image's.
+    if !there || !auth.ceiling.images.is_all() {
         deps.images.unpack(auth, ns, image, driver, None).await?;
     }
     Ok(Some(name))
