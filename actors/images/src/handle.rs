@@ -13,7 +13,9 @@ use cofferdam_metadata::{
     },
 };
 use cofferdam_snapshots::Snapshots;
-use cofferdam_types::{Authority, Code, Descriptor, Digest, Error, Labels, Name, Namespace, Pictures, Platform, Result};
+use cofferdam_types::{
+    Authority, Code, Descriptor, Digest, Error, Labels, Name, Namespace, Pictures, Platform, Result,
+};
 
 use crate::{
     Check, Config, Manifest, Own, ResolvedImage, State, Unpack,

@@ -243,10 +243,12 @@ async fn files(
     name: &Name,
     new: &NewContainer,
 ) -> Result<Files> {
-    let image = deps.images.resolve_of(&auth.ceiling.images, ns, name, &new.platform).await?;
+    let chosen = &auth.ceiling.images;
+    let image = deps.images.resolve_of(chosen, ns, name, &new.platform).await?;
     made_from(&image, name, &auth.ceiling)?;
+    let known = deps.images.own(chosen, ns, name, &image.target)?.is_all();
     let driver = if new.driver.is_empty() { deps.snapshots.drivers()[0].to_owned() } else { new.driver.clone() };
-    let parent = parent(deps, auth, ns, &image, &driver).await?;
+    let parent = parent(deps, auth, ns, &image, &driver, known).await?;
     let key = Name::new(id.as_str())?;
     let reserved = match deps.snapshots.reserve(ns, &driver, &key, parent.as_ref(), false).await {
         // Whose container it is was made meanwhile.
@@ -261,19 +263,19 @@ async fn files(
     Ok(Files { name: name.to_string(), image, driver, key, reserved })
 }
 
-/// The snapshot that containers of the image start from; unpacks the image if it isn't there.
+/// The snapshot that containers of the image start from; unpacks the image if it isn't there, or if it isn't known to be that
+/// image's.
 async fn parent(
     deps: &Deps,
     auth: &Authority,
     ns: &Namespace,
     image: &ResolvedImage,
     driver: &str,
+    known: bool,
 ) -> Result<Option<Name>> {
     let Some(top) = image.chain_ids.last() else { return Ok(None) };
     let name = Name::new(top.to_string())?;
-    let there = snapshots::find(&deps.metadata.read()?, ns, driver, &name)?.is_some();
-    // Through a grant that chooses images it is looked at whether it is that image's.
-    if !there || !auth.ceiling.images.is_all() {
+    if !known || snapshots::find(&deps.metadata.read()?, ns, driver, &name)?.is_none() {
         deps.images.unpack(auth, ns, image, driver, None).await?;
     }
     Ok(Some(name))

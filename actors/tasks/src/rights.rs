@@ -101,8 +101,9 @@ fn above_ours(asked: &Ulimit) -> Option<String> {
     let name = asked.name.to_ascii_uppercase();
     let (name, resource) = OF_THE_HOST.into_iter().find(|(one, _)| name.trim_start_matches("RLIMIT_") == *one)?;
     let (_, ours) = nix::sys::resource::getrlimit(resource).unwrap_or_default();
-    (asked.hard.max(asked.soft) > ours)
-        .then(|| format!("asks for a limit {name} above {ours}, which is what it has without; more needs the host right"))
+    (asked.hard.max(asked.soft) > ours).then(|| {
+        format!("asks for a limit {name} above {ours}, which is what it has without; more needs the host right")
+    })
 }
 
 /// A network as a grant names it.

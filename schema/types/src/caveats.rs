@@ -515,7 +515,8 @@ mod tests {
         for yes in ["*", "h.io/*", "h.io/team/app*", "h.io/team/app:*", "h.io/team/app:1", "h.io/team/app@sha256:00"] {
             assert!(some(yes), "{yes}");
         }
-        for no in ["h.io/team/app/*", "h.io/team/apple:1", "h.io/team/ap:1", "h.io/team/app", "h.io/team", "sha256:00"] {
+        for no in ["h.io/team/app/*", "h.io/team/apple:1", "h.io/team/ap:1", "h.io/team/app", "h.io/team", "sha256:00"]
+        {
             assert!(!some(no), "{no}");
         }
         assert!(Pictures::default().has_some_of("any"));

@@ -2,7 +2,9 @@
 //!
 //! Knowing a digest grants nothing: a namespace sees a blob only through its link.
 
-use cofferdam_types::{Ceiling, Digest, Error, Event, GrantId, Labels, MAX_LABEL, Namespace, Pictures, Result, Timestamp};
+use cofferdam_types::{
+    Ceiling, Digest, Error, Event, GrantId, Labels, MAX_LABEL, Namespace, Pictures, Result, Timestamp,
+};
 use serde::{Deserialize, Serialize};
 
 use super::{Record, Resource, events, grants, leases, namespaces, resource};
