@@ -11,7 +11,9 @@ use std::{
     },
 };
 
-use cofferdam_client::{ContainerRequest, CredentialInfo, CredentialKind, GrantOptions, PullOptions, PushOptions, Secret};
+use cofferdam_client::{
+    ContainerRequest, CredentialInfo, CredentialKind, GrantOptions, PullOptions, PushOptions, Secret,
+};
 use cofferdam_integration::{Daemon, bounded};
 use cofferdam_types::Code;
 use serde_json::Value;
@@ -278,9 +280,8 @@ fn z_a_puller_for_one_route_gets_nothing_of_other_images_by_their_digests() {
         let evil = Server::start({
             let has = has.clone();
             move |request| {
-                let answer = serve_picture(&hidden, request).filter(|_| {
-                    !request.path.contains("/blobs/") || has.load(Ordering::SeqCst)
-                });
+                let answer = serve_picture(&hidden, request)
+                    .filter(|_| !request.path.contains("/blobs/") || has.load(Ordering::SeqCst));
                 answer.unwrap_or_else(|| Response::new(404, ""))
             }
         });
