@@ -57,6 +57,8 @@ pub struct Unpack {
     window: u64,
     /// Hears how far it is.
     told: Option<Told>,
+    /// Who works may not have all of the namespace's images: that it has a layer says nothing.
+    chooses: bool,
     /// It was unpacked before this job began.
     done: bool,
     /// The records that appear with it.
@@ -118,12 +120,15 @@ impl Unpack {
             layers: layers.collect(),
             window: 0,
             told: None,
+            chooses: !authority.ceiling.images.is_all(),
             done: false,
             named: Vec::new(),
             came: HashSet::new(),
             _pin: pin,
         };
-        unpack.done = images.is_unpacked(ns, driver, unpack.top())?;
+        let mut layers = unpack.layers.iter();
+        unpack.done = images.is_unpacked(ns, driver, unpack.top())?
+            && (!unpack.chooses || layers.all(|layer| images.diff.knows(&layer.blob.digest, &layer.diff_id)));
         Ok(unpack)
     }
 
@@ -286,13 +291,15 @@ impl Unpack {
     }
 
     /// What is there is linked only if this namespace's own blob is that layer: a config alone may claim anything. That holds for a
-    /// blob that has just come where the namespace has the tree by another one, too.
+    /// blob that has just come where the namespace has the tree by another one, too; and through a grant that chooses images for
+    /// what is linked already, for another image.
     async fn verify_linked(&self) -> Result<()> {
         let view = self.images.meta.read()?;
         let mut claims = Vec::new();
         for layer in self.layers.iter().filter(|layer| self.done || matches!(layer.state, State::There)) {
             let has = || snapshots::find(&view, &self.ns, &self.driver, &layer.chain.to_string());
-            if self.came.contains(&layer.blob.digest) || (!self.done && has()?.is_none()) {
+            let other = self.chooses || self.came.contains(&layer.blob.digest);
+            if other || (!self.done && has()?.is_none()) {
                 claims.push(self.images.diff.verify(&self.ns, &layer.blob, &layer.diff_id));
             }
         }

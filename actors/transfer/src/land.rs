@@ -234,7 +234,7 @@ impl<'a> Landing<'a> {
         result
     }
 
-    /// Those of the blobs that aren't here, or not whole, each once: noted in `came`.
+    /// Those of the blobs that aren't here, or not whole, or that the job has to bring all the same, each once: noted in `came`.
     fn missing(
         &self,
         load: &Load,
@@ -246,7 +246,8 @@ impl<'a> Landing<'a> {
         let mut lanes = Vec::new();
         for blob in load.blobs.iter().filter(|blob| wanted(&blob.digest)) {
             let Some(item) = items.get(&blob.digest).copied().filter(|_| seen.insert(&blob.digest)) else { continue };
-            match self.core.content.is_whole(self.ns, &blob.digest) {
+            let had = self.core.is_had(self.auth, self.ns, &blob.digest);
+            match had.and_then(|had| Ok(had && self.core.content.is_whole(self.ns, &blob.digest)?)) {
                 Ok(true) => {
                     fits(blob, &self.core.content.info(self.ns, &blob.digest)?)?;
                     self.job.board().phase(item, Phase::Present);
@@ -281,7 +282,8 @@ impl<'a> Landing<'a> {
         let mut commits = Vec::new();
         for (descriptor, bytes) in &load.pages {
             let document = matches!(media::kind(&descriptor.media_type), media::Kind::Manifest | media::Kind::Index);
-            let labels = if document { content_labels(descriptor, bytes)? } else { self.labels.clone() };
+            let mut labels = if document { content_labels(descriptor, bytes)? } else { Labels::new() };
+            labels.extend(self.labels.clone());
             let mut ingest = self.core.content.scratch(self.ns, descriptor.digest.algorithm())?;
             ingest.append(bytes)?;
             let (size, expected) = (Some(descriptor.size), Some(descriptor.digest.clone()));
