@@ -39,7 +39,8 @@ struct GrantOptions @0xcf86c10aa3c3e63a {
   # Only these, by their ids.
   filters @4 :List(Text);
   # Only those that pass one of these: as in Containers.list. They are looked at again at each call. Of `containers`, `filters`
-  # and `own` each must let one through.
+  # and `own` each must let one through. In a container that is let through no more what waits, streams or was run through the
+  # grant ends, as it does with the grant.
   own @5 :Bool;
   # Only those that were made through this grant, or through one that comes from it.
   images @6 :List(Text);
