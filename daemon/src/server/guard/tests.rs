@@ -236,7 +236,8 @@ fn what_waits_by_an_object_ends_when_it_is_out_of_reach() {
             served(guard(dispatch, own, meter.clone(), counted, Rc::new(held.clone()), None, None));
         let waits = attached.wait_request().send().promise;
         left.notify_one();
-        assert_eq!(waits.await.map(drop).map_err(from_rpc).unwrap_err().code, Code::NotFound);
+        let waits = tokio::time::timeout(Duration::from_secs(5), waits).await.expect("it ends");
+        assert_eq!(waits.map(drop).map_err(from_rpc).unwrap_err().code, Code::NotFound);
         crash(&client, "").await.expect("it is asked at each call, and says nothing yet");
         assert!((&mut goes_on).now_or_never().is_none());
         held.grant.finish(End::Revoked);

@@ -18,7 +18,12 @@ use cofferdam_wire::{
 use futures::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
-use crate::server::{guard::guard, reach::Reach, session::Held, share::{Drawn, Share}};
+use crate::server::{
+    guard::guard,
+    reach::Reach,
+    session::Held,
+    share::{Drawn, Share},
+};
 
 /// `enter` never answers, `hello` answers at length.
 struct Slow {
