@@ -1,13 +1,16 @@
 //! The handle that the RPC layer holds.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use cofferdam_kernel::{Kernel, Placement, Slot, SlotConfig};
 use cofferdam_metadata::{
     Metadata,
-    records::grants::{self as records, Grant},
+    records::{
+        containers,
+        grants::{self as records, Grant},
+    },
 };
-use cofferdam_types::{Authority, Error, GrantId, Namespace, Result};
+use cofferdam_types::{Authority, Error, GrantId, Id, Namespace, Result, Which};
 
 use crate::{
     NewGrant, Node, Token,
@@ -15,6 +18,9 @@ use crate::{
     core::Core,
     messages::{Create, Export, Restore, Revoke, Save},
 };
+
+/// So long nobody looks again at a container that was just looked at, whatever happens meanwhile.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Every grant. Cheap to clone.
 #[derive(Clone)]
@@ -62,11 +68,33 @@ impl Grants {
         }
     }
 
-    /// Waits until one has ended, by whatever: at once where it is there no more.
-    pub async fn until_ended(&self, id: GrantId) {
-        if let Some(node) = self.core.tree.get(id) {
-            node.live.until_ended().await;
+    /// Waits until one reaches a container of its namespace no more: it has ended, by whatever, or chooses others. At once where it
+    /// is there no more.
+    pub async fn until_out_of_reach(&self, id: GrantId, container: &Id) {
+        let Some(node) = self.core.tree.get(id) else { return };
+        tokio::select! {
+            _ = node.live.until_ended() => {}
+            () = self.until_left(&node.caveats.containers, &node.namespace, container) => {}
         }
+    }
+
+    /// Waits until a container is no more among those that are chosen. Of one that is not there, or can't be read, nobody can say
+    /// so.
+    pub async fn until_left(&self, which: &Which, namespace: &Namespace, id: &Id) {
+        let mut news = self.core.metadata.outbox();
+        while !which.is_all() {
+            // What changes of a container is told as an event.
+            news.borrow_and_update();
+            let found = self.core.metadata.read().and_then(|view| containers::head(&view, namespace, id));
+            if matches!(found, Ok(Some(record)) if !which.has(&record.subject())) {
+                return;
+            }
+            tokio::time::sleep(PAUSE).await;
+            if news.changed().await.is_err() {
+                break;
+            }
+        }
+        std::future::pending().await
     }
 
     /// What is on record of one.

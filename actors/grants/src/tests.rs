@@ -3,9 +3,15 @@
 use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
 
 use cofferdam_kernel::{Kernel, Placement};
-use cofferdam_metadata::{Metadata, records::grants as records};
+use cofferdam_metadata::{
+    Metadata, Tx,
+    records::{
+        containers::{self, Container},
+        grants as records,
+    },
+};
 use cofferdam_types::{
-    Authority, Caveats, Code, Error, Facet, GrantId, Id, Namespace, Right, Rights, Timestamp, Which,
+    Any, Authority, Caveats, Code, Error, Facet, GrantId, Id, Namespace, Right, Rights, Timestamp, Which,
 };
 
 use crate::{End, Grants, Live, NewGrant, Node, Token, tree::Tree};
@@ -195,6 +201,55 @@ fn a_token_may_be_used_so_often() {
         let world = World::start(dir).await;
         world.grants.restore(token.clone(), 0).await.unwrap();
         code(world.grants.restore(token, 0).await, Code::Denied);
+        world.kernel.stop().await;
+    });
+}
+
+#[test]
+fn a_container_that_is_chosen_no_more_is_out_of_reach_from_then_on() {
+    run(async |dir| {
+        let world = World::start(dir).await;
+        let (ns, web, db) = (Namespace::default_namespace(), Id::new("web").unwrap(), Id::new("db").unwrap());
+        let label = async |id: &Id, tier: &str| {
+            let labels = [("tier".to_owned(), tier.to_owned())].into();
+            let spec = Any { type_url: "spec".into(), value: b"{}".to_vec() };
+            let (ns, one) = (ns.clone(), Container { labels, ..Container::new(id.clone(), "native", spec) });
+            let write = move |tx: &mut Tx<'_>| match containers::exists(tx, &ns, &one.id)? {
+                true => containers::update_fields(tx, &ns, one.clone(), &["labels".to_owned()]).map(drop),
+                false => containers::create(tx, &ns, one.clone()).map(drop),
+            };
+            world.metadata.write(&root(), write).await.unwrap();
+        };
+        label(&web, "front").await;
+        label(&db, "front").await;
+        let filters = vec![vec!["labels.tier==front".to_owned()]];
+        let (containers, facets) = (Which { filters, ..Which::default() }, vec![[Facet::Logs].into()]);
+        let some = Caveats { containers, facets, ..Caveats::none() };
+        let [some, all] = [some, Caveats::none()];
+        let [some, all] = [world.make(&root(), some).await.unwrap(), world.make(&root(), all).await.unwrap()];
+        let (mut left, mut stays, mut other) = (
+            Box::pin(world.grants.until_out_of_reach(some.id(), &web)),
+            Box::pin(world.grants.until_out_of_reach(some.id(), &db)),
+            Box::pin(world.grants.until_out_of_reach(all.id(), &web)),
+        );
+        tokio::select! {
+            biased;
+            () = &mut left => panic!("it is chosen"),
+            () = &mut stays => panic!("it is chosen"),
+            () = &mut other => panic!("all are"),
+            () = label(&web, "back") => {}
+        }
+        tokio::time::timeout(Duration::from_secs(10), left).await.unwrap();
+        // At once, where it is so already.
+        world.grants.until_out_of_reach(some.id(), &web).await;
+        tokio::select! {
+            biased;
+            () = &mut stays => panic!("another was changed"),
+            () = &mut other => panic!("all are chosen"),
+            () = label(&db, "front") => {}
+        }
+        world.grants.revoke(&root(), some.id()).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(10), stays).await.unwrap();
         world.kernel.stop().await;
     });
 }

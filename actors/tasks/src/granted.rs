@@ -1,5 +1,5 @@
 //! What was run through a grant ends with it: the processes, all that they have begun, and the streams that a container was given
-//! by who made it. Through which grants something was
+//! by who made it. So it does in a container that the grant no longer chooses. Through which grants something was
 //! run stands in the life records of its shim: so an end that comes while there is no daemon, or no actor, is made good by the next.
 
 use std::rc::Rc;
@@ -38,7 +38,7 @@ impl Ctx {
             let ended = async {
                 // What is no id is that of no grant.
                 if let Ok(id) = grant.parse() {
-                    ctx.deps.grants.until_ended(id).await;
+                    ctx.deps.grants.until_out_of_reach(id, &entry.id).await;
                 }
                 // What comes behind this has to be ended once more.
                 entry.granted.borrow_mut().insert(grant.clone(), false);

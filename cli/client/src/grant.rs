@@ -49,7 +49,8 @@ pub struct GrantOptions {
     /// When it ends by itself.
     #[serde(serialize_with = "crate::json::time")]
     pub not_after: Timestamp,
-    /// How often its token may be used; 0 is as often as one likes.
+    /// How often its token may be used; 0 is as often as one likes. Of one that is there: how often yet, see
+    /// [`GrantInfo::used_up`].
     pub uses: u64,
     /// Its holder may make grants that come from it.
     pub may_delegate: bool,
@@ -96,6 +97,8 @@ pub struct GrantInfo {
     pub calling: u64,
     /// How many bytes of the disk are taken by what came through it. Told by [`Grant::info`].
     pub stored: u64,
+    /// Its token was used as often as it may be: `uses` is 0 then, too.
+    pub used_up: bool,
 }
 
 fn set_options(mut builder: grant_options::Builder<'_>, options: &GrantOptions) {
@@ -154,6 +157,7 @@ pub(crate) fn info(reader: grant_info::Reader<'_>) -> Result<GrantInfo> {
         made: reader.get_made(),
         calling: reader.get_calling(),
         stored: reader.get_stored(),
+        used_up: reader.get_used_up(),
         created: Timestamp(reader.get_created()),
         by: reader.get_by(),
         saved: reader.get_saved(),

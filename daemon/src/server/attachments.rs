@@ -6,10 +6,12 @@ use std::{
 };
 
 use cofferdam_tasks::Attached;
+use cofferdam_types::Error;
 use cofferdam_wire::container_capnp::attachment;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
-/// A client that follows a process. Its end is the detach, and so is the end of what the connection has of its grant.
+/// A client that follows a process. Its end is the detach, and so is the end of what the connection has of its grant, and that the
+/// grant chooses the container no more.
 pub struct Attachment {
     attached: RefCell<Option<Attached>>,
     /// Falls with it, and so ends who waits for the other end.
@@ -17,15 +19,15 @@ pub struct Attachment {
 }
 
 impl Attachment {
-    /// Until `ended` turns true.
-    pub fn until(mut ended: watch::Receiver<bool>, attached: Attached) -> Rc<Attachment> {
+    /// Until `over`.
+    pub fn until(over: impl Future<Output = Error> + 'static, attached: Attached) -> Rc<Attachment> {
         let (there, gone) = oneshot::channel();
         let object = Rc::new(Attachment { attached: RefCell::new(Some(attached)), _there: there });
         let weak: Weak<Attachment> = Rc::downgrade(&object);
         tokio::task::spawn_local(async move {
             tokio::select! {
                 _ = gone => {}
-                _ = ended.wait_for(|ended| *ended) => {
+                _ = over => {
                     if let Some(object) = weak.upgrade() {
                         object.attached.take();
                     }

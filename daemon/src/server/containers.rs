@@ -506,7 +506,10 @@ impl container::Server for Container {
         let packed = tasks.copy_out(auth, &self.place.namespace, &self.id, path, write);
         // What goes wrong first ends the other: one that packs finds a pipe that nobody reads.
         let pumped = pump(&self.place.session.meter, read, params.get_sink()?);
-        rpc(tokio::try_join!(packed, pumped).map(drop))
+        rpc(tokio::select! {
+            copied = async { tokio::try_join!(packed, pumped).map(drop) } => copied,
+            why = ends::of(&self.place) => Err(why),
+        })
     }
 
     async fn copy_in(

@@ -53,6 +53,7 @@ impl Gate {
             given: None,
             reach: Reach::everything(),
             check: None,
+            gone: None,
             deadline: None,
             calls: Calls::default(),
             about: About::default(),

@@ -42,6 +42,7 @@ fn hold(session: &Rc<Session>, node: &Arc<Node>, by: &Arc<Live>) -> Held {
         given: Some(by.clone()),
         reach: Reach::of(caveats),
         check: None,
+        gone: None,
         deadline: None,
         calls: node.calls.clone(),
         about: About { namespace: Some(node.namespace.clone()), object: None },
@@ -151,6 +152,7 @@ pub fn set_info(mut builder: grant_info::Builder<'_>, node: &Node, record: &Reco
     builder.set_saved(record.token.is_some());
     builder.set_sealed(record.sealed_to.is_some());
     builder.set_sealed_to(record.sealed_to.unwrap_or_default());
+    builder.set_used_up(record.uses == Some(0));
     builder.set_exported(record.exported.as_deref().unwrap_or_default());
     builder.set_holders(u32::try_from(node.live.held()).unwrap_or(u32::MAX));
     let words = |rights: Rights| rights.iter().map(Right::as_str).collect::<Vec<_>>();

@@ -200,11 +200,14 @@ impl<D: Server + Clone + 'static> Server for Dispatch<D> {
                     }),
                 }
             };
+            let over = || async { to_rpc(state.held.until_over().await) };
             let (done, answered) = tokio::select! {
                 biased;
                 // What is waited for may come of the grant's end: that is the answer then.
-                end = state.held.grant.until_ended(), if waits => (Err(to_rpc(end.error())), false),
+                why = over(), if waits => (Err(why), false),
                 done = limited => (done.unwrap_or_else(|_| Err(to_rpc(panicked()))), true),
+                // A piece of a stream may wait too, for who takes it. What else is under way was let through, and is done soon.
+                why = over(), if is_streaming => (Err(why), false),
                 end = state.held.grant.until_ended() => (Err(to_rpc(end.error())), false),
             };
             let done = match trail {

@@ -35,7 +35,8 @@ use super::{
 /// What comes in by a connection, before anybody looks at it.
 pub type Buffered = buffered::Reader<fdstream::Reader>;
 
-/// Counts the bytes on their way to the RPC system, so that the length of each message is known.
+/// Counts the bytes on their way to the RPC system, so that the length of each message is known, and the room for one that has not
+/// wholly come.
 pub struct Tap<R> {
     inner: R,
     meter: Rc<Meter>,
@@ -51,10 +52,20 @@ impl<R> Tap<R> {
 impl<R: AsyncRead + Unpin> AsyncRead for Tap<R> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         let read = Pin::new(&mut self.inner).poll_read(cx, buf);
-        if let Poll::Ready(Ok(n)) = &read {
-            self.meter.arrives(*n);
+        let got = match &read {
+            Poll::Ready(Ok(n)) => {
+                self.meter.arrives(*n);
+                *n
+            }
+            Poll::Ready(Err(_)) => return read,
+            Poll::Pending => 0,
+        };
+        if self.meter.awaits(buf.len() - got) {
+            return read;
         }
-        read
+        let why = "begins a message for which what its user or grant may keep here has no room, and is cut";
+        // What is said of a stream that fails is the last that its other end hears.
+        Poll::Ready(Err(io::Error::other(Error::resource_exhausted("connection", "", why).to_reason())))
     }
 }
 

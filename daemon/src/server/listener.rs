@@ -246,6 +246,7 @@ async fn serve(
         given: None,
         reach: Reach::everything(),
         check: None,
+        gone: None,
         deadline: None,
         calls: Calls::default(),
         about: About::default(),

@@ -68,6 +68,9 @@ const CALL: usize = 2 << 10;
 const OBJECT: usize = 1 << 10;
 /// What a place in a list costs beside that: it keeps its filters.
 const CURSOR: usize = 64 << 10;
+/// Of a message that has not wholly come so much is not worth to be counted: most come at once.
+const SMALL: usize = 8 << 10;
+
 /// Counts, and says when the connection must be cut.
 #[derive(Default)]
 pub struct Meter {
@@ -99,6 +102,8 @@ pub struct Meter {
     room: Notify,
     /// Bytes of the message that is being read.
     arrived: Cell<usize>,
+    /// Of the rest of it: the room that it said it needs is there from its beginning.
+    coming: Cell<usize>,
     /// Told when the client has read something.
     read: Notify,
     /// Told once: the connection is over its budget.
@@ -115,7 +120,8 @@ impl Meter {
     fn held(&self) -> usize {
         let counted = self.calls.get() * CALL + self.objects.get() * OBJECT + self.cursors.get() * CURSOR;
         let messages = self.bytes.get() + self.tables.borrow().bytes() + self.unread.get() + self.making.get();
-        messages + counted + self.lists.get()
+        let being_read = self.arrived.get() + self.coming.get();
+        messages + being_read + counted + self.lists.get()
     }
 
     /// Takes what is held from the share; false, and the end of the connection, where there is no room for it.
@@ -178,6 +184,13 @@ impl Meter {
     pub fn arrives(&self, bytes: usize) {
         self.quiet.stir();
         self.arrived.set(self.arrived.get() + bytes);
+    }
+
+    /// There is room for so many bytes more of the next message, and they have not come; they never may. False, and the end of the
+    /// connection, where the share has no room for it.
+    pub fn awaits(&self, rest: usize) -> bool {
+        let before = self.coming.replace(rest);
+        before.max(rest) <= SMALL || self.draw()
     }
 
     /// Counts the message whose bytes arrived and that names so many capabilities, for as long as the answer lives; `None`

@@ -15,8 +15,9 @@ use capnp::{
 use cofferdam_grants::{Calls, Live, Node};
 use cofferdam_types::{Authority, Error, Name, Namespace, Peer, Result};
 use cofferdam_wire::{error::to_rpc, fdstream::Fds, needs::METHODS, received::Room};
+use futures::future::LocalBoxFuture;
 
-use super::{guard, image::Image, meter::Meter, reach::Reach, trail::About};
+use super::{ends, guard, image::Image, meter::Meter, reach::Reach, trail::About};
 use crate::services::Services;
 
 /// The interfaces of places in lists.
@@ -35,6 +36,9 @@ pub struct Entry {
 /// Asked at every call of an object that a grant reaches only as long as something is true of it.
 pub type Check = Rc<dyn Fn() -> Result<()>>;
 
+/// Waits until that is true no more.
+pub type Gone = Rc<dyn Fn() -> LocalBoxFuture<'static, Error>>;
+
 /// What an object was handed out with: its authority, its grant, and the context laid over it.
 #[derive(Clone)]
 pub struct Held {
@@ -48,6 +52,8 @@ pub struct Held {
     pub reach: Arc<Reach>,
     /// What else is asked then.
     pub check: Option<Check>,
+    /// With what ends, beside the grant, what waits and what streams. None: with nothing.
+    pub gone: Option<Gone>,
     /// Of `Namespace.with`.
     pub deadline: Option<Duration>,
     /// How many calls may be under way by it.
@@ -57,6 +63,12 @@ pub struct Held {
 }
 
 impl Held {
+    /// Waits until what waits and what streams may not go on: the connection has the grant no more, or that doesn't reach the object
+    /// any more.
+    pub fn until_over(&self) -> impl Future<Output = Error> + use<> {
+        ends::either(self.grant.clone(), self.gone.clone())
+    }
+
     /// For the objects that only lead to what a grant gives: they let everything through, and have nothing to let out.
     pub fn way(&self) -> Held {
         Held { reach: Reach::everything(), calls: Calls::default(), ..self.clone() }

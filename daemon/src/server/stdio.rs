@@ -13,8 +13,8 @@ use super::{
     bytes::{End, pipe, pump},
 };
 
-/// Reads a `Stdio`. The pipes of streams are pumped for as long as the connection lives, and has its grant: their bytes go to
-/// its client.
+/// Reads a `Stdio`. The pipes of streams are pumped for as long as the connection lives, and has its grant, and that
+/// chooses the container: their bytes go to its client.
 pub fn read(place: &Place, reader: stdio::Reader<'_>) -> Result<Stdio> {
     let stdin = if !reader.has_stdin() {
         Input::Null
@@ -41,12 +41,12 @@ fn out(place: &Place, reader: capnp::Result<output::Reader<'_>>) -> Result<Outpu
         output::Stream(stream) => {
             let stream: byte_stream::Client = stream.map_err(malformed)?;
             let (read, write) = pipe(End::Read)?;
-            let (grant, meter) = (place.held.grant.clone(), place.session.meter.clone());
+            let (over, meter) = (place.held.until_over(), place.session.meter.clone());
             tokio::task::spawn_local(async move {
                 // A client that takes no more loses its stream: the process sees a closed pipe, as from any reader.
                 let ended = tokio::select! {
                     ended = pump(&meter, read, stream) => ended,
-                    end = grant.until_ended() => Err(end.error()),
+                    why = over => Err(why),
                 };
                 if let Err(error) = ended {
                     tracing::debug!(%error, "an output stream ended early");

@@ -121,7 +121,7 @@ impl process::Server for Process {
         let streams = rpc(stdio::read(&self.place, params.get()?.get_stdio()?))?;
         let auth = self.place.authority().clone();
         let attached = self.tasks().attach(&self.place.namespace, &self.id, auth, self.exec.clone(), streams).await;
-        let object = Attachment::until(self.place.held.grant.ended(), rpc(attached)?);
+        let object = Attachment::until(self.place.held.until_over(), rpc(attached)?);
         results.get().set_attachment(self.place.session.hand_out_rc(object, &self.place.held));
         Ok(())
     }

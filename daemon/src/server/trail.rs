@@ -200,6 +200,7 @@ mod tests {
                 given: None,
                 reach: Reach::everything(),
                 check: None,
+                gone: None,
                 deadline: None,
                 calls: Default::default(),
                 about: About { namespace: Some(Namespace::default_namespace()), object: Some("container/web".into()) },

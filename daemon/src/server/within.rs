@@ -9,22 +9,40 @@ use cofferdam_metadata::{
 use cofferdam_oci::spec::Network;
 use cofferdam_tasks::NewContainer;
 use cofferdam_types::{Error, Id, Name, Result, Subject};
+use futures::future::LocalBoxFuture;
 
 use super::Place;
 
-/// The place of a container's objects: where the grant chooses, each of their calls asks whether it still reaches it.
+/// The place of a container's objects: where the grant chooses, each of their calls asks whether it still reaches it, and what was
+/// begun ends when it doesn't.
 pub fn container(place: &Place, id: &Id) -> Place {
     let mut place = place.named("container", id);
-    place.held.check = None;
+    (place.held.check, place.held.gone) = (None, None);
     if !place.held.reach.caveats.containers.is_all() {
-        let (asked, id) = (place.clone(), id.clone());
+        let (asked, asked_id) = (place.clone(), id.clone());
         let check = move || match asked.services().metadata.read() {
-            Ok(view) => reached(&asked, &view, &id),
+            Ok(view) => reached(&asked, &view, &asked_id),
             Err(error) => Err(error),
         };
         place.held.check = Some(Rc::new(check));
+        // Without the session: who waits may do so for longer than there is one.
+        let (grants, reach) = (place.services().grants.clone(), place.held.reach.clone());
+        let (namespace, id) = (place.namespace.clone(), id.clone());
+        let gone = move || -> LocalBoxFuture<'static, Error> {
+            let (grants, reach, namespace, id) = (grants.clone(), reach.clone(), namespace.clone(), id.clone());
+            Box::pin(async move {
+                grants.until_left(&reach.caveats.containers, &namespace, &id).await;
+                missing(&id)
+            })
+        };
+        place.held.gone = Some(Rc::new(gone));
     }
     place
+}
+
+/// As if it weren't there: that it is, is none of the holder's business.
+fn missing(id: &Id) -> Error {
+    Error::not_found("container", id, "does not exist")
 }
 
 /// Whether the grant reaches a container. One that isn't there is for the call itself to miss.
@@ -34,8 +52,7 @@ pub fn reached(place: &Place, read: &dyn Read, id: &Id) -> Result<()> {
         return Ok(());
     }
     match records::head(read, &place.namespace, id)? {
-        // As if it weren't there: that it is, is none of the holder's business.
-        Some(record) if !which.has(&record.subject()) => Err(Error::not_found("container", id, "does not exist")),
+        Some(record) if !which.has(&record.subject()) => Err(missing(id)),
         _ => Ok(()),
     }
 }

@@ -190,6 +190,74 @@ fn z2_a_log_that_is_followed_ends_when_its_container_is_chosen_no_more() {
     });
 }
 
+// Z2: neither does what goes on beside calls outlive the choice.
+#[test]
+fn z2_what_was_begun_in_a_container_ends_when_it_is_chosen_no_more() {
+    let daemon = Daemon::with_busybox();
+    bounded(async {
+        let operator = daemon.open().await;
+        let start = async |id: &str| {
+            let made = with(&operator, id, "while :; do echo tick; usleep 20000; done", |request| {
+                request.labels = labels("tier=front");
+            });
+            let (stdout, heard) = output();
+            let task = made.create_task(Stdio { stdout, ..Stdio::default() }, true);
+            task.start().await.unwrap();
+            heard.contains("tick").await;
+            (made, task)
+        };
+        let ((web, task), (_db, _)) = (start("web").await, start("db").await);
+        let options = GrantOptions { filters: vec!["labels.tier==front".into()], ..facets("exec deploy") };
+        let (user, _) = holder(&daemon, &operator, &options).await;
+        let begin = async |id: &str| {
+            let theirs = user.namespace("").containers().get(id).task();
+            let (stdout, said) = output();
+            let talk = ProcessOptions {
+                args: vec!["sh".into(), "-c".into(), "while :; do echo tock; usleep 20000; done".into()],
+                ..ProcessOptions::default()
+            };
+            let exec = theirs.exec("theirs", &talk, Stdio { stdout, ..Stdio::default() });
+            exec.start().await.unwrap();
+            let (stdout, heard) = output();
+            let attached = theirs.attach(Stdio { stdout, ..Stdio::default() });
+            said.contains("tock").await;
+            heard.contains("tick").await;
+            let waits = (theirs.wait(), attached.wait());
+            (theirs, attached, waits, said, heard)
+        };
+        let (theirs, _attached, (mut ends, detached), said, heard) = begin("web").await;
+        let (_theirs, _other, (mut others, _), goes_on, _heard) = begin("db").await;
+        // What waits is under way: what is asked behind it is answered.
+        tokio::select! {
+            biased;
+            ended = &mut ends => panic!("it has ended: {:?}", ended.err()),
+            ended = &mut others => panic!("it has ended: {:?}", ended.err()),
+            state = theirs.state() => drop(state.unwrap()),
+        }
+        let change = async |tier: &str| {
+            let changes = ContainerChanges { labels: labels(tier), ..ContainerChanges::default() };
+            web.update(&changes, &["labels"]).await.unwrap();
+        };
+        change("tier=back").await;
+        missing(ends).await;
+        missing(detached).await;
+        missing(theirs.state()).await;
+        // Both outputs come to their end; what was run is killed, and the container goes on.
+        said.all().await;
+        heard.all().await;
+        assert_eq!(task.process("theirs").wait().await.unwrap().status, 137);
+        assert_eq!(task.state().await.unwrap().status.as_str(), "running");
+        let so_far = goes_on.so_far().len();
+        until_async("the other's goes on", async || (goes_on.so_far().len() > so_far).then_some(())).await;
+        // It is reached again when it is chosen again.
+        change("tier=front").await;
+        let say = ProcessOptions { args: words("echo again"), ..ProcessOptions::default() };
+        let (stdout, said) = output();
+        theirs.exec("", &say, Stdio { stdout, ..Stdio::default() }).start().await.unwrap();
+        said.contains("again").await;
+    });
+}
+
 // Z2: what is beside the containers that a grant chooses may be of others.
 #[test]
 fn z2_who_chooses_containers_gets_no_image_out_and_who_has_logs_no_labels_of_the_namespace() {

@@ -93,6 +93,26 @@ fn a_grant_from_create_to_revoke() {
 }
 
 #[test]
+fn a_token_that_is_used_up_is_shown_as_such() {
+    let daemon = Daemon::start();
+    let (id, once) = token(&daemon, &["-f", "logs", "--uses", "1"]);
+    let (free, _) = token(&daemon, &["-f", "logs"]);
+    let told = |id: &str| {
+        let shown = json(&daemon, &["grant", "show", id]);
+        (shown["options"]["uses"].as_u64(), shown["usedUp"].as_bool())
+    };
+    assert_eq!([told(&id), told(&free)], [(Some(1), Some(false)), (Some(0), Some(false))]);
+    assert!(ok(&daemon, &["grant", "ls"]).contains("token: 1 more"));
+    assert_eq!(ok(&daemon, &["--as", &once, "ps", "-q"]), "");
+    assert_eq!(told(&id), (Some(0), Some(true)));
+    let listed = ok(&daemon, &["grant", "ls"]);
+    assert_eq!(listed.matches("token: used up").count(), 1, "{listed}");
+    assert!(say(&daemon, &["--as", &once, "ps"]).err.contains("was used as often as was allowed"));
+    let differs = say(&daemon, &["grant", "diff", &id, &free]);
+    assert_eq!((differs.code, differs.out.as_str()), (1, "usedUp: true -> false\n"), "{differs:?}");
+}
+
+#[test]
 fn z5_what_comes_from_a_grant_lies_below_it_and_narrows() {
     let daemon = Daemon::with_busybox();
     idle(&daemon, "web");

@@ -39,7 +39,8 @@ struct GrantOptions @0xcf86c10aa3c3e63a {
   # Only these, by their ids.
   filters @4 :List(Text);
   # Only those that pass one of these: as in Containers.list. They are looked at again at each call. Of `containers`, `filters`
-  # and `own` each must let one through.
+  # and `own` each must let one through. In a container that is let through no more what waits, streams or was run through the
+  # grant ends, as it does with the grant.
   own @5 :Bool;
   # Only those that were made through this grant, or through one that comes from it.
   images @6 :List(Text);
@@ -81,7 +82,7 @@ struct GrantInfo @0xb06bb10aaa841e12 {
   # The one that it comes from; empty: the operator.
   namespace @2 :Text;
   options @3 :GrantOptions;
-  # What is left of it in the end. Of lists that several grants of its path give, those that it gave itself are told.
+  # What is left of it in the end, of `uses` as well. Of lists that several grants of its path give, those that it gave itself are told.
   created @4 :Common.Time;
   by @5 :UInt32;
   # The user who made it.
@@ -102,6 +103,8 @@ struct GrantInfo @0xb06bb10aaa841e12 {
   # How many calls are under way, where it bounds them itself. Told by `Grant.info`.
   stored @14 :UInt64;
   # How many bytes of the disk are taken of what it may have. Told by `Grant.info`.
+  usedUp @15 :Bool;
+  # Its token was used as often as it may be, and is worth nothing. In `options` `uses` is what is left: 0 then, too.
 }
 
 interface GrantCursor @0xe46de8017af7feb4 {

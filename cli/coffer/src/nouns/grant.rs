@@ -131,7 +131,12 @@ fn what(info: &GrantInfo) -> String {
 fn how(info: &GrantInfo) -> String {
     let mut ways = Vec::new();
     if info.saved {
-        ways.push(info.sealed_to.map_or_else(|| "token".to_owned(), |uid| format!("token of user {uid}")));
+        let whose = info.sealed_to.map_or_else(|| "token".to_owned(), |uid| format!("token of user {uid}"));
+        ways.push(match info.options.uses {
+            _ if info.used_up => format!("{whose}: used up"),
+            0 => whose,
+            left => format!("{whose}: {left} more"),
+        });
     }
     if !info.exported.is_empty() {
         ways.push(info.exported.clone());

@@ -34,6 +34,8 @@ fn conditions(info: &GrantInfo) -> Result<Map<String, Value>, Failure> {
     all.remove("label");
     all.insert("rights".to_owned(), json!(info.rights));
     all.insert("namespace".to_owned(), json!(info.namespace));
+    // Without it one that is used up looks as one without a bound.
+    all.insert("usedUp".to_owned(), json!(info.used_up));
     Ok(all)
 }
 

@@ -45,6 +45,7 @@ fn held(deadline: Option<Duration>) -> Held {
         given: None,
         reach: Reach::everything(),
         check: None,
+        gone: None,
         deadline,
         calls: Default::default(),
         about: Default::default(),
@@ -203,6 +204,44 @@ fn what_is_asked_of_an_object_at_each_call_is_asked() {
         crash(&client, "").await.unwrap();
         within.set(false);
         assert_eq!(crash(&client, "").await.unwrap_err().code, Code::NotFound);
+    });
+}
+
+// What was let through and is done soon is done: it may itself be what takes the object out of reach.
+#[test]
+fn what_waits_by_an_object_ends_when_it_is_out_of_reach() {
+    struct Attached;
+    impl attachment::Server for Attached {
+        async fn wait(self: Rc<Self>, _: attachment::WaitParams, _: attachment::WaitResults) -> capnp::Result<()> {
+            std::future::pending().await
+        }
+    }
+    run(async || {
+        let left = Rc::<Notify>::default();
+        let news = left.clone();
+        let gone = move || -> futures::future::LocalBoxFuture<'static, Error> {
+            let news = news.clone();
+            Box::pin(async move {
+                news.notified().await;
+                Error::not_found("container", "web", "is out of reach")
+            })
+        };
+        let held = Held { gone: Some(Rc::new(gone)), ..held(None) };
+        let Setup { client, meter, .. } = guarded_with(held.clone());
+        let mut goes_on = client.status_request().send().promise;
+        let dispatch = <attachment::Client as FromServer<Attached>>::from_server(Rc::new(Attached));
+        let counted = (meter.begin_object().unwrap(), None);
+        let own = <attachment::Client as HasTypeId>::TYPE_ID;
+        let attached: attachment::Client =
+            served(guard(dispatch, own, meter.clone(), counted, Rc::new(held.clone()), None, None));
+        let waits = attached.wait_request().send().promise;
+        left.notify_one();
+        let waits = tokio::time::timeout(Duration::from_secs(5), waits).await.expect("it ends");
+        assert_eq!(waits.map(drop).map_err(from_rpc).unwrap_err().code, Code::NotFound);
+        crash(&client, "").await.expect("it is asked at each call, and says nothing yet");
+        assert!((&mut goes_on).now_or_never().is_none());
+        held.grant.finish(End::Revoked);
+        assert_eq!(goes_on.await.map(drop).map_err(from_rpc).unwrap_err().code, Code::Revoked);
     });
 }
 

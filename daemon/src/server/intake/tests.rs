@@ -18,7 +18,12 @@ use cofferdam_wire::{
 use futures::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
-use crate::server::{guard::guard, reach::Reach, session::Held, share::Share};
+use crate::server::{
+    guard::guard,
+    reach::Reach,
+    session::Held,
+    share::{Drawn, Share},
+};
 
 /// `enter` never answers, `hello` answers at length.
 struct Slow {
@@ -78,6 +83,7 @@ where
         given: None,
         reach,
         check: None,
+        gone: None,
         deadline: None,
         calls: Default::default(),
         about: Default::default(),
@@ -164,6 +170,37 @@ fn what_a_grants_connections_keep_is_counted_together() {
         assert_eq!(until_refused(&third, 40, &text).await, 0, "what was refused is not kept");
         first.client.hello_request().send().promise.await.expect("it goes on");
         drop(kept);
+    });
+}
+
+// Whoever begins messages and never ends them keeps as much as who ends them.
+#[test]
+fn a_message_that_never_wholly_comes_counts_by_what_was_announced() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    run(async || {
+        let share = Share::new(1 << 20, None);
+        let of_it = async |sent: usize| {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            let (network, _) = network(ours, Meter::new(Default::default(), Some(share.clone())));
+            tokio::task::spawn_local(RpcSystem::new(Box::new(network), None));
+            theirs.write_all(&[[0; 4], 131_000_u32.to_le_bytes()].concat()).await.unwrap();
+            theirs.write_all(&vec![0; sent]).await.unwrap();
+            theirs
+        };
+        let first = of_it(1_000_000).await;
+        for sent in [0, 100_000] {
+            let mut other = of_it(sent).await;
+            let mut said = Vec::new();
+            // What was sent and not read makes its end a reset, behind what is said.
+            let _ = other.read_to_end(&mut said).await;
+            let said = String::from_utf8_lossy(&said);
+            assert!(said.contains("cofferdam:resource_exhausted connection/: begins a message"), "{said:?}");
+        }
+        drop(first);
+        let all_of_it = || Drawn::from(Some(share.clone())).set((1 << 20) + (256 << 10));
+        while !all_of_it() {
+            tokio::task::yield_now().await;
+        }
     });
 }
 
