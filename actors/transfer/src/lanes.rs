@@ -12,7 +12,8 @@ use std::{
 
 use cofferdam_content::{Ahead, Commit, Ingest, IngestOptions};
 use cofferdam_diff::LayerFeed;
-use cofferdam_types::{Code, Descriptor, Error, Name, Result};
+use cofferdam_metadata::records::ingests;
+use cofferdam_types::{Code, Descriptor, Error, Result};
 
 use crate::{
     from_io,
@@ -200,7 +201,7 @@ impl Crew<'_> {
         if !self.supply.far() {
             return content.scratch(ns, algorithm);
         }
-        let reference = Name::new(format!("layer-{}", layer.digest))?;
+        let reference = ingests::of_layer(&layer.digest)?;
         let (total, expected) = (Some(layer.size), Some(layer.digest.clone()));
         match content.ingest_blocking(auth, ns, IngestOptions { reference, total, expected, algorithm, unread: true }) {
             // A client writes under our ref, or has begun it with another size: that is its own business.

@@ -52,6 +52,18 @@ impl Record for Ingest {
     }
 }
 
+impl Ingest {
+    /// Whether it is a pull's, and nobody's who gave it a name: see [`of_layer`].
+    pub fn is_pulls(&self) -> bool {
+        self.expected.as_ref().and_then(|digest| of_layer(digest).ok()).is_some_and(|name| name == self.reference)
+    }
+}
+
+/// The reference of the ingest by which pulls fetch a layer.
+pub fn of_layer(layer: &Digest) -> Result<Name> {
+    Name::new(format!("layer-{layer}"))
+}
+
 /// The ingest, if it exists.
 pub fn find(read: &dyn Read, ns: &Namespace, reference: &str) -> Result<Option<Ingest>> {
     super::find(read, &codec::key(&[ns, reference]))
