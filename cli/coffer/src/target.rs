@@ -30,15 +30,22 @@ pub enum Old {
 pub struct Target {
     shown: String,
     file: File,
-    part: Option<(TempPath, PathBuf, Old)>,
+    part: Option<Part>,
+}
+
+/// What becomes a regular file.
+#[derive(Debug)]
+struct Part {
+    now: TempPath,
+    then: PathBuf,
+    old: Old,
 }
 
 impl Target {
     /// A link is followed, as by a shell's redirection.
     pub fn open(path: &str, old: Old) -> Result<Target, Failure> {
-        open(path.as_ref(), old)
-            .map(|(file, part)| Target { shown: path.to_owned(), file, part })
-            .map_err(|e| Failure::io(path, e))
+        let (file, part) = open(path.as_ref(), old).map_err(|e| Failure::io(path, e))?;
+        Ok(Target { shown: path.to_owned(), file, part })
     }
 
     /// Where to write.
@@ -48,17 +55,17 @@ impl Target {
 
     /// All of it is written.
     pub fn done(self) -> Result<(), Failure> {
-        let Some((part, place, old)) = self.part else { return Ok(()) };
+        let Some(Part { now, then, old }) = self.part else { return Ok(()) };
         let kept = open_to_others(&self.file).and_then(|()| match old {
-            Old::Goes => part.persist(place).map_err(|e| e.error),
-            Old::Stays => part.persist_noclobber(place).map_err(|e| e.error),
+            Old::Goes => now.persist(then).map_err(|e| e.error),
+            Old::Stays => now.persist_noclobber(then).map_err(|e| e.error),
         });
         kept.map_err(|e| Failure::io(&self.shown, e))
     }
 }
 
-fn open(path: &Path, old: Old) -> io::Result<(File, Option<(TempPath, PathBuf, Old)>)> {
-    let place = match path.metadata() {
+fn open(path: &Path, old: Old) -> io::Result<(File, Option<Part>)> {
+    let then = match path.metadata() {
         // Never made, emptied or renamed over: whatever else has it open is to get it.
         Ok(found) if !found.is_file() => {
             let file = OpenOptions::new().write(true).custom_flags(libc::O_NOCTTY).open(path)?;
@@ -72,9 +79,9 @@ fn open(path: &Path, old: Old) -> io::Result<(File, Option<(TempPath, PathBuf, O
         Err(e) if e.kind() == io::ErrorKind::NotFound => path.to_owned(),
         Err(e) => return Err(e),
     };
-    let above = place.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or_else(|| ".".as_ref());
-    let (file, part) = tempfile::Builder::new().prefix(".coffer-").tempfile_in(above)?.into_parts();
-    Ok((file, Some((part, place, old))))
+    let above = then.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or_else(|| ".".as_ref());
+    let (file, now) = tempfile::Builder::new().prefix(".coffer-").tempfile_in(above)?.into_parts();
+    Ok((file, Some(Part { now, then, old })))
 }
 
 /// A temporary file is its owner's alone; what it becomes is as a program's files are.

@@ -165,7 +165,10 @@ fn what_is_wrong_with_an_ingest_is_said_before_its_bytes_and_another_source_is_n
     assert!(short.code == 1 && short.err.contains("\"coffer content abort mix\" ends it"), "{short:?}");
     for other in [&b"XYZWQ\n"[..], b"ab"] {
         let refused = fed(&daemon, &["content", "ingest", "mix", "--size", "6"], other);
-        assert!(refused.code == 1 && refused.err.contains("4 bytes by now that this source doesn't begin with"), "{refused:?}");
+        assert!(
+            refused.code == 1 && refused.err.contains("4 bytes by now that this source doesn't begin with"),
+            "{refused:?}"
+        );
     }
     let whole = fed(&daemon, &["content", "ingest", "mix", "--size", "6"], b"abc\nd\n");
     assert_eq!(whole.out.trim_end(), Digest::of(Algorithm::Sha256, b"abc\nd\n").to_string(), "{whole:?}");
