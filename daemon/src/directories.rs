@@ -13,6 +13,8 @@ use crate::config::SOCKET;
 
 /// The file of the tables, in the root.
 pub const TABLES: &str = "meta.redb";
+/// What a root has as soon as a daemon has served there.
+const OF_ROOT: [&str; 2] = ["content", "snapshots"];
 /// What tells a state directory: a start makes some of it before anything else. It may have ended at any point.
 const OF_STATE: [&str; 6] = ["netns", "shims", "spares", "tasks", "runc", SOCKET];
 /// What a socket's path can have (unix(7)): one that is longer nobody finds.
@@ -25,6 +27,11 @@ pub fn root(path: &Path) -> Result<Made> {
     let tables = path.join(TABLES).metadata().ok();
     let names = names(path)?;
     match (&tables, names.iter().any(|name| name != TABLES)) {
+        (None, true) if OF_ROOT.iter().all(|own| names.iter().any(|name| name == own)) => {
+            let why = "has no meta.redb beside what it told of: put meta.redb back from a copy, or make an empty file of that name and run \
+                       cofferd --rebuild; for a new daemon give --root an empty directory";
+            return Err(Error::data_loss("directory", path.display(), why));
+        }
         (None, true) => return Err(foreign(path, "root", "--root")),
         (Some(meta), true) if meta.len() == 0 => {
             let why = "has an empty meta.redb beside what it told of: put meta.redb back from a copy, have cofferd --rebuild make one, or choose another --root";
@@ -199,6 +206,13 @@ mod tests {
         let error = root(dir.path()).unwrap_err();
         assert_eq!(error.code, Code::DataLoss);
         assert!(error.message.contains("put meta.redb back"), "{error}");
+        // Nor are those that are gone, where a daemon's directories are.
+        fs::remove_file(dir.path().join(TABLES)).unwrap();
+        assert_eq!(root(dir.path()).unwrap_err().code, Code::FailedPrecondition);
+        fs::create_dir(dir.path().join("snapshots")).unwrap();
+        let error = root(dir.path()).unwrap_err();
+        assert_eq!(error.code, Code::DataLoss);
+        assert!(error.message.contains("make an empty file of that name and run cofferd --rebuild"), "{error}");
     }
 
     #[test]

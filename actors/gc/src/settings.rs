@@ -44,13 +44,13 @@ impl Settings {
         for pair in text.split(',').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             match key {
-                "pause_threshold" => self.pause_threshold = share(key, value)?.min(0.5),
+                "pause_threshold" => self.pause_threshold = share(key, value, 0.5)?,
                 "deletion_threshold" => self.deletion_threshold = number(key, value)?,
                 "mutation_threshold" => self.mutation_threshold = number(key, value)?,
                 "schedule_delay" => self.schedule_delay = time(key, value)?,
                 "startup_delay" => self.startup_delay = time(key, value)?,
                 "period" => self.period = time(key, value)?,
-                "disk_pressure" => self.disk_pressure = share(key, value)?,
+                "disk_pressure" => self.disk_pressure = share(key, value, 1.0)?,
                 _ => {
                     let why = "is no key of the collector: pause_threshold, deletion_threshold, mutation_threshold, \
                                schedule_delay, startup_delay, period and disk_pressure are";
@@ -62,9 +62,9 @@ impl Settings {
     }
 }
 
-fn share(key: &str, value: &str) -> Result<f64> {
-    let read = value.parse().ok().filter(|share| (0.0..=1.0).contains(share));
-    read.ok_or_else(|| Error::invalid("option", key, "needs a share, 0 to 1, such as 0.02"))
+fn share(key: &str, value: &str, most: f64) -> Result<f64> {
+    let read = value.parse().ok().filter(|share| (0.0..=most).contains(share));
+    read.ok_or_else(|| Error::invalid("option", key, format!("needs a share, 0 to {most}, such as 0.02")))
 }
 
 fn number(key: &str, value: &str) -> Result<u64> {

@@ -113,9 +113,14 @@ impl Core {
         self.depots.iter().map(|depot| depot.area.driver().name()).collect()
     }
 
+    /// Why a driver can't work here.
+    pub fn unfit(&self, driver: &str) -> Option<&Error> {
+        self.unfit.iter().find(|(name, _)| *name == driver).map(|(_, reason)| reason)
+    }
+
     /// The directory of a driver.
     pub fn depot(&self, driver: &str) -> Result<&Depot> {
-        if let Some((_, reason)) = self.unfit.iter().find(|(name, _)| *name == driver) {
+        if let Some(reason) = self.unfit(driver) {
             return Err(reason.clone());
         }
         self.depots.iter().find(|depot| depot.area.driver().name() == driver).ok_or_else(|| {
@@ -267,7 +272,7 @@ impl Core {
                 }
                 sealed.map(|usage| (sealing, usage))
             };
-            let (sealing, usage) = self.pool.run(seal).await?;
+            let (sealing, usage) = self.pool.run(seal).await.map_err(keyed(&m.key, active.dir))?;
             let mine = (m.namespace.clone(), m.driver.clone(), m.name.clone());
             let Commit { authority, namespace, driver, name, key, labels } = m;
             let commit = move |tx: &mut cofferdam_metadata::Tx<'_>| {
@@ -430,6 +435,15 @@ impl Core {
             tracing::warn!(%error, "the next start tidies up a layer's directory");
         }
         Ok(())
+    }
+}
+
+/// What a driver says of a snapshot, which it knows by its directory alone, is said of its key.
+pub fn keyed(key: &Name, dir: u64) -> impl Fn(Error) -> Error {
+    let (key, dir) = (key.to_string(), dir.to_string());
+    move |error| match error.kind == "snapshot" && (error.id.is_empty() || error.id == dir) {
+        true => Error { id: key.clone(), ..error },
+        false => error,
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     actor::SnapshotsActor,
-    core::Core,
+    core::{Core, keyed},
     drivers::Settings,
     messages::{
         ChainLayer, Check, Commit, CommitLayers, Discard, Limit, Measure, Prepare, Remove, ReplaceLayer, Reserve,
@@ -80,6 +80,11 @@ impl Snapshots {
     /// The names of the drivers, the default first.
     pub fn drivers(&self) -> Vec<&'static str> {
         self.core.drivers()
+    }
+
+    /// Why a driver of this build can't work here; `None` for one that can, or is none.
+    pub fn unfit(&self, driver: &str) -> Option<Error> {
+        self.core.unfit(driver).cloned()
     }
 
     /// Compares records and directories of every driver, both ways. With `repair` what no record names is removed, and a
@@ -248,13 +253,14 @@ impl Snapshots {
             let why = "is not active: nothing can be written into it";
             return Err(Error::failed_precondition("snapshot", key, why));
         }
-        self.slot.call(Limit { driver: record.driver, dir: record.dir, bytes }).await
+        let limited = self.slot.call(Limit { driver: record.driver, dir: record.dir, bytes }).await;
+        limited.map_err(keyed(key, record.dir))
     }
 
     /// The same of one that isn't recorded yet.
     pub async fn limit_reserved(&self, reserved: &Reserved, bytes: u64) -> Result<()> {
-        let Snapshot { driver, dir, .. } = &reserved.record;
-        self.slot.call(Limit { driver: driver.clone(), dir: *dir, bytes }).await
+        let Snapshot { driver, dir, key, .. } = &reserved.record;
+        self.slot.call(Limit { driver: driver.clone(), dir: *dir, bytes }).await.map_err(keyed(key, *dir))
     }
 
     /// Whether this daemon has unpacked a layer, for whatever namespace.

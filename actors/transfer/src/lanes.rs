@@ -12,7 +12,8 @@ use std::{
 
 use cofferdam_content::{Ahead, Commit, Ingest, IngestOptions};
 use cofferdam_diff::LayerFeed;
-use cofferdam_types::{Code, Descriptor, Error, Name, Result};
+use cofferdam_metadata::records::ingests;
+use cofferdam_types::{Code, Descriptor, Error, Result};
 
 use crate::{
     from_io,
@@ -206,10 +207,9 @@ impl Crew<'_> {
         let total = Some(layer.size);
         // Through a grant that chooses images nobody goes on with what others have fetched, and what is here is no reason not to.
         let (reference, expected) = match auth.ceiling.images.is_all() {
-            true => (format!("layer-{}", layer.digest), Some(layer.digest.clone())),
-            false => (format!("layer-{}-{}", layer.digest, auth.grant()), None),
+            true => (ingests::of_layer(&layer.digest, None)?, Some(layer.digest.clone())),
+            false => (ingests::of_layer(&layer.digest, Some(auth.grant()))?, None),
         };
-        let reference = Name::new(reference)?;
         match content.ingest_blocking(auth, ns, IngestOptions { reference, total, expected, algorithm, unread: true }) {
             // A client writes under our ref, or has begun it with another size: that is its own business.
             Err(e) if matches!(e.code, Code::Unavailable | Code::InvalidArgument) => content.scratch(ns, algorithm),

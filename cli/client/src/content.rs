@@ -1,8 +1,13 @@
 //! Content.
 
-use std::{os::fd::OwnedFd, rc::Rc};
+use std::{
+    fs::File,
+    io,
+    os::{fd::OwnedFd, unix::fs::FileExt as _},
+    rc::Rc,
+};
 
-use cofferdam_types::{Digest, Labels, Result, Timestamp};
+use cofferdam_types::{Digest, Digester, Error, Labels, Result, Timestamp};
 use cofferdam_wire::{
     content_capnp::{blob, blob_info, content, ingest, ingest_info},
     convert::{labels, set_labels, set_texts, text},
@@ -212,14 +217,33 @@ impl Ingest {
         reply_by(&self.link, &self.client, request, |answer| Ok(answer.get_offset()))
     }
 
-    /// Copies a pipe, socket or file of yours, which begins where it stands now: what an earlier copy left is gone on
-    /// with if the source can seek and is long enough, and is thrown away otherwise.
+    /// Copies a pipe, socket or file of yours, which begins where it stands now. What an earlier copy left is thrown away if the
+    /// source can't seek, and gone on with if the source begins with it; `failed_precondition` if it doesn't.
     pub async fn copy_fd(&self, source: OwnedFd) -> Result<u64> {
-        let there = self.info().await?.offset;
-        if there > 0 && !skipped(&source, there) {
-            self.truncate().await?;
+        let found = self.info().await?;
+        if found.offset == 0 {
+            return self.take_fd(source).await;
         }
-        self.take_fd(source).await
+        let digest: Digest = found.digest.parse()?;
+        let read = move || skip(source.into(), found.offset, &digest);
+        // The connection is served meanwhile.
+        let read = tokio::task::spawn_blocking(read).await;
+        let read =
+            read.map_err(|e| Error::internal("ingest", &found.reference, format!("its source was not read: {e}")))?;
+        match read.map_err(|e| Error::io("ingest", &found.reference, "read its source", &e))? {
+            (source, Some(true)) => self.take_fd(source.into()).await,
+            (source, None) => {
+                self.truncate().await?;
+                self.take_fd(source.into()).await
+            }
+            (_, Some(false)) => {
+                let why = format!(
+                    "has {} bytes by now that this source doesn't begin with: abort it, or take another reference",
+                    found.offset
+                );
+                Err(Error::failed_precondition("ingest", found.reference, why))
+            }
+        }
     }
 
     /// Begins it anew.
@@ -237,11 +261,61 @@ impl Ingest {
     }
 }
 
-/// Whether a source could be moved on by so much, and is where it was otherwise.
-fn skipped(source: &OwnedFd, by: u64) -> bool {
-    use std::io::{Seek as _, SeekFrom};
-    let Ok(mut file) = source.try_clone().map(std::fs::File::from) else { return false };
-    let (Ok(meta), Ok(at)) = (file.metadata(), file.stream_position()) else { return false };
+/// Moves a source on by so much, if its next bytes have this digest; whether they have, or none where it can't seek.
+fn skip(mut source: File, by: u64, digest: &Digest) -> io::Result<(File, Option<bool>)> {
+    use io::{Seek as _, SeekFrom};
+    let (meta, at) = (source.metadata()?, source.stream_position());
+    let Some(mut at) = at.ok().filter(|_| meta.is_file()) else { return Ok((source, None)) };
     let to = at.saturating_add(by);
-    meta.is_file() && to <= meta.len() && file.seek(SeekFrom::Start(to)).is_ok()
+    let (mut digester, mut buffer) = (Digester::new(digest.algorithm()), vec![0; 256 << 10]);
+    while at < to {
+        let want = buffer.len().min(usize::try_from(to - at).unwrap_or(usize::MAX));
+        match source.read_at(&mut buffer[..want], at) {
+            Ok(0) => return Ok((source, Some(false))),
+            Ok(count) => {
+                digester.update(&buffer[..count]);
+                at += count as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    source.seek(SeekFrom::Start(to))?;
+    Ok((source, Some(digester.finish() == *digest)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Seek as _, Write as _};
+
+    use cofferdam_types::Algorithm;
+
+    use super::*;
+
+    #[test]
+    fn a_source_goes_on_only_behind_what_it_begins_with() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"--abcdef").unwrap();
+        let skipped = |bytes: &[u8], by: u64| {
+            let mut source = file.try_clone().unwrap();
+            source.seek(io::SeekFrom::Start(2)).unwrap();
+            let (mut source, same) = skip(source, by, &Digest::of(Algorithm::Blake3, bytes)).unwrap();
+            let mut rest = String::new();
+            source.read_to_string(&mut rest).unwrap();
+            (same, rest)
+        };
+        assert_eq!(skipped(b"abcd", 4), (Some(true), "ef".into()));
+        assert_eq!(skipped(b"abcdef", 6), (Some(true), String::new()));
+        assert_eq!(skipped(b"abcx", 4).0, Some(false));
+        assert_eq!(skipped(b"abcdefg", 7).0, Some(false));
+        // Of a pipe nothing is taken.
+        let (reader, mut writer) = io::pipe().unwrap();
+        writer.write_all(b"abcd").unwrap();
+        drop(writer);
+        let (mut reader, same) =
+            skip(OwnedFd::from(reader).into(), 4, &Digest::of(Algorithm::Sha256, b"abcd")).unwrap();
+        let mut rest = String::new();
+        reader.read_to_string(&mut rest).unwrap();
+        assert_eq!((same, &*rest), (None, "abcd"));
+    }
 }

@@ -23,6 +23,7 @@ mod nouns;
 mod progress;
 mod screen;
 mod signals;
+mod target;
 mod terminal;
 mod units;
 

@@ -27,8 +27,12 @@ pub struct Snapshots {
 impl Snapshots {
     /// The empty name is the default driver.
     pub fn new(place: Place, driver: &str) -> Result<Snapshots> {
-        let drivers = place.services().snapshots.drivers();
+        let all = &place.services().snapshots;
+        let drivers = all.drivers();
         let driver = if driver.is_empty() { drivers[0] } else { driver };
+        if let Some(reason) = all.unfit(driver) {
+            return Err(reason);
+        }
         if !drivers.contains(&driver) {
             let why = format!("is not a driver of this daemon; there are {}", drivers.join(", "));
             return Err(Error::invalid("snapshot driver", driver, why));

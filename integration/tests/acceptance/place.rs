@@ -133,6 +133,9 @@ impl Place {
         for blob in namespace.content().list(&ALL).all().await? {
             gone(namespace.content().remove(&blob.digest.to_string()).await)?;
         }
+        for ingest in namespace.content().ingests(&ALL).all().await? {
+            gone(namespace.content().abort(&ingest.reference).await)?;
+        }
         client.namespaces().remove(&name).await
     }
 

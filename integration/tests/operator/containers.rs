@@ -159,6 +159,16 @@ fn a_namespace_goes_with_what_its_images_left() {
     let said = say(&daemon, &["namespace", "rm", "shop"]);
     assert!(said.code == 1 && said.err.contains("holds snapshots"), "{said:?}");
     ok(&daemon, &["-n", "shop", "snapshot", "rm", "mine"]);
+    let file = own.join("file");
+    let digest = ok(&daemon, &["-n", "shop", "content", "ingest", "mine", file.to_str().unwrap()]);
+    let wrong = say(&daemon, &["-n", "shop", "content", "ingest", "part", file.to_str().unwrap(), "--size", "1000"]);
+    assert_eq!(wrong.code, 1, "{wrong:?}");
+    let said = say(&daemon, &["namespace", "rm", "shop"]);
+    assert!(said.code == 1 && said.err.contains(&format!("a blob made by hand, {}", digest.trim_end())), "{said:?}");
+    ok(&daemon, &["-n", "shop", "content", "rm", digest.trim_end()]);
+    let said = say(&daemon, &["namespace", "rm", "shop"]);
+    assert!(said.code == 1 && said.err.contains("an ingest that is under way, part"), "{said:?}");
+    ok(&daemon, &["-n", "shop", "content", "abort", "part"]);
 
     ok(&daemon, &["namespace", "rm", "shop"]);
     daemon.settles(&before);

@@ -146,3 +146,30 @@ fn a_copy_goes_on_after_a_crash_and_begins_anew_where_its_source_cant_seek() {
         assert!(error.code == Code::FailedPrecondition && error.message.contains("was aborted"), "{error}");
     });
 }
+
+#[test]
+fn what_is_wrong_with_an_ingest_is_said_before_its_bytes_and_another_source_is_not_mixed_in() {
+    let daemon = Daemon::start();
+    let long = format!("k={}", "v".repeat(5000));
+    let digest = Digest::of(Algorithm::Sha256, b"abc\n").to_string();
+    for (args, why) in [
+        (vec!["-l", &long], "4096"),
+        (vec!["--algorithm", "sha512", "--expected", &digest], "a digest by sha256: leave --algorithm sha512 out"),
+        (vec!["/"], "Is a directory"),
+    ] {
+        let refused = fed(&daemon, &[&["content", "ingest", "mix"][..], &args].concat(), b"abc\n");
+        assert!(refused.code == 1 && refused.err.contains(why), "{args:?}: {refused:?}");
+    }
+    assert_eq!(json(&daemon, &["content", "active"]), serde_json::json!([]));
+    let short = fed(&daemon, &["content", "ingest", "mix", "--size", "6"], b"abc\n");
+    assert!(short.code == 1 && short.err.contains("\"coffer content abort mix\" ends it"), "{short:?}");
+    for other in [&b"XYZWQ\n"[..], b"ab"] {
+        let refused = fed(&daemon, &["content", "ingest", "mix", "--size", "6"], other);
+        assert!(
+            refused.code == 1 && refused.err.contains("4 bytes by now that this source doesn't begin with"),
+            "{refused:?}"
+        );
+    }
+    let whole = fed(&daemon, &["content", "ingest", "mix", "--size", "6"], b"abc\nd\n");
+    assert_eq!(whole.out.trim_end(), Digest::of(Algorithm::Sha256, b"abc\nd\n").to_string(), "{whole:?}");
+}

@@ -84,6 +84,12 @@ fn what_differs_between_snapshots_is_listed_and_makes_a_layer() {
     ok(&daemon, &["snapshot", "prepare", "left"]);
     let refused = say(&daemon, &["snapshot", "diff", "left", "--media-type", "application/x-tar+xz"]);
     assert!(refused.code == 1 && refused.err.contains("choose one of"), "{refused:?}");
+    // What is no regular file is written into, and stays what it is.
+    let node = dir.path().join("null");
+    let kind = nix::sys::stat::SFlag::S_IFCHR;
+    nix::sys::stat::mknod(&node, kind, nix::sys::stat::Mode::S_IRWXU, nix::sys::stat::makedev(1, 3)).unwrap();
+    let said = ok(&daemon, &["snapshot", "diff", "left", "-f", node.to_str().unwrap()]);
+    assert!(said.starts_with("sha256:") && !node.metadata().unwrap().is_file(), "{said}");
     let refused = say(&daemon, &["snapshot", "diff", "none"]);
     assert!(refused.code == 1 && refused.err.contains("snapshot none"), "{refused:?}");
 }

@@ -13,7 +13,7 @@ use crate::check;
 /// The inode number of each subvolume's root: elsewhere on btrfs no directory has it.
 pub const ROOT_INODE: u64 = 256;
 
-use call::{Filesystem, Info, Limit, Lookup, Reference, References, Time, Volume};
+use call::{Filesystem, Info, Limit, Lookup, Reference, References, Rescan, Time, Volume};
 
 mod call {
     //! The calls, and the structs of `linux/btrfs.h` that they read and fill: plain numbers, for which zero is a value.
@@ -79,6 +79,14 @@ mod call {
         pub path: [u8; 4080],
     }
 
+    /// `struct btrfs_ioctl_quota_rescan_args`; flags of 1: one runs.
+    #[repr(C)]
+    pub struct Rescan {
+        pub flags: u64,
+        pub progress: u64,
+        pub reserved: [u64; 6],
+    }
+
     /// `struct btrfs_ioctl_qgroup_limit_args`; a qgroup of 0 is that of the subvolume which is asked.
     #[repr(C)]
     pub struct Limit {
@@ -105,6 +113,7 @@ mod call {
     nix::ioctl_readwrite!(ino_lookup, MAGIC, 18, Lookup);
     nix::ioctl_read!(fs_info, MAGIC, 31, Filesystem);
     nix::ioctl_read!(qgroup_limit, MAGIC, 43, Limit);
+    nix::ioctl_read!(quota_rescan_status, MAGIC, 45, Rescan);
     nix::ioctl_read!(get_subvol_info, MAGIC, 60, Info);
     nix::ioctl_readwrite!(get_subvol_rootref, MAGIC, 61, References);
     nix::ioctl_write_ptr!(snap_destroy_v2, MAGIC, 63, Volume);
@@ -202,15 +211,18 @@ fn within(subvolume: BorrowedFd<'_>) -> io::Result<Vec<Reference>> {
     Ok(references.found[..usize::from(references.count)].to_vec())
 }
 
-/// The directory that holds one of the subvolumes within `subvolume`, as a path from its root: `/` is that. None: there
-/// are no such subvolumes.
+/// The path of one of the subvolumes within `subvolume`, from its root. None: there are no such subvolumes.
 pub fn holds_others(subvolume: impl AsFd) -> io::Result<Option<String>> {
-    let Some(first) = within(subvolume.as_fd())?.first().copied() else { return Ok(None) };
+    let subvolume = subvolume.as_fd();
+    let Some(first) = within(subvolume)?.first().copied() else { return Ok(None) };
     let mut lookup = Lookup { subvolume: 0, inode: first.directory, ..zeroed() };
     // SAFETY: the struct is the one that this call reads and fills.
-    unsafe { call::ino_lookup(subvolume.as_fd().as_raw_fd(), &mut lookup) }?;
+    unsafe { call::ino_lookup(subvolume.as_raw_fd(), &mut lookup) }?;
     let path = CStr::from_bytes_until_nul(&lookup.path).map_err(|_| Error::from_raw_os_error(libc::EIO))?;
-    Ok(Some(format!("/{}", path.to_string_lossy().trim_end_matches('/'))))
+    let found = info(open_inode(subvolume, first.subvolume, ROOT_INODE)?.as_fd())?;
+    let name = CStr::from_bytes_until_nul(&found.name).map_err(|_| Error::from_raw_os_error(libc::EIO))?;
+    // The directory's ends in a slash, but for the root's own, which is empty.
+    Ok(Some(format!("/{}{}", path.to_string_lossy(), name.to_string_lossy())))
 }
 
 /// Opens a directory by its number, however deep it lies. `on` is any descriptor of the file system.
@@ -252,6 +264,8 @@ pub fn destroy(at: impl AsFd, name: &CStr) -> io::Result<()> {
         other => return other,
     }
     let root = open_directory(at, name)?;
+    // What is removed in it is refused where its bound is reached. That there is none to lift is no error; what resists says so.
+    let _ = limit_exclusive(at, &root, 0);
     // Those that are emptied, each within the one before it. Paths in them may be longer than a path can be.
     let mut chain = vec![info(root.as_fd())?.id];
     let mut emptied = None;
@@ -323,12 +337,23 @@ pub fn exclusive(subvolume: impl AsFd) -> io::Result<Option<u64>> {
     Ok(number(format!("{groups}/0_{}/exclusive", info(subvolume)?.id)))
 }
 
-/// Bounds the bytes that a subvolume may have for itself; 0 is no bound. `ENOTCONN`: quotas are off.
-pub fn limit_exclusive(subvolume: impl AsFd, bytes: u64) -> io::Result<()> {
+/// Whether the file system is still counting what each subvolume has: a bound that is set meanwhile lets through what was not
+/// counted yet.
+pub fn counts_still(on: impl AsFd) -> io::Result<bool> {
+    let mut rescan: Rescan = zeroed();
+    // SAFETY: the struct is the one that this call fills.
+    unsafe { call::quota_rescan_status(on.as_fd().as_raw_fd(), &mut rescan) }?;
+    Ok(rescan.flags != 0)
+}
+
+/// Bounds the bytes that a subvolume may have for itself; 0 is no bound. `outside` is a directory of another one: where the bound
+/// is reached, the call is refused in it, also the one that lifts the bound. `ENOTCONN`: quotas are off.
+pub fn limit_exclusive(outside: impl AsFd, subvolume: impl AsFd, bytes: u64) -> io::Result<()> {
     let most_exclusive = if bytes == 0 { u64::MAX } else { bytes };
-    let mut limit = Limit { flags: MAX_EXCLUSIVE, most_exclusive, ..zeroed() };
+    let qgroup = info(subvolume.as_fd())?.id;
+    let mut limit = Limit { qgroup, flags: MAX_EXCLUSIVE, most_exclusive, ..zeroed() };
     // SAFETY: the struct is the one that this call reads, whatever its number says.
-    unsafe { call::qgroup_limit(subvolume.as_fd().as_raw_fd(), &mut limit) }?;
+    unsafe { call::qgroup_limit(outside.as_fd().as_raw_fd(), &mut limit) }?;
     Ok(())
 }
 
@@ -340,5 +365,6 @@ mod tests {
     fn the_structs_are_the_kernels() {
         assert_eq!((size_of::<Volume>(), size_of::<Lookup>(), size_of::<References>()), (4096, 4096, 4096));
         assert_eq!((size_of::<Info>(), size_of::<Limit>(), size_of::<Filesystem>()), (504, 48, 1024));
+        assert_eq!(size_of::<Rescan>(), 64);
     }
 }

@@ -66,8 +66,8 @@ interface Namespaces @0x9806de058114a631 {
   # In the order of their names. Fields: name, labels.<key>.
 
   remove @3 (name :Text) -> () $Common.needs("write") $Common.audit("use");
-  # failed_precondition while it holds what somebody named: containers, images, leases, grants, snapshots made by hand. What
-  # images that are gone left in it, blobs and layers, goes with it; of what other namespaces have too only its share.
+  # failed_precondition while it holds what somebody named: containers, images, leases, grants; snapshots, blobs and ingests made
+  # by hand. What images that are gone left in it, blobs and layers, goes with it; of what other namespaces have too only its share.
 }
 
 interface NamespaceCursor @0xa226d59f15330a7f {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use cofferdam_types::{Digest, Error, GrantId, Name, Namespace, Result, Timestamp};
+use cofferdam_types::{Digest, Error, GrantId, GrantId, Name, Namespace, Result, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::{Record, namespaces};
@@ -50,6 +50,27 @@ impl Record for Ingest {
     fn name(&self) -> Vec<u8> {
         self.reference.as_bytes().to_vec()
     }
+}
+
+impl Ingest {
+    /// Whether it is a pull's, and nobody's who gave it a name: see [`of_layer`].
+    pub fn is_pulls(&self) -> bool {
+        let Some(rest) = self.reference.strip_prefix(LAYER) else { return false };
+        // A digest has no such sign.
+        let (digest, grant) = rest.split_once('-').map_or((rest, None), |(digest, grant)| (digest, Some(grant)));
+        let digest = digest.parse::<Digest>().ok();
+        digest.is_some() && (grant.is_some() || self.expected == digest)
+    }
+}
+
+const LAYER: &str = "layer-";
+
+/// The reference of the ingest by which pulls fetch a layer; those through a grant that chooses images have one of their own.
+pub fn of_layer(layer: &Digest, grant: Option<GrantId>) -> Result<Name> {
+    Name::new(match grant {
+        None => format!("{LAYER}{layer}"),
+        Some(grant) => format!("{LAYER}{layer}-{grant}"),
+    })
 }
 
 /// The ingest, if it exists.

@@ -6,8 +6,10 @@ use cofferdam_types::{Ceiling, Digest, Error, Event, Labels, Name, Namespace, Re
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Record, content, events,
+    Record, Resource, content, events,
     grants::{self, Grant},
+    ingests::Ingest,
+    leases,
     snapshots::{self, Removed, Snapshot},
 };
 use crate::{Read, Tx, codec, fields, table::Table};
@@ -109,8 +111,8 @@ pub struct Emptied {
     pub snapshots: Vec<Removed>,
 }
 
-/// Removes a namespace in which nothing is left that somebody named. What images that are gone left in it, blobs and links
-/// to layers, goes with it, and so do its ingests and its credentials.
+/// Removes a namespace in which nothing is left that somebody named or made by hand. What images that are gone left in it, blobs,
+/// links to layers and what was pulled in part, goes with it, and so do its credentials.
 pub fn delete(tx: &mut Tx<'_>, name: &Namespace) -> Result<Emptied> {
     get(tx, name)?;
     if *name == Namespace::default_namespace() {
@@ -127,6 +129,7 @@ pub fn delete(tx: &mut Tx<'_>, name: &Namespace) -> Result<Emptied> {
             return Err(in_use(name, what));
         }
     }
+    bytes_by_hand(tx, name)?;
     // A namespace of the same name that is made later is another one.
     if let [first, others @ ..] = &*grants::of_namespace(tx, name)? {
         return Err(given_out(name, first, others.len()));
@@ -155,6 +158,32 @@ fn given_out(name: &Namespace, first: &Grant, others: usize) -> Error {
 
 fn in_use(name: &Namespace, what: &str) -> Error {
     Error::failed_precondition("namespace", name, format!("must be empty, but holds {what}: remove them first"))
+}
+
+/// Refuses where somebody's own blobs are in it, or what is to become one.
+fn bytes_by_hand(read: &dyn Read, name: &Namespace) -> Result<()> {
+    let refuse = |count: usize, one: &str, many: &str, first: &str, how: &str| {
+        let what = match count {
+            1 => format!("{one}, {first}: remove it"),
+            _ => format!("{count} {many}, such as {first}: remove them"),
+        };
+        let why = format!("must be empty, but holds {what} first, by `coffer -n {name} {how}`");
+        Err(Error::failed_precondition("namespace", name, why))
+    };
+    let mut blobs = leases::by_hand(read, name, None, usize::MAX)?;
+    blobs.retain(|resource| matches!(resource, Resource::Content(_)));
+    if let Some(first) = blobs.first() {
+        return refuse(blobs.len(), "a blob made by hand", "blobs made by hand", &first.id(), "content rm DIGEST");
+    }
+    let mut ingests: Vec<Ingest> = super::page(read, &codec::prefix(&[name]), None, usize::MAX)?;
+    ingests.retain(|ingest| !ingest.is_pulls());
+    match ingests.first() {
+        Some(first) => {
+            let (one, many) = ("an ingest that is under way", "ingests that are under way");
+            refuse(ingests.len(), one, many, &first.reference, "content abort REFERENCE")
+        }
+        None => Ok(()),
+    }
 }
 
 /// Removes the links to layers; a snapshot of another kind was made by hand.

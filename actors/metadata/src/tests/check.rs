@@ -376,7 +376,11 @@ fn what_lies_on_itself_is_told_and_ends_nothing() {
     let id = |key: &str| format!("snapshot/other/overlay/{key}");
     assert_eq!(round, [id("a"), id("b"), id("self")]);
     let gone = other.clone();
-    code(store.write(move |tx| namespaces::delete(tx, &gone)), Code::DataLoss);
+    let delete = move |tx: &mut Tx<'_>| {
+        content::delete(tx, &gone, &digest("a"))?;
+        namespaces::delete(tx, &gone)
+    };
+    code(store.write(delete), Code::DataLoss);
     // The collector leaves them, and takes what else there is.
     let collection = store.write(|tx| Ok(tx.spared().begin())).unwrap();
     let graph = Graph::read(&store.view(), &other, cofferdam_types::Timestamp::now()).unwrap();

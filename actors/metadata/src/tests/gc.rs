@@ -325,6 +325,13 @@ fn emptied(tx: &mut Tx<'_>, ns: &Namespace, left: &mut Left) -> Result<()> {
         };
         left.removed(&[snapshots::delete(tx, ns, "overlay", &first.key)?]);
     }
+    for resource in leases::by_hand(tx, ns, None, usize::MAX)? {
+        if let Resource::Content(digest) = resource
+            && content::delete(tx, ns, &digest)?
+        {
+            left.blobs.push(digest);
+        }
+    }
     let emptied = namespaces::delete(tx, ns)?;
     left.blobs.extend(emptied.blobs);
     left.removed(&emptied.snapshots);

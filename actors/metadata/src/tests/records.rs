@@ -72,7 +72,16 @@ fn a_namespace_is_removed_only_when_it_is_empty() {
         let dir = tx.next("dir", 1)?;
         snapshots::create(tx, ns, Snapshot::new("overlay", name("s"), Kind::Active, None, dir)).map(drop)
     };
-    let steps: [(Step, Step); 4] = [
+    let blobs = |tx: &mut Tx<'_>, ns: &Namespace| {
+        ["1", "2"].into_iter().try_for_each(|text| {
+            content::create(tx, ns, Link::new(digest(text), 1))?;
+            leases::hold_by_hand(tx, ns, &Resource::Content(digest(text)))
+        })
+    };
+    let no_blobs = |tx: &mut Tx<'_>, ns: &Namespace| {
+        ["1", "2"].into_iter().try_for_each(|text| content::delete(tx, ns, &digest(text)).map(drop))
+    };
+    let steps: [(Step, Step); 6] = [
         (|tx, ns| containers::create(tx, ns, container("c")).map(drop), |tx, ns| containers::delete(tx, ns, "c")),
         (
             |tx, ns| images::create(tx, ns, Image::new(name("i"), target("i"))).map(drop),
@@ -80,23 +89,33 @@ fn a_namespace_is_removed_only_when_it_is_empty() {
         ),
         (by_hand, |tx, ns| snapshots::delete(tx, ns, "overlay", "s").map(drop)),
         (|tx, ns| leases::create(tx, ns, Lease::new(name("l"))).map(drop), |tx, ns| leases::delete(tx, ns, "l")),
+        (blobs, no_blobs),
+        (
+            |tx, ns| ingests::create(tx, ns, name("mine"), Some(digest("1")), None).map(drop),
+            |tx, ns| ingests::delete(tx, ns, "mine").map(drop),
+        ),
     ];
+    let mut said = Vec::new();
     for (make, unmake) in steps {
         let shop = ns.clone();
         f.write(move |tx| make(tx, &shop)).unwrap();
         let shop = ns.clone();
         let error = code(f.write(move |tx| namespaces::delete(tx, &shop)), Code::FailedPrecondition);
         assert!(error.message.contains("must be empty"), "{error}");
+        said.push(error.message);
         let shop = ns.clone();
         f.write(move |tx| unmake(tx, &shop)).unwrap();
     }
-    // Interrupted ingests go with the namespace; the neighbour whose name begins alike keeps its own.
+    assert!(said[4].contains("2 blobs made by hand, such as sha256:"), "{said:?}");
+    assert!(said[4].contains("`coffer -n shop content rm DIGEST`"), "{said:?}");
+    assert!(said[5].contains("an ingest that is under way, mine: remove it first"), "{said:?}");
+    // What was pulled in part goes with the namespace; the neighbour whose name begins alike keeps its own.
     let near = Namespace::new("shop-b").unwrap();
     let (shop, other) = (ns.clone(), near.clone());
     f.write(move |tx| {
         namespaces::create(tx, &other, &labels(""))?;
         ingests::create(tx, &other, name("r"), None, None)?;
-        ingests::create(tx, &shop, name("r"), None, None)?;
+        ingests::create(tx, &shop, ingests::of_layer(&digest("part"), None)?, Some(digest("part")), Some(7))?;
         // What images left: of each something that the neighbour has too, and something that it hasn't.
         content::create(tx, &other, Link::new(digest("both"), 1))?;
         content::create(tx, &shop, Link::new(digest("both"), 1))?;

@@ -38,6 +38,8 @@ fn a_root_on_another_file_system_is_refused_with_the_reason() {
         let error = suite.prepare("a", None).await.err().unwrap();
         assert_eq!(error.code, Code::Unimplemented);
         assert!(error.message.contains("another file system"), "{error}");
+        assert_eq!(world.snapshots.unfit(ON), Some(error));
+        assert_eq!(world.snapshots.unfit("overlay"), None);
         assert_eq!(world.snapshots.drivers(), ["overlay", "native"]);
         assert!(!world.root.path().join("snapshots/btrfs").exists());
         world.kernel.stop().await;
@@ -87,7 +89,7 @@ fn a_commit_that_failed_leaves_it_writable() {
         btrfs::create(open_path(&dir.join("fs/deep")).unwrap(), c"sub").unwrap();
         let refused = suite.commit("c", "a").await.unwrap_err();
         assert_eq!(refused.code, Code::FailedPrecondition);
-        assert!(refused.message.contains("/deep,"), "{refused}");
+        assert!(refused.id == "a" && refused.message.contains(" /deep/sub,"), "{refused}");
         fs::remove_dir(dir.join("fs/deep/sub")).unwrap();
         assert!(!dir.join("other").exists());
         suite.commit("c", "a").await.unwrap();
@@ -271,6 +273,24 @@ fn a_limit_holds_and_can_be_changed() {
         write(4).unwrap();
         assert_eq!(fs::metadata(active.at("f")).unwrap().size(), 4 << 20);
         assert_eq!(limit("low", 1 << 20).await.unwrap_err().code, Code::FailedPrecondition);
+        // One that is below what is there lets nothing more in, and can be raised, and lifted.
+        for higher in [32 << 20, 0] {
+            limit("a", 1 << 20).await.unwrap();
+            let full =
+                fs::write(active.at("g"), vec![2; 1 << 20]).and_then(|()| File::open(active.at("g"))?.sync_all());
+            assert_eq!(full.unwrap_err().raw_os_error(), Some(libc::EDQUOT));
+            limit("a", higher).await.unwrap();
+            write(5).unwrap();
+        }
+        // Nor does it keep anything from going.
+        let before = subvolumes(&world);
+        btrfs::create(open_path(&own(&world, ON, suite.stat("a").unwrap().dir).join("fs")).unwrap(), c"within")
+            .unwrap();
+        limit("a", 1 << 20).await.unwrap();
+        drop(active);
+        suite.remove("a").await.unwrap();
+        until_empty(&world);
+        assert_eq!(subvolumes(&world), before - 1);
         world.kernel.stop().await;
     });
 }

@@ -66,7 +66,7 @@ impl Driver for Btrfs {
         let tree = open_dir(own, TREE).map_err(|e| failed("open a subvolume")(e.into()))?;
         if let Some(place) = btrfs::holds_others(&tree).map_err(failed("look for subvolumes in a snapshot"))? {
             let why = format!(
-                "has a btrfs subvolume in {place}, which a snapshot leaves out: make it a directory, or remove it"
+                "has a btrfs subvolume at {place}, which a snapshot leaves out: make it a directory, or remove it"
             );
             return Err(Error::failed_precondition("snapshot", "", why));
         }
@@ -96,9 +96,14 @@ impl Driver for Btrfs {
         btrfs::exclusive(tree).map_err(failed("ask for the size of a subvolume"))
     }
 
-    fn limit(&self, own: BorrowedFd<'_>, _id: u64, bytes: u64) -> Result<()> {
+    fn limit(&self, own: BorrowedFd<'_>, id: u64, bytes: u64) -> Result<()> {
         let tree = open_dir(own, TREE).map_err(|e| failed("open a subvolume")(e.into()))?;
-        btrfs::limit_exclusive(tree, bytes).map_err(|e| match e.raw_os_error() {
+        if btrfs::counts_still(own).map_err(failed("ask whether quotas are counted"))? {
+            let why = "can't be bounded yet: btrfs still counts what there is, since quotas were turned on or by a \
+                       `btrfs quota rescan`. Try again when that is done";
+            return Err(Error::unavailable("snapshot", id, why));
+        }
+        btrfs::limit_exclusive(own, tree, bytes).map_err(|e| match e.raw_os_error() {
             Some(libc::ENOTCONN) => {
                 let why =
                     "can't bound what is written into a snapshot: quotas are off, `btrfs quota enable` turns them on";

@@ -7,7 +7,7 @@ use std::{
 };
 
 use cofferdam_client::Content;
-use cofferdam_types::{Code, Labels};
+use cofferdam_types::{Code, Labels, validate_labels};
 
 use crate::{
     args::{Command, Positional, Times, many, switch, value},
@@ -111,7 +111,8 @@ pub static INGEST: Command = Command {
         LEASE,
     ],
     notes: "REFERENCE is a name of your choice for what is under way. What is interrupted stays; the same command goes on\n\
-            with it where FILE can seek, and begins anew otherwise. Prints the digest, also of a blob that is here already.",
+            with it where FILE can seek and begins with it, and begins anew where FILE can't. \"coffer content abort\" ends it. Prints\n\
+            the digest, also of a blob that is here already.",
     failure: 1,
     action: |cx| Box::pin(ingest(cx)),
 };
@@ -119,10 +120,22 @@ pub static INGEST: Command = Command {
 async fn ingest(cx: Cx) -> Result<i32, Failure> {
     let source: OwnedFd = match cx.args.at(1) {
         "" | "-" => std::io::stdin().as_fd().try_clone_to_owned().map_err(|e| Failure::io("standard input", e))?,
-        path => File::open(path).map_err(|e| Failure::io(path, e))?.into(),
+        path => {
+            let file = File::open(path).map_err(|e| Failure::io(path, e))?;
+            if file.metadata().is_ok_and(|meta| meta.is_dir()) {
+                return Err(Failure::io(path, std::io::Error::from_raw_os_error(libc::EISDIR)));
+            }
+            file.into()
+        }
     };
     let labels = cx.args.read_all("label", pair)?.into_iter().collect();
+    // They are set with the last byte, which may be long after the first.
+    validate_labels(&labels)?;
     let (expected, algorithm) = (cx.args.text("expected"), cx.args.text("algorithm"));
+    if let Some((own, _)) = expected.split_once(':').filter(|(own, _)| !algorithm.is_empty() && *own != algorithm) {
+        let why = format!("content ingest: --expected is a digest by {own}: leave --algorithm {algorithm} out");
+        return Err(Failure::usage(why));
+    }
     let size = cx.args.read("size", size)?.unwrap_or_default();
     let content = cx.namespace_to_fill().await?.content();
     let digest = store(&content, cx.args.at(0), source, (size, &expected, &algorithm), &labels).await?;
@@ -151,6 +164,12 @@ pub async fn store(
                 content.get(&error.id).update(labels, &fields).await?;
             }
             Ok(error.id.to_string())
+        }
+        // Too many bytes, or others than were to come: the same command again would find them.
+        Err(error) if matches!(error.code, Code::DataLoss | Code::OutOfRange) && &*error.kind == "ingest" => {
+            let failure = Failure::from(error);
+            let text = format!("{}. What came of it stays: \"coffer content abort {reference}\" ends it", failure.text);
+            Err(Failure { text, ..failure })
         }
         Err(error) => Err(error.into()),
     }

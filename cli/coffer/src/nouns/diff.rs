@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{IsTerminal as _, Write as _},
+    io::IsTerminal as _,
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
 };
 
@@ -14,6 +14,7 @@ use crate::{
     args::{Command, Positional, Times, switch, value},
     cx::{Cx, line},
     failure::Failure,
+    target::{Old, Target},
 };
 
 /// `coffer diff`.
@@ -104,9 +105,14 @@ pub static SNAPSHOT_DIFF: Command = Command {
     positionals: &[Positional { name: "KEY", times: Times::Once }, Positional { name: "BASE", times: Times::Maybe }],
     flags: &[
         SNAPSHOTTER,
-        value("file", Some('f'), "PATH", "write it there, and store nothing; - is standard output"),
+        value(
+            "file",
+            Some('f'),
+            "PATH",
+            "write it there, over what file is there, and store nothing; - is standard output",
+        ),
         value("compression", Some('c'), "NAME", "gzip (the default), zstd or none"),
-        value("media-type", None, "TYPE", "of the layer, instead of OCI's for that compression"),
+        value("media-type", None, "TYPE", "of the layer, instead of --compression, which it says too"),
         LABEL,
     ],
     notes: "BASE is another snapshot; its parent, where none is given. Without --file the layer becomes a blob of the content\n\
@@ -118,6 +124,9 @@ pub static SNAPSHOT_DIFF: Command = Command {
 
 fn media_type(cx: &Cx) -> Result<String, Failure> {
     let suffix = match cx.args.text("compression").as_str() {
+        "" if cx.args.value("media-type") == Some("") => {
+            return Err(Failure::usage("snapshot diff: --media-type needs a type, such as application/x-tar+zstd"));
+        }
         "" if cx.args.has("media-type") => return Ok(cx.args.text("media-type")),
         _ if cx.args.has("media-type") => {
             return Err(Failure::usage(
@@ -150,7 +159,15 @@ async fn snapshot_diff(cx: Cx) -> Result<i32, Failure> {
         return Err(Failure::usage("snapshot diff: --label is for what is stored: leave it or --file out"));
     }
     if path != "-" {
-        return to_file(&cx, path, async |target| Ok(snapshot.diff_fd(base, &media_type, target).await?)).await;
+        let target = Target::open(path, Old::Goes)?;
+        let layer = snapshot.diff_fd(base, &media_type, target.fd()?).await?;
+        target.done()?;
+        if cx.json {
+            cx.document(&layer)?
+        } else {
+            line(&layer.descriptor.digest.to_string())?
+        }
+        return Ok(0);
     }
     let out = std::io::stdout();
     if out.is_terminal() {
@@ -159,37 +176,6 @@ async fn snapshot_diff(cx: Cx) -> Result<i32, Failure> {
     let fd = out.as_fd().try_clone_to_owned().map_err(|e| Failure::io("standard output", e))?;
     snapshot.diff_fd(base, &media_type, fd).await?;
     Ok(0)
-}
-
-/// Into a file that appears when all of it is written.
-async fn to_file(
-    cx: &Cx,
-    path: &str,
-    write: impl AsyncFn(OwnedFd) -> Result<cofferdam_client::Layer, Failure>,
-) -> Result<i32, Failure> {
-    let place = std::path::Path::new(path);
-    let above = place.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or_else(|| ".".as_ref());
-    let part = tempfile::Builder::new().prefix(".coffer-").tempfile_in(above).map_err(|e| Failure::io(path, e))?;
-    let target = part.as_file().try_clone().map_err(|e| Failure::io(path, e))?;
-    let layer = write(target.into()).await?;
-    let (mut file, part) = part.into_parts();
-    file.flush().map_err(|e| Failure::io(path, e))?;
-    open_to_others(&file).map_err(|e| Failure::io(path, e))?;
-    part.persist(place).map_err(|e| Failure::io(path, e.error))?;
-    if cx.json {
-        cx.document(&layer)?
-    } else {
-        line(&layer.descriptor.digest.to_string())?
-    }
-    Ok(0)
-}
-
-/// A temporary file is its owner's alone; what it becomes is as a program's files are.
-fn open_to_others(file: &File) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt as _;
-    let mask = nix::sys::stat::umask(nix::sys::stat::Mode::empty());
-    nix::sys::stat::umask(mask);
-    file.set_permissions(std::fs::Permissions::from_mode(0o666 & !mask.bits()))
 }
 
 /// `coffer snapshot unpack`.

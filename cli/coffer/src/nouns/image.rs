@@ -17,6 +17,7 @@ use crate::{
         login::{CA, CERT, KEY, NO_DOCKER, USER, own},
     },
     progress::{self, short_name},
+    target::{Old, Target},
     units::{moment, show_age, show_size, size},
 };
 
@@ -207,7 +208,7 @@ pub static EXPORT: Command = Command {
         switch("directory", Some('d'), "make FILE a directory, not an archive"),
     ],
     notes: "An OCI layout in a tar archive, as \"coffer image import\" and others read it; \"docker load\" reads it too. The same images give\n\
-            the same bytes. FILE must not be there; - is standard output. Progress goes to standard error. ctrl-c cancels.",
+            the same bytes. FILE must not be there, unless it is a pipe or a device; - is standard output. Progress goes to standard error. ctrl-c cancels.",
     failure: 1,
     action: |cx| Box::pin(export(cx)),
 };
@@ -224,18 +225,14 @@ async fn export(cx: Cx) -> Result<i32, Failure> {
             .end(progress::follow(&images.export_fd(&names, &cx.args.text("platform"), target)).await)
             .map(|_| 0);
     }
-    let target = match path {
-        "-" => std::io::stdout().as_fd().try_clone_to_owned().map_err(|e| Failure::io("standard output", e))?,
-        path => {
-            let file = std::fs::File::options().write(true).create_new(true).open(path);
-            file.map_err(|e| Failure::io(path, e))?.into()
-        }
-    };
-    let done = progress::follow(&images.export_fd(&names, &cx.args.text("platform"), target)).await;
-    if done.is_err() && path != "-" {
-        let _ = std::fs::remove_file(path);
+    let export = async |fd| progress::follow(&images.export_fd(&names, &cx.args.text("platform"), fd)).await.map(drop);
+    if path == "-" {
+        let out = std::io::stdout().as_fd().try_clone_to_owned().map_err(|e| Failure::io("standard output", e))?;
+        return export(out).await.map(|()| 0);
     }
-    done.map(|_| 0)
+    let target = Target::open(path, Old::Stays)?;
+    export(target.fd()?).await?;
+    target.done().map(|()| 0)
 }
 
 /// `coffer image ls`.

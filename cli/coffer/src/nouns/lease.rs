@@ -152,7 +152,7 @@ pub static ADD: Command = Command {
     about: "have a lease hold blobs and snapshots",
     positionals: RESOURCES,
     flags: &[],
-    notes: RESOURCE,
+    notes: "RESOURCE is a digest, or a snapshot as SNAPSHOTTER/KEY. It needn't be there yet: it is held when it comes.",
     failure: 1,
     action: |cx| Box::pin(add(cx)),
 };

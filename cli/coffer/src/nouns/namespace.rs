@@ -91,9 +91,9 @@ pub static RM: Command = Command {
     about: "remove empty namespaces",
     positionals: &[Positional { name: "NAME", times: Times::Many }],
     flags: &[switch("revoke", None, "take back what was given out of it by grants")],
-    notes: "A namespace is empty when no containers, images, leases and snapshots made by hand are in it. What images that are\n\
-            gone left in it, blobs and layers, goes with it, unless another namespace has it too. While there are grants that begin\n\
-            in it it stays, unless --revoke takes them back.",
+    notes: "A namespace is empty when no containers, images, leases, and snapshots, blobs and ingests made by hand are in it. What\n\
+            images that are gone left in it, blobs and layers, goes with it, unless another namespace has it too. While there are\n\
+            grants that begin in it it stays, unless --revoke takes them back.",
     failure: 1,
     action: |cx| Box::pin(rm(cx)),
 };

@@ -162,7 +162,8 @@ pub static MOUNTS: Command = Command {
     positionals: &[Positional { name: "KEY", times: Times::Once }, Positional { name: "TARGET", times: Times::Maybe }],
     flags: &[SNAPSHOTTER],
     notes: "TARGET is a directory of the daemon's host, /mnt if none is given. A committed snapshot isn't mounted: prepare\n\
-            or view one on top of it. Nor is one in which a container runs: see \"coffer cp\". -o json: one array of mounts, with type, source and options",
+            or view one on top of it. Nor is one in which a container runs: see \"coffer cp\". Of one that lies on many others\n\
+            mount(8) can't be told: see \"coffer snapshot mount\". -o json: one array of mounts, with type, source and options",
     failure: 1,
     action: |cx| Box::pin(mounts(cx)),
 };
@@ -174,14 +175,29 @@ async fn mounts(cx: Cx) -> Result<i32, Failure> {
         return Ok(0);
     }
     let target = Some(cx.args.at(1)).filter(|target| !target.is_empty()).unwrap_or("/mnt");
-    mounts.iter().try_for_each(|mount| line(&command(mount, target)))?;
+    let commands = mounts.iter().map(|mount| command(mount, target)).collect::<Result<Vec<_>, _>>();
+    let commands = commands.map_err(|len| {
+        let why = "lies on so many that mount(8) can't be told all of them";
+        let key = quoted(cx.args.at(0));
+        Failure::usage(format!(
+            "snapshot {key}: {why}, {len} bytes of options where {MAX_OPTIONS} are possible: see \"coffer snapshot mount\""
+        ))
+    })?;
+    commands.iter().try_for_each(|command| line(command))?;
     Ok(0)
 }
 
-/// What mount(8) is told. A bind mount has no type for it.
-fn command(mount: &Mount, target: &str) -> String {
+/// What mount(2) takes: a page, with the byte that ends it.
+const MAX_OPTIONS: usize = 4095;
+
+/// What mount(8) is told; the error is the length of what it can't be. A bind mount has no type for it.
+fn command(mount: &Mount, target: &str) -> Result<String, usize> {
     let kind = if mount.kind == "bind" { String::new() } else { format!("-t {} ", quoted(&mount.kind)) };
-    format!("mount {kind}-o {} {} {}", quoted(&mount.options.join(",")), quoted(&mount.source), quoted(target))
+    let options = mount.options.join(",");
+    if options.len() > MAX_OPTIONS {
+        return Err(options.len());
+    }
+    Ok(format!("mount {kind}-o {} {} {}", quoted(&options), quoted(&mount.source), quoted(target)))
 }
 
 /// A word for a shell.
@@ -401,12 +417,15 @@ mod tests {
             options: options.iter().map(|&option| option.to_owned()).collect(),
         };
         let bind = mount("bind", "/s/1/fs", &["ro", "rbind"]);
-        assert_eq!(command(&bind, "/mnt"), "mount -o ro,rbind /s/1/fs /mnt");
+        assert_eq!(command(&bind, "/mnt").unwrap(), "mount -o ro,rbind /s/1/fs /mnt");
         let overlay = mount("overlay", "overlay", &["workdir=/s/2/work", "upperdir=/s/2/fs", "lowerdir=/s/1/fs"]);
         assert_eq!(
-            command(&overlay, "it's here; rm"),
+            command(&overlay, "it's here; rm").unwrap(),
             "mount -t overlay -o workdir=/s/2/work,upperdir=/s/2/fs,lowerdir=/s/1/fs overlay 'it'\\''s here; rm'"
         );
+        let lower = |len: usize| format!("lowerdir={}", "x".repeat(len - 9));
+        assert!(command(&mount("overlay", "overlay", &[&lower(MAX_OPTIONS)]), "/mnt").is_ok());
+        assert_eq!(command(&mount("overlay", "overlay", &[&lower(MAX_OPTIONS + 1)]), "/mnt"), Err(MAX_OPTIONS + 1));
         assert_eq!((quoted(""), quoted("-r"), quoted("a\nb")), ("''".into(), "'-r'".into(), "'a\nb'".into()));
     }
 
