@@ -487,6 +487,17 @@ async fn unwritten() -> (tempfile::TempDir, Kernel, core::Core) {
     (dir, kernel, core)
 }
 
+// A disk that nothing can be written to stays so for long: the log isn't filled with that.
+#[test]
+fn that_the_row_stands_behind_is_said_once() {
+    run(async || {
+        let (_dir, kernel, core) = unwritten().await;
+        let said: Vec<bool> = [true, true, false, true, true].map(|behind| core.is_news(behind)).into();
+        assert_eq!(said, [true, false, false, true, false]);
+        kernel.stop().await;
+    });
+}
+
 // The queue has a bound: what doesn't fit is counted, and the log says how much was lost.
 #[test]
 fn r7_what_is_lost_is_counted() {

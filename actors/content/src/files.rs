@@ -33,13 +33,20 @@ impl Files {
     /// Opens the store beneath `root`, making what is missing.
     pub(crate) fn open(root: &OwnedFd) -> Result<Files> {
         // The root itself may have been made by someone else, under whatever umask.
-        fchmod(root.as_fd(), Mode::S_IRWXU).map_err(|e| fault("set the mode of its directory", e))?;
+        let mode = fstat(root).map_err(|e| fault("look at its directory", e))?.st_mode;
+        if mode & 0o7777 != Mode::S_IRWXU.bits() {
+            fchmod(root.as_fd(), Mode::S_IRWXU).map_err(|e| fault("set the mode of its directory", e))?;
+        }
         let blobs = directory(root, "blobs")?;
         let [a, b, c] = Algorithm::ALL.map(|algorithm| directory(&blobs, algorithm.as_str()));
         let files = Files { blobs: [a?, b?, c?], ingest: directory(root, "ingest")? };
         // A power cut must not take back directories whose files are acknowledged later.
         for dir in [root, &blobs] {
-            fsync(dir).map_err(|e| fault("sync its directories", e))?;
+            match fsync(dir) {
+                // Nothing was made.
+                Ok(()) | Err(Errno::EROFS) => {}
+                Err(e) => return Err(fault("sync its directories", e)),
+            }
         }
         Ok(files)
     }
