@@ -155,7 +155,7 @@ fn what_the_disk_has_changed_is_no_part_of_an_archive() {
     bounded(async {
         let dir = tempfile::tempdir().unwrap();
         let world = World::start().await;
-        let name = import(&world, "test/changed", "layered").await;
+        let name = import(&world, "test/changed", "stack").await;
         let digest = world.ns.images().get(&name).detail("").await.unwrap().layers[0].digest.clone();
         let path = world.daemon.root().join("content/blobs/sha256").join(digest.hex());
         let good = std::fs::read(&path).unwrap();

@@ -1,10 +1,8 @@
 //! A disk that somebody else has filled: whatever is to be removed can be, and an error says whose the bytes are.
 
-use std::{fs, os::unix::fs::MetadataExt as _, path::PathBuf};
+use std::{fs, os::unix::fs::MetadataExt as _, path::PathBuf, process::Command};
 
-use cofferdam_integration::{
-    BUSYBOX, Daemon, bounded, btrfs_disk, fill, images, small_disk, small_disk_with, tool, until,
-};
+use cofferdam_integration::{BUSYBOX, Daemon, bounded, btrfs_disk, fill, images, small_disk, small_disk_with, until};
 use cofferdam_types::{Code, Error, Labels};
 use nix::sys::statvfs::statvfs;
 
@@ -236,7 +234,8 @@ fn what_is_on_a_disk_that_turns_read_only_is_served() {
     };
     let root = daemon.root();
     let root = root.to_str().unwrap();
-    tool("mount", &["-o", "remount,abort", root]);
+    let mount = |args: &[&str]| assert!(Command::new("mount").args(args).status().unwrap().success(), "mount {args:?}");
+    mount(&["-o", "remount,abort", root]);
     until("it is known", || {
         say(&daemon, &["lease", "create", "refused"]).err.contains("restart the daemon").then_some(())
     });
@@ -248,7 +247,7 @@ fn what_is_on_a_disk_that_turns_read_only_is_served() {
     // Another one finds all that was acknowledged, once it can be written again.
     daemon.kill9();
     while nix::mount::umount2(root, nix::mount::MntFlags::MNT_DETACH).is_ok() {}
-    tool("mount", &["-o", "loop", daemon.path().join("disk").to_str().unwrap(), root]);
+    mount(&["-o", "loop", daemon.path().join("disk").to_str().unwrap(), root]);
     daemon.restart();
     assert_eq!(ok(&daemon, &["ps", "-q"]), "box\n");
     ok(&daemon, &["rm", "-f", "box"]);

@@ -159,11 +159,11 @@ fn a_changed_byte_of_what_was_acknowledged_takes_nothing_else_with_it() {
         fs::write(&path, &bytes).unwrap();
         let hit = starts.iter().filter(|start| **start <= at).count() as u64;
         let length = hit > 0 && at - starts[hit as usize - 1] < 4;
-        let lost = match hit {
-            0 => 10..=9,
+        let lost: Vec<u64> = match hit {
+            0 => vec![],
             // Behind a length that is wrong nothing is found.
-            hit if length => hit..=9,
-            hit => hit..=hit,
+            hit if length => (hit..=9).collect(),
+            hit => vec![hit],
         };
         let kept: Vec<u64> = (1..=9).filter(|n| !lost.contains(n)).collect();
         // More than once: what is there stays as it is.
@@ -177,7 +177,7 @@ fn a_changed_byte_of_what_was_acknowledged_takes_nothing_else_with_it() {
         let journal = open_taken(dir.path(), 9);
         journal.append(&events(10..=11)).unwrap();
         for journal in [journal, open_taken(dir.path(), 11)] {
-            let gaps = if lost.is_empty() { vec![] } else { vec![(*lost.start(), *lost.end())] };
+            let gaps: Vec<_> = lost.first().zip(lost.last()).map(|(from, to)| (*from, *to)).into_iter().collect();
             assert_eq!(drain(&journal, 1, 4), ([&kept[..], &[10, 11]].concat(), gaps), "byte {at}");
         }
         segments(dir.path()).iter().for_each(|path| fs::remove_file(path).unwrap());

@@ -2,7 +2,7 @@
 
 use cofferdam_types::{Fault, Findings};
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{
     held::{LOOK, LOOKS},
@@ -24,7 +24,7 @@ impl Area {
         let live = lock(&self.live).clone();
         let known = known()?;
         // Who has just removed a record throws its directory away at once. One wait is enough for all of them.
-        let end = Instant::now() + if still { LOOK * 0 } else { LOOK * LOOKS };
+        let end = Instant::now() + if still { Duration::ZERO } else { LOOK * LOOKS };
         for id in there.iter().filter(|id| !known.contains_key(id) && !live.contains(id)) {
             let place = format!("snapshot/{driver}/{id}");
             match self.stays(*id, end) {
