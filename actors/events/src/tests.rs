@@ -368,6 +368,29 @@ fn what_the_disk_has_changed_of_the_journal_is_told_by_each_check() {
     });
 }
 
+// A disk that takes nothing: what happened is told.
+#[test]
+fn events_on_a_disk_that_is_read_only_are_followed() {
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+    run(|rig| async move {
+        let none = None::<&str>;
+        let freeze = |dir: &std::path::Path| {
+            mount(Some(dir), dir, none, MsFlags::MS_BIND, none).unwrap();
+            mount(none, dir, none, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, none).unwrap();
+        };
+        rig.publish_many(50).await;
+        rig.events.settle().await.unwrap();
+        rig.publish_many(3).await;
+        let last = rig.events.last();
+        let rig = rig.restart(freeze).await;
+        let (seen, gaps) = drain(&mut rig.follow(0, &[]), last, 100).await;
+        assert!(seen.into_iter().eq(1..=last) && gaps.is_empty());
+        assert_eq!(rig.events.check().await.unwrap(), []);
+        rig.events.settle().await.unwrap_err();
+        rig.restart(|dir| umount2(dir, MntFlags::MNT_DETACH).unwrap()).await
+    });
+}
+
 // A journal that is gone is a gap, not a silence.
 #[test]
 fn a_lost_journal_is_told() {

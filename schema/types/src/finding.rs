@@ -125,7 +125,7 @@ impl Findings {
     /// Something that nobody has, and what became of it where it was to be removed.
     pub fn stray(&mut self, fault: Fault, id: impl ToString, what: &str, removed: Option<Result<()>>) {
         let (then, repaired) = match removed {
-            None if self.frozen => ("it stays, since a record of it may be lost".to_owned(), false),
+            None if self.frozen => ("it stays as long as meta.redb can't be written".to_owned(), false),
             None => ("--repair removes it".to_owned(), false),
             Some(Ok(())) => ("it was removed".to_owned(), true),
             Some(Err(error)) => (format!("it can't be removed: {error}"), false),
@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn where_records_may_be_lost_nobody_is_told_to_remove_what_has_none() {
-        for (writable, then) in [(true, "--repair removes it"), (false, "a record of it may be lost")] {
+        for (writable, then) in [(true, "--repair removes it"), (false, "it stays")] {
             let mut found = Findings::beside(writable);
             found.stray(Fault::BlobUnrecorded, 1, "no namespace has it", None);
             let message = &found.done()[0].message;

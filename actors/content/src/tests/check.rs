@@ -272,3 +272,26 @@ fn what_cant_be_put_right_is_told_and_ends_no_check() {
         rig
     });
 }
+
+/// A disk that takes nothing: what is there is read.
+#[test]
+fn a_store_on_a_disk_that_is_read_only_is_read() {
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+    run(|rig| async move {
+        let none = None::<&str>;
+        let freeze = |dir: &std::path::Path| {
+            mount(Some(dir), dir, none, MsFlags::MS_BIND, none).unwrap();
+            mount(none, dir, none, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, none).unwrap();
+        };
+        let digest = rig.put(&rig.ns, b"kept").await;
+        fs::write(rig.blob(&sha(b"stray")), "stray").unwrap();
+        let rig = rig.restart(|rig| freeze(rig.dir.path())).await;
+        assert_eq!(rig.content.read_verified(&rig.ns, &digest, 10).unwrap(), b"kept");
+        let put = rig.content.put_bytes(&rig.auth, &rig.ns, Algorithm::Sha256, b"new".to_vec(), Labels::new());
+        assert!(put.await.is_err());
+        let found = rig.content.check(false).await.unwrap();
+        let [stray] = &found[..] else { panic!("{found:?}") };
+        assert!(stray.fault == Fault::BlobUnrecorded && !stray.message.contains("--repair"), "{stray:?}");
+        rig.restart(|rig| umount2(rig.dir.path(), MntFlags::MNT_DETACH).unwrap()).await
+    });
+}

@@ -58,7 +58,7 @@ impl Area {
                     let shown = again && self.shown(id).is_ok();
                     let then = match (shown, record) {
                         (true, _) => "by now it can",
-                        (_, Known::Content) if !repair => {
+                        (_, Known::Content) if !repair && !still => {
                             "--repair tries again, and unpacks an image's layer again that can't be mounted"
                         }
                         _ => "it stays as it is",

@@ -229,3 +229,34 @@ fn what_lies_on_a_lost_tree_is_refused_by_the_name_of_that() {
         }
     });
 }
+
+/// A disk that takes nothing: what there is is told, and nothing is waited for.
+#[test]
+fn snapshots_on_a_disk_that_is_read_only_are_served() {
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+    run(async {
+        let world = World::start().await;
+        for driver in ["overlay", "native", "erofs"] {
+            let suite = Suite { world: &world, driver };
+            suite.layer("layer", None, |m| m.write("f", "kept")).await;
+            suite.prepare("on-it", Some("layer")).await.unwrap();
+        }
+        let world = restart(world, |root| {
+            let none = None::<&str>;
+            mount(Some(root), root, none, MsFlags::MS_BIND, none).unwrap();
+            mount(none, root, none, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, none).unwrap();
+        })
+        .await;
+        for driver in ["overlay", "native", "erofs"] {
+            let suite = Suite { world: &world, driver };
+            assert_eq!(suite.stat("on-it").unwrap().parent, Some(name("layer")));
+            assert!(suite.prepare("new", Some("layer")).await.is_err());
+        }
+        let told = world.snapshots.check(false).await.unwrap();
+        // What was made ahead has no record, and nobody mounts anything.
+        let faults = [Fault::SnapshotUnrecorded, Fault::SnapshotUnreadable];
+        assert!(told.iter().all(|one| faults.contains(&one.fault) && !one.message.contains("--repair")), "{told:?}");
+        let world = restart(world, |root| umount2(root, MntFlags::MNT_DETACH).unwrap()).await;
+        assert_eq!(world.snapshots.check(false).await.unwrap(), []);
+    });
+}
