@@ -201,8 +201,12 @@ impl Opener {
 pub(crate) fn frozen(path: &Path, facts: &Known) -> Result<Database> {
     let fault = |e: std::io::Error| Error::io("metadata", "", "opening meta.redb to read it", &e);
     let file = File::open(path).map_err(fault)?;
-    if facts.doubt().is_raised() {
-        facts.doubt().settle(&file)?;
+    if facts.doubt().is_raised()
+        && let Err(error) = facts.doubt().settle(&file)
+    {
+        // As long as memory has what the disk can't take, nothing is read past it. That was acknowledged to nobody; it is whole, or
+        // the checksums tell.
+        tracing::warn!(%error, "what memory has of meta.redb is served");
     }
     let length = file.metadata().map_err(fault)?.len();
     if length > SCANNED {

@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    io::{Read as _, Seek as _, SeekFrom, Write as _},
+    io::{Read, Seek as _, SeekFrom, Write as _},
     rc::Rc,
     sync::{Arc, Mutex, PoisonError},
 };
