@@ -152,7 +152,8 @@ impl Journal {
     /// Takes over the last segment: finds its last whole record and cuts off the rest, unless that was acknowledged. False when
     /// nothing in it is worth keeping.
     fn recover(&self, first: u64, committed: u64, taken: u64) -> Result<bool> {
-        let flags = if taken < u64::MAX { OFlag::O_RDWR } else { OFlag::O_RDONLY };
+        let blind = taken == u64::MAX;
+        let flags = if blind { OFlag::O_RDONLY } else { OFlag::O_RDWR };
         let file = self.dir.open(first, flags)?;
         let meta = file.metadata().map_err(|e| fault("stat", &e))?;
         let time = modified(&meta);
@@ -181,9 +182,10 @@ impl Journal {
             }
             damage = damage.or(Some(records.sequence));
             if !records.pass(taken.saturating_add(1))? {
-                damaged(first, damage);
+                // It may be torn as well where nobody knows what was acknowledged.
+                let bytes = if blind { records.offset } else { meta.len() };
+                damaged(first, damage.filter(|_| !blind));
                 let last = records.sequence - 1;
-                let bytes = meta.len();
                 lock(&self.index).push_back(Segment { first, last, bytes, oldest: time, newest: time });
                 return Ok(true);
             }
@@ -194,7 +196,7 @@ impl Journal {
             return Ok(false);
         }
         let segment = Segment { first, last, bytes, oldest: time, newest: time };
-        if taken == u64::MAX {
+        if blind {
             lock(&self.index).push_back(segment);
             return Ok(true);
         }
