@@ -10,7 +10,7 @@ use cofferdam_types::{Authority, Error, Fault, Finding, Findings, Result};
 use crate::services::Services;
 
 /// The parts, in their order.
-const PARTS: [&str; 6] = ["records", "content", "layers", "snapshots", "tasks", "audit"];
+const PARTS: [&str; 7] = ["records", "content", "layers", "snapshots", "tasks", "audit", "events"];
 
 /// What keeps one of them from its end keeps nobody from the others.
 fn unchecked(part: usize, error: &Error) -> Vec<Finding> {
@@ -57,6 +57,7 @@ impl Check {
             3 => services.snapshots.check(repair).await,
             4 => services.tasks.check(repair).await,
             5 => self.audit().await,
+            6 => services.events.check().await,
             _ => return None,
         };
         Some(found)

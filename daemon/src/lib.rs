@@ -255,8 +255,12 @@ fn same(a: &Path, b: &Path) -> bool {
 fn dir(path: &Path) -> Result<OwnedFd> {
     use std::os::unix::fs::PermissionsExt as _;
     let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.and_then(|()| std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)))
-        .map_err(|e| Error::io("directory", path.display(), "can't be made", &e))?;
+    // Where it is right already a disk that is read-only will do.
+    made.and_then(|()| match path.metadata()?.permissions().mode() & 0o7777 {
+        0o700 => Ok(()),
+        _ => std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)),
+    })
+    .map_err(|e| Error::io("directory", path.display(), "can't be made", &e))?;
     opened(path)
 }
 

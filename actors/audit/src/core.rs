@@ -63,6 +63,8 @@ pub(crate) struct Core {
     seen: Mutex<Seen>,
     /// Whether there is no room ahead of the end of the log.
     full: AtomicBool,
+    /// Whether the row stands behind the log, and that was said.
+    behind: AtomicBool,
     /// Told when something waits, where nothing did.
     pub wake: Notify,
     /// Told when somebody waits.
@@ -92,6 +94,7 @@ impl Core {
             last: watch::Sender::new(log.head().last),
             log: Mutex::new(log),
             full: AtomicBool::new(false),
+            behind: AtomicBool::new(false),
             wake: Notify::new(),
             urgent: Notify::new(),
         };
@@ -227,10 +230,12 @@ impl Core {
             let urgent = batch.iter().any(|one| one.answer.is_some());
             let gone = log.retire();
             let recorded = self.set_head(&log, urgent);
+            let news = self.is_news(recorded.is_err());
             match &recorded {
                 Ok(()) => log.remove(&gone),
                 // The records are on disk all the same: the next that are written move it.
-                Err(error) => tracing::warn!(%error, "where the audit log ends can't be put on record"),
+                Err(error) if news => tracing::warn!(%error, "where the audit log ends can't be put on record"),
+                Err(_) => {}
             }
             *lock(&self.seen) = log.seen();
             self.last.send_replace(log.head().last);
@@ -240,6 +245,11 @@ impl Core {
                 }
             }
         }
+    }
+
+    /// Whether the row stands behind the log for the first time since it didn't: it may for as long as the daemon runs.
+    pub(crate) fn is_news(&self, behind: bool) -> bool {
+        !self.behind.swap(behind, Ordering::Relaxed) && behind
     }
 
     fn set_head(&self, log: &Log, urgent: bool) -> Result<()> {

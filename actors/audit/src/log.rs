@@ -92,7 +92,11 @@ impl Log {
             let lost = head.filter(|head| head.last >= head.first);
             return Ok(lost.map(|head| format!("records {} to {} are not there", head.first, head.last)));
         };
-        let file = self.dir.open(segment.first, OFlag::O_RDWR)?;
+        // On a disk that is read-only it is read, and stays as it is.
+        let (file, frozen) = match self.dir.open(segment.first, OFlag::O_RDWR) {
+            Err(error) if error.is_read_only_disk() => (self.dir.open(segment.first, OFlag::O_RDONLY)?, true),
+            opened => (opened?, false),
+        };
         let Some(before) = chain::before(&file)? else {
             // Torn while it was begun, or not what was written.
             return match head {
@@ -131,7 +135,7 @@ impl Log {
                 self.before = chain::before(&self.dir.open(first, OFlag::O_RDONLY)?)?.unwrap_or_default();
             }
         }
-        if end < segment.bytes {
+        if end < segment.bytes && !frozen {
             let cut = segment.bytes - end;
             tracing::warn!(last = number, cut, "the torn end of the audit log is cut off");
             file.set_len(end)
@@ -140,9 +144,11 @@ impl Log {
             segment.bytes = end;
         }
         // Who wrote it may have died before it was synced: then only memory has it, and the row would say that it is there.
-        file.sync_all().and_then(|()| self.dir.sync()).map_err(|e| self.dir.fault("sync", &e))?;
+        if !frozen {
+            file.sync_all().and_then(|()| self.dir.sync()).map_err(|e| self.dir.fault("sync", &e))?;
+        }
         segment.last = number;
-        if number < segment.first {
+        if number < segment.first && !frozen {
             // Begun, and nothing in it yet: it is begun again.
             self.dir.unlink(segment.first)?;
             self.index.pop_back();
@@ -151,7 +157,7 @@ impl Log {
                 back.last = number;
             }
         } else {
-            (self.last, self.hash, self.file) = (number, hash, Some(file));
+            (self.last, self.hash, self.file) = (number, hash, (!frozen).then_some(file));
             self.held = segment.bytes;
             if let Some(back) = self.index.back_mut() {
                 *back = segment;

@@ -487,6 +487,38 @@ async fn unwritten() -> (tempfile::TempDir, Kernel, core::Core) {
     (dir, kernel, core)
 }
 
+// A disk that nothing can be written to stays so for long: the log isn't filled with that.
+#[test]
+fn that_the_row_stands_behind_is_said_once() {
+    run(async || {
+        let (_dir, kernel, core) = unwritten().await;
+        let said: Vec<bool> = [true, true, false, true, true].map(|behind| core.is_news(behind)).into();
+        assert_eq!(said, [true, false, false, true, false]);
+        kernel.stop().await;
+    });
+}
+
+// A disk that takes nothing: what was recorded is read, and nothing is cut off, which may be torn.
+#[test]
+fn a_log_on_a_disk_that_is_read_only_is_read() {
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+    let dir = tempfile::tempdir().unwrap();
+    let head = filled(dir.path(), 9);
+    let last = segments(dir.path()).pop().unwrap();
+    let bytes = [&fs::read(&last).unwrap()[..], b"torn"].concat();
+    fs::write(&last, &bytes).unwrap();
+    let (none, path) = (None::<&str>, dir.path());
+    mount(Some(path), path, none, MsFlags::MS_BIND, none).unwrap();
+    mount(none, path, none, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, none).unwrap();
+    let (mut log, said) = open(path, Some(head));
+    let (all, refused) = (numbers(&log, 0, &Filter::default()), log.append(&[record(10)]));
+    drop(log);
+    umount2(path, MntFlags::MNT_DETACH).unwrap();
+    assert_eq!((all, said), ((1..=9).collect(), None));
+    assert!(refused.unwrap_err().is_read_only_disk());
+    assert!(fs::read(&last).unwrap() == bytes);
+}
+
 // The queue has a bound: what doesn't fit is counted, and the log says how much was lost.
 #[test]
 fn r7_what_is_lost_is_counted() {

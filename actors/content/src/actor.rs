@@ -69,6 +69,7 @@ jobs! {
     Delete => |store, m| store.delete(&m.authority, &m.namespace, &m.digest);
     Discard => |store, m| {
         m.0.iter().for_each(|digest| store.discard(digest));
+        drop(m.1);
         Ok(())
     };
     Abort => |store, m| store.abort(&m.authority, &m.namespace, &m.reference);

@@ -20,7 +20,7 @@ impl Store {
     /// What the sweep of a start removes is told here, and removed with `repair`. A blob whose bytes are gone is then taken
     /// off the records, which stand in the way of nobody who stores it again.
     pub(crate) fn check(&self, repair: bool) -> Vec<Finding> {
-        let mut found = Findings::default();
+        let mut found = Findings::beside(self.meta.writable().is_ok());
         let parts: [(&str, Part); 4] = [
             ("blobs", Store::check_blobs),
             ("files of blobs", Store::check_blob_files),
@@ -109,7 +109,8 @@ impl Store {
                 if records::content::is_kept(&self.meta.read()?, &digest)? {
                     continue;
                 }
-                // Who deletes it holds this until the file is gone too.
+                // Who deletes it holds one of the two until the file is gone too.
+                let _settled = self.settled();
                 let _reserved = self.reserved.hold_all(vec![digest.clone()]);
                 let there = self.files.blob_size(&digest)?.is_some();
                 if !there || self.placed.any(&digest) || records::content::is_kept(&self.meta.read()?, &digest)? {

@@ -33,13 +33,17 @@ impl Files {
     /// Opens the store beneath `root`, making what is missing.
     pub(crate) fn open(root: &OwnedFd) -> Result<Files> {
         // The root itself may have been made by someone else, under whatever umask.
-        fchmod(root.as_fd(), Mode::S_IRWXU).map_err(|e| fault("set the mode of its directory", e))?;
+        private(root)?;
         let blobs = directory(root, "blobs")?;
         let [a, b, c] = Algorithm::ALL.map(|algorithm| directory(&blobs, algorithm.as_str()));
         let files = Files { blobs: [a?, b?, c?], ingest: directory(root, "ingest")? };
         // A power cut must not take back directories whose files are acknowledged later.
         for dir in [root, &blobs] {
-            fsync(dir).map_err(|e| fault("sync its directories", e))?;
+            match fsync(dir) {
+                // Nothing was made.
+                Ok(()) | Err(Errno::EROFS) => {}
+                Err(e) => return Err(fault("sync its directories", e)),
+            }
         }
         Ok(files)
     }
@@ -179,8 +183,17 @@ fn directory(parent: &OwnedFd, name: &str) -> Result<OwnedFd> {
     }
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
     let dir = openat(parent, name, flags, Mode::empty()).map_err(|e| fault("open its directories", e))?;
-    fchmod(dir.as_fd(), Mode::S_IRWXU).map_err(|e| fault("set the mode of its directories", e))?;
+    private(&dir)?;
     Ok(dir)
+}
+
+/// Where it is so already a disk that is read-only will do.
+fn private(dir: &OwnedFd) -> Result<()> {
+    let mode = fstat(dir).map_err(|e| fault("look at its directories", e))?.st_mode;
+    if mode & 0o7777 == Mode::S_IRWXU.bits() {
+        return Ok(());
+    }
+    fchmod(dir.as_fd(), Mode::S_IRWXU).map_err(|e| fault("set the mode of its directories", e))
 }
 
 fn names(dir: &OwnedFd) -> Result<Vec<String>> {

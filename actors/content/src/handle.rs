@@ -9,7 +9,7 @@ use cofferdam_types::{
 };
 
 use crate::{
-    BlobReader, Commit, Info, Ingest, IngestOptions, Placed, Status, Swept,
+    BlobReader, Commit, Info, Ingest, IngestOptions, Placed, Removing, Status, Swept, Whole,
     actor::ContentActor,
     files::Files,
     messages::{Abort, Check, CommitMany, Delete, Discard, Open, Sweep},
@@ -116,6 +116,11 @@ impl Content {
         self.up()?.reader(ns, digest)
     }
 
+    /// The same for who reads all of it, from its beginning: it is compared with its digest meanwhile.
+    pub fn whole(&self, ns: &Namespace, digest: &Digest) -> Result<Whole> {
+        Ok(Whole::new(self.clone(), self.reader(ns, digest)?))
+    }
+
     /// [`Content::reader`] for a job of the namespace, which may read what is only placed yet.
     pub fn job_reader(&self, ns: &Namespace, digest: &Digest) -> Result<BlobReader> {
         self.up()?.job_reader(ns, digest)
@@ -186,10 +191,16 @@ impl Content {
         self.slot.call(Delete { authority: auth.clone(), namespace: ns.clone(), digest: digest.clone() }).await
     }
 
+    /// To be held by who removes blobs in a commit of its own, from before that until their files are gone: a check that finds
+    /// one without a record waits for it.
+    pub async fn removing(&self) -> Removing {
+        self.store.removing().await
+    }
+
     /// Removes the files of blobs whose last link the caller removed (`records::content::delete`) in a commit of its own,
     /// unless somebody has linked them again. Until this is called they stay, at the latest to the next start.
-    pub async fn discard(&self, unlinked: Vec<Digest>) -> Result<()> {
-        self.slot.call(Discard(unlinked)).await
+    pub async fn discard(&self, unlinked: Vec<Digest>, removing: Removing) -> Result<()> {
+        self.slot.call(Discard(unlinked, removing)).await
     }
 
     /// How an ingest of the namespace stands.
@@ -216,12 +227,18 @@ impl Content {
     /// Compares records and files, both ways. With `repair` what no record names is removed, and what has lost its bytes is
     /// taken off the records, so that it can be stored again.
     pub async fn check(&self, repair: bool) -> Result<Vec<Finding>> {
+        let _alone = self.store.checking.lock().await;
         self.slot.call(Check(repair)).await
     }
 
     /// A pass over all blobs that compares their bytes with their digests, as it is asked to go on.
     pub fn scrub(&self) -> Result<Scrub> {
         Ok(Scrub::new(self.up()?.clone()))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn store(&self) -> &Arc<Store> {
+        &self.store
     }
 
     /// The store, unless its actor is down: who comes by a thread of his own is refused like everybody else.

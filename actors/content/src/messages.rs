@@ -4,7 +4,7 @@
 use actix::Message;
 use cofferdam_types::{Authority, Digest, Finding, Name, Namespace, Result};
 
-use crate::{Commit, Ingest, IngestOptions, Swept};
+use crate::{Commit, Ingest, IngestOptions, Removing, Swept};
 
 /// Opens an ingest, or takes up what another writer left under its ref.
 #[derive(Debug)]
@@ -37,9 +37,9 @@ pub struct Delete {
     pub digest: Digest,
 }
 
-/// Removes the files of blobs that lost their last link in a commit of the caller's.
+/// Removes the files of blobs that lost their last link in a commit of the caller's, who held the other from before that.
 #[derive(Debug)]
-pub struct Discard(pub Vec<Digest>);
+pub struct Discard(pub Vec<Digest>, pub Removing);
 
 /// Drops an ingest and what was written.
 #[derive(Debug)]

@@ -8,6 +8,8 @@ use std::{
 
 use cofferdam_types::{Digest, Digester, Error, Result};
 
+use crate::Content;
+
 /// An open blob. It stays readable when the blob is deleted meanwhile.
 #[derive(Debug)]
 pub struct BlobReader {
@@ -95,6 +97,50 @@ impl BlobReader {
 
     fn fault(&self, error: &io::Error) -> Error {
         Error::io("blob", &self.digest, "can't read it", error)
+    }
+}
+
+/// A blob that is read from its beginning to its end, and hashed as it goes by. The read that comes to the end fails with
+/// `data_loss` where the bytes are not the blob's, which counts as damaged from then on.
+#[derive(Debug)]
+pub struct Whole {
+    content: Content,
+    reader: BlobReader,
+    /// Until it was finished.
+    digester: Option<Digester>,
+}
+
+impl Whole {
+    pub(crate) fn new(content: Content, reader: BlobReader) -> Whole {
+        let digester = Some(Digester::new(reader.digest.algorithm()));
+        Whole { content, reader, digester }
+    }
+
+    /// How many bytes it has.
+    pub fn size(&self) -> u64 {
+        self.reader.size
+    }
+}
+
+impl Read for Whole {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        let read = match self.reader.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(error),
+            read => read.map_err(|e| self.reader.fault(&e)),
+        };
+        let judged = read.and_then(|count| {
+            self.digester.iter_mut().for_each(|digester| digester.update(&buffer[..count]));
+            let end = count == 0 || self.reader.position >= self.reader.size;
+            let digester = if end { self.digester.take() } else { None };
+            digester.map_or(Ok(()), |digester| self.reader.judge(digester.finish())).map(|()| count)
+        });
+        judged.map_err(|error| {
+            self.content.suspect(&self.reader.digest);
+            io::Error::other(error)
+        })
     }
 }
 

@@ -10,12 +10,13 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use cofferdam_kernel::Pool;
+use cofferdam_kernel::{Pool, block_on};
 use cofferdam_metadata::{Metadata, Read, records};
 use cofferdam_types::{
     Algorithm, Authority, Digest, Error, GrantId, Keeper, Labels, Name, Namespace, Result, Timestamp,
 };
 use nix::sys::stat::FileStat;
+use tokio::sync::{self, OwnedRwLockReadGuard, RwLock, RwLockWriteGuard};
 
 use crate::{
     commit::Commit,
@@ -63,10 +64,17 @@ pub(crate) struct Store {
     /// Names of files of ingests that are being synced beside their writers.
     pub(crate) syncs: Held<String>,
     pub(crate) placed: Placements,
+    removals: Arc<RwLock<()>>,
+    /// One check at a time: it may wait for removals on one of the few threads that these need.
+    pub(crate) checking: sync::Mutex<()>,
     /// One sweep at a time, so that a sweep that was waited for leaves nothing to another.
     pub(crate) sweeping: Mutex<()>,
     scratch: AtomicU64,
 }
+
+/// See [`Content::removing`](crate::Content::removing).
+#[derive(Debug)]
+pub struct Removing(#[expect(dead_code, reason = "held until it is dropped")] OwnedRwLockReadGuard<()>);
 
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -84,6 +92,8 @@ impl Store {
             reserved: Held::default(),
             syncs: Held::default(),
             placed: Placements::default(),
+            removals: Arc::default(),
+            checking: sync::Mutex::default(),
             sweeping: Mutex::new(()),
             scratch: AtomicU64::new(0),
         }
@@ -241,6 +251,22 @@ impl Store {
             self.remove_deleted(digest);
         }
         Ok(())
+    }
+
+    /// What others remove in commits of their own goes on.
+    pub(crate) async fn removing(&self) -> Removing {
+        Removing(self.removals.clone().read_owned().await)
+    }
+
+    /// None of that is under way: whose record is gone has no file either.
+    pub(crate) fn settled(&self) -> RwLockWriteGuard<'_, ()> {
+        block_on(self.removals.write())
+    }
+
+    /// Whether somebody waits for that.
+    #[cfg(test)]
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.removals.try_read().is_err()
     }
 
     /// The file of a blob whose last link was removed elsewhere.

@@ -8,8 +8,8 @@ use cofferdam_metadata::{Metadata, records};
 use cofferdam_types::{Authority, Result};
 
 use crate::{
-    journal::{Chunk, Cursor, Journal},
-    messages::{ReadJournal, Settle},
+    journal::{Chunk, Cursor, Damage, Journal},
+    messages::{Check, ReadJournal, Settle},
 };
 
 /// Events lie in the outbox for so long before they are moved. They are durable there, and everybody sees them: the
@@ -54,11 +54,15 @@ impl Actor for EventsActor {
                 actix_rt::time::sleep(DELAY).await;
                 // The last of them may be one that can't be read, and never gets there.
                 let committed = *outbox.borrow_and_update();
-                let (meta, journal) = (meta.clone(), journal.clone());
-                match pool.run(move || settle(&meta, &journal)).await {
+                let (theirs, journal) = (meta.clone(), journal.clone());
+                match pool.run(move || settle(&theirs, &journal)).await {
                     Ok(last) => settled = last.max(committed),
                     // Nothing is lost: it stays in the outbox. A full disk may be empty the next time.
                     Err(error) => tracing::error!(%error, "events can't be moved into the journal"),
+                }
+                // Nor can they be as long as this daemon lives.
+                if meta.writable().is_err() {
+                    return;
                 }
             }
         };
@@ -100,6 +104,15 @@ impl Handler<ReadJournal> for EventsActor {
             })
             .await
         })
+    }
+}
+
+impl Handler<Check> for EventsActor {
+    type Result = ResponseFuture<Result<Vec<Damage>>>;
+
+    fn handle(&mut self, _: Check, _: &mut Context<EventsActor>) -> Self::Result {
+        let (journal, pool) = (self.journal.clone(), self.pool.clone());
+        Box::pin(async move { pool.run(move || journal.damage()).await })
     }
 }
 

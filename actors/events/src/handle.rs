@@ -4,10 +4,15 @@ use std::{os::fd::OwnedFd, sync::Arc};
 
 use cofferdam_kernel::{Kernel, Placement, Pool, SlotConfig};
 use cofferdam_metadata::{Metadata, records};
-use cofferdam_types::{Authority, Error, Event, Filter, Namespace, Result, Timestamp};
+use cofferdam_types::{Authority, Error, Event, Fault, Filter, Finding, Findings, Namespace, Result, Timestamp};
 
 use crate::{
-    Retention, Subscription, actor::EventsActor, journal::Journal, messages::Settle, ring::Ring, subscription::Hub,
+    Retention, Subscription,
+    actor::EventsActor,
+    journal::Journal,
+    messages::{Check, Settle},
+    ring::Ring,
+    subscription::Hub,
 };
 
 /// What a client may put into an event. The newest events are kept in memory: this bounds them.
@@ -29,9 +34,16 @@ impl Events {
         retention: Retention,
     ) -> Result<Events> {
         // What lost tables don't know of has happened all the same.
-        let committed = if meta.writable().is_ok() { records::events::last(&meta.read()?)? } else { u64::MAX };
+        let (committed, taken) = if meta.writable().is_ok() {
+            let view = meta.read()?;
+            let committed = records::events::last(&view)?;
+            let waiting = records::events::outbox_after(&view, 0, 1)?;
+            (committed, waiting.first().map_or(committed, |event| event.sequence - 1))
+        } else {
+            (u64::MAX, u64::MAX)
+        };
         // One for all lives of the actor: jobs of an earlier one may still be writing.
-        let journal = Arc::new(Journal::open(root, retention, committed)?);
+        let journal = Arc::new(Journal::open(root, retention, committed, taken)?);
         let pool = Pool::new("events", 2, 256);
         let slot = kernel.spawn(SlotConfig::new("events", placement), {
             let meta = meta.clone();
@@ -88,6 +100,20 @@ impl Events {
             records::events::last(tx)
         };
         self.0.meta.write(auth, emit).await
+    }
+
+    /// What the disk has changed of the journal. Nothing of it can be put right; it goes with its segment.
+    pub async fn check(&self) -> Result<Vec<Finding>> {
+        let mut found = Findings::default();
+        for damage in self.0.slot.call(Check).await? {
+            let lost = damage.lost.iter().map(|(from, to)| format!("{from} to {to}")).collect::<Vec<_>>().join(", ");
+            let what = format!(
+                "the disk has changed a segment of the journal: of its events {lost} can't be read, and are a gap for who \
+                 follows; it stays as it is, until it goes for its age"
+            );
+            found.add(Fault::JournalDamaged, format!("events/{:020}.seg", damage.segment), what, false);
+        }
+        Ok(found.done())
     }
 
     /// Moves everything into the journal now, which happens by itself within seconds, and gives the last sequence

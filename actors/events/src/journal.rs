@@ -8,6 +8,10 @@
 //! over the number that its place implies and the payload. A jump in the sequence begins a new segment. Only the last
 //! segment is ever written, so only its tail can be torn; what comes after the last whole record was never
 //! acknowledged, is still in the outbox, and is cut off when the journal opens.
+//!
+//! What is not whole, and was acknowledged, the disk has changed since. It is passed over, to the next whole record to which
+//! the lengths lead: readers have a gap for so much. Where they lead to none, the rest of the segment is that gap. It stays
+//! as it is, and what comes begins another.
 
 use std::{
     collections::VecDeque,
@@ -78,6 +82,15 @@ pub enum Chunk {
     End,
 }
 
+/// What the disk has changed of a segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// Its first sequence.
+    pub segment: u64,
+    /// From which event to which none can be read.
+    pub lost: Vec<(u64, u64)>,
+}
+
 /// The journal. One appends, any number read meanwhile.
 #[derive(Debug)]
 pub struct Journal {
@@ -93,18 +106,21 @@ pub struct Journal {
 impl Journal {
     /// Opens the journal in `dir`, cuts off a torn tail, and forgets events beyond `committed`: the store's own count
     /// of events that have happened. There are such events only when the store was put back to an older state, and
-    /// then their numbers will be given out again.
-    pub fn open(dir: OwnedFd, retention: Retention, committed: u64) -> Result<Journal> {
+    /// then their numbers will be given out again. Up to `taken` the journal had them all once, and nobody else
+    /// has. [`u64::MAX`]: nobody knows, and nothing is written.
+    pub fn open(dir: OwnedFd, retention: Retention, committed: u64, taken: u64) -> Result<Journal> {
         let dir = Directory::new(dir, KIND);
         let mut firsts = dir.firsts()?;
         let (index, writer, clock) = (Mutex::default(), Mutex::default(), Clock::at(Timestamp::now()));
         let mut journal = Journal { dir, retention, index, writer, clock };
         while let Some(&first) = firsts.last() {
-            if first <= committed && journal.recover(first, committed)? {
+            if first <= committed && journal.recover(first, committed, taken)? {
                 break;
             }
-            tracing::warn!(first, committed, "a segment of the journal that holds no valid event is removed");
-            journal.dir.unlink(first)?;
+            if taken < u64::MAX {
+                tracing::warn!(first, committed, "a segment of the journal that holds no valid event is removed");
+                journal.dir.unlink(first)?;
+            }
             firsts.pop();
         }
         firsts.pop();
@@ -133,17 +149,21 @@ impl Journal {
         Ok((records.sequence - 1).saturating_add(length.saturating_sub(records.offset) / RECORD_HEAD as u64))
     }
 
-    /// Takes over the last segment: finds its last whole record and cuts off the rest. False when nothing in it is
-    /// worth keeping.
-    fn recover(&self, first: u64, committed: u64) -> Result<bool> {
-        let file = self.dir.open(first, OFlag::O_RDWR)?;
+    /// Takes over the last segment: finds its last whole record and cuts off the rest, unless that was acknowledged. False when
+    /// nothing in it is worth keeping.
+    fn recover(&self, first: u64, committed: u64, taken: u64) -> Result<bool> {
+        let blind = taken == u64::MAX;
+        let flags = if blind { OFlag::O_RDONLY } else { OFlag::O_RDWR };
+        let file = self.dir.open(first, flags)?;
         let meta = file.metadata().map_err(|e| fault("stat", &e))?;
         let time = modified(&meta);
         let mut head = [0; HEAD as usize];
-        if file.read_exact_at(&mut head, 0).is_err() || &head[..7] != MAGIC || head[7] == 0 {
+        let short = file.read_exact_at(&mut head, 0).is_err();
+        let known = &head[..7] == MAGIC && head[7] != 0;
+        if short || !known && first > taken {
             return Ok(false);
         }
-        if head[7] != VERSION {
+        if known && head[7] != VERSION {
             return Err(Error::failed_precondition(
                 "journal",
                 Segment::name(first),
@@ -151,10 +171,34 @@ impl Journal {
             ));
         }
         let mut records = Records::open(&file, first, HEAD)?;
-        while records.sequence <= committed && records.next()?.is_some() {}
+        let mut damage = None;
+        while records.sequence <= committed {
+            if records.next()?.is_some() {
+                continue;
+            }
+            // What the outbox still has comes once more.
+            if records.sequence > taken || records.offset >= meta.len() {
+                break;
+            }
+            damage = damage.or(Some(records.sequence));
+            if !records.pass(taken.saturating_add(1))? {
+                // It may be torn as well where nobody knows what was acknowledged.
+                let bytes = if blind { records.offset } else { meta.len() };
+                damaged(first, damage.filter(|_| !blind));
+                let last = records.sequence - 1;
+                lock(&self.index).push_back(Segment { first, last, bytes, oldest: time, newest: time });
+                return Ok(true);
+            }
+        }
+        damaged(first, damage);
         let (last, bytes) = (records.sequence - 1, records.offset);
         if last < first {
             return Ok(false);
+        }
+        let segment = Segment { first, last, bytes, oldest: time, newest: time };
+        if blind {
+            lock(&self.index).push_back(segment);
+            return Ok(true);
         }
         if bytes < meta.len() {
             tracing::warn!(first, last, cut = meta.len() - bytes, "the tail of the journal is cut off");
@@ -164,7 +208,7 @@ impl Journal {
         }
         // Who wrote it may have died before it was synced: then only memory has it, and the outbox is trimmed by it.
         file.sync_all().and_then(|()| self.dir.sync()).map_err(|e| fault("sync", &e))?;
-        lock(&self.index).push_back(Segment { first, last, bytes, oldest: time, newest: time });
+        lock(&self.index).push_back(segment);
         *lock(&self.writer) = Some(file);
         Ok(true)
     }
@@ -172,6 +216,43 @@ impl Journal {
     /// The last sequence that the journal holds; 0 for none.
     pub fn last(&self) -> u64 {
         lock(&self.index).back().map_or(0, |segment| segment.last)
+    }
+
+    /// What the disk has changed: of each segment in which that is so, its first sequence, and which events of it can't be read.
+    pub fn damage(&self) -> Result<Vec<Damage>> {
+        let index = lock(&self.index).clone();
+        let mut all = Vec::new();
+        for (n, segment) in index.iter().enumerate() {
+            let file = match self.dir.open(segment.first, OFlag::O_RDONLY) {
+                // Retention took it since we looked.
+                Err(error) if error.code == cofferdam_types::Code::NotFound => continue,
+                file => file?,
+            };
+            let last = index.get(n + 1).map_or(segment.last, |next| next.first - 1);
+            let (mut records, mut lost) = (Records::open(&file, segment.first, HEAD)?, Vec::new());
+            while records.sequence <= last {
+                let from = records.sequence;
+                if records.next()?.is_some() {
+                    continue;
+                }
+                if records.offset >= segment.bytes {
+                    break;
+                }
+                let passed = records.pass(last)?;
+                lost.push((from, if passed { records.sequence - 1 } else { last }));
+                if !passed {
+                    break;
+                }
+            }
+            // The last one may go on behind its last whole record, and nobody knows how far.
+            if lost.is_empty() && records.sequence > last && records.offset < segment.bytes {
+                lost.push((records.sequence, records.sequence));
+            }
+            if !lost.is_empty() {
+                all.push(Damage { segment: segment.first, lost });
+            }
+        }
+        Ok(all)
     }
 
     /// The first sequence that the journal holds, if it holds any.
@@ -294,7 +375,16 @@ impl Journal {
             // The end of the last segment is where the index says: behind it an append may be under way.
             while events.len() < max && bytes < BLOCK && (next.is_some() || records.sequence <= segment.last) {
                 let sequence = records.sequence;
-                let Some(payload) = records.next()? else { break };
+                let Some(payload) = records.next()? else {
+                    // What was before it comes first.
+                    if !events.is_empty() || !records.pass(next.map_or(segment.last, |next| next - 1))? {
+                        break;
+                    }
+                    match records.sequence <= cursor.next {
+                        true => continue,
+                        false => return Ok(gap(cursor, records.sequence)),
+                    }
+                };
                 if sequence < cursor.next {
                     continue;
                 }
@@ -327,6 +417,16 @@ impl Journal {
     }
 }
 
+fn damaged(segment: u64, from: Option<u64>) {
+    if let Some(from) = from {
+        tracing::error!(
+            segment,
+            from,
+            "the disk has changed the journal of events: who follows has a gap there, and coffer system check says which"
+        );
+    }
+}
+
 fn gap(cursor: &mut Cursor, next: u64) -> Chunk {
     let from = std::mem::replace(&mut cursor.next, next);
     cursor.place = None;
@@ -346,6 +446,36 @@ impl<'f> Records<'f> {
     fn open(mut file: &'f File, sequence: u64, offset: u64) -> Result<Records<'f>> {
         file.seek(SeekFrom::Start(offset)).map_err(|e| fault("read", &e))?;
         Ok(Records { reader: BufReader::with_capacity(64 << 10, file), sequence, offset, payload: Vec::new() })
+    }
+
+    /// Goes on behind what is not what was written, to the next record that is: as far as lengths lead there, and the number of
+    /// that is at most `most`. False where there is none, and back where it was.
+    fn pass(&mut self, most: u64) -> Result<bool> {
+        let stood = (self.sequence, self.offset);
+        let mut len = [0; 4];
+        while self.sequence < most {
+            self.seek(self.sequence, self.offset)?;
+            if !fill(&mut self.reader, &mut len)? {
+                break;
+            }
+            let len = u32::from_le_bytes(len);
+            if len == 0 || len > MAX_RECORD {
+                break;
+            }
+            let behind = (self.sequence + 1, self.offset + RECORD_HEAD as u64 + u64::from(len));
+            self.seek(behind.0, behind.1)?;
+            if self.next()?.is_some() {
+                self.seek(behind.0, behind.1)?;
+                return Ok(true);
+            }
+        }
+        self.seek(stood.0, stood.1)?;
+        Ok(false)
+    }
+
+    fn seek(&mut self, sequence: u64, offset: u64) -> Result<()> {
+        (self.sequence, self.offset) = (sequence, offset);
+        self.reader.seek(SeekFrom::Start(offset)).map(drop).map_err(|e| fault("read", &e))
     }
 
     fn next(&mut self) -> Result<Option<&[u8]>> {

@@ -29,5 +29,5 @@ mod tests;
 pub use actor::EventsActor;
 pub use cofferdam_segments::Retention;
 pub use handle::Events;
-pub use journal::{Chunk, Cursor, Journal, RETENTION};
+pub use journal::{Chunk, Cursor, Damage, Journal, RETENTION};
 pub use subscription::{Batch, Subscription};

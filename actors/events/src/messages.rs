@@ -4,7 +4,7 @@
 use actix::Message;
 use cofferdam_types::Result;
 
-use crate::journal::{Chunk, Cursor};
+use crate::journal::{Chunk, Cursor, Damage};
 
 /// Reads from the journal on disk.
 #[derive(Debug)]
@@ -18,6 +18,14 @@ pub struct ReadJournal {
 impl Message for ReadJournal {
     /// What was read, and where the reader stands then.
     type Result = Result<(Chunk, Cursor)>;
+}
+
+/// Looks for what the disk has changed of the journal.
+#[derive(Debug)]
+pub struct Check;
+
+impl Message for Check {
+    type Result = Result<Vec<Damage>>;
 }
 
 /// Moves what is in the outbox into the journal now. The actor does so by itself in time.

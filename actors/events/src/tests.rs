@@ -8,7 +8,7 @@ use std::{
 
 use cofferdam_kernel::{Kernel, Placement};
 use cofferdam_metadata::{Metadata, records};
-use cofferdam_types::{Authority, Code, Event, Filter, Labels, Namespace, Result, Timestamp};
+use cofferdam_types::{Authority, Code, Event, Fault, Filter, Labels, Namespace, Result, Timestamp};
 use futures::FutureExt;
 use serde_json::json;
 
@@ -296,7 +296,7 @@ fn a_crash_while_moving_loses_nothing_and_doubles_nothing() {
                 .restart(|dir| {
                     let dir = dir.join("events");
                     let open = || fs::File::open(&dir).unwrap().into();
-                    let journal = journal::Journal::open(open(), RETENTION, u64::MAX).unwrap();
+                    let journal = journal::Journal::open(open(), RETENTION, u64::MAX, 0).unwrap();
                     journal.append(&waiting).unwrap();
                     let newest = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()).max().unwrap();
                     let file = fs::File::options().write(true).open(newest).unwrap();
@@ -332,6 +332,62 @@ fn a_reader_slower_than_retention_gets_a_gap_and_goes_on() {
         rig.publish("/test", "live").await;
         assert_eq!(ids(&mut slow, 1).await, ["live"]);
         rig.kernel.stop().await;
+    });
+}
+
+// One byte, and one event. Those behind it have left the outbox, and nobody else has them.
+#[test]
+fn what_the_disk_has_changed_of_the_journal_is_told_by_each_check() {
+    run(|rig| async move {
+        rig.publish_many(50).await;
+        rig.events.settle().await.unwrap();
+        assert_eq!(rig.events.check().await.unwrap(), []);
+        let mut rig = rig
+            .restart(|dir| {
+                let path = fs::read_dir(dir.join("events")).unwrap().next().unwrap().unwrap().path();
+                let mut bytes = fs::read(&path).unwrap();
+                let middle = bytes.len() / 2;
+                bytes[middle] ^= 1;
+                fs::write(&path, bytes).unwrap();
+            })
+            .await;
+        for _ in 0..2 {
+            let last = rig.events.last();
+            let (seen, gaps) = drain(&mut rig.follow(0, &[]), last, 100).await;
+            let [(from, to)] = gaps[..] else { panic!("{gaps:?}") };
+            assert!(from == to && from > 1, "{from} to {to}");
+            assert!(seen.into_iter().eq((1..=last).filter(|n| *n != from)));
+            let found = rig.events.check().await.unwrap();
+            let [one] = &found[..] else { panic!("{found:?}") };
+            assert!(one.fault == Fault::JournalDamaged && one.message.contains(&format!("{from} to {to}")), "{one:?}");
+            rig.publish_many(3).await;
+            rig.events.settle().await.unwrap();
+            rig = rig.restart(|_| ()).await;
+        }
+        rig
+    });
+}
+
+// A disk that takes nothing: what happened is told.
+#[test]
+fn events_on_a_disk_that_is_read_only_are_followed() {
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+    run(|rig| async move {
+        let none = None::<&str>;
+        let freeze = |dir: &std::path::Path| {
+            mount(Some(dir), dir, none, MsFlags::MS_BIND, none).unwrap();
+            mount(none, dir, none, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, none).unwrap();
+        };
+        rig.publish_many(50).await;
+        rig.events.settle().await.unwrap();
+        rig.publish_many(3).await;
+        let last = rig.events.last();
+        let rig = rig.restart(freeze).await;
+        let (seen, gaps) = drain(&mut rig.follow(0, &[]), last, 100).await;
+        assert!(seen.into_iter().eq(1..=last) && gaps.is_empty());
+        assert_eq!(rig.events.check().await.unwrap(), []);
+        rig.events.settle().await.unwrap_err();
+        rig.restart(|dir| umount2(dir, MntFlags::MNT_DETACH).unwrap()).await
     });
 }
 

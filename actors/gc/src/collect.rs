@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cofferdam_content::Content;
+use cofferdam_content::{Content, Removing};
 use cofferdam_kernel::block_on;
 use cofferdam_metadata::{
     Changes, Metadata, Read, Tx, View,
@@ -151,6 +151,7 @@ impl Stores {
             let sweep = Arc::new(Mutex::new(sweep));
             let mut max = SLICE;
             while !lock(&sweep).is_done() {
+                let removing = block_on(self.content.removing());
                 let (theirs, begun) = (sweep.clone(), Instant::now());
                 let swept = match self.write(move |tx| lock(&theirs).slice(tx, max)) {
                     // A row that goes along can't be read. One by one it is found which, and left where it is; what lies behind
@@ -168,7 +169,7 @@ impl Stores {
                 report.commits += 1;
                 report.longest = report.longest.max(begun.elapsed());
                 lock(&sweep).done(&swept, max);
-                self.discard(&namespace, swept, &mut report);
+                self.discard(&namespace, swept, removing, &mut report);
             }
         }
         drop(ended);
@@ -190,12 +191,12 @@ impl Stores {
     }
 
     /// The records are gone; now the bytes. What can't be removed now the next start sweeps.
-    fn discard(&self, namespace: &Namespace, swept: Swept, report: &mut Report) {
+    fn discard(&self, namespace: &Namespace, swept: Swept, removing: Removing, report: &mut Report) {
         for (resource, bytes) in swept.removed {
             report.add(namespace, resource, bytes);
         }
         if !swept.blobs.is_empty()
-            && let Err(error) = block_on(self.content.discard(swept.blobs))
+            && let Err(error) = block_on(self.content.discard(swept.blobs, removing))
         {
             tracing::warn!(%error, "collected blobs stay on disk until the next start");
         }

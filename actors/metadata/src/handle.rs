@@ -15,9 +15,10 @@ use crate::{
     actor::Writer,
     graph::{Explanation, Subject, explain},
     messages::{Patience, Write},
+    opener::Opener,
     rebuild,
     records::Resource,
-    store::{Opener, Shared, instance},
+    store::{Shared, instance},
 };
 
 /// How many writes may wait.
@@ -33,8 +34,6 @@ const PATIENCE: Duration = Duration::from_millis(5);
 pub struct Metadata {
     shared: Arc<Shared>,
     writer: Slot<Writer>,
-    /// What is wrong with the file, where only what is readable of it is served.
-    damaged: Option<Arc<Error>>,
 }
 
 impl Metadata {
@@ -44,20 +43,18 @@ impl Metadata {
     pub fn start(kernel: &Kernel, placement: Placement, path: &Path) -> Result<Metadata> {
         match Metadata::start_with(kernel, placement, Opener::file(path)) {
             Err(error) if error.code == Code::DataLoss && rebuild::is_readable(path) => {
-                let mut metadata = Metadata::start_with(kernel, placement, Opener::salvaged(path))?;
-                let error = error.context("nothing can be written, and what is readable is served");
-                tracing::error!("{error}");
-                metadata.damaged = Some(Arc::new(error));
+                let metadata = Metadata::start_with(kernel, placement, Opener::salvaged(path))?;
+                metadata.shared.refuse(error.context("nothing can be written, and what is readable is served"));
                 Ok(metadata)
             }
             started => started,
         }
     }
 
-    /// Whether anything can be written. Who removes what no record names asks this first: where records are lost, that is
-    /// more than a crash has left.
+    /// Whether anything can be written: not where only what is readable of a damaged file is served, nor where the disk is
+    /// read-only. Who removes what no record names asks this first: where records are lost, that is more than a crash has left.
     pub fn writable(&self) -> Result<()> {
-        self.damaged.as_ref().map_or(Ok(()), |error| Err(Error::clone(error)))
+        self.shared.writable()
     }
 
     pub(crate) fn start_with(kernel: &Kernel, placement: Placement, opener: Opener) -> Result<Metadata> {
@@ -73,7 +70,7 @@ impl Metadata {
                 Writer::new(store)
             }
         });
-        Ok(Metadata { shared, writer, damaged: None })
+        Ok(Metadata { shared, writer })
     }
 
     /// A snapshot of everything. Takes microseconds; waits for nobody. `unavailable` while the writer is down.

@@ -17,6 +17,7 @@ use redb::{Database, backends::FileBackend};
 use crate::{
     Tx, View, codec,
     messages::{Patience, Write},
+    opener::Opener,
     records::{
         self, Record,
         attachments::Attachment,
@@ -37,7 +38,7 @@ use crate::{
         tasks::Task,
     },
     salvage::Salvage,
-    store::{INSTANCE, Opener, Shared, Store, VERSION},
+    store::{INSTANCE, Shared, Store, VERSION},
     table::Table,
     tx::counter_of,
     untouched,

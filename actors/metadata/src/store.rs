@@ -1,37 +1,24 @@
 //! The database file: opening it, and committing a batch of jobs.
 
 use std::{
-    fs::File,
-    os::unix::fs::OpenOptionsExt,
     panic::{AssertUnwindSafe, catch_unwind},
-    path::{Path, PathBuf},
-    sync::{
-        Arc, PoisonError, RwLock,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::{Duration, Instant},
+    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
 };
 
 use cofferdam_kernel::panic_text;
 use cofferdam_types::{Authority, COMES_BACK, Code, Error, Result};
-use nix::fcntl::OFlag;
-use redb::{
-    Builder, Database, DatabaseError, Durability, ReadableDatabase, ReadableTableMetadata, StorageError,
-    TableDefinition, TableError,
-    backends::{FileBackend, InMemoryBackend},
-};
+use redb::{Database, Durability, ReadableDatabase, TableDefinition};
 use tokio::sync::watch;
 
 use crate::{
-    ahead::{Ahead, Known},
+    ahead::Known,
     codec,
     messages::Write,
-    rebuild, records,
-    salvage::Salvage,
+    opener::{Opener, frozen},
+    records,
     spared::Spared,
     table::{Read, Table, View, damaged, storage},
     tx::{Changes, Tx, counter_of},
-    untouched::Untouched,
 };
 
 /// The format of the tables. A file with a higher number was written by a newer daemon and is refused; for a lower
@@ -39,179 +26,16 @@ use crate::{
 pub(crate) const VERSION: u64 = 6;
 /// What version 2 kept on disk of a collection that was under way.
 const DELTA: TableDefinition<'static, &'static [u8], &'static [u8]> = TableDefinition::new("delta");
-/// redb's cache; unset it may take a gigabyte.
-const CACHE: usize = 4 << 20;
-
-/// How long a daemon that was killed may take to let go of the file.
-const DYING: Duration = Duration::from_secs(3);
-const LOOK: Duration = Duration::from_millis(10);
-/// A file larger than this is looked at when it is opened: a store that only ever grows fills the disk in the end.
-const LARGE: u64 = 64 << 20;
-/// After a kill a file up to this length is scanned, which takes some 3 ms for each MiB; that saves every commit the
-/// second of two syncs. A longer one is committed so that it can be opened at once.
-const SCANNED: u64 = 8 << 20;
-
-/// What a row has at most on average, where a file is full of them.
-const ROW: u64 = 512;
-
-/// Gives back what the file does not need, if that is more than three quarters of it.
-fn shrink(database: &mut Database, length: u64) -> Result<()> {
-    // What is stored is found out by reading it, which a large store must not be late for: it is, if there are few rows.
-    let read = database.begin_read().map_err(storage)?;
-    let rows = |table: &Table| match read.open_table(table.definition()) {
-        Ok(table) => table.len().map_err(storage),
-        Err(TableError::TableDoesNotExist(_)) => Ok(0),
-        Err(error) => Err(storage(error)),
-    };
-    let rows = Table::ALL.iter().map(rows).sum::<Result<u64>>()?;
-    drop(read);
-    if rows.saturating_mul(ROW) >= length / 4 {
-        return Ok(());
-    }
-    let txn = database.begin_write().map_err(storage)?;
-    let stored = txn.stats().map_err(storage)?.stored_bytes();
-    txn.abort().map_err(storage)?;
-    if stored < length / 4 {
-        tracing::info!(length, stored, "compacting meta.redb");
-        database.compact().map_err(storage)?;
-    }
-    Ok(())
-}
-
-/// How the database is opened, each time.
-pub(crate) struct Opener {
-    open: Box<dyn Fn(Known) -> Result<Database> + Send + Sync>,
-    /// Of the file, while it is open.
-    known: Known,
-    scanned: u64,
-}
-
-/// What a file of this length is opened with. A short one redb reads whole and compares with its checksums: what something
-/// else has altered is found before it is believed, or written over. Of a long one [`Salvage::verify`] finds it, in a tenth
-/// of the time.
-fn builder(length: u64, scanned: u64) -> Builder {
-    let mut builder = Builder::new();
-    builder.set_cache_size(CACHE);
-    builder.set_check_integrity_on_open(length > 0 && length <= scanned);
-    builder
-}
-
-impl Opener {
-    /// A file, made if it is not there.
-    pub(crate) fn file(path: &Path) -> Opener {
-        let path = PathBuf::from(path);
-        let known = Known::of(&path);
-        // Once in a life: after a fault it is the same file.
-        let verified = AtomicBool::new(false);
-        let open = move |facts: Known| {
-            let fresh = !path.exists();
-            // Records hold what clients put into environments and labels: nobody else reads them.
-            let end = Instant::now() + DYING;
-            let (mut database, length) = loop {
-                let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-                let file = file.map_err(|e| Error::io("metadata", "", "opening meta.redb", &e))?;
-                let Some(untouched) = Untouched::lock(file)? else {
-                    if Instant::now() < end {
-                        std::thread::sleep(LOOK);
-                        continue;
-                    }
-                    return Err(storage(DatabaseError::DatabaseAlreadyOpen));
-                };
-                if facts.doubt().is_raised() {
-                    facts.doubt().settle(&untouched.file()?)?;
-                    verified.store(false, Ordering::Relaxed);
-                    // What was noted of it is what memory had.
-                    continue;
-                }
-                let length = untouched.length();
-                // A short one redb reads whole itself.
-                if length > SCANNED && !verified.load(Ordering::Relaxed) {
-                    Salvage::of(untouched.file()?)?.verify()?;
-                    verified.store(true, Ordering::Relaxed);
-                }
-                let opened = untouched.open(|below| {
-                    let backend = Ahead::new(below, SCANNED, facts.clone());
-                    builder(length, SCANNED).create_with_backend(backend.map_err(StorageError::Io)?)
-                });
-                break (opened?, length);
-            };
-            if length > LARGE {
-                shrink(&mut database, length)?;
-            }
-            if fresh {
-                // A new file survives a power cut only once its directory is synced.
-                let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
-                File::open(parent)
-                    .and_then(|dir| dir.sync_all())
-                    .map_err(|e| Error::io("metadata", "", "syncing the directory of meta.redb", &e))?;
-            }
-            Ok(database)
-        };
-        Opener { open: Box::new(open), known, scanned: SCANNED }
-    }
-
-    /// What is readable of a damaged file: each time it is read anew.
-    pub(crate) fn salvaged(path: &Path) -> Opener {
-        let path = PathBuf::from(path);
-        let open = move |_| rebuild::readable(&path, SCANNED);
-        Opener { open: Box::new(open), known: Known::new(Arc::new(())), scanned: u64::MAX }
-    }
-
-    /// Memory.
-    pub(crate) fn memory() -> Opener {
-        let open = |_| builder(0, 0).create_with_backend(InMemoryBackend::new()).map_err(storage);
-        Opener { open: Box::new(open), known: Known::new(Arc::new(())), scanned: u64::MAX }
-    }
-
-    /// A file without a name, which goes with who opened it.
-    pub(crate) fn unnamed(dir: &Path) -> Opener {
-        let dir = PathBuf::from(dir);
-        let open = move |_| {
-            let file = File::options()
-                .read(true)
-                .write(true)
-                .custom_flags(OFlag::O_TMPFILE.bits())
-                .mode(0o600)
-                .open(&dir)
-                .map_err(|e| Error::io("metadata", dir.display(), "making a file for what is readable", &e))?;
-            builder(0, 0).create_with_backend(FileBackend::new(file).map_err(storage)?).map_err(storage)
-        };
-        Opener { open: Box::new(open), known: Known::new(Arc::new(())), scanned: u64::MAX }
-    }
-
-    /// Any backend: how tests come between the database and the disk.
-    #[cfg(test)]
-    pub(crate) fn backend<B: redb::StorageBackend>(
-        scanned: u64,
-        backend: impl Fn() -> B + Send + Sync + 'static,
-    ) -> Opener {
-        Opener::reserved(scanned, backend, Arc::new(()))
-    }
-
-    /// The same with room that is kept.
-    #[cfg(test)]
-    pub(crate) fn reserved<B: redb::StorageBackend>(
-        scanned: u64,
-        backend: impl Fn() -> B + Send + Sync + 'static,
-        reserve: Arc<dyn crate::reserve::Reserve>,
-    ) -> Opener {
-        let open = move |facts: Known| {
-            let backend = backend();
-            // A backend that can't say how long it is says so again, to redb.
-            let length = backend.len().unwrap_or(0);
-            let backend = Ahead::new(backend, scanned, facts).map_err(StorageError::Io).map_err(storage)?;
-            builder(length, scanned).create_with_backend(backend).map_err(storage)
-        };
-        Opener { open: Box::new(open), known: Known::new(reserve), scanned }
-    }
-}
-
 /// What readers and the lives of the writer share.
 pub(crate) struct Shared {
     opener: Opener,
     /// Readers borrow it under the lock for as long as beginning a read takes, so that taking it out here and
     /// dropping it in the writer closes the file at once.
     database: RwLock<Option<Arc<Database>>>,
+    /// Why it can't be opened.
+    closed: Mutex<Option<Error>>,
+    /// Why nothing is written, for as long as this daemon lives.
+    refusal: OnceLock<Error>,
     pub(crate) outbox: watch::Sender<u64>,
     pub(crate) changes: watch::Sender<Changes>,
     spared: Arc<Spared>,
@@ -222,6 +46,8 @@ impl Shared {
         Shared {
             opener,
             database: RwLock::new(None),
+            closed: Mutex::default(),
+            refusal: OnceLock::new(),
             outbox: watch::Sender::new(0),
             changes: watch::Sender::default(),
             spared: Arc::default(),
@@ -235,11 +61,28 @@ impl Shared {
 
     pub(crate) fn read(&self) -> Result<View> {
         let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
-        let database =
-            database.as_ref().ok_or_else(|| Error::unavailable("metadata", "", format!("is down and {COMES_BACK}")))?;
+        let database = database.as_ref().ok_or_else(|| self.down())?;
         let known = &self.opener.known;
         let txn = database.begin_read().map_err(|e| known.explain(storage(e)))?;
         Ok(View::new(txn, known.clone()))
+    }
+
+    fn down(&self) -> Error {
+        let why = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+        let why = why.as_ref().map_or(String::new(), |error| format!(": {}", error.message));
+        Error::unavailable("metadata", "", format!("is down and {COMES_BACK}{why}"))
+    }
+
+    /// Whether anything is.
+    pub(crate) fn writable(&self) -> Result<()> {
+        self.refusal.get().map_or(Ok(()), |error| Err(error.clone()))
+    }
+
+    /// From now on nothing is, since what is read is not all there is to it, or no disk takes it.
+    pub(crate) fn refuse(&self, why: Error) {
+        tracing::error!("{why}");
+        // Who was first has said it.
+        let _ = self.refusal.set(why);
     }
 
     /// Whether a commit is to be one that opens at once after a kill.
@@ -262,18 +105,29 @@ impl Shared {
     /// Opens the file and lets readers in. Where that takes room that a full disk doesn't have, the reserve is for it.
     pub(crate) fn open(self: &Arc<Shared>) -> Result<Store> {
         self.set(None);
-        loop {
-            match self.open_once() {
+        let opened = loop {
+            match self.open_once(&self.opener.open) {
                 Err(error) if error.code == Code::ResourceExhausted && self.known().give() => {}
-                opened => return opened,
+                opened => break opened,
             }
-        }
+        };
+        let opened = match (opened, &self.opener.frozen) {
+            (Err(error), Some(path)) if error.is_read_only_disk() => {
+                let what = "its file system is read-only, so nothing can be written, and what is on record is served; the \
+                            kernel's log may say why: mount it writable again, and restart the daemon";
+                let served = self.open_once(&|known| frozen(path, &known)).map_err(|why| why.context(&error.message));
+                served.inspect(|_| self.refuse(Error::failed_precondition("metadata", "", format!("{what}: {error}"))))
+            }
+            (opened, _) => opened,
+        };
+        *self.closed.lock().unwrap_or_else(PoisonError::into_inner) = opened.as_ref().err().cloned();
+        opened
     }
 
-    fn open_once(self: &Arc<Shared>) -> Result<Store> {
+    fn open_once(self: &Arc<Shared>, open: &dyn Fn(Known) -> Result<Database>) -> Result<Store> {
         // redb may panic over a file that something else has altered.
         let opened = catch_unwind(AssertUnwindSafe(|| {
-            let database = (self.opener.open)(self.opener.known.clone())?;
+            let database = open(self.opener.known.clone())?;
             prepare(&database, self.quick())?;
             let last =
                 records::events::last(&View::new(database.begin_read().map_err(storage)?, self.opener.known.clone()))?;
@@ -402,6 +256,10 @@ impl Store {
     /// has that error and [`Store::recover`] must be called before the next batch. On a full disk the jobs that leave
     /// less than there was are run again, with the reserve, unless the commit turns out to be there.
     pub(crate) fn commit(&mut self, writes: &[Write]) -> Vec<Result<()>> {
+        // They came before that was known.
+        if let Err(error) = self.shared.writable() {
+            return writes.iter().map(|_| Err(error.clone())).collect();
+        }
         self.ran = None;
         let mut done = self.attempt(writes, None);
         while let Err(error) = &done {
@@ -504,7 +362,7 @@ impl Store {
     }
 
     fn open_database(&self) -> Result<Arc<Database>> {
-        self.database.clone().ok_or_else(|| Error::unavailable("metadata", "", format!("is down and {COMES_BACK}")))
+        self.database.clone().ok_or_else(|| self.shared.down())
     }
 
     /// Tells who watches, and gives the answers.

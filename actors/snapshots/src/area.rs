@@ -285,6 +285,11 @@ impl Area {
         }
     }
 
+    /// Whether it is gone for good.
+    pub fn is_gone(&self, id: u64) -> bool {
+        matches!(self.look(id), Found::Gone)
+    }
+
     fn holds(&self, id: u64) -> bool {
         match open_dir(self.dir.as_fd(), &name(id)) {
             Ok(own) => self.driver.holds(own.as_fd()),
@@ -412,10 +417,11 @@ pub fn private_dir(path: &Path) -> Result<OwnedFd> {
     let failed = |e: std::io::Error| Error::io("directory", path.display(), "make a directory of the daemon", &e);
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
     let dir = open_path(path)?;
-    // It may be older than this rule, or made by hand.
-    std::fs::File::from(dir.try_clone().map_err(failed)?)
-        .set_permissions(std::fs::Permissions::from_mode(0o700))
-        .map_err(failed)?;
+    // It may be older than this rule, or made by hand. Where it is right a disk that is read-only will do.
+    let file = std::fs::File::from(dir.try_clone().map_err(failed)?);
+    if file.metadata().map_err(failed)?.permissions().mode() & 0o7777 != 0o700 {
+        file.set_permissions(std::fs::Permissions::from_mode(0o700)).map_err(failed)?;
+    }
     Ok(dir)
 }
 

@@ -149,7 +149,9 @@ impl Core {
             if snapshots::find(&view, &m.namespace, &m.driver, &m.key)?.is_some() {
                 return Err(Error::already_exists("snapshot", &m.key, snapshots::TAKEN));
             }
-            parents(&view, &m.namespace, &m.driver, m.parent.as_ref())?
+            let parents = parents(&view, &m.namespace, &m.driver, m.parent.as_ref())?;
+            there(&view, area, &m.namespace, m.parent.as_ref(), &parents)?;
+            parents
         };
         if parents.len() > DEPTH {
             let why =
@@ -201,6 +203,8 @@ impl Core {
         let view = self.meta.read()?;
         let record = snapshots::get(&view, ns, driver, key)?;
         let parents = parents(&view, ns, driver, record.parent.as_ref())?;
+        let area = &self.depot(driver)?.area;
+        there(&view, area, ns, record.parent.as_ref(), &parents)?;
         let (access, own) = match record.kind {
             Kind::Active => (Access::Write, Some(record.dir)),
             Kind::View => (Access::Read, parents.is_empty().then_some(record.dir)),
@@ -212,7 +216,7 @@ impl Core {
                 ));
             }
         };
-        Ok(self.depot(driver)?.area.mounts(access, own, &parents))
+        Ok(area.mounts(access, own, &parents))
     }
 
     /// What a snapshot holds, beside what it lies on, or what another one holds.
@@ -494,6 +498,11 @@ fn stage(area: &Arc<Area>, base: Option<u64>, turn: Turn) -> Result<Stage> {
 
 /// The directories of a snapshot's ancestors, the nearest first.
 pub fn parents(read: &dyn Read, ns: &Namespace, driver: &str, parent: Option<&Name>) -> Result<Vec<u64>> {
+    Ok(below(read, ns, driver, parent)?.iter().map(|snapshot| snapshot.dir).collect())
+}
+
+/// The ancestors of a snapshot, the nearest first.
+fn below(read: &dyn Read, ns: &Namespace, driver: &str, parent: Option<&Name>) -> Result<Vec<Snapshot>> {
     let Some(key) = parent else { return Ok(Vec::new()) };
     let Some(parent) = snapshots::find(read, ns, driver, key)? else {
         return Err(Error::not_found("snapshot", key, "the parent snapshot does not exist"));
@@ -502,7 +511,22 @@ pub fn parents(read: &dyn Read, ns: &Namespace, driver: &str, parent: Option<&Na
         return Err(Error::invalid("snapshot", key, "the parent snapshot is not committed: commit it first"));
     }
     let above = snapshots::ancestors(read, ns, &parent)?;
-    Ok(std::iter::once(&parent).chain(&above).map(|snapshot| snapshot.dir).collect())
+    Ok(std::iter::once(parent).chain(above).collect())
+}
+
+/// `data_loss` where a tree that is shown of these ancestors is gone: which, and what to do.
+fn there(read: &dyn Read, area: &Area, ns: &Namespace, parent: Option<&Name>, dirs: &[u64]) -> Result<()> {
+    // Where each is a copy of what is below it, that may go.
+    let shown = if area.driver().detached() { dirs.len() } else { dirs.len().min(1) };
+    let Some(lost) = dirs[..shown].iter().find(|dir| area.is_gone(**dir)) else { return Ok(()) };
+    let driver = area.driver().name();
+    let all = below(read, ns, driver, parent)?;
+    let key = all.iter().find(|one| one.dir == *lost).map_or("", |one| one.key.as_str());
+    let why = format!(
+        "its tree (driver {driver}, namespace {ns}) is gone from the disk: `coffer system check --repair`, or pulling or \
+         importing the image again, unpacks an image's layer anew; remove any other, and make it again"
+    );
+    Err(Error::data_loss("snapshot", key, why))
 }
 
 /// What a snapshot shows, read-only and mounted nowhere.
@@ -512,6 +536,7 @@ fn shown(read: &dyn Read, area: &Area, ns: &Namespace, record: &Snapshot) -> Res
         return Err(Error::failed_precondition("snapshot", &record.key, why));
     }
     let parents = parents(read, ns, &record.driver, record.parent.as_ref())?;
+    there(read, area, ns, record.parent.as_ref(), &parents)?;
     let own = record.kind != Kind::View || parents.is_empty();
     let dirs: Vec<u64> = own.then_some(record.dir).into_iter().chain(parents).collect();
     whole(area, &dirs)?.ok_or_else(|| Error::internal("snapshot", &record.key, "has no tree"))

@@ -13,12 +13,8 @@ use crate::{
 
 impl Ctx {
     async fn check(&self, repair: bool) -> Result<Vec<Finding>> {
-        let mut found = Findings::default();
+        let mut found = Findings::beside(self.deps.metadata.writable().is_ok());
         let (bundles, logs) = self.deps.layout.kept();
-        let told = |what: &str| match repair {
-            true => format!("{what}: it was removed"),
-            false => format!("{what}: --repair removes it"),
-        };
         // Whose the bundles are must be known of each task.
         let blind = recover::all(&self.deps)?.blind;
         for (ns, id) in bundles.into_iter().filter(|_| !blind) {
@@ -28,10 +24,8 @@ impl Ctx {
             if !dir.exists() || self.has_task(&ns, &id)? {
                 continue;
             }
-            if repair {
-                layout::remove(&dir)?;
-            }
-            found.add(Fault::BundleUnrecorded, format!("task/{ns}/{id}"), told("no task has this bundle"), repair);
+            let removed = repair.then(|| layout::remove(&dir));
+            found.stray(Fault::BundleUnrecorded, format!("task/{ns}/{id}"), "no task has this bundle", removed);
         }
         for (ns, id) in logs {
             let _turn = self.turn(&ns, &id).await;
@@ -39,10 +33,8 @@ impl Ctx {
             if !dir.exists() || containers::exists(&self.deps.metadata.read()?, &ns, &id)? {
                 continue;
             }
-            if repair {
-                layout::remove(&dir)?;
-            }
-            found.add(Fault::LogUnrecorded, format!("log/{ns}/{id}"), told("no container has this log"), repair);
+            let removed = repair.then(|| layout::remove(&dir));
+            found.stray(Fault::LogUnrecorded, format!("log/{ns}/{id}"), "no container has this log", removed);
         }
         Ok(found.done())
     }

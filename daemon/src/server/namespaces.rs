@@ -129,9 +129,10 @@ impl namespaces::Server for Namespaces {
 
 async fn remove(services: &Services, authority: &Authority, name: Name) -> cofferdam_types::Result<()> {
     let write = move |tx: &mut cofferdam_metadata::Tx<'_>| records::delete(tx, &name);
+    let removing = services.content.removing().await;
     let emptied = services.metadata.write(authority, write).await?;
     // It is gone. What can't be removed now the next start sweeps.
-    if let Err(error) = services.content.discard(emptied.blobs).await {
+    if let Err(error) = services.content.discard(emptied.blobs, removing).await {
         tracing::warn!(%error, "blobs of a removed namespace stay until the next start");
     }
     for snapshot in emptied.snapshots {

@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use cofferdam_client::PullOptions;
+use cofferdam_client::{PullOptions, channel};
 use cofferdam_integration::{bounded, images};
 use cofferdam_types::Code;
 use serde_json::Value;
@@ -146,5 +146,35 @@ fn of_an_index_what_is_here_or_one_platform_alone() {
         let all = dir.path().join("all");
         export(&world, &[&name], "", &all).await;
         assert!(members(&all).len() > members(&whole).len());
+    });
+}
+
+/// A byte, in a layer that has its size still. An archive of it is nobody's backup.
+#[test]
+fn what_the_disk_has_changed_is_no_part_of_an_archive() {
+    bounded(async {
+        let dir = tempfile::tempdir().unwrap();
+        let world = World::start().await;
+        let name = import(&world, "test/changed", "stack").await;
+        let digest = world.ns.images().get(&name).detail("").await.unwrap().layers[0].digest.clone();
+        let path = world.daemon.root().join("content/blobs/sha256").join(digest.hex());
+        let good = std::fs::read(&path).unwrap();
+        let mut bad = good.clone();
+        bad[good.len() / 2] ^= 1;
+        let read = async || {
+            let (sink, mut chunks) = channel();
+            let reading = world.ns.content().get(&digest.to_string()).read(0, 0, &sink);
+            drop(sink);
+            let taken = async { while chunks.next().await.is_some() {} };
+            tokio::join!(reading, taken).0
+        };
+        read().await.unwrap();
+        std::fs::write(&path, &bad).unwrap();
+        assert_eq!(read().await.unwrap_err().code, Code::DataLoss);
+        let file = File::create(dir.path().join("archive")).unwrap();
+        let error = world.ns.images().export_fd(&[&name], "", file.into()).wait().await.unwrap_err();
+        assert_eq!(error.code, Code::DataLoss, "{error}");
+        let said = world.daemon.coffer(&["system", "check"]);
+        assert!(String::from_utf8_lossy(&said.stdout).contains("blob-damaged"), "{said:?}");
     });
 }

@@ -1,6 +1,6 @@
 //! A disk that somebody else has filled: whatever is to be removed can be, and an error says whose the bytes are.
 
-use std::{fs, os::unix::fs::MetadataExt as _, path::PathBuf};
+use std::{fs, os::unix::fs::MetadataExt as _, path::PathBuf, process::Command};
 
 use cofferdam_integration::{BUSYBOX, Daemon, bounded, btrfs_disk, fill, images, small_disk, small_disk_with, until};
 use cofferdam_types::{Code, Error, Labels};
@@ -210,5 +210,46 @@ fn a_full_disk_is_collected_and_what_was_refused_succeeds() {
     });
     let said = ingest("second");
     assert_eq!(said.code, 0, "{said:?}");
+    well(&daemon);
+}
+
+/// As after an error of the disk: what is on record is served, each refusal says why, and a daemon that starts there does the same.
+#[test]
+fn what_is_on_a_disk_that_turns_read_only_is_served() {
+    let daemon = small_disk(96, 8192);
+    import(&daemon, BUSYBOX);
+    idle(&daemon, "box");
+    let blob = ok(&daemon, &["content", "ls", "-q"]).lines().next().unwrap().to_owned();
+    let served = || {
+        assert_eq!(ok(&daemon, &["ps", "-q"]), "box\n");
+        assert_eq!(ok(&daemon, &["image", "ls", "-q"]).lines().count(), 1);
+        ok(&daemon, &["content", "get", &blob]);
+        let said = say(&daemon, &["lease", "create", "refused"]);
+        assert!(said.code != 0 && said.err.contains("read-only"), "{said:?}");
+        assert!(!said.err.contains("started again"), "{said:?}");
+        let status = say(&daemon, &["system", "status"]);
+        assert!(status.out.contains("degraded") && status.out.contains("read-only"), "{status:?}");
+        let check = say(&daemon, &["system", "check"]);
+        assert!(check.out.contains("read-only") && !check.out.contains("unchecked"), "{check:?}");
+    };
+    let root = daemon.root();
+    let root = root.to_str().unwrap();
+    let mount = |args: &[&str]| assert!(Command::new("mount").args(args).status().unwrap().success(), "mount {args:?}");
+    mount(&["-o", "remount,abort", root]);
+    until("it is known", || {
+        say(&daemon, &["lease", "create", "refused"]).err.contains("restart the daemon").then_some(())
+    });
+    served();
+    daemon.restart();
+    served();
+    assert_eq!(daemon.log().matches("can't be put on record").count(), 0);
+
+    // Another one finds all that was acknowledged, once it can be written again.
+    daemon.kill9();
+    while nix::mount::umount2(root, nix::mount::MntFlags::MNT_DETACH).is_ok() {}
+    mount(&["-o", "loop", daemon.path().join("disk").to_str().unwrap(), root]);
+    daemon.restart();
+    assert_eq!(ok(&daemon, &["ps", "-q"]), "box\n");
+    ok(&daemon, &["rm", "-f", "box"]);
     well(&daemon);
 }

@@ -53,8 +53,9 @@ fn an_event_counts_as_moved_when_the_disk_has_it() {
         let dir = tempfile::tempdir().unwrap();
         let disk = Mounted::start(dir.path(), MIB, "mkfs.ext4");
         let (there, whole) = (disk.top().join("events"), dir.path().join("whole"));
-        let open =
-            |dir: &Path| Journal::open(File::open(dir).unwrap().into(), cofferdam_events::RETENTION, u64::MAX).unwrap();
+        let open = |dir: &Path| {
+            Journal::open(File::open(dir).unwrap().into(), cofferdam_events::RETENTION, u64::MAX, 0).unwrap()
+        };
         let events: Vec<_> = [1, 2, 3, next].map(event).into();
         for (dir, events) in [(&there, &events[..3]), (&whole, &events[..])] {
             fs::create_dir(dir).unwrap();

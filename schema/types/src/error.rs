@@ -171,6 +171,12 @@ impl Error {
             && self.message.contains(&std::io::Error::from_raw_os_error(ENOSPC).to_string())
     }
 
+    /// Whether a file system takes nothing at all.
+    pub fn is_read_only_disk(&self) -> bool {
+        const EROFS: i32 = 30;
+        self.message.contains(&std::io::Error::from_raw_os_error(EROFS).to_string())
+    }
+
     /// The form that crosses the wire.
     pub fn to_reason(&self) -> String {
         let id = utf8_percent_encode(&self.id, ID);

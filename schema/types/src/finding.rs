@@ -39,6 +39,8 @@ pub enum Fault {
     LogUnrecorded,
     /// The audit log is not what was written.
     AuditBroken,
+    /// The journal of events is not what was written.
+    JournalDamaged,
     /// A part of the check ended early, or couldn't look at something.
     Unchecked,
     /// There are more of a kind than are told.
@@ -66,6 +68,7 @@ impl Fault {
             Fault::BundleUnrecorded => "bundle-unrecorded",
             Fault::LogUnrecorded => "log-unrecorded",
             Fault::AuditBroken => "audit-broken",
+            Fault::JournalDamaged => "journal-damaged",
             Fault::Unchecked => "unchecked",
             Fault::More => "more",
         }
@@ -91,11 +94,18 @@ pub struct Finding {
 pub struct Findings {
     list: Vec<Finding>,
     more: u64,
+    /// Whether records may be lost, and nothing can be removed.
+    frozen: bool,
 }
 
 impl Findings {
     /// How many are told.
     const MOST: usize = 10_000;
+
+    /// Of a check beside records that can be written, or can't: what has no record may then be what lost ones told of.
+    pub fn beside(writable: bool) -> Findings {
+        Findings { frozen: !writable, ..Findings::default() }
+    }
 
     /// One more.
     pub fn add(&mut self, fault: Fault, id: impl ToString, message: impl Into<String>, repaired: bool) {
@@ -115,6 +125,7 @@ impl Findings {
     /// Something that nobody has, and what became of it where it was to be removed.
     pub fn stray(&mut self, fault: Fault, id: impl ToString, what: &str, removed: Option<Result<()>>) {
         let (then, repaired) = match removed {
+            None if self.frozen => ("it stays as long as meta.redb can't be written".to_owned(), false),
             None => ("--repair removes it".to_owned(), false),
             Some(Ok(())) => ("it was removed".to_owned(), true),
             Some(Err(error)) => (format!("it can't be removed: {error}"), false),
@@ -135,6 +146,16 @@ impl Findings {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn where_records_may_be_lost_nobody_is_told_to_remove_what_has_none() {
+        for (writable, then) in [(true, "--repair removes it"), (false, "it stays")] {
+            let mut found = Findings::beside(writable);
+            found.stray(Fault::BlobUnrecorded, 1, "no namespace has it", None);
+            let message = &found.done()[0].message;
+            assert!(message.contains(then), "{message}");
+        }
+    }
 
     #[test]
     fn what_is_left_out_is_counted() {

@@ -75,10 +75,12 @@ interface Blob @0xdb6f8e135c0a7294 {
 
   read @1 (offset :UInt64, length :UInt64, sink :Common.ByteStream) -> () $Common.needs("read");
   # Writes the bytes into your sink and ends it; returns behind that. A length of 0 is "to the end"; beyond the end:
-  # out_of_range.
+  # out_of_range. Who reads all of them has them compared with the digest meanwhile: where the disk has changed them it is data_loss
+  # before the last ones, and the blob counts as damaged.
 
   readFd @2 (offset :UInt64, length :UInt64, sink :Common.Fd) -> () $Common.needs("read");
-  # The twin: writes into a pipe, socket or file of yours; returns when all is written.
+  # The twin: writes into a pipe, socket or file of yours; returns when all is written. The kernel may move the bytes without
+  # anybody reading them: they are not compared with the digest.
 
   update @3 (labels :List(Label), fields :List(Text)) -> (info :BlobInfo) $Common.needs("write") $Common.audit("none");
   # Takes from `labels` what is named: "labels", "labels.KEY"; where an entry is absent it is removed. Without names all of

@@ -6,6 +6,73 @@ use cofferdam_types::Fault;
 
 use super::*;
 
+/// The record of a blob goes in a commit of somebody else's, the file behind it: in between neither is a contradiction.
+#[test]
+fn what_another_is_just_removing_is_no_contradiction() {
+    run(|rig| async move {
+        let digest = rig.put(&rig.ns, b"removed").await;
+        for repair in [false, true] {
+            let removing = rig.content.removing().await;
+            let (ns, id) = (rig.ns.clone(), digest.clone());
+            let gone = rig.meta.write(&rig.auth, move |tx| records::content::delete(tx, &ns, &id)).await;
+            assert!(gone.unwrap());
+            let store = rig.content.store().clone();
+            let check = std::thread::spawn(move || store.check(repair));
+            while !rig.content.store().is_awaited() {
+                if check.is_finished() {
+                    panic!("it was told: {:?}", check.join());
+                }
+                std::thread::yield_now();
+            }
+            rig.content.discard(vec![digest.clone()], removing).await.unwrap();
+            assert_eq!(check.join().unwrap(), []);
+            assert!(!rig.blob(&digest).exists());
+            rig.put(&rig.ns, b"removed").await;
+        }
+        // Checks that wait take no thread from who has to end first.
+        let removing = rig.content.removing().await;
+        fs::write(rig.blob(&sha(b"stray")), "stray").unwrap();
+        let checks: Vec<_> = (0..8).map(|_| rig.content.clone()).collect();
+        let checks: Vec<_> =
+            checks.into_iter().map(|content| actix_rt::spawn(async move { content.check(false).await })).collect();
+        while !rig.content.store().is_awaited() {
+            actix_rt::task::yield_now().await;
+        }
+        rig.content.discard(vec![digest], removing).await.unwrap();
+        for check in checks {
+            assert_eq!(check.await.unwrap().unwrap().len(), 1);
+        }
+        rig
+    });
+}
+
+/// Bytes of the right number are no sign: who reads all of them is told, and everybody knows from then on.
+#[test]
+fn who_reads_all_of_a_blob_finds_what_the_disk_has_changed() {
+    run(|rig| async move {
+        let bytes: Vec<u8> = (0..100_000u32).map(|n| (n % 251) as u8).collect();
+        let (digest, nothing) = (rig.put(&rig.ns, &bytes).await, rig.put(&rig.ns, b"").await);
+        let all = |digest: &Digest| {
+            let (mut whole, mut all) = (rig.content.whole(&rig.ns, digest).unwrap(), Vec::new());
+            // It ends where the blob does, for who counts and for who reads on.
+            let counted = (&mut whole).take(bytes.len() as u64).read_to_end(&mut all);
+            counted.and_then(|_| whole.read_to_end(&mut all)).map(|_| all)
+        };
+        assert_eq!(all(&digest).unwrap(), bytes);
+        assert_eq!(all(&nothing).unwrap(), b"");
+        assert_eq!(rig.content.check(false).await.unwrap(), []);
+        let mut changed = bytes.clone();
+        changed[60_000] ^= 1;
+        fs::write(rig.blob(&digest), changed).unwrap();
+        let error = all(&digest).unwrap_err();
+        let error = error.get_ref().and_then(|e| e.downcast_ref::<cofferdam_types::Error>()).unwrap();
+        assert_eq!((error.code, &error.id), (Code::DataLoss, &digest.to_string()));
+        let found = rig.content.check(false).await.unwrap();
+        assert_eq!(found.iter().map(|one| one.fault).collect::<Vec<_>>(), [Fault::BlobDamaged]);
+        rig
+    });
+}
+
 #[test]
 fn a_check_tells_both_ways_and_spares_what_is_under_way() {
     run(|rig| async move {
@@ -203,5 +270,28 @@ fn what_cant_be_put_right_is_told_and_ends_no_check() {
         assert_eq!((&found[1].id, &found[4].id), (&format!("blob/{}", blobs[1]), &format!("blob/{}", blobs[0])));
         fs::remove_dir(rig.blob(&blobs[0])).unwrap();
         rig
+    });
+}
+
+/// A disk that takes nothing: what is there is read.
+#[test]
+fn a_store_on_a_disk_that_is_read_only_is_read() {
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+    run(|rig| async move {
+        let none = None::<&str>;
+        let freeze = |dir: &std::path::Path| {
+            mount(Some(dir), dir, none, MsFlags::MS_BIND, none).unwrap();
+            mount(none, dir, none, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, none).unwrap();
+        };
+        let digest = rig.put(&rig.ns, b"kept").await;
+        fs::write(rig.blob(&sha(b"stray")), "stray").unwrap();
+        let rig = rig.restart(|rig| freeze(rig.dir.path())).await;
+        assert_eq!(rig.content.read_verified(&rig.ns, &digest, 10).unwrap(), b"kept");
+        let put = rig.content.put_bytes(&rig.auth, &rig.ns, Algorithm::Sha256, b"new".to_vec(), Labels::new());
+        assert!(put.await.is_err());
+        let found = rig.content.check(false).await.unwrap();
+        let [stray] = &found[..] else { panic!("{found:?}") };
+        assert!(stray.fault == Fault::BlobUnrecorded && !stray.message.contains("--repair"), "{stray:?}");
+        rig.restart(|rig| umount2(rig.dir.path(), MntFlags::MNT_DETACH).unwrap()).await
     });
 }

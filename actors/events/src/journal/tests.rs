@@ -22,7 +22,12 @@ fn small() -> Retention {
 }
 
 fn open_with(dir: &Path, retention: Retention, committed: u64) -> Result<Journal> {
-    Journal::open(fs::File::open(dir).unwrap().into(), retention, committed)
+    Journal::open(fs::File::open(dir).unwrap().into(), retention, committed, 0)
+}
+
+/// The same of which so many were acknowledged.
+fn open_taken(dir: &Path, taken: u64) -> Journal {
+    Journal::open(fs::File::open(dir).unwrap().into(), RETENTION, taken, taken).unwrap()
 }
 
 fn open(dir: &Path) -> Journal {
@@ -130,6 +135,71 @@ fn a_flipped_bit_is_found_and_the_loss_is_told_as_a_gap() {
     let expected: Vec<u64> = (1..=60).filter(|sequence| !(from..=to).contains(sequence)).collect();
     assert_eq!(seen, expected);
     assert_eq!(drain(&open(dir.path()), 1, 4), (seen, gaps), "the same after a restart");
+}
+
+// What was acknowledged is nowhere else: a byte of it that the disk has changed costs that event, wherever it is, and not
+// those behind it.
+#[test]
+fn a_changed_byte_of_what_was_acknowledged_takes_nothing_else_with_it() {
+    let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+    open_taken(dir.path(), 0).append(&events(1..=9)).unwrap();
+    let path = segments(dir.path()).pop().unwrap();
+    let whole = fs::read(&path).unwrap();
+    assert_eq!(open_taken(dir.path(), 9).damage().unwrap(), []);
+    // Where each record begins.
+    let mut starts = vec![HEAD as usize];
+    while let Some(len) = whole.get(starts[starts.len() - 1]..).and_then(|rest| rest.first_chunk::<4>()) {
+        starts.push(starts[starts.len() - 1] + RECORD_HEAD + u32::from_le_bytes(*len) as usize);
+    }
+    assert_eq!((starts.len(), starts[9]), (10, whole.len()));
+    for at in 0..whole.len() {
+        let mut bytes = whole.clone();
+        // A garbage version can't be told from a newer one.
+        bytes[at] = if at == 7 { 0 } else { bytes[at] ^ 0x10 };
+        fs::write(&path, &bytes).unwrap();
+        let hit = starts.iter().filter(|start| **start <= at).count() as u64;
+        let length = hit > 0 && at - starts[hit as usize - 1] < 4;
+        let lost: Vec<u64> = match hit {
+            0 => vec![],
+            // Behind a length that is wrong nothing is found.
+            hit if length => (hit..=9).collect(),
+            hit => vec![hit],
+        };
+        let kept: Vec<u64> = (1..=9).filter(|n| !lost.contains(n)).collect();
+        // More than once: what is there stays as it is.
+        for _ in 0..2 {
+            let journal = open_taken(dir.path(), 9);
+            assert_eq!(drain(&journal, 1, 4).0, kept, "byte {at}");
+            let told: Vec<u64> = journal.damage().unwrap().iter().map(|one| one.lost[0].0).collect();
+            assert_eq!(told, if hit == 0 { vec![] } else { vec![hit] }, "byte {at}");
+        }
+        assert!(fs::read(&path).unwrap() == bytes, "byte {at}");
+        let journal = open_taken(dir.path(), 9);
+        journal.append(&events(10..=11)).unwrap();
+        for journal in [journal, open_taken(dir.path(), 11)] {
+            let gaps: Vec<_> = lost.first().zip(lost.last()).map(|(from, to)| (*from, *to)).into_iter().collect();
+            assert_eq!(drain(&journal, 1, 4), ([&kept[..], &[10, 11]].concat(), gaps), "byte {at}");
+        }
+        segments(dir.path()).iter().for_each(|path| fs::remove_file(path).unwrap());
+    }
+}
+
+// Of one batch the disk may have the end and not the beginning, when the power goes: what the outbox still has is no damage.
+#[test]
+fn what_was_not_acknowledged_is_cut_off_also_where_whole_records_lie_behind_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open_taken(dir.path(), 0);
+    journal.append(&events(1..=3)).unwrap();
+    let length = fs::metadata(segments(dir.path()).pop().unwrap()).unwrap().len() as usize;
+    journal.append(&events(4..=6)).unwrap();
+    let path = segments(dir.path()).pop().unwrap();
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[length + RECORD_HEAD] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let journal = Journal::open(fs::File::open(dir.path()).unwrap().into(), RETENTION, 6, 3).unwrap();
+    assert_eq!((journal.last(), journal.damage().unwrap()), (3, vec![]));
+    journal.append(&events(4..=6)).unwrap();
+    assert_eq!(drain(&journal, 1, 10), ((1..=6).collect(), vec![]));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use cofferdam_types::{Digest, Error, GrantId, GrantId, Name, Namespace, Result, Timestamp};
+use cofferdam_types::{Digest, Error, GrantId, Name, Namespace, Result, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::{Record, namespaces};

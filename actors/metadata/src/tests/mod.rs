@@ -7,6 +7,7 @@ mod credentials;
 mod damage;
 mod disk;
 mod formats;
+mod frozen;
 mod gc;
 mod leases;
 mod rebuild;
@@ -27,7 +28,8 @@ use cofferdam_types::{Algorithm, Authority, Code, Digest, Error, Id, Labels, Nam
 use crate::{
     Tx, View,
     messages::{Patience, Write},
-    store::{Opener, Shared, Store},
+    opener::Opener,
+    store::{Shared, Store},
 };
 
 /// A directory in memory, where there is such: for files that are written anew hundreds of times, and never lose their power.

@@ -2,6 +2,8 @@
 
 use cofferdam_types::{Fault, Findings};
 
+use std::time::{Duration, Instant};
+
 use super::{
     held::{LOOK, LOOKS},
     *,
@@ -9,20 +11,23 @@ use super::{
 
 impl Area {
     /// See [`Area::sweep`], which does at each start what this tells and, with `repair`, does. Gives the ids of committed
-    /// trees that are gone: what to do about them is up to the records.
+    /// trees that are gone: what to do about them is up to the records. `still`: nobody removes anything.
     pub fn check(
         &self,
         known: impl FnOnce() -> Result<BTreeMap<u64, Known>>,
         repair: bool,
+        still: bool,
         found: &mut Findings,
     ) -> Result<Vec<u64>> {
         let driver = self.driver.name();
         let there = numbers(self.dir.as_fd())?;
         let live = lock(&self.live).clone();
         let known = known()?;
+        // Who has just removed a record throws its directory away at once. One wait is enough for all of them.
+        let end = Instant::now() + if still { Duration::ZERO } else { LOOK * LOOKS };
         for id in there.iter().filter(|id| !known.contains_key(id) && !live.contains(id)) {
             let place = format!("snapshot/{driver}/{id}");
-            match self.stays(*id) {
+            match self.stays(*id, end) {
                 Ok(false) => {}
                 Ok(true) => {
                     let removed = repair.then(|| self.discard(*id));
@@ -51,7 +56,13 @@ impl Area {
                 (Found::Closed(error), record) => {
                     let again = repair && record == Known::Content;
                     let shown = again && self.shown(id).is_ok();
-                    let then = if shown { "by now it can" } else { "it stays as it is" };
+                    let then = match (shown, record) {
+                        (true, _) => "by now it can",
+                        (_, Known::Content) if !repair && !still => {
+                            "--repair tries again, and unpacks an image's layer again that can't be mounted"
+                        }
+                        _ => "it stays as it is",
+                    };
                     let what = format!("its tree can't be opened, and may be whole: {error}: {then}");
                     found.add(Fault::SnapshotUnreadable, format!("snapshot/{driver}/{id}"), what, shown);
                     continue;
@@ -73,15 +84,15 @@ impl Area {
         Ok(lost)
     }
 
-    /// Whether a directory without a record is nobody's: who has just removed the record throws it away at once.
-    fn stays(&self, id: u64) -> Result<bool> {
-        for _ in 0..LOOKS {
-            if !self.nobodys(id)? {
-                return Ok(false);
+    /// Whether a directory without a record is nobody's then, and now.
+    fn stays(&self, id: u64, end: Instant) -> Result<bool> {
+        while self.nobodys(id)? {
+            if Instant::now() >= end {
+                return Ok(true);
             }
             std::thread::sleep(LOOK);
         }
-        self.nobodys(id)
+        Ok(false)
     }
 
     fn nobodys(&self, id: u64) -> Result<bool> {
@@ -118,13 +129,23 @@ mod tests {
             let known =
                 [(8, Known::Content), (900, Known::Scratch(None)), (901, Known::Content), (902, Known::Nothing)];
             let mut found = Findings::default();
-            let lost = area.check(|| Ok(BTreeMap::from(known)), repair, &mut found).unwrap();
+            let lost = area.check(|| Ok(BTreeMap::from(known)), repair, false, &mut found).unwrap();
             assert_eq!(lost, [901], "8 was removed just now");
             found.done().into_iter().map(|one| (one.fault, one.repaired)).collect::<Vec<_>>()
         };
         assert_eq!(check(false), [(Fault::SnapshotUnrecorded, false), (Fault::SnapshotMissing, false)]);
         assert_eq!(check(true), [(Fault::SnapshotUnrecorded, true), (Fault::SnapshotMissing, true)]);
         assert_eq!(check(false), []);
+        // However many there are, one wait is enough; and none where nobody removes anything.
+        for id in 10..16 {
+            fs::create_dir_all(base.join(format!("{id}/fs"))).unwrap();
+        }
+        for (still, most) in [(false, LOOK * LOOKS * 2), (true, LOOK * LOOKS)] {
+            let (mut found, begun) = (Findings::default(), Instant::now());
+            area.check(|| Ok(BTreeMap::new()), still, still, &mut found).unwrap();
+            assert_eq!(found.done().len(), 6);
+            assert!(begun.elapsed() < most, "{:?}", begun.elapsed());
+        }
         // What isn't a directory by now can't be opened, and is neither gone nor to be replaced.
         fs::remove_dir_all(base.join("900/fs")).unwrap();
         fs::create_dir_all(base.join("901")).unwrap();
@@ -133,7 +154,7 @@ mod tests {
         }
         let mut found = Findings::default();
         let known = [(900, Known::Scratch(None)), (901, Known::Content)];
-        let lost = area.check(|| Ok(BTreeMap::from(known)), true, &mut found).unwrap();
+        let lost = area.check(|| Ok(BTreeMap::from(known)), true, true, &mut found).unwrap();
         let told: Vec<_> = found.done().into_iter().map(|one| (one.fault, one.repaired)).collect();
         assert_eq!((lost, told), (vec![], vec![(Fault::SnapshotUnreadable, false); 2]));
         assert!(base.join("900/fs").is_file() && base.join("901/fs").is_file());
@@ -154,7 +175,7 @@ mod tests {
         let none = None::<&str>;
         mount(Some("none"), &base.join("7"), Some("tmpfs"), MsFlags::empty(), none).unwrap();
         let mut found = Findings::default();
-        let lost = area.check(|| Ok(BTreeMap::from([(901, Known::Content)])), true, &mut found);
+        let lost = area.check(|| Ok(BTreeMap::from([(901, Known::Content)])), true, true, &mut found);
         umount2(&base.join("7"), MntFlags::MNT_DETACH).unwrap();
         let told: Vec<_> = found.done().into_iter().map(|one| (one.fault, one.repaired)).collect();
         assert_eq!(told, [(Fault::SnapshotUnrecorded, false), (Fault::SnapshotUnrecorded, true)]);
@@ -205,7 +226,7 @@ mod tests {
         let driver = Box::new(Shut(base, AtomicBool::new(false)));
         let area = Area::open(dir.path(), driver, trash, 0, Box::new(|_| Ok(true))).unwrap();
         let mut found = Findings::default();
-        let lost = area.check(|| Ok(BTreeMap::from([(901, Known::Content)])), false, &mut found).unwrap();
+        let lost = area.check(|| Ok(BTreeMap::from([(901, Known::Content)])), false, true, &mut found).unwrap();
         let told: Vec<_> = found.done().into_iter().map(|one| one.fault).collect();
         assert_eq!((lost, told), (vec![], vec![Fault::SnapshotUnreadable]));
     }

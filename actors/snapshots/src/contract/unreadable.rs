@@ -185,3 +185,78 @@ fn a_record_that_cant_be_dropped_keeps_no_other_from_it() {
         world.kernel.stop().await;
     });
 }
+
+/// What is told of a tree that is gone names its snapshot and what to do. Nothing is put on it, nor shown of it.
+#[test]
+fn what_lies_on_a_lost_tree_is_refused_by_the_name_of_that() {
+    run(async {
+        let world = World::on(Disk::btrfs()).await;
+        for driver in DRIVERS {
+            let suite = Suite { world: &world, driver };
+            suite.layer("low", None, |m| m.write("f", "low")).await;
+            suite.layer("high", Some("low"), |m| m.write("g", "high")).await;
+            suite.prepare("on-high", Some("high")).await.unwrap();
+            let copies = !world.snapshots.detached(driver).unwrap();
+            let (tree, away) = (dir(&world, driver, "low"), dir(&world, driver, "low").with_file_name("away"));
+            fs::rename(&tree, &away).unwrap();
+            let (auth, ns) = (Authority::system(), Namespace::default_namespace());
+            let [new, on_high, low, high] = ["new", "on-high", "low", "high"].map(|key| Name::new(key).unwrap());
+            for parent in [&low, &high] {
+                let prepare = world.snapshots.prepare(&auth, &ns, driver, &new, Some(parent), Labels::new()).await;
+                let view = Name::new(format!("view-of-{parent}")).unwrap();
+                let view = world.snapshots.view(&auth, &ns, driver, &view, Some(parent), Labels::new()).await;
+                if copies && *parent == high {
+                    assert!(prepare.is_ok() && view.is_ok(), "{driver}: it has a copy");
+                    continue;
+                }
+                for refused in [prepare, view] {
+                    let error = refused.unwrap_err();
+                    assert_eq!((error.code, error.id.as_str()), (Code::DataLoss, "low"), "{driver}: {error}");
+                    for said in [driver, "default", "check --repair", "pulling"] {
+                        assert!(error.message.contains(said), "{error}");
+                    }
+                }
+            }
+            let mounts = world.snapshots.mounts(&ns, driver, &on_high);
+            assert_eq!(mounts.err().map(|error| error.code), (!copies).then_some(Code::DataLoss), "{driver}");
+            let told: Vec<_> = world.snapshots.check(false).await.unwrap();
+            let [lost] = &told[..] else { panic!("{told:?}") };
+            assert!(lost.fault == Fault::SnapshotLost && lost.message.contains("low of namespace default"), "{lost:?}");
+            let told: Vec<_> = world.snapshots.check(true).await.unwrap();
+            let [lost] = &told[..] else { panic!("{told:?}") };
+            assert!(!lost.repaired && lost.message.contains("high"), "{lost:?}");
+            fs::rename(&away, &tree).unwrap();
+        }
+    });
+}
+
+/// A disk that takes nothing: what there is is told, and nothing is waited for.
+#[test]
+fn snapshots_on_a_disk_that_is_read_only_are_served() {
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+    run(async {
+        let world = World::start().await;
+        for driver in ["overlay", "native", "erofs"] {
+            let suite = Suite { world: &world, driver };
+            suite.layer("layer", None, |m| m.write("f", "kept")).await;
+            suite.prepare("on-it", Some("layer")).await.unwrap();
+        }
+        let world = restart(world, |root| {
+            let none = None::<&str>;
+            mount(Some(root), root, none, MsFlags::MS_BIND, none).unwrap();
+            mount(none, root, none, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, none).unwrap();
+        })
+        .await;
+        for driver in ["overlay", "native", "erofs"] {
+            let suite = Suite { world: &world, driver };
+            assert_eq!(suite.stat("on-it").unwrap().parent, Some(name("layer")));
+            assert!(suite.prepare("new", Some("layer")).await.is_err());
+        }
+        let told = world.snapshots.check(false).await.unwrap();
+        // What was made ahead has no record, and nobody mounts anything.
+        let faults = [Fault::SnapshotUnrecorded, Fault::SnapshotUnreadable];
+        assert!(told.iter().all(|one| faults.contains(&one.fault) && !one.message.contains("--repair")), "{told:?}");
+        let world = restart(world, |root| umount2(root, MntFlags::MNT_DETACH).unwrap()).await;
+        assert_eq!(world.snapshots.check(false).await.unwrap(), []);
+    });
+}

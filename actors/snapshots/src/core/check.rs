@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cofferdam_metadata::records::check;
-use cofferdam_types::{Authority, Code, Error, Fault, Finding, Findings};
+use cofferdam_types::{Authority, Code, Error, Fault, Finding, Findings, Name, Namespace};
 
 use super::{Arc, Area, Core, Metadata, Result, known};
 use crate::messages::Check;
@@ -19,7 +19,7 @@ impl Core {
 }
 
 fn compare(areas: &[Arc<Area>], meta: &Metadata, repair: bool) -> Vec<Finding> {
-    let mut found = Findings::default();
+    let mut found = Findings::beside(meta.writable().is_ok());
     let mut left = BTreeSet::new();
     for area in areas {
         let driver = area.driver().name();
@@ -42,8 +42,10 @@ fn compare(areas: &[Arc<Area>], meta: &Metadata, repair: bool) -> Vec<Finding> {
 
 fn compare_one(area: &Area, meta: &Metadata, repair: bool, found: &mut Findings) -> Result<()> {
     let driver = area.driver().name();
-    let lost = area.check(|| known(&meta.read()?, driver), repair, found)?;
-    let stay = if repair { drop_lost(area, meta, &lost) } else { Ok(BTreeMap::new()) };
+    let lost = area.check(|| known(&meta.read()?, driver), repair, meta.writable().is_err(), found)?;
+    // Before they are dropped: nobody knows the number of a directory.
+    let names = if lost.is_empty() { BTreeMap::new() } else { check::snapshots_in(&meta.read()?, driver, &lost)? };
+    let stay = if repair { drop_lost(area, meta, &lost, &names) } else { Ok(BTreeMap::new()) };
     for id in lost {
         let stays = match &stay {
             Ok(stay) => stay.get(&id),
@@ -55,12 +57,18 @@ fn compare_one(area: &Area, meta: &Metadata, repair: bool, found: &mut Findings)
             }
             None => "its record was dropped: unpack or make it again".to_owned(),
             Some(error) if error.code == Code::FailedPrecondition => {
-                "others lie on it: remove them, and check again".to_owned()
+                format!("it is in use ({error}): remove what lies on it, the topmost first, and check again")
             }
             Some(error) => format!("its record stays, since {error}"),
         };
         let (place, dropped) = (format!("snapshot/{driver}/{id}"), repair && stays.is_none());
-        found.add(Fault::SnapshotLost, &place, format!("the tree of a committed snapshot is gone: {then}"), dropped);
+        let whose = whose(names.get(&id).map_or(&[], Vec::as_slice));
+        found.add(
+            Fault::SnapshotLost,
+            &place,
+            format!("the tree of a committed snapshot{whose} is gone: {then}"),
+            dropped,
+        );
         if dropped && let Err(error) = area.discard(id) {
             found.stray(Fault::SnapshotUnrecorded, place, "no snapshot has this directory any more", Some(Err(error)));
         }
@@ -68,10 +76,24 @@ fn compare_one(area: &Area, meta: &Metadata, repair: bool, found: &mut Findings)
     Ok(())
 }
 
+/// What it is called, and where: of many names the first ones.
+fn whose(names: &[(Namespace, Name)]) -> String {
+    const MOST: usize = 3;
+    let mut told: Vec<String> = names.iter().take(MOST).map(|(ns, key)| format!("{key} of namespace {ns}")).collect();
+    if names.len() > MOST {
+        told.push(format!("{} more names", names.len() - MOST));
+    }
+    if told.is_empty() { String::new() } else { format!(" ({})", told.join(", ")) }
+}
+
 /// Drops the records of trees that are gone, those that lie on others first. Says which can't be dropped.
-fn drop_lost(area: &Area, meta: &Metadata, lost: &[u64]) -> Result<BTreeMap<u64, Error>> {
+fn drop_lost(
+    area: &Area,
+    meta: &Metadata,
+    lost: &[u64],
+    snapshots: &BTreeMap<u64, Vec<(Namespace, Name)>>,
+) -> Result<BTreeMap<u64, Error>> {
     let driver = area.driver().name();
-    let snapshots = check::snapshots_in(&meta.read()?, driver, lost)?;
     let drop_one = |dir: u64| {
         let those = snapshots.get(&dir).cloned().unwrap_or_default();
         match meta.write_blocking(&Authority::system(), move |tx| check::drop_dir(tx, driver, dir, &those))? {
