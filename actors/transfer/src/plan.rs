@@ -177,7 +177,9 @@ fn is_whole(own: &str) -> bool {
 fn for_several(given: &str, count: usize, tags: bool) -> Result<()> {
     let why = match (tags, is_bare(given)) {
         (true, true) => return Ok(()),
-        (true, false) => format!("have tags of their own, and {given} is for one: give the name without tag and digest"),
+        (true, false) => {
+            format!("have tags of their own, and {given} is for one: give the name without tag and digest")
+        }
         (false, _) => format!("have names of their own, and {given} is for one: leave it out"),
     };
     Err(refused(format!("its {count} images {why}")))

@@ -422,7 +422,9 @@ mod tests {
             assert_eq!(normalize(text).unwrap(), full);
             assert_eq!(normalize(&full).unwrap(), full, "a full name stays as it is");
         }
-        for (text, bare) in [("redis", true), ("h:5000/a", true), ("a?b:c", true), ("redis:7", false), ("h:1/a@x", false)] {
+        for (text, bare) in
+            [("redis", true), ("h:5000/a", true), ("a?b:c", true), ("redis:7", false), ("h:1/a@x", false)]
+        {
             assert_eq!(is_bare(text), bare, "{text}");
         }
         for bad in ["", "Redis", "a b", "redis:", "/redis", "redis@", "redis:a:b", "h.io/"] {

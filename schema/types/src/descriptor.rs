@@ -61,7 +61,8 @@ mod tests {
         let digest = Digest::of(crate::Algorithm::Sha256, b"x");
         let bare = Descriptor::new("a/b", digest.clone(), 1);
         let read = |urls, annotations| {
-            let value = json!({ "mediaType": "a/b", "digest": digest, "size": 1, "urls": urls, "annotations": annotations });
+            let value =
+                json!({ "mediaType": "a/b", "digest": digest, "size": 1, "urls": urls, "annotations": annotations });
             from_value::<Descriptor>(value)
         };
         assert_eq!(read(json!(null), json!(null)).unwrap(), bare);

@@ -206,7 +206,9 @@ impl Http {
             401 => way.refused(),
             403 => way.error(
                 Error::denied,
-                format!("the registry forbids this {what}{said}: ask for the right to {act} it, or log in as another user"),
+                format!(
+                    "the registry forbids this {what}{said}: ask for the right to {act} it, or log in as another user"
+                ),
             ),
             404 => way.error(Error::not_found, format!("the registry has no such {what}{said}: check the name")),
             429 => way.error(

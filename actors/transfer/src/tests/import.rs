@@ -226,8 +226,7 @@ fn m10_the_digest_in_an_archives_own_name_must_be_right() {
         files[1].1 = nested.to_string().into_bytes();
         files.push((format!("blobs/sha256/{}", of.hex()), index));
         let name = world.import(as_file(&tar_up(&files)), None).await.unwrap().remove(0).name;
-        let (whole, one) =
-            (exported(&world, &name, None).await, exported(&world, &name, Some(amd64())).await);
+        let (whole, one) = (exported(&world, &name, None).await, exported(&world, &name, Some(amd64())).await);
         assert_eq!(world.import(as_file(&whole), None).await.unwrap()[0].name, name);
         fails(world.import(as_file(&one), None).await, Code::InvalidArgument, "give it a name");
         let called = world.import(as_file(&one), Some("h.io/i:1")).await.unwrap().remove(0);

@@ -192,7 +192,8 @@ fn titled(files: &[String]) -> Result<Vec<Titled<'_>>, Failure> {
         let title = Path::new(path).file_name().and_then(|name| name.to_str()).and_then(plain);
         let title = title.ok_or_else(|| Failure::usage(format!("{path:?} has no name that can be given to others")))?;
         if let Some(other) = all.iter().find(|other| other.title == title) {
-            let why = format!("{:?} and {path:?} would have one name: rename one, or pack them into one file", other.path);
+            let why =
+                format!("{:?} and {path:?} would have one name: rename one, or pack them into one file", other.path);
             return Err(Failure::usage(why));
         }
         all.push(Titled { path, media_type, title });
