@@ -2,7 +2,7 @@
 
 use cofferdam_types::{Descriptor, Digest, Error, Labels, Limits, Platform, Result, media};
 use oci_spec::image::ImageConfiguration;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::json;
 
@@ -94,6 +94,10 @@ fn sized(descriptor: &Descriptor, bytes: &[u8]) -> Result<()> {
 }
 
 fn list(digest: &Digest, map: &Map<String, Value>, name: &str, most: u64) -> Result<Vec<Descriptor>> {
+    // As Go writes a list that was never filled.
+    if map.get(name) == Some(&Value::Null) {
+        return Ok(Vec::new());
+    }
     if let Some(Value::Array(values)) = map.get(name)
         && values.len() as u64 > most
     {
@@ -153,7 +157,8 @@ pub fn config(descriptor: &Descriptor, bytes: &[u8]) -> Result<Config> {
         return Err(Error::failed_precondition("image config", digest, why));
     }
     sized(descriptor, bytes)?;
-    let map = json::parse_within(digest, bytes, Limits::get().config)?;
+    let mut map = json::parse_within(digest, bytes, Limits::get().config)?;
+    fill(&mut map);
     let text = |name: &str| map.get(name).and_then(Value::as_str).unwrap_or_default();
     let platform = Platform::new(text("os"), text("architecture"), text("variant"));
     if !platform_is_plain(&platform) {
@@ -167,6 +172,19 @@ pub fn config(descriptor: &Descriptor, bytes: &[u8]) -> Result<Config> {
     }
     let diff_ids = image.rootfs().diff_ids().iter().map(|text| text.parse()).collect::<Result<_>>()?;
     Ok(Config { image, platform, diff_ids })
+}
+
+/// What Go leaves out, or writes as null, is empty.
+fn fill(config: &mut Map<String, Value>) {
+    if let Some(Value::Object(rootfs)) = config.get_mut("rootfs") {
+        let diff_ids = rootfs.entry("diff_ids").or_insert(Value::Null);
+        if diff_ids.is_null() {
+            *diff_ids = json!([]);
+        }
+    }
+    if let Some(Value::Array(history)) = config.get_mut("history") {
+        history.iter_mut().filter(|step| step.is_null()).for_each(|step| *step = json!({}));
+    }
 }
 
 /// The chain ids of an image, the lowest first; fails unless each layer has its diff id.
@@ -328,6 +346,42 @@ mod tests {
         for wrong in [vec![], vec![a.clone()], vec![a.clone(), b.clone(), a]] {
             assert!(chain_ids(&m, &config_of(&image_config(&wrong)).unwrap()).is_err());
         }
+    }
+
+    #[test]
+    fn what_go_leaves_empty_is_read_and_m6_holds_of_it() {
+        let mut m = manifest();
+        m["annotations"] = Value::Null;
+        m["layers"][0]["annotations"] = Value::Null;
+        m["layers"][0]["urls"] = Value::Null;
+        assert!(read(media::OCI_MANIFEST, &m).is_ok());
+        m["layers"] = Value::Null;
+        let Document::Manifest(scratch) = read(media::OCI_MANIFEST, &m).unwrap() else { panic!("not a manifest") };
+        assert!(scratch.layers.is_empty());
+        let mut i = index();
+        i["manifests"] = Value::Null;
+        assert_eq!(read(media::OCI_INDEX, &i).unwrap(), Document::Index(Vec::new()));
+        // What isn't there at all makes it another document.
+        for (mut value, media_type, name) in
+            [(manifest(), media::OCI_MANIFEST, "layers"), (index(), media::OCI_INDEX, "manifests")]
+        {
+            value.as_object_mut().unwrap().remove(name);
+            assert!(read(media_type, &value).is_err(), "{name}");
+        }
+        let mut c = image_config(&[]);
+        c["history"] = json!([null, { "created_by": "x" }]);
+        c["config"] = Value::Null;
+        assert_eq!(config_of(&c).unwrap().image.history().as_ref().map(Vec::len), Some(2));
+        c["history"] = Value::Null;
+        c["rootfs"]["diff_ids"] = Value::Null;
+        let none = config_of(&c).unwrap();
+        assert!(chain_ids(&scratch, &none).unwrap().is_empty());
+        c["rootfs"].as_object_mut().unwrap().remove("diff_ids");
+        assert_eq!(config_of(&c).unwrap().diff_ids, none.diff_ids);
+        let Document::Manifest(two) = read(media::OCI_MANIFEST, &manifest()).unwrap() else { panic!("not a manifest") };
+        assert!(chain_ids(&two, &none).is_err());
+        let one = config_of(&image_config(&[digest("a")])).unwrap();
+        assert!(chain_ids(&scratch, &one).is_err());
     }
 
     #[test]

@@ -121,6 +121,10 @@ fn put(tar: &mut tar::Builder<impl Write>, path: &str, size: u64, bytes: &mut dy
 /// What the index says of an image.
 fn entry(name: &Name, target: &Descriptor) -> Descriptor {
     let mut entry = Descriptor { platform: None, ..target.clone() };
+    // A name with a digest is that of an index: the image for one platform is called otherwise, by who imports it.
+    if name.split_once('@').is_some_and(|(_, digest)| digest != target.digest.to_string()) {
+        return entry;
+    }
     entry.annotations.insert(FULL_NAME.into(), name.to_string());
     // A tag alone, as others write it, and read it.
     let last = name.rsplit('/').next().and_then(|last| last.split_once(':'));

@@ -1,7 +1,7 @@
 //! Importing: what lies at hand becomes images.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::File,
     io::{self, Read, Write},
     os::fd::{AsFd, OwnedFd},
@@ -22,7 +22,7 @@ use crate::{
     plan::{Lump, Planned, Shelf, plan},
     progress::{Counted, Phase},
     rootfs,
-    source::{Layout, Outer, Place, Section, Spool, Spooled, sniff, walk},
+    source::{Layout, Outer, Section, Spool, sniff, walk},
     transfer::Core,
     trust::{Archive, Nowhere, Shown},
 };
@@ -43,10 +43,10 @@ pub(crate) fn import(
     let lanes = available_parallelism().map_or(2, usize::from);
     let landing = Landing { lanes, ..Landing::new(core, job, &word, auth, options.driver.as_deref()) };
     job.board().stage("reading");
-    let (platform, name) = (&options.platform, options.name.as_deref());
+    let (platform, name, stored) = (&options.platform, options.name.as_deref(), options.driver.is_none());
     match open(source)? {
         Opened::Layout(layout) => {
-            let images = plan(&layout, platform, name)?;
+            let images = plan(&layout, platform, name, stored)?;
             let shown = admitted(core, job, &images, &layout)?;
             job.board().stage("importing");
             let land = |image: &Planned| {
@@ -64,10 +64,12 @@ pub(crate) fn import(
             let (outer, _) = Outer::new(stream(file, job, item, &word)).map_err(walk::broken)?;
             let spool = Spool::take(outer, &core.content, job.namespace())?;
             job.board().phase(item, Phase::Done);
-            let images = plan(&spool, platform, name)?;
+            let images = plan(&spool, platform, name, stored)?;
             let shown = admitted(core, job, &images, &spool)?;
             job.board().stage("importing");
-            let taken = Taken(Mutex::new(spool.into_ingests()));
+            let blobs = images.iter().flat_map(|image| image.choice.image.layers.iter().chain(&image.choice.parts));
+            let blobs: HashSet<Digest> = blobs.map(|blob| blob.digest.clone()).collect();
+            let taken = Taken(Mutex::new(spool.into_ingests(&blobs)?));
             let land = |image: &Planned| landing.land(&image.names, &image.choice, &taken);
             let arrived = images.iter().map(land).collect::<Result<Vec<_>>>()?.concat();
             kept(core, job, auth, shown);
@@ -349,14 +351,7 @@ impl Shelf for Layout {
 
 impl Shelf for Spool {
     fn small(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>> {
-        match self.file(path)? {
-            None => Ok(None),
-            Some(Spooled { at: Place::Memory(bytes), .. }) if bytes.len() as u64 <= limit => Ok(Some(bytes.clone())),
-            Some(Spooled { at: Place::Stored, digest, .. }) => {
-                Err(Error::invalid("archive", "", format!("{digest} is used as a document and is none")))
-            }
-            Some(_) => Err(walk::refused(format!("{path} is too large or is not JSON"))),
-        }
+        self.file(path)?.map(|file| self.read(file, path, limit)).transpose()
     }
 
     fn layer(&self, path: &str) -> Result<Option<Lump>> {

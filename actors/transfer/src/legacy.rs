@@ -20,7 +20,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    Cancel, Job, PullOptions, Target,
+    Cancel, Job, PullOptions, Reference, Target,
     import::{Came, Taken, taken_in},
     job::Arrived,
     land::Landing,
@@ -167,6 +167,10 @@ pub(crate) fn pull(
         return Err(Error::data_loss(KIND, &name, format!("unexpected digest {digest}, expected {wanted}")));
     }
     gate.map(|gate| gate.admit(&digest, repository)).transpose()?;
+    let name = match &target {
+        Target::Tag(_) => name,
+        Target::Digest(_) => called(core, job, auth, &options.reference, &digest, repository)?,
+    };
     let Read { newest, steps } = read(&payload)?;
     job.board().stage("pulling");
     let mut came: HashMap<Digest, (Descriptor, Came)> = HashMap::new();
@@ -214,6 +218,28 @@ pub(crate) fn pull(
         ..Landing::new(core, job, &word, auth, options.driver.as_deref())
     };
     landing.land(&[name], &choice, &Taken(Mutex::new(ingests)))
+}
+
+/// What is made of a manifest that a digest names has a digest of its own: it is called by the tag that stands before it.
+fn called(
+    core: &Core,
+    job: &Job,
+    auth: &Authority,
+    reference: &Reference,
+    digest: &Digest,
+    repository: &Repository,
+) -> Result<Name> {
+    let Some(tag) = reference.tag() else {
+        let why = "becomes an image of another digest: write NAME:TAG@DIGEST, and it is called NAME:TAG here";
+        return Err(Error::invalid(KIND, reference, why));
+    };
+    let name = Name::new(format!("{}:{tag}", reference.locator()))?;
+    // Asked of the whole name before.
+    if !auth.ceiling.images.has(&name, &[]) {
+        return Err(Error::denied(KIND, &name, "is not among the images that this grant is for"));
+    }
+    core.trust.admit(job.namespace(), &name, digest, repository)?;
+    Ok(name)
 }
 
 /// A blob, hashed and inflated in one pass.

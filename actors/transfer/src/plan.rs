@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 
 use cofferdam_images::{Document, Manifest, ResolvedImage, chain_ids, config, document};
-use cofferdam_types::{Algorithm, Descriptor, Digest, Error, Name, Platform, Result, media};
+use cofferdam_types::{Algorithm, Code, Descriptor, Digest, Error, Name, Platform, Result, media};
 use serde::Deserialize;
 
 use crate::{
+    artifact::bare_manifest,
     choose::{Choice, Library, choose},
-    reference::{Reference, normalize},
+    pull::is_artifact,
+    reference::{Reference, is_bare, normalize},
     registry::MAX_MANIFEST,
     source::walk::refused,
     trust::is_attachment,
@@ -70,11 +72,12 @@ pub(crate) fn verified(shelf: &dyn Shelf, descriptor: &Descriptor) -> Result<Vec
     }
 }
 
-/// The images of an archive. `name` is what the caller calls the image; `None` leaves that to the archive.
-pub(crate) fn plan(shelf: &dyn Shelf, platform: &Platform, name: Option<&str>) -> Result<Vec<Planned>> {
+/// The images of an archive. `name` is what the caller calls the image; `None` leaves that to the archive. `stored`: they are
+/// not unpacked.
+pub(crate) fn plan(shelf: &dyn Shelf, platform: &Platform, name: Option<&str>, stored: bool) -> Result<Vec<Planned>> {
     // Newer docker archives are both: the OCI half says more.
     if let Some(index) = shelf.small("index.json", MAX_MANIFEST)? {
-        return layout(shelf, &index, platform, name);
+        return layout(shelf, &index, platform, name, stored);
     }
     if let Some(manifest) = shelf.small("manifest.json", MAX_MANIFEST)? {
         return docker(shelf, &manifest, platform, name);
@@ -84,7 +87,13 @@ pub(crate) fn plan(shelf: &dyn Shelf, platform: &Platform, name: Option<&str>) -
     ))
 }
 
-fn layout(shelf: &dyn Shelf, index: &[u8], platform: &Platform, name: Option<&str>) -> Result<Vec<Planned>> {
+fn layout(
+    shelf: &dyn Shelf,
+    index: &[u8],
+    platform: &Platform,
+    name: Option<&str>,
+    stored: bool,
+) -> Result<Vec<Planned>> {
     let marker = shelf.small("oci-layout", 4096)?.ok_or_else(|| refused("has no oci-layout file"))?;
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -111,21 +120,16 @@ fn layout(shelf: &dyn Shelf, index: &[u8], platform: &Platform, name: Option<&st
         groups.entry(own.cloned()).or_default().push(entry);
     }
     let alone = groups.len() == 1;
+    if let Some(given) = name.filter(|_| !alone) {
+        let tags = groups.keys().flatten().any(|own| !is_whole(own));
+        for_several(given, groups.len(), tags)?;
+    }
     let library = OciLibrary(shelf);
     let mut planned = Vec::new();
     for (own, entries) in groups {
         let given = name;
         let name = named(own.as_deref(), name, alone)?;
-        let mut chosen = Err(refused("holds no image"));
-        for entry in entries.iter().rev() {
-            if entry.platform.as_ref().is_some_and(|p| !platform.accepts(p)) && entries.len() > 1 {
-                continue;
-            }
-            chosen = choose(&library, entry, platform);
-            if !matches!(&chosen, Err(e) if e.code == cofferdam_types::Code::NotFound) {
-                break;
-            }
-        }
+        let chosen = pick(&library, &entries, platform, stored);
         let choice = bare(chosen.map_err(|e| e.context(&name))?);
         // K2: what its processes are is up to whoever made it, but not what it is called here.
         if !choice.parts.is_empty() && given.is_none() {
@@ -138,6 +142,49 @@ fn layout(shelf: &dyn Shelf, index: &[u8], platform: &Platform, name: Option<&st
     Ok(planned)
 }
 
+/// Of the entries of one name the image for the platform. Of two that are, none is left out without a word.
+fn pick(library: &dyn Library, entries: &[&Descriptor], platform: &Platform, stored: bool) -> Result<Choice> {
+    let mut none = Err(refused("holds no image"));
+    let mut chosen: Option<(&Descriptor, Result<Choice>)> = None;
+    for entry in entries.iter().rev() {
+        if entry.platform.as_ref().is_some_and(|p| !platform.accepts(p)) && entries.len() > 1 {
+            continue;
+        }
+        let choice = match choose(library, entry, platform) {
+            // As a pull that only fetches.
+            Err(e) if stored && is_artifact(&e) => bare_manifest(library, entry),
+            other => other,
+        };
+        match &chosen {
+            _ if choice.as_ref().is_err_and(|e| e.code == Code::NotFound) => none = choice,
+            None => chosen = Some((entry, choice)),
+            Some((other, _)) if choice.is_ok() && other.digest != entry.digest && other.platform == entry.platform => {
+                let why = format!("two images have this name, {} and {}", other.digest, entry.digest);
+                return Err(refused(format!("{why}: make the archive anew with a name for each")));
+            }
+            Some(_) => {}
+        }
+    }
+    chosen.map_or(none, |(_, choice)| choice)
+}
+
+/// Whether what an archive calls an image is more than a tag.
+fn is_whole(own: &str) -> bool {
+    own.contains(['/', ':', '@'])
+}
+
+/// Each of several images is called what the archive says: a name that is given is the repository of those that have a tag alone.
+fn for_several(given: &str, count: usize, tags: bool) -> Result<()> {
+    let why = match (tags, is_bare(given)) {
+        (true, true) => return Ok(()),
+        (true, false) => {
+            format!("have tags of their own, and {given} is for one: give the name without tag and digest")
+        }
+        (false, _) => format!("have names of their own, and {given} is for one: leave it out"),
+    };
+    Err(refused(format!("its {count} images {why}")))
+}
+
 /// What the archive's own list says about an image (names, platforms) is not part of what its name stands for.
 fn bare(mut choice: Choice) -> Choice {
     let strip = |d: &mut Descriptor| *d = Descriptor::new(std::mem::take(&mut d.media_type), d.digest.clone(), d.size);
@@ -148,7 +195,7 @@ fn bare(mut choice: Choice) -> Choice {
 
 /// The name of an image: the archive's own if that is a whole one, the caller's, or both together.
 fn named(own: Option<&str>, given: Option<&str>, alone: bool) -> Result<Name> {
-    let whole = own.filter(|own| own.contains(['/', ':', '@'])).map(normalize).transpose()?;
+    let whole = own.filter(|own| is_whole(own)).map(normalize).transpose()?;
     let text = match (own, whole, given) {
         // One image, and the caller says what it is called.
         (_, _, Some(given)) if alone => normalize(given)?,
@@ -182,8 +229,10 @@ fn docker(shelf: &dyn Shelf, manifest: &[u8], platform: &Platform, name: Option<
     if saved.is_empty() || saved.len() > MAX_IMAGES {
         return Err(refused(format!("holds {} images: 1 to {MAX_IMAGES} can be imported", saved.len())));
     }
-    let alone = saved.len() == 1;
-    saved.iter().map(|image| docker_image(shelf, image, platform, name.filter(|_| alone))).collect()
+    if let Some(given) = name.filter(|_| saved.len() > 1) {
+        for_several(given, saved.len(), false)?;
+    }
+    saved.iter().map(|image| docker_image(shelf, image, platform, name)).collect()
 }
 
 fn docker_image(shelf: &dyn Shelf, saved: &Saved, platform: &Platform, name: Option<&str>) -> Result<Planned> {

@@ -111,7 +111,7 @@ impl Supply for Remote<'_> {
 }
 
 /// Whether an error says that what a name stands for is no image, which is no error where nothing is unpacked.
-fn is_artifact(error: &Error) -> bool {
+pub(crate) fn is_artifact(error: &Error) -> bool {
     matches!(error.code, Code::FailedPrecondition | Code::Unimplemented)
 }
 

@@ -175,6 +175,12 @@ pub fn normalize(text: &str) -> Result<String> {
     Ok(full)
 }
 
+/// Whether an operator's shorthand names neither tag nor digest.
+pub(crate) fn is_bare(text: &str) -> bool {
+    let text = text.split_once('?').map_or(text, |(bare, _)| bare);
+    !text.rsplit('/').next().unwrap_or(text).contains([':', '@'])
+}
+
 fn shown(text: &str) -> String {
     text.chars().take(SHOWN).collect()
 }
@@ -415,6 +421,11 @@ mod tests {
         ] {
             assert_eq!(normalize(text).unwrap(), full);
             assert_eq!(normalize(&full).unwrap(), full, "a full name stays as it is");
+        }
+        for (text, bare) in
+            [("redis", true), ("h:5000/a", true), ("a?b:c", true), ("redis:7", false), ("h:1/a@x", false)]
+        {
+            assert_eq!(is_bare(text), bare, "{text}");
         }
         for bad in ["", "Redis", "a b", "redis:", "/redis", "redis@", "redis:a:b", "h.io/"] {
             assert!(normalize(bad).is_err(), "{bad:?}");

@@ -76,6 +76,7 @@ fn files_are_pushed_and_pulled_as_they_were() {
         fs::write(to.join("data"), "mine").unwrap();
         let refused = other.daemon.coffer(&["artifact", "pull", "--plain-http", &reference, path(&to)]);
         assert_eq!((refused.status.code(), fs::read(to.join("data")).unwrap()), (Some(1), b"mine".to_vec()));
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("--force"), "{refused:?}");
         said(&other, &["artifact", "pull", "--plain-http", "--force", &reference, path(&to)]);
         assert_ne!(fs::read(to.join("data")).unwrap(), b"mine");
         // It is no image: it can't be unpacked or run, which says why.
@@ -83,6 +84,29 @@ fn files_are_pushed_and_pulled_as_they_were() {
         assert!([Code::FailedPrecondition, Code::Unimplemented].contains(&error.code), "{error}");
         let error = other.ns.images().get(&reference).unpack("", "").await.unwrap_err();
         assert_eq!(error.code, Code::FailedPrecondition, "{error}");
+    });
+}
+
+#[test]
+fn an_image_is_no_artifact_and_none_of_its_layers_is_fetched() {
+    bounded(async {
+        let picture = Picture::sample("image", 1000);
+        let of = picture.clone();
+        let server =
+            Server::start(move |request| serve_picture(&of, request).unwrap_or_else(|| Response::new(404, "{}")));
+        let world = World::start().await;
+        let before = world.holdings().await;
+        let dir = tempfile::tempdir().unwrap();
+        let to = dir.path().join("to");
+        let pull = ["artifact", "pull", "--plain-http", &server.reference(), path(&to)];
+        let refused = world.daemon.coffer(&pull);
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(refused.status.code() == Some(1) && said.contains("coffer image pull"), "{refused:?}");
+        assert!(!to.exists());
+        let config = sha(&picture.config).to_string();
+        let blobs: Vec<_> = server.seen().into_iter().filter(|request| request.path.contains("/blobs/")).collect();
+        assert!(blobs.iter().all(|request| request.path.ends_with(&config)), "no layer was asked for");
+        world.settles(&before).await;
     });
 }
 

@@ -130,9 +130,18 @@ fn what_is_wrong_with_it_leaves_nothing() {
             world.refused(what, &before, world.pull_with(asked(&served)), code, "").await;
         }
         // By a digest it must be that.
+        let right = sha(&manifest(&good, |_| {}));
         let served = server(manifest(&good, |_| {}), good);
-        let reference = format!("{}/test/image@sha256:{}", served.address(), "0".repeat(64));
-        let job = world.pull_with(PullOptions { reference, ..asked(&served) });
-        world.refused("another digest", &before, job, Code::DataLoss, "unexpected digest").await;
+        let pull = |end: String| {
+            let reference = format!("{}/test/image{end}", served.address());
+            world.pull_with(PullOptions { reference, ..asked(&served) })
+        };
+        let other = pull(format!("@sha256:{}", "0".repeat(64)));
+        world.refused("another digest", &before, other, Code::DataLoss, "unexpected digest").await;
+        // What is made of it has another one, and isn't called by this.
+        let alone = pull(format!("@{right}"));
+        world.refused("a digest alone", &before, alone, Code::InvalidArgument, "NAME:TAG@DIGEST").await;
+        let name = pull(format!(":t@{right}")).wait().await.unwrap().remove(0);
+        assert_eq!(name, format!("{}/test/image:t", served.address()));
     });
 }

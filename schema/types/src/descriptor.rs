@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{Digest, Platform};
 
@@ -17,10 +17,10 @@ pub struct Descriptor {
     /// How many.
     pub size: u64,
     /// Where else the bytes may be had; never with credentials.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "or_null", skip_serializing_if = "Vec::is_empty")]
     pub urls: Vec<String>,
     /// Free annotations.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, deserialize_with = "or_null", skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
     /// In an index: the platform that the entry is for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -42,5 +42,32 @@ impl Descriptor {
             platform: None,
             artifact_type: None,
         }
+    }
+}
+
+/// Go writes a list or an object that was never filled as null.
+fn or_null<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{from_value, json};
+
+    use super::*;
+
+    #[test]
+    fn what_go_leaves_empty_is_absent() {
+        let digest = Digest::of(crate::Algorithm::Sha256, b"x");
+        let bare = Descriptor::new("a/b", digest.clone(), 1);
+        let read = |urls, annotations| {
+            let value =
+                json!({ "mediaType": "a/b", "digest": digest, "size": 1, "urls": urls, "annotations": annotations });
+            from_value::<Descriptor>(value)
+        };
+        assert_eq!(read(json!(null), json!(null)).unwrap(), bare);
+        let full = read(json!(["http://x"]), json!({ "k": "v" })).unwrap();
+        assert_eq!((full.urls.len(), full.annotations["k"].as_str()), (1, "v"));
+        assert!(read(json!([null]), json!({})).is_err() && read(json!([]), json!({ "k": null })).is_err());
     }
 }

@@ -1,7 +1,8 @@
 @0xc8a7d2e15f4b9036;
 # Images: names for manifests, and the ways to get them.
 #
-# An image's whole name is host[:port]/path with :tag or @digest behind it. Methods take short ones too: "busybox" is
+# An image's whole name is host[:port]/path with :tag or @digest behind it. With @digest it stands for that and nothing else: whatever
+# would give it to something else is invalid_argument. Methods take short ones too: "busybox" is
 # docker.io/library/busybox:latest, unless there is an image of the short name itself.
 
 using Cxx = import "/capnp/c++.capnp";
@@ -129,7 +130,8 @@ struct PullOptions @0xa79ce5d138fb0264 {
   zstdWindow @13 :UInt64;
   # A zstd layer that needs more memory than this to be read, in bytes, is refused; 0: 32 MiB.
   schema1 @14 :Bool;
-  # Manifests of docker's first schema are taken too, and become OCI ones. They can't be told from changed ones but by digest.
+  # Manifests of docker's first schema are taken too, and become OCI ones. They can't be told from changed ones but by digest,
+  # which goes behind a tag then: what is made has another one, and is called by the tag.
 }
 
 struct PushOptions @0xa3e95c1f7d20b846 {
@@ -163,7 +165,8 @@ struct ExportOptions @0x9d4c08b7e1f253a6 {
 
 struct ImportOptions @0xdc51b90e7f3a2846 {
   name @0 :Text;
-  # Of the image, where the archive names none; for a root file system it must be given.
+  # Of the image, where the archive has one, which needn't name it then. Of several: a name without tag and digest, for those that
+  # have a tag alone. For a root file system it must be given.
   format @1 :Format;
   platform @2 :Text;
   # Which of an image for several platforms is unpacked, and what a root file system is for: os/arch[/variant]; empty is the
@@ -171,6 +174,7 @@ struct ImportOptions @0xdc51b90e7f3a2846 {
   driver @3 :Text;
   # Where to unpack; empty is the default driver.
   noUnpack @4 :Bool;
+  # Only store. Then it may be any artifact.
   command @5 :List(Text);
   # For a root file system: the command of the image.
   changes @6 :List(Text);

@@ -59,6 +59,18 @@ impl Image {
         super::checked_labels(&mut self.labels)
     }
 
+    /// Who writes a digest behind a name believes that it stands for that and nothing else.
+    fn check_name(&self) -> Result<()> {
+        let digest = &self.target.digest;
+        match self.name.split_once('@') {
+            Some((_, named)) if named != digest.to_string() => {
+                let why = format!("names another digest than {digest}, which it would stand for: give that, or a tag");
+                Err(Error::invalid("image", &self.name, why))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// What it keeps.
     pub(crate) fn refers(&self) -> Vec<Resource> {
         let mut refers: Vec<_> = Resource::from_labels(&self.labels)
@@ -89,6 +101,7 @@ pub fn list(read: &dyn Read, ns: &Namespace, after: Option<&str>, max: usize) ->
 pub fn create(tx: &mut Tx<'_>, ns: &Namespace, mut image: Image) -> Result<Image> {
     namespaces::require(tx, ns)?;
     image.check()?;
+    image.check_name()?;
     if find(tx, ns, &image.name)?.is_some() {
         return Err(Error::already_exists("image", &image.name, "is there already: choose another name or remove it"));
     }
@@ -101,6 +114,10 @@ pub fn create(tx: &mut Tx<'_>, ns: &Namespace, mut image: Image) -> Result<Image
 pub fn update(tx: &mut Tx<'_>, ns: &Namespace, mut image: Image) -> Result<Image> {
     let old = get(tx, ns, &image.name)?;
     image.check()?;
+    // What has got such a name already keeps it.
+    if image.target.digest != old.target.digest {
+        image.check_name()?;
+    }
     image.created = old.created;
     image.ceiling = old.ceiling.intersect(&tx.authority().ceiling);
     store(tx, ns, image, "/images/update")
@@ -129,6 +146,7 @@ pub fn tag(tx: &mut Tx<'_>, ns: &Namespace, source: &str, name: Name, replace: b
     // Another name is no way round the bounds of who made the first.
     let ceiling = source.ceiling.intersect(&tx.authority().ceiling);
     let image = Image { labels: source.labels, created: tx.now(), ceiling, ..Image::new(name, source.target) };
+    image.check_name()?;
     match find(tx, ns, &image.name)? {
         None => store(tx, ns, image, "/images/create"),
         Some(old) if old.target.digest == image.target.digest => Ok(old),
@@ -137,7 +155,7 @@ pub fn tag(tx: &mut Tx<'_>, ns: &Namespace, source: &str, name: Name, replace: b
             store(tx, ns, Image { created: old.created, ceiling, ..image }, "/images/update")
         }
         Some(_) => {
-            let why = "stands for another image: remove it, or say that it is to be replaced";
+            let why = "stands for another image: remove it, or say that it is to be replaced (`--replace`)";
             Err(Error::already_exists("image", &image.name, why))
         }
     }

@@ -1,6 +1,6 @@
 //! The records' rules, after the metadata tests of the reference.
 
-use cofferdam_types::{Any, Ceiling, Descriptor};
+use cofferdam_types::{Any, Ceiling, Descriptor, Timestamp};
 
 use super::*;
 use crate::records::{
@@ -374,6 +374,48 @@ fn images_follow_the_reference() {
     let topics: Vec<_> = events::outbox_after(&f.view(), 0, 99).unwrap().into_iter().map(|e| e.topic).collect();
     assert_eq!(topics[1], "/images/create");
     assert_eq!(topics.last().unwrap(), "/images/delete");
+}
+
+#[test]
+fn m10_a_name_with_a_digest_stands_for_that_alone() {
+    let mut f = Fixture::new();
+    let pinned = |of: &str| name(&format!("h.io/a@{}", target(of).digest));
+    let put = |name: Name, of: &str| {
+        let image = Image::new(name, target(of));
+        move |tx: &mut Tx<'_>| images::create(tx, &default(), image.clone())
+    };
+    let change = |name: Name, of: &str| {
+        let image = Image::new(name, target(of));
+        move |tx: &mut Tx<'_>| images::update(tx, &default(), image.clone())
+    };
+    let tag = |to: Name| move |tx: &mut Tx<'_>| images::tag(tx, &default(), "two", to.clone(), true);
+    f.write(put(name("two"), "2")).unwrap();
+    f.write(put(pinned("1"), "1")).unwrap();
+    f.write(tag(pinned("2"))).unwrap();
+    f.write(change(pinned("1"), "1")).unwrap();
+    let short = name("h.io/a:t@sha256:00");
+    for error in [
+        f.write(put(pinned("3"), "1")).unwrap_err(),
+        f.write(put(short, "1")).unwrap_err(),
+        f.write(change(pinned("1"), "2")).unwrap_err(),
+        f.write(tag(pinned("1"))).unwrap_err(),
+        f.write(tag(pinned("3"))).unwrap_err(),
+    ] {
+        assert_eq!(error.code, Code::InvalidArgument, "{error}");
+        assert!(error.message.contains("give that, or a tag"), "{error}");
+    }
+    // A tag that only looks like one is a tag.
+    f.write(tag(name(&format!("h.io/a:sha256-{}", target("1").digest.hex())))).unwrap();
+    // One that was made by an earlier daemon stays, and can be labelled.
+    let old = Image { updated: Timestamp(1), ..Image::new(pinned("3"), target("1")) };
+    f.write(move |tx| crate::records::save(tx, &crate::codec::key(&[&default(), &old.name]), &old)).unwrap();
+    let old = pinned("3");
+    let labelled = f.write(move |tx| {
+        let mut image = images::get(tx, &default(), &old)?;
+        image.labels = labels("a=1");
+        images::update(tx, &default(), image)
+    });
+    assert_eq!(labelled.unwrap().labels, labels("a=1"));
 }
 
 #[test]

@@ -192,7 +192,8 @@ impl Http {
         error
     }
 
-    /// The error that a status other than the wanted one stands for, with what the registry says about it.
+    /// The error that a status other than the wanted one stands for, with what the registry says about it. `what` it was asked
+    /// for, in a word.
     pub fn unexpected(&self, what: &str, response: Response<Body>) -> Error {
         let status = response.status().as_u16();
         let n = response.extensions().get::<By>().map_or(0, |by| by.0);
@@ -205,7 +206,9 @@ impl Http {
             401 => way.refused(),
             403 => way.error(
                 Error::denied,
-                format!("the registry forbids {what}{said}: ask for the right to {act} it, or log in as another user"),
+                format!(
+                    "the registry forbids this {what}{said}: ask for the right to {act} it, or log in as another user"
+                ),
             ),
             404 => way.error(Error::not_found, format!("the registry has no such {what}{said}: check the name")),
             429 => way.error(
@@ -216,11 +219,11 @@ impl Http {
             ),
             500..=599 => way.error(
                 Error::unavailable,
-                format!("the registry fails with status {status} for {what}{said}: try again later"),
+                format!("the registry fails with status {status} for this {what}{said}: try again later"),
             ),
             _ => way.error(
                 Error::failed_precondition,
-                format!("the registry answered {what} with unexpected status {status}{said}"),
+                format!("the registry answered for this {what} with unexpected status {status}{said}"),
             ),
         })
     }

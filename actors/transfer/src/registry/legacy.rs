@@ -37,7 +37,7 @@ impl Repository {
         let uri = self.http.uri("blobs", &blob.to_string())?;
         let response = self.again(|| self.http.send(&Ask::of(Method::HEAD, uri.clone())))?;
         if response.status() != 200 {
-            return Err(self.http.unexpected("a blob", response));
+            return Err(self.http.unexpected("blob", response));
         }
         let said = response.headers().get("content-length").and_then(|length| length.to_str().ok()?.parse().ok());
         said.ok_or_else(|| self.http.error(Error::data_loss, format!("doesn't say how large {blob} is")))

@@ -95,7 +95,7 @@ impl Repository {
                     found = bytes.map(|(index, bytes)| entries(&index, &bytes)).transpose()?.unwrap_or_default();
                     break;
                 }
-                _ => return Err(self.http.unexpected("what refers to it", response)),
+                _ => return Err(self.http.unexpected("list of referrers", response)),
             }
             next = following(&uri, &response);
             let bytes = self.bounded(response, MAX_MANIFEST)?;

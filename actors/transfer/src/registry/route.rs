@@ -14,6 +14,7 @@ use super::{
     hosts::{self, Can, Listing, Manner, Place},
     keys::bound,
     proxy::Proxies,
+    tls,
 };
 use crate::Reference;
 
@@ -111,6 +112,12 @@ impl Routes {
         }
         let url = format!("{scheme}://{}{}", place.authority, place.path);
         let origin = url.parse().ok().as_ref().and_then(Origin::of);
+        // Told without asking anybody.
+        let certain = if https { tls::check(manner) } else { Ok(()) };
+        let allowed = origin.as_ref().map_or(Ok(()), |origin| guard::check(origin, &origin.host));
+        if let Err(error) = certain.and(allowed) {
+            when += &format!("; as things are a pull ends with it: {error}");
+        }
         let named = manner.headers.iter().any(|(name, _)| name == "authorization");
         let credential = match wallet.find(step.key())? {
             Some(_) => "stored",
@@ -279,6 +286,20 @@ mod tests {
         assert_eq!((second.credential, second.own, second.unverified), ("none", true, true));
         assert!(second.when.contains("404") && second.when.contains("not where that refuses"), "{second:?}");
         assert_eq!(files, [table.0.path().join("h.io/hosts.toml")]);
+    }
+
+    #[test]
+    fn a_report_says_with_what_a_pull_ends() {
+        let text = "server = \"http://169.254.169.254\"\n[host.\"https://m1\"]\nca = \"none.crt\"\n[host.\"https://m2\"]\n\
+                    client = \"none.cert\"\n[host.\"https://m3\"]\n[host.\"http://m4\"]\nca = \"none.crt\"\n";
+        let table = Table::of(&[("h.io", text)]);
+        let (steps, _) = table.routes().explain(&Reference::parse("h.io/a:t").unwrap(), &Wallet::default()).unwrap();
+        let ends: Vec<_> = steps.iter().map(|step| step.when.split_once("a pull ends with it: ")).collect();
+        for (end, word) in [(0, "none.crt"), (1, "none.cert"), (4, "link-local")] {
+            assert!(ends[end].is_some_and(|(_, why)| why.contains(word)), "{steps:?}");
+        }
+        // In the clear no certificate is looked at.
+        assert_eq!((ends.len(), ends[2], ends[3]), (5, None, None), "{steps:?}");
     }
 
     #[test]

@@ -1,6 +1,11 @@
 //! Whom a host is believed to be, and what it is shown of us.
 
-use std::{cell::OnceCell, fmt, io::Read as _, path::Path};
+use std::{
+    cell::OnceCell,
+    fmt,
+    io::Read as _,
+    path::{Path, PathBuf},
+};
 
 use cofferdam_types::{Error, Result};
 use rustls::{
@@ -51,9 +56,7 @@ pub(super) fn config(
     if let Some(pem) = ca {
         own.extend(certificates(pem, "ca", "")?);
     }
-    for path in &manner.ca {
-        own.extend(certificates(&read(path)?, "ca", &path.display().to_string())?);
-    }
+    own.extend(trusted(manner)?);
     // Where the host has none, Mozilla's as built in.
     let trusted = match (roots.get(), own.is_empty()) {
         ([], true) => RootCerts::WebPki,
@@ -61,15 +64,33 @@ pub(super) fn config(
     };
     let client = match (identity, &manner.client) {
         (Some(identity), _) => Some(shown(&identity.certificate, &identity.key, "")?),
-        (None, Some((cert, key))) => {
-            let (pem, place) = (read(cert)?, cert.display().to_string());
-            let key = key.as_ref().map(|key| read(key)).transpose()?;
-            Some(shown(&pem, key.as_deref().unwrap_or(&pem), &place)?)
-        }
+        (None, Some(files)) => Some(own_pair(files)?),
         (None, None) => None,
     };
     let config = TlsConfig::builder().root_certs(trusted).client_cert(client);
     Ok(config.disable_verification(manner.skip_verify).build())
+}
+
+/// Whether what the table names for a host can be read.
+pub(super) fn check(manner: &Manner) -> Result<()> {
+    trusted(manner)?;
+    manner.client.as_ref().map(own_pair).transpose().map(drop)
+}
+
+/// What the table has a host believed by.
+fn trusted(manner: &Manner) -> Result<Vec<Certificate<'static>>> {
+    let mut all = Vec::new();
+    for path in &manner.ca {
+        all.extend(certificates(&read(path)?, "ca", &path.display().to_string())?);
+    }
+    Ok(all)
+}
+
+/// What the table has a host shown.
+fn own_pair((cert, key): &(PathBuf, Option<PathBuf>)) -> Result<ClientCert> {
+    let (pem, place) = (read(cert)?, cert.display().to_string());
+    let key = key.as_ref().map(|key| read(key)).transpose()?;
+    shown(&pem, key.as_deref().unwrap_or(&pem), &place)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

@@ -87,7 +87,7 @@ impl Repository {
         let response = self.settled(|| Ask { content: content(), ..Ask::of(Method::PUT, uri.clone()) })?;
         match response.status().as_u16() {
             200..=204 => Ok(response),
-            _ => Err(self.http.unexpected("the manifest", response)),
+            _ => Err(self.http.unexpected("manifest", response)),
         }
     }
 
@@ -99,7 +99,7 @@ impl Repository {
         match response.status().as_u16() {
             200 => Ok(true),
             404 => Ok(false),
-            _ => Err(self.http.unexpected("whether it has a blob", response)),
+            _ => Err(self.http.unexpected("blob", response)),
         }
     }
 
@@ -129,7 +129,7 @@ impl Repository {
                 let least = header(&response, "oci-chunk-min-length").and_then(|least| least.parse().ok()).unwrap_or(0);
                 Ok(Some(Upload { location, offset: 0, least }))
             }
-            _ => Err(self.http.unexpected("an upload", response)),
+            _ => Err(self.http.unexpected("upload", response)),
         }
     }
 
@@ -249,7 +249,7 @@ impl Repository {
             let patient = asked.is_none_or(|asked| asked <= self.http.limits.patience);
             // Others say that they don't know, or won't soon.
             let again = retry::passes(status) && patient;
-            return Err(Fault { again, ..self.http.unexpected("an upload", response).into() });
+            return Err(Fault { again, ..self.http.unexpected("upload", response).into() });
         }
         let location = self.location(&upload.location, &response).unwrap_or_else(|_| upload.location.clone());
         // "0-0" is said of nothing as of one byte.
@@ -260,7 +260,7 @@ impl Repository {
     /// What a refusal of a piece means: an upload that is no more, or is somewhere else, begins anew.
     fn lost(&self, response: Response<Body>) -> Error {
         let status = response.status().as_u16();
-        let error = self.http.unexpected("a blob's bytes", response);
+        let error = self.http.unexpected("upload", response);
         match status {
             404 | 408 | 416 => Error { code: Code::Unavailable, ..error },
             400 => Error { code: Code::DataLoss, ..error },

@@ -20,7 +20,7 @@ use std::{
 use cofferdam_types::{Error, Result, media::Compression};
 
 pub(crate) use file::{Outer, Section};
-pub(crate) use spool::{Place, Spool, Spooled};
+pub(crate) use spool::Spool;
 use walk::{Kind, Member, Walk, refused};
 
 /// Links from link to link that are followed within an archive.

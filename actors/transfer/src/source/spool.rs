@@ -4,7 +4,7 @@
 //! memory, because what they mean is known when the archive has ended.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io::{self, Read},
 };
 
@@ -40,13 +40,16 @@ pub(crate) enum Place {
 pub(crate) struct Spool {
     kinds: HashMap<String, Kind>,
     files: HashMap<String, Spooled>,
+    content: Content,
+    namespace: Namespace,
 }
 
 impl Spool {
     /// Takes in a whole archive.
     pub fn take<I: Input>(input: I, content: &Content, ns: &Namespace) -> Result<Spool> {
         let mut walk = Walk::new(input);
-        let mut spool = Spool { kinds: HashMap::new(), files: HashMap::new() };
+        let (content, namespace) = (content.clone(), ns.clone());
+        let mut spool = Spool { kinds: HashMap::new(), files: HashMap::new(), content, namespace };
         let (mut small, mut buffer) = (0, vec![0; BUFFER]);
         while let Some(member) = walk.next()? {
             if member.kind == Kind::Other {
@@ -72,10 +75,10 @@ impl Spool {
                     return Err(refused(format!("has more than {MAX_SMALL} bytes of documents")));
                 }
                 (Digest::of(algorithm, &bytes), Place::Memory(bytes))
-            } else if let Some(stored) = named.clone().filter(|d| content.is_whole(ns, d).unwrap_or(false)) {
+            } else if let Some(stored) = named.clone().filter(|d| spool.content.is_whole(ns, d).unwrap_or(false)) {
                 (stored, Place::Stored)
             } else {
-                let mut ingest = content.scratch(ns, algorithm)?;
+                let mut ingest = spool.content.scratch(ns, algorithm)?;
                 let mut filled = first;
                 while filled > 0 {
                     ingest.append(&buffer[..filled])?;
@@ -98,13 +101,39 @@ impl Spool {
         Ok(name.and_then(|name| self.files.get(&name)))
     }
 
-    /// The ingests, each with what it became. What is not taken from here goes with the spool.
-    pub fn into_ingests(self) -> HashMap<Digest, Ingest> {
-        let ingests = self.files.into_values().filter_map(|file| match file.at {
-            Place::Ingest(ingest) => Some((file.digest, *ingest)),
-            _ => None,
-        });
-        ingests.collect()
+    /// The bytes of a file, which may have `limit` of them. The config of an artifact may be anything.
+    pub fn read(&self, file: &Spooled, path: &str, limit: u64) -> Result<Vec<u8>> {
+        if file.size > limit {
+            return Err(refused(format!("{path} has {} bytes, and may have {limit}", file.size)));
+        }
+        match &file.at {
+            Place::Memory(bytes) => Ok(bytes.clone()),
+            Place::Ingest(ingest) => {
+                let mut bytes = Vec::new();
+                ingest.file()?.read_to_end(&mut bytes).map_err(walk::broken)?;
+                Ok(bytes)
+            }
+            Place::Stored => self.content.read_verified(&self.namespace, &file.digest, limit),
+        }
+    }
+
+    /// The ingests, each with what it became. One is made of what looked like a document and is among `blobs`. What is not taken
+    /// from here goes with the spool.
+    pub fn into_ingests(self, blobs: &HashSet<Digest>) -> Result<HashMap<Digest, Ingest>> {
+        let mut ingests = HashMap::new();
+        for file in self.files.into_values() {
+            let ingest = match file.at {
+                Place::Ingest(ingest) => *ingest,
+                Place::Memory(bytes) if blobs.contains(&file.digest) => {
+                    let mut ingest = self.content.scratch(&self.namespace, file.digest.algorithm())?;
+                    ingest.append(&bytes)?;
+                    ingest
+                }
+                _ => continue,
+            };
+            ingests.insert(file.digest, ingest);
+        }
+        Ok(ingests)
     }
 }
 

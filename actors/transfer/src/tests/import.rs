@@ -1,8 +1,11 @@
 //! Archives and directories in every form, whole and damaged.
 
-use std::os::fd::AsFd;
+use std::{
+    io::{Read, Seek},
+    os::fd::AsFd,
+};
 
-use cofferdam_types::{Code, media};
+use cofferdam_types::{Code, Descriptor, media};
 use nix::poll::{PollFd, PollFlags, poll};
 
 use crate::{
@@ -136,6 +139,150 @@ fn several_images_and_platforms_in_one_archive() {
         let arrived = world.import(as_file(&tar_up(&files)), Some("h.io/b:1")).await.unwrap();
         assert_eq!(arrived[0].target.digest, one.target().digest);
         world.stop().await;
+    });
+}
+
+#[test]
+fn nothing_of_an_archive_is_dropped_without_a_word() {
+    run(async {
+        let (one, two) = (Picture::new("1"), Picture::new("2"));
+        let entry = |picture: &Picture, key: &str, name: &str| {
+            let mut entry = serde_json::json!(picture.target());
+            entry["annotations"] = serde_json::json!({ key: name });
+            entry
+        };
+        let of = |entries: [serde_json::Value; 2]| {
+            let mut files = [one.layout(None), two.layout(None).split_off(2)].concat();
+            files[1].1 = serde_json::json!({"schemaVersion": 2, "manifests": entries}).to_string().into_bytes();
+            let mut seen = std::collections::HashSet::new();
+            files.retain(|f| seen.insert(f.0.clone()));
+            as_file(&tar_up(&files))
+        };
+        let (tag, whole) = ("org.opencontainers.image.ref.name", "io.containerd.image.name");
+        let tags = || of([entry(&one, tag, "1"), entry(&two, tag, "2")]);
+        let wholes = || of([entry(&one, whole, "h.io/a:1"), entry(&two, whole, "h.io/a:2")]);
+        let world = World::start().await;
+        let before = world.holdings();
+        for given in ["h.io/b:t", &format!("h.io/b@{}", one.target().digest)] {
+            fails(world.import(tags(), Some(given)).await, Code::InvalidArgument, "without tag and digest");
+        }
+        fails(world.import(wholes(), Some("h.io/b")).await, Code::InvalidArgument, "leave it out");
+        let both = of([entry(&one, tag, "1"), entry(&two, tag, "1")]);
+        fails(world.import(both, Some("h.io/b")).await, Code::InvalidArgument, "two images have this name");
+        let mut docker = tar::Builder::new(Vec::new());
+        let several = serde_json::json!([{"Config": "c", "RepoTags": ["a:1"]}, {"Config": "c", "RepoTags": ["a:2"]}]);
+        let mut header = tar::Header::new_gnu();
+        header.set_size(several.to_string().len() as u64);
+        docker.append_data(&mut header, "manifest.json", several.to_string().as_bytes()).unwrap();
+        let docker = as_file(&docker.into_inner().unwrap());
+        fails(world.import(docker, Some("h.io/b")).await, Code::InvalidArgument, "leave it out");
+        world.quiet().await;
+        assert_eq!(world.holdings(), before);
+
+        let names = |arrived: Vec<crate::Arrived>| arrived.into_iter().map(|a| a.name.to_string()).collect::<Vec<_>>();
+        assert_eq!(names(world.import(tags(), Some("h.io/b")).await.unwrap()), ["h.io/b:1", "h.io/b:2"]);
+        assert_eq!(names(world.import(wholes(), None).await.unwrap()), ["h.io/a:1", "h.io/a:2"]);
+        // The same twice is one.
+        let same = of([entry(&one, tag, "1"), entry(&one, tag, "1")]);
+        assert_eq!(names(world.import(same, Some("h.io/c:x")).await.unwrap()), ["h.io/c:x"]);
+        world.stop().await;
+    });
+}
+
+/// What an export writes.
+async fn exported(world: &World, name: &str, platform: Option<cofferdam_types::Platform>) -> Vec<u8> {
+    let mut file = tempfile::tempfile().unwrap();
+    let options = crate::ExportOptions { names: vec![cofferdam_types::Name::new(name).unwrap()], platform };
+    let to = file.try_clone().unwrap().into();
+    world.transfer.export(&auth(), &ns(), options, to).await.unwrap().wait().await.unwrap();
+    let mut bytes = Vec::new();
+    file.seek(std::io::SeekFrom::Start(0)).unwrap();
+    file.read_to_end(&mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn m10_the_digest_in_an_archives_own_name_must_be_right() {
+    run(async {
+        let picture = Picture::new("x");
+        let index = picture.index(None);
+        let world = World::start().await;
+        let pinned = format!("h.io/a@{}", picture.target().digest);
+        let named = |name: &str| as_file(&tar_up(&picture.layout(Some(name))));
+        assert_eq!(world.import(named(&pinned), None).await.unwrap()[0].name.as_str(), pinned);
+        let before = world.holdings();
+        let wrong = format!("h.io/a@{}", sha(b"?"));
+        fails(world.import(named(&wrong), None).await, Code::InvalidArgument, "names another digest");
+        fails(world.import(named("h.io/b:1"), Some(&wrong)).await, Code::InvalidArgument, "names another digest");
+        world.quiet().await;
+        assert_eq!(world.holdings(), before);
+        world.import(named(&wrong), Some("h.io/b:1")).await.unwrap();
+
+        // Of an index that is called by its digest: whole it goes out and comes in by that, for one platform it has no name.
+        let of = sha(&index);
+        let nested = serde_json::json!({"schemaVersion": 2, "manifests": [{"mediaType": media::OCI_INDEX, "digest": of,
+            "size": index.len(), "annotations": {"io.containerd.image.name": format!("h.io/i@{of}")}}]});
+        let mut files = picture.layout(None);
+        files[1].1 = nested.to_string().into_bytes();
+        files.push((format!("blobs/sha256/{}", of.hex()), index));
+        let name = world.import(as_file(&tar_up(&files)), None).await.unwrap().remove(0).name;
+        let (whole, one) = (exported(&world, &name, None).await, exported(&world, &name, Some(amd64())).await);
+        assert_eq!(world.import(as_file(&whole), None).await.unwrap()[0].name, name);
+        fails(world.import(as_file(&one), None).await, Code::InvalidArgument, "give it a name");
+        let called = world.import(as_file(&one), Some("h.io/i:1")).await.unwrap().remove(0);
+        assert_eq!(called.target.digest, picture.target().digest);
+        world.stop().await;
+    });
+}
+
+#[test]
+fn an_artifact_that_was_exported_can_be_stored_again() {
+    run(async {
+        let descriptor = |kind: &str, bytes: &[u8]| Descriptor::new(kind, sha(bytes), bytes.len() as u64);
+        let empty = "application/vnd.oci.empty.v1+json";
+        for (config, kind, layers) in [
+            (&b"{}"[..], empty, vec![&b"one"[..], br#"{"two": 2}"#]),
+            (b"{}", empty, vec![b"{}"]),
+            (b"\0 whatever", "application/vnd.example.config", vec![b"[]"]),
+        ] {
+            let layers_of: Vec<_> = layers.iter().map(|layer| descriptor("a/b", layer)).collect();
+            let manifest = serde_json::json!({"schemaVersion": 2, "mediaType": media::OCI_MANIFEST,
+                "artifactType": "a/b", "config": descriptor(kind, config), "layers": layers_of});
+            let manifest = manifest.to_string().into_bytes();
+            let entry = descriptor(media::OCI_MANIFEST, &manifest);
+            let index = serde_json::json!({"schemaVersion": 2, "manifests": [entry]});
+            let marker = br#"{"imageLayoutVersion":"1.0.0"}"#;
+            let mut files =
+                vec![("oci-layout".to_owned(), marker.to_vec()), ("index.json".into(), index.to_string().into_bytes())];
+            for blob in layers.iter().copied().chain([config, &manifest]) {
+                let file = (format!("blobs/sha256/{}", sha(blob).hex()), blob.to_vec());
+                if !files.contains(&file) {
+                    files.push(file);
+                }
+            }
+            let world = World::start().await;
+            let before = world.holdings();
+            let tar = tar_up(&files);
+            let refused = world.import(as_pipe(tar.clone()), Some(NAME)).await;
+            fails(refused, Code::FailedPrecondition, "this is an artifact");
+            assert_eq!(world.holdings(), before);
+            world.import_with(as_file(&tar), Some(NAME), None).await.unwrap();
+            let archive = exported(&world, NAME, None).await;
+            for (form, source) in [("file", as_file(&archive)), ("pipe", as_pipe(archive.clone()))] {
+                let other = World::start().await;
+                let came = other.import_with(source, None, None).await.unwrap_or_else(|e| panic!("{form}: {e}"));
+                assert_eq!((came[0].name.as_str(), &came[0].target.digest), (NAME, &sha(&manifest)), "{form}");
+                for blob in layers.iter().copied().chain([config]) {
+                    let read = other.content.read_verified(&ns(), &sha(blob), 1000);
+                    assert_eq!(read.unwrap(), blob, "{form}");
+                }
+                // Where all of it is here already.
+                other.import_with(as_pipe(archive.clone()), None, None).await.unwrap();
+                assert_eq!(other.holdings().ingests, 0, "{form}");
+                other.stop().await;
+            }
+            world.stop().await;
+        }
     });
 }
 

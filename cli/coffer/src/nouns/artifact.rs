@@ -1,14 +1,19 @@
 //! Artifacts: files in a registry, by themselves or beside an image.
 
 use std::{
+    cell::Cell,
     fs::{DirBuilder, File},
     os::{fd::AsFd as _, unix::fs::DirBuilderExt as _},
-    path::Path,
+    path::{Path, PathBuf},
+    rc::Rc,
     time::Duration,
 };
 
-use cofferdam_client::{ArtifactOptions, Content, Namespace, PullOptions, PushOptions, random_id};
-use cofferdam_types::{Descriptor, Labels, Timestamp};
+use cofferdam_client::{ArtifactOptions, Content, Namespace, PullOptions, PushOptions, Verdict, random_id};
+use cofferdam_types::{
+    Descriptor, Error, Labels, Timestamp,
+    media::{self, Kind},
+};
 use serde::Deserialize;
 
 use crate::{
@@ -44,8 +49,8 @@ pub static PUSH: Command = Command {
     about: "send files to a registry, as an artifact",
     positionals: &[Positional { name: "REFERENCE", times: Times::Once }, FILES],
     flags: &[TYPE, CONFIG, ANNOTATION, USER, CA, CERT, KEY, NO_DOCKER, PLAIN],
-    notes: "REFERENCE is host[:port]/path:tag. Each FILE is a layer that has the file's name; its media type is application/octet-stream\n\
-            where none is given. --type is needed unless --config has a media type. Prints the digest.",
+    notes: "REFERENCE is host[:port]/path:tag. Each FILE is a layer that has the file's name, no two the same; its media type is\n\
+            application/octet-stream where none is given. --type is needed unless --config has a media type. Prints the digest.",
     failure: 1,
     action: |cx| Box::pin(push(cx)),
 };
@@ -104,6 +109,11 @@ async fn send(
     to: impl FnOnce(&str) -> String,
 ) -> Result<String, Failure> {
     let args = &cx.args;
+    let files = titled(args.from(1))?;
+    if args.text("type").is_empty() && args.value("config").is_none() {
+        let why = "doesn't say what it is: give --type MEDIATYPE, or a --config with one";
+        return Err(Failure::usage(format!("{}: {why}", args.command.name())));
+    }
     let options = push_options(args, registry)?;
     let namespace = cx.namespace().await?;
     let id = random_id()?;
@@ -112,7 +122,7 @@ async fn send(
     let held = namespace.leases().create(&id, &Labels::new(), Some(ends)).namespace();
     // A name that no registry is asked for: it is only there until the artifact is sent.
     let name = format!("localhost/artifact:{id}");
-    let done = made(args, &held, &name, subject, options, to).await;
+    let done = made(args, &files, &held, &name, subject, options, to).await;
     // What is left goes with the lease.
     let _ = namespace.images().remove(&name).await;
     let _ = namespace.leases().remove(&id).await;
@@ -121,6 +131,7 @@ async fn send(
 
 async fn made(
     args: &Args,
+    files: &[Titled<'_>],
     held: &Namespace,
     name: &str,
     subject: Option<Descriptor>,
@@ -139,12 +150,9 @@ async fn made(
         let (path, media_type) = typed(config, OCTETS);
         artifact.config = Some(blob(&content, path, media_type).await?);
     }
-    for file in args.from(1) {
-        let (path, media_type) = typed(file, OCTETS);
-        let mut layer = blob(&content, path, media_type).await?;
-        let title = Path::new(path).file_name().and_then(|name| name.to_str());
-        let title = title.ok_or_else(|| Failure::usage(format!("{path:?} has no name that can be given to others")))?;
-        layer.annotations.insert(TITLE.into(), title.to_owned());
+    for file in files {
+        let mut layer = blob(&content, file.path, file.media_type).await?;
+        layer.annotations.insert(TITLE.into(), file.title.to_owned());
         artifact.layers.push(layer);
     }
     let image = held.images().create_artifact(&artifact);
@@ -165,6 +173,32 @@ fn push_options(args: &Args, image: &str) -> Result<PushOptions, Failure> {
         client_key: own.key,
         ..PushOptions::default()
     })
+}
+
+/// A file of an artifact.
+#[derive(Debug)]
+struct Titled<'a> {
+    path: &'a str,
+    media_type: &'a str,
+    /// What it is called by who gets it.
+    title: &'a str,
+}
+
+/// The files that were named, all of which can be got again.
+fn titled(files: &[String]) -> Result<Vec<Titled<'_>>, Failure> {
+    let mut all: Vec<Titled<'_>> = Vec::new();
+    for file in files {
+        let (path, media_type) = typed(file, OCTETS);
+        let title = Path::new(path).file_name().and_then(|name| name.to_str()).and_then(plain);
+        let title = title.ok_or_else(|| Failure::usage(format!("{path:?} has no name that can be given to others")))?;
+        if let Some(other) = all.iter().find(|other| other.title == title) {
+            let why =
+                format!("{:?} and {path:?} would have one name: rename one, or pack them into one file", other.path);
+            return Err(Failure::usage(why));
+        }
+        all.push(Titled { path, media_type, title });
+    }
+    Ok(all)
 }
 
 /// A file and its media type: what follows the last colon, if that is one.
@@ -212,51 +246,101 @@ pub static PULL: Command = Command {
     ],
     flags: &[USER, CA, CERT, KEY, NO_DOCKER, PLAIN, switch("force", None, "over files that are there")],
     notes: "REFERENCE is host[:port]/path:tag or @digest. DIRECTORY is the present one otherwise; it is made where it isn't there. Files\n\
-            without a name stay in the content. Prints the paths. The artifact stays here under its name: \"coffer image rm\" removes it.",
+            without a name stay in the content. Prints the paths. The artifact stays here under its name: \"coffer image rm\" removes it.\n\
+            Where one of the files is there already none is written without --force.",
     failure: 1,
     action: |cx| Box::pin(pull(cx)),
 };
 
 #[derive(Deserialize)]
 struct Manifest {
-    layers: Vec<Descriptor>,
+    layers: Option<Vec<Descriptor>>,
+}
+
+/// What of an image can be told before any of it is fetched: it has an index, or the config of an image and a layer that is no
+/// file.
+#[derive(Default)]
+struct Told(Cell<bool>);
+
+impl Told {
+    fn is_image(&self, one: &Descriptor) -> bool {
+        match media::kind(&one.media_type) {
+            Kind::Index => true,
+            Kind::Config => {
+                self.0.set(true);
+                false
+            }
+            Kind::Layer(_) => self.0.get() && !one.annotations.contains_key(TITLE),
+            _ => false,
+        }
+    }
 }
 
 async fn pull(cx: Cx) -> Result<i32, Failure> {
     let options = pull_options(&cx.args)?;
     let namespace = cx.namespace().await?;
-    let names = progress::follow(&namespace.images().pull(&options)).await?;
+    let (told, image) = (Told::default(), Rc::new(Cell::new(false)));
+    let (seen, reference) = (image.clone(), options.reference.clone());
+    let choose = async move |one: Descriptor, _: u16| match told.is_image(&one) {
+        false => Ok(Verdict::Take),
+        true => {
+            seen.set(true);
+            Err(Error::failed_precondition("artifact", &reference, "is an image"))
+        }
+    };
+    let names = progress::follow(&namespace.images().fetch(&options, choose)).await;
+    let names = names.map_err(|failure| match image.get() {
+        true => not_one(&options.reference),
+        false => failure,
+    })?;
     let name = names.first().ok_or_else(|| Failure::usage("artifact pull: nothing came"))?;
     let target = namespace.images().get(name).info().await?.target;
     let content = namespace.content();
     let bytes = small(&content, &target).await?;
-    let manifest: Manifest = serde_json::from_slice(&bytes)
-        .map_err(|_| Failure::usage(format!("{name} is not an artifact: it is pulled by \"coffer image pull\"")))?;
+    let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|_| not_one(name))?;
     let dir = Path::new(if cx.args.at(1).is_empty() { "." } else { cx.args.at(1) });
+    let layers = manifest.layers.unwrap_or_default();
+    let files = placed(&layers, dir, cx.args.has("force"))?;
     DirBuilder::new()
         .recursive(true)
         .mode(0o755)
         .create(dir)
         .map_err(|e| Failure::io(&dir.display().to_string(), e))?;
     let mut written = Vec::new();
-    for layer in &manifest.layers {
-        let digest = layer.digest.to_string();
+    for (layer, path) in files {
+        write(&content, layer, &path, cx.args.has("force")).await.map_err(|e| e.or_code(1))?;
+        written.push(path.display().to_string());
+    }
+    cx.names(written.iter().map(String::as_str))?;
+    Ok(0)
+}
+
+fn not_one(reference: &str) -> Failure {
+    Failure::usage(format!("{reference} is an image, and not an artifact: \"coffer image pull\" gets it"))
+}
+
+/// Where each file goes: looked at before any is written.
+fn placed<'a>(layers: &'a [Descriptor], dir: &Path, force: bool) -> Result<Vec<(&'a Descriptor, PathBuf)>, Failure> {
+    let mut files: Vec<(&Descriptor, PathBuf)> = Vec::new();
+    for layer in layers {
+        let digest = &layer.digest;
         let Some(title) = layer.annotations.get(TITLE) else {
             say(&format!("{digest} has no name, and stays in the content"));
             continue;
         };
-        let path = dir.join(plain(title).ok_or_else(|| {
-            // What somebody else calls a file must not lead out of the directory.
-            Failure::usage(format!(
-                "artifact pull: {title:?} is no name of a file: get {digest} by \"coffer content get\""
-            ))
-        })?);
-        let shown = path.display().to_string();
-        write(&content, layer, &path, cx.args.has("force")).await.map_err(|e| e.or_code(1))?;
-        written.push(shown);
+        let refuse = |why: String| Failure::usage(format!("artifact pull: {why}"));
+        let other = |why: &str| refuse(format!("{title:?} {why}: get {digest} by \"coffer content get\""));
+        // What somebody else calls a file must not lead out of the directory.
+        let path = dir.join(plain(title).ok_or_else(|| other("is no name of a file"))?);
+        if files.iter().any(|(_, there)| *there == path) {
+            return Err(other("is the name of two files"));
+        }
+        if !force && path.symlink_metadata().is_ok() {
+            return Err(refuse(format!("{} is there already: --force writes over it", path.display())));
+        }
+        files.push((layer, path));
     }
-    cx.names(written.iter().map(String::as_str))?;
-    Ok(0)
+    Ok(files)
 }
 
 /// A name that stands for a file in the directory itself.
@@ -350,6 +434,56 @@ mod tests {
         assert_eq!(typed("a.json:application/json", OCTETS), ("a.json", "application/json"));
         assert_eq!(typed("dir/a", OCTETS), ("dir/a", OCTETS));
         assert_eq!(typed("a:b", OCTETS), ("a:b", OCTETS));
+    }
+
+    #[test]
+    fn what_could_not_be_got_again_is_not_sent() {
+        let files = |all: &[&str]| all.iter().map(|file| (*file).to_owned()).collect::<Vec<_>>();
+        let good = files(&["d1/a.json:text/x", "d2/b"]);
+        let all = titled(&good).unwrap();
+        assert_eq!((all[0].path, all[0].media_type, all[0].title), ("d1/a.json", "text/x", "a.json"));
+        for bad in [&["d1/a", "d2/a"][..], &["a", "a"], &["a\nb"], &[".."], &["/"]] {
+            assert!(titled(&files(bad)).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn where_one_file_can_not_be_written_none_is() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("there"), "mine").unwrap();
+        let file = |title: &str| {
+            let mut layer = Descriptor::new(OCTETS, format!("sha256:{}", "ab".repeat(32)).parse().unwrap(), 1);
+            layer.annotations.insert(TITLE.into(), title.into());
+            layer
+        };
+        let refused = |titles: &[&str], force: bool| {
+            let layers: Vec<_> = titles.iter().map(|title| file(title)).collect();
+            placed(&layers, dir.path(), force).map(|files| files.len()).map_err(|failure| failure.text)
+        };
+        assert!(refused(&["new", "there"], false).unwrap_err().contains("is there already: --force"));
+        assert_eq!(refused(&["new", "there"], true), Ok(2));
+        assert!(refused(&["new", "new"], true).unwrap_err().contains("the name of two files"));
+        assert!(refused(&["new", "../x"], true).unwrap_err().contains("no name of a file"));
+    }
+
+    #[test]
+    fn an_image_is_told_by_its_index_or_by_its_config_and_a_layer_without_a_name() {
+        let is_image = |kinds: &[&str], title: bool| {
+            let told = Told::default();
+            kinds.iter().any(|kind| {
+                let mut one = Descriptor::new(*kind, format!("sha256:{}", "ab".repeat(32)).parse().unwrap(), 1);
+                if title {
+                    one.annotations.insert(TITLE.into(), "x".into());
+                }
+                told.is_image(&one)
+            })
+        };
+        let empty = "application/vnd.oci.empty.v1+json";
+        assert!(is_image(&[media::OCI_INDEX], false));
+        assert!(is_image(&[media::OCI_MANIFEST, media::OCI_CONFIG, media::OCI_LAYER_GZIP], false));
+        assert!(!is_image(&[media::OCI_MANIFEST, media::OCI_CONFIG, media::OCI_LAYER_GZIP], true));
+        assert!(!is_image(&[media::OCI_MANIFEST, empty, media::OCI_LAYER], false));
+        assert!(!is_image(&[media::OCI_MANIFEST, media::OCI_CONFIG, "text/x"], false));
     }
 
     #[test]

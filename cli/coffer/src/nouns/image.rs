@@ -157,9 +157,10 @@ pub static IMPORT: Command = Command {
         LEASE,
     ],
     notes: "PATH is an OCI layout or a docker archive, a directory or packed, or with --rootfs a directory or a tar archive;\n\
-            - is standard input. NAME is needed where the archive names no image. Progress goes to standard error, the\n\
-            names of the images to standard output. ctrl-c cancels. INSTRUCTION is as of \"coffer commit\". With --created the same\n\
-            files give the same image.",
+            - is standard input. NAME is needed where the archive names no image; of several it may be the repository of those that\n\
+            have a tag alone. Progress goes to standard error, the names of the images to standard output. ctrl-c cancels.\n\
+            INSTRUCTION is as of \"coffer commit\". With --created the same files give the same image. With --no-unpack it may be any\n\
+            artifact too.",
     failure: 1,
     action: |cx| Box::pin(import(cx)),
 };
@@ -218,6 +219,10 @@ async fn export(cx: Cx) -> Result<i32, Failure> {
         [names @ .., path] if !names.is_empty() => (path.as_str(), names.to_vec()),
         _ => return Err(Failure::usage("image export: name the images, then the FILE to write")),
     };
+    if cx.args.has("directory") && path == "-" {
+        let why = "image export: - is standard output, which is no directory: name one, or leave --directory out";
+        return Err(Failure::usage(why));
+    }
     let images = cx.namespace().await?.images();
     if cx.args.has("directory") {
         let (layout, target) = Layout::begin(path)?;

@@ -34,16 +34,15 @@ async fn ls(cx: Cx) -> Result<i32, Failure> {
         cx.document(&list)?;
         return Ok(0);
     }
-    let mut table = Table::new(&["JOB", "KIND", "SUBJECT", "STATE", "PROGRESS", "STARTED"]);
+    let mut table = Table::new(&["JOB", "KIND", "SUBJECT", "STATE", "PROGRESS", "STARTED", "WHY"]);
     for info in &list {
-        let state = match (info.state.as_str(), info.error.as_str(), info.stage.as_str()) {
-            ("running", _, stage) if !stage.is_empty() => format!("running: {stage}"),
-            (state, "", _) => state.to_owned(),
-            (state, error, _) => format!("{state}: {error}"),
+        let state = match (info.state.as_str(), info.stage.as_str()) {
+            ("running", stage) if !stage.is_empty() => format!("running: {stage}"),
+            (state, _) => state.to_owned(),
         };
-        let row =
-            [info.id.clone(), info.kind.clone(), info.subject.clone(), state, progress(info), show_age(info.started)];
-        table.row(row);
+        let (id, kind, subject) = (info.id.clone(), info.kind.clone(), info.subject.clone());
+        // What failed says so at length: last, so that it moves nothing.
+        table.row([id, kind, subject, state, progress(info), show_age(info.started), info.error.clone()]);
     }
     table.print()?;
     Ok(0)
