@@ -67,15 +67,16 @@ impl<'a> Gather<'a> {
         }
         let (content, ns) = (&self.core.content, self.job.namespace());
         let found = content.info(ns, &blob.digest);
-        let held = match found.and_then(|found| if self.own.has(&found) { Ok(found) } else { Err(missing(&blob.digest)) }) {
-            Err(e) if e.code == Code::NotFound && spare => return Ok(()),
-            Err(e) if e.code == Code::NotFound => {
-                let of = blob.platform.as_ref().map(|platform| format!(" (for {platform})")).unwrap_or_default();
-                let why = format!("is not here{of}, and belongs to the image: pull or import that again");
-                return Err(Error::failed_precondition("blob", &blob.digest, why));
-            }
-            other => other?,
-        };
+        let held =
+            match found.and_then(|found| if self.own.has(&found) { Ok(found) } else { Err(missing(&blob.digest)) }) {
+                Err(e) if e.code == Code::NotFound && spare => return Ok(()),
+                Err(e) if e.code == Code::NotFound => {
+                    let of = blob.platform.as_ref().map(|platform| format!(" (for {platform})")).unwrap_or_default();
+                    let why = format!("is not here{of}, and belongs to the image: pull or import that again");
+                    return Err(Error::failed_precondition("blob", &blob.digest, why));
+                }
+                other => other?,
+            };
         fits(blob, &held)?;
         self.blobs.push(Descriptor::new(&*blob.media_type, blob.digest.clone(), blob.size));
         let kind = media::kind(&blob.media_type);
