@@ -180,7 +180,14 @@ impl<W: Write> Packer<'_, W> {
         match kind {
             SFlag::S_IFREG => {
                 let flags = libc::O_RDONLY | libc::O_NONBLOCK;
-                let file = File::from(cofferdam_sys::fd::reopen(handle, flags).map_err(|e| self.fault(&path, &e))?);
+                let mut file = File::from(cofferdam_sys::fd::reopen(handle, flags).map_err(|e| self.fault(&path, &e))?);
+                // It has grown, or is one of the kernel's that has content and no size.
+                let more = stat.st_size == 0 && !matches!(file.read(&mut [0]), Ok(0));
+                if more && fstat(&file).map_err(fault)?.st_size == 0 {
+                    let why = "is one of the kernel's files, of which nobody knows the size: read it in the container \
+                               (coffer exec ... cat)";
+                    return Err(Error::failed_precondition("rootfs", path.display(), why));
+                }
                 self.attributes(stat, Some(file.as_fd()), &path)?;
                 let mut header = self.header(stat, tar::EntryType::Regular);
                 header.set_size(stat.st_size as u64);
@@ -336,6 +343,20 @@ mod tests {
         let seen: Vec<_> =
             entries.map(|e| (e.path().unwrap().into_owned(), e.header().mode().unwrap() & 0o7777)).collect();
         assert_eq!(seen[1..], [(PathBuf::from("tmp"), 0o1777)]);
+    }
+
+    #[test]
+    fn a_file_that_does_not_say_how_long_it_is_is_refused() {
+        let pack = |path: &str| {
+            let file = cofferdam_sys::fd::open_path(Path::new(path)).unwrap();
+            let mut bytes = Vec::new();
+            pack_as(file.as_fd(), Path::new("file"), None, &mut bytes, &|| Ok(())).map(|()| bytes)
+        };
+        let refused = pack("/proc/self/status").unwrap_err();
+        assert!(refused.code == cofferdam_types::Code::FailedPrecondition && refused.id == "file", "{refused}");
+        let empty = tempfile::NamedTempFile::new().unwrap();
+        let bytes = pack(empty.path().to_str().unwrap()).unwrap();
+        assert_eq!(tar::Archive::new(&bytes[..]).entries().unwrap().count(), 1);
     }
 
     #[test]

@@ -203,7 +203,10 @@ fn kills(on: On) {
         for exec in &execs {
             exec.start().await.unwrap();
         }
-        assert_eq!(task.kill(1000, false).await.unwrap_err().code, Code::InvalidArgument);
+        for none in [1000, u32::MAX] {
+            let error = task.kill(none, false).await.unwrap_err();
+            assert_eq!((error.code, error.id), (Code::InvalidArgument, none.to_string()));
+        }
         execs[0].kill(15, false).await.unwrap();
         assert_eq!(execs[0].wait().await.unwrap().status, 143);
         execs[1].kill(1, false).await.unwrap();

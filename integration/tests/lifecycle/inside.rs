@@ -179,6 +179,17 @@ fn open_cgroup(spec: &mut Value) {
     }
 }
 
+/// The v2 hierarchy by its own type: the container's own group.
+fn own_group(spec: &mut Value) {
+    push(
+        &mut spec["mounts"],
+        json!([
+            {"destination": "/m/group", "type": "cgroup2", "source": "cgroup2", "options": ["rw", "nosuid", "nodev", "noexec"]},
+            {"destination": "/m/closed", "type": "cgroup2", "source": "cgroup2", "options": ["ro", "nosuid", "nodev", "noexec"]},
+        ]),
+    );
+}
+
 fn limits(spec: &mut Value) {
     let resources = spec["linux"]["resources"].as_object_mut().unwrap();
     let more = json!({
@@ -212,6 +223,7 @@ const BUNDLES: &[(&str, Change)] = &[
     ("shared", shared),
     ("at home", at_home),
     ("open cgroup", open_cgroup),
+    ("own group", own_group),
     ("limits", limits),
     ("no limits", no_limits),
 ];

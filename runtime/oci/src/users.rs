@@ -12,7 +12,7 @@ use std::{
 };
 
 use cofferdam_sys::fd::{self, Scope};
-use cofferdam_types::{Error, Result};
+use cofferdam_types::{Code, Error, Result};
 
 const MAX_FILE: u64 = 10 << 20;
 const MAX_LINE: u64 = 64 << 10;
@@ -57,8 +57,10 @@ pub fn resolve(root: impl AsFd, user: &str) -> Result<User> {
     let group = group.map(Wanted::parse).transpose().map_err(&invalid)?;
     let root = root.as_fd();
 
+    // Who is told by numbers alone needs nothing of the image but a home, and goes without where that can't be read.
+    let numbers = matches!((wanted, group), (Wanted::Id(_), Some(Wanted::Id(_))));
     let mut entry = None;
-    each_line(root, "etc/passwd", |line| {
+    let looked = each_line(root, "etc/passwd", |line| {
         let Some(passwd) = Passwd::parse(line) else { return Ok(true) };
         let matches = match wanted {
             Wanted::Id(id) => passwd.uid == Some(id),
@@ -68,7 +70,8 @@ pub fn resolve(root: impl AsFd, user: &str) -> Result<User> {
             entry = Some(passwd.check(&invalid)?);
         }
         Ok(!matches)
-    })?;
+    });
+    looked.or_else(|e| if numbers && e.code == Code::InvalidArgument { Ok(()) } else { Err(e) })?;
     let entry = match (entry, wanted) {
         (Some(entry), _) => entry,
         (None, Wanted::Id(uid)) => Entry { name: None, uid, gid: 0, home: "/".into() },
@@ -208,8 +211,7 @@ fn each_line(root: impl AsFd, path: &'static str, mut f: impl FnMut(&[u8]) -> Re
     let stat = fd::stat(&found).map_err(|e| io(&e))?;
     if fd::file_type(&stat) != libc::S_IFREG {
         return Err(refuse(
-            "is not a regular file, and no user can be looked up in it: give a numeric user, and an \
-                           image whose file is regular"
+            "is not a regular file, and nobody can be looked up in it: give user and group as numbers, such as 1000:1000"
                 .into(),
         ));
     }
@@ -235,7 +237,6 @@ fn each_line(root: impl AsFd, path: &'static str, mut f: impl FnMut(&[u8]) -> Re
 mod tests {
     use std::{fs, os::unix::fs::symlink};
 
-    use cofferdam_types::Code;
     use tempfile::TempDir;
 
     use super::*;
@@ -371,6 +372,7 @@ mod tests {
                 let error = look(&dir, "web").unwrap_err();
                 assert_eq!(error.code, Code::InvalidArgument, "{name} {file}: {error}");
                 assert_eq!(error.id, format!("/etc/{file}"), "{name}");
+                assert_eq!(ids(look(&dir, "5:6").unwrap()), (5, 6, vec![6], "/".into()), "{name} {file}");
             }
         }
         let dir = root();

@@ -133,6 +133,12 @@ impl Process {
         self.life.borrow_mut().deleted = deleted;
     }
 
+    /// What it is called in an error: the first one has no name but its container's.
+    fn name(&self) -> String {
+        let id = self.life.borrow().id.clone();
+        if id.is_empty() { self.record.trim_end_matches(".life").to_owned() } else { id }
+    }
+
     /// Its life so far.
     pub fn life(&self) -> Life {
         self.life.borrow().clone()
@@ -178,8 +184,8 @@ impl Process {
     pub fn feed(self: &Rc<Self>, feed: &mut Feed) -> Result<()> {
         match std::mem::replace(feed, Feed::None) {
             Feed::Pipe(write) => {
-                let fd =
-                    watch(write, Interest::WRITABLE).map_err(|e| Error::io("stdin", "", "can't be watched", &e))?;
+                let fd = watch(write, Interest::WRITABLE)
+                    .map_err(|e| Error::io("stdin", self.name(), "can't be watched", &e))?;
                 *self.stdin.borrow_mut() = Some(Rc::new(fd));
             }
             Feed::Held(hold) => *self.held.borrow_mut() = Some(hold),
@@ -365,7 +371,7 @@ impl Process {
 
     /// Sends a signal, through its pidfd: the pid can't have been given to another process.
     pub fn kill(&self, signal: i32) -> Result<()> {
-        let gone = || Error::not_found("process", &self.life.borrow().id, "has ended");
+        let gone = || Error::not_found("process", self.name(), "has ended");
         let pidfd = self.pidfd.borrow();
         let pidfd = pidfd.as_ref().ok_or_else(gone)?;
         // SAFETY: pidfd_send_signal(2) with a null siginfo; the descriptor is ours.
@@ -381,22 +387,23 @@ impl Process {
             Err(nix::Error::EINVAL) => {
                 Err(Error::invalid("signal", signal, "is not a signal; kill -l lists those that are"))
             }
-            Err(e) => Err(Error::io("process", &self.life.borrow().id, "can't be signalled", &e.into())),
+            Err(e) => Err(Error::io("process", self.name(), "can't be signalled", &e.into())),
         }
     }
 
     /// Changes the terminal's size.
     pub fn resize(&self, rows: u16, columns: u16) -> Result<()> {
         let outputs = self.outputs.borrow();
-        let console = outputs.first().filter(|_| self.terminal).ok_or_else(|| {
-            Error::failed_precondition("process", &self.life.borrow().id, "has no terminal to resize")
-        })?;
+        let console = outputs
+            .first()
+            .filter(|_| self.terminal)
+            .ok_or_else(|| Error::failed_precondition("process", self.name(), "has no terminal to resize"))?;
         let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
         // SAFETY: TIOCSWINSZ reads one winsize, which lives across the call (ioctl_tty(2)).
         let done = unsafe { libc::ioctl(console.source().get_ref().as_raw_fd(), libc::TIOCSWINSZ, &size) };
         nix::errno::Errno::result(done)
             .map(drop)
-            .map_err(|e| Error::io("terminal", &self.life.borrow().id, "can't be resized", &e.into()))
+            .map_err(|e| Error::io("terminal", self.name(), "can't be resized", &e.into()))
     }
 
     /// Ends its standard input, where that is a pipe of ours. Those who feed it stop: they hold the pipe too. A FIFO
@@ -416,11 +423,12 @@ impl Process {
         if !self.terminal || self.outputs.borrow().is_empty() {
             // Who attaches can tell this kind from all else that may be wrong.
             let why = "is none that can be written to: it was not declared as a stream, or it is closed";
-            return Err(Error::failed_precondition("stdin", &self.life.borrow().id, why));
+            return Err(Error::failed_precondition("stdin", self.name(), why));
         }
         let (read, write) = pipe()?;
-        nonblocking(&write).map_err(|e| Error::io("stdin", "", "can't be set up", &e))?;
-        let pipe = watch(write, Interest::WRITABLE).map_err(|e| Error::io("stdin", "", "can't be watched", &e))?;
+        nonblocking(&write).map_err(|e| Error::io("stdin", self.name(), "can't be set up", &e))?;
+        let pipe =
+            watch(write, Interest::WRITABLE).map_err(|e| Error::io("stdin", self.name(), "can't be watched", &e))?;
         let pipe = Rc::new(pipe);
         let over = self.input_over.clone().notified_owned();
         // It ends with the input: nobody else holds it.
@@ -534,4 +542,20 @@ pub async fn write_all(fd: &AsyncFd<OwnedFd>, mut bytes: &[u8]) -> std::io::Resu
         bytes = &bytes[n..];
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_names_the_process_or_its_container() {
+        let dir = tempfile::tempdir().unwrap();
+        for (record, id, name) in [("box.life", "", "box"), ("box@more.life", "more", "more")] {
+            let here = Rc::new(std::fs::File::open(dir.path()).unwrap().into());
+            let process = Process::new(here, record.into(), id, "", false).unwrap();
+            assert_eq!(process.resize(1, 1).unwrap_err().id, name);
+            assert_eq!(process.stdin().unwrap_err().id, name);
+        }
+    }
 }

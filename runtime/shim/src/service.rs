@@ -273,7 +273,9 @@ impl shim_container::Server for Held {
         _: shim_container::KillResults,
     ) -> capnp::Result<()> {
         let params = params.get()?;
-        let signal = i32::try_from(params.get_signal()).unwrap_or(i32::MAX);
+        let signal = params.get_signal();
+        let none = |_| to_rpc(Error::invalid("signal", signal, "is not a signal; kill -l lists those that are"));
+        let signal = i32::try_from(signal).map_err(none)?;
         let all = params.get_all();
         self.act(params.get_id(), |container, id| async move { container.kill(&id, signal, all).await }).await
     }

@@ -222,6 +222,10 @@ impl Cgroup {
                 Some(libc::EINVAL | libc::ERANGE) => {
                     Error::invalid("cgroup", &self.path, format!("the kernel doesn't take {value:?} for {file}"))
                 }
+                Some(libc::ENODEV) if file.starts_with("io.") || file.starts_with("blkio.") => {
+                    let why = format!("{file} can't be {value:?}: the host has no such device (a partition is none)");
+                    Error::failed_precondition("cgroup", &self.path, why)
+                }
                 Some(libc::EBUSY) => {
                     let why = format!("{file} can't be {value:?} now: more than that is in use");
                     Error::failed_precondition("cgroup", &self.path, why)

@@ -203,13 +203,25 @@ impl Filesystem {
         let mut said = Vec::new();
         let mut line = [0u8; 1024];
         while let Ok(length @ 1..) = file.read(&mut line) {
-            said.push(String::from_utf8_lossy(&line[..length]).trim().to_owned());
+            let text = String::from_utf8_lossy(&line[..length]);
+            // In front of each stands how grave it is.
+            let sentence = ["e ", "w ", "i "].iter().find_map(|grave| text.strip_prefix(grave)).unwrap_or(&text);
+            said.push(sentence.trim().to_owned());
             if said.len() >= 8 {
                 break;
             }
         }
         let what = if said.is_empty() { what.to_owned() } else { format!("{what}: {}", said.join("; ")) };
-        Error::io("mount", &self.kind, what, error)
+        match error.raw_os_error() {
+            // An option, or where it leads.
+            Some(libc::EINVAL | libc::ERANGE | libc::ENOTDIR | libc::ELOOP | libc::ENAMETOOLONG) => {
+                Error::invalid("mount", &self.kind, format!("{what}: {error}"))
+            }
+            Some(libc::ENOTBLK) => {
+                Error::failed_precondition("mount", &self.kind, format!("{what}: its source: {error}"))
+            }
+            _ => Error::io("mount", &self.kind, what, error),
+        }
     }
 }
 
@@ -517,7 +529,8 @@ mod tests {
         let error = detached(&mount(&["lowerdir=/nonexistent"])).unwrap_err();
         assert!(error.message.contains("layer /nonexistent: No such file"), "{error}");
         let error = detached(&mount(&["lowerdir=/proc", "nonsense=1"])).unwrap_err();
-        assert!(error.message.contains("Unknown parameter 'nonsense'"), "{error}");
+        assert!(error.message.contains("nonsense=1: overlay: Unknown parameter 'nonsense'"), "{error}");
+        assert_eq!(error.code, cofferdam_types::Code::InvalidArgument);
         let error = detached(&Mount { kind: "nosuchfs".into(), source: String::new(), options: vec![] }).unwrap_err();
         assert_eq!(error.code, cofferdam_types::Code::Unimplemented);
     }

@@ -446,8 +446,9 @@ interface Container @0xcd9183f6e5b7a042 {
   copyOut @9 (path :Text, sink :Common.ByteStream) -> () $Common.needs("run") $Common.audit("use");
   # Writes what is at an absolute path of the container into your sink, as a tar archive, and ends that. At its top is one
   # entry with the path's last name; with "/." at the path's end, what is in the directory. A link is what it is, unless a
-  # slash follows. What is mounted beneath the path is left out. While the task runs the path is looked for as its first
-  # process would, mounts and all; otherwise in the snapshot, and no task is made until the copy is done.
+  # slash follows. What is mounted beneath the path is left out. A file of the kernel's that has content and no size, as those
+  # of /proc are, is failed_precondition. While the task runs the path is looked for as its first process would, mounts and
+  # all; otherwise in the snapshot, and no task is made until the copy is done.
   # Where the container is removed by force it ends (`cancelled`). failed_precondition while it runs in a user namespace.
 
   copyIn @10 (path :Text, into :Bool, keepOwners :Bool) -> (sink :Common.ByteStream) $Common.needs("run") $Common.audit("use");

@@ -5,7 +5,7 @@ use oci_spec::runtime::{
     Hooks, Linux, LinuxNamespace, LinuxNamespaceType, LinuxResources, LinuxSeccompAction, Mount, Process, Spec,
 };
 
-use super::{netdevices, properties, rdt};
+use super::{netdevices, plan, properties, rdt, step};
 
 fn unimplemented<T>(field: impl ToString, why: &str) -> Result<T> {
     Err(Error::unimplemented("spec", field, format!("the native runtime doesn't have it: {why}")))
@@ -25,6 +25,8 @@ fn some<T>(list: &Option<Vec<T>>) -> bool {
 }
 
 const LEAVE_OUT: &str = "leave it out, or use another runtime";
+/// `__NEW_UTS_LEN` of linux/utsname.h.
+const LONGEST_NAME: usize = 64;
 const NO_LIMIT: &str = "is below -1, which is no limit";
 
 /// Walks a whole spec.
@@ -66,13 +68,18 @@ fn check_hooks(hooks: &Hooks) -> Result<()> {
             if hook.timeout().is_some_and(|seconds| seconds <= 0) {
                 return invalid(name, "has a timeout of no second: leave it out, or give one above 0");
             }
-            let bad = |v: &String| v.contains('\0') || v.split_once('=').is_none_or(|(key, _)| key.is_empty());
-            if let Some(variable) = hook.env().iter().flatten().find(|v| bad(v)) {
-                return invalid(name, format!("has the variable {variable:?}, which is not KEY=value"));
-            }
+            check_env(name, hook.env())?;
         }
     }
     Ok(())
+}
+
+fn check_env(field: &str, env: &Option<Vec<String>>) -> Result<()> {
+    let bad = |v: &&String| v.contains('\0') || v.split_once('=').is_none_or(|(key, _)| key.is_empty());
+    match env.iter().flatten().find(bad) {
+        Some(variable) => invalid(field, format!("has the variable {variable:?}, which is not KEY=value")),
+        None => Ok(()),
+    }
 }
 
 /// Checks the process of a spec, or that of an exec.
@@ -80,6 +87,7 @@ pub fn check_process(process: &Process) -> Result<()> {
     let set = |text: &Option<String>| text.as_ref().is_some_and(|t| !t.is_empty());
     refuse(set(process.command_line()), "process.commandLine", "it is for Windows; give process.args")?;
     properties::check(process)?;
+    check_env("process.env", process.env())?;
     let user = process.user();
     refuse(set(user.username()), "process.user.username", "it is for Windows; give process.user.uid")?;
     // -1 means "leave as it is" to the kernel.
@@ -104,6 +112,11 @@ fn check_mount(mount: &Mount) -> Result<()> {
     if !mount.destination().is_absolute() {
         return invalid(field("destination"), "must be absolute");
     }
+    // A remount of it changes what is there.
+    let remount = mount.options().iter().flatten().any(|option| option == "remount");
+    if !remount && plan::normal(mount.destination())?.as_bytes() == b"/" {
+        return invalid(field("destination"), step::ROOT);
+    }
     Ok(())
 }
 
@@ -123,6 +136,12 @@ fn check_linux(spec: &Spec, linux: &Linux) -> Result<()> {
         if !uts && name.as_ref().is_some_and(|n| !n.is_empty()) {
             return invalid(field, "needs a uts namespace: it would be set on the host");
         }
+        if name.as_ref().is_some_and(|n| n.len() > LONGEST_NAME) {
+            return invalid(
+                field,
+                format!("has more than {LONGEST_NAME} bytes, which is the most that the kernel takes"),
+            );
+        }
     }
     if let Some(seccomp) = linux.seccomp() {
         refuse(seccomp.listener_path().is_some(), "linux.seccomp.listenerPath", LEAVE_OUT)?;
@@ -137,7 +156,7 @@ fn check_linux(spec: &Spec, linux: &Linux) -> Result<()> {
     if let Some(resources) = linux.resources() {
         check_resources(resources)?;
     }
-    check_sysctls(spec, linux)
+    check_sysctls(linux)
 }
 
 fn check_namespaces(linux: &Linux) -> Result<()> {
@@ -181,7 +200,7 @@ fn check_namespaces(linux: &Linux) -> Result<()> {
 }
 
 /// A kernel parameter may be set only if it is the container's own: the others are the host's.
-fn check_sysctls(spec: &Spec, linux: &Linux) -> Result<()> {
+fn check_sysctls(linux: &Linux) -> Result<()> {
     const IPC: &[&str] = &[
         "kernel/msgmax",
         "kernel/msgmnb",
@@ -195,7 +214,7 @@ fn check_sysctls(spec: &Spec, linux: &Linux) -> Result<()> {
     let own = |kind| linux.namespaces().iter().flatten().any(|n| n.typ() == kind);
     for (name, value) in linux.sysctl().iter().flatten() {
         let field = format!("linux.sysctl {}", name.escape_default());
-        let path = super::plan::sysctl_path(name);
+        let path = plan::sysctl_path(name);
         let path = path.trim_start_matches("sys/");
         if path.split('/').any(|part| part.is_empty()) || value.contains(['\0', '\n']) || name.contains('\0') {
             return invalid(field, "is no kernel parameter with a value of one line");
@@ -207,7 +226,7 @@ fn check_sysctls(spec: &Spec, linux: &Linux) -> Result<()> {
         } else if path == "kernel/domainname" {
             (LinuxNamespaceType::Uts, "a uts")
         } else if path == "kernel/hostname" {
-            return invalid(field, format!("give hostname instead (it is {:?})", spec.hostname()));
+            return invalid(field, "give hostname instead");
         } else {
             return invalid(field, "is a parameter of the host, not of a namespace: set it on the host");
         };
@@ -367,6 +386,12 @@ mod tests {
             ("process.user.additionalGids", json!([1, u32::MAX]), "process.user"),
             ("process.user.umask", json!(0o1000), "process.user.umask"),
             ("process.oomScoreAdj", json!(1001), "process.oomScoreAdj"),
+            ("process.env", json!(["PATH=/bin", "A"]), "process.env"),
+            ("process.env", json!(["=A"]), "process.env"),
+            ("hostname", json!("x".repeat(65)), "hostname"),
+            ("domainname", json!("x".repeat(65)), "domainname"),
+            ("mounts.0.destination", json!("/"), "mounts /: destination"),
+            ("mounts.0.destination", json!("/tmp/.."), "mounts /tmp/..: destination"),
             ("linux.netDevices", json!({"": {}}), "linux.netDevices"),
             ("linux.netDevices", json!({"a/b": {}}), "linux.netDevices"),
             ("linux.netDevices", json!({"eth0": {"name": "eth%d"}}), "linux.netDevices"),

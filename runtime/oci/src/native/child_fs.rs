@@ -70,6 +70,20 @@ fn stat(fd: i32) -> Done<libc::stat> {
     }
 }
 
+/// Whether a place is the root itself, by whatever links: what is mounted on that nobody sees whose root it is already.
+fn is_root(root: i32, place: i32) -> Done<bool> {
+    let identity = |fd: i32| -> Done<(u64, u64)> {
+        // SAFETY: statx is plain numbers, for which zero is a value; the pointers are valid for the call.
+        unsafe {
+            let mut stat: libc::statx = mem::zeroed();
+            let wanted = libc::STATX_INO | libc::STATX_MNT_ID;
+            ok(libc::statx(fd, c"".as_ptr(), libc::AT_EMPTY_PATH, wanted, &mut stat).into())?;
+            Ok((stat.stx_mnt_id, stat.stx_ino))
+        }
+    };
+    Ok(identity(root)? == identity(place)?)
+}
+
 /// openat2(2) with `root` as `/`, never through a magic link.
 fn open_in(root: i32, path: &CStr, flags: i32, resolve: u64) -> Done<i32> {
     // SAFETY: open_how is plain numbers, for which zero is a value; the pointers are valid for the call.
@@ -208,7 +222,7 @@ fn splice_link(parent: i32, path: &mut PathBuffer, start: usize, end: usize) -> 
 /// Attaches `mount` at a target.
 pub(super) fn attach(root: i32, target: &Target, mount: i32) -> Done {
     let place = ensure(root, target)?;
-    let moved = move_mount(mount, place);
+    let moved = if is_root(root, place)? { Err(libc::EBUSY) } else { move_mount(mount, place) };
     close(place);
     moved
 }
@@ -397,6 +411,9 @@ fn open_optional(root: i32, path: &CStr) -> Done<Option<i32>> {
 /// Hides what is at `path`.
 pub(super) fn mask(root: &mut Root, path: &CStr) -> Done {
     let Some(place) = open_optional(root.fd()?, path)? else { return Ok(()) };
+    if is_root(root.fd()?, place)? {
+        return Err(libc::EBUSY);
+    }
     if stat(place)?.st_mode & libc::S_IFMT == libc::S_IFDIR {
         // One empty file system serves them all: the first mount of it is attached, the others are copies.
         if root.empty < 0 {
@@ -432,9 +449,12 @@ fn make_empty(attributes: &Attributes) -> Done<i32> {
     }
 }
 
-/// Makes a path read-only, with all that is mounted below it.
+/// Makes a path read-only, with all that is mounted below it; the root without that, as a read-only root is.
 pub(super) fn read_only(root: i32, path: &CStr) -> Done {
     let Some(place) = open_optional(root, path)? else { return Ok(()) };
+    if is_root(root, place)? {
+        return set_attributes(place, &Attributes { set: libc::MOUNT_ATTR_RDONLY, ..Attributes::default() });
+    }
     let copy = clone_tree(place, true)?;
     let recursive = Attributes { set: libc::MOUNT_ATTR_RDONLY, recursive: true, ..Attributes::default() };
     set_attributes(copy, &recursive)?;
@@ -447,13 +467,18 @@ pub(super) fn read_only(root: i32, path: &CStr) -> Done {
 /// A terminal of the container's devpts: (master, slave). With `console` the slave also becomes /dev/console.
 pub(super) fn terminal(root: i32, rows: u16, cols: u16, uid: u32, console: bool) -> Result<(i32, i32), Errno> {
     let flags = libc::O_RDWR | libc::O_NOCTTY;
-    let master = open_in(root, c"/dev/pts/ptmx", flags, libc::RESOLVE_NO_SYMLINKS)?;
-    // What a container has put there may be anything.
+    let pts = open_in(root, c"/dev/pts", libc::O_PATH | libc::O_DIRECTORY, libc::RESOLVE_NO_SYMLINKS)?;
+    // What a container has put there may be anything, and opening a device already does something.
     // SAFETY: statfs is plain numbers, for which zero is a value; the pointers are valid for the calls.
     unsafe {
         let mut fs: libc::statfs = mem::zeroed();
-        ok(libc::fstatfs(master, &mut fs).into())?;
-        if fs.f_type != DEVPTS_MAGIC || stat(master)?.st_rdev != libc::makedev(5, 2) {
+        ok(libc::fstatfs(pts, &mut fs).into())?;
+        if fs.f_type != DEVPTS_MAGIC {
+            return Err(libc::ENODEV);
+        }
+        let master = open_in(pts, c"ptmx", flags, libc::RESOLVE_NO_SYMLINKS | libc::RESOLVE_NO_XDEV)?;
+        close(pts);
+        if stat(master)?.st_rdev != libc::makedev(5, 2) {
             return Err(libc::ENODEV);
         }
         let unlock: libc::c_int = 0;

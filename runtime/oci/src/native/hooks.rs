@@ -253,7 +253,8 @@ fn finish(kind: &str, hook: &Hook, command: std::process::Command, state: &[u8])
     }
     let said: String = String::from_utf8_lossy(&ended.output).chars().take(SAID).collect();
     let said: String = said.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    Err(failed(kind, hook, &format!("{}: {said}", ended.status)))
+    let why = if said.is_empty() { ended.status.to_string() } else { format!("{}: {said}", ended.status) };
+    Err(failed(kind, hook, &why))
 }
 
 fn failed(kind: &str, hook: &Hook, why: &str) -> Error {

@@ -38,7 +38,7 @@ use cofferdam_sys::{
     process,
     userns::UserNamespace,
 };
-use cofferdam_types::{Error, Result};
+use cofferdam_types::{Code, Error, Result};
 use oci_spec::runtime::{Capability, LinuxNamespaceType, LinuxResources, Process as ProcessSpec, Spec};
 
 pub use check::{check, check_resources};
@@ -333,6 +333,15 @@ fn command(process: Option<&ProcessSpec>) -> String {
     process.and_then(|p| p.args().as_ref()?.first().cloned()).unwrap_or_default()
 }
 
+/// What to say of a first process that was killed while it was being set up, where that was for want of memory.
+fn starved(cgroup: &Cgroup, error: Error) -> Error {
+    if error.code != Code::Unavailable || cgroup.oom_kills().unwrap_or_default() == 0 {
+        return error;
+    }
+    let why = "is too little for the container's first process to be set up: give more";
+    Error::failed_precondition("spec", "linux.resources.memory.limit", why)
+}
+
 /// Names the container in errors that come from deeper down.
 fn about(container: &str) -> impl Fn(Error) -> Error + '_ {
     move |mut e| {
@@ -372,6 +381,7 @@ impl Runtime for Native {
         let (init, mut kept) = match launch_init(self, request, &cgroup, class.as_ref(), hooks.as_ref()) {
             Ok(launched) => launched,
             Err(e) => {
+                let e = starved(&cgroup, e);
                 class.inspect(Class::remove);
                 if let Err(left) = cgroup.remove() {
                     tracing::warn!(container = %request.id, error = %left, "the cgroup of a failed create is left behind");
@@ -412,7 +422,11 @@ impl Runtime for Native {
             hooks.as_ref().map_or(Ok(()), |hooks| hooks.started(pid))
         };
         // The caller reaps it.
-        run().inspect_err(|_| drop(process::pidfd_send_signal(&container.init.pidfd, libc::SIGKILL)))
+        let killed = |e| match &container.kept.cgroup {
+            Some(cgroup) => starved(cgroup, e),
+            None => e,
+        };
+        run().map_err(killed).inspect_err(|_| drop(process::pidfd_send_signal(&container.init.pidfd, libc::SIGKILL)))
     }
 
     fn checkpoint(&self, request: &CheckpointRequest) -> Result<()> {

@@ -40,7 +40,7 @@ pub(super) fn open_source(request: &CreateRequest<'_>, path: &Path) -> Result<Ow
         fd::open(request.bundle, path, libc::O_PATH, 0, Scope::Beneath)
     };
     opened.map_err(|e| match e.kind() {
-        std::io::ErrorKind::NotFound => {
+        ErrorKind::NotFound | ErrorKind::NotADirectory => {
             Error::not_found("mount", path.display(), "does not exist on the host: create it first")
         }
         _ => Error::io("mount", path.display(), "opening the source", &e),
@@ -75,26 +75,26 @@ pub(super) fn mount(wish: &Wish<'_>, spec: &Mount, steps: &mut Vec<Step>, late: 
         return Ok(());
     }
     let map = mapping(wish, spec, &options).map_err(context)?;
-    if let Some(recursive) = options.bind.or_else(|| (kind == "bind").then_some(false)) {
+    let fail = |e: std::io::Error| context(Error::io("mount", "", "binding it", &e));
+    let bind = |source: BorrowedFd<'_>, recursive: bool| {
         if let Some((key, _)) = options.data.first() {
-            return Err(context(Error::unimplemented(
-                "mount option",
-                key,
-                "a bind mount doesn't have it: leave it out",
-            )));
-        }
-        let missing = || Error::invalid("mount", spec.destination().display(), "a bind mount needs a source");
-        let source = open_source(wish.request, spec.source().as_deref().ok_or_else(missing)?)?;
-        let fail = |e: std::io::Error| context(Error::io("mount", "", "binding it", &e));
-        if fd::file_type(&fd::stat(&source).map_err(fail)?) != libc::S_IFDIR {
-            target.make = Make::File;
+            let why = "neither a bind mount nor that of the container's own group has it: leave it out";
+            return Err(context(Error::unimplemented("mount option", key, why)));
         }
         let mount = mount::clone_tree(source, recursive).map_err(fail)?;
         if let Some(map) = &map {
             map.apply(&mount).map_err(context)?;
         }
         mount::apply_options(&mount, &options).map_err(fail)?;
-        steps.push(Step::Attach { target, mount, fresh: false });
+        Ok(mount)
+    };
+    if let Some(recursive) = options.bind.or_else(|| (kind == "bind").then_some(false)) {
+        let missing = || Error::invalid("mount", spec.destination().display(), "a bind mount needs a source");
+        let source = open_source(wish.request, spec.source().as_deref().ok_or_else(missing)?)?;
+        if fd::file_type(&fd::stat(&source).map_err(fail)?) != libc::S_IFDIR {
+            target.make = Make::File;
+        }
+        steps.push(Step::Attach { target, mount: bind(source.as_fd(), recursive)?, fresh: false });
         return Ok(());
     }
     match kind {
@@ -119,6 +119,13 @@ pub(super) fn mount(wish: &Wish<'_>, spec: &Mount, steps: &mut Vec<Step>, late: 
                 late.push(read_only_later(&target));
             }
             steps.push(Step::Attach { target, mount: made, fresh: false });
+        }
+        // A new mount would begin at the group of whoever makes it, which out here is the host's root.
+        "cgroup2" => {
+            let why = "this host has no v2 hierarchy: leave the mount out";
+            let missing = || context(Error::unimplemented("mount", kind, why));
+            let group = wish.cgroup.unified().ok_or_else(missing)?;
+            steps.push(Step::Attach { target, mount: bind(group, false)?, fresh: false });
         }
         _ if INSIDE.contains(&kind) || (wish.user.is_some() && OWNED.contains(&kind)) => {
             if map.is_some() {
@@ -160,7 +167,7 @@ pub(super) fn mount(wish: &Wish<'_>, spec: &Mount, steps: &mut Vec<Step>, late: 
 /// policy.
 fn takes_label(kind: &str, options: &[String]) -> bool {
     let bind = options.iter().any(|o| matches!(o.as_str(), "bind" | "rbind" | "remount") || o.starts_with("context="));
-    !bind && !matches!(kind, "bind" | "none" | "cgroup") && !INSIDE.contains(&kind)
+    !bind && !matches!(kind, "bind" | "none" | "cgroup" | "cgroup2") && !INSIDE.contains(&kind)
 }
 
 fn label(spec: &Spec) -> Option<String> {
@@ -382,7 +389,9 @@ mod tests {
         let option = "context=system_u:object_r:container_file_t:s0:c1,c2";
         assert_eq!(of(&spec_with, "tmpfs", &["nosuid"]), ["nosuid", option]);
         assert_eq!(of(&spec_with, "devpts", &[]), [option]);
-        for (kind, options) in [("proc", &[][..]), ("sysfs", &[]), ("bind", &["rbind"]), ("tmpfs", &["context=mine"])] {
+        for (kind, options) in
+            [("proc", &[][..]), ("sysfs", &[]), ("cgroup2", &[]), ("bind", &["rbind"]), ("tmpfs", &["context=mine"])]
+        {
             assert_eq!(of(&spec_with, kind, options), options, "{kind}");
         }
         assert!(of(&spec(""), "tmpfs", &[]).is_empty());

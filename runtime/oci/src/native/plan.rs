@@ -210,14 +210,26 @@ fn namespaces(
 pub(crate) fn open_namespace(path: &Path, flag: i32) -> Result<OwnedFd> {
     const NSFS_MAGIC: i64 = 0x6e73_6673;
     const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
-    let fail = |e: &std::io::Error| Error::io("namespace", path.display(), "opening it", e);
-    let fd: OwnedFd = std::fs::File::open(path).map_err(|e| fail(&e))?.into();
+    let fail = |e: std::io::Error| match e.raw_os_error() {
+        Some(libc::EACCES | libc::EPERM) => {
+            let why = "the daemon may not open it: name another, or start the daemon with more rights (CAP_SYS_PTRACE)";
+            Error::failed_precondition("namespace", path.display(), why)
+        }
+        Some(libc::ENOTDIR | libc::ELOOP | libc::ENAMETOOLONG) => {
+            Error::invalid("namespace", path.display(), format!("is no path of a file: {e}"))
+        }
+        _ => Error::io("namespace", path.display(), "opening it", &e),
+    };
+    let other = || Error::invalid("namespace", path.display(), "is not a namespace of that type");
+    // As O_PATH first: opening a FIFO may never end, and opening a device would already do something.
+    let found = fd::open_path(path).map_err(fail)?;
+    if fd::filesystem(&found).map_err(fail)? != NSFS_MAGIC {
+        return Err(other());
+    }
+    let fd = fd::reopen(&found, libc::O_RDONLY).map_err(fail)?;
     // SAFETY: the call takes no memory.
     let kind = unsafe { libc::ioctl(fd.as_raw_fd(), NS_GET_NSTYPE) };
-    if fd::filesystem(&fd).map_err(|e| fail(&e))? != NSFS_MAGIC || kind != flag {
-        return Err(Error::invalid("namespace", path.display(), "is not a namespace of that type"));
-    }
-    Ok(fd)
+    if kind == flag { Ok(fd) } else { Err(other()) }
 }
 
 /// Where hooks find the root file system: `root.path` in the bundle, made if it is missing.
@@ -240,6 +252,10 @@ fn root(request: &CreateRequest<'_>, user: Option<&UserNamespace>) -> Result<Own
             mount::set_attributes(&fd, 0, 0, libc::MS_PRIVATE, true).map_err(fail("mount_setattr"))?;
             Ok(fd)
         }
+        [_] if user.is_some_and(|user| user.outer_uid(0).is_none() || user.outer_gid(0).is_none()) => {
+            let why = "and gidMappings have no id 0, to which what is in the root file system belongs: map it as well";
+            Err(Error::invalid("spec", "linux.uidMappings", why))
+        }
         [one] => mount::detached_in(&mounts::labelled_root(request.spec, one), user),
         many => Err(Error::unimplemented(
             "container",
@@ -261,7 +277,7 @@ pub(super) fn target(path: &Path, make: Make) -> Result<Target> {
 }
 
 /// An absolute path without `.`, `..` and empty parts. `..` is resolved by name, as the reference does.
-fn normal(path: &Path) -> Result<CString> {
+pub(super) fn normal(path: &Path) -> Result<CString> {
     let bad = |why: &str| Error::invalid("path", path.display(), why);
     if !path.is_absolute() {
         return Err(bad("must be absolute: it is a place in the container"));

@@ -10,7 +10,7 @@ use std::{
 };
 
 use cofferdam_sys::{cgroup::Cgroup, devices::Rule};
-use cofferdam_types::{Error, Result};
+use cofferdam_types::{Code, Error, Result};
 use oci_spec::runtime::{
     LinuxBlockIo, LinuxCpu, LinuxDeviceCgroup, LinuxDeviceType, LinuxMemory, LinuxPids, LinuxResources,
     LinuxThrottleDevice,
@@ -32,7 +32,13 @@ impl Writer<'_> {
     }
 
     fn write(&self, dir: BorrowedFd<'_>, file: &str, value: &str) -> Result<()> {
-        self.cgroup.write_at(dir, file, value)?;
+        self.cgroup.write_at(dir, file, value).map_err(|e| match e.code {
+            Code::NotFound => {
+                let why = format!("this host has no {file}: leave the limit out, or enable the controller that has it");
+                Error::unimplemented("cgroup", self.cgroup.path(), why)
+            }
+            _ => e,
+        })?;
         #[cfg(test)]
         tests::written(file, value);
         Ok(())

@@ -322,6 +322,14 @@ impl Step {
                 "a directory can only be mounted on a directory and a file on a file, and this is not so here: choose \
                  another dst",
             ),
+            (Step::Mount { target, kind, .. }, libc::EINVAL) => {
+                let id = format!("mounts {}", text(&target.path));
+                spec(id, &format!("have options that a file system of type {} doesn't take here", text(kind)))
+            }
+            (Step::Attach { target, .. } | Step::Mount { target, .. }, libc::EBUSY) => {
+                spec(format!("mounts {}", text(&target.path)), ROOT)
+            }
+            (Step::Mask(path), libc::EBUSY) => spec(format!("linux.maskedPaths {}", text(path)), ROOT),
             (Step::Mask(_), libc::ENODEV) => state(
                 self.describe(),
                 "it is hidden by /dev/null, and another thing is mounted there: choose another dst",
@@ -363,6 +371,10 @@ impl Step {
         }
     }
 }
+
+/// What is wrong with a mount on the root.
+pub(super) const ROOT: &str = "would be mounted on the container's root itself, where it hides nothing and isn't seen: \
+     give a place below it";
 
 fn not_a_directory(path: &CString) -> Option<Error> {
     let why = format!("the working directory {} is not a directory in the container", path.to_string_lossy());

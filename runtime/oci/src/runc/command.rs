@@ -166,13 +166,14 @@ impl Invocation<'_> {
         if ended.status.success() {
             return Ok(output);
         }
-        let text = last_error(&log, before)
-            .or_else(|| Some(String::from_utf8_lossy(&output).trim().to_owned()).filter(|text| !text.is_empty()))
-            .unwrap_or_else(|| ended.status.to_string());
-        Err(self.error(what, &text))
+        let said = last_error(&log, before)
+            .or_else(|| Some(String::from_utf8_lossy(&output).trim().to_owned()).filter(|text| !text.is_empty()));
+        // One that says why it doesn't make or start a container has not broken down: it is the spec, or the host.
+        let refuses = matches!(what, "create" | "start") && ended.status.code() == Some(1) && said.is_some();
+        Err(self.error(what, &said.unwrap_or_else(|| ended.status.to_string()), refuses))
     }
 
-    fn error(&self, what: &str, text: &str) -> Error {
+    fn error(&self, what: &str, text: &str, refuses: bool) -> Error {
         let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(4096).collect();
         let message = format!("{}: `{what}`: {clean}", self.binary.display());
         let has = |part: &str| clean.contains(part);
@@ -191,6 +192,10 @@ impl Invocation<'_> {
             Error::already_exists("container", self.id, message)
         } else if has("not running") || has("not paused") || has("stopped") || has("already finished") {
             Error::failed_precondition("container", self.id, message)
+        } else if refuses && FULL.iter().any(|why| has(why)) {
+            Error::resource_exhausted("container", self.id, message)
+        } else if refuses {
+            Error::failed_precondition("container", self.id, message)
         } else {
             Error::internal("container", self.id, message)
         }
@@ -206,6 +211,10 @@ const UNUSABLE: [&str; 6] = [
     "text file busy",
     "operation not permitted",
 ];
+
+/// What the kernel says where there is no room for something.
+const FULL: [&str; 4] =
+    ["no space left on device", "cannot allocate memory", "too many open files", "resource temporarily unavailable"];
 
 /// The last error in the log from `start` on.
 fn last_error(log: &PathBuf, start: u64) -> Option<String> {

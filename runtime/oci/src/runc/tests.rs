@@ -276,6 +276,14 @@ fn a_failed_create_leaves_nothing_and_says_why() {
     assert_eq!((error.code, error.kind.as_ref()), (Code::FailedPrecondition, "command"), "{error}");
     fixture.nothing_is_left();
 
+    // What the spec has wrong is its maker's, in runc's words.
+    let mut spec = fixture.spec(&["true"], false);
+    spec.process_mut().as_mut().unwrap().set_args(Some(Vec::new()));
+    let error = fixture.create(&spec, stdio).unwrap_err();
+    assert_eq!((error.code, error.id.as_str()), (Code::FailedPrecondition, fixture.id.as_str()), "{error}");
+    assert!(error.message.contains("args must not be empty"), "{error}");
+    fixture.nothing_is_left();
+
     // A second one of the same id is refused, and the first lives on.
     let container = fixture.started(&["sleep", "1000"]);
     let error = fixture.create(&fixture.spec(&["sleep", "1"], false), stdio).unwrap_err();
@@ -374,6 +382,23 @@ fn the_last_error_of_this_invocation_is_the_text() {
     assert!(fixture.invoke(&["second"]).unwrap_err().message.ends_with(": two [2J"));
     // Not an earlier one's.
     assert!(fixture.invoke(&["third"]).unwrap_err().message.ends_with(": spoken"));
+}
+
+/// Who ends with 1 and says why has not broken down; all else that a binary does is nobody's doing but its own.
+#[test]
+fn a_binary_that_refuses_is_told_from_one_that_breaks() {
+    let code = |script_text: &str, verb: &str| script(script_text).invoke(&[verb]).unwrap_err().code;
+    for (text, verb, expected) in [
+        ("echo 'bad spec' >&2; exit 1", "create", Code::FailedPrecondition),
+        ("echo 'bad spec' >&2; exit 1", "start", Code::FailedPrecondition),
+        ("echo 'write x: no space left on device' >&2; exit 1", "create", Code::ResourceExhausted),
+        ("exit 1", "create", Code::Internal),
+        ("echo panic >&2; exit 2", "create", Code::Internal),
+        ("echo gone >&2; kill -9 $$", "create", Code::Internal),
+        ("echo 'bad' >&2; exit 1", "pause", Code::Internal),
+    ] {
+        assert_eq!(code(text, verb), expected, "{verb}: {text}");
+    }
 }
 
 #[test]

@@ -95,10 +95,10 @@ pub fn compile_for(native: Arch, profile: &LinuxSeccomp) -> Result<Vec<sock_filt
     if program.len() > MAX_INSTRUCTIONS {
         return Err(Error::resource_exhausted(
             "seccomp",
-            "",
+            "syscalls",
             format!(
-                "the profile becomes {} instructions, and the kernel takes {MAX_INSTRUCTIONS}: use fewer rules with \
-                 arguments, or fewer architectures",
+                "become {} instructions, and the kernel takes {MAX_INSTRUCTIONS}: use fewer rules with arguments, or \
+                 fewer architectures",
                 program.len()
             ),
         ));

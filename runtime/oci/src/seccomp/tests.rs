@@ -242,7 +242,7 @@ fn what_cannot_be_expressed_is_refused_by_name() {
         .map(|v| json!({"names": ["ioctl"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 1, "value": v, "op": "SCMP_CMP_EQ"}]}))
         .collect();
     let error = compile(&profile(json!({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": many}))).unwrap_err();
-    assert_eq!(error.code, Code::ResourceExhausted);
+    assert_eq!((error.code, error.id.as_str()), (Code::ResourceExhausted, "syscalls"));
     let listener = profile(json!({"defaultAction": "SCMP_ACT_ERRNO", "listenerPath": "/x"}));
     assert_eq!(compile(&listener).unwrap_err().code, Code::Unimplemented);
     let names = profile(json!({

@@ -18,7 +18,8 @@ impl Process {
 
     /// The maker's descriptor is read into the process's pipe, whose end is that of the descriptor.
     pub(super) fn feed_through(self: &Rc<Self>, write: OwnedFd, source: OwnedFd) -> Result<()> {
-        let pipe = watch(write, Interest::WRITABLE).map_err(|e| Error::io("stdin", "", "can't be watched", &e))?;
+        let pipe =
+            watch(write, Interest::WRITABLE).map_err(|e| Error::io("stdin", self.name(), "can't be watched", &e))?;
         *self.stdin.borrow_mut() = Some(Rc::new(pipe));
         let feeder = self.feed_from(source, self.over())?;
         let (process, abort) = (Rc::downgrade(self), feeder.abort_handle());

@@ -21,6 +21,26 @@ fn paths_are_masked_and_read_only() {
     f.spec["root"]["readonly"] = json!(true);
     let out = f.output("touch /y 2>&1; touch /dev/shm/z && echo ok; mount | grep ' / '");
     assert!(out.contains("Read-only file system") && out.contains("ok"), "{out}");
+
+    // The root itself, by whichever name, is as one that is read-only.
+    std::os::unix::fs::symlink("/bin/..", f.root().join("above")).unwrap();
+    f.spec["root"]["readonly"] = json!(false);
+    f.spec["linux"]["maskedPaths"] = json!([]);
+    for root in ["/", "/.", "/bin/..", "/above"] {
+        f.spec["linux"]["readonlyPaths"] = json!([root, "/proc/sys"]);
+        let out = f.output("touch /y 2>&1; touch /dev/shm/z && echo ok");
+        assert_eq!(out, "touch: /y: Read-only file system\nok\n", "{root}");
+    }
+    // It can't be hidden, nor anything be mounted on it: nobody would see that.
+    let mounts = f.spec["mounts"].clone();
+    let tmpfs = json!({"destination": "/above", "type": "tmpfs", "source": "tmpfs"});
+    f.spec["mounts"].as_array_mut().unwrap().push(tmpfs);
+    let error = f.try_run().unwrap_err();
+    assert_eq!((error.code, error.id.as_str()), (Code::InvalidArgument, "mounts /above"), "{error}");
+    f.spec["mounts"] = mounts;
+    f.spec["linux"]["maskedPaths"] = json!(["/"]);
+    let error = f.try_run().unwrap_err();
+    assert_eq!((error.code, error.id.as_str()), (Code::InvalidArgument, "linux.maskedPaths /"), "{error}");
 }
 
 #[test]

@@ -128,7 +128,8 @@ fn a_hook_that_fails_ends_the_container() {
         };
         assert_eq!((error.code, &*error.kind), (Code::FailedPrecondition, "hook"), "{error}");
         assert!(error.message.contains(kind) && error.message.contains('3'), "{error}");
-        assert_eq!(error.message.contains("why"), *kind != "startContainer", "{error}");
+        let end = if *kind == "startContainer" { "status 3" } else { "exit status: 3: why" };
+        assert!(error.message.ends_with(end), "{error}");
         assert_eq!(logged(&f), ["stopped"], "{kind}");
         assert_eq!(std::fs::read_to_string(f.root().join("log")).unwrap(), "");
     }
@@ -157,6 +158,10 @@ fn a_hook_that_is_not_there_is_named() {
         assert_eq!((error.code, &*error.kind), (Code::FailedPrecondition, "hook"), "{error}");
         assert!(error.id.contains("nowhere-to-be-found") && error.message.contains(kind), "{error}");
     }
+    // Nor is there anything behind the end of one that said nothing.
+    let mut f = Fixture::new();
+    f.spec["hooks"] = json!({"prestart": [{"path": "/bin/false"}]});
+    assert!(f.try_run().unwrap_err().message.ends_with("exit status: 1"));
 }
 
 // A container's own hook has no more rights than its program.

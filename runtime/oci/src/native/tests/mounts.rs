@@ -134,3 +134,27 @@ fn a_link_is_copied_as_one() {
     );
     assert_eq!(f.output("cat /plain"), "text\n");
 }
+
+/// The v2 hierarchy begins for the container where its own group is, whether it has a cgroup namespace or not.
+#[test]
+fn a_mount_of_the_v2_hierarchy_is_the_containers_own_group() {
+    for namespace in [true, false] {
+        let mut f = Fixture::new();
+        if !namespace {
+            f.spec["linux"]["namespaces"].as_array_mut().unwrap().retain(|n| n["type"] != "cgroup");
+        }
+        add(&mut f, json!({"destination": "/group", "type": "cgroup2", "source": "cgroup2", "options": ["rw"]}));
+        add(&mut f, json!({"destination": "/closed", "type": "cgroup2", "source": "cgroup2", "options": ["ro"]}));
+        // A process of another pid namespace would be a 0, and the root of the hierarchy has no cgroup.events.
+        let out = f.output(
+            "grep -c '^1$' /group/cgroup.procs; grep -c '^0$' /group/cgroup.procs; test -e /group/cgroup.events && echo own
+             mkdir /group/below && echo made; mkdir /closed/another 2>&1; ls -d /closed/below",
+        );
+        let refused = "mkdir: can't create directory '/closed/another': Read-only file system";
+        assert_eq!(out, format!("1\n0\nown\nmade\n{refused}\n/closed/below\n"), "with a namespace: {namespace}");
+    }
+    let mut f = Fixture::new();
+    add(&mut f, json!({"destination": "/group", "type": "cgroup2", "source": "cgroup2", "options": ["nsdelegate"]}));
+    let error = f.try_run().unwrap_err();
+    assert_eq!((error.code, error.id.as_str()), (Code::Unimplemented, "nsdelegate"));
+}

@@ -122,8 +122,16 @@ fn namespaces_are_joined_by_path() {
     assert!(out.ends_with("\nbox\n2\n1\n"), "{out}");
     f2.spec["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "network", "path": path("ipc")}]);
     assert_eq!(f2.try_run().unwrap_err().code, Code::InvalidArgument);
-    f2.spec["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "network", "path": "/etc/passwd"}]);
-    assert_eq!(f2.try_run().unwrap_err().code, Code::InvalidArgument);
+    // A FIFO that nobody writes to is one of those that are none, and not waited for.
+    let fifo = f2.dir.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    for none in ["/etc/passwd", "/etc/passwd/net", fifo.to_str().unwrap()] {
+        for kind in ["network", "user", "pid"] {
+            f2.spec["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": kind, "path": none}]);
+            let error = f2.try_run().unwrap_err();
+            assert_eq!((error.code, error.id.as_str()), (Code::InvalidArgument, none), "{kind}: {error}");
+        }
+    }
     drop((hold, writer, stdin));
     reader.read_to_string(&mut String::new()).unwrap();
     process::waitid(&container.init.pidfd, true).unwrap();

@@ -157,3 +157,53 @@ fn labels_need_a_kernel_that_has_them() {
     f.spec["process"]["apparmorProfile"] = json!("unconfined");
     f.args(&["true"]).run();
 }
+
+/// What a spec has wrong is no defect of the daemon, and no reason to try again.
+#[test]
+fn what_a_spec_has_wrong_is_told_as_that() {
+    let mount = |kind: &str, options: &[&str]| json!({"mounts": [{"destination": "/t", "type": kind, "source": kind, "options": options}]});
+    let limits = |limits: Value| json!({"linux": {"resources": limits}});
+    let throttle = json!([{"major": 4000, "minor": 1, "rate": 1048576}]);
+    let map = |first: u32| {
+        let map = json!([{"containerID": first, "hostID": 300_000, "size": 10}]);
+        let all = ["pid", "mount", "ipc", "uts", "network", "cgroup", "user"].map(|kind| json!({"type": kind}));
+        json!({"uidMappings": map, "gidMappings": map, "namespaces": all})
+    };
+    let user = |first: u32, more: Value| {
+        let mut change = json!({"linux": map(first), "process": {"user": {"uid": first, "gid": first}}});
+        change.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        change
+    };
+    let lower = std::env::temp_dir();
+    let lower = format!("lowerdir={}", lower.display());
+    for (change, code, said) in [
+        (mount("tmpfs", &["foo=bar"]), Code::InvalidArgument, "foo=bar: tmpfs: Unknown parameter 'foo'"),
+        (mount("tmpfs", &["size=abc"]), Code::InvalidArgument, "size=abc"),
+        (user(0, mount("tmpfs", &["foo=bar"])), Code::InvalidArgument, "mounts /t: have options"),
+        (mount("overlay", &[&lower]), Code::InvalidArgument, "overlay: "),
+        (user(1, json!({"mounts": []})), Code::InvalidArgument, "have no id 0"),
+        (limits(json!({"blockIO": {"throttleReadBpsDevice": throttle}})), Code::FailedPrecondition, "4000:1 1048576"),
+        (limits(json!({"unified": {"memory.none": "1"}})), Code::Unimplemented, "no memory.none"),
+        (
+            limits(json!({"hugepageLimits": [{"pageSize": "3MB", "limit": 1}]})),
+            Code::Unimplemented,
+            "leave the limit out",
+        ),
+        (
+            limits(json!({"memory": {"limit": 4096}})),
+            Code::FailedPrecondition,
+            "linux.resources.memory.limit: is too little",
+        ),
+    ] {
+        let mut f = Fixture::new();
+        for (part, value) in change.as_object().unwrap() {
+            match (&mut f.spec[part], value) {
+                (Value::Object(there), Value::Object(new)) => there.extend(new.clone()),
+                (Value::Array(there), Value::Array(new)) => there.extend(new.clone()),
+                (there, new) => *there = new.clone(),
+            }
+        }
+        let error = f.try_run().expect_err(said);
+        assert!(error.code == code && error.to_string().contains(said), "{change}: {error:?}");
+    }
+}
