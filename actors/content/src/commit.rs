@@ -102,8 +102,7 @@ impl Row {
             return records::content::create(tx, ns, link.clone()).map(drop);
         };
         records::leases::keep(tx, ns, &records::Resource::Content(link.digest.clone()))?;
-        let mut labels = old.labels.clone();
-        labels.extend(link.labels.clone());
+        let labels = old.labels_with(&link.labels);
         if labels != old.labels {
             records::content::update(tx, ns, &link.digest, &labels, &[])?;
         }

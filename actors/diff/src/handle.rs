@@ -127,7 +127,7 @@ impl Diff {
     /// Whether a blob of the namespace inflates to the tar with this diff id; remembered, and else found out by doing
     /// so. Dropped, it stops.
     pub async fn verify(&self, ns: &Namespace, layer: &Descriptor, diff_id: &Digest) -> Result<()> {
-        if self.core.known().diff_ids.get(&layer.digest) == Some(diff_id) {
+        if self.knows(&layer.digest, diff_id) {
             // Knowing grants nothing: the namespace must hold it.
             return self.core.content.job_holds(ns, &layer.digest);
         }
@@ -136,6 +136,11 @@ impl Diff {
         self.slot.call(Verify { namespace, layer: layer.clone(), diff_id: diff, cancel: cancel.flag() }).await?;
         self.learn(&layer.digest, diff_id);
         Ok(())
+    }
+
+    /// Whether it is remembered that a blob inflates to the tar with this diff id. That grants nothing.
+    pub fn knows(&self, blob: &Digest, diff_id: &Digest) -> bool {
+        self.core.known().diff_ids.get(blob) == Some(diff_id)
     }
 
     /// Remembers what a blob inflates to. Only for who has seen the very bytes of the blob give that diff id.

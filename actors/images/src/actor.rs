@@ -3,9 +3,11 @@
 use actix::{Actor, Context, Handler, Message, ResponseFuture};
 use cofferdam_content::Content;
 use cofferdam_kernel::{Pool, hosted};
-use cofferdam_types::{Descriptor, Namespace, Result, Timestamp};
+use cofferdam_metadata::records::content;
+use cofferdam_types::{Code, Descriptor, Namespace, Result, Timestamp};
 
 use crate::{
+    Own,
     json::MAX_DOCUMENT,
     messages::{CheckContent, Decide, Documents, Frees, Platforms, Resolve, Size, States},
     prune, report, resolve,
@@ -23,31 +25,45 @@ impl Actor for ImagesActor {
     type Context = Context<ImagesActor>;
 }
 
-/// The documents of a namespace.
+/// The documents of a namespace, as far as they are an image's own.
 struct Blobs<'a> {
     content: &'a Content,
     ns: &'a Namespace,
+    own: &'a Own,
+}
+
+impl Blobs<'_> {
+    fn reach(&self, descriptor: &Descriptor) -> Result<()> {
+        if self.own.is_all() || self.own.has(&self.content.info(self.ns, &descriptor.digest)?) {
+            return Ok(());
+        }
+        Err(content::missing(&descriptor.digest))
+    }
 }
 
 impl resolve::Blobs for Blobs<'_> {
     fn read(&self, descriptor: &Descriptor) -> Result<Vec<u8>> {
+        self.reach(descriptor)?;
         self.content.read_verified(self.ns, &descriptor.digest, MAX_DOCUMENT)
     }
 
     fn has(&self, descriptor: &Descriptor) -> Result<bool> {
-        self.content.is_whole(self.ns, &descriptor.digest)
+        match self.reach(descriptor) {
+            Err(error) if error.code == Code::NotFound => Ok(false),
+            reached => reached.and_then(|()| self.content.is_whole(self.ns, &descriptor.digest)),
+        }
     }
 }
 
 macro_rules! handle {
-    ($($message:ty, $m:ident => $question:expr, |$blobs:ident| $answer:expr);* $(;)?) => {$(
+    ($($message:ty, $m:ident => $question:expr, $own:expr, |$blobs:ident| $answer:expr);* $(;)?) => {$(
         impl Handler<$message> for ImagesActor {
             type Result = ResponseFuture<<$message as Message>::Result>;
             fn handle(&mut self, $m: $message, _ctx: &mut Context<ImagesActor>) -> Self::Result {
                 let (content, pool) = (self.content.clone(), self.pool.clone());
                 Box::pin(async move {
                     pool.run(move || {
-                        let $blobs = &Blobs { content: &content, ns: &$question };
+                        let $blobs = &Blobs { content: &content, ns: &$question, own: &$own };
                         $answer
                     })
                     .await
@@ -58,12 +74,12 @@ macro_rules! handle {
 }
 
 handle! {
-    Resolve, m => m.namespace, |blobs| resolve::resolve(blobs, &m.target, &m.platform);
-    Size, m => m.0.namespace, |blobs| resolve::size(blobs, &m.0.target, &m.0.platform);
-    Platforms, m => m.namespace, |blobs| resolve::platforms(blobs, &m.target);
-    Documents, m => m.namespace, |blobs| resolve::documents(blobs, &m.target);
-    States, m => m.namespace, |blobs| report::states(blobs, &m.target);
-    CheckContent, m => m.0.namespace, |blobs| resolve::check(blobs, &m.0.target, &m.0.platform);
+    Resolve, m => m.namespace, m.own, |blobs| resolve::resolve(blobs, &m.target, &m.platform);
+    Size, m => m.0.namespace, m.0.own, |blobs| resolve::size(blobs, &m.0.target, &m.0.platform);
+    Platforms, m => m.namespace, Own::default(), |blobs| resolve::platforms(blobs, &m.target);
+    Documents, m => m.namespace, Own::default(), |blobs| resolve::documents(blobs, &m.target);
+    States, m => m.namespace, m.own, |blobs| report::states(blobs, &m.target);
+    CheckContent, m => m.0.namespace, m.0.own, |blobs| resolve::check(blobs, &m.0.target, &m.0.platform);
 }
 
 impl Handler<Decide> for ImagesActor {

@@ -13,10 +13,12 @@ use cofferdam_metadata::{
     },
 };
 use cofferdam_snapshots::Snapshots;
-use cofferdam_types::{Authority, Code, Descriptor, Digest, Error, Labels, Name, Namespace, Platform, Result};
+use cofferdam_types::{
+    Authority, Code, Descriptor, Digest, Error, Labels, Name, Namespace, Pictures, Platform, Result,
+};
 
 use crate::{
-    Check, Config, Manifest, ResolvedImage, State, Unpack,
+    Check, Config, Manifest, Own, ResolvedImage, State, Unpack,
     actor::ImagesActor,
     document::{chain_ids, gc_labels},
     heal::Damaged,
@@ -147,8 +149,23 @@ impl Images {
 
     /// The image of this name for a platform.
     pub async fn resolve(&self, ns: &Namespace, name: &Name, platform: &Platform) -> Result<ResolvedImage> {
+        self.resolve_of(&Pictures::default(), ns, name, platform).await
+    }
+
+    /// The same for who may have those that `chosen` says: of what is the image's own ([`Images::own`]).
+    pub async fn resolve_of(
+        &self,
+        chosen: &Pictures,
+        ns: &Namespace,
+        name: &Name,
+        platform: &Platform,
+    ) -> Result<ResolvedImage> {
         let target = self.get(ns, name)?.target;
-        let image = self.resolve_target(ns, &target, platform).await;
+        let own = self.own(chosen, ns, name, &target)?;
+        let image = match own.is_all() {
+            true => self.resolve_target(ns, &target, platform).await,
+            false => self.resolve_own(ns, &target, platform, own).await,
+        };
         image.map(|image| ResolvedImage { name: Some(name.clone()), ..image }).map_err(|e| match &*e.kind {
             // Its digest means nothing to who asked by a name.
             "image" => Error { id: name.to_string(), ..e },
@@ -186,9 +203,9 @@ impl Images {
         self.slot.call(CheckContent(question(ns, target, platform))).await
     }
 
-    /// What is here of the images behind a descriptor, for each platform.
-    pub async fn states(&self, ns: &Namespace, target: &Descriptor) -> Result<Vec<State>> {
-        self.slot.call(States { namespace: ns.clone(), target: target.clone() }).await
+    /// What is here of the images behind a descriptor, for each platform, as far as it is its own.
+    pub async fn states(&self, ns: &Namespace, target: &Descriptor, own: Own) -> Result<Vec<State>> {
+        self.slot.call(States { namespace: ns.clone(), target: target.clone(), own }).await
     }
 
     /// Whether a chain (an image's [`ResolvedImage::top`]) is unpacked for the namespace.
@@ -263,5 +280,5 @@ fn rows(layers: &[Descriptor], config: &Config, chain: &[Digest]) -> Vec<(Descri
 }
 
 pub(crate) fn question(ns: &Namespace, target: &Descriptor, platform: &Platform) -> Resolve {
-    Resolve { namespace: ns.clone(), target: target.clone(), platform: platform.clone() }
+    Resolve { namespace: ns.clone(), target: target.clone(), platform: platform.clone(), own: Own::default() }
 }

@@ -6,7 +6,7 @@ use actix::Message;
 use cofferdam_metadata::{View, graph::Freed, records::images::Image};
 use cofferdam_types::{Descriptor, Digest, Name, Namespace, Platform, Result};
 
-use crate::{Check, Prune, Pruned, ResolvedImage, State};
+use crate::{Check, Own, Prune, Pruned, ResolvedImage, State};
 
 /// Find the image for a platform behind a descriptor.
 pub struct Resolve {
@@ -16,6 +16,8 @@ pub struct Resolve {
     pub target: Descriptor,
     /// For what.
     pub platform: Platform,
+    /// All else is as if it weren't here.
+    pub own: Own,
 }
 
 /// Add up what an image takes in the content store, with all that leads to it.
@@ -38,6 +40,8 @@ pub struct States {
     pub namespace: Namespace,
     /// A manifest or an index.
     pub target: Descriptor,
+    /// All else is as if it weren't here.
+    pub own: Own,
 }
 
 /// Say which images would go.

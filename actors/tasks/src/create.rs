@@ -12,7 +12,7 @@ use cofferdam_metadata::{
     Tx,
     records::{
         containers::{self, Container},
-        snapshots,
+        grants, snapshots,
     },
 };
 use cofferdam_oci::{
@@ -34,7 +34,7 @@ use crate::{
     messages::{NewContainer, RunRecord},
     network::NetworkRecord,
     restore,
-    rights::{bounded, limit, made_from, within},
+    rights::{bounded, limit, logs_within, made_from, within},
     shim,
 };
 
@@ -52,6 +52,9 @@ pub(crate) async fn create(
 ) -> Result<Container> {
     within(&new, &auth.ceiling, &deps.runtimes)?;
     limit(&mut new, &auth.ceiling)?;
+    if grants::bounds_disk(&deps.metadata.read()?, &auth.grants)? {
+        logs_within(&new.log)?;
+    }
     check_rootfs(&new)?;
     let attributes = new.log.attributes(&new.labels)?;
     let options = RuntimeOptions::read(&new.runtime_options)?;
@@ -240,10 +243,12 @@ async fn files(
     name: &Name,
     new: &NewContainer,
 ) -> Result<Files> {
-    let image = deps.images.resolve(ns, name, &new.platform).await?;
+    let chosen = &auth.ceiling.images;
+    let image = deps.images.resolve_of(chosen, ns, name, &new.platform).await?;
     made_from(&image, name, &auth.ceiling)?;
+    let known = deps.images.own(chosen, ns, name, &image.target)?.is_all();
     let driver = if new.driver.is_empty() { deps.snapshots.drivers()[0].to_owned() } else { new.driver.clone() };
-    let parent = parent(deps, auth, ns, &image, &driver).await?;
+    let parent = parent(deps, auth, ns, &image, &driver, known).await?;
     let key = Name::new(id.as_str())?;
     let reserved = match deps.snapshots.reserve(ns, &driver, &key, parent.as_ref(), false).await {
         // Whose container it is was made meanwhile.
@@ -258,17 +263,19 @@ async fn files(
     Ok(Files { name: name.to_string(), image, driver, key, reserved })
 }
 
-/// The snapshot that containers of the image start from; unpacks the image if it isn't there.
+/// The snapshot that containers of the image start from; unpacks the image if it isn't there, or if it isn't known to be that
+/// image's.
 async fn parent(
     deps: &Deps,
     auth: &Authority,
     ns: &Namespace,
     image: &ResolvedImage,
     driver: &str,
+    known: bool,
 ) -> Result<Option<Name>> {
     let Some(top) = image.chain_ids.last() else { return Ok(None) };
     let name = Name::new(top.to_string())?;
-    if snapshots::find(&deps.metadata.read()?, ns, driver, &name)?.is_none() {
+    if !known || snapshots::find(&deps.metadata.read()?, ns, driver, &name)?.is_none() {
         deps.images.unpack(auth, ns, image, driver, None).await?;
     }
     Ok(Some(name))

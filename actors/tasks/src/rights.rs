@@ -1,7 +1,8 @@
 //! What a container asks of the host, and the right that it takes.
 
 use cofferdam_images::ResolvedImage;
-use cofferdam_oci::spec::{Mount as OptionMount, Network, Seccomp};
+use cofferdam_log::Options as Log;
+use cofferdam_oci::spec::{Mount as OptionMount, Network, Seccomp, Ulimit};
 use cofferdam_types::{Any, Ceiling, Error, Name, Result};
 use oci_spec::runtime::Spec;
 
@@ -67,6 +68,8 @@ pub(crate) fn within(new: &NewContainer, ceiling: &Ceiling, runtimes: &Runtimes)
             runtimes.names()
         );
         return Err(Error::denied("container", "", why));
+    } else if let Some(why) = options.ulimits.iter().find_map(above_ours) {
+        return Err(Error::denied("container", "", why));
     } else if new.runtime_options != Any::default() {
         "options of the runtime"
     } else if !options.annotations.is_empty() && !matches!(&*new.runtime, "" | "native") {
@@ -76,6 +79,31 @@ pub(crate) fn within(new: &NewContainer, ceiling: &Ceiling, runtimes: &Runtimes)
         return Ok(());
     };
     Err(Error::denied("container", "", format!("asks for {wish}, which needs the host right")))
+}
+
+/// Limits of a process by which it takes from the host what no bound of its cgroup counts: processors before everybody else
+/// (where the kernel has no groups for realtime, also beyond its share), memory that stays where it is, and what waits in queues
+/// of the kernel, which is the container's own memory on newer kernels alone.
+const OF_THE_HOST: [(&str, nix::sys::resource::Resource); 5] = {
+    use nix::sys::resource::Resource as R;
+    [
+        ("RTPRIO", R::RLIMIT_RTPRIO),
+        ("NICE", R::RLIMIT_NICE),
+        ("MEMLOCK", R::RLIMIT_MEMLOCK),
+        ("SIGPENDING", R::RLIMIT_SIGPENDING),
+        ("MSGQUEUE", R::RLIMIT_MSGQUEUE),
+    ]
+};
+
+/// Why a limit takes the right to the host, if it does: it is one of those, and higher than ours, which is what a process has that
+/// asks for nothing.
+fn above_ours(asked: &Ulimit) -> Option<String> {
+    let name = asked.name.to_ascii_uppercase();
+    let (name, resource) = OF_THE_HOST.into_iter().find(|(one, _)| name.trim_start_matches("RLIMIT_") == *one)?;
+    let (_, ours) = nix::sys::resource::getrlimit(resource).unwrap_or_default();
+    (asked.hard.max(asked.soft) > ours).then(|| {
+        format!("asks for a limit {name} above {ours}, which is what it has without; more needs the host right")
+    })
 }
 
 /// A network as a grant names it.
@@ -113,6 +141,21 @@ pub(crate) fn limit(new: &mut NewContainer, ceiling: &Ceiling) -> Result<()> {
     }
 }
 
+/// Whether what a log may take is what it takes that says nothing: where a grant bounds the disk, more would be a way round that.
+pub(crate) fn logs_within(log: &Log) -> Result<()> {
+    let most = |log: &Log| log.max_size.saturating_mul(log.max_files.into());
+    let usual = most(&Log::default());
+    if log.driver.format().is_none() || most(log) <= usual {
+        return Ok(());
+    }
+    let why = format!(
+        "would keep {} bytes of what it writes, and the grant that it is made through has a bound of the disk, beside which a log \
+         takes {usual} at most: give less of max-size or of max-file",
+        most(log)
+    );
+    Err(Error::denied("container", "", why))
+}
+
 fn beyond(what: &str, most: &str) -> Error {
     let why = format!("would have more than the grant lets it that it was made through: at most {most} of {what}");
     Error::denied("container", "", why)
@@ -136,6 +179,10 @@ pub(crate) fn bounded(spec: &[u8], ceiling: &Ceiling) -> Result<()> {
             memory.swap().is_none_or(|swap| u64::try_from(swap).is_ok_and(|swap| swap <= most.saturating_mul(2)));
         if !within(memory.limit(), most) || !swap {
             return Err(beyond("memory", &format!("{most} bytes")));
+        }
+        // They are the host's, and memory that the limit of memory doesn't count.
+        if resources.hugepage_limits().iter().flatten().any(|pages| pages.limit() != 0) {
+            return Err(beyond("huge pages", "0 bytes"));
         }
     }
     if let Some(most) = ceiling.nano_cpus {
@@ -283,6 +330,19 @@ mod tests {
         };
         assert_eq!(["", "native", "runc", "crun"].map(by), [Ok(()); 4]);
         assert_eq!(["sh", "kata", "/usr/bin/runc", "."].map(by), [Err((Code::Denied, true)); 4]);
+        // What a process has that asks for nothing is no more than that, by whichever name.
+        for (name, resource) in OF_THE_HOST {
+            let (_, ours) = nix::sys::resource::getrlimit(resource).unwrap();
+            for name in [name.to_owned(), name.to_lowercase(), format!("RLIMIT_{name}")] {
+                let limit = |hard: u64| serde_json::json!({"ulimits": [{"name": name, "soft": 0, "hard": hard}]});
+                assert_eq!(asked(limit(ours)), Ok(()), "{name}");
+                if ours < u64::MAX {
+                    assert_eq!(asked(limit(ours + 1)), Err(Code::Denied), "{name}");
+                    assert_eq!(asked(limit(u64::MAX)), Err(Code::Denied), "{name}");
+                }
+            }
+        }
+        assert_eq!(asked(serde_json::json!({"ulimits": [{"name": "core", "soft": 0, "hard": u64::MAX}]})), Ok(()));
         let rooted = NewContainer { image: None, rootfs: Some("/srv".into()), ..asks(Options::default()) };
         within(&rooted, &Ceiling::FULL, &runtimes()).unwrap();
         assert_eq!(within(&rooted, &Ceiling::default(), &runtimes()).unwrap_err().code, Code::Denied);
@@ -333,6 +393,7 @@ mod tests {
         };
         let good = serde_json::json!({
             "memory": {"limit": 1000, "swap": 2000}, "cpu": {"quota": 50_000, "period": 100_000}, "pids": {"limit": 10},
+            "hugepageLimits": [{"pageSize": "2MB", "limit": 0}],
         });
         assert!(may(good.clone()));
         for (pointer, value) in [
@@ -342,6 +403,7 @@ mod tests {
             ("/memory/swap", serde_json::json!(-1)),
             ("/memory/swap", serde_json::json!(2001)),
             ("/memory", serde_json::json!({})),
+            ("/hugepageLimits/0/limit", serde_json::json!(1)),
             ("/cpu/quota", serde_json::json!(50_001)),
             ("/cpu/quota", serde_json::json!(-1)),
             ("/cpu/period", serde_json::json!(99_000)),
@@ -373,6 +435,27 @@ mod tests {
         let mut less = NewContainer { storage: 8, ..asks(Options { memory: Some(6), ..Options::default() }) };
         limit(&mut less, &ceiling).unwrap();
         assert_eq!((less.options.memory, less.storage), (Some(6), 8));
+    }
+
+    #[test]
+    fn where_the_disk_is_bounded_a_log_takes_what_it_takes_that_says_nothing() {
+        let log = |driver: &str, given: &[(&str, &str)]| {
+            let given = given.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+            logs_within(&Log::parse(driver, &given).unwrap()).map_err(|e| e.code)
+        };
+        for driver in ["local", "json-file", "cri", "journald", "none"] {
+            assert_eq!(log(driver, &[]), Ok(()), "{driver}");
+        }
+        for driver in ["local", "json-file", "cri"] {
+            // As much of it in other pieces.
+            assert_eq!(log(driver, &[("max-size", "100m"), ("max-file", "1")]), Ok(()), "{driver}");
+            assert_eq!(log(driver, &[("max-size", "1m"), ("max-file", "100")]), Ok(()), "{driver}");
+            for more in [("max-size", "21m"), ("max-file", "6")] {
+                assert_eq!(log(driver, &[more]), Err(Code::Denied), "{driver} {more:?}");
+            }
+        }
+        let most = Log { max_size: u64::MAX, max_files: u32::MAX, ..Log::default() };
+        assert!(logs_within(&most).unwrap_err().message.contains("takes 104857600 at most"));
     }
 
     #[test]

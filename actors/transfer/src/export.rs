@@ -12,7 +12,7 @@ use std::{
 };
 
 use cofferdam_kernel::block_on;
-use cofferdam_types::{Descriptor, Digest, Error, Name, Platform, Result, media};
+use cofferdam_types::{Authority, Descriptor, Digest, Error, Name, Pictures, Platform, Result, media};
 use serde::Serialize;
 use serde_json::json;
 
@@ -39,27 +39,35 @@ pub struct ExportOptions {
     pub platform: Option<Platform>,
 }
 
-pub(crate) fn export(core: &Core, job: &Job, options: &ExportOptions, to: OwnedFd) -> Result<Vec<Arrived>> {
-    let (ns, board, word) = (job.namespace(), job.board(), job.word());
+pub(crate) fn export(
+    core: &Core,
+    job: &Job,
+    auth: &Authority,
+    options: &ExportOptions,
+    to: OwnedFd,
+) -> Result<Vec<Arrived>> {
+    let (ns, board, word, chosen) = (job.namespace(), job.board(), job.word(), &auth.ceiling.images);
     board.stage("exporting");
     let mut names = options.names.clone();
     names.sort();
     names.dedup();
-    let (mut found, mut entries, mut arrived) = (Gather::here(core, job), Vec::new(), Vec::new());
+    let (mut blobs, mut entries, mut arrived) = (Vec::new(), Vec::new(), Vec::new());
     let mut loadable = Loadable::default();
     for name in &names {
         let target = core.images.get(ns, name)?.target;
+        let mut found = Gather::here(core, job).of(core.images.own(chosen, ns, name, &target)?);
         let target = match &options.platform {
             None => target,
-            Some(platform) => block_on(core.images.resolve(ns, name, platform))?.manifest,
+            Some(platform) => block_on(core.images.resolve_of(chosen, ns, name, platform))?.manifest,
         };
         found.add(&target)?;
-        loadable.add(core, job, name, options.platform.as_ref());
+        blobs.append(&mut found.blobs);
+        loadable.add(core, job, chosen, name, options.platform.as_ref());
         entries.push(entry(name, &target));
         arrived.push(Arrived { name: name.clone(), manifest: target.digest.clone(), target, chain: None });
     }
-    let mut blobs = found.blobs;
     blobs.sort_by(|a, b| a.digest.cmp(&b.digest));
+    blobs.dedup_by(|a, b| a.digest == b.digest);
     let index = json!({ "schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": entries });
     let mut out = io::BufWriter::with_capacity(256 << 10, Patient::new(to, word)?);
     let mut tar = tar::Builder::new(&mut out);
@@ -122,11 +130,12 @@ struct Load {
 
 impl Loadable {
     /// What has no such image, or not all of it here, is found by who reads the layout alone.
-    fn add(&mut self, core: &Core, job: &Job, name: &Name, platform: Option<&Platform>) {
-        let host = Platform::host();
-        let Ok(image) = block_on(core.images.resolve(job.namespace(), name, platform.unwrap_or(&host))) else { return };
+    fn add(&mut self, core: &Core, job: &Job, chosen: &Pictures, name: &Name, platform: Option<&Platform>) {
+        let (ns, host) = (job.namespace(), Platform::host());
+        let image = core.images.resolve_of(chosen, ns, name, platform.unwrap_or(&host));
+        let Ok(image) = block_on(image) else { return };
         let mut parts = image.layers.iter().chain([&image.config_descriptor]);
-        if !parts.all(|part| core.content.info(job.namespace(), &part.digest).is_ok()) {
+        if !parts.all(|part| core.content.info(ns, &part.digest).is_ok()) {
             return;
         }
         let load = self.0.entry(image.manifest.digest.clone()).or_insert_with(|| Load {

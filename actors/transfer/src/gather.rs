@@ -2,7 +2,8 @@
 
 use std::collections::HashSet;
 
-use cofferdam_images::{MAX_DOCUMENT, children, document};
+use cofferdam_images::{MAX_DOCUMENT, Own, children, document};
+use cofferdam_metadata::records::content::missing;
 use cofferdam_types::{Code, Descriptor, Digest, Error, Result, media};
 
 use crate::{Job, transfer::Core};
@@ -16,6 +17,8 @@ pub(crate) struct Gather<'a> {
     job: &'a Job,
     /// Whether images of an index may be missing: they are for other platforms.
     partly: bool,
+    /// All else is as if it weren't here.
+    own: Own,
     seen: HashSet<Digest>,
     /// Each before what it leads to.
     pub blobs: Vec<Descriptor>,
@@ -24,12 +27,17 @@ pub(crate) struct Gather<'a> {
 impl<'a> Gather<'a> {
     /// What is here of it.
     pub fn here(core: &'a Core, job: &'a Job) -> Gather<'a> {
-        Gather { core, job, partly: true, seen: HashSet::new(), blobs: Vec::new() }
+        Gather { core, job, partly: true, own: Own::default(), seen: HashSet::new(), blobs: Vec::new() }
     }
 
     /// All of it must be here.
     pub fn whole(core: &'a Core, job: &'a Job) -> Gather<'a> {
         Gather { partly: false, ..Gather::here(core, job) }
+    }
+
+    /// Of what is the image's own.
+    pub fn of(self, own: Own) -> Gather<'a> {
+        Gather { own, ..self }
     }
 
     /// What one leads to, itself included.
@@ -46,7 +54,8 @@ impl<'a> Gather<'a> {
             return Ok(());
         }
         let (content, ns) = (&self.core.content, self.job.namespace());
-        match content.info(ns, &blob.digest) {
+        let found = content.info(ns, &blob.digest);
+        match found.and_then(|found| if self.own.has(&found) { Ok(()) } else { Err(missing(&blob.digest)) }) {
             Err(e) if e.code == Code::NotFound && spare => return Ok(()),
             Err(e) if e.code == Code::NotFound => {
                 let of = blob.platform.as_ref().map(|platform| format!(" (for {platform})")).unwrap_or_default();

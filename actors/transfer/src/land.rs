@@ -223,13 +223,14 @@ impl<'a> Landing<'a> {
         result
     }
 
-    /// Those of the blobs that aren't here, or not whole, each once.
+    /// Those of the blobs that aren't here, or not whole, or that the job has to bring all the same; each once.
     fn missing(&self, load: &Load, items: &HashMap<Digest, usize>, wanted: impl Fn(&Digest) -> bool) -> Vec<Lane> {
         let mut seen = HashSet::new();
         let mut lanes = Vec::new();
         for blob in load.blobs.iter().filter(|blob| wanted(&blob.digest)) {
             let Some(item) = items.get(&blob.digest).copied().filter(|_| seen.insert(&blob.digest)) else { continue };
-            match self.core.content.is_whole(self.ns, &blob.digest) {
+            let had = self.core.is_had(self.auth, self.ns, &blob.digest);
+            match had.and_then(|had| Ok(had && self.core.content.is_whole(self.ns, &blob.digest)?)) {
                 Ok(true) => self.job.board().phase(item, Phase::Present),
                 _ => lanes.push(Lane { layer: blob.clone(), item, feed: None }),
             }
@@ -258,7 +259,8 @@ impl<'a> Landing<'a> {
         let mut commits = Vec::new();
         for (descriptor, bytes) in &load.pages {
             let document = matches!(media::kind(&descriptor.media_type), media::Kind::Manifest | media::Kind::Index);
-            let labels = if document { content_labels(descriptor, bytes)? } else { self.labels.clone() };
+            let mut labels = if document { content_labels(descriptor, bytes)? } else { Labels::new() };
+            labels.extend(self.labels.clone());
             let mut ingest = self.core.content.scratch(self.ns, descriptor.digest.algorithm())?;
             ingest.append(bytes)?;
             let (size, expected) = (Some(descriptor.size), Some(descriptor.digest.clone()));

@@ -200,8 +200,13 @@ impl Crew<'_> {
         if !self.supply.far() {
             return content.scratch(ns, algorithm);
         }
-        let reference = Name::new(format!("layer-{}", layer.digest))?;
-        let (total, expected) = (Some(layer.size), Some(layer.digest.clone()));
+        let total = Some(layer.size);
+        // Through a grant that chooses images nobody goes on with what others have fetched, and what is here is no reason not to.
+        let (reference, expected) = match auth.ceiling.images.is_all() {
+            true => (format!("layer-{}", layer.digest), Some(layer.digest.clone())),
+            false => (format!("layer-{}-{}", layer.digest, auth.grant()), None),
+        };
+        let reference = Name::new(reference)?;
         match content.ingest_blocking(auth, ns, IngestOptions { reference, total, expected, algorithm, unread: true }) {
             // A client writes under our ref, or has begun it with another size: that is its own business.
             Err(e) if matches!(e.code, Code::Unavailable | Code::InvalidArgument) => content.scratch(ns, algorithm),

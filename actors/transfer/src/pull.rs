@@ -25,6 +25,7 @@ struct Remote<'a> {
     repository: &'a Repository,
     core: &'a Core,
     job: &'a Job,
+    auth: &'a Authority,
     word: &'a Cancel,
     /// What resolving brought along.
     body: Option<(Descriptor, Vec<u8>)>,
@@ -45,7 +46,11 @@ impl Library for Remote<'_> {
             return Ok(bytes);
         }
         // What it is said to be is part of the question: who fetches it compares it with that.
-        let way = format!("{} {} {}", self.route, descriptor.media_type, descriptor.size);
+        let mut way = format!("{} {} {}", self.route, descriptor.media_type, descriptor.size);
+        // Whoever may not have all that is here gets none of it by way of another, who may.
+        if !self.auth.ceiling.images.is_all() {
+            way = format!("{way} {}", self.auth.grant());
+        }
         let key: Key = (self.job.namespace().clone(), way.into(), descriptor.digest.clone());
         self.core.documents.get(&key, &self.documents, self.word, || {
             // Who had it may have ended since we looked.
@@ -61,8 +66,11 @@ impl Library for Remote<'_> {
 }
 
 impl Remote<'_> {
-    /// What the namespace has. Of what is damaged the registry has the whole.
+    /// What the namespace has for this job. Of what is damaged the registry has the whole.
     fn here(&self, descriptor: &Descriptor) -> Result<Option<Vec<u8>>> {
+        if !self.core.is_had(self.auth, self.job.namespace(), &descriptor.digest)? {
+            return Ok(None);
+        }
         match self.core.content.read_verified(self.job.namespace(), &descriptor.digest, MAX_MANIFEST) {
             Err(e) if matches!(e.code, Code::NotFound | Code::DataLoss) => Ok(None),
             other => other.map(Some),
@@ -134,7 +142,7 @@ pub(crate) fn pull(core: &Core, job: &Job, auth: &Authority, options: &PullOptio
     let (rate, route): (_, Arc<str>) = (Rate::new(options.rate), reference.locator().into());
     let documents = Own::default();
     let remote =
-        Remote { repository: &repository, core, job, word: &word, body, rate, route: route.clone(), documents };
+        Remote { repository: &repository, core, job, auth, word: &word, body, rate, route: route.clone(), documents };
     let load = wanted(&remote, &resolved.descriptor, options, &|one, depth| match &options.chooser {
         Some(chooser) => chooser.look(one, depth, &word),
         None => Ok(Verdict::Take),

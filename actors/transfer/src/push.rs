@@ -9,8 +9,8 @@ use std::{
 
 use cofferdam_images::MAX_DOCUMENT;
 use cofferdam_kernel::block_on;
-use cofferdam_metadata::records::Resource;
-use cofferdam_types::{Descriptor, Digest, Error, Name, Platform, Result, media};
+use cofferdam_metadata::records::{Resource, content::SOURCE};
+use cofferdam_types::{Authority, Descriptor, Digest, Error, Name, Platform, Result, media};
 
 use crate::{
     Cancel, Endpoint, Job, Reference, Target,
@@ -21,9 +21,6 @@ use crate::{
     transfer::Core,
 };
 
-/// The label of a blob that says which repositories of a registry have it: the registry's host follows, and the value is their
-/// paths. containerd's.
-const SOURCE: &str = "containerd.io/distribution.source.";
 /// Repositories that are asked for one blob.
 const MAX_SOURCES: usize = 4;
 
@@ -51,12 +48,12 @@ pub(crate) fn came_from(reference: &Reference) -> cofferdam_types::Labels {
     [(format!("{SOURCE}{}", reference.host()), reference.path().to_owned())].into()
 }
 
-pub(crate) fn push(core: &Core, job: &Job, options: &PushOptions) -> Result<Vec<Arrived>> {
+pub(crate) fn push(core: &Core, job: &Job, auth: &Authority, options: &PushOptions) -> Result<Vec<Arrived>> {
     let (ns, board, word) = (job.namespace(), job.board(), job.word().child());
-    let target = core.images.get(ns, &options.name)?.target;
+    let (chosen, target) = (&auth.ceiling.images, core.images.get(ns, &options.name)?.target);
     let top = match &options.platform {
         None => target.clone(),
-        Some(platform) => block_on(core.images.resolve(ns, &options.name, platform))?.manifest,
+        Some(platform) => block_on(core.images.resolve_of(chosen, ns, &options.name, platform))?.manifest,
     };
     let tag = match options.reference.target()? {
         Target::Tag(tag) => tag,
@@ -69,7 +66,7 @@ pub(crate) fn push(core: &Core, job: &Job, options: &PushOptions) -> Result<Vec<
         }
     };
     board.stage("looking");
-    let mut found = Gather::whole(core, job);
+    let mut found = Gather::whole(core, job).of(core.images.own(chosen, ns, &options.name, &target)?);
     found.add(&top).map_err(|e| incomplete(e, options))?;
     let (documents, blobs): (Vec<_>, Vec<_>) = found.blobs.into_iter().partition(is_document);
     let blobs: Vec<_> = blobs.into_iter().filter(|blob| options.foreign || !is_foreign(&blob.media_type)).collect();

@@ -14,7 +14,7 @@ use cofferdam_images::Images;
 use cofferdam_kernel::{Fair, Kernel, Placement, Pool, Slot, SlotConfig};
 use cofferdam_metadata::{Metadata, records::namespaces};
 use cofferdam_tasks::Tasks;
-use cofferdam_types::{Authority, Descriptor, Digest, Error, Id, Name, Namespace, Platform, Result};
+use cofferdam_types::{Authority, Code, Descriptor, Digest, Error, Id, Name, Namespace, Platform, Result};
 
 use crate::{
     ArtifactOptions, Cancel, CheckpointOptions, Chooser, CommitOptions, ConvertOptions, Endpoint, ExportOptions, Job,
@@ -116,6 +116,22 @@ pub(crate) struct Core {
     /// The daemon is about to end: what jobs have so far is left to the next.
     pub closing: AtomicBool,
     pub trust: Trust,
+}
+
+impl Core {
+    /// Whether a job may leave out a blob that the namespace has. Through a grant that chooses images it is as between namespaces:
+    /// what did not come with those is brought, and so shown to be had.
+    pub fn is_had(&self, auth: &Authority, ns: &Namespace, digest: &Digest) -> Result<bool> {
+        let images = &auth.ceiling.images;
+        if images.is_all() {
+            return Ok(true);
+        }
+        match self.content.info(ns, digest) {
+            Ok(link) => Ok(link.came_from(images)),
+            Err(error) if error.code == Code::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
 }
 
 /// What all transfers of a daemon are held to.
@@ -249,14 +265,15 @@ impl Transfer {
             [name] => name.to_string(),
             names => format!("{} images", names.len()),
         };
-        self.begin(auth, "export", subject, ns, move |core, job| export::export(core, job, &options, to)).await
+        let by = auth.clone();
+        self.begin(auth, "export", subject, ns, move |core, job| export::export(core, job, &by, &options, to)).await
     }
 
     /// Begins to push an image to a registry.
     pub async fn push(&self, auth: &Authority, ns: &Namespace, options: PushOptions) -> Result<Job> {
         options.reference.target()?;
-        let subject = options.reference.to_string();
-        self.begin(auth, "push", subject, ns, move |core, job| push::push(core, job, &options)).await
+        let (by, subject) = (auth.clone(), options.reference.to_string());
+        self.begin(auth, "push", subject, ns, move |core, job| push::push(core, job, &by, &options)).await
     }
 
     /// Begins to make another image of one, that holds the same files.

@@ -22,7 +22,7 @@ pub struct UnpackOptions {
 pub(crate) fn unpack(core: &Core, job: &Job, auth: &Authority, options: &UnpackOptions) -> Result<Vec<Arrived>> {
     let (ns, board) = (job.namespace(), job.board());
     board.stage("unpacking");
-    let image = block_on(core.images.resolve(ns, &options.name, &options.platform))?;
+    let image = block_on(core.images.resolve_of(&auth.ceiling.images, ns, &options.name, &options.platform))?;
     let mut items: HashMap<Digest, usize> = HashMap::new();
     for layer in &image.layers {
         items.entry(layer.digest.clone()).or_insert_with(|| board.item(&layer.digest, layer.size));

@@ -143,7 +143,8 @@ impl image::Server for Image {
         let platform = rpc(text(params.get()?.get_platform()).and_then(platform))?;
         let (services, namespace) = (self.place.services(), &self.place.namespace);
         let record = rpc(services.images.get(namespace, &self.name))?;
-        let resolved = rpc(services.images.resolve(namespace, &self.name, &platform).await)?;
+        let chosen = &self.place.held.reach.caveats.ceiling.images;
+        let resolved = rpc(services.images.resolve_of(chosen, namespace, &self.name, &platform).await)?;
         let driver = services.snapshots.drivers()[0];
         let unpacked = rpc(services.images.is_unpacked(namespace, driver, resolved.top()))?;
         let mut detail = results.get().init_detail();
@@ -238,7 +239,9 @@ impl image::Server for Image {
     ) -> capnp::Result<()> {
         let (services, namespace) = (self.place.services(), &self.place.namespace);
         let record = rpc(services.images.get(namespace, &self.name))?;
-        let states = services.images.states(namespace, &record.target).await;
+        let chosen = &self.place.held.reach.caveats.ceiling.images;
+        let own = rpc(services.images.own(chosen, namespace, &self.name, &record.target))?;
+        let states = services.images.states(namespace, &record.target, own).await;
         let others = if params.get()?.get_others() { rpc(self.others().await)? } else { Others::default() };
         let mut report = results.get().init_report();
         set_info(report.reborrow().init_info(), &record);

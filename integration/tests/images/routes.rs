@@ -5,10 +5,15 @@ use std::{
     net::{Shutdown, TcpListener, TcpStream},
     os::unix::fs::PermissionsExt as _,
     process::{Output, Stdio},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
-use cofferdam_client::{CredentialInfo, CredentialKind, GrantOptions, PullOptions, PushOptions, Secret};
+use cofferdam_client::{
+    ContainerRequest, CredentialInfo, CredentialKind, GrantOptions, PullOptions, PushOptions, Secret,
+};
 use cofferdam_integration::{Daemon, bounded};
 use cofferdam_types::Code;
 use serde_json::Value;
@@ -260,6 +265,48 @@ fn z_a_puller_for_one_route_learns_of_no_other_and_of_no_credential() {
             assert_eq!(error.unwrap_err().code, Code::Denied);
         }
         assert_eq!(world.ns.credentials().list().all().await.unwrap().len(), 2);
+    });
+}
+
+// A registry of one's own may name what it hasn't.
+#[test]
+fn z_a_puller_for_one_route_gets_nothing_of_other_images_by_their_digests() {
+    bounded(async {
+        let world = World::with(Daemon::start()).await;
+        let hidden = Picture::sample("hidden", 10_000);
+        let theirs = Server::of(hidden.clone());
+        world.pull(&theirs.reference()).wait().await.unwrap();
+        let has = Arc::new(AtomicBool::new(false));
+        let evil = Server::start({
+            let has = has.clone();
+            move |request| {
+                let answer = serve_picture(&hidden, request)
+                    .filter(|_| !request.path.contains("/blobs/") || has.load(Ordering::SeqCst));
+                answer.unwrap_or_else(|| Response::new(404, ""))
+            }
+        });
+        let before = world.holdings().await;
+        let options = GrantOptions {
+            facets: vec!["pull".into(), "deploy".into()],
+            images: vec![format!("{}/pub/*", evil.address())],
+            may_save: true,
+            ..GrantOptions::default()
+        };
+        let token = world.ns.grants().create(&options).save(None).await.unwrap();
+        let holder = cofferdam_client::Client::restore(world.daemon.socket(), &token).await.unwrap();
+        let name = format!("{}/pub/evil:latest", evil.address());
+        let pull = || {
+            let options = PullOptions { reference: name.clone(), ..PullOptions::default() };
+            holder.namespace("").images().pull(&options)
+        };
+        world.refused("only named", &before, pull(), Code::NotFound, "").await;
+        // Who has it, shows it, and makes containers of it.
+        has.store(true, Ordering::SeqCst);
+        assert_eq!(pull().wait().await.unwrap(), [name.as_str()]);
+        let images = holder.namespace("").images();
+        let mut request = ContainerRequest { id: "shown".into(), ..ContainerRequest::default() };
+        request.options.args = vec!["/bin/true".into()];
+        holder.namespace("").containers().create(&images.get(&name), &request).info().await.unwrap();
     });
 }
 

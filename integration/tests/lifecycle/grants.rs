@@ -10,7 +10,7 @@ use std::{
 
 use cofferdam_client::{
     BindMount, Client, ContainerChanges, ContainerRequest, FROM_NOW, GrantOptions, ImportOptions, MountSource,
-    Namespace, Network, Output, ProcessOptions, PullOptions, PullPolicy, Stdio, channel,
+    Namespace, Network, Output, ProcessOptions, PullOptions, PullPolicy, Rlimit, Stdio, channel,
 };
 use cofferdam_integration::{BUSYBOX, Daemon, bounded, output, until, until_async};
 use cofferdam_types::{Code, Error, Labels, Timestamp};
@@ -352,6 +352,7 @@ fn z3_what_a_deployer_makes_keeps_within_his_grant() {
             memory: most,
             pids: 50,
             nano_cpus: 500_000_000,
+            most_disk: 1 << 30,
             ..facets("deploy")
         };
         let (deployer, id) = holder(&daemon, &operator, &options).await;
@@ -380,6 +381,8 @@ fn z3_what_a_deployer_makes_keeps_within_his_grant() {
             |r| r.options.seccomp_unconfined = true,
             |r| r.options.network = cofferdam_client::Network::Host,
             |r| r.group = "shared".into(),
+            |r| r.options.rlimits = vec![Rlimit { name: "RLIMIT_RTPRIO".into(), soft: 0, hard: 99 }],
+            |r| r.log_options = Labels::from([("max-size".to_owned(), "1g".to_owned())]),
             |r| {
                 let source = MountSource::Host("/etc".into());
                 r.options.mounts = vec![BindMount { target: "/mnt".into(), source, read_only: true, options: vec![] }];
@@ -410,6 +413,7 @@ fn z3_what_a_deployer_makes_keeps_within_his_grant() {
             denied(ours.task().update(br#"{"memory":{"limit":-1}}"#)).await,
             denied(ours.update_resources(br#"{"pids":{"limit":-1}}"#)).await,
             denied(ours.update_resources(br#"{"cpu":{"period":50000}}"#)).await,
+            denied(ours.update_resources(br#"{"hugepageLimits":[{"pageSize":"2MB","limit":2097152}]}"#)).await,
         ] {
             assert!(error.message.contains("the grant lets it"), "{error}");
         }

@@ -175,6 +175,17 @@ impl Pictures {
         self.0.iter().all(|patterns| patterns.iter().any(fits))
     }
 
+    /// Whether there may be some of a repository (`docker.io/library/redis`) among them, of whatever tag. In a repository who gets
+    /// one of its images gets at what all are made of.
+    pub fn has_some_of(&self, repository: &str) -> bool {
+        let within = |name: &str| name.strip_prefix(repository).is_some_and(|rest| rest.starts_with([':', '@']));
+        let fits = |pattern: &String| match pattern.strip_suffix('*') {
+            Some(begin) => repository.starts_with(begin) || within(begin),
+            None => within(pattern),
+        };
+        self.0.iter().all(|patterns| patterns.iter().any(fits))
+    }
+
     /// What both allow.
     pub fn and(&self, other: &Pictures) -> Pictures {
         Pictures(both(&self.0, &other.0))
@@ -496,5 +507,18 @@ mod tests {
         assert!(!has("docker.io/library/redis", "docker.io/library/redis:7"));
         assert!(!has("docker.io/library/*", "docker.io/other/redis:7"));
         assert!(!has("sha256:", "anything"));
+    }
+
+    #[test]
+    fn a_repository_has_some_of_the_images_or_none() {
+        let some = |pattern: &str| Pictures(vec![vec!["*".into()], vec![pattern.into()]]).has_some_of("h.io/team/app");
+        for yes in ["*", "h.io/*", "h.io/team/app*", "h.io/team/app:*", "h.io/team/app:1", "h.io/team/app@sha256:00"] {
+            assert!(some(yes), "{yes}");
+        }
+        for no in ["h.io/team/app/*", "h.io/team/apple:1", "h.io/team/ap:1", "h.io/team/app", "h.io/team", "sha256:00"]
+        {
+            assert!(!some(no), "{no}");
+        }
+        assert!(Pictures::default().has_some_of("any"));
     }
 }

@@ -34,7 +34,7 @@ pub use filter::Filter;
 pub use finding::{Fault, Finding, Findings};
 pub use instruction::{Instruction, instructions};
 pub use limits::{Limits, USUAL};
-pub use names::{Id, Labels, Name, Namespace, validate_labels};
+pub use names::{Id, Labels, MAX_LABEL, Name, Namespace, validate_labels};
 pub use peer::Peer;
 pub use platform::Platform;
 pub use rights::{Right, Rights};

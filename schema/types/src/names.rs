@@ -11,7 +11,8 @@ pub type Labels = BTreeMap<String, String>;
 
 const MAX_ID: usize = 76;
 const MAX_NAME: usize = 1024;
-const MAX_LABEL: usize = 4096;
+/// The most bytes of a label, key and value together.
+pub const MAX_LABEL: usize = 4096;
 /// Of one thing, all of them together: it is in every list that names it.
 const MAX_LABELS: usize = 256 << 10;
 

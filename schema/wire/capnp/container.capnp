@@ -47,6 +47,7 @@ struct BindMount @0xe8c07d3b5f92a164 {
 }
 
 struct Rlimit @0x96b1e4fa0d8c7253 {
+  # RTPRIO, NICE, MEMLOCK, SIGPENDING and MSGQUEUE above the daemon's own need "host".
   name @0 :Text;
   # Such as RLIMIT_NOFILE.
   soft @1 :UInt64;
@@ -245,7 +246,8 @@ struct CreateParams @0xc3a8f0d74e6b1592 {
   logDriver @8 :Text;
   # How what it writes is kept, where its task has a log: local (also if empty), json-file, cri, journald or none.
   logOptions @9 :List(Label);
-  # max-size and max-file bound the files; labels names those that stand in each record. See docs/logs.md.
+  # max-size and max-file bound the files; labels names those that stand in each record. See docs/logs.md. Through a grant with
+  # `mostDisk` the two allow together what they do when they aren't given, at most.
   group @10 :Text;
   # Containers of one group share a shim, as the containers of a pod do: they end together if that is killed. While it doesn't
   # answer no other can be made to join it (`unavailable`). A name as an id is; empty: none.

@@ -44,7 +44,8 @@ struct GrantOptions @0xcf86c10aa3c3e63a {
   # Only those that were made through this grant, or through one that comes from it.
   images @6 :List(Text);
   # Only these: a whole name, the beginning of one and "*", or the digest of what a name stands for. This holds for what
-  # can be got and pulled, and for what containers are made from.
+  # can be got and pulled, and for what containers are made from. What the namespace has of other images is brought once more by who
+  # pulls, and is none of what an image has that was pulled so.
   memory @7 :UInt64;
   nanoCpus @8 :UInt64;
   pids @9 :UInt64;
@@ -69,7 +70,8 @@ struct GrantOptions @0xcf86c10aa3c3e63a {
   # "host", the path of a network namespace, the name of a network. None: all of these.
   mostDisk @18 :UInt64;
   # How many bytes of the disk what came through it may have, or through those that come from it: blobs that were ingested, pulled and
-  # imported, and of its containers what they may write (their `storage`). 0 is no bound.
+  # imported, and of its containers what they may write (their `storage`). 0 is no bound. Their logs don't count: with this each may
+  # keep as much as one that says nothing of it (docs/logs.md), and more is refused.
 }
 
 struct GrantInfo @0xb06bb10aaa841e12 {

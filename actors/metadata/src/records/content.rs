@@ -2,11 +2,17 @@
 //!
 //! Knowing a digest grants nothing: a namespace sees a blob only through its link.
 
-use cofferdam_types::{Ceiling, Digest, Error, Event, GrantId, Labels, Namespace, Result, Timestamp};
+use cofferdam_types::{
+    Ceiling, Digest, Error, Event, GrantId, Labels, MAX_LABEL, Namespace, Pictures, Result, Timestamp,
+};
 use serde::{Deserialize, Serialize};
 
 use super::{Record, Resource, events, grants, leases, namespaces, resource};
 use crate::{Read, Tx, codec, fields, table::Table};
+
+/// The label of a blob that says which repositories of a registry have it: the registry's host follows, and the value is their
+/// paths, with commas between them. containerd's.
+pub const SOURCE: &str = "containerd.io/distribution.source.";
 
 /// A namespace's link to a blob.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,6 +86,31 @@ impl Link {
             made_by: Vec::new(),
         }
     }
+
+    /// Whether it came out of a repository that has some of these images: who may have those was shown its bytes, or would be.
+    pub fn came_from(&self, images: &Pictures) -> bool {
+        let repositories = self.labels.iter().filter_map(|(key, paths)| Some((key.strip_prefix(SOURCE)?, paths)));
+        let mut all = repositories.flat_map(|(host, paths)| paths.split(',').map(move |path| format!("{host}/{path}")));
+        images.is_all() || all.any(|repository| images.has_some_of(&repository))
+    }
+
+    /// Its labels with those of who brings it once more. Of the repositories that have it it keeps those that it knew, the last
+    /// ones where there are too many.
+    pub fn labels_with(&self, given: &Labels) -> Labels {
+        let mut labels = self.labels.clone();
+        for (key, value) in given {
+            let known = self.labels.get(key).filter(|_| key.starts_with(SOURCE)).into_iter().flat_map(|v| v.split(','));
+            let mut values: Vec<&str> = known.filter(|one| !one.is_empty() && one != value).collect();
+            values.push(value);
+            let mut joined = values.join(",");
+            while key.len() + joined.len() > MAX_LABEL && values.len() > 1 {
+                values.remove(0);
+                joined = values.join(",");
+            }
+            labels.insert(key.clone(), joined);
+        }
+        labels
+    }
 }
 
 fn key(ns: &Namespace, digest: &Digest) -> Vec<u8> {
@@ -98,7 +129,12 @@ pub fn exists(read: &dyn Read, ns: &Namespace, digest: &Digest) -> Result<bool> 
 
 /// The namespace's link.
 pub fn get(read: &dyn Read, ns: &Namespace, digest: &Digest) -> Result<Link> {
-    find(read, ns, digest)?.ok_or_else(|| Error::not_found("content", digest, "is not in this namespace"))
+    find(read, ns, digest)?.ok_or_else(|| missing(digest))
+}
+
+/// Of what isn't there, and of what is to be as if it weren't.
+pub fn missing(digest: &Digest) -> Error {
+    Error::not_found("content", digest, "is not in this namespace")
 }
 
 /// A page of links, by digest.

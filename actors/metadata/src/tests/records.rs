@@ -650,3 +650,34 @@ fn grants_lie_so_deep_and_no_deeper() {
     (0..DEEP).for_each(|depth| make(depth).unwrap());
     code(make(DEEP), Code::ResourceExhausted);
 }
+
+#[test]
+fn a_blob_knows_the_repositories_that_it_came_from() {
+    use cofferdam_types::{MAX_LABEL, Pictures};
+    let from = |host: &str, paths: &str| Labels::from([(format!("{}{host}", content::SOURCE), paths.to_owned())]);
+    let link = |labels: Labels| Link { labels, ..Link::new(digest("a"), 1) };
+    let chosen = |pattern: &str| Pictures(vec![vec![pattern.to_owned()]]);
+    let both = link(from("h.io:5000", "team/app,library/app"));
+    assert!(both.came_from(&Pictures::default()) && link(Labels::new()).came_from(&Pictures::default()));
+    for yes in ["*", "h.io:5000/team/*", "h.io:5000/library/app:1", "h.io:5000/library/app@*"] {
+        assert!(both.came_from(&chosen(yes)), "{yes}");
+    }
+    for no in ["h.io/team/*", "h.io:5000/team/other:1", "h.io:5000/team/app/*", "team/app:1"] {
+        assert!(!both.came_from(&chosen(no)), "{no}");
+    }
+    assert!(!link(Labels::new()).came_from(&chosen("*")), "it came from none");
+
+    // Who brings it once more adds his, and takes away nobody's; other labels are replaced.
+    let mut again = link([from("h.io", "a,b"), labels("x=y")].into_iter().flatten().collect());
+    for (given, expected) in [("b", "a,b"), ("c", "a,b,c"), ("a", "b,c,a")] {
+        again.labels = again.labels_with(&[from("h.io", given), labels("x=z")].into_iter().flatten().collect());
+        assert_eq!(again.labels, [from("h.io", expected), labels("x=z")].into_iter().flatten().collect());
+    }
+    // Where there are too many the last ones stay.
+    for n in 0..1000 {
+        again.labels = again.labels_with(&from("h.io", &format!("repository/{n}")));
+    }
+    cofferdam_types::validate_labels(&again.labels).unwrap();
+    let paths = &again.labels[&format!("{}h.io", content::SOURCE)];
+    assert!(paths.ends_with("repository/998,repository/999") && paths.len() > MAX_LABEL - 100, "{paths}");
+}

@@ -1,5 +1,6 @@
 //! Whole jobs, with every actor below in place.
 
+mod granted;
 mod import;
 mod pull;
 mod registry;
