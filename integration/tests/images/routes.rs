@@ -302,7 +302,7 @@ fn z_a_puller_for_one_route_gets_nothing_of_other_images_by_their_digests() {
         world.refused("only named", &before, pull(), Code::NotFound, "").await;
         // Who has it, shows it, and makes containers of it.
         has.store(true, Ordering::SeqCst);
-        assert_eq!(pull().wait().await.unwrap(), [name.clone()]);
+        assert_eq!(pull().wait().await.unwrap(), [name.as_str()]);
         let images = holder.namespace("").images();
         let mut request = ContainerRequest { id: "shown".into(), ..ContainerRequest::default() };
         request.options.args = vec!["/bin/true".into()];
