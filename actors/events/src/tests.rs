@@ -265,7 +265,9 @@ fn large_events_leave_the_ring_early_and_are_read_in_small_blocks() {
                 assert!(seen.iter().copied().eq(after + 1..=last), "{restart} {after}");
             }
             let (events, bytes) = rig.events.0.ring.kept();
-            assert!((1..=40).contains(&events) && bytes <= 8 << 20, "{events} of {bytes} bytes");
+            // At a start it has what was not moved into the journal by then, which is all of it or nothing.
+            let least = usize::from(!restart);
+            assert!((least..=40).contains(&events) && bytes <= 8 << 20, "{events} of {bytes} bytes");
             if !restart {
                 rig = rig.restart(|_| ()).await;
             }

@@ -146,24 +146,28 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test]
-    async fn what_hangs_is_not_waited_for_and_what_it_gives_later_is_undone() {
-        let (calls, patience) = (Rc::new(Calls::default()), Patience::default());
-        let (go, wait) = mpsc::channel::<()>();
-        let (undone, seen) = mpsc::channel();
-        let hangs = move || {
-            wait.recv().map_err(|_| Error::internal("test", "", "nobody said go"))?;
-            Ok(7)
-        };
-        let limit = Duration::from_millis(20);
-        let late = move |given| undone.send(given).unwrap();
-        let error = calls.make_within(limit, true, &patience, hangs, late).await.err().unwrap();
-        assert_eq!(error.code, cofferdam_types::Code::DeadlineExceeded, "{error}");
-        assert!(!calls.any(), "nobody waits for it");
-        go.send(()).unwrap();
-        assert_eq!(seen.recv(), Ok(7));
-        // One that is over in time is undone by nobody.
-        let made = calls.make_within(Duration::from_secs(60), true, &patience, || Ok(8), |_| panic!("undone")).await;
-        assert_eq!(made.unwrap().0, 8);
+    #[test]
+    fn what_hangs_is_not_waited_for_and_what_it_gives_later_is_undone() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let (calls, patience) = (Rc::new(Calls::default()), Patience::default());
+            let (go, wait) = mpsc::channel::<()>();
+            let (undone, seen) = mpsc::channel();
+            let hangs = move || {
+                wait.recv().map_err(|_| Error::internal("test", "", "nobody said go"))?;
+                Ok(7)
+            };
+            let limit = Duration::from_millis(20);
+            let late = move |given| undone.send(given).unwrap();
+            let error = calls.make_within(limit, true, &patience, hangs, late).await.err().unwrap();
+            assert_eq!(error.code, cofferdam_types::Code::DeadlineExceeded, "{error}");
+            assert!(!calls.any(), "nobody waits for it");
+            go.send(()).unwrap();
+            assert_eq!(seen.recv(), Ok(7));
+            // One that is over in time is undone by nobody.
+            let made =
+                calls.make_within(Duration::from_secs(60), true, &patience, || Ok(8), |_| panic!("undone")).await;
+            assert_eq!(made.unwrap().0, 8);
+        });
     }
 }

@@ -440,7 +440,7 @@ fn d5_silence_and_headers_without_end() {
         move |seen| Reply::ranged(seen, &bytes).then(Then::Hang(10))
     });
     let mut short = endpoint();
-    short.limits.idle = Duration::from_millis(20);
+    short.limits.idle = Duration::from_millis(200);
     fails(read(&repository(&silent, &short), &layer(&bytes), 0), Code::Unavailable, "stopped at byte");
     assert_eq!(silent.seen().len(), 5);
 }
