@@ -164,7 +164,11 @@ impl Images {
         let own = self.own(chosen, ns, name, &target)?;
         let image = match own.is_all() {
             true => self.resolve_target(ns, &target, platform).await,
-            false => self.resolve_own(ns, &target, platform, own).await,
+            // So is one that is chosen by the digest of its manifest, behind whatever index.
+            false => match self.resolve_target(ns, &target, platform).await {
+                Ok(image) if chosen.has("", &[&image.manifest.digest]) => Ok(image),
+                _ => self.resolve_own(ns, &target, platform, own).await,
+            },
         };
         image.map(|image| ResolvedImage { name: Some(name.clone()), ..image }).map_err(|e| match &*e.kind {
             // Its digest means nothing to who asked by a name.

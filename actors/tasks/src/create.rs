@@ -34,7 +34,7 @@ use crate::{
     messages::{NewContainer, RunRecord},
     network::NetworkRecord,
     restore,
-    rights::{bounded, limit, logs_within, made_from, within},
+    rights::{bounded, limit, logs_within, made_from, not_among, within},
     shim,
 };
 
@@ -244,7 +244,10 @@ async fn files(
     new: &NewContainer,
 ) -> Result<Files> {
     let chosen = &auth.ceiling.images;
-    let image = deps.images.resolve_of(chosen, ns, name, &new.platform).await?;
+    let image = deps.images.resolve_of(chosen, ns, name, &new.platform).await.map_err(|error| match error.code {
+        Code::NotFound if !chosen.has(name, &[]) => not_among(name),
+        _ => error,
+    })?;
     made_from(&image, name, &auth.ceiling)?;
     let known = deps.images.own(chosen, ns, name, &image.target)?.is_all();
     let driver = if new.driver.is_empty() { deps.snapshots.drivers()[0].to_owned() } else { new.driver.clone() };

@@ -122,7 +122,12 @@ pub(crate) fn made_from(image: &ResolvedImage, name: &Name, ceiling: &Ceiling) -
     if ceiling.images.has(name, &[&image.target.digest, &image.manifest.digest]) {
         return Ok(());
     }
-    Err(Error::denied("image", name, "is not among those that containers may be made from through this grant"))
+    Err(not_among(name))
+}
+
+/// The error for any other image: of one that isn't even named by the grant nothing else is told.
+pub(crate) fn not_among(name: &Name) -> Error {
+    Error::denied("image", name, "is not among those that containers may be made from through this grant")
 }
 
 /// Gives a container that asks for no limit the one of the ceiling.
