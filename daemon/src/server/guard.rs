@@ -210,6 +210,11 @@ impl<D: Server + Clone + 'static> Server for Dispatch<D> {
                 why = over(), if is_streaming => (Err(why), false),
                 end = state.held.grant.until_ended() => (Err(to_rpc(end.error())), false),
             };
+            // Others may have heard first that the object is out of reach, and have ended what is waited for: that is the answer then, too.
+            let done = match &state.held.check {
+                Some(check) if waits && done.is_ok() => check().map_err(to_rpc),
+                _ => done,
+            };
             let done = match trail {
                 Some(trail) => trail.end(done).await,
                 None => {

@@ -253,7 +253,9 @@ fn z2_what_was_begun_in_a_container_ends_when_it_is_chosen_no_more() {
         change("tier=front").await;
         let say = ProcessOptions { args: words("echo again"), ..ProcessOptions::default() };
         let (stdout, said) = output();
-        theirs.exec("", &say, Stdio { stdout, ..Stdio::default() }).start().await.unwrap();
+        let again = theirs.exec("", &say, Stdio { stdout, ..Stdio::default() });
+        again.start().await.unwrap();
+        assert_eq!(again.wait().await.unwrap().status, 0);
         said.contains("again").await;
     });
 }

@@ -318,7 +318,7 @@ fn a_directory_takes_the_place_of_an_image() {
 }
 
 /// The process that a container's first one is a child of.
-fn shim_of(daemon: &Daemon, name: &str) -> u64 {
+pub fn shim_of(daemon: &Daemon, name: &str) -> u64 {
     let pid = json(daemon, &["inspect", name])["task"]["pid"].as_u64().unwrap();
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().parse().unwrap()

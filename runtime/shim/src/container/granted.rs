@@ -23,15 +23,15 @@ fn group(grant: &str) -> Result<String> {
 
 impl Container {
     /// The group of what is run through a grant, where it is one. Whoever calls it has the turn: of those that nobody is in
-    /// any more none is left to pile up.
+    /// any more none is left to pile up. Nor is its own one taken again, if all in it were killed: the kernel (6.18) kills what is
+    /// born into a group that was ever killed, where its parent is in another.
     pub(super) fn enter(&self, made: &oci::Container, grant: &str) -> Result<Option<String>> {
         if grant.is_empty() {
             return Ok(None);
         }
         let name = group(grant)?;
-        self.granted.0.borrow_mut().retain(|other| {
-            other == grant || !group(other).and_then(|name| made.remove_group(&name)).unwrap_or_default()
-        });
+        let empty = |other: &String| group(other).and_then(|name| made.remove_group(&name)).unwrap_or_default();
+        self.granted.0.borrow_mut().retain(|other| !empty(other));
         self.granted.0.borrow_mut().insert(grant.to_owned());
         Ok(Some(name))
     }
