@@ -253,15 +253,11 @@ fn same(a: &Path, b: &Path) -> bool {
 
 /// One of the root's own.
 fn dir(path: &Path) -> Result<OwnedFd> {
-    use std::os::unix::fs::PermissionsExt as _;
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
-    // Where it is right already a disk that is read-only will do.
-    made.and_then(|()| match path.metadata()?.permissions().mode() & 0o7777 {
-        0o700 => Ok(()),
-        _ => std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)),
-    })
-    .map_err(|e| Error::io("directory", path.display(), "can't be made", &e))?;
-    opened(path)
+    let failed = |e: std::io::Error| Error::io("directory", path.display(), "can't be made", &e);
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+    let dir = opened(path)?;
+    cofferdam_sys::fd::make_private(&dir).map_err(failed)?;
+    Ok(dir)
 }
 
 fn opened(path: &Path) -> Result<OwnedFd> {

@@ -12,6 +12,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
+use cofferdam_sys::fd::make_private;
 use cofferdam_types::{Algorithm, Code, Digest, Error, Result};
 use nix::{
     dir::Dir,
@@ -187,13 +188,8 @@ fn directory(parent: &OwnedFd, name: &str) -> Result<OwnedFd> {
     Ok(dir)
 }
 
-/// Where it is so already a disk that is read-only will do.
 fn private(dir: &OwnedFd) -> Result<()> {
-    let mode = fstat(dir).map_err(|e| fault("look at its directories", e))?.st_mode;
-    if mode & 0o7777 == Mode::S_IRWXU.bits() {
-        return Ok(());
-    }
-    fchmod(dir.as_fd(), Mode::S_IRWXU).map_err(|e| fault("set the mode of its directories", e))
+    make_private(dir).map_err(|e| fault("set the mode of its directories", e))
 }
 
 fn names(dir: &OwnedFd) -> Result<Vec<String>> {
@@ -227,7 +223,7 @@ fn unlink(dir: &OwnedFd, name: &str) -> Result<()> {
     }
 }
 
-fn fault(what: &str, error: Errno) -> Error {
+fn fault(what: &str, error: impl Into<std::io::Error>) -> Error {
     let mut error = Error::io("content", "", format!("the content store can't {what}"), &error.into());
     // A missing file of ours is not a missing thing of the client's.
     if error.code == Code::NotFound {

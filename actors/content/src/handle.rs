@@ -118,7 +118,12 @@ impl Content {
 
     /// The same for who reads all of it, from its beginning: it is compared with its digest meanwhile.
     pub fn whole(&self, ns: &Namespace, digest: &Digest) -> Result<Whole> {
-        Ok(Whole::new(self.clone(), self.reader(ns, digest)?))
+        Ok(self.judged(self.reader(ns, digest)?))
+    }
+
+    /// The same over a reader that nothing was read from.
+    pub fn judged(&self, reader: BlobReader) -> Whole {
+        Whole::new(self.clone(), reader)
     }
 
     /// [`Content::reader`] for a job of the namespace, which may read what is only placed yet.

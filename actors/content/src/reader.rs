@@ -115,11 +115,6 @@ impl Whole {
         let digester = Some(Digester::new(reader.digest.algorithm()));
         Whole { content, reader, digester }
     }
-
-    /// How many bytes it has.
-    pub fn size(&self) -> u64 {
-        self.reader.size
-    }
 }
 
 impl Read for Whole {

@@ -4,7 +4,7 @@ use actix::{Actor, Context, Handler, Message, ResponseFuture};
 use cofferdam_content::Content;
 use cofferdam_kernel::{Pool, hosted};
 use cofferdam_metadata::records::content;
-use cofferdam_types::{Code, Descriptor, Namespace, Result, Timestamp};
+use cofferdam_types::{Descriptor, Namespace, Result, Timestamp};
 
 use crate::{
     Own,
@@ -32,29 +32,19 @@ struct Blobs<'a> {
     own: &'a Own,
 }
 
-impl Blobs<'_> {
-    fn reach(&self, descriptor: &Descriptor) -> Result<()> {
-        if self.own.is_all() || self.own.has(&self.content.info(self.ns, &descriptor.digest)?) {
-            return Ok(());
-        }
-        Err(content::missing(&descriptor.digest))
-    }
-}
-
 impl resolve::Blobs for Blobs<'_> {
     fn read(&self, descriptor: &Descriptor) -> Result<Vec<u8>> {
-        self.reach(descriptor)?;
+        if !self.own.is_all() && self.own.find(self.content, self.ns, &descriptor.digest)?.is_none() {
+            return Err(content::missing(&descriptor.digest));
+        }
         self.content.read_verified(self.ns, &descriptor.digest, MAX_DOCUMENT)
     }
 
     fn has(&self, descriptor: &Descriptor) -> Result<bool> {
-        match self.reach(descriptor) {
-            Err(error) if error.code == Code::NotFound => return Ok(false),
-            reached => reached?,
-        }
-        let whole = self.content.is_whole(self.ns, &descriptor.digest)?;
+        let found = self.own.find(self.content, self.ns, &descriptor.digest)?;
         // Of another size than is said, it is not what the image needs.
-        Ok(whole && self.content.info(self.ns, &descriptor.digest)?.size == descriptor.size)
+        let fits = found.is_some_and(|link| link.size == descriptor.size);
+        Ok(fits && self.content.is_whole(self.ns, &descriptor.digest)?)
     }
 }
 

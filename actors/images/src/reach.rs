@@ -5,11 +5,12 @@
 //! its name through such a grant has what came out of a repository of which the grant has images, and all else is as if it weren't
 //! here. One that somebody else named has all that it leads to.
 
+use cofferdam_content::Content;
 use cofferdam_metadata::records::{
     content::{self, Link},
     images::{self, Image},
 };
-use cofferdam_types::{Descriptor, Name, Namespace, Pictures, Platform, Result};
+use cofferdam_types::{Code, Descriptor, Digest, Name, Namespace, Pictures, Platform, Result};
 
 use crate::{Images, ResolvedImage, handle::question, messages::Resolve};
 
@@ -23,9 +24,22 @@ impl Own {
         self.0.is_all()
     }
 
+    /// What came with the images of these names is.
+    pub fn of(chosen: &Pictures) -> Own {
+        Own(chosen.clone())
+    }
+
     /// Whether a blob is.
     pub fn has(&self, blob: &Link) -> bool {
         blob.came_from(&self.0)
+    }
+
+    /// A blob of the namespace, if it is.
+    pub fn find(&self, content: &Content, ns: &Namespace, digest: &Digest) -> Result<Option<Link>> {
+        match content.info(ns, digest) {
+            Err(error) if error.code == Code::NotFound => Ok(None),
+            found => found.map(|link| self.has(&link).then_some(link)),
+        }
     }
 }
 
@@ -44,7 +58,7 @@ impl Images {
         let theirs = images::find(&view, ns, name)?.is_some_and(|image| is_theirs(&image))
             // By another name that he may have.
             || images::list(&view, ns, None, usize::MAX)?.iter().any(is_theirs);
-        Ok(if theirs { Own::default() } else { Own(chosen.clone()) })
+        Ok(if theirs { Own::default() } else { Own::of(chosen) })
     }
 
     /// The image for a platform behind a descriptor, all of which is its own.

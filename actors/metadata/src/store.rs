@@ -26,6 +26,7 @@ use crate::{
 pub(crate) const VERSION: u64 = 6;
 /// What version 2 kept on disk of a collection that was under way.
 const DELTA: TableDefinition<'static, &'static [u8], &'static [u8]> = TableDefinition::new("delta");
+
 /// What readers and the lives of the writer share.
 pub(crate) struct Shared {
     opener: Opener,

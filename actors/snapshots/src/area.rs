@@ -413,15 +413,12 @@ impl Drop for Area {
 
 /// Makes (with its parents) and opens a directory that only root may enter.
 pub fn private_dir(path: &Path) -> Result<OwnedFd> {
-    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    use std::os::unix::fs::DirBuilderExt;
     let failed = |e: std::io::Error| Error::io("directory", path.display(), "make a directory of the daemon", &e);
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
     let dir = open_path(path)?;
-    // It may be older than this rule, or made by hand. Where it is right a disk that is read-only will do.
-    let file = std::fs::File::from(dir.try_clone().map_err(failed)?);
-    if file.metadata().map_err(failed)?.permissions().mode() & 0o7777 != 0o700 {
-        file.set_permissions(std::fs::Permissions::from_mode(0o700)).map_err(failed)?;
-    }
+    // It may be older than this rule, or made by hand.
+    cofferdam_sys::fd::make_private(&dir).map_err(failed)?;
     Ok(dir)
 }
 

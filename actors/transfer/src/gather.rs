@@ -4,8 +4,7 @@ use std::collections::HashSet;
 
 use cofferdam_content::Info;
 use cofferdam_images::{MAX_DOCUMENT, Own, children, document};
-use cofferdam_metadata::records::content::missing;
-use cofferdam_types::{Code, Descriptor, Digest, Error, Result, media};
+use cofferdam_types::{Descriptor, Digest, Error, Result, media};
 
 use crate::{Job, transfer::Core};
 
@@ -66,17 +65,14 @@ impl<'a> Gather<'a> {
             return Ok(());
         }
         let (content, ns) = (&self.core.content, self.job.namespace());
-        let found = content.info(ns, &blob.digest);
-        let held =
-            match found.and_then(|found| if self.own.has(&found) { Ok(found) } else { Err(missing(&blob.digest)) }) {
-                Err(e) if e.code == Code::NotFound && spare => return Ok(()),
-                Err(e) if e.code == Code::NotFound => {
-                    let of = blob.platform.as_ref().map(|platform| format!(" (for {platform})")).unwrap_or_default();
-                    let why = format!("is not here{of}, and belongs to the image: pull or import that again");
-                    return Err(Error::failed_precondition("blob", &blob.digest, why));
-                }
-                other => other?,
-            };
+        let Some(held) = self.own.find(content, ns, &blob.digest)? else {
+            if spare {
+                return Ok(());
+            }
+            let of = blob.platform.as_ref().map(|platform| format!(" (for {platform})")).unwrap_or_default();
+            let why = format!("is not here{of}, and belongs to the image: pull or import that again");
+            return Err(Error::failed_precondition("blob", &blob.digest, why));
+        };
         fits(blob, &held)?;
         self.blobs.push(Descriptor::new(&*blob.media_type, blob.digest.clone(), blob.size));
         let kind = media::kind(&blob.media_type);

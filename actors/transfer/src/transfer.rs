@@ -10,11 +10,11 @@ use std::{
 
 use cofferdam_archive::Budget;
 use cofferdam_content::Content;
-use cofferdam_images::Images;
+use cofferdam_images::{Images, Own};
 use cofferdam_kernel::{Fair, Kernel, Placement, Pool, Slot, SlotConfig};
 use cofferdam_metadata::{Metadata, records::namespaces};
 use cofferdam_tasks::Tasks;
-use cofferdam_types::{Authority, Code, Descriptor, Digest, Error, Id, Name, Namespace, Platform, Result};
+use cofferdam_types::{Authority, Descriptor, Digest, Error, Id, Name, Namespace, Platform, Result};
 
 use crate::{
     ArtifactOptions, Cancel, CheckpointOptions, Chooser, CommitOptions, ConvertOptions, Endpoint, ExportOptions, Job,
@@ -122,15 +122,8 @@ impl Core {
     /// Whether a job may leave out a blob that the namespace has. Through a grant that chooses images it is as between namespaces:
     /// what did not come with those is brought, and so shown to be had.
     pub fn is_had(&self, auth: &Authority, ns: &Namespace, digest: &Digest) -> Result<bool> {
-        let images = &auth.ceiling.images;
-        if images.is_all() {
-            return Ok(true);
-        }
-        match self.content.info(ns, digest) {
-            Ok(link) => Ok(link.came_from(images)),
-            Err(error) if error.code == Code::NotFound => Ok(false),
-            Err(error) => Err(error),
-        }
+        let own = Own::of(&auth.ceiling.images);
+        Ok(own.is_all() || own.find(&self.content, ns, digest)?.is_some())
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use cofferdam_content::{Info, Ingest as Writer, IngestOptions, Status};
+use cofferdam_content::{BlobReader, Info, Ingest as Writer, IngestOptions, Status};
 use cofferdam_types::{Algorithm, Digest, Error, Name, Result, filter};
 use cofferdam_wire::{
     common_capnp::byte_stream,
@@ -184,28 +184,34 @@ struct Blob {
 }
 
 impl Blob {
-    /// The range as it is read: checked against the size.
-    fn range(&self, offset: u64, length: u64) -> Result<(std::fs::File, u64)> {
+    /// What is read of it: where that is, checked against the size, and how much it is.
+    fn range(&self, offset: u64, length: u64) -> Result<(BlobReader, u64)> {
         let reader = self.place.services().content.reader(&self.place.namespace, &self.digest)?;
         let size = reader.size();
         let end = if length == 0 { size } else { offset.saturating_add(length) };
         if offset > size || end > size {
             return Err(Error::out_of_range("blob", &self.digest, format!("has {size} bytes: ask for fewer")));
         }
-        let mut file = reader.into_file().map_err(|e| Error::io("blob", &self.digest, "can't be read", &e))?;
-        file.seek(SeekFrom::Start(offset)).map_err(|e| Error::io("blob", &self.digest, "can't be read", &e))?;
-        Ok((file, end - offset))
+        Ok((reader, end - offset))
+    }
+
+    /// The same as a file that is there.
+    fn file(&self, offset: u64, length: u64) -> Result<(std::fs::File, u64)> {
+        let (reader, left) = self.range(offset, length)?;
+        let failed = |e: std::io::Error| Error::io("blob", &self.digest, "can't be read", &e);
+        let mut file = reader.into_file().map_err(failed)?;
+        file.seek(SeekFrom::Start(offset)).map_err(failed)?;
+        Ok((file, left))
     }
 
     /// The same for who passes its bytes on: all of it is compared with its digest.
     fn source(&self, offset: u64, length: u64) -> Result<(Box<dyn Read + Send>, u64)> {
-        let whole = self.place.services().content.whole(&self.place.namespace, &self.digest)?;
-        if offset == 0 && (length == 0 || length == whole.size()) {
-            let size = whole.size();
-            return Ok((Box::new(whole), size));
+        let (mut reader, left) = self.range(offset, length)?;
+        if left == reader.size() {
+            return Ok((Box::new(self.place.services().content.judged(reader)), left));
         }
-        let (file, left) = self.range(offset, length)?;
-        Ok((Box::new(file), left))
+        reader.seek(SeekFrom::Start(offset)).map_err(|e| Error::io("blob", &self.digest, "can't be read", &e))?;
+        Ok((Box::new(reader), left))
     }
 }
 
@@ -249,7 +255,7 @@ impl blob::Server for Blob {
     async fn read_fd(self: Rc<Self>, params: blob::ReadFdParams, _: blob::ReadFdResults) -> capnp::Result<()> {
         let params = params.get()?;
         let sink = rpc(self.place.session.fds.take(params.get_sink()))?;
-        let (file, left) = rpc(self.range(params.get_offset(), params.get_length()))?;
+        let (file, left) = rpc(self.file(params.get_offset(), params.get_length()))?;
         rpc(outflow::pour(&self.place.services().pool, file, left, sink, &self.place.session.files).await)
     }
 

@@ -210,7 +210,7 @@ impl<D: Server + Clone + 'static> Server for Dispatch<D> {
                 why = over(), if is_streaming => (Err(why), false),
                 end = state.held.grant.until_ended() => (Err(to_rpc(end.error())), false),
             };
-            // Others may have heard first that the object is out of reach, and have ended what is waited for: that is the answer then, too.
+            // Others may have heard first that the object is out of reach, and have ended what is waited for: that is the answer, too.
             let done = match &state.held.check {
                 Some(check) if waits && done.is_ok() => check().map_err(to_rpc),
                 _ => done,

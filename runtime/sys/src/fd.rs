@@ -92,6 +92,14 @@ pub fn stat(fd: impl AsFd) -> io::Result<libc::stat> {
     Ok(stat)
 }
 
+/// Has a directory be its owner's alone. Where it is so already a disk that is read-only will do.
+pub fn make_private(dir: impl AsFd) -> io::Result<()> {
+    if stat(&dir)?.st_mode & 0o7777 == 0o700 {
+        return Ok(());
+    }
+    Ok(nix::sys::stat::fchmod(dir.as_fd(), nix::sys::stat::Mode::S_IRWXU)?)
+}
+
 /// The `S_IF…` part of the mode.
 pub fn file_type(stat: &libc::stat) -> u32 {
     stat.st_mode & libc::S_IFMT

@@ -1,8 +1,8 @@
 //! Records and directories compared, both ways, beside ordinary work.
 
-use cofferdam_types::{Fault, Findings};
-
 use std::time::{Duration, Instant};
+
+use cofferdam_types::{Fault, Findings};
 
 use super::{
     held::{LOOK, LOOKS},

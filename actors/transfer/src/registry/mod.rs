@@ -250,7 +250,8 @@ impl Repository {
         BlobStream::part(self, descriptor, from, to, only)
     }
 
-    /// Tries again what a registry that is busy or fails for a moment (429, 500, 502 to 504) or a connection that broke spoiled, a bounded number of times.
+    /// Tries again what a registry that is busy or fails for a moment (429, 500, 502 to 504) or a connection that broke spoiled, a
+    /// bounded number of times.
     fn again(&self, send: impl Fn() -> Result<Response<Body>, Fault>) -> Result<Response<Body>> {
         let mut pause = self.http.limits.backoff;
         for _ in 1..TRIES {

@@ -18,11 +18,11 @@ impl Process {
         let first = outputs.first().cloned().ok_or_else(|| {
             let why =
                 "was started with its pipes handed over: only a process with a log or a terminal can be attached to";
-            Error::failed_precondition("process", &self.life.borrow().id, why)
+            Error::failed_precondition("process", self.name(), why)
         })?;
         let place = Place::take(&self.followed).ok_or_else(|| {
             let why = format!("is followed by {MOST} already, which is the most at a time: detach one of them first");
-            Error::resource_exhausted("process", &self.life.borrow().id, why)
+            Error::resource_exhausted("process", self.name(), why)
         })?;
         let (feeder, held) = match stdin {
             // Nothing is read any more; its end is what is to be had.
