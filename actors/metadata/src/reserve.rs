@@ -12,7 +12,14 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use nix::{fcntl::posix_fallocate, sys::statvfs::statvfs};
+use nix::{
+    fcntl::posix_fallocate,
+    sys::{
+        statfs::{BTRFS_SUPER_MAGIC, fstatfs},
+        statvfs::fstatvfs,
+    },
+    unistd::syncfs,
+};
 
 /// As much as the largest slice of a collection writes.
 const SIZE: u64 = 4 << 20;
@@ -65,6 +72,10 @@ impl Ballast {
         };
         let length = file.metadata()?.len();
         file.set_len(length.saturating_sub(SLICE))?;
+        if length > 0 {
+            // All of it could go for a single commit otherwise, which finds no room all the same.
+            settle(&file)?;
+        }
         Ok(length > 0)
     }
 
@@ -73,9 +84,13 @@ impl Ballast {
         if self.path.metadata().is_ok_and(|meta| whole(&meta)) {
             return Ok(true);
         }
-        let fs = statvfs(self.path.parent().unwrap_or_else(|| Path::new("/")))?;
-        if fs.blocks_available() as u64 * fs.fragment_size() as u64 <= ROOM {
-            return Ok(false);
+        let dir = File::open(self.path.parent().unwrap_or_else(|| Path::new("/")))?;
+        let is_room = || fstatvfs(&dir).map(|fs| fs.blocks_available() * fs.fragment_size() > ROOM);
+        if !is_room()? {
+            settle(&dir)?;
+            if !is_room()? {
+                return Ok(false);
+            }
         }
         let file = File::options().write(true).create(true).truncate(false).mode(0o600).open(&self.path)?;
         let before = file.metadata()?.len();
@@ -105,6 +120,14 @@ impl Reserve for Ballast {
             false
         })
     }
+}
+
+/// Has what was given up be free: on btrfs that comes with the next transaction only, up to 30 s later.
+fn settle(on: &File) -> Result<()> {
+    if fstatfs(on)?.filesystem_type() == BTRFS_SUPER_MAGIC {
+        syncfs(on)?;
+    }
+    Ok(())
 }
 
 /// Whether an operation failed for want of room.
