@@ -16,7 +16,7 @@ use super::own::part;
 pub fn audit(data: &[u8]) {
     let (how, mut data) = super::choice(data);
     let scratch = super::scratch();
-    let (mut last, mut hash) = (0, [0; 32]);
+    let (mut last, mut hash) = (0u64, [0; 32]);
     while let [kind, first, rest @ ..] = data {
         data = rest;
         let Some(bytes) = part(&mut data, true) else { break };
@@ -24,7 +24,8 @@ pub fn audit(data: &[u8]) {
         let bytes = if kind & 1 == 0 {
             bytes.to_vec()
         } else {
-            let (bytes, number, end) = sealed(first, if first == last + 1 { hash } else { [7; 32] }, bytes);
+            let (bytes, number, end) =
+                sealed(first, if Some(first) == last.checked_add(1) { hash } else { [7; 32] }, bytes);
             (last, hash) = (number, end);
             bytes
         };
