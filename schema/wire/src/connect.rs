@@ -7,9 +7,15 @@ use std::{
     task::{Poll, ready},
 };
 
-use capnp::{capability::Promise, message::ReaderOptions};
-use capnp_rpc::{Connection, VatNetwork, rpc_twoparty_capnp::Side, twoparty};
-use futures::{AsyncRead, FutureExt as _};
+use capnp::{
+    any_pointer,
+    capability::Promise,
+    message::{Builder, HeapAllocator, ReaderOptions},
+};
+use capnp_rpc::{
+    Connection, FlowController, IncomingMessage, OutgoingMessage, VatNetwork, rpc_twoparty_capnp::Side, twoparty,
+};
+use futures::{AsyncRead, FutureExt as _, TryFutureExt as _};
 use tokio::net::UnixStream;
 
 use crate::{
@@ -24,16 +30,19 @@ pub const CHUNK: usize = 256 << 10;
 /// What the daemon accepts as one message from a client.
 pub const MESSAGE: usize = 1 << 20;
 
-/// So often what is to be sent lets others go first who are ready: after the second time all of them had their turn, and what they
-/// say to what just came goes along with it.
-const TURN: u32 = 2;
+/// So often what is to be sent lets others go first who are ready on this connection: what they say to what just came goes along with
+/// it. A second time gathers hardly more, and costs each call.
+const TURN: u32 = 1;
 /// So often it waits before that while messages are there that nobody has looked at yet: their answers may come in a moment.
 const TURNS: u32 = 16;
 
 /// The network of one connection. Messages that are sent in one go leave by one system call, and so do the answers to
-/// messages that came together: each such call wakes the peer.
+/// messages that came together: each such call wakes the peer. They go to the stream's buffer as they are made: the library's own queue
+/// has a channel and a future for each.
 pub struct Network<R: AsyncRead + Unpin + 'static> {
+    /// Reads, and says when it is over.
     inner: twoparty::VatNetwork<R>,
+    outbox: Outbox,
     /// Until it is driven.
     sender: Option<buffered::Sender<fdstream::Writer>>,
     /// Whether messages were read that nobody has looked at yet.
@@ -60,50 +69,116 @@ pub fn network_through<R: AsyncRead + Unpin + 'static>(
     options.traversal_limit_in_words(Some(limit / 8)).nesting_limit(64);
     let reader = buffered::Reader::new(reader);
     let more = reader.more();
-    let (writer, sender) = buffered::writer(writer, sent);
-    let mut inner = twoparty::VatNetwork::new(through(reader), writer, side, options);
+    let (outbox, sender) = buffered::outbox(writer, sent);
+    let mut inner = twoparty::VatNetwork::new(through(reader), futures::io::sink(), side, options);
     inner.set_window_size(WINDOW);
-    (Network { inner, sender: Some(sender), more }, fds)
+    (Network { inner, outbox, sender: Some(sender), more }, fds)
+}
+
+type Outbox = buffered::Outbox<fdstream::Writer>;
+
+/// The connection, with messages of its own.
+struct Direct {
+    inner: Box<dyn Connection<Side>>,
+    outbox: Outbox,
+}
+
+impl Connection<Side> for Direct {
+    fn get_peer_vat_id(&self) -> Side {
+        self.inner.get_peer_vat_id()
+    }
+
+    fn new_outgoing_message(&mut self, first_segment_word_size: u32) -> Box<dyn OutgoingMessage> {
+        let message = Builder::new(HeapAllocator::new().first_segment_words(first_segment_word_size));
+        Box::new(Outgoing { message, outbox: self.outbox.clone() })
+    }
+
+    fn receive_incoming_message(&mut self) -> Promise<Option<Box<dyn IncomingMessage>>, capnp::Error> {
+        self.inner.receive_incoming_message()
+    }
+
+    fn new_stream(&mut self) -> (Box<dyn FlowController>, Promise<(), capnp::Error>) {
+        self.inner.new_stream()
+    }
+
+    fn shutdown(&mut self, result: capnp::Result<()>) -> Promise<(), capnp::Error> {
+        // What was said last is why it ends.
+        self.outbox.close();
+        self.inner.shutdown(result)
+    }
+}
+
+struct Outgoing {
+    message: Builder<HeapAllocator>,
+    outbox: Outbox,
+}
+
+impl OutgoingMessage for Outgoing {
+    fn get_body(&mut self) -> capnp::Result<any_pointer::Builder<'_>> {
+        self.message.get_root()
+    }
+
+    fn get_body_as_reader(&self) -> capnp::Result<any_pointer::Reader<'_>> {
+        self.message.get_root_as_reader()
+    }
+
+    fn send(self: Box<Self>) -> (Promise<(), capnp::Error>, Rc<Builder<HeapAllocator>>) {
+        let Outgoing { message, outbox } = *self;
+        let message = Rc::new(message);
+        outbox.put(&message);
+        (Promise::ok(()), message)
+    }
+
+    fn take(self: Box<Self>) -> Builder<HeapAllocator> {
+        self.message
+    }
+
+    fn size_in_words(&self) -> usize {
+        self.message.size_in_words()
+    }
 }
 
 impl<R: AsyncRead + Unpin + 'static> VatNetwork<Side> for Network<R> {
     fn connect(&mut self, host: Side) -> Option<Box<dyn Connection<Side>>> {
-        self.inner.connect(host)
+        let inner = self.inner.connect(host)?;
+        Some(Box::new(Direct { inner, outbox: self.outbox.clone() }))
     }
 
     fn accept(&mut self) -> Promise<Box<dyn Connection<Side>>, capnp::Error> {
-        self.inner.accept()
+        let outbox = self.outbox.clone();
+        let direct = |inner| Box::new(Direct { inner, outbox }) as Box<dyn Connection<Side>>;
+        Promise::from_future(self.inner.accept().map_ok(direct))
     }
 
-    /// Beside what writes the messages: when that has no more, what it wrote is sent.
+    /// When it is over, what is there is sent still.
     fn drive_until_shutdown(&mut self) -> Promise<(), capnp::Error> {
-        let mut writes = self.inner.drive_until_shutdown();
-        let Some(sender) = self.sender.take() else { return writes };
-        let (more, mut written) = (self.more.clone(), None);
+        let mut ends = self.inner.drive_until_shutdown();
+        let Some(sender) = self.sender.take() else { return ends };
+        let (more, mut ended) = (self.more.clone(), None);
         let (mut waited, mut yielded) = (0, 0);
         Promise::from_future(poll_fn(move |cx| {
-            if written.is_none() {
-                match writes.poll_unpin(cx) {
-                    // The last message may be that of a failure.
-                    Poll::Ready(done) => written = Some(done),
-                    Poll::Pending if sender.has_any() && more.get() && waited < TURNS => {
+            if ended.is_none() {
+                sender.heed(cx);
+                if sender.has_any() {
+                    if more.get() && waited < TURNS {
                         waited += 1;
                         cx.waker().wake_by_ref();
                         return Poll::Pending;
                     }
-                    Poll::Pending if sender.has_any() && yielded < TURN => {
+                    if yielded < TURN {
                         yielded += 1;
                         cx.waker().wake_by_ref();
                         return Poll::Pending;
                     }
-                    Poll::Pending => (waited, yielded) = (0, 0),
+                }
+                (waited, yielded) = (0, 0);
+                // The last message may be that of a failure.
+                if let Poll::Ready(end) = ends.poll_unpin(cx) {
+                    ended = Some(end);
                 }
             }
-            let sent = ready!(sender.poll_send(cx));
-            match written.take() {
-                Some(done) => Poll::Ready(done.and_then(|()| sent.map_err(capnp::Error::from))),
-                None => sent.map_or_else(|e| Poll::Ready(Err(e.into())), |()| Poll::Pending),
-            }
+            ready!(sender.poll_send(cx));
+            ended.take().map_or(Poll::Pending, Poll::Ready)
         }))
     }
 }
@@ -200,6 +275,24 @@ mod tests {
             tokio::task::spawn_local(system);
             let error = call.await.map(drop).unwrap_err();
             assert!(error.to_string().contains("you say too much"), "{error}");
+        });
+    }
+
+    // An object of it that somebody still holds keeps nobody from hearing that it is over.
+    #[test]
+    fn it_is_over_when_it_is_not_driven_any_more() {
+        run(async {
+            let (ours, mut peer) = UnixStream::pair().unwrap();
+            let (network, fds) = network(ours, Side::Client, MESSAGE);
+            let mut system = RpcSystem::new(Box::new(network), None);
+            let gate: gate::Client = system.bootstrap(Side::Server);
+            let driven = tokio::task::spawn_local(system);
+            let call = gate.hello_request().send().promise;
+            tokio::task::yield_now().await;
+            driven.abort();
+            use tokio::io::AsyncReadExt as _;
+            peer.read_to_end(&mut Vec::new()).await.unwrap();
+            drop((gate, call, fds));
         });
     }
 
