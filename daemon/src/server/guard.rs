@@ -6,11 +6,13 @@
 //! results, without a copy. `as_ptr` is the inner one, so that our objects are recognised when they are passed back.
 
 use std::{
-    future::Future,
+    future::{Future, poll_fn},
     ops::Deref,
     panic::AssertUnwindSafe,
     rc::Rc,
     sync::{Arc, LazyLock},
+    task::Poll,
+    time::Duration,
 };
 
 use capnp::{
@@ -157,9 +159,9 @@ impl<D: Server + Clone + 'static> Server for Dispatch<D> {
             return refuse(Some(results), why);
         }
         // What has begun is fed, and led on, whatever else is under way.
-        let bounded = !state.held.calls.is_free() && needs(interface_id, method_id) != Some(Right::None);
-        let under_way = match bounded.then(|| state.held.calls.begin()).transpose() {
-            Ok(under_way) => under_way,
+        let is_bounded = !state.held.calls.is_free() && needs(interface_id, method_id) != Some(Right::None);
+        let bounded = match is_bounded.then(|| state.held.calls.begin()).transpose() {
+            Ok(bounded) => bounded,
             Err(why) => return refuse(Some(results), why),
         };
         let Some(counted) = state.meter.begin_call() else {
@@ -168,7 +170,7 @@ impl<D: Server + Clone + 'static> Server for Dispatch<D> {
         };
         let inner = state.dispatch.clone();
         let span = span(&state.held.authority, interface_id, method_id);
-        let trail = state.audit.as_ref().and_then(|audit| Trail::begin(audit, &state.held, call));
+        let trail = state.audit.as_ref().and_then(|audit| Trail::begin(audit, &state.held, call)).map(Box::new);
         let large = large(interface_id, method_id).map(|room| (state.meter.clone(), room));
         // The synchronous part runs here and now: that keeps the order of calls.
         let started = std::panic::catch_unwind(AssertUnwindSafe(|| {
@@ -188,60 +190,101 @@ impl<D: Server + Clone + 'static> Server for Dispatch<D> {
         };
         let waits = PATIENT.contains(&(interface_id, method_id));
         let deadline = state.held.deadline.filter(|_| !waits);
+        let under_way = UnderWay { state, call, answer, trail, waits, is_streaming, deadline };
         let work = async move {
-            let (_counted, _under_way) = (counted, under_way);
-            let guarded = AssertUnwindSafe(promise).catch_unwind();
-            let limited = async {
-                match deadline {
-                    None => guarded.await,
-                    Some(limit) => tokio::time::timeout(limit, guarded).await.unwrap_or_else(|_| {
-                        let why = "the deadline of the call's context passed";
-                        Ok(Err(to_rpc(Error::deadline_exceeded("call", "", why))))
-                    }),
-                }
-            };
-            let over = || async { to_rpc(state.held.until_over().await) };
-            let (done, answered) = tokio::select! {
-                biased;
-                // What is waited for may come of the grant's end: that is the answer then.
-                why = over(), if waits => (Err(why), false),
-                done = limited => (done.unwrap_or_else(|_| Err(to_rpc(panicked()))), true),
-                // A piece of a stream may wait too, for who takes it. What else is under way was let through, and is done soon.
-                why = over(), if is_streaming => (Err(why), false),
-                end = state.held.grant.until_ended() => (Err(to_rpc(end.error())), false),
-            };
-            // Others may have heard first that the object is out of reach, and have ended what is waited for: that is the answer, too.
-            let done = match &state.held.check {
-                Some(check) if waits && done.is_ok() => check().map_err(to_rpc),
-                _ => done,
-            };
-            let done = match trail {
-                Some(trail) => trail.end(done).await,
-                None => {
-                    // What was under way when its grant ended was let through.
-                    if let (Err(error), true) = (&done, answered) {
-                        let error = Error::from_reason(&error.extra);
-                        if error.code == Code::Denied {
-                            state.refused(call, &error);
-                        }
-                    }
-                    done
-                }
-            };
-            let done = match (done, &state.full) {
-                (Err(error), Some(full)) => Err(explained(error, full).await),
-                (done, _) => done,
-            };
-            if let (Err(error), Some(answer)) = (&done, &answer) {
-                answer.fails(error);
+            let (_counted, _room, mut promise) = (counted, bounded, promise);
+            // Most are done at once: what the others need is made for these alone.
+            match under_way.at_once(&mut promise).await {
+                Some(Ok(())) => Ok(()),
+                done => Box::pin(under_way.done(done, promise)).await,
             }
-            done
         };
-        DispatchCallResult::new(boxed(work.instrument(span)), is_streaming)
+        let work = if span.is_none() { boxed(work) } else { boxed(work.instrument(span)) };
+        DispatchCallResult::new(work, is_streaming)
     }
 
     fn as_ptr(&self) -> usize {
         self.0.dispatch.as_ptr()
+    }
+}
+
+/// A call that is being served.
+struct UnderWay<D> {
+    state: Rc<State<D>>,
+    call: (u64, u64, u16),
+    answer: Option<chained::Answer>,
+    trail: Option<Box<Trail>>,
+    /// It waits for something to happen.
+    waits: bool,
+    is_streaming: bool,
+    deadline: Option<Duration>,
+}
+
+impl<D> UnderWay<D> {
+    /// Serves it as far as it goes without waiting: how it ended, if that was so far.
+    async fn at_once(&self, promise: &mut Promise<(), capnp::Error>) -> Option<capnp::Result<()>> {
+        // Of what waits its end comes first, and of what leaves a record that.
+        if self.waits || self.trail.is_some() {
+            return None;
+        }
+        let polled = poll_fn(|cx| Poll::Ready(std::panic::catch_unwind(AssertUnwindSafe(|| promise.poll_unpin(cx)))));
+        match polled.await {
+            Ok(Poll::Ready(done)) => Some(done),
+            Ok(Poll::Pending) => None,
+            Err(_) => Some(Err(to_rpc(panicked()))),
+        }
+    }
+
+    /// Serves what is left of it, and ends it.
+    async fn done(self, done: Option<capnp::Result<()>>, promise: Promise<(), capnp::Error>) -> capnp::Result<()> {
+        let UnderWay { state, call, answer, trail, waits, is_streaming, deadline } = self;
+        let guarded = AssertUnwindSafe(promise).catch_unwind();
+        let limited = async {
+            match (done, deadline) {
+                (Some(done), _) => Ok(done),
+                (None, None) => guarded.await,
+                (None, Some(limit)) => tokio::time::timeout(limit, guarded).await.unwrap_or_else(|_| {
+                    let why = "the deadline of the call's context passed";
+                    Ok(Err(to_rpc(Error::deadline_exceeded("call", "", why))))
+                }),
+            }
+        };
+        let over = || async { to_rpc(state.held.until_over().await) };
+        let (done, answered) = tokio::select! {
+            biased;
+            // What is waited for may come of the grant's end: that is the answer then.
+            why = over(), if waits => (Err(why), false),
+            done = limited => (done.unwrap_or_else(|_| Err(to_rpc(panicked()))), true),
+            // A piece of a stream may wait too, for who takes it. What else is under way was let through, and is done soon.
+            why = over(), if is_streaming => (Err(why), false),
+            end = state.held.grant.until_ended() => (Err(to_rpc(end.error())), false),
+        };
+        // Others may have heard first that the object is out of reach, and have ended what is waited for: that is the answer, too.
+        let done = match &state.held.check {
+            Some(check) if waits && done.is_ok() => check().map_err(to_rpc),
+            _ => done,
+        };
+        let done = match trail {
+            Some(trail) => trail.end(done).await,
+            None => {
+                // What was under way when its grant ended was let through.
+                if let (Err(error), true) = (&done, answered) {
+                    let error = Error::from_reason(&error.extra);
+                    if error.code == Code::Denied {
+                        state.refused(call, &error);
+                    }
+                }
+                done
+            }
+        };
+        let done = match (done, &state.full) {
+            (Err(error), Some(full)) => Err(explained(error, full).await),
+            (done, _) => done,
+        };
+        if let (Err(error), Some(answer)) = (&done, &answer) {
+            answer.fails(error);
+        }
+        done
     }
 }
 
@@ -289,8 +332,18 @@ fn large(interface_id: u64, method_id: u16) -> Option<usize> {
 /// Serves a call when there is room for its answer: who asks for hundreds and reads none has few made. They take turns, which keeps
 /// their order.
 fn in_turn(meter: Rc<Meter>, room: usize, serve: impl FnOnce() -> DispatchCallResult + 'static) -> DispatchCallResult {
+    if let Some(room) = meter.try_room(room) {
+        let DispatchCallResult { promise, is_streaming } = serve();
+        let held = async move {
+            let _room = room;
+            promise.await
+        };
+        return DispatchCallResult::new(boxed(held), is_streaming);
+    }
+    let queued = meter.queue();
     let later = async move {
         let _room = meter.room(room).await;
+        drop(queued);
         serve().promise.await
     };
     DispatchCallResult::new(boxed(later), false)

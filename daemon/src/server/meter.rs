@@ -96,6 +96,8 @@ pub struct Meter {
     gone: Cell<u64>,
     /// Bytes that are read for streams, and have not gone out.
     making: Cell<usize>,
+    /// How many calls were made that are to wait for room.
+    line: Cell<usize>,
     /// Held by the stream whose turn it is to wait for room: whoever came first has it first.
     turn: tokio::sync::Mutex<()>,
     /// Told to that one when there may be some.
@@ -126,7 +128,8 @@ impl Meter {
 
     /// Takes what is held from the share; false, and the end of the connection, where there is no room for it.
     fn draw(&self) -> bool {
-        let room = self.drawn.set(self.held());
+        // What it is need not be known then, which is asked several times for each call.
+        let room = self.drawn.is_free() || self.drawn.set(self.held());
         if !room {
             self.cut.notify_one();
         }
@@ -220,13 +223,24 @@ impl Meter {
         self.leaving.borrow_mut().push_back(size);
         self.gone.set(self.gone.get() + 1);
         self.unread.set(self.unread.get() + size + WAITING);
+        // One that can't go any more has gone before it is known here.
+        self.settle(self.begun.get());
         self.draw();
     }
 
     /// The client has taken so many bytes more.
     pub fn sent(&self, bytes: usize) {
+        self.settle(self.begun.get() + bytes);
+        self.draw();
+        self.read.notify_one();
+        self.room.notify_one();
+        self.quiet.stir();
+    }
+
+    /// So many bytes of what is on its way are with the client.
+    fn settle(&self, mut sent: usize) {
         let mut leaving = self.leaving.borrow_mut();
-        let (mut sent, mut unread) = (self.begun.get() + bytes, self.unread.get());
+        let mut unread = self.unread.get();
         while let Some(first) = leaving.front().copied().filter(|first| *first <= sent) {
             leaving.pop_front();
             sent -= first;
@@ -238,11 +252,6 @@ impl Meter {
         }
         self.begun.set(sent);
         self.unread.set(unread);
-        drop(leaving);
-        self.draw();
-        self.read.notify_one();
-        self.room.notify_one();
-        self.quiet.stir();
     }
 
     /// Nothing more leaves.
@@ -264,13 +273,30 @@ impl Meter {
     /// that reads slowly keeps none of the others from theirs.
     pub async fn room(self: &Rc<Self>, bytes: usize) -> Making {
         let _turn = self.turn.lock().await;
-        loop {
-            let kept = self.making.get() + self.unread.get();
-            if kept == 0 || kept + bytes + WAITING <= self.budget.streams {
-                break;
-            }
+        while !self.has_room_for(bytes) {
             self.room.notified().await;
         }
+        self.make(bytes)
+    }
+
+    /// The same where there is room and nobody waits for it.
+    pub fn try_room(self: &Rc<Self>, bytes: usize) -> Option<Making> {
+        let _turn = self.turn.try_lock().ok()?;
+        (self.line.get() == 0 && self.has_room_for(bytes)).then(|| self.make(bytes))
+    }
+
+    /// A place in the line for room: until it is given up nobody comes before it.
+    pub fn queue(self: &Rc<Self>) -> Queued {
+        self.line.set(self.line.get() + 1);
+        Queued(self.clone())
+    }
+
+    fn has_room_for(&self, bytes: usize) -> bool {
+        let kept = self.making.get() + self.unread.get();
+        kept == 0 || kept + bytes + WAITING <= self.budget.streams
+    }
+
+    fn make(self: &Rc<Self>, bytes: usize) -> Making {
         self.making.set(self.making.get() + bytes);
         self.draw();
         Making { meter: self.clone(), bytes }
@@ -368,6 +394,15 @@ impl Drop for Making {
     }
 }
 
+/// A call that is to wait for room.
+pub struct Queued(Rc<Meter>);
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        self.0.line.set(self.0.line.get() - 1);
+    }
+}
+
 /// A message that came in, for as long as somebody keeps it.
 pub struct Kept {
     meter: Rc<Meter>,
@@ -386,6 +421,27 @@ impl Drop for Kept {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    // Who reads nothing more from a client until it has taken what was sent would wait for ever.
+    #[test]
+    fn what_can_not_go_is_not_waited_for() {
+        let meter = Meter::new(Default::default(), None);
+        meter.leaves(100);
+        meter.sent(100);
+        // Its end is known before it is.
+        meter.sent(5 << 20);
+        meter.leaves(5 << 20);
+        assert!(meter.is_idle());
+    }
+
+    #[test]
+    fn nobody_takes_room_before_who_came_first() {
+        let meter = Meter::new(Default::default(), None);
+        let first = meter.queue();
+        assert!(meter.try_room(1).is_none());
+        drop(first);
+        assert!(meter.try_room(1).is_some());
+    }
 
     #[test]
     fn lists_that_are_kept_come_out_of_the_share() {

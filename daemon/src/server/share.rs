@@ -58,6 +58,11 @@ impl Drawn {
         Drawn { share, bytes: Cell::default() }
     }
 
+    /// Whether it counts for nobody else.
+    pub fn is_free(&self) -> bool {
+        self.share.is_none()
+    }
+
     /// The connection keeps so much now. False, and nothing changes, where there is no room for more.
     pub fn set(&self, held: usize) -> bool {
         let Some(share) = &self.share else { return true };

@@ -24,7 +24,11 @@ impl system::Server for Trouble {
     }
 
     async fn crash(self: Rc<Self>, params: system::CrashParams, _: system::CrashResults) -> capnp::Result<()> {
-        if params.get()?.get_actor()? == "panic" {
+        let how = params.get()?.get_actor()?.to_string()?;
+        if how == "panic late" {
+            tokio::task::yield_now().await;
+        }
+        if how.starts_with("panic") {
             panic!("on demand");
         }
         tracing::debug!("was told");
@@ -93,7 +97,9 @@ fn run(test: impl AsyncFnOnce()) {
 fn a_panic_is_an_answer_and_the_connection_goes_on() {
     run(async || {
         let Setup { client, meter, .. } = guarded(None);
-        assert_eq!(crash(&client, "panic").await.unwrap_err().code, Code::Internal);
+        for how in ["panic", "panic late"] {
+            assert_eq!(crash(&client, how).await.unwrap_err().code, Code::Internal, "{how}");
+        }
         crash(&client, "").await.expect("the connection goes on");
         drop(meter);
     });
