@@ -12,14 +12,8 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use nix::{
-    fcntl::posix_fallocate,
-    sys::{
-        statfs::{BTRFS_SUPER_MAGIC, fstatfs},
-        statvfs::fstatvfs,
-    },
-    unistd::syncfs,
-};
+use cofferdam_sys::{btrfs, fd::syncfs};
+use nix::{fcntl::posix_fallocate, sys::statvfs::fstatvfs};
 
 /// As much as the largest slice of a collection writes.
 const SIZE: u64 = 4 << 20;
@@ -124,7 +118,7 @@ impl Reserve for Ballast {
 
 /// Has what was given up be free: on btrfs that comes with the next transaction only, up to 30 s later.
 fn settle(on: &File) -> Result<()> {
-    if fstatfs(on)?.filesystem_type() == BTRFS_SUPER_MAGIC {
+    if btrfs::is(on)? {
         syncfs(on)?;
     }
     Ok(())

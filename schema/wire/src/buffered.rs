@@ -73,18 +73,17 @@ type Message = message::Builder<message::HeapAllocator>;
 
 /// What is to go out.
 struct Waiting<W> {
-    /// The stream; none when nobody sends any more: who holds an object for longer doesn't hold that open.
+    /// The stream; none once it takes no more, or nobody sends: who holds an object for longer doesn't hold that open. Who reads from
+    /// one that broke hears so too, and of what was said before: he ends the connection, and tells those who wait. Until then what is
+    /// put is lost, and counts as gone: who is not read from before it is, would never hear of the end.
     inner: Option<W>,
     /// Small messages, as they go out, from `at` on.
     bytes: Vec<u8>,
     at: usize,
     /// One that goes out from where it lies, after its table, which is in `bytes`.
     large: Option<Large>,
-    /// Those that come after that. Invariant: while there are any, nothing more is added to `bytes`.
+    /// Those that come after that. Invariant: while there are any, or a large one, what is put comes after them.
     rest: VecDeque<Rc<Message>>,
-    /// It takes no more. Who reads from it hears so too, and of what was said before: he ends the connection, and tells those who
-    /// wait. Until then what is sent is lost, and counts as gone: who is not read from before it is, would never hear of the end.
-    broken: bool,
     /// The last was put.
     closed: bool,
     /// Who sends it.
@@ -115,7 +114,7 @@ fn write_table(segments: &[&[u8]], out: &mut Vec<u8>) {
 impl<W: AsyncWrite + Unpin> Waiting<W> {
     fn put(&mut self, message: &Rc<Message>) {
         let size = size(message);
-        if self.broken || self.closed {
+        if self.closed || self.inner.is_none() {
             (self.sent)(size);
             return;
         }
@@ -187,9 +186,9 @@ impl<W: AsyncWrite + Unpin> Waiting<W> {
         Poll::Ready(Ok(()))
     }
 
-    /// The stream broke: all that is here counts as gone.
+    /// Nothing more is sent: all that is here counts as gone.
     fn lose(&mut self) {
-        self.broken = true;
+        self.inner = None;
         let mut lost = self.bytes.len() - self.at;
         if let Some(large) = self.large.take() {
             let segments = large.message.get_segments_for_output();
@@ -249,7 +248,6 @@ pub fn outbox<W: AsyncWrite + Unpin>(inner: W, sent: impl Fn(usize) + 'static) -
         at: 0,
         large: None,
         rest: VecDeque::new(),
-        broken: false,
         closed: false,
         driver: None,
         sent: Box::new(sent),
@@ -284,7 +282,6 @@ impl<W: AsyncWrite + Unpin> Drop for Sender<W> {
         let mut waiting = self.0.borrow_mut();
         waiting.driver = None;
         waiting.lose();
-        waiting.inner = None;
     }
 }
 

@@ -159,17 +159,13 @@ impl<R: AsyncRead + Unpin + 'static> VatNetwork<Side> for Network<R> {
         Promise::from_future(poll_fn(move |cx| {
             if ended.is_none() {
                 sender.heed(cx);
-                if sender.has_any() {
-                    if more.get() && waited < TURNS {
-                        waited += 1;
-                        cx.waker().wake_by_ref();
-                        return Poll::Pending;
-                    }
-                    if yielded < TURN {
-                        yielded += 1;
-                        cx.waker().wake_by_ref();
-                        return Poll::Pending;
-                    }
+                let may = |turns: &mut u32, most| {
+                    *turns += 1;
+                    *turns <= most
+                };
+                if sender.has_any() && ((more.get() && may(&mut waited, TURNS)) || may(&mut yielded, TURN)) {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
                 }
                 (waited, yielded) = (0, 0);
                 // The last message may be that of a failure.
